@@ -1,0 +1,396 @@
+"""The bag: one HDF5 file of tile embeddings a slide, the one seam between the two halves.
+
+The layout is documented in ``docs/reference/bag.md``. Tools that read ``features`` and ``coords``
+(CLAM, TRIDENT, torchmil and others) read these files as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import BagError
+from features.files import written_beside
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "Bag",
+    "BagMeta",
+    "Fingerprint",
+    "as_json",
+    "bag_path",
+    "find_bags",
+    "read_bag",
+    "read_meta",
+    "require_same_fingerprint",
+    "write_bag",
+]
+
+FORMAT = "mil-bag"
+"""Value of the root attribute ``format``."""
+
+FORMAT_VERSION = 1
+"""Version that is written; older ones stay readable, newer ones are refused."""
+
+_CHUNK_ROWS = 1024
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """How embeddings were made: bags that differ in any field must not be mixed."""
+
+    encoder: str
+    """timm name of the backbone."""
+    weights_sha256: str
+    """SHA-256 of its weights."""
+    transform: str
+    """Its preprocessing, as JSON."""
+    dim: int
+    """Length of one embedding."""
+    tile_px: int
+    """Side of a tile in px."""
+    target_mpp: float
+    """Resolution of a tile in µm per px."""
+    overlap_px: int
+    """Overlap of neighbouring tiles in px."""
+    tissue: str
+    """Settings of the tissue search and of the choice of tiles, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagMeta:
+    """All that a bag says about itself besides its arrays."""
+
+    slide_id: str
+    """Name of the slide, without folder and suffix."""
+    fingerprint: Fingerprint
+    """How the embeddings were made."""
+    width_px0: int
+    """Width of the slide in level-0 px."""
+    height_px0: int
+    """Height of the slide in level-0 px."""
+    mpp_x: float
+    """µm per level-0 px along x."""
+    mpp_y: float
+    """µm per level-0 px along y."""
+    mpp_source: str
+    """``file``, ``given`` or ``assumed``."""
+    span_x_px0: float
+    """Width of a tile in level-0 px."""
+    span_y_px0: float
+    """Height of a tile in level-0 px."""
+    slide_content_id: str
+    """Content of the slide file, see :func:`features.files.content_id`."""
+    background_rgb: tuple[int, int, int] = (255, 255, 255)
+    """Colour of the slide's glass."""
+    min_tissue_used: float = 0.0
+    """Least tissue fraction of a tile that was applied to this slide, after any fall."""
+    n_tried: int = 0
+    """Tiles that were to be embedded."""
+    n_failed: int = 0
+    """Tiles among them that could not be decoded."""
+    empty_reason: str = ""
+    """Why the bag holds no tile; empty if it holds one."""
+    software: str = ""
+    """Versions of what made it, as JSON."""
+    kind: str = "tile"
+    """What an instance is."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bag:
+    """The embeddings of one slide."""
+
+    features: npt.NDArray[np.floating[Any]]
+    """Embeddings, shape (n_tiles, dim), float16 or float32."""
+    coords_px0: npt.NDArray[np.int64]
+    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px, in reading order."""
+    tissue_fraction: npt.NDArray[np.float32]
+    """Share of each tile that is tissue, shape (n_tiles,), 0 to 1."""
+    meta: BagMeta
+    """What the bag says about itself."""
+    features_sha256: str = field(init=False)
+    """Hash of the embeddings: equal for copies of a slide embedded alike."""
+
+    def __post_init__(self) -> None:
+        n_tiles, dim = self.features.shape
+        if self.coords_px0.shape != (n_tiles, 2) or self.tissue_fraction.shape != (n_tiles,):
+            raise BagError(
+                self.meta.slide_id,
+                found=f"coords {self.coords_px0.shape}, tissue {self.tissue_fraction.shape}",
+                expected=f"({n_tiles}, 2) and ({n_tiles},), one row an embedding",
+            )
+        if dim != self.meta.fingerprint.dim:
+            raise BagError(
+                self.meta.slide_id,
+                found=f"embeddings of {dim} numbers",
+                expected=f"{self.meta.fingerprint.dim}, as its fingerprint says",
+            )
+        digest = hashlib.sha256(np.ascontiguousarray(self.features).tobytes()).hexdigest()
+        object.__setattr__(self, "features_sha256", digest)
+
+
+def bag_path(bags_dir: Path, slide_id: str) -> Path:
+    """Where the bag of a slide lies.
+
+    Raises
+    ------
+    BagError
+        If ``slide_id`` would lead out of the folder or into a subfolder.
+    """
+    if not slide_id or slide_id.startswith(".") or {"/", "\\", "\0"} & set(slide_id):
+        raise BagError(
+            repr(slide_id), found="not usable as a file name", expected="a plain slide id"
+        )
+    return bags_dir / f"{slide_id}.h5"
+
+
+def find_bags(bags_dir: Path) -> dict[str, Path]:
+    """All bags of a folder by slide id, sorted.
+
+    Raises
+    ------
+    BagError
+        If the folder does not exist or holds no bag.
+    """
+    if not bags_dir.is_dir():
+        raise BagError(
+            bags_dir,
+            found="there is no such folder",
+            expected="a folder of bags",
+            advice="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
+        )
+    paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
+    if not paths:
+        raise BagError(
+            bags_dir,
+            found="no bag (*.h5) in it",
+            expected="one a slide",
+            advice="Make them with 'mil embed SLIDES --bags DIR'.",
+        )
+    return paths
+
+
+def write_bag(path: Path, bag: Bag) -> None:
+    """Write a bag whole or not at all; equal bags give equal bytes.
+
+    Embeddings are stored as float16 unless a value would overflow, then as float32.
+
+    Raises
+    ------
+    BagError
+        If an embedding is not finite.
+    OutputError
+        If the file cannot be written.
+    """
+    if not np.isfinite(bag.features).all():
+        n_bad = int((~np.isfinite(bag.features)).any(axis=1).sum())
+        raise BagError(
+            path,
+            found=f"{n_bad} of {len(bag.features)} embeddings hold NaN or infinity",
+            expected="finite numbers",
+            advice="Try --device cpu; if it stays, the weights are damaged.",
+        )
+    largest = float(np.abs(bag.features).max(initial=0.0))
+    dtype = np.float16 if largest <= _LARGEST_FLOAT16 else np.float32
+    with written_beside(path) as beside, h5py.File(beside, "w") as file:
+        dim = bag.features.shape[1]
+        _write(file, "features", bag.features.astype(dtype, copy=False), (_CHUNK_ROWS, dim))
+        _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
+        _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
+        file["coords"].attrs.update(_trident_attributes(bag.meta))
+        file["features"].attrs["encoder"] = bag.meta.fingerprint.encoder
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        for name in _flat_names():
+            file.attrs[name] = getattr(bag.meta, name)
+        for part in fields(Fingerprint):
+            file.attrs[part.name] = getattr(bag.meta.fingerprint, part.name)
+        file.attrs["n_embedded"] = len(bag.features)
+        file.attrs["complete"] = True
+
+
+def read_bag(path: Path) -> Bag:
+    """Read a bag.
+
+    Raises
+    ------
+    BagError
+        If the file is missing, damaged, incomplete, of another format or a newer version.
+    """
+    with _Opened(path) as file:
+        return Bag(
+            features=_array(path, file, "features", ndim=2),
+            coords_px0=_array(path, file, "coords", ndim=2),
+            tissue_fraction=_array(path, file, "tissue_fraction", ndim=1),
+            meta=_meta(path, file),
+        )
+
+
+def read_meta(path: Path) -> BagMeta:
+    """Read what a bag says about itself, without its arrays.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`.
+    """
+    with _Opened(path) as file:
+        return _meta(path, file)
+
+
+def require_same_fingerprint(
+    expected: Fingerprint, found: Iterable[tuple[object, Fingerprint]], *, source: str
+) -> None:
+    """Refuse bags that were not made as expected.
+
+    Parameters
+    ----------
+    expected
+        How bags must have been made.
+    found
+        Where each bag lies, and how it was made.
+    source
+        Whose expectation it is, e.g. ``the run 'runs/a'``.
+
+    Raises
+    ------
+    BagError
+        For the first that differs; the message names the field and both values.
+    """
+    for where, other in found:
+        if other == expected:
+            continue
+        name = next(
+            part.name
+            for part in fields(Fingerprint)
+            if getattr(other, part.name) != getattr(expected, part.name)
+        )
+        raise BagError(
+            where,
+            found=f"{name} is {getattr(other, name)!r}",
+            expected=f"{getattr(expected, name)!r} as in {source}",
+            advice="Embed all slides with the same settings, or choose bags that were.",
+        )
+
+
+class _Opened:
+    """A bag file open for reading; whatever HDF5 dislikes becomes a BagError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> h5py.File:
+        if not self._path.is_file():
+            raise BagError(
+                self._path,
+                found="there is no such bag",
+                expected="a file",
+                advice="Make it with 'mil embed'.",
+            )
+        try:
+            self._file = h5py.File(self._path, "r")
+        except OSError as error:
+            raise BagError(
+                self._path,
+                found="not readable as HDF5",
+                expected=f"a {FORMAT} file",
+                advice="Delete it and run 'mil embed' again.",
+            ) from error
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._file.close()
+        if isinstance(error, (OSError, KeyError, RuntimeError)):
+            raise BagError(
+                self._path,
+                found=f"damaged ({error})",
+                expected=f"a whole {FORMAT} file",
+                advice="Delete it and run 'mil embed' again.",
+            ) from error
+
+
+def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:
+    """Write one growing, chunked dataset without clock times."""
+    rows = (max(1, min(chunks[0], len(array))), *chunks[1:])
+    file.create_dataset(
+        name, data=array, maxshape=(None, *array.shape[1:]), chunks=rows, track_times=False
+    )
+
+
+def _flat_names() -> list[str]:
+    """Fields of BagMeta that are stored as root attributes of their own."""
+    return [part.name for part in fields(BagMeta) if part.name != "fingerprint"]
+
+
+def _trident_attributes(meta: BagMeta) -> dict[str, Any]:
+    """Attributes that peers look for on ``coords``; magnification as 10 / mpp, their convention."""
+    mpp = (meta.mpp_x * meta.mpp_y) ** 0.5
+    return {
+        "patch_size": meta.fingerprint.tile_px,
+        "patch_size_level0": round((meta.span_x_px0 * meta.span_y_px0) ** 0.5),
+        "level0_magnification": 10.0 / mpp,
+        "target_magnification": 10.0 / meta.fingerprint.target_mpp,
+        "overlap": meta.fingerprint.overlap_px,
+        "name": meta.slide_id,
+        "savetodir": "bags",
+        "level0_width": meta.width_px0,
+        "level0_height": meta.height_px0,
+    }
+
+
+def _array(path: Path, file: h5py.File, name: str, *, ndim: int) -> npt.NDArray[Any]:
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != ndim:
+        raise BagError(
+            path,
+            found=f"no {ndim}-dimensional dataset {name!r}",
+            expected=f"a {FORMAT} file of version {FORMAT_VERSION}",
+            advice="Delete it and run 'mil embed' again.",
+        )
+    return np.asarray(dataset[()])
+
+
+def _meta(path: Path, file: h5py.File) -> BagMeta:
+    attributes = dict(file.attrs)
+    if attributes.get("format") != FORMAT:
+        raise BagError(
+            path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}"
+        )
+    if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
+        raise BagError(
+            path,
+            found=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            advice="Install the version of this program that wrote it, or a later one.",
+        )
+    if not attributes.get("complete", False):
+        raise BagError(
+            path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
+        )
+    return BagMeta(
+        fingerprint=Fingerprint(**{p.name: _plain(attributes[p.name]) for p in fields(Fingerprint)}),
+        **{name: _plain(attributes[name]) for name in _flat_names()},
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - an HDF5 attribute may be anything
+    """An attribute as a plain Python value."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def as_json(**values: Any) -> str:  # noqa: ANN401 - whatever JSON takes
+    """Settings as one line of JSON with sorted keys, so that equal settings give equal text."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))

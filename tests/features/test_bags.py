@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from features.bags import (
+    Bag,
+    find_bags,
+    bag_path,
+    read_bag,
+    read_meta,
+    require_same_fingerprint,
+    write_bag,
+)
+from features.errors import BagError, OutputError
+from tests.fakes import make_bag
+
+
+def test_a_bag_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    bag = make_bag("s1", n_tiles=5)
+    write_bag(tmp_path / "s1.h5", bag)
+    back = read_bag(tmp_path / "s1.h5")
+    np.testing.assert_array_equal(back.features, bag.features)
+    np.testing.assert_array_equal(back.coords_px0, bag.coords_px0)
+    np.testing.assert_array_equal(back.tissue_fraction, bag.tissue_fraction)
+    assert back.meta == bag.meta == read_meta(tmp_path / "s1.h5")
+    assert back.features_sha256 == bag.features_sha256
+
+
+def test_equal_bags_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_bag(tmp_path / f"{name}.h5", make_bag("s1"))
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_a_bag_without_tiles_is_a_valid_bag_that_says_why(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s1", n_tiles=0, empty_reason="no tissue"))
+    back = read_bag(tmp_path / "s1.h5")
+    assert back.features.shape == (0, 8)
+    assert back.meta.empty_reason == "no tissue"
+
+
+def test_large_values_are_kept_in_float32(tmp_path: Path) -> None:
+    bag = make_bag("s1", n_tiles=2)
+    big = Bag(
+        features=np.full((2, 8), 1e6, np.float32),
+        coords_px0=bag.coords_px0,
+        tissue_fraction=bag.tissue_fraction,
+        meta=bag.meta,
+    )
+    write_bag(tmp_path / "s1.h5", big)
+    assert read_bag(tmp_path / "s1.h5").features.dtype == np.float32
+    write_bag(tmp_path / "s1.h5", bag)
+    assert read_bag(tmp_path / "s1.h5").features.dtype == np.float16
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    bag = make_bag("s1", n_tiles=3)
+    bag.features[1, 2] = np.nan
+    with pytest.raises(BagError, match="1 of 3 embeddings"):
+        write_bag(tmp_path / "s1.h5", bag)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_peers_find_their_attributes_on_coords(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s1", n_tiles=2))
+    with h5py.File(tmp_path / "s1.h5") as file:
+        attributes = dict(file["coords"].attrs)
+        assert file["features"].maxshape == (None, 8)
+        assert "tile_size_um" not in file.attrs
+    assert attributes["patch_size"] == 224
+    assert attributes["patch_size_level0"] == 448
+    assert attributes["level0_magnification"] == pytest.approx(40.0)
+    assert attributes["savetodir"] == "bags"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: f.attrs.__setitem__("format", "other"), "format 'other'"),
+        (lambda f: f.attrs.__setitem__("format_version", 99), "format version 99"),
+        (lambda f: f.attrs.__setitem__("complete", False), "not complete"),
+        (lambda f: f.__delitem__("coords"), "no 2-dimensional dataset 'coords'"),
+        (lambda f: f.attrs.__delitem__("encoder"), "damaged"),
+    ],
+)
+def test_a_bag_of_another_make_is_refused(tmp_path: Path, damage, said: str) -> None:
+    path = tmp_path / "s1.h5"
+    write_bag(path, make_bag("s1"))
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    with pytest.raises(BagError, match=said):
+        read_bag(path)
+
+
+def test_a_truncated_bag_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s1.h5"
+    write_bag(path, make_bag("s1", n_tiles=500))
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(BagError, match="not readable as HDF5"):
+        read_bag(path)
+
+
+def test_a_missing_bag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match=r"s1\.h5: there is no such bag"):
+        read_bag(tmp_path / "s1.h5")
+
+
+def test_a_folder_without_bags_is_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="no bag"):
+        find_bags(tmp_path)
+    with pytest.raises(BagError, match="no such folder"):
+        find_bags(tmp_path / "nowhere")
+
+
+def test_bags_are_found_by_slide_id_and_half_written_ones_are_not(tmp_path: Path) -> None:
+    for name in ("b.h5", "a.h5", ".c.77.part.h5"):
+        (tmp_path / name).touch()
+    assert list(find_bags(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("slide_id", ["", "../x", "a/b", ".hidden", "a\\b", "a\0b"])
+def test_an_id_cannot_lead_out_of_the_folder(tmp_path: Path, slide_id: str) -> None:
+    with pytest.raises(BagError, match="not usable as a file name"):
+        bag_path(tmp_path, slide_id)
+
+
+def test_an_unwritable_folder_leaves_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_bag(tmp_path / "gone" / "s1.h5", make_bag("s1"))
+
+
+def test_the_field_that_differs_is_named() -> None:
+    print_a = make_bag("a").meta.fingerprint
+    print_b = replace(print_a, target_mpp=1.0)
+    require_same_fingerprint(print_a, [("a", print_a)], source="the run 'r'")
+    with pytest.raises(BagError, match=r"b: target_mpp is 1\.0; expected 0\.5 as in the run 'r'"):
+        require_same_fingerprint(print_a, [("a", print_a), ("b", print_b)], source="the run 'r'")
