@@ -1,0 +1,63 @@
+"""The command ``mil`` and its subcommands; loads nothing heavy until one is run."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from cli.console import KnownErrorGroup
+from cli.demo import demo
+from cli.embed import embed
+from cli.infer import infer
+from cli.score import score
+from cli.train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mil",
+    cls=KnownErrorGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    help=(
+        "Whole-slide images into calibrated patient probabilities.\n\n"
+        "First `mil embed slides/`, then `mil train`, then `mil infer --patients test.csv`; "
+        "`mil demo` shows all three on painted slides."
+    ),
+)
+app.command()(embed)
+app.command()(train)
+app.command()(infer)
+app.command()(score)
+app.command()(demo)
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mil {metadata.version('mil-slides')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda wanted: _print_version(wanted=wanted),
+            is_eager=True,
+            help="Print the version and leave.",
+        ),
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

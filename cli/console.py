@@ -1,0 +1,99 @@
+"""What a person sees: progress on standard error, results on standard output, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from typer.core import TyperGroup
+
+from features.errors import KnownError
+
+__all__ = ["KnownErrorGroup", "notes", "print_json", "progress_bar", "results", "step"]
+
+EXIT_KNOWN_ERROR = 1
+EXIT_PARTLY_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, warnings and errors."""
+
+results = Console(highlight=False, soft_wrap=True)
+"""What was asked for; nothing else goes to standard output."""
+
+
+class KnownErrorGroup(TyperGroup):
+    """A command group in which a known error is one line and exit code 1, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KnownError as error:
+            notes.print("error:", style="bold red", end=" ")
+            notes.print(str(error), markup=False)
+            raise typer.Exit(EXIT_KNOWN_ERROR) from error
+        except KeyboardInterrupt as error:
+            notes.print("stopped; what was finished is kept")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def print_json(content: Mapping[str, object]) -> None:
+    """Print one JSON object on standard output; numbers that are not finite become null."""
+    sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Progress]:
+    """A progress bar on standard error, with counts, time and time left.
+
+    Parameters
+    ----------
+    unit
+        What is counted, e.g. ``tiles``.
+    """
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=notes,
+        transient=True,
+    ) as progress:
+        yield progress
+
+
+@contextmanager
+def step(description: str) -> Iterator[None]:
+    """A spinner on standard error while something without a known end goes on."""
+    with notes.status(description):
+        yield
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON takes
+    """JSON has no NaN: a figure that does not exist is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):
+        return None
+    return value

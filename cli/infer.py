@@ -1,0 +1,236 @@
+"""``mil infer``: patients into calibrated probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.embed import SlideBars, all_cores, print_failures
+from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mil.cohort import Cohort
+    from mil.inference import PatientPrediction
+    from mil.model import Run
+
+__all__ = ["infer", "newest_run"]
+
+
+def infer(
+    *,
+    patients: Annotated[
+        Path, typer.Option(help="CSV with `patient_id` and `image_id` (or `slide_id`).")
+    ],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
+    ] = None,
+    bags: BagsDir = Path("bags"),
+    slides: Annotated[
+        Path | None,
+        typer.Option(help="Slides; those without a bag are embedded as the run's bags were."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("submission.csv"),
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
+            "training) or shares such as `CE=0.7,LAA=0.3`."
+        ),
+    ] = "balanced",
+    weights: Annotated[
+        Path | None, typer.Option(help="With --slides: local checkpoint of the backbone.")
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
+    ] = None,
+    mpp_table: Annotated[
+        Path | None, typer.Option(help="With --slides: CSV with `slide_id` and `mpp`.")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = all_cores(),
+    batch: Batch = 64,
+    as_json: JsonOutput = False,
+) -> None:
+    """Write one row of calibrated probabilities for every patient asked for.
+
+    The file holds `patient_id` and one column a class; rows sum to 1 and keep the table's order. A
+    patient without tissue or readable slide gets the prior and a status. Beside it,
+    `<out>.details.csv` says for each patient which slides and tiles were used, how far the heads
+    spread, how the attention is shared, and whether the run was trained on the patient or on one of
+    its slides; then the out-of-fold probability is given as well.
+
+    Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    if slide_mpp is not None and mpp_table is not None:
+        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
+    with step("loading the run"):
+        from mil.cohort import read_cohort
+        from mil.inference import predict_patients, write_details, write_predictions
+        from mil.model import load_run
+        from mil.priors import parse_prior
+
+        model = load_run(run or newest_run())
+        cohort = read_cohort(patients, labelled=False)
+        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
+        shares = parse_prior(prior, model.classes, counts)
+    n_failed = 0
+    if slides is not None:
+        n_failed = _embed_missing(
+            model, cohort, slides, bags, weights=weights, slide_mpp=slide_mpp,
+            mpp_table=mpp_table, device=device, workers=workers, batch=batch,
+        )  # fmt: skip
+    with step("predicting"):
+        predictions = predict_patients(model, cohort, bags, prior=shares)
+    details = out.with_name(f"{out.stem}.details.csv")
+    write_predictions(out, predictions, classes=model.classes)
+    write_details(details, predictions, classes=model.classes)
+    summary = _summarise(model, predictions, shares, prior, out, details)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+    _warn(predictions)
+    if n_failed:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+def newest_run(runs_dir: Path = Path("runs")) -> Path:
+    """The finished run that was written last.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    from mil.errors import RunError
+
+    found = sorted(runs_dir.glob("*/model.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise RunError(
+            runs_dir,
+            found="no finished run in it",
+            expected="a folder that 'mil train' wrote",
+            advice="Train one, or name another with --run.",
+        )
+    return found[-1].parent
+
+
+def _embed_missing(
+    run: Run,
+    cohort: Cohort,
+    slides: Path,
+    bags_dir: Path,
+    *,
+    weights: Path | None,
+    slide_mpp: float | None,
+    mpp_table: Path | None,
+    device: str,
+    workers: int,
+    batch: int,
+) -> int:
+    """Embed the cohort's slides that have no bag yet; returns how many failed."""
+    from features.bags import bag_path
+    from features.encoders import choose_device, load_encoder
+    from features.pipeline import embed_slides, read_mpp_table, settings_like
+    from features.slides.opening import find_slides, slide_id_of
+
+    wanted = {
+        slide_id
+        for patient in cohort.patients
+        for slide_id in patient.slide_ids
+        if not bag_path(bags_dir, slide_id).is_file()
+    }
+    paths = [path for path in find_slides([slides]) if slide_id_of(path) in wanted]
+    if not paths:
+        return 0
+    with step("loading the backbone"):
+        settings = settings_like(run.fingerprint, batch_tiles=batch, n_workers=workers)
+        given = {name: slide_mpp for name in wanted} if slide_mpp is not None else {}
+        if mpp_table is not None:
+            given = read_mpp_table(mpp_table)
+        encoder = load_encoder(
+            run.fingerprint.encoder, weights_path=weights, device=choose_device(device)
+        )
+        _require_same_weights(run, encoder.weights_sha256)
+    with progress_bar("tiles") as bars:
+        outcomes = embed_slides(
+            paths,
+            bags_dir,
+            encoder,
+            settings=settings,
+            given_mpp=given,
+            overwrite=False,
+            progress=SlideBars(bars, n_slides=len(paths)),
+        )
+    print_failures(outcomes, bags_dir)
+    return sum(outcome.status == "failed" for outcome in outcomes)
+
+
+def _require_same_weights(run: Run, weights_sha256: str) -> None:
+    from mil.errors import RunError
+
+    if weights_sha256 != run.fingerprint.weights_sha256:
+        raise RunError(
+            run.path,
+            found=f"weights {weights_sha256[:12]}… for backbone {run.fingerprint.encoder!r}",
+            expected=f"{run.fingerprint.weights_sha256[:12]}…, which its bags were made with",
+            advice="Name their checkpoint with --weights.",
+        )
+
+
+def _summarise(
+    run: Run,
+    predictions: list[PatientPrediction],
+    shares: npt.NDArray[np.float64],
+    prior: str,
+    out: Path,
+    details: Path,
+) -> dict[str, object]:
+    return {
+        "run": str(run.path),
+        "out": str(out),
+        "details": str(details),
+        "n_patients": len(predictions),
+        "status": dict(Counter(p.status for p in predictions)),
+        "n_seen_in_training": sum(bool(p.seen_as) for p in predictions),
+        "prior_asked_for": prior,
+        "prior": dict(zip(run.classes, map(float, shares), strict=True)),
+    }
+
+
+def _print_summary(summary: dict[str, object]) -> None:
+    prior = summary["prior"]
+    assert isinstance(prior, dict)  # noqa: S101 - tells the type checker what was put in
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in prior.items())
+    results.print(f"{summary['n_patients']} patients into {summary['out']} (run {summary['run']})")
+    results.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
+    results.print(f"Slides, tiles, spread and status of each patient: {summary['details']}")
+
+
+def _warn(predictions: list[PatientPrediction]) -> None:
+    """Say what a reader of the file must know before using it."""
+    meaning = {
+        "no_bag": "have no readable slide and got the prior",
+        "no_tissue": "have no tissue on their slides and got the prior",
+        "slides_missing": "were judged on part of their slides, because others have no bag",
+    }
+    counts = Counter(p.status for p in predictions)
+    for status, words in meaning.items():
+        if counts[status]:  # type: ignore[index]
+            notes.print(f"warning: {counts[status]} patients {words}", style="yellow")  # type: ignore[index]
+    n_seen = sum(bool(p.seen_as) for p in predictions)
+    if n_seen:
+        notes.print(
+            f"warning: the run was trained on {n_seen} of these patients (or on their slides): use "
+            "the out-of-fold columns of the details for them",
+            style="yellow",
+        )

@@ -1,0 +1,224 @@
+"""A run and a list of patients into one row of probabilities each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.bags import Bag, bag_path, read_bag, require_same_fingerprint
+from features.files import written_beside
+from mil.cohort import Cohort, Patient
+from mil.model import Run
+from mil.priors import balanced, shift_prior
+from mil.training import member_outputs
+
+__all__ = ["PatientPrediction", "predict_patients", "write_details", "write_predictions"]
+
+PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
+"""``ok``: all slides used. ``slides_missing``: some had no bag. The other two got the prior."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatientPrediction:
+    """What a run says of one patient."""
+
+    patient_id: str
+    """As in the table asked for."""
+    probabilities: npt.NDArray[np.float64]
+    """Shape (classes,), at the prior asked for; sums to 1."""
+    status: PatientStatus
+    """Whether all, some or none of the slides could be used."""
+    slide_ids: tuple[str, ...]
+    """Slides asked for."""
+    n_tiles: Mapping[str, int]
+    """Tiles used by slide id; slides without a bag are absent."""
+    lowest: npt.NDArray[np.float64]
+    """Shape (classes,): the lowest probability that a single head gives, calibrated alike."""
+    highest: npt.NDArray[np.float64]
+    """Shape (classes,): the highest. Both show the spread of the heads and nothing more."""
+    attention_share: Mapping[str, float]
+    """Share of the attention that falls on each slide; sums to 1, empty without tiles."""
+    seen_as: str
+    """Patient of the training cohort that this one is, by id or by a slide's content; else ''."""
+    out_of_fold: npt.NDArray[np.float64] | None
+    """Shape (classes,): for a seen patient, what heads said that had not seen it."""
+
+
+def predict_patients(
+    run: Run, cohort: Cohort, bags_dir: Path, *, prior: npt.NDArray[np.float64]
+) -> list[PatientPrediction]:
+    """Calibrated probabilities for every patient asked for, in the order of the table.
+
+    A patient's bag is all tiles of all its slides. A patient without a readable slide or without
+    tissue gets the prior itself, and a status that says so.
+
+    Parameters
+    ----------
+    run
+        The model bundle.
+    cohort
+        Patients and their slides; labels are not looked at.
+    bags_dir
+        Folder of bags.
+    prior
+        Shape (classes,): the class shares that the probabilities are for.
+
+    Raises
+    ------
+    BagError
+        If a bag was made otherwise than the run's, or is damaged.
+    """
+    return [_predict(run, patient, bags_dir, prior=prior) for patient in cohort.patients]
+
+
+def write_predictions(
+    path: Path, predictions: list[PatientPrediction], *, classes: tuple[str, ...]
+) -> None:
+    """Write ``patient_id`` and one column a class, in the order of the predictions.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    table = pd.DataFrame(
+        [[p.patient_id, *p.probabilities] for p in predictions], columns=["patient_id", *classes]
+    )
+    _write_table(path, table)
+
+
+def write_details(
+    path: Path, predictions: list[PatientPrediction], *, classes: tuple[str, ...]
+) -> None:
+    """Write what stands behind each row: slides, tiles, status, spread, whether it was seen.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    _write_table(path, pd.DataFrame([_details_of(p, classes) for p in predictions]))
+
+
+def _predict(
+    run: Run, patient: Patient, bags_dir: Path, *, prior: npt.NDArray[np.float64]
+) -> PatientPrediction:
+    bags = _read_bags(run, patient, bags_dir)
+    seen_as = _seen_as(run, patient, bags)
+    filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
+    if filled:
+        tiles = np.concatenate([bag.features for bag in filled.values()])
+        logits, attention = member_outputs(run.heads, tiles)  # (heads, classes), (heads, tiles)
+        members = _at_prior(run, logits, prior)
+        probabilities = _at_prior(run, logits.mean(axis=0, keepdims=True), prior)[0]
+        share = _share_of_slides(filled, attention.mean(axis=0))
+    else:
+        members, probabilities, share = prior[None], prior, {}
+    return PatientPrediction(
+        patient_id=patient.patient_id,
+        probabilities=probabilities,
+        status=_status(patient, bags, filled),
+        slide_ids=patient.slide_ids,
+        n_tiles={slide_id: len(bag.features) for slide_id, bag in bags.items()},
+        lowest=members.min(axis=0),
+        highest=members.max(axis=0),
+        attention_share=share,
+        seen_as=seen_as,
+        out_of_fold=_out_of_fold(run, seen_as, prior),
+    )
+
+
+def _read_bags(run: Run, patient: Patient, bags_dir: Path) -> dict[str, Bag]:
+    """Bags of a patient by slide id; slides without one are left out."""
+    paths = {slide_id: bag_path(bags_dir, slide_id) for slide_id in patient.slide_ids}
+    bags = {slide_id: read_bag(path) for slide_id, path in paths.items() if path.is_file()}
+    require_same_fingerprint(
+        run.fingerprint,
+        ((paths[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
+        source=f"the run {run.path}",
+    )
+    return bags
+
+
+def _seen_as(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> str:
+    """Training patient that this one is: the same id, or a slide with the same content."""
+    for slide in run.training_slides:
+        if slide.patient_id == patient.patient_id:
+            return slide.patient_id
+        for bag in bags.values():
+            same_file = slide.content_id == bag.meta.slide_content_id
+            same_tiles = len(bag.features) > 0 and slide.features_sha256 == bag.features_sha256
+            if same_file or same_tiles:
+                return slide.patient_id
+    return ""
+
+
+def _out_of_fold(
+    run: Run, seen_as: str, prior: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64] | None:
+    proba = run.out_of_fold.get(seen_as)
+    if proba is None:
+        return None
+    shifted = shift_prior(proba[None], old=balanced(run.classes), new=prior)
+    return np.asarray(shifted[0], np.float64)
+
+
+def _at_prior(
+    run: Run, logits: npt.NDArray[np.float64], prior: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Calibrated probabilities, shape (rows, classes), shifted from the balanced prior."""
+    calibrated = run.calibrator.predict_proba(logits)
+    return shift_prior(calibrated, old=balanced(run.classes), new=prior)
+
+
+def _share_of_slides(
+    bags: Mapping[str, Bag], attention: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Attention by slide; ``attention`` of shape (tiles,) runs over the bags in their order."""
+    ends = np.cumsum([len(bag.features) for bag in bags.values()])
+    sums = np.array([part.sum() for part in np.split(attention, ends[:-1])])
+    return dict(zip(bags, (sums / sums.sum()).tolist(), strict=True))
+
+
+def _status(
+    patient: Patient, bags: Mapping[str, Bag], filled: Mapping[str, Bag]
+) -> PatientStatus:
+    if not bags:
+        return "no_bag"
+    if not filled:
+        return "no_tissue"
+    return "ok" if len(bags) == len(patient.slide_ids) else "slides_missing"
+
+
+def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict[str, object]:
+    nothing = [None] * len(classes)
+    out_of_fold = nothing if prediction.out_of_fold is None else prediction.out_of_fold
+    return {
+        "patient_id": prediction.patient_id,
+        "status": prediction.status,
+        "n_slides": len(prediction.slide_ids),
+        "n_slides_used": len(prediction.attention_share),
+        "n_tiles": sum(prediction.n_tiles.values()),
+        "seen_in_training": str(bool(prediction.seen_as)).lower(),
+        "seen_as": prediction.seen_as,
+        **{f"out_of_fold_{name}": p for name, p in zip(classes, out_of_fold, strict=True)},
+        **{f"lowest_{name}": p for name, p in zip(classes, prediction.lowest, strict=True)},
+        **{f"highest_{name}": p for name, p in zip(classes, prediction.highest, strict=True)},
+        "tiles_by_slide": _pairs(prediction.n_tiles),
+        "attention_by_slide": _pairs(prediction.attention_share),
+    }
+
+
+def _pairs(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with written_beside(path) as beside:
+        table.to_csv(beside, index=False, lineterminator="\n")

@@ -1,0 +1,234 @@
+"""The model bundle: a folder that holds all that inference needs, and nothing that runs code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from features.bags import Fingerprint
+from features.errors import KnownError, TableError
+from features.files import written_beside
+from features.tables import read_table
+from mil.calibration import ShrunkenPlatt
+from mil.errors import RunError
+from mil.heads import Head, build_head
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run"]
+
+FORMAT = "mil-run"
+"""Value of ``format`` in ``model.json``."""
+
+FORMAT_VERSION = 1
+"""Version that is written; newer ones are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSlide:
+    """A slide the run was trained on, told by id and by content."""
+
+    slide_id: str
+    """Its name."""
+    patient_id: str
+    """Whose it is."""
+    n_tiles: int
+    """Embeddings in its bag."""
+    content_id: str
+    """Content of the slide file, see :func:`features.files.content_id`."""
+    features_sha256: str
+    """Hash of its embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A trained, calibrated model and what it was made of."""
+
+    path: Path
+    """Its folder."""
+    classes: tuple[str, ...]
+    """Classes in the order of the logits."""
+    fingerprint: Fingerprint
+    """How its bags were made; others are refused."""
+    head_name: str
+    """Kind of head."""
+    heads: tuple[Head, ...]
+    """The ensemble that is deployed; its logit is their mean."""
+    calibrator: ShrunkenPlatt
+    """Turns the ensemble's logits into probabilities at the balanced prior."""
+    cohort_counts: tuple[int, ...]
+    """Patients of each class in the training cohort."""
+    training_slides: tuple[TrainingSlide, ...]
+    """Slides it was trained on."""
+    out_of_fold: Mapping[str, npt.NDArray[np.float64]]
+    """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,)."""
+    settings: Mapping[str, Any]
+    """Settings and seed it was trained with, as plain values."""
+    versions: Mapping[str, str]
+    """Versions of the software it was trained with."""
+
+
+def save_run(run: Run) -> None:
+    """Write heads, description, training slides and out-of-fold probabilities to ``run.path``.
+
+    ``model.json`` is written last: a folder without it is not a run.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    with written_beside(run.path / "heads.safetensors") as beside:
+        tensors = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, head in enumerate(run.heads)
+            for name, value in head.state_dict().items()
+        }
+        save_file(tensors, beside)
+    slides = pd.DataFrame([asdict(slide) for slide in run.training_slides])
+    with written_beside(run.path / "slides.csv") as beside:
+        slides.to_csv(beside, index=False, lineterminator="\n")
+    rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
+    with written_beside(run.path / "out_of_fold.csv") as beside:
+        pd.DataFrame(rows, columns=["patient_id", *run.classes]).to_csv(
+            beside, index=False, lineterminator="\n"
+        )
+    with written_beside(run.path / "model.json") as beside:
+        beside.write_text(json.dumps(_describe(run), indent=2) + "\n", encoding="utf-8")
+
+
+def load_run(path: Path) -> Run:
+    """Read a model bundle; nothing in it is ever executed.
+
+    Raises
+    ------
+    RunError
+        If the folder is no run, is damaged, or was written by a later version.
+    """
+    described = _read_description(path)
+    try:
+        classes = tuple(described["classes"])
+        fingerprint = Fingerprint(**described["fingerprint"])
+        return Run(
+            path=path,
+            classes=classes,
+            fingerprint=fingerprint,
+            head_name=described["head"],
+            heads=_read_heads(
+                path, described["head"], described["n_heads"], fingerprint.dim, len(classes)
+            ),
+            calibrator=ShrunkenPlatt.from_dict(described["calibrator"]),
+            cohort_counts=tuple(described["cohort_counts"]),
+            training_slides=_read_slides(path / "slides.csv"),
+            out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
+            settings=described["settings"],
+            versions=described["versions"],
+        )
+    except (KeyError, TypeError, ValueError, TableError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _describe(run: Run) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "classes": run.classes,
+        "head": run.head_name,
+        "n_heads": len(run.heads),
+        "fingerprint": asdict(run.fingerprint),
+        "calibrator": run.calibrator.as_dict(),
+        "calibrated_at_prior": "balanced",
+        "cohort_counts": run.cohort_counts,
+        "settings": dict(run.settings),
+        "versions": dict(run.versions),
+    }
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / "model.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(
+            path,
+            found="no model.json in it",
+            expected="the folder of a finished run",
+            advice="Make one with 'mil train', or name another with --run.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"model.json: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise RunError(file, found="another format", expected=FORMAT)
+    version = described.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise RunError(
+            file,
+            found=f"format version {version!r}",
+            expected=f"at most {FORMAT_VERSION}",
+            advice="Install the version of this program that wrote it, or a later one.",
+        )
+    return described
+
+
+def _read_heads(
+    path: Path, head_name: str, n_heads: int, dim: int, n_classes: int
+) -> tuple[Head, ...]:
+    try:
+        tensors = load_file(path / "heads.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, f"heads.safetensors: {error}") from error
+    heads = []
+    for index in range(n_heads):
+        head = build_head(head_name, dim=dim, n_classes=n_classes)
+        state = {
+            name.removeprefix(f"{index}."): value
+            for name, value in tensors.items()
+            if name.startswith(f"{index}.")
+        }
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
+            raise _damaged(path, f"heads.safetensors: {error}") from error
+        heads.append(head.eval())
+    if any(not torch.isfinite(value).all() for value in tensors.values()):
+        raise _damaged(path, "heads.safetensors holds NaN or infinity")
+    return tuple(heads)
+
+
+def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
+    table = read_table(path)
+    return tuple(
+        TrainingSlide(
+            slide_id=row["slide_id"],
+            patient_id=row["patient_id"],
+            n_tiles=int(row["n_tiles"]),
+            content_id=row["content_id"],
+            features_sha256=row["features_sha256"],
+        )
+        for row in table.to_dict("records")
+    )
+
+
+def _read_out_of_fold(
+    path: Path, classes: tuple[str, ...]
+) -> dict[str, npt.NDArray[np.float64]]:
+    table = read_table(path)
+    values = table[list(classes)].astype(np.float64).to_numpy()
+    return dict(zip(table["patient_id"], values, strict=True))
+
+
+def _damaged(path: Path, reason: str) -> KnownError:
+    return RunError(
+        path,
+        found=f"damaged ({' '.join(reason.split())[:200]})",
+        expected="a whole run",
+        advice="Copy it again, or train again with 'mil train'.",
+    )
