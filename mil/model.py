@@ -23,7 +23,7 @@ from mil.calibration import ShrunkenPlatt
 from mil.errors import RunError
 from mil.heads import Head, build_head
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run", "write_json"]
 
 FORMAT = "mil-run"
 """Value of ``format`` in ``model.json``."""
@@ -101,8 +101,19 @@ def save_run(run: Run) -> None:
         pd.DataFrame(rows, columns=["patient_id", *run.classes]).to_csv(
             beside, index=False, lineterminator="\n"
         )
-    with written_beside(run.path / "model.json") as beside:
-        beside.write_text(json.dumps(_describe(run), indent=2) + "\n", encoding="utf-8")
+    write_json(run.path / "model.json", _describe(run))
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write one JSON object, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_run(path: Path) -> Run:
@@ -122,9 +133,7 @@ def load_run(path: Path) -> Run:
             classes=classes,
             fingerprint=fingerprint,
             head_name=described["head"],
-            heads=_read_heads(
-                path, described["head"], described["n_heads"], fingerprint.dim, len(classes)
-            ),
+            heads=_read_heads(path, described, fingerprint.dim),
             calibrator=ShrunkenPlatt.from_dict(described["calibrator"]),
             cohort_counts=tuple(described["cohort_counts"]),
             training_slides=_read_slides(path / "slides.csv"),
@@ -143,6 +152,7 @@ def _describe(run: Run) -> dict[str, object]:
         "classes": run.classes,
         "head": run.head_name,
         "n_heads": len(run.heads),
+        "n_components": run.heads[0].whitening.matrix.shape[1],
         "fingerprint": asdict(run.fingerprint),
         "calibrator": run.calibrator.as_dict(),
         "calibrated_at_prior": "balanced",
@@ -178,16 +188,19 @@ def _read_description(path: Path) -> dict[str, Any]:
     return described
 
 
-def _read_heads(
-    path: Path, head_name: str, n_heads: int, dim: int, n_classes: int
-) -> tuple[Head, ...]:
+def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Head, ...]:
     try:
         tensors = load_file(path / "heads.safetensors")
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"heads.safetensors: {error}") from error
     heads = []
-    for index in range(n_heads):
-        head = build_head(head_name, dim=dim, n_classes=n_classes)
+    for index in range(described["n_heads"]):
+        head = build_head(
+            described["head"],
+            dim=dim,
+            n_components=described["n_components"],
+            n_classes=len(described["classes"]),
+        )
         state = {
             name.removeprefix(f"{index}."): value
             for name, value in tensors.items()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from features import encoders
-from features.encoders import DEFAULT_BACKBONE, choose_device, load_encoder
+from features.encoders import DEFAULT_BACKBONE, load_encoder
 from features.errors import EncoderError
 
 CPU = torch.device("cpu")
@@ -163,10 +163,3 @@ def test_hub_weights_are_asked_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", with_network)
     load_encoder(TINY, weights_path=None, device=CPU)
     assert asked == [TINY]
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(EncoderError, match="device 'warp'"):
-        choose_device("warp")
-    assert choose_device("cpu") == CPU
-    assert choose_device("auto").type in {"cpu", "cuda", "mps"}

@@ -1,0 +1,126 @@
+"""``mil train``: bags and labels into a calibrated model bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.console import notes, print_json, progress_bar, results, step
+from cli.options import BagsDir, Device, JsonOutput
+
+if TYPE_CHECKING:
+    from mil.fitting import FitSummary
+
+__all__ = ["train"]
+
+
+def train(
+    *,
+    cohort: Annotated[
+        Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
+    ] = Path("train.csv"),
+    bags: BagsDir = Path("bags"),
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Folds of patients.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=100, help="Cross-validations with other folds.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Folds, starts and batches follow it.")] = 0,
+    head: Annotated[
+        str, typer.Option(help="Kind of head: `gated`, `attention` or `mean`.")
+    ] = "gated",
+    device: Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of that name.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Train heads under patient-grouped cross-validation, calibrate them, write one model bundle.
+
+    Every patient is judged by heads that never saw it, neither in weights nor in early stopping
+    nor in scaling. On those out-of-fold logits the calibrator is fitted; the scores printed are
+    cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds.
+
+    Example: `mil train --cohort train.csv --bags bags --run runs/first`
+    """
+    with step("loading torch"):
+        from features.bags import find_bags
+        from features.engines import choose_device
+        from mil.cohort import read_cohort
+        from mil.data import load_patient_bags
+        from mil.fitting import fit_run
+        from mil.training import TrainSettings
+
+    table = read_cohort(cohort, labelled=True)
+    folder = _claim_folder(run, overwrite=overwrite)
+    with step("reading bags"):
+        loaded = load_patient_bags(table, find_bags(bags))
+    settings = TrainSettings(head=head, device=str(choose_device(device)))
+    with progress_bar("heads") as bars:
+        task = bars.add_task("training", total=None)
+        summary = fit_run(
+            table,
+            loaded,
+            folder,
+            n_folds=folds,
+            n_repeats=repeats,
+            seed=seed,
+            settings=settings,
+            on_head=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    for note in summary.notes:
+        notes.print(f"note: {note}", style="yellow", markup=False)
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        _print_summary(summary)
+
+
+def _claim_folder(run: Path | None, *, overwrite: bool) -> Path:
+    """Folder for the run: a new one, unless asked to replace a finished one."""
+    from mil.errors import RunError
+
+    if run is None:
+        numbers = (number for number in range(1, 1_000_000))
+        return next(p for p in (Path("runs") / f"run-{n}" for n in numbers) if not p.exists())
+    if run.exists() and not run.is_dir():
+        raise RunError(run, found="a file", expected="a folder for the run")
+    if run.is_dir() and any(run.iterdir()):
+        if not overwrite:
+            raise RunError(
+                run,
+                found="a folder that is not empty",
+                expected="a new one",
+                advice="Name another with --run, or replace it with --overwrite.",
+            )
+        if not (run / "model.json").is_file():
+            raise RunError(
+                run,
+                found="a folder with other things in it",
+                expected="a finished run to overwrite",
+                advice="Name another with --run.",
+            )
+    return run
+
+
+def _print_summary(summary: FitSummary) -> None:
+    table = Table(
+        title=f"{summary.n_patients} patients, {summary.n_tiles:,} tiles, head {summary.head!r}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in ("weighted log loss", "AUROC"):
+        table.add_column(name, justify="right")
+    for name, scores in summary.scores.items():
+        table.add_row(name, *(str(score) for score in scores.values()))
+    results.print(table)
+    results.print(
+        "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
+        "not in them."
+    )
+    results.print(f"The run lies in {summary.path}")

@@ -1,0 +1,78 @@
+"""Plain images (PNG, JPEG and whatever else Pillow opens) as one-level slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from features.errors import SlideError
+from features.slides.pixels import clip_region, stream_overview, to_rgb
+from features.slides.protocol import Level, RgbArray
+
+__all__ = ["ImageSlide"]
+
+_LARGEST_PX = 1 << 29
+"""Pixels of an image at most: it is decoded whole, and 512 Mpx are 1.6 GB."""
+
+
+class ImageSlide:
+    """A plain image, decoded whole; see :class:`features.slides.protocol.Slide`.
+
+    Raises
+    ------
+    SlideError
+        If Pillow cannot open it, or it is too large to be decoded whole.
+    """
+
+    reader = "image"
+    background_rgb = (255, 255, 255)
+    mpp_xy = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > _LARGEST_PX:
+                    raise SlideError(
+                        path,
+                        found=f"a plain image of {width} x {height} px",
+                        expected=f"at most {_LARGEST_PX:,} px",
+                        advice="Convert it to a tiled TIFF.",
+                    )
+                has_alpha = "A" in image.getbands() or "transparency" in image.info
+                pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError,
+                Image.DecompressionBombError) as error:  # fmt: skip
+            raise SlideError(path, found=f"no plain image ({error})", expected="PNG, JPEG") from error
+        self._pixels = to_rgb(pixels, background_rgb=self.background_rgb)
+        self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
+
+    def read(
+        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
+    ) -> RgbArray:
+        """Pixels of a rectangle; see the protocol."""
+        size = self.levels[level]
+        picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
+        rows, columns, left, top, width, height = clip_region(
+            x_px, y_px, width_px, height_px,
+            level_width_px=size.width_px, level_height_px=size.height_px,
+        )  # fmt: skip
+        picture[rows, columns] = self._pixels[top : top + height, left : left + width]
+        return picture
+
+    def overview(self, *, downsample: int) -> RgbArray:
+        """The whole image, small; see the protocol."""
+        return stream_overview(
+            lambda top, height: self._pixels[top : top + height],
+            width_px=self.levels[0].width_px,
+            height_px=self.levels[0].height_px,
+            block_px=downsample,
+            fill_rgb=self.background_rgb,
+        )
+
+    def close(self) -> None:
+        """Forget the pixels."""
+        self._pixels = np.empty((0, 0, 3), np.uint8)

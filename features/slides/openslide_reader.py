@@ -1,0 +1,131 @@
+"""Every format that OpenSlide knows: SVS, NDPI, MRXS, SCN, BIF, DICOM and others."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from features.errors import SlideError, TileError
+from features.slides.pixels import clip_region, stream_overview, to_rgb
+from features.slides.protocol import Level, RgbArray
+
+__all__ = ["OpenSlideSlide"]
+
+
+class OpenSlideSlide:
+    """A slide read by OpenSlide; see :class:`features.slides.protocol.Slide`.
+
+    A handle keeps its first error for ever, so after one the slide is opened anew.
+
+    Raises
+    ------
+    SlideError
+        If OpenSlide cannot open the file.
+    """
+
+    reader = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock()
+        self._handle = self._open()
+        properties = self._handle.properties
+        self.levels = tuple(
+            Level(width_px=width, height_px=height, downsample=downsample)
+            for (width, height), downsample in zip(
+                self._handle.level_dimensions, self._handle.level_downsamples, strict=True
+            )
+        )
+        self.mpp_xy = None
+        with suppress(KeyError, ValueError):
+            self.mpp_xy = (
+                float(properties[openslide.PROPERTY_NAME_MPP_X]),
+                float(properties[openslide.PROPERTY_NAME_MPP_Y]),
+            )
+        colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+        red, green, blue = bytes.fromhex(colour)[:3]
+        self.background_rgb = (red, green, blue)
+
+    def read(
+        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
+    ) -> RgbArray:
+        """Pixels of a rectangle; see the protocol."""
+        size = self.levels[level]
+        picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
+        rows, columns, left, top, width, height = clip_region(
+            x_px, y_px, width_px, height_px,
+            level_width_px=size.width_px, level_height_px=size.height_px,
+        )  # fmt: skip
+        if width and height:
+            picture[rows, columns] = self._read_inside(level, left, top, width, height)
+        return picture
+
+    def overview(self, *, downsample: int) -> RgbArray:
+        """The whole slide, small; see the protocol."""
+        level = max(
+            (i for i, size in enumerate(self.levels) if size.downsample <= downsample * 1.01),
+            key=lambda i: self.levels[i].downsample,
+        )
+        size = self.levels[level]
+        block = max(1, int(downsample / size.downsample + 1e-3))
+        picture = stream_overview(
+            lambda top, height: self._read_inside(level, 0, top, size.width_px, height),
+            width_px=size.width_px,
+            height_px=size.height_px,
+            block_px=block,
+            fill_rgb=self.background_rgb,
+        )
+        height = -(-self.levels[0].height_px // downsample)
+        width = -(-self.levels[0].width_px // downsample)
+        step = downsample / (size.downsample * block)
+        box = (0, 0, min(width * step, picture.shape[1]), min(height * step, picture.shape[0]))
+        image = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX, box=box)
+        return np.asarray(image)
+
+    def close(self) -> None:
+        """Give the file back."""
+        with self._lock:
+            self._handle.close()
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self.path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(
+                self.path, found=f"OpenSlide cannot open it ({error})", expected="a slide"
+            ) from error
+
+    def _read_inside(self, level: int, x_px: int, y_px: int, width: int, height: int) -> RgbArray:
+        downsample = self.levels[level].downsample
+        corner = (round(x_px * downsample), round(y_px * downsample))
+        handle = self._handle
+        try:
+            image = handle.read_region(corner, level, (width, height))
+        except openslide.OpenSlideError:
+            image = self._read_afresh(handle, corner, level, (width, height))
+        return to_rgb(np.asarray(image), background_rgb=self.background_rgb)
+
+    def _read_afresh(
+        self,
+        broken: openslide.OpenSlide,
+        corner: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+    ) -> Image.Image:
+        with self._lock:
+            if self._handle is broken:  # another thread may have opened it anew already
+                self._handle = self._open()
+        try:
+            return self._handle.read_region(corner, level, size)
+        except openslide.OpenSlideError as error:
+            raise TileError(
+                self.path,
+                found=f"{size[0]} x {size[1]} px at {corner} px0 of level {level} cannot be read "
+                f"({error})",
+                expected="pixels",
+            ) from error

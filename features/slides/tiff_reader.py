@@ -1,0 +1,341 @@
+"""Tiled and striped TIFF, read directly: each TIFF tile is decoded once, and only where it matters.
+
+OpenSlide decodes on one thread a handle and, for the overview of a one-level slide, everything.
+The header of a TIFF says how many bytes each tile takes; empty glass takes next to none, so most
+of a slide is known to be empty before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from features.errors import SlideError, TileError
+from features.slides.cache import DecodedCache
+from features.slides.pixels import BlockMean, clip_region, to_rgb
+from features.slides.protocol import Level, RgbArray
+
+__all__ = ["TiffSlide"]
+
+_CACHE_BYTES = 512 << 20
+_LARGEST_SEGMENT_PX = 1 << 28
+_LARGEST_SIDE_PX = 4_000_000
+_N_SAMPLED = 96
+_LEAST_SHARE_SKIPPED = 0.1
+_PLAIN_RANGE = 16
+_CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
+_KINDS = {
+    "MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Segments (tiles or strips) of one level."""
+
+    page: tifffile.TiffPage
+    rows: int
+    columns: int
+    height_px: int
+    width_px: int
+    offsets: Sequence[int]
+    byte_counts: npt.NDArray[np.int64]
+    jpeg_tables: bytes | None
+
+
+class TiffSlide:
+    """A TIFF file read without OpenSlide; see :class:`features.slides.protocol.Slide`.
+
+    Serves tiled and striped TIFF and BigTIFF of 8 or 16 bit, grey, RGB, RGBA, palette and
+    JPEG-YCbCr, in every compression that imagecodecs knows, with pyramids in pages or SubIFDs.
+
+    Raises
+    ------
+    SlideError
+        If the file is no such TIFF.
+    """
+
+    reader = "tiff"
+    background_rgb = (255, 255, 255)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._cache = DecodedCache(_CACHE_BYTES)
+        try:
+            self._file = tifffile.TiffFile(path)
+        except (OSError, ValueError, tifffile.TiffFileError) as error:
+            raise SlideError(path, found=f"not a TIFF ({error})", expected="TIFF") from error
+        try:
+            series = self._file.series[0]
+            pages = [level.keyframe for level in series.levels]
+            self._grids = [self._grid(page) for page in pages]
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except SlideError:
+            self._file.close()
+            raise
+        except Exception as error:  # tifffile meets a damaged directory in too many ways to list
+            self._file.close()
+            raise SlideError(
+                path, found=f"a damaged directory ({error})", expected="whole TIFF"
+            ) from error
+        width, height = pages[0].imagewidth, pages[0].imagelength
+        self.levels = tuple(
+            Level(
+                width_px=page.imagewidth,
+                height_px=page.imagelength,
+                downsample=(width / page.imagewidth + height / page.imagelength) / 2,
+            )
+            for page in pages
+        )
+        self.mpp_xy = _mpp_of(pages[0], self._file.ome_metadata)
+
+    def read(
+        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
+    ) -> RgbArray:
+        """Pixels of a rectangle; see the protocol."""
+        grid, size = self._grids[level], self.levels[level]
+        picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
+        rows, columns, left, top, width, height = clip_region(
+            x_px, y_px, width_px, height_px,
+            level_width_px=size.width_px, level_height_px=size.height_px,
+        )  # fmt: skip
+        if not width or not height:
+            return picture
+        inside = picture[rows, columns]
+        for row in range(top // grid.height_px, (top + height - 1) // grid.height_px + 1):
+            for column in range(left // grid.width_px, (left + width - 1) // grid.width_px + 1):
+                segment = self._segment(level, row * grid.columns + column)
+                seg_top, seg_left = row * grid.height_px, column * grid.width_px
+                first_y, first_x = max(top, seg_top), max(left, seg_left)
+                last_y = min(top + height, seg_top + segment.shape[0])
+                last_x = min(left + width, seg_left + segment.shape[1])
+                inside[first_y - top : last_y - top, first_x - left : last_x - left] = segment[
+                    first_y - seg_top : last_y - seg_top, first_x - seg_left : last_x - seg_left
+                ]
+        return picture
+
+    def overview(self, *, downsample: int) -> RgbArray:
+        """The whole slide, small; see the protocol."""
+        level = max(
+            (i for i, size in enumerate(self.levels) if size.downsample <= downsample * 1.01),
+            key=lambda i: self.levels[i].downsample,
+        )
+        grid, size = self._grids[level], self.levels[level]
+        block = max(1, int(downsample / size.downsample + 1e-3))
+        means = BlockMean(width_px=size.width_px, height_px=size.height_px, block_px=block)
+        wanted, glass_rgb = self._worth_decoding(level)
+        n_failed = 0
+        for index, segment in self._decode_many(level, np.flatnonzero(wanted)):
+            if segment is None:
+                n_failed += 1
+                continue
+            row, column = divmod(int(index), grid.columns)
+            means.add(segment, x_px=column * grid.width_px, y_px=row * grid.height_px)
+        if n_failed and n_failed == wanted.sum():
+            raise SlideError(self.path, found=f"none of {n_failed} TIFF tiles can be decoded",
+                             expected="pixels", advice="Copy it again.")  # fmt: skip
+        return self._to_size(means.picture(fill_rgb=glass_rgb), size, block, downsample)
+
+    def close(self) -> None:
+        """Give the file and the cache back."""
+        self._cache.clear()
+        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _grid(self, page: Any) -> _Grid:  # noqa: ANN401 - tifffile's frames are loosely typed
+        """Check that we can serve a page, and how it is cut into segments."""
+        width, height = page.imagewidth, page.imagelength
+        if page.photometric.name not in _KINDS or page.planarconfig.name != "CONTIG":
+            raise self._cannot(f"{page.photometric.name} in {page.planarconfig.name} planes")
+        if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
+            raise self._cannot(f"samples of type {page.dtype}")
+        if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:
+            raise self._cannot(f"YCbCr in {page.compression.name}")
+        if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
+            raise self._cannot(f"{width} x {height} px")
+        seg_width = page.tilewidth if page.is_tiled else width
+        seg_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+        if not seg_width or not seg_height or seg_width * seg_height > _LARGEST_SEGMENT_PX:
+            raise self._cannot(f"TIFF tiles of {seg_width} x {seg_height} px")
+        columns, rows = -(-width // seg_width), -(-height // seg_height)
+        offsets, counts = page.dataoffsets, page.databytecounts
+        if len(offsets) != rows * columns or len(counts) != rows * columns:
+            raise self._cannot(f"{len(offsets)} TIFF tiles where {rows * columns} should be")
+        return _Grid(
+            page=page, rows=rows, columns=columns, height_px=seg_height, width_px=seg_width,
+            offsets=offsets, byte_counts=np.array(counts, np.int64), jpeg_tables=page.jpegtables,
+        )  # fmt: skip
+
+    def _cannot(self, found: str) -> SlideError:
+        return SlideError(self.path, found=found, expected="TIFF of 8 or 16 bit in one plane")
+
+    def _segment(self, level: int, index: int) -> RgbArray:
+        return self._cache.get((level, index), lambda: self._decode(level, index))
+
+    def _decode(self, level: int, index: int) -> RgbArray:
+        """One segment, cut at the level's border; retried on a fresh handle before giving up."""
+        try:
+            return self._decode_once(level, index, self._descriptor)
+        except Exception:  # noqa: BLE001 - imagecodecs has an exception type for each codec
+            descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return self._decode_once(level, index, descriptor)
+        except Exception as error:
+            grid = self._grids[level]
+            row, column = divmod(index, grid.columns)
+            raise TileError(
+                self.path,
+                found=f"TIFF tile at ({column * grid.width_px}, {row * grid.height_px}) px of level "
+                f"{level} cannot be decoded ({error})",
+                expected="pixels",
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def _decode_once(self, level: int, index: int, descriptor: int) -> RgbArray:
+        grid, size = self._grids[level], self.levels[level]
+        row, column = divmod(index, grid.columns)
+        height = min(grid.height_px, size.height_px - row * grid.height_px)
+        width = min(grid.width_px, size.width_px - column * grid.width_px)
+        n_bytes = int(grid.byte_counts[index])
+        if not n_bytes:  # a sparse file leaves empty segments out
+            return np.full((height, width, 3), self.background_rgb, np.uint8)
+        data = os.pread(descriptor, n_bytes, grid.offsets[index])
+        if len(data) != n_bytes:
+            message = f"it ends {n_bytes - len(data)} bytes past the end of the file"
+            raise EOFError(message)
+        decoded, _, _ = grid.page.decode(data, index, jpegtables=grid.jpeg_tables)
+        if decoded is None:
+            return np.full((height, width, 3), self.background_rgb, np.uint8)
+        pixels = _colours(grid.page, decoded[0])[:height, :width]
+        return to_rgb(pixels, background_rgb=self.background_rgb)
+
+    def _decode_many(
+        self, level: int, indices: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, RgbArray | None]]:
+        """Segments in order, decoded by all cores, few at a time; None where one is broken."""
+
+        def one(index: int) -> tuple[int, RgbArray | None]:
+            try:
+                return index, self._segment(level, index)
+            except TileError:
+                return index, None
+
+        grid = self._grids[level]
+        ahead = max(8, (64 << 20) // (grid.height_px * grid.width_px * 3))
+        waiting = iter(indices.tolist())
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="overview") as pool:
+            while chunk := list(islice(waiting, ahead)):
+                yield from pool.map(one, chunk)
+
+    def _worth_decoding(
+        self, level: int
+    ) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int]]:
+        """Which segments may show more than glass, and the colour of the glass.
+
+        Segments are sampled over the whole range of byte counts, smallest first. The threshold is
+        the largest count below which every sampled segment is plain glass. Where that spares little
+        (noisy glass takes as many bytes as tissue), all are decoded.
+        """
+        counts = self._grids[level].byte_counts
+        everything = np.ones(len(counts), bool)
+        order = np.argsort(counts, kind="stable")
+        if len(order) <= 2 * _N_SAMPLED:
+            return everything, self.background_rgb
+        places = np.linspace(0, len(order) - 1, _N_SAMPLED).astype(np.int64)
+        glass: list[npt.NDArray[np.float64]] = []
+        largest_plain = -1
+        for place in places:
+            index = int(order[place])
+            try:
+                colour = _plain_colour(self._segment(level, index))
+            except TileError:
+                break
+            if colour is None or (glass and np.abs(colour - glass[0]).max() > _PLAIN_RANGE):
+                break
+            glass.append(colour)
+            largest_plain = int(counts[index])
+        # The last plain sample may stand beside the first with tissue; the one before does not.
+        if len(glass) < 2:
+            return everything, self.background_rgb
+        safe = int(counts[order[places[len(glass) - 2]]])
+        wanted = counts > min(safe, largest_plain)
+        if (~wanted).mean() < _LEAST_SHARE_SKIPPED:
+            return everything, self.background_rgb
+        red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
+        return wanted, (red, green, blue)
+
+    def _to_size(
+        self, picture: RgbArray, size: Level, block: int, downsample: int
+    ) -> RgbArray:
+        """Scale block means of a level to the exact grid of the overview."""
+        height = -(-self.levels[0].height_px // downsample)
+        width = -(-self.levels[0].width_px // downsample)
+        if picture.shape[:2] == (height, width) and size.downsample * block == downsample:
+            return picture
+        step = downsample / (size.downsample * block)
+        box = (0, 0, min(width * step, picture.shape[1]), min(height * step, picture.shape[0]))
+        image = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX, box=box)
+        return np.asarray(image)
+
+
+def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
+    """Mean colour of a segment that is glass all over, shape (3,); None if it shows anything."""
+    rows, columns = (max(1, n // 8) for n in segment.shape[:2])
+    means = BlockMean(
+        width_px=segment.shape[1], height_px=segment.shape[0], block_px=min(rows, columns)
+    )
+    means.add(segment, x_px=0, y_px=0)
+    blocks = means.picture(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
+    if np.ptp(blocks, axis=0).max() > _PLAIN_RANGE:
+        return None
+    return np.asarray(blocks.mean(axis=0))
+
+
+def _colours(page: tifffile.TiffPage, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Palette and inverted grey as plain colours."""
+    if page.photometric.name == "PALETTE":
+        palette = np.asarray(page.colormap)  # (3, entries), uint16
+        return np.moveaxis((palette >> 8).astype(np.uint8), 0, -1)[pixels[..., 0]]
+    if page.photometric.name == "MINISWHITE":
+        return np.asarray(np.iinfo(pixels.dtype).max - pixels)
+    return pixels
+
+
+def _mpp_of(page: Any, ome: str | None) -> tuple[float, float] | None:  # noqa: ANN401
+    """µm per pixel as the file says: OME-XML, Aperio's description, else the resolution tags."""
+    if ome:
+        found = [re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome) for axis in "XY"]
+        unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', ome)
+        if found[0] and found[1] and (unit is None or unit[1] in {"µm", "um", "&#181;m"}):
+            return float(found[0][1]), float(found[1][1])
+    if match := re.search(r"\bMPP ?= ?([\d.]+)", page.description or ""):
+        return float(match[1]), float(match[1])
+    unit_um = {2: _INCH_UM, 3: _CENTIMETRE_UM}.get(_tag(page, "ResolutionUnit", 1))
+    x_resolution, y_resolution = (_tag(page, f"{axis}Resolution", None) for axis in "XY")
+    if unit_um is None or not x_resolution or not y_resolution:
+        return None
+    if not all(x_resolution) or not all(y_resolution):
+        return None
+    return (
+        unit_um * x_resolution[1] / x_resolution[0],
+        unit_um * y_resolution[1] / y_resolution[0],
+    )
+
+
+def _tag(page: Any, name: str, default: Any) -> Any:  # noqa: ANN401
+    tag = page.tags.get(name)
+    return default if tag is None else tag.value

@@ -1,0 +1,215 @@
+"""The grid of tiles on a slide's tissue, and their pixels at one physical size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from features.errors import KnownError
+from features.resolution import Resolution
+from features.slides.protocol import Level, RgbArray, Slide
+from features.tissue import TissueMask
+
+__all__ = ["TileGrid", "TileSettings", "lay_tiles", "read_tile"]
+
+_LEAST_SHARE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """Size, resolution and choice of tiles."""
+
+    tile_px: int = 224
+    """Side of a tile, px."""
+    target_mpp: float = 0.5
+    """Resolution of a tile, µm/px."""
+    overlap_px: int = 0
+    """Overlap of neighbouring tiles, px."""
+    min_tissue: float = 0.3
+    """Least share of a tile that is tissue, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap_px < self.tile_px:
+            raise KnownError(
+                "tiles", found=f"an overlap of {self.overlap_px} px",
+                expected=f"0 to {self.tile_px - 1} px",
+            )  # fmt: skip
+        if not 0 <= self.min_tissue <= 1:
+            raise KnownError(
+                "tiles", found=f"a least tissue share of {self.min_tissue:g}", expected="0 to 1"
+            )
+        if not self.target_mpp > 0:
+            raise KnownError(
+                "tiles", found=f"a resolution of {self.target_mpp:g} µm/px", expected="above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TileGrid:
+    """Tiles of one slide, in reading order: top to bottom, each row left to right."""
+
+    coords_px0: npt.NDArray[np.int64]
+    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px."""
+    tissue_fraction: npt.NDArray[np.float32]
+    """Share of each tile that is tissue, shape (n_tiles,)."""
+    span_x_px0: float
+    """Width of a tile, level-0 px."""
+    span_y_px0: float
+    """Height of a tile, level-0 px."""
+    tile_px: int
+    """Side of a tile as it is read, px."""
+    min_tissue_used: float
+    """Least tissue share that was applied; below the setting where nothing reached that."""
+
+
+def lay_tiles(
+    tissue: TissueMask,
+    *,
+    width_px0: int,
+    height_px0: int,
+    resolution: Resolution,
+    settings: TileSettings,
+) -> TileGrid:
+    """Tiles that hold enough tissue.
+
+    Tiles lie inside the slide; on a slide smaller than one tile, the single tile starts at 0 and
+    reaches over the edge. Where there is tissue but no tile holds enough of it, the threshold is
+    halved until one does.
+
+    Parameters
+    ----------
+    tissue
+        Tissue of the slide.
+    width_px0, height_px0
+        Size of the slide in level-0 px.
+    resolution
+        µm per level-0 px.
+    settings
+        Size, resolution and choice of tiles.
+    """
+    span_x = settings.tile_px * settings.target_mpp / resolution.mpp_x
+    span_y = settings.tile_px * settings.target_mpp / resolution.mpp_y
+    kept_share = 1 - settings.overlap_px / settings.tile_px
+    columns = _starts(width_px0, span=span_x, pitch=span_x * kept_share)
+    rows = _starts(height_px0, span=span_y, pitch=span_y * kept_share)
+    shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
+    least = _threshold(shares, settings.min_tissue)
+    row_index, column_index = np.nonzero(shares >= least)
+    return TileGrid(
+        coords_px0=np.stack([columns[column_index], rows[row_index]], axis=1).astype(np.int64),
+        tissue_fraction=shares[row_index, column_index].astype(np.float32),
+        span_x_px0=span_x,
+        span_y_px0=span_y,
+        tile_px=settings.tile_px,
+        min_tissue_used=least,
+    )
+
+
+def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
+    """Pixels of one tile.
+
+    They come from the coarsest level that is at least as fine as asked, are cut at the exact, often
+    fractional window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where
+    a slide is coarser than asked. A tile covers the same µm whatever the scanner.
+
+    Parameters
+    ----------
+    slide
+        Open slide.
+    grid
+        Its tiles.
+    index
+        Which tile.
+
+    Returns
+    -------
+    RgbArray
+        Shape (tile_px, tile_px, 3), uint8.
+
+    Raises
+    ------
+    TileError
+        If it cannot be decoded.
+    """
+    level = _nearest_level(slide.levels, min(grid.span_x_px0, grid.span_y_px0) / grid.tile_px)
+    downsample = slide.levels[level].downsample
+    left, top = grid.coords_px0[index] / downsample
+    right, bottom = left + grid.span_x_px0 / downsample, top + grid.span_y_px0 / downsample
+    x_px, y_px = math.floor(left + 1e-6), math.floor(top + 1e-6)
+    pixels = slide.read(
+        level=level,
+        x_px=x_px,
+        y_px=y_px,
+        width_px=math.ceil(right - 1e-6) - x_px,
+        height_px=math.ceil(bottom - 1e-6) - y_px,
+    )
+    if pixels.shape[:2] == (grid.tile_px, grid.tile_px):
+        return pixels
+    box = (
+        max(0.0, left - x_px),
+        max(0.0, top - y_px),
+        min(right - x_px, pixels.shape[1]),
+        min(bottom - y_px, pixels.shape[0]),
+    )
+    shrinks = box[2] - box[0] >= grid.tile_px and box[3] - box[1] >= grid.tile_px
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    size = (grid.tile_px, grid.tile_px)
+    return np.asarray(Image.fromarray(pixels).resize(size, method, box=box))
+
+
+def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int64]:
+    """First pixels of tiles along one axis; at least one tile."""
+    n_tiles = max(1, int((length_px0 - span) / pitch + 1 + 1e-9))
+    starts = np.floor(np.arange(n_tiles) * pitch + 0.5).astype(np.int64)
+    # Rounding the corner may push the last tile over the edge by half a pixel.
+    return starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)]
+
+
+def _tissue_shares(
+    tissue: TissueMask,
+    columns: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    *,
+    span_x: float,
+    span_y: float,
+) -> npt.NDArray[np.float64]:
+    """Share of every tile that is tissue, shape (rows, columns), by an integral image."""
+    sums = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
+    np.cumsum(np.cumsum(tissue.mask, axis=0), axis=1, out=sums[1:, 1:])
+    x_edges = np.stack([columns, columns + span_x]) / tissue.downsample
+    y_edges = np.stack([rows, rows + span_y]) / tissue.downsample
+    by_rows = _interpolate(sums, y_edges[1]) - _interpolate(sums, y_edges[0])
+    areas = _interpolate(by_rows.T, x_edges[1]) - _interpolate(by_rows.T, x_edges[0])
+    share = areas.T / (span_x * span_y / tissue.downsample**2)
+    return np.clip(share, 0.0, 1.0)
+
+
+def _interpolate(
+    table: npt.NDArray[np.float64], places: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Rows of a table at fractional places, kept inside it."""
+    places = np.clip(places, 0, len(table) - 1)
+    low = np.minimum(places.astype(np.int64), len(table) - 2)
+    part = (places - low)[:, None]
+    return np.asarray(table[low] * (1 - part) + table[low + 1] * part)
+
+
+def _threshold(shares: npt.NDArray[np.float64], wanted: float) -> float:
+    """The least share to apply: as wanted, halved until one tile reaches it."""
+    most = float(shares.max())
+    if most <= _LEAST_SHARE:
+        return max(wanted, _LEAST_SHARE)
+    least = max(wanted, _LEAST_SHARE)
+    while most < least:
+        least /= 2
+    return least
+
+
+def _nearest_level(levels: tuple[Level, ...], downsample: float) -> int:
+    """The coarsest level that is at least as fine as asked, within 1 %; else level 0."""
+    fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.01]
+    return max(fine, key=lambda index: levels[index].downsample, default=0)

@@ -1,0 +1,69 @@
+"""The model card: what a run is, in plain words, for whoever finds its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from features.files import written_beside
+from mil.metrics import Interval
+from mil.model import Run
+
+__all__ = ["write_card"]
+
+
+def write_card(path: Path, run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> None:
+    """Write ``MODEL_CARD.md``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    run
+        The model.
+    scores
+        Scores with intervals, by kind of prediction and by metric.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with written_beside(path) as beside:
+        beside.write_text(_text(run, scores), encoding="utf-8")
+
+
+def _text(run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> str:
+    counts = ", ".join(
+        f"{count} {name}" for name, count in zip(run.classes, run.cohort_counts, strict=True)
+    )
+    made = run.fingerprint
+    rows = "\n".join(
+        f"| {name} | {of_kind['weighted_log_loss']} | {of_kind['auroc']} |"
+        for name, of_kind in scores.items()
+    )
+    return f"""# Model card: {run.path.name}
+
+**What it does.** Gives each patient a probability of {", ".join(run.classes)} from the embeddings
+of the tiles of all its slides. Probabilities are calibrated for equal class shares and can be
+shifted to others.
+
+**What it is for.** Research. It is not a medical device and not validated for any clinical use.
+
+**Trained on.** {sum(run.cohort_counts)} patients ({counts}), {len(run.training_slides)} slides.
+
+**Made of.** {len(run.heads)} heads `{run.head_name}` over tiles of {made.tile_px} px at
+{made.target_mpp:g} µm/px, embedded by the frozen backbone `{made.encoder}` (weights
+`{made.weights_sha256[:12]}`). Bags made otherwise are refused.
+
+**Scores**, cross-fitted: no head that judged a patient had seen it, and its calibrator was fitted
+on other patients. 95 % intervals over patients, without the variance of training.
+
+| | weighted log loss | AUROC |
+| --- | --- | --- |
+{rows}
+
+**Limits.** Scores hold for patients like these, from centres like these. A constant answer scores
+{scores["constant"]["weighted_log_loss"].value:.4f}; a model whose interval reaches there has not
+shown that it knows anything.
+"""

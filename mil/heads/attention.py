@@ -1,0 +1,61 @@
+"""Attention pooling, plain and gated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mil.heads.base import Head, HeadOutput, masked_softmax, register_head
+
+__all__ = ["AttentionHead", "GatedAttentionHead"]
+
+_HIDDEN = 64
+_DROPOUT = 0.25
+
+
+@register_head("attention")
+class AttentionHead(Head):
+    """Attention pooling (Ilse et al., 2018, equation 8).
+
+    ``attention = softmax(w · tanh(V h))`` over a patient's tiles; the logits are a linear map of
+    the attention-weighted mean of ``h``. In our form ``h`` is a linear embedding of the whitened
+    components followed by ReLU and dropout, much smaller than in the paper, for cohorts of tens to
+    hundreds of patients.
+    """
+
+    def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
+        super().__init__(dim=dim, n_components=n_components)
+        self.embed = nn.Sequential(
+            nn.Linear(n_components, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT)
+        )
+        self.look = nn.Linear(_HIDDEN, _HIDDEN)
+        self.weigh = nn.Linear(_HIDDEN, 1)
+        self.classify = nn.Linear(_HIDDEN, n_classes)
+
+    def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
+        """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
+        hidden = self.embed(components)  # (batch, tiles, hidden)
+        scores = self.weigh(self.gaze(hidden)).squeeze(-1)  # (batch, tiles)
+        attention = masked_softmax(scores, mask)  # (batch, tiles)
+        pooled = torch.einsum("bt,bth->bh", attention, hidden)  # (batch, hidden)
+        return HeadOutput(self.classify(pooled), attention)
+
+    def gaze(self, hidden: Tensor) -> Tensor:
+        """What the attention looks at, shape (batch, tiles, hidden)."""
+        return torch.tanh(self.look(hidden))
+
+
+@register_head("gated")
+class GatedAttentionHead(AttentionHead):
+    """Gated attention pooling (Ilse et al., 2018, equation 9): the default.
+
+    As :class:`AttentionHead`, with ``tanh(V h)`` multiplied by the gate ``sigmoid(U h)``.
+    """
+
+    def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
+        super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
+        self.gate = nn.Linear(_HIDDEN, _HIDDEN)
+
+    def gaze(self, hidden: Tensor) -> Tensor:
+        """What the attention looks at, shape (batch, tiles, hidden)."""
+        return super().gaze(hidden) * torch.sigmoid(self.gate(hidden))

@@ -1,0 +1,116 @@
+"""What every head is: whitened embeddings of a patient's tiles in, logits and attention out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mil.errors import RunError
+
+__all__ = ["Head", "HeadOutput", "Whitening", "build_head", "head_names", "register_head"]
+
+
+class HeadOutput(NamedTuple):
+    """What a head says of a batch of patients."""
+
+    logits: Tensor
+    """Shape (batch, classes)."""
+    attention: Tensor
+    """Shape (batch, tiles): not negative, sums to 1 over a patient's real tiles, 0 on padding."""
+
+
+class Whitening(nn.Module):
+    """Affine map of embeddings to a few uncorrelated components, fitted without labels.
+
+    Kept inside the head, so that whoever uses the head cannot forget or mix it.
+    """
+
+    def __init__(self, dim: int, n_components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim, n_components))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Components, shape (..., n_components), of embeddings, shape (..., dim)."""
+        return (features - self.mean) @ self.matrix
+
+
+class Head(nn.Module):
+    """A pooling of a patient's tiles into logits.
+
+    A new head is one class in one file: it takes ``n_components`` and ``n_classes``, implements
+    :meth:`score`, and is registered with :func:`register_head`.
+    """
+
+    def __init__(self, *, dim: int, n_components: int) -> None:
+        super().__init__()
+        self.whitening = Whitening(dim, n_components)
+
+    @abstractmethod
+    def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
+        """Logits and attention from whitened embeddings.
+
+        Parameters
+        ----------
+        components
+            Shape (batch, tiles, n_components), float32.
+        mask
+            Shape (batch, tiles), bool: which tiles are real and not padding.
+        """
+
+    def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
+        """Logits and attention from embeddings, shape (batch, tiles, dim), float32."""
+        return self.score(self.whitening(features), mask)
+
+
+_HEADS: dict[str, Callable[..., Head]] = {}
+
+
+def register_head(name: str) -> Callable[[type[Head]], type[Head]]:
+    """Make a class known under a name."""
+
+    def register(kind: type[Head]) -> type[Head]:
+        _HEADS[name] = kind
+        return kind
+
+    return register
+
+
+def head_names() -> tuple[str, ...]:
+    """Names of all heads, sorted."""
+    return tuple(sorted(_HEADS))
+
+
+def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Head:
+    """A new head of that name, with random weights.
+
+    Parameters
+    ----------
+    name
+        One of :func:`head_names`.
+    dim
+        Length of an embedding.
+    n_components
+        Components that are kept of it.
+    n_classes
+        Number of classes.
+
+    Raises
+    ------
+    RunError
+        If there is no head of that name.
+    """
+    if name not in _HEADS:
+        raise RunError(f"head {name!r}", found="unknown", expected=" or ".join(head_names()))
+    return _HEADS[name](dim=dim, n_components=n_components, n_classes=n_classes)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis on real tiles only; all zeros where no tile is real."""
+    lowest = torch.finfo(scores.dtype).min
+    weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1)
+    return weights * mask

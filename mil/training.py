@@ -1,0 +1,313 @@
+"""One ensemble of heads from the patients it may see."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mil.data import Batch, PatientBags, pad
+from mil.errors import SplitError
+from mil.heads import Head, Whitening, build_head
+from mil.splits import stratified_parts
+
+__all__ = ["Ensemble", "EpochRecord", "TrainSettings", "member_outputs", "train_ensemble"]
+
+_LEAST_TO_STOP_ON = 5
+_TILES_FOR_WHITENING = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How heads are trained; the same for validation and for what is deployed."""
+
+    head: str = "gated"
+    """Kind of head."""
+    n_members: int = 5
+    """Heads in an ensemble."""
+    n_components: int = 64
+    """Components kept of an embedding."""
+    max_epochs: int = 60
+    """Epochs at most, where early stopping applies."""
+    fixed_epochs: int = 20
+    """Epochs where too few patients are there to stop on."""
+    patience: int = 12
+    """Epochs without improvement before stopping."""
+    batch_patients: int = 16
+    """Patients a step."""
+    max_tiles: int = 512
+    """Tiles drawn of a patient a step."""
+    learning_rate: float = 1e-3
+    """Of AdamW (Loshchilov and Hutter, 2019)."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    device: str = "cpu"
+    """Where it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of a learning curve."""
+
+    member: int
+    """Head of the ensemble."""
+    epoch: int
+    """From 0."""
+    train_loss: float
+    """Mean class-balanced log loss over the steps, in nats."""
+    stop_loss: float
+    """Class-balanced log loss of the patients stopped on; NaN with fixed epochs."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ensemble:
+    """Heads whose mean logit is the answer."""
+
+    heads: tuple[Head, ...]
+    """The heads, in evaluation mode, on the CPU."""
+    history: tuple[EpochRecord, ...]
+    """Learning curves of all of them."""
+    stopped_early: bool
+    """False where fixed epochs replaced early stopping."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lesson:
+    """What one head learns from: whitened bags, their labels, and the patients to stop on."""
+
+    bags: Sequence[Tensor]
+    labels: Tensor
+    stop_bags: Sequence[Tensor]
+    stop_labels: Tensor
+
+
+def train_ensemble(
+    bags: PatientBags,
+    labels: Mapping[str, int],
+    *,
+    n_classes: int,
+    settings: TrainSettings,
+    seed: Sequence[int],
+    on_head: Callable[[], None] = lambda: None,
+) -> Ensemble:
+    """Train the heads of one ensemble.
+
+    Whitening is fitted on these patients, without labels. Each head is stopped early on another
+    inner fold of these patients and learns from the rest. Where such a fold would hold fewer than
+    five patients of a class, all heads learn from all patients for a fixed number of epochs instead
+    and differ by their start and the order of patients.
+
+    Parameters
+    ----------
+    bags
+        The patients to learn from: a store that holds no others.
+    labels
+        Class index by patient id, of at least these patients.
+    n_classes
+        Number of classes.
+    settings
+        How.
+    seed
+        Numbers that decide everything random; the same ones give the same heads on one machine.
+    on_head
+        Called when a head is done.
+
+    Raises
+    ------
+    SplitError
+        If a class has no patient with tiles.
+    """
+    names = bags.filled()
+    classes = np.array([labels[name] for name in names], np.int64)
+    counts = np.bincount(classes, minlength=n_classes)
+    if not counts.all():
+        raise SplitError(
+            "training",
+            found=f"{counts.tolist()} patients with tiles in each class",
+            expected="at least one of each",
+        )
+    stop_early = counts.min() // settings.n_members >= _LEAST_TO_STOP_ON
+    parts = stratified_parts(classes, n_parts=settings.n_members, seed=seed)
+    whitening = _fit_whitening([bags.features[name] for name in names], settings.n_components)
+    device = torch.device(settings.device)
+    whitening.to(device)
+    whitened = [_whiten(bags.features[name], whitening, device) for name in names]
+    heads, history = [], []
+    for member in range(settings.n_members):
+        stops = (parts == member) & stop_early
+        lesson = _Lesson(
+            bags=[whitened[i] for i in np.flatnonzero(~stops)],
+            labels=torch.from_numpy(classes[~stops]).to(device),
+            stop_bags=[whitened[i] for i in np.flatnonzero(stops)],
+            stop_labels=torch.from_numpy(classes[stops]).to(device),
+        )
+        # A stream of random numbers of its own leaves the caller's global one untouched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_one_seed((*seed, member)))
+            head = build_head(
+                settings.head,
+                dim=bags.fingerprint.dim,
+                n_components=whitening.matrix.shape[1],
+                n_classes=n_classes,
+            ).to(device)
+            head.whitening.load_state_dict(whitening.state_dict())
+            history += _train_head(head, lesson, member, n_classes=n_classes, settings=settings)
+        heads.append(head.eval().cpu())
+        on_head()
+    return Ensemble(heads=tuple(heads), history=tuple(history), stopped_early=bool(stop_early))
+
+
+def member_outputs(
+    heads: Sequence[Head], tiles: npt.NDArray[np.floating[np.generic]] | npt.NDArray[np.float16]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What each head says of one patient.
+
+    Parameters
+    ----------
+    heads
+        Heads of an ensemble, on the CPU.
+    tiles
+        The patient's embeddings, shape (tiles, dim); at least one.
+
+    Returns
+    -------
+    tuple
+        Logits of shape (heads, classes) and attention of shape (heads, tiles), float64.
+    """
+    features = torch.from_numpy(np.asarray(tiles, np.float32))[None]  # (1, tiles, dim)
+    mask = torch.ones(features.shape[:2], dtype=torch.bool)
+    with torch.inference_mode():
+        # The heads of an ensemble share one whitening, so the long product is taken once.
+        components = heads[0].whitening(features)
+        outputs = [head.score(components, mask) for head in heads]
+    logits = torch.cat([output.logits for output in outputs]).double().numpy()
+    attention = torch.cat([output.attention for output in outputs]).double().numpy()
+    return logits, attention
+
+
+def _train_head(
+    head: Head, lesson: _Lesson, member: int, *, n_classes: int, settings: TrainSettings
+) -> list[EpochRecord]:
+    """Train ``head`` in place and leave it with its best weights."""
+    weights = _class_weights(lesson.labels, n_classes)
+    optimiser = torch.optim.AdamW(
+        [p for p in head.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    stops = len(lesson.stop_bags) > 0
+    n_epochs = settings.max_epochs if stops else settings.fixed_epochs
+    best_loss, best_epoch = float("inf"), -1
+    best_state: Mapping[str, Tensor] = {}
+    history: list[EpochRecord] = []
+    for epoch in range(n_epochs):
+        train_loss = _train_epoch(head, lesson, weights, optimiser, settings)
+        stop_loss = _stop_loss(head, lesson, n_classes) if stops else float("nan")
+        history.append(
+            EpochRecord(member=member, epoch=epoch, train_loss=train_loss, stop_loss=stop_loss)
+        )
+        if stops and stop_loss < best_loss:
+            # A deep copy: state_dict alone would go on changing with the weights.
+            best_loss, best_epoch = stop_loss, epoch
+            best_state = copy.deepcopy(head.state_dict())
+        if stops and epoch - best_epoch >= settings.patience:
+            break
+    if best_state:
+        head.load_state_dict(best_state)
+    return history
+
+
+def _train_epoch(
+    head: Head,
+    lesson: _Lesson,
+    weights: Tensor,
+    optimiser: torch.optim.Optimizer,
+    settings: TrainSettings,
+) -> float:
+    head.train()
+    losses = []
+    for chosen in torch.randperm(len(lesson.bags)).split(settings.batch_patients):
+        batch = pad([_draw(lesson.bags[int(i)], settings.max_tiles) for i in chosen])
+        truth = lesson.labels[chosen.to(lesson.labels.device)]
+        output = head.score(*batch)
+        # Weights average 1 over the patients, so a batch need not hold every class.
+        loss = (functional.cross_entropy(output.logits, truth, reduction="none")
+                * weights[truth]).mean()  # fmt: skip
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
+        optimiser.step()
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def _stop_loss(head: Head, lesson: _Lesson, n_classes: int) -> float:
+    """Class-balanced log loss of the patients to stop on, all their tiles used."""
+    head.eval()
+    with torch.inference_mode():
+        batch: Batch = pad(lesson.stop_bags)
+        losses = functional.cross_entropy(
+            head.score(*batch).logits, lesson.stop_labels, reduction="none"
+        )
+        weights = _class_weights(lesson.stop_labels, n_classes)
+        return float((losses * weights[lesson.stop_labels]).mean())
+
+
+def _class_weights(labels: Tensor, n_classes: int) -> Tensor:
+    """Weights by class that give every class the same total and average 1 over patients."""
+    counts = torch.bincount(labels, minlength=n_classes).clamp(min=1)
+    return len(labels) / (n_classes * counts.float())
+
+
+def _draw(bag: Tensor, max_tiles: int) -> Tensor:
+    if len(bag) <= max_tiles:
+        return bag
+    return bag[torch.randperm(len(bag))[:max_tiles].to(bag.device)]
+
+
+def _whiten(
+    tiles: npt.NDArray[np.floating[np.generic]], whitening: Whitening, device: torch.device
+) -> Tensor:
+    with torch.no_grad():
+        components: Tensor = whitening(torch.from_numpy(tiles.astype(np.float32)).to(device))
+    return components
+
+
+def _fit_whitening(
+    bags: Sequence[npt.NDArray[np.floating[np.generic]]], n_components: int
+) -> Whitening:
+    """Principal components of the tiles, every patient with the same weight.
+
+    Components are scaled by their standard deviation with a floor (the mean variance of the kept
+    ones is added), so that the smallest, mostly noise, are not blown up to the size of the first.
+    At most 256 tiles a patient are looked at, evenly spaced.
+    """
+    dim = bags[0].shape[1]
+    moments, means = np.zeros((dim, dim)), np.zeros(dim)
+    for bag in bags:
+        places = np.linspace(0, len(bag) - 1, min(len(bag), _TILES_FOR_WHITENING)).astype(np.int64)
+        tiles = bag[places].astype(np.float64)
+        means += tiles.mean(axis=0) / len(bags)
+        moments += tiles.T @ tiles / (len(tiles) * len(bags))
+    values, vectors = np.linalg.eigh(moments - np.outer(means, means))
+    kept = min(n_components, dim)
+    values, vectors = values[::-1][:kept].clip(min=0), vectors[:, ::-1][:, :kept]
+    # The sign of an eigenvector is arbitrary; fixing it makes runs comparable.
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(kept)] < 0, -1, 1)
+    scale = 1 / np.sqrt(values + values.mean() + 1e-12)
+    whitening = Whitening(dim, kept)
+    whitening.mean = torch.from_numpy(means.astype(np.float32))
+    whitening.matrix = torch.from_numpy((vectors * scale).astype(np.float32))
+    return whitening
+
+
+def _one_seed(numbers: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,142 @@
+"""Out-of-fold logits: every patient judged by an ensemble that never saw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mil.calibration import ShrunkenPlatt
+from mil.cohort import Cohort
+from mil.data import PatientBags
+from mil.splits import Fold
+from mil.training import EpochRecord, TrainSettings, member_outputs, train_ensemble
+
+__all__ = ["OutOfFold", "cross_fitted_probabilities", "cross_validate", "fit_calibrator"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutOfFold:
+    """What ensembles say of patients they did not see."""
+
+    patient_ids: tuple[str, ...]
+    """Patients that have tiles, in the cohort's order."""
+    labels: npt.NDArray[np.int64]
+    """Class index of each, shape (patients,)."""
+    logits: Floats
+    """Mean logit of the ensemble, shape (repeats, patients, classes)."""
+    fold: npt.NDArray[np.int64]
+    """Fold in which each was judged, shape (repeats, patients)."""
+    history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
+    """Learning curves by repeat and fold."""
+    n_fixed: int
+    """Folds in which fixed epochs replaced early stopping."""
+
+
+def cross_validate(
+    bags: PatientBags,
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    *,
+    settings: TrainSettings,
+    seed: int,
+    on_head: Callable[[], None] = lambda: None,
+) -> OutOfFold:
+    """Judge every patient once a repeat by an ensemble trained on the other folds.
+
+    What trains a fold receives a store that does not hold the fold's test patients; those are only
+    shown to the finished ensemble. Patients without tiles are neither learned from nor judged.
+
+    Parameters
+    ----------
+    bags
+        Bags of the cohort.
+    cohort
+        Patients and labels.
+    folds
+        From :func:`mil.splits.patient_folds`.
+    settings
+        How ensembles are trained.
+    seed
+        Decides everything random.
+    on_head
+        Called after each head.
+    """
+    names = bags.filled()
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    places = {name: index for index, name in enumerate(names)}
+    n_repeats = 1 + max(fold.repeat for fold in folds)
+    logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
+    judged_in = np.full((n_repeats, len(names)), -1, np.int64)
+    history, n_fixed = {}, 0
+    for fold in folds:
+        ensemble = train_ensemble(
+            bags.restricted_to(fold.train_ids),
+            {name: labels[name] for name in fold.train_ids},
+            n_classes=len(cohort.classes),
+            settings=settings,
+            seed=(seed, 1, fold.repeat, fold.index),
+            on_head=on_head,
+        )
+        history[fold.repeat, fold.index] = ensemble.history
+        n_fixed += not ensemble.stopped_early
+        for name in set(fold.test_ids) & set(places):
+            members, _ = member_outputs(ensemble.heads, bags.features[name])
+            logits[fold.repeat, places[name]] = members.mean(axis=0)
+            judged_in[fold.repeat, places[name]] = fold.index
+    return OutOfFold(
+        patient_ids=names,
+        labels=np.array([labels[name] for name in names], np.int64),
+        logits=logits,
+        fold=judged_in,
+        history=history,
+        n_fixed=n_fixed,
+    )
+
+
+def fit_calibrator(found: OutOfFold, rows: npt.NDArray[np.bool_]) -> ShrunkenPlatt:
+    """Calibrator fitted on out-of-fold logits.
+
+    Parameters
+    ----------
+    found
+        Out-of-fold logits.
+    rows
+        Which of them to use, shape (repeats, patients), bool. A patient with several rows counts
+        once altogether.
+
+    Raises
+    ------
+    CalibrationError
+        If a class has fewer than three patients among them.
+    """
+    weights = (rows / np.maximum(rows.sum(axis=0), 1))[rows]
+    labels = np.broadcast_to(found.labels, rows.shape)[rows]
+    return ShrunkenPlatt().fit(found.logits[rows], labels, weights=weights)
+
+
+def cross_fitted_probabilities(found: OutOfFold) -> Floats:
+    """Probabilities at the balanced prior whose calibrator was fitted on other patients.
+
+    For each fold of each repeat, the calibrator is fitted on that repeat's other folds. These are
+    cross-fitted and not nested: other patients' logits may come from heads that had learned from
+    the patient judged.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (repeats, patients, classes).
+    """
+    proba = np.full_like(found.logits, np.nan)
+    for repeat in range(len(found.logits)):
+        for index in np.unique(found.fold[repeat]):
+            judged = found.fold[repeat] == index
+            rows = np.zeros(found.fold.shape, bool)
+            rows[repeat] = ~judged
+            calibrator = fit_calibrator(found, rows)
+            proba[repeat, judged] = calibrator.predict_proba(found.logits[repeat, judged])
+    return proba
