@@ -45,7 +45,7 @@ def _print_version(*, wanted: bool) -> None:
 @app.callback()
 def common(
     *,
-    version: Annotated[  # noqa: ARG001 - handled by its callback
+    version: Annotated[
         bool,
         typer.Option(
             "--version",

@@ -1,8 +1,9 @@
-"""What a person sees: progress on standard error, results on standard output, errors in one line."""
+"""What a person sees: progress on standard error, results on standard output, one-line errors."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ results = Console(highlight=False, soft_wrap=True)
 class KnownErrorGroup(TyperGroup):
     """A command group in which a known error is one line and exit code 1, never a traceback."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
@@ -88,12 +89,12 @@ def step(description: str) -> Iterator[None]:
         yield
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON takes
+def _finite(value: Any) -> Any:
     """JSON has no NaN: a figure that does not exist is null."""
     if isinstance(value, Mapping):
         return {str(key): _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(part) for part in value]
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.console import notes, progress_bar, results
-from cli.embed import all_cores
+from cli.embed import N_CORES
 
 __all__ = ["demo"]
 
@@ -49,7 +49,7 @@ def demo(
             out,
             plan,
             n_test_patients=test_patients,
-            n_workers=all_cores(),
+            n_workers=N_CORES,
             on_slide=lambda: bars.advance(task),
         )
     bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
@@ -58,9 +58,7 @@ def demo(
         "train", "--cohort", out / "train.csv", "--bags", bags, "--run", run, "--seed", seed,
         "--overwrite",
     )  # fmt: skip
-    _run(
-        "infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission
-    )
+    _run("infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission)
     _run("score", submission, "--cohort", out / "test_labels.csv")
     results.print(f"Everything lies in {out}/ ({time.monotonic() - started:.0f} s):")
     for path, words in (

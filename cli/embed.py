@@ -11,20 +11,25 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    notes,
+    print_json,
+    progress_bar,
+    results,
+    step,
+)
 from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
 
 if TYPE_CHECKING:
-    from features.bags import Fingerprint
-    from features.encoders import Encoder
-    from features.pipeline import EmbedSettings, SlideOutcome
+    from features.pipeline import SlideOutcome
 
-__all__ = ["SlideBars", "all_cores", "embed", "print_failures"]
+__all__ = ["N_CORES", "SlideBars", "embed", "print_failures"]
 
 
-def all_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores this process may use."""
 
 
 def embed(
@@ -57,7 +62,7 @@ def embed(
         Path | None, typer.Option(help="CSV with `slide_id` and `mpp`, for single slides.")
     ] = None,
     device: Device = "auto",
-    workers: Workers = all_cores(),
+    workers: Workers = N_CORES,
     batch: Batch = 64,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Embed slides again that have a bag.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
-from cli.embed import SlideBars, all_cores, print_failures
+from cli.embed import N_CORES, SlideBars, print_failures
 from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def infer(
         Path | None, typer.Option(help="With --slides: CSV with `slide_id` and `mpp`.")
     ] = None,
     device: Device = "auto",
-    workers: Workers = all_cores(),
+    workers: Workers = N_CORES,
     batch: Batch = 64,
     as_json: JsonOutput = False,
 ) -> None:
@@ -155,7 +155,7 @@ def _embed_missing(
         return 0
     with step("loading the backbone"):
         settings = settings_like(run.fingerprint, batch_tiles=batch, n_workers=workers)
-        given = {name: slide_mpp for name in wanted} if slide_mpp is not None else {}
+        given = dict.fromkeys(wanted, slide_mpp) if slide_mpp is not None else {}
         if mpp_table is not None:
             given = read_mpp_table(mpp_table)
         encoder = load_encoder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +29,7 @@ _TITLES = {
 }
 
 
-class Average(str, Enum):
+class Average(StrEnum):
     """How several files become one."""
 
     probability = "probability"
@@ -38,9 +38,7 @@ class Average(str, Enum):
 
 def score(
     *,
-    predictions: Annotated[
-        list[Path], typer.Argument(help="CSV tables of patients or of slides.")
-    ],
+    predictions: Annotated[list[Path], typer.Argument(help="CSV tables of patients or of slides.")],
     cohort: Annotated[
         Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
     ],

@@ -364,9 +364,7 @@ def _array(path: Path, file: h5py.File, name: str, *, ndim: int) -> npt.NDArray[
 def _meta(path: Path, file: h5py.File) -> BagMeta:
     attributes = dict(file.attrs)
     if attributes.get("format") != FORMAT:
-        raise BagError(
-            path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}"
-        )
+        raise BagError(path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
     if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
         raise BagError(
             path,
@@ -379,18 +377,20 @@ def _meta(path: Path, file: h5py.File) -> BagMeta:
             path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
         )
     return BagMeta(
-        fingerprint=Fingerprint(**{p.name: _plain(attributes[p.name]) for p in fields(Fingerprint)}),
+        fingerprint=Fingerprint(
+            **{p.name: _plain(attributes[p.name]) for p in fields(Fingerprint)}
+        ),
         **{name: _plain(attributes[name]) for name in _flat_names()},
     )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - an HDF5 attribute may be anything
+def _plain(value: Any) -> Any:
     """An attribute as a plain Python value."""
     if isinstance(value, np.ndarray):
         return tuple(value.tolist())
     return value.item() if isinstance(value, np.generic) else value
 
 
-def as_json(**values: Any) -> str:  # noqa: ANN401 - whatever JSON takes
+def as_json(**values: Any) -> str:
     """Settings as one line of JSON with sorted keys, so that equal settings give equal text."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"))

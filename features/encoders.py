@@ -18,7 +18,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -82,9 +82,8 @@ class Encoder:
         self.preprocessing = preprocessing
         self.device = device
         self.weights_sha256 = _hash_weights(model.state_dict())
-        self._model = model.eval().requires_grad_(False).to(  # noqa: FBT003 - torch's own argument
-            device=device, memory_format=torch.channels_last
-        )
+        model.eval().requires_grad_(requires_grad=False)
+        self._model = model.to(device).to(memory_format=torch.channels_last)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
@@ -160,7 +159,7 @@ def load_encoder(name: str, *, weights_path: Path | None, device: torch.device) 
     EncoderError
         If timm does not know the name, or weights are missing, unreadable or do not fit.
     """
-    architecture = name.split(".")[0]
+    architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise EncoderError(
@@ -179,7 +178,7 @@ def load_encoder(name: str, *, weights_path: Path | None, device: torch.device) 
 
 
 def _preprocessing_of(model: nn.Module) -> Preprocessing:
-    config: dict[str, Any] = resolve_model_data_config(model)
+    config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     # Some timm models ask for lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]
     return Preprocessing(
@@ -190,7 +189,7 @@ def _preprocessing_of(model: nn.Module) -> Preprocessing:
     )
 
 
-def _create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own keywords
+def _create(name: str, **options: Any) -> nn.Module:
     """Build a model without classifier, so that its output is the pooled vector."""
     model: nn.Module = timm.create_model(name, num_classes=0, **options)
     return model
@@ -201,7 +200,7 @@ def _from_hub(name: str) -> nn.Module:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints every retry
     try:
         return _create(name, pretrained=True)
-    except Exception as error:  # noqa: BLE001 - hub, cache and network fail in too many ways to list
+    except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise EncoderError(
             f"backbone {name!r}",

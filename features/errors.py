@@ -55,7 +55,7 @@ class KnownError(Exception):
         super().__init__(where, found, expected, advice)
 
     def __str__(self) -> str:
-        """The message: ``where: found; expected ... . Advice.``"""
+        """The message in one line: where, what was found, what was expected, what to do."""
         text = f"{self.where}: {self.found}"
         if self.expected:
             text += f"; expected {self.expected}"

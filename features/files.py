@@ -101,13 +101,13 @@ def content_id(path: Path) -> str:
         return digest.hexdigest()
     n_bytes = path.stat().st_size
     digest.update(f"{n_bytes}\n".encode())
-    with path.open("rb") as file:
+    with path.open("rb") as stream:
         if n_bytes <= _WHOLE_BELOW_BYTES:
-            while block := file.read(_BLOCK_BYTES):
+            while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
         else:
             n_blocks = _WHOLE_BELOW_BYTES // _BLOCK_BYTES
             for index in range(n_blocks):
-                file.seek((n_bytes - _BLOCK_BYTES) * index // (n_blocks - 1))
-                digest.update(file.read(_BLOCK_BYTES))
+                stream.seek((n_bytes - _BLOCK_BYTES) * index // (n_blocks - 1))
+                digest.update(stream.read(_BLOCK_BYTES))
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -123,9 +123,7 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
     )
 
 
-def settings_like(
-    fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int
-) -> EmbedSettings:
+def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int) -> EmbedSettings:
     """Settings that make bags of this fingerprint, given the same encoder."""
     tissue: dict[str, Any] = json.loads(fingerprint.tissue)
     return EmbedSettings(

@@ -260,7 +260,7 @@ def _clouds(rng: np.random.Generator, shape: tuple[int, ...], *, grain: float) -
 
 def _island(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """One to three ragged islands with soft borders, 0 to 1."""
-    rows, columns = np.mgrid[0:1:shape[0] * 1j, 0:1:shape[1] * 1j].astype(np.float32)
+    rows, columns = np.mgrid[0 : 1 : shape[0] * 1j, 0 : 1 : shape[1] * 1j].astype(np.float32)
     height = np.full(shape, -9.0, np.float32)
     for _ in range(int(rng.integers(1, 4))):
         y, x = rng.uniform(0.3, 0.7, 2)
@@ -270,7 +270,7 @@ def _island(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
         height = np.maximum(height, 1 - (along / long) ** 2 - (across / short) ** 2)
     ragged = height + 0.35 * _clouds(rng, shape, grain=7) + 0.12 * _clouds(rng, shape, grain=2)
-    return np.clip(ragged * 4, 0, 1)
+    return np.asarray(np.clip(ragged * 4, 0, 1), np.float32)
 
 
 def _by_share(field: Floats, where: npt.NDArray[np.bool_], share: float) -> Floats:
@@ -316,9 +316,9 @@ def _paint_fibrin(rng: np.random.Generator) -> RgbArray:
         threads, [rows + bend_y, columns + bend_x], order=1, mode="grid-wrap"
     )
     tone = 1 / (1 + np.exp(-1.4 * bent))[..., None]  # 0 pale, 1 deep
-    pale, deep = np.float32([236, 176, 196]), np.float32([186, 62, 104])
+    pale, deep = np.array([236, 176, 196], np.float32), np.array([186, 62, 104], np.float32)
     grain = rng.normal(0, 3, (_ATLAS_PX, _ATLAS_PX, 1))
-    return np.clip(pale + (deep - pale) * tone + grain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(pale + (deep - pale) * tone + grain, 0, 255), np.uint8)
 
 
 def _paint_red_cells(rng: np.random.Generator) -> RgbArray:
@@ -326,14 +326,14 @@ def _paint_red_cells(rng: np.random.Generator) -> RgbArray:
     distance, shade = _nearest_seed(rng, spacing_px=_CELL_PX, jitter=0.28)
     inside = np.clip(1.15 - distance / (_CELL_PX / 2), 0, 1)[..., None]
     dimple = 1 - 0.18 * np.exp(-((distance / 5.0) ** 2))[..., None]
-    dark, light = np.float32([150, 40, 30]), np.float32([222, 116, 70])
+    dark, light = np.array([150, 40, 30], np.float32), np.array([222, 116, 70], np.float32)
     cell = dark + (light - dark) * (0.35 + 0.65 * shade[..., None])
-    plasma = np.float32([206, 130, 110])
+    plasma = np.array([206, 130, 110], np.float32)
     edge = np.clip(inside * 2.2, 0, 1)
     colour = plasma + (cell * dimple - plasma) * edge
     colour *= 1 - 0.22 * np.exp(-(((distance - _CELL_PX * 0.46) / 2.5) ** 2))[..., None]
     grain = rng.normal(0, 3, (_ATLAS_PX, _ATLAS_PX, 1))
-    return np.clip(colour + grain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(colour + grain, 0, 255), np.uint8)
 
 
 def _paint_white_cells(rng: np.random.Generator) -> RgbArray:
@@ -342,8 +342,8 @@ def _paint_white_cells(rng: np.random.Generator) -> RgbArray:
     wobble = 3.0 * _wrapped_noise(rng, 6)
     nucleus = np.clip((18 + 5 * shade + wobble - distance) / 3, 0, 1)[..., None]
     clump = 0.12 * _wrapped_noise(rng, 2.5)[..., None]
-    purple = np.float32([92, 60, 132]) * (1 + clump)
-    return np.clip(255 + (purple - 255) * nucleus, 0, 255).astype(np.uint8)
+    purple = np.array([92, 60, 132], np.float32) * (1 + clump)
+    return np.asarray(np.clip(255 + (purple - 255) * nucleus, 0, 255), np.uint8)
 
 
 def _nearest_seed(
@@ -354,7 +354,9 @@ def _nearest_seed(
     step = _ATLAS_PX / n_seeds
     rows, columns = np.mgrid[0:n_seeds, 0:n_seeds].astype(np.float64)
     columns += 0.5 * (rows % 2)  # every other row shifted: closer packing
-    places = np.stack([rows, columns], axis=-1) + rng.uniform(-jitter, jitter, (n_seeds, n_seeds, 2))
+    places = np.stack([rows, columns], axis=-1) + rng.uniform(
+        -jitter, jitter, (n_seeds, n_seeds, 2)
+    )
     pixels = np.rint(places.reshape(-1, 2) * step).astype(np.int64) % _ATLAS_PX
     # Three by three copies let the pattern go on across the borders.
     empty = np.ones((_ATLAS_PX, _ATLAS_PX), bool)

@@ -64,7 +64,8 @@ def read_table(path: Path) -> pd.DataFrame:
     table.columns = table.columns.str.strip()
     if table.empty:
         raise TableError(path, found="no rows under the header", expected="at least one row")
-    return table.apply(lambda column: column.str.strip())
+    stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
+    return stripped
 
 
 def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:

@@ -164,9 +164,9 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
 def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int64]:
     """First pixels of tiles along one axis; at least one tile."""
     n_tiles = max(1, int((length_px0 - span) / pitch + 1 + 1e-9))
-    starts = np.floor(np.arange(n_tiles) * pitch + 0.5).astype(np.int64)
+    starts: npt.NDArray[np.int64] = np.floor(np.arange(n_tiles) * pitch + 0.5).astype(np.int64)
     # Rounding the corner may push the last tile over the edge by half a pixel.
-    return starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)]
+    return np.asarray(starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)])
 
 
 def _tissue_shares(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
+from features.errors import KnownError
 from features.slides.protocol import RgbArray
 
 __all__ = ["TissueMask", "TissueSettings", "find_tissue", "overview_downsample"]
@@ -15,7 +18,16 @@ __all__ = ["TissueMask", "TissueSettings", "find_tissue", "overview_downsample"]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
+_SAME_GLASS = 12.0  # pixels this close to the glass's colour are measured as glass, grey levels
+_NOISE_SIGMAS = 4.0  # three blank pixels in 100,000 lie beyond, were the noise normal
+_TEXTURE_WEIGHT = 2.0  # a standard deviation of 6 grey levels says as much as a distance of 12
+_LEAST_GLASS_SHARE = 0.02  # of the picture: less than that is no glass, but a pale spot
 _LEAST_ISLAND_PX = 4
+_BLACK = 16  # of 255, in the brightest channel
+_NORMAL_MAD = 0.6745  # median absolute deviation of a normal variable of standard deviation 1
+_FIT_PIXELS = 20_000
+_FIT_ROUNDS = 8
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +35,35 @@ class TissueSettings:
     """How tissue is told from glass."""
 
     mask_mpp: float = 8.0
-    """Resolution of the picture that is looked at, µm/px: about one cell a pixel."""
+    """Resolution of the picture that is looked at, µm/px: about one cell a pixel, so that the gaps
+    between cells and the scanner's noise average out, and a slide of 5 gigapixels fits in 15 MB."""
     floor_distance: float = 12.0
-    """Least distance to the glass's colour (largest channel difference, 0 to 255) that is ever
-    taken for tissue. Otsu's threshold always splits, so a blank slide needs an absolute floor; scan
-    noise averaged to ``mask_mpp`` stays below 5."""
+    """Least distance to the glass that is ever taken for tissue, grey levels (0 to 255). Otsu's
+    threshold always splits, so a blank slide needs an absolute floor; JPEG blocks, dust and the
+    tints of a glass stay below 10, pale fibrin begins at 15. Noisier glass raises it."""
     least_speck_um2: float = 4000.0
-    """Smaller islands are dropped, µm²: dust; a tile of 224 px at 0.5 µm/px has 12,544."""
+    """Smaller islands are dropped, µm²: dust of up to 70 µm across; a tile of 224 px at 0.5 µm/px
+    has 12,544, and at the usual least share of 0.3 no single smaller island makes a tile."""
     least_hole_um2: float = 4000.0
-    """Smaller holes in tissue are filled, µm²."""
+    """Smaller holes in tissue are filled, µm²: capillaries, fat cells and tears of one cell's
+    width belong to the tissue, vessels and glands wider than 70 µm do not."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, least in (("mask_mpp", 0.05), ("floor_distance", 1.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise KnownError(
+                    "tissue",
+                    found=f"{name} is {getattr(self, name):g}",
+                    expected=f"{least:g} or more",
+                )
+        for name in ("least_speck_um2", "least_hole_um2"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise KnownError(
+                    "tissue",
+                    found=f"{name} is {getattr(self, name):g}",
+                    expected="an area, 0 or more",
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,11 +77,17 @@ class TissueMask:
     background_rgb: tuple[int, int, int]
     """Colour of the glass."""
     threshold: float
-    """Distance to the glass's colour from which on a pixel was tissue."""
+    """Distance to the glass from which on a pixel was tissue, grey levels."""
 
 
 def overview_downsample(mpp: float, settings: TissueSettings) -> int:
-    """Level-0 px per px of the mask for a slide of that resolution; at least 1."""
+    """Level-0 px per px of the mask for a slide of that resolution in µm/px; at least 1.
+
+    Examples
+    --------
+    >>> overview_downsample(0.25, TissueSettings())
+    32
+    """
     return max(1, round(settings.mask_mpp / mpp))
 
 
@@ -58,10 +96,19 @@ def find_tissue(
 ) -> TissueMask:
     """Tissue of a slide, whatever the colour of its glass.
 
-    The glass's colour is the commonest bright, smooth colour; slow changes of it over the slide are
-    followed. A pixel is tissue where its distance to the glass (largest difference over the
-    channels) is beyond Otsu's threshold (Otsu, 1979), but never below an absolute floor. Specks and
-    small holes go by their area.
+    1. The glass's colour is the commonest among bright, smooth pixels that are not redder than
+       glass can be. Where no glass is seen (a picture of tissue alone), white is taken.
+    2. Slow changes of the glass over the slide (uneven light) are followed by a polynomial of
+       second degree in x and y, fitted again and again to what lies close to it.
+    3. A pixel's distance is how far it is darker than the glass, in the channel where that is
+       most, joined with the texture around it, so that pale but structured tissue counts.
+       Nothing that light went through is brighter than bare glass: white fill is no tissue. Nor is
+       flat black fill.
+    4. Tissue lies beyond Otsu's threshold of that distance (Otsu, 1979), held above a floor and
+       within once that setting of it: on a blank slide Otsu would split the noise, on a slide of
+       dark and pale tissue the tissue. The floor rises with the noise of the glass.
+    5. Specks are dropped and small holes filled by their area. Where only specks are found, the
+       largest is kept if it stands out clearly (a small biopsy).
 
     Parameters
     ----------
@@ -79,65 +126,140 @@ def find_tissue(
     TissueMask
         With ``mask`` of the shape of ``overview``; all False on a blank slide.
     """
-    glass = _glass_colour(overview)
-    distance = _distance(overview, glass, settings.floor_distance)
-    threshold = max(settings.floor_distance, _otsu(distance[distance > settings.floor_distance / 2]))
-    # Otsu between dark and pale tissue would lose the pale one: the floor's double is enough.
-    threshold = min(threshold, 2 * settings.floor_distance)
+    smooth = _median_of_nine(overview)
+    texture = _texture(smooth)
+    glass, is_glass = _find_glass(smooth, texture)
+    colour, noise = _darker_than_glass(smooth, _fit_light(smooth, glass), is_glass)
+    calm = float(np.percentile(texture[is_glass], 99)) if is_glass.any() else 0.0
+    distance = np.hypot(colour, _TEXTURE_WEIGHT * np.maximum(texture - calm, 0))
+    distance[_black_fill(smooth, texture)] = 0
+    floor = max(settings.floor_distance, _NOISE_SIGMAS * noise)
+    threshold = float(np.clip(_otsu(distance), floor, floor + settings.floor_distance))
     px_um2 = (downsample * mpp) ** 2
     mask = _without_specks(distance, threshold, settings.least_speck_um2 / px_um2)
-    mask = ~_without_small(~mask, settings.least_hole_um2 / px_um2)
     red, green, blue = np.rint(glass).astype(int).tolist()
     return TissueMask(
-        mask=mask,
+        mask=~_without_small(~mask, settings.least_hole_um2 / px_um2),
         downsample=downsample,
         background_rgb=(red, green, blue),
-        threshold=float(threshold),
+        threshold=threshold,
     )
 
 
-def _glass_colour(overview: RgbArray) -> Floats:
-    """The commonest colour among smooth and rather bright pixels, shape (3,)."""
-    grey = overview.astype(np.float32).mean(axis=2)
-    spread = ndimage.maximum_filter(grey, 3) - ndimage.minimum_filter(grey, 3)
-    smooth = spread <= max(6.0, float(np.percentile(spread, 30)))
-    bright = grey >= max(100.0, float(np.percentile(grey, 40)))
-    pixels = overview[smooth & bright]
-    if not len(pixels):
-        pixels = overview[grey >= np.percentile(grey, 90)]
-    coarse = (pixels >> 3).astype(np.int64)  # bins of 8 grey levels a channel
+def _median_of_nine(overview: RgbArray) -> RgbArray:
+    """Each pixel's neighbourhood of 3 by 3: noise goes, straight borders stay where they are."""
+    return np.asarray(Image.fromarray(overview).filter(ImageFilter.MedianFilter(3)))
+
+
+def _texture(pixels: RgbArray) -> Floats:
+    """Give the local standard deviation of the grey value around each pixel, shape (height, width).
+
+    Of the nine windows of 3 by 3 that hold a pixel the calmest counts (as in Kuwahara's filter,
+    1976): the glass beside a border is as calm as glass elsewhere.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
+    mean = ndimage.uniform_filter(grey, 3)
+    variance = ndimage.uniform_filter(grey * grey, 3) - mean * mean
+    return np.sqrt(np.maximum(ndimage.minimum_filter(variance, 3), 0))
+
+
+def _find_glass(pixels: RgbArray, texture: Floats) -> tuple[Floats, Bools]:
+    """Colour of the glass, shape (3,), and where the picture has about that colour."""
+    red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
+    brightest = float(np.percentile(green, 99))
+    # Glass lets most light through, and stains of tissue are redder than green, glass hardly.
+    candidate = (green >= max(120.0, 0.7 * brightest)) & (red - green <= 26)
+    candidate &= texture <= np.percentile(texture[candidate], 80) if candidate.any() else False
+    # Flat pure white is often not glass but the fill beside what was scanned.
+    fill = (pixels.min(axis=2) == 255) & (texture == 0)
+    for places in (candidate & ~fill, candidate):
+        if places.mean() < _LEAST_GLASS_SHARE:
+            continue
+        glass = _commonest(pixels[places])
+        is_glass = candidate & (np.abs(pixels - glass).max(axis=2) <= _SAME_GLASS)
+        if is_glass.mean() >= _LEAST_GLASS_SHARE:
+            return glass, is_glass
+    return np.full(3, 255, np.float32), np.zeros(texture.shape, bool)
+
+
+def _commonest(colours: RgbArray) -> Floats:
+    """Mode of colours of shape (n, 3), found in bins of 8 grey levels, then as a median."""
+    coarse = (colours >> 3).astype(np.int64)
     keys = (coarse[:, 0] << 10) | (coarse[:, 1] << 5) | coarse[:, 2]
-    commonest = np.bincount(keys).argmax()
-    centre = np.array([commonest >> 10, (commonest >> 5) & 31, commonest & 31]) * 8 + 3.5
-    near = np.abs(pixels - centre).max(axis=1) <= 12
-    return np.asarray(np.median(pixels[near], axis=0), np.float32)
+    counts = np.bincount(keys, minlength=1 << 15).reshape(32, 32, 32)
+    # Neighbouring bins are summed: a mode on the border of two must not lose against a broad one.
+    counts = ndimage.convolve(counts, np.ones((2, 2, 2), np.int64), mode="constant", origin=-1)
+    place = np.array(np.unravel_index(counts.argmax(), counts.shape))
+    near = ((coarse >= place) & (coarse <= place + 1)).all(axis=1)
+    return np.asarray(np.median(colours[near], axis=0), np.float32)
 
 
-def _distance(overview: RgbArray, glass: Floats, floor: float) -> Floats:
-    """Largest channel difference to the local glass, shape (height, width), lightly smoothed."""
-    pixels = overview.astype(np.float32)
-    first = np.abs(pixels - glass).max(axis=2)
-    # Uneven light: the glass is measured again in the neighbourhood, from what is surely glass.
-    sure = first <= floor
-    size = max(15, min(overview.shape[:2]) // 4)
-    share = ndimage.uniform_filter(sure.astype(np.float32), size)
-    local = np.empty_like(pixels)
-    for channel in range(3):
-        sums = ndimage.uniform_filter(
-            np.where(sure, pixels[..., channel] - glass[channel], 0), size
-        )
-        local[..., channel] = glass[channel] + sums / np.maximum(share, 0.05)
-    difference = np.stack(
-        [ndimage.uniform_filter(pixels[..., i] - local[..., i], 3) for i in range(3)], axis=-1
+def _fit_light(pixels: RgbArray, glass: Floats) -> Floats:
+    """Fit the glass's colour as a polynomial of place: coefficients of its terms, shape (6, 3)."""
+    height, width = pixels.shape[:2]
+    step = max(1, math.isqrt(height * width // _FIT_PIXELS))
+    colours = pixels[::step, ::step].reshape(-1, 3) - glass
+    y, x = (axis[::step] for axis in _axes(height, width))
+    terms = np.stack([term.ravel() for term in np.broadcast_arrays(*_terms(y[:, None], x))], 1)
+    # A slope is held back a little: where glass is seen on one side only, nothing is made up.
+    held = np.diag([0.0, *[2e-4 * len(terms)] * 5])
+    coefficients = np.zeros((6, 3))
+    for _ in range(_FIT_ROUNDS):
+        seen = np.abs(colours - terms @ coefficients).max(axis=1) <= _SAME_GLASS
+        if seen.mean() < _LEAST_GLASS_SHARE / 2:
+            break
+        normal = terms[seen].T @ terms[seen] + held
+        coefficients = np.linalg.solve(normal, terms[seen].T @ colours[seen])
+    coefficients[0] += glass
+    return coefficients.astype(np.float32)
+
+
+def _axes(height: int, width: int) -> tuple[Floats, Floats]:
+    """Places of rows and columns, -0.5 to 0.5."""
+    return (
+        ((np.arange(height) + 0.5) / height - 0.5).astype(np.float32),
+        ((np.arange(width) + 0.5) / width - 0.5).astype(np.float32),
     )
-    return np.asarray(np.abs(difference).max(axis=2), np.float32)
 
 
-def _otsu(values: Floats) -> float:
-    """Threshold that best splits values into two groups (Otsu, 1979); 0 where there are none."""
-    if not len(values):
-        return 0.0
-    counts, edges = np.histogram(values, bins=128, range=(0, 256))
+def _terms(y: Floats, x: Floats) -> tuple[Floats, ...]:
+    """Terms of a polynomial of second degree."""
+    return np.ones_like(y), y, x, y * y, y * x, x * x
+
+
+def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tuple[Floats, float]:
+    """How far each pixel is darker than the glass there, and the noise of the glass.
+
+    Returns
+    -------
+    tuple
+        Grey levels, at least 0, of the channel that differs most, shape (height, width); standard
+        deviation of bare glass in the noisiest channel, estimated by the median of the absolute
+        deviations, in grey levels.
+    """
+    y, x = _axes(*is_glass.shape)
+    darker = np.zeros(is_glass.shape, np.float32)
+    noise = 0.0
+    for channel in range(3):
+        local = sum(
+            c * term for c, term in zip(light[:, channel], _terms(y[:, None], x), strict=True)
+        )
+        difference = local - pixels[..., channel]
+        if is_glass.any():
+            deviation = float(np.median(np.abs(difference[is_glass])))
+            noise = max(noise, deviation / _NORMAL_MAD)
+        np.maximum(darker, difference, out=darker)
+    return darker, noise
+
+
+def _black_fill(pixels: RgbArray, texture: Floats) -> Bools:
+    """Flat and nearly black: not scanned; the darkest tissue lets more light through."""
+    return np.asarray((pixels.max(axis=2) <= _BLACK) & (texture < 1))
+
+
+def _otsu(distance: Floats) -> float:
+    """Threshold that best splits distances into two groups, grey levels (Otsu, 1979)."""
+    counts, edges = np.histogram(distance, bins=256, range=(0, 256))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
@@ -154,12 +276,11 @@ def _without_specks(distance: Floats, threshold: float, least_px: float) -> Bool
     On a slide whose true resolution is unknown the area in µm² may be wrong by far; a single
     clearly coloured island is then more likely a small biopsy than dust.
     """
-    mask = _without_small(distance > threshold, least_px)
-    if mask.any():
+    beyond = distance > threshold
+    mask = _without_small(beyond, least_px)
+    if mask.any() or not beyond.any():
         return mask
-    labels, n_islands = ndimage.label(distance > threshold, structure=np.ones((3, 3)))
-    if not n_islands:
-        return mask
+    labels, _ = ndimage.label(beyond, structure=_EIGHT_NEIGHBOURS)
     sizes = np.bincount(labels.ravel())[1:]
     island = labels == sizes.argmax() + 1
     distinct = sizes.max() >= _LEAST_ISLAND_PX and float(distance[island].mean()) > 2 * threshold
@@ -167,8 +288,8 @@ def _without_specks(distance: Floats, threshold: float, least_px: float) -> Bool
 
 
 def _without_small(mask: Bools, least_px: float) -> Bools:
-    """Connected areas of at least ``least_px`` pixels."""
-    labels, n_areas = ndimage.label(mask, structure=np.ones((3, 3)))
+    """Keep connected areas of at least ``least_px`` pixels."""
+    labels, n_areas = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
     if not n_areas:
         return mask
     large = np.bincount(labels.ravel()) >= least_px

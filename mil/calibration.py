@@ -30,11 +30,12 @@ class ShrunkenPlatt:
     with biases of 0 it is temperature scaling (Guo et al., 2017).
 
     It is fitted by maximum likelihood in which every class has the same total weight, so its
-    output is for the balanced prior, with a ridge on the slope (in units of the logits' own spread)
-    and on the biases. Small cohorts have noisy logits: the ridge pulls the probabilities towards
-    1 / classes by about as much as one more patient a class that says nothing would, and vanishes
-    against hundreds of patients. The slope is never negative, so patients are never re-ranked in
-    reverse: where the logits point the wrong way, the answer is the prior.
+    output is for the balanced prior. Two things shrink it, by much in small cohorts and by next to
+    nothing against hundreds of patients: Platt's targets, which treat a class of n patients as if
+    one more of each class had been seen there, so that no probability reaches 0 or 1 however well
+    few patients are separated; and a ridge on the slope (in units of the logits' own spread) and on
+    the biases, which makes the answer 1 / classes where the logits say nothing. The slope is never
+    negative, so patients are never re-ranked in reverse.
 
     Attributes
     ----------
@@ -73,12 +74,14 @@ class ShrunkenPlatt:
         per_class = np.bincount(labels, mass, minlength=n_classes)
         # Equal classes, and the sum of all weights is the number of patients.
         balanced = mass * (mass.sum() / n_classes / per_class)[labels]
-        truth = np.eye(n_classes)[labels]
+        smoothing = n_classes / (per_class + n_classes)
+        truth = np.eye(n_classes)[labels] * (1 - smoothing[labels, None])
+        truth += smoothing[labels, None] / n_classes
 
         def loss(parameters: Floats) -> tuple[float, Floats]:
             slope, bias = parameters[0], parameters[1:] - parameters[1:].mean()
             logs = log_softmax(slope * centred / spread + bias, axis=1)
-            value = -float((balanced * logs[np.arange(len(labels)), labels]).sum())
+            value = -float((balanced[:, None] * truth * logs).sum())
             value += _RIDGE_SLOPE * slope**2 + _RIDGE_BIAS * float((bias**2).sum())
             error = balanced[:, None] * (np.exp(logs) - truth)
             d_slope = float((error * centred / spread).sum()) + 2 * _RIDGE_SLOPE * slope
@@ -115,8 +118,8 @@ class ShrunkenPlatt:
             If it is of another kind or its numbers cannot be.
         """
         slope, bias = values.get("slope"), values.get("bias")
-        numbers = isinstance(slope, (int, float)) and isinstance(bias, list)
-        if values.get("kind") != "shrunken_platt" or not numbers or not slope >= 0:
+        fits = isinstance(slope, (int, float)) and isinstance(bias, list) and slope >= 0
+        if values.get("kind") != "shrunken_platt" or slope is None or bias is None or not fits:
             raise CalibrationError("calibrator", found=f"{dict(values)}", expected="a Platt slope")
         return cls(slope=slope, bias=bias)
 

@@ -18,7 +18,8 @@ from mil.errors import CohortError
 __all__ = ["Cohort", "Patient", "read_cohort", "without_suffix"]
 
 _SLIDE_SUFFIXES = re.compile(
-    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|dcm|ome\.zarr|zarr|png|jpe?g|h5)$", re.IGNORECASE
+    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|dcm|ome\.zarr|zarr|png|jpe?g|h5)$",
+    re.IGNORECASE,
 )
 _SPOILT_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IGNORECASE)
 
@@ -156,7 +157,7 @@ def _refuse_empty_cells(path: Path, named: pd.DataFrame) -> None:
 
 
 def _refuse_spoilt_ids(path: Path, ids: pd.Series[str]) -> None:
-    """Tell ids that a spreadsheet or pandas has turned into numbers, such as 5.88e+13 for 588e11."""
+    """Tell ids that were turned into numbers on their way, such as 5.88e+13 for 588e11."""
     spoilt = ids[ids.str.fullmatch(_SPOILT_ID)]
     if len(spoilt):
         raise CohortError(

@@ -16,9 +16,10 @@ from features.bags import Bag, Fingerprint, read_bag, require_same_fingerprint
 from features.errors import BagError
 from mil.cohort import Cohort, Patient
 
-__all__ = ["Batch", "PatientBags", "SlideNote", "load_patient_bags", "pad"]
+__all__ = ["Batch", "Features", "PatientBags", "SlideNote", "load_patient_bags", "pad"]
 
 Features = npt.NDArray[np.floating[Any]]
+"""Embeddings, shape (tiles, dim), float16 or float32."""
 
 
 class Batch(NamedTuple):

@@ -48,7 +48,7 @@ class FitSummary:
     scores: Scores
     """Scores with intervals, by kind of prediction and by metric; all out-of-fold."""
     notes: tuple[str, ...]
-    """What a reader must know: slides without bags, fixed epochs."""
+    """What a reader must know: slides without bags, fixed steps."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -216,9 +216,7 @@ def _score(found: OutOfFold, proba: npt.NDArray[np.float64], *, seed: int) -> Sc
     }
 
 
-def _notes(
-    cohort: Cohort, bags: PatientBags, found: OutOfFold, *, n_folds: int
-) -> tuple[str, ...]:
+def _notes(cohort: Cohort, bags: PatientBags, found: OutOfFold, *, n_folds: int) -> tuple[str, ...]:
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
@@ -229,7 +227,7 @@ def _notes(
     if found.n_fixed:
         notes.append(
             f"in {found.n_fixed} of {n_folds} folds an inner split would hold fewer than five "
-            "patients of a class: a fixed number of epochs replaced early stopping there"
+            "patients of a class: a fixed number of steps replaced early stopping there"
         )
     return tuple(notes)
 

@@ -186,9 +186,7 @@ def _share_of_slides(
     return dict(zip(bags, (sums / sums.sum()).tolist(), strict=True))
 
 
-def _status(
-    patient: Patient, bags: Mapping[str, Bag], filled: Mapping[str, Bag]
-) -> PatientStatus:
+def _status(patient: Patient, bags: Mapping[str, Bag], filled: Mapping[str, Bag]) -> PatientStatus:
     if not bags:
         return "no_bag"
     if not filled:

@@ -50,9 +50,7 @@ class Interval:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
-def weighted_log_loss(
-    proba: Floats, labels: Ints, *, class_weights: Floats | None = None
-) -> float:
+def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | None = None) -> float:
     """Class-weighted mean of each class's mean log loss: the metric of STRIP AI.
 
     Each row is divided by its sum first and clipped to [1e-15, 1 - 1e-15] then, in this order. A

@@ -230,9 +230,7 @@ def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
     )
 
 
-def _read_out_of_fold(
-    path: Path, classes: tuple[str, ...]
-) -> dict[str, npt.NDArray[np.float64]]:
+def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
     table = read_table(path)
     values = table[list(classes)].astype(np.float64).to_numpy()
     return dict(zip(table["patient_id"], values, strict=True))

@@ -275,14 +275,14 @@ def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
     return pair if cohort.classes[1] == class_name else pair[:, ::-1]
 
 
-def _refuse_mismatch(
-    path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool
-) -> None:
+def _refuse_mismatch(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool) -> None:
     what = "slides" if by_slide else "patients"
     known = set(cohort.patient_of_slide()) if by_slide else set(cohort.patient_ids)
     if twice := sorted(ids[ids.duplicated()]):
         raise PredictionsError(
-            path, found=f"{len(twice)} {what} more than once ({_some(twice)})", expected="one row each"
+            path,
+            found=f"{len(twice)} {what} more than once ({_some(twice)})",
+            expected="one row each",
         )
     if unknown := sorted(set(ids) - known):
         raise PredictionsError(

@@ -34,9 +34,7 @@ class Fold:
     """Patients to judge, in the cohort's order; none of them is in ``train_ids``."""
 
 
-def patient_folds(
-    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int
-) -> tuple[Fold, ...]:
+def patient_folds(cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int) -> tuple[Fold, ...]:
     """Stratified folds of patients: each patient is judged exactly once a repeat.
 
     Within a repeat, the patients of a class are spread so that folds differ by at most one of

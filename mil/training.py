@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mil.data import Batch, PatientBags, pad
+from mil.data import Batch, Features, PatientBags, pad
 from mil.errors import SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.splits import stratified_parts
@@ -35,8 +35,10 @@ class TrainSettings:
     """Components kept of an embedding."""
     max_epochs: int = 60
     """Epochs at most, where early stopping applies."""
-    fixed_epochs: int = 20
-    """Epochs where too few patients are there to stop on."""
+    fixed_steps: int = 60
+    """Steps where too few patients are there to stop on. Steps and not epochs: the size of the
+    logits grows with steps, and the deployed heads, which learn from more patients, must give
+    logits of the size that the calibrator was fitted on."""
     patience: int = 12
     """Epochs without improvement before stopping."""
     batch_patients: int = 16
@@ -64,7 +66,7 @@ class EpochRecord:
     train_loss: float
     """Mean class-balanced log loss over the steps, in nats."""
     stop_loss: float
-    """Class-balanced log loss of the patients stopped on; NaN with fixed epochs."""
+    """Class-balanced log loss of the patients stopped on; NaN with fixed steps."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +78,7 @@ class Ensemble:
     history: tuple[EpochRecord, ...]
     """Learning curves of all of them."""
     stopped_early: bool
-    """False where fixed epochs replaced early stopping."""
+    """False where fixed steps replaced early stopping."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +104,7 @@ def train_ensemble(
 
     Whitening is fitted on these patients, without labels. Each head is stopped early on another
     inner fold of these patients and learns from the rest. Where such a fold would hold fewer than
-    five patients of a class, all heads learn from all patients for a fixed number of epochs instead
+    five patients of a class, all heads learn from all patients for a fixed number of steps instead
     and differ by their start and the order of patients.
 
     Parameters
@@ -166,7 +168,7 @@ def train_ensemble(
 
 
 def member_outputs(
-    heads: Sequence[Head], tiles: npt.NDArray[np.floating[np.generic]] | npt.NDArray[np.float16]
+    heads: Sequence[Head], tiles: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each head says of one patient.
 
@@ -204,7 +206,8 @@ def _train_head(
         weight_decay=settings.weight_decay,
     )
     stops = len(lesson.stop_bags) > 0
-    n_epochs = settings.max_epochs if stops else settings.fixed_epochs
+    steps_an_epoch = -(-len(lesson.bags) // settings.batch_patients)
+    n_epochs = settings.max_epochs if stops else round(settings.fixed_steps / steps_an_epoch)
     best_loss, best_epoch = float("inf"), -1
     best_state: Mapping[str, Tensor] = {}
     history: list[EpochRecord] = []
@@ -234,7 +237,8 @@ def _train_epoch(
 ) -> float:
     head.train()
     losses = []
-    for chosen in torch.randperm(len(lesson.bags)).split(settings.batch_patients):
+    order = torch.randperm(len(lesson.bags))
+    for chosen in torch.split(order, settings.batch_patients):
         batch = pad([_draw(lesson.bags[int(i)], settings.max_tiles) for i in chosen])
         truth = lesson.labels[chosen.to(lesson.labels.device)]
         output = head.score(*batch)
@@ -273,17 +277,13 @@ def _draw(bag: Tensor, max_tiles: int) -> Tensor:
     return bag[torch.randperm(len(bag))[:max_tiles].to(bag.device)]
 
 
-def _whiten(
-    tiles: npt.NDArray[np.floating[np.generic]], whitening: Whitening, device: torch.device
-) -> Tensor:
+def _whiten(tiles: Features, whitening: Whitening, device: torch.device) -> Tensor:
     with torch.no_grad():
         components: Tensor = whitening(torch.from_numpy(tiles.astype(np.float32)).to(device))
     return components
 
 
-def _fit_whitening(
-    bags: Sequence[npt.NDArray[np.floating[np.generic]]], n_components: int
-) -> Whitening:
+def _fit_whitening(bags: Sequence[Features], n_components: int) -> Whitening:
     """Principal components of the tiles, every patient with the same weight.
 
     Components are scaled by their standard deviation with a floor (the mean variance of the kept

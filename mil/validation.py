@@ -34,7 +34,7 @@ class OutOfFold:
     history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
     """Learning curves by repeat and fold."""
     n_fixed: int
-    """Folds in which fixed epochs replaced early stopping."""
+    """Folds in which fixed steps replaced early stopping."""
 
 
 def cross_validate(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
 
-from features.bags import Bag, BagMeta, Fingerprint, as_json
+import numpy as np
+import pytest
+
+from features.bags import Bag, BagMeta, Fingerprint, as_json, write_bag
 
 FINGERPRINT = Fingerprint(
     encoder="fake",
@@ -52,3 +56,35 @@ def make_bag(
         tissue_fraction=np.ones(n_tiles, np.float32),
         meta=meta,
     )
+
+
+def write_cohort(
+    folder: Path,
+    *,
+    n_patients: int,
+    shift: float,
+    seed: int = 0,
+    n_tiles: int = 12,
+    dim: int = 16,
+    signal_share: float = 1.0,
+) -> Path:
+    """Bags and a table of patients of two classes; every fifth patient has two slides.
+
+    Of the second class, ``signal_share`` of the tiles are raised by ``shift``.
+    """
+    (folder / "bags").mkdir(parents=True, exist_ok=True)
+    rows = ["image_id,patient_id,label"]
+    for number in range(n_patients):
+        label = number % 3 == 0
+        for image in range(1 + (number % 5 == 0)):
+            slide_id = f"{number:03d}_{image}"
+            bag = make_bag(slide_id, n_tiles=n_tiles, dim=dim, seed=seed)
+            if label:
+                bag.features[: max(1, round(signal_share * n_tiles))] += np.float16(shift)
+            write_bag(folder / "bags" / f"{slide_id}.h5", replace(bag))
+            rows.append(f"{slide_id},{number:03d},{'LAA' if label else 'CE'}")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return folder / "train.csv"
+
+
+real_data = pytest.mark.real_data

@@ -46,13 +46,13 @@ class ImageSlide:
                 pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError,
                 Image.DecompressionBombError) as error:  # fmt: skip
-            raise SlideError(path, found=f"no plain image ({error})", expected="PNG, JPEG") from error
+            raise SlideError(
+                path, found=f"no plain image ({error})", expected="PNG, JPEG"
+            ) from error
         self._pixels = to_rgb(pixels, background_rgb=self.background_rgb)
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
 
-    def read(
-        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
-    ) -> RgbArray:
+    def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         size = self.levels[level]
         picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)

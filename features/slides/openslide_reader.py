@@ -51,9 +51,7 @@ class OpenSlideSlide:
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)
 
-    def read(
-        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
-    ) -> RgbArray:
+    def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         size = self.levels[level]
         picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)

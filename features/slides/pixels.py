@@ -37,7 +37,7 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
         pixels = pixels[..., None]
     if pixels.shape[2] in {2, 4}:  # the last channel is alpha
         alpha = pixels[..., -1:].astype(np.float32) / 255
-        colour = pixels[..., :-1] * alpha + np.float32(background_rgb) * (1 - alpha)
+        colour = pixels[..., :-1] * alpha + np.asarray(background_rgb, np.float32) * (1 - alpha)
         pixels = np.rint(colour).astype(np.uint8)
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
@@ -45,7 +45,13 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
 
 
 def clip_region(
-    x_px: int, y_px: int, width_px: int, height_px: int, *, level_width_px: int, level_height_px: int
+    x_px: int,
+    y_px: int,
+    width_px: int,
+    height_px: int,
+    *,
+    level_width_px: int,
+    level_height_px: int,
 ) -> tuple[slice, slice, int, int, int, int]:
     """The part of a region that lies on the level.
 

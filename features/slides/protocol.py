@@ -59,9 +59,7 @@ class Slide(Protocol):
         """Colour behind transparent pixels and outside the slide."""
         ...
 
-    def read(
-        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
-    ) -> RgbArray:
+    def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle of one level.
 
         Parameters

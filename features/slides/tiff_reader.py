@@ -100,9 +100,7 @@ class TiffSlide:
         )
         self.mpp_xy = _mpp_of(pages[0], self._file.ome_metadata)
 
-    def read(
-        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
-    ) -> RgbArray:
+    def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         grid, size = self._grids[level], self.levels[level]
         picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
@@ -155,7 +153,7 @@ class TiffSlide:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _grid(self, page: Any) -> _Grid:  # noqa: ANN401 - tifffile's frames are loosely typed
+    def _grid(self, page: Any) -> _Grid:
         """Check that we can serve a page, and how it is cut into segments."""
         width, height = page.imagewidth, page.imagelength
         if page.photometric.name not in _KINDS or page.planarconfig.name != "CONTIG":
@@ -198,8 +196,8 @@ class TiffSlide:
             row, column = divmod(index, grid.columns)
             raise TileError(
                 self.path,
-                found=f"TIFF tile at ({column * grid.width_px}, {row * grid.height_px}) px of level "
-                f"{level} cannot be decoded ({error})",
+                found=f"TIFF tile in row {row}, column {column} of level {level} cannot be decoded "
+                f"({error})",
                 expected="pixels",
             ) from error
         finally:
@@ -241,9 +239,7 @@ class TiffSlide:
             while chunk := list(islice(waiting, ahead)):
                 yield from pool.map(one, chunk)
 
-    def _worth_decoding(
-        self, level: int
-    ) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int]]:
+    def _worth_decoding(self, level: int) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int]]:
         """Which segments may show more than glass, and the colour of the glass.
 
         Segments are sampled over the whole range of byte counts, smallest first. The threshold is
@@ -278,9 +274,7 @@ class TiffSlide:
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return wanted, (red, green, blue)
 
-    def _to_size(
-        self, picture: RgbArray, size: Level, block: int, downsample: int
-    ) -> RgbArray:
+    def _to_size(self, picture: RgbArray, size: Level, block: int, downsample: int) -> RgbArray:
         """Scale block means of a level to the exact grid of the overview."""
         height = -(-self.levels[0].height_px // downsample)
         width = -(-self.levels[0].width_px // downsample)
@@ -305,17 +299,18 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     return np.asarray(blocks.mean(axis=0))
 
 
-def _colours(page: tifffile.TiffPage, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Palette and inverted grey as plain colours."""
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16
-        return np.moveaxis((palette >> 8).astype(np.uint8), 0, -1)[pixels[..., 0]]
+        colours = np.moveaxis((palette >> 8).astype(np.uint8), 0, -1)  # (entries, 3)
+        return np.asarray(colours[pixels[..., 0]])
     if page.photometric.name == "MINISWHITE":
         return np.asarray(np.iinfo(pixels.dtype).max - pixels)
     return pixels
 
 
-def _mpp_of(page: Any, ome: str | None) -> tuple[float, float] | None:  # noqa: ANN401
+def _mpp_of(page: Any, ome: str | None) -> tuple[float, float] | None:
     """µm per pixel as the file says: OME-XML, Aperio's description, else the resolution tags."""
     if ome:
         found = [re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome) for axis in "XY"]
@@ -336,6 +331,6 @@ def _mpp_of(page: Any, ome: str | None) -> tuple[float, float] | None:  # noqa: 
     )
 
 
-def _tag(page: Any, name: str, default: Any) -> Any:  # noqa: ANN401
+def _tag(page: Any, name: str, default: Any) -> Any:
     tag = page.tags.get(name)
     return default if tag is None else tag.value

@@ -29,6 +29,11 @@ class Whitening(nn.Module):
     Kept inside the head, so that whoever uses the head cannot forget or mix it.
     """
 
+    mean: Tensor
+    """Shape (dim,): taken off first."""
+    matrix: Tensor
+    """Shape (dim, n_components): then multiplied with."""
+
     def __init__(self, dim: int, n_components: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
@@ -36,7 +41,7 @@ class Whitening(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Components, shape (..., n_components), of embeddings, shape (..., dim)."""
-        return (features - self.mean) @ self.matrix
+        return torch.matmul(features - self.mean, self.matrix)
 
 
 class Head(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 
 from features.bags import (
     Bag,
-    find_bags,
     bag_path,
+    find_bags,
     read_bag,
     read_meta,
     require_same_fingerprint,

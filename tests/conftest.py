@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mil_data() -> Path:
+    """Folder of real data that MIL_DATA names; the test skips where it is not set."""
+    if not os.environ.get("MIL_DATA"):
+        pytest.skip("MIL_DATA is not set: it names the folder of real data this test reads")
+    return Path(os.environ["MIL_DATA"])
+
+
+@pytest.fixture(autouse=True)
+def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
