@@ -17,6 +17,9 @@ class MeanHead(Head):
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
         self.classify = nn.Linear(n_components, n_classes)
+        # From zero every weight is learned; a random start would outlast the few steps taken.
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
         """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""

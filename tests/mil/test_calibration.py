@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from mil.calibration import ShrunkenPlatt
+from mil.errors import CalibrationError
+from mil.metrics import auroc, weighted_log_loss
+
+
+def scores(n: int, distance: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of two classes whose difference is normal, ``distance`` apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3 // 2
+    difference = rng.normal(size=n) + distance * labels
+    return np.stack([-difference / 2, difference / 2], axis=1), labels
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(12, 80),
+    distance=st.floats(-3, 3),
+    scale=st.floats(0.01, 100),
+    seed=st.integers(0, 1000),
+)
+def test_ranks_are_never_reversed_and_rows_sum_to_one(
+    n: int, distance: float, scale: float, seed: int
+) -> None:
+    logits, labels = scores(n, distance, seed)
+    calibrator = ShrunkenPlatt().fit(logits * scale, labels)
+    proba = calibrator.predict_proba(logits * scale)
+    assert calibrator.slope_ >= 0
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    order = np.argsort(logits[:, 1] - logits[:, 0])
+    assert (np.diff(proba[order, 1]) >= -1e-12).all()
+
+
+def test_logits_that_point_the_wrong_way_give_the_prior() -> None:
+    logits, labels = scores(90, 2.0, seed=0)
+    proba = ShrunkenPlatt().fit(-logits, labels).predict_proba(-logits)
+    np.testing.assert_allclose(proba, 0.5, atol=0.06)
+    assert weighted_log_loss(proba, labels) == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_with_many_patients_it_is_balanced_logistic_regression() -> None:
+    logits, labels = scores(60_000, 1.0, seed=1)
+    calibrator = ShrunkenPlatt().fit(logits, labels)
+    difference = (logits[:, 1] - logits[:, 0])[:, None]
+    oracle = LogisticRegression(C=np.inf, class_weight="balanced").fit(difference, labels)
+    expected = oracle.predict_proba(difference)
+    np.testing.assert_allclose(calibrator.predict_proba(logits), expected, atol=0.005)
+
+
+def test_it_is_right_where_the_truth_is_known() -> None:
+    # Two unit normals one apart have the balanced posterior expit(x - 1/2).
+    logits, labels = scores(60_000, 1.0, seed=2)
+    truth = expit((logits[:, 1] - logits[:, 0]) - 0.5)
+    proba = ShrunkenPlatt().fit(logits, labels).predict_proba(logits)
+    np.testing.assert_allclose(proba[:, 1], truth, atol=0.02)
+
+
+def test_few_patients_never_give_certainty() -> None:
+    logits = np.repeat([[3.0, -3.0], [-3.0, 3.0]], 8, axis=0)
+    proba = ShrunkenPlatt().fit(logits, np.repeat([0, 1], 8)).predict_proba(logits)
+    assert 0.8 < proba.max() < 1 - 1 / 12
+
+
+def test_without_signal_held_out_loss_stays_near_chance() -> None:
+    losses = []
+    for seed in range(60):
+        logits, labels = scores(48, 0.0, seed)
+        calibrator = ShrunkenPlatt().fit(logits, labels)
+        fresh, truth = scores(3000, 0.0, seed + 1000)
+        losses.append(weighted_log_loss(calibrator.predict_proba(fresh), truth))
+    assert np.mean(losses) < np.log(2) + 0.02
+
+
+def test_overconfident_logits_are_brought_down() -> None:
+    logits, labels = scores(600, 1.0, seed=3)
+    raw = 1 / (1 + np.exp(-8 * (logits[:, 1] - logits[:, 0])))
+    proba = ShrunkenPlatt().fit(8 * logits, labels).predict_proba(8 * logits)
+    assert weighted_log_loss(np.stack([1 - raw, raw], 1), labels) > 1
+    assert weighted_log_loss(proba, labels) < 0.65
+    assert auroc(proba, labels) == pytest.approx(auroc(logits, labels))
+
+
+def test_more_than_two_classes_work() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    logits = rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels]
+    proba = ShrunkenPlatt().fit(logits, labels).predict_proba(logits)
+    assert proba.shape == (300, 3)
+    assert weighted_log_loss(proba, labels) < 0.75
+
+
+def test_repeats_of_a_patient_count_once() -> None:
+    logits, labels = scores(60, 1.0, seed=4)
+    once = ShrunkenPlatt().fit(logits, labels)
+    thrice = ShrunkenPlatt().fit(
+        np.tile(logits, (3, 1)), np.tile(labels, 3), weights=np.full(180, 1 / 3)
+    )
+    assert thrice.slope_ == pytest.approx(once.slope_, rel=1e-3)
+
+
+def test_it_comes_back_from_plain_values() -> None:
+    logits, labels = scores(60, 1.0, seed=5)
+    calibrator = ShrunkenPlatt().fit(logits, labels)
+    back = ShrunkenPlatt.from_dict(calibrator.as_dict())
+    np.testing.assert_array_equal(back.predict_proba(logits), calibrator.predict_proba(logits))
+    with pytest.raises(CalibrationError):
+        ShrunkenPlatt.from_dict({"kind": "other"})
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "said"),
+    [
+        (np.zeros((6, 2)), np.array([0, 0, 0, 0, 1, 1]), "2 patients of class 1"),
+        (np.zeros((6, 2)), np.zeros(6, int), "0 patients of class 1"),
+        (np.full((6, 2), np.nan), np.array([0, 0, 0, 1, 1, 1]), "6 rows with NaN"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(
+    logits: np.ndarray, labels: np.ndarray, said: str
+) -> None:
+    with pytest.raises(CalibrationError, match=said):
+        ShrunkenPlatt().fit(logits, labels)
