@@ -103,7 +103,9 @@ class Encoder:
             Shape (n, dim), float32.
         """
         with torch.inference_mode():
-            batch = torch.from_numpy(tiles).to(self.device, non_blocking=True)
+            batch = torch.from_numpy(np.require(tiles, requirements="CW")).to(
+                self.device, non_blocking=True
+            )
             output: Tensor = self._model(self._prepare(batch))
             return output.float().cpu().numpy()
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from features.bags import Bag, BagMeta, Fingerprint, as_json, write_bag
+from features.errors import TileError
+from features.slides.protocol import Level
 
 FINGERPRINT = Fingerprint(
     encoder="fake",
@@ -88,3 +90,51 @@ def write_cohort(
 
 
 real_data = pytest.mark.real_data
+
+
+class FakeSlide:
+    """A slide in memory; ``broken`` regions (x, y, width, height in level-0 px) fail to read."""
+
+    reader = "fake"
+    path = Path("fake.tif")
+    background_rgb = (255, 255, 255)
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        *,
+        downsamples: tuple[int, ...] = (1,),
+        mpp_xy: tuple[float, float] | None = None,
+        broken: tuple[tuple[int, int, int, int], ...] = (),
+    ) -> None:
+        self._pixels = [pixels[::factor, ::factor] for factor in downsamples]
+        self.mpp_xy = mpp_xy
+        self.broken = broken
+        self.levels_read: list[int] = []
+        self.levels = tuple(
+            Level(width_px=p.shape[1], height_px=p.shape[0], downsample=float(factor))
+            for p, factor in zip(self._pixels, downsamples, strict=True)
+        )
+
+    def read(
+        self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int
+    ) -> np.ndarray:
+        self.levels_read.append(level)
+        for x, y, width, height in self.broken:
+            if (
+                x < x_px + width_px
+                and x_px < x + width
+                and y < y_px + height_px
+                and y_px < y + height
+            ):
+                raise TileError(self.path, found=f"nothing at ({x_px}, {y_px})")
+        picture = np.full((height_px, width_px, 3), 255, np.uint8)
+        part = self._pixels[level][y_px : y_px + height_px, x_px : x_px + width_px]
+        picture[: part.shape[0], : part.shape[1]] = part
+        return picture
+
+    def overview(self, *, downsample: int) -> np.ndarray:
+        return self._pixels[0][::downsample, ::downsample]
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,4 +1,4 @@
-"""Plain images (PNG, JPEG and whatever else Pillow opens) as one-level slides."""
+"""Plain images (PNG, JPEG, WebP, BMP) as one-level slides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from features.slides.protocol import Level, RgbArray
 
 __all__ = ["ImageSlide"]
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _LARGEST_PX = 1 << 29
 """Pixels of an image at most: it is decoded whole, and 512 Mpx are 1.6 GB."""
 
@@ -33,7 +34,7 @@ class ImageSlide:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > _LARGEST_PX:
                     raise SlideError(

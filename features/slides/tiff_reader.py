@@ -74,7 +74,7 @@ class TiffSlide:
         self._cache = DecodedCache(_CACHE_BYTES)
         try:
             self._file = tifffile.TiffFile(path)
-        except (OSError, ValueError, tifffile.TiffFileError) as error:
+        except Exception as error:  # from struct.error to TiffFileError, as damage will have it
             raise SlideError(path, found=f"not a TIFF ({error})", expected="TIFF") from error
         try:
             series = self._file.series[0]
@@ -156,8 +156,10 @@ class TiffSlide:
     def _grid(self, page: Any) -> _Grid:
         """Check that we can serve a page, and how it is cut into segments."""
         width, height = page.imagewidth, page.imagelength
-        if page.photometric.name not in _KINDS or page.planarconfig.name != "CONTIG":
-            raise self._cannot(f"{page.photometric.name} in {page.planarconfig.name} planes")
+        if page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
+            raise self._cannot("colours in separate planes")
+        if page.photometric.name not in _KINDS:
+            raise self._cannot(f"colours as {page.photometric.name}")
         if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
             raise self._cannot(f"samples of type {page.dtype}")
         if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from tests.fakes import real_data, write_cohort
+
+COMMANDS = ("embed", "train", "infer", "score", "demo")
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bags, tables and a run trained by the command itself."""
+    folder = tmp_path_factory.mktemp("world")
+    table = write_cohort(folder, n_patients=36, shift=0.8)
+    found = mil(
+        "train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
+        "--folds", 3, "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    (folder / "train.json").write_text(found.stdout)
+    return folder
+
+
+def test_help_loads_neither_torch_nor_a_slide_reader() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from cli.app import app\n"
+        "found = CliRunner().invoke(app, ['--help'])\n"
+        "assert found.exit_code == 0, found.output\n"
+        "assert 'embed' in found.output\n"
+        "heavy = {'torch', 'timm', 'openslide', 'tifffile', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    found = mil(command, "--help")
+    assert found.exit_code == 0
+    assert f"mil {command}" in found.output
+    assert "Example" in found.output
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert mil("embed").exit_code == 2
+    assert mil("embed", "x", "--min-tissue", "7").exit_code == 2
+    assert mil("embed", "x", "--overlap", "300").exit_code == 2
+    assert mil("embed", "x", "--slide-mpp", "0.5", "--mpp-table", "t.csv").exit_code == 2
+    assert mil("nothing").exit_code == 2
+
+
+def test_training_tells_scores_beside_baselines(world: Path) -> None:
+    told = json.loads((world / "train.json").read_text())
+    assert told["n_patients"] == 36
+    assert told["scores"]["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
+    assert told["scores"]["calibrated"]["auroc"]["value"] > 0.8
+    assert any("fixed number of steps" in note for note in told["notes"])
+
+
+def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> None:
+    again = ["train", "--cohort", world / "train.csv", "--bags", world / "bags", "--folds", 3]
+    found = mil(*again, "--run", world / "run")
+    assert found.exit_code == 1
+    assert "not empty" in found.output
+    assert "--overwrite" in found.output
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    found = mil(*again, "--run", tmp_path / "mine", "--overwrite")
+    assert found.exit_code == 1
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
+    world: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\n001_0,001\nnone_0,049194\n")
+    out = tmp_path / "submission.csv"
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", world / "bags"]
+    found = mil(*ask, "--out", out)
+    assert found.exit_code == 0, found.output
+    assert "prior of CE 0.500, LAA 0.500 (balanced)" in found.output
+    assert "1 patients have no readable slide and got the prior" in found.output
+    assert "was trained on 1 of these patients" in found.output
+    rows = pd.read_csv(out, dtype={"patient_id": str})
+    assert rows["patient_id"].tolist() == ["001", "049194"]
+    told = json.loads(mil(*ask, "--out", out, "--prior", "cohort", "--json").stdout)
+    assert told["prior"]["LAA"] == pytest.approx(12 / 36)
+    assert told["status"] == {"ok": 1, "no_bag": 1}
+    assert told["n_seen_in_training"] == 1
+
+
+def test_scores_of_a_submission_are_printed_and_given_as_json(world: Path, tmp_path: Path) -> None:
+    oof = world / "run" / "out_of_fold.csv"
+    found = mil("score", oof, "--cohort", world / "train.csv")
+    assert found.exit_code == 0, found.output
+    for word in ("weighted log loss", "AUROC", "0.6931", "training is not in them"):
+        assert word in found.output
+    told = json.loads(mil("score", oof, "--cohort", world / "train.csv", "--json").stdout)
+    trained = json.loads((world / "train.json").read_text())
+    assert told["files"][0]["raw"]["auroc"]["value"] == pytest.approx(
+        trained["scores"]["calibrated"]["auroc"]["value"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--cohort", "gone.csv"], "gone.csv: there is no such file"),
+        (["train", "--cohort", "{world}/train.csv", "--bags", "gone"], "gone: there is no such"),
+        (["train", "--cohort", "{world}/train.csv", "--bags", "{world}/bags", "--head", "x",
+          "--run", "{tmp}/r"], "head 'x': unknown"),
+        (["train", "--cohort", "{world}/train.csv", "--bags", "{world}/bags", "--folds", "20",
+          "--run", "{tmp}/r"], "12 patients of class 'LAA'; expected at least 20"),
+        (["train", "--cohort", "{world}/train.csv", "--bags", "{world}/bags", "--device", "warp"],
+         "device 'warp'"),
+        (["infer", "--patients", "{world}/train.csv", "--run", "gone"], "no model.json in it"),
+        (["infer", "--patients", "{world}/train.csv", "--run", "{world}/run", "--prior", "odd"],
+         "prior 'odd'"),
+        (["embed", "gone"], "gone: there is no such file or folder"),
+        (["embed", "{world}/bags", "--backbone", "resnet_50"], "no slide in it"),
+        (["score", "gone.csv", "--cohort", "{world}/train.csv"], "gone.csv: there is no such"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_1(
+    world: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    found = mil(*[part.format(world=world, tmp=tmp_path) for part in arguments])
+    assert found.exit_code == 1, found.output
+    assert said in found.output
+    assert "Traceback" not in found.output
+    assert not (tmp_path / "r").exists()
+
+
+def paint(folder: Path, n_slides: int) -> None:
+    from features.synthetic import paint_clot, plan_cohort, write_slide
+
+    folder.mkdir()
+    for number, plan in enumerate(plan_cohort(n_patients=n_slides, seed=3, signal=1.0)[:n_slides]):
+        write_slide(folder / f"s{number}.tif", paint_clot(plan)[900:2100, 900:2100])
+
+
+def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
+    tmp_path: Path,
+) -> None:
+    paint(tmp_path / "slides", 2)
+    (tmp_path / "slides" / "bad.tif").write_bytes(b"bad")
+    ask = ["embed", tmp_path / "slides", "--bags", tmp_path / "bags", "--json"]
+    first = mil(*ask)
+    assert first.exit_code == 3, first.output
+    told = json.loads(first.stdout)
+    assert (told["n_done"], told["n_failed"], told["mpp_sources"]) == (2, 1, {"assumed": 2})
+    assert "no reader can open it" in told["failed"]["bad"]
+    again = json.loads(mil(*ask).stdout)
+    assert (again["n_done"], again["n_skipped"], again["n_failed"]) == (0, 2, 1)
+    (tmp_path / "slides" / "bad.tif").unlink()
+    text = mil("embed", tmp_path / "slides", "--bags", tmp_path / "bags")
+    assert text.exit_code == 0
+    assert "0.25 µm/px was assumed" in text.output
+
+
+def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None:
+    from features.bags import find_bags, read_meta
+
+    paint(tmp_path / "slides", 14)
+    bags = tmp_path / "bags"
+    known = sorted((tmp_path / "slides").iterdir())[:12]
+    assert (
+        mil("embed", *known, "--bags", bags, "--mpp", "1.0", "--min-tissue", "0.2").exit_code == 0
+    )
+    rows = [f"{p.stem},{p.stem},{'ab'[i % 2]}" for i, p in enumerate(known)]
+    (tmp_path / "train.csv").write_text("\n".join(["image_id,patient_id,label", *rows]))
+    trained = mil(
+        "train", "--cohort", tmp_path / "train.csv", "--bags", bags, "--run", tmp_path / "run",
+        "--folds", 2,
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    new = sorted(p.stem for p in (tmp_path / "slides").iterdir() if p not in known)
+    (tmp_path / "test.csv").write_text(
+        "\n".join(["image_id,patient_id", *(f"{n},{n}" for n in new)])
+    )
+    found = mil(
+        "infer", "--patients", tmp_path / "test.csv", "--run", tmp_path / "run", "--bags", bags,
+        "--slides", tmp_path / "slides", "--out", tmp_path / "out.csv", "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["status"] == {"ok": 2}
+    paths = find_bags(bags)
+    assert read_meta(paths[new[0]]).fingerprint == read_meta(paths[known[0].stem]).fingerprint
+
+
+@real_data
+def test_real_slides_become_bags(mil_data: Path, tmp_path: Path) -> None:
+    found = mil("embed", mil_data / "slides", "--bags", tmp_path / "bags", "--json")
+    told = json.loads(found.stdout)
+    assert found.exit_code == 3
+    assert set(told["failed"]) == {"broken", "unopenable", "unreadable"}
+    made = {path.stem for path in (tmp_path / "bags").glob("*.h5")}
+    assert {"cmu-1-small-region", "kidney-48-5"} <= made
+
+
+@real_data
+def test_published_predictions_score_as_known(mil_data: Path) -> None:
+    files = sorted((mil_data / "strip" / "oof").glob("*.csv"))
+    table = mil_data / "strip" / "train.csv"
+    found = mil("score", *files, "--class", "LAA", "--cohort", table, "--json")
+    told = json.loads(found.stdout)
+    assert told["n_patients"] == 632
+    assert told["baselines"]["constant"] == pytest.approx(0.6931, abs=1e-4)
+    assert told["baselines"]["cohort_prior"] == pytest.approx(0.804, abs=1e-3)
+    for file in told["files"][:-1]:
+        assert 0.73 <= file["raw"]["weighted_log_loss"]["value"] <= 0.795
+        assert 0.63 <= file["raw"]["auroc"]["value"] <= 0.68
+    assert mil("score", files[0], "--cohort", table).exit_code == 1

@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from features.errors import SlideError, TileError
+from features.slides.cache import DecodedCache
+from features.slides.image_reader import ImageSlide
+from features.slides.opening import find_slides, open_slide, slide_id_of
+from features.slides.openslide_reader import OpenSlideSlide
+from features.slides.pixels import BlockMean, to_rgb
+from features.slides.tiff_reader import TiffSlide
+from tests.fakes import real_data
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
+SMOOTH = np.stack(
+    [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
+).astype(np.uint8)
+
+
+def write(path: Path, pixels: np.ndarray = PICTURE, **options: object) -> Path:
+    tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
+    return path
+
+
+def whole(slide: object, level: int = 0) -> np.ndarray:
+    size = slide.levels[level]
+    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "webp", "jpeg2000"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_every_lossless_compression_gives_the_same_pixels(
+    tmp_path: Path, compression: str | None, predictor: bool
+) -> None:
+    if predictor and compression not in {"lzw", "deflate", "zstd"}:
+        predictor = False
+    options = {"compressionargs": {"lossless": True}} if compression == "webp" else {}
+    path = write(tmp_path / "s.tif", compression=compression, predictor=predictor, **options)
+    slide = open_slide(path)
+    assert slide.reader == "tiff"
+    tolerance = 2 if compression == "jpeg2000" else 0
+    assert np.abs(whole(slide).astype(int) - PICTURE).max() <= tolerance
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": None, "rowsperstrip": 17},
+        {"tile": None, "rowsperstrip": 300},
+        {"bigtiff": True},
+        {"byteorder": ">"},
+        {"tile": (64, 256)},
+    ],
+)
+def test_strips_big_files_and_either_byte_order_are_read(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    slide = TiffSlide(write(tmp_path / "s.tif", compression="lzw", **options))
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    slide.close()
+
+
+def test_grey_sixteen_bit_alpha_and_palette_become_rgb(tmp_path: Path) -> None:
+    grey = PICTURE[..., 0]
+    cases = {
+        "grey": (grey, {"photometric": "minisblack"}, np.repeat(grey[..., None], 3, 2)),
+        "white": (255 - grey, {"photometric": "miniswhite"}, np.repeat(grey[..., None], 3, 2)),
+        "deep": (PICTURE.astype(np.uint16) << 8, {}, PICTURE),
+    }
+    palette = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    coloured = np.moveaxis((palette >> 8).astype(np.uint8), 0, -1)[grey]
+    cases["palette"] = (grey, {"photometric": "palette", "colormap": palette}, coloured)
+    clear = np.dstack([PICTURE, np.where(grey > 128, 255, 0).astype(np.uint8)])
+    flat = np.where((grey > 128)[..., None], PICTURE, 255)
+    cases["alpha"] = (clear, {"extrasamples": ["unassalpha"]}, flat)
+    for name, (pixels, options, expected) in cases.items():
+        slide = TiffSlide(write(tmp_path / f"{name}.tif", pixels, **options))
+        np.testing.assert_array_equal(whole(slide), expected, err_msg=name)
+        slide.close()
+
+
+@pytest.mark.parametrize("compression", ["lzw", "jpeg"])
+def test_the_direct_reader_and_openslide_give_the_same_pixels(
+    tmp_path: Path, compression: str
+) -> None:
+    path = write(tmp_path / "s.tif", SMOOTH, compression=compression)
+    ours, theirs = TiffSlide(path), OpenSlideSlide(path)
+    tolerance = 3 if compression == "jpeg" else 0  # two JPEG decoders may round differently
+    assert np.abs(whole(ours).astype(int) - whole(theirs)).max() <= tolerance
+    small = [slide.overview(downsample=7).astype(int) for slide in (ours, theirs)]
+    assert small[0].shape == small[1].shape == (43, 61, 3)
+    assert np.abs(small[0] - small[1]).max() <= 1 + tolerance
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("in_subifds", [False, True])
+def test_pyramids_in_pages_and_in_subifds_are_levels(tmp_path: Path, in_subifds: bool) -> None:
+    path = tmp_path / "p.tif"
+    options = {"photometric": "rgb", "tile": (64, 64), "compression": "lzw"}
+    with tifffile.TiffWriter(path) as tiff:
+        if in_subifds:
+            tiff.write(SMOOTH, subifds=1, **options)
+            tiff.write(SMOOTH[::2, ::2], subfiletype=1, **options)
+        else:
+            tiff.write(SMOOTH, **options)
+            tiff.write(SMOOTH[::2, ::2], subfiletype=1, **options)
+    slide = TiffSlide(path)
+    assert [level.width_px for level in slide.levels] == [421, 211]
+    np.testing.assert_array_equal(whole(slide, 1), SMOOTH[::2, ::2])
+    slide.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    x=st.integers(-60, 460),
+    y=st.integers(-60, 340),
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+)
+def test_any_region_equals_the_padded_picture(x: int, y: int, width: int, height: int) -> None:
+    global SHARED  # noqa: PLW0603 - one open slide for all examples
+    if SHARED is None:
+        import tempfile
+
+        SHARED = TiffSlide(write(Path(tempfile.mkdtemp()) / "s.tif", compression="lzw"))
+    padded = np.pad(PICTURE, ((60, 200), (60, 200), (0, 0)), constant_values=255)
+    found = SHARED.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
+    np.testing.assert_array_equal(found, padded[y + 60 :, x + 60 :][:height, :width])
+
+
+SHARED: TiffSlide | None = None
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
+def test_the_overview_is_the_mean_of_whole_blocks(tmp_path: Path, block: int) -> None:
+    slide = TiffSlide(write(tmp_path / "s.tif", compression="lzw"))
+    found = slide.overview(downsample=block)
+    for row in range(0, -(-300 // block), max(1, 300 // block // 3)):
+        for column in range(0, -(-421 // block), max(1, 421 // block // 3)):
+            part = PICTURE[row * block :, column * block :][:block, :block]
+            mean = part.reshape(-1, 3).mean(axis=0)
+            np.testing.assert_allclose(found[row, column], mean, atol=0.51)
+    slide.close()
+
+
+def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) -> None:
+    glass = np.empty((4096, 4096, 3), np.uint8)
+    glass[:] = (196, 211, 192)
+    glass[1024:1536, 2048:2560] = PICTURE[:256, :256].repeat(2, 0).repeat(2, 1)
+    slide = TiffSlide(write(tmp_path / "s.tif", glass, compression="lzw"))
+    decoded = []
+    original = slide._decode_once
+    slide._decode_once = lambda *a: decoded.append(a[1]) or original(*a)
+    found = slide.overview(downsample=32)
+    tissue = {row * 32 + column for row in range(8, 12) for column in range(16, 20)}
+    assert tissue <= set(decoded)
+    assert len(set(decoded) - tissue) <= 96  # the sample that tells glass from tissue
+    assert (found[0, 0] == (196, 211, 192)).all()
+    assert np.abs(found[40, 70].astype(int) - (196, 211, 192)).max() > 40
+    n_decoded = len(decoded)
+    slide.read(level=0, x_px=2048, y_px=1024, width_px=512, height_px=512)
+    assert len(decoded) == n_decoded  # what the overview decoded is not decoded again
+    slide.close()
+
+
+def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
+    slide = TiffSlide(write(tmp_path / "s.tif", compression="lzw"))
+    decoded: list[int] = []
+    lock = threading.Lock()
+    original = slide._decode_once
+
+    def count(*arguments: object) -> np.ndarray:
+        with lock:
+            decoded.append(arguments[1])
+        return original(*arguments)
+
+    slide._decode_once = count
+    with ThreadPoolExecutor(8) as pool:
+        for picture in pool.map(lambda _: whole(slide), range(24)):
+            np.testing.assert_array_equal(picture, PICTURE)
+    assert len(decoded) == len(set(decoded)) == 12
+    slide.close()
+
+
+def test_the_cache_keeps_to_its_bytes() -> None:
+    cache = DecodedCache(max_bytes=3 * 300)
+    piece = np.zeros((10, 10, 3), np.uint8)
+    calls: list[int] = []
+    for key in (1, 2, 3, 1, 4, 1, 2):
+        cache.get(key, lambda key=key: calls.append(key) or piece)
+    assert calls == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came
+
+
+def test_a_broken_tile_is_an_error_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif", compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = b"\xff" * count
+    path.write_bytes(data)
+    slide = open_slide(path)
+    with pytest.raises(TileError, match="row 1, column 1 of level 0 cannot be decoded"):
+        slide.read(level=0, x_px=150, y_px=150, width_px=9, height_px=9)
+    found = slide.read(level=0, x_px=0, y_px=0, width_px=100, height_px=100)
+    np.testing.assert_array_equal(found, PICTURE[:100, :100])
+    assert slide.overview(downsample=8).shape == (38, 53, 3)
+    slide.close()
+
+
+def test_resolution_comes_from_the_tags_and_is_not_judged_here(tmp_path: Path) -> None:
+    cases = [
+        ({"resolution": (10, 10), "resolutionunit": "CENTIMETER"}, (1000.0, 1000.0)),
+        ({"resolution": (40000, 20000), "resolutionunit": "CENTIMETER"}, (0.25, 0.5)),
+        ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, (0.5, 0.5)),
+        ({"resolution": (1, 1), "resolutionunit": "NONE"}, None),
+        ({"description": "Aperio |MPP = 0.2530|x"}, (0.253, 0.253)),
+    ]
+    for options, expected in cases:
+        slide = TiffSlide(write(tmp_path / "s.tif", metadata=None, **options))
+        assert slide.mpp_xy == (expected and pytest.approx(expected))
+        slide.close()
+
+
+def test_ome_metadata_gives_the_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "s.ome.tif"
+    tifffile.imwrite(
+        path, PICTURE, photometric="rgb", tile=(128, 128),
+        metadata={"axes": "YXS", "PhysicalSizeX": 0.46, "PhysicalSizeY": 0.46},
+    )  # fmt: skip
+    slide = open_slide(path)
+    assert slide.mpp_xy == pytest.approx((0.46, 0.46))
+    assert slide_id_of(path) == "s"
+    slide.close()
+
+
+def test_plain_images_are_one_level_slides(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    slide = open_slide(tmp_path / "s.png")
+    assert slide.reader == "image"
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    slide.close()
+
+
+def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    (tmp_path / "s.png").rename(tmp_path / "s.svs")
+    assert open_slide(tmp_path / "s.svs").reader == "image"
+
+
+def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.slides.image_reader._LARGEST_PX", 1000)
+    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    with pytest.raises(SlideError, match="plain image of 421 x 300 px"):
+        ImageSlide(tmp_path / "s.png")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"II*\x00",
+        b"II*\x00\x08\x00\x00\x00",
+        b"not a slide",
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0" * 40,
+    ],
+)
+def test_a_file_that_is_no_slide_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.tif").write_bytes(content)
+    with pytest.raises(SlideError) as caught:
+        open_slide(tmp_path / "s.tif")
+    assert "s.tif" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_slide_fails_only_where_it_is_cut(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif")
+    path.write_bytes(path.read_bytes()[:-60_000])
+    slide = TiffSlide(path)
+    slide.read(level=0, x_px=0, y_px=0, width_px=64, height_px=64)
+    with pytest.raises(TileError, match="past the end of the file"):
+        slide.read(level=0, x_px=380, y_px=280, width_px=20, height_px=10)
+    slide.close()
+
+
+def test_absurd_dimensions_in_a_small_file_allocate_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif", PICTURE[:64, :64], tile=(64, 64))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("ImageWidth", "ImageLength"):
+            tag = tiff.pages[0].tags[name]
+            tag.overwrite(2**31 - 1, dtype="I")
+    with pytest.raises(SlideError):
+        open_slide(path)
+
+
+def test_missing_files_folders_and_unreadable_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="no such file"):
+        open_slide(tmp_path / "gone.tif")
+    with pytest.raises(SlideError, match="no such file"):
+        open_slide(tmp_path)
+    with pytest.raises(SlideError, match="no slide in it"):
+        find_slides([tmp_path])
+    with pytest.raises(SlideError, match="no such file or folder"):
+        find_slides([tmp_path / "gone"])
+
+
+def test_slides_are_found_in_subfolders_without_loops_and_hidden_files(tmp_path: Path) -> None:
+    for name in ("b/x.SVS", "a.tif", ".hidden.tif", "notes.txt", "m/Index.dat", "m.mrxs",
+                 "m/inner.tif", "d/1.dcm", "d/2.dcm"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    found = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
+    assert found == ["a.tif", "b/x.SVS", "d/1.dcm", "m.mrxs"]
+
+
+@settings(max_examples=30)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    block=st.integers(1, 50),
+    cut=st.integers(0, 39),
+)
+def test_block_means_do_not_depend_on_how_the_picture_is_cut(
+    height: int, width: int, block: int, cut: int
+) -> None:
+    pixels = PICTURE[:height, :width]
+    at_once = BlockMean(width_px=width, height_px=height, block_px=block)
+    at_once.add(pixels, x_px=0, y_px=0)
+    in_parts = BlockMean(width_px=width, height_px=height, block_px=block)
+    cut = min(cut, height - 1)
+    for top, bottom in ((0, cut), (cut, height)):
+        if bottom > top:
+            in_parts.add(pixels[top:bottom], x_px=0, y_px=top)
+    fill = (0, 0, 0)
+    np.testing.assert_array_equal(at_once.picture(fill_rgb=fill), in_parts.picture(fill_rgb=fill))
+
+
+def test_transparency_shows_the_background() -> None:
+    pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], np.uint8)
+    found = to_rgb(pixels, background_rgb=(200, 210, 220))
+    assert found.tolist() == [[[200, 210, 220], [10, 20, 30]]]
+
+
+@real_data
+def test_one_slide_in_three_formats_is_the_same_picture(mil_data: Path) -> None:
+    folder = mil_data / "slides"
+    paths = [
+        folder / "cmu-1-small-region.svs",
+        folder / "cmu-1-small-region.pyramid.tiff",
+        find_slides([folder / "cmu-1-small-region.dicom"])[0],
+    ]
+    slides = [open_slide(path) for path in paths]
+    assert [slide.reader for slide in slides] == ["tiff", "tiff", "openslide"]
+    region = {"level": 0, "x_px": 700, "y_px": 900, "width_px": 900, "height_px": 900}
+    pictures = [slide.read(**region).astype(int) for slide in slides]
+    for slide, picture in zip(slides, pictures, strict=True):
+        assert slide.mpp_xy == pytest.approx((0.499, 0.499))
+        assert np.abs(picture - pictures[0]).mean() < 8  # each was compressed anew
+        slide.close()
+
+
+@real_data
+def test_a_slide_that_openslide_refuses_is_read(mil_data: Path) -> None:
+    path = mil_data / "slides" / "kidney-48-5.tif"
+    with pytest.raises(SlideError):
+        OpenSlideSlide(path)
+    slide = open_slide(path)
+    np.testing.assert_array_equal(whole(slide), tifffile.imread(path)[..., :3])
+    slide.close()
+
+
+@real_data
+@pytest.mark.parametrize("name", ["broken.svs", "unopenable.tiff", "unreadable.svs"])
+def test_broken_slides_are_clear_errors(mil_data: Path, name: str) -> None:
+    def look() -> None:
+        slide = open_slide(mil_data / "slides" / "edge" / name)
+        with closing(slide):
+            slide.overview(downsample=4)
+
+    with pytest.raises(SlideError, match=name):
+        look()
