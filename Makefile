@@ -25,10 +25,10 @@ demo: $(READY) ## paint a small synthetic cohort and run embed, train and infer 
 	$(BIN)/mil demo
 
 test: $(READY) ## run the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: $(READY) ## run the long tests as well
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 check: $(READY) ## formatting, lint, types, import order
 	$(BIN)/ruff format --check .

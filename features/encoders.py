@@ -103,7 +103,7 @@ class Encoder:
             Shape (n, dim), float32.
         """
         with torch.inference_mode():
-            batch = torch.from_numpy(np.require(tiles, requirements="CW")).to(
+            batch = torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(
                 self.device, non_blocking=True
             )
             output: Tensor = self._model(self._prepare(batch))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.sparse import csr_array
 
 from features.errors import KnownError
 from features.resolution import Resolution
@@ -78,7 +79,8 @@ def lay_tiles(
 
     Tiles lie inside the slide; on a slide smaller than one tile, the single tile starts at 0 and
     reaches over the edge. Where there is tissue but no tile holds enough of it, the threshold is
-    halved until one does.
+    halved until one does; where all of it lies at the edges that no whole tile of the grid covers,
+    the one tile flush with the edge that holds most of it is taken.
 
     Parameters
     ----------
@@ -97,6 +99,11 @@ def lay_tiles(
     columns = _starts(width_px0, span=span_x, pitch=span_x * kept_share)
     rows = _starts(height_px0, span=span_y, pitch=span_y * kept_share)
     shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
+    if tissue.mask.any() and shares.max() <= _LEAST_SHARE:
+        # All tissue lies beyond the last whole tile, at the right or lower edge.
+        columns, rows = _flush(columns, width_px0, span_x), _flush(rows, height_px0, span_y)
+        shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
+        shares[shares < shares.max()] = 0
     least = _threshold(shares, settings.min_tissue)
     row_index, column_index = np.nonzero(shares >= least)
     return TileGrid(
@@ -147,18 +154,46 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
         width_px=math.ceil(right - 1e-6) - x_px,
         height_px=math.ceil(bottom - 1e-6) - y_px,
     )
-    if pixels.shape[:2] == (grid.tile_px, grid.tile_px):
-        return pixels
-    box = (
-        max(0.0, left - x_px),
-        max(0.0, top - y_px),
-        min(right - x_px, pixels.shape[1]),
-        min(bottom - y_px, pixels.shape[0]),
-    )
-    shrinks = box[2] - box[0] >= grid.tile_px and box[3] - box[1] >= grid.tile_px
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    columns = (left - x_px, right - x_px)
+    rows = (top - y_px, bottom - y_px)
+    if min(right - left, bottom - top) >= grid.tile_px * (1 - 1e-6):
+        return _area_average(pixels, rows, columns, grid.tile_px)
+    box = (max(0.0, columns[0]), max(0.0, rows[0]),
+           min(columns[1], pixels.shape[1]), min(rows[1], pixels.shape[0]))  # fmt: skip
     size = (grid.tile_px, grid.tile_px)
-    return np.asarray(Image.fromarray(pixels).resize(size, method, box=box))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def _area_average(
+    pixels: RgbArray, rows: tuple[float, float], columns: tuple[float, float], tile_px: int
+) -> RgbArray:
+    """Mean of the area that each pixel of the tile covers, borders weighted by their share.
+
+    Pillow's box filter weights a pixel by 0 or 1, whether or not it is covered whole: at 2.17
+    pixels a pixel that is wrong by 2.5 grey levels on average and by up to 37 on stained tissue.
+    """
+    height, width = pixels.shape[:2]
+    if height == width == tile_px:
+        return pixels  # the window begins and ends on whole pixels
+    down = _coverage(height, rows, tile_px) @ pixels.reshape(height, -1).astype(np.float32)
+    across = np.ascontiguousarray(down.reshape(tile_px, width, 3).swapaxes(0, 1))
+    both = _coverage(width, columns, tile_px) @ across.reshape(width, -1)
+    means = both.reshape(tile_px, tile_px, 3).swapaxes(0, 1)
+    return np.ascontiguousarray(np.rint(means), np.uint8)
+
+
+def _coverage(length: int, window: tuple[float, float], n_parts: int) -> csr_array:
+    """Share of each of ``length`` pixels in each equal part of a window; rows sum to 1."""
+    edges = np.linspace(*window, n_parts + 1).clip(0, length)
+    first = np.minimum(edges[:-1].astype(np.int64), length - 1)
+    n_touched = int((np.ceil(edges[1:]) - first).max())
+    touched = first[:, None] + np.arange(n_touched)
+    share = np.minimum(edges[1:, None], touched + 1) - np.maximum(edges[:-1, None], touched)
+    share = np.clip(share, 0, None) / np.diff(edges)[:, None]
+    part = np.broadcast_to(np.arange(n_parts)[:, None], touched.shape)
+    inside = share > 0
+    places = (part[inside], touched[inside])
+    return csr_array((share[inside].astype(np.float32), places), shape=(n_parts, length))
 
 
 def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int64]:
@@ -167,6 +202,11 @@ def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int
     starts: npt.NDArray[np.int64] = np.floor(np.arange(n_tiles) * pitch + 0.5).astype(np.int64)
     # Rounding the corner may push the last tile over the edge by half a pixel.
     return np.asarray(starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)])
+
+
+def _flush(starts: npt.NDArray[np.int64], length_px0: int, span: float) -> npt.NDArray[np.int64]:
+    """Tiles along one axis, and one more that ends at the edge."""
+    return np.unique(np.append(starts, max(0, int(length_px0 - span))))
 
 
 def _tissue_shares(

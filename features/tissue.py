@@ -20,7 +20,6 @@ Bools = npt.NDArray[np.bool_]
 
 _SAME_GLASS = 12.0  # pixels this close to the glass's colour are measured as glass, grey levels
 _NOISE_SIGMAS = 4.0  # three blank pixels in 100,000 lie beyond, were the noise normal
-_TEXTURE_WEIGHT = 2.0  # a standard deviation of 6 grey levels says as much as a distance of 12
 _LEAST_GLASS_SHARE = 0.02  # of the picture: less than that is no glass, but a pale spot
 _LEAST_ISLAND_PX = 4
 _BLACK = 16  # of 255, in the brightest channel
@@ -101,9 +100,8 @@ def find_tissue(
     2. Slow changes of the glass over the slide (uneven light) are followed by a polynomial of
        second degree in x and y, fitted again and again to what lies close to it.
     3. A pixel's distance is how far it is darker than the glass, in the channel where that is
-       most, joined with the texture around it, so that pale but structured tissue counts.
-       Nothing that light went through is brighter than bare glass: white fill is no tissue. Nor is
-       flat black fill.
+       most. Nothing that light went through is brighter than bare glass: white fill is no tissue.
+       Nor is flat black fill.
     4. Tissue lies beyond Otsu's threshold of that distance (Otsu, 1979), held above a floor and
        within once that setting of it: on a blank slide Otsu would split the noise, on a slide of
        dark and pale tissue the tissue. The floor rises with the noise of the glass.
@@ -129,9 +127,7 @@ def find_tissue(
     smooth = _median_of_nine(overview)
     texture = _texture(smooth)
     glass, is_glass = _find_glass(smooth, texture)
-    colour, noise = _darker_than_glass(smooth, _fit_light(smooth, glass), is_glass)
-    calm = float(np.percentile(texture[is_glass], 99)) if is_glass.any() else 0.0
-    distance = np.hypot(colour, _TEXTURE_WEIGHT * np.maximum(texture - calm, 0))
+    distance, noise = _darker_than_glass(smooth, _fit_light(smooth, glass), is_glass)
     distance[_black_fill(smooth, texture)] = 0
     floor = max(settings.floor_distance, _NOISE_SIGMAS * noise)
     threshold = float(np.clip(_otsu(distance), floor, floor + settings.floor_distance))
@@ -139,7 +135,7 @@ def find_tissue(
     mask = _without_specks(distance, threshold, settings.least_speck_um2 / px_um2)
     red, green, blue = np.rint(glass).astype(int).tolist()
     return TissueMask(
-        mask=~_without_small(~mask, settings.least_hole_um2 / px_um2),
+        mask=_without_holes(mask, settings.least_hole_um2 / px_um2),
         downsample=downsample,
         background_rgb=(red, green, blue),
         threshold=threshold,
@@ -190,8 +186,11 @@ def _commonest(colours: RgbArray) -> Floats:
     # Neighbouring bins are summed: a mode on the border of two must not lose against a broad one.
     counts = ndimage.convolve(counts, np.ones((2, 2, 2), np.int64), mode="constant", origin=-1)
     place = np.array(np.unravel_index(counts.argmax(), counts.shape))
-    near = ((coarse >= place) & (coarse <= place + 1)).all(axis=1)
-    return np.asarray(np.median(colours[near], axis=0), np.float32)
+    centre = 8.0 * place + 7.5
+    for _ in range(3):  # from the corners of the bins to the middle of the peak
+        near = np.abs(colours - centre).max(axis=1) <= _SAME_GLASS
+        centre = np.median(colours[near], axis=0)
+    return np.asarray(centre, np.float32)
 
 
 def _fit_light(pixels: RgbArray, glass: Floats) -> Floats:
@@ -285,6 +284,15 @@ def _without_specks(distance: Floats, threshold: float, least_px: float) -> Bool
     island = labels == sizes.argmax() + 1
     distinct = sizes.max() >= _LEAST_ISLAND_PX and float(distance[island].mean()) > 2 * threshold
     return island if distinct else mask
+
+
+def _without_holes(mask: Bools, least_px: float) -> Bools:
+    """Fill holes of fewer than ``least_px`` pixels; what is open to the border is no hole."""
+    glass = np.pad(~mask, 1, constant_values=True)
+    labels, _ = ndimage.label(glass, structure=_EIGHT_NEIGHBOURS)
+    stays = np.bincount(labels.ravel()) >= least_px
+    stays[0], stays[labels[0, 0]] = False, True
+    return np.asarray(~stays[labels[1:-1, 1:-1]])
 
 
 def _without_small(mask: Bools, least_px: float) -> Bools:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import interp1d
 
-from features.errors import KnownError
+from features.errors import KnownError, TileError
 from features.resolution import Resolution, resolve_mpp
 from features.tiles import TileGrid, TileSettings, lay_tiles, read_tile
 from features.tissue import TissueMask
@@ -54,8 +55,7 @@ def test_tiles_lie_inside_the_slide_in_reading_order(
     pitch = grid.span_x_px0 * (1 - wanted.overlap_px / tile_px)
     steps = np.diff(np.unique(x))
     assert (steps >= pitch - 1.0).all()
-    if mask.any() and grid.span_x_px0 <= width and grid.span_y_px0 <= height:
-        assert len(x) >= (1 if mask[: height // 16, : width // 16].all() else 0)
+    assert (len(x) > 0) == mask[: -(-height // 16), : -(-width // 16)].any()
 
 
 @settings(max_examples=30)
@@ -92,6 +92,19 @@ def test_where_no_tile_holds_enough_the_threshold_falls_and_says_so() -> None:
     assert (grid.tissue_fraction > 0).all()
 
 
+@pytest.mark.parametrize("corner", [(0, 58), (57, 0), (58, 58)])
+def test_tissue_beyond_the_last_whole_tile_has_a_tile_at_the_edge(corner: tuple[int, int]) -> None:
+    mask = np.zeros((60, 60), bool)  # 960 px: two tiles of 448 end at 896
+    mask[corner[0] : corner[0] + 2, corner[1] : corner[1] + 2] = True
+    grid = lay_tiles(
+        tissue_of(mask), width_px0=960, height_px0=960, resolution=at(0.25),
+        settings=TileSettings(),
+    )  # fmt: skip
+    assert len(grid.coords_px0) == 1
+    assert grid.tissue_fraction[0] == pytest.approx(4 * 256 / 448**2)
+    assert (grid.coords_px0 + 448 <= 960).all()
+
+
 def test_a_slide_smaller_than_a_tile_has_one_that_reaches_over_the_edge() -> None:
     slide = FakeSlide(np.full((100, 90, 3), 50, np.uint8))
     grid = lay_tiles(
@@ -115,7 +128,31 @@ def test_shrinking_by_a_whole_factor_is_the_area_average() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     tile = read_tile(FakeSlide(pixels), grid_at(50, 70, 64.0), 0)
     expected = pixels[70:134, 50:114].reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(tile, expected, atol=1.01)  # Pillow rounds by axis
+    np.testing.assert_allclose(tile, expected, atol=0.501)
+
+
+@given(x=st.integers(0, 40), y=st.integers(0, 40), span=st.floats(32, 150), level=st.integers(0, 1))
+@settings(max_examples=30)
+def test_shrinking_by_any_factor_is_the_area_average(
+    x: int, y: int, span: float, level: int
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
+    factor = 2 if level and span >= 64 else 1
+    tile = read_tile(FakeSlide(pixels, downsamples=(1, 2)[: level + 1]), grid_at(x, y, span), 0)
+    # The integral of the picture, read at the exact borders of every pixel of the tile.
+    summed = np.pad(pixels[::factor, ::factor].cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
+    places = np.arange(len(summed))
+    edges = [(start + span * np.arange(33) / 32) / factor for start in (y, x)]
+    by_rows = interp1d(places, summed, axis=0)(edges[0])
+    sums = np.diff(np.diff(interp1d(places, by_rows, axis=1)(edges[1]), axis=0), axis=1)
+    np.testing.assert_allclose(tile, sums / (span / factor / 32) ** 2, atol=0.51)
+
+
+def test_a_region_that_cannot_be_decoded_is_an_error_and_never_white() -> None:
+    slide = FakeSlide(np.zeros((300, 300, 3), np.uint8), broken=((100, 100, 10, 10),))
+    assert read_tile(slide, grid_at(0, 0, 64.0), 0).max() == 0
+    with pytest.raises(TileError, match="nothing at"):
+        read_tile(slide, grid_at(90, 90, 64.0), 0)
 
 
 def test_at_the_slides_own_resolution_pixels_are_untouched() -> None:

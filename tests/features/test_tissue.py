@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from scipy import ndimage
 
+from features.errors import KnownError
 from features.slides.protocol import RgbArray
-from features.tissue import TissueMask, TissueSettings, find_tissue
+from features.tissue import TissueMask, TissueSettings, find_tissue, overview_downsample
+from tests.fakes import real_data
 
 GLASSES_RGB = [(255, 255, 255), (196, 211, 192), (211, 226, 207), (234, 216, 254), (255, 241, 255)]
 LIGHTS = ["even", "tilted", "vignette"]
@@ -83,3 +88,108 @@ def test_a_blank_slide_has_no_tissue(glass: tuple[int, int, int], light: str, no
     rng = np.random.default_rng(3)
     found = find(photograph(blank(glass), light, noise, rng))
     assert not found.mask.any()
+
+
+def disc(shape: tuple[int, int], y: int, x: int, radius: float) -> Bools:
+    rows, columns = np.indices(shape)
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def test_strongly_tilted_light_is_followed() -> None:
+    truth = disc((400, 400), 150, 220, 70)
+    light = np.linspace(0.8, 1.0, 400)[None, :, None]
+    rng = np.random.default_rng(0)
+    scene = np.where(truth[..., None], (215, 130, 165), (235, 235, 235)) * light
+    found = find(photograph(scene, "even", 2.0, rng))
+    assert iou(found.mask, truth) >= 0.95
+
+
+def test_specks_go_and_small_holes_close_by_their_area() -> None:
+    truth = disc((200, 200), 100, 100, 60)
+    speck, hole, lumen = (disc((200, 200), *place) for place in
+                          ((20, 20, 4), (80, 80, 4), (120, 120, 12)))  # fmt: skip
+    picture = blank((240, 240, 240), (200, 200))
+    picture[(truth | speck) & ~hole & ~lumen] = (190, 90, 130)
+    # A disc of 4 px radius at 8 µm/px has 3,100 µm², one of 12 px 29,000.
+    found = find(picture).mask
+    assert not found[speck].any()
+    assert found[hole].all()
+    assert not found[120, 120]
+    finer = find(picture, TissueSettings(least_speck_um2=1000.0, least_hole_um2=1000.0)).mask
+    assert finer[20, 20]
+    assert not finer[80, 80]
+
+
+def test_a_single_small_biopsy_is_not_taken_for_dust() -> None:
+    picture = blank((240, 240, 240))
+    biopsy = disc((300, 400), 100, 100, 3)
+    picture[biopsy] = (160, 60, 110)
+    assert iou(find(picture).mask, biopsy) > 0.6
+
+
+@pytest.mark.parametrize("fill", [(255, 255, 255), (0, 0, 0)])
+def test_fill_beside_the_scanned_area_is_no_tissue(fill: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(5)
+    truth = disc((300, 400), 150, 120, 60)
+    picture = blank((205, 205, 208))
+    picture[truth] = (190, 90, 130)
+    picture = photograph(picture, "even", 1.0, rng)
+    picture[:, 260:] = fill
+    found = find(picture)
+    assert iou(found.mask, truth) >= 0.95
+    assert np.abs(np.subtract(found.background_rgb, (205, 205, 208))).max() <= 2
+
+
+def test_a_picture_of_tissue_alone_is_tissue() -> None:
+    rng = np.random.default_rng(7)
+    picture = photograph(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
+    found = find(picture)
+    assert found.mask.mean() > 0.99
+    assert found.background_rgb == (255, 255, 255)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 3)])
+def test_tiny_pictures_have_a_mask_too(shape: tuple[int, int]) -> None:
+    found = find(blank((240, 240, 240), shape))
+    assert found.mask.shape == shape
+    assert not found.mask.any()
+
+
+def test_the_picture_looked_at_has_about_the_resolution_asked() -> None:
+    settings = TissueSettings(mask_mpp=8.0)
+    assert [overview_downsample(mpp, settings) for mpp in (0.25, 0.499, 8.0, 20.0)] == [
+        32,
+        16,
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mask_mpp": 0.0}, {"floor_distance": 0.0}, {"least_speck_um2": -1.0},
+     {"least_hole_um2": float("nan")}],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(KnownError, match=f"tissue: {next(iter(wrong))} is "):
+        TissueSettings(**wrong)
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("histoprep/slide.jpeg", 0.6, 0.85),  # prostate, its glands open
+        ("histoprep/slide_with_ink.jpeg", 0.25, 0.35),  # a long core; grey glass, white fill
+        ("histoprep/tma_spots.jpeg", 0.06, 0.1),  # 92 cores on white
+        ("histolab/diagnostic-slide-thumb-rgb.png", 0.6, 0.8),
+        ("histolab/no-tissue.png", 0.0, 0.002),
+        ("histolab/no-tissue2.png", 0.0, 0.01),
+        ("histolab/almost-white-1.png", 0.0, 0.001),
+    ],
+)
+def test_real_pictures_hold_as_much_tissue_as_one_sees(
+    mil_data: Path, name: str, least: float, most: float
+) -> None:
+    picture = np.asarray(Image.open(mil_data / "images" / name).convert("RGB"))
+    assert least <= find(picture).mask.mean() <= most

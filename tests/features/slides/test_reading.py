@@ -122,7 +122,7 @@ def test_pyramids_in_pages_and_in_subifds_are_levels(tmp_path: Path, in_subifds:
     slide.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     x=st.integers(-60, 460),
     y=st.integers(-60, 340),
