@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -22,8 +23,8 @@ from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
-from mil.splits import patient_folds, write_folds
-from mil.training import Ensemble, TrainSettings, train_ensemble
+from mil.splits import Fold, patient_folds, write_folds
+from mil.training import LEAST_TO_STOP_ON, Ensemble, TrainSettings, train_ensemble
 from mil.validation import OutOfFold, cross_fitted_probabilities, cross_validate, fit_calibrator
 
 __all__ = ["FitSummary", "fit_run"]
@@ -105,6 +106,7 @@ def fit_run(
     """
     usable = _with_tiles(cohort, bags)
     folds = patient_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+    settings = replace(settings, early_stopping=_enough_to_stop_on(usable, folds, settings))
     total = (len(folds) + 1) * settings.n_members
     n_done = 0
 
@@ -138,7 +140,7 @@ def fit_run(
         settings={**asdict(settings), "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed},
         versions=_versions(),
     )
-    notes = _notes(cohort, bags, found, n_folds=len(folds))
+    notes = _notes(cohort, bags, found, settings)
     with _whole_folder(run_dir) as beside:
         write_folds(beside / "folds.csv", folds)
         _write_history(beside / "history.csv", found, final)
@@ -216,7 +218,16 @@ def _score(found: OutOfFold, proba: npt.NDArray[np.float64], *, seed: int) -> Sc
     }
 
 
-def _notes(cohort: Cohort, bags: PatientBags, found: OutOfFold, *, n_folds: int) -> tuple[str, ...]:
+def _enough_to_stop_on(cohort: Cohort, folds: Sequence[Fold], settings: TrainSettings) -> bool:
+    """Whether every ensemble of the run has patients enough for early stopping."""
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
+    return fewest >= LEAST_TO_STOP_ON * settings.n_members
+
+
+def _notes(
+    cohort: Cohort, bags: PatientBags, found: OutOfFold, settings: TrainSettings
+) -> tuple[str, ...]:
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
@@ -224,10 +235,10 @@ def _notes(cohort: Cohort, bags: PatientBags, found: OutOfFold, *, n_folds: int)
     n_left_out = len(cohort.patients) - len(found.patient_ids)
     if n_left_out:
         notes.append(f"{n_left_out} patients have no tile and were left out")
-    if found.n_fixed:
+    if not settings.early_stopping:
         notes.append(
-            f"in {found.n_fixed} of {n_folds} folds an inner split would hold fewer than five "
-            "patients of a class: a fixed number of steps replaced early stopping there"
+            f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "
+            f"was trained for {settings.fixed_steps} steps instead of being stopped early"
         )
     return tuple(notes)
 

@@ -17,9 +17,17 @@ from mil.errors import SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.splits import stratified_parts
 
-__all__ = ["Ensemble", "EpochRecord", "TrainSettings", "member_outputs", "train_ensemble"]
+__all__ = [
+    "LEAST_TO_STOP_ON",
+    "Ensemble",
+    "EpochRecord",
+    "TrainSettings",
+    "member_outputs",
+    "train_ensemble",
+]
 
-_LEAST_TO_STOP_ON = 5
+LEAST_TO_STOP_ON = 5
+"""Patients of each class that an inner fold must hold for its loss to mean anything."""
 _TILES_FOR_WHITENING = 256
 
 
@@ -33,12 +41,16 @@ class TrainSettings:
     """Heads in an ensemble."""
     n_components: int = 64
     """Components kept of an embedding."""
+    early_stopping: bool = False
+    """Stop each head on an inner fold of its own, else after ``fixed_steps``. One rule for all
+    ensembles of a run: heads stopped otherwise give logits of another size, and the calibrator
+    would be fitted on logits unlike the deployed ones."""
     max_epochs: int = 60
-    """Epochs at most, where early stopping applies."""
+    """Epochs at most, with early stopping."""
     fixed_steps: int = 60
-    """Steps where too few patients are there to stop on. Steps and not epochs: the size of the
-    logits grows with steps, and the deployed heads, which learn from more patients, must give
-    logits of the size that the calibrator was fitted on."""
+    """Steps without early stopping. Steps and not epochs: the size of the logits grows with steps,
+    and the deployed heads, which learn from more patients, must give logits of the size that the
+    calibrator was fitted on."""
     patience: int = 12
     """Epochs without improvement before stopping."""
     batch_patients: int = 16
@@ -77,8 +89,6 @@ class Ensemble:
     """The heads, in evaluation mode, on the CPU."""
     history: tuple[EpochRecord, ...]
     """Learning curves of all of them."""
-    stopped_early: bool
-    """False where fixed steps replaced early stopping."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,10 +112,9 @@ def train_ensemble(
 ) -> Ensemble:
     """Train the heads of one ensemble.
 
-    Whitening is fitted on these patients, without labels. Each head is stopped early on another
-    inner fold of these patients and learns from the rest. Where such a fold would hold fewer than
-    five patients of a class, all heads learn from all patients for a fixed number of steps instead
-    and differ by their start and the order of patients.
+    Whitening is fitted on these patients, without labels. With early stopping each head is stopped
+    on another inner fold of these patients and learns from the rest; without it all heads learn
+    from all patients and differ by their start and the order of patients.
 
     Parameters
     ----------
@@ -125,7 +134,7 @@ def train_ensemble(
     Raises
     ------
     SplitError
-        If a class has no patient with tiles.
+        If a class has no patient with tiles, or too few for early stopping.
     """
     names = bags.filled()
     classes = np.array([labels[name] for name in names], np.int64)
@@ -136,7 +145,12 @@ def train_ensemble(
             found=f"{counts.tolist()} patients with tiles in each class",
             expected="at least one of each",
         )
-    stop_early = counts.min() // settings.n_members >= _LEAST_TO_STOP_ON
+    if settings.early_stopping and counts.min() < LEAST_TO_STOP_ON * settings.n_members:
+        raise SplitError(
+            "early stopping",
+            found=f"{counts.tolist()} patients with tiles in each class",
+            expected=f"at least {LEAST_TO_STOP_ON * settings.n_members} of each",
+        )
     parts = stratified_parts(classes, n_parts=settings.n_members, seed=seed)
     whitening = _fit_whitening([bags.features[name] for name in names], settings.n_components)
     device = torch.device(settings.device)
@@ -144,7 +158,7 @@ def train_ensemble(
     whitened = [_whiten(bags.features[name], whitening, device) for name in names]
     heads, history = [], []
     for member in range(settings.n_members):
-        stops = (parts == member) & stop_early
+        stops = (parts == member) & settings.early_stopping
         lesson = _Lesson(
             bags=[whitened[i] for i in np.flatnonzero(~stops)],
             labels=torch.from_numpy(classes[~stops]).to(device),
@@ -164,7 +178,7 @@ def train_ensemble(
             history += _train_head(head, lesson, member, n_classes=n_classes, settings=settings)
         heads.append(head.eval().cpu())
         on_head()
-    return Ensemble(heads=tuple(heads), history=tuple(history), stopped_early=bool(stop_early))
+    return Ensemble(heads=tuple(heads), history=tuple(history))
 
 
 def member_outputs(

@@ -33,8 +33,6 @@ class OutOfFold:
     """Fold in which each was judged, shape (repeats, patients)."""
     history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
     """Learning curves by repeat and fold."""
-    n_fixed: int
-    """Folds in which fixed steps replaced early stopping."""
 
 
 def cross_validate(
@@ -72,7 +70,7 @@ def cross_validate(
     n_repeats = 1 + max(fold.repeat for fold in folds)
     logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
-    history, n_fixed = {}, 0
+    history = {}
     for fold in folds:
         ensemble = train_ensemble(
             bags.restricted_to(fold.train_ids),
@@ -83,7 +81,6 @@ def cross_validate(
             on_head=on_head,
         )
         history[fold.repeat, fold.index] = ensemble.history
-        n_fixed += not ensemble.stopped_early
         for name in set(fold.test_ids) & set(places):
             members, _ = member_outputs(ensemble.heads, bags.features[name])
             logits[fold.repeat, places[name]] = members.mean(axis=0)
@@ -94,7 +91,6 @@ def cross_validate(
         logits=logits,
         fold=judged_in,
         history=history,
-        n_fixed=n_fixed,
     )
 
 

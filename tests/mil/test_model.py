@@ -77,6 +77,23 @@ def test_training_again_gives_the_same_bytes(world: Path) -> None:
         assert (world / "again" / name).read_bytes() == (world / "run" / name).read_bytes()
 
 
+@pytest.mark.parametrize(("n_patients", "stops"), [(36, False), (48, True)])
+def test_what_is_deployed_is_stopped_as_what_was_validated(
+    tmp_path: Path, n_patients: int, stops: bool
+) -> None:
+    # Of 36 patients 12 are LAA: enough to stop two heads on, but not in folds that hold 8.
+    cohort = read_cohort(write_cohort(tmp_path, n_patients=n_patients, shift=0.7), labelled=True)
+    bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
+    summary = fit_run(
+        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        on_head=lambda done, total: None,
+    )  # fmt: skip
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert set(history["fold"]) == {"0", "1", "2", "deployed"}
+    assert set(history["stop_loss"].notna()) == {stops}
+    assert any("instead of being stopped early" in note for note in summary.notes) != stops
+
+
 def test_every_patient_asked_for_gets_one_row_in_order(
     world: Path, run: Run, tmp_path: Path
 ) -> None:

@@ -136,9 +136,8 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
 
 def test_early_stopping_keeps_the_best_weights() -> None:
     bags, cohort = noise_cohort(60, 3, shift=0.4)
-    settings = replace(FAST, max_epochs=25, patience=25, learning_rate=0.02)
+    settings = replace(FAST, early_stopping=True, max_epochs=25, patience=25, learning_rate=0.02)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
-    assert ensemble.stopped_early
     from mil.splits import stratified_parts
 
     parts = stratified_parts(cohort.labels, n_parts=2, seed=(0,))
@@ -153,11 +152,16 @@ def test_early_stopping_keeps_the_best_weights() -> None:
         assert curve[-1] > min(curve)
 
 
-def test_few_patients_are_trained_for_a_fixed_number_of_steps() -> None:
+def test_without_early_stopping_all_patients_are_learned_from() -> None:
     bags, cohort = noise_cohort(18, 4)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=FAST, seed=(0,))
-    assert not ensemble.stopped_early
     assert np.isnan([record.stop_loss for record in ensemble.history]).all()
+    assert len(ensemble.history) == FAST.n_members * FAST.fixed_steps // 2  # 2 steps an epoch
+    with pytest.raises(SplitError, match="at least 10 of each"):
+        train_ensemble(
+            bags, labels_of(cohort), n_classes=2, settings=replace(FAST, early_stopping=True),
+            seed=(0,),
+        )  # fmt: skip
 
 
 def test_a_class_without_tiles_cannot_be_learned() -> None:
