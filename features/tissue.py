@@ -20,6 +20,9 @@ Bools = npt.NDArray[np.bool_]
 
 _SAME_GLASS = 12.0  # pixels this close to the glass's colour are measured as glass, grey levels
 _NOISE_SIGMAS = 4.0  # three blank pixels in 100,000 lie beyond, were the noise normal
+_TEXTURE_PX = 7
+_TEXTURE_WEIGHT = 3.0  # on pale painted tissue 8 levels below the glass with a standard deviation
+# of 9, 94 % was found, without texture 12 %; a lower weight or a smaller window finds less
 _LEAST_GLASS_SHARE = 0.02  # of the picture: less than that is no glass, but a pale spot
 _LEAST_ISLAND_PX = 4
 _BLACK = 16  # of 255, in the brightest channel
@@ -100,8 +103,9 @@ def find_tissue(
     2. Slow changes of the glass over the slide (uneven light) are followed by a polynomial of
        second degree in x and y, fitted again and again to what lies close to it.
     3. A pixel's distance is how far it is darker than the glass, in the channel where that is
-       most. Nothing that light went through is brighter than bare glass: white fill is no tissue.
-       Nor is flat black fill.
+       most, joined with how much more texture there is around it than on glass, so that pale but
+       structured tissue counts. Nothing that light went through is brighter than bare glass: white
+       fill is no tissue. Nor is flat black fill.
     4. Tissue lies beyond Otsu's threshold of that distance (Otsu, 1979), held above a floor and
        within once that setting of it: on a blank slide Otsu would split the noise, on a slide of
        dark and pale tissue the tissue. The floor rises with the noise of the glass.
@@ -125,11 +129,13 @@ def find_tissue(
         With ``mask`` of the shape of ``overview``; all False on a blank slide.
     """
     smooth = _median_of_nine(overview)
-    texture = _texture(smooth)
-    glass, is_glass = _find_glass(smooth, texture)
-    distance, noise = _darker_than_glass(smooth, _fit_light(smooth, glass), is_glass)
-    distance[_black_fill(smooth, texture)] = 0
+    roughness = _variance(smooth.mean(axis=2, dtype=np.float32), 3)
+    glass, is_glass = _find_glass(smooth, roughness)
+    darker, noise = _darker_than_glass(smooth, _fit_light(smooth, glass), is_glass)
     floor = max(settings.floor_distance, _NOISE_SIGMAS * noise)
+    texture = _texture(overview, glass, is_glass, reach=1.5 * floor)
+    distance = np.hypot(darker, _TEXTURE_WEIGHT * texture)
+    distance[_black_fill(smooth, roughness)] = 0
     threshold = float(np.clip(_otsu(distance), floor, floor + settings.floor_distance))
     px_um2 = (downsample * mpp) ** 2
     mask = _without_specks(distance, threshold, settings.least_speck_um2 / px_um2)
@@ -147,27 +153,38 @@ def _median_of_nine(overview: RgbArray) -> RgbArray:
     return np.asarray(Image.fromarray(overview).filter(ImageFilter.MedianFilter(3)))
 
 
-def _texture(pixels: RgbArray) -> Floats:
-    """Give the local standard deviation of the grey value around each pixel, shape (height, width).
+def _variance(grey: Floats, window_px: int) -> Floats:
+    """Give the local variance around each pixel, shape (height, width).
 
-    Of the nine windows of 3 by 3 that hold a pixel the calmest counts (as in Kuwahara's filter,
-    1976): the glass beside a border is as calm as glass elsewhere.
+    Of the windows that hold a pixel the calmest counts (as in Kuwahara's filter, 1976): the glass
+    beside a border is as calm as glass elsewhere.
     """
-    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
-    mean = ndimage.uniform_filter(grey, 3)
-    variance = ndimage.uniform_filter(grey * grey, 3) - mean * mean
-    return np.sqrt(np.maximum(ndimage.minimum_filter(variance, 3), 0))
+    mean = ndimage.uniform_filter(grey, window_px)
+    variance = ndimage.uniform_filter(grey * grey, window_px) - mean * mean
+    return np.maximum(ndimage.minimum_filter(variance, window_px), 0)
 
 
-def _find_glass(pixels: RgbArray, texture: Floats) -> tuple[Floats, Bools]:
+def _texture(overview: RgbArray, glass: Floats, is_glass: Bools, reach: float) -> Floats:
+    """How much more the grey value varies around each pixel than on glass: standard deviations.
+
+    Only what lies between the glass and ``reach`` grey levels below it is looked at: darker pixels
+    are tissue by their colour, and a small hole must not count for the contrast of its border.
+    """
+    grey = np.maximum(overview.mean(axis=2, dtype=np.float32), glass.mean() - reach)
+    variance = _variance(grey, _TEXTURE_PX)
+    calm = np.percentile(variance[is_glass], 99) if is_glass.any() else 0.0
+    return np.asarray(np.sqrt(np.maximum(variance - calm, 0)))
+
+
+def _find_glass(pixels: RgbArray, roughness: Floats) -> tuple[Floats, Bools]:
     """Colour of the glass, shape (3,), and where the picture has about that colour."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
     brightest = float(np.percentile(green, 99))
     # Glass lets most light through, and stains of tissue are redder than green, glass hardly.
     candidate = (green >= max(120.0, 0.7 * brightest)) & (red - green <= 26)
-    candidate &= texture <= np.percentile(texture[candidate], 80) if candidate.any() else False
+    candidate &= roughness <= np.percentile(roughness[candidate], 80) if candidate.any() else False
     # Flat pure white is often not glass but the fill beside what was scanned.
-    fill = (pixels.min(axis=2) == 255) & (texture == 0)
+    fill = (pixels.min(axis=2) == 255) & (roughness == 0)
     for places in (candidate & ~fill, candidate):
         if places.mean() < _LEAST_GLASS_SHARE:
             continue
@@ -175,7 +192,7 @@ def _find_glass(pixels: RgbArray, texture: Floats) -> tuple[Floats, Bools]:
         is_glass = candidate & (np.abs(pixels - glass).max(axis=2) <= _SAME_GLASS)
         if is_glass.mean() >= _LEAST_GLASS_SHARE:
             return glass, is_glass
-    return np.full(3, 255, np.float32), np.zeros(texture.shape, bool)
+    return np.full(3, 255, np.float32), np.zeros(roughness.shape, bool)
 
 
 def _commonest(colours: RgbArray) -> Floats:
@@ -251,9 +268,9 @@ def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tupl
     return darker, noise
 
 
-def _black_fill(pixels: RgbArray, texture: Floats) -> Bools:
+def _black_fill(pixels: RgbArray, roughness: Floats) -> Bools:
     """Flat and nearly black: not scanned; the darkest tissue lets more light through."""
-    return np.asarray((pixels.max(axis=2) <= _BLACK) & (texture < 1))
+    return np.asarray((pixels.max(axis=2) <= _BLACK) & (roughness < 1))
 
 
 def _otsu(distance: Floats) -> float:

@@ -28,7 +28,7 @@ def demo(folder: Path, *options: str) -> tuple[str, dict[str, float]]:
 
 @pytest.mark.slow
 def test_the_demo_shows_the_whole_road_and_says_it_is_synthetic(tmp_path: Path) -> None:
-    text, scores = demo(tmp_path / "demo", "--patients", "40", "--test-patients", "30")
+    text, scores = demo(tmp_path / "demo")
     assert "SYNTHETIC" in text
     for command in ("mil embed", "mil train", "mil infer", "mil score"):
         assert f"$ {command}" in text

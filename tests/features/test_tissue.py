@@ -140,6 +140,18 @@ def test_fill_beside_the_scanned_area_is_no_tissue(fill: tuple[int, int, int]) -
     assert np.abs(np.subtract(found.background_rgb, (205, 205, 208))).max() <= 2
 
 
+def test_pale_tissue_counts_for_its_texture() -> None:
+    rng = np.random.default_rng(6)
+    truth = disc((300, 400), 150, 200, 80)
+    weave = ndimage.gaussian_filter(rng.normal(size=truth.shape), 1.2)
+    picture = np.full((*truth.shape, 3), 240.0)
+    # On average 8 grey levels below the glass: less than the least distance taken for tissue.
+    picture[truth] = (232 + 9 * weave / weave.std())[truth][:, None]
+    found = find(photograph(picture, "even", 1.0, rng)).mask
+    assert found[truth].mean() > 0.9
+    assert found[~truth].mean() < 0.01
+
+
 def test_a_picture_of_tissue_alone_is_tissue() -> None:
     rng = np.random.default_rng(7)
     picture = photograph(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
