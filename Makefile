@@ -37,7 +37,7 @@ check: $(READY) ## formatting, lint, types, import order
 	$(BIN)/lint-imports
 
 bench: $(READY) ## print the benchmarks as JSON
-	for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+	for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 clean: ## remove the environment, caches and the demo
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.console import notes, progress_bar, results
-from cli.embed import N_CORES
+from features.cores import N_CORES
 
 __all__ = ["demo"]
 

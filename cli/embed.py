@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,15 +20,12 @@ from cli.console import (
     step,
 )
 from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
+from features.cores import N_CORES
 
 if TYPE_CHECKING:
     from features.pipeline import SlideOutcome
 
-__all__ = ["N_CORES", "SlideBars", "embed", "print_failures"]
-
-
-N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Cores this process may use."""
+__all__ = ["SlideBars", "embed", "print_failures"]
 
 
 def embed(

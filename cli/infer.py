@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
-from cli.embed import N_CORES, SlideBars, print_failures
+from cli.embed import SlideBars, print_failures
 from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
+from features.cores import N_CORES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,6 +16,7 @@ __all__ = ["ImageSlide"]
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _LARGEST_PX = 1 << 29
 """Pixels of an image at most: it is decoded whole, and 512 Mpx are 1.6 GB."""
+Image.MAX_IMAGE_PIXELS = None  # else Pillow warns and refuses long before our own limit
 
 
 class ImageSlide:
@@ -45,8 +46,7 @@ class ImageSlide:
                     )
                 has_alpha = "A" in image.getbands() or "transparency" in image.info
                 pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError,
-                Image.DecompressionBombError) as error:  # fmt: skip
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             raise SlideError(
                 path, found=f"no plain image ({error})", expected="PNG, JPEG"
             ) from error

@@ -11,45 +11,47 @@ from features.slides.image_reader import ImageSlide
 from features.slides.openslide_reader import OpenSlideSlide
 from features.slides.protocol import Slide
 from features.slides.tiff_reader import TiffSlide
+from features.slides.zarr_reader import ZarrSlide, url_of
 
 __all__ = ["find_slides", "open_slide", "slide_id_of"]
 
 _SUFFIX = re.compile(
-    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g)$", re.IGNORECASE
+    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g"
+    r"|(ome\.)?zarr(\.zip)?|ozx)$",
+    re.IGNORECASE,
 )
 _READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
     ("tiff", TiffSlide),
     ("openslide", OpenSlideSlide),
     ("image", ImageSlide),
+    ("ome-zarr", ZarrSlide),
 )
 
 
-def open_slide(path: Path) -> Slide:
+def open_slide(path: Path | str) -> Slide:
     """Open a slide, whatever its suffix says.
 
     The direct TIFF reader comes first where it can serve, since it decodes each TIFF tile once;
-    then OpenSlide, then plain images.
+    then OpenSlide, then plain images, then zipped OME-Zarr. URLs and folders named ``*.zarr`` are
+    OME-Zarr.
 
     Parameters
     ----------
     path
-        The slide.
+        The slide; a URL may come as text or as ``Path``, see
+        :func:`features.slides.zarr_reader.url_of`.
 
     Raises
     ------
     SlideError
         If no reader can serve; the message gives the reason of each.
     """
-    try:
-        if not path.is_file():
-            raise SlideError(path, found="there is no such file", expected="a slide")
-        if path.stat().st_size == 0:
-            raise SlideError(path, found="an empty file", expected="a slide",
-                             advice="Copy it again.")  # fmt: skip
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise SlideError(path, found=f"cannot be read ({error.strerror or error})") from error
+    if url_of(path) is not None:
+        return ZarrSlide(path)
+    path = Path(path)
+    if _is_zarr_folder(path):
+        return ZarrSlide(path)
+    _refuse_unreadable(path)
     reasons = []
     for name, reader in _READERS:
         try:
@@ -64,23 +66,26 @@ def open_slide(path: Path) -> Slide:
     )
 
 
-def slide_id_of(path: Path) -> str:
+def slide_id_of(path: Path | str) -> str:
     """Name of a slide: its file's name without folder and suffix.
 
     Examples
     --------
     >>> slide_id_of(Path("slides/006388_0.ome.tif"))
     '006388_0'
+    >>> slide_id_of("s3://bucket/006388_0.ome.zarr/")
+    '006388_0'
     """
-    return _SUFFIX.sub("", path.name)
+    return _SUFFIX.sub("", Path(path).name)
 
 
-def find_slides(paths: Sequence[Path]) -> list[Path]:
-    """Slides among files and folders, sorted.
+def find_slides(paths: Sequence[Path | str]) -> list[Path]:
+    """Slides among files, folders and URLs, sorted.
 
-    A file named outright is taken whatever its suffix; folders are searched for known suffixes
-    through all subfolders, except hidden ones and the data folders of MRXS slides. Of the many
-    ``.dcm`` files of a DICOM slide the first stands for the slide.
+    A file named outright is taken whatever its suffix, and so is a URL, which comes back as a
+    ``Path``; folders are searched for known suffixes through all subfolders, except hidden ones
+    and the data folders of MRXS slides. A folder named ``*.zarr`` is a slide and not searched. Of
+    the many ``.dcm`` files of a DICOM slide the first stands for the slide.
 
     Raises
     ------
@@ -88,8 +93,10 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
         If a path does not exist, or no slide is found at all.
     """
     found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
+    for path in map(Path, paths):
+        if url_of(path) is not None or _is_zarr_folder(path):
+            found.append(path)
+        elif path.is_dir():
             found += _search(path)
         elif path.exists():
             found.append(path)
@@ -99,7 +106,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
         raise SlideError(
             ", ".join(map(str, paths)),
             found="no slide in it",
-            expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .png",
+            expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
         )
     return sorted(dict.fromkeys(found))
 
@@ -110,7 +117,9 @@ def _search(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
+        if _is_zarr_folder(path):
+            found.append(path)
+        elif path.is_dir():
             data_of_mrxs = path.with_name(f"{path.name}.mrxs").exists()
             if not path.is_symlink() and not data_of_mrxs:
                 found += _search(path)
@@ -118,3 +127,21 @@ def _search(folder: Path) -> list[Path]:
             found.append(path)
     dicom = [path for path in found if path.suffix.lower() == ".dcm" and path.parent == folder]
     return [path for path in found if path not in dicom[1:]]
+
+
+def _is_zarr_folder(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr" and path.is_dir()
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Say what is wrong with a file before any reader looks into it."""
+    try:
+        if not path.is_file():
+            raise SlideError(path, found="there is no such file", expected="a slide")
+        if path.stat().st_size == 0:
+            raise SlideError(path, found="an empty file", expected="a slide",
+                             advice="Copy it again.")  # fmt: skip
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise SlideError(path, found=f"cannot be read ({error.strerror or error})") from error

@@ -7,20 +7,23 @@ of a slide is known to be empty before a pixel is decoded.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image
 
+from features.cores import N_CORES
 from features.errors import SlideError, TileError
 from features.slides.cache import DecodedCache
 from features.slides.pixels import BlockMean, clip_region, to_rgb
@@ -31,10 +34,14 @@ __all__ = ["TiffSlide"]
 _CACHE_BYTES = 512 << 20
 _LARGEST_SEGMENT_PX = 1 << 28
 _LARGEST_SIDE_PX = 4_000_000
+_MOST_OME_PLANES = 1_000_000
 _N_SAMPLED = 96
 _LEAST_SHARE_SKIPPED = 0.1
 _PLAIN_RANGE = 16
 _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
+_NDPI_TAG = 65420
+_UNNAMED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
+"""What TIFF says of channels after the colours."""
 _KINDS = {
     "MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR",
 }  # fmt: skip
@@ -50,7 +57,7 @@ class _Grid:
     height_px: int
     width_px: int
     offsets: Sequence[int]
-    byte_counts: npt.NDArray[np.int64]
+    byte_counts: npt.NDArray[np.uint64]
     jpeg_tables: bytes | None
 
 
@@ -73,10 +80,12 @@ class TiffSlide:
         self.path = path
         self._cache = DecodedCache(_CACHE_BYTES)
         try:
-            self._file = tifffile.TiffFile(path)
+            # NDPI is refused below; its own rules would follow a circle of directories right here.
+            self._file = tifffile.TiffFile(path, is_ndpi=False)
         except Exception as error:  # from struct.error to TiffFileError, as damage will have it
             raise SlideError(path, found=f"not a TIFF ({error})", expected="TIFF") from error
         try:
+            self._check_file()
             series = self._file.series[0]
             pages = [level.keyframe for level in series.levels]
             self._grids = [self._grid(page) for page in pages]
@@ -153,17 +162,35 @@ class TiffSlide:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _check_file(self) -> None:
+        """Refuse what tifffile would get wrong or never come back from."""
+        page = self._file.pages.first
+        if _NDPI_TAG in page.tags or page.is_scn or page.is_bif:
+            raise self._cannot("a vendor's TIFF, whose tiles only OpenSlide places")
+        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or ""):
+            n_planes = math.prod(int(n) for n in re.findall(r'\bSize[ZCT]="(\d+)"', pixels))
+            if n_planes > _MOST_OME_PLANES:
+                raise self._cannot(f"OME-XML that tells of {n_planes} planes")
+        self._check_chain(page.offset)
+
+    def _check_chain(self, offset: int) -> None:
+        """Refuse directories that lead back to one another: a long circle has no end."""
+        kind, file = self._file.tiff, self._file.filehandle
+        order: Literal["little", "big"] = "little" if kind.byteorder == "<" else "big"
+        seen: set[int] = set()
+        while 0 < offset < file.size:
+            if offset in seen:
+                raise self._cannot("directories that lead back to one another")
+            seen.add(offset)
+            file.seek(offset)
+            n_tags = int.from_bytes(file.read(kind.tagnosize), order)
+            file.seek(min(file.size, offset + kind.tagnosize + n_tags * kind.tagsize))
+            offset = int.from_bytes(file.read(kind.offsetsize), order)
+
     def _grid(self, page: Any) -> _Grid:
         """Check that we can serve a page, and how it is cut into segments."""
+        self._check_colours(page)
         width, height = page.imagewidth, page.imagelength
-        if page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
-            raise self._cannot("colours in separate planes")
-        if page.photometric.name not in _KINDS:
-            raise self._cannot(f"colours as {page.photometric.name}")
-        if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
-            raise self._cannot(f"samples of type {page.dtype}")
-        if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:
-            raise self._cannot(f"YCbCr in {page.compression.name}")
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
             raise self._cannot(f"{width} x {height} px")
         seg_width = page.tilewidth if page.is_tiled else width
@@ -176,8 +203,23 @@ class TiffSlide:
             raise self._cannot(f"{len(offsets)} TIFF tiles where {rows * columns} should be")
         return _Grid(
             page=page, rows=rows, columns=columns, height_px=seg_height, width_px=seg_width,
-            offsets=offsets, byte_counts=np.array(counts, np.int64), jpeg_tables=page.jpegtables,
+            offsets=offsets, byte_counts=np.array(counts, np.uint64), jpeg_tables=page.jpegtables,
         )  # fmt: skip
+
+    def _check_colours(self, page: Any) -> None:
+        """Refuse samples that we cannot turn into RGB."""
+        if page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
+            raise self._cannot("colours in separate planes")
+        if page.photometric.name not in _KINDS:
+            raise self._cannot(f"colours as {page.photometric.name}")
+        if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
+            raise self._cannot(f"samples of type {page.dtype}")
+        if page.bitspersample not in {8, 16}:
+            raise self._cannot(f"samples of {page.bitspersample} bit")
+        if page.compression == tifffile.COMPRESSION.APERIO_JP2000_YCBC:
+            raise self._cannot("YCbCr in JPEG 2000")
+        if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:
+            raise self._cannot(f"YCbCr in {page.compression.name}")
 
     def _cannot(self, found: str) -> SlideError:
         return SlideError(self.path, found=found, expected="TIFF of 8 or 16 bit in one plane")
@@ -213,10 +255,13 @@ class TiffSlide:
         n_bytes = int(grid.byte_counts[index])
         if not n_bytes:  # a sparse file leaves empty segments out
             return np.full((height, width, 3), self.background_rgb, np.uint8)
-        data = os.pread(descriptor, n_bytes, grid.offsets[index])
-        if len(data) != n_bytes:
-            message = f"it ends {n_bytes - len(data)} bytes past the end of the file"
+        n_missing = grid.offsets[index] + n_bytes - os.fstat(descriptor).st_size
+        if n_missing > 0:
+            message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
+        data = os.pread(descriptor, n_bytes, grid.offsets[index])
+        if grid.page.compression == tifffile.COMPRESSION.JPEG:
+            _check_jpeg_size(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
         decoded, _, _ = grid.page.decode(data, index, jpegtables=grid.jpeg_tables)
         if decoded is None:
             return np.full((height, width, 3), self.background_rgb, np.uint8)
@@ -237,7 +282,7 @@ class TiffSlide:
         grid = self._grids[level]
         ahead = max(8, (64 << 20) // (grid.height_px * grid.width_px * 3))
         waiting = iter(indices.tolist())
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="overview") as pool:
+        with ThreadPoolExecutor(N_CORES, thread_name_prefix="overview") as pool:
             while chunk := list(islice(waiting, ahead)):
                 yield from pool.map(one, chunk)
 
@@ -301,15 +346,51 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     return np.asarray(blocks.mean(axis=0))
 
 
+def _check_jpeg_size(data: bytes, *, most_px: int) -> None:
+    """Refuse a JPEG stream that claims to be huge, before the decoder makes room for it."""
+    place = 2
+    while place + 9 <= len(data):
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # a start of frame
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            if height * width > most_px:
+                message = f"its JPEG stream claims {width} x {height} px"
+                raise ValueError(message)
+            return
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
 def _colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Palette and inverted grey as plain colours."""
+    """Palette and inverted grey as plain colours, and channels after them only if transparency."""
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16
-        colours = np.moveaxis((palette >> 8).astype(np.uint8), 0, -1)  # (entries, 3)
+        if palette.max() > 255:  # some writers forget that entries have 16 bit
+            palette = palette >> 8
+        colours = np.moveaxis(palette.astype(np.uint8), 0, -1)  # (entries, 3)
         return np.asarray(colours[pixels[..., 0]])
     if page.photometric.name == "MINISWHITE":
-        return np.asarray(np.iinfo(pixels.dtype).max - pixels)
-    return pixels
+        pixels = np.concatenate(
+            [np.iinfo(pixels.dtype).max - pixels[..., :1], pixels[..., 1:]], axis=-1
+        )
+    return _transparency(pixels, page.extrasamples)
+
+
+def _transparency(pixels: npt.NDArray[Any], extra: Sequence[int]) -> npt.NDArray[Any]:
+    """Colours, and behind them alpha where there is one, with colours not multiplied by it."""
+    n_colours = pixels.shape[-1] - len(extra)
+    if not extra or pixels.shape[-1] == 3 or n_colours not in {1, 3}:
+        return pixels
+    kind = extra[0]
+    if n_colours == 3 and tuple(extra) == (_UNNAMED,):
+        kind = _PREMULTIPLIED  # which it mostly is, and libtiff takes it for
+    if kind not in {_PREMULTIPLIED, _STRAIGHT}:
+        return pixels[..., :n_colours]
+    if kind == _STRAIGHT:
+        return pixels[..., : n_colours + 1]
+    full = np.iinfo(pixels.dtype).max
+    alpha = pixels[..., n_colours : n_colours + 1].astype(np.float32)
+    white = pixels[..., :n_colours] + (full - alpha)
+    return np.minimum(np.rint(white), full).astype(pixels.dtype)
 
 
 def _mpp_of(page: Any, ome: str | None) -> tuple[float, float] | None:

@@ -68,7 +68,7 @@ def test_training_tells_scores_beside_baselines(world: Path) -> None:
     assert told["n_patients"] == 36
     assert told["scores"]["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
     assert told["scores"]["calibrated"]["auroc"]["value"] > 0.8
-    assert any("fixed number of steps" in note for note in told["notes"])
+    assert any("instead of being stopped early" in note for note in told["notes"])
 
 
 def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> None:

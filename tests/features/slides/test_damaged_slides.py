@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from features.errors import SlideError, TileError
+from features.slides.opening import find_slides, open_slide
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
+ROOT = Path(__file__).parents[3]
+
+
+def write(path: Path, pixels: np.ndarray = PICTURE, **options: object) -> Path:
+    tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
+    return path
+
+
+def overwrite(path: Path, place: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(data)
+
+
+def tag_of(path: Path, name: str) -> tifffile.TiffTag:
+    with tifffile.TiffFile(path) as tiff:
+        return tiff.pages[0].tags[name]
+
+
+def refusal(path: Path) -> str:
+    """What opening says; it must be one line that names the file."""
+    with pytest.raises(SlideError) as caught:
+        open_slide(path).close()
+    message = str(caught.value)
+    assert path.name in message
+    assert "\n" not in message
+    return message
+
+
+def read_all(path: Path) -> list[bool]:
+    """Whether each square of 128 px is read, and read rightly; only TileErrors may come."""
+    good = []
+    with closing(open_slide(path)) as slide:
+        for y in (0, 128):
+            for x in (0, 128, 256):
+                with suppress(TileError):
+                    found = slide.read(level=0, x_px=x, y_px=y, width_px=128, height_px=128)
+                    np.testing.assert_array_equal(found, PICTURE[y : y + 128, x : x + 128])
+                    good.append(True)
+                    continue
+                good.append(False)
+    return good
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"\0" * 5000,
+        b"II",
+        b"XX*\0\x08\0\0\0" + b"\0" * 99,  # neither byte order
+        b"II\0*\x08\0\0\0" + b"\0" * 99,  # the other byte order's magic
+        b"MM*\0\0\0\0\x08" + b"\0" * 99,
+        b"II+\0\x07\0\0\0" + b"\0" * 99,  # BigTIFF with offsets of 7 bytes
+        b"II*\0\0\0\0\0" + b"\0" * 99,  # no directory
+        b"II*\0\xff\xff\xff\xff" + b"\0" * 99,  # a directory beyond the end
+        b"II*\0\x04\0\0\0" + b"\0" * 99,  # a directory within the header
+        b"II*\0\x08\0\0\0\0\0" + b"\0" * 99,  # a directory of nothing
+        b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 99,  # a directory of too much
+        b"II+\0\x08\0\0\0" + b"\xff" * 99,
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 99,
+        b"\xff\xd8\xff\xe0" + b"\0" * 99,
+        b"RIFF\xff\xff\xff\xffWEBPVP8 " + b"\0" * 99,
+        b"BM" + b"\xff" * 99,
+        b"a,b\n1,2\n" * 99,
+    ],
+)
+def test_content_that_is_no_slide_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "slide.tif").write_bytes(content)
+    refusal(tmp_path / "slide.tif")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg"])
+def test_a_slide_cut_anywhere_fails_clearly_or_loses_only_what_is_cut(
+    tmp_path: Path, compression: str | None, bigtiff: bool
+) -> None:
+    path = write(tmp_path / "slide.tif", compression=compression, bigtiff=bigtiff)
+    data = path.read_bytes()
+    for n_bytes in [*range(0, 700, 23), *range(700, len(data), len(data) // 16)]:
+        path.write_bytes(data[:n_bytes])
+        with suppress(SlideError):
+            with closing(open_slide(path)) as slide:
+                first = slide.read(level=0, x_px=0, y_px=0, width_px=128, height_px=128)
+            assert compression == "jpeg" or (first == PICTURE[:128, :128]).all()
+
+
+@pytest.mark.parametrize("name", ["TileOffsets", "TileByteCounts"])
+@pytest.mark.parametrize("value", [2**32 - 1, 2**31, 10**7])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tile_past_the_end_is_lost_alone(
+    tmp_path: Path, name: str, value: int, bigtiff: bool
+) -> None:
+    path = write(tmp_path / "slide.tif", bigtiff=bigtiff)
+    tag = tag_of(path, name)
+    size = struct.calcsize(f"<{'HIQ'[(3, 4, 16).index(tag.dtype)]}")
+    overwrite(path, tag.valueoffset + 4 * size, min(value, 256**size - 1).to_bytes(size, "little"))
+    tracemalloc.start()
+    assert read_all(path) == [True] * 4 + [False, True]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+
+
+def test_a_tile_whose_length_does_not_fit_into_63_bit_is_lost_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", bigtiff=True)
+    offsets = tag_of(path, "TileOffsets")
+    overwrite(path, offsets.valueoffset + 8, b"\xff" * 8)
+    assert read_all(path) == [True, False, True, True, True, True]
+
+
+def test_a_jpeg_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "slide.tif", compression="jpeg")
+    with tifffile.TiffFile(path) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[2], tiff.pages[0].databytecounts[2]
+    frame = path.read_bytes().index(b"\xff\xc0", offset, offset + length)
+    overwrite(path, frame + 5, struct.pack(">HH", 65500, 65500))
+    with closing(open_slide(path)) as slide:
+        slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
+        with pytest.raises(TileError, match="claims 65500 x 65500 px"):
+            slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
+
+
+def test_a_slide_without_any_good_tile_has_no_overview(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        first = min(tiff.pages[0].dataoffsets)
+    path.write_bytes(path.read_bytes()[:first].ljust(path.stat().st_size, b"\xaa"))
+    with (
+        closing(open_slide(path)) as slide,
+        pytest.raises(SlideError, match=r"slide\.tif: none of 6 TIFF tiles can be decoded"),
+    ):
+        slide.overview(downsample=8)
+
+
+def directory(entries: Sequence[tuple[int, int, int, int]], *, following: int) -> bytes:
+    """A classic little-endian directory; entries are tag, type, count and value."""
+    tags = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + tags + struct.pack("<I", following)
+
+
+def write_by_hand(path: Path, **changes: int) -> Path:
+    """Grey, 16 x 16 px, one strip, each value open to change."""
+    tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
+            "offset": 273, "samples": 277, "rows": 278, "length": 279}  # fmt: skip
+    values = {"width": 16, "height": 16, "bits": 8, "compression": 1, "photometric": 1,
+              "offset": 8, "samples": 1, "rows": 16, "length": 256, **changes}  # fmt: skip
+    entries = [(tag, 4, values.get(f"n_{name}", 1), values[name]) for name, tag in tags.items()]
+    data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
+    path.write_bytes(data + directory(entries, following=0))
+    return path
+
+
+def peak_and_seconds(path: Path) -> tuple[int, float]:
+    """Bytes and time that a refusal takes."""
+    started = time.monotonic()
+    tracemalloc.start()
+    try:
+        refusal(path)
+        return tracemalloc.get_traced_memory()[1], time.monotonic() - started
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_file_by_hand_is_a_slide(tmp_path: Path) -> None:
+    with closing(open_slide(write_by_hand(tmp_path / "slide.tif"))) as slide:
+        found = slide.read(level=0, x_px=0, y_px=0, width_px=16, height_px=16)
+    assert (found == 0x80).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 2**31, "height": 2**31},
+        {"width": 2**31, "height": 2**31, "rows": 2**31},
+        {"width": 2**32 - 1, "height": 1},
+        {"width": 1, "height": 2**32 - 1, "rows": 1},
+        {"width": 0},
+        {"height": 0},
+        {"width": 3_999_999, "height": 3_999_999},  # within our limit, but in one strip
+        {"width": 3_999_999, "height": 3_999_999, "rows": 1},
+        {"height": 2**31, "rows": 1, "n_offset": 2**31, "n_length": 2**31},
+        {"rows": 1, "n_offset": 2**32 - 1, "n_length": 2**32 - 1},
+        {"rows": 1},  # sixteen strips, one offset
+        {"samples": 2**16 - 1},
+        {"bits": 2**16 - 1},
+        {"n_bits": 2**32 - 1},
+    ],
+    ids=str,
+)
+def test_absurd_sizes_are_refused_at_once_and_allocate_nothing(
+    tmp_path: Path, changes: dict[str, int]
+) -> None:
+    peak, seconds = peak_and_seconds(write_by_hand(tmp_path / "slide.tif", **changes))
+    assert peak < 20 << 20
+    assert seconds < 5
+
+
+def test_absurd_tiles_are_refused_at_once_and_allocate_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif")
+    for name in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            tiff.pages[0].tags[name].overwrite(2**31 - 16, dtype="I")
+    peak, seconds = peak_and_seconds(path)
+    assert peak < 20 << 20
+    assert seconds < 5
+
+
+def test_absurdly_many_planes_in_the_metadata_allocate_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "slide.ome.tif"
+    write(path, metadata={"axes": "YXS"})
+    with tifffile.TiffFile(path) as tiff:
+        ome = tiff.pages[0].description.replace('SizeT="1"', 'SizeT="2147483647"')
+    write(path, metadata=None, description=ome, tile=None, compression="webp")
+    peak, seconds = peak_and_seconds(path)
+    assert peak < 20 << 20
+    assert seconds < 5
+
+
+def test_an_absurd_png_is_refused_at_once_and_a_large_one_is_not_a_bomb(tmp_path: Path) -> None:
+    def write_header(width: int, height: int) -> Path:
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        (tmp_path / "slide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0" * 99)
+        return tmp_path / "slide.png"
+
+    assert "at most 536,870,912 px" in refusal(write_header(2**31 - 1, 2**31 - 1))
+    assert "bomb" not in refusal(write_header(14_000, 13_000))
+
+
+def write_chain(path: Path, following: Sequence[int | None]) -> Path:
+    """Directories of one grey image; each leads to the one of that index, None ends the chain."""
+    entries = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1),
+               (273, 4, 1, 8), (277, 4, 1, 1), (278, 4, 1, 16), (279, 4, 1, 256)]  # fmt: skip
+    size = len(directory(entries, following=0))
+    data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
+    for target in following:
+        place = 0 if target is None else 264 + target * size
+        data += directory(entries, following=place)
+    path.write_bytes(data)
+    return path
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from features.errors import SlideError
+from features.slides.opening import open_slide
+try:
+    slide = open_slide(Path(sys.argv[1]))
+    slide.overview(downsample=4)
+    print("opened", slide.read(level=0, x_px=0, y_px=0, width_px=16, height_px=16).mean())
+except SlideError as error:
+    print(error)
+"""
+
+
+def opening_says(path: Path) -> str:
+    """What opening comes to in a process of its own, which is ended if it hangs."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, path], cwd=ROOT, timeout=60, check=True, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        [0],
+        [1, 0],
+        [1, 2, 1],
+        [*range(1, 150), 0],
+        [*range(1, 150), 130],
+        [*range(1, 150), 149],
+    ],
+    ids=["itself", "back", "back past the first", "long", "long with a tail", "tail to itself"],
+)
+@pytest.mark.parametrize("suffix", [".tif", ".ndpi"])
+def test_directories_in_a_circle_are_an_error_and_no_hang(
+    tmp_path: Path, following: list[int], suffix: str
+) -> None:
+    path = write_chain(tmp_path / f"slide{suffix}", following)
+    message = opening_says(path)
+    assert f"slide{suffix}: no reader can open it" in message
+    assert "directories that lead back to one another" in message
+
+
+def test_a_long_chain_of_directories_without_a_circle_is_read(tmp_path: Path) -> None:
+    path = write_chain(tmp_path / "slide.tif", [*range(1, 150), None])
+    assert "opened 128" in opening_says(path)
+
+
+def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    path = tmp_path / "slide.ndpi"
+    extra = [(271, 2, 9, "Hamamatsu", True), (65420, 4, 1, 1, True), (65441, 4, 1, 9, True)]
+    with tifffile.TiffWriter(path) as tiff:
+        for _ in range(150):
+            tiff.write(PICTURE[:16, :16], photometric="rgb", extratags=extra, metadata=None)
+    with tifffile.TiffFile(path, is_ndpi=False) as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[-1]
+        overwrite(path, last.offset + 2 + 12 * len(last.tags), struct.pack("<I", first))
+    assert "slide.ndpi: no reader can open it" in opening_says(path)
+
+
+@pytest.mark.parametrize("target", [264, 0, 4, 2**32 - 1])
+def test_sub_directories_that_lead_astray_do_no_harm(tmp_path: Path, target: int) -> None:
+    path = tmp_path / "slide.tif"
+    entries = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1),
+               (273, 4, 1, 8), (277, 4, 1, 1), (278, 4, 1, 16), (279, 4, 1, 256),
+               (330, 4, 1, target)]  # fmt: skip
+    data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
+    path.write_bytes(data + directory(entries, following=0))
+    assert "slide.tif: " in opening_says(path) or "opened 128" in opening_says(path)
+
+
+def healthy(compression: str | None) -> bytes:
+    file = BytesIO()
+    tifffile.imwrite(file, PICTURE, photometric="rgb", tile=(128, 128), compression=compression)
+    return file.getvalue()
+
+
+HEALTHY = {compression: healthy(compression) for compression in (None, "jpeg")}
+
+
+@settings(max_examples=150)
+@given(changes=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=6))
+@pytest.mark.parametrize("compression", [None, "jpeg"])
+def test_any_damage_to_the_header_ends_in_a_slide_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, compression: str | None,
+    changes: list[tuple[int, int]],
+) -> None:  # fmt: skip
+    path = tmp_path_factory.getbasetemp() / f"damaged-{compression}.tif"
+    data = bytearray(HEALTHY[compression])
+    for place, value in changes:
+        data[place] = value
+    path.write_bytes(data)
+    with suppress(SlideError), closing(open_slide(path)) as slide:
+        size = slide.levels[0]
+        for x, y in ((0, 0), (size.width_px - 1, size.height_px - 1)):
+            with suppress(TileError):
+                slide.read(level=0, x_px=x, y_px=y, width_px=3, height_px=3)
+
+
+def test_a_folder_named_like_a_slide_is_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "slide.tif").mkdir()
+    assert "no such file" in refusal(tmp_path / "slide.tif")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_slide_without_permission_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif")
+    path.chmod(0)
+    assert "Permission denied" in refusal(path)
+
+
+def test_a_link_to_itself_or_to_nothing_is_no_slide(tmp_path: Path) -> None:
+    for name, target in (("itself.tif", "itself.tif"), ("nothing.tif", "gone.tif")):
+        (tmp_path / name).symlink_to(target)
+        refusal(tmp_path / name)
+        with pytest.raises(SlideError, match=name):
+            find_slides([tmp_path / name])
+
+
+def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(PICTURE).save(tmp_path / name / "slide.png")
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "b" / "itself").symlink_to("itself")
+    found = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
+    assert found == ["a/slide.png", "b/slide.png"]

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from features.errors import SlideError
+from features.slides.openslide_reader import OpenSlideSlide
+from features.slides.tiff_reader import TiffSlide
+
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
+ROWS, COLUMNS = np.mgrid[0:256, 0:384]
+WAVES = np.stack(
+    [
+        128 + 100 * np.sin(COLUMNS / 40 + ROWS / 70),
+        128 + 100 * np.cos(ROWS / 50),
+        128 + 90 * np.sin(COLUMNS / 60),
+    ],
+    axis=-1,
+).astype(np.uint8)
+"""A smooth picture of whole TIFF tiles, so that lossy codecs err by little and not at its border."""
+
+LAYOUTS = [{"tile": (128, 128)}, {"tile": (48, 160)}, {"tile": None, "rowsperstrip": 17}]
+LOSSLESS = {
+    "none": {"compression": None},
+    "lzw": {"compression": "lzw"},
+    "deflate": {"compression": "deflate"},
+    "zstd": {"compression": "zstd"},
+    "packbits": {"compression": "packbits"},
+    "lzw, predictor": {"compression": "lzw", "predictor": True},
+    "deflate, predictor": {"compression": "deflate", "predictor": True},
+    "zstd, predictor": {"compression": "zstd", "predictor": True},
+    "jpeg2000": {"compression": "jpeg2000", "compressionargs": {"level": 0, "reversible": True}},
+    "webp": {"compression": "webp", "compressionargs": {"lossless": True}},
+}
+
+
+def write(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
+    return path
+
+
+def whole(slide: object, level: int = 0) -> np.ndarray:
+    size = slide.levels[level]
+    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
+
+
+def pixels_of(path: Path, reader: type = TiffSlide) -> np.ndarray:
+    with closing(reader(path)) as slide:
+        return whole(slide)
+
+
+def largest_error(found: np.ndarray, expected: np.ndarray) -> int:
+    return int(np.abs(found.astype(int) - expected.astype(int)).max())
+
+
+def triple(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True], ids=["classic", "big"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("options", LOSSLESS.values(), ids=LOSSLESS)
+def test_lossless_eight_bit_colours_come_back_exactly(
+    tmp_path: Path, options: dict[str, object], layout: dict[str, object], bigtiff: bool
+) -> None:
+    path = write(tmp_path / "s.tif", NOISE, bigtiff=bigtiff, **layout, **options)
+    np.testing.assert_array_equal(pixels_of(path), NOISE)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"], ids=["little", "big"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("options", LOSSLESS.values(), ids=LOSSLESS)
+def test_of_sixteen_bit_the_upper_eight_are_kept(
+    tmp_path: Path, options: dict[str, object], layout: dict[str, object], byteorder: str
+) -> None:
+    if options["compression"] == "webp":
+        pytest.skip("WebP has 8 bit")
+    if options["compression"] == "jpeg2000" and byteorder == ">":
+        pytest.skip("tifffile hands big-endian samples to the JPEG 2000 encoder unswapped")
+    deep = np.random.default_rng(1).integers(0, 65536, NOISE.shape, np.uint16)
+    path = write(tmp_path / "s.tif", deep, byteorder=byteorder, **layout, **options)
+    np.testing.assert_array_equal(pixels_of(path), (deep >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"], ids=["little", "big"])
+@pytest.mark.parametrize("bigtiff", [False, True], ids=["classic", "big"])
+def test_either_byte_order_is_read_in_classic_and_big_files(
+    tmp_path: Path, byteorder: str, bigtiff: bool
+) -> None:
+    path = write(tmp_path / "s.tif", NOISE, byteorder=byteorder, bigtiff=bigtiff, compression="lzw")
+    np.testing.assert_array_equal(pixels_of(path), NOISE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+def test_grey_is_three_equal_channels_and_miniswhite_is_turned_round(
+    tmp_path: Path, layout: dict[str, object], compression: str | None, dtype: type
+) -> None:
+    grey = NOISE[..., 0]
+    full = np.iinfo(dtype).max
+    deep = grey.astype(dtype) * dtype(full // 255)
+    for kind, stored in (("minisblack", deep), ("miniswhite", full - deep)):
+        path = write(
+            tmp_path / "s.tif", stored, photometric=kind, compression=compression, **layout
+        )
+        np.testing.assert_array_equal(pixels_of(path), triple(grey), err_msg=kind)
+
+
+def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return colour * share + 255 * (1 - share)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+def test_transparency_shows_white_whether_colours_are_multiplied_by_it_or_not(
+    tmp_path: Path, kind: str, dtype: type
+) -> None:
+    alpha = np.random.default_rng(2).integers(0, 256, NOISE.shape[:2], np.uint8)
+    colour = NOISE if kind == "unassalpha" else np.rint(NOISE * (alpha[..., None] / 255))
+    stored = np.dstack([colour, alpha]).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    path = write(tmp_path / "s.tif", stored, extrasamples=[kind], compression="lzw")
+    assert largest_error(pixels_of(path), on_white(NOISE, alpha)) <= 1  # rounding
+
+
+def test_grey_with_transparency_shows_white(tmp_path: Path) -> None:
+    grey, alpha = NOISE[..., 0], NOISE[..., 1]
+    path = write(
+        tmp_path / "s.tif", np.dstack([grey, alpha]), photometric="minisblack",
+        planarconfig="contig", extrasamples=["unassalpha"],
+    )  # fmt: skip
+    assert largest_error(pixels_of(path), on_white(triple(grey), alpha)) <= 1  # rounding
+
+
+def test_further_channels_that_are_no_transparency_are_left_out(tmp_path: Path) -> None:
+    more = {"planarconfig": "contig", "extrasamples": ["unspecified"]}
+    path = write(tmp_path / "grey.tif", NOISE[..., :2], photometric="minisblack", **more)
+    np.testing.assert_array_equal(pixels_of(path), triple(NOISE[..., 0]))
+    more["extrasamples"] = ["unspecified", "unspecified"]
+    path = write(tmp_path / "five.tif", np.dstack([NOISE, NOISE[..., :2]]), **more)
+    np.testing.assert_array_equal(pixels_of(path), NOISE)
+
+
+@pytest.mark.parametrize("factor", [257, 1], ids=["of 16 bit", "of 8 bit by mistake"])
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_palette_entries_become_colours(
+    tmp_path: Path, compression: str | None, factor: int
+) -> None:
+    palette = np.random.default_rng(3).integers(0, 256, (3, 256)).astype(np.uint16)
+    grey = NOISE[..., 0]
+    path = write(
+        tmp_path / "s.tif", grey, photometric="palette", colormap=palette * factor,
+        compression=compression,
+    )  # fmt: skip
+    np.testing.assert_array_equal(pixels_of(path), np.moveaxis(palette, 0, -1)[grey])
+
+
+# Largest errors measured with imagecodecs 2026.3.6 on WAVES, plus a little for other versions.
+LOSSY = {
+    "jpeg RGB": ({"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}}, 6),
+    "jpeg 4:4:4": ({"compression": "jpeg", "subsampling": (1, 1)}, 8),
+    "jpeg 4:2:2": ({"compression": "jpeg", "subsampling": (2, 1)}, 8),
+    "jpeg 4:2:0": ({"compression": "jpeg", "subsampling": (2, 2)}, 8),
+    "jpeg2000": ({"compression": "jpeg2000", "compressionargs": {"level": 60}}, 8),
+    "webp": ({"compression": "webp", "compressionargs": {"lossless": False}}, 12),
+}
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": None, "rowsperstrip": 64}], ids=["tiles", "strips"])
+@pytest.mark.parametrize(("options", "tolerance"), LOSSY.values(), ids=LOSSY)
+def test_lossy_colours_come_back_nearly(
+    tmp_path: Path, options: dict[str, object], tolerance: int, layout: dict[str, object]
+) -> None:
+    options = {**options, "compressionargs": {"level": 95, **options.get("compressionargs", {})}}
+    path = write(tmp_path / "s.tif", WAVES, **layout, **options)
+    assert largest_error(pixels_of(path), WAVES) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
+def test_grey_jpeg_comes_back_nearly(tmp_path: Path, kind: str) -> None:
+    grey = WAVES[..., 0]
+    stored = grey if kind == "minisblack" else 255 - grey
+    path = write(tmp_path / "s.tif", stored, photometric=kind, compression="jpeg")
+    assert largest_error(pixels_of(path), triple(grey)) <= 6
+
+
+def parts_of_jpeg(stream: bytes) -> tuple[bytes, bytes]:
+    """Tables as a stream of their own, and the stream without them."""
+    tables, rest, place = b"", stream[:2], 2
+    while stream[place + 1] != 0xDA:  # start of scan
+        end = place + 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+        if stream[place + 1] in {0xDB, 0xC4}:  # quantisation, Huffman
+            tables += stream[place:end]
+        else:
+            rest += stream[place:end]
+        place = end
+    return stream[:2] + tables + b"\xff\xd9", rest + stream[place:]
+
+
+def write_with_shared_tables(path: Path, kind: str, subsampling: str) -> Path:
+    colours = {"colorspace": "rgb", "outcolorspace": "rgb" if kind == "rgb" else "ycbcr"}
+    streams = [
+        parts_of_jpeg(
+            imagecodecs.jpeg_encode(
+                np.ascontiguousarray(WAVES[y : y + 128, x : x + 128]),
+                level=95, subsampling=subsampling, **colours,
+            )
+        )
+        for y in (0, 128)
+        for x in (0, 128, 256)
+    ]  # fmt: skip
+    assert len({tables for tables, _ in streams}) == 1
+
+    def segments() -> Iterator[bytes]:
+        for _, rest in streams:
+            yield rest
+
+    factors = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}[subsampling]
+    tifffile.imwrite(
+        path, segments(), shape=WAVES.shape, dtype=np.uint8, photometric=kind, tile=(128, 128),
+        compression="jpeg", jpegtables=streams[0][0], subsampling=factors,
+        compressionargs={"outcolorspace": "rgb"} if kind == "rgb" else None,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(("kind", "subsampling"), [("rgb", "444"), ("ycbcr", "422"), ("ycbcr", "420")])
+def test_jpeg_tables_shared_by_all_tiles_are_used(
+    tmp_path: Path, kind: str, subsampling: str
+) -> None:
+    path = write_with_shared_tables(tmp_path / "s.tif", kind, subsampling)
+    found = pixels_of(path)
+    assert largest_error(found, WAVES) <= 8
+    np.testing.assert_array_equal(found, pixels_of(path, OpenSlideSlide))
+
+
+def write_pyramid(path: Path, *, in_subifds: bool, **options: object) -> list[np.ndarray]:
+    levels = [NOISE, NOISE[::2, ::2], NOISE[::4, ::4]]
+    every = {"photometric": "rgb", "tile": (64, 64), **options}
+    with tifffile.TiffWriter(path, ome=path.name.endswith(".ome.tif")) as tiff:
+        tiff.write(levels[0], subifds=2 if in_subifds else 0, **every)
+        for level in levels[1:]:
+            tiff.write(level, subfiletype=1, **every)
+    return levels
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zstd"])
+@pytest.mark.parametrize("metadata", [{}, None], ids=["described", "bare"])
+@pytest.mark.parametrize("in_subifds", [False, True], ids=["pages", "SubIFDs"])
+def test_all_levels_of_a_pyramid_are_read(
+    tmp_path: Path, in_subifds: bool, metadata: dict[str, object] | None, compression: str | None
+) -> None:
+    path = tmp_path / "s.tif"
+    levels = write_pyramid(path, in_subifds=in_subifds, metadata=metadata, compression=compression)
+    with closing(TiffSlide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [421, 211, 106]
+        assert [level.downsample for level in slide.levels] == pytest.approx([1, 2, 4], rel=0.02)
+        for index, level in enumerate(levels):
+            np.testing.assert_array_equal(whole(slide, index), level)
+
+
+def test_an_ome_pyramid_has_its_levels_and_its_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "s.ome.tif"
+    sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeXUnit": "µm"}
+    levels = write_pyramid(path, in_subifds=True, metadata={"axes": "YXS", **sizes})
+    with closing(TiffSlide(path)) as slide:
+        assert slide.mpp_xy == pytest.approx((0.25, 0.5))
+        for index, level in enumerate(levels):
+            np.testing.assert_array_equal(whole(slide, index), level)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "packbits"])
+def test_openslide_gives_the_same_pixels_of_lossless_files(
+    tmp_path: Path, compression: str | None
+) -> None:
+    path = write(tmp_path / "s.tif", NOISE, compression=compression)
+    np.testing.assert_array_equal(pixels_of(path), pixels_of(path, OpenSlideSlide))
+
+
+@pytest.mark.parametrize("level", [50, 95])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2), "rgb"])
+def test_openslide_gives_the_same_pixels_of_jpeg(
+    tmp_path: Path, subsampling: tuple[int, int] | str, level: int
+) -> None:
+    colours = {"outcolorspace": "rgb"} if subsampling == "rgb" else {}
+    path = write(
+        tmp_path / "s.tif", NOISE, compression="jpeg",
+        compressionargs={"level": level, **colours},
+        subsampling=None if subsampling == "rgb" else subsampling,
+    )  # fmt: skip
+    # Both use libjpeg-turbo, and we measured no difference; other builds may round differently.
+    assert largest_error(pixels_of(path), pixels_of(path, OpenSlideSlide)) <= 2
+
+
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite", "palette"])
+def test_openslide_gives_the_same_pixels_of_grey_and_palette(tmp_path: Path, kind: str) -> None:
+    palette = np.random.default_rng(4).integers(0, 65536, (3, 256)).astype(np.uint16)
+    colours = {"colormap": palette} if kind == "palette" else {}
+    path = write(tmp_path / "s.tif", NOISE[..., 0], photometric=kind, **colours)
+    np.testing.assert_array_equal(pixels_of(path), pixels_of(path, OpenSlideSlide))
+
+
+def test_openslide_gives_the_same_pixels_of_sixteen_bit_and_transparency_but_for_rounding(
+    tmp_path: Path,
+) -> None:
+    deep = np.random.default_rng(5).integers(0, 65536, NOISE.shape, np.uint16)
+    alpha = np.random.default_rng(6).integers(0, 256, NOISE.shape[:2], np.uint8)
+    clear = np.dstack([NOISE, alpha])
+    multiplied = np.dstack([(NOISE * (alpha[..., None] / 255)).astype(np.uint8), alpha])
+    for name, pixels, options in (
+        ("deep", deep, {}),
+        ("straight", clear, {"extrasamples": ["unassalpha"]}),
+        ("premultiplied", multiplied, {"extrasamples": ["assocalpha"]}),
+        ("unnamed", multiplied, {"extrasamples": ["unspecified"]}),
+    ):
+        path = write(tmp_path / "s.tif", pixels, **options)
+        assert largest_error(pixels_of(path), pixels_of(path, OpenSlideSlide)) <= 2, name
+
+
+def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    write_pyramid(path, in_subifds=False, metadata=None, compression="deflate")
+    with closing(TiffSlide(path)) as ours, closing(OpenSlideSlide(path)) as theirs:
+        assert ours.levels == theirs.levels
+        for index in range(3):
+            np.testing.assert_array_equal(whole(ours, index), whole(theirs, index))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"),
+    [
+        (np.moveaxis(NOISE, -1, 0), {"planarconfig": "separate"}, "separate planes"),
+        (NOISE.astype(np.float32), {}, "type float32"),
+        (NOISE.astype(np.int16), {}, "type int16"),
+        (NOISE[..., 0] > 99, {"photometric": "minisblack"}, "type bool"),
+        (NOISE[..., 0] >> 4, {"photometric": "minisblack", "bitspersample": 4}, "4 bit"),
+        (NOISE[..., 0].astype(np.uint16), {"photometric": "minisblack", "bitspersample": 12},
+         "12 bit"),
+        (np.dstack([NOISE, NOISE[..., :1]]), {"photometric": "separated"}, "SEPARATED"),
+        (NOISE, {"compression": 33003}, "YCbCr in JPEG 2000"),
+        (NOISE, {"extratags": [(65420, 3, 1, 1, True), (271, 2, 9, "Hamamatsu", True)]}, "vendor"),
+        (NOISE, {"description": "<scn></scn>", "metadata": None}, "vendor"),
+        (NOISE, {"software": "Ventana", "extratags": [(700, 1, 7, b"<iScan>", True)]}, "vendor"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_would_give_wrong_colours_or_places_is_left_to_others(
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, object], found: str
+) -> None:
+    path = write(tmp_path / "s.tif", pixels, **options)
+    with pytest.raises(SlideError, match=found):
+        TiffSlide(path)
