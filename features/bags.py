@@ -99,6 +99,8 @@ class BagMeta:
     """Tiles that were to be embedded."""
     n_failed: int = 0
     """Tiles among them that could not be decoded."""
+    left_out: str = "{}"
+    """Tiles among them that were left out, by the rule that spoke against them, as JSON."""
     empty_reason: str = ""
     """Why the bag holds no tile; empty if it holds one."""
     software: str = ""

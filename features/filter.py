@@ -12,7 +12,7 @@ from scipy import ndimage
 from features.errors import KnownError
 from features.slides.protocol import RgbArray
 
-__all__ = ["RULES", "Rule", "TileJudge", "rule_judge"]
+__all__ = ["RULES", "Rule", "TileJudge", "require_rules", "rule_judge"]
 
 TileJudge = Callable[[RgbArray], str]
 """Names the reason why a tile, shape (tile_px, tile_px, 3), is left out; empty if it is kept."""
@@ -125,15 +125,8 @@ fine detail (Pech-Pacheco et al., 2000). Their numbers were set on real tiles; s
 """
 
 
-def rule_judge(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> TileJudge:
-    """Judge of the tiles of one slide by these rules.
-
-    Parameters
-    ----------
-    names
-        Which rules of :data:`RULES` to ask; none keeps every tile.
-    glass_rgb
-        Colour of the slide's glass, so that coloured glass is no reason.
+def require_rules(names: Sequence[str]) -> None:
+    """Refuse a name that is no rule.
 
     Raises
     ------
@@ -145,6 +138,18 @@ def rule_judge(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> Tile
         raise KnownError(
             "tile rules", found=f"{unknown[0]!r}", expected=f"any of {', '.join(RULES)}"
         )
+
+
+def rule_judge(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> TileJudge:
+    """Judge of the tiles of one slide by these rules.
+
+    Parameters
+    ----------
+    names
+        Which rules of :data:`RULES` to ask; none keeps every tile.
+    glass_rgb
+        Colour of the slide's glass, so that coloured glass is no reason.
+    """
     rules = [rule for name, rule in RULES.items() if name in names]
 
     def judge(tile: RgbArray) -> str:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,12 +28,11 @@ from features.embedding import EmbeddedTiles, embed_tiles
 from features.encoders import Encoder
 from features.errors import BagError, KnownError, SlideError, TableError
 from features.files import content_id, make_folder, written_beside
-from features.resolution import Resolution, resolve_mpp
-from features.slides.opening import open_slide, slide_id_of
-from features.slides.protocol import Slide
+from features.slides.opening import slide_id_of
+from features.survey import Survey, survey_slide
 from features.tables import find_column, read_table
-from features.tiles import TileGrid, TileSettings, lay_tiles
-from features.tissue import TissueMask, TissueSettings, find_tissue, overview_downsample
+from features.tiles import TileSettings
+from features.tissue import TissueSettings
 
 __all__ = [
     "EmbedProgress",
@@ -48,7 +47,6 @@ __all__ = [
     "write_outcomes",
 ]
 
-_LARGEST_FAILED_SHARE = 0.05
 _SECONDS_BETWEEN_TABLES = 30.0
 
 Status = Literal["done", "empty", "skipped", "failed"]
@@ -67,6 +65,8 @@ class EmbedSettings:
     """Tiles through the backbone at once."""
     n_workers: int = 4
     """Threads that decode."""
+    max_failed: float = 0.05
+    """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ class SlideOutcome:
     """Embeddings in its bag."""
     n_failed: int = 0
     """Tiles that could not be decoded."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Tiles that were left out, by rule."""
     mpp: float = float("nan")
     """µm per level-0 px that was used."""
     mpp_source: str = ""
@@ -119,7 +121,12 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
         tile_px=settings.tiles.tile_px,
         target_mpp=settings.tiles.target_mpp,
         overlap_px=settings.tiles.overlap_px,
-        tissue=as_json(min_tissue=settings.tiles.min_tissue, **asdict(settings.tissue)),
+        tissue=as_json(
+            min_tissue=settings.tiles.min_tissue,
+            rules=list(settings.tiles.rules),
+            max_tiles=settings.tiles.max_tiles,
+            **asdict(settings.tissue),
+        ),
     )
 
 
@@ -132,6 +139,8 @@ def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int)
             target_mpp=fingerprint.target_mpp,
             overlap_px=fingerprint.overlap_px,
             min_tissue=tissue.pop("min_tissue"),
+            rules=tuple(tissue.pop("rules")),
+            max_tiles=tissue.pop("max_tiles"),
         ),
         tissue=TissueSettings(**tissue),
         batch_tiles=batch_tiles,
@@ -170,46 +179,30 @@ def embed_slide(
     Raises
     ------
     SlideError
-        If the slide cannot be opened, or more than 5 % of its tiles cannot be decoded.
+        If the slide cannot be opened, or more of its tiles cannot be decoded than may fail.
     ResolutionError
         If ``given_mpp`` is implausible.
     """
-    slide = open_slide(path)
-    try:
-        resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)
-        downsample = overview_downsample(resolution.mpp, settings.tissue)
-        tissue = find_tissue(
-            slide.overview(downsample=downsample),
-            downsample=downsample,
-            mpp=resolution.mpp,
-            settings=settings.tissue,
-        )
-        grid = lay_tiles(
-            tissue,
-            width_px0=slide.levels[0].width_px,
-            height_px0=slide.levels[0].height_px,
-            resolution=resolution,
-            settings=settings.tiles,
-        )
-        progress.slide_started(slide_id_of(path), len(grid.coords_px0))
+    with survey_slide(
+        path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=given_mpp
+    ) as survey:
+        progress.slide_started(slide_id_of(path), len(survey.grid.coords_px0))
         embedded = embed_tiles(
-            slide,
-            grid,
+            survey.slide,
+            survey.grid,
             encoder,
             batch_tiles=settings.batch_tiles,
             n_workers=settings.n_workers,
+            judge=survey.judge,
             on_tiles=progress.tiles_done,
         )
-        _refuse_if_broken(path, embedded, n_tried=len(grid.coords_px0))
-        meta = _describe(slide, resolution, tissue, grid, embedded, encoder, settings)
-    finally:
-        slide.close()
-    return Bag(
-        features=embedded.features,
-        coords_px0=grid.coords_px0[embedded.kept],
-        tissue_fraction=grid.tissue_fraction[embedded.kept],
-        meta=meta,
-    )
+        _refuse_if_broken(path, embedded, n_tried=len(survey.grid.coords_px0), settings=settings)
+        return Bag(
+            features=embedded.features,
+            coords_px0=survey.grid.coords_px0[embedded.kept],
+            tissue_fraction=survey.grid.tissue_fraction[embedded.kept],
+            meta=_describe(survey, embedded, encoder, settings),
+        )
 
 
 def embed_slides(
@@ -302,7 +295,9 @@ def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome]) -> None:
             rows[str(row.get("slide_id", ""))] = {str(k): v for k, v in row.items()}
     for outcome in outcomes:
         if outcome.status != "skipped" or outcome.slide_id not in rows:
-            rows[outcome.slide_id] = asdict(outcome)
+            rows[outcome.slide_id] = {
+                **asdict(outcome), "left_out": _counts_text(outcome.left_out)
+            }  # fmt: skip
     names = [part.name for part in fields(SlideOutcome)]
     if rows:
         with written_beside(path) as beside:
@@ -376,6 +371,7 @@ def _embed_one(
         status="done" if len(bag.features) else "empty",
         n_tiles=len(bag.features),
         n_failed=bag.meta.n_failed,
+        left_out=json.loads(bag.meta.left_out),
         mpp=(bag.meta.mpp_x * bag.meta.mpp_y) ** 0.5,
         mpp_source=bag.meta.mpp_source,
         seconds=time.monotonic() - started,
@@ -398,8 +394,9 @@ def _skipped(path: Path, meta: BagMeta) -> SlideOutcome:
     return SlideOutcome(
         slide_id=meta.slide_id,
         status="skipped",
-        n_tiles=meta.n_tried - meta.n_failed,
+        n_tiles=meta.n_tried - meta.n_failed - sum(json.loads(meta.left_out).values()),
         n_failed=meta.n_failed,
+        left_out=json.loads(meta.left_out),
         mpp=(meta.mpp_x * meta.mpp_y) ** 0.5,
         mpp_source=meta.mpp_source,
         message=meta.empty_reason,
@@ -432,27 +429,23 @@ def _finished_bags(paths: Sequence[Path], bags_dir: Path) -> dict[str, BagMeta]:
     return finished
 
 
-def _refuse_if_broken(path: Path, embedded: EmbeddedTiles, *, n_tried: int) -> None:
+def _refuse_if_broken(
+    path: Path, embedded: EmbeddedTiles, *, n_tried: int, settings: EmbedSettings
+) -> None:
     n_failed = len(embedded.failures)
-    if n_failed > _LARGEST_FAILED_SHARE * n_tried:
+    if n_failed > settings.max_failed * n_tried:
         raise SlideError(
             path,
             found=f"{n_failed} of {n_tried} tiles cannot be decoded, first: {embedded.failures[0]}",
-            expected=f"at most {_LARGEST_FAILED_SHARE:.0%}",
-            advice="Copy or export the slide again.",
+            expected=f"at most {settings.max_failed:.0%}",
+            advice="Copy or export the slide again, or allow more with --max-failed.",
         )
 
 
 def _describe(
-    slide: Slide,
-    resolution: Resolution,
-    tissue: TissueMask,
-    grid: TileGrid,
-    embedded: EmbeddedTiles,
-    encoder: Encoder,
-    settings: EmbedSettings,
+    survey: Survey, embedded: EmbeddedTiles, encoder: Encoder, settings: EmbedSettings
 ) -> BagMeta:
-    n_tried = len(grid.coords_px0)
+    slide, resolution, grid = survey.slide, survey.resolution, survey.grid
     return BagMeta(
         slide_id=slide_id_of(slide.path),
         fingerprint=fingerprint_of(encoder, settings),
@@ -464,13 +457,26 @@ def _describe(
         span_x_px0=grid.span_x_px0,
         span_y_px0=grid.span_y_px0,
         slide_content_id=content_id(slide.path),
-        background_rgb=tissue.background_rgb,
+        background_rgb=survey.tissue.background_rgb,
         min_tissue_used=grid.min_tissue_used,
-        n_tried=n_tried,
+        n_tried=len(grid.coords_px0),
         n_failed=len(embedded.failures),
-        empty_reason="" if n_tried else "no tissue found",
+        left_out=as_json(**Counter(embedded.left_out.values())),
+        empty_reason=_empty_reason(survey, embedded),
         software=_software(),
     )
+
+
+def _empty_reason(survey: Survey, embedded: EmbeddedTiles) -> str:
+    if len(embedded.kept):
+        return ""
+    if not survey.n_found:
+        return "no tissue found"
+    return f"all {len(survey.grid.coords_px0)} tiles left out: {_counts_text(Counter(embedded.left_out.values()))}"
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def _software() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,12 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from features.errors import KnownError
+from features.filter import RULES, require_rules
 from features.resolution import Resolution
 from features.slides.protocol import Level, RgbArray, Slide
 from features.tissue import TissueMask
 
-__all__ = ["TileGrid", "TileSettings", "lay_tiles", "read_tile"]
+__all__ = ["TileGrid", "TileSettings", "lay_tiles", "read_tile", "spread_sample"]
 
 _LEAST_SHARE = 1e-6
 
@@ -32,6 +33,10 @@ class TileSettings:
     """Overlap of neighbouring tiles, px."""
     min_tissue: float = 0.3
     """Least share of a tile that is tissue, 0 to 1."""
+    rules: tuple[str, ...] = tuple(RULES)
+    """Rules of :mod:`features.filter` that may leave a tile out."""
+    max_tiles: int | None = None
+    """Tiles of a slide at most, spread over its tissue; None for all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap_px < self.tile_px:
@@ -47,6 +52,9 @@ class TileSettings:
             raise KnownError(
                 "tiles", found=f"a resolution of {self.target_mpp:g} µm/px", expected="above 0"
             )
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise KnownError("tiles", found=f"at most {self.max_tiles} tiles", expected="1 or more")
+        require_rules(self.rules)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +122,43 @@ def lay_tiles(
         tile_px=settings.tile_px,
         min_tissue_used=least,
     )
+
+
+def spread_sample(grid: TileGrid, max_tiles: int | None, *, seed: int) -> TileGrid:
+    """At most so many tiles of a grid, spread over its area, in reading order.
+
+    The tiles are put in the order of a curve that keeps neighbours together (Morton, 1966), cut
+    into ``max_tiles`` runs of the same length, and one tile is drawn of each.
+
+    Parameters
+    ----------
+    grid
+        All tiles.
+    max_tiles
+        Tiles to keep at most; None keeps all.
+    seed
+        Decides which tile of a run is drawn.
+    """
+    n_tiles = len(grid.coords_px0)
+    if max_tiles is None or n_tiles <= max_tiles:
+        return grid
+    cells = (grid.coords_px0 / (grid.span_x_px0, grid.span_y_px0)).astype(np.int64)
+    order = np.argsort(_interleaved(cells), kind="stable")
+    borders = np.linspace(0, n_tiles, max_tiles + 1)
+    drawn = borders[:-1] + np.random.default_rng(seed).uniform(size=max_tiles) * np.diff(borders)
+    kept = np.sort(order[drawn.astype(np.int64)])
+    return replace(
+        grid, coords_px0=grid.coords_px0[kept], tissue_fraction=grid.tissue_fraction[kept]
+    )
+
+
+def _interleaved(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Bits of x and y of each cell, shape (n, 2), in turn: its place on the curve, shape (n,)."""
+    places = np.zeros(len(cells), np.int64)
+    for bit in range(31):
+        for axis in range(2):
+            places |= ((cells[:, axis] >> bit) & 1) << (2 * bit + axis)
+    return places
 
 
 def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:

@@ -34,6 +34,11 @@ SETTINGS = EmbedSettings(
 )
 
 
+def keep(tile: np.ndarray) -> str:
+    """A judge that leaves nothing out."""
+    return ""
+
+
 class Silent:
     """Progress that nobody looks at."""
 
@@ -148,7 +153,9 @@ def test_embeddings_do_not_depend_on_the_batch(encoder: Encoder) -> None:
                          "tissue_fraction": np.ones(9, np.float32)})  # fmt: skip
     done: list[int] = []
     found = [
-        embed_tiles(slide, grid, encoder, batch_tiles=n, n_workers=2, on_tiles=done.append)
+        embed_tiles(
+            slide, grid, encoder, batch_tiles=n, n_workers=2, judge=keep, on_tiles=done.append
+        )
         for n in (1, 4, 64)
     ]
     for other in found[1:]:
@@ -165,7 +172,9 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_counted(encoder: Encoder) ->
     corners = np.array([[0, 0], [200, 0], [400, 0]])
     grid = type(grid)(**{**grid.__dict__, "coords_px0": corners,
                          "tissue_fraction": np.ones(3, np.float32)})  # fmt: skip
-    found = embed_tiles(slide, grid, encoder, batch_tiles=2, n_workers=1, on_tiles=lambda n: None)
+    found = embed_tiles(
+        slide, grid, encoder, batch_tiles=2, n_workers=1, judge=keep, on_tiles=lambda n: None
+    )
     assert found.kept.tolist() == [1, 2]
     assert found.features.shape == (2, encoder.dim)
     assert len(found.failures) == 1
