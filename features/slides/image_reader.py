@@ -46,7 +46,7 @@ class ImageSlide:
                     )
                 has_alpha = "A" in image.getbands() or "transparency" in image.info
                 pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, MemoryError) as error:
             raise SlideError(
                 path, found=f"no plain image ({error})", expected="PNG, JPEG"
             ) from error

@@ -16,6 +16,9 @@ from features.slides.protocol import Level, RgbArray
 
 __all__ = ["OpenSlideSlide"]
 
+_LARGEST_SIDE_PX = 4_000_000
+_LARGEST_TILE_PX = 1 << 26
+
 
 class OpenSlideSlide:
     """A slide read by OpenSlide; see :class:`features.slides.protocol.Slide`.
@@ -41,6 +44,7 @@ class OpenSlideSlide:
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
+        self._check_sizes()
         self.mpp_xy = None
         with suppress(KeyError, ValueError):
             self.mpp_xy = (
@@ -89,6 +93,24 @@ class OpenSlideSlide:
         """Give the file back."""
         with self._lock:
             self._handle.close()
+
+    def _check_sizes(self) -> None:
+        """Refuse sizes that only damage can say: OpenSlide ends the process when memory fails."""
+        properties = self._handle.properties
+        for index, size in enumerate(self.levels):
+            tile_width, tile_height = (
+                int(properties.get(f"openslide.level[{index}].tile-{side}", 0))
+                for side in ("width", "height")
+            )
+            too_large = max(size.width_px, size.height_px) > _LARGEST_SIDE_PX
+            if too_large or tile_width * tile_height > _LARGEST_TILE_PX:
+                self._handle.close()
+                raise SlideError(
+                    self.path,
+                    found=f"{size.width_px} x {size.height_px} px in tiles of "
+                    f"{tile_width} x {tile_height} px",
+                    expected=f"at most {_LARGEST_SIDE_PX} px a side",
+                )
 
     def _open(self) -> openslide.OpenSlide:
         try:

@@ -107,7 +107,10 @@ class TiffSlide:
             )
             for page in pages
         )
-        self.mpp_xy = _mpp_of(pages[0], self._file.ome_metadata)
+        try:
+            self.mpp_xy = _mpp_of(pages[0], self._file.ome_metadata)
+        except Exception:  # noqa: BLE001 - a damaged tag may hold anything
+            self.mpp_xy = None
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
@@ -195,7 +198,8 @@ class TiffSlide:
             raise self._cannot(f"{width} x {height} px")
         seg_width = page.tilewidth if page.is_tiled else width
         seg_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
-        if not seg_width or not seg_height or seg_width * seg_height > _LARGEST_SEGMENT_PX:
+        n_samples = seg_width * seg_height * page.samplesperpixel
+        if not 0 < n_samples <= 4 * _LARGEST_SEGMENT_PX:
             raise self._cannot(f"TIFF tiles of {seg_width} x {seg_height} px")
         columns, rows = -(-width // seg_width), -(-height // seg_height)
         offsets, counts = page.dataoffsets, page.databytecounts

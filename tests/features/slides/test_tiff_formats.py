@@ -23,7 +23,7 @@ WAVES = np.stack(
     ],
     axis=-1,
 ).astype(np.uint8)
-"""A smooth picture of whole TIFF tiles, so that lossy codecs err by little and not at its border."""
+"""A smooth picture of whole TIFF tiles, so that lossy codecs err by little."""
 
 LAYOUTS = [{"tile": (128, 128)}, {"tile": (48, 160)}, {"tile": None, "rowsperstrip": 17}]
 LOSSLESS = {
@@ -173,7 +173,9 @@ LOSSY = {
 }
 
 
-@pytest.mark.parametrize("layout", [{}, {"tile": None, "rowsperstrip": 64}], ids=["tiles", "strips"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"tile": None, "rowsperstrip": 64}], ids=["tiles", "strips"]
+)
 @pytest.mark.parametrize(("options", "tolerance"), LOSSY.values(), ids=LOSSY)
 def test_lossy_colours_come_back_nearly(
     tmp_path: Path, options: dict[str, object], tolerance: int, layout: dict[str, object]
@@ -231,7 +233,9 @@ def write_with_shared_tables(path: Path, kind: str, subsampling: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "subsampling"), [("rgb", "444"), ("ycbcr", "422"), ("ycbcr", "420")])
+@pytest.mark.parametrize(
+    ("kind", "subsampling"), [("rgb", "444"), ("ycbcr", "422"), ("ycbcr", "420")]
+)
 def test_jpeg_tables_shared_by_all_tiles_are_used(
     tmp_path: Path, kind: str, subsampling: str
 ) -> None:
