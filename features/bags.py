@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from features.errors import BagError
 from features.files import written_beside
+from features.hdf5 import opened, read_array, read_attributes
 
 __all__ = [
     "FORMAT",
@@ -43,6 +45,9 @@ FORMAT_VERSION = 1
 
 _CHUNK_ROWS = 1024
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_ADVICE = "Delete it and run 'mil embed' again."
+_KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+"""What an attribute may be, by the annotation of its field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,13 +235,22 @@ def read_bag(path: Path) -> Bag:
     BagError
         If the file is missing, damaged, incomplete, of another format or a newer version.
     """
-    with _Opened(path) as file:
-        return Bag(
-            features=_array(path, file, "features", ndim=2),
-            coords_px0=_array(path, file, "coords", ndim=2),
-            tissue_fraction=_array(path, file, "tissue_fraction", ndim=1),
-            meta=_meta(path, file),
+    with _opened(path) as file:
+        bag = Bag(
+            features=read_array(file, "features", ndim=2, kinds="f"),
+            coords_px0=read_array(file, "coords", ndim=2, kinds="iu"),
+            tissue_fraction=read_array(file, "tissue_fraction", ndim=1, kinds="f"),
+            meta=_meta(path, attributes := read_attributes(file)),
         )
+    n_embedded = attributes.get("n_embedded", len(bag.features))
+    if n_embedded != len(bag.features):
+        raise BagError(
+            path,
+            found=f"{len(bag.features)} embeddings",
+            expected=f"{n_embedded}, as its attribute n_embedded says",
+            advice=_ADVICE,
+        )
+    return bag
 
 
 def read_meta(path: Path) -> BagMeta:
@@ -247,8 +261,8 @@ def read_meta(path: Path) -> BagMeta:
     BagError
         As :func:`read_bag`.
     """
-    with _Opened(path) as file:
-        return _meta(path, file)
+    with _opened(path) as file:
+        return _meta(path, read_attributes(file))
 
 
 def require_same_fingerprint(
@@ -286,40 +300,8 @@ def require_same_fingerprint(
         )
 
 
-class _Opened:
-    """A bag file open for reading; whatever HDF5 dislikes becomes a BagError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> h5py.File:
-        if not self._path.is_file():
-            raise BagError(
-                self._path,
-                found="there is no such bag",
-                expected="a file",
-                advice="Make it with 'mil embed'.",
-            )
-        try:
-            self._file = h5py.File(self._path, "r")
-        except OSError as error:
-            raise BagError(
-                self._path,
-                found="not readable as HDF5",
-                expected=f"a {FORMAT} file",
-                advice="Delete it and run 'mil embed' again.",
-            ) from error
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if isinstance(error, (OSError, KeyError, RuntimeError)):
-            raise BagError(
-                self._path,
-                found=f"damaged ({error})",
-                expected=f"a whole {FORMAT} file",
-                advice="Delete it and run 'mil embed' again.",
-            ) from error
+def _opened(path: Path) -> AbstractContextManager[h5py.File]:
+    return opened(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:
@@ -338,11 +320,12 @@ def _flat_names() -> list[str]:
 def _trident_attributes(meta: BagMeta) -> dict[str, Any]:
     """Attributes that peers look for on ``coords``; magnification as 10 / mpp, their convention."""
     mpp = (meta.mpp_x * meta.mpp_y) ** 0.5
+    target_mpp = meta.fingerprint.target_mpp  # 0 where an imported bag does not say
     return {
         "patch_size": meta.fingerprint.tile_px,
         "patch_size_level0": round((meta.span_x_px0 * meta.span_y_px0) ** 0.5),
         "level0_magnification": 10.0 / mpp,
-        "target_magnification": 10.0 / meta.fingerprint.target_mpp,
+        "target_magnification": 10.0 / target_mpp if target_mpp else 0.0,
         "overlap": meta.fingerprint.overlap_px,
         "name": meta.slide_id,
         "savetodir": "bags",
@@ -351,20 +334,7 @@ def _trident_attributes(meta: BagMeta) -> dict[str, Any]:
     }
 
 
-def _array(path: Path, file: h5py.File, name: str, *, ndim: int) -> npt.NDArray[Any]:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != ndim:
-        raise BagError(
-            path,
-            found=f"no {ndim}-dimensional dataset {name!r}",
-            expected=f"a {FORMAT} file of version {FORMAT_VERSION}",
-            advice="Delete it and run 'mil embed' again.",
-        )
-    return np.asarray(dataset[()])
-
-
-def _meta(path: Path, file: h5py.File) -> BagMeta:
-    attributes = dict(file.attrs)
+def _meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
     if attributes.get("format") != FORMAT:
         raise BagError(path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
     if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
@@ -378,19 +348,23 @@ def _meta(path: Path, file: h5py.File) -> BagMeta:
         raise BagError(
             path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
         )
-    return BagMeta(
-        fingerprint=Fingerprint(
-            **{p.name: _plain(attributes[p.name]) for p in fields(Fingerprint)}
-        ),
-        **{name: _plain(attributes[name]) for name in _flat_names()},
-    )
+    fingerprint = Fingerprint(**_values(fields(Fingerprint), attributes))
+    flat = [part for part in fields(BagMeta) if part.name != "fingerprint"]
+    return BagMeta(fingerprint=fingerprint, **_values(flat, attributes))
 
 
-def _plain(value: Any) -> Any:
-    """An attribute as a plain Python value."""
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    return value.item() if isinstance(value, np.generic) else value
+def _values(parts: Iterable[Field[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes by field; one that an older bag lacks keeps its default."""
+    values = {}
+    for part in parts:
+        if part.name in attributes:
+            values[part.name] = value = attributes[part.name]
+            kind = _KINDS.get(str(part.type), object)
+            if not isinstance(value, kind):
+                raise TypeError(f"attribute {part.name!r} is {value!r:.60}")
+        elif part.default is MISSING:
+            raise ValueError(f"no attribute {part.name!r}")
+    return values
 
 
 def as_json(**values: Any) -> str:
