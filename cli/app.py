@@ -11,6 +11,7 @@ from cli.console import KnownErrorGroup
 from cli.demo import demo
 from cli.embed import embed
 from cli.infer import infer
+from cli.inspect import inspect
 from cli.score import score
 from cli.train import train
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     ),
 )
 app.command()(embed)
+app.command()(inspect)
 app.command()(train)
 app.command()(infer)
 app.command()(score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,26 @@ from cli.console import (
     results,
     step,
 )
-from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
+from cli.dry_run import print_estimate
+from cli.options import (
+    BagsDir,
+    Batch,
+    Device,
+    JsonOutput,
+    MaxTiles,
+    MinTissue,
+    MppTable,
+    Overlap,
+    Rules,
+    SlideMpp,
+    SlidePaths,
+    TargetMpp,
+    TilePx,
+    Workers,
+    given_mpp_of,
+    slides_of,
+    tile_settings,
+)
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
@@ -27,13 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideBars", "embed", "print_failures"]
 
+_MPP_OUTLIER = 1.5
+
 
 def embed(
     *,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Slides, folders of slides, or a CSV with a column `path`."),
-    ],
+    paths: SlidePaths,
     bags: BagsDir = Path("bags"),
     backbone: Annotated[
         str, typer.Option(help="Any timm model; the default needs no network.")
@@ -42,21 +61,21 @@ def embed(
         Path | None,
         typer.Option(help="Local checkpoint of the backbone (safetensors or torch)."),
     ] = None,
-    mpp: Annotated[
-        float, typer.Option(min=0.05, max=50, help="Resolution of a tile, µm per px.")
-    ] = 0.5,
-    tile_px: Annotated[int, typer.Option(min=16, max=4096, help="Side of a tile, px.")] = 224,
-    overlap: Annotated[int, typer.Option(min=0, help="Overlap of neighbouring tiles, px.")] = 0,
-    min_tissue: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of a tile that is tissue.")
-    ] = 0.3,
-    slide_mpp: Annotated[
-        float | None,
-        typer.Option(help="µm per level-0 px of all these slides, where the files are wrong."),
-    ] = None,
-    mpp_table: Annotated[
-        Path | None, typer.Option(help="CSV with `slide_id` and `mpp`, for single slides.")
-    ] = None,
+    mpp: TargetMpp = 0.5,
+    tile_px: TilePx = 224,
+    overlap: Overlap = 0,
+    min_tissue: MinTissue = 0.3,
+    max_tiles: MaxTiles = None,
+    rules: Rules = "all",
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    max_failed: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of a slide's tiles that may fail to decode."),
+    ] = 0.05,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count tiles, gigabytes and hours; write nothing.")
+    ] = False,
     device: Device = "auto",
     workers: Workers = N_CORES,
     batch: Batch = 64,
@@ -73,37 +92,35 @@ def embed(
     A slide's own resolution is used where it is plausible (0.05 to 20 µm/px), else `--slide-mpp`
     or `--mpp-table`, else 0.25 µm/px is assumed, and the summary says so.
 
+    Tiles of pen ink, black fill, coverslip edges, folds and blur are left out and counted;
+    `--rules none` keeps them.
+
     Example: `mil embed slides/ --bags bags --mpp 0.5`
+
+    Example: `mil embed slides/ --dry-run`
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
-    if slide_mpp is not None and mpp_table is not None:
-        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
-    if overlap >= tile_px:
-        raise typer.BadParameter(
-            f"{overlap} px is not less than the tile's {tile_px} px", param_hint="--overlap"
-        )
+    tiles = tile_settings(
+        mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
+        rules=rules,
+    )  # fmt: skip
+    slides = slides_of(paths)
+    given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the backbone"):
         from features.encoders import load_encoder
         from features.engines import choose_device
-        from features.pipeline import EmbedSettings, embed_slides, read_mpp_table
-        from features.slides.opening import slide_id_of
-        from features.tiles import TileSettings
+        from features.pipeline import EmbedSettings, embed_slides
         from features.tissue import TissueSettings
 
         settings = EmbedSettings(
-            tiles=TileSettings(
-                tile_px=tile_px, target_mpp=mpp, overlap_px=overlap, min_tissue=min_tissue
-            ),
-            tissue=TissueSettings(),
-            batch_tiles=batch,
-            n_workers=workers,
-        )
-        slides = _gather(paths)
-        given = {slide_id_of(p): slide_mpp for p in slides} if slide_mpp is not None else {}
-        if mpp_table is not None:
-            given = read_mpp_table(mpp_table)
+            tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers,
+            max_failed=max_failed,
+        )  # fmt: skip
         encoder = load_encoder(backbone, weights_path=weights, device=choose_device(device))
+    if dry_run:
+        print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
+        return
     with progress_bar("tiles") as bars:
         outcomes = embed_slides(
             slides,
@@ -157,27 +174,37 @@ def print_failures(outcomes: list[SlideOutcome], bags_dir: Path) -> None:
         )
 
 
-def _gather(paths: list[Path]) -> list[Path]:
-    """Slides named by files, folders and CSV tables."""
-    from features.pipeline import read_slide_table
-    from features.slides.opening import find_slides
-
-    listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
-    found = find_slides([p for p in paths if p.suffix != ".csv"])
-    return sorted(dict.fromkeys([*listed, *found]))
-
-
 def _summary(outcomes: list[SlideOutcome], bags_dir: Path) -> dict[str, object]:
     counts = Counter(outcome.status for outcome in outcomes)
+    left_out: Counter[str] = Counter()
+    for outcome in outcomes:
+        left_out.update(outcome.left_out)
     return {
         "bags": str(bags_dir),
         "n_slides": len(outcomes),
         **{f"n_{status}": counts[status] for status in ("done", "empty", "skipped", "failed")},
         "n_tiles": sum(outcome.n_tiles for outcome in outcomes),
         "n_tiles_failed": sum(outcome.n_failed for outcome in outcomes),
+        "n_tiles_left_out": dict(left_out),
         "mpp_sources": dict(Counter(o.mpp_source for o in outcomes if o.mpp_source)),
+        "mpp": dict(_mpp_counts(outcomes)),
+        "mpp_outliers": {o.slide_id: o.mpp for o in _mpp_outliers(outcomes)},
         "failed": {o.slide_id: o.message for o in outcomes if o.status == "failed"},
     }
+
+
+def _mpp_counts(outcomes: list[SlideOutcome]) -> list[tuple[str, int]]:
+    """How many slides have which resolution, commonest first."""
+    return Counter(f"{o.mpp:.3g}" for o in outcomes if o.mpp_source).most_common()
+
+
+def _mpp_outliers(outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
+    """Slides whose resolution is far from the usual one: scanned otherwise, or a wrong header."""
+    known = [o for o in outcomes if o.mpp_source]
+    if not known:
+        return []
+    usual = median(o.mpp for o in known)
+    return [o for o in known if not 1 / _MPP_OUTLIER < o.mpp / usual < _MPP_OUTLIER]
 
 
 def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path) -> None:
@@ -188,6 +215,19 @@ def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path) -> None:
     keys = ("n_done", "n_empty", "n_skipped", "n_failed", "n_tiles", "n_tiles_failed")
     table.add_row(*(f"{summary[key]:,}" for key in keys))
     results.print(table)
+    left_out = summary["n_tiles_left_out"]
+    if isinstance(left_out, dict) and left_out:
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
+        results.print(f"Tiles left out: {told} (--rules none keeps them).")
+    told = ", ".join(f"{mpp} ({count})" for mpp, count in _mpp_counts(outcomes)[:6])
+    if told:
+        results.print(f"µm/px of the slides: {told}")
+    if outliers := _mpp_outliers(outcomes):
+        told = ", ".join(f"{o.slide_id} {o.mpp:.3g}" for o in outliers[:5])
+        notes.print(
+            f"warning: the resolution of {len(outliers)} slides is far from the others': {told}",
+            style="yellow",
+        )
     n_assumed = sum(outcome.mpp_source == "assumed" for outcome in outcomes)
     if n_assumed:
         results.print(

@@ -10,7 +10,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.embed import SlideBars, print_failures
-from cli.options import BagsDir, Batch, Device, JsonOutput, Workers
+from cli.options import BagsDir, Batch, Device, JsonOutput, Workers, given_mpp_of
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _embed_missing(
     from features.bags import bag_path
     from features.encoders import load_encoder
     from features.engines import choose_device
-    from features.pipeline import embed_slides, read_mpp_table, settings_like
+    from features.pipeline import embed_slides, settings_like
     from features.slides.opening import find_slides, slide_id_of
 
     wanted = {
@@ -156,9 +156,7 @@ def _embed_missing(
         return 0
     with step("loading the backbone"):
         settings = settings_like(run.fingerprint, batch_tiles=batch, n_workers=workers)
-        given = dict.fromkeys(wanted, slide_mpp) if slide_mpp is not None else {}
-        if mpp_table is not None:
-            given = read_mpp_table(mpp_table)
+        given = given_mpp_of(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
         encoder = load_encoder(
             run.fingerprint.encoder, weights_path=weights, device=choose_device(device)
         )

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["BagsDir", "Batch", "Device", "JsonOutput", "Workers"]
+if TYPE_CHECKING:
+    from features.tiles import TileSettings
+
+__all__ = [
+    "BagsDir",
+    "Batch",
+    "Device",
+    "JsonOutput",
+    "MaxTiles",
+    "MinTissue",
+    "MppTable",
+    "Overlap",
+    "Rules",
+    "SlideMpp",
+    "SlidePaths",
+    "TargetMpp",
+    "TilePx",
+    "Workers",
+    "given_mpp_of",
+    "slides_of",
+    "tile_settings",
+]
 
 BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
 Device = Annotated[
@@ -20,3 +41,74 @@ Workers = Annotated[
     int, typer.Option(min=1, max=256, help="Threads that decode tiles; default: all cores.")
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Tiles through the backbone at once.")]
+
+SlidePaths = Annotated[
+    list[Path],
+    typer.Argument(help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`."),
+]
+TargetMpp = Annotated[
+    float, typer.Option("--mpp", min=0.05, max=50, help="Resolution of a tile, µm per px.")
+]
+TilePx = Annotated[int, typer.Option(min=16, max=4096, help="Side of a tile, px.")]
+Overlap = Annotated[int, typer.Option(min=0, help="Overlap of neighbouring tiles, px.")]
+MinTissue = Annotated[
+    float, typer.Option(min=0, max=1, help="Least share of a tile that is tissue.")
+]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tiles of a slide at most, drawn spread over its tissue; same each "
+                 "time."),
+]  # fmt: skip
+Rules = Annotated[
+    str,
+    typer.Option(help="Rules that leave tiles out: `all`, `none`, or some of "
+                 "dark,ink,grey,fold,blur."),
+]  # fmt: skip
+SlideMpp = Annotated[
+    float | None,
+    typer.Option(help="µm per level-0 px of all these slides, where the files are wrong."),
+]
+MppTable = Annotated[
+    Path | None, typer.Option(help="CSV with `slide_id` and `mpp`, for single slides.")
+]
+
+
+def tile_settings(
+    *, mpp: float, tile_px: int, overlap: int, min_tissue: float, max_tiles: int | None, rules: str
+) -> TileSettings:
+    """Settings from the options that name them."""
+    from features.filter import parse_rules
+    from features.tiles import TileSettings
+
+    if overlap >= tile_px:
+        raise typer.BadParameter(
+            f"{overlap} px is not less than the tile's {tile_px} px", param_hint="--overlap"
+        )
+    return TileSettings(
+        tile_px=tile_px, target_mpp=mpp, overlap_px=overlap, min_tissue=min_tissue,
+        max_tiles=max_tiles, rules=parse_rules(rules),
+    )  # fmt: skip
+
+
+def slides_of(paths: list[Path]) -> list[Path]:
+    """Slides named by files, folders, URLs and CSV tables."""
+    from features.pipeline import read_slide_table
+    from features.slides.opening import find_slides
+
+    listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
+    found = find_slides([p for p in paths if p.suffix != ".csv"])
+    return sorted(dict.fromkeys([*listed, *found]))
+
+
+def given_mpp_of(
+    slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
+) -> dict[str, float]:
+    """µm per level-0 px by slide id, where the user knows better than the files."""
+    from features.pipeline import read_mpp_table
+    from features.slides.opening import slide_id_of
+
+    if slide_mpp is not None and mpp_table is not None:
+        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
+    if mpp_table is not None:
+        return read_mpp_table(mpp_table)
+    return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,16 @@ from cli.options import BagsDir, Device, JsonOutput
 if TYPE_CHECKING:
     from mil.fitting import FitSummary
 
-__all__ = ["train"]
+__all__ = ["By", "train"]
+
+_DEFAULT_FOLDS = 5
+
+
+class By(StrEnum):
+    """What folds are made of."""
+
+    patient = "patient"
+    centre = "centre"
 
 
 def train(
@@ -26,7 +36,19 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, max=50, help="Folds of patients.")] = 5,
+    by: Annotated[
+        By,
+        typer.Option(
+            help="Folds of patients, stratified by class and centre; or leave one `centre` out "
+            "(needs `center_id`)."
+        ),
+    ] = By.patient,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=50, help=f"Folds of patients; default {_DEFAULT_FOLDS}.", show_default=False
+        ),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, max=100, help="Cross-validations with other folds.")
     ] = 1,
@@ -47,7 +69,12 @@ def train(
     cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
+
+    Example: `mil train --by centre --run runs/new-centres`
     """
+    if by is By.centre and folds is not None:
+        raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",
+                                 param_hint="--folds")  # fmt: skip
     with step("loading torch"):
         from features.bags import find_bags
         from features.engines import choose_device
@@ -67,7 +94,8 @@ def train(
             table,
             loaded,
             folder,
-            n_folds=folds,
+            by=by.value,
+            n_folds=folds or _DEFAULT_FOLDS,
             n_repeats=repeats,
             seed=seed,
             settings=settings,

@@ -12,7 +12,7 @@ from scipy import ndimage
 from features.errors import KnownError
 from features.slides.protocol import RgbArray
 
-__all__ = ["RULES", "Rule", "TileJudge", "require_rules", "rule_judge"]
+__all__ = ["RULES", "Rule", "TileJudge", "parse_rules", "require_rules", "rule_judge"]
 
 TileJudge = Callable[[RgbArray], str]
 """Names the reason why a tile, shape (tile_px, tile_px, 3), is left out; empty if it is kept."""
@@ -123,6 +123,26 @@ The ideas are those of quality control for slides: ink and coverslip edges by co
 Janowczyk et al., 2019), folds by their darkness (Bautista and Yagi, 2009), focus by the share of
 fine detail (Pech-Pacheco et al., 2000). Their numbers were set on real tiles; see the reference.
 """
+
+
+def parse_rules(text: str) -> tuple[str, ...]:
+    """Rules named in a text: ``all``, ``none``, or names with commas between them.
+
+    Raises
+    ------
+    KnownError
+        If there is no rule of a name.
+
+    Examples
+    --------
+    >>> parse_rules("blur, ink")
+    ('blur', 'ink')
+    """
+    if text in {"all", "none"}:
+        return tuple(RULES) if text == "all" else ()
+    names = tuple(name.strip() for name in text.split(","))
+    require_rules(names)
+    return names
 
 
 def require_rules(names: Sequence[str]) -> None:

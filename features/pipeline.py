@@ -472,7 +472,8 @@ def _empty_reason(survey: Survey, embedded: EmbeddedTiles) -> str:
         return ""
     if not survey.n_found:
         return "no tissue found"
-    return f"all {len(survey.grid.coords_px0)} tiles left out: {_counts_text(Counter(embedded.left_out.values()))}"
+    counts = Counter(embedded.left_out.values())
+    return f"all {len(survey.grid.coords_px0)} tiles left out: {_counts_text(counts)}"
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
