@@ -15,7 +15,7 @@ import pandas as pd
 from features.tables import find_column, read_table
 from mil.errors import CohortError
 
-__all__ = ["Cohort", "Patient", "read_cohort", "without_suffix"]
+__all__ = ["Cohort", "Patient", "read_cohort", "read_slide_rows", "without_suffix"]
 
 _SLIDE_SUFFIXES = re.compile(
     r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|dcm|ome\.zarr|zarr|png|jpe?g|h5)$",
@@ -96,19 +96,7 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
         If a cell is empty, an id was turned into a number, a patient has two labels or two
         centres, a slide stands there twice or belongs to two patients, or there is one class only.
     """
-    table = read_table(path)
-    named = pd.DataFrame({
-        "slide": table[find_column(table, ["image_id", "slide_id"], where=path, what="slide ids")],
-        "patient": table[find_column(table, ["patient_id"], where=path, what="patient ids")],
-    })  # fmt: skip
-    if labelled:
-        named["label"] = table[find_column(table, ["label"], where=path, what="one class a slide")]
-    if "center_id" in table.columns:
-        named["centre"] = table["center_id"]
-    _refuse_empty_cells(path, named.drop(columns="centre", errors="ignore"))
-    for column in ("slide", "patient"):
-        _refuse_spoilt_ids(path, named[column])
-    named["slide"] = named["slide"].map(without_suffix)
+    named = read_slide_rows(path, labelled=labelled)
     _refuse_slides_that_return(path, named)
     for column in ("label", "centre"):
         if column in named:
@@ -122,6 +110,43 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
             advice="Check the column 'label'.",
         )
     return Cohort(path=path, patients=_group(named), classes=classes)
+
+
+def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
+    """Rows of a cohort table, each checked by itself and not yet against the others.
+
+    Parameters
+    ----------
+    path, labelled
+        As for :func:`read_cohort`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``slide`` (without suffix), ``patient``, ``label`` if ``labelled``, and ``centre``
+        if the table has ``center_id``; row i is line i + 2 of the file.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be read, is empty or lacks a column.
+    CohortError
+        If a cell is empty or an id was turned into a number.
+    """
+    table = read_table(path)
+    named = pd.DataFrame({
+        "slide": table[find_column(table, ["image_id", "slide_id"], where=path, what="slide ids")],
+        "patient": table[find_column(table, ["patient_id"], where=path, what="patient ids")],
+    })  # fmt: skip
+    if labelled:
+        named["label"] = table[find_column(table, ["label"], where=path, what="one class a slide")]
+    if "center_id" in table.columns:
+        named["centre"] = table["center_id"]
+    _refuse_empty_cells(path, named.drop(columns="centre", errors="ignore"))
+    for column in ("slide", "patient"):
+        _refuse_spoilt_ids(path, named[column])
+    named["slide"] = named["slide"].map(without_suffix)
+    return named
 
 
 def without_suffix(slide: str) -> str:

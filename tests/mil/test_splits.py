@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mil.cohort import Cohort, Patient
+from mil.cohort import Cohort, Patient, read_cohort
 from mil.errors import SplitError
-from mil.splits import patient_folds, read_folds, stratified_parts, write_folds
+from mil.splits import (
+    centre_folds,
+    centre_spread,
+    make_folds,
+    patient_folds,
+    read_folds,
+    split_notes,
+    stratified_parts,
+    write_folds,
+)
+from tests.fakes import real_data
 
 
 def cohort_of(counts: list[int]) -> Cohort:
@@ -74,3 +84,115 @@ def test_parts_of_all_classes_together_stay_even() -> None:
     parts = stratified_parts(np.array([0] * 7 + [1] * 6 + [2] * 8), n_parts=5, seed=[0])
     sizes = np.bincount(parts, minlength=5)
     assert sizes.max() - sizes.min() <= 1
+
+
+def cohort_with_centres(table: dict[str, str]) -> Cohort:
+    """Patients by centre, one letter a patient, its class."""
+    patients = tuple(
+        Patient(
+            patient_id=f"{centre}-{n}", slide_ids=(f"{centre}-{n}_0",), label=label,
+            center_id=centre,
+        )
+        for centre, labels in table.items()
+        for n, label in enumerate(labels)
+    )  # fmt: skip
+    classes = tuple(sorted({str(p.label) for p in patients}))
+    return Cohort(path=Path("t.csv"), patients=patients, classes=classes)
+
+
+@given(
+    counts=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=8),
+    n_folds=st.integers(2, 5),
+    seed=st.integers(0, 1000),
+)
+def test_patients_of_a_class_from_one_centre_are_dealt_evenly_as_well(
+    counts: list[tuple[int, int]], n_folds: int, seed: int
+) -> None:
+    cohort = cohort_with_centres(
+        {
+            "first": "aaaaabbbbb",
+            **{str(n): "a" * a + "b" * b for n, (a, b) in enumerate(counts)},
+        }
+    )
+    folds = patient_folds(cohort, n_folds=n_folds, n_repeats=2, seed=seed)
+    of = {p.patient_id: (p.label, p.center_id) for p in cohort.patients}
+    for repeat in (0, 1):
+        judged = [[of[name] for name in f.test_ids] for f in folds if f.repeat == repeat]
+        for cell in set(of.values()):
+            sizes = [cells.count(cell) for cells in judged]
+            assert max(sizes) - min(sizes) <= 1
+        for label in ("a", "b"):
+            sizes = [sum(cell[0] == label for cell in cells) for cells in judged]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_how_far_centres_could_be_spread_is_said() -> None:
+    even = cohort_with_centres({"1": "aabb", "2": "aabb"})
+    folds = patient_folds(even, n_folds=2, n_repeats=1, seed=0)
+    spread = centre_spread(even, folds)
+    assert spread is not None
+    assert spread.difference == 0
+    odd = cohort_with_centres({"1": "aabb", "2": "a", "3": "aabb"})
+    folds = patient_folds(odd, n_folds=2, n_repeats=1, seed=0)
+    spread = centre_spread(odd, folds)
+    assert spread is not None
+    assert (spread.center_id, spread.lowest, spread.highest) == ("2", 0.0, 0.2)
+    (said,) = split_notes(odd, folds, by="patient")
+    assert "stratified by class and centre" in said
+    assert "differs by at most 0.200 (centre '2', 0.000 to 0.200)" in said
+
+
+def test_without_centres_folds_say_that_they_are_stratified_by_class_alone() -> None:
+    cohort = cohort_of([9, 8])
+    folds = patient_folds(cohort, n_folds=2, n_repeats=1, seed=0)
+    assert centre_spread(cohort, folds) is None
+    assert "by class alone" in split_notes(cohort, folds, by="patient")[0]
+
+
+def test_each_centre_is_left_out_once_and_every_patient_judged_once() -> None:
+    cohort = cohort_with_centres({"10": "aab", "2": "ab", "7": "bb"})
+    folds = make_folds(cohort, by="centre", n_folds=5, n_repeats=2, seed=0)
+    assert [(fold.repeat, fold.index) for fold in folds] == [
+        (repeat, index) for repeat in (0, 1) for index in (0, 1, 2)
+    ]
+    left_out = [{name.split("-")[0] for name in fold.test_ids} for fold in folds[:3]]
+    assert left_out == [{"2"}, {"7"}, {"10"}]
+    for fold, centres in zip(folds, left_out, strict=False):
+        assert not centres & {name.split("-")[0] for name in fold.train_ids}
+        assert sorted(fold.train_ids + fold.test_ids) == sorted(cohort.patient_ids)
+
+
+def test_a_centre_with_one_class_is_judged_and_said() -> None:
+    cohort = cohort_with_centres({"10": "aab", "2": "ab", "7": "bb"})
+    said = split_notes(cohort, centre_folds(cohort), by="centre")
+    assert "each of 3 centres was judged by heads trained on the others" in said[0]
+    assert "centres with one class only, judged all the same: '7'" in said[1]
+    both = cohort_with_centres({"1": "ab", "2": "ab"})
+    assert len(split_notes(both, centre_folds(both), by="centre")) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"1": "aabb"}, "one centre only, '1'; expected two or more.*--by patient"),
+        ({"1": "aabb", "": "ab"}, "2 of 6 patients without a centre.*'center_id'"),
+        ({"1": "aaab", "2": "aa"}, "class 'b' at centre '1' only"),
+    ],
+)
+def test_centres_that_cannot_be_left_out_are_refused(table: dict[str, str], said: str) -> None:
+    with pytest.raises(SplitError, match=said):
+        centre_folds(cohort_with_centres(table))
+
+
+def test_a_table_without_centres_cannot_leave_one_out() -> None:
+    with pytest.raises(SplitError, match="17 of 17 patients without a centre"):
+        centre_folds(cohort_of([9, 8]))
+
+
+@real_data
+def test_folds_of_the_strip_table_hold_nearly_equal_shares_of_each_centre(mil_data: Path) -> None:
+    cohort = read_cohort(mil_data / "strip" / "train.csv", labelled=True)
+    spread = centre_spread(cohort, patient_folds(cohort, n_folds=5, n_repeats=5, seed=0))
+    assert spread is not None
+    assert spread.difference < 0.02
+    assert len(centre_folds(cohort)) == 11
