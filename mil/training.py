@@ -11,10 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
+from mil.augmentation import add_noise, drop_tiles, mix_bags
 from mil.data import Batch, Features, PatientBags, pad
-from mil.errors import SplitError
-from mil.heads import Head, Whitening, build_head
+from mil.errors import RunError, SplitError
+from mil.heads import Head, HeadOutput, Whitening, build_head
+from mil.losses import BagLoss, bag_loss, class_weights
 from mil.splits import stratified_parts
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
 LEAST_TO_STOP_ON = 5
 """Patients of each class that an inner fold must hold for its loss to mean anything."""
 _TILES_FOR_WHITENING = 256
+_SCHEDULES = ("constant", "one-cycle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +65,35 @@ class TrainSettings:
     """Of AdamW (Loshchilov and Hutter, 2019)."""
     weight_decay: float = 1e-2
     """Of AdamW."""
+    schedule: str = "constant"
+    """Learning rate over the steps: ``constant``, or ``one-cycle`` up to ``learning_rate`` and
+    down (Smith and Topin, 2019) over the most steps a head may take."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    loss: str = "balanced"
+    """One of :data:`mil.losses.LOSSES`; heads are stopped on the balanced one, whatever it is."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread evenly over all classes, 0 to below 1."""
+    instance_dropout: float = 0.0
+    """Share of a patient's tiles left out of a step, 0 to below 1."""
+    feature_noise: float = 0.0
+    """Standard deviation of noise on whitened components, whose own is at most 1."""
+    mixup: float = 0.0
+    """Evenness of mixtures of two patients, see :func:`mil.augmentation.mix_bags`; 0: none."""
     device: str = "cpu"
     """Where it runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "instance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RunError(name, found=str(getattr(self, name)), expected="0 to below 1")
+        for name in ("feature_noise", "mixup"):
+            if getattr(self, name) < 0:
+                raise RunError(name, found=str(getattr(self, name)), expected="0 or more")
+        if self.schedule not in _SCHEDULES:
+            raise RunError(
+                f"schedule {self.schedule!r}", found="unknown", expected=" or ".join(_SCHEDULES)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +105,7 @@ class EpochRecord:
     epoch: int
     """From 0."""
     train_loss: float
-    """Mean class-balanced log loss over the steps, in nats."""
+    """Mean over the steps of the loss that was trained on, in nats."""
     stop_loss: float
     """Class-balanced log loss of the patients stopped on; NaN with fixed steps."""
 
@@ -213,7 +242,12 @@ def _train_head(
     head: Head, lesson: _Lesson, member: int, *, n_classes: int, settings: TrainSettings
 ) -> list[EpochRecord]:
     """Train ``head`` in place and leave it with its best weights."""
-    weights = _class_weights(lesson.labels, n_classes)
+    criterion = bag_loss(
+        settings.loss,
+        lesson.labels,
+        n_classes=n_classes,
+        label_smoothing=settings.label_smoothing,
+    )
     optimiser = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad],
         lr=settings.learning_rate,
@@ -222,11 +256,12 @@ def _train_head(
     stops = len(lesson.stop_bags) > 0
     steps_an_epoch = -(-len(lesson.bags) // settings.batch_patients)
     n_epochs = settings.max_epochs if stops else round(settings.fixed_steps / steps_an_epoch)
+    schedule = _schedule(optimiser, settings, n_steps=max(1, n_epochs * steps_an_epoch))
     best_loss, best_epoch = float("inf"), -1
     best_state: Mapping[str, Tensor] = {}
     history: list[EpochRecord] = []
     for epoch in range(n_epochs):
-        train_loss = _train_epoch(head, lesson, weights, optimiser, settings)
+        train_loss = _train_epoch(head, lesson, criterion, schedule, settings)
         stop_loss = _stop_loss(head, lesson, n_classes) if stops else float("nan")
         history.append(
             EpochRecord(member=member, epoch=epoch, train_loss=train_loss, stop_loss=stop_loss)
@@ -245,26 +280,64 @@ def _train_head(
 def _train_epoch(
     head: Head,
     lesson: _Lesson,
-    weights: Tensor,
-    optimiser: torch.optim.Optimizer,
+    criterion: BagLoss,
+    schedule: LRScheduler,
     settings: TrainSettings,
 ) -> float:
     head.train()
     losses = []
     order = torch.randperm(len(lesson.bags))
     for chosen in torch.split(order, settings.batch_patients):
-        batch = pad([_draw(lesson.bags[int(i)], settings.max_tiles) for i in chosen])
+        bags = [_draw(lesson.bags[int(i)], settings) for i in chosen]
         truth = lesson.labels[chosen.to(lesson.labels.device)]
-        output = head.score(*batch)
         # Weights average 1 over the patients, so a batch need not hold every class.
-        loss = (functional.cross_entropy(output.logits, truth, reduction="none")
-                * weights[truth]).mean()  # fmt: skip
-        optimiser.zero_grad()
+        loss = _batch_losses(head, bags, truth, criterion, settings).mean()
+        schedule.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
-        optimiser.step()
+        schedule.optimizer.step()
+        schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses))
+
+
+def _batch_losses(
+    head: Head,
+    bags: Sequence[Tensor],
+    truth: Tensor,
+    criterion: BagLoss,
+    settings: TrainSettings,
+) -> Tensor:
+    """Weighted losses of patients, shape (batch,); of mixtures with ``settings.mixup``."""
+    if not settings.mixup:
+        batch = pad(bags)
+        return _weighted(head, head.score(*batch), batch.mask, truth, criterion)
+    mixture = mix_bags(bags, settings.mixup)
+    batch = pad(mixture.bags)
+    output = head.score(*batch)
+    own = _weighted(head, output, batch.mask, truth, criterion)
+    other = _weighted(head, output, batch.mask, truth[mixture.partners], criterion)
+    return mixture.shares * own + (1 - mixture.shares) * other
+
+
+def _weighted(
+    head: Head, output: HeadOutput, mask: Tensor, truth: Tensor, criterion: BagLoss
+) -> Tensor:
+    losses = criterion(output.logits, truth)
+    auxiliary = head.auxiliary_loss(output, mask, truth)
+    if auxiliary is not None:
+        losses = losses + auxiliary
+    return losses * criterion.weights[truth]
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, settings: TrainSettings, *, n_steps: int
+) -> LRScheduler:
+    if settings.schedule == "one-cycle":
+        return OneCycleLR(
+            optimiser, max_lr=settings.learning_rate, total_steps=n_steps, cycle_momentum=False
+        )
+    return ConstantLR(optimiser, factor=1.0)
 
 
 def _stop_loss(head: Head, lesson: _Lesson, n_classes: int) -> float:
@@ -275,20 +348,14 @@ def _stop_loss(head: Head, lesson: _Lesson, n_classes: int) -> float:
         losses = functional.cross_entropy(
             head.score(*batch).logits, lesson.stop_labels, reduction="none"
         )
-        weights = _class_weights(lesson.stop_labels, n_classes)
+        weights = class_weights(lesson.stop_labels, n_classes)
         return float((losses * weights[lesson.stop_labels]).mean())
 
 
-def _class_weights(labels: Tensor, n_classes: int) -> Tensor:
-    """Weights by class that give every class the same total and average 1 over patients."""
-    counts = torch.bincount(labels, minlength=n_classes).clamp(min=1)
-    return len(labels) / (n_classes * counts.float())
-
-
-def _draw(bag: Tensor, max_tiles: int) -> Tensor:
-    if len(bag) <= max_tiles:
-        return bag
-    return bag[torch.randperm(len(bag))[:max_tiles].to(bag.device)]
+def _draw(bag: Tensor, settings: TrainSettings) -> Tensor:
+    if len(bag) > settings.max_tiles:
+        bag = bag[torch.randperm(len(bag))[: settings.max_tiles].to(bag.device)]
+    return add_noise(drop_tiles(bag, settings.instance_dropout), settings.feature_noise)
 
 
 def _whiten(tiles: Features, whitening: Whitening, device: torch.device) -> Tensor:

@@ -1,6 +1,16 @@
 """Heads: what learns. One file a kind; importing the package makes all of them known."""
 
-from mil.heads import attention, mean
+from mil.heads import (
+    additive,
+    attention,
+    clam,
+    dsmil,
+    log_sum_exp,
+    maximum,
+    mean,
+    tokens,
+    transmil,
+)
 from mil.heads.base import (
     Head,
     HeadOutput,
@@ -14,9 +24,16 @@ __all__ = [
     "Head",
     "HeadOutput",
     "Whitening",
+    "additive",
     "attention",
     "build_head",
+    "clam",
+    "dsmil",
     "head_names",
+    "log_sum_exp",
+    "maximum",
     "mean",
     "register_head",
+    "tokens",
+    "transmil",
 ]

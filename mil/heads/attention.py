@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mil.heads.base import Head, HeadOutput, masked_softmax, register_head
+from mil.heads.base import (
+    HIDDEN,
+    Head,
+    HeadOutput,
+    embed_tiles,
+    masked_softmax,
+    register_head,
+)
 
 __all__ = ["AttentionHead", "GatedAttentionHead"]
-
-_HIDDEN = 64
-_DROPOUT = 0.25
 
 
 @register_head("attention")
@@ -25,24 +29,26 @@ class AttentionHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = nn.Sequential(
-            nn.Linear(n_components, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT)
-        )
-        self.look = nn.Linear(_HIDDEN, _HIDDEN)
-        self.weigh = nn.Linear(_HIDDEN, 1)
-        self.classify = nn.Linear(_HIDDEN, n_classes)
+        self.embed = embed_tiles(n_components)
+        self.look = nn.Linear(HIDDEN, HIDDEN)
+        self.weigh = nn.Linear(HIDDEN, 1)
+        self.classify: nn.Module = nn.Linear(HIDDEN, n_classes)
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
         """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
         hidden = self.embed(components)  # (batch, tiles, hidden)
         scores = self.weigh(self.gaze(hidden)).squeeze(-1)  # (batch, tiles)
         attention = masked_softmax(scores, mask)  # (batch, tiles)
-        pooled = torch.einsum("bt,bth->bh", attention, hidden)  # (batch, hidden)
-        return HeadOutput(self.classify(pooled), attention)
+        return self.conclude(hidden, attention)
 
     def gaze(self, hidden: Tensor) -> Tensor:
         """What the attention looks at, shape (batch, tiles, hidden)."""
         return torch.tanh(self.look(hidden))
+
+    def conclude(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
+        """Logits from ``hidden`` (batch, tiles, hidden) and ``attention`` (batch, tiles)."""
+        pooled = torch.einsum("bt,bth->bh", attention, hidden)  # (batch, hidden)
+        return HeadOutput(self.classify(pooled), attention)
 
 
 @register_head("gated")
@@ -54,7 +60,7 @@ class GatedAttentionHead(AttentionHead):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
-        self.gate = nn.Linear(_HIDDEN, _HIDDEN)
+        self.gate = nn.Linear(HIDDEN, HIDDEN)
 
     def gaze(self, hidden: Tensor) -> Tensor:
         """What the attention looks at, shape (batch, tiles, hidden)."""

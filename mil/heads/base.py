@@ -11,7 +11,22 @@ from torch import Tensor, nn
 
 from mil.errors import RunError
 
-__all__ = ["Head", "HeadOutput", "Whitening", "build_head", "head_names", "register_head"]
+__all__ = [
+    "HIDDEN",
+    "Head",
+    "HeadOutput",
+    "Whitening",
+    "build_head",
+    "embed_tiles",
+    "head_names",
+    "masked_max",
+    "masked_softmax",
+    "register_head",
+]
+
+HIDDEN = 64
+"""Numbers that a head keeps of a tile: few, for cohorts of tens to hundreds of patients."""
+_DROPOUT = 0.25
 
 
 class HeadOutput(NamedTuple):
@@ -21,6 +36,12 @@ class HeadOutput(NamedTuple):
     """Shape (batch, classes)."""
     attention: Tensor
     """Shape (batch, tiles): not negative, sums to 1 over a patient's real tiles, 0 on padding."""
+    contributions: Tensor | None = None
+    """Shape (batch, tiles, classes): what each tile adds to the logits, 0 on padding; their sum
+    over tiles is the logits. None where a head has no such parts."""
+    tile_logits: Tensor | None = None
+    """Shape (batch, tiles, classes): logits of each tile by itself, of any value on padding. None
+    where a head does not judge single tiles."""
 
 
 class Whitening(nn.Module):
@@ -66,6 +87,26 @@ class Head(nn.Module):
         mask
             Shape (batch, tiles), bool: which tiles are real and not padding.
         """
+
+    def auxiliary_loss(self, output: HeadOutput, mask: Tensor, truth: Tensor) -> Tensor | None:
+        """A loss of its own that a head adds to that of its logits while it is trained.
+
+        Parameters
+        ----------
+        output
+            What :meth:`score` gave.
+        mask
+            Shape (batch, tiles), bool: the mask it was given.
+        truth
+            Shape (batch,), int64: class index of each patient.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Shape (batch,), in nats; None, the rule, where a head adds nothing.
+        """
+        del output, mask, truth
+        return None
 
     def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
         """Logits and attention from embeddings, shape (batch, tiles, dim), float32."""
@@ -114,8 +155,33 @@ def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Hea
     return _HEADS[name](dim=dim, n_components=n_components, n_classes=n_classes)
 
 
+def embed_tiles(n_components: int) -> nn.Sequential:
+    """How heads see a tile: a linear map of its whitened components, ReLU, dropout."""
+    return nn.Sequential(nn.Linear(n_components, HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT))
+
+
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last axis on real tiles only; all zeros where no tile is real."""
     lowest = torch.finfo(scores.dtype).min
     weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1)
     return weights * mask
+
+
+def masked_max(scores: Tensor, mask: Tensor) -> Tensor:
+    """Largest score of the real tiles; zero where no tile is real.
+
+    Parameters
+    ----------
+    scores
+        Shape (batch, tiles, classes).
+    mask
+        Shape (batch, tiles), bool.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (batch, classes).
+    """
+    lowest = torch.finfo(scores.dtype).min
+    largest = scores.masked_fill(~mask[..., None], lowest).amax(dim=1)
+    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0)

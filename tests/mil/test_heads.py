@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from mil.data import pad
 from mil.errors import RunError
-from mil.heads import build_head, head_names
+from mil.heads import HeadOutput, build_head, head_names, transmil
 
 
 def make(name: str, dim: int = 6) -> torch.nn.Module:
@@ -44,6 +46,52 @@ def test_attention_sums_to_one_and_ignores_order_and_padding(
 
 
 @pytest.mark.parametrize("name", head_names())
+@settings(max_examples=10)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 999))
+def test_the_auxiliary_loss_ignores_order_and_padding(
+    name: str, lengths: list[int], seed: int
+) -> None:
+    head = make(name)
+    generator = torch.Generator().manual_seed(seed)
+    bags = [torch.randn(length, 6, generator=generator) for length in lengths]
+    truth = torch.randint(0, 3, (len(bags),), generator=generator)
+    batch = pad(bags)
+    together = head.auxiliary_loss(head(*batch), batch.mask, truth)
+    for index, bag in enumerate(bags):
+        batch = pad([bag[torch.randperm(len(bag), generator=generator)]])
+        alone = head.auxiliary_loss(head(*batch), batch.mask, truth[index : index + 1])
+        if together is None:
+            assert alone is None
+        else:
+            torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_every_weight_of_a_head_is_learned(name: str) -> None:
+    head = make(name).train()
+    batch = pad([torch.randn(length, 6) for length in (5, 9, 20)])
+    truth = torch.tensor([0, 1, 2])
+    output = head(*batch)
+    loss = torch.nn.functional.cross_entropy(output.logits, truth)
+    auxiliary = head.auxiliary_loss(output, batch.mask, truth)
+    (loss if auxiliary is None else loss + auxiliary.mean()).backward()
+    idle = [key for key, weight in head.named_parameters() if weight.grad is None]
+    assert idle == []
+    assert all(torch.isfinite(weight.grad).all() for weight in head.parameters())
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_contributions_and_tile_logits_have_one_row_a_tile_or_are_none(name: str) -> None:
+    batch = pad([torch.randn(length, 6) for length in (5, 9)])
+    output = make(name)(*batch)
+    for part in (output.contributions, output.tile_logits):
+        assert part is None or part.shape == (2, 9, 3)
+    if output.contributions is not None:
+        assert torch.equal(output.contributions.sum(dim=1), output.logits)
+        assert not output.contributions[0, 5:].any()
+
+
+@pytest.mark.parametrize("name", head_names())
 def test_a_patient_without_tiles_gives_finite_numbers(name: str) -> None:
     output = make(name)(torch.zeros(1, 4, 6), torch.zeros(1, 4, dtype=torch.bool))
     assert torch.isfinite(output.logits).all()
@@ -64,6 +112,105 @@ def test_gated_attention_equals_its_formula() -> None:
     torch.testing.assert_close(output.logits[0], logits)
 
 
+def evaluate(name: str, tiles: torch.Tensor) -> tuple[torch.nn.Module, HeadOutput, torch.Tensor]:
+    """The head, what it says of one patient, and the patient's embedded tiles."""
+    head = make(name).requires_grad_(False)
+    output = head(tiles[None], torch.ones(1, len(tiles), dtype=torch.bool))
+    return head, output, head.embed(head.whitening(tiles))
+
+
+def test_additive_contributions_are_attention_times_a_perceptron_and_sum_to_the_logits() -> None:
+    head, output, h = evaluate("additive", torch.randn(7, 6))
+    expected = output.attention[0, :, None] * head.classify(h)
+    torch.testing.assert_close(output.contributions[0], expected)
+    assert torch.equal(output.contributions.sum(dim=1), output.logits)
+
+
+def test_max_takes_the_largest_tile_logit_and_splits_attention_between_equal_tiles() -> None:
+    tiles = torch.randn(5, 6)
+    head, output, h = evaluate("max", tiles)
+    z = head.classify(h)
+    torch.testing.assert_close(output.logits[0], z.amax(dim=0))
+    expected = torch.zeros(5).index_add(0, z.argmax(dim=0), torch.full((3,), 1 / 3))
+    torch.testing.assert_close(output.attention[0], expected)
+    _, doubled, _ = evaluate("max", torch.cat([tiles, tiles]))
+    torch.testing.assert_close(doubled.attention[0], torch.cat([expected, expected]) / 2)
+
+
+def test_log_sum_exp_equals_its_formula_and_lies_between_mean_and_max() -> None:
+    head, output, h = evaluate("lse", torch.randn(6, 6))
+    z = head.classify(h)
+    torch.testing.assert_close(output.logits[0], (4 * z).exp().mean(dim=0).log() / 4)
+    torch.testing.assert_close(output.attention[0], (4 * z).softmax(dim=0).mean(dim=1))
+    assert (output.logits[0] >= z.mean(dim=0)).all()
+    assert (output.logits[0] <= z.amax(dim=0)).all()
+
+
+def test_dual_stream_equals_its_formula() -> None:
+    head, output, h = evaluate("dsmil", torch.randn(6, 6))
+    z, q = head.judge(h), torch.tanh(head.query(h))
+    looks = torch.stack([(q @ q[z[:, c].argmax()] / 8).softmax(dim=0) for c in range(3)])
+    second = head.classify((looks @ h).flatten())
+    torch.testing.assert_close(output.logits[0], (z.amax(dim=0) + second) / 2)
+    torch.testing.assert_close(output.attention[0], looks.mean(dim=0))
+
+
+@pytest.mark.parametrize("n_tiles", [2, 7, 40])
+def test_the_instance_loss_of_clam_equals_its_formula(n_tiles: int) -> None:
+    head, output, _ = evaluate("clam", torch.randn(n_tiles, 6))
+    mask = torch.ones(1, n_tiles, dtype=torch.bool)
+    k = min(8, n_tiles // 2)
+    order = output.attention[0].argsort(descending=True)
+    proba = output.tile_logits[0].sigmoid()
+    most, least = proba[order[:k]], proba[order[-k:]]
+    own = -torch.cat([most[:, 1].log(), (1 - least[:, 1]).log()]).mean()
+    others = -sum((1 - most[:, c]).log().mean() for c in (0, 2))
+    found = head.auxiliary_loss(output, mask, torch.tensor([1]))
+    torch.testing.assert_close(found[0], 0.3 / 0.7 * (own + others) / 3)
+
+
+def test_clam_has_nothing_to_learn_from_a_single_tile() -> None:
+    head, output, _ = evaluate("clam", torch.randn(1, 6))
+    found = head.auxiliary_loss(output, torch.ones(1, 1, dtype=torch.bool), torch.tensor([1]))
+    assert found.item() == 0
+
+
+def test_transmil_looks_at_evenly_spread_tiles_of_a_large_bag_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transmil, "MOST_TILES", 8)
+    tiles = torch.randn(24, 6)
+    order = torch.randperm(24)
+    head, output, _ = evaluate("transmil", tiles)
+    _, shuffled, _ = evaluate("transmil", tiles[order])
+    torch.testing.assert_close(shuffled.logits, output.logits)
+    torch.testing.assert_close(shuffled.attention[0], output.attention[0][order])
+    along = head.whitening(tiles)[:, 0].argsort()
+    assert output.attention[0].nonzero()[:, 0].tolist() == sorted(along[::3].tolist())
+    torch.testing.assert_close(output.attention.sum(), torch.tensor(1.0))
+
+
+def test_transmil_treats_a_small_bag_beside_a_large_one_as_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transmil, "MOST_TILES", 8)
+    small, large = torch.randn(5, 6), torch.randn(24, 6)
+    with torch.inference_mode():
+        together = make("transmil")(*pad([small, large]))
+    _, alone, _ = evaluate("transmil", small)
+    torch.testing.assert_close(together.logits[0], alone.logits[0])
+    torch.testing.assert_close(together.attention[0, :5], alone.attention[0])
+
+
 def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(RunError, match="attention or gated or mean"):
-        build_head("clam", dim=2, n_components=2, n_classes=2)
+    with pytest.raises(RunError, match="attention or clam or dsmil or gated or lse or max or mean"):
+        build_head("clan", dim=2, n_components=2, n_classes=2)
+
+
+def test_the_reference_page_lists_every_head_with_its_number_of_weights() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "heads.md").read_text("utf-8")
+    for name in head_names():
+        head = build_head(name, dim=1280, n_components=64, n_classes=2)
+        n_weights = sum(weight.numel() for weight in head.parameters())
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` "))
+        assert f"| {n_weights:,} |" in row

@@ -1,0 +1,125 @@
+"""What can be changed about training; :mod:`tests.mil.test_training` has what cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mil import training
+from mil.errors import RunError
+from mil.heads import head_names
+from mil.losses import bag_loss
+from mil.metrics import auroc
+from mil.training import TrainSettings, member_outputs, train_ensemble
+from tests.mil.test_training import FAST, labels_of, noise_cohort, states
+
+CHANGES: list[dict[str, object]] = [
+    {"loss": "cross-entropy"},
+    {"loss": "focal"},
+    {"label_smoothing": 0.2},
+    {"instance_dropout": 0.5},
+    {"feature_noise": 0.5},
+    {"mixup": 0.5},
+    {"schedule": "one-cycle"},
+]
+
+
+def name_of(change: dict[str, object]) -> str:
+    return "-".join(map(str, *change.items()))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=name_of)
+def test_every_setting_changes_the_heads_and_keeps_them_reproducible(
+    change: dict[str, object],
+) -> None:
+    bags, cohort = noise_cohort(30, 1, shift=0.5)
+    first, same, plain = (
+        train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+        for settings in (replace(FAST, **change), replace(FAST, **change), FAST)  # type: ignore[arg-type]
+    )
+    assert states(first.heads) == states(same.heads)
+    assert states(first.heads) != states(plain.heads)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=name_of)
+def test_a_planted_signal_is_found_with_every_setting(change: dict[str, object]) -> None:
+    assert held_out_auroc(replace(FAST, fixed_steps=80, **change)) > 0.85  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_a_planted_signal_is_found_by_every_head(head: str) -> None:
+    assert held_out_auroc(replace(FAST, fixed_steps=120, head=head)) > 0.85
+
+
+def held_out_auroc(settings: TrainSettings) -> float:
+    bags, cohort = noise_cohort(90, 8, shift=0.7)
+    known, others = cohort.patient_ids[:60], cohort.patient_ids[60:]
+    ensemble = train_ensemble(
+        bags.restricted_to(known), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
+    )
+    logits = [member_outputs(ensemble.heads, bags.features[name])[0].mean(0) for name in others]
+    return auroc(np.stack(logits), cohort.labels[60:])
+
+
+@pytest.mark.parametrize("head", ["clam", "dsmil"])
+def test_a_heads_own_loss_is_part_of_what_is_trained_on(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bags, cohort = noise_cohort(30, 1, shift=0.5)
+    settings = replace(FAST, head=head)
+    with_it = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+    monkeypatch.setattr(type(with_it.heads[0]), "auxiliary_loss", lambda *_: None)
+    without = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+    assert with_it.history[0].train_loss > without.history[0].train_loss
+    assert states(with_it.heads) != states(without.heads)
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    settings = TrainSettings(schedule="one-cycle", learning_rate=0.01)
+    schedule = training._schedule(optimiser, settings, n_steps=50)
+    rates = []
+    for _ in range(50):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.01, rel=1e-3)
+    assert rates[-1] < rates[0] < max(rates)
+
+
+def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
+    torch.manual_seed(0)
+    bags = [torch.randn(6, 5) for _ in range(4)]
+    truth = torch.tensor([0, 1, 0, 1])
+    head = training.build_head("mean", dim=5, n_components=5, n_classes=2)
+    torch.nn.init.normal_(head.classify.weight)
+    criterion = bag_loss("balanced", truth, n_classes=2)
+    settings = TrainSettings(mixup=1.0)
+    torch.manual_seed(3)
+    found = training._batch_losses(head, bags, truth, criterion, settings)
+    torch.manual_seed(3)
+    mixture = training.mix_bags(bags, 1.0)
+    means = torch.stack([bag.mean(0) for bag in mixture.bags])
+    log_proba = head.classify(means).log_softmax(dim=1)
+    rows = torch.arange(4)
+    own, other = log_proba[rows, truth], log_proba[rows, truth[mixture.partners]]
+    torch.testing.assert_close(found, -mixture.shares * own - (1 - mixture.shares) * other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing: 1.0; expected 0 to below 1"),
+        ({"instance_dropout": -0.1}, "instance_dropout: -0.1; expected 0 to below 1"),
+        ({"feature_noise": -1.0}, "feature_noise: -1.0; expected 0 or more"),
+        ({"mixup": -1.0}, "mixup: -1.0; expected 0 or more"),
+        ({"schedule": "cosine"}, "schedule 'cosine': unknown; expected constant or one-cycle"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else name_of(value),
+)
+def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        TrainSettings(**change)  # type: ignore[arg-type]
