@@ -8,7 +8,7 @@ from scipy.interpolate import interp1d
 
 from features.errors import KnownError, TileError
 from features.resolution import Resolution, resolve_mpp
-from features.tiles import TileGrid, TileSettings, lay_tiles, read_tile
+from features.tiles import TileGrid, TileSettings, lay_tiles, read_tile, spread_sample
 from features.tissue import TissueMask
 from tests.fakes import FakeSlide
 
@@ -228,3 +228,34 @@ def test_a_resolution_is_believed_where_plausible(
 def test_an_implausible_given_resolution_is_refused() -> None:
     with pytest.raises(KnownError, match="a given resolution of 40 µm/px"):
         resolve_mpp(None, given_mpp=40, where="s")
+
+
+def whole_grid(columns: int, rows: int) -> TileGrid:
+    tissue = tissue_of(np.ones((rows * 28, columns * 28), bool))
+    return lay_tiles(
+        tissue, width_px0=columns * 448, height_px0=rows * 448, resolution=at(0.25),
+        settings=TileSettings(),
+    )  # fmt: skip
+
+
+def test_tiles_drawn_are_spread_over_the_slide_and_the_same_each_time() -> None:
+    grid = whole_grid(40, 40)
+    drawn = spread_sample(grid, 64, seed=3)
+    again = spread_sample(grid, 64, seed=3)
+    np.testing.assert_array_equal(drawn.coords_px0, again.coords_px0)
+    assert len(drawn.coords_px0) == 64 == len(drawn.tissue_fraction)
+    order = np.lexsort((drawn.coords_px0[:, 0], drawn.coords_px0[:, 1]))
+    np.testing.assert_array_equal(order, np.arange(64))  # reading order
+    quarters = (drawn.coords_px0 // (20 * 448)) @ (1, 2)
+    assert np.bincount(quarters, minlength=4).min() >= 12  # of 16 each
+    other = spread_sample(grid, 64, seed=4)
+    assert not np.array_equal(drawn.coords_px0, other.coords_px0)
+
+
+@given(n=st.integers(1, 30), columns=st.integers(1, 6), rows=st.integers(1, 6))
+@settings(max_examples=40)
+def test_at_most_so_many_tiles_are_drawn_each_once(n: int, columns: int, rows: int) -> None:
+    grid = whole_grid(columns, rows)
+    drawn = spread_sample(grid, n, seed=0)
+    assert len(np.unique(drawn.coords_px0, axis=0)) == min(n, columns * rows)
+    assert spread_sample(grid, None, seed=0) is grid

@@ -1,0 +1,92 @@
+"""Commands that look at slides before anything is embedded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.bags import read_bag
+from features.synthetic import paint_clot, plan_cohort, write_slide
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A painted slide, a blank one, and a broken one."""
+    folder = tmp_path_factory.mktemp("slides")
+    plan = plan_cohort(n_patients=1, seed=1, signal=1.0)[0]
+    write_slide(folder / "clot.tif", paint_clot(plan)[600:2600, 600:2600])
+    write_slide(folder / "blank.tif", np.full((900, 900, 3), (196, 211, 192), np.uint8))
+    (folder / "broken.tif").write_bytes(b"II*\x00 no more")
+    return folder
+
+
+def test_inspect_prints_what_was_understood(slides: Path) -> None:
+    found = mil("inspect", slides / "clot.tif")
+    assert found.exit_code == 0
+    for words in ("clot", "tiff", "2,000 x 2,000 px", "0.25 x 0.25 (assumed)"):
+        assert words in found.stdout
+    told = json.loads(mil("inspect", slides, "--json").stdout)
+    assert [slide["slide_id"] for slide in told["slides"]] == ["blank", "clot"]
+    assert told["slides"][1]["levels"] == [[2000, 2000, 1.0]]
+    assert "broken.tif" in next(iter(told["failed"]))
+    assert mil("inspect", slides).exit_code == 3
+    assert mil("inspect", slides / "broken.tif").exit_code == 1
+
+
+def test_inspect_tells_the_resolution_that_would_be_used(slides: Path) -> None:
+    told = json.loads(mil("inspect", slides / "clot.tif", "--slide-mpp", 0.5, "--json").stdout)
+    assert told["slides"][0]["mpp_used"] == [0.5, 0.5]
+    assert told["slides"][0]["mpp_source"] == "given"
+    assert told["slides"][0]["width_mm"] == 1.0
+
+
+def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    found = mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8, "--json")
+    told = json.loads(found.stdout)
+    assert told["n_slides"] == 2
+    assert told["n_tiles"] > 0
+    assert told["bag_gb"] == pytest.approx(told["n_tiles"] * 1280 * 2 / 1e9)
+    assert told["hours"] * 3600 > told["survey_s"] > 0
+    assert list(told["failures"]) == ["broken"]
+    assert not bags.exists()
+    assert "tiles/s" in mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8).stdout
+
+
+def test_fewer_tiles_and_other_rules_are_told_in_the_bag(slides: Path, tmp_path: Path) -> None:
+    found = mil(
+        "embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules", "dark,ink",
+        "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    bag = read_bag(tmp_path / "clot.h5")
+    assert len(bag.features) == 2
+    chosen = json.loads(bag.meta.fingerprint.tissue)
+    assert chosen["max_tiles"] == 2
+    assert chosen["rules"] == ["dark", "ink"]
+    wrong = mil("embed", slides / "clot.tif", "--bags", tmp_path, "--rules", "bubbles")
+    assert wrong.exit_code == 1
+    assert "'bubbles'" in wrong.output
+
+
+def test_the_summary_names_a_slide_of_another_resolution(slides: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mpp.csv"
+    table.write_text("slide_id,mpp\nclot,1.0\nblank,0.25\n")
+    more = tmp_path / "more.tif"
+    more.write_bytes((slides / "blank.tif").read_bytes())
+    found = mil(
+        "embed", slides / "clot.tif", slides / "blank.tif", more, "--bags", tmp_path / "bags",
+        "--mpp-table", table, "--json",
+    )  # fmt: skip
+    told = json.loads(found.stdout)
+    assert told["mpp"] == {"0.25": 2, "1": 1}
+    assert told["mpp_outliers"] == {"clot": 1.0}
