@@ -89,8 +89,8 @@ def patient_folds(cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int) ->
     """Stratified folds of patients: each patient is judged exactly once a repeat.
 
     Within a repeat, the patients of a class are spread so that folds differ by at most one of
-    them, and so are the patients of a class from one centre where the table names centres; the
-    same seed gives the same folds.
+    them; where the table names centres, each centre is spread over the folds as evenly as that
+    allows. The same seed gives the same folds.
 
     Raises
     ------
@@ -195,24 +195,21 @@ def stratified_parts(
     seed
         One or more numbers that decide the shuffling.
     groups
-        Index of each patient's centre, shape (n,), to be spread evenly within each class; none by
-        default.
+        Index of each patient's centre, shape (n,), to be spread as evenly as classes allow; none
+        by default.
 
     Returns
     -------
     numpy.ndarray
-        Shape (n,), 0 to ``n_parts`` - 1. For each class, and for each group within a class, parts
-        differ by at most one patient.
+        Shape (n,), 0 to ``n_parts`` - 1. For each class, parts differ by at most one patient.
     """
     rng = np.random.default_rng(tuple(seed))
+    if groups is not None:
+        return _parts_even_in_groups(labels, groups, n_parts=n_parts, rng=rng)
     parts = np.empty(len(labels), np.int64)
     offset = 0
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        if groups is not None:
-            # Group by group, in an order of chance: neighbours in the deal go to different parts.
-            order = rng.permutation(groups.max() + 1)
-            members = members[np.argsort(order[groups[members]], kind="stable")]
         # Dealing goes on where the last class stopped, so that whole parts also stay even.
         parts[members] = (np.arange(len(members)) + offset) % n_parts
         offset += len(members)
@@ -256,6 +253,29 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
                 )
             )
     return tuple(folds)
+
+
+def _parts_even_in_groups(
+    labels: Ints, groups: Ints, *, n_parts: int, rng: np.random.Generator
+) -> Ints:
+    """Deal patients one by one to the part that has fewest of their class, then of their group.
+
+    Class and group are balanced each by itself, never each group's class share: if every fold had
+    the class shares of every centre, the training folds would give away the test fold's, and the
+    centre alone would score above chance (AUROC 0.56 on shuffled STRIP labels) where it tells
+    nothing.
+    """
+    of_class = np.zeros((labels.max() + 1, n_parts), np.int64)
+    of_group = np.zeros((groups.max() + 1, n_parts), np.int64)
+    parts = np.empty(len(labels), np.int64)
+    for patient in rng.permutation(len(labels)):
+        label, group = labels[patient], groups[patient]
+        chance = rng.random(n_parts)
+        part = np.lexsort((chance, of_class.sum(axis=0), of_group[group], of_class[label]))[0]
+        parts[patient] = part
+        of_class[label, part] += 1
+        of_group[group, part] += 1
+    return parts
 
 
 def _folds_of_parts(cohort: Cohort, parts: Ints, *, repeat: int) -> list[Fold]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from mil.cohort import Cohort, Patient, read_cohort
 from mil.errors import SplitError
+from mil.metrics import auroc
 from mil.splits import (
     centre_folds,
     centre_spread,
@@ -105,25 +107,48 @@ def cohort_with_centres(table: dict[str, str]) -> Cohort:
     n_folds=st.integers(2, 5),
     seed=st.integers(0, 1000),
 )
-def test_patients_of_a_class_from_one_centre_are_dealt_evenly_as_well(
+def test_centres_do_not_disturb_the_even_spread_of_classes(
     counts: list[tuple[int, int]], n_folds: int, seed: int
 ) -> None:
-    cohort = cohort_with_centres(
-        {
-            "first": "aaaaabbbbb",
-            **{str(n): "a" * a + "b" * b for n, (a, b) in enumerate(counts)},
-        }
-    )
-    folds = patient_folds(cohort, n_folds=n_folds, n_repeats=2, seed=seed)
-    of = {p.patient_id: (p.label, p.center_id) for p in cohort.patients}
-    for repeat in (0, 1):
-        judged = [[of[name] for name in f.test_ids] for f in folds if f.repeat == repeat]
-        for cell in set(of.values()):
-            sizes = [cells.count(cell) for cells in judged]
-            assert max(sizes) - min(sizes) <= 1
-        for label in ("a", "b"):
-            sizes = [sum(cell[0] == label for cell in cells) for cells in judged]
-            assert max(sizes) - min(sizes) <= 1
+    cohort = cohort_with_centres({
+        "first": "aaaaabbbbb",
+        **{str(n): "a" * a + "b" * b for n, (a, b) in enumerate(counts)},
+    })  # fmt: skip
+    folds = patient_folds(cohort, n_folds=n_folds, n_repeats=1, seed=seed)
+    assert sorted(name for fold in folds for name in fold.test_ids) == sorted(cohort.patient_ids)
+    label_of = {p.patient_id: p.label for p in cohort.patients}
+    for label in ("a", "b"):
+        sizes = [sum(label_of[name] == label for name in fold.test_ids) for fold in folds]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_centres_are_spread_more_evenly_than_by_chance() -> None:
+    cohort = cohort_with_centres({"1": "a" * 40 + "b" * 20, "2": "a" * 20, "3": "a" * 5 + "b" * 15})
+    blind = replace(cohort, patients=tuple(replace(p, center_id=None) for p in cohort.patients))
+    for seed in range(5):
+        aware, by_chance = (
+            centre_spread(cohort, patient_folds(c, n_folds=5, n_repeats=4, seed=seed))
+            for c in (cohort, blind)
+        )
+        assert aware is not None
+        assert by_chance is not None
+        assert aware.difference <= 0.1 < by_chance.difference
+
+
+def test_folds_give_a_centre_no_way_to_score_above_chance_on_shuffled_labels() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 8, size=200)
+    areas = []
+    for seed in range(20):
+        labels = rng.permutation(np.arange(200) % 4 == 0).astype(np.int64)
+        parts = stratified_parts(labels, n_parts=5, seed=(seed,), groups=centres)
+        rates = np.empty(200)
+        for part in range(5):
+            judged = parts == part
+            for centre in range(8):
+                rates[judged & (centres == centre)] = labels[~judged & (centres == centre)].mean()
+        areas.append(auroc(np.stack([1 - rates, rates], axis=1), labels))
+    assert np.mean(areas) < 0.53
 
 
 def test_how_far_centres_could_be_spread_is_said() -> None:
@@ -194,5 +219,5 @@ def test_folds_of_the_strip_table_hold_nearly_equal_shares_of_each_centre(mil_da
     cohort = read_cohort(mil_data / "strip" / "train.csv", labelled=True)
     spread = centre_spread(cohort, patient_folds(cohort, n_folds=5, n_repeats=5, seed=0))
     assert spread is not None
-    assert spread.difference < 0.02
+    assert spread.difference < 0.03
     assert len(centre_folds(cohort)) == 11
