@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from features.errors import SlideError
-from features.slides.pixels import clip_region, stream_overview, to_rgb
+from features.slides.areas import overview_mean
+from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["ImageSlide"]
@@ -66,13 +67,9 @@ class ImageSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole image, small; see the protocol."""
-        return stream_overview(
-            lambda top, height: self._pixels[top : top + height],
-            width_px=self.levels[0].width_px,
-            height_px=self.levels[0].height_px,
-            block_px=downsample,
-            fill_rgb=self.background_rgb,
-        )
+        means = overview_mean(self.levels, 0, downsample)
+        means.add(self._pixels, x_px=0, y_px=0)
+        return means.picture(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Forget the pixels."""

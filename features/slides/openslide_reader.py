@@ -11,13 +11,16 @@ import openslide
 from PIL import Image
 
 from features.errors import SlideError, TileError
-from features.slides.pixels import clip_region, stream_overview, to_rgb
+from features.slides.areas import nearest_level, overview_mean
+from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["OpenSlideSlide"]
 
 _LARGEST_SIDE_PX = 4_000_000
 _LARGEST_TILE_PX = 1 << 26
+_PIECE_PX = 2048
+"""Side of the squares in which a level is read: whole tiles, so that each is decoded once."""
 
 
 class OpenSlideSlide:
@@ -69,25 +72,16 @@ class OpenSlideSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol."""
-        level = max(
-            (i for i, size in enumerate(self.levels) if size.downsample <= downsample * 1.01),
-            key=lambda i: self.levels[i].downsample,
-        )
+        level = nearest_level(self.levels, downsample)
         size = self.levels[level]
-        block = max(1, int(downsample / size.downsample + 1e-3))
-        picture = stream_overview(
-            lambda top, height: self._read_inside(level, 0, top, size.width_px, height),
-            width_px=size.width_px,
-            height_px=size.height_px,
-            block_px=block,
-            fill_rgb=self.background_rgb,
-        )
-        height = -(-self.levels[0].height_px // downsample)
-        width = -(-self.levels[0].width_px // downsample)
-        step = downsample / (size.downsample * block)
-        box = (0, 0, min(width * step, picture.shape[1]), min(height * step, picture.shape[0]))
-        image = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX, box=box)
-        return np.asarray(image)
+        means = overview_mean(self.levels, level, downsample)
+        for y_px in range(0, size.height_px, _PIECE_PX):
+            height = min(_PIECE_PX, size.height_px - y_px)
+            for x_px in range(0, size.width_px, _PIECE_PX):
+                width = min(_PIECE_PX, size.width_px - x_px)
+                pixels = self._read_inside(level, x_px, y_px, width, height)
+                means.add(pixels, x_px=x_px, y_px=y_px)
+        return means.picture(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Give the file back."""

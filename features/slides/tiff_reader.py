@@ -21,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
 
 from features.cores import N_CORES
 from features.errors import SlideError, TileError
+from features.slides.areas import AreaMean, borders, nearest_level, overview_mean
 from features.slides.cache import DecodedCache
-from features.slides.pixels import BlockMean, clip_region, to_rgb
+from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["TiffSlide"]
@@ -137,13 +137,9 @@ class TiffSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol."""
-        level = max(
-            (i for i, size in enumerate(self.levels) if size.downsample <= downsample * 1.01),
-            key=lambda i: self.levels[i].downsample,
-        )
-        grid, size = self._grids[level], self.levels[level]
-        block = max(1, int(downsample / size.downsample + 1e-3))
-        means = BlockMean(width_px=size.width_px, height_px=size.height_px, block_px=block)
+        level = nearest_level(self.levels, downsample)
+        grid = self._grids[level]
+        means = overview_mean(self.levels, level, downsample)
         wanted, glass_rgb = self._worth_decoding(level)
         n_failed = 0
         for index, segment in self._decode_many(level, np.flatnonzero(wanted)):
@@ -155,7 +151,7 @@ class TiffSlide:
         if n_failed and n_failed == wanted.sum():
             raise SlideError(self.path, found=f"none of {n_failed} TIFF tiles can be decoded",
                              expected="pixels", advice="Copy it again.")  # fmt: skip
-        return self._to_size(means.picture(fill_rgb=glass_rgb), size, block, downsample)
+        return means.picture(fill_rgb=glass_rgb)
 
     def close(self) -> None:
         """Give the file and the cache back."""
@@ -325,24 +321,12 @@ class TiffSlide:
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return wanted, (red, green, blue)
 
-    def _to_size(self, picture: RgbArray, size: Level, block: int, downsample: int) -> RgbArray:
-        """Scale block means of a level to the exact grid of the overview."""
-        height = -(-self.levels[0].height_px // downsample)
-        width = -(-self.levels[0].width_px // downsample)
-        if picture.shape[:2] == (height, width) and size.downsample * block == downsample:
-            return picture
-        step = downsample / (size.downsample * block)
-        box = (0, 0, min(width * step, picture.shape[1]), min(height * step, picture.shape[0]))
-        image = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX, box=box)
-        return np.asarray(image)
-
 
 def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     """Mean colour of a segment that is glass all over, shape (3,); None if it shows anything."""
-    rows, columns = (max(1, n // 8) for n in segment.shape[:2])
-    means = BlockMean(
-        width_px=segment.shape[1], height_px=segment.shape[0], block_px=min(rows, columns)
-    )
+    height, width = segment.shape[:2]
+    block = max(1, min(height, width) // 8)
+    means = AreaMean(rows=borders(height, block), columns=borders(width, block))
     means.add(segment, x_px=0, y_px=0)
     blocks = means.picture(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
     if np.ptp(blocks, axis=0).max() > _PLAIN_RANGE:

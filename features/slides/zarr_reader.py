@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from PIL import Image
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from features.cores import N_CORES
 from features.errors import SlideError, TileError
+from features.slides.areas import nearest_level, overview_mean
 from features.slides.cache import DecodedCache
-from features.slides.pixels import BlockMean, clip_region, to_rgb
+from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["ZarrSlide", "url_of"]
@@ -164,13 +164,9 @@ class ZarrSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol. Damaged chunks show the background."""
-        level = max(
-            (i for i, size in enumerate(self.levels) if size.downsample <= downsample * 1.01),
-            key=lambda i: self.levels[i].downsample,
-        )
+        level = nearest_level(self.levels, downsample)
         grid = self._grids[level]
-        block = max(1, int(downsample / self.levels[level].downsample + 1e-3))
-        means = BlockMean(width_px=grid.width_px, height_px=grid.height_px, block_px=block)
+        means = overview_mean(self.levels, level, downsample)
         first_error: TileError | None = None
         n_read = 0
         for row, column, chunk in self._all_chunks(level):
@@ -185,8 +181,7 @@ class ZarrSlide:
                 found=f"no chunk of level {level} can be read, first: {first_error.found}",
                 expected="pixels",
             ) from first_error
-        picture = means.picture(fill_rgb=self.background_rgb)
-        return self._to_size(picture, grid, block, downsample)
+        return means.picture(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Give the store and the cache back."""
@@ -294,16 +289,6 @@ class ZarrSlide:
         with ThreadPoolExecutor(N_CORES, thread_name_prefix="overview") as pool:
             while some := list(islice(waiting, ahead)):
                 yield from pool.map(one, some)
-
-    def _to_size(self, picture: RgbArray, grid: _Grid, block: int, downsample: int) -> RgbArray:
-        """Scale block means of a level to the exact grid of the overview."""
-        width = -(-self.levels[0].width_px // downsample)
-        height = -(-self.levels[0].height_px // downsample)
-        step_x = downsample * grid.width_px / (self.levels[0].width_px * block)
-        step_y = downsample * grid.height_px / (self.levels[0].height_px * block)
-        box = (0, 0, min(width * step_x, picture.shape[1]), min(height * step_y, picture.shape[0]))
-        image = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX, box=box)
-        return np.asarray(image)
 
 
 def _open_store(path: Path | str) -> tuple[Store, str]:

@@ -17,7 +17,7 @@ from features.slides.cache import DecodedCache
 from features.slides.image_reader import ImageSlide
 from features.slides.opening import find_slides, open_slide, slide_id_of
 from features.slides.openslide_reader import OpenSlideSlide
-from features.slides.pixels import BlockMean, to_rgb
+from features.slides.pixels import to_rgb
 from features.slides.tiff_reader import TiffSlide
 from tests.fakes import real_data
 
@@ -326,28 +326,6 @@ def test_slides_are_found_in_subfolders_without_loops_and_hidden_files(tmp_path:
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     found = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
     assert found == ["a.tif", "b/x.SVS", "d/1.dcm", "m.mrxs"]
-
-
-@settings(max_examples=30)
-@given(
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    block=st.integers(1, 50),
-    cut=st.integers(0, 39),
-)
-def test_block_means_do_not_depend_on_how_the_picture_is_cut(
-    height: int, width: int, block: int, cut: int
-) -> None:
-    pixels = PICTURE[:height, :width]
-    at_once = BlockMean(width_px=width, height_px=height, block_px=block)
-    at_once.add(pixels, x_px=0, y_px=0)
-    in_parts = BlockMean(width_px=width, height_px=height, block_px=block)
-    cut = min(cut, height - 1)
-    for top, bottom in ((0, cut), (cut, height)):
-        if bottom > top:
-            in_parts.add(pixels[top:bottom], x_px=0, y_px=top)
-    fill = (0, 0, 0)
-    np.testing.assert_array_equal(at_once.picture(fill_rgb=fill), in_parts.picture(fill_rgb=fill))
 
 
 def test_transparency_shows_the_background() -> None:
