@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ _LEAST_ISLAND_PX = 4
 _BLACK = 16  # of 255, in the brightest channel
 _NORMAL_MAD = 0.6745  # median absolute deviation of a normal variable of standard deviation 1
 _FIT_PIXELS = 20_000
+_MOST_VALUES = 1_000_000
 _FIT_ROUNDS = 8
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -172,27 +174,41 @@ def _texture(overview: RgbArray, glass: Floats, is_glass: Bools, reach: float) -
     """
     grey = np.maximum(overview.mean(axis=2, dtype=np.float32), glass.mean() - reach)
     variance = _variance(grey, _TEXTURE_PX)
-    calm = np.percentile(variance[is_glass], 99) if is_glass.any() else 0.0
+    calm = np.percentile(_some(variance[is_glass]), 99) if is_glass.any() else 0.0
     return np.asarray(np.sqrt(np.maximum(variance - calm, 0)))
 
 
 def _find_glass(pixels: RgbArray, roughness: Floats) -> tuple[Floats, Bools]:
     """Colour of the glass, shape (3,), and where the picture has about that colour."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
-    brightest = float(np.percentile(green, 99))
+    brightest = float(np.percentile(_some(green.ravel()), 99))
     # Glass lets most light through, and stains of tissue are redder than green, glass hardly.
     candidate = (green >= max(120.0, 0.7 * brightest)) & (red - green <= 26)
-    candidate &= roughness <= np.percentile(roughness[candidate], 80) if candidate.any() else False
+    if candidate.any():
+        candidate &= roughness <= np.percentile(_some(roughness[candidate]), 80)
     # Flat pure white is often not glass but the fill beside what was scanned.
     fill = (pixels.min(axis=2) == 255) & (roughness == 0)
     for places in (candidate & ~fill, candidate):
         if places.mean() < _LEAST_GLASS_SHARE:
             continue
-        glass = _commonest(pixels[places])
-        is_glass = candidate & (np.abs(pixels - glass).max(axis=2) <= _SAME_GLASS)
+        glass = _commonest(_some(pixels[places]))
+        is_glass = candidate & _is_like(pixels, glass)
         if is_glass.mean() >= _LEAST_GLASS_SHARE:
             return glass, is_glass
     return np.full(3, 255, np.float32), np.zeros(roughness.shape, bool)
+
+
+def _some(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Enough of many values, evenly spaced, for a mode or a percentile."""
+    return values[:: -(-len(values) // _MOST_VALUES) or 1]
+
+
+def _is_like(pixels: RgbArray, glass: Floats) -> Bools:
+    """Where all channels are close to the glass's; one after the other, to keep memory small."""
+    like = np.ones(pixels.shape[:2], bool)
+    for channel in range(3):
+        like &= np.abs(pixels[..., channel] - glass[channel]) <= _SAME_GLASS
+    return like
 
 
 def _commonest(colours: RgbArray) -> Floats:
@@ -262,7 +278,7 @@ def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tupl
         )
         difference = local - pixels[..., channel]
         if is_glass.any():
-            deviation = float(np.median(np.abs(difference[is_glass])))
+            deviation = float(np.median(np.abs(_some(difference[is_glass]))))
             noise = max(noise, deviation / _NORMAL_MAD)
         np.maximum(darker, difference, out=darker)
     return darker, noise
