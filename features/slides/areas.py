@@ -113,12 +113,14 @@ class AreaMean:
 
     def picture(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
         """The means, shape (rows, columns, 3), uint8; what was not added has ``fill_rgb``."""
-        whole = np.diff(self._rows)[:, None] * np.diff(self._columns)
-        missing = np.clip(whole - self._areas, 0, None)[..., None].astype(np.float32)
-        means = (self._sums + missing * np.asarray(fill_rgb, np.float32)) / (
-            self._areas[..., None] + missing
-        )
-        return np.rint(means).astype(np.uint8)
+        picture = np.empty(self._sums.shape, np.uint8)
+        heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)
+        fill = np.asarray(fill_rgb, np.float32)
+        for row, height in enumerate(heights):  # row by row: no second copy of the sums
+            areas = self._areas[row, :, None]
+            missing = np.clip((height * widths).astype(np.float32)[:, None] - areas, 0, None)
+            picture[row] = np.rint((self._sums[row] + missing * fill) / (areas + missing))
+        return picture
 
     def _add_band(self, pixels: RgbArray, x_px: int, y_px: int) -> None:
         height, width = pixels.shape[:2]
