@@ -1,8 +1,7 @@
-"""Files written whole or not at all, and told apart by content."""
+"""Files written whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,10 +9,7 @@ from pathlib import Path
 
 from features.errors import OutputError
 
-__all__ = ["content_id", "make_folder", "written_beside"]
-
-_BLOCK_BYTES = 1 << 20
-_WHOLE_BELOW_BYTES = 64 * _BLOCK_BYTES
+__all__ = ["make_folder", "written_beside"]
 
 
 @contextmanager
@@ -73,41 +69,3 @@ def make_folder(path: Path) -> Path:
             advice="Name another folder, or make this one writable.",
         ) from error
     return path
-
-
-def content_id(path: Path) -> str:
-    """Tell a file by its content, whatever its name, without reading gigabytes.
-
-    Files up to 64 MiB are hashed whole. Of larger ones the size and 64 blocks of 1 MiB, evenly
-    spaced from the first byte to the last, are: a copy always agrees, and two different scans
-    agree only if they have the same size and the same 64 MiB. A folder (MRXS, DICOM, OME-Zarr) is
-    told by the relative names, sizes and contents of its files.
-
-    Parameters
-    ----------
-    path
-        A file or a folder.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits (SHA-256).
-    """
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(file.relative_to(path).as_posix().encode())
-            digest.update(content_id(file).encode())
-        return digest.hexdigest()
-    n_bytes = path.stat().st_size
-    digest.update(f"{n_bytes}\n".encode())
-    with path.open("rb") as stream:
-        if n_bytes <= _WHOLE_BELOW_BYTES:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-        else:
-            n_blocks = _WHOLE_BELOW_BYTES // _BLOCK_BYTES
-            for index in range(n_blocks):
-                stream.seek((n_bytes - _BLOCK_BYTES) * index // (n_blocks - 1))
-                digest.update(stream.read(_BLOCK_BYTES))
-    return digest.hexdigest()

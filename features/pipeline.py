@@ -24,10 +24,11 @@ from features.bags import (
     require_same_fingerprint,
     write_bag,
 )
+from features.content import content_id
 from features.embedding import EmbeddedTiles, embed_tiles
 from features.encoders import Encoder
 from features.errors import BagError, KnownError, SlideError, TableError
-from features.files import content_id, make_folder, written_beside
+from features.files import make_folder, written_beside
 from features.slides.opening import slide_id_of
 from features.survey import Survey, survey_slide
 from features.tables import find_column, read_table
@@ -482,7 +483,10 @@ def _counts_text(counts: Mapping[str, int]) -> str:
 
 def _software() -> str:
     """Versions of what decides about pixels and embeddings."""
-    names = ("mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow")
+    names = (
+        "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
+        "zarr",
+    )  # fmt: skip
     versions = {"python": platform.python_version()}
     for name in names:
         try:

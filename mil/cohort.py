@@ -12,15 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.names import without_slide_suffix
 from features.tables import find_column, read_table
 from mil.errors import CohortError
 
 __all__ = ["Cohort", "Patient", "read_cohort", "read_slide_rows", "without_suffix"]
 
-_SLIDE_SUFFIXES = re.compile(
-    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|dcm|ome\.zarr|zarr|png|jpe?g|h5)$",
-    re.IGNORECASE,
-)
+_BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 _SPOILT_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IGNORECASE)
 
 
@@ -151,7 +149,8 @@ def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
 
 def without_suffix(slide: str) -> str:
     """A slide id without the suffix of a slide or bag file."""
-    return _SLIDE_SUFFIXES.sub("", slide)
+    name = _BAG_SUFFIX.sub("", slide)
+    return name if name != slide else without_slide_suffix(slide)
 
 
 def _group(named: pd.DataFrame) -> tuple[Patient, ...]:

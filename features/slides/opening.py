@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from features.errors import SlideError
+from features.names import has_slide_suffix, url_of, without_slide_suffix
 from features.slides.image_reader import ImageSlide
 from features.slides.openslide_reader import OpenSlideSlide
 from features.slides.protocol import Slide
 from features.slides.tiff_reader import TiffSlide
-from features.slides.zarr_reader import ZarrSlide, url_of
+from features.slides.zarr_reader import ZarrSlide
 
 __all__ = ["find_slides", "open_slide", "slide_id_of"]
 
-_SUFFIX = re.compile(
-    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g"
-    r"|(ome\.)?zarr(\.zip)?|ozx)$",
-    re.IGNORECASE,
-)
 _READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
     ("tiff", TiffSlide),
     ("openslide", OpenSlideSlide),
@@ -39,7 +34,7 @@ def open_slide(path: Path | str) -> Slide:
     ----------
     path
         The slide; a URL may come as text or as ``Path``, see
-        :func:`features.slides.zarr_reader.url_of`.
+        :func:`features.names.url_of`.
 
     Raises
     ------
@@ -76,7 +71,7 @@ def slide_id_of(path: Path | str) -> str:
     >>> slide_id_of("s3://bucket/006388_0.ome.zarr/")
     '006388_0'
     """
-    return _SUFFIX.sub("", Path(path).name)
+    return without_slide_suffix(Path(path).name)
 
 
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:
@@ -123,7 +118,7 @@ def _search(folder: Path) -> list[Path]:
             data_of_mrxs = path.with_name(f"{path.name}.mrxs").exists()
             if not path.is_symlink() and not data_of_mrxs:
                 found += _search(path)
-        elif _SUFFIX.search(path.name):
+        elif has_slide_suffix(path.name):
             found.append(path)
     dicom = [path for path in found if path.suffix.lower() == ".dcm" and path.parent == folder]
     return [path for path in found if path not in dicom[1:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,42 +18,20 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from features.cores import N_CORES
 from features.errors import SlideError, TileError
+from features.names import url_of
 from features.slides.areas import nearest_level, overview_mean
 from features.slides.cache import DecodedCache
 from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
-__all__ = ["ZarrSlide", "url_of"]
+__all__ = ["ZarrSlide"]
 
 _CACHE_BYTES = 512 << 20
 _LARGEST_CHUNK_SAMPLES = 1 << 30
 _LARGEST_SIDE_PX = 4_000_000
 _N_CHANNELS = (1, 3, 4)
 _UNITS_UM = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3}
-_SCHEME = re.compile(r"(^|::)([A-Za-z][\w+.-]+):/+")
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
-
-
-def url_of(path: Path | str) -> str | None:
-    """The URL that a path stands for; None for a path of this machine.
-
-    ``Path`` turns ``s3://bucket`` into ``s3:/bucket``; here it gets its slash back, so URLs may
-    travel as paths.
-
-    Examples
-    --------
-    >>> url_of(Path("s3://bucket/006388_0.ome.zarr"))
-    's3://bucket/006388_0.ome.zarr'
-    >>> url_of(Path("file:///slides/006388_0.zarr"))
-    'file:///slides/006388_0.zarr'
-    >>> url_of("slides/006388_0.zarr") is None
-    True
-    """
-    text = path if isinstance(path, str) else path.as_posix()
-    if not _SCHEME.match(text):
-        return None
-    url = _SCHEME.sub(r"\1\2://", text)
-    return re.sub(r"(^|::)file://", r"\1file:///", url)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,0 +1,59 @@
+"""What a slide's name says: its id, whether it is a slide at all, whether it is a URL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["has_slide_suffix", "url_of", "without_slide_suffix"]
+
+_SUFFIX = re.compile(
+    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g"
+    r"|(ome\.)?zarr(\.zip)?|ozx)$",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"(^|::)([A-Za-z][\w+.-]+):/+")
+
+
+def has_slide_suffix(name: str) -> bool:
+    """Whether a name ends as names of slides do.
+
+    Examples
+    --------
+    >>> has_slide_suffix("006388_0.ome.tif"), has_slide_suffix("notes.txt")
+    (True, False)
+    """
+    return bool(_SUFFIX.search(name))
+
+
+def without_slide_suffix(name: str) -> str:
+    """A name without the suffix of a slide; any other name as it is.
+
+    Examples
+    --------
+    >>> without_slide_suffix("006388_0.ome.zarr"), without_slide_suffix("12.5")
+    ('006388_0', '12.5')
+    """
+    return _SUFFIX.sub("", name)
+
+
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path stands for; None for a path of this machine.
+
+    ``Path`` turns ``s3://bucket`` into ``s3:/bucket``; here it gets its slash back, so URLs may
+    travel as paths.
+
+    Examples
+    --------
+    >>> url_of(Path("s3://bucket/006388_0.ome.zarr"))
+    's3://bucket/006388_0.ome.zarr'
+    >>> url_of(Path("file:///slides/006388_0.zarr"))
+    'file:///slides/006388_0.zarr'
+    >>> url_of("slides/006388_0.zarr") is None
+    True
+    """
+    text = path if isinstance(path, str) else path.as_posix()
+    if not _SCHEME.match(text):
+        return None
+    url = _SCHEME.sub(r"\1\2://", text)
+    return re.sub(r"(^|::)file://", r"\1file:///", url)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from features.errors import OutputError
+from features.files import make_folder, written_beside
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_is_there_when_it_is_whole(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "table.csv"
+    if before:
+        path.write_text(before)
+    with written_beside(path) as beside:
+        assert beside.parent == tmp_path
+        assert beside.suffix == ".csv"
+        assert beside.name.startswith(".")
+        beside.write_text("new")
+        assert path.exists() == bool(before)
+        assert not before or path.read_text() == before
+    assert path.read_text() == "new"
+    assert names(tmp_path) == {"table.csv"}
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_what_ends_early_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, stop: type[BaseException]
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with written_beside(path) as beside:
+            beside.write_text("ne")
+            raise stop
+
+    with pytest.raises(stop):
+        write_half()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"table.csv"}
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OutputError, match=r"table\.csv: cannot be written \(No space left"),
+        written_beside(path) as beside,
+    ):
+        beside.write_text("new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"table.csv"}
+
+
+def test_a_missing_folder_and_a_folder_in_the_way_are_clear_errors(tmp_path: Path) -> None:
+    (tmp_path / "in the way").mkdir()
+    for name in ("gone/table.csv", "in the way"):
+        with (
+            pytest.raises(OutputError, match="cannot be written"),
+            written_beside(tmp_path / name) as beside,
+        ):
+            beside.write_text("new")
+    assert names(tmp_path) == {"in the way"}
+
+
+def test_a_long_name_does_not_grow_past_what_a_file_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 240}.h5"
+    with written_beside(path) as beside:
+        beside.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_folder_is_made_with_those_above_it_or_found(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert make_folder(folder) == folder
+    assert make_folder(folder).is_dir()
+
+
+def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    for name in ("a", "a/b"):
+        with pytest.raises(OutputError, match=r"cannot be used as a folder.*Name another"):
+            make_folder(tmp_path / name)
