@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BagsDir",
     "Batch",
+    "Calibrator",
     "Device",
     "JsonOutput",
     "MaxTiles",
@@ -33,6 +34,13 @@ __all__ = [
 BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
 Device = Annotated[
     str, typer.Option(help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.")
+]
+Calibrator = Annotated[
+    str,
+    typer.Option(
+        help="How logits become probabilities: `platt` (shrunken), `temperature`, `beta` (two "
+        "classes), `dirichlet` (more), `none`, or `auto`, which picks by cross-validation."
+    ),
 ]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print the summary as JSON on standard output.")

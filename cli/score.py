@@ -7,26 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from cli.console import print_json, results, step
-from cli.options import JsonOutput
+from cli.options import Calibrator, JsonOutput
+from cli.score_tables import print_reliability, print_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mil.metrics import Interval
+    from mil.cohort import Cohort
+    from mil.scoring import ScoreSettings
 
 __all__ = ["Average", "score"]
-
-_TITLES = {
-    "weighted_log_loss": "weighted log loss",
-    "auroc": "AUROC",
-    "brier_score": "Brier",
-    "calibration_error": "calibration error",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-}
 
 
 class Average(StrEnum):
@@ -59,35 +49,59 @@ def score(
     file_prior: Annotated[
         str, typer.Option(help="Class shares that the files' probabilities are for.")
     ] = "balanced",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Cross-fit a calibrator and score that as well.")
+    ] = False,
+    calibrator: Calibrator = "platt",
+    folds: Annotated[int, typer.Option(min=2, max=100, help="Folds of a cross-fit.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=1000, help="Cross-fits with other folds, averaged.")
+    ] = 20,
+    reliability: Annotated[
+        bool,
+        typer.Option(
+            "--reliability", help="Reliability table, calibration error's bias, Brier in parts."
+        ),
+    ] = False,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of folds and bootstrap.")] = 0,
     as_json: JsonOutput = False,
 ) -> None:
-    """Score predictions: weighted log loss, AUROC, Brier, calibration error, accuracies.
+    """Score predictions: weighted log loss, AUROC, Brier, calibration, accuracies.
 
     The weighted log loss is STRIP AI's metric: per-class mean log loss, classes weighted equally,
     rows rescaled to sum to 1 and then clipped at 1e-15. A constant gives ln(classes), 0.6931 for
     two. Every score comes with a 95 % interval over patients. Tables of slides are averaged to
     patients; several files are scored each and averaged.
 
+    `--calibrate` is for out-of-fold predictions, from whatever model: each patient is calibrated
+    by a calibrator that was fitted on other patients. This makes the scores cross-fitted; nothing
+    is known here of what the model itself had seen.
+
     Example: `mil score submission.csv --cohort labels.csv`
 
-    Example: `mil score oof/*.csv --class LAA --cohort train.csv --json`
+    Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
     """
+    if calibrator != "platt" and not calibrate:
+        raise typer.BadParameter("needs --calibrate", param_hint="--calibrator")
     with step("scoring"):
         from mil.cohort import read_cohort
+        from mil.predictions import average_predictions, read_predictions
         from mil.priors import parse_prior
-        from mil.scoring import (
-            INTERVAL_NOTE,
-            average_predictions,
-            baseline_losses,
-            read_predictions,
-            score_predictions,
-        )
+        from mil.scoring import INTERVAL_NOTE, ScoreSettings, baseline_losses, score_model
 
         labelled = read_cohort(cohort, labelled=True)
         counts = labelled.class_counts()
-        shares = parse_prior(prior, labelled.classes, counts)
+        settings = ScoreSettings(
+            file_prior=parse_prior(file_prior, labelled.classes, counts),
+            prior=parse_prior(prior, labelled.classes, counts),
+            calibrator=calibrator if calibrate else None,
+            n_folds=folds,
+            n_repeats=repeats,
+            reliability=reliability,
+            n_resamples=resamples,
+            seed=seed,
+        )
         tables = {
             str(path): read_predictions(path, labelled, class_name=class_name)
             for path in predictions
@@ -95,58 +109,66 @@ def score(
         if len(tables) > 1:
             name = f"mean {average.value} of {len(tables)}"
             tables[name] = average_predictions(list(tables.values()), how=average.value)
-        scored = {
-            name: score_predictions(
-                proba,
-                labelled.labels,
-                file_prior=parse_prior(file_prior, labelled.classes, counts),
-                prior=shares,
-                n_resamples=resamples,
-                seed=seed,
-            )
-            for name, proba in tables.items()
-        }
-    baselines = baseline_losses(labelled)
-    stated = dict(zip(labelled.classes, map(float, shares), strict=True))
+        scored = {name: score_model(proba, labelled, settings) for name, proba in tables.items()}
     if as_json:
         print_json({
             "n_patients": len(labelled.patients),
             "class_counts": counts,
-            "prior": stated,
+            "prior": _stated(labelled, settings),
             "interval": INTERVAL_NOTE,
-            "baselines": baselines,
-            "files": [{"name": name, "raw": _plain(found)} for name, found in scored.items()],
+            "baselines": baseline_losses(labelled),
+            **_calibration(settings),
+            "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
         })  # fmt: skip
         return
-    _print_scores(scored, baselines, n_patients=len(labelled.patients))
-    told = ", ".join(f"{name} {share:.3f}" for name, share in stated.items())
-    results.print(f"Brier, calibration error and accuracy are read at a prior of {told} ({prior}).")
-    results.print(f"{INTERVAL_NOTE}.")
+    for name, found in scored.items():
+        print_scores(name, found.scores, n_patients=len(labelled.patients))
+        for kind, described in found.reliability.items():
+            print_reliability(name, kind, described)
+        if calibrator == "auto":
+            picks = ", ".join(f"{kind} {count}" for kind, count in found.calibrators.items())
+            results.print(f"Picked by auto, of {folds * repeats} fits: {picks}.")
+    _print_notes(labelled, settings, prior=prior)
 
 
-def _plain(scores: Mapping[str, Interval]) -> dict[str, object]:
+def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:
+    return dict(zip(cohort.classes, map(float, settings.prior), strict=True))
+
+
+def _calibration(settings: ScoreSettings) -> dict[str, object]:
+    """How calibrated scores came about; nothing where none were asked for."""
+    from mil.scoring import CROSS_FITTED_NOTE
+
+    if settings.calibrator is None:
+        return {}
     return {
-        name: {"value": found.value, "interval": [found.low, found.high]}
-        for name, found in scores.items()
+        "calibration": {
+            "kind": "cross-fitted",
+            "calibrator": settings.calibrator,
+            "folds": settings.n_folds,
+            "repeats": settings.n_repeats,
+            "note": CROSS_FITTED_NOTE,
+        }
     }
 
 
-def _print_scores(
-    scored: Mapping[str, Mapping[str, Interval]],
-    baselines: Mapping[str, float],
-    *,
-    n_patients: int,
-) -> None:
-    for name, scores in scored.items():
-        table = Table(title=f"{name}: {n_patients} patients", title_justify="left")
-        table.add_column("score")
-        table.add_column("value", justify="right")
-        table.add_column("95 % interval", justify="right")
-        for key, title in _TITLES.items():
-            found = scores[key]
-            table.add_row(title, f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}")
-        results.print(table)
+def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None:
+    """What a reader of the tables must know."""
+    from mil.scoring import CROSS_FITTED_NOTE, INTERVAL_NOTE, baseline_losses
+
+    baselines = baseline_losses(cohort)
     results.print(
         f"Weighted log loss without looking: {baselines['constant']:.4f} for equal probabilities, "
         f"{baselines['cohort_prior']:.4f} for the cohort's shares."
     )
+    told = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
+    results.print(
+        f"Brier, calibration error, reliability and accuracy are read at a prior of {told} "
+        f"({prior}); all else at the balanced one."
+    )
+    results.print(f"{INTERVAL_NOTE}.")
+    if settings.calibrator is not None:
+        results.print(
+            f"Calibrated by {settings.calibrator}, {settings.n_repeats} repeats of "
+            f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
+        )

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
-from cli.options import BagsDir, Device, JsonOutput
+from cli.options import BagsDir, Calibrator, Device, JsonOutput
 
 if TYPE_CHECKING:
     from mil.fitting import FitSummary
@@ -56,6 +56,7 @@ def train(
     head: Annotated[
         str, typer.Option(help="Kind of head: `gated`, `attention` or `mean`.")
     ] = "gated",
+    calibrator: Calibrator = "platt",
     device: Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of that name.")
@@ -99,6 +100,7 @@ def train(
             n_repeats=repeats,
             seed=seed,
             settings=settings,
+            calibrator=calibrator,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for note in summary.notes:

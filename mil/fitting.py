@@ -17,6 +17,7 @@ import pandas as pd
 
 from features.errors import OutputError
 from features.files import make_folder, written_beside
+from mil.calibration import build_calibrator
 from mil.card import write_card
 from mil.cohort import Cohort
 from mil.data import PatientBags
@@ -72,6 +73,7 @@ def fit_run(
     n_repeats: int,
     seed: int,
     settings: TrainSettings,
+    calibrator: str = "platt",
     on_head: Callable[[int, int], None],
 ) -> FitSummary:
     """Train, calibrate and write a run.
@@ -92,6 +94,8 @@ def fit_run(
         Decides everything random.
     settings
         How ensembles are trained.
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
     on_head
         Called with heads done and heads in all.
 
@@ -100,11 +104,13 @@ def fit_run(
     SplitError
         If a class has too few patients with tiles.
     CalibrationError
-        If too few patients of a class are left to calibrate on.
+        If the calibrator is unknown or not for so many classes, or too few patients of a class are
+        left to calibrate on.
     OutputError
         If the folder cannot be written.
     """
     usable = _with_tiles(cohort, bags)
+    build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
     folds = patient_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
     settings = replace(settings, early_stopping=_enough_to_stop_on(usable, folds, settings))
     total = (len(folds) + 1) * settings.n_members
@@ -116,8 +122,7 @@ def fit_run(
         on_head(n_done, total)
 
     found = cross_validate(bags, usable, folds, settings=settings, seed=seed, on_head=one_more)
-    proba = cross_fitted_probabilities(found)
-    calibrator = fit_calibrator(found, np.ones(found.fold.shape, bool))
+    proba = cross_fitted_probabilities(found, calibrator=calibrator)
     final = train_ensemble(
         bags.restricted_to(usable.patient_ids),
         dict(zip(usable.patient_ids, usable.labels.tolist(), strict=True)),
@@ -133,11 +138,17 @@ def fit_run(
         fingerprint=bags.fingerprint,
         head_name=settings.head,
         heads=final.heads,
-        calibrator=calibrator,
+        calibrator=fit_calibrator(found, np.ones(found.fold.shape, bool), calibrator=calibrator),
         cohort_counts=tuple(usable.class_counts().values()),
         training_slides=tuple(TrainingSlide(**asdict(note)) for note in bags.slides),
         out_of_fold=dict(zip(found.patient_ids, proba.mean(axis=0), strict=True)),
-        settings={**asdict(settings), "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed},
+        settings={
+            **asdict(settings),
+            "n_folds": n_folds,
+            "n_repeats": n_repeats,
+            "seed": seed,
+            "calibrator": calibrator,
+        },
         versions=_versions(),
     )
     notes = _notes(cohort, bags, found, settings)

@@ -22,6 +22,7 @@ __all__ = [
     "balanced_accuracy",
     "brier_score",
     "calibration_error",
+    "equal_mass_bins",
     "prior_weights",
     "stratified_bootstrap",
     "weighted_log_loss",
@@ -126,6 +127,32 @@ def calibration_error(
     return float(np.mean(errors))
 
 
+def equal_mass_bins(values: Floats, mass: Floats, *, n_bins: int) -> Ints:
+    """Bins of about equal mass in the order of the values; equal values share a bin.
+
+    Parameters
+    ----------
+    values, mass
+        Shape (n,).
+    n_bins
+        Bins asked for; those that ties leave empty stay empty.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n,), 0 to ``n_bins`` - 1.
+    """
+    order = np.argsort(values, kind="stable")
+    ranked, weights = values[order], mass[order]
+    # The bin of a patient is where the middle of its mass falls.
+    middle = (np.cumsum(weights) - weights / 2) / weights.sum()
+    of_rank = np.minimum((middle * n_bins).astype(np.int64), n_bins - 1)
+    # Equal values belong together, whichever order they were sorted in.
+    bins = np.empty(len(values), np.int64)
+    bins[order] = of_rank[np.searchsorted(ranked, ranked, side="left")]
+    return bins
+
+
 def accuracy(proba: Floats, labels: Ints, *, weights: Floats | None = None) -> float:
     """Share of patients whose likeliest class is the true one."""
     return float(np.average(proba.argmax(axis=1) == labels, weights=weights))
@@ -164,14 +191,15 @@ def stratified_bootstrap(
     """Percentile intervals of scores over resampled patients, class counts kept.
 
     What varies is the choice of patients given one set of predictions: the variance of training is
-    not in it.
+    not in it. Of several sets (one a repeat of a cross-fit) the score is the mean over the sets,
+    and each resample takes the next set, so that the choice of folds varies as well.
 
     Parameters
     ----------
     metrics
         Functions of ``proba`` and ``labels``, by name.
     proba, labels
-        The predictions and the truth.
+        The predictions and the truth; several sets of predictions have shape (sets, n, classes).
     n_resamples
         Resamples drawn.
     seed
@@ -183,16 +211,19 @@ def stratified_bootstrap(
         An :class:`Interval` (95 %) by name.
     """
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(labels == index) for index in range(proba.shape[1])]
+    sets = proba if proba.ndim == 3 else proba[None]
+    members = [np.flatnonzero(labels == index) for index in range(proba.shape[-1])]
     draws: dict[str, list[float]] = {name: [] for name in metrics}
-    for _ in range(n_resamples):
+    for index in range(n_resamples):
         rows = np.concatenate([rng.choice(part, len(part)) for part in members])
+        drawn, truth = sets[index % len(sets)][rows], labels[rows]
         for name, metric in metrics.items():
-            draws[name].append(metric(proba[rows], labels[rows]))
+            draws[name].append(metric(drawn, truth))
     result = {}
     for name, metric in metrics.items():
         low, high = np.percentile(draws[name], [2.5, 97.5]) if n_resamples else (np.nan, np.nan)
-        result[name] = Interval(value=metric(proba, labels), low=float(low), high=float(high))
+        value = float(np.mean([metric(one, labels) for one in sets]))
+        result[name] = Interval(value=value, low=float(low), high=float(high))
     return result
 
 
@@ -209,13 +240,6 @@ def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
 def _binary_calibration_error(
     proba: Floats, positive: npt.NDArray[np.bool_], mass: Floats, n_bins: int
 ) -> float:
-    order = np.argsort(proba, kind="stable")
-    proba, truth, mass = proba[order], positive[order].astype(np.float64), mass[order]
-    # The bin of a patient is where the middle of its mass falls.
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    bins = np.minimum((middle * n_bins).astype(np.int64), n_bins - 1)
-    # Equal probabilities belong together, whichever order they were sorted in.
-    first = np.searchsorted(proba, proba, side="left")
-    bins = bins[first]
-    gaps = np.bincount(bins, mass * (proba - truth), minlength=n_bins)
+    bins = equal_mass_bins(proba, mass, n_bins=n_bins)
+    gaps = np.bincount(bins, mass * (proba - positive), minlength=n_bins)
     return float(np.abs(gaps).sum() / mass.sum())

@@ -19,7 +19,7 @@ from features.bags import Fingerprint
 from features.errors import KnownError, TableError
 from features.files import written_beside
 from features.tables import read_table
-from mil.calibration import ShrunkenPlatt
+from mil.calibration import Calibrator, calibrator_from_dict
 from mil.errors import RunError
 from mil.heads import Head, build_head
 
@@ -62,7 +62,7 @@ class Run:
     """Kind of head."""
     heads: tuple[Head, ...]
     """The ensemble that is deployed; its logit is their mean."""
-    calibrator: ShrunkenPlatt
+    calibrator: Calibrator
     """Turns the ensemble's logits into probabilities at the balanced prior."""
     cohort_counts: tuple[int, ...]
     """Patients of each class in the training cohort."""
@@ -134,7 +134,7 @@ def load_run(path: Path) -> Run:
             fingerprint=fingerprint,
             head_name=described["head"],
             heads=_read_heads(path, described, fingerprint.dim),
-            calibrator=ShrunkenPlatt.from_dict(described["calibrator"]),
+            calibrator=calibrator_from_dict(described["calibrator"]),
             cohort_counts=tuple(described["cohort_counts"]),
             training_slides=_read_slides(path / "slides.csv"),
             out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),

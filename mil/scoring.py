@@ -1,19 +1,16 @@
-"""Predictions tables against labels: read, joined by patient, scored at a stated prior."""
+"""Scores of predictions at a stated prior, as they are and after cross-fitted calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from features.tables import read_table
-from mil.cohort import Cohort, without_suffix
-from mil.errors import PredictionsError
+from mil.calibration import CrossFitted, calibration_line, cross_fit, logits_of
+from mil.cohort import Cohort
 from mil.metrics import (
     Interval,
     accuracy,
@@ -26,16 +23,24 @@ from mil.metrics import (
     weighted_log_loss,
 )
 from mil.priors import balanced, shift_prior
+from mil.reliability import brier_parts, expected_error, reliability_table
+from mil.splits import stratified_parts
 
 __all__ = [
+    "CROSS_FITTED_NOTE",
     "INTERVAL_NOTE",
-    "average_predictions",
+    "ScoreSettings",
+    "Scored",
     "baseline_losses",
-    "read_predictions",
+    "calibrate_predictions",
+    "describe_reliability",
+    "score_model",
     "score_predictions",
 ]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Metric = Callable[[Floats, Ints], float]
 
 INTERVAL_NOTE = (
     "95 % intervals: class-stratified bootstrap over patients; the variance of training is not in "
@@ -43,94 +48,136 @@ INTERVAL_NOTE = (
 )
 """What the intervals hold, to be said wherever they are shown."""
 
-_SLIDE_COLUMNS = ("image_id", "slide_id")
-_PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
-_LEAST_FOR_LOGIT = 1e-15
+CROSS_FITTED_NOTE = (
+    "calibrated scores are cross-fitted: the calibrator of a patient was fitted on other patients, "
+    "whose predictions may come from models that were trained on the patient; a score is the mean "
+    "over the repeats, and its interval holds the choice of folds as well"
+)
+"""What calibrated scores are, to be said wherever they are shown."""
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Where a table keeps ids and probabilities."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreSettings:
+    """What is asked for of every set of predictions."""
 
-    id_name: str
-    by_slide: bool
-    names: tuple[str, ...]
+    file_prior: Floats
+    """Class shares the predictions are for, shape (classes,)."""
+    prior: Floats
+    """Class shares at which calibration is read, shape (classes,)."""
+    calibrator: str | None
+    """Name of the calibrator to cross-fit; None to score the predictions alone."""
+    n_folds: int
+    """Folds of a cross-fit."""
+    n_repeats: int
+    """Cross-fits with other folds."""
+    reliability: bool
+    """Whether reliability is described."""
+    n_resamples: int
+    """Of the bootstrap."""
+    seed: int
+    """Decides folds and resamples."""
 
 
-def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> Floats:
-    """Probabilities of a cohort's patients from a table of patients or of slides.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """What was found of a set of predictions, by kind: raw, and calibrated where asked for."""
 
-    A table of slides (with ``image_id`` or ``slide_id``) gives each patient the mean of its slides'
-    rows, each rescaled to sum to 1.
+    scores: Mapping[str, Mapping[str, Interval]]
+    """Scores by kind and name."""
+    reliability: Mapping[str, Mapping[str, Any]]
+    """What :func:`describe_reliability` says, by kind; empty if not asked for."""
+    calibrators: Mapping[str, int]
+    """How many of the calibrators were of which kind."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        plain: dict[str, object] = {
+            kind: {
+                name: {"value": found.value, "interval": [found.low, found.high]}
+                for name, found in scores.items()
+            }
+            for kind, scores in self.scores.items()
+        }
+        if self.calibrators:
+            plain["calibrators"] = dict(self.calibrators)
+        if self.reliability:
+            plain["reliability"] = dict(self.reliability)
+        return plain
+
+
+def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Scored:
+    """Score one model's predictions, raw and, where asked for, after cross-fitted calibration.
 
     Parameters
     ----------
-    path
-        The table: one column a class, or one column of probabilities if ``class_name`` is given.
+    proba
+        Shape (patients, classes), in the cohort's order.
     cohort
-        Patients with labels.
-    class_name
-        The class that a single column of probabilities is for; None if there is a column a class.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (patients, classes), float64, in the cohort's order; rows sum to 1.
+        Patients and labels.
+    settings
+        What is asked for.
 
     Raises
     ------
-    PredictionsError
-        If columns cannot be told, a value is no probability, or rows and cohort do not match.
-    TableError
-        If the table cannot be read.
+    CalibrationError
+        If the calibrator is unknown or not for so many classes, or a class has too few patients.
     """
-    table = read_table(path)
-    columns = _find_columns(path, table, cohort, class_name)
-    values = _read_values(path, table, columns, cohort, class_name)
-    ids = table[columns.id_name]
-    if columns.by_slide:
-        ids = ids.map(without_suffix)
-    _refuse_mismatch(path, ids, cohort, by_slide=columns.by_slide)
-    if columns.by_slide:
-        owners = cohort.patient_of_slide()
-        ids = ids.map(lambda slide_id: owners[slide_id])
-    means = pd.DataFrame(values).groupby(ids.to_numpy()).mean()
-    return np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64)
+    kinds = {"raw": (proba, settings.file_prior)}
+    calibrators: Mapping[str, int] = {}
+    if settings.calibrator is not None:
+        found = calibrate_predictions(
+            proba,
+            cohort.labels,
+            file_prior=settings.file_prior,
+            calibrator=settings.calibrator,
+            n_folds=settings.n_folds,
+            n_repeats=settings.n_repeats,
+            seed=settings.seed,
+        )
+        kinds["calibrated"] = (found.proba, balanced(cohort.classes))
+        calibrators = found.kinds
+    return Scored(
+        scores={
+            kind: score_predictions(
+                values,
+                cohort.labels,
+                file_prior=shares,
+                prior=settings.prior,
+                n_resamples=settings.n_resamples,
+                seed=settings.seed,
+            )
+            for kind, (values, shares) in kinds.items()
+        },
+        reliability={
+            kind: describe_reliability(
+                values,
+                cohort.labels,
+                classes=cohort.classes,
+                file_prior=shares,
+                prior=settings.prior,
+                seed=settings.seed,
+            )
+            for kind, (values, shares) in kinds.items()
+            if settings.reliability
+        },
+        calibrators=calibrators,
+    )
 
 
-def average_predictions(
-    predictions: Sequence[Floats], *, how: Literal["probability", "logit"]
-) -> Floats:
-    """Mean of several models, shape (patients, classes); rows sum to 1.
-
-    Parameters
-    ----------
-    predictions
-        Each of shape (patients, classes).
-    how
-        ``probability``: arithmetic mean. ``logit``: mean of the logarithms, rescaled.
-    """
-    stacked = np.stack(predictions)
-    if how == "probability":
-        return np.asarray(stacked.mean(axis=0))
-    product = np.exp(np.log(np.clip(stacked, _LEAST_FOR_LOGIT, None)).mean(axis=0))
-    return np.asarray(product / product.sum(axis=1, keepdims=True))
-
-
-def score_predictions(
+def calibrate_predictions(
     proba: Floats,
-    labels: npt.NDArray[np.int64],
+    labels: Ints,
     *,
     file_prior: Floats,
-    prior: Floats,
-    n_resamples: int,
+    calibrator: str,
+    n_folds: int,
+    n_repeats: int,
     seed: int,
-) -> dict[str, Interval]:
-    """All scores of one set of predictions, with intervals.
+) -> CrossFitted:
+    """Calibrate each patient by a calibrator that was fitted on other patients.
 
-    Weighted log loss, AUROC and balanced accuracy are taken at the balanced prior; Brier score,
-    calibration error and accuracy at ``prior``, after the exact shift and with patients weighted so
-    that the sample stands for it.
+    Folds are drawn anew each repeat, stratified by class; a patient's slides were averaged before,
+    so they are on one side.
 
     Parameters
     ----------
@@ -140,39 +187,127 @@ def score_predictions(
         Shape (patients,).
     file_prior
         Class shares the predictions are for, shape (classes,).
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
+    n_folds, n_repeats
+        Folds of a cross-fit, and cross-fits with other folds.
+    seed
+        Decides the folds.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown or not for so many classes, or a class has too few patients.
+    """
+    even = np.full(len(file_prior), 1 / len(file_prior))
+    logits = logits_of(_shifted(proba, old=file_prior, new=even))
+    folds = np.stack(
+        [stratified_parts(labels, n_parts=n_folds, seed=(seed, r)) for r in range(n_repeats)]
+    )
+    repeated = np.broadcast_to(logits, (n_repeats, *logits.shape))
+    return cross_fit(repeated, labels, folds, calibrator=calibrator)
+
+
+def score_predictions(
+    proba: Floats,
+    labels: Ints,
+    *,
+    file_prior: Floats,
+    prior: Floats,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """All scores of one set of predictions, or of the repeats of a cross-fit, with intervals.
+
+    Weighted log loss, AUROC, balanced accuracy and the calibration line are taken at the balanced
+    prior; Brier score, calibration error and accuracy at ``prior``, after the exact shift and with
+    patients weighted so that the sample stands for it.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes), or (repeats, patients, classes): a score is the mean over the
+        repeats then, and each resample of patients takes the next repeat.
+    labels
+        Shape (patients,).
+    file_prior
+        Class shares the predictions are for, shape (classes,).
     prior
         Class shares at which calibration is read, shape (classes,).
     n_resamples, seed
         Of the bootstrap.
     """
-    n_classes = proba.shape[1]
+    n_classes = proba.shape[-1]
     even = np.full(n_classes, 1 / n_classes)
 
-    def at(shares: Floats, values: Floats) -> Floats:
-        # No shift, no rounding: what the file says is scored as it stands.
-        if np.allclose(shares, file_prior, rtol=0, atol=1e-12):
-            return values
-        return shift_prior(values, old=file_prior, new=shares)
-
-    def weights(truth: npt.NDArray[np.int64]) -> Floats:
+    def weights(truth: Ints) -> Floats:
         return prior_weights(truth, prior, n_classes=n_classes)
 
-    return stratified_bootstrap(
-        {
-            "weighted_log_loss": lambda p, y: weighted_log_loss(at(even, p), y),
-            "auroc": lambda p, y: auroc(at(even, p), y),
-            "balanced_accuracy": lambda p, y: balanced_accuracy(at(even, p), y),
-            "brier_score": lambda p, y: brier_score(at(prior, p), y, weights=weights(y)),
-            "calibration_error": lambda p, y: calibration_error(
-                at(prior, p), y, weights=weights(y)
-            ),
-            "accuracy": lambda p, y: accuracy(at(prior, p), y, weights=weights(y)),
+    at_even: dict[str, Metric] = {
+        "weighted_log_loss": weighted_log_loss,
+        "auroc": auroc,
+        "balanced_accuracy": balanced_accuracy,
+        "calibration_slope": lambda p, y: calibration_line(p, y)[0],
+        "calibration_intercept": _intercept,
+    }
+    at_prior: dict[str, Metric] = {
+        "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
+        "calibration_error": lambda p, y: calibration_error(p, y, weights=weights(y)),
+        "accuracy": lambda p, y: accuracy(p, y, weights=weights(y)),
+    }
+    return {
+        name: score
+        for shares, metrics in ((even, at_even), (prior, at_prior))
+        for name, score in stratified_bootstrap(
+            metrics,
+            _shifted(proba, old=file_prior, new=shares),
+            labels,
+            n_resamples=n_resamples,
+            seed=seed,
+        ).items()
+    }
+
+
+def describe_reliability(
+    proba: Floats,
+    labels: Ints,
+    *,
+    classes: Sequence[str],
+    file_prior: Floats,
+    prior: Floats,
+    seed: int,
+) -> dict[str, Any]:
+    """Expected calibration error, reliability table and Brier decomposition, as plain values.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes), or (repeats, patients, classes): each patient's mean over the
+        repeats is described then.
+    labels
+        Shape (patients,).
+    classes
+        Names; of two classes the second is described, of more each.
+    file_prior, prior
+        Class shares that the predictions are for, and at which they are read, shape (classes,).
+    seed
+        Of the draws that tell the error's bias.
+    """
+    mean = proba if proba.ndim == 2 else proba.mean(axis=0)
+    at_prior = _shifted(mean, old=file_prior, new=prior)
+    shown = range(1, 2) if len(classes) == 2 else range(len(classes))
+    return {
+        "calibration_error": asdict(expected_error(at_prior, labels, prior=prior, seed=seed)),
+        "classes": {
+            classes[index]: {
+                "bins": [
+                    asdict(one) for one in reliability_table(at_prior, labels, index, prior=prior)
+                ],
+                "brier": asdict(brier_parts(at_prior, labels, index, prior=prior)),
+            }
+            for index in shown
         },
-        proba,
-        labels,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    }
 
 
 def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
@@ -185,118 +320,17 @@ def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
     }
 
 
-def _find_columns(
-    path: Path, table: pd.DataFrame, cohort: Cohort, class_name: str | None
-) -> _Columns:
-    slide_column = next((name for name in _SLIDE_COLUMNS if name in table), None)
-    if slide_column is None and "patient_id" not in table:
-        raise PredictionsError(
-            path,
-            found=f"columns {', '.join(table.columns)}",
-            expected="'patient_id', or 'image_id' (or 'slide_id') for a table of slides",
-        )
-    id_name = slide_column or "patient_id"
-    if class_name is not None:
-        if class_name not in cohort.classes:
-            raise PredictionsError(
-                f"--class {class_name}", found="no such class in the labels",
-                expected=" or ".join(cohort.classes),
-            )  # fmt: skip
-        return _Columns(id_name, slide_column is not None, (_single_column(path, table, cohort),))
-    if absent := [name for name in cohort.classes if name not in table]:
-        raise PredictionsError(
-            path,
-            found=f"no column {absent[0]!r} among {', '.join(table.columns)}",
-            expected=f"one column a class: {', '.join(cohort.classes)}",
-            advice="If one column holds the probability of a single class, name it with --class.",
-        )
-    return _Columns(id_name, slide_column is not None, cohort.classes)
+def _shifted(proba: Floats, *, old: Floats, new: Floats) -> Floats:
+    """No shift, no rounding: what the file says is scored as it stands."""
+    if np.allclose(new, old, rtol=0, atol=1e-12):
+        return proba
+    flat = shift_prior(proba.reshape(-1, proba.shape[-1]), old=old, new=new)
+    return flat.reshape(proba.shape)
 
 
-def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
-    """The one column of probabilities: by its usual names, else the only one of numbers."""
-    for name in (*_PROBABILITY_NAMES, *cohort.classes):
-        if name in table:
-            return name
-    ids = {"patient_id", "center_id", "image_num", *_SLIDE_COLUMNS}
-    numbers = [
-        str(name)
-        for name in table.columns
-        if name not in ids and pd.to_numeric(table[name], errors="coerce").notna().all()
-    ]
-    if len(numbers) != 1:
-        raise PredictionsError(
-            path,
-            found=f"{len(numbers)} columns of numbers ({', '.join(numbers[:5])})",
-            expected="one column of probabilities",
-            advice=f"Name it {_PROBABILITY_NAMES[2]!r}.",
-        )
-    return numbers[0]
-
-
-def _read_values(
-    path: Path,
-    table: pd.DataFrame,
-    columns: _Columns,
-    cohort: Cohort,
-    class_name: str | None,
-) -> Floats:
-    numbers = table[list(columns.names)].apply(pd.to_numeric, errors="coerce")
-    values = numbers.to_numpy(np.float64)
-    bad = ~np.isfinite(values) | (values < 0)
-    if class_name is not None:
-        bad |= values > 1
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise PredictionsError(
-            f"{path}, row {row + 2}",
-            found=f"{columns.names[column]} is {table[columns.names[column]].iloc[row]!r}",
-            expected="a probability",
-        )
-    if class_name is not None:
-        return _other_classes(values[:, 0], cohort, class_name)
-    sums = values.sum(axis=1, keepdims=True)
-    if not (sums > 0).all():
-        row = int(np.flatnonzero(sums[:, 0] == 0)[0])
-        raise PredictionsError(
-            f"{path}, row {row + 2}", found="all probabilities are 0", expected="a sum above 0"
-        )
-    return np.asarray(values / sums)
-
-
-def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
-    """Complement of one class's probability; only two classes leave no doubt about it."""
-    if len(cohort.classes) != 2:
-        raise PredictionsError(
-            f"--class {class_name}", found=f"{len(cohort.classes)} classes in the labels",
-            expected="two, so that the other's probability is known",
-        )  # fmt: skip
-    pair = np.stack([1 - values, values], axis=1)
-    return pair if cohort.classes[1] == class_name else pair[:, ::-1]
-
-
-def _refuse_mismatch(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool) -> None:
-    what = "slides" if by_slide else "patients"
-    known = set(cohort.patient_of_slide()) if by_slide else set(cohort.patient_ids)
-    if twice := sorted(ids[ids.duplicated()]):
-        raise PredictionsError(
-            path,
-            found=f"{len(twice)} {what} more than once ({_some(twice)})",
-            expected="one row each",
-        )
-    if unknown := sorted(set(ids) - known):
-        raise PredictionsError(
-            path,
-            found=f"{len(unknown)} {what} that {cohort.path} does not have ({_some(unknown)})",
-            expected="predictions and labels of the same patients",
-        )
-    if missing := sorted(known - set(ids)):
-        raise PredictionsError(
-            path,
-            found=f"no row for {len(missing)} of {len(known)} {what} ({_some(missing)})",
-            expected="a row for each",
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _intercept(proba: Floats, labels: Ints) -> float:
+    """Cox's intercept for the second of two classes; of more, the largest of any class."""
+    intercepts = calibration_line(proba, labels)[1]
+    if len(intercepts) == 2:
+        return float(intercepts[1] - intercepts[0])
+    return float(np.abs(intercepts).max())

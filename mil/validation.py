@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mil.calibration import ShrunkenPlatt
+from mil.calibration import Calibrator, build_calibrator, cross_fit
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.splits import Fold
@@ -94,7 +94,9 @@ def cross_validate(
     )
 
 
-def fit_calibrator(found: OutOfFold, rows: npt.NDArray[np.bool_]) -> ShrunkenPlatt:
+def fit_calibrator(
+    found: OutOfFold, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
+) -> Calibrator:
     """Calibrator fitted on out-of-fold logits.
 
     Parameters
@@ -104,18 +106,22 @@ def fit_calibrator(found: OutOfFold, rows: npt.NDArray[np.bool_]) -> ShrunkenPla
     rows
         Which of them to use, shape (repeats, patients), bool. A patient with several rows counts
         once altogether.
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
 
     Raises
     ------
     CalibrationError
-        If a class has fewer than three patients among them.
+        If the calibrator is unknown or a class has fewer than three patients among the rows.
     """
-    weights = (rows / np.maximum(rows.sum(axis=0), 1))[rows]
-    labels = np.broadcast_to(found.labels, rows.shape)[rows]
-    return ShrunkenPlatt().fit(found.logits[rows], labels, weights=weights)
+    return build_calibrator(calibrator, n_classes=found.logits.shape[2]).fit(
+        found.logits[rows],
+        np.broadcast_to(found.labels, rows.shape)[rows],
+        groups=np.broadcast_to(np.arange(len(found.labels)), rows.shape)[rows],
+    )
 
 
-def cross_fitted_probabilities(found: OutOfFold) -> Floats:
+def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -> Floats:
     """Probabilities at the balanced prior whose calibrator was fitted on other patients.
 
     For each fold of each repeat, the calibrator is fitted on that repeat's other folds. These are
@@ -127,12 +133,4 @@ def cross_fitted_probabilities(found: OutOfFold) -> Floats:
     numpy.ndarray
         Shape (repeats, patients, classes).
     """
-    proba = np.full_like(found.logits, np.nan)
-    for repeat in range(len(found.logits)):
-        for index in np.unique(found.fold[repeat]):
-            judged = found.fold[repeat] == index
-            rows = np.zeros(found.fold.shape, bool)
-            rows[repeat] = ~judged
-            calibrator = fit_calibrator(found, rows)
-            proba[repeat, judged] = calibrator.predict_proba(found.logits[repeat, judged])
-    return proba
+    return cross_fit(found.logits, found.labels, found.fold, calibrator=calibrator).proba

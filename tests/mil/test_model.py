@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from features.bags import find_bags, write_bag
 from features.errors import BagError
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
-from mil.errors import RunError
+from mil.errors import CalibrationError, RunError
 from mil.fitting import fit_run
 from mil.inference import predict_patients, write_details, write_predictions
 from mil.model import Run, load_run
@@ -75,6 +76,22 @@ def test_training_again_gives_the_same_bytes(world: Path) -> None:
     )  # fmt: skip
     for name in ("heads.safetensors", "model.json", "out_of_fold.csv", "scores.json", "folds.csv"):
         assert (world / "again" / name).read_bytes() == (world / "run" / name).read_bytes()
+
+
+def test_a_run_keeps_the_calibrator_asked_for(world: Path, tmp_path: Path) -> None:
+    cohort = read_cohort(world / "train.csv", labelled=True)
+    bags = load_patient_bags(cohort, find_bags(world / "bags"))
+    ask_for = partial(
+        fit_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        on_head=lambda done, total: None,
+    )  # fmt: skip
+    ask_for(calibrator="auto")
+    described = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert described["settings"]["calibrator"] == "auto"
+    assert described["calibrator"]["kind"] == "auto"
+    assert load_run(tmp_path / "run").calibrator.as_dict() == described["calibrator"]
+    with pytest.raises(CalibrationError, match="calibrator 'dirichlet': not for 2 classes"):
+        ask_for(calibrator="dirichlet")
 
 
 @pytest.mark.parametrize(("n_patients", "stops"), [(36, False), (48, True)])

@@ -4,98 +4,48 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mil.cohort import Cohort, Patient
-from mil.errors import PredictionsError
+from mil.cohort import Cohort, Patient, read_cohort
+from mil.errors import CalibrationError
 from mil.metrics import weighted_log_loss
+from mil.predictions import average_predictions, read_predictions
 from mil.priors import shift_prior
 from mil.scoring import (
-    average_predictions,
+    ScoreSettings,
     baseline_losses,
-    read_predictions,
+    calibrate_predictions,
+    describe_reliability,
+    score_model,
     score_predictions,
 )
+from tests.fakes import real_data
 
-COHORT = Cohort(
-    path=Path("train.csv"),
-    patients=(
-        Patient(patient_id="049194", slide_ids=("a", "b"), label="CE", center_id=None),
-        Patient(patient_id="588e11", slide_ids=("c",), label="LAA", center_id=None),
-        Patient(patient_id="p3", slide_ids=("d",), label="CE", center_id=None),
-    ),
-    classes=("CE", "LAA"),
-)
+HALF = np.array([0.5, 0.5])
 
 
-def read(folder: Path, *rows: str, class_name: str | None = None) -> np.ndarray:
-    path = folder / "p.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return read_predictions(path, COHORT, class_name=class_name)
+def cohort_of(counts: dict[str, int]) -> Cohort:
+    labels = [name for name, count in counts.items() for _ in range(count)]
+    patients = tuple(
+        Patient(patient_id=f"p{n}", slide_ids=(f"s{n}",), label=label, center_id=None)
+        for n, label in enumerate(labels)
+    )
+    return Cohort(path=Path("train.csv"), patients=patients, classes=tuple(sorted(counts)))
 
 
-def test_a_table_of_patients_is_put_in_the_cohorts_order(tmp_path: Path) -> None:
-    proba = read(tmp_path, "patient_id,CE,LAA", "p3,0.2,0.8", "049194,3,1", "588e11,0.5,0.5")
-    np.testing.assert_allclose(proba, [[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]])
+def overconfident(cohort: Cohort, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    n_classes = len(cohort.classes)
+    logits = rng.normal(size=(len(cohort.patients), n_classes)) + np.eye(n_classes)[cohort.labels]
+    raised = np.exp(4 * logits)
+    return raised / raised.sum(axis=1, keepdims=True)
 
 
-def test_slides_are_averaged_to_patients(tmp_path: Path) -> None:
-    rows = ["image_id,LAA", "a.tif,0.2", "b,0.6", "c,0.9", "d,0.1"]
-    proba = read(tmp_path, *rows, class_name="LAA")
-    np.testing.assert_allclose(proba[:, 1], [0.4, 0.9, 0.1])
-    np.testing.assert_allclose(read(tmp_path, *rows, class_name="CE")[:, 0], [0.4, 0.9, 0.1])
-
-
-def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
-    rows = ["image_id,patient_id,label,fold1,predictions", "a,x,CE,0,.1", "b,x,CE,1,.2"]
-    proba = read(tmp_path, *rows, "c,x,LAA,0,.3", "d,x,CE,0,.4", class_name="LAA")
-    np.testing.assert_allclose(proba[:, 1], [0.15, 0.3, 0.4])
-
-
-FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "class_name", "said"),
-    [
-        (["patient_id,predictions", "049194,.5"], None, r"no column 'CE'.*--class"),
-        (["patient_id,predictions", "049194,.5"], "XX", "no such class.*expected CE or LAA"),
-        (["patient,CE,LAA", "049194,.5,.5"], None, "expected 'patient_id'"),
-        (["patient_id,CE,LAA", *FULL[:2]], None, r"no row for 1 of 3 patients \(p3\)"),
-        (["patient_id,CE,LAA", *FULL, "p9,.5,.5"], None, r"1 patients that train.csv does not"),
-        (["patient_id,CE,LAA", *FULL, FULL[0]], None, r"1 patients more than once \(049194\)"),
-        (["patient_id,CE,LAA", *FULL[:2], "p3,x,.5"], None, "row 4: CE is 'x'"),
-        (["patient_id,CE,LAA", *FULL[:2], "p3,nan,.5"], None, "row 4: CE is 'nan'"),
-        (["patient_id,CE,LAA", *FULL[:2], "p3,-1,.5"], None, "row 4: CE is '-1'"),
-        (["patient_id,CE,LAA", *FULL[:2], "p3,0,0"], None, "row 4: all probabilities are 0"),
-        (["patient_id,p", "049194,.5", "588e11,2", "p3,.5"], "LAA", "row 3: p is '2'"),
-        (["patient_id,x,y", *FULL], "LAA", "2 columns of numbers"),
-    ],
-)
-def test_each_fault_has_its_own_line(
-    tmp_path: Path, rows: list[str], class_name: str | None, said: str
-) -> None:
-    with pytest.raises(PredictionsError, match=said):
-        read(tmp_path, *rows, class_name=class_name)
-
-
-@given(
-    values=st.lists(st.floats(0.01, 0.99), min_size=2, max_size=4),
-)
-def test_averages_stay_probabilities_between_their_parts(values: list[float]) -> None:
-    parts = [np.array([[v, 1 - v]]) for v in values]
-    for how in ("probability", "logit"):
-        mean = average_predictions(parts, how=how)
-        assert mean.sum() == pytest.approx(1)
-        assert min(values) - 1e-9 <= mean[0, 0] <= max(values) + 1e-9
-
-
-def test_the_average_of_logits_is_the_average_of_logits() -> None:
-    parts = [np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]])]
-    mean = average_predictions(parts, how="logit")
-    logits = [np.log(part[0, 0] / part[0, 1]) for part in parts]
-    assert np.log(mean[0, 0] / mean[0, 1]) == pytest.approx(np.mean(logits))
+def ask(**changes: object) -> ScoreSettings:
+    plain: dict[str, object] = {
+        "file_prior": HALF, "prior": HALF, "calibrator": "platt", "n_folds": 4, "n_repeats": 3,
+        "reliability": True, "n_resamples": 100, "seed": 0,
+    }  # fmt: skip
+    return ScoreSettings(**{**plain, **changes})  # type: ignore[arg-type]
 
 
 def test_the_metric_is_at_the_balanced_prior_whatever_the_file_is_for() -> None:
@@ -114,6 +64,106 @@ def test_the_metric_is_at_the_balanced_prior_whatever_the_file_is_for() -> None:
 
 
 def test_baselines_are_what_arithmetic_gives() -> None:
-    losses = baseline_losses(COHORT)
+    losses = baseline_losses(cohort_of({"CE": 2, "LAA": 1}))
     assert losses["constant"] == pytest.approx(np.log(2))
     assert losses["cohort_prior"] == pytest.approx(-(np.log(2 / 3) + np.log(1 / 3)) / 2)
+
+
+def test_calibrated_scores_stand_beside_raw_ones() -> None:
+    cohort = cohort_of({"CE": 80, "LAA": 40})
+    found = score_model(overconfident(cohort, 1), cohort, ask())
+    raw, calibrated = found.scores["raw"], found.scores["calibrated"]
+    assert calibrated["weighted_log_loss"].high < raw["weighted_log_loss"].value
+    assert raw["calibration_slope"].value < 0.5
+    assert 0.7 < calibrated["calibration_slope"].value < 1.4
+    assert abs(calibrated["calibration_intercept"].value) < 0.3
+    for score in calibrated.values():
+        assert score.low <= score.value <= score.high
+    plain = found.as_dict()
+    assert set(plain) == {"raw", "calibrated", "calibrators", "reliability"}
+    assert plain["calibrators"] == {"shrunken_platt": 12}
+
+
+def test_the_score_is_the_mean_over_the_repeats() -> None:
+    cohort = cohort_of({"CE": 40, "LAA": 20})
+    proba = overconfident(cohort, 2)
+    calibrated = calibrate_predictions(
+        proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=4, n_repeats=3, seed=0
+    )
+    assert calibrated.proba.shape == (3, 60, 2)
+    losses = [weighted_log_loss(one, cohort.labels) for one in calibrated.proba]
+    assert np.ptp(losses) > 0
+    found = score_model(proba, cohort, ask())
+    assert found.scores["calibrated"]["weighted_log_loss"].value == pytest.approx(np.mean(losses))
+
+
+def test_calibration_does_not_care_which_prior_the_file_is_for() -> None:
+    cohort = cohort_of({"CE": 60, "LAA": 30})
+    shares = np.array([2 / 3, 1 / 3])
+    proba = overconfident(cohort, 3)
+    shifted = shift_prior(proba, old=HALF, new=shares)
+    one, other = (
+        score_model(p, cohort, ask(calibrator="temperature", file_prior=of, prior=shares))
+        for p, of in ((proba, HALF), (shifted, shares))
+    )
+    for name, score in one.scores["calibrated"].items():
+        assert other.scores["calibrated"][name].value == pytest.approx(score.value, abs=1e-6)
+
+
+def test_three_classes_are_calibrated_and_described_each() -> None:
+    cohort = cohort_of({"a": 40, "b": 40, "c": 40})
+    even = np.full(3, 1 / 3)
+    settings = ask(calibrator="dirichlet", file_prior=even, prior=even)
+    found = score_model(overconfident(cohort, 4), cohort, settings)
+    assert set(found.reliability["calibrated"]["classes"]) == {"a", "b", "c"}
+    raw, calibrated = (found.scores[kind]["weighted_log_loss"] for kind in ("raw", "calibrated"))
+    assert calibrated.value < raw.value
+    assert found.scores["raw"]["calibration_intercept"].value >= 0
+
+
+def test_of_two_classes_the_second_is_described() -> None:
+    cohort = cohort_of({"CE": 30, "LAA": 30})
+    described = describe_reliability(
+        overconfident(cohort, 5), cohort.labels, classes=cohort.classes, file_prior=HALF,
+        prior=HALF, seed=0,
+    )  # fmt: skip
+    assert list(described["classes"]) == ["LAA"]
+    assert sum(row["n_patients"] for row in described["classes"]["LAA"]["bins"]) == 60
+    error = described["calibration_error"]
+    assert error["value"] > error["if_perfect_high"] > error["if_perfect"] > 0
+
+
+def test_nothing_is_calibrated_or_described_unasked() -> None:
+    cohort = cohort_of({"CE": 10, "LAA": 10})
+    found = score_model(overconfident(cohort, 6), cohort, ask(calibrator=None, reliability=False))
+    assert set(found.as_dict()) == {"raw"}
+
+
+def test_too_few_patients_of_a_class_are_refused() -> None:
+    cohort = cohort_of({"CE": 30, "LAA": 3})
+    with pytest.raises(CalibrationError, match="2 patients of class 1"):
+        score_model(overconfident(cohort, 7), cohort, ask())
+
+
+@real_data
+def test_published_models_are_brought_below_the_constant(mil_data: Path) -> None:
+    strip = mil_data / "strip"
+    cohort = read_cohort(strip / "train.csv", labelled=True)
+    models = [
+        read_predictions(path, cohort, class_name="LAA")
+        for path in sorted((strip / "oof").glob("*.csv"))
+    ]
+
+    def calibrated(proba: np.ndarray) -> float:
+        found = calibrate_predictions(
+            proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=5, n_repeats=20,
+            seed=0,
+        )  # fmt: skip
+        return float(np.mean([weighted_log_loss(one, cohort.labels) for one in found.proba]))
+
+    assert len(models) == 5
+    for model in models:
+        assert weighted_log_loss(model, cohort.labels) > 0.75
+        assert calibrated(model) <= 0.673
+    for how in ("probability", "logit"):
+        assert calibrated(average_predictions(models, how=how)) <= 0.658

@@ -10,14 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from mil.calibration import ShrunkenPlatt
 from mil.errors import CalibrationError
 from mil.metrics import auroc, weighted_log_loss
-
-
-def scores(n: int, distance: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of two classes whose difference is normal, ``distance`` apart."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3 // 2
-    difference = rng.normal(size=n) + distance * labels
-    return np.stack([-difference / 2, difference / 2], axis=1), labels
+from tests.mil.calibration.drawn import normal_scores as scores
 
 
 @settings(max_examples=40)
@@ -101,18 +94,15 @@ def test_repeats_of_a_patient_count_once() -> None:
     logits, labels = scores(60, 1.0, seed=4)
     once = ShrunkenPlatt().fit(logits, labels)
     thrice = ShrunkenPlatt().fit(
-        np.tile(logits, (3, 1)), np.tile(labels, 3), weights=np.full(180, 1 / 3)
+        np.tile(logits, (3, 1)), np.tile(labels, 3), groups=np.tile(np.arange(60), 3)
     )
     assert thrice.slope_ == pytest.approx(once.slope_, rel=1e-3)
 
 
-def test_it_comes_back_from_plain_values() -> None:
-    logits, labels = scores(60, 1.0, seed=5)
-    calibrator = ShrunkenPlatt().fit(logits, labels)
-    back = ShrunkenPlatt.from_dict(calibrator.as_dict())
-    np.testing.assert_array_equal(back.predict_proba(logits), calibrator.predict_proba(logits))
-    with pytest.raises(CalibrationError):
-        ShrunkenPlatt.from_dict({"kind": "other"})
+def test_files_of_earlier_versions_are_read() -> None:
+    back = ShrunkenPlatt.from_dict({"kind": "shrunken_platt", "slope": 0.5, "bias": [0.1, -0.1]})
+    proba = back.predict_proba(np.array([[0.0, 2.0]]))
+    assert proba[0, 1] == pytest.approx(expit(1.0 - 0.2))
 
 
 @pytest.mark.parametrize(
