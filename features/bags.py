@@ -34,6 +34,7 @@ __all__ = [
     "read_bag",
     "read_meta",
     "require_same_fingerprint",
+    "trident_attributes",
     "write_bag",
 ]
 
@@ -95,7 +96,7 @@ class BagMeta:
     span_y_px0: float
     """Height of a tile in level-0 px."""
     slide_content_id: str
-    """Content of the slide file, see :func:`features.files.content_id`."""
+    """Content of the slide file, see :func:`features.content.content_id`."""
     background_rgb: tuple[int, int, int] = (255, 255, 255)
     """Colour of the slide's glass."""
     min_tissue_used: float = 0.0
@@ -215,7 +216,7 @@ def write_bag(path: Path, bag: Bag) -> None:
         _write(file, "features", bag.features.astype(dtype, copy=False), (_CHUNK_ROWS, dim))
         _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
         _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
-        file["coords"].attrs.update(_trident_attributes(bag.meta))
+        file["coords"].attrs.update(trident_attributes(bag.meta))
         file["features"].attrs["encoder"] = bag.meta.fingerprint.encoder
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
@@ -237,9 +238,9 @@ def read_bag(path: Path) -> Bag:
     """
     with _opened(path) as file:
         bag = Bag(
-            features=read_array(file, "features", ndim=2, kinds="f"),
-            coords_px0=read_array(file, "coords", ndim=2, kinds="iu"),
-            tissue_fraction=read_array(file, "tissue_fraction", ndim=1, kinds="f"),
+            features=read_array(file, "features", ndim=(2,), kinds="f"),
+            coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
+            tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
             meta=_meta(path, attributes := read_attributes(file)),
         )
     n_embedded = attributes.get("n_embedded", len(bag.features))
@@ -317,8 +318,8 @@ def _flat_names() -> list[str]:
     return [part.name for part in fields(BagMeta) if part.name != "fingerprint"]
 
 
-def _trident_attributes(meta: BagMeta) -> dict[str, Any]:
-    """Attributes that peers look for on ``coords``; magnification as 10 / mpp, their convention."""
+def trident_attributes(meta: BagMeta) -> dict[str, Any]:
+    """Attributes that TRIDENT puts on ``coords``; magnification as 10 / mpp, its convention."""
     mpp = (meta.mpp_x * meta.mpp_y) ** 0.5
     target_mpp = meta.fingerprint.target_mpp  # 0 where an imported bag does not say
     return {

@@ -24,6 +24,9 @@ __all__ = ["find_item", "opened", "read_array", "read_attributes"]
 _LARGEST_EXPANSION = 20
 """Times the file's size that a compressed dataset may take; embeddings hardly reach 4."""
 
+_COMPLAINTS = (ArithmeticError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+"""What h5py and NumPy raise over damaged files."""
+
 _ALWAYS_ALLOWED_BYTES = 1 << 20
 _LARGEST_ATTRIBUTE_BYTES = 1 << 20
 
@@ -57,7 +60,7 @@ def opened(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
     try:
         with file:
             yield file
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+    except _COMPLAINTS as error:
         text = " ".join(str(error).split())
         raise BagError(path, found=f"damaged ({text})", expected=expected, advice=advice) from error
 
@@ -92,7 +95,9 @@ def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
     return item if isinstance(item, (h5py.Dataset, h5py.Group)) else None
 
 
-def read_array(file: h5py.File, name: str, *, ndim: int, kinds: str = "fiu") -> npt.NDArray[Any]:
+def read_array(
+    file: h5py.File, name: str, *, ndim: tuple[int, ...], kinds: str = "fiu"
+) -> npt.NDArray[Any]:
     """Read a dataset of numbers.
 
     Parameters
@@ -102,14 +107,14 @@ def read_array(file: h5py.File, name: str, *, ndim: int, kinds: str = "fiu") -> 
     name
         Path of the dataset.
     ndim
-        Number of its axes.
+        Numbers of axes it may have, the usual one first.
     kinds
         Kinds of numbers allowed: ``f`` floating, ``i`` and ``u`` whole.
 
     Returns
     -------
     numpy.ndarray
-        With ``ndim`` axes.
+        With one of these numbers of axes.
 
     Raises
     ------
@@ -118,8 +123,8 @@ def read_array(file: h5py.File, name: str, *, ndim: int, kinds: str = "fiu") -> 
         hold.
     """
     dataset = find_item(file, name)
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != ndim:
-        raise BagError(file.filename, found=f"no {ndim}-dimensional dataset {name!r}")
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
+        raise BagError(file.filename, found=f"no {ndim[0]}-dimensional dataset {name!r}")
     if dataset.dtype.kind not in kinds:
         raise BagError(file.filename, found=f"{name!r} holds {dataset.dtype}", expected="numbers")
     if dataset.is_virtual or dataset.external:
@@ -139,16 +144,20 @@ def read_array(file: h5py.File, name: str, *, ndim: int, kinds: str = "fiu") -> 
 
 
 def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Attributes as plain Python values; arrays become tuples, and text is valid Unicode.
+    """Attributes as plain Python values; arrays become tuples, empty ones None, text is Unicode.
 
     Raises
     ------
     BagError
         If one is larger than 1 MiB.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name in item.attrs:
-        n_bytes = item.attrs.get_id(name).get_storage_size()
+        attribute = item.attrs.get_id(name)
+        if attribute.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+            values[name] = None
+            continue
+        n_bytes = attribute.get_storage_size()
         if n_bytes > _LARGEST_ATTRIBUTE_BYTES:
             raise BagError(
                 item.file.filename,

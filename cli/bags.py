@@ -1,0 +1,245 @@
+"""``mil bags``: check a folder of bags, bring other programs' bags in, write them out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    notes,
+    print_json,
+    progress_bar,
+    results,
+    step,
+)
+from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, given_mpp_of
+
+if TYPE_CHECKING:
+    from features.interop.exchange import Exchanged
+    from features.interop.verification import FolderCheck
+
+__all__ = ["ExportLayout", "ImportLayout", "bags"]
+
+bags = typer.Typer(no_args_is_help=True, help="Check bags, and exchange them with other programs.")
+
+
+class ExportLayout(StrEnum):
+    """Layouts that can be written."""
+
+    clam = "clam"
+    trident = "trident"
+    stamp = "stamp"
+    slideflow = "slideflow"
+    torch = "torch"
+
+
+class ImportLayout(StrEnum):
+    """Layouts that can be read."""
+
+    clam = "clam"
+    trident = "trident"
+    stamp = "stamp"
+    atlaspatch = "atlaspatch"
+    slideflow = "slideflow"
+    torch = "torch"
+
+
+@bags.command()
+def verify(
+    *,
+    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, one HDF5 file a slide.")],
+    as_json: JsonOutput = False,
+) -> None:
+    """Check every bag: whole, finite, no tile twice or outside the slide, all made alike.
+
+    Files are not trusted: links out of them are not followed, and sizes that they cannot hold are
+    refused before anything is read.
+
+    Example: `mil bags verify bags`
+
+    Exit codes: 0 all good, 1 none is good, 2 usage, 3 some are bad.
+    """
+    with step("loading"):
+        from features.interop.isolation import IsolatedReader
+        from features.interop.verification import verify_bags
+    with _counting("bags") as on_bag, IsolatedReader() as reader:
+        found = verify_bags(bags_dir, on_bag=on_bag, read=reader.read)
+    if as_json:
+        print_json(_checked(found, bags_dir))
+    else:
+        _print_check(found, bags_dir)
+    _leave(n_bad=found.n_bad, n_all=len(found.bags))
+
+
+@bags.command("import")
+def import_(
+    *,
+    source: Annotated[Path, typer.Argument(help="Folder that the other program wrote.")],
+    layout: Annotated[ImportLayout, typer.Option("--from", help="Which program wrote it.")],
+    bags_dir: BagsDir = Path("bags"),
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Name of the backbone where the files do not say; which embeddings to take where "
+            "a file holds several."
+        ),
+    ] = "",
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05, max=50, help="Resolution of a tile, µm per px, where the files do not say."
+        ),
+    ] = None,
+    tile_px: Annotated[
+        int | None,
+        typer.Option(min=1, max=65536, help="Side of a tile, px, where the files do not say."),
+    ] = None,
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Make bags of another program's embeddings; `mil train` reads them like its own.
+
+    What a file does not say (weights and preprocessing, mostly) is recorded as unknown, and the
+    summary lists it. Bags whose making is unknown cannot be told apart by it: that they belong
+    together is then your word. The folder of bags must be new or empty.
+
+    Example: `mil bags import trident_out/20x_224px_0px_overlap --from trident --bags bags`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    with step("loading"):
+        from features.interop.exchange import import_bags
+        from features.interop.foreign import Given
+
+        given = Given(
+            encoder=encoder,
+            tile_px=tile_px or 0,
+            target_mpp=mpp or 0.0,
+            slide_mpp=slide_mpp,
+            mpp_by_slide=given_mpp_of([], slide_mpp=slide_mpp, mpp_table=mpp_table),
+        )
+    with _counting("slides") as on_slide:
+        outcomes = import_bags(
+            source, bags_dir, layout=layout.value, given=given, on_slide=on_slide
+        )
+    _report(outcomes, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
+
+
+@bags.command()
+def export(
+    *,
+    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags.")],
+    layout: Annotated[ExportLayout, typer.Option("--to", help="Which program shall read them.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder to write to.")],
+    as_json: JsonOutput = False,
+) -> None:
+    """Write bags as another program wants them.
+
+    Example: `mil bags export bags --to stamp --out stamp_features`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    with step("loading"):
+        from features.interop.exchange import export_bags
+    with _counting("slides") as on_slide:
+        outcomes = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
+    _report(outcomes, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
+
+
+@contextmanager
+def _counting(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, and what moves it: a function of how many are done, and of how many."""
+    with progress_bar(unit) as bars:
+        task = bars.add_task(unit, total=None)
+
+        def show(n_done: int, n_all: int) -> None:
+            bars.update(task, completed=n_done, total=n_all)
+
+        yield show
+
+
+def _leave(*, n_bad: int, n_all: int) -> None:
+    if n_bad:
+        raise typer.Exit(EXIT_KNOWN_ERROR if n_bad == n_all else EXIT_PARTLY_FAILED)
+
+
+def _checked(found: FolderCheck, bags_dir: Path) -> dict[str, object]:
+    return {
+        "bags": str(bags_dir),
+        "n_bags": len(found.bags),
+        "n_bad": found.n_bad,
+        "n_tiles": sum(bag.n_tiles for bag in found.bags),
+        "n_empty": sum(not bag.n_tiles and not bag.problems for bag in found.bags),
+        "n_fingerprints": found.n_fingerprints,
+        "n_imported": sum(bool(bag.unknown) for bag in found.bags),
+        "constant_features": list(found.constant_features),
+        "problems": {bag.slide_id: list(bag.problems) for bag in found.bags if bag.problems},
+    }
+
+
+def _print_check(found: FolderCheck, bags_dir: Path) -> None:
+    summary = _checked(found, bags_dir)
+    table = Table(title=f"Bags in {escape(str(bags_dir))}", title_justify="left")
+    for name in ("bags", "bad", "empty", "imported", "tiles", "ways of making"):
+        table.add_column(name, justify="right")
+    keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
+    table.add_row(*(f"{summary[key]:,}" for key in keys))
+    results.print(table)
+    if found.n_bad:
+        bad = Table(title="Bad bags", title_justify="left")
+        bad.add_column("slide")
+        bad.add_column("problem")
+        for bag in found.bags:
+            for problem in bag.problems:
+                bad.add_row(escape(bag.slide_id), escape(problem))
+        results.print(bad)
+    if found.constant_features:
+        results.print(
+            f"{len(found.constant_features)} features hold the same number on all tiles: they say "
+            "nothing, but do no harm."
+        )
+
+
+def _report(
+    outcomes: list[Exchanged], *, source: Path, out: Path, layout: str, as_json: bool
+) -> None:
+    failed = {outcome.slide_id: outcome.problem for outcome in outcomes if outcome.problem}
+    n_tiles = sum(outcome.n_tiles for outcome in outcomes)
+    unknown = Counter(name for outcome in outcomes for name in outcome.unknown)
+    n_done = len(outcomes) - len(failed)
+    if as_json:
+        print_json({
+            "source": str(source),
+            "out": str(out),
+            "layout": layout,
+            "n_slides": len(outcomes),
+            "n_done": n_done,
+            "n_tiles": n_tiles,
+            "unknown": dict(sorted(unknown.items())),
+            "failed": failed,
+        })  # fmt: skip
+    else:
+        results.print(
+            f"{n_done:,} of {len(outcomes):,} slides, {n_tiles:,} tiles: {source} -> {out}",
+            markup=False,
+        )
+        if unknown:
+            told = ", ".join(
+                name if n_slides == n_done else f"{name} (of {n_slides})"
+                for name, n_slides in sorted(unknown.items())
+            )
+            results.print(f"Unknown about their making: {told}.", markup=False)
+    for problem in failed.values():
+        notes.print(f"failed: {problem}", style="yellow", markup=False)
+    _leave(n_bad=len(failed), n_all=len(outcomes))

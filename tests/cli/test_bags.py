@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.bags import write_bag
+from tests.fakes import make_bag, write_cohort
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good bags."""
+    bags_dir = tmp_path / "bags"
+    bags_dir.mkdir()
+    for name in ("a", "b"):
+        write_bag(bags_dir / f"{name}.h5", make_bag(name))
+    return bags_dir
+
+
+@pytest.mark.parametrize("command", ["verify", "import", "export"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    found = mil("bags", command, "--help")
+    assert found.exit_code == 0
+    assert f"Example: mil bags {command}" in found.output
+
+
+def test_good_bags_are_exit_code_0(folder: Path) -> None:
+    found = mil("bags", "verify", folder)
+    assert found.exit_code == 0, found.output
+    assert "Bad bags" not in found.output
+
+
+def test_some_bad_bags_are_exit_code_3_and_listed(folder: Path) -> None:
+    (folder / "[bold]c.h5").write_bytes(b"no bag")
+    found = mil("bags", "verify", folder)
+    assert found.exit_code == 3
+    assert "[bold]c" in found.output
+    assert "not readable as HDF5" in found.output
+    told = mil("bags", "verify", folder, "--json")
+    assert told.exit_code == 3
+    summary = json.loads(told.stdout)
+    assert (summary["n_bags"], summary["n_bad"], summary["n_tiles"]) == (3, 1, 8)
+    assert summary["problems"] == {"[bold]c": ["not readable as HDF5"]}
+
+
+def test_no_good_bag_is_exit_code_1(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    assert mil("bags", "verify", folder).exit_code == 1
+    found = mil("bags", "verify", tmp_path / "gone")
+    assert found.exit_code == 1
+    assert "there is no such folder" in found.output
+
+
+def test_bags_go_out_and_come_back(folder: Path, tmp_path: Path) -> None:
+    found = mil("bags", "export", folder, "--to", "stamp", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert "2 of 2 slides, 8 tiles" in found.output
+    table = tmp_path / "mpp.csv"
+    table.write_text("slide_id,mpp\na,0.25\n")
+    ask = ["bags", "import", tmp_path / "out", "--from", "stamp"]
+    found = mil(*ask, "--bags", tmp_path / "back", "--mpp-table", table)
+    assert found.exit_code == 0, found.output
+    assert "Unknown about their making: mpp (of 1), size, slide_content_id" in found.output
+    told = json.loads(mil(*ask, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
+    assert (told["n_done"], told["failed"]) == (2, {})
+    assert told["unknown"]["weights_sha256"] == 2
+    assert "mpp" not in told["unknown"]
+
+
+def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
+    source = tmp_path / "clam"
+    source.mkdir()
+    (source / "bad.h5").write_bytes(b"no bag")
+    found = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b1")
+    assert found.exit_code == 1
+    assert "bad.h5: not readable as HDF5" in found.output
+    with h5py.File(source / "good.h5", "w") as file:
+        file["features"] = np.eye(3, dtype=np.float32)
+        file["coords"] = np.array([[0, 0], [256, 0], [512, 0]])
+    found = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b2")
+    assert found.exit_code == 3
+    assert "1 of 2 slides, 3 tiles" in found.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify"],
+        ["import", "x"],
+        ["import", "x", "--from", "excel"],
+        ["export", "x", "--to", "atlaspatch", "--out", "y"],
+        ["export", "x", "--to", "clam"],
+        ["import", "x", "--from", "clam", "--slide-mpp", "1", "--mpp-table", "t.csv"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert mil("bags", *arguments).exit_code == 2
+
+
+def test_imported_bags_train(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=18, shift=0.8)
+    mil("bags", "export", tmp_path / "bags", "--to", "clam", "--out", tmp_path / "clam")
+    found = mil(
+        "bags", "import", tmp_path / "clam", "--from", "clam", "--bags", tmp_path / "back",
+        "--encoder", "resnet50",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    found = mil(
+        "train", "--cohort", table, "--bags", tmp_path / "back", "--run", tmp_path / "run",
+        "--folds", 2, "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["n_patients"] == 18
