@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
 from cli.embed import embed
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(infer)
 app.command()(score)
 app.command()(demo)
+app.add_typer(bags, name="bags")
 
 
 def _print_version(*, wanted: bool) -> None:
