@@ -25,6 +25,7 @@ from features.hdf5 import opened, read_array, read_attributes
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "UNKNOWN",
     "Bag",
     "BagMeta",
     "Fingerprint",
@@ -43,6 +44,9 @@ FORMAT = "mil-bag"
 
 FORMAT_VERSION = 1
 """Version that is written; older ones stay readable, newer ones are refused."""
+
+UNKNOWN = "unknown"
+"""Stands in a bag's attributes for what the file it was imported from does not say."""
 
 _CHUNK_ROWS = 1024
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)

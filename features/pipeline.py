@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from features.bags import (
+    UNKNOWN,
     Bag,
     BagMeta,
     Fingerprint,
@@ -132,7 +133,20 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
 
 
 def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int) -> EmbedSettings:
-    """Settings that make bags of this fingerprint, given the same encoder."""
+    """Settings that make bags of this fingerprint, given the same encoder.
+
+    Raises
+    ------
+    BagError
+        If its bags were imported from another program, which does not tell how it found tissue.
+    """
+    if fingerprint.weights_sha256 == UNKNOWN:
+        raise BagError(
+            "the run's bags",
+            found="imported from another program: how their tiles were made is unknown",
+            expected="bags made by 'mil embed'",
+            advice="Import the bags of these slides as well, and leave --slides out.",
+        )
     tissue: dict[str, Any] = json.loads(fingerprint.tissue)
     return EmbedSettings(
         tiles=TileSettings(

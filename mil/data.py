@@ -114,7 +114,7 @@ def load_patient_bags(cohort: Cohort, bag_paths: Mapping[str, Path]) -> PatientB
     notes: list[SlideNote] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
-        bags = [read_bag(bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
+        bags = [_read(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
         first = first or (bags[0].meta.fingerprint if bags else None)
         if first is not None:
             found = [(bag_paths[bag.meta.slide_id], bag.meta.fingerprint) for bag in bags]
@@ -143,6 +143,18 @@ def pad(bags: Sequence[Tensor]) -> Batch:
     lengths = torch.tensor([len(bag) for bag in bags], device=features.device)
     places = torch.arange(features.shape[1], device=features.device)
     return Batch(features, places[None] < lengths[:, None])
+
+
+def _read(slide_id: str, path: Path) -> Bag:
+    bag = read_bag(path)
+    if bag.meta.slide_id != slide_id:
+        raise BagError(
+            path,
+            found=f"the bag of slide {bag.meta.slide_id!r}",
+            expected=f"that of {slide_id!r}",
+            advice="Name the file after its slide, or embed the slide again.",
+        )
+    return bag
 
 
 def _concatenate(bags: Sequence[Bag]) -> Features:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.bags import UNKNOWN
 from features.errors import OutputError
 from features.files import make_folder, written_beside
 from mil.calibration import build_calibrator
@@ -246,6 +247,11 @@ def _notes(
     n_left_out = len(cohort.patients) - len(found.patient_ids)
     if n_left_out:
         notes.append(f"{n_left_out} patients have no tile and were left out")
+    if bags.fingerprint.weights_sha256 == UNKNOWN:
+        notes.append(
+            "the bags were imported: weights and preprocessing of their backbone are unknown, so "
+            "that they belong together rests on your word, and no new slide can be embedded alike"
+        )
     if not settings.early_stopping:
         notes.append(
             f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "

@@ -13,12 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import Bag, BagMeta, Fingerprint, as_json
+from features.bags import UNKNOWN, Bag, BagMeta, Fingerprint, as_json
 from features.errors import BagError
 from features.resolution import Resolution, resolve_mpp
 
 __all__ = [
-    "UNKNOWN",
     "ForeignBag",
     "Given",
     "as_bag",
@@ -27,9 +26,6 @@ __all__ = [
     "text",
     "unknown_of",
 ]
-
-UNKNOWN = "unknown"
-"""Stands in a bag's attributes for what the file it was imported from does not say."""
 
 _NEVER_SAID = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
 _NO_COORDS = -1

@@ -121,4 +121,8 @@ def test_imported_bags_train(tmp_path: Path) -> None:
         "--folds", 2, "--json",
     )  # fmt: skip
     assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["n_patients"] == 18
+    told = json.loads(found.stdout)
+    assert told["n_patients"] == 18
+    assert any(
+        "weights and preprocessing of their backbone are unknown" in n for n in told["notes"]
+    )

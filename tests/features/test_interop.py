@@ -25,6 +25,7 @@ import pytest
 import torch
 
 from features.bags import (
+    UNKNOWN,
     Bag,
     find_bags,
     read_bag,
@@ -34,8 +35,9 @@ from features.bags import (
 )
 from features.errors import BagError, OutputError
 from features.interop.exchange import Exchanged, export_bags, import_bags
-from features.interop.foreign import UNKNOWN, Given, unknown_of
+from features.interop.foreign import Given, unknown_of
 from features.interop.verification import verify_bags
+from features.pipeline import settings_like
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from tests.fakes import make_bag
@@ -555,3 +557,18 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
         require_same_fingerprint(
             store.fingerprint, [("s3", make_bag("s3").meta.fingerprint)], source="the run"
         )
+
+
+def test_no_slide_can_be_embedded_to_match_imported_bags(tmp_path: Path) -> None:
+    write_trident(tmp_path / "job/s1.h5", FEATURES, COORDS)
+    bag, _ = bring_in(tmp_path / "job", "trident")
+    with pytest.raises(BagError, match="how their tiles were made is unknown"):
+        settings_like(bag.meta.fingerprint, batch_tiles=1, n_workers=1)
+
+
+def test_a_bag_under_the_name_of_another_slide_is_refused(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s2"))
+    table = tmp_path / "train.csv"
+    table.write_text("image_id,patient_id\ns1,p1\n")
+    with pytest.raises(BagError, match="the bag of slide 's2'; expected that of 's1'"):
+        load_patient_bags(read_cohort(table, labelled=False), find_bags(tmp_path))
