@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from cli.audit import audit
 from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
 from cli.embed import embed
 from cli.infer import infer
 from cli.inspect import inspect
+from cli.preview import preview
 from cli.score import score
 from cli.train import train
 
@@ -33,9 +35,11 @@ app = typer.Typer(
 )
 app.command()(embed)
 app.command()(inspect)
+app.command()(preview)
 app.command()(train)
 app.command()(infer)
 app.command()(score)
+app.command()(audit)
 app.command()(demo)
 app.add_typer(bags, name="bags")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 import typer
@@ -24,7 +27,15 @@ from typer.core import TyperGroup
 
 from features.errors import KnownError
 
-__all__ = ["KnownErrorGroup", "notes", "print_json", "progress_bar", "results", "step"]
+__all__ = [
+    "KnownErrorGroup",
+    "finish_on_interrupt",
+    "notes",
+    "print_json",
+    "progress_bar",
+    "results",
+    "step",
+]
 
 EXIT_KNOWN_ERROR = 1
 EXIT_PARTLY_FAILED = 3
@@ -87,6 +98,33 @@ def step(description: str) -> Iterator[None]:
     """A spinner on standard error while something without a known end goes on."""
     with notes.status(description):
         yield
+
+
+@contextmanager
+def finish_on_interrupt() -> Iterator[Event]:
+    """Let the first Ctrl-C only ask to finish what is in work; the second stops at once.
+
+    Yields
+    ------
+    Event
+        Set by the first Ctrl-C.
+    """
+    stop = Event()
+    if current_thread() is not main_thread():  # only there may signals be caught
+        yield stop
+        return
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        notes.print("finishing the slides in work; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _finite(value: Any) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from cli.console import (
+    EXIT_INTERRUPTED,
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    finish_on_interrupt,
     notes,
     print_json,
     progress_bar,
@@ -37,15 +39,16 @@ from cli.options import (
     TilePx,
     Workers,
     given_mpp_of,
+    require_one_resolution,
     slides_of,
     tile_settings,
 )
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
-    from features.pipeline import SlideOutcome
+    from features.outcomes import SlideOutcome
 
-__all__ = ["SlideBars", "embed", "print_failures"]
+__all__ = ["Ended", "SlideBars", "embed", "print_failures"]
 
 _MPP_OUTLIER = 1.5
 
@@ -73,6 +76,9 @@ def embed(
         float,
         typer.Option(min=0, max=1, help="Share of a slide's tiles that may fail to decode."),
     ] = 0.05,
+    preview: Annotated[
+        Path | None, typer.Option(help="Folder for one picture a slide and a page of them all.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count tiles, gigabytes and hours; write nothing.")
     ] = False,
@@ -88,6 +94,8 @@ def embed(
 
     Finished slides are skipped, so the same command goes on where it was stopped. A slide that
     fails does not stop the others; `embed.csv` in the folder of bags says what became of each.
+    Ctrl-C finishes the slides in work, a second one stops at once. Several processes, also on
+    several machines, may run the same command on one folder and share the work.
 
     A slide's own resolution is used where it is plausible (0.05 to 20 µm/px), else `--slide-mpp`
     or `--mpp-table`, else 0.25 µm/px is assumed, and the summary says so.
@@ -105,12 +113,14 @@ def embed(
         mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
         rules=rules,
     )  # fmt: skip
+    require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     slides = slides_of(paths)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the backbone"):
         from features.encoders import load_encoder
         from features.engines import choose_device
         from features.pipeline import EmbedSettings, embed_slides
+        from features.preview import PreviewFolder
         from features.tissue import TissueSettings
 
         settings = EmbedSettings(
@@ -121,7 +131,7 @@ def embed(
     if dry_run:
         print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
         return
-    with progress_bar("tiles") as bars:
+    with progress_bar("tiles") as bars, finish_on_interrupt() as stop:
         outcomes = embed_slides(
             slides,
             bags,
@@ -130,6 +140,8 @@ def embed(
             given_mpp=given,
             overwrite=overwrite,
             progress=SlideBars(bars, n_slides=len(slides)),
+            preview=None if preview is None else PreviewFolder(preview),
+            stop=stop,
         )
     if as_json:
         print_json(_summary(outcomes, bags))
@@ -137,27 +149,48 @@ def embed(
         _print_summary(outcomes, bags)
     print_failures(outcomes, bags)
     n_failed = sum(outcome.status == "failed" for outcome in outcomes)
+    if stop.is_set():
+        notes.print(
+            f"stopped after {len(outcomes)} of {len(slides)} slides; the same command goes on"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED)
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(outcomes) else EXIT_PARTLY_FAILED)
 
 
+class Ended(Protocol):
+    """What became of a slide, as far as the bars care."""
+
+    @property
+    def status(self) -> str:
+        """``failed``, or anything else."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """Why it failed."""
+        ...
+
+
 class SlideBars:
-    """Two bars: slides done, and tiles done of the slide in work."""
+    """Two bars: slides done, and tiles done of all tiles found so far."""
 
     def __init__(self, bars: Progress, *, n_slides: int) -> None:
         self._bars = bars
         self._slides = bars.add_task("slides", total=n_slides)
-        self._tiles = bars.add_task("", total=None, visible=False)
+        self._tiles = bars.add_task("tiles", total=0, visible=False)
+        self._n_found = 0
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
-        """Show the bar of one slide's tiles."""
-        self._bars.reset(self._tiles, description=slide_id, total=n_tiles, visible=True)
+        """Make the bar of tiles longer."""
+        self._n_found += n_tiles
+        self._bars.update(self._tiles, total=self._n_found, visible=True, description=slide_id)
 
     def tiles_done(self, n_tiles: int) -> None:
         """Move it."""
         self._bars.advance(self._tiles, n_tiles)
 
-    def slide_ended(self, outcome: SlideOutcome) -> None:
+    def slide_ended(self, outcome: Ended) -> None:
         """Move the bar of slides, and say at once when one failed."""
         self._bars.advance(self._slides)
         if outcome.status == "failed":

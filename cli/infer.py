@@ -10,7 +10,15 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.embed import SlideBars, print_failures
-from cli.options import BagsDir, Batch, Device, JsonOutput, Workers, given_mpp_of
+from cli.options import (
+    BagsDir,
+    Batch,
+    Device,
+    JsonOutput,
+    Workers,
+    given_mpp_of,
+    require_one_resolution,
+)
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
@@ -71,8 +79,7 @@ def infer(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
-    if slide_mpp is not None and mpp_table is not None:
-        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
+    require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the run"):
         from mil.cohort import read_cohort
         from mil.inference import predict_patients, write_details, write_predictions

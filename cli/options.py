@@ -27,6 +27,7 @@ __all__ = [
     "TilePx",
     "Workers",
     "given_mpp_of",
+    "require_one_resolution",
     "slides_of",
     "tile_settings",
 ]
@@ -100,7 +101,7 @@ def tile_settings(
 
 def slides_of(paths: list[Path]) -> list[Path]:
     """Slides named by files, folders, URLs and CSV tables."""
-    from features.pipeline import read_slide_table
+    from features.listing import read_slide_table
     from features.slides.opening import find_slides
 
     listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
@@ -108,15 +109,19 @@ def slides_of(paths: list[Path]) -> list[Path]:
     return sorted(dict.fromkeys([*listed, *found]))
 
 
+def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -> None:
+    """Refuse two sources of the slides' resolution."""
+    if slide_mpp is not None and mpp_table is not None:
+        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
+
+
 def given_mpp_of(
     slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
 ) -> dict[str, float]:
     """µm per level-0 px by slide id, where the user knows better than the files."""
-    from features.pipeline import read_mpp_table
+    from features.listing import read_mpp_table
     from features.slides.opening import slide_id_of
 
-    if slide_mpp is not None and mpp_table is not None:
-        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
     if mpp_table is not None:
         return read_mpp_table(mpp_table)
     return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}

@@ -1,120 +1,255 @@
-"""Tiles of one slide through the backbone."""
+"""Tiles of many slides through the backbone, in batches that do not stop at a slide's border."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from features.encoders import Encoder
 from features.errors import TileError
-from features.filter import TileJudge
-from features.slides.protocol import RgbArray, Slide
-from features.tiles import TileGrid, read_tile
+from features.reading import read_tile_or_reason
+from features.slides.protocol import RgbArray
+from features.survey import Survey
 
-__all__ = ["EmbeddedTiles", "embed_tiles", "read_tiles"]
+__all__ = ["SlideWork", "embed_works"]
 
 _BATCHES_AHEAD = 2
+_BATCHES_ON_DEVICE = 2
+_PATIENCE_S = 0.2
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EmbeddedTiles:
-    """Embeddings of the tiles that could be decoded."""
+class SlideWork:
+    """A slide on its way through the backbone.
 
-    features: npt.NDArray[np.float32]
-    """Shape (n_embedded, dim), in the order of the grid."""
-    kept: npt.NDArray[np.int64]
-    """Index into the grid of each embedding, shape (n_embedded,)."""
-    failures: tuple[str, ...]
-    """One message for each tile that could not be decoded."""
-    left_out: Mapping[int, str]
-    """Rule that spoke against a tile, by its index into the grid."""
+    Parameters
+    ----------
+    survey
+        The open slide and its tiles.
+    dim
+        Length of an embedding.
+
+    Attributes
+    ----------
+    failures
+        One message for each tile that could not be decoded, by its index into the grid.
+    left_out
+        Rule that spoke against a tile, by its index into the grid.
+    fault
+        What went wrong with the slide as a whole; None if nothing did.
+    """
+
+    def __init__(self, survey: Survey, *, dim: int) -> None:
+        self.survey = survey
+        self.failures: dict[int, str] = {}
+        self.left_out: dict[int, str] = {}
+        self.fault: Exception | None = None
+        n_tiles = len(survey.grid.coords_px0)
+        self._features = np.empty((n_tiles, dim), np.float32)
+        self._embedded = np.zeros(n_tiles, bool)
+        self._n_left = n_tiles
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every tile was dealt with."""
+        return self._n_left == 0
+
+    @property
+    def kept(self) -> npt.NDArray[np.int64]:
+        """Index into the grid of each embedding, shape (n_embedded,)."""
+        return np.flatnonzero(self._embedded)
+
+    @property
+    def features(self) -> npt.NDArray[np.float32]:
+        """Embeddings, shape (n_embedded, dim), in the order of the grid."""
+        return self._features[self._embedded]
+
+    def store(self, index: int, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep the embedding of a tile."""
+        self._features[index] = embedding
+        self._embedded[index] = True
+        self._n_left -= 1
+
+    def drop(self, index: int, reason: str | Exception) -> None:
+        """Note that a tile has no embedding: the rule that left it out, or what went wrong."""
+        if isinstance(reason, str):
+            self.left_out[index] = reason
+        elif isinstance(reason, TileError):
+            self.failures[index] = str(reason)
+        else:
+            self.fault = reason
+        self._n_left -= 1
 
 
-def embed_tiles(
-    slide: Slide,
-    grid: TileGrid,
+class _Place(NamedTuple):
+    """Where an embedding belongs."""
+
+    work: SlideWork
+    number: int
+
+
+class _Item(NamedTuple):
+    """A tile being read; without ``tile`` the announcement of a slide."""
+
+    place: _Place
+    tile: Future[RgbArray | str | TileError] | None
+
+
+def embed_works(
+    works: Iterable[SlideWork],
     encoder: Encoder,
     *,
     batch_tiles: int,
     n_workers: int,
-    judge: TileJudge,
     on_tiles: Callable[[int], None],
-) -> EmbeddedTiles:
-    """Embeddings of all tiles of a grid that nothing speaks against.
+) -> Iterator[SlideWork]:
+    """Embed the tiles of slides, one after the other, and yield each slide when it is done.
 
-    Threads decode, resample and judge while the backbone works; at most a few batches of pixels are
-    in memory at any time, whatever the size of the slide. A tile that cannot be decoded is left out
-    and told, never replaced by white.
+    One thread takes slides from ``works`` and hands their tiles to threads that decode, resample
+    and judge them; the caller's thread gathers batches across slides; one more thread feeds the
+    backbone. At most a few batches of pixels are in memory at any time. A tile that cannot be
+    decoded is left out and told, never replaced by white.
 
     Parameters
     ----------
-    slide
-        Open slide.
-    grid
-        Its tiles.
+    works
+        Slides to embed; taken as they are needed, in the thread that reads.
     encoder
         The backbone.
     batch_tiles
         Tiles that go through the backbone together.
     n_workers
         Threads that decode.
-    judge
-        Names the reason why a tile is left out.
     on_tiles
         Called with the number of tiles just dealt with.
-    """
-    kept: list[int] = []
-    failures: list[str] = []
-    left_out: dict[int, str] = {}
-    parts: list[npt.NDArray[np.float32]] = []
-    with ThreadPoolExecutor(n_workers, thread_name_prefix="decode") as pool:
-        tiles = read_tiles(pool, slide, grid, judge, n_ahead=_BATCHES_AHEAD * batch_tiles)
-        while batch := list(islice(tiles, batch_tiles)):
-            failures += [str(tile) for _, tile in batch if isinstance(tile, TileError)]
-            left_out |= {index: tile for index, tile in batch if isinstance(tile, str)}
-            good = [(index, tile) for index, tile in batch if isinstance(tile, np.ndarray)]
-            if good:
-                parts.append(encoder.embed(np.stack([tile for _, tile in good])))
-                kept += [index for index, _ in good]
-            on_tiles(len(batch))
-    return EmbeddedTiles(
-        features=np.concatenate([np.empty((0, encoder.dim), np.float32), *parts]),
-        kept=np.array(kept, np.int64),
-        failures=tuple(failures),
-        left_out=left_out,
-    )
-
-
-def read_tiles(
-    pool: ThreadPoolExecutor, slide: Slide, grid: TileGrid, judge: TileJudge, *, n_ahead: int
-) -> Iterator[tuple[int, RgbArray | str | TileError]]:
-    """Tiles in order, with ``n_ahead`` of them being read in advance.
 
     Yields
     ------
-    tuple
-        Index into the grid, and the pixels, or the name of the rule that leaves the tile out, or
-        why it could not be decoded.
+    SlideWork
+        Each slide once all its tiles are dealt with.
     """
+    ahead = _BATCHES_AHEAD * batch_tiles
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="backbone") as device,
+        _Reader(works, n_ahead=ahead, n_workers=n_workers) as items,
+    ):
+        batch: list[tuple[_Place, RgbArray]] = []
+        running: deque[tuple[list[_Place], Future[npt.NDArray[np.float32]]]] = deque()
+        for place, tile in items:
+            if tile is None:
+                if place.work.is_done:  # a slide without tiles
+                    yield place.work
+                continue
+            found = _result(tile)
+            if isinstance(found, np.ndarray):
+                batch.append((place, found))
+            else:
+                place.work.drop(place.number, found)
+                on_tiles(1)
+                if place.work.is_done:
+                    yield place.work
+            if len(batch) == batch_tiles:
+                running.append(_start(device, encoder, batch))
+                batch = []
+            while len(running) > _BATCHES_ON_DEVICE or (running and running[0][1].done()):
+                yield from _collect(running.popleft(), on_tiles)
+        if batch:
+            running.append(_start(device, encoder, batch))
+        while running:
+            yield from _collect(running.popleft(), on_tiles)
 
-    def one(index: int) -> RgbArray | str | TileError:
+
+def _start(
+    device: ThreadPoolExecutor, encoder: Encoder, batch: list[tuple[_Place, RgbArray]]
+) -> tuple[list[_Place], Future[npt.NDArray[np.float32]]]:
+    pixels = np.stack([tile for _, tile in batch])
+    return [place for place, _ in batch], device.submit(encoder.embed, pixels)
+
+
+def _collect(
+    batch: tuple[list[_Place], Future[npt.NDArray[np.float32]]], on_tiles: Callable[[int], None]
+) -> Iterator[SlideWork]:
+    """Hand the embeddings of a batch to their slides; yields those that are done now."""
+    places, future = batch
+    error = future.exception()
+    for row, (work, number) in enumerate(places):
+        if isinstance(error, Exception):
+            work.drop(number, error)
+        elif error is not None:
+            raise error
+        else:
+            work.store(number, future.result()[row])
+        if work.is_done:
+            yield work
+    on_tiles(len(places))
+
+
+def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Exception:
+    try:
+        return tile.result()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this slide's alone
+        return error
+
+
+class _Reader:
+    """Reads the tiles of all slides in order, some in advance, in threads of its own."""
+
+    def __init__(self, works: Iterable[SlideWork], *, n_ahead: int, n_workers: int) -> None:
+        self._works = works
+        self._n_workers = n_workers
+        self._queue: Queue[_Item | BaseException | None] = Queue(n_ahead)
+        self._closed = Event()
+        self._thread = Thread(target=self._run, name="reading", daemon=True)
+
+    def __enter__(self) -> _Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        while self._thread.is_alive():
+            with suppress(Empty):
+                self._queue.get_nowait()
+            self._thread.join(_PATIENCE_S)
+
+    def __iter__(self) -> Iterator[_Item]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _run(self) -> None:
         try:
-            tile = read_tile(slide, grid, index)
-        except TileError as error:
-            return error
-        return judge(tile) or tile
+            with ThreadPoolExecutor(self._n_workers, thread_name_prefix="decode") as pool:
+                for work in self._works:
+                    self._announce(work, pool)
+                    if self._closed.is_set():
+                        break
+        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+            self._put(error)
+        else:
+            self._put(None)
 
-    waiting: deque[tuple[int, Future[RgbArray | str | TileError]]] = deque()
-    for index in range(len(grid.coords_px0)):
-        waiting.append((index, pool.submit(one, index)))
-        if len(waiting) > n_ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+    def _announce(self, work: SlideWork, pool: ThreadPoolExecutor) -> None:
+        survey = work.survey
+        self._put(_Item(_Place(work, -1), None))
+        for number in range(len(survey.grid.coords_px0)):
+            if self._closed.is_set():
+                return
+            tile = pool.submit(read_tile_or_reason, survey.slide, survey.grid, survey.judge, number)
+            self._put(_Item(_Place(work, number), tile))
+
+    def _put(self, item: _Item | BaseException | None) -> None:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_PATIENCE_S)
+            except Full:
+                continue
+            return

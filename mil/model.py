@@ -43,7 +43,7 @@ class TrainingSlide:
     n_tiles: int
     """Embeddings in its bag."""
     content_id: str
-    """Content of the slide file, see :func:`features.files.content_id`."""
+    """Content of the slide file, see :func:`features.content.content_id`."""
     features_sha256: str
     """Hash of its embeddings."""
 

@@ -76,7 +76,9 @@ def read_ours(path: Path) -> dict[str, float]:
         for _ in pool.map(lambda i: read_tile(slide, grid, i).mean(), range(len(grid.coords_px0))):
             pass
     ended = time.perf_counter()
-    touched = np.zeros((-(-size.height_px // TIFF_TILE_PX), -(-size.width_px // TIFF_TILE_PX)), bool)
+    touched = np.zeros(
+        (-(-size.height_px // TIFF_TILE_PX), -(-size.width_px // TIFF_TILE_PX)), bool
+    )
     for x, y in grid.coords_px0:
         right, bottom = int(x + grid.span_x_px0 - 1), int(y + grid.span_y_px0 - 1)
         touched[y // TIFF_TILE_PX : bottom // TIFF_TILE_PX + 1,

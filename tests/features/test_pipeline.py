@@ -1,42 +1,42 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import timm
 import torch
 from safetensors.torch import save_file
 
-from features.bags import find_bags, read_bag
-from features.embedding import embed_tiles
+from features.bags import find_bags, read_bag, write_bag
+from features.content import content_id
 from features.encoders import Encoder, load_encoder
 from features.errors import BagError, SlideError, TableError
+from features.listing import read_mpp_table, read_slide_table
+from features.names import url_of
+from features.outcomes import SlideOutcome
 from features.pipeline import (
     EmbedSettings,
-    SlideOutcome,
+    embed_slide,
     embed_slides,
     fingerprint_of,
-    read_mpp_table,
-    read_slide_table,
     settings_like,
 )
+from features.preview import PreviewFolder
 from features.slides.opening import find_slides
-from features.tiles import TileSettings, read_tile
+from features.tiles import TileSettings
 from features.tissue import TissueSettings
-from tests.fakes import FakeSlide
-from tests.features.test_tiles import grid_at
+from tests.features.slides.test_zarr_reader import write as write_zarr
 
 SETTINGS = EmbedSettings(
     tiles=TileSettings(tile_px=160), tissue=TissueSettings(), batch_tiles=8, n_workers=2
 )
-
-
-def keep(tile: np.ndarray) -> str:
-    """A judge that leaves nothing out."""
-    return ""
 
 
 class Silent:
@@ -144,40 +144,21 @@ def test_an_implausible_given_resolution_fails_that_slide_only(
     assert outcomes["s1"].status == "done"
 
 
-def test_embeddings_do_not_depend_on_the_batch(encoder: Encoder) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)
-    slide = FakeSlide(pixels)
-    grid = grid_at(0, 0, 320.0, tile_px=160)
-    corners = np.array([[x, y] for y in (0, 200, 400) for x in (0, 100, 480)])
-    grid = type(grid)(**{**grid.__dict__, "coords_px0": corners,
-                         "tissue_fraction": np.ones(9, np.float32)})  # fmt: skip
-    done: list[int] = []
-    found = [
-        embed_tiles(
-            slide, grid, encoder, batch_tiles=n, n_workers=2, judge=keep, on_tiles=done.append
-        )
-        for n in (1, 4, 64)
-    ]
-    for other in found[1:]:
-        np.testing.assert_allclose(other.features, found[0].features, rtol=1e-3, atol=1e-4)
-    assert sum(done) == 27
-    one = encoder.embed(read_tile(slide, grid, 5)[None])
-    np.testing.assert_allclose(found[2].features[5], one[0], rtol=1e-3, atol=1e-4)
-
-
-def test_a_tile_that_cannot_be_read_is_left_out_and_counted(encoder: Encoder) -> None:
-    pixels = np.zeros((800, 800, 3), np.uint8)
-    slide = FakeSlide(pixels, broken=((0, 0, 10, 10),))
-    grid = grid_at(0, 0, 160.0, tile_px=160)
-    corners = np.array([[0, 0], [200, 0], [400, 0]])
-    grid = type(grid)(**{**grid.__dict__, "coords_px0": corners,
-                         "tissue_fraction": np.ones(3, np.float32)})  # fmt: skip
-    found = embed_tiles(
-        slide, grid, encoder, batch_tiles=2, n_workers=1, judge=keep, on_tiles=lambda n: None
-    )
-    assert found.kept.tolist() == [1, 2]
-    assert found.features.shape == (2, encoder.dim)
-    assert len(found.failures) == 1
+def test_previews_show_what_became_of_each_slide(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    folder = PreviewFolder(tmp_path / "previews")
+    outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, preview=folder)}
+    rows = {row.slide_id: row for row in folder.rows()}
+    assert {name: row.status for name, row in rows.items()} == {
+        name: outcome.status for name, outcome in outcomes.items()
+    }
+    assert {row.slide_id: row.n_kept or 0 for row in folder.rows()} == {
+        name: outcome.n_tiles for name, outcome in outcomes.items()
+    }
+    assert rows["broken"].message == outcomes["broken"].message
+    assert "Preview of 4 slides" in folder.index_path.read_text()
+    assert {p.stem for p in folder.folder.glob("*.jpg")} == {"s0", "s1", "blank"}
 
 
 def test_a_slide_with_many_broken_tiles_fails(
@@ -205,6 +186,8 @@ def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("path\na.tif\n")
     assert read_slide_table(table) == [tmp_path / "a.tif"]
+    table.write_text("path\na.tif\ns3://bucket/b.zarr\n")
+    assert list(map(url_of, read_slide_table(table))) == [None, "s3://bucket/b.zarr"]
     table.write_text("path\ngone.tif\n")
     with pytest.raises(TableError, match="row 2: no file"):
         read_slide_table(table)
@@ -213,3 +196,25 @@ def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
     table.write_text("slide_id,mpp\na,fine\n")
     with pytest.raises(TableError, match="mpp 'fine'"):
         read_mpp_table(table)
+
+
+def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    with tifffile.TiffFile(slides / "s0.tif") as tiff:
+        pixels = tiff.asarray()
+    url = f"memory://{uuid4().hex}/s.ome.zarr"
+    bags = []
+    for place in (tmp_path / "s.ome.zarr", url):
+        write_zarr(place, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
+        (slide,) = find_slides([place])
+        bag = embed_slide(slide, encoder, settings=SETTINGS, given_mpp=None, progress=Silent())
+        write_bag(tmp_path / "s.h5", bag)
+        bags.append(read_bag(tmp_path / "s.h5"))
+    fsspec.filesystem("memory").rm(url.rpartition("/")[0], recursive=True)
+    assert bags[0].meta == bags[1].meta
+    assert (bags[0].meta.slide_id, bags[0].meta.mpp_source) == ("s", "file")
+    assert len(bags[0].features) > 0
+    np.testing.assert_array_equal(bags[0].features, bags[1].features)
+    assert json.loads(bags[0].meta.software)["zarr"][0].isdigit()
+    assert bags[0].meta.slide_content_id == content_id(tmp_path / "s.ome.zarr")

@@ -1,0 +1,150 @@
+"""``mil preview``: pictures of slides with their tiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    notes,
+    print_json,
+    progress_bar,
+    results,
+)
+from cli.embed import SlideBars
+from cli.options import (
+    JsonOutput,
+    MaxTiles,
+    MinTissue,
+    MppTable,
+    Overlap,
+    Rules,
+    SlideMpp,
+    SlidePaths,
+    TargetMpp,
+    TilePx,
+    Workers,
+    given_mpp_of,
+    slides_of,
+    tile_settings,
+)
+from features.cores import N_CORES
+
+if TYPE_CHECKING:
+    from features.preview_page import PreviewRow
+
+__all__ = ["preview"]
+
+
+def preview(
+    *,
+    paths: SlidePaths,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures and their page.")] = Path(
+        "previews"
+    ),
+    mpp: TargetMpp = 0.5,
+    tile_px: TilePx = 224,
+    overlap: Overlap = 0,
+    min_tissue: MinTissue = 0.3,
+    max_tiles: MaxTiles = None,
+    rules: Rules = "all",
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    workers: Workers = N_CORES,
+    as_json: JsonOutput = False,
+) -> None:
+    """Draw slides with their tissue and tiles, and why tiles are left out; embeds nothing.
+
+    Each slide becomes a picture and a file of its numbers; `index.html` in the folder shows all
+    slides ever put there, and sorts them by any number. Tiles are read to be judged by the rules;
+    `--rules none` lays them only, which is quick.
+
+    Example: `mil preview slides/ --out previews`
+
+    Example: `mil preview slides/ --rules none --mpp 1.0 --tile-px 256`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    tiles = tile_settings(
+        mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
+        rules=rules,
+    )  # fmt: skip
+    from features.listing import require_distinct_ids
+    from features.preview import PreviewFolder, preview_slide
+    from features.slides.opening import slide_id_of
+    from features.tissue import TissueSettings
+
+    slides = slides_of(paths)
+    given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    require_distinct_ids(slides, option="--out")
+    folder = PreviewFolder(out)
+    rows: list[PreviewRow] = []
+    with progress_bar("tiles") as progress:
+        bars = SlideBars(progress, n_slides=len(slides))
+        try:
+            for path in slides:
+                row = preview_slide(
+                    path, folder, tiles=tiles, tissue=TissueSettings(),
+                    given_mpp=given.get(slide_id_of(path)), n_workers=workers, progress=bars,
+                )  # fmt: skip
+                rows.append(row)
+                bars.slide_ended(row)
+        finally:
+            folder.write_index()
+    if as_json:
+        print_json(_summary(rows, folder.index_path))
+    else:
+        _print_summary(rows, folder.index_path)
+    n_failed = sum(row.status == "failed" for row in rows)
+    if n_failed:
+        raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(rows) else EXIT_PARTLY_FAILED)
+
+
+def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
+    from features.preview_page import mpp_outliers
+
+    statuses = Counter(row.status for row in rows)
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        left_out.update(row.left_out)
+    return {
+        "page": str(page),
+        "n_slides": len(rows),
+        **{f"n_{status}": statuses[status] for status in ("done", "empty", "failed")},
+        **{
+            f"n_tiles_{name}": sum(getattr(row, f"n_{name}") or 0 for row in rows)
+            for name in ("found", "read", "kept", "failed")
+        },
+        "n_tiles_left_out": dict(left_out),
+        "mpp_sources": dict(Counter(row.mpp_source for row in rows if row.mpp_source)),
+        "mpp_outliers": {row.slide_id: row.mpp for row in mpp_outliers(rows)},
+        "failed": {row.slide_id: row.message for row in rows if row.status == "failed"},
+    }
+
+
+def _print_summary(rows: list[PreviewRow], page: Path) -> None:
+    summary = _summary(rows, page)
+    table = Table(title=f"{len(rows)} slides into {page.parent}", title_justify="left")
+    columns = {
+        "with tiles": "n_done", "without": "n_empty", "failed": "n_failed",
+        "tiles found": "n_tiles_found", "read": "n_tiles_read", "kept": "n_tiles_kept",
+        "not decoded": "n_tiles_failed",
+    }  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{summary[key]:,}" for key in columns.values()))
+    results.print(table)
+    left_out = summary["n_tiles_left_out"]
+    if isinstance(left_out, dict) and left_out:
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
+        results.print(f"Tiles left out: {told}.")
+    results.print(f"Look at {page}", markup=False)
+    n_assumed = sum(row.mpp_source == "assumed" for row in rows)
+    if n_assumed:
+        notes.print(f"{n_assumed} slides have an assumed resolution of 0.25 µm/px", style="yellow")

@@ -1,0 +1,422 @@
+"""Accuracy on the classic tables of multiple-instance learning, without a look at the test fold.
+
+Ten times ten folds by default. Inside the training part of a fold, features are standardised,
+whitening is fitted, and where the settings stop early, each head is stopped on an inner split of
+its own. The settings of a table are chosen on the other tables, in rotation: the ones with the
+largest mean AUROC there, among the few in ``CONFIGURATIONS``. A table alone gets the first ones.
+``logistic`` is scikit-learn's logistic regression on mean, max and min of a bag's features, with
+its own few settings chosen in the same way.
+
+The standard error is that of a mean over bags (each bag's accuracy is its mean over the repeats):
+it says how far another sample of bags would lead, which repeating folds on the same bags cannot
+lower. AUROC is the mean over the repeats. The published rows often chose the epoch on the test
+fold.
+
+    python -m tests.benchmarks.mil_tables musk1.npz fox.npz tiger.npz --head gated --json
+
+A table is an ``.npz`` file of ``features`` (instances, d), ``bag`` (instances,), ``label`` (bags,):
+0 or 1. Without files, those in ``mil-tables`` of the folder that ``MIL_DATA`` names are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from features.cores import N_CORES
+from features.errors import KnownError
+from mil.cohort import Cohort, Patient
+from mil.data import PatientBags
+from mil.heads import head_names
+from mil.metrics import auroc
+from mil.splits import Fold, patient_folds
+from mil.training import LEAST_TO_STOP_ON, TrainSettings, member_outputs, train_ensemble
+from tests.fakes import FINGERPRINT
+
+__all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]
+
+Floats = npt.NDArray[np.float64]
+
+_PLAIN = TrainSettings(
+    n_members=3, batch_patients=32, max_tiles=16, fixed_steps=100, learning_rate=3e-3
+)
+CONFIGURATIONS: Mapping[str, TrainSettings] = {
+    "plain": _PLAIN,
+    "noisy": replace(_PLAIN, fixed_steps=150, feature_noise=0.5, instance_dropout=0.3),
+    "mixed": replace(_PLAIN, fixed_steps=150, mixup=0.5),
+    "stopped": replace(_PLAIN, early_stopping=True, max_epochs=40, patience=8),
+}
+"""The four settings that are chosen from, the same for all heads."""
+LOGISTIC: Mapping[str, float] = {f"C={c:g}": c for c in (0.1, 0.01, 0.001, 1.0)}
+"""The four inverse penalties of the logistic regression that are chosen from."""
+CHOICE_REPEATS = 1
+"""Repeats that settings are chosen on."""
+PUBLISHED: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "musk1": {
+        "mi-Graph": (0.889, 0.033),
+        "MI-Net with DS": (0.894, 0.042),
+        "attention": (0.892, 0.040),
+        "gated attention": (0.900, 0.050),
+    },
+    "fox": {
+        "mi-Graph": (0.620, 0.044),
+        "MI-Net with DS": (0.630, 0.037),
+        "attention": (0.615, 0.043),
+        "gated attention": (0.603, 0.029),
+    },
+    "tiger": {
+        "mi-Graph": (0.860, 0.037),
+        "MI-Net with DS": (0.845, 0.039),
+        "attention": (0.839, 0.022),
+        "gated attention": (0.845, 0.018),
+    },
+}
+"""Accuracy and standard error in table 1 of Ilse et al. (2018)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Bags and labels of one file."""
+
+    name: str
+    """Name of the file without its suffix."""
+    bags: tuple[npt.NDArray[np.float32], ...]
+    """Each of shape (instances, d), at least one instance."""
+    labels: npt.NDArray[np.int64]
+    """Shape (bags,), 0 or 1."""
+
+    @property
+    def cohort(self) -> Cohort:
+        """Bags as patients."""
+        patients = tuple(
+            Patient(patient_id=f"{i}", slide_ids=(f"{i}",), label=f"{label}", center_id=None)
+            for i, label in enumerate(self.labels)
+        )
+        return Cohort(path=Path(f"{self.name}.npz"), patients=patients, classes=("0", "1"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a head came to on a table."""
+
+    table: str
+    """Name of the table."""
+    head: str
+    """Name of the head, or ``logistic``."""
+    accuracy: float
+    """Mean over bags and repeats, 0 to 1."""
+    standard_error: float
+    """Of that mean over bags."""
+    auroc: float
+    """Mean over repeats."""
+    settings: str
+    """Name of the configuration, chosen on the other tables."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """One cross-validation."""
+
+    table: Table
+    head: str
+    settings: str
+    repeat: int
+    n_folds: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.table.name, self.head, self.settings, self.repeat
+
+
+_FRESH = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+Scores = Mapping[tuple[str, str, str, int], Floats]
+
+
+def read_table(path: Path) -> Table:
+    """Read one file.
+
+    Raises
+    ------
+    KnownError
+        If it is no such table.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features, bag, labels = (np.asarray(file[k]) for k in ("features", "bag", "label"))
+    except (OSError, KeyError, ValueError) as error:
+        expected = "an .npz file of features, bag and label"
+        raise KnownError(path, found=str(error), expected=expected) from error
+    if features.ndim != 2 or bag.shape != features.shape[:1] or not np.isfinite(features).all():
+        raise KnownError(
+            path,
+            found=f"features {features.shape}, bag {bag.shape}",
+            expected="features (instances, d), all finite, and bag (instances,)",
+        )
+    ids = np.unique(bag)
+    if len(ids) != len(labels) or not set(labels.tolist()) <= {0, 1}:
+        raise KnownError(
+            path,
+            found=f"{len(ids)} bags and {len(labels)} labels: {sorted(set(labels.tolist()))[:5]}",
+            expected="a label, 0 or 1, for each bag",
+        )
+    return Table(
+        name=path.stem,
+        bags=tuple(features[bag == number].astype(np.float32) for number in ids),
+        labels=labels.astype(np.int64),
+    )
+
+
+def score_tables(
+    tables: Sequence[Table],
+    heads: Sequence[str],
+    *,
+    n_repeats: int,
+    n_folds: int,
+    n_jobs: int = 1,
+    on_job: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Choose settings in rotation and cross-validate every table with every head.
+
+    Parameters
+    ----------
+    tables
+        With different names.
+    heads
+        Names of heads, or ``logistic``.
+    n_repeats, n_folds
+        Cross-validations, and folds of each.
+    n_jobs
+        Processes.
+    on_job
+        Called with cross-validations done and in all of a stage: choosing, then reporting.
+
+    Raises
+    ------
+    KnownError
+        If two tables have the same name, or a class of one has fewer bags than there are folds.
+    """
+    names = [table.name for table in tables]
+    if len(set(names)) < len(names):
+        raise KnownError("tables", found=", ".join(names), expected="different names")
+    n_choice = min(CHOICE_REPEATS, n_repeats) if len(tables) > 1 else 0
+    jobs = [
+        _Job(table=table, head=head, settings=settings, repeat=repeat, n_folds=n_folds)
+        for table in tables
+        for head in heads
+        for settings in _choices(head)
+        for repeat in range(n_choice)
+    ]
+    scores = dict(_run(jobs, n_jobs=n_jobs, on_job=on_job))
+    chosen = {(t.name, head): _choose(t, head, tables, scores) for t in tables for head in heads}
+    jobs = [
+        _Job(table=t, head=head, settings=chosen[t.name, head], repeat=repeat, n_folds=n_folds)
+        for t in tables
+        for head in heads
+        for repeat in range(n_choice, n_repeats)
+    ]
+    scores |= dict(_run(jobs, n_jobs=n_jobs, on_job=on_job))
+    return [
+        _row(t, head, chosen[t.name, head], scores, n_repeats=n_repeats)
+        for t in tables
+        for head in heads
+    ]
+
+
+def _choices(head: str) -> Iterable[str]:
+    return LOGISTIC if head == "logistic" else CONFIGURATIONS
+
+
+def _run(
+    jobs: Sequence[_Job], *, n_jobs: int, on_job: Callable[[int, int], None]
+) -> Iterator[tuple[tuple[str, str, str, int], Floats]]:
+    if n_jobs == 1:
+        results: Iterable[Floats] = map(_cross_validate, jobs)
+        yield from _counted(jobs, results, on_job)
+        return
+    with ProcessPoolExecutor(
+        n_jobs, mp_context=_FRESH, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        yield from _counted(jobs, pool.map(_cross_validate, jobs), on_job)
+
+
+def _counted(
+    jobs: Sequence[_Job], results: Iterable[Floats], on_job: Callable[[int, int], None]
+) -> Iterator[tuple[tuple[str, str, str, int], Floats]]:
+    for number, (job, result) in enumerate(zip(jobs, results, strict=True), start=1):
+        on_job(number, len(jobs))
+        yield job.key, result
+
+
+def _cross_validate(job: _Job) -> Floats:
+    """Out-of-fold score for label 1 of every bag, shape (bags,); above 0 means 1."""
+    scores = np.full(len(job.table.bags), np.nan)
+    folds = patient_folds(job.table.cohort, n_folds=job.n_folds, n_repeats=1, seed=job.repeat)
+    for fold in folds:
+        train, test = (np.array(ids, np.int64) for ids in (fold.train_ids, fold.test_ids))
+        train_bags, judged = _standardised(job.table, train, test)
+        if job.head == "logistic":
+            scores[test] = _logistic(train_bags, job.table.labels[train], judged, job.settings)
+        else:
+            scores[test] = _heads(train_bags, judged, job, fold)
+    return scores
+
+
+def _standardised(
+    table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]:
+    """Bags to learn from and to judge, by mean and deviation of the first ones' instances.
+
+    Features that do not vary there are set to 0 in both: nothing can be learned from them.
+    """
+    seen = np.concatenate([table.bags[i] for i in train]).astype(np.float64)
+    mean, deviation = seen.mean(axis=0), seen.std(axis=0)
+    varies = deviation > 1e-9 * np.abs(seen).max(axis=0)
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+    scaled = [((bag - mean) * scale).astype(np.float32) for bag in table.bags]
+    return [scaled[i] for i in train], [scaled[i] for i in test]
+
+
+def _heads(
+    train_bags: Sequence[npt.NDArray[np.float32]],
+    judged: Sequence[npt.NDArray[np.float32]],
+    job: _Job,
+    fold: Fold,
+) -> Floats:
+    labels = {name: int(job.table.labels[int(name)]) for name in fold.train_ids}
+    store = PatientBags(
+        features=dict(zip(fold.train_ids, train_bags, strict=True)),
+        fingerprint=replace(FINGERPRINT, dim=train_bags[0].shape[1]),
+        slides=(),
+    )
+    settings = replace(CONFIGURATIONS[job.settings], head=job.head)
+    fewest = int(np.bincount(list(labels.values()), minlength=2).min())
+    if fewest < LEAST_TO_STOP_ON * settings.n_members:
+        settings = replace(settings, early_stopping=False)
+    seed = (job.repeat, fold.index)
+    ensemble = train_ensemble(store, labels, n_classes=2, settings=settings, seed=seed)
+    logits = np.stack([member_outputs(ensemble.heads, bag)[0].mean(axis=0) for bag in judged])
+    return np.asarray(logits[:, 1] - logits[:, 0])
+
+
+def _logistic(
+    train_bags: Sequence[npt.NDArray[np.float32]],
+    labels: npt.NDArray[np.int64],
+    judged: Sequence[npt.NDArray[np.float32]],
+    settings: str,
+) -> Floats:
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegression(C=LOGISTIC[settings], class_weight="balanced", max_iter=5000),
+    )
+    model.fit(_pooled(train_bags), labels)
+    return np.asarray(model.decision_function(_pooled(judged)), np.float64)
+
+
+def _pooled(bags: Sequence[npt.NDArray[np.float32]]) -> Floats:
+    return np.stack([np.concatenate([b.mean(0), b.max(0), b.min(0)]) for b in bags]).astype(float)
+
+
+def _choose(table: Table, head: str, tables: Sequence[Table], scores: Scores) -> str:
+    """Settings with the largest mean AUROC on the other tables; the first if there are none."""
+
+    def merit(settings: str) -> float:
+        areas = [
+            _auroc(values, other.labels)
+            for other in tables
+            for (name, of_head, chosen, _), values in scores.items()
+            if other is not table and (name, of_head, chosen) == (other.name, head, settings)
+        ]
+        return float(np.mean(areas)) if areas else 0.0
+
+    return max(_choices(head), key=merit)
+
+
+def _row(table: Table, head: str, settings: str, scores: Scores, *, n_repeats: int) -> Row:
+    found = np.stack([scores[table.name, head, settings, r] for r in range(n_repeats)])
+    right = ((found > 0) == table.labels).mean(axis=0)  # (bags,)
+    return Row(
+        table=table.name,
+        head=head,
+        accuracy=float(right.mean()),
+        standard_error=float(right.std(ddof=1) / np.sqrt(len(right))),
+        auroc=float(np.mean([_auroc(values, table.labels) for values in found])),
+        settings=settings,
+    )
+
+
+def _auroc(scores: Floats, labels: npt.NDArray[np.int64]) -> float:
+    return float(auroc(np.stack([-scores, scores], axis=1), labels))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 when done, 1 on a known error."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.npz")
+    names = ["logistic", *head_names()]
+    parser.add_argument(
+        "--head", action="append", choices=["all", *names], help="may be repeated; default: all"
+    )
+    parser.add_argument("--repeats", type=int, default=10, help="cross-validations")
+    parser.add_argument("--folds", type=int, default=10, help="folds of each")
+    parser.add_argument("--jobs", type=int, default=N_CORES, help="processes")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    files = given.files or sorted(Path(os.environ.get("MIL_DATA", "")).glob("mil-tables/*.npz"))
+    heads = given.head if given.head and "all" not in given.head else names
+    try:
+        rows = score_tables(
+            [read_table(path) for path in files],
+            heads,
+            n_repeats=given.repeats,
+            n_folds=given.folds,
+            n_jobs=given.jobs,
+            on_job=_show,
+        )
+    except KnownError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stderr.write("\n")
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        sys.stdout.write(_as_text(rows, n_repeats=given.repeats, n_folds=given.folds) + "\n")
+    return 0
+
+
+def _show(done: int, total: int) -> None:
+    sys.stderr.write(f"\r{done} of {total} cross-validations of this stage")
+
+
+def _as_text(rows: Sequence[Row], *, n_repeats: int, n_folds: int) -> str:
+    lines = []
+    for table in dict.fromkeys(row.table for row in rows):
+        lines.append(f"{table}, {n_repeats} x {n_folds} folds")
+        for row in rows:
+            if row.table == table:
+                lines.append(
+                    f"  {row.head:<16} {row.accuracy:.3f} ± {row.standard_error:.3f}"
+                    f"   AUROC {row.auroc:.3f}   {row.settings}"
+                )
+        for name, (accuracy, error) in PUBLISHED.get(table, {}).items():
+            lines.append(f"  {name:<16} {accuracy:.3f} ± {error:.3f}   published")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from tests.fakes import write_cohort
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return write_cohort(tmp_path, n_patients=45, shift=0.0, n_tiles=20)
+
+
+def test_a_clean_cohort_is_exit_code_0(table: Path) -> None:
+    found = mil("audit", table, "--bags", table.parent / "bags")
+    assert found.exit_code == 0, found.output
+    assert "No leak found" in found.stdout
+    assert "Shortcuts" in found.stdout
+    assert "54 bags" in found.stdout
+
+
+def test_a_leak_is_exit_code_1_and_said_in_plain_words(table: Path) -> None:
+    test = table.with_name("test.csv")
+    test.write_text("image_id,patient_id\nx_0,003\n")
+    found = mil("audit", table, test)
+    assert found.exit_code == 1
+    assert "error: 1 patient both in" in found.stdout
+    assert "Leaks: 1." in found.stdout
+    assert "at tables only" in found.stdout
+    assert "Traceback" not in found.output
+
+
+def test_programs_get_one_json_object(table: Path) -> None:
+    test = table.with_name("test.csv")
+    test.write_text("image_id,patient_id\nx_0,003\n")
+    found = mil("audit", table, test, "--folds", 3, "--seed", 1, "--json")
+    told = json.loads(found.stdout)
+    assert found.exit_code == 1
+    assert told["leaks"] is True
+    assert told["n_patients"] == {"train": 45, "test": 1}
+    assert told["findings"][0]["kind"] == "patient_on_two_sides"
+    assert told["findings"][0]["subjects"] == ["003"]
+    slides = next(m for m in told["predictability"] if m["source"] == "slides")
+    low, high = slides["score"]["interval"]
+    assert low <= slides["score"]["value"] <= high
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["gone.csv"], 1, "gone.csv: there is no such file"),
+        (["{table}", "gone.csv"], 1, "gone.csv: there is no such file"),
+        (["{table}", "--bags", "gone"], 1, "gone: there is no such folder"),
+        (["{table}", "--folds", "1"], 2, "--folds"),
+        ([], 2, "Usage"),
+    ],
+)
+def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, said: str) -> None:
+    found = mil("audit", *[part.format(table=table) for part in arguments])
+    assert found.exit_code == code
+    assert said in found.output
+    assert "Traceback" not in found.output
+
+
+def test_help_says_what_the_exit_codes_mean_and_has_an_example() -> None:
+    found = mil("audit", "--help")
+    assert "Exit code 1 if a leak is found" in found.output
+    assert "Example: mil audit train.csv" in found.output.replace("`", "")

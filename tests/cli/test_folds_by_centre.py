@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.tables import read_table
+from tests.fakes import write_cohort
+
+
+def train(table: Path, *arguments: object) -> Result:
+    options = ["--bags", table.parent / "bags", "--run", table.parent / "run", *arguments]
+    return CliRunner().invoke(app, ["train", "--cohort", str(table), *map(str, options)])
+
+
+def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=36, shift=0.8)
+    head, *rows = table.read_text().splitlines()
+    centres = {row.split(",")[1]: str(1 + int(row.split(",")[1]) // 12) for row in rows}
+    rows = [f"{row},{centres[row.split(',')[1]]}" for row in rows]
+    table.write_text("\n".join([f"{head},center_id", *rows]) + "\n")
+    found = train(table, "--by", "centre", "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert "each of 3 centres was judged by heads trained on the others" in str(told["notes"])
+    folds = read_table(tmp_path / "run" / "folds.csv")
+    assert sorted(folds["patient_id"]) == sorted(centres)
+    for _, judged in folds.groupby("fold"):
+        assert judged["patient_id"].map(centres).nunique() == 1
+    settings = json.loads((tmp_path / "run" / "model.json").read_text())["settings"]
+    assert (settings["by"], settings["n_folds"]) == ("centre", 3)
+
+
+def test_a_table_without_centres_or_a_number_of_folds_is_refused(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=9, shift=0.8)
+    found = train(table, "--by", "centre")
+    assert found.exit_code == 1
+    assert "9 of 9 patients without a centre" in found.output
+    assert "center_id" in found.output
+    asked = train(table, "--by", "centre", "--folds", 3)
+    assert asked.exit_code == 2
+    assert "one fold a centre" in asked.output
+    assert not (tmp_path / "run").exists()

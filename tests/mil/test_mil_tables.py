@@ -1,0 +1,145 @@
+"""The benchmark on classic tables keeps its own rules."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import KnownError
+from tests.benchmarks import mil_tables
+from tests.benchmarks.mil_tables import Table, main, read_table, score_tables
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {
+        name: replace(settings, n_members=1, fixed_steps=15 + 15 * number, max_epochs=5)
+        for number, (name, settings) in enumerate(mil_tables.CONFIGURATIONS.items())
+    }
+    monkeypatch.setattr(mil_tables, "CONFIGURATIONS", quick)
+
+
+def write_table(path: Path, *, seed: int = 0, dim: int = 4, scale: float = 1.0) -> Path:
+    """40 bags; one instance of each of label 1 lies far out on the first axis."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(40) % 2
+    bags = [rng.normal(size=(rng.integers(1, 8), dim)) for _ in labels]
+    for features, label in zip(bags, labels, strict=True):
+        features[0, 0] += 6 * label
+    np.savez(
+        path,
+        features=(np.concatenate(bags) * scale).astype(np.float32),
+        bag=np.repeat(np.arange(40), [len(b) for b in bags]),
+        label=labels,
+    )
+    return path
+
+
+@pytest.mark.parametrize("head", ["logistic", "max"])
+@pytest.mark.parametrize(("dim", "scale"), [(1, 1e6), (30, 1e-6)])
+def test_a_table_of_any_dimension_and_scale_is_scored(
+    tmp_path: Path, head: str, dim: int, scale: float
+) -> None:
+    table = read_table(write_table(tmp_path / "a.npz", dim=dim, scale=scale))
+    (row,) = score_tables([table], [head], n_repeats=1, n_folds=4)
+    assert row.auroc > 0.75
+    assert 0 < row.standard_error < 0.1
+
+
+def test_settings_of_a_table_do_not_depend_on_its_own_labels(tmp_path: Path) -> None:
+    tables = [read_table(write_table(tmp_path / f"{n}.npz", seed=n)) for n in range(3)]
+    rng = np.random.default_rng(0)
+    spoilt = replace(tables[0], labels=rng.permutation(tables[0].labels))
+    found = [
+        score_tables([first, *tables[1:]], ["logistic"], n_repeats=1, n_folds=4)
+        for first in (tables[0], spoilt)
+    ]
+    assert found[0][0].settings == found[1][0].settings
+    assert found[0][0].auroc > found[1][0].auroc
+
+
+def test_the_best_settings_on_the_other_tables_are_taken() -> None:
+    labels = np.array([0, 0, 1, 1])
+    tables = [Table(name=name, bags=(), labels=labels) for name in "abc"]
+    good, bad = np.array([-2.0, -1, 1, 2]), np.array([2.0, 1, -1, -2])
+    scores = {
+        (name, "gated", settings, 0): good if settings == best else bad
+        for name, best in [("a", "noisy"), ("b", "mixed"), ("c", "mixed")]
+        for settings in mil_tables.CONFIGURATIONS
+    }
+    assert mil_tables._choose(tables[0], "gated", tables, scores) == "mixed"
+    assert mil_tables._choose(tables[0], "gated", tables[:1], scores) == "plain"
+
+
+def test_standardising_sees_the_training_part_only(tmp_path: Path) -> None:
+    table = read_table(write_table(tmp_path / "a.npz"))
+    train, test = np.arange(30), np.arange(30, 40)
+    poisoned = replace(
+        table, bags=(*table.bags[:30], *(bag * np.float32(1e9) for bag in table.bags[30:]))
+    )
+    clean, poison = (mil_tables._standardised(t, train, test)[0] for t in (table, poisoned))
+    for one, other in zip(clean, poison, strict=True):
+        np.testing.assert_array_equal(one, other)
+    together = np.concatenate(clean)
+    np.testing.assert_allclose(together.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(together.std(axis=0), 1, atol=1e-5)
+
+
+def test_a_feature_that_does_not_vary_in_the_training_part_is_left_out() -> None:
+    bags = tuple(np.array([[0.1, n], [0.1, -n]], np.float32) for n in (1, 2, 3))
+    strange = np.array([[7.0, 1.0]], np.float32)
+    table = Table(name="a", bags=(*bags, strange), labels=np.array([0, 1, 0, 1]))
+    _, (judged,) = mil_tables._standardised(table, np.arange(3), np.array([3]))
+    assert judged[0, 0] == 0
+    assert judged[0, 1] > 0
+
+
+def test_too_few_bags_to_stop_on_are_trained_for_fixed_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = replace(mil_tables.CONFIGURATIONS["stopped"], n_members=5)
+    monkeypatch.setattr(mil_tables, "CONFIGURATIONS", {"stopped": stopped})
+    table = read_table(write_table(tmp_path / "a.npz"))
+    (row,) = score_tables([table], ["mean"], n_repeats=1, n_folds=2)
+    assert np.isfinite(row.auroc)
+
+
+def test_json_is_a_list_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(write_table(tmp_path / f"{name}.npz")) for name in ("musk1", "other")]
+    options = ["--head", "logistic", "--repeats", "1", "--folds", "4", "--jobs", "1"]
+    assert main([*files, *options, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["table"], row["head"]) for row in rows] == [
+        ("musk1", "logistic"),
+        ("other", "logistic"),
+    ]
+    assert set(rows[0]) == {
+        "table", "head", "accuracy", "standard_error", "auroc", "settings",
+    }  # fmt: skip
+    assert main([*files, *options]) == 0
+    assert "gated attention  0.900 ± 0.050   published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": np.zeros(3)}, "40 bags and 3 labels"),
+        ({"label": np.full(40, 2)}, r"40 labels: \[2\]"),
+        ({"bag": np.zeros(3)}, r"bag \(3,\)"),
+        ({"features": None}, "features"),
+    ],
+    ids=["labels", "values", "bags", "keys"],
+)
+def test_a_file_that_is_no_table_is_refused(
+    tmp_path: Path, change: dict[str, np.ndarray | None], message: str
+) -> None:
+    with np.load(write_table(tmp_path / "a.npz")) as file:
+        content = {**file, **change}
+    np.savez(tmp_path / "b.npz", **{k: v for k, v in content.items() if v is not None})
+    with pytest.raises(KnownError, match=message):
+        read_table(tmp_path / "b.npz")
+    assert main([str(tmp_path / "b.npz"), "--head", "mean"]) == 1
