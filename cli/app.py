@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.audit import audit
+from cli.audit import audit
 from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
@@ -39,6 +40,7 @@ app.command()(preview)
 app.command()(train)
 app.command()(infer)
 app.command()(score)
+app.command()(audit)
 app.command()(audit)
 app.command()(demo)
 app.add_typer(bags, name="bags")

@@ -135,7 +135,7 @@ def _about_label(measured: Predictability) -> Finding:
     return Finding(
         severity=Severity.warning,
         kind="shortcut",
-        message=f"{_IN_WORDS[measured.source]} alone ranks classes with AUROC {score.value:.3f} "
+        message=f"{_IN_WORDS[measured.source]} ranks classes with AUROC {score.value:.3f} "
         f"[{score.low:.3f}, {score.high:.3f}] on {measured.n_patients} patients "
         f"(p = {measured.p_value:.3f})",
         advice="A model must do clearly better than this to have learned anything of tissue; "
@@ -166,13 +166,13 @@ def _about_centre(measured: Predictability, *, centre_tells: bool) -> Finding:
 
 
 _IN_WORDS = {
-    "centre": "the centre",
-    "slides": "the number of slides",
-    "tiles": "the number of tiles",
-    "area": "the area of the slide",
-    "aspect": "the aspect of the slide",
-    "background": "the background colour",
-    "all": "all of centre, counts, size, aspect and background together",
+    "centre": "the centre alone",
+    "slides": "the number of slides alone",
+    "tiles": "the number of tiles alone",
+    "area": "the area of the slide alone",
+    "aspect": "the aspect of the slide alone",
+    "background": "the background colour alone",
+    "all": "all that is not tissue together",
 }
 
 Column = tuple[str, Cohort, Floats]
