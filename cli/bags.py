@@ -22,7 +22,7 @@ from cli.console import (
     results,
     step,
 )
-from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, given_mpp_of
+from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp
 
 if TYPE_CHECKING:
     from features.interop.exchange import Exchanged
@@ -121,13 +121,14 @@ def import_(
     with step("loading"):
         from features.interop.exchange import import_bags
         from features.interop.foreign import Given
+        from features.listing import read_mpp_table
 
         given = Given(
             encoder=encoder,
             tile_px=tile_px or 0,
             target_mpp=mpp or 0.0,
             slide_mpp=slide_mpp,
-            mpp_by_slide=given_mpp_of([], slide_mpp=slide_mpp, mpp_table=mpp_table),
+            mpp_by_slide=read_mpp_table(mpp_table) if mpp_table is not None else {},
         )
     with _counting("slides") as on_slide:
         outcomes = import_bags(

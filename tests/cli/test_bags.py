@@ -101,7 +101,7 @@ def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
         ["import", "x", "--from", "excel"],
         ["export", "x", "--to", "atlaspatch", "--out", "y"],
         ["export", "x", "--to", "clam"],
-        ["import", "x", "--from", "clam", "--slide-mpp", "1", "--mpp-table", "t.csv"],
+        ["import", "x", "--from", "clam", "--tile-px", "0"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
