@@ -54,7 +54,11 @@ def train(
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Folds, starts and batches follow it.")] = 0,
     head: Annotated[
-        str, typer.Option(help="Kind of head: `gated`, `attention` or `mean`.")
+        str,
+        typer.Option(
+            help="Kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
+            "`dsmil`, `tokens` or `transmil`."
+        ),
     ] = "gated",
     calibrator: Calibrator = "platt",
     device: Device = "auto",
