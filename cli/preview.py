@@ -31,6 +31,7 @@ from cli.options import (
     TilePx,
     Workers,
     given_mpp_of,
+    require_one_resolution,
     slides_of,
     tile_settings,
 )
@@ -71,6 +72,7 @@ def preview(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
+    require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     tiles = tile_settings(
         mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
         rules=rules,

@@ -1,0 +1,146 @@
+"""Real runs of ``mil embed`` killed, stopped and run side by side."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from features.bags import find_bags, read_bag
+from features.synthetic import paint_clot, plan_cohort, write_slide
+
+N_SLIDES = 10
+N_KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slides, weights of a small backbone, and the bags of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "slides").mkdir()
+    for number, plan in enumerate(plan_cohort(n_patients=N_SLIDES, seed=4, signal=1.0)[:N_SLIDES]):
+        pixels = paint_clot(plan)
+        write_slide(folder / "slides" / f"s{number}.tif", pixels[500:2300, 400:2600])
+    write_slide(folder / "slides" / "blank.tif", np.full((700, 700, 3), 240, np.uint8))
+    torch.manual_seed(0)
+    weights = timm.create_model("test_vit", pretrained=False).state_dict()
+    save_file(weights, folder / "tiny.safetensors")
+    done = start(folder, folder / "whole")
+    assert done.wait() == 0
+    return folder
+
+
+def start(folder: Path, bags: Path, *, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "cli", "embed", folder / "slides", "--bags", bags,
+        "--backbone", "test_vit", "--weights", folder / "tiny.safetensors", "--tile-px", "64",
+        "--mpp", "1.0", "--batch", "8", "--workers", "2",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True
+    )
+
+
+def stamps(bags: Path) -> dict[str, tuple[int, int]]:
+    """Which file each bag is, and when it was written."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in bags.glob("*.h5")}
+
+
+def same_bytes(bags: Path, whole: Path) -> None:
+    names = {path.name for path in whole.glob("*.h5")}
+    assert {path.name for path in bags.glob("*.h5")} == names
+    for name in names:
+        assert (bags / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
+    world: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    bags = tmp_path / "bags"
+    began = time.monotonic()
+    assert start(world, tmp_path / "timed").wait() == 0
+    whole_s = time.monotonic() - began
+    finished: dict[str, tuple[int, int]] = {}
+    n_killed = 0
+    while n_killed < N_KILLS:
+        process = start(world, bags)
+        time.sleep(rng.uniform(0.2, 1.0) * whole_s)
+        if process.poll() is not None:  # it was done before: begin anew
+            same_bytes(bags, world / "whole")
+            finished = {}
+            for path in bags.iterdir():
+                path.unlink()
+            continue
+        process.kill()
+        process.wait()
+        n_killed += 1
+        for path in find_bags(bags).values() if list(bags.glob("*.h5")) else []:
+            read_bag(path)
+        now = stamps(bags) if bags.exists() else {}
+        assert finished.items() <= now.items()  # nothing that was whole is embedded again
+        finished = now
+    assert start(world, bags).wait() == 0
+    assert finished.items() <= stamps(bags).items()
+    same_bytes(bags, world / "whole")
+    assert not list(bags.glob(".*.part*"))
+    assert not (bags / ".claims").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_folder_and_one_takes_over_from_the_other(
+    world: Path, tmp_path: Path
+) -> None:
+    bags = tmp_path / "bags"
+    first, second = start(world, bags), start(world, bags)
+    while not list(bags.glob("*.h5")):
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert second.wait() == 0
+    same_bytes(bags, world / "whole")
+    table = pd.read_csv(bags / "embed.csv", dtype=str)
+    assert len(table) == N_SLIDES + 1
+    assert table["slide_id"].is_unique
+
+
+@pytest.mark.slow
+def test_two_undisturbed_processes_do_each_slide_once(world: Path, tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    both = [start(world, bags), start(world, bags)]
+    seen: dict[str, tuple[int, int]] = {}
+    while any(process.poll() is None for process in both):
+        now = stamps(bags) if bags.exists() else {}
+        assert seen.items() <= now.items()
+        seen = now
+        time.sleep(0.05)
+    assert [process.returncode for process in both] == [0, 0]
+    same_bytes(bags, world / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    process = start(world, bags, stderr=subprocess.PIPE)
+    while not list(bags.glob("*.h5")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finishing the slides in work" in told
+    names = {path.name for path in bags.glob("*.h5")}
+    assert 0 < len(names) <= N_SLIDES + 1
+    table = pd.read_csv(bags / "embed.csv", dtype=str)
+    assert {f"{name}.h5" for name in table["slide_id"]} == names
+    assert start(world, bags).wait() == 0
+    same_bytes(bags, world / "whole")
