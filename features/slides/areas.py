@@ -17,7 +17,14 @@ from scipy.sparse import csr_array
 
 from features.slides.protocol import Level, RgbArray
 
-__all__ = ["AreaMean", "area_average", "borders", "nearest_level", "overview_mean"]
+__all__ = [
+    "AreaMean",
+    "area_average",
+    "borders",
+    "nearest_level",
+    "overview_level",
+    "overview_mean",
+]
 
 _AT_ONCE_PX = 1 << 18
 """Pixels that are turned into numbers with fractions at a time (3 MB); more are slower."""
@@ -37,6 +44,16 @@ def nearest_level(levels: Sequence[Level], downsample: float) -> int:
     """
     fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.01]
     return max(fine, key=lambda index: levels[index].downsample, default=0)
+
+
+def overview_level(levels: Sequence[Level], downsample: int) -> int:
+    """The coarsest level that is at least twice as fine as an overview; else level 0.
+
+    Scanners scale and compress the levels of a pyramid each in its own way. Averaging at least two
+    by two pixels evens that out, so that a slide has the same tissue whether it has a pyramid or
+    not.
+    """
+    return nearest_level(levels, downsample / 2)
 
 
 def borders(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import openslide
 from PIL import Image
 
 from features.errors import SlideError, TileError
-from features.slides.areas import nearest_level, overview_mean
+from features.slides.areas import overview_level, overview_mean
 from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
@@ -72,7 +72,7 @@ class OpenSlideSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol."""
-        level = nearest_level(self.levels, downsample)
+        level = overview_level(self.levels, downsample)
         size = self.levels[level]
         means = overview_mean(self.levels, level, downsample)
         for y_px in range(0, size.height_px, _PIECE_PX):

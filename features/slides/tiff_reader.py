@@ -24,7 +24,7 @@ import tifffile
 
 from features.cores import N_CORES
 from features.errors import SlideError, TileError
-from features.slides.areas import AreaMean, borders, nearest_level, overview_mean
+from features.slides.areas import AreaMean, borders, overview_level, overview_mean
 from features.slides.cache import DecodedCache
 from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
@@ -137,7 +137,7 @@ class TiffSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol."""
-        level = nearest_level(self.levels, downsample)
+        level = overview_level(self.levels, downsample)
         grid = self._grids[level]
         means = overview_mean(self.levels, level, downsample)
         wanted, glass_rgb = self._worth_decoding(level)

@@ -19,7 +19,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from features.cores import N_CORES
 from features.errors import SlideError, TileError
 from features.names import url_of
-from features.slides.areas import nearest_level, overview_mean
+from features.slides.areas import overview_level, overview_mean
 from features.slides.cache import DecodedCache
 from features.slides.pixels import clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
@@ -141,7 +141,7 @@ class ZarrSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol. Damaged chunks show the background."""
-        level = nearest_level(self.levels, downsample)
+        level = overview_level(self.levels, downsample)
         grid = self._grids[level]
         means = overview_mean(self.levels, level, downsample)
         first_error: TileError | None = None
