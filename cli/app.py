@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from cli.audit import audit
-from cli.audit import audit
 from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
@@ -40,7 +39,6 @@ app.command()(preview)
 app.command()(train)
 app.command()(infer)
 app.command()(score)
-app.command()(audit)
 app.command()(audit)
 app.command()(demo)
 app.add_typer(bags, name="bags")
