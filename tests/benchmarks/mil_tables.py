@@ -377,6 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=N_CORES, help="processes")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
+    if given.repeats < 1 or given.folds < 2 or given.jobs < 1:
+        parser.error("at least 1 repeat, 2 folds and 1 job")
     files = given.files or sorted(Path(os.environ.get("MIL_DATA", "")).glob("mil-tables/*.npz"))
     heads = given.head if given.head and "all" not in given.head else names
     try:
