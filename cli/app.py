@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.audit import audit
+from cli.backbones import backbones
 from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(embed)
 app.command()(inspect)
+app.command()(backbones)
 app.command()(preview)
 app.command()(train)
 app.command()(infer)

@@ -25,6 +25,7 @@ __all__ = [
     "Trial",
     "Way",
     "choose_execution",
+    "measure_network",
     "parse_execution",
     "prepare_network",
     "ways_on",
@@ -210,6 +211,43 @@ def choose_execution(
     return Choice(way=best.way, network=network, trials=tuple(trials))
 
 
+def measure_network(network: Network, example: Tensor) -> float:
+    """Tiles a second on one batch again and again, after a first that does not count.
+
+    The median batch tells, so that a busy moment does not decide.
+
+    Parameters
+    ----------
+    network
+        The network, made ready.
+    example
+        Pixels of one batch, shape (batch, 3, side, side), float32, normalised.
+    """
+    times: list[float] = []
+    with torch.inference_mode():
+        network(example).float().cpu()
+        while len(times) < _LEAST_BATCHES or (
+            sum(times) < _MEASURED_S and len(times) < _MOST_BATCHES
+        ):
+            started = time.perf_counter()
+            network(example).float().cpu()  # the copy waits for the device
+            times.append(time.perf_counter() - started)
+    return len(example) / median(times)
+
+
+def _in_precision(network: Network, way: Way) -> Network:
+    dtype = _PRECISIONS[way.precision]
+    if dtype is None:
+        return network
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, dtype=dtype):
+            output: Tensor = network(pixels)
+            return output.float()
+
+    return run
+
+
 def _pays_back(way: Way, tiles_per_s: float, n_tiles: int | None) -> bool:
     """Whether the time a way could save at best exceeds what its start takes."""
     if n_tiles is None:
@@ -225,7 +263,7 @@ def _try(model: nn.Module, way: Way, example: Tensor) -> tuple[Trial, Network]:
     except EncoderError as refusal:
         return Trial(way=way, refused=refusal.found), model
     start_s = time.perf_counter() - started
-    rate = _measure(network, example)
+    rate = measure_network(network, example)
     return Trial(way=way, start_s=start_s, relative_error=error, tiles_per_s=rate), network
 
 
@@ -321,32 +359,6 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest distance between two embeddings of a tile, relative to the length of the second."""
     lengths = expected.norm(dim=1).clamp(min=1e-12)
     return float(((found.float() - expected).norm(dim=1) / lengths).max())
-
-
-def _measure(network: Network, example: Tensor) -> float:
-    """Tiles a second; the median batch, so that a busy moment does not decide."""
-    times: list[float] = []
-    with torch.inference_mode():
-        while len(times) < _LEAST_BATCHES or (
-            sum(times) < _MEASURED_S and len(times) < _MOST_BATCHES
-        ):
-            started = time.perf_counter()
-            network(example).float().cpu()  # the copy waits for the device
-            times.append(time.perf_counter() - started)
-    return len(example) / median(times)
-
-
-def _in_precision(network: Network, way: Way) -> Network:
-    dtype = _PRECISIONS[way.precision]
-    if dtype is None:
-        return network
-
-    def run(pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, dtype=dtype):
-            output: Tensor = network(pixels)
-            return output.float()
-
-    return run
 
 
 @contextmanager

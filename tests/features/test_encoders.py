@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,17 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from features import encoders
-from features.encoders import DEFAULT_BACKBONE, load_encoder
+from features.encoders import (
+    DEFAULT_BACKBONE,
+    FrozenEncoder,
+    Preprocessing,
+    load_encoder,
+    preprocessing_of,
+)
 from features.errors import EncoderError
+from features.weights import build_untrained
 
 CPU = torch.device("cpu")
 TINY = "test_vit"
@@ -33,29 +41,8 @@ def random_tiles(n_tiles: int = 3, side_px: int = 160) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n_tiles, side_px, side_px, 3), np.uint8)
 
 
-def test_the_default_backbone_knows_what_photographs_show() -> None:
-    # The mapping of the packaged weights is right only if the whole network still classifies.
-    from sklearn.datasets import load_sample_image
-
-    state = encoders._read_checkpoint(packaged_path())
-    model = timm.create_model(DEFAULT_BACKBONE, pretrained=False)
-    model.load_state_dict(encoders._rename_lite(state, model))
-    encoder = load_encoder(DEFAULT_BACKBONE, weights_path=None, device=CPU)
-    embedding = torch.from_numpy(encoder.embed(load_sample_image("flower.jpg")[None].copy()))
-    with torch.inference_mode():
-        best = int(model.eval().get_classifier()(embedding).argmax())
-    assert timm.data.ImageNetInfo().index_to_description(best) == "daisy"
-
-
-def packaged_path() -> Path:
-    from importlib import metadata
-
-    package, name = encoders._PACKAGED_WEIGHTS[DEFAULT_BACKBONE]
-    return next(Path(str(f.locate())) for f in metadata.files(package) or [] if f.name == name)
-
-
 def test_preprocessing_is_timms_own() -> None:
-    encoder = load_encoder(DEFAULT_BACKBONE, weights_path=None, device=CPU)
+    encoder = load_encoder(DEFAULT_BACKBONE, weights_path=None, device=CPU, batch_tiles=1)
     config = timm.create_model(DEFAULT_BACKBONE, pretrained=False).pretrained_cfg
     assert encoder.preprocessing.mean == config["mean"]
     assert encoder.preprocessing.std == config["std"]
@@ -64,7 +51,7 @@ def test_preprocessing_is_timms_own() -> None:
 
 
 def test_embeddings_equal_timm_called_by_hand(tiny_weights: Path) -> None:
-    encoder = load_encoder(TINY, weights_path=tiny_weights, device=CPU)
+    encoder = load_encoder(TINY, weights_path=tiny_weights, device=CPU, batch_tiles=4)
     tiles = random_tiles()
     model = timm.create_model(TINY, pretrained=False)
     model.load_state_dict(tiny_state())
@@ -78,7 +65,7 @@ def test_embeddings_equal_timm_called_by_hand(tiny_weights: Path) -> None:
 
 
 def test_tiles_of_another_size_are_scaled_whole(tiny_weights: Path) -> None:
-    encoder = load_encoder(TINY, weights_path=tiny_weights, device=CPU)
+    encoder = load_encoder(TINY, weights_path=tiny_weights, device=CPU, batch_tiles=4)
     flat = np.full((1, 160, 160, 3), 90, np.uint8)
     large = np.full((1, 400, 400, 3), 90, np.uint8)
     np.testing.assert_allclose(encoder.embed(flat), encoder.embed(large), rtol=1e-3, atol=1e-4)
@@ -88,78 +75,118 @@ def test_the_hash_tells_weights_and_not_files(tmp_path: Path, tiny_weights: Path
     torch.save({"state_dict": tiny_state()}, tmp_path / "same.pth")
     save_file(tiny_state(seed=1), tmp_path / "other.safetensors")
     first, same, other = (
-        load_encoder(TINY, weights_path=path, device=CPU).weights_sha256
+        load_encoder(TINY, weights_path=path, device=CPU, batch_tiles=4).weights_sha256
         for path in (tiny_weights, tmp_path / "same.pth", tmp_path / "other.safetensors")
     )
     assert first == same
     assert first != other
 
 
-@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_resnet", "test_vit"])
-def test_any_family_gives_one_vector_a_tile(tmp_path: Path, name: str) -> None:
-    save_file(tiny_state(name=name), tmp_path / "w.safetensors")
-    encoder = load_encoder(name, weights_path=tmp_path / "w.safetensors", device=CPU)
+@pytest.mark.parametrize(
+    "name",
+    ["test_convnext", "test_coatnet", "test_efficientnet", "test_mambaout", "test_maxvit",
+     "test_nfnet", "test_resnet", "test_vit", "test_vit_relpos"],
+)  # fmt: skip
+def test_any_family_gives_one_vector_a_tile(name: str) -> None:
+    encoder = untrained(name)
     assert encoder.embed(random_tiles()).shape == (3, encoder.dim)
+    assert encoder.embed(random_tiles(0)).shape == (0, encoder.dim)
 
 
-def test_weights_of_another_model_are_refused(tiny_weights: Path) -> None:
-    with pytest.raises(EncoderError, match="do not fit 'test_resnet'"):
-        load_encoder("test_resnet", weights_path=tiny_weights, device=CPU)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["poolformer_s36", "poolformerv2_s36"])
+def test_poolformers_give_one_vector_a_tile(name: str) -> None:
+    assert untrained(name, batch_tiles=1).embed(random_tiles(1, 224)).shape == (1, 512)
 
 
-def test_an_unknown_name_is_answered_with_likely_ones() -> None:
-    with pytest.raises(EncoderError, match=r"does not know it.*Did you mean .*resnet50"):
-        load_encoder("resnet_50", weights_path=None, device=CPU)
+def untrained(name: str, batch_tiles: int = 4, execution: str = "eager") -> FrozenEncoder:
+    torch.manual_seed(0)
+    model = build_untrained(name)
+    return FrozenEncoder(
+        model, name=name, preprocessing=preprocessing_of(model), device=CPU,
+        batch_tiles=batch_tiles, execution=execution,
+    )  # fmt: skip
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (tmp_path / "ran",))
+class Maps(nn.Module):
+    """Gives a map, or several, where one vector is wanted."""
 
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(EncoderError, match="not readable as weights"):
-        load_encoder(TINY, weights_path=tmp_path / "evil.pth", device=CPU)
-    assert not (tmp_path / "ran").exists()
+    def __init__(self, n_maps: int) -> None:
+        super().__init__()
+        self.n_maps = n_maps
 
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02garbage"])
-def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(EncoderError, match="not readable as weights"):
-        load_encoder(TINY, weights_path=tmp_path / name, device=CPU)
+    def forward(self, pixels: torch.Tensor) -> object:
+        return pixels if self.n_maps == 1 else [pixels] * self.n_maps
 
 
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match="there is no such file"):
-        load_encoder(TINY, weights_path=tmp_path / "gone.pth", device=CPU)
+@pytest.mark.parametrize(
+    ("n_maps", "found"), [(1, r"shape \(1, 3, 32, 32\)"), (2, "a list for one tile")]
+)
+def test_a_model_that_gives_maps_is_refused(n_maps: int, found: str) -> None:
+    preprocessing = Preprocessing(
+        input_px=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    with pytest.raises(EncoderError, match=f"backbone 'maps'.*{found}.*one vector a tile"):
+        FrozenEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
 
 
-def test_without_the_hub_the_message_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = timm.create_model
+@pytest.mark.parametrize("execution", ["eager", "onnx"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_a_tiles_bytes_depend_neither_on_its_neighbours_nor_on_its_place(
+    name: str, execution: str
+) -> None:
+    if execution == "onnx":
+        pytest.importorskip("onnxruntime")
+    encoder = untrained(name, batch_tiles=5, execution=execution)
+    tiles = random_tiles(11)
+    together = encoder.embed(tiles)
+    assert encoder.embed(tiles[::-1]).tobytes() == together[::-1].tobytes()
+    for index in (0, 4, 7):
+        assert encoder.embed(tiles[index : index + 1]).tobytes() == together[index].tobytes()
 
-    def without_network(name: str, *, pretrained: bool = False, **options: object) -> object:
-        if pretrained:
-            raise OSError("no route to the hub")
-        return real(name, pretrained=False, **options)
 
-    monkeypatch.setattr(timm, "create_model", without_network)
-    with pytest.raises(EncoderError) as caught:
-        load_encoder("resnet18", weights_path=None, device=CPU)
-    for way_out in ("no route to the hub", "--weights FILE", "HF_HOME", DEFAULT_BACKBONE):
-        assert way_out in str(caught.value)
+def test_an_encoder_says_how_it_runs_and_runs_so_again(tiny_weights: Path) -> None:
+    first = load_encoder(TINY, weights_path=tiny_weights, device=CPU, batch_tiles=3)
+    assert first.execution == "eager float32 batch 3"
+    again = load_encoder(TINY, weights_path=tiny_weights, device=CPU, execution=first.execution)
+    assert again.execution == first.execution
+    assert again.embed(random_tiles()).tobytes() == first.embed(random_tiles()).tobytes()
 
 
-def test_hub_weights_are_asked_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = timm.create_model
-    asked: list[str] = []
+def test_few_tiles_are_not_worth_choosing(tiny_weights: Path) -> None:
+    encoder = load_encoder(
+        TINY, weights_path=tiny_weights, device=CPU, execution="auto", n_tiles_expected=10
+    )
+    assert encoder.execution == "eager float32 batch 64"
 
-    def with_network(name: str, *, pretrained: bool = False, **options: object) -> object:
-        if pretrained:
-            asked.append(name)
-        return real(name, pretrained=False, **options)
 
-    monkeypatch.setattr(timm, "create_model", with_network)
-    load_encoder(TINY, weights_path=None, device=CPU)
-    assert asked == [TINY]
+def test_two_backbones_are_joined_with_both_fingerprints(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    save_file(tiny_state(name="test_resnet"), tmp_path / "resnet.safetensors")
+    paths = [tiny_weights, tmp_path / "resnet.safetensors"]
+    joined = load_encoder(
+        "test_vit+test_resnet", weights_path=paths, device=CPU, batch_tiles=4, execution="eager"
+    )
+    vit, resnet = (
+        load_encoder(name, weights_path=path, device=CPU, batch_tiles=4)
+        for name, path in zip(("test_vit", "test_resnet"), paths, strict=True)
+    )
+    tiles = random_tiles()
+    expected = np.hstack([vit.embed(tiles), resnet.embed(tiles)])
+    assert joined.embed(tiles).tobytes() == expected.tobytes()
+    assert joined.name == "test_vit+test_resnet"
+    assert joined.dim == vit.dim + resnet.dim
+    assert joined.weights_sha256 == f"{vit.weights_sha256}+{resnet.weights_sha256}"
+    assert joined.execution == "eager float32 batch 4+eager float32 batch 4"
+    both = json.loads(joined.preprocessing.as_json())["parts"]
+    assert both == [json.loads(one.preprocessing.as_json()) for one in (vit, resnet)]
+
+
+def test_each_of_several_backbones_needs_its_checkpoint(tiny_weights: Path) -> None:
+    with pytest.raises(EncoderError, match="1 checkpoints for 2 backbones"):
+        load_encoder("test_vit+test_vit", weights_path=tiny_weights, device=CPU)
+    mixed = load_encoder(
+        f"test_vit+{DEFAULT_BACKBONE}", weights_path=[tiny_weights, None], device=CPU, batch_tiles=1
+    )
+    assert mixed.dim == 64 + 1280

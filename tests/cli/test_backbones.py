@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from cli.app import app
+
+
+def test_backbones_are_listed_with_their_speed() -> None:
+    options = ["--measure", "--batch", "2", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, ["backbones", "test_efficientnet", *options])
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["backbones"]
+    assert found["name"] == "test_efficientnet"
+    assert (found["dim"], found["input_px"], found["weights_here"]) == (256, 160, "")
+    assert found["tiles_per_s"] > 0
+    assert found["execution"] == "eager float32 batch 2"
+
+
+def test_a_table_of_backbones_is_for_people() -> None:
+    result = CliRunner().invoke(app, ["backbones", "tf_efficientnet_lite0"])
+    assert result.exit_code == 0, result.output
+    for shown in ("tf_efficientnet_lite0", "224", "1,280", "3.4 M", "apache-2.0", "package"):
+        assert shown in result.stdout
+    assert "tiles/s" not in result.stdout
+
+
+def test_an_unknown_backbone_is_one_line() -> None:
+    result = CliRunner().invoke(app, ["backbones", "resnet_50"])
+    assert result.exit_code == 1
+    assert "Did you mean" in result.stderr
