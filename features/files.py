@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from features.errors import OutputError
 
-__all__ = ["make_folder", "written_beside"]
+__all__ = ["leftovers_in", "make_folder", "written_beside"]
+
+_LONGEST_STEM = 80
+_PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     OutputError
         If the file cannot be written or replaced; the old file is then untouched.
     """
-    beside = path.with_name(f".{path.stem[:80]}.{os.getpid()}.part{path.suffix}")
+    beside = path.with_name(f".{path.stem[:_LONGEST_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
         yield beside
         with beside.open("rb+") as file:
@@ -50,6 +54,19 @@ def written_beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def leftovers_in(folder: Path) -> dict[str, list[Path]]:
+    """What processes that were killed, or are at work now, left beside files, by the file's name.
+
+    Whoever alone may write a file now may remove what lies beside it.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        match = _PART.fullmatch(path.name)
+        if match and len(match["stem"]) < _LONGEST_STEM:  # else cut short, and perhaps another's
+            found.setdefault(match["stem"] + match["suffix"], []).append(path)
+    return found
 
 
 def make_folder(path: Path) -> Path:

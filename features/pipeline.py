@@ -31,7 +31,7 @@ from features.content import content_id
 from features.embedding import SlideWork, embed_works
 from features.encoders import Encoder
 from features.errors import BagError, KnownError, OutputError, SlideError
-from features.files import make_folder
+from features.files import leftovers_in, make_folder
 from features.listing import require_distinct_ids
 from features.outcomes import SlideOutcome, Status, counts_text, write_outcomes
 from features.preview import PreviewFolder
@@ -294,6 +294,7 @@ class _Run:
         self._fingerprint = fingerprint_of(encoder, settings)
         self._finished = {} if overwrite else self._finished_bags()
         self._overwrite = overwrite
+        self._leftovers = leftovers_in(bags_dir)
         self._outcomes: dict[Path, SlideOutcome] = {}
         self._jobs: dict[SlideWork, _Job] = {}
         self._held: list[Path] = []
@@ -366,6 +367,8 @@ class _Run:
             if meta := self._done_by_others(slide_id):
                 self._end(path, SlideOutcome.of_bag(path, meta, status="skipped"))
                 return None
+            for part in self._leftovers.get(f"{slide_id}.h5", ()):
+                part.unlink(missing_ok=True)
             return _Job.open(path, self._encoder, self._settings, self._given_mpp.get(slide_id))
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
             self._fail(path, error, seconds=time.monotonic() - started)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import OutputError
-from features.files import make_folder, written_beside
+from features.files import leftovers_in, make_folder, written_beside
 
 
 def names(folder: Path) -> set[str]:
@@ -94,3 +94,16 @@ def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> Non
     for name in ("a", "a/b"):
         with pytest.raises(OutputError, match=r"cannot be used as a folder.*Name another"):
             make_folder(tmp_path / name)
+
+
+def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path: Path) -> None:
+    for name in (".s1.123.part.h5", ".s1.x.45.part.h5", ".s1.part.h5", "s1.h5", ".hidden"):
+        (tmp_path / name).touch()
+    long = tmp_path / f"{'a' * 100}.h5"
+    with pytest.raises(ValueError, match="stop"), written_beside(long) as beside:
+        beside.touch()
+        assert leftovers_in(tmp_path) == {
+            "s1.h5": [tmp_path / ".s1.123.part.h5"],
+            "s1.x.h5": [tmp_path / ".s1.x.45.part.h5"],
+        }
+        raise ValueError("stop")
