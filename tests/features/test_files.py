@@ -99,11 +99,9 @@ def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> Non
 def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path: Path) -> None:
     for name in (".s1.123.part.h5", ".s1.x.45.part.h5", ".s1.part.h5", "s1.h5", ".hidden"):
         (tmp_path / name).touch()
-    long = tmp_path / f"{'a' * 100}.h5"
-    with pytest.raises(ValueError, match="stop"), written_beside(long) as beside:
+    with written_beside(tmp_path / f"{'a' * 100}.h5") as beside:  # a name that is cut short
         beside.touch()
         assert leftovers_in(tmp_path) == {
             "s1.h5": [tmp_path / ".s1.123.part.h5"],
             "s1.x.h5": [tmp_path / ".s1.x.45.part.h5"],
         }
-        raise ValueError("stop")
