@@ -39,6 +39,7 @@ from cli.options import (
     TilePx,
     Workers,
     given_mpp_of,
+    part_of,
     require_one_resolution,
     slides_of,
     tile_settings,
@@ -76,6 +77,9 @@ def embed(
         float,
         typer.Option(min=0, max=1, help="Share of a slide's tiles that may fail to decode."),
     ] = 0.05,
+    shard: Annotated[
+        str | None, typer.Option(help="Part I of N of the slides, e.g. `2/8`, for job arrays.")
+    ] = None,
     preview: Annotated[
         Path | None, typer.Option(help="Folder for one picture a slide and a page of them all.")
     ] = None,
@@ -114,7 +118,7 @@ def embed(
         rules=rules,
     )  # fmt: skip
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
-    slides = slides_of(paths)
+    slides = part_of(slides_of(paths), shard)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the backbone"):
         from features.encoders import load_encoder

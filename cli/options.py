@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ __all__ = [
     "TilePx",
     "Workers",
     "given_mpp_of",
+    "part_of",
     "require_one_resolution",
     "slides_of",
     "tile_settings",
@@ -107,6 +109,17 @@ def slides_of(paths: list[Path]) -> list[Path]:
     listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
     found = find_slides([p for p in paths if p.suffix != ".csv"])
     return sorted(dict.fromkeys([*listed, *found]))
+
+
+def part_of(slides: list[Path], shard: str | None) -> list[Path]:
+    """Part I of N of the slides: every Nth, beginning with the Ith; all where there is no shard."""
+    if shard is None:
+        return slides
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, n_parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= n_parts:
+        raise typer.BadParameter(f"{shard!r} is not I/N with I from 1 to N", param_hint="--shard")
+    return slides[number - 1 :: n_parts]
 
 
 def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -> None:

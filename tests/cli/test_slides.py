@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from cli.options import part_of
 from features.bags import read_bag
 from features.synthetic import paint_clot, plan_cohort, write_slide
 
@@ -90,3 +91,12 @@ def test_the_summary_names_a_slide_of_another_resolution(slides: Path, tmp_path:
     told = json.loads(found.stdout)
     assert told["mpp"] == {"0.25": 2, "1": 1}
     assert told["mpp_outliers"] == {"clot": 1.0}
+
+
+def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
+    paths = [slides / f"{number}.tif" for number in range(7)]
+    parts = [part_of(paths, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(path for part in parts for path in part) == paths
+    assert part_of(paths, None) == paths
+    for wrong in ("0/3", "4/3", "2", "a/b"):
+        assert mil("embed", slides, "--shard", wrong).exit_code == 2
