@@ -13,7 +13,7 @@ from cli.console import notes, print_json, progress_bar, results
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
-    from features.pipeline import EmbedSettings
+    from features.recipe import EmbedSettings
 
 __all__ = ["print_estimate"]
 

@@ -123,8 +123,9 @@ def embed(
     with step("loading the backbone"):
         from features.encoders import load_encoder
         from features.engines import choose_device
-        from features.pipeline import EmbedSettings, embed_slides
+        from features.pipeline import embed_slides
         from features.preview import PreviewFolder
+        from features.recipe import EmbedSettings
         from features.tissue import TissueSettings
 
         settings = EmbedSettings(

@@ -149,7 +149,8 @@ def _embed_missing(
     from features.bags import bag_path
     from features.encoders import load_encoder
     from features.engines import choose_device
-    from features.pipeline import embed_slides, settings_like
+    from features.pipeline import embed_slides
+    from features.recipe import settings_like
     from features.slides.opening import find_slides, slide_id_of
 
     wanted = {

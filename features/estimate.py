@@ -12,8 +12,8 @@ import numpy as np
 
 from features.encoders import Encoder
 from features.errors import KnownError
-from features.pipeline import EmbedSettings
 from features.reading import read_tiles
+from features.recipe import EmbedSettings
 from features.slides.opening import slide_id_of
 from features.slides.protocol import RgbArray
 from features.survey import Survey, survey_slide

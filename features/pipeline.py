@@ -2,73 +2,47 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 from features.bags import (
-    UNKNOWN,
     Bag,
     BagMeta,
-    Fingerprint,
-    as_json,
     bag_path,
     read_meta,
     require_same_fingerprint,
     write_bag,
 )
 from features.claims import Claims
-from features.content import content_id
 from features.embedding import SlideWork, embed_works
 from features.encoders import Encoder
-from features.errors import BagError, KnownError, OutputError, SlideError
+from features.errors import BagError, KnownError, OutputError
 from features.files import leftovers_in, make_folder
 from features.listing import require_distinct_ids
-from features.outcomes import SlideOutcome, Status, counts_text, write_outcomes
+from features.outcomes import SlideOutcome, Status, write_outcomes
 from features.preview import PreviewFolder
+from features.provenance import bag_of
+from features.recipe import EmbedSettings, fingerprint_of
 from features.slides.opening import slide_id_of
 from features.survey import survey_slide
-from features.tiles import TileSettings
-from features.tissue import TissueSettings
 
 __all__ = [
     "EmbedProgress",
-    "EmbedSettings",
     "embed_slide",
     "embed_slides",
-    "fingerprint_of",
-    "settings_like",
 ]
 
 _SECONDS_BETWEEN_TABLES = 30.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SURVEYS_AHEAD = 1
 _BAGS_BEHIND = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedSettings:
-    """How slides become bags."""
-
-    tiles: TileSettings
-    """Size, resolution and choice of tiles."""
-    tissue: TissueSettings
-    """How tissue is told from glass."""
-    batch_tiles: int = 64
-    """Tiles through the backbone at once."""
-    n_workers: int = 4
-    """Threads that decode."""
-    max_failed: float = 0.05
-    """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
 
 
 class EmbedProgress(Protocol):
@@ -85,56 +59,6 @@ class EmbedProgress(Protocol):
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Called when a slide is dealt with."""
         ...
-
-
-def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
-    """How bags of this encoder and these settings are told from others."""
-    return Fingerprint(
-        encoder=encoder.name,
-        weights_sha256=encoder.weights_sha256,
-        transform=encoder.preprocessing.as_json(),
-        dim=encoder.dim,
-        tile_px=settings.tiles.tile_px,
-        target_mpp=settings.tiles.target_mpp,
-        overlap_px=settings.tiles.overlap_px,
-        tissue=as_json(
-            min_tissue=settings.tiles.min_tissue,
-            rules=list(settings.tiles.rules),
-            max_tiles=settings.tiles.max_tiles,
-            **asdict(settings.tissue),
-        ),
-    )
-
-
-def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int) -> EmbedSettings:
-    """Settings that make bags of this fingerprint, given the same encoder.
-
-    Raises
-    ------
-    BagError
-        If its bags were imported from another program, which does not tell how it found tissue.
-    """
-    if fingerprint.weights_sha256 == UNKNOWN:
-        raise BagError(
-            "the run's bags",
-            found="imported from another program: how their tiles were made is unknown",
-            expected="bags made by 'mil embed'",
-            advice="Import the bags of these slides as well, and leave --slides out.",
-        )
-    tissue: dict[str, Any] = json.loads(fingerprint.tissue)
-    return EmbedSettings(
-        tiles=TileSettings(
-            tile_px=fingerprint.tile_px,
-            target_mpp=fingerprint.target_mpp,
-            overlap_px=fingerprint.overlap_px,
-            min_tissue=tissue.pop("min_tissue"),
-            rules=tuple(tissue.pop("rules")),
-            max_tiles=tissue.pop("max_tiles"),
-        ),
-        tissue=TissueSettings(**tissue),
-        batch_tiles=batch_tiles,
-        n_workers=n_workers,
-    )
 
 
 def embed_slide(
@@ -179,7 +103,7 @@ def embed_slide(
             [job.work], encoder, batch_tiles=settings.batch_tiles, n_workers=settings.n_workers,
             on_tiles=progress.tiles_done,
         ):  # fmt: skip
-            return _bag_of(work, encoder, settings)
+            return bag_of(work, encoder, settings)
     raise AssertionError("a slide always comes back")
 
 
@@ -392,7 +316,7 @@ class _Run:
             with job.opened:
                 if self._preview is not None and work.fault is None:
                     self._preview.add(work.survey, left_out=work.left_out, failed=work.failures)
-                bag = _bag_of(work, self._encoder, self._settings)
+                bag = bag_of(work, self._encoder, self._settings)
             write_bag(bag_path(self._bags_dir, slide_id_of(path)), bag)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
             self._fail(path, error, seconds=time.monotonic() - job.started)
@@ -446,79 +370,3 @@ class _Run:
             [(bag_path(self._bags_dir, slide_id), meta.fingerprint)],
             source="the settings asked for (--overwrite embeds again, --bags names another folder)",
         )
-
-
-def _bag_of(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag:
-    """The bag of a slide whose tiles are all dealt with.
-
-    Raises
-    ------
-    SlideError
-        If more of its tiles could not be decoded than may fail.
-    """
-    if work.fault is not None:
-        raise work.fault
-    survey, n_failed = work.survey, len(work.failures)
-    n_tried = len(survey.grid.coords_px0)
-    if n_failed > settings.max_failed * n_tried:
-        raise SlideError(
-            survey.slide.path,
-            found=f"{n_failed} of {n_tried} tiles cannot be decoded, "
-            f"first: {next(iter(work.failures.values()))}",
-            expected=f"at most {settings.max_failed:.0%}",
-            advice="Copy or export the slide again, or allow more with --max-failed.",
-        )
-    return Bag(
-        features=work.features,
-        coords_px0=survey.grid.coords_px0[work.kept],
-        tissue_fraction=survey.grid.tissue_fraction[work.kept],
-        meta=_describe(work, encoder, settings),
-    )
-
-
-def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> BagMeta:
-    survey = work.survey
-    slide, resolution, grid = survey.slide, survey.resolution, survey.grid
-    return BagMeta(
-        slide_id=slide_id_of(slide.path),
-        fingerprint=fingerprint_of(encoder, settings),
-        width_px0=slide.levels[0].width_px,
-        height_px0=slide.levels[0].height_px,
-        mpp_x=resolution.mpp_x,
-        mpp_y=resolution.mpp_y,
-        mpp_source=resolution.source,
-        span_x_px0=grid.span_x_px0,
-        span_y_px0=grid.span_y_px0,
-        slide_content_id=content_id(slide.path),
-        background_rgb=survey.tissue.background_rgb,
-        min_tissue_used=grid.min_tissue_used,
-        n_tried=len(grid.coords_px0),
-        n_failed=len(work.failures),
-        left_out=as_json(**Counter(work.left_out.values())),
-        empty_reason=_empty_reason(work),
-        software=_software(),
-    )
-
-
-def _empty_reason(work: SlideWork) -> str:
-    if len(work.kept):
-        return ""
-    if not work.survey.n_found:
-        return "no tissue found"
-    counts = counts_text(Counter(work.left_out.values()))
-    return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
-
-
-def _software() -> str:
-    """Versions of what decides about pixels and embeddings."""
-    names = (
-        "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
-        "zarr",
-    )  # fmt: skip
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return json.dumps(versions, sort_keys=True)

@@ -37,7 +37,7 @@ from features.errors import BagError, OutputError
 from features.interop.exchange import Exchanged, export_bags, import_bags
 from features.interop.foreign import Given, unknown_of
 from features.interop.verification import verify_bags
-from features.pipeline import settings_like
+from features.recipe import settings_like
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from tests.fakes import make_bag

@@ -21,14 +21,9 @@ from features.errors import BagError, SlideError, TableError
 from features.listing import read_mpp_table, read_slide_table
 from features.names import url_of
 from features.outcomes import SlideOutcome
-from features.pipeline import (
-    EmbedSettings,
-    embed_slide,
-    embed_slides,
-    fingerprint_of,
-    settings_like,
-)
+from features.pipeline import embed_slide, embed_slides
 from features.preview import PreviewFolder
+from features.recipe import EmbedSettings, fingerprint_of, settings_like
 from features.slides.opening import find_slides
 from features.tiles import TileSettings
 from features.tissue import TissueSettings

@@ -1,0 +1,95 @@
+"""The bag of a slide whose tiles are all dealt with, and what it says of its making."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from importlib import metadata
+
+from features.bags import Bag, BagMeta, as_json
+from features.content import content_id
+from features.embedding import SlideWork
+from features.encoders import Encoder
+from features.errors import SlideError
+from features.outcomes import counts_text
+from features.recipe import EmbedSettings, fingerprint_of
+from features.slides.opening import slide_id_of
+
+__all__ = ["bag_of"]
+
+
+def bag_of(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag:
+    """The bag of a slide whose tiles are all dealt with.
+
+    Raises
+    ------
+    SlideError
+        If more of its tiles could not be decoded than may fail.
+    """
+    if work.fault is not None:
+        raise work.fault
+    survey, n_failed = work.survey, len(work.failures)
+    n_tried = len(survey.grid.coords_px0)
+    if n_failed > settings.max_failed * n_tried:
+        raise SlideError(
+            survey.slide.path,
+            found=f"{n_failed} of {n_tried} tiles cannot be decoded, "
+            f"first: {next(iter(work.failures.values()))}",
+            expected=f"at most {settings.max_failed:.0%}",
+            advice="Copy or export the slide again, or allow more with --max-failed.",
+        )
+    return Bag(
+        features=work.features,
+        coords_px0=survey.grid.coords_px0[work.kept],
+        tissue_fraction=survey.grid.tissue_fraction[work.kept],
+        meta=_describe(work, encoder, settings),
+    )
+
+
+def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> BagMeta:
+    survey = work.survey
+    slide, resolution, grid = survey.slide, survey.resolution, survey.grid
+    return BagMeta(
+        slide_id=slide_id_of(slide.path),
+        fingerprint=fingerprint_of(encoder, settings),
+        width_px0=slide.levels[0].width_px,
+        height_px0=slide.levels[0].height_px,
+        mpp_x=resolution.mpp_x,
+        mpp_y=resolution.mpp_y,
+        mpp_source=resolution.source,
+        span_x_px0=grid.span_x_px0,
+        span_y_px0=grid.span_y_px0,
+        slide_content_id=content_id(slide.path),
+        background_rgb=survey.tissue.background_rgb,
+        min_tissue_used=grid.min_tissue_used,
+        n_tried=len(grid.coords_px0),
+        n_failed=len(work.failures),
+        left_out=as_json(**Counter(work.left_out.values())),
+        empty_reason=_empty_reason(work),
+        software=_software(),
+    )
+
+
+def _empty_reason(work: SlideWork) -> str:
+    if len(work.kept):
+        return ""
+    if not work.survey.n_found:
+        return "no tissue found"
+    counts = counts_text(Counter(work.left_out.values()))
+    return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
+
+
+def _software() -> str:
+    """Versions of what decides about pixels and embeddings."""
+    names = (
+        "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
+        "zarr",
+    )  # fmt: skip
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return json.dumps(versions, sort_keys=True)

@@ -1,0 +1,81 @@
+"""How slides become bags: all that is chosen beforehand, and the fingerprint that tells it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from features.bags import UNKNOWN, Fingerprint, as_json
+from features.encoders import Encoder
+from features.errors import BagError
+from features.tiles import TileSettings
+from features.tissue import TissueSettings
+
+__all__ = ["EmbedSettings", "fingerprint_of", "settings_like"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """How slides become bags."""
+
+    tiles: TileSettings
+    """Size, resolution and choice of tiles."""
+    tissue: TissueSettings
+    """How tissue is told from glass."""
+    batch_tiles: int = 64
+    """Tiles through the backbone at once."""
+    n_workers: int = 4
+    """Threads that decode."""
+    max_failed: float = 0.05
+    """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
+
+
+def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
+    """How bags of this encoder and these settings are told from others."""
+    return Fingerprint(
+        encoder=encoder.name,
+        weights_sha256=encoder.weights_sha256,
+        transform=encoder.preprocessing.as_json(),
+        dim=encoder.dim,
+        tile_px=settings.tiles.tile_px,
+        target_mpp=settings.tiles.target_mpp,
+        overlap_px=settings.tiles.overlap_px,
+        tissue=as_json(
+            min_tissue=settings.tiles.min_tissue,
+            rules=list(settings.tiles.rules),
+            max_tiles=settings.tiles.max_tiles,
+            **asdict(settings.tissue),
+        ),
+    )
+
+
+def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int) -> EmbedSettings:
+    """Settings that make bags of this fingerprint, given the same encoder.
+
+    Raises
+    ------
+    BagError
+        If its bags were imported from another program, which does not tell how it found tissue.
+    """
+    if fingerprint.weights_sha256 == UNKNOWN:
+        raise BagError(
+            "the run's bags",
+            found="imported from another program: how their tiles were made is unknown",
+            expected="bags made by 'mil embed'",
+            advice="Import the bags of these slides as well, and leave --slides out.",
+        )
+    tissue: dict[str, Any] = json.loads(fingerprint.tissue)
+    return EmbedSettings(
+        tiles=TileSettings(
+            tile_px=fingerprint.tile_px,
+            target_mpp=fingerprint.target_mpp,
+            overlap_px=fingerprint.overlap_px,
+            min_tissue=tissue.pop("min_tissue"),
+            rules=tuple(tissue.pop("rules")),
+            max_tiles=tissue.pop("max_tiles"),
+        ),
+        tissue=TissueSettings(**tissue),
+        batch_tiles=batch_tiles,
+        n_workers=n_workers,
+    )
