@@ -7,12 +7,20 @@
     ├── SplitError          a cohort that cannot be split as asked
     ├── PredictionsError    a predictions table that cannot be scored
     ├── CalibrationError    logits that a calibrator cannot be fitted on
+    ├── InputError          arguments of a function that cannot be used (a ValueError, too)
     └── RunError            a model bundle that is missing, damaged or of another make
 """
 
 from features.errors import KnownError
 
-__all__ = ["CalibrationError", "CohortError", "PredictionsError", "RunError", "SplitError"]
+__all__ = [
+    "CalibrationError",
+    "CohortError",
+    "InputError",
+    "PredictionsError",
+    "RunError",
+    "SplitError",
+]
 
 
 class CohortError(KnownError):
@@ -29,6 +37,10 @@ class PredictionsError(KnownError):
 
 class CalibrationError(KnownError):
     """Logits and labels that no calibrator can be fitted on."""
+
+
+class InputError(KnownError, ValueError):
+    """Arguments that cannot be used; a ValueError, as scikit-learn's users expect."""
 
 
 class RunError(KnownError):

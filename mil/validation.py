@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,21 @@ from mil.calibration import Calibrator, build_calibrator, cross_fit
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.splits import Fold
-from mil.training import EpochRecord, TrainSettings, member_outputs, train_ensemble
+from mil.training import (
+    LEAST_TO_STOP_ON,
+    EpochRecord,
+    TrainSettings,
+    member_outputs,
+    train_ensemble,
+)
 
-__all__ = ["OutOfFold", "cross_fitted_probabilities", "cross_validate", "fit_calibrator"]
+__all__ = [
+    "OutOfFold",
+    "cross_fitted_probabilities",
+    "cross_validate",
+    "fit_calibrator",
+    "with_stopping_rule",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -92,6 +105,25 @@ def cross_validate(
         fold=judged_in,
         history=history,
     )
+
+
+def with_stopping_rule(
+    settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold]
+) -> TrainSettings:
+    """The settings, with early stopping where every ensemble has patients enough for it.
+
+    Parameters
+    ----------
+    settings
+        How ensembles are trained.
+    cohort
+        Patients that have tiles.
+    folds
+        All splits on whose training patients an ensemble will learn.
+    """
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
+    return replace(settings, early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_members)
 
 
 def fit_calibrator(

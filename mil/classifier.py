@@ -1,0 +1,345 @@
+"""The learner in scikit-learn's manner: bags and labels in, calibrated probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+
+from features.bags import UNKNOWN, Fingerprint
+from mil.calibration import Calibrator, build_calibrator
+from mil.cohort import Cohort, Patient
+from mil.data import Features, PatientBags
+from mil.errors import InputError
+from mil.priors import shift_prior
+from mil.splits import Fold, patient_folds
+from mil.training import EpochRecord, TrainSettings, member_outputs, train_ensemble
+from mil.validation import cross_validate, fit_calibrator, with_stopping_rule
+
+__all__ = ["MILClassifier"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    """Ensemble of multiple-instance heads, calibrated on patients that its heads had not seen.
+
+    A bag is an array of embeddings, shape (tiles, dim). Before it is fitted on everything,
+    ``n_folds`` ensembles like the one that is kept are trained on parts of the patients; the
+    calibrator is fitted on what they say of the others. Works in ``cross_val_score`` and
+    ``GridSearchCV``. The same bags, labels and ``random_state`` give the same numbers on one
+    machine.
+
+    Parameters
+    ----------
+    head
+        Kind of head, see :func:`mil.heads.head_names`.
+    calibrator
+        Name, see :func:`mil.calibration.calibrator_names`; None leaves logits as they are, and
+        then no inner cross-validation is run.
+    n_folds
+        Folds of the inner cross-validation.
+    prior
+        Class shares that probabilities are for: ``balanced``, or those of the ``cohort`` fitted on.
+    n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
+learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
+feature_noise, mixup, device
+        As in :class:`mil.training.TrainSettings`. Heads are stopped early where the patients
+        suffice, see :func:`mil.validation.with_stopping_rule`.
+    random_state
+        Decides everything random: an int, a ``numpy.random.RandomState``, or None for another
+        result every time.
+
+    Attributes
+    ----------
+    classes_
+        Labels in order, shape (classes,).
+    heads_
+        The ensemble; its logit is the mean of its heads'.
+    calibrator_
+        Fitted calibrator, or None.
+    history_
+        Learning curves of ``heads_``.
+    n_features_in_
+        Length of an embedding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mil import MILClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.array(["LAA", "CE", "CE"] * 10)
+    >>> bags = [rng.normal(loc=label == "LAA", size=(rng.integers(3, 9), 16)) for label in y]
+    >>> classifier = MILClassifier(n_members=2, n_folds=3, fixed_steps=20).fit(bags, y)
+    >>> classifier.predict_proba(bags[:2]).shape
+    (2, 2)
+    >>> classifier.predict(bags[:2]).tolist()
+    ['LAA', 'CE']
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str = "gated",
+        calibrator: str | None = "platt",
+        n_folds: int = 5,
+        prior: Literal["balanced", "cohort"] = "balanced",
+        n_members: int = 5,
+        n_components: int = 64,
+        max_epochs: int = 60,
+        fixed_steps: int = 60,
+        patience: int = 12,
+        batch_patients: int = 16,
+        max_tiles: int = 512,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        schedule: str = "constant",
+        clip_norm: float = 1.0,
+        loss: str = "balanced",
+        label_smoothing: float = 0.0,
+        instance_dropout: float = 0.0,
+        feature_noise: float = 0.0,
+        mixup: float = 0.0,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.head = head
+        self.calibrator = calibrator
+        self.n_folds = n_folds
+        self.prior = prior
+        self.n_members = n_members
+        self.n_components = n_components
+        self.max_epochs = max_epochs
+        self.fixed_steps = fixed_steps
+        self.patience = patience
+        self.batch_patients = batch_patients
+        self.max_tiles = max_tiles
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.instance_dropout = instance_dropout
+        self.feature_noise = feature_noise
+        self.mixup = mixup
+        self.device = device
+        self.random_state = random_state
+
+    def fit(
+        self, bags: Sequence[npt.ArrayLike], y: npt.ArrayLike, groups: npt.ArrayLike | None = None
+    ) -> Self:
+        """Train and calibrate.
+
+        Parameters
+        ----------
+        bags
+            Each of shape (tiles, dim), with the same dim; float16 and float32 are kept, others
+            become float32. A bag without tiles teaches nothing.
+        y
+            Label of each bag, shape (bags,).
+        groups
+            Patient of each bag, shape (bags,). Bags of one patient must have one label; their
+            tiles are joined, so that a patient is never on two sides of a split. By default every
+            bag is a patient.
+
+        Raises
+        ------
+        InputError
+            If bags are not such arrays, lengths differ, a patient has two labels, or a class has
+            fewer patients with tiles than there are folds. It is a ValueError.
+        RunError
+            If a setting is unknown or out of its range.
+        CalibrationError
+            If the calibrator is unknown or has too few patients of a class.
+        """
+        arrays = _as_bags(bags)
+        classes, labels = _as_labels(y, arrays)
+        store, cohort = _as_cohort(arrays, labels, groups)
+        settings = TrainSettings(**{f.name: getattr(self, f.name) for f in _settings()})
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.classes_ = classes
+        self.n_features_in_ = store.fingerprint.dim
+        self.class_counts_ = np.bincount(cohort.labels, minlength=len(classes))
+        everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
+        folds = self._folds(cohort, seed) if self.calibrator is not None else (everyone,)
+        settings = with_stopping_rule(settings, cohort, folds)
+        self.calibrator_ = self._calibrate(store, cohort, folds, settings=settings, seed=seed)
+        ensemble = train_ensemble(
+            store,
+            dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
+            n_classes=len(classes),
+            settings=settings,
+            seed=(seed, 2),
+        )
+        self.heads_ = ensemble.heads
+        self.history_: tuple[EpochRecord, ...] = ensemble.history
+        return self
+
+    def predict_proba(self, bags: Sequence[npt.ArrayLike]) -> Floats:
+        """Calibrated probabilities, shape (bags, classes); a bag without tiles gets the prior.
+
+        Raises
+        ------
+        InputError
+            If bags are not arrays of shape (tiles, dim) with the dim that was fitted on.
+        """
+        arrays = self._checked(bags)
+        n_classes = len(self.classes_)
+        proba = np.full((len(arrays), n_classes), 1 / n_classes)
+        filled = np.array([len(tiles) > 0 for tiles in arrays], bool)
+        if filled.any():
+            logits = np.stack(
+                [
+                    member_outputs(self.heads_, tiles)[0].mean(axis=0)
+                    for tiles in arrays
+                    if len(tiles)
+                ]
+            )
+            calibrator = self.calibrator_ or build_calibrator("none", n_classes=n_classes)
+            proba[filled] = calibrator.predict_proba(logits)
+        if self.prior == "balanced":
+            return proba
+        shares = self.class_counts_ / self.class_counts_.sum()
+        return shift_prior(proba, old=np.full(n_classes, 1 / n_classes), new=shares)
+
+    def decision_function(self, bags: Sequence[npt.ArrayLike]) -> Floats:
+        """Calibrated log odds of ``classes_[1]``, shape (bags,).
+
+        With more than two classes, calibrated log probabilities, shape (bags, classes).
+        """
+        log_proba = np.log(self.predict_proba(bags))
+        return log_proba[:, 1] - log_proba[:, 0] if len(self.classes_) == 2 else log_proba
+
+    def predict(self, bags: Sequence[npt.ArrayLike]) -> npt.NDArray[Any]:
+        """Likeliest label of each bag, shape (bags,)."""
+        likeliest = self.predict_proba(bags).argmax(axis=1)
+        return np.asarray(self.classes_[likeliest])
+
+    def attention(self, bags: Sequence[npt.ArrayLike]) -> list[Floats]:
+        """Attention of each bag's tiles, shape (tiles,): the mean over heads; it sums to 1.
+
+        It says where the heads looked, not that a tile speaks for a class.
+        """
+        return [
+            member_outputs(self.heads_, tiles)[1].mean(axis=0) if len(tiles) else np.empty(0)
+            for tiles in self._checked(bags)
+        ]
+
+    def _folds(self, cohort: Cohort, seed: int) -> tuple[Fold, ...]:
+        if self.n_folds < 2 or self.class_counts_.min() < self.n_folds:
+            raise InputError(
+                "n_folds",
+                found=f"{self.n_folds} for {self.class_counts_.tolist()} patients of each class",
+                expected="2 or more, and no more than patients of any class",
+                advice="Use fewer folds, or calibrator=None.",
+            )
+        return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed)
+
+    def _calibrate(
+        self,
+        store: PatientBags,
+        cohort: Cohort,
+        folds: Sequence[Fold],
+        *,
+        settings: TrainSettings,
+        seed: int,
+    ) -> Calibrator | None:
+        if self.calibrator is None:
+            return None
+        build_calibrator(self.calibrator, n_classes=len(cohort.classes))  # refused before training
+        found = cross_validate(store, cohort, folds, settings=settings, seed=seed)
+        every_row = np.ones(found.fold.shape, bool)
+        return fit_calibrator(found, every_row, calibrator=self.calibrator)
+
+    def _checked(self, bags: Sequence[npt.ArrayLike]) -> list[Features]:
+        check_is_fitted(self)
+        return _as_bags(bags, dim=self.n_features_in_)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # ragged: a list of arrays
+        return tags
+
+
+def _settings() -> list[Any]:
+    """Fields of the training settings that are parameters here."""
+    return [field for field in fields(TrainSettings) if field.name != "early_stopping"]
+
+
+def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[Features]:
+    """Bags as finite float16 or float32 arrays with one dim."""
+    if len(bags) == 0:
+        raise InputError("bags", found="none", expected="one or more arrays of shape (tiles, dim)")
+    arrays = [np.asarray(bag) for bag in bags]
+    expected = dim or (arrays[0].shape[1] if arrays[0].ndim == 2 else 0)
+    for index, tiles in enumerate(arrays):
+        if tiles.ndim != 2 or tiles.shape[1] != expected or tiles.dtype.kind not in "fiu":
+            raise InputError(
+                f"bag {index}",
+                found=f"{tiles.dtype} of shape {tiles.shape}",
+                expected=f"numbers of shape (tiles, {expected or 'dim'})",
+            )
+        if tiles.dtype not in (np.float16, np.float32):
+            arrays[index] = tiles.astype(np.float32)
+        if not np.isfinite(arrays[index]).all():
+            raise InputError(f"bag {index}", found="NaN or infinity", expected="finite float32")
+    return arrays
+
+
+def _as_labels(
+    y: npt.ArrayLike, arrays: Sequence[Features]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    check_consistent_length(arrays, y)
+    check_classification_targets(y)
+    classes, labels = np.unique(column_or_1d(y), return_inverse=True)
+    if len(classes) < 2:
+        raise InputError("y", found=f"one class only, {classes[0]!r}", expected="two or more")
+    return classes, labels.astype(np.int64)
+
+
+def _as_cohort(
+    arrays: Sequence[Features], labels: npt.NDArray[np.int64], groups: npt.ArrayLike | None
+) -> tuple[PatientBags, Cohort]:
+    """Patients with tiles; the bags of a patient are joined."""
+    given = np.arange(len(arrays)) if groups is None else column_or_1d(groups)
+    check_consistent_length(arrays, given)
+    names, owners = np.unique(given, return_inverse=True)
+    features, patients = {}, []
+    for owner in dict.fromkeys(owners.tolist()):  # in the order of the bags
+        rows = np.flatnonzero(owners == owner).tolist()
+        if len(np.unique(labels[rows])) > 1:
+            raise InputError(
+                f"patient {names[owner]!r}",
+                found=f"{len(np.unique(labels[rows]))} labels",
+                expected="one label for all bags of a patient",
+            )
+        tiles = np.concatenate([arrays[row] for row in rows])
+        if len(tiles):
+            name = str(owner)
+            features[name] = tiles
+            patients.append(
+                Patient(patient_id=name, slide_ids=(), label=str(labels[rows[0]]), center_id=None)
+            )
+    cohort = Cohort(
+        path=Path("y"), patients=tuple(patients), classes=tuple(map(str, range(labels.max() + 1)))
+    )
+    return PatientBags(
+        features=features, fingerprint=_fingerprint(arrays[0].shape[1]), slides=()
+    ), cohort
+
+
+def _fingerprint(dim: int) -> Fingerprint:
+    """Of bags of which nothing is known but their dim."""
+    return Fingerprint(
+        encoder=UNKNOWN, weights_sha256=UNKNOWN, transform=UNKNOWN, dim=dim, tile_px=0,
+        target_mpp=float("nan"), overlap_px=0, tissue=UNKNOWN,
+    )  # fmt: skip
