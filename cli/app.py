@@ -12,10 +12,12 @@ from cli.backbones import backbones
 from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
+from cli.describe import describe
 from cli.embed import embed
 from cli.infer import infer
 from cli.inspect import inspect
 from cli.preview import preview
+from cli.report import report
 from cli.score import score
 from cli.train import train
 
@@ -36,10 +38,12 @@ app = typer.Typer(
 )
 app.command()(embed)
 app.command()(inspect)
+app.command()(describe)
 app.command()(backbones)
 app.command()(preview)
 app.command()(train)
 app.command()(infer)
+app.command()(report)
 app.command()(score)
 app.command()(audit)
 app.command()(demo)

@@ -23,10 +23,12 @@ from cli.console import (
     step,
 )
 from cli.dry_run import print_estimate
+from cli.loading import load_encoder_for
 from cli.options import (
     BagsDir,
     Batch,
     Device,
+    Execution,
     JsonOutput,
     MaxTiles,
     MinTissue,
@@ -37,6 +39,7 @@ from cli.options import (
     SlidePaths,
     TargetMpp,
     TilePx,
+    Weights,
     Workers,
     given_mpp_of,
     part_of,
@@ -59,12 +62,12 @@ def embed(
     paths: SlidePaths,
     bags: BagsDir = Path("bags"),
     backbone: Annotated[
-        str, typer.Option(help="Any timm model; the default needs no network.")
+        str,
+        typer.Option(
+            help="Any timm model, or several joined by `+`; the default needs no network."
+        ),
     ] = "tf_efficientnet_lite0",
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Local checkpoint of the backbone (safetensors or torch)."),
-    ] = None,
+    weights: Weights = None,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
     overlap: Overlap = 0,
@@ -87,6 +90,7 @@ def embed(
         bool, typer.Option("--dry-run", help="Count tiles, gigabytes and hours; write nothing.")
     ] = False,
     device: Device = "auto",
+    execution: Execution = "auto",
     workers: Workers = N_CORES,
     batch: Batch = 64,
     overwrite: Annotated[
@@ -121,8 +125,6 @@ def embed(
     slides = part_of(slides_of(paths), shard)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the backbone"):
-        from features.encoders import load_encoder
-        from features.engines import choose_device
         from features.pipeline import embed_slides
         from features.preview import PreviewFolder
         from features.recipe import EmbedSettings
@@ -132,7 +134,10 @@ def embed(
             tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers,
             max_failed=max_failed,
         )  # fmt: skip
-        encoder = load_encoder(backbone, weights_path=weights, device=choose_device(device))
+        encoder = load_encoder_for(
+            None if dry_run else bags, backbone, weights=weights, device=device, batch=batch,
+            execution=execution, n_slides=len(slides),
+        )  # fmt: skip
     if dry_run:
         print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
         return

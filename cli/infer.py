@@ -10,11 +10,13 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.embed import SlideBars, print_failures
+from cli.loading import load_encoder_for
 from cli.options import (
     BagsDir,
     Batch,
     Device,
     JsonOutput,
+    Weights,
     Workers,
     given_mpp_of,
     require_one_resolution,
@@ -53,9 +55,7 @@ def infer(
             "training) or shares such as `CE=0.7,LAA=0.3`."
         ),
     ] = "balanced",
-    weights: Annotated[
-        Path | None, typer.Option(help="With --slides: local checkpoint of the backbone.")
-    ] = None,
+    weights: Weights = None,
     slide_mpp: Annotated[
         float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
     ] = None,
@@ -138,7 +138,7 @@ def _embed_missing(
     slides: Path,
     bags_dir: Path,
     *,
-    weights: Path | None,
+    weights: list[Path] | None,
     slide_mpp: float | None,
     mpp_table: Path | None,
     device: str,
@@ -147,8 +147,6 @@ def _embed_missing(
 ) -> int:
     """Embed the cohort's slides that have no bag yet; returns how many failed."""
     from features.bags import bag_path
-    from features.encoders import load_encoder
-    from features.engines import choose_device
     from features.pipeline import embed_slides
     from features.recipe import settings_like
     from features.slides.opening import find_slides, slide_id_of
@@ -165,9 +163,10 @@ def _embed_missing(
     with step("loading the backbone"):
         settings = settings_like(run.fingerprint, batch_tiles=batch, n_workers=workers)
         given = given_mpp_of(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
-        encoder = load_encoder(
-            run.fingerprint.encoder, weights_path=weights, device=choose_device(device)
-        )
+        encoder = load_encoder_for(
+            bags_dir, run.fingerprint.encoder, weights=weights, device=device, batch=batch,
+            execution="auto", n_slides=len(paths),
+        )  # fmt: skip
         _require_same_weights(run, encoder.weights_sha256)
     with progress_bar("tiles") as bars:
         outcomes = embed_slides(

@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "Calibrator",
     "Device",
+    "Execution",
     "JsonOutput",
     "MaxTiles",
     "MinTissue",
@@ -26,6 +27,7 @@ __all__ = [
     "SlidePaths",
     "TargetMpp",
     "TilePx",
+    "Weights",
     "Workers",
     "given_mpp_of",
     "part_of",
@@ -50,6 +52,20 @@ JsonOutput = Annotated[
 ]
 Workers = Annotated[
     int, typer.Option(min=1, max=256, help="Threads that decode tiles; default: all cores.")
+]
+Weights = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Local checkpoint of the backbone (safetensors or torch); of joined backbones one "
+        "each, `-` for installed weights."
+    ),
+]
+Execution = Annotated[
+    str,
+    typer.Option(
+        help="How the backbone runs: `auto` takes the fastest way that gives the same embeddings; "
+        "`eager`, `compile`, `onnx`. A folder of bags keeps its first choice."
+    ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Tiles through the backbone at once.")]
 

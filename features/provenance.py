@@ -67,7 +67,7 @@ def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag
         n_failed=len(work.failures),
         left_out=as_json(**Counter(work.left_out.values())),
         empty_reason=_empty_reason(work),
-        software=_software(),
+        software=_software(encoder),
     )
 
 
@@ -80,13 +80,13 @@ def _empty_reason(work: SlideWork) -> str:
     return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
 
 
-def _software() -> str:
+def _software(encoder: Encoder) -> str:
     """Versions of what decides about pixels and embeddings."""
     names = (
         "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
         "zarr",
     )  # fmt: skip
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "execution": encoder.execution}
     for name in names:
         try:
             versions[name] = metadata.version(name)

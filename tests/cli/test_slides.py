@@ -100,3 +100,18 @@ def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
     assert part_of(paths, None) == paths
     for wrong in ("0/3", "4/3", "2", "a/b"):
         assert mil("embed", slides, "--shard", wrong).exit_code == 2
+
+
+def test_a_folder_keeps_the_way_its_bags_were_made(slides: Path, tmp_path: Path) -> None:
+    clot = slides / "clot.tif"
+    first = mil("embed", clot, "--bags", tmp_path, "--execution", "eager", "--batch", 8)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "execution.txt").read_text() == "eager float32 batch 8\n"
+    made = json.loads(read_bag(tmp_path / "clot.h5").meta.software)
+    assert made["execution"] == "eager float32 batch 8"
+    again = mil("embed", clot, "--bags", tmp_path, "--overwrite", "--batch", 4)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "execution.txt").read_text() == "eager float32 batch 8\n"
+    other = mil("embed", clot, "--bags", tmp_path, "--execution", "onnx")
+    assert other.exit_code == 1
+    assert "eager float32 batch 8" in other.output

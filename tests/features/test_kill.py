@@ -44,7 +44,7 @@ def start(folder: Path, bags: Path, *, stderr: int = subprocess.DEVNULL) -> subp
     command = [
         sys.executable, "-m", "cli", "embed", folder / "slides", "--bags", bags,
         "--backbone", "test_vit", "--weights", folder / "tiny.safetensors", "--tile-px", "64",
-        "--mpp", "1.0", "--batch", "8", "--workers", "2",
+        "--mpp", "1.0", "--batch", "8", "--workers", "2", "--execution", "eager",
     ]  # fmt: skip
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True
@@ -108,7 +108,7 @@ def test_two_processes_share_a_folder_and_one_takes_over_from_the_other(
 ) -> None:
     bags = tmp_path / "bags"
     first, second = start(world, bags), start(world, bags)
-    while not whole_bags(bags):
+    while not whole_bags(bags) and first.poll() is None:
         time.sleep(0.05)
     first.kill()
     first.wait()
@@ -137,7 +137,7 @@ def test_two_undisturbed_processes_do_each_slide_once(world: Path, tmp_path: Pat
 def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path) -> None:
     bags = tmp_path / "bags"
     process = start(world, bags, stderr=subprocess.PIPE)
-    while not whole_bags(bags):
+    while not whole_bags(bags) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
