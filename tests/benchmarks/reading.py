@@ -118,7 +118,7 @@ def in_process(side: str, path: Path, n_cores: int) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.reading", "--side", side, "--slide", str(path)],
         capture_output=True, text=True, check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )  # fmt: skip
     found: dict[str, float] = json.loads(done.stdout)
     return found
