@@ -56,8 +56,7 @@ shifted to others.
 {made.target_mpp:g} µm/px, embedded by the frozen backbone `{made.encoder}` (weights
 `{made.weights_sha256[:12]}`). Bags made otherwise are refused.
 
-**Scores**, cross-fitted: no head that judged a patient had seen it, and its calibrator was fitted
-on other patients. 95 % intervals over patients, without the variance of training.
+**Scores**, {_kind(run)} 95 % intervals over patients, without the variance of training.
 
 | | weighted log loss | AUROC |
 | --- | --- | --- |
@@ -67,3 +66,16 @@ on other patients. 95 % intervals over patients, without the variance of trainin
 {scores["constant"]["weighted_log_loss"].value:.4f}; a model whose interval reaches there has not
 shown that it knows anything.
 """
+
+
+def _kind(run: Run) -> str:
+    """What the patients judged had no part in."""
+    if run.settings.get("nested"):
+        return (
+            "nested: nothing that judged a patient had seen it, neither heads nor\n"
+            "calibrator nor the heads whose logits the calibrator was fitted on."
+        )
+    return (
+        "cross-fitted: no head that judged a patient had seen it, and its calibrator was fitted\n"
+        "on other patients."
+    )

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.calibration import Calibrator, build_calibrator, cross_fit
+from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort
 from mil.data import PatientBags
-from mil.splits import Fold
+from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
     EpochRecord,
@@ -26,6 +27,8 @@ __all__ = [
     "cross_fitted_probabilities",
     "cross_validate",
     "fit_calibrator",
+    "inner_folds",
+    "nested_probabilities",
     "with_stopping_rule",
 ]
 
@@ -56,6 +59,7 @@ def cross_validate(
     settings: TrainSettings,
     seed: int,
     on_head: Callable[[], None] = lambda: None,
+    kept: Checkpoints | None = None,
 ) -> OutOfFold:
     """Judge every patient once a repeat by an ensemble trained on the other folds.
 
@@ -75,7 +79,9 @@ def cross_validate(
     seed
         Decides everything random.
     on_head
-        Called after each head.
+        Called after each head, and for heads of folds that are taken over.
+    kept
+        Finished folds are kept there and taken over from there.
     """
     names = bags.filled()
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
@@ -85,18 +91,19 @@ def cross_validate(
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history = {}
     for fold in folds:
-        ensemble = train_ensemble(
-            bags.restricted_to(fold.train_ids),
-            {name: labels[name] for name in fold.train_ids},
+        judged = _judge(
+            bags,
+            fold,
+            labels,
             n_classes=len(cohort.classes),
             settings=settings,
             seed=(seed, 1, fold.repeat, fold.index),
             on_head=on_head,
+            kept=kept,
         )
-        history[fold.repeat, fold.index] = ensemble.history
-        for name in set(fold.test_ids) & set(places):
-            members, _ = member_outputs(ensemble.heads, bags.features[name])
-            logits[fold.repeat, places[name]] = members.mean(axis=0)
+        history[fold.repeat, fold.index] = judged.history
+        for name, logit in judged.logits.items():
+            logits[fold.repeat, places[name]] = logit
             judged_in[fold.repeat, places[name]] = fold.index
     return OutOfFold(
         patient_ids=names,
@@ -105,6 +112,85 @@ def cross_validate(
         fold=judged_in,
         history=history,
     )
+
+
+def inner_folds(
+    cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy, n_folds: int, seed: int
+) -> tuple[tuple[Fold, ...], ...]:
+    """Folds inside the training patients of each fold, made as the folds themselves.
+
+    Raises
+    ------
+    SplitError
+        If a fold's training patients cannot be split so.
+    """
+    return tuple(
+        make_folds(
+            _restricted(cohort, fold.train_ids),
+            by=by,
+            n_folds=n_folds,
+            n_repeats=1,
+            seed=_inner_seed(seed, fold),
+        )
+        for fold in folds
+    )
+
+
+def nested_probabilities(
+    bags: PatientBags,
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    found: OutOfFold,
+    *,
+    inner: Sequence[Sequence[Fold]],
+    settings: TrainSettings,
+    seed: int,
+    calibrator: str = "platt",
+    on_head: Callable[[], None] = lambda: None,
+    kept: Checkpoints | None = None,
+) -> Floats:
+    """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
+
+    For each fold, the calibrator's own fitting points come from a cross-validation inside the
+    fold's training patients, whose heads are handed a store of these patients only.
+
+    Parameters
+    ----------
+    bags, cohort, folds, settings, seed, on_head, kept
+        As for :func:`cross_validate`.
+    found
+        What it gave for these.
+    inner
+        From :func:`inner_folds`, for each fold.
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (repeats, patients, classes).
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown, or a class has fewer than three patients in a fold's training
+        part.
+    """
+    proba = np.full(found.logits.shape, np.nan)
+    for fold, inner_of_fold in zip(folds, inner, strict=True):
+        inside = cross_validate(
+            bags.restricted_to(fold.train_ids),
+            _restricted(cohort, fold.train_ids),
+            inner_of_fold,
+            settings=settings,
+            seed=_inner_seed(seed, fold),
+            on_head=on_head,
+            kept=kept,
+        )
+        fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
+        judged = found.fold[fold.repeat] == fold.index
+        proba[fold.repeat, judged] = fitted.predict_proba(found.logits[fold.repeat, judged])
+    return proba
 
 
 def with_stopping_rule(
@@ -166,3 +252,55 @@ def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -
         Shape (repeats, patients, classes).
     """
     return cross_fit(found.logits, found.labels, found.fold, calibrator=calibrator).proba
+
+
+def _judge(
+    bags: PatientBags,
+    fold: Fold,
+    labels: Mapping[str, int],
+    *,
+    n_classes: int,
+    settings: TrainSettings,
+    seed: tuple[int, ...],
+    on_head: Callable[[], None],
+    kept: Checkpoints | None,
+) -> Judgement:
+    """What an ensemble that learned from the fold's training patients says of the others."""
+    name = ""
+    if kept is not None:
+        name = kept.name(fold, labels, n_classes=n_classes, settings=settings, seed=seed)
+        if (known := kept.read(name)) is not None:
+            for _ in range(settings.n_members):
+                on_head()
+            return known
+    ensemble = train_ensemble(
+        bags.restricted_to(fold.train_ids),
+        {patient_id: labels[patient_id] for patient_id in fold.train_ids},
+        n_classes=n_classes,
+        settings=settings,
+        seed=seed,
+        on_head=on_head,
+    )
+    filled = set(bags.filled())
+    judgement = Judgement(
+        logits={
+            patient_id: member_outputs(ensemble.heads, bags.features[patient_id])[0].mean(axis=0)
+            for patient_id in fold.test_ids
+            if patient_id in filled
+        },
+        history=ensemble.history,
+    )
+    if kept is not None:
+        kept.write(name, judgement)
+    return judgement
+
+
+def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:
+    wanted = set(patient_ids)
+    return replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in wanted))
+
+
+def _inner_seed(seed: int, fold: Fold) -> int:
+    """A seed of the fold's own, for what happens inside its training patients."""
+    drawn = np.random.SeedSequence((seed, 3, fold.repeat, fold.index)).generate_state(1)
+    return int(drawn[0])

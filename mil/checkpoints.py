@@ -1,0 +1,144 @@
+"""What finished folds said, kept beside a run until it is whole, so that a killed one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from features.files import make_folder, written_beside
+from mil.data import PatientBags
+from mil.splits import Fold
+from mil.training import EpochRecord, TrainSettings
+
+__all__ = ["Checkpoints", "Judgement"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judgement:
+    """What a fold's ensemble said of the patients it was kept from, and how it learned."""
+
+    logits: Mapping[str, npt.NDArray[np.float64]]
+    """By patient id: mean logit of the ensemble, shape (classes,)."""
+    history: tuple[EpochRecord, ...]
+    """Learning curves of its heads."""
+
+
+class Checkpoints:
+    """A folder of judgements, each named after a hash of all that decided it.
+
+    Bags, labels, settings, seed, and the program itself are in that name: what was made otherwise
+    is not found, and nothing has to be told apart.
+
+    Parameters
+    ----------
+    folder
+        Where they lie; made when the first is written.
+    bags
+        Bags of all patients.
+    """
+
+    def __init__(self, folder: Path, bags: PatientBags) -> None:
+        self._folder = folder
+        self._contents = _contents(bags)
+
+    def name(
+        self,
+        fold: Fold,
+        labels: Mapping[str, int],
+        *,
+        n_classes: int,
+        settings: TrainSettings,
+        seed: Sequence[int],
+    ) -> str:
+        """Name of the judgement of a fold.
+
+        Parameters
+        ----------
+        fold
+            Patients to learn from and to judge.
+        labels
+            Class index by patient id, of at least those to learn from.
+        n_classes
+            Number of classes.
+        settings, seed
+            As for :func:`mil.training.train_ensemble`.
+        """
+        decided = {
+            "code": _code(),
+            "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
+            "judged": [(p, self._contents[p]) for p in fold.test_ids],
+            "n_classes": n_classes,
+            "settings": asdict(settings),
+            "seed": list(seed),
+        }
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+    def read(self, name: str) -> Judgement | None:
+        """The judgement of that name; None where there is none, or it cannot be read."""
+        try:
+            kept = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+            return Judgement(
+                logits={key: np.array(row, np.float64) for key, row in kept["logits"].items()},
+                history=tuple(
+                    EpochRecord(member=member, epoch=epoch, train_loss=train, stop_loss=stop)
+                    for member, epoch, train, stop in kept["history"]
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, name: str, judgement: Judgement) -> None:
+        """Keep a judgement, whole or not at all; numbers come back to the last bit.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        kept = {
+            "logits": {key: row.tolist() for key, row in judgement.logits.items()},
+            "history": [astuple(record) for record in judgement.history],
+        }
+        with written_beside(make_folder(self._folder) / f"{name}.json") as beside:
+            beside.write_text(json.dumps(kept), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Remove the folder: the run is whole."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _contents(bags: PatientBags) -> dict[str, str]:
+    """A hash of each patient's embeddings, from those of its slides where they are known."""
+    slides: dict[str, list[tuple[str, int]]] = {}
+    for note in bags.slides:
+        slides.setdefault(note.patient_id, []).append((note.features_sha256, note.n_tiles))
+    contents = {}
+    for patient_id, tiles in bags.features.items():
+        noted = slides.get(patient_id, [])
+        if noted and sum(n_tiles for _, n_tiles in noted) == len(tiles):
+            contents[patient_id] = " ".join(sha256 for sha256, _ in noted)
+        else:
+            digest = hashlib.sha256(f"{tiles.dtype} {tiles.shape}".encode())
+            digest.update(np.ascontiguousarray(tiles).data)
+            contents[patient_id] = digest.hexdigest()
+    return contents
+
+
+@cache
+def _code() -> str:
+    """A hash of this package's sources and of the versions it stands on."""
+    digest = hashlib.sha256()
+    for name in ("numpy", "torch"):
+        digest.update(f"{name} {metadata.version(name)}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
