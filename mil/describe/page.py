@@ -1,0 +1,92 @@
+"""The page that shows a description."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from mil.describe.description import Description
+from mil.describe.sections import sections_of, with_share
+from mil.describe.slides import SlideBag, SlideFiles
+from mil.describe.table import SlideTable, natural_key
+from mil.figures import Picture, embed_image
+from mil.pages import render
+
+__all__ = ["render_description"]
+
+_THUMBNAIL_PX = 352  # twice its width on the page, for screens of double density
+_N_COLOURS = 8
+_STEP = 8
+
+
+def render_description(description: Description) -> str:
+    """HTML page of a description, complete in one file."""
+    table = description.table
+    return render(
+        "describe.html",
+        name=table.path.name,
+        summary=_summary(description),
+        key_figures=_key_figures(description),
+        findings=description.findings,
+        sections=sections_of(description),
+        glasses=_glasses(description.bags, table) if description.bags is not None else [],
+        galleries=_galleries(description.files, table) if description.files else [],
+    )
+
+
+def _summary(description: Description) -> str:
+    """The cohort in one or two sentences."""
+    table = description.table
+    text = f"{len(table.slides):,} slides of {len(table.patients):,} patients"
+    if table.has_centres:
+        text += f" at {table.patients['centre'].nunique()} centres"
+    if not table.labelled:
+        return f"{text}."
+    told = [
+        "{} ({}) {}".format(*with_share(count, len(table.patients)), name)
+        for name, count in description.labels["patients"].items()
+    ]
+    return f"{text}. Of the patients, {', '.join(told)}."
+
+
+def _key_figures(description: Description) -> list[tuple[str, str]]:
+    """Names and values that stand first on the page."""
+    table = description.table
+    n_slides = len(table.slides)
+    found = [("slides", f"{n_slides:,}"), ("patients", f"{len(table.patients):,}")]
+    if table.has_centres:
+        found.append(("centres", f"{table.patients['centre'].nunique():,}"))
+    if table.labelled:
+        for name, count in description.labels["patients"].items():
+            shown = " · ".join(with_share(count, len(table.patients)))
+            found.append((f"patients of {name}", shown))
+    if description.files:
+        n_files = sum(slide in description.files.headers for slide in table.slides["slide"])
+        found.append(("slides with a file", f"{n_files:,}"))
+    if description.bags is not None:
+        found.append(("slides with a bag", f"{len(description.bags):,}"))
+    return found
+
+
+def _glasses(
+    bags: Mapping[str, SlideBag], table: SlideTable
+) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Commonest colours of glass by centre: ``red, green, blue`` and how many slides have it."""
+    found: dict[str, Counter[str]] = {}
+    for row in table.slides.to_dict("records"):
+        if row["slide"] in bags:
+            rgb = (min(255, _STEP * round(c / _STEP)) for c in bags[row["slide"]].glass_rgb)
+            colours = found.setdefault(row["centre"] or "all", Counter())
+            colours[", ".join(map(str, rgb))] += 1
+    return [(name, found[name].most_common(_N_COLOURS)) for name in sorted(found, key=natural_key)]
+
+
+def _galleries(files: SlideFiles, table: SlideTable) -> list[tuple[str, list[tuple[Picture, str]]]]:
+    """Pictures and captions by label."""
+    shown: dict[str, list[tuple[Picture, str]]] = {}
+    for row in table.slides.to_dict("records"):
+        if image := files.thumbnails.get(row["slide"]):
+            words = f"{row['slide']}, centre {row['centre']}" if row["centre"] else row["slide"]
+            picture = embed_image(image, alt=f"Slide {words}", most_px=_THUMBNAIL_PX)
+            shown.setdefault(row["label"], []).append((picture, words))
+    return [(label, shown[label]) for label in table.classes if label in shown]

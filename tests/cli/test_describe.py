@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.slides.storage import compression_of, stored_bytes
+from features.synthetic import write_slide
+from tests.fakes import real_data, write_cohort
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table with bags for all slides, and files for three of them, of which one is damaged."""
+    path = write_cohort(tmp_path, n_patients=12, shift=0.0, n_tiles=5)
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (500, 700, 3), dtype=np.uint8)
+    write_slide(slides / "001_0.tif", noise)
+    write_slide(slides / "002_0.tif", noise)
+    (slides / "003_0.tif").write_bytes(b"bad")
+    return path
+
+
+def test_a_page_of_all_that_is_known(table: Path) -> None:
+    page = table.with_name("pages") / "cohort.html"
+    found = mil("describe", table, "--slides", table.parent / "slides", "--bags",
+                table.parent / "bags", "--out", page, "--json")  # fmt: skip
+    assert found.exit_code == 3, found.output  # 003_0 cannot be opened
+    told = json.loads(found.stdout)
+    assert told["page"] == str(page)
+    assert (told["n_patients"], told["n_slides"], told["n_files"], told["n_bags"]) == (
+        12,
+        15,
+        2,
+        15,
+    )
+    findings = {finding["kind"]: finding for finding in told["findings"]}
+    assert findings["file_copied"]["subjects"] == ["001_0", "002_0"]
+    assert findings["file_unreadable"]["subjects"] == ["003_0"]
+    assert findings["resolution_unknown"]["subjects"] == ["001_0", "002_0"]  # 10 px per cm
+    assert told["largest_slide"]["compression"] == "LZW"
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/jpeg") == 2
+    assert "700 × 500 px" in html
+
+
+def test_the_summary_is_for_people(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(table.parent)
+    found = mil("describe", table)
+    assert found.exit_code == 0, found.output
+    assert "15 slides of 12 patients (8 CE, 4 LAA)." in found.stdout
+    assert "note: LAA is the rarer class" in found.stdout
+    assert "Look at describe.html" in found.stdout
+    assert Path("describe.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["gone.csv"], 1, "there is no such file"),
+        (["{table}", "--slides", "gone"], 1, "there is no such file or folder"),
+        (["{table}", "--bags", "gone"], 1, "there is no such folder"),
+        (["{table}", "--gallery", "-1"], 2, "--gallery"),
+        (["{table}", "--out", "{folder}"], 1, "cannot be written"),
+        ([], 2, "Usage"),
+    ],
+)
+def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, said: str) -> None:
+    found = mil("describe", *[p.format(table=table, folder=table.parent) for p in arguments])
+    assert found.exit_code == code
+    assert said in found.output
+    assert "Traceback" not in found.output
+
+
+def test_of_two_files_of_one_name_the_first_is_taken_and_that_is_said(
+    table: Path, tmp_path: Path
+) -> None:
+    slides = tmp_path / "slides"
+    (slides / "003_0.tif").unlink()
+    Image.new("RGB", (50, 40)).save(slides / "001_0.png")
+    found = mil("describe", table, "--slides", slides, "--gallery", 0, "--out", tmp_path / "p.html")
+    assert found.exit_code == 0, found.output
+    assert "001_0.tif, whose name" in found.output
+    assert "data:image/jpeg" not in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_help_has_an_example_and_the_exit_codes() -> None:
+    found = mil("describe", "--help")
+    assert "mil describe train.csv" in found.output
+    assert "Exit codes" in found.output
+
+
+def test_storage_is_told_of_files_folders_and_urls(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.tif", np.zeros((40, 40, 3), np.uint8))
+    Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
+    (tmp_path / "c.txt").write_text("no picture")
+    assert compression_of(tmp_path / "a.tif") == "LZW"
+    assert compression_of(tmp_path / "b.png") == "PNG"
+    assert compression_of(tmp_path / "c.txt") == ""
+    assert compression_of(tmp_path) == ""
+    assert stored_bytes(tmp_path / "c.txt") == 10
+    assert stored_bytes(Path("s3://bucket/a.zarr")) is None
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "data").write_bytes(b"123")
+    (tmp_path / "d.mrxs").write_bytes(b"12")
+    assert (stored_bytes(tmp_path / "d"), stored_bytes(tmp_path / "d.mrxs")) == (3, 5)
+
+
+def test_a_table_is_described_without_torch(table: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from cli.app import app\n"
+        "found = CliRunner().invoke(app, ['describe', *sys.argv[1:]])\n"
+        "assert found.exit_code == 0, found.output\n"
+        "heavy = {'torch', 'timm', 'openslide'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(table), "--out", str(tmp_path / "p.html")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@real_data
+def test_real_slides_of_four_kinds_are_described(mil_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(
+        "image_id,patient_id,label\ncmu-1-small-region,a,x\nkidney-48-5,b,y\n"
+        "cmu-1-small-region.pyramid,c,y\n"
+    )
+    page = tmp_path / "p.html"
+    found = mil("describe", path, "--slides", mil_data / "slides", "--out", page, "--json")
+    assert found.exit_code == 3, found.output  # some under edge/ are broken on purpose
+    told = json.loads(found.stdout)
+    kinds = {finding["kind"]: finding["subjects"] for finding in told["findings"]}
+    assert kinds["resolution_unknown"] == ["kidney-48-5"]
+    assert set(kinds["file_not_in_table"]) >= {"boxes", "unopenable"}
+    assert told["largest_slide"]["width_px0"] == 2220
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 3
