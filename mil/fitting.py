@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -14,20 +13,38 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import softmax
 
 from features.bags import UNKNOWN
 from features.errors import OutputError
 from features.files import make_folder, written_beside
+from mil.audit.shortcuts import measure_shortcuts
 from mil.calibration import build_calibrator
 from mil.card import write_card
+from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
-from mil.splits import Fold, SplitBy, make_folds, split_notes, write_folds
+from mil.report import (
+    gains,
+    gather_evidence,
+    mean_logistic_probabilities,
+    write_evidence,
+    write_report,
+)
+from mil.splits import SplitBy, make_folds, split_notes, write_folds
 from mil.training import LEAST_TO_STOP_ON, Ensemble, TrainSettings, train_ensemble
-from mil.validation import OutOfFold, cross_fitted_probabilities, cross_validate, fit_calibrator
+from mil.validation import (
+    OutOfFold,
+    cross_fitted_probabilities,
+    cross_validate,
+    fit_calibrator,
+    inner_folds,
+    nested_probabilities,
+    with_stopping_rule,
+)
 
 __all__ = ["FitSummary", "fit_run"]
 
@@ -77,10 +94,13 @@ def fit_run(
     calibrator: str = "platt",
     on_head: Callable[[int, int], None],
     by: SplitBy = "patient",
+    nested: bool = False,
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
     The folder appears whole when all is done; an older run of that name is replaced only then.
+    Until then, what finished folds said lies in a hidden folder beside it: the same call after a
+    kill takes it over, and ends with the same bytes.
 
     Parameters
     ----------
@@ -102,6 +122,9 @@ def fit_run(
         Called with heads done and heads in all.
     by
         Whether folds are stratified folds of patients or leave one centre out.
+    nested
+        Score with calibrators fitted by a cross-validation inside each fold's training patients;
+        every fold then costs as many ensembles more as there are folds.
 
     Raises
     ------
@@ -117,8 +140,10 @@ def fit_run(
     build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
     folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
     n_folds = len(folds) // n_repeats
-    settings = replace(settings, early_stopping=_enough_to_stop_on(usable, folds, settings))
-    total = (len(folds) + 1) * settings.n_members
+    inner = inner_folds(usable, folds if nested else (), by=by, n_folds=n_folds, seed=seed)
+    every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
+    settings = with_stopping_rule(settings, usable, every_fold)
+    total = (len(every_fold) + 1) * settings.n_members
     n_done = 0
 
     def one_more() -> None:
@@ -126,8 +151,23 @@ def fit_run(
         n_done += 1
         on_head(n_done, total)
 
-    found = cross_validate(bags, usable, folds, settings=settings, seed=seed, on_head=one_more)
-    proba = cross_fitted_probabilities(found, calibrator=calibrator)
+    kept = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
+    found = cross_validate(
+        bags, usable, folds, settings=settings, seed=seed, on_head=one_more, kept=kept
+    )
+    proba = {
+        "calibrated": cross_fitted_probabilities(found, calibrator=calibrator),
+        "raw": softmax(found.logits, axis=2),
+        "mean + logistic": mean_logistic_probabilities(
+            bags, found, calibrator=calibrator, seed=seed
+        ),
+    }
+    if nested:
+        proba["cross-fitted"] = proba["calibrated"]
+        proba["calibrated"] = nested_probabilities(
+            bags, usable, folds, found, inner=inner, settings=settings, seed=seed,
+            calibrator=calibrator, on_head=one_more, kept=kept,
+        )  # fmt: skip
     final = train_ensemble(
         bags.restricted_to(usable.patient_ids),
         dict(zip(usable.patient_ids, usable.labels.tolist(), strict=True)),
@@ -136,7 +176,8 @@ def fit_run(
         seed=(seed, 2),
         on_head=one_more,
     )
-    scores = _score(found, proba, seed=seed)
+    kinds = _beside_baselines(proba, found.labels)
+    scores = _score(kinds, found.labels, seed=seed)
     run = Run(
         path=run_dir,
         classes=usable.classes,
@@ -146,7 +187,7 @@ def fit_run(
         calibrator=fit_calibrator(found, np.ones(found.fold.shape, bool), calibrator=calibrator),
         cohort_counts=tuple(usable.class_counts().values()),
         training_slides=tuple(TrainingSlide(**asdict(note)) for note in bags.slides),
-        out_of_fold=dict(zip(found.patient_ids, proba.mean(axis=0), strict=True)),
+        out_of_fold=dict(zip(found.patient_ids, kinds["calibrated"], strict=True)),
         settings={
             **asdict(settings),
             "by": by,
@@ -154,16 +195,27 @@ def fit_run(
             "n_repeats": n_repeats,
             "seed": seed,
             "calibrator": calibrator,
+            "nested": nested,
         },
         versions=_versions(),
     )
     notes = (*_notes(cohort, bags, found, settings), *split_notes(usable, folds, by=by))
+    shortcuts = measure_shortcuts(usable, {}, n_folds=n_folds, seed=seed)
+    described = {
+        "kind": "nested" if nested else "cross-fitted",
+        **_plain(scores),
+        "gains": _plain(_gains(kinds, found.labels, seed=seed)),
+        "shortcuts": [shortcut.as_dict() for shortcut in shortcuts],
+    }
     with _whole_folder(run_dir) as beside:
         write_folds(beside / "folds.csv", folds)
         _write_history(beside / "history.csv", found, final)
-        write_json(beside / "scores.json", {"kind": "cross-fitted", **_plain(scores)})
+        write_json(beside / "scores.json", described)
         write_card(beside / "MODEL_CARD.md", run, scores)
         save_run(replace(run, path=beside))
+        write_evidence(beside, gather_evidence(cohort, bags, found, proba, notes=notes))
+        write_report(beside, name=run_dir.name)
+    kept.discard()
     return FitSummary(
         path=run_dir,
         head=settings.head,
@@ -214,32 +266,43 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
     return replace(cohort, patients=patients)
 
 
-def _score(found: OutOfFold, proba: npt.NDArray[np.float64], *, seed: int) -> Scores:
-    """Scores of the mean over repeats, beside what one gets without looking."""
-    n_classes = proba.shape[2]
-    raw = np.exp(found.logits - found.logits.max(axis=2, keepdims=True))
-    raw /= raw.sum(axis=2, keepdims=True)
-    shares = np.bincount(found.labels, minlength=n_classes) / len(found.labels)
-    kinds = {
-        "calibrated": proba.mean(axis=0),
-        "raw": raw.mean(axis=0),
-        "constant": np.full(proba.shape[1:], 1 / n_classes),
-        "cohort prior": np.tile(shares, (len(found.labels), 1)),
+def _beside_baselines(
+    proba: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Means over repeats, and what one gets without looking, each of shape (patients, classes)."""
+    means = {name: values.mean(axis=0) for name, values in proba.items()}
+    n_patients, n_classes = means["calibrated"].shape
+    shares = np.bincount(labels, minlength=n_classes) / n_patients
+    return {
+        **means,
+        "cohort prior": np.tile(shares, (n_patients, 1)),
+        "constant": np.full((n_patients, n_classes), 1 / n_classes),
     }
+
+
+def _score(
+    kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
+) -> Scores:
+    """Scores of each kind of prediction with their intervals."""
     metrics = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
     return {
-        name: stratified_bootstrap(
-            metrics, values, found.labels, n_resamples=_N_RESAMPLES, seed=seed
-        )
+        name: stratified_bootstrap(metrics, values, labels, n_resamples=_N_RESAMPLES, seed=seed)
         for name, values in kinds.items()
     }
 
 
-def _enough_to_stop_on(cohort: Cohort, folds: Sequence[Fold], settings: TrainSettings) -> bool:
-    """Whether every ensemble of the run has patients enough for early stopping."""
-    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
-    fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
-    return fewest >= LEAST_TO_STOP_ON * settings.n_members
+def _gains(
+    kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
+) -> Scores:
+    """How much better the calibrated predictions are than each baseline."""
+    names = ("mean + logistic", "cohort prior", "constant")
+    return gains(
+        kinds["calibrated"],
+        {name: kinds[name] for name in names},
+        labels,
+        n_resamples=_N_RESAMPLES,
+        seed=seed,
+    )
 
 
 def _notes(

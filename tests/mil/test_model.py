@@ -57,7 +57,7 @@ def test_a_run_holds_what_it_promises(world: Path, run: Run) -> None:
     names = {path.name for path in (world / "run").iterdir()}
     assert names == {
         "heads.safetensors", "model.json", "folds.csv", "out_of_fold.csv", "scores.json",
-        "history.csv", "slides.csv", "MODEL_CARD.md",
+        "history.csv", "slides.csv", "judged.csv", "notes.json", "MODEL_CARD.md", "report.html",
     }  # fmt: skip
     assert run.classes == ("CE", "LAA")
     assert len(run.heads) == 2

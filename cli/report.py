@@ -1,0 +1,35 @@
+"""``mil report``: the page of a finished run, written again from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import print_json, results, step
+from cli.options import JsonOutput
+
+__all__ = ["report"]
+
+
+def report(
+    *,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    as_json: JsonOutput = False,
+) -> None:
+    """Write `report.html` of a run again, from the run's files; trains and scores nothing.
+
+    `mil train` writes the page with every run. This command is for a page that was deleted, or
+    for one drawn by a later version of this program.
+
+    Example: `mil report runs/first`
+    """
+    with step("drawing the report"):
+        from mil.report import write_report
+
+        page = write_report(run)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        results.print(f"The report lies in {page}", markup=False)

@@ -1,0 +1,55 @@
+"""How far probabilities mean what they say, before and after calibration, at the balanced prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mil.calibration import calibration_line
+from mil.metrics import brier_score, prior_weights
+from mil.priors import balanced
+from mil.reliability import ExpectedError, ReliabilityBin, expected_error, reliability_table
+from mil.report.evidence import Evidence
+
+__all__ = ["Reliability", "measure_reliability"]
+
+_MOST_BINS = 10
+_PATIENTS_A_BIN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """What is found of one kind of probabilities."""
+
+    bins: Mapping[int, tuple[ReliabilityBin, ...]]
+    """Bins by class index."""
+    error: ExpectedError
+    """Expected calibration error, and what chance alone would show."""
+    slope: float
+    """Calibration slope; below 1 is overconfident. NaN where there is none."""
+    brier: float
+    """Brier score, 0 to 2."""
+
+
+def measure_reliability(evidence: Evidence, kind: str, *, seed: int) -> Reliability:
+    """Reliability of one kind of the evidence's probabilities, mean over repeats.
+
+    Bins are of equal mass, ten at most and fewer where they would hold fewer than a dozen patients.
+    """
+    proba, labels = evidence.mean[kind], evidence.labels
+    prior: npt.NDArray[np.float64] = balanced(evidence.classes)
+    n_bins = int(np.clip(len(labels) // _PATIENTS_A_BIN, 3, _MOST_BINS))
+    return Reliability(
+        bins={
+            index: reliability_table(proba, labels, index, prior=prior, n_bins=n_bins)
+            for index in range(len(evidence.classes))
+        },
+        error=expected_error(proba, labels, prior=prior, seed=seed, n_bins=n_bins),
+        slope=calibration_line(proba, labels)[0],
+        brier=brier_score(
+            proba, labels, weights=prior_weights(labels, None, n_classes=len(evidence.classes))
+        ),
+    )

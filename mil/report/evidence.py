@@ -1,0 +1,205 @@
+"""What the report is drawn from besides scores and bundle: who was judged, and what was said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import TableError
+from features.files import written_beside
+from features.tables import read_table
+from mil.cohort import Cohort
+from mil.data import PatientBags
+from mil.errors import RunError
+from mil.model import write_json
+from mil.validation import OutOfFold
+
+__all__ = ["Evidence", "gather_evidence", "read_evidence", "write_evidence"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_KINDS = {"calibrated": "calibrated", "raw": "raw", "mean + logistic": "mean_logistic"}
+"""Kinds of predictions, and how the columns of ``judged.csv`` begin."""
+_NESTED_KINDS = {**_KINDS, "cross-fitted": "cross_fitted"}
+"""Those of a run with nested scores, which keeps the others to compare."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """Predictions of patients that were judged, and what happened to the others."""
+
+    classes: tuple[str, ...]
+    """Classes in order."""
+    patient_ids: tuple[str, ...]
+    """Patients that were judged."""
+    labels: Ints
+    """Class index of each, shape (patients,)."""
+    centres: tuple[str, ...]
+    """Centre of each; '' where the table names none."""
+    n_slides: Ints
+    """Slides of each that have a bag, shape (patients,)."""
+    n_tiles: Ints
+    """Tiles of each, shape (patients,)."""
+    fold: Ints
+    """Fold in which each was judged, shape (repeats, patients)."""
+    proba: Mapping[str, Floats]
+    """``calibrated``, ``raw`` and ``mean + logistic`` probabilities at the balanced prior, shape
+    (repeats, patients, classes); ``cross-fitted`` besides where ``calibrated`` is nested."""
+    notes: tuple[str, ...]
+    """What a reader must know of the training."""
+    missing_slides: tuple[tuple[str, str], ...]
+    """Slide and patient of what has no bag."""
+    patients_without_tiles: tuple[str, ...]
+    """Patients that were left out."""
+
+    @property
+    def mean(self) -> dict[str, Floats]:
+        """Mean over repeats of each kind, shape (patients, classes)."""
+        return {kind: values.mean(axis=0) for kind, values in self.proba.items()}
+
+    @property
+    def shares(self) -> Floats:
+        """Share of each class among the patients judged, shape (classes,)."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return np.asarray(counts / len(self.labels), np.float64)
+
+
+def gather_evidence(
+    cohort: Cohort,
+    bags: PatientBags,
+    found: OutOfFold,
+    proba: Mapping[str, Floats],
+    *,
+    notes: Sequence[str],
+) -> Evidence:
+    """What the report needs, from what a training has in hand.
+
+    Parameters
+    ----------
+    cohort
+        All patients, those without tiles included.
+    bags
+        Their bags.
+    found
+        Who was judged in which fold.
+    proba
+        By kind, shape (repeats, patients, classes).
+    notes
+        What a reader must know of the training.
+    """
+    centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
+    owners = cohort.patient_of_slide()
+    with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
+    names = found.patient_ids
+    return Evidence(
+        classes=cohort.classes,
+        patient_ids=names,
+        labels=found.labels,
+        centres=tuple(centre_of[name] for name in names),
+        n_slides=np.array([with_bag[name] for name in names], np.int64),
+        n_tiles=np.array([len(bags.features[name]) for name in names], np.int64),
+        fold=found.fold,
+        proba=dict(proba),
+        notes=tuple(notes),
+        missing_slides=tuple((slide, owners[slide]) for slide in bags.missing_slides),
+        patients_without_tiles=tuple(sorted(set(cohort.patient_ids) - set(names))),
+    )
+
+
+def write_evidence(folder: Path, evidence: Evidence) -> None:
+    """Write ``judged.csv`` (a row a patient and repeat) and ``notes.json``.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    of_repeats = []
+    for repeat, fold in enumerate(evidence.fold):
+        rows: dict[str, object] = {
+            "repeat": repeat,
+            "fold": fold,
+            "patient_id": evidence.patient_ids,
+            "label": [evidence.classes[label] for label in evidence.labels],
+            "center_id": evidence.centres,
+            "n_slides": evidence.n_slides,
+            "n_tiles": evidence.n_tiles,
+        }
+        for kind, values in evidence.proba.items():
+            for index, name in enumerate(evidence.classes):
+                rows[f"{_NESTED_KINDS[kind]}_{name}"] = values[repeat, :, index]
+        of_repeats.append(pd.DataFrame(rows))
+    with written_beside(folder / "judged.csv") as beside:
+        pd.concat(of_repeats).to_csv(beside, index=False, lineterminator="\n")
+    write_json(
+        folder / "notes.json",
+        {
+            "notes": evidence.notes,
+            "missing_slides": evidence.missing_slides,
+            "patients_without_tiles": evidence.patients_without_tiles,
+        },
+    )
+
+
+def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
+    """Read what :func:`write_evidence` wrote.
+
+    Raises
+    ------
+    RunError
+        If a file is absent, as in runs of earlier versions, or damaged.
+    """
+    for name in ("judged.csv", "notes.json"):
+        if not (folder / name).is_file():
+            raise RunError(
+                folder,
+                found=f"no {name} in it",
+                expected="the files that a report is drawn from",
+                advice="The run is of an earlier version: train again with 'mil train'.",
+            )
+    try:
+        notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
+        return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
+    except (OSError, KeyError, TypeError, ValueError, TableError) as error:
+        raise RunError(
+            folder,
+            found=f"damaged ({' '.join(str(error).split())[:200]})",
+            expected="judged.csv and notes.json as 'mil train' wrote them",
+            advice="Copy the run again, or train again with 'mil train'.",
+        ) from error
+
+
+def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ...]) -> Evidence:
+    repeats = table["repeat"].astype(np.int64)
+    n_repeats = int(repeats.max()) + 1
+    first = table[repeats == 0]
+    if (repeats.to_numpy().reshape(n_repeats, -1) != np.arange(n_repeats)[:, None]).any():
+        raise ValueError("judged.csv lacks rows")
+    shape = (n_repeats, len(first), len(classes))
+    is_nested = f"{_NESTED_KINDS['cross-fitted']}_{classes[0]}" in table
+    return Evidence(
+        classes=classes,
+        patient_ids=tuple(first["patient_id"]),
+        labels=np.array([classes.index(label) for label in first["label"]], np.int64),
+        centres=tuple(first["center_id"]),
+        n_slides=first["n_slides"].to_numpy(np.int64),
+        n_tiles=first["n_tiles"].to_numpy(np.int64),
+        fold=table["fold"].to_numpy(np.int64).reshape(shape[:2]),
+        proba={
+            kind: table[[f"{prefix}_{name}" for name in classes]]
+            .to_numpy(np.float64)
+            .reshape(shape)
+            for kind, prefix in (_NESTED_KINDS if is_nested else _KINDS).items()
+        },
+        notes=tuple(notes["notes"]),
+        missing_slides=tuple((slide, patient) for slide, patient in notes["missing_slides"]),
+        patients_without_tiles=tuple(notes["patients_without_tiles"]),
+    )

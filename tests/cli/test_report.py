@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from tests.fakes import write_cohort
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    table = write_cohort(folder, n_patients=30, shift=0.8)
+    found = mil(
+        "train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
+        "--folds", 2,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    return folder / "run"
+
+
+def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    found = mil("report", run)
+    assert found.exit_code == 0, found.output
+    assert f"The report lies in {run / 'report.html'}" in found.stdout
+    assert (run / "report.html").read_bytes() == before
+    assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
+
+
+def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    found = mil("report", tmp_path)
+    assert found.exit_code == 1
+    assert "no model.json in it" in found.output
+    assert "Traceback" not in found.output
+
+
+def test_its_help_has_an_example() -> None:
+    assert "mil report runs/first" in mil("report", "--help").output
