@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from features.outcomes import SlideOutcome
 
 __all__ = ["Ended", "SlideBars", "embed", "print_failures"]
-
-_MPP_OUTLIER = 1.5
 
 
 def embed(
@@ -231,7 +228,7 @@ def _summary(outcomes: list[SlideOutcome], bags_dir: Path) -> dict[str, object]:
         "n_tiles_left_out": dict(left_out),
         "mpp_sources": dict(Counter(o.mpp_source for o in outcomes if o.mpp_source)),
         "mpp": dict(_mpp_counts(outcomes)),
-        "mpp_outliers": {o.slide_id: o.mpp for o in _mpp_outliers(outcomes)},
+        "mpp_outliers": _mpp_outliers(outcomes),
         "failed": {o.slide_id: o.message for o in outcomes if o.status == "failed"},
     }
 
@@ -241,13 +238,12 @@ def _mpp_counts(outcomes: list[SlideOutcome]) -> list[tuple[str, int]]:
     return Counter(f"{o.mpp:.3g}" for o in outcomes if o.mpp_source).most_common()
 
 
-def _mpp_outliers(outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
-    """Slides whose resolution is far from the usual one: scanned otherwise, or a wrong header."""
-    known = [o for o in outcomes if o.mpp_source]
-    if not known:
-        return []
-    usual = median(o.mpp for o in known)
-    return [o for o in known if not 1 / _MPP_OUTLIER < o.mpp / usual < _MPP_OUTLIER]
+def _mpp_outliers(outcomes: list[SlideOutcome]) -> dict[str, float]:
+    """Slides whose resolution is far from the others'."""
+    from features.resolution import mpp_outliers
+
+    known = {o.slide_id: o.mpp for o in outcomes if o.mpp_source}
+    return {slide_id: known[slide_id] for slide_id in mpp_outliers(known)}
 
 
 def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path) -> None:
@@ -266,7 +262,7 @@ def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path) -> None:
     if told:
         results.print(f"µm/px of the slides: {told}")
     if outliers := _mpp_outliers(outcomes):
-        told = ", ".join(f"{o.slide_id} {o.mpp:.3g}" for o in outliers[:5])
+        told = ", ".join(f"{name} {mpp:.3g}" for name, mpp in list(outliers.items())[:5])
         notes.print(
             f"warning: the resolution of {len(outliers)} slides is far from the others': {told}",
             style="yellow",

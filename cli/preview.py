@@ -109,10 +109,12 @@ def preview(
 
 
 def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
-    from features.preview_page import mpp_outliers
+    from features.preview_page import known_mpp
+    from features.resolution import mpp_outliers
 
     statuses = Counter(row.status for row in rows)
     left_out: Counter[str] = Counter()
+    known = known_mpp(rows)
     for row in rows:
         left_out.update(row.left_out)
     return {
@@ -125,7 +127,7 @@ def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
         },
         "n_tiles_left_out": dict(left_out),
         "mpp_sources": dict(Counter(row.mpp_source for row in rows if row.mpp_source)),
-        "mpp_outliers": {row.slide_id: row.mpp for row in mpp_outliers(rows)},
+        "mpp_outliers": {name: known[name] for name in mpp_outliers(known)},
         "failed": {row.slide_id: row.message for row in rows if row.status == "failed"},
     }
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Literal
 from urllib.parse import quote
 
@@ -19,11 +18,11 @@ from PIL import Image
 
 from features.filter import RULES
 from features.picture import in_order, swatch
+from features.resolution import OUTLIER_FACTOR, mpp_outliers
 
-__all__ = ["PreviewRow", "mpp_outliers", "render_page"]
+__all__ = ["PreviewRow", "known_mpp", "render_page"]
 
 _THUMBNAIL_PX = (130, 100)
-_OUTLIER = 1.5
 
 Status = Literal["done", "empty", "failed"]
 """``done`` has tiles, ``empty`` has none left, ``failed`` could not be read."""
@@ -110,18 +109,14 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
         statuses=Counter(row.status for row in rows),
         mpps=mpps,
         most_slides=max((count for _, _, count in mpps), default=1),
-        outliers=[row.slide_id for row in mpp_outliers(rows)],
-        outlier_factor=_OUTLIER,
+        outliers=mpp_outliers(known_mpp(rows)),
+        outlier_factor=OUTLIER_FACTOR,
     )
 
 
-def mpp_outliers(rows: Sequence[PreviewRow]) -> list[PreviewRow]:
-    """Slides whose resolution differs from the median by a factor of 1.5 or more."""
-    known = [(row, row.mpp) for row in rows if row.mpp is not None]
-    if not known:
-        return []
-    usual = median(mpp for _, mpp in known)
-    return [row for row, mpp in known if not 1 / _OUTLIER < mpp / usual < _OUTLIER]
+def known_mpp(rows: Sequence[PreviewRow]) -> dict[str, float]:
+    """µm per level-0 px by slide id, of the slides that could be opened."""
+    return {row.slide_id: row.mpp for row in rows if row.mpp is not None}
 
 
 def _meanings(left_out: Collection[str]) -> list[tuple[str, str, str]]:

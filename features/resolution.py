@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from features.errors import ResolutionError
 
-__all__ = ["ASSUMED_MPP", "PLAUSIBLE_MPP", "MppSource", "Resolution", "resolve_mpp"]
+__all__ = [
+    "ASSUMED_MPP",
+    "OUTLIER_FACTOR",
+    "PLAUSIBLE_MPP",
+    "MppSource",
+    "Resolution",
+    "mpp_outliers",
+    "resolve_mpp",
+]
+
+OUTLIER_FACTOR = 1.5
+"""Between the resolutions of scanners' usual objectives lies a factor of 2."""
 
 ASSUMED_MPP = 0.25
 """µm per pixel taken for a slide that says nothing plausible (a 40x scan)."""
@@ -71,6 +84,31 @@ def resolve_mpp(
     if file_mpp_xy is not None and all(map(_is_plausible, file_mpp_xy)):
         return Resolution(mpp_x=file_mpp_xy[0], mpp_y=file_mpp_xy[1], source="file")
     return Resolution(mpp_x=ASSUMED_MPP, mpp_y=ASSUMED_MPP, source="assumed")
+
+
+def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:
+    """Slides whose resolution is far from the usual one: scanned otherwise, or a wrong header.
+
+    Far is a factor of :data:`OUTLIER_FACTOR` from the median.
+
+    Parameters
+    ----------
+    mpp_by_slide
+        µm per level-0 px by slide id.
+
+    Examples
+    --------
+    >>> mpp_outliers({"a": 0.25, "b": 0.252, "c": 0.5})
+    ['c']
+    """
+    if not mpp_by_slide:
+        return []
+    usual = median(mpp_by_slide.values())
+    return [
+        slide_id
+        for slide_id, mpp in mpp_by_slide.items()
+        if not 1 / OUTLIER_FACTOR < mpp / usual < OUTLIER_FACTOR
+    ]
 
 
 def _is_plausible(mpp: float) -> bool:

@@ -19,7 +19,7 @@ from features.errors import OutputError
 from features.filter import RULES, rule_judge
 from features.picture import draw_survey, swatch
 from features.preview import PreviewFolder, preview_slide
-from features.preview_page import PreviewRow, mpp_outliers, render_page
+from features.preview_page import PreviewRow, known_mpp, render_page
 from features.resolution import resolve_mpp
 from features.survey import Survey
 from features.synthetic import write_slide
@@ -352,8 +352,8 @@ def test_the_page_needs_no_network_and_can_be_used_without_eyes_and_mouse(tmp_pa
 
 def test_totals_and_resolutions_stand_on_top_with_outliers_named(tmp_path: Path) -> None:
     rows = rows_for_the_page()
-    assert [row.slide_id for row in mpp_outliers(rows)] == ["c"]
-    assert mpp_outliers([]) == mpp_outliers(rows[-1:]) == []
+    assert mpp_outliers(known_mpp(rows)) == ["c"]
+    assert mpp_outliers({}) == mpp_outliers(known_mpp(rows[-1:])) == []
     top = re.sub(
         r"\s+", " ", re.sub(r"<[^>]*>", " ", render_page(rows, tmp_path).split("<table")[0])
     )
