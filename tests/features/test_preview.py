@@ -20,7 +20,7 @@ from features.filter import RULES, rule_judge
 from features.picture import draw_survey, swatch
 from features.preview import PreviewFolder, preview_slide
 from features.preview_page import PreviewRow, known_mpp, render_page
-from features.resolution import resolve_mpp
+from features.resolution import mpp_outliers, resolve_mpp
 from features.survey import Survey
 from features.synthetic import write_slide
 from features.tiles import TileSettings, lay_tiles
