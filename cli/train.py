@@ -61,6 +61,14 @@ def train(
         ),
     ] = "gated",
     calibrator: Calibrator = "platt",
+    nested: Annotated[
+        bool,
+        typer.Option(
+            "--nested",
+            help="Score with calibrators fitted by a cross-validation inside each fold; with 5 "
+            "folds 5 times as long.",
+        ),
+    ] = False,
     device: Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of that name.")
@@ -71,7 +79,9 @@ def train(
 
     Every patient is judged by heads that never saw it, neither in weights nor in early stopping
     nor in scaling. On those out-of-fold logits the calibrator is fitted; the scores printed are
-    cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds.
+    cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds, or
+    nested with `--nested`. A training that was killed goes on at the fold it was in when it is
+    started again with the same settings.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
@@ -105,6 +115,7 @@ def train(
             seed=seed,
             settings=settings,
             calibrator=calibrator,
+            nested=nested,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for note in summary.notes:
