@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -32,6 +33,7 @@ __all__ = [
 LEAST_TO_STOP_ON = 5
 """Patients of each class that an inner fold must hold for its loss to mean anything."""
 _TILES_FOR_WHITENING = 256
+_BAGS_AT_ONCE = 16
 _SCHEDULES = ("constant", "one-cycle")
 
 
@@ -372,22 +374,32 @@ def _fit_whitening(bags: Sequence[Features], n_components: int) -> Whitening:
     At most 256 tiles a patient are looked at, evenly spaced.
     """
     dim = bags[0].shape[1]
+    centre = _evenly_drawn(bags[0]).mean(axis=0)
     moments, means = np.zeros((dim, dim)), np.zeros(dim)
-    for bag in bags:
-        places = np.linspace(0, len(bag) - 1, min(len(bag), _TILES_FOR_WHITENING)).astype(np.int64)
-        tiles = bag[places].astype(np.float64)
-        means += tiles.mean(axis=0) / len(bags)
-        moments += tiles.T @ tiles / (len(tiles) * len(bags))
-    values, vectors = np.linalg.eigh(moments - np.outer(means, means))
+    for start in range(0, len(bags), _BAGS_AT_ONCE):
+        # Moved near 0 first, so that float32 suffices for the product. Rows are weighed so that
+        # the product of all with themselves is a sum over patients of means over their tiles.
+        drawn = [_evenly_drawn(bag) - centre for bag in bags[start : start + _BAGS_AT_ONCE]]
+        means += sum(tiles.mean(axis=0, dtype=np.float64) for tiles in drawn) / len(bags)
+        rows = np.concatenate([tiles / np.float32(np.sqrt(len(tiles))) for tiles in drawn])
+        moments += rows.T @ rows / len(bags)
+    moments -= np.outer(means, means)
     kept = min(n_components, dim)
-    values, vectors = values[::-1][:kept].clip(min=0), vectors[:, ::-1][:, :kept]
+    values, vectors = scipy.linalg.eigh(moments, subset_by_index=(dim - kept, dim - 1))
+    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
     # The sign of an eigenvector is arbitrary; fixing it makes runs comparable.
     vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(kept)] < 0, -1, 1)
     scale = 1 / np.sqrt(values + values.mean() + 1e-12)
     whitening = Whitening(dim, kept)
-    whitening.mean = torch.from_numpy(means.astype(np.float32))
+    whitening.mean = torch.from_numpy((centre + means).astype(np.float32))
     whitening.matrix = torch.from_numpy((vectors * scale).astype(np.float32))
     return whitening
+
+
+def _evenly_drawn(bag: Features) -> npt.NDArray[np.float32]:
+    """At most so many tiles as whitening looks at, shape (tiles, dim)."""
+    places = np.linspace(0, len(bag) - 1, min(len(bag), _TILES_FOR_WHITENING)).astype(np.int64)
+    return bag[places].astype(np.float32)
 
 
 def _one_seed(numbers: Sequence[int]) -> int:

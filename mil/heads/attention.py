@@ -11,6 +11,7 @@ from mil.heads.base import (
     HeadOutput,
     embed_tiles,
     masked_softmax,
+    quick_tanh,
     register_head,
 )
 
@@ -43,7 +44,7 @@ class AttentionHead(Head):
 
     def gaze(self, hidden: Tensor) -> Tensor:
         """What the attention looks at, shape (batch, tiles, hidden)."""
-        return torch.tanh(self.look(hidden))
+        return quick_tanh(self.look(hidden))
 
     def conclude(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
         """Logits from ``hidden`` (batch, tiles, hidden) and ``attention`` (batch, tiles)."""

@@ -13,6 +13,7 @@ from mil.errors import RunError
 
 __all__ = [
     "HIDDEN",
+    "ByteDropout",
     "Head",
     "HeadOutput",
     "Whitening",
@@ -21,12 +22,13 @@ __all__ = [
     "head_names",
     "masked_max",
     "masked_softmax",
+    "quick_tanh",
     "register_head",
 ]
 
 HIDDEN = 64
 """Numbers that a head keeps of a tile: few, for cohorts of tens to hundreds of patients."""
-_DROPOUT = 0.25
+_DROPPED_OF_256 = 64
 
 
 class HeadOutput(NamedTuple):
@@ -155,9 +157,35 @@ def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Hea
     return _HEADS[name](dim=dim, n_components=n_components, n_classes=n_classes)
 
 
+class ByteDropout(nn.Module):
+    """Dropout (Srivastava et al., 2014) that spends a random byte on a number.
+
+    The framework's own draws a whole random number for each, in sequence on a CPU, which takes a
+    quarter of a training step; eight bytes at once take a sixth of that.
+    """
+
+    def __init__(self, n_of_256: int) -> None:
+        super().__init__()
+        self._n_of_256 = n_of_256
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` with that many of 256 numbers set to 0 and the others raised for it."""
+        if not self.training:
+            return x
+        eights = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        luck = eights.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+        kept = (luck >= self._n_of_256).to(x.dtype)
+        return x * kept.mul_(256 / (256 - self._n_of_256))
+
+
 def embed_tiles(n_components: int) -> nn.Sequential:
     """How heads see a tile: a linear map of its whitened components, ReLU, dropout."""
-    return nn.Sequential(nn.Linear(n_components, HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT))
+    return nn.Sequential(nn.Linear(n_components, HIDDEN), nn.ReLU(), ByteDropout(_DROPPED_OF_256))
+
+
+def quick_tanh(x: Tensor) -> Tensor:
+    """Tanh by way of the sigmoid, which CPUs compute several times faster."""
+    return 2 * torch.sigmoid(2 * x) - 1
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mil.data import pad
 from mil.errors import RunError
 from mil.heads import HeadOutput, build_head, head_names, transmil
+from mil.heads.base import ByteDropout, quick_tanh
 
 
 def make(name: str, dim: int = 6) -> torch.nn.Module:
@@ -214,3 +215,25 @@ def test_the_reference_page_lists_every_head_with_its_number_of_weights() -> Non
         n_weights = sum(weight.numel() for weight in head.parameters())
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` "))
         assert f"| {n_weights:,} |" in row
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean_while_it_is_trained() -> None:
+    torch.manual_seed(0)
+    dropout = ByteDropout(64)
+    ones = torch.ones(1001, 99)  # not a multiple of eight
+    dropped = dropout(ones)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.005)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    # Neighbours share a random number, but not their fate.
+    both = (dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)
+    assert both.float().mean().item() == pytest.approx(1 / 16, abs=0.004)
+    assert not torch.equal(dropped, dropout(ones))
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+def test_quick_tanh_is_tanh() -> None:
+    x = torch.linspace(-20, 20, 4001, requires_grad=True)
+    torch.testing.assert_close(quick_tanh(x), torch.tanh(x), atol=3e-7, rtol=0)
+    (slope,) = torch.autograd.grad(quick_tanh(x).sum(), x)
+    torch.testing.assert_close(slope, 1 - torch.tanh(x.detach()) ** 2, atol=1e-6, rtol=0)

@@ -9,6 +9,7 @@ import torch
 
 from features.bags import find_bags
 from features.errors import BagError
+from mil import training
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.errors import SplitError
@@ -84,6 +85,25 @@ def test_a_restricted_store_does_not_hold_the_others() -> None:
     assert part.patient_ids == ("p002", "p001")
     with pytest.raises(KeyError):
         part.features["p003"]
+
+
+def test_whitening_gives_uncorrelated_components_every_patient_counting_alike() -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 6)) * [9, 5, 3, 2, 1, 0.5]
+    # More bags than are taken at once, far from 0, of very different sizes.
+    bags = [
+        ((rng.normal(size=(int(n), 6)) + rng.normal(size=6)) @ mixing.T + 300).astype(np.float32)
+        for n in rng.integers(1, 200, size=40)
+    ]
+    whitening = training._fit_whitening(bags, 4)
+    found = [bag.astype(np.float64) - whitening.mean.numpy() for bag in bags]
+    np.testing.assert_allclose(sum(bag.mean(axis=0) for bag in found) / 40, 0, atol=1e-3)
+    moments = sum(bag.T @ bag / len(bag) for bag in found) / 40
+    matrix = whitening.matrix.double().numpy()
+    values = np.linalg.eigvalsh(moments)[::-1][:4]
+    np.testing.assert_allclose(
+        matrix.T @ moments @ matrix, np.diag(values / (values + values.mean())), atol=1e-4
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_stream_alone() -> None:
