@@ -244,7 +244,7 @@ def draw_reliability(evidence: Evidence, found: Mapping[str, Reliability], index
         axes.set(xlabel="promised probability", ylabel="observed share",
                  title=plain(evidence.classes[index]), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
                  aspect="equal")  # fmt: skip
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
 
     said = "; ".join(
         f"{b.promised:.2f} promised, {b.observed:.2f} observed"

@@ -38,6 +38,7 @@ CHROMIUM = (
 )
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 CLASSES = ("<b>A</b>", 'B & "C"', "$D$")
+CLASSES_SORTED = tuple(sorted(CLASSES))
 CENTRE = "</td><img src=x onerror=alert(1)>"
 
 
@@ -76,7 +77,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three classes with names that try to break the page, and gaps in the cohort."""
+    """A run of three classes with nested scores, hostile names, and gaps in the cohort."""
     folder = tmp_path_factory.mktemp("three")
     (folder / "bags").mkdir()
     rows = ["image_id,patient_id,label,center_id"]
@@ -90,15 +91,15 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bag(folder / "bags" / "bare.h5", make_bag("bare", n_tiles=0, empty_reason="none"))
     rows += ["bare,bare patient,$D$,1", "gone&,<script>0,<b>A</b>,1"]
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
-    return train(folder / "train.csv")
+    return train(folder / "train.csv", nested=True)
 
 
-def train(table: Path, *, n_repeats: int = 1) -> Path:
+def train(table: Path, *, n_repeats: int = 1, nested: bool = False) -> Path:
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     fit_run(
         cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, settings=FAST,
-        on_head=lambda done, total: None,
+        on_head=lambda done, total: None, nested=nested,
     )  # fmt: skip
     return table.parent / "run"
 
@@ -176,6 +177,18 @@ def test_what_kind_of_score_it_is_and_what_that_means_is_said(two: Path) -> None
     assert "mean over 2 cross-validations" in text
 
 
+def test_nested_scores_are_named_so_and_stand_beside_the_cross_fitted_ones(three: Path) -> None:
+    scores = json.loads((three / "scores.json").read_text())
+    text = " ".join(page_of(three).text)
+    assert "Scores of the calibrated run are nested : neither the heads" in text
+    assert "All scores are" not in text
+    evidence = read_evidence(three, classes=CLASSES_SORTED)
+    for kind in ("calibrated", "cross-fitted"):
+        score = scores[kind]["auroc"]
+        assert score["value"] == pytest.approx(auroc(evidence.mean[kind], evidence.labels))
+        assert f"{score['value']:.4f} [{score['interval'][0]:.4f}" in text
+
+
 def test_written_again_from_the_files_the_page_has_the_same_bytes(two: Path) -> None:
     before = (two / "report.html").read_bytes()
     assert write_report(two) == two / "report.html"
@@ -208,7 +221,8 @@ def test_hostile_names_stay_names(three: Path) -> None:
 
 def test_who_was_not_judged_is_named(three: Path) -> None:
     text = " ".join(page_of(three).text)
-    assert "1 slides have no bag and 1 patients no tile" in text
+    assert "1 slides have no bag, first: gone&." in text
+    assert "1 slides without a bag" in text
     assert "gone& (patient <script>0)" in text
     assert "bare patient" in text
 
