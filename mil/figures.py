@@ -190,25 +190,23 @@ def plain(text: str, *, most: int = _MOST_LETTERS) -> str:
     """
     known = _letters()
     shown = "".join(c if c.isprintable() and ord(c) in known else "?" for c in text)
-    if len(shown) <= most:
-        return shown
-    half = (most - 1) // 2
-    return f"{shown[:half]}…{shown[len(shown) - half :]}"
+    if len(shown) > most:
+        half = (most - 1) // 2
+        shown = f"{shown[:half]}…{shown[len(shown) - half :]}"
+    # A thin space: matplotlib leaves names that begin with an underscore out of legends.
+    return f"\N{THIN SPACE}{shown}" if shown.startswith("_") else shown
 
 
 def count_ticks(axis: Axis) -> None:
-    """Label an axis of counts or sizes as ``1,000``; fractions of one stay as they are."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    """Label an axis of counts or sizes as ``1,000``; fractions keep the digits they need."""
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.6g}")
+    )
 
 
 def share_ticks(axis: Axis) -> None:
     """Label an axis of shares, 0 to 1, as ``50 %``."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-
-
-def _number(value: float) -> str:
-    whole = abs(value) >= 10 or float(value).is_integer()
-    return f"{value:,.0f}" if whole else f"{value:.3g}"
 
 
 @lru_cache(maxsize=1)

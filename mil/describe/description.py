@@ -187,7 +187,7 @@ def _findings(
         found += odd_files(table, files)
     if bags is not None:
         found += odd_bags(table, bags)
-    found += odd_differences(differences, table)
+    found += odd_differences(differences)
     order = list(Severity)
     return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 

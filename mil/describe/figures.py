@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 Groups = list[tuple[str, Floats]]
 
 _MOST_BARS = 40
-_N_BINS = 20
+_MOST_BINS = 20
 _N_ACROSS = 3
 _MOST_BOXES = 20
 _ROW_IN = 0.27
@@ -39,7 +39,9 @@ _MOST_SVG_POINTS = 3000
 
 
 def stacked_bars(found: Crosstab, *, where: str) -> Picture:
-    """Counts and shares of labels side by side; a line marks each share over all rows together.
+    """Counts and shares of labels side by side; lines mark the shares over all rows together.
+
+    Of one label alone, only counts.
 
     Parameters
     ----------
@@ -49,33 +51,28 @@ def stacked_bars(found: Crosstab, *, where: str) -> Picture:
         What the rows are, as an axis label.
     """
     largest = np.sort(np.argsort(-found.totals, kind="stable")[:_MOST_BARS])
-    counts, shares = found.counts[largest], found.shares[largest]
     names = [plain(found.names[row]) for row in largest]
+    several = len(found.classes) > 1
 
     def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        _stack(left, counts, found.classes)
-        _stack(right, shares, found.classes)
-        borders = np.cumsum(found.counts.sum(axis=0) / found.counts.sum())[:-1]
-        for border in borders:
-            right.axvline(float(border), color="black", linestyle=(0, (4, 3)), linewidth=1.2)
-        left.set_yticks(range(len(names)), names)
-        left.invert_yaxis()
-        left.set(xlabel=found.level, ylabel=where, title="counts")
-        right.set(xlabel=f"share of {found.level}", xlim=(0, 1), title="shares")
-        left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        count_ticks(left.xaxis)
-        share_ticks(right.xaxis)
-        for axes in (left, right):
+        panels = figure.subplots(1, 2 if several else 1, sharey=True, squeeze=False)[0]
+        _count_bars(panels[0], found, largest)
+        if several:
+            _share_bars(panels[1], found, largest)
+            handles = panels[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside upper left", ncols=4)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].invert_yaxis()
+        panels[0].set_ylabel(where)
+        for axes in panels:
             axes.grid(visible=False, axis="y")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
-    hidden = "" if len(largest) == len(found.names) else f"; the {len(largest)} largest only"
+    cut = "" if len(largest) == len(found.names) else f", the {len(largest)} largest only"
+    shares = " and label, counts and shares; the dashed line is the share over all" * several
     return draw(
         paint,
-        alt=f"Stacked bars of {found.level} by {where} and label, counts and shares, as in the "
-        f"table beside{hidden}. The dashed line marks the share over all.",
-        width_in=6.6,
+        alt=f"Bars of {found.level} by {where}{shares}{cut}. The numbers stand in the table.",
+        width_in=6.6 if several else 4.4,
         height_in=1.5 + _ROW_IN * len(names),
     )
 
@@ -155,8 +152,6 @@ def scatter(x: Measure, y: Measure, table: SlideTable) -> Picture:
                 color=style.colour, linewidths=0, label=plain(name),
             )  # fmt: skip
         axes.set(xlabel=x.label, ylabel=y.label)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6))
             count_ticks(axis)
@@ -170,6 +165,21 @@ def scatter(x: Measure, y: Measure, table: SlideTable) -> Picture:
         height_in=4.4,
         kind="svg" if len(labels) <= _MOST_SVG_POINTS else "png",
     )
+
+
+def _count_bars(axes: Axes, found: Crosstab, rows: npt.NDArray[np.int64]) -> None:
+    _stack(axes, found.counts[rows], found.classes)
+    axes.set(xlabel=found.level, title="counts")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    count_ticks(axes.xaxis)
+
+
+def _share_bars(axes: Axes, found: Crosstab, rows: npt.NDArray[np.int64]) -> None:
+    _stack(axes, found.shares[rows], found.classes)
+    for border in np.cumsum(found.counts.sum(axis=0) / found.counts.sum())[:-1]:
+        axes.axvline(float(border), color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.set(xlabel=f"share of {found.level}; dashed: over all", xlim=(0, 1), title="shares")
+    share_ticks(axes.xaxis)
 
 
 def _stack(axes: Axes, values: npt.NDArray[Any], classes: Sequence[str]) -> None:
@@ -194,7 +204,8 @@ def _panels(figure: Figure, n_panels: int) -> list[Axes]:
 def _histogram(axes: Axes, measure: Measure, groups: Groups) -> None:
     known = measure.values[np.isfinite(measure.values)]
     log = _is_log(measure)
-    edges = (np.geomspace if log else np.linspace)(known.min(), known.max(), _N_BINS + 1)
+    n_bins = min(_MOST_BINS, max(5, math.isqrt(len(known))))
+    edges = (np.geomspace if log else np.linspace)(known.min(), known.max(), n_bins + 1)
     for (name, values), style in zip(groups, class_styles([n for n, _ in groups]), strict=True):
         here = values[np.isfinite(values)]
         if len(here):
@@ -226,7 +237,8 @@ def _boxes(axes: Axes, measure: Measure, groups: Groups) -> None:
 
 
 def _is_log(measure: Measure) -> bool:
-    return measure.log and bool(np.nanmin(measure.values) > 0)
+    least, most = np.nanmin(measure.values), np.nanmax(measure.values)
+    return measure.log and bool(0 < least < most / 2)
 
 
 def _scale(axes: Axes, known: Floats, *, log: bool) -> None:

@@ -81,8 +81,10 @@ class ClassDifference:
 
     measure: str
     """What is measured; of a patient, the median over its slides."""
+    classes: tuple[str, str]
+    """The two."""
     medians: tuple[float, float]
-    """Median over the patients of each class, in the order of the classes."""
+    """Median over the patients of each class, in that order."""
     auroc: float
     """Chance that a patient of the second class has more than one of the first; 0.5 is none."""
     p_value: float
@@ -102,8 +104,9 @@ def statistics(measure: Measure, table: SlideTable) -> Iterator[Statistics]:
 
 def class_difference(measure: Measure, table: SlideTable) -> ClassDifference | None:
     """Compare two classes; None unless there are two, with five patients each that are known."""
-    if len(table.classes) != 2:
+    if len(table.known_classes) != 2:
         return None
+    one, other = table.known_classes
     medians = (
         table.slides
         .assign(value=measure.values)
@@ -113,12 +116,13 @@ def class_difference(measure: Measure, table: SlideTable) -> ClassDifference | N
         .to_numpy(np.float64)
     )  # fmt: skip
     labels = table.patients["label"].to_numpy()
-    first, second = (medians[(labels == c) & np.isfinite(medians)] for c in table.classes)
+    first, second = (medians[(labels == c) & np.isfinite(medians)] for c in (one, other))
     if min(len(first), len(second)) < _LEAST_OF_A_CLASS or not measure.varies:
         return None
     found = mannwhitneyu(second, first)
     return ClassDifference(
         measure=measure.name,
+        classes=(one, other),
         medians=(float(np.median(first)), float(np.median(second))),
         auroc=float(found.statistic) / (len(first) * len(second)),
         p_value=float(found.pvalue),

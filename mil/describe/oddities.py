@@ -15,7 +15,7 @@ from mil.audit.tables import Side, audit_lookalikes, audit_table
 from mil.describe.counts import Crosstab
 from mil.describe.measures import ClassDifference
 from mil.describe.slides import SlideBag, SlideFiles
-from mil.describe.table import NO_LABEL, SlideTable
+from mil.describe.table import SlideTable
 
 __all__ = ["odd_bags", "odd_centres", "odd_differences", "odd_files", "odd_table"]
 
@@ -73,7 +73,7 @@ def odd_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
             yield _far_centres(patients, below, index, word="fewer")
 
 
-def odd_differences(differences: Sequence[ClassDifference], table: SlideTable) -> Iterator[Finding]:
+def odd_differences(differences: Sequence[ClassDifference]) -> Iterator[Finding]:
     """Measures that tell the classes apart, after Bonferroni's correction."""
     for difference in differences:
         if difference.p_value * len(differences) > _LARGEST_P:
@@ -82,7 +82,7 @@ def odd_differences(differences: Sequence[ClassDifference], table: SlideTable) -
         yield _found(
             "warning", "measure_tells_label",
             f"{difference.measure} differs between classes: of patients, median {first:.4g} for "
-            f"{table.classes[0]} and {second:.4g} for {table.classes[1]} (AUROC "
+            f"{difference.classes[0]} and {second:.4g} for {difference.classes[1]} (AUROC "
             f"{difference.auroc:.2f}, p {difference.p_value:.2g} before correction for "
             f"{len(differences)} measures)",
             "A model may learn it in place of tissue; 'mil audit' measures how far that goes.",
@@ -129,18 +129,19 @@ def odd_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Findin
 
 
 def _odd_classes(table: SlideTable) -> Iterator[Finding]:
-    labels = Counter(map(str, table.patients["label"]))
+    labels = Counter(dict.fromkeys(table.known_classes, 0))
+    labels.update(str(name) for name in table.patients["label"] if name in labels)
     if not table.labelled:
         yield _found("note", "no_labels", "the table has no column 'label': classes are left out")
         return
-    if len(set(labels) - {NO_LABEL}) == 1:
+    if len(labels) < 2:
         yield _found(
-            "warning", "one_class", f"all {_count(labels.total(), 'patient')} have one label, "
-            f"{labels.most_common(1)[0][0]!r}: there is nothing to learn",
+            "warning", "one_class", "all patients with a label have the same, "
+            f"{next(iter(labels), 'none')}: there is nothing to learn",
         )  # fmt: skip
         return
     name, count = labels.most_common()[-1]
-    if count / labels.total() < _RARE_SHARE:
+    if labels.total() and count / labels.total() < _RARE_SHARE:
         yield _found(
             "note", "class_rare", f"{name} is the rarer class: {count} of {labels.total()} "
             f"patients ({_percent(count / labels.total())}); accuracy says little here, since "
@@ -156,9 +157,9 @@ def _fragile_ids(table: SlideTable) -> Iterator[Finding]:
     powers = [name for name in names if _LIKE_A_NUMBER.fullmatch(name)]
     if powers or (digits and len(digits) < len(names)) or zeros:
         yield _found(
-            "note", "ids_like_numbers", f"of {_count(len(names), 'patient id')}, {len(digits)} are "
-            f"digits only ({len(zeros)} with a leading 0) and {len(powers)} look like powers of "
-            "ten: programs that read them as numbers spoil them",
+            "note", "ids_like_numbers", f"patient ids that look like numbers: {len(digits)} of "
+            f"digits only ({len(zeros)} with a leading 0), {len(powers)} like powers of ten; "
+            "programs that read them as numbers spoil them",
             "Read ids as text (in pandas: dtype=str); nothing here is concerned.",
             [*digits, *powers],
         )  # fmt: skip

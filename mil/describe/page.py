@@ -39,7 +39,7 @@ def _summary(description: Description) -> str:
     table = description.table
     text = f"{len(table.slides):,} slides of {len(table.patients):,} patients"
     if table.has_centres:
-        text += f" at {table.patients['centre'].nunique()} centres"
+        text += f" at {table.n_centres:,} centres"
     if not table.labelled:
         return f"{text}."
     told = [
@@ -55,7 +55,7 @@ def _key_figures(description: Description) -> list[tuple[str, str]]:
     n_slides = len(table.slides)
     found = [("slides", f"{n_slides:,}"), ("patients", f"{len(table.patients):,}")]
     if table.has_centres:
-        found.append(("centres", f"{table.patients['centre'].nunique():,}"))
+        found.append(("centres", f"{table.n_centres:,}"))
     if table.labelled:
         for name, count in description.labels["patients"].items():
             shown = " · ".join(with_share(count, len(table.patients)))

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from mil.describe.counts import Crosstab
 from mil.describe.description import Description
 from mil.describe.figures import boxes, histograms, scatter, stacked_bars
@@ -16,6 +19,8 @@ from mil.describe.table import Column, SlideTable
 from mil.figures import Picture
 
 __all__ = ["Section", "TextTable", "sections_of", "with_share"]
+
+_MOST_ROWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,40 +137,47 @@ def _counted(found: Sequence[Crosstab]) -> Section:
     """Labels by one thing, at every level at which it was counted."""
     by = found[0].by
     headings = {
-        "centre": "Centres and labels",
-        "slides of a patient": "Slides of a patient and labels",
-        "image number": "Image numbers and labels",
-    }
+        "centre": "Centres", "slides of a patient": "Slides of a patient",
+        "image number": "Image numbers",
+    }  # fmt: skip
     words = {
         "centre": "A centre has its own scanner and stain. Where its share of a label is far from "
-        "the others', a model can score by telling centres apart. The dashed line is the share "
-        "over all.",
+        "the others', a model can score by telling centres apart.",
         "slides of a patient": "",
         "image number": "An image number says how many slides were cut before and nothing of "
         "tissue: its quartiles and outliers would mean nothing and are left out.",
     }
     return Section(
         anchor=by.replace(" ", "-"),
-        heading=headings[by],
+        heading=headings[by] + (" and labels" if len(found[0].classes) > 1 else ""),
         words=words[by],
         parts=[part for one in found for part in (stacked_bars(one, where=by), _crosstab(one))],
     )
 
 
 def _crosstab(found: Crosstab) -> TextTable:
-    sums = found.counts.sum(axis=0)
-    every = [*zip(found.names, found.counts, strict=True), ("sum", sums)]
-    rows = []
-    for name, counts in every:
-        total = int(counts.sum())
-        shares = [with_share(int(count), total)[1] for count in counts]
-        rows.append([name, *(f"{count:,}" for count in counts), f"{total:,}", *shares])
+    """Counts and shares as text, with sums; of very many rows the largest only."""
+    n_rows, n_all = len(found.names), int(found.counts.sum())
+    largest = np.sort(np.argsort(-found.totals, kind="stable")[:_MOST_ROWS])
+    rows = [[found.names[row], *_cells(found.counts[row], n_all)] for row in largest]
+    several = len(found.classes) > 1
+    shares = [f"{name}, share" for name in found.classes] if several else ["share"]
+    cut = f", the {_MOST_ROWS} largest of {n_rows:,}" if n_rows > _MOST_ROWS else ""
     return TextTable(
-        title=f"{found.level.capitalize()} by {found.by}",
-        columns=[found.by, *found.classes, "sum", *(f"{name}, share" for name in found.classes)],
-        numeric=[False, *[True] * (2 * len(found.classes) + 1)],
-        rows=rows,
+        title=f"{found.level.capitalize()} by {found.by}{cut}",
+        columns=[found.by, *found.classes, *(["sum"] if several else []), *shares],
+        numeric=[False, *[True] * (2 * len(found.classes) + several)],
+        rows=[*rows, ["sum", *_cells(found.counts.sum(axis=0), n_all)]],
     )
+
+
+def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
+    """Counts of one row, their sum and shares of it; of one label alone, its share of all."""
+    total = int(counts.sum())
+    if len(counts) == 1:
+        return [*with_share(total, n_all)]
+    shares = [with_share(int(count), total)[1] for count in counts]
+    return [*(f"{count:,}" for count in counts), f"{total:,}", *shares]
 
 
 def _files(description: Description, files: SlideFiles) -> Section:
@@ -247,7 +259,7 @@ def _statistics(description: Description, measures: Sequence[Measure]) -> TextTa
 
 
 def _differences(description: Description) -> Section:
-    first, second = description.table.classes
+    first, second = description.differences[0].classes
     found = TextTable(
         title="Medians over patients; of a patient, the median over its slides",
         columns=["measure", first, second, "AUROC", "p"],

@@ -11,7 +11,16 @@ import pandas as pd
 from features.tables import find_column, read_table
 from mil.cohort import without_suffix
 
-__all__ = ["ALL", "NO_LABEL", "SEVERAL", "Column", "SlideTable", "natural_key", "read_slide_table"]
+__all__ = [
+    "ALL",
+    "NO_LABEL",
+    "OTHERS",
+    "SEVERAL",
+    "Column",
+    "SlideTable",
+    "natural_key",
+    "read_slide_table",
+]
 
 ALL = "all"
 """The one group of slides of a table without labels."""
@@ -19,6 +28,10 @@ NO_LABEL = "(none)"
 """Stands for an empty cell of a label or centre."""
 SEVERAL = "(several)"
 """Label or centre of a patient whose slides disagree."""
+OTHERS = "(others)"
+"""All labels but the commonest, where there are too many to look at."""
+
+_MOST_LABELS = 12
 
 _N_FREQUENT = 10
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -65,12 +78,23 @@ class SlideTable:
     patients: pd.DataFrame
     """One row a patient: ``patient``, ``label``, ``centre``, ``n_slides``."""
     classes: tuple[str, ...]
-    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels."""
+    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. Of more
+    than twelve the eleven commonest stay, and the rest is :data:`OTHERS`."""
 
     @property
     def labelled(self) -> bool:
         """Whether the table has a column of labels."""
         return "label" in self.rows
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """Labels that stand in the table as such."""
+        return tuple(c for c in self.classes if c not in {ALL, NO_LABEL, SEVERAL, OTHERS})
+
+    @property
+    def n_centres(self) -> int:
+        """Centres that the table names."""
+        return len(set(self.slides["centre"]) - {"", NO_LABEL})
 
     @property
     def has_centres(self) -> bool:
@@ -140,7 +164,12 @@ def _slides(rows: pd.DataFrame, images: pd.Series[str] | None) -> pd.DataFrame:
             slides[column] = empty
         else:
             slides[column] = slides[column].replace("", NO_LABEL)
-    return slides.drop_duplicates("slide").reset_index(drop=True)
+    slides = slides.drop_duplicates("slide").reset_index(drop=True)
+    counts = slides["label"].value_counts()
+    if len(counts) > _MOST_LABELS:
+        common = slides["label"].isin(counts.index[: _MOST_LABELS - 1])
+        slides["label"] = slides["label"].where(common, OTHERS)
+    return slides
 
 
 def _patients(slides: pd.DataFrame) -> pd.DataFrame:

@@ -114,7 +114,7 @@ def test_the_stroke_cohort_is_described_as_it_is(mil_data: Path) -> None:
     assert "centre 3 with 50.0 % (19 of 38 patients" in more.message
     assert "centre 6 with 40.6 % (13 of 32 patients" in more.message
     ids = next(finding for finding in found.findings if finding.kind == "ids_like_numbers")
-    assert "37 are digits only (5 with a leading 0)" in ids.message
+    assert "37 of digits only (5 with a leading 0)" in ids.message
     html = render_description(found)
     assert "754 slides of 632 patients at 11 centres" in html
     assert "457 (72.3 %) CE, 175 (27.7 %) LAA" in html
@@ -150,7 +150,11 @@ def test_faults_of_a_table_are_counted_and_not_refused(tmp_path: Path) -> None:
     ("head", "rows", "said"),
     [
         ("slide_id,patient_id", ["a,a", "b,b"], "no column &#39;label&#39;"),
-        ("image_id,patient_id,label", ["a,a,CE", "b,b,CE"], "have one label"),
+        (
+            "image_id,patient_id,label",
+            ["a,a,CE", "b,b,CE"],
+            "have the same, CE: there is nothing to learn",
+        ),
         ("image_id,patient_id,label,center_id", ["a,a,CE,", "b,b,LAA,"], "(none)"),
         ("image_id,patient_id,label", ["a,a,x", "b,b,y", "c,c,z"], "3 patients"),
     ],
@@ -187,6 +191,23 @@ def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None
     pictures = [base64.b64decode(found) for found in re.findall(r"svg\+xml;base64,([^\"]+)", html)]
     assert pictures
     assert not any(b"<script" in picture for picture in pictures)
+
+
+def test_a_column_of_many_labels_or_centres_is_cut_to_what_can_be_looked_at(tmp_path: Path) -> None:
+    rows = [f"{n}_0,{n},{'common' if n % 2 else f'rare {n:03d}'},{n},0" for n in range(300)]
+    found = described(write(tmp_path, rows))
+    assert len(found.table.classes) == 12
+    assert found.labels["patients"]["common"] == 150
+    assert found.labels["patients"]["(others)"] == 140
+    html = render_description(found)
+    assert "Patients by centre, the 100 largest of 300" in html
+    assert "rare 299" not in html.split("Labels</h2>")[1]
+
+
+def test_patients_of_whom_no_label_is_sure_divide_nothing_by_zero(tmp_path: Path) -> None:
+    found = described(write(tmp_path, ["a_0,a,CE,1,0", "a_1,a,LAA,1,1"]))
+    assert found.labels["patients"] == {"(several)": 1, "CE": 0, "LAA": 0}
+    assert "(several)" in render_description(found)
 
 
 def test_files_that_are_missing_extra_copied_or_odd_are_told(tmp_path: Path) -> None:

@@ -52,7 +52,12 @@ def test_many_points_become_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("ticks", "value", "shown"),
-    [(count_ticks, 20_000, "20,000"), (count_ticks, 0.25, "0.25"), (share_ticks, 0.125, "12.5 %")],
+    [
+        (count_ticks, 20_000, "20,000"),
+        (count_ticks, 1_234_567, "1,234,567"),
+        (count_ticks, 0.2498, "0.2498"),
+        (share_ticks, 0.125, "12.5 %"),
+    ],
 )
 def test_ticks_are_set_as_people_read_them(ticks: object, value: float, shown: str) -> None:
     axes = Figure().subplots()
@@ -63,6 +68,12 @@ def test_ticks_are_set_as_people_read_them(ticks: object, value: float, shown: s
 def test_a_long_name_keeps_its_ends() -> None:
     assert plain("a" * 50 + "z", most=9) == "aaaa…aaaz"
     assert plain("x") == "x"
+
+
+def test_a_name_with_an_underscore_before_it_is_in_the_legend() -> None:
+    axes = Figure().subplots()
+    axes.plot([0, 1], label=plain("_x"))
+    assert [label.strip() for label in axes.get_legend_handles_labels()[1]] == ["_x"]
 
 
 def test_neighbouring_classes_differ_in_grey_as_well() -> None:
