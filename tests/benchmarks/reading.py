@@ -153,7 +153,7 @@ def compare(name: str, slide: BenchSlide, n_runs: int) -> dict[str, object]:
 def peak_rss_gib(slides: Path, bags: Path) -> float:
     """Largest resident memory of ``mil embed``, GiB."""
     command = [sys.executable, "-m", "cli", "embed", str(slides), "--bags", str(bags), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
