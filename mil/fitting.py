@@ -187,7 +187,7 @@ def fit_run(
         calibrator=fit_calibrator(found, np.ones(found.fold.shape, bool), calibrator=calibrator),
         cohort_counts=tuple(usable.class_counts().values()),
         training_slides=tuple(TrainingSlide(**asdict(note)) for note in bags.slides),
-        out_of_fold=dict(zip(found.patient_ids, kinds["calibrated"], strict=True)),
+        out_of_fold=dict(zip(found.patient_ids, proba["calibrated"].mean(axis=0), strict=True)),
         settings={
             **asdict(settings),
             "by": by,
@@ -269,21 +269,23 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
 def _beside_baselines(
     proba: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Means over repeats, and what one gets without looking, each of shape (patients, classes)."""
-    means = {name: values.mean(axis=0) for name, values in proba.items()}
-    n_patients, n_classes = means["calibrated"].shape
-    shares = np.bincount(labels, minlength=n_classes) / n_patients
+    """And what one gets without looking, each of shape (repeats, patients, classes)."""
+    shape = proba["calibrated"].shape
+    shares = np.bincount(labels, minlength=shape[2]) / shape[1]
     return {
-        **means,
-        "cohort prior": np.tile(shares, (n_patients, 1)),
-        "constant": np.full((n_patients, n_classes), 1 / n_classes),
+        **proba,
+        "cohort prior": np.broadcast_to(shares, shape),
+        "constant": np.full(shape, 1 / shape[2]),
     }
 
 
 def _score(
     kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
 ) -> Scores:
-    """Scores of each kind of prediction with their intervals."""
+    """Scores of each kind of prediction with their intervals, means over repeats.
+
+    Never of predictions averaged over repeats: those are of more heads than are deployed.
+    """
     metrics = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
     return {
         name: stratified_bootstrap(metrics, values, labels, n_resamples=_N_RESAMPLES, seed=seed)

@@ -35,11 +35,11 @@ class Reliability:
 
 
 def measure_reliability(evidence: Evidence, kind: str, *, seed: int) -> Reliability:
-    """Reliability of one kind of the evidence's probabilities, mean over repeats.
+    """Reliability of one kind of the evidence's probabilities, in the first repeat.
 
     Bins are of equal mass, ten at most and fewer where they would hold fewer than a dozen patients.
     """
-    proba, labels = evidence.mean[kind], evidence.labels
+    proba, labels = evidence.first[kind], evidence.labels
     prior: npt.NDArray[np.float64] = balanced(evidence.classes)
     n_bins = int(np.clip(len(labels) // _PATIENTS_A_BIN, 3, _MOST_BINS))
     return Reliability(

@@ -29,7 +29,8 @@ def gains(
     Parameters
     ----------
     proba, labels
-        The predictions, shape (n, classes), and the truth, shape (n,).
+        The predictions, shape (repeats, n, classes), and the truth, shape (n,). Scores are means
+        over repeats, and each resample takes the next repeat.
     baselines
         By name, predictions of the same shape.
     n_resamples, seed
@@ -41,14 +42,13 @@ def gains(
         By baseline and by metric (``weighted_log_loss`` in nats, ``auroc``).
     """
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(labels == index) for index in range(proba.shape[1])]
+    members = [np.flatnonzero(labels == index) for index in range(proba.shape[2])]
+    sets = np.stack([proba, *baselines.values()], axis=1)
     draws = np.empty((n_resamples, len(baselines), len(_METRICS)))
     for index in range(n_resamples):
         rows = np.concatenate([rng.choice(part, len(part)) for part in members])
-        draws[index] = _differences(
-            proba[rows], [of[rows] for of in baselines.values()], labels[rows]
-        )
-    values = _differences(proba, list(baselines.values()), labels)
+        draws[index] = _differences(sets[index % len(sets)][:, rows], labels[rows])
+    values = np.mean([_differences(one, labels) for one in sets], axis=0)
     lows, highs = np.percentile(draws, [2.5, 97.5], axis=0)
     return {
         name: {
@@ -63,10 +63,10 @@ def gains(
     }
 
 
-def _differences(proba: Floats, baselines: list[Floats], labels: Ints) -> Floats:
-    """Signed so that more is better, shape (baselines, metrics)."""
+def _differences(proba: Floats, labels: Ints) -> Floats:
+    """Of the first predictions from each of the others, more is better: (baselines, metrics)."""
     columns = []
     for metric, sign in _METRICS.values():
-        own = metric(proba, labels)
-        columns.append([sign * (own - metric(other, labels)) for other in baselines])
+        own, *others = (metric(one, labels) for one in proba)
+        columns.append([sign * (own - other) for other in others])
     return np.array(columns, np.float64).T

@@ -196,7 +196,7 @@ def draw_precision_recall(evidence: Evidence, index: int, *, seed: int) -> Pictu
 def draw_confusion(evidence: Evidence) -> Picture:
     """Shares of each true class by likeliest class."""
     n_classes = len(evidence.classes)
-    likeliest = evidence.mean["calibrated"].argmax(axis=1)
+    likeliest = evidence.first["calibrated"].argmax(axis=1)
     counts = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(counts, (evidence.labels, likeliest), 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
@@ -260,7 +260,7 @@ def draw_reliability(evidence: Evidence, found: Mapping[str, Reliability], index
 
 def draw_distribution(evidence: Evidence, index: int) -> Picture:
     """Histogram of one class's probability for the patients of each class."""
-    values = evidence.mean["calibrated"][:, index]
+    values = evidence.first["calibrated"][:, index]
     styles = class_styles(evidence.classes)
     n_classes = len(evidence.classes)
 
@@ -324,7 +324,7 @@ def draw_decision(
 
 
 def _one_class(evidence: Evidence, kind: str, index: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    return evidence.mean[kind][:, index], evidence.labels == index
+    return evidence.first[kind][:, index], evidence.labels == index
 
 
 def _curve(axes: Axes, curve: Curve, other: Curve, *, colour: str) -> None:

@@ -62,8 +62,17 @@ class Evidence:
 
     @property
     def mean(self) -> dict[str, Floats]:
-        """Mean over repeats of each kind, shape (patients, classes)."""
+        """Mean over repeats of each kind, shape (patients, classes): for a look at patients."""
         return {kind: values.mean(axis=0) for kind, values in self.proba.items()}
+
+    @property
+    def first(self) -> dict[str, Floats]:
+        """First repeat of each kind, shape (patients, classes).
+
+        It averages as many heads as are deployed; a mean over repeats would look better than what
+        is deployed.
+        """
+        return {kind: values[0] for kind, values in self.proba.items()}
 
     @property
     def shares(self) -> Floats:

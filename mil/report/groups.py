@@ -57,11 +57,11 @@ def score_centres(evidence: Evidence, *, seed: int) -> tuple[GroupScore, ...]:
     names, counts = np.unique(centres, return_counts=True)
     if names.tolist() == [""]:
         return ()
-    proba = evidence.mean["calibrated"]
+    proba = evidence.proba["calibrated"]
     return tuple(
         _score(
             str(names[index]) or "(none)",
-            proba[centres == names[index]],
+            proba[:, centres == names[index]],
             evidence.labels[centres == names[index]],
             n_resamples=_N_RESAMPLES,
             seed=seed,
@@ -73,7 +73,7 @@ def score_centres(evidence: Evidence, *, seed: int) -> tuple[GroupScore, ...]:
 def _score(
     name: str, proba: Floats, labels: Ints, *, n_resamples: int = 0, seed: int = 0
 ) -> GroupScore:
-    counts = np.bincount(labels, minlength=proba.shape[1])
+    counts = np.bincount(labels, minlength=proba.shape[-1])
     scores = (
         stratified_bootstrap(_METRICS, proba, labels, n_resamples=n_resamples, seed=seed)
         if counts.all()

@@ -93,9 +93,9 @@ def _pictures(
     n_classes = len(evidence.classes)
     # Of two classes the second tells all: the first's curves are its mirror images.
     shown = [1] if n_classes == 2 else list(range(n_classes))
-    mean = evidence.mean
+    first = evidence.first
     at_cohort = {
-        kind: shift_prior(mean[kind], old=balanced(evidence.classes), new=evidence.shares)
+        kind: shift_prior(first[kind], old=balanced(evidence.classes), new=evidence.shares)
         for kind in ("calibrated", "mean + logistic")
     }
     reliability = {
@@ -111,7 +111,7 @@ def _pictures(
             if column == "train_loss" or stopped
         ],
         "roc_pictures": [
-            drawings.draw_roc(evidence, index, area=_area(mean["calibrated"], evidence, index),
+            drawings.draw_roc(evidence, index, area=_area(first["calibrated"], evidence, index),
                               seed=seed)
             for index in shown
         ],

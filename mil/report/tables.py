@@ -162,7 +162,7 @@ def calibration_table(found: Mapping[str, Reliability]) -> Table:
 
 def confusion_table(evidence: Evidence) -> Table:
     """True class by likeliest class at the balanced prior: counts, and shares of the true class."""
-    likeliest = evidence.mean["calibrated"].argmax(axis=1)
+    likeliest = evidence.first["calibrated"].argmax(axis=1)
     rows = []
     for index, name in enumerate(evidence.classes):
         counts = np.bincount(likeliest[evidence.labels == index], minlength=len(evidence.classes))

@@ -157,11 +157,10 @@ def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
     scores = json.loads((two / "scores.json").read_text())
     evidence = read_evidence(two, classes=("CE", "LAA"))
     assert evidence.fold.shape == (2, 30)
-    for kind, values in evidence.mean.items():
-        assert scores[kind]["auroc"]["value"] == pytest.approx(auroc(values, evidence.labels))
-        assert scores[kind]["weighted_log_loss"]["value"] == pytest.approx(
-            weighted_log_loss(values, evidence.labels)
-        )
+    for kind, values in evidence.proba.items():
+        for name, metric in (("auroc", auroc), ("weighted_log_loss", weighted_log_loss)):
+            of_repeats = [metric(repeat, evidence.labels) for repeat in values]
+            assert scores[kind][name]["value"] == pytest.approx(np.mean(of_repeats))
     table = pd.read_csv(two / "out_of_fold.csv")
     np.testing.assert_allclose(table[["CE", "LAA"]], evidence.mean["calibrated"])
     assert scores["gains"]["constant"]["auroc"]["value"] == pytest.approx(
@@ -174,7 +173,7 @@ def test_what_kind_of_score_it_is_and_what_that_means_is_said(two: Path) -> None
     text = " ".join(page_of(two).text)
     assert "All scores are cross-fitted : the heads that judged a patient had never seen it" in text
     assert "They are not nested" in text
-    assert "mean over 2 cross-validations" in text
+    assert "Scores are means over 2 cross-validations with other folds" in text
 
 
 def test_nested_scores_are_named_so_and_stand_beside_the_cross_fitted_ones(three: Path) -> None:
@@ -244,15 +243,26 @@ def _rows_of(html: str) -> list[list[str]]:
 def test_a_gain_is_positive_where_the_run_is_better_and_nothing_against_itself() -> None:
     proba, labels = draw(300, signal=2.0)
     worse = np.full_like(proba, 0.5)
-    found = gains(proba, {"worse": worse, "same": proba}, labels, n_resamples=200, seed=0)
+    found = gains(
+        proba[None], {"worse": worse[None], "same": proba[None]}, labels, n_resamples=200, seed=0
+    )
     for metric in ("weighted_log_loss", "auroc"):
         assert found["worse"][metric].low > 0
         assert found["same"][metric] == Interval(value=0, low=0, high=0)
-    turned = gains(worse, {"better": proba}, labels, n_resamples=200, seed=0)
+    turned = gains(worse[None], {"better": proba[None]}, labels, n_resamples=200, seed=0)
     assert turned["better"]["auroc"].high < 0
     assert turned["better"]["weighted_log_loss"].value == pytest.approx(
         -found["worse"]["weighted_log_loss"].value
     )
+
+
+def test_of_several_repeats_the_mean_gain_counts_and_not_the_gain_of_the_mean() -> None:
+    repeats = [draw(120, seed=seed)[0] for seed in (1, 2)]
+    labels = draw(120)[1]
+    constant = np.full((2, 120, 2), 0.5)
+    found = gains(np.stack(repeats), {"constant": constant}, labels, n_resamples=2, seed=0)
+    expected = np.mean([auroc(one, labels) for one in repeats]) - 0.5
+    assert found["constant"]["auroc"].value == pytest.approx(expected)
 
 
 def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
@@ -265,7 +275,7 @@ def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
         for values in (better, proba)
     )
     assert one.high > other.low
-    gain = gains(better, {"proba": proba}, labels, n_resamples=200, seed=0)["proba"]
+    gain = gains(better[None], {"proba": proba[None]}, labels, n_resamples=200, seed=0)["proba"]
     assert gain["weighted_log_loss"].low > 0
 
 
