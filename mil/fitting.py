@@ -269,7 +269,7 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
 def _beside_baselines(
     proba: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """And what one gets without looking, each of shape (repeats, patients, classes)."""
+    """Predictions and what one gets without looking, shape (repeats, patients, classes)."""
     shape = proba["calibrated"].shape
     shares = np.bincount(labels, minlength=shape[2]) / shape[1]
     return {
