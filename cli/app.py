@@ -14,6 +14,7 @@ from cli.console import KnownErrorGroup
 from cli.demo import demo
 from cli.describe import describe
 from cli.embed import embed
+from cli.explain import explain
 from cli.infer import infer
 from cli.inspect import inspect
 from cli.preview import preview
@@ -43,6 +44,7 @@ app.command()(backbones)
 app.command()(preview)
 app.command()(train)
 app.command()(infer)
+app.command()(explain)
 app.command()(report)
 app.command()(score)
 app.command()(audit)

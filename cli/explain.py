@@ -1,0 +1,266 @@
+"""``mil explain``: where a run looked, on every slide of every patient."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.infer import newest_run
+from cli.options import BagsDir, JsonOutput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mil.cohort import Cohort
+    from mil.explanation.attention import Explanation
+    from mil.explanation.page import SlideView
+    from mil.inference import PatientPrediction
+    from mil.model import Run
+
+__all__ = ["explain"]
+
+_MOST_NAMED = 10
+
+
+def explain(
+    *,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="CSV with `patient_id` and `image_id` (or `slide_id`)."),
+    ] = None,
+    patient: Annotated[
+        list[str] | None,
+        typer.Option(help="With --patients: only this patient; may be given again."),
+    ] = None,
+    slide: Annotated[
+        str | None, typer.Option(help="Instead of --patients: one slide by itself, by its id.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
+    ] = None,
+    bags: BagsDir = Path("bags"),
+    slides: Annotated[
+        Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("explanations"),
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
+            "training) or shares such as `CE=0.7,LAA=0.3`."
+        ),
+    ] = "balanced",
+    top: Annotated[
+        int, typer.Option(min=1, max=200, help="Most and least attended tiles shown of a slide.")
+    ] = 8,
+    as_json: JsonOutput = False,
+) -> None:
+    """Show where a run looked: attention maps, tiles and exports for every patient.
+
+    Each patient gets a folder with a page that needs no network: its probabilities, exactly as
+    `mil infer` gives them; each slide with its attention as percentile and as it is, and with
+    additive contributions where the head has them; the most and the least attended tiles. Beside
+    the page lie a table, rectangles for QuPath, and a TIFF pyramid to lay over the slide. Without
+    --slides the maps show the grid only.
+
+    Example: `mil explain --patients test.csv --slides slides/ --out explanations`
+
+    Example: `mil explain --run runs/first --slide 006388_0 --slides slides/`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides have no picture.
+    """
+    _require_one_question(patients=patients, patient=patient, slide=slide)
+    with step("loading the run"):
+        from features.files import make_folder
+        from mil.explanation.attention import explain_patients
+        from mil.explanation.page import write_index
+        from mil.model import load_run
+        from mil.priors import parse_prior
+
+        model = load_run(run or newest_run())
+        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
+        shares = parse_prior(prior, model.classes, counts)
+        cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
+        paths = _slides_of(cohort, slides) if slides else None
+        explanations = explain_patients(model, cohort, bags, prior=shares)
+        make_folder(out)
+    predictions: list[PatientPrediction] = []
+    unseen: dict[str, str] = {}
+    with progress_bar("slides") as bars:
+        task = bars.add_task("explaining", total=cohort.n_slides)
+        for explanation in explanations:
+            views = _explain_one(explanation, model, shares, out, paths=paths, top=top)
+            predictions.append(explanation.prediction)
+            if slides is not None:
+                unseen |= {view.slide.meta.slide_id: view.note for view in views if view.note}
+            bars.advance(task, len(explanation.prediction.slide_ids))
+    write_index(out / "index.html", predictions, run=model, prior=shares)
+    summary = _summarise(model, predictions, shares, out, unseen)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary, prior)
+    _warn(predictions, unseen)
+    if unseen:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+def _require_one_question(
+    *, patients: Path | None, patient: list[str] | None, slide: str | None
+) -> None:
+    if (patients is None) == (slide is None):
+        raise typer.BadParameter("give either --patients or --slide", param_hint="--patients")
+    if slide is not None and patient:
+        raise typer.BadParameter("goes with --patients only", param_hint="--patient")
+
+
+def _cohort_of(table: Path, wanted: Sequence[str]) -> Cohort:
+    """Patients of a table, or some of them in the table's order."""
+    from dataclasses import replace
+
+    from mil.cohort import read_cohort
+    from mil.errors import CohortError
+
+    cohort = read_cohort(table, labelled=False)
+    for patient_id in wanted:
+        if patient_id not in cohort.patient_ids:
+            raise CohortError(
+                table, found=f"no patient {patient_id!r} among {len(cohort.patients)}",
+                expected="a patient_id of the table, to the letter",
+            )  # fmt: skip
+    some = [each for each in cohort.patients if not wanted or each.patient_id in wanted]
+    return replace(cohort, patients=tuple(some))
+
+
+def _alone(slide: str, bags_dir: Path) -> Cohort:
+    """A slide as a patient of its own, under the slide's name."""
+    from features.bags import bag_path
+    from features.errors import BagError
+    from mil.cohort import Cohort, Patient, without_suffix
+
+    slide_id = without_suffix(slide)
+    path = bag_path(bags_dir, slide_id)
+    if not path.is_file():
+        raise BagError(
+            path, found=f"slide {slide_id!r} has no bag", expected="one bag a slide",
+            advice="Check --bags, or embed the slide with 'mil embed'.",
+        )  # fmt: skip
+    alone = Patient(patient_id=slide_id, slide_ids=(slide_id,), label=None, center_id=None)
+    return Cohort(path=path, patients=(alone,), classes=())
+
+
+def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
+    """Files of the cohort's slides by slide id.
+
+    Raises
+    ------
+    SlideError
+        If none of them is there, or two have the same name.
+    """
+    from features.errors import SlideError
+    from features.listing import require_distinct_ids
+    from features.slides.opening import find_slides, slide_id_of
+
+    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
+    found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
+    if not found:
+        raise SlideError(
+            folder, found=f"none of the {len(wanted)} slides (first: {min(wanted)!r}) is in it",
+            expected="files named after the slide ids",
+        )  # fmt: skip
+    require_distinct_ids(found, option="--out")
+    return {slide_id_of(path): path for path in found}
+
+
+def _explain_one(
+    explanation: Explanation,
+    run: Run,
+    shares: npt.NDArray[np.float64],
+    out: Path,
+    *,
+    paths: Mapping[str, Path] | None,
+    top: int,
+) -> list[SlideView]:
+    """Write page and exports of one patient."""
+    from cli.explain_pictures import show_slide
+    from features.files import make_folder
+    from mil.explanation.page import folder_name, write_page
+
+    folder = make_folder(out / folder_name(explanation.prediction.patient_id))
+    missing = "" if paths is None else "no file of that name is in the folder of slides."
+    views = [
+        show_slide(
+            explanation, slide, folder, path=(paths or {}).get(slide.meta.slide_id),
+            missing=missing, top=top, classes=run.classes,
+        )
+        for slide in explanation.slides
+    ]  # fmt: skip
+    write_page(folder / "index.html", explanation, views, run=run, prior=shares)
+    return views
+
+
+def _summarise(
+    run: Run,
+    predictions: Sequence[PatientPrediction],
+    shares: npt.NDArray[np.float64],
+    out: Path,
+    unseen: Mapping[str, str],
+) -> dict[str, object]:
+    from mil.explanation.page import folder_name
+
+    return {
+        "run": str(run.path),
+        "page": str(out / "index.html"),
+        "n_patients": len(predictions),
+        "status": dict(Counter(p.status for p in predictions)),
+        "n_seen_in_training": sum(bool(p.seen_as) for p in predictions),
+        "prior": dict(zip(run.classes, map(float, shares), strict=True)),
+        "patients": [
+            {
+                "patient_id": p.patient_id,
+                "page": str(out / folder_name(p.patient_id) / "index.html"),
+                "probabilities": dict(zip(run.classes, p.probabilities.tolist(), strict=True)),
+                "attention_share": dict(p.attention_share),
+            }
+            for p in predictions
+        ],
+        "without_picture": dict(unseen),
+    }
+
+
+def _print_summary(summary: Mapping[str, object], prior: str) -> None:
+    shares = summary["prior"]
+    assert isinstance(shares, dict)  # noqa: S101 - tells the type checker what was put in
+    told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    n = summary["n_patients"]
+    words = "1 patient" if n == 1 else f"{n} patients"
+    results.print(f"{words} explained (run {summary['run']})", markup=False)
+    results.print(f"The probabilities are for a prior of {told} ({prior}).", markup=False)
+    results.print(f"Look at {summary['page']}", markup=False)
+
+
+def _warn(predictions: Sequence[PatientPrediction], unseen: Mapping[str, str]) -> None:
+    """Say what a reader of the pages must know."""
+    n_seen = sum(bool(p.seen_as) for p in predictions)
+    if n_seen:
+        notes.print(
+            f"warning: the run was trained on {n_seen} of these patients (or on their slides); "
+            "their pages say so",
+            style="yellow",
+        )
+    n_incomplete = sum(p.status != "ok" for p in predictions)
+    if n_incomplete:
+        notes.print(
+            f"warning: {n_incomplete} patients have slides without bag or without tissue",
+            style="yellow",
+        )
+    for slide_id, reason in list(unseen.items())[:_MOST_NAMED]:
+        notes.print(f"slide {slide_id} has no picture: {reason}", style="yellow", markup=False)
+    if len(unseen) > _MOST_NAMED:
+        notes.print(f"and {len(unseen) - _MOST_NAMED} more; --json lists all", style="yellow")

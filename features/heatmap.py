@@ -1,0 +1,234 @@
+"""Numbers of tiles as colours: over a picture of the slide, or on its bare grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from features.bags import BagMeta
+from features.caption import draw_caption, scale_bar
+from features.slides.protocol import RgbArray
+
+__all__ = [
+    "Scale",
+    "TilePlaces",
+    "colours",
+    "draw_heatmap",
+    "draw_plain",
+    "picture_downsample",
+    "raster",
+    "tile_places",
+]
+
+Floats = npt.NDArray[np.floating]
+
+_LONG_SIDE_PX = 1200
+_LEAST_WIDTH_PX = 560  # so that the legend has room below a narrow slide
+_OPACITY = 0.7
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+_BAR_PX = (220, 18)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TilePlaces:
+    """Where the tiles of a slide lie."""
+
+    coords_px0: npt.NDArray[np.int64]
+    """Upper left corners, x then y, shape (tiles, 2), level-0 px."""
+    span_px0: tuple[float, float]
+    """Width and height of a tile, level-0 px."""
+    size_px0: tuple[int, int]
+    """Width and height of the slide, level-0 px."""
+    mpp_xy: tuple[float, float]
+    """µm per level-0 px along x and y."""
+    mpp_is_assumed: bool
+    """Whether nobody knows the resolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How numbers become colours.
+
+    Both palettes grow lighter all the way, so that they read in grey, and are told apart by people
+    with any common colour vision: viridis (van der Walt and Smith, 2015) for what has an order;
+    cividis (Nuñez et al., 2018), whose middle is grey, for what has two sides.
+    """
+
+    palette: Literal["viridis", "cividis"]
+    """Name of the palette, in matplotlib's words."""
+    low: float
+    """The number that is darkest; less is as dark."""
+    high: float
+    """The number that is lightest; more is as light."""
+    words: str
+    """What the colours mean, for the legend."""
+
+
+def tile_places(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TilePlaces | None:
+    """Places of tiles as a bag tells them; None where it does not know them.
+
+    Bags that were imported may know neither the slide's size nor how far a tile reaches: tiles then
+    reach to their next neighbour, and the slide to its last tile.
+
+    Parameters
+    ----------
+    meta
+        What the bag says about itself.
+    coords_px0
+        Its coordinates, shape (tiles, 2), level-0 px.
+    """
+    span = (
+        meta.span_x_px0 or _least_distance(coords_px0[:, 0]),
+        meta.span_y_px0 or _least_distance(coords_px0[:, 1]),
+    )
+    if not (coords_px0 >= 0).any() or not all(span):
+        return None
+    width, height = np.ceil(coords_px0.max(axis=0) + span).astype(int).tolist()
+    return TilePlaces(
+        coords_px0=coords_px0,
+        span_px0=span,
+        size_px0=(meta.width_px0 or width, meta.height_px0 or height),
+        mpp_xy=(meta.mpp_x, meta.mpp_y),
+        mpp_is_assumed=meta.mpp_source == "assumed",
+    )
+
+
+def picture_downsample(places: TilePlaces) -> int:
+    """Level-0 px per px of a picture whose long side is at most 1,200 px."""
+    return max(1, math.ceil(max(places.size_px0) / _LONG_SIDE_PX))
+
+
+def raster(
+    places: TilePlaces, values: npt.NDArray[np.float64], *, downsample: int
+) -> npt.NDArray[np.float32]:
+    """A slide on which every tile is filled with its number; the mean where tiles overlap.
+
+    Parameters
+    ----------
+    places
+        Where the tiles lie.
+    values
+        Shape (tiles,).
+    downsample
+        Level-0 px per px of the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample)); NaN off the tiles.
+    """
+    width, height = (math.ceil(length / downsample) for length in places.size_px0)
+    sums, counts = np.zeros((height, width), np.float32), np.zeros((height, width), np.uint16)
+    starts = np.rint(places.coords_px0 / downsample).astype(np.int64)
+    ends = np.rint((places.coords_px0 + places.span_px0) / downsample).astype(np.int64)
+    starts = np.maximum(starts, 0)
+    ends = np.maximum(ends, starts + 1)
+    for (left, top), (right, bottom), value in zip(
+        starts.tolist(), ends.tolist(), values.tolist(), strict=True
+    ):
+        sums[top:bottom, left:right] += value
+        counts[top:bottom, left:right] += 1
+    sums[counts == 0] = np.nan
+    return np.asarray(sums / np.maximum(counts, 1), np.float32)
+
+
+def colours(values: Floats, scale: Scale) -> RgbArray:
+    """Colour of each number, shape (*values.shape, 3), uint8; NaN is as the lowest number."""
+    palette = mpl.colormaps[scale.palette](np.arange(256), bytes=True)[:, :3]
+    part = (np.nan_to_num(values, nan=scale.low) - scale.low) / ((scale.high - scale.low) or 1.0)
+    places = np.rint(255 * np.clip(part, 0, 1)).astype(np.uint8)
+    return np.asarray(palette[places], np.uint8)
+
+
+def draw_heatmap(
+    places: TilePlaces,
+    values: npt.NDArray[np.float64],
+    *,
+    scale: Scale,
+    overview: RgbArray | None,
+    title: str,
+    facts: Sequence[str],
+) -> Image.Image:
+    """A picture of a slide with its tiles coloured by a number, and scale bar and legend below.
+
+    Under the colours the slide is shown in grey, so that a colour has one meaning only.
+
+    Parameters
+    ----------
+    places
+        Where the tiles lie.
+    values
+        Shape (tiles,).
+    scale
+        How numbers become colours.
+    overview
+        The slide, made smaller by :func:`picture_downsample`; None leaves it white.
+    title, facts
+        For the caption.
+    """
+    downsample = picture_downsample(places)
+    numbers = raster(places, values, downsample=downsample)
+    on_tiles = np.isfinite(numbers)
+    ground = np.full((*numbers.shape, 3), 255, np.uint8) if overview is None else overview.copy()
+    opacity = 1.0 if overview is None else _OPACITY
+    grey = (ground[on_tiles] @ np.array(_GREY_WEIGHTS))[:, None]
+    ground[on_tiles] = np.rint(
+        (1 - opacity) * grey + opacity * colours(numbers[on_tiles], scale)
+    ).astype(np.uint8)
+    return _with_caption(
+        Image.fromarray(ground), places, downsample, title=title, facts=facts,
+        legend=[(_bar(scale), scale.words)],
+    )  # fmt: skip
+
+
+def draw_plain(
+    places: TilePlaces, overview: RgbArray, *, title: str, facts: Sequence[str]
+) -> Image.Image:
+    """The same picture of a slide without any colour on it."""
+    return _with_caption(
+        Image.fromarray(overview), places, picture_downsample(places), title=title, facts=facts,
+        legend=[],
+    )  # fmt: skip
+
+
+def _with_caption(
+    slide: Image.Image,
+    places: TilePlaces,
+    downsample: int,
+    *,
+    title: str,
+    facts: Sequence[str],
+    legend: Sequence[tuple[Image.Image | None, str]],
+) -> Image.Image:
+    bar = scale_bar(
+        places.mpp_xy[0] * downsample, most_px=slide.width // 4, assumed=places.mpp_is_assumed
+    )
+    caption = draw_caption(
+        title, facts=facts, legend=[bar, *legend], width_px=max(slide.width, _LEAST_WIDTH_PX)
+    )
+    picture = Image.new("RGB", (caption.width, slide.height + caption.height), "white")
+    picture.paste(slide, (0, 0))
+    picture.paste(caption, (0, slide.height))
+    return picture
+
+
+def _bar(scale: Scale) -> Image.Image:
+    """The palette from low to high, framed."""
+    width, height = _BAR_PX
+    row = colours(np.linspace(scale.low, scale.high, width), scale)
+    bar = np.repeat(row[None], height, axis=0)
+    bar[[0, -1]] = bar[:, [0, -1]] = 0
+    return Image.fromarray(bar)
+
+
+def _least_distance(places: npt.NDArray[np.int64]) -> float:
+    """Smallest distance between different coordinates along an axis; 0 where all are the same."""
+    distances = np.diff(np.unique(places))
+    return float(distances.min()) if len(distances) else 0.0

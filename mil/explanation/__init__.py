@@ -1,0 +1,3 @@
+"""What stands behind a patient's probability: attention and contributions, tile by tile."""
+
+__all__: list[str] = []

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.synthetic import write_slide
+from mil.cohort import read_cohort
+from mil.data import load_patient_bags
+from mil.fitting import fit_run
+from mil.training import TrainSettings
+from tests.fakes import make_bag, write_cohort
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+def mil(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bags, a run of additive heads, a table, and slides that two of its bags could be from."""
+    folder = tmp_path_factory.mktemp("world")
+    cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
+    fit_run(
+        cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "run", n_folds=2,
+        n_repeats=1, seed=0, on_head=lambda done, total: None,
+        settings=TrainSettings(head="additive", n_members=2, n_components=8, fixed_steps=15),
+    )  # fmt: skip
+    (folder / "slides").mkdir()
+    for name, n_tiles in (("new_0", 9), ("new_1", 4), ("alone_0", 4)):
+        bag = make_bag(name, n_tiles=n_tiles, dim=16, seed=3)
+        write_bag(bag_path(folder / "bags", name), bag)
+        if name != "alone_0":
+            pixels = np.zeros((bag.meta.height_px0, bag.meta.width_px0, 3), np.uint8)
+            pixels[:] = 250
+            for number, (x, y) in enumerate(bag.coords_px0.tolist()):
+                pixels[y : y + 448, x : x + 448] = (255 - 20 * number, 90, 20 * number)
+            write_slide(folder / "slides" / f"{name}.tif", pixels)
+    (folder / "test.csv").write_text(
+        "image_id,patient_id\nnew_0,new\nnew_1,new\nalone_0,alone\n000_0,000\n000_1,000\n"
+    )
+    return folder
+
+
+def explain(world: Path, *arguments: object) -> Result:
+    return mil("explain", "--run", world / "run", "--bags", world / "bags", *arguments)
+
+
+def test_the_probability_shown_is_the_one_that_infer_gives(world: Path, tmp_path: Path) -> None:
+    for prior in ("balanced", "cohort"):
+        out = tmp_path / "submission.csv"
+        inferred = mil(
+            "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
+            world / "test.csv", "--out", out, "--prior", prior,
+        )  # fmt: skip
+        assert inferred.exit_code == 0, inferred.output
+        found = explain(
+            world, "--patients", world / "test.csv", "--out", tmp_path / prior, "--prior", prior,
+            "--json",
+        )  # fmt: skip
+        assert found.exit_code == 0, found.output
+        told = {p["patient_id"]: p for p in json.loads(found.stdout)["patients"]}
+        with out.open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["patient_id"] for row in rows] == list(told)
+        for row in rows:
+            page = Path(told[row["patient_id"]]["page"]).read_text()
+            shown = re.findall(r'<data value="([^"]+)"', page)
+            assert shown == [row["CE"], row["LAA"]]
+            assert told[row["patient_id"]]["probabilities"] == {
+                name: float(row[name]) for name in ("CE", "LAA")
+            }
+
+
+def test_tiles_are_cut_from_the_slide_and_exports_lie_beside_the_page(
+    world: Path, tmp_path: Path
+) -> None:
+    found = explain(
+        world, "--patients", world / "test.csv", "--patient", "new", "--slides", world / "slides",
+        "--out", tmp_path / "ex", "--top", 3,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "1 patient explained" in found.output
+    assert {path.name for path in (tmp_path / "ex").iterdir()} == {"index.html", "new"}
+    assert {path.name for path in (tmp_path / "ex" / "new").iterdir()} == {
+        "index.html",
+        *(f"new_{i}{suffix}" for i in range(2) for suffix in (".csv", ".geojson", ".overlay.tif")),
+    }
+    page = (tmp_path / "ex" / "new" / "index.html").read_text()
+    assert page.count('alt="Tile at') == 3 + 3 + 3 + 1  # new_1 has only four tiles
+    assert page.count("map-contribution") == page.count("map-slide") == 2 + 1  # and its rule
+    table = (tmp_path / "ex" / "new" / "new_0.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    overlay = tifffile.imread(tmp_path / "ex" / "new" / "new_0.overlay.tif", key=0)
+    lightness = [
+        overlay[int(r["y_px0"]) // 16 + 5, int(r["x_px0"]) // 16 + 5, :3] @ (0.3, 0.59, 0.11)
+        for r in rows
+    ]
+    by_percentile = np.argsort([float(r["percentile"]) for r in rows])
+    assert (np.diff(np.array(lightness)[by_percentile]) > 0).all()
+
+
+def test_without_slides_there_are_maps_and_the_page_says_so(world: Path, tmp_path: Path) -> None:
+    found = explain(world, "--slide", "alone_0.tif", "--out", tmp_path)
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "alone_0" / "index.html").read_text()
+    assert "without the tissue" in page
+    assert "map-percentile" in page
+    assert 'alt="Tile at' not in page
+
+
+def test_patients_seen_in_training_are_marked(world: Path, tmp_path: Path) -> None:
+    found = explain(
+        world, "--patients", world / "test.csv", "--patient", "000", "--patient", "new", "--out",
+        tmp_path,
+    )  # fmt: skip
+    assert "trained on 1 of these patients" in found.output
+    assert "Seen in training" in (tmp_path / "000" / "index.html").read_text()
+    assert "Seen in training." not in (tmp_path / "new" / "index.html").read_text()
+
+
+def test_a_slide_that_cannot_be_shown_stops_no_other(world: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(world / "slides" / "new_1.tif", slides / "new_0.tif")  # of another size
+    shutil.copy(world / "slides" / "new_1.tif", slides)
+    (slides / "alone_0.tif").write_bytes(b"bad")
+    found = explain(
+        world, "--patients", world / "test.csv", "--slides", slides, "--out", tmp_path / "ex",
+        "--json",
+    )  # fmt: skip
+    assert found.exit_code == 3, found.output
+    told = json.loads(found.stdout)["without_picture"]
+    assert set(told) == {"new_0", "alone_0", "000_0", "000_1"}
+    assert "896 × 896 px; expected 1,344 × 1,344 px" in told["new_0"]
+    assert "no reader can open it" in told["alone_0"]
+    assert "no file of that name" in told["000_0"]
+    page = (tmp_path / "ex" / "new" / "index.html").read_text()
+    assert page.count("No picture of the tissue") == 1
+    assert page.count('alt="Tile at') == 4
+
+
+def test_a_bag_without_places_is_explained_by_numbers_alone(world: Path, tmp_path: Path) -> None:
+    bag = read_bag(bag_path(world / "bags", "alone_0"))
+    bag.coords_px0[:] = -1
+    write_bag(bag_path(tmp_path, "alone_0"), bag)
+    found = mil(
+        "explain", "--run", world / "run", "--bags", tmp_path, "--slide", "alone_0", "--out",
+        tmp_path / "ex",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "ex" / "alone_0" / "index.html").read_text()
+    assert "does not know where" in page
+    assert {path.name for path in (tmp_path / "ex" / "alone_0").iterdir()} == {
+        "alone_0.csv", "index.html",
+    }  # fmt: skip
+
+
+def test_wrong_use_and_bad_input_are_told_in_one_line(world: Path, tmp_path: Path) -> None:
+    table, out = world / "test.csv", tmp_path / "ex"
+    assert mil("explain").exit_code == 2
+    assert explain(world, "--patients", table, "--slide", "new_0").exit_code == 2
+    assert explain(world, "--slide", "new_0", "--patient", "new").exit_code == 2
+    write_bag(bag_path(tmp_path, "odd_0"), make_bag("odd_0", dim=8))
+    cases = {
+        ("--patients", table, "--patient", "nobody"): "no patient 'nobody' among 3",
+        ("--slide", "gone_0"): "slide 'gone_0' has no bag",
+        ("--slide", "../gone"): "not usable as a file name",
+        ("--slide", "odd_0", "--bags", tmp_path): "dim is 8; expected 16",
+        ("--slide", "alone_0", "--slides", world / "slides"): "none of the 1 slides",
+        ("--slide", "alone_0", "--slides", tmp_path / "no"): "no such file or folder",
+        ("--slide", "alone_0", "--run", tmp_path): "no model.json",
+        ("--slide", "alone_0", "--prior", "nonsense"): "nonsense",
+    }
+    for arguments, message in cases.items():
+        found = explain(world, *arguments, "--out", out)
+        assert found.exit_code == 1, found.output
+        assert message in found.output
+        assert len(found.output.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_help_has_an_example() -> None:
+    found = mil("explain", "--help")
+    assert found.exit_code == 0
+    assert "mil explain --patients test.csv" in found.output
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the page")
+def test_in_a_browser_the_switch_shows_one_map_a_slide_and_fits_a_phone(
+    world: Path, tmp_path: Path
+) -> None:
+    explain(
+        world, "--patients", world / "test.csv", "--patient", "new", "--slides", world / "slides",
+        "--out", tmp_path,
+    )  # fmt: skip
+    script = """<script>
+      const shown = () => [...document.querySelectorAll(".maps figure")]
+        .filter((f) => getComputedStyle(f).display !== "none").map((f) => f.className);
+      const told = [...document.querySelectorAll("input[name=show]")].map((input) => {
+        input.click();
+        return shown().join(" ");
+      });
+      told.push([...document.images].every((i) => i.complete && i.naturalWidth > 0 && i.alt));
+      told.push(document.documentElement.scrollWidth <= window.innerWidth);
+      document.body.innerHTML = "";
+      document.body.append("told:" + JSON.stringify(told) + ":end");
+    </script></body>"""
+    page = tmp_path / "new" / "index.html"
+    html = page.read_text()
+    assert not re.search(r"https?://", html)
+    assert "<script" not in html
+    own = html.replace("style-src", "script-src 'unsafe-inline'; style-src")
+    page.write_text(own.replace("</body>", script), encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--window-size=480,900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r"told:(\[.*\]):end", done.stdout)
+    assert found is not None
+    assert json.loads(found[1]) == [
+        *(f"map-{key} map-{key}" for key in ("percentile", "raw", "contribution", "slide")),
+        True, True,
+    ]  # fmt: skip
