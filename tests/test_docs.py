@@ -1,0 +1,73 @@
+"""What the documents say exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+MODULES = sorted(
+    p for package in ("features", "mil", "cli") for p in ROOT.glob(f"{package}/**/*.py")
+)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_options_that_pages_name_exist(page: Path) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(r"`(mil [^`]+)`", text)]
+    for line in [*(line for line in lines if line.startswith("mil ")), *spans]:
+        words = line.split("#")[0].split()
+        if words[1].startswith("-") or not words[1].isalpha():
+            continue
+        assert words[1] in commands, line
+        command = commands[words[1]]
+        if hasattr(command, "commands") and len(words) > 2:
+            command = command.commands.get(words[2], command)
+        known = {name for option in command.params for name in option.opts} | {"--help"}
+        for word in words:
+            if re.fullmatch(r"--[a-z][a-z-]*", word):
+                assert word in known, line
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_public_names_are_listed_in_order(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "says what it is for"
+    names = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        and getattr(node.targets[0] if isinstance(node, ast.Assign) else node.target, "id", "")
+        == "__all__"
+        and node.value is not None
+    ]
+    if path.name == "__main__.py":
+        return
+    assert len(names) == 1
+    isort_order = sorted(
+        names[0], key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
+    assert sorted(names[0]) == sorted(set(names[0]))
+    assert names[0] in (isort_order, sorted(names[0]))
