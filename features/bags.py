@@ -33,6 +33,7 @@ __all__ = [
     "bag_path",
     "find_bags",
     "read_bag",
+    "read_features",
     "read_meta",
     "require_same_fingerprint",
     "trident_attributes",
@@ -268,6 +269,18 @@ def read_meta(path: Path) -> BagMeta:
     """
     with _opened(path) as file:
         return _meta(path, read_attributes(file))
+
+
+def read_features(path: Path) -> npt.NDArray[np.floating[Any]]:
+    """Read the embeddings of a bag and nothing else, shape (n, dim).
+
+    Raises
+    ------
+    BagError
+        If the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        return read_array(file, "features", ndim=(2,), kinds="f")
 
 
 def require_same_fingerprint(

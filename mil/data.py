@@ -1,8 +1,8 @@
-"""Patients' bags in memory: ragged, read-only, and only of the patients one may see."""
+"""Patients' bags: ragged, read-only, and only of the patients one may see."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from features.bags import Bag, Fingerprint, read_bag, require_same_fingerprint
+from features.bags import Bag, Fingerprint, read_bag, read_features, require_same_fingerprint
+from features.cores import free_memory
 from features.errors import BagError
 from mil.cohort import Cohort, Patient
 
-__all__ = ["Batch", "Features", "PatientBags", "SlideNote", "load_patient_bags", "pad"]
+__all__ = [
+    "Batch",
+    "Features",
+    "PatientBags",
+    "SlideNote",
+    "StoredFeatures",
+    "load_patient_bags",
+    "pad",
+]
 
 Features = npt.NDArray[np.floating[Any]]
 """Embeddings, shape (tiles, dim), float16 or float32."""
@@ -47,6 +56,61 @@ class SlideNote:
     """Hash of the embeddings."""
 
 
+class StoredFeatures(Mapping[str, Features]):
+    """Embeddings by patient that stay in their files and are read whenever they are asked for.
+
+    Parameters
+    ----------
+    files
+        Bags by patient, in order.
+    n_tiles
+        Embeddings by patient, in the same order, as they were when the bags were checked.
+    dim
+        Length of an embedding.
+    """
+
+    def __init__(
+        self, files: Mapping[str, tuple[Path, ...]], n_tiles: Mapping[str, int], *, dim: int
+    ) -> None:
+        self._files = files
+        self._dim = dim
+        self.n_tiles = n_tiles
+
+    def __getitem__(self, patient_id: str) -> Features:
+        """Read a patient's bags, shape (tiles, dim).
+
+        Raises
+        ------
+        BagError
+            If a file is gone, damaged, or another than it was.
+        """
+        files = self._files[patient_id]
+        parts = [read_features(path) for path in files]
+        tiles = np.concatenate(parts) if parts else np.empty((0, self._dim), np.float16)
+        if tiles.shape != (self.n_tiles[patient_id], self._dim):
+            raise BagError(
+                files[0],
+                found=f"embeddings of patient {patient_id!r} have shape {tiles.shape}",
+                expected=f"({self.n_tiles[patient_id]}, {self._dim}), as a moment ago",
+                advice="Leave bags alone while they are trained on.",
+            )
+        return tiles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def restricted_to(self, patient_ids: Sequence[str]) -> StoredFeatures:
+        """These patients only, in this order; files of others cannot be reached from it."""
+        return StoredFeatures(
+            {name: self._files[name] for name in patient_ids},
+            {name: self.n_tiles[name] for name in patient_ids},
+            dim=self._dim,
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatientBags:
     """Bags by patient: all tiles of all its slides, in the order of the cohort table.
@@ -73,21 +137,34 @@ class PatientBags:
         """A store of these patients only, in this order; the others are not in it at all."""
         wanted = list(patient_ids)
         return PatientBags(
-            features={patient_id: self.features[patient_id] for patient_id in wanted},
+            features=self.features.restricted_to(wanted)
+            if isinstance(self.features, StoredFeatures)
+            else {patient_id: self.features[patient_id] for patient_id in wanted},
             fingerprint=self.fingerprint,
             slides=tuple(note for note in self.slides if note.patient_id in set(wanted)),
         )
 
+    @property
+    def n_tiles(self) -> Mapping[str, int]:
+        """Embeddings by patient; nothing is read for it."""
+        if isinstance(self.features, StoredFeatures):
+            return self.features.n_tiles
+        return {name: len(tiles) for name, tiles in self.features.items()}
+
     def filled(self) -> tuple[str, ...]:
         """Patients that have at least one tile."""
-        return tuple(name for name, tiles in self.features.items() if len(tiles))
+        return tuple(name for name, n_tiles in self.n_tiles.items() if n_tiles)
 
 
-def load_patient_bags(cohort: Cohort, bag_paths: Mapping[str, Path]) -> PatientBags:
-    """Read the bags of a cohort.
+def load_patient_bags(
+    cohort: Cohort, bag_paths: Mapping[str, Path], *, most_bytes: int | None = None
+) -> PatientBags:
+    """Read the bags of a cohort, and keep them in memory where there is room.
 
     A slide without a bag is listed, not an error: its patient is judged on the others, and a
-    patient without any tile stays in the store with none.
+    patient without any tile stays in the store with none. Where embeddings take more than
+    ``most_bytes``, all are left in their files and read again whenever they are needed; what is
+    learned is the same.
 
     Parameters
     ----------
@@ -95,6 +172,8 @@ def load_patient_bags(cohort: Cohort, bag_paths: Mapping[str, Path]) -> PatientB
         Patients and their slides.
     bag_paths
         Where the bag of each slide lies, by slide id.
+    most_bytes
+        Memory for embeddings; half of what is free by default.
 
     Raises
     ------
@@ -110,7 +189,9 @@ def load_patient_bags(cohort: Cohort, bag_paths: Mapping[str, Path]) -> PatientB
             expected="a bag named after each slide",
             advice="Check --bags, and that slide ids equal file names without suffix.",
         )
+    room = free_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
+    files: dict[str, tuple[Path, ...]] = {}
     notes: list[SlideNote] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
@@ -119,12 +200,18 @@ def load_patient_bags(cohort: Cohort, bag_paths: Mapping[str, Path]) -> PatientB
         if first is not None:
             found = [(bag_paths[bag.meta.slide_id], bag.meta.fingerprint) for bag in bags]
             require_same_fingerprint(first, found, source=f"the bag of {present[0]!r}")
-        features[patient.patient_id] = _concatenate(bags)
+        files[patient.patient_id] = tuple(bag_paths[bag.meta.slide_id] for bag in bags)
         notes += [_note(patient, bag) for bag in bags]
+        room -= sum(bag.features.nbytes for bag in bags)
+        if room >= 0:
+            features[patient.patient_id] = _concatenate(bags)
+        else:
+            features.clear()
     assert first is not None  # noqa: S101 - at least one bag was read above
-    empty = np.empty((0, first.dim), np.float16)
     return PatientBags(
-        features={name: tiles if tiles.size else empty for name, tiles in features.items()},
+        features=_in_memory(features, dim=first.dim)
+        if room >= 0
+        else StoredFeatures(files, _count_tiles(files, notes), dim=first.dim),
         fingerprint=first,
         slides=tuple(notes),
         missing_slides=missing,
@@ -161,6 +248,18 @@ def _concatenate(bags: Sequence[Bag]) -> Features:
     if not bags:
         return np.empty((0, 0), np.float16)
     return np.concatenate([bag.features for bag in bags])
+
+
+def _in_memory(features: Mapping[str, Features], *, dim: int) -> dict[str, Features]:
+    empty = np.empty((0, dim), np.float16)
+    return {name: tiles if tiles.size else empty for name, tiles in features.items()}
+
+
+def _count_tiles(patient_ids: Iterable[str], notes: Sequence[SlideNote]) -> dict[str, int]:
+    counts = dict.fromkeys(patient_ids, 0)
+    for note in notes:
+        counts[note.patient_id] += note.n_tiles
+    return counts
 
 
 def _note(patient: Patient, bag: Bag) -> SlideNote:

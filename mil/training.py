@@ -85,6 +85,11 @@ class TrainSettings:
     device: str = "cpu"
     """Where it runs."""
 
+    @property
+    def n_inner_parts(self) -> int:
+        """Inner folds to stop on: one a head, and five for a single head."""
+        return self.n_members if self.n_members > 1 else 5
+
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "instance_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -176,14 +181,14 @@ def train_ensemble(
             found=f"{counts.tolist()} patients with tiles in each class",
             expected="at least one of each",
         )
-    if settings.early_stopping and counts.min() < LEAST_TO_STOP_ON * settings.n_members:
+    if settings.early_stopping and counts.min() < LEAST_TO_STOP_ON * settings.n_inner_parts:
         raise SplitError(
             "early stopping",
             found=f"{counts.tolist()} patients with tiles in each class",
-            expected=f"at least {LEAST_TO_STOP_ON * settings.n_members} of each",
+            expected=f"at least {LEAST_TO_STOP_ON * settings.n_inner_parts} of each",
         )
-    parts = stratified_parts(classes, n_parts=settings.n_members, seed=seed)
-    whitening = _fit_whitening([bags.features[name] for name in names], settings.n_components)
+    parts = stratified_parts(classes, n_parts=settings.n_inner_parts, seed=seed)
+    whitening = _fit_whitening(bags.features, names, settings.n_components)
     device = torch.device(settings.device)
     whitening.to(device)
     whitened = [_whiten(bags.features[name], whitening, device) for name in names]
@@ -257,8 +262,9 @@ def _train_head(
     )
     stops = len(lesson.stop_bags) > 0
     steps_an_epoch = -(-len(lesson.bags) // settings.batch_patients)
-    n_epochs = settings.max_epochs if stops else round(settings.fixed_steps / steps_an_epoch)
-    schedule = _schedule(optimiser, settings, n_steps=max(1, n_epochs * steps_an_epoch))
+    n_fixed = max(1, round(settings.fixed_steps / steps_an_epoch))
+    n_epochs = settings.max_epochs if stops else n_fixed
+    schedule = _schedule(optimiser, settings, n_steps=n_epochs * steps_an_epoch)
     best_loss, best_epoch = float("inf"), -1
     best_state: Mapping[str, Tensor] = {}
     history: list[EpochRecord] = []
@@ -366,23 +372,26 @@ def _whiten(tiles: Features, whitening: Whitening, device: torch.device) -> Tens
     return components
 
 
-def _fit_whitening(bags: Sequence[Features], n_components: int) -> Whitening:
+def _fit_whitening(
+    bags: Mapping[str, Features], names: Sequence[str], n_components: int
+) -> Whitening:
     """Principal components of the tiles, every patient with the same weight.
 
     Components are scaled by their standard deviation with a floor (the mean variance of the kept
     ones is added), so that the smallest, mostly noise, are not blown up to the size of the first.
-    At most 256 tiles a patient are looked at, evenly spaced.
+    At most 256 tiles a patient are looked at, evenly spaced. Each bag is read once.
     """
-    dim = bags[0].shape[1]
-    centre = _evenly_drawn(bags[0]).mean(axis=0)
+    centre = _evenly_drawn(bags[names[0]]).mean(axis=0)
+    dim = len(centre)
     moments, means = np.zeros((dim, dim)), np.zeros(dim)
-    for start in range(0, len(bags), _BAGS_AT_ONCE):
+    for start in range(0, len(names), _BAGS_AT_ONCE):
         # Moved near 0 first, so that float32 suffices for the product. Rows are weighed so that
         # the product of all with themselves is a sum over patients of means over their tiles.
-        drawn = [_evenly_drawn(bag) - centre for bag in bags[start : start + _BAGS_AT_ONCE]]
-        means += sum(tiles.mean(axis=0, dtype=np.float64) for tiles in drawn) / len(bags)
+        block = names[start : start + _BAGS_AT_ONCE]
+        drawn = [_evenly_drawn(bags[name]) - centre for name in block]
+        means += sum(tiles.mean(axis=0, dtype=np.float64) for tiles in drawn) / len(names)
         rows = np.concatenate([tiles / np.float32(np.sqrt(len(tiles))) for tiles in drawn])
-        moments += rows.T @ rows / len(bags)
+        moments += rows.T @ rows / len(names)
     moments -= np.outer(means, means)
     kept = min(n_components, dim)
     values, vectors = scipy.linalg.eigh(moments, subset_by_index=(dim - kept, dim - 1))

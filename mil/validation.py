@@ -209,7 +209,7 @@ def with_stopping_rule(
     """
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
-    return replace(settings, early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_members)
+    return replace(settings, early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts)
 
 
 def fit_calibrator(

@@ -95,7 +95,9 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike() 
         ((rng.normal(size=(int(n), 6)) + rng.normal(size=6)) @ mixing.T + 300).astype(np.float32)
         for n in rng.integers(1, 200, size=40)
     ]
-    whitening = training._fit_whitening(bags, 4)
+    whitening = training._fit_whitening(
+        {str(i): bag for i, bag in enumerate(bags)}, [*map(str, range(40))], 4
+    )
     found = [bag.astype(np.float64) - whitening.mean.numpy() for bag in bags]
     np.testing.assert_allclose(sum(bag.mean(axis=0) for bag in found) / 40, 0, atol=1e-3)
     moments = sum(bag.T @ bag / len(bag) for bag in found) / 40
@@ -172,6 +174,13 @@ def test_early_stopping_keeps_the_best_weights() -> None:
         assert curve[-1] > min(curve)
 
 
+def test_a_single_head_is_stopped_on_a_fifth_of_the_patients() -> None:
+    bags, cohort = noise_cohort(75, 3)
+    settings = replace(FAST, n_members=1, early_stopping=True)
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
+    assert np.isfinite([[r.train_loss, r.stop_loss] for r in ensemble.history]).all()
+
+
 def test_without_early_stopping_all_patients_are_learned_from() -> None:
     bags, cohort = noise_cohort(18, 4)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=FAST, seed=(0,))
@@ -182,6 +191,13 @@ def test_without_early_stopping_all_patients_are_learned_from() -> None:
             bags, labels_of(cohort), n_classes=2, settings=replace(FAST, early_stopping=True),
             seed=(0,),
         )  # fmt: skip
+
+
+def test_a_large_cohort_is_learned_from_once_at_least() -> None:
+    bags, cohort = noise_cohort(48, 4)
+    settings = replace(FAST, batch_patients=1, fixed_steps=20)
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
+    assert [record.epoch for record in ensemble.history] == [0, 0]
 
 
 def test_a_class_without_tiles_cannot_be_learned() -> None:
