@@ -209,14 +209,15 @@ def _draw(
     maps: Sequence[_Map], places: TilePlaces, overview: RgbArray | None, slide: SlideAttention
 ) -> Iterator[MapView]:
     name, n_tiles = slide.meta.slide_id, len(slide.attention)
-    facts = [f"{n_tiles:,} tiles", f"{100 * slide.share:.1f} % of the patient's attention"]
+    counted = "1 tile" if n_tiles == 1 else f"{n_tiles:,} tiles"
+    facts = [counted, f"{100 * slide.share:.1f} % of the patient's attention"]
     x_px0, y_px0 = slide.coords_px0[slide.most(1)[0]].tolist()
     for each in maps:
         image = draw_heatmap(
             places, each.values, scale=each.scale, overview=overview, title=name, facts=facts
         )
         alt = (
-            f"Slide {name}, colours show {each.label}. The most attended of {n_tiles:,} tiles is "
+            f"Slide {name}, colours show {each.label}. The most attended of {counted} is "
             f"at x {x_px0:,}, y {y_px0:,}."
         )
         yield MapView(

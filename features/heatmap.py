@@ -127,7 +127,7 @@ def raster(
     width, height = (math.ceil(length / downsample) for length in places.size_px0)
     sums, counts = np.zeros((height, width), np.float32), np.zeros((height, width), np.uint16)
     starts = np.rint(places.coords_px0 / downsample).astype(np.int64)
-    ends = np.rint((places.coords_px0 + places.span_px0) / downsample).astype(np.int64)
+    ends = np.rint(_ends_px0(places) / downsample).astype(np.int64)
     starts = np.maximum(starts, 0)
     ends = np.maximum(ends, starts + 1)
     for (left, top), (right, bottom), value in zip(
@@ -226,6 +226,21 @@ def _bar(scale: Scale) -> Image.Image:
     bar = np.repeat(row[None], height, axis=0)
     bar[[0, -1]] = bar[:, [0, -1]] = 0
     return Image.fromarray(bar)
+
+
+def _ends_px0(places: TilePlaces) -> npt.NDArray[np.float64]:
+    """Lower right corners, shape (tiles, 2): where the neighbour begins, if there is one.
+
+    Corners are whole px and spans often are not, so that neighbours seem up to a px apart.
+    """
+    ends = places.coords_px0 + np.array(places.span_px0, np.float64)
+    for axis in range(2):
+        starts = np.unique(places.coords_px0[:, axis])
+        index = np.searchsorted(starts, ends[:, axis] - 1)
+        nearest = starts[np.minimum(index, len(starts) - 1)]
+        touches = np.abs(nearest - ends[:, axis]) <= 1
+        ends[touches, axis] = nearest[touches]
+    return ends
 
 
 def _least_distance(places: npt.NDArray[np.int64]) -> float:
