@@ -233,7 +233,7 @@ def _ends_px0(places: TilePlaces) -> npt.NDArray[np.float64]:
 
     Corners are whole px and spans often are not, so that neighbours seem up to a px apart.
     """
-    ends = places.coords_px0 + np.array(places.span_px0, np.float64)
+    ends: npt.NDArray[np.float64] = places.coords_px0.astype(np.float64) + places.span_px0
     for axis in range(2):
         starts = np.unique(places.coords_px0[:, axis])
         index = np.searchsorted(starts, ends[:, axis] - 1)
