@@ -313,10 +313,10 @@ def _notes(
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
-        notes.append(f"{len(bags.missing_slides)} slides have no bag, first: {names}")
+        notes.append(f"slides without a bag: {len(bags.missing_slides)}, first {names}")
     n_left_out = len(cohort.patients) - len(found.patient_ids)
     if n_left_out:
-        notes.append(f"{n_left_out} patients have no tile and were left out")
+        notes.append(f"patients without a tile, left out: {n_left_out}")
     if bags.fingerprint.weights_sha256 == UNKNOWN:
         notes.append(
             "the bags were imported: weights and preprocessing of their backbone are unknown, so "

@@ -31,7 +31,7 @@ from features.slides.protocol import Level, RgbArray
 
 __all__ = ["TiffSlide"]
 
-_CACHE_BYTES = 512 << 20
+_CACHE_BYTES = 320 << 20
 _LARGEST_SEGMENT_PX = 1 << 28
 _LARGEST_SIDE_PX = 4_000_000
 _MOST_OME_PLANES = 1_000_000

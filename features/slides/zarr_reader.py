@@ -26,7 +26,7 @@ from features.slides.protocol import Level, RgbArray
 
 __all__ = ["ZarrSlide"]
 
-_CACHE_BYTES = 512 << 20
+_CACHE_BYTES = 320 << 20
 _LARGEST_CHUNK_SAMPLES = 1 << 30
 _LARGEST_SIDE_PX = 4_000_000
 _N_CHANNELS = (1, 3, 4)
