@@ -220,7 +220,7 @@ def test_hostile_names_stay_names(three: Path) -> None:
 
 def test_who_was_not_judged_is_named(three: Path) -> None:
     text = " ".join(page_of(three).text)
-    assert "slides without a bag: 1, first gone&." in text
+    assert "Slides without a bag: 1, first gone&." in text
     assert "1 slides without a bag" in text
     assert "gone& (patient <script>0)" in text
     assert "bare patient" in text
