@@ -220,7 +220,7 @@ def fit_run(
         path=run_dir,
         head=settings.head,
         n_patients=len(found.patient_ids),
-        n_tiles=sum(len(bags.features[name]) for name in found.patient_ids),
+        n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
         notes=notes,
     )

@@ -191,7 +191,7 @@ def train_ensemble(
     whitening = _fit_whitening(bags.features, names, settings.n_components)
     device = torch.device(settings.device)
     whitening.to(device)
-    whitened = [_whiten(bags.features[name], whitening, device) for name in names]
+    whitened = _whiten(bags, names, whitening)
     heads, history = [], []
     for member in range(settings.n_members):
         stops = (parts == member) & settings.early_stopping
@@ -366,10 +366,19 @@ def _draw(bag: Tensor, settings: TrainSettings) -> Tensor:
     return add_noise(drop_tiles(bag, settings.instance_dropout), settings.feature_noise)
 
 
-def _whiten(tiles: Features, whitening: Whitening, device: torch.device) -> Tensor:
+def _whiten(bags: PatientBags, names: Sequence[str], whitening: Whitening) -> list[Tensor]:
+    """Components of each patient's tiles, on the device of ``whitening``."""
+    n_tiles = bags.n_tiles
+    lengths = [n_tiles[name] for name in names]
+    # One piece of memory: many small ones among passing large ones would tear the heap to pieces.
+    device = whitening.mean.device
+    whole = torch.empty(sum(lengths), whitening.matrix.shape[1], device=device)
+    parts = list(torch.split(whole, lengths))
     with torch.no_grad():
-        components: Tensor = whitening(torch.from_numpy(tiles.astype(np.float32)).to(device))
-    return components
+        for name, part in zip(names, parts, strict=True):
+            tiles = torch.from_numpy(bags.features[name].astype(np.float32)).to(device)
+            part.copy_(whitening(tiles))
+    return parts
 
 
 def _fit_whitening(

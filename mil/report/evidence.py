@@ -107,14 +107,14 @@ def gather_evidence(
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
     owners = cohort.patient_of_slide()
     with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
-    names = found.patient_ids
+    names, n_tiles = found.patient_ids, bags.n_tiles
     return Evidence(
         classes=cohort.classes,
         patient_ids=names,
         labels=found.labels,
         centres=tuple(centre_of[name] for name in names),
         n_slides=np.array([with_bag[name] for name in names], np.int64),
-        n_tiles=np.array([len(bags.features[name]) for name in names], np.int64),
+        n_tiles=np.array([n_tiles[name] for name in names], np.int64),
         fold=found.fold,
         proba=dict(proba),
         notes=tuple(notes),
