@@ -21,6 +21,7 @@ from cli.preview import preview
 from cli.report import report
 from cli.score import score
 from cli.train import train
+from cli.view import view
 
 __all__ = ["app", "main"]
 
@@ -45,6 +46,7 @@ app.command()(preview)
 app.command()(train)
 app.command()(infer)
 app.command()(explain)
+app.command()(view)
 app.command()(report)
 app.command()(score)
 app.command()(audit)

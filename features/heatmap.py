@@ -106,7 +106,11 @@ def picture_downsample(places: TilePlaces) -> int:
 
 
 def raster(
-    places: TilePlaces, values: npt.NDArray[np.float64], *, downsample: int
+    places: TilePlaces,
+    values: npt.NDArray[np.float64],
+    *,
+    downsample: int,
+    window_px: tuple[int, int, int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
     """A slide on which every tile is filled with its number; the mean where tiles overlap.
 
@@ -118,20 +122,26 @@ def raster(
         Shape (tiles,).
     downsample
         Level-0 px per px of the result.
+    window_px
+        Left, top, width and height of the part that is wanted, px of the result; None for all.
 
     Returns
     -------
     numpy.ndarray
-        Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample)); NaN off the tiles.
+        Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample)), or that of the window;
+        NaN off the tiles.
     """
-    width, height = (math.ceil(length / downsample) for length in places.size_px0)
+    whole = (0, 0, *(math.ceil(length / downsample) for length in places.size_px0))
+    corner_x, corner_y, width, height = window_px or whole
     sums, counts = np.zeros((height, width), np.float32), np.zeros((height, width), np.uint16)
-    starts = np.rint(places.coords_px0 / downsample).astype(np.int64)
+    starts = np.maximum(np.rint(places.coords_px0 / downsample).astype(np.int64), 0)
     ends = np.rint(_ends_px0(places) / downsample).astype(np.int64)
+    ends = np.maximum(ends, starts + 1) - (corner_x, corner_y)
+    starts -= (corner_x, corner_y)
+    seen = ((starts < (width, height)) & (ends > 0)).all(axis=1)
     starts = np.maximum(starts, 0)
-    ends = np.maximum(ends, starts + 1)
     for (left, top), (right, bottom), value in zip(
-        starts.tolist(), ends.tolist(), values.tolist(), strict=True
+        starts[seen].tolist(), ends[seen].tolist(), values[seen].tolist(), strict=True
     ):
         sums[top:bottom, left:right] += value
         counts[top:bottom, left:right] += 1

@@ -1,0 +1,170 @@
+"""``mil view``: a run's patients, their slides and where it looked, in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import notes, progress_bar, results, step
+from cli.options import BagsDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cli.viewer.content import ViewedRun
+    from cli.viewer.server import ViewServer
+    from mil.cohort import Cohort
+    from mil.inference import PatientPrediction
+    from mil.model import Run
+
+__all__ = ["view"]
+
+
+def view(
+    *,
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of the run; default: the newest in `runs/`.")
+    ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with `patient_id` and `image_id` (or `slide_id`); default: the patients that "
+            "the run was trained on."
+        ),
+    ] = None,
+    bags: BagsDir = Path("bags"),
+    slides: Annotated[
+        Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
+    ] = None,
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
+            "training) or shares such as `CE=0.7,LAA=0.3`."
+        ),
+    ] = "balanced",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")
+    ] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Look through a run's patients: slides to zoom into, with the attention laid over them.
+
+    A page of this machine only, behind a token that is new each time; it needs no network, and
+    Ctrl-C ends it. Patients have the probabilities that `mil infer` gives; those that the run was
+    trained on have the out-of-fold ones. Without --slides the colours lie on plain ground.
+
+    Example: `mil view runs/first --patients test.csv --slides slides/`
+
+    Exit codes: 0 ended by Ctrl-C, 1 run, table, bags, slides or port cannot be used, 2 usage.
+    """
+    with step("loading the run"):
+        from cli.infer import newest_run
+        from cli.viewer.content import ViewedRun
+        from mil.cohort import read_cohort
+        from mil.model import load_run
+        from mil.priors import parse_prior
+
+        model = load_run(run or newest_run())
+        cohort = _trained_on(model) if patients is None else read_cohort(patients, labelled=False)
+        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
+        shares = parse_prior(prior, model.classes, counts)
+        paths = None if slides is None else _slides_of(cohort, slides)
+    predictions = _predict(model, cohort, bags, shares)
+    viewed = ViewedRun(model, cohort, predictions, bags_dir=bags, prior=shares, paths=paths)
+    server = _listen(viewed, port)
+    _say(server, predictions, with_slides=slides is not None)
+    if browser:
+        typer.launch(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        notes.print("closed")
+    finally:
+        server.server_close()
+        viewed.close()
+
+
+def _trained_on(run: Run) -> Cohort:
+    """The patients of a run and their slides, as it remembers them."""
+    from mil.cohort import Cohort, Patient
+
+    slides: dict[str, list[str]] = {}
+    for slide in run.training_slides:
+        slides.setdefault(slide.patient_id, []).append(slide.slide_id)
+    trained_on = tuple(
+        Patient(patient_id=patient_id, slide_ids=tuple(ids), label=None, center_id=None)
+        for patient_id, ids in slides.items()
+    )
+    return Cohort(path=run.path / "slides.csv", patients=trained_on, classes=())
+
+
+def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
+    """Files of the cohort's slides by slide id.
+
+    Raises
+    ------
+    SlideError
+        If there is no slide in the folder, or two of the cohort's have the same name.
+    """
+    from features.listing import require_distinct_ids
+    from features.slides.opening import find_slides, slide_id_of
+
+    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
+    found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
+    require_distinct_ids(found, option="--slides")
+    return {slide_id_of(path): path for path in found}
+
+
+def _predict(
+    run: Run, cohort: Cohort, bags_dir: Path, prior: npt.NDArray[np.float64]
+) -> list[PatientPrediction]:
+    from dataclasses import replace
+
+    from features.errors import BagError
+    from mil.inference import predict_patients
+
+    predictions = []
+    with progress_bar("patients") as bars:
+        task = bars.add_task("predicting", total=len(cohort.patients))
+        for patient in cohort.patients:
+            alone = replace(cohort, patients=(patient,))
+            predictions += predict_patients(run, alone, bags_dir, prior=prior)
+            bars.advance(task)
+    if all(prediction.status == "no_bag" for prediction in predictions):
+        raise BagError(
+            bags_dir, found=f"no bag of any of the {len(predictions)} patients",
+            expected="one bag a slide", advice="Name their folder with --bags, or run 'mil embed'.",
+        )  # fmt: skip
+    return predictions
+
+
+def _listen(viewed: ViewedRun, port: int) -> ViewServer:
+    from cli.viewer.server import ViewServer
+    from features.errors import KnownError
+
+    try:
+        return ViewServer(viewed, port=port)
+    except OSError as error:
+        raise KnownError(
+            f"port {port}", found=f"cannot be listened on ({error.strerror or error})",
+            expected="a free port", advice="Name another with --port; 0 takes any free one.",
+        ) from error  # fmt: skip
+
+
+def _say(server: ViewServer, predictions: list[PatientPrediction], *, with_slides: bool) -> None:
+    n_seen = sum(bool(p.seen_as) for p in predictions)
+    n_patients = len(predictions)
+    words = "1 patient" if n_patients == 1 else f"{n_patients} patients"
+    results.print(f"{words} at {server.url}", markup=False)
+    if n_seen:
+        notes.print(
+            f"The run was trained on {n_seen} of them: the page shows their out-of-fold "
+            "probabilities and says so.",
+        )
+    if not with_slides:
+        notes.print("No slides were given (--slides): colours lie on plain ground.")
+    notes.print("Ctrl-C ends it.")

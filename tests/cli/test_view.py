@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli.app import app
+from cli.viewer.content import ViewedRun
+from cli.viewer.server import ViewServer
+from cli.viewer.shelf import SlideShelf
+from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.heatmap import Scale, colours
+from features.synthetic import write_slide
+from mil.cohort import read_cohort
+from mil.data import load_patient_bags
+from mil.fitting import fit_run
+from mil.inference import predict_patients
+from mil.model import Run, load_run
+from mil.priors import balanced
+from mil.training import TrainSettings
+from tests.browser import CHROMIUM, open_tab
+from tests.fakes import make_bag, write_cohort
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="percentile")
+NEW_0, NEW_1, HOSTILE_0, SEEN_0, GONE_0, WRONG_0 = 0, 1, 2, 3, 5, 6
+"""Places of slides in the table."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, a table of new, seen and broken patients, and slides of some of them."""
+    folder = tmp_path_factory.mktemp("world")
+    cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
+    fit_run(
+        cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "run", n_folds=2,
+        n_repeats=1, seed=0, on_head=lambda done, total: None,
+        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=15),
+    )  # fmt: skip
+    (folder / "slides").mkdir()
+    for seed, name in enumerate(("new_0", "new_1", HOSTILE, "wrong_0")):
+        bag = make_bag(name, n_tiles=8, dim=16, seed=seed)
+        write_bag(bag_path(folder / "bags", name), bag)
+        size = 500 if name == "wrong_0" else bag.meta.width_px0
+        pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        pixels[:448, :448] = (200, 40, 40)
+        write_slide(folder / "slides" / f"{name}.tif", pixels)
+        np.save(folder / f"{seed}.npy", pixels)
+    (folder / "test.csv").write_text(
+        f"image_id,patient_id\nnew_0,new\nnew_1,new\n{HOSTILE},<b>{HOSTILE}</b>\n000_0,000\n"
+        "000_1,000\ngone_0,gone\nwrong_0,wrong\n"
+    )
+    (folder / "secret.txt").write_text("secret")
+    return folder
+
+
+def view(world: Path, table: str = "test.csv", *, slides: bool = True) -> ViewedRun:
+    run = load_run(world / "run")
+    cohort = read_cohort(world / table, labelled=False)
+    prior = balanced(run.classes)
+    return ViewedRun(
+        run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
+        bags_dir=world / "bags", prior=prior,
+        paths={path.stem: path for path in (world / "slides").iterdir()} if slides else None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(world: Path) -> Iterator[ViewServer]:
+    yield from serve(view(world))
+
+
+@pytest.fixture(scope="module")
+def bare(world: Path) -> Iterator[ViewServer]:
+    """Without slides."""
+    yield from serve(view(world, slides=False))
+
+
+def serve(viewed: ViewedRun) -> Iterator[ViewServer]:
+    server = ViewServer(viewed)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    viewed.close()
+
+
+def ask(
+    server: ViewServer, path: str, *, host: str | None = None, method: str = "GET"
+) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    connection.putheader("Host", host or f"127.0.0.1:{server.server_port}")
+    connection.endheaders()
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, content, dict(answer.getheaders())
+
+
+def get(server: ViewServer, address: str) -> bytes:
+    status, content, _ = ask(server, f"/{server.token}/{address}")
+    assert status == 200, (address, status)
+    return content
+
+
+def picture(server: ViewServer, address: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(get(server, address))))
+
+
+def test_without_the_right_token_nothing_is_told(server: ViewServer) -> None:
+    wrong = "A" * len(server.token)
+    for path in ("/", "/patients.json", f"/{wrong}/", f"/{wrong}/patients.json", "//", "/%C3%A9/",
+                 f"/{server.token[:-1]}/", f"/{server.token}x/", "/favicon.ico",
+                 f"/?{server.token}", f"/x/{server.token}/"):  # fmt: skip
+        status, content, _ = ask(server, path)
+        assert (status, content) == (403, b"Forbidden"), path
+    assert ask(server, f"/{server.token}/")[0] == 200
+
+
+def test_a_token_is_long_and_new_each_time(world: Path) -> None:
+    tokens = set()
+    for _ in range(3):
+        server = ViewServer(view(world, slides=False))
+        tokens.add(server.token)
+        server.server_close()
+    assert len(tokens) == 3
+    assert min(map(len, tokens)) >= 32
+
+
+def test_a_foreign_host_is_refused_even_with_the_token(server: ViewServer) -> None:
+    path, port = f"/{server.token}/patients.json", server.server_port
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}",
+                 f"127.0.0.1:{port}.evil.example", "0.0.0.0"):  # noqa: S104  # fmt: skip
+        assert ask(server, path, host=host)[0] == 403, host
+    assert ask(server, path, host=f"localhost:{port}")[0] == 200
+
+
+def test_it_listens_on_this_machine_only(server: ViewServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    assert server.url.startswith(f"http://127.0.0.1:{server.server_port}/{server.token}")
+
+
+def test_what_is_not_in_the_table_is_not_found(server: ViewServer) -> None:
+    for address in (
+        "slides/99/8/0_0.jpg", "slides/99/colours/8/0_0.png", "slides/99/tiles/0.png",
+        "slides/0/99/0_0.jpg", "slides/0/8/9_9.jpg", "slides/0/tiles/8.png", "patients/7.json",
+        "slides/-1/8/0_0.jpg", "slides/new_0/8/0_0.jpg", f"slides/{GONE_0}/8/0_0.jpg",
+        f"slides/{GONE_0}/tiles/0.png", f"slides/{SEEN_0}/tiles/0.png", "slides/0", "x",
+        "slides/9999999999999999/8/0_0.jpg",
+    ):  # fmt: skip
+        assert ask(server, f"/{server.token}/{address}")[0] == 404, address
+
+
+def test_no_path_leads_out(server: ViewServer, world: Path) -> None:
+    for address in (
+        "../secret.txt", "../../../../etc/passwd", "..%2fsecret.txt", "%2e%2e/secret.txt",
+        "openseadragon/../../server.py", "static/viewer.js", "slides/../secret.txt",
+        f"slides/{world}/secret.txt", f"/{world}/secret.txt", "viewer.js%00", "viewer.js/",
+        "\\..\\secret.txt", "viewer.js?x=../..",
+    ):  # fmt: skip
+        status, content, _ = ask(server, f"/{server.token}/{address}")
+        assert status == 404, address
+        assert b"secret" not in content
+
+
+def test_other_methods_are_refused_and_head_has_no_body(server: ViewServer) -> None:
+    path = f"/{server.token}/patients.json"
+    assert ask(server, path, method="POST")[0] == 501
+    status, content, headers = ask(server, path, method="HEAD")
+    assert (status, content) == (200, b"")
+    assert int(headers["Content-Length"]) > 0
+
+
+def test_every_answer_forbids_foreign_content(server: ViewServer) -> None:
+    for path in ("/", f"/{server.token}/", f"/{server.token}/slides/0/8/0_0.jpg"):
+        headers = ask(server, path)[2]
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_names_no_other_machine_and_holds_no_script_of_its_own(
+    server: ViewServer,
+) -> None:
+    page = get(server, "").decode()
+    for text in (page, get(server, "viewer.js").decode(), get(server, "viewer.css").decode()):
+        assert "://" not in text
+    assert page.count("<script") == page.count("<script src=") == 2
+    assert "style=" not in page
+    assert "innerHTML" not in get(server, "viewer.js").decode()
+    assert b"OpenSeadragon" in get(server, "openseadragon.js")
+
+
+def test_probabilities_are_those_of_infer_and_of_seen_patients_out_of_fold(
+    server: ViewServer, world: Path
+) -> None:
+    told = json.loads(get(server, "patients.json"))
+    run: Run = load_run(world / "run")
+    cohort = read_cohort(world / "test.csv", labelled=False)
+    found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
+    assert told["classes"] == list(run.classes)
+    for row, prediction in zip(told["patients"], found, strict=True):
+        unseen = prediction.out_of_fold
+        expected = prediction.probabilities if unseen is None else unseen
+        assert row["probabilities"] == expected.tolist()
+        assert row["out_of_fold"] == (row["patient_id"] == "000") == (unseen is not None)
+    assert told["patients"][3]["status"] == "no bag, so the prior"
+
+
+def test_a_patient_is_told_with_every_tile_of_every_slide(server: ViewServer, world: Path) -> None:
+    told = json.loads(get(server, "patients/0.json"))
+    assert [slide["slide_id"] for slide in told["slides"]] == ["new_0", "new_1"]
+    for slide in told["slides"]:
+        bag = read_bag(bag_path(world / "bags", slide["slide_id"]))
+        assert slide["tiles"]["coords_px0"] == bag.coords_px0.tolist()
+        assert slide["size_px0"] == [bag.meta.width_px0, bag.meta.height_px0]
+        assert slide["has_picture"]
+        assert not slide["notes"]
+    attention = [a for slide in told["slides"] for a in slide["tiles"]["attention"]]
+    assert sum(attention) == pytest.approx(1)
+    assert told["n_tiles"] == len(attention) == 16
+
+
+def test_tiles_of_the_slide_show_its_mean_and_colours_lie_on_them_to_the_pixel(
+    server: ViewServer, world: Path
+) -> None:
+    pixels = np.load(world / "0.npy")
+    told = json.loads(get(server, "patients/0.json"))["slides"][0]["tiles"]
+    last = 11  # 1,344 px
+    for level in (last - 1, last):
+        step = 1 << (last - level)
+        shown = picture(server, f"slides/{NEW_0}/{level}/0_0.jpg").astype(float)
+        small = pixels[: 256 * step, : 256 * step].reshape(256, step, 256, step, 3)
+        assert np.abs(shown[:200, :200] - small.mean(axis=(1, 3))[:200, :200]).mean() < 3
+        rebuilt = np.full((1344 // step, 1344 // step, 4), 7, np.uint8)
+        for row in range(-(-len(rebuilt) // 256)):
+            for column in range(-(-len(rebuilt) // 256)):
+                part = picture(server, f"slides/{NEW_0}/colours/{level}/{column}_{row}.png")
+                height, width = part.shape[:2]
+                y, x = row * 256, column * 256
+                rebuilt[y : y + height, x : x + width] = part
+        expected = np.zeros_like(rebuilt)
+        for (x, y), value in zip(told["coords_px0"], told["percentile"], strict=True):
+            side = np.s_[y // step : (y + 448) // step, x // step : (x + 448) // step]
+            expected[side] = (*colours(np.array(value), SCALE), 255)
+        assert np.array_equal(rebuilt, expected)
+
+
+def test_a_tile_is_shown_as_it_was_embedded(server: ViewServer) -> None:
+    tile = picture(server, f"slides/{NEW_0}/tiles/0.png")
+    assert tile.shape == (224, 224, 3)
+    assert (tile == (200, 40, 40)).all()
+
+
+def test_without_slides_colours_lie_on_plain_ground(bare: ViewServer) -> None:
+    assert json.loads(get(bare, "patients.json"))["with_slides"] is False
+    slide = json.loads(get(bare, "patients/0.json"))["slides"][0]
+    assert (slide["has_picture"], slide["notes"]) == (False, [])
+    ground = picture(bare, f"slides/{NEW_0}/11/0_0.jpg")
+    assert len(np.unique(ground.reshape(-1, 3), axis=0)) == 1
+    assert picture(bare, f"slides/{NEW_0}/colours/11/0_0.png")[..., 3].all()
+    assert ask(bare, f"/{bare.token}/slides/{NEW_0}/tiles/0.png")[0] == 404
+
+
+def test_what_is_missing_is_said(server: ViewServer) -> None:
+    notes = {
+        slide["slide_id"]: " ".join(slide["notes"])
+        for number in range(5)
+        for slide in json.loads(get(server, f"patients/{number}.json"))["slides"]
+    }
+    assert "no file of that name" in notes["000_0"]
+    assert "No colours: no bag." in notes["gone_0"]
+    assert "500 × 500 px; expected 1,344 × 1,344 px" in notes["wrong_0"]
+    assert notes[HOSTILE] == ""
+
+
+def test_a_damaged_slide_is_crossed_out_and_stops_no_other(world: Path, tmp_path: Path) -> None:
+    for name in ("new_0", "new_1"):
+        (tmp_path / f"{name}.tif").write_bytes((world / "slides" / f"{name}.tif").read_bytes())
+    viewed = view(world)
+    viewed._paths = {path.stem: path for path in tmp_path.iterdir()}
+    content = bytearray((tmp_path / "new_0.tif").read_bytes())
+    content[8192:] = bytes(len(content) - 8192)  # the header stays whole
+    (tmp_path / "new_0.tif").write_bytes(bytes(content))
+    for what in (viewed.slide_window(NEW_0, 11, 0, 0), viewed.tile(NEW_0, 0)):
+        crossed = np.asarray(Image.open(io.BytesIO(what)))
+        assert np.median(crossed) == pytest.approx(120, abs=2)
+    healthy = np.asarray(Image.open(io.BytesIO(viewed.tile(NEW_1, 0))))
+    assert (healthy == (200, 40, 40)).all()
+    viewed.close()
+
+
+def test_a_bag_that_breaks_meanwhile_is_told_in_one_line(world: Path, tmp_path: Path) -> None:
+    viewed = view(world)
+    viewed._bags_dir = tmp_path
+    bag = make_bag("new_0", n_tiles=8, dim=8)
+    write_bag(bag_path(tmp_path, "new_0"), bag)
+    server = ViewServer(viewed)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    status, content, _ = ask(server, f"/{server.token}/patients/0.json")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert status == 500
+    assert "dim is 8; expected 16" in json.loads(content)["error"]
+
+
+def test_a_slide_that_is_read_from_is_not_closed(world: Path, tmp_path: Path) -> None:
+    paths = []
+    for number in range(5):
+        paths.append(tmp_path / f"{number}.tif")
+        write_slide(paths[-1], np.full((300, 300, 3), 40 * number, np.uint8))
+    shelf = SlideShelf()
+    with shelf.lend(paths[0]) as first:
+        for path in paths[1:]:
+            with shelf.lend(path):
+                pass
+        pixels = first.slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+        assert not pixels.any()
+        with shelf.lend(paths[0]) as again:
+            assert again is first
+    shelf.close()
+
+
+def test_the_command_starts_says_where_and_ends_by_ctrl_c(world: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "view", str(world / "run"), "--bags", str(world / "bags"),
+         "--no-browser"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = line.split(" at ")[1].strip()
+    assert line.startswith("24 patients at http://127.0.0.1:")
+    port = int(address.split(":")[2].split("/")[0])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", address.split(str(port), 1)[1] + "patients.json")
+    told = json.loads(connection.getresponse().read())
+    assert all(row["out_of_fold"] for row in told["patients"])
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # with a connection still open
+    _, said = process.communicate(timeout=30)
+    connection.close()
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert "trained on 24 of them" in said
+    assert "No slides were given" in said
+    assert said.endswith("closed\n")
+
+
+def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path: Path) -> None:
+    good = {"--patients": world / "test.csv", "--bags": world / "bags"}
+    cases = {
+        ("--bags", tmp_path): "no bag of any of the 5 patients",
+        ("--slides", tmp_path / "no"): "no such file or folder",
+        ("--patients", tmp_path / "no.csv"): "no.csv",
+        ("--port", server.server_port): "cannot be listened on",
+        ("--prior", "nonsense"): "nonsense",
+    }
+    for (option, value), message in cases.items():
+        options = [str(part) for pair in {**good, option: value}.items() for part in pair]
+        found = CliRunner().invoke(app, ["view", str(world / "run"), "--no-browser", *options])
+        assert found.exit_code == 1, found.output
+        assert message in found.output
+        assert len(found.output.strip().splitlines()) == 1
+
+
+def test_help_has_an_example() -> None:
+    found = CliRunner().invoke(app, ["view", "--help"])
+    assert found.exit_code == 0
+    assert "mil view runs/first --patients test.csv" in found.output
+
+
+SETTLED = (
+    "typeof viewer === 'object' && Boolean(viewer && viewer.world) && viewer.world.getItemCount()"
+    " === 2 && [0, 1].every((i) => viewer.world.getItemAt(i).getFullyLoaded())"
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the page")
+def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    with open_tab(tmp_path) as tab:
+        tab.send("Page.navigate", url=server.url)
+        tab.wait_for(SETTLED)
+        before = tab.evaluate("viewer.viewport.getZoom(true)")
+        tab.evaluate("byId('zoom-in').click()")
+        tab.wait_for(f"viewer.viewport.getZoom(true) > {1.4 * before}")
+        tab.wait_for(SETTLED)
+        place = tab.evaluate(
+            "(() => { const box = byId('pane').getBoundingClientRect(); const p = viewer.world"
+            ".getItemAt(0).imageToViewerElementCoordinates(new OpenSeadragon.Point(700, 500));"
+            " return [box.x + p.x, box.y + p.y]; })()"
+        )
+        tab.click(*place)
+        tab.wait_for("!byId('tile').hidden && byId('tile-picture').naturalWidth === 224")
+        facts = tab.evaluate("byId('tile-facts').textContent")
+        assert facts.endswith("x, px448y, px448")
+        tab.press("ArrowDown")
+        tab.wait_for("byId('patient').textContent.includes('onerror')")
+        tab.wait_for(SETTLED)
+        assert tab.evaluate("byId('slides').textContent").startswith(HOSTILE)
+        assert tab.evaluate("document.querySelectorAll('img').length") == 2
+        for _ in range(2):
+            tab.press("ArrowDown")
+        tab.wait_for("byId('patient').textContent === 'Patient gone' && !byId('empty').hidden")
+        tab.evaluate("document.querySelectorAll('thead button')[1].click()")
+        numbers = tab.evaluate(
+            "[...document.querySelectorAll('#rows tr')].map((r) => Number(r.cells[1].textContent))"
+        )
+        assert numbers == sorted(numbers, reverse=True)
+        assert tab.complaints == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the page")
+def test_in_a_browser_colours_lie_on_their_tile_to_the_pixel(
+    world: Path, server: ViewServer, tmp_path: Path
+) -> None:
+    with open_tab(tmp_path) as tab:
+        tab.send("Page.navigate", url=server.url)
+        tab.wait_for(SETTLED)
+        # The first tile is plain red on the slide: its border is seen in both layers. At 1:1.
+        tab.evaluate(
+            "(() => { const item = viewer.world.getItemAt(0); viewer.viewport.zoomTo("
+            "item.imageToViewportZoom(1), null, true); viewer.viewport.panTo("
+            "item.imageToViewportCoordinates(448, 448), true); })()"
+        )
+        tab.wait_for(SETTLED)
+        time.sleep(0.5)
+        borders = []
+        for opacity in (0, 1):
+            tab.evaluate(f"viewer.world.getItemAt(1).setOpacity({opacity})")
+            time.sleep(0.5)
+            box = tab.evaluate(
+                "(() => { const b = byId('pane').getBoundingClientRect();"
+                " return [b.x, b.y, b.width, b.height].map(Math.round); })()"
+            )
+            shown = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), int)
+            x, y, width, height = box
+            pane = shown[y + 2 : y + height - 2, x + 200 : x + width - 2]
+            row = pane[40]
+            same = np.abs(row - row[0]).max(axis=1) < 40
+            borders.append(int(np.argmin(same)))
+        assert borders[0] > 50
+        assert borders[0] == pytest.approx(borders[1], abs=1)
