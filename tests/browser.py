@@ -30,7 +30,7 @@ class Tab:
         self._n_sent = 0
         self._session: str | None = None
         self.complaints: list[str] = []
-        """Errors and warnings of the console, and exceptions."""
+        """Errors of the console, exceptions and dialogs."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
@@ -95,10 +95,10 @@ class Tab:
 
     def _listen(self, method: str, params: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown" or (
-            method == "Runtime.consoleAPICalled" and params["type"] in {"error", "warning"}
+            method == "Runtime.consoleAPICalled" and params["type"] == "error"
         ):
             self.complaints.append(json.dumps(params))
-        if method == "Log.entryAdded" and params["entry"]["level"] in {"error", "warning"}:
+        if method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.complaints.append(params["entry"]["text"])
         if method == "Page.javascriptDialogOpening":
             self.complaints.append(f"dialog: {params['message']}")

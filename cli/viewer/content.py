@@ -167,6 +167,8 @@ class ViewedRun:
         if viewed.shown is not None and viewed.places is not None:
             told["tiles"] = {
                 "span_px0": viewed.places.span_px0,
+                "mpp_x": viewed.places.mpp_xy[0],
+                "mpp_is_assumed": viewed.places.mpp_is_assumed,
                 "coords_px0": viewed.places.coords_px0.tolist(),
                 "attention": viewed.shown.attention.tolist(),
                 "percentile": viewed.shown.percentile.tolist(),

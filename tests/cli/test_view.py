@@ -418,6 +418,13 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
         tab.wait_for("!byId('tile').hidden && byId('tile-picture').naturalWidth === 224")
         facts = tab.evaluate("byId('tile-facts').textContent")
         assert facts.endswith("x, px448y, px448")
+        bar, shown = tab.evaluate(
+            "[byId('scale-bar').getBoundingClientRect().width, byId('scale-words').textContent]"
+        )
+        px_a_tile = tab.evaluate("document.getElementById('mark').getBoundingClientRect().width")
+        um, _, assumed = shown.partition(" µm ")
+        assert assumed == "(assumed)"
+        assert bar == pytest.approx(float(um) * px_a_tile / (448 * 0.25), rel=0.02)
         tab.press("ArrowDown")
         tab.wait_for("byId('patient').textContent.includes('onerror')")
         tab.wait_for(SETTLED)
@@ -431,6 +438,7 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
             "[...document.querySelectorAll('#rows tr')].map((r) => Number(r.cells[1].textContent))"
         )
         assert numbers == sorted(numbers, reverse=True)
+        assert tab.evaluate("byId('scale').hidden")
         assert tab.complaints == []
 
 

@@ -162,9 +162,10 @@ function source(slide, folder, suffix) {
 }
 
 function closeSlide() {
-  if (viewer) viewer.close();
+  viewer.close();
   hideTile();
   state.slide = null;
+  drawScale();
 }
 
 function openSlide(patient, slide) {
@@ -191,6 +192,20 @@ function setOpacity() {
   byId("opacity-told").textContent = `${byId("opacity").value} %`;
   const colours = viewer.world.getItemAt(1);
   if (colours) colours.setOpacity(opacity());
+}
+
+function drawScale() {
+  const item = viewer.world.getItemAt(0);
+  const tiles = state.slide && state.slide.tiles;
+  byId("scale").hidden = !item || !tiles || !(tiles.mpp_x > 0);
+  if (byId("scale").hidden) return;
+  const umPerPx = tiles.mpp_x / item.viewportToImageZoom(viewer.viewport.getZoom(true));
+  const most = 160 * umPerPx;
+  const power = 10 ** Math.floor(Math.log10(most));
+  const um = [5, 2, 1].find((factor) => factor * power <= most) * power;
+  const words = um >= 1000 ? `${um / 1000} mm` : `${Number(um.toPrecision(1))} µm`;
+  byId("scale-words").textContent = tiles.mpp_is_assumed ? `${words} (assumed)` : words;
+  byId("scale-bar").style.width = `${um / umPerPx}px`;
 }
 
 // ---- One tile
@@ -241,7 +256,7 @@ function showTile(index) {
 
 function hideTile() {
   byId("tile").hidden = true;
-  if (viewer) viewer.removeOverlay("mark");
+  viewer.removeOverlay("mark");
 }
 
 // ---- Keys
@@ -280,6 +295,7 @@ async function start() {
     imageLoaderLimit: 3, // more only wait for each other on a small machine
   });
   viewer.addHandler("canvas-click", clicked);
+  for (const name of ["open", "animation", "resize"]) viewer.addHandler(name, drawScale);
   viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
