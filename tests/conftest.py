@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# The consoles of the commands look at these when they are first imported.
+os.environ["NO_COLOR"] = "1"
+os.environ["COLUMNS"] = "200"
+
 # A property is checked on as many examples as on any machine, however slow that machine is.
 settings.register_profile("steady", deadline=None)
 settings.load_profile("steady")
@@ -17,9 +21,3 @@ def mil_data() -> Path:
     if not os.environ.get("MIL_DATA"):
         pytest.skip("MIL_DATA is not set: it names the folder of real data this test reads")
     return Path(os.environ["MIL_DATA"])
-
-
-@pytest.fixture(autouse=True)
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")

@@ -135,7 +135,9 @@ def test_max_takes_the_largest_tile_logit_and_splits_attention_between_equal_til
     expected = torch.zeros(5).index_add(0, z.argmax(dim=0), torch.full((3,), 1 / 3))
     torch.testing.assert_close(output.attention[0], expected)
     _, doubled, _ = evaluate("max", torch.cat([tiles, tiles]))
-    torch.testing.assert_close(doubled.attention[0], torch.cat([expected, expected]) / 2)
+    torch.testing.assert_close(doubled.attention[0].view(2, 5).sum(dim=0), expected)
+    _, alike, _ = evaluate("max", torch.zeros(4, 6))
+    torch.testing.assert_close(alike.attention[0], torch.full((4,), 0.25))
 
 
 def test_log_sum_exp_equals_its_formula_and_lies_between_mean_and_max() -> None:
