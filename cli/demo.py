@@ -53,7 +53,8 @@ def demo(
             on_slide=lambda: bars.advance(task),
         )
     bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
-    _run("embed", out / "slides", "--bags", bags)
+    # Bags of an earlier demo may have been made otherwise.
+    _run("embed", out / "slides", "--bags", bags, "--overwrite")
     _run(
         "train", "--cohort", out / "train.csv", "--bags", bags, "--run", run, "--seed", seed,
         "--overwrite",
