@@ -46,7 +46,7 @@ class TrainSettings:
     n_members: int = 5
     """Heads in an ensemble."""
     n_components: int = 64
-    """Components kept of an embedding."""
+    """Components kept of an embedding; at most, where few patients are there."""
     early_stopping: bool = False
     """Stop each head on an inner fold of its own, else after ``fixed_steps``. One rule for all
     ensembles of a run: heads stopped otherwise give logits of another size, and the calibrator

@@ -32,6 +32,8 @@ __all__ = [
     "with_stopping_rule",
 ]
 
+_LEAST_COMPONENTS = 8
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -196,7 +198,11 @@ def nested_probabilities(
 def with_stopping_rule(
     settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold]
 ) -> TrainSettings:
-    """The settings, with early stopping where every ensemble has patients enough for it.
+    """The settings, with what the number of patients decides; the same for every ensemble.
+
+    Early stopping is used where every ensemble has patients enough for it. A third as many
+    components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
+    most ``settings.n_components``: with more, few patients are fitted by heart.
 
     Parameters
     ----------
@@ -209,7 +215,12 @@ def with_stopping_rule(
     """
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
-    return replace(settings, early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts)
+    n_patients = min(len(fold.train_ids) for fold in folds)
+    return replace(
+        settings,
+        early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts,
+        n_components=min(settings.n_components, max(_LEAST_COMPONENTS, n_patients // 3)),
+    )
 
 
 def fit_calibrator(
