@@ -67,8 +67,8 @@ class Claims:
         self._thread.join()
         for path in list(self._mine):
             self._unlink(path)
-        with suppress(OSError):
-            self._clock.unlink(missing_ok=True)
+        self._sweep()
+        self._unlink(self._clock)
         with suppress(OSError):  # not empty: others still work
             self._folder.rmdir()
 
@@ -98,10 +98,23 @@ class Claims:
             self._unlink(guard)
 
     def release(self, name: str) -> None:
-        """Give a name back."""
+        """Give a name back; what others have claimed stays theirs."""
         path = self._folder / f"{name}.claim"
-        self._mine.discard(path)
-        self._unlink(path)
+        if path in self._mine:
+            self._mine.discard(path)
+            self._unlink(path)
+
+    def _sweep(self) -> None:
+        """Remove what the dead left behind."""
+        with suppress(OSError):
+            left = [path for path in self._folder.iterdir() if path != self._clock]
+            # A dead guard would keep its claim from being taken over: claims come last.
+            for path in sorted(left, key=lambda path: path.suffix == ".claim"):
+                if path.suffix == ".claim":  # by way of taking it over: it may just come alive
+                    if self._is_dead(path) and self.take(path.stem):
+                        self.release(path.stem)
+                elif self._is_dead(path):
+                    self._unlink(path)
 
     def _create(self, path: Path) -> bool:
         try:
@@ -129,7 +142,7 @@ class Claims:
 
     def _now(self) -> float:
         """Seconds by the clock of the file system."""
-        self._clock.touch()
+        self._clock.write_text(self._card())
         return self._clock.stat().st_mtime
 
     def _beat(self) -> None:

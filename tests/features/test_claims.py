@@ -68,3 +68,21 @@ def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
         assert other.take("a")
+
+
+def test_what_dead_processes_left_is_swept_up_and_what_others_hold_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    gone = '{"token": "x", "pid": 1, "where": "elsewhere"}'
+    past = time.time() - 60
+    with Claims(folder, dead_s=5) as one:
+        for name in ("a.claim", "a.takeover", "b.0123", ".clock-x"):
+            (folder / name).write_text(gone)
+            os.utime(folder / name, (past, past))
+        with Claims(folder, dead_s=5) as other:
+            assert one.take("mine")
+            assert not other.take("mine")
+            other.release("mine")
+        left = {path.name for path in folder.iterdir()}
+        assert "mine.claim" in left
+        assert not left & {"a.claim", "a.takeover", "b.0123", ".clock-x"}
+    assert not folder.exists()
