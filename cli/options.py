@@ -104,7 +104,7 @@ def tile_settings(
     *, mpp: float, tile_px: int, overlap: int, min_tissue: float, max_tiles: int | None, rules: str
 ) -> TileSettings:
     """Settings from the options that name them."""
-    from features.filter import parse_rules
+    from features.rules import parse_rules
     from features.tiles import TileSettings
 
     if overlap >= tile_px:

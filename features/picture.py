@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from features.caption import draw_caption, scale_bar
-from features.filter import RULES
+from features.rules import RULES
 from features.slides.opening import slide_id_of
 from features.slides.protocol import RgbArray
 from features.survey import Survey

@@ -16,9 +16,9 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from features.filter import RULES
 from features.picture import in_order, swatch
 from features.resolution import OUTLIER_FACTOR, mpp_outliers
+from features.rules import RULES
 
 __all__ = ["PreviewRow", "known_mpp", "render_page"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from features.errors import TileError
-from features.filter import TileJudge
+from features.rules import TileJudge
 from features.slides.protocol import RgbArray, Slide
 from features.tiles import TileGrid, read_tile
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.filter import TileJudge, rule_judge
 from features.resolution import Resolution, resolve_mpp
+from features.rules import TileJudge, rule_judge
 from features.slides.opening import open_slide, slide_id_of
 from features.slides.protocol import RgbArray, Slide
 from features.tiles import TileGrid, TileSettings, lay_tiles, spread_sample

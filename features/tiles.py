@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from features.errors import KnownError
-from features.filter import RULES, require_rules
 from features.resolution import Resolution
+from features.rules import RULES, require_rules
 from features.slides.areas import area_average, nearest_level
 from features.slides.protocol import RgbArray, Slide
 from features.tissue import TissueMask
@@ -34,7 +34,7 @@ class TileSettings:
     min_tissue: float = 0.3
     """Least share of a tile that is tissue, 0 to 1."""
     rules: tuple[str, ...] = tuple(RULES)
-    """Rules of :mod:`features.filter` that may leave a tile out."""
+    """Rules of :mod:`features.rules` that may leave a tile out."""
     max_tiles: int | None = None
     """Tiles of a slide at most, spread over its tissue; None for all."""
 

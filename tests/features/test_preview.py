@@ -16,11 +16,11 @@ from PIL import Image
 
 from features.caption import draw_caption, round_length_um, scale_bar
 from features.errors import OutputError
-from features.filter import RULES, rule_judge
 from features.picture import draw_survey, swatch
 from features.preview import PreviewFolder, preview_slide
 from features.preview_page import PreviewRow, known_mpp, render_page
 from features.resolution import mpp_outliers, resolve_mpp
+from features.rules import RULES, rule_judge
 from features.survey import Survey
 from features.synthetic import write_slide
 from features.tiles import TileSettings, lay_tiles

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from features.errors import KnownError
-from features.filter import RULES, parse_rules, rule_judge
+from features.rules import RULES, parse_rules, rule_judge
 from features.slides.protocol import RgbArray
 from features.synthetic import GLASSES_RGB, SlidePlan, paint_clot
 from tests.fakes import real_data
