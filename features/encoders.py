@@ -122,7 +122,8 @@ class FrozenEncoder:
     """A frozen backbone on a device, run with batches of one fixed shape.
 
     Whatever number of tiles comes, the network sees ``batch_tiles`` at a time, the last batch
-    filled up with black: an embedding does not depend on how many tiles came with it.
+    filled up with black: an embedding does not depend on how many tiles came with it. Used by one
+    thread at a time.
 
     Parameters
     ----------
@@ -169,6 +170,7 @@ class FrozenEncoder:
         self.weights_sha256 = hash_weights(model.state_dict())
         model.eval().requires_grad_(requires_grad=False)
         model = model.to(device).to(memory_format=torch.channels_last)
+        self._input: Tensor | None = None
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
@@ -181,6 +183,10 @@ class FrozenEncoder:
         self.batch_tiles = batch_tiles
         self._network, way = self._prepare_network(model, way, n_tiles_expected)
         self.execution = f"{way} batch {self.batch_tiles}"
+        if device.type == "cpu":  # kept: the kernel would clear its pages anew for each batch
+            side = preprocessing.input_px
+            layout = torch.contiguous_format if way.engine == "onnx" else torch.channels_last
+            self._input = torch.empty((self.batch_tiles, 3, side, side), memory_format=layout)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embeddings of tiles.
@@ -221,16 +227,19 @@ class FrozenEncoder:
     def _prepare(self, batch: Tensor) -> Tensor:
         """Scale to the input size and normalise, on the device."""
         side = self.preprocessing.input_px
-        pixels = batch.permute(0, 3, 1, 2).float()  # (n, 3, height, width), channels last in memory
+        pixels = batch.permute(0, 3, 1, 2)  # (n, 3, height, width), channels last in memory
         if pixels.shape[2:] != (side, side):
             pixels = functional.interpolate(
-                pixels,
+                pixels.float(),
                 size=(side, side),
                 mode=self.preprocessing.interpolation,
                 antialias=True,
                 align_corners=False,
             ).clamp(0, 255)
-        return torch.addcmul(self._shift, pixels, self._scale)
+        if self._input is None:
+            return torch.addcmul(self._shift, pixels.float(), self._scale)
+        self._input.copy_(pixels)
+        return torch.addcmul(self._shift, self._input, self._scale, out=self._input)
 
     def _prepare_network(
         self, model: nn.Module, way: Way | None, n_tiles_expected: int | None

@@ -237,11 +237,15 @@ def _fit_light(pixels: RgbArray, glass: Floats) -> Floats:
     held = np.diag([0.0, *[2e-4 * len(terms)] * 5])
     coefficients = np.zeros((6, 3))
     for _ in range(_FIT_ROUNDS):
-        seen = np.abs(colours - terms @ coefficients).max(axis=1) <= _SAME_GLASS
+        fitted = np.einsum("nk,kc->nc", terms, coefficients)
+        seen = np.abs(colours - fitted).max(axis=1) <= _SAME_GLASS
         if seen.mean() < _LEAST_GLASS_SHARE / 2:
             break
-        normal = terms[seen].T @ terms[seen] + held
-        coefficients = np.linalg.solve(normal, terms[seen].T @ colours[seen])
+        # Not by matrix products: the threads of BLAS spin on after them and take the cores from
+        # those that decode, and their sums differ with their number.
+        normal = np.einsum("nk,nl->kl", terms[seen], terms[seen]) + held
+        moments = np.einsum("nk,nc->kc", terms[seen], colours[seen])
+        coefficients = np.linalg.solve(normal, moments)
     coefficients[0] += glass
     return coefficients.astype(np.float32)
 

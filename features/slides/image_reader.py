@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from features.errors import SlideError
 from features.slides.areas import overview_mean
-from features.slides.pixels import clip_region, to_rgb
+from features.slides.pixels import blank, clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["ImageSlide"]
@@ -57,7 +57,7 @@ class ImageSlide:
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         size = self.levels[level]
-        picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
+        picture = blank(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=size.width_px, level_height_px=size.height_px,

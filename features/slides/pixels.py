@@ -9,7 +9,17 @@ import numpy.typing as npt
 
 from features.slides.protocol import RgbArray
 
-__all__ = ["clip_region", "to_rgb"]
+__all__ = ["blank", "clip_region", "to_rgb"]
+
+
+def blank(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
+    """A picture of one colour, shape (height_px, width_px, 3)."""
+    picture = np.empty((height_px, width_px, 3), np.uint8)
+    if len(set(rgb)) == 1:
+        picture.fill(rgb[0])  # several times as fast as colour by colour
+    else:
+        picture[:] = np.array(rgb, np.uint8)
+    return picture
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:

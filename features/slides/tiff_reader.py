@@ -26,7 +26,7 @@ from features.cores import N_CORES
 from features.errors import SlideError, TileError
 from features.slides.areas import AreaMean, borders, overview_level, overview_mean
 from features.slides.cache import DecodedCache
-from features.slides.pixels import clip_region, to_rgb
+from features.slides.pixels import blank, clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
 
 __all__ = ["TiffSlide"]
@@ -115,7 +115,7 @@ class TiffSlide:
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         grid, size = self._grids[level], self.levels[level]
-        picture = np.full((height_px, width_px, 3), self.background_rgb, np.uint8)
+        picture = blank(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=size.width_px, level_height_px=size.height_px,
@@ -254,7 +254,7 @@ class TiffSlide:
         width = min(grid.width_px, size.width_px - column * grid.width_px)
         n_bytes = int(grid.byte_counts[index])
         if not n_bytes:  # a sparse file leaves empty segments out
-            return np.full((height, width, 3), self.background_rgb, np.uint8)
+            return blank(height, width, self.background_rgb)
         n_missing = grid.offsets[index] + n_bytes - os.fstat(descriptor).st_size
         if n_missing > 0:
             message = f"it ends {n_missing} bytes past the end of the file"
@@ -264,7 +264,7 @@ class TiffSlide:
             _check_jpeg_size(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
         decoded, _, _ = grid.page.decode(data, index, jpegtables=grid.jpeg_tables)
         if decoded is None:
-            return np.full((height, width, 3), self.background_rgb, np.uint8)
+            return blank(height, width, self.background_rgb)
         pixels = _colours(grid.page, decoded[0])[:height, :width]
         return to_rgb(pixels, background_rgb=self.background_rgb)
 
