@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from features.series.table import SeriesSpec
     from mil.cohort import Cohort
-    from mil.explanation.attention import Explanation
+    from mil.explanation.attention import Explanation, SlideAttention
     from mil.explanation.page import SlideView
     from mil.inference import PatientPrediction
     from mil.model import Run
@@ -48,6 +50,10 @@ def explain(
     slides: Annotated[
         Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
     ] = None,
+    series: Annotated[
+        Path | None,
+        typer.Option(help="Table or folder of the series that the bags were made from."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("explanations"),
     prior: Annotated[
         str,
@@ -71,6 +77,9 @@ def explain(
 
     Example: `mil explain --patients test.csv --slides slides/ --out explanations`
 
+    Of series of images (`mil embed --series`) the attention is shown by place, and with --series
+    the images.
+
     Example: `mil explain --run runs/first --slide 006388_0 --slides slides/`
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides have no picture.
@@ -87,7 +96,10 @@ def explain(
         counts = dict(zip(model.classes, model.cohort_counts, strict=True))
         shares = parse_prior(prior, model.classes, counts)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
-        paths = _slides_of(cohort, slides) if slides else None
+        files = _Files(
+            slides=_slides_of(cohort, slides) if slides else None,
+            series=_series_of(cohort, series) if series else None,
+        )
         explanations = explain_patients(model, cohort, bags, prior=shares)
         make_folder(out)
     predictions: list[PatientPrediction] = []
@@ -95,9 +107,9 @@ def explain(
     with progress_bar("slides") as bars:
         task = bars.add_task("explaining", total=cohort.n_slides)
         for explanation in explanations:
-            views = _explain_one(explanation, model, shares, out, paths=paths, top=top)
+            views = _explain_one(explanation, model, shares, out, files=files, top=top)
             predictions.append(explanation.prediction)
-            if slides is not None:
+            if slides is not None or series is not None:
                 unseen |= {view.slide.meta.slide_id: view.note for view in views if view.note}
             bars.advance(task, len(explanation.prediction.slide_ids))
     write_index(out / "index.html", predictions, run=model, prior=shares)
@@ -178,29 +190,54 @@ def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
     return {slide_id_of(path): path for path in found}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """What bags were made from, by slide id; None where it was not given."""
+
+    slides: Mapping[str, Path] | None
+    series: Mapping[str, SeriesSpec] | None
+
+
+def _series_of(cohort: Cohort, table: Path) -> dict[str, SeriesSpec]:
+    """Files of the cohort's series by bag id."""
+    from features.series.table import read_series
+
+    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
+    return {spec.bag_id: spec for spec in read_series(table) if spec.bag_id in wanted}
+
+
 def _explain_one(
     explanation: Explanation,
     run: Run,
     shares: npt.NDArray[np.float64],
     out: Path,
     *,
-    paths: Mapping[str, Path] | None,
+    files: _Files,
     top: int,
 ) -> list[SlideView]:
     """Write page and exports of one patient."""
     from cli.explain_pictures import show_slide
+    from cli.explain_series import show_series
     from features.files import make_folder
     from mil.explanation.page import folder_name, write_page
 
     folder = make_folder(out / folder_name(explanation.prediction.patient_id))
-    missing = "" if paths is None else "no file of that name is in the folder of slides."
-    views = [
-        show_slide(
-            explanation, slide, folder, path=(paths or {}).get(slide.meta.slide_id),
-            missing=missing, top=top, classes=run.classes,
-        )
-        for slide in explanation.slides
-    ]  # fmt: skip
+
+    def show(slide: SlideAttention) -> SlideView:
+        name = slide.meta.slide_id
+        if slide.order is not None:
+            missing = "" if files.series is None else "the table of series does not name it."
+            return show_series(
+                slide, folder, spec=(files.series or {}).get(name), missing=missing, top=top,
+                classes=run.classes,
+            )  # fmt: skip
+        missing = "" if files.slides is None else "no file of that name is in the folder of slides."
+        return show_slide(
+            explanation, slide, folder, path=(files.slides or {}).get(name), missing=missing,
+            top=top, classes=run.classes,
+        )  # fmt: skip
+
+    views = [show(slide) for slide in explanation.slides]
     write_page(folder / "index.html", explanation, views, run=run, prior=shares)
     return views
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
-from cli.embed import SlideBars, print_failures
+from cli.embedded import SlideBars, print_failures
 from cli.loading import load_encoder_for
 from cli.options import (
     BagsDir,

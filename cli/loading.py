@@ -24,7 +24,8 @@ def load_encoder_for(
     device: str,
     batch: int,
     execution: str,
-    n_slides: int,
+    n_slides: int = 0,
+    n_tiles_expected: int | None = None,
 ) -> Encoder:
     """Load a backbone, and run it as the bags of the folder were made, or choose that now.
 
@@ -38,6 +39,8 @@ def load_encoder_for(
         As on the command line.
     n_slides
         Slides to be embedded; for few of them nothing is started that takes long to start.
+    n_tiles_expected
+        Tiles or images to be embedded, where their number is known better than from ``n_slides``.
     """
     from features.encoders import load_encoder
     from features.engines import choose_device
@@ -48,7 +51,7 @@ def load_encoder_for(
     def load(way: str) -> Encoder:
         return load_encoder(
             name, weights_path=_paths(weights), device=choose_device(device), batch_tiles=batch,
-            execution=way, n_tiles_expected=n_slides * _TILES_A_SLIDE,
+            execution=way, n_tiles_expected=n_tiles_expected or n_slides * _TILES_A_SLIDE,
         )  # fmt: skip
 
     pinned = None if bags_dir is None else pinned_execution(bags_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -35,6 +35,8 @@ __all__ = [
     "slides_of",
     "tile_settings",
 ]
+
+T = TypeVar("T")
 
 BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
 Device = Annotated[
@@ -127,8 +129,8 @@ def slides_of(paths: list[Path]) -> list[Path]:
     return sorted(dict.fromkeys([*listed, *found]))
 
 
-def part_of(slides: list[Path], shard: str | None) -> list[Path]:
-    """Part I of N of the slides: every Nth, beginning with the Ith; all where there is no shard."""
+def part_of(slides: list[T], shard: str | None) -> list[T]:
+    """Part I of N of the slides or series: every Nth from the Ith on; all where shard is None."""
     if shard is None:
         return slides
     found = re.fullmatch(r"(\d+)/(\d+)", shard)

@@ -17,7 +17,7 @@ from cli.console import (
     progress_bar,
     results,
 )
-from cli.embed import SlideBars
+from cli.embedded import SlideBars
 from cli.options import (
     JsonOutput,
     MaxTiles,

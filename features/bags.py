@@ -1,4 +1,4 @@
-"""The bag: one HDF5 file of tile embeddings a slide, the one seam between the two halves.
+"""The bag: one HDF5 file of embeddings a slide or series, the one seam between the two halves.
 
 The layout is documented in ``docs/reference/bag.md``. Tools that read ``features`` and ``coords``
 (CLAM, TRIDENT, torchmil and others) read these files as they are.
@@ -25,6 +25,8 @@ from features.hdf5 import opened, read_array, read_attributes
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "IMAGE",
+    "TILE",
     "UNKNOWN",
     "Bag",
     "BagMeta",
@@ -43,12 +45,21 @@ __all__ = [
 FORMAT = "mil-bag"
 """Value of the root attribute ``format``."""
 
-FORMAT_VERSION = 1
-"""Version that is written; older ones stay readable, newer ones are refused."""
+FORMAT_VERSION = 2
+"""Newest version that is read; newer ones are refused. Bags of tiles are written as version 1,
+which they still are, and bags of images as version 2."""
 
 UNKNOWN = "unknown"
 """Stands in a bag's attributes for what the file it was imported from does not say."""
 
+TILE = "tile"
+"""Kind of a bag whose instances are tiles of a slide."""
+
+IMAGE = "image"
+"""Kind of a bag whose instances are images of a series: they have an order and a source, and no
+place."""
+
+_NOWHERE = -1
 _CHUNK_ROWS = 1024
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _ADVICE = "Delete it and run 'mil embed' again."
@@ -116,27 +127,33 @@ class BagMeta:
     """Why the bag holds no tile; empty if it holds one."""
     software: str = ""
     """Versions of what made it, as JSON."""
-    kind: str = "tile"
-    """What an instance is."""
+    kind: str = TILE
+    """What an instance is: :data:`TILE` or :data:`IMAGE`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bag:
-    """The embeddings of one slide."""
+    """The embeddings of one slide, or of one series of images."""
 
     features: npt.NDArray[np.floating[Any]]
     """Embeddings, shape (n_tiles, dim), float16 or float32."""
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px, in reading order."""
+    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px, in reading order;
+    all -1 where no place is known."""
     tissue_fraction: npt.NDArray[np.float32]
-    """Share of each tile that is tissue, shape (n_tiles,), 0 to 1."""
+    """Share of each tile that is tissue, shape (n_tiles,), 0 to 1; NaN where it is not known."""
     meta: BagMeta
     """What the bag says about itself."""
+    order: npt.NDArray[np.int64] | None = None
+    """Place of each image in its series, shape (n_tiles,), rising; None in a bag of tiles."""
+    source: tuple[str, ...] | None = None
+    """Which image each embedding is of; None in a bag of tiles."""
     features_sha256: str = field(init=False)
     """Hash of the embeddings: equal for copies of a slide embedded alike."""
 
     def __post_init__(self) -> None:
         n_tiles, dim = self.features.shape
+        _require_whole_series(self)
         if self.coords_px0.shape != (n_tiles, 2) or self.tissue_fraction.shape != (n_tiles,):
             raise BagError(
                 self.meta.slide_id,
@@ -151,6 +168,35 @@ class Bag:
             )
         digest = hashlib.sha256(np.ascontiguousarray(self.features).tobytes()).hexdigest()
         object.__setattr__(self, "features_sha256", digest)
+
+    @classmethod
+    def of_series(
+        cls,
+        features: npt.NDArray[np.floating[Any]],
+        *,
+        order: npt.NDArray[np.int64],
+        source: tuple[str, ...],
+        meta: BagMeta,
+    ) -> Bag:
+        """A bag of images, which have no place and no tissue.
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n, dim).
+        order, source
+            Place of each image in its series, shape (n,), rising, and which image it is.
+        meta
+            Of kind :data:`IMAGE`.
+        """
+        return cls(
+            features=features,
+            coords_px0=np.full((len(features), 2), _NOWHERE, np.int64),
+            tissue_fraction=np.full(len(features), np.nan, np.float32),
+            meta=meta,
+            order=order,
+            source=source,
+        )
 
 
 def bag_path(bags_dir: Path, slide_id: str) -> Path:
@@ -219,12 +265,16 @@ def write_bag(path: Path, bag: Bag) -> None:
     with written_beside(path) as beside, h5py.File(beside, "w") as file:
         dim = bag.features.shape[1]
         _write(file, "features", bag.features.astype(dtype, copy=False), (_CHUNK_ROWS, dim))
-        _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
-        _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
-        file["coords"].attrs.update(trident_attributes(bag.meta))
+        if bag.order is not None and bag.source is not None:
+            _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
+            _write(file, "source", _as_bytes(bag.source), (_CHUNK_ROWS,))
+        else:
+            _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
+            _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
+            file["coords"].attrs.update(trident_attributes(bag.meta))
         file["features"].attrs["encoder"] = bag.meta.fingerprint.encoder
         file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["format_version"] = 1 if bag.order is None else FORMAT_VERSION
         for name in _flat_names():
             file.attrs[name] = getattr(bag.meta, name)
         for part in fields(Fingerprint):
@@ -242,12 +292,22 @@ def read_bag(path: Path) -> Bag:
         If the file is missing, damaged, incomplete, of another format or a newer version.
     """
     with _opened(path) as file:
-        bag = Bag(
-            features=read_array(file, "features", ndim=(2,), kinds="f"),
-            coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
-            tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
-            meta=_meta(path, attributes := read_attributes(file)),
-        )
+        meta = _meta(path, attributes := read_attributes(file))
+        features = read_array(file, "features", ndim=(2,), kinds="f")
+        if meta.kind == IMAGE:
+            bag = Bag.of_series(
+                features,
+                order=read_array(file, "order", ndim=(1,), kinds="iu"),
+                source=_as_texts(read_array(file, "source", ndim=(1,), kinds="S")),
+                meta=meta,
+            )
+        else:
+            bag = Bag(
+                features=features,
+                coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
+                tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
+                meta=meta,
+            )
     n_embedded = attributes.get("n_embedded", len(bag.features))
     if n_embedded != len(bag.features):
         raise BagError(
@@ -328,6 +388,30 @@ def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[in
     file.create_dataset(
         name, data=array, maxshape=(None, *array.shape[1:]), chunks=rows, track_times=False
     )
+
+
+def _as_bytes(texts: tuple[str, ...]) -> npt.NDArray[np.bytes_]:
+    """Texts as UTF-8 of one length, which HDF5 stores without pointers."""
+    return np.array([text.encode("utf-8", "replace") for text in texts] or [b""], "S")[: len(texts)]
+
+
+def _as_texts(array: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
+    return tuple(text.decode("utf-8", "replace") for text in array.tolist())
+
+
+def _require_whole_series(bag: Bag) -> None:
+    """Refuse a bag whose order and source do not go with its embeddings, or with its kind."""
+    n_images = len(bag.features)
+    told = None if bag.order is None or bag.source is None else (bag.order.shape, len(bag.source))
+    expected = ((n_images,), n_images) if bag.meta.kind == IMAGE else None
+    if told != expected:
+        raise BagError(
+            bag.meta.slide_id,
+            found=f"order and source {told} of {n_images} embeddings of kind {bag.meta.kind!r}",
+            expected=f"{expected}",
+        )
+    if bag.order is not None and (np.diff(bag.order) <= 0).any():
+        raise BagError(bag.meta.slide_id, found="images out of order", expected="a rising order")
 
 
 def _flat_names() -> list[str]:

@@ -8,26 +8,43 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from features.encoders import Encoder
 from features.errors import TileError
-from features.reading import read_tile_or_reason
 from features.slides.protocol import RgbArray
-from features.survey import Survey
 
-__all__ = ["SlideWork", "embed_works"]
+__all__ = ["Instances", "SlideWork", "embed_works"]
 
 _BATCHES_AHEAD = 2
 _BATCHES_ON_DEVICE = 2
 _PATIENCE_S = 0.2
 
 
-class SlideWork:
-    """A slide on its way through the backbone.
+class Instances(Protocol):
+    """What goes through the backbone for one bag: tiles of a slide, or images of a series."""
+
+    @property
+    def n_tiles(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self, index: int) -> RgbArray | str | TileError:
+        """Pixels of one, or the rule that leaves it out, or why it cannot be decoded.
+
+        All have one size, shape (height_px, width_px, 3), uint8; called from several threads.
+        """
+        ...
+
+
+S = TypeVar("S", bound=Instances)
+
+
+class SlideWork(Generic[S]):
+    """A slide, or whatever else becomes one bag, on its way through the backbone.
 
     Parameters
     ----------
@@ -46,12 +63,12 @@ class SlideWork:
         What went wrong with the slide as a whole; None if nothing did.
     """
 
-    def __init__(self, survey: Survey, *, dim: int) -> None:
+    def __init__(self, survey: S, *, dim: int) -> None:
         self.survey = survey
         self.failures: dict[int, str] = {}
         self.left_out: dict[int, str] = {}
         self.fault: Exception | None = None
-        n_tiles = len(survey.grid.coords_px0)
+        n_tiles = survey.n_tiles
         self._features = np.empty((n_tiles, dim), np.float32)
         self._embedded = np.zeros(n_tiles, bool)
         self._n_left = n_tiles
@@ -91,7 +108,7 @@ class SlideWork:
 class _Place(NamedTuple):
     """Where an embedding belongs."""
 
-    work: SlideWork
+    work: SlideWork[Any]
     number: int
 
 
@@ -103,13 +120,13 @@ class _Item(NamedTuple):
 
 
 def embed_works(
-    works: Iterable[SlideWork],
+    works: Iterable[SlideWork[S]],
     encoder: Encoder,
     *,
     batch_tiles: int,
     n_workers: int,
     on_tiles: Callable[[int], None],
-) -> Iterator[SlideWork]:
+) -> Iterator[SlideWork[S]]:
     """Embed the tiles of slides, one after the other, and yield each slide when it is done.
 
     One thread takes slides from ``works`` and hands their tiles to threads that decode, resample
@@ -175,7 +192,7 @@ def _start(
 
 def _collect(
     batch: tuple[list[_Place], Future[npt.NDArray[np.float32]]], on_tiles: Callable[[int], None]
-) -> Iterator[SlideWork]:
+) -> Iterator[SlideWork[Any]]:
     """Hand the embeddings of a batch to their slides; yields those that are done now."""
     places, future = batch
     error = future.exception()
@@ -201,7 +218,7 @@ def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Except
 class _Reader:
     """Reads the tiles of all slides in order, some in advance, in threads of its own."""
 
-    def __init__(self, works: Iterable[SlideWork], *, n_ahead: int, n_workers: int) -> None:
+    def __init__(self, works: Iterable[SlideWork[Any]], *, n_ahead: int, n_workers: int) -> None:
         self._works = works
         self._n_workers = n_workers
         self._queue: Queue[_Item | BaseException | None] = Queue(n_ahead)
@@ -237,13 +254,12 @@ class _Reader:
         else:
             self._put(None)
 
-    def _announce(self, work: SlideWork, pool: ThreadPoolExecutor) -> None:
-        survey = work.survey
+    def _announce(self, work: SlideWork[Any], pool: ThreadPoolExecutor) -> None:
         self._put(_Item(_Place(work, -1), None))
-        for number in range(len(survey.grid.coords_px0)):
+        for number in range(work.survey.n_tiles):
             if self._closed.is_set():
                 return
-            tile = pool.submit(read_tile_or_reason, survey.slide, survey.grid, survey.judge, number)
+            tile = pool.submit(work.survey.read, number)
             self._put(_Item(_Place(work, number), tile))
 
     def _put(self, item: _Item | BaseException | None) -> None:

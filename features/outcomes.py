@@ -14,7 +14,6 @@ import pandas as pd
 from features.bags import BagMeta
 from features.claims import Claims
 from features.files import written_beside
-from features.slides.opening import slide_id_of
 from features.tables import read_table
 
 __all__ = ["SlideOutcome", "Status", "counts_text", "write_outcomes"]
@@ -46,15 +45,21 @@ class SlideOutcome:
     seconds: float = 0.0
     """Time from opening it to its bag; slides overlap."""
     message: str = ""
-    """Why it failed or is empty."""
+    """Why it failed or is empty, or which of its tiles could not be decoded first."""
     path: str = ""
     """Where the slide lies."""
 
     @classmethod
     def of_bag(
-        cls, path: Path, meta: BagMeta, *, status: Status, seconds: float = 0.0
+        cls,
+        path: Path,
+        meta: BagMeta,
+        *,
+        status: Status,
+        seconds: float = 0.0,
+        message: str = "",
     ) -> SlideOutcome:
-        """Outcome of a slide that has a bag."""
+        """Outcome of a slide that has a bag; ``message`` where its being empty is not all."""
         left_out: dict[str, int] = json.loads(meta.left_out)
         return cls(
             slide_id=meta.slide_id,
@@ -65,15 +70,15 @@ class SlideOutcome:
             mpp=(meta.mpp_x * meta.mpp_y) ** 0.5,
             mpp_source=meta.mpp_source,
             seconds=seconds,
-            message=meta.empty_reason,
+            message=meta.empty_reason or " ".join(message.split()),
             path=str(path),
         )
 
     @classmethod
-    def of_failure(cls, path: Path, message: str, *, seconds: float) -> SlideOutcome:
+    def of_failure(cls, path: Path, message: str, *, slide_id: str, seconds: float) -> SlideOutcome:
         """Outcome of a slide that has no bag, and why."""
         return cls(
-            slide_id=slide_id_of(path),
+            slide_id=slide_id,
             status="failed",
             seconds=seconds,
             message=" ".join(message.split()),

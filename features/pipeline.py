@@ -1,4 +1,4 @@
-"""A set of slides into a folder of bags, alone or beside other processes."""
+"""Slides, or whatever else becomes a bag, into a folder of bags, alone or beside others."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from features.bags import (
     Bag,
     BagMeta,
+    Fingerprint,
     bag_path,
     read_meta,
     require_same_fingerprint,
     write_bag,
 )
 from features.claims import Claims
-from features.embedding import SlideWork, embed_works
+from features.embedding import Instances, SlideWork, embed_works
 from features.encoders import Encoder
 from features.errors import BagError, KnownError, OutputError
 from features.files import leftovers_in, make_folder
@@ -31,12 +32,14 @@ from features.preview import PreviewFolder
 from features.provenance import bag_of
 from features.recipe import EmbedSettings, fingerprint_of
 from features.slides.opening import slide_id_of
-from features.survey import survey_slide
+from features.survey import Survey, survey_slide
 
 __all__ = [
     "EmbedProgress",
+    "Source",
     "embed_slide",
     "embed_slides",
+    "embed_sources",
 ]
 
 _SECONDS_BETWEEN_TABLES = 30.0
@@ -58,6 +61,41 @@ class EmbedProgress(Protocol):
 
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Called when a slide is dealt with."""
+        ...
+
+
+S = TypeVar("S", bound=Instances)
+
+
+class Source(Protocol[S]):
+    """What becomes one bag: a slide, or a series of images."""
+
+    @property
+    def bag_id(self) -> str:
+        """Name of the bag."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    def open(self) -> AbstractContextManager[S]:
+        """Open it and find what is to be embedded."""
+        ...
+
+    def bag_of(self, work: SlideWork[S]) -> Bag:
+        """The bag, once everything is dealt with.
+
+        Raises
+        ------
+        KnownError
+            If more of it failed than may.
+        """
+        ...
+
+    def note_failure(self, message: str) -> None:
+        """Called where no bag could be made of it."""
         ...
 
 
@@ -96,14 +134,15 @@ def embed_slide(
     ResolutionError
         If ``given_mpp`` is implausible.
     """
-    job = _Job.open(path, encoder, settings, given_mpp)
+    source = _SlideSource(path=path, encoder=encoder, settings=settings, given_mpp=given_mpp)
+    job = _Job.open(source, dim=encoder.dim)
     with job.opened:
-        progress.slide_started(slide_id_of(path), len(job.work.survey.grid.coords_px0))
+        progress.slide_started(source.bag_id, job.work.survey.n_tiles)
         for work in embed_works(
             [job.work], encoder, batch_tiles=settings.batch_tiles, n_workers=settings.n_workers,
             on_tiles=progress.tiles_done,
         ):  # fmt: skip
-            return bag_of(work, encoder, settings)
+            return source.bag_of(work)
     raise AssertionError("a slide always comes back")
 
 
@@ -162,72 +201,153 @@ def embed_slides(
         If the folder cannot be written to any more, e.g. for want of space.
     """
     require_distinct_ids(paths, option="--bags")
+    sources = [
+        _SlideSource(
+            path=path, encoder=encoder, settings=settings,
+            given_mpp=given_mpp.get(slide_id_of(path)), preview=preview,
+        )
+        for path in paths
+    ]  # fmt: skip
+    try:
+        return embed_sources(
+            sources, bags_dir, encoder, fingerprint=fingerprint_of(encoder, settings),
+            batch_tiles=settings.batch_tiles, n_workers=settings.n_workers, overwrite=overwrite,
+            progress=progress, stop=stop,
+        )  # fmt: skip
+    finally:
+        if preview is not None:
+            preview.write_index()
+
+
+def embed_sources(
+    sources: Sequence[Source[S]],
+    bags_dir: Path,
+    encoder: Encoder,
+    *,
+    fingerprint: Fingerprint,
+    batch_tiles: int,
+    n_workers: int,
+    overwrite: bool,
+    progress: EmbedProgress,
+    stop: Event | None = None,
+) -> list[SlideOutcome]:
+    """Embed whatever becomes bags, as :func:`embed_slides` does slides.
+
+    Parameters
+    ----------
+    sources
+        What becomes bags, each with a name of its own.
+    bags_dir, encoder, overwrite, progress, stop
+        As for :func:`embed_slides`.
+    fingerprint
+        How the bags will say they were made.
+    batch_tiles
+        Tiles through the backbone at once.
+    n_workers
+        Threads that decode.
+
+    Returns
+    -------
+    list of SlideOutcome
+        One a source that was dealt with, in their order.
+
+    Raises
+    ------
+    BagError
+        If the folder holds bags of these names made with other settings.
+    OutputError
+        If the folder cannot be written to any more, e.g. for want of space.
+    """
     make_folder(bags_dir)
     with Claims(bags_dir / ".claims") as claims:
         run = _Run(
-            paths=paths, bags_dir=bags_dir, encoder=encoder, settings=settings,
-            given_mpp=given_mpp, overwrite=overwrite, progress=progress, preview=preview,
+            sources=sources, bags_dir=bags_dir, encoder=encoder, fingerprint=fingerprint,
+            batch_tiles=batch_tiles, n_workers=n_workers, overwrite=overwrite, progress=progress,
             stop=stop or Event(), claims=claims,
         )  # fmt: skip
         return run.go()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Job:
-    """A slide in work."""
+class _SlideSource:
+    """A slide that becomes a bag."""
 
     path: Path
-    work: SlideWork
+    encoder: Encoder
+    settings: EmbedSettings
+    given_mpp: float | None
+    preview: PreviewFolder | None = None
+
+    @property
+    def bag_id(self) -> str:
+        return slide_id_of(self.path)
+
+    def open(self) -> AbstractContextManager[Survey]:
+        return survey_slide(
+            self.path, tiles=self.settings.tiles, tissue=self.settings.tissue,
+            given_mpp=self.given_mpp,
+        )  # fmt: skip
+
+    def bag_of(self, work: SlideWork[Survey]) -> Bag:
+        if self.preview is not None and work.fault is None:
+            self.preview.add(work.survey, left_out=work.left_out, failed=work.failures)
+        return bag_of(work, self.encoder, self.settings)
+
+    def note_failure(self, message: str) -> None:
+        if self.preview is not None:
+            self.preview.add_failure(self.path, message)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job(Generic[S]):
+    """A source in work."""
+
+    source: Source[S]
+    work: SlideWork[S]
     opened: ExitStack
     started: float
 
     @classmethod
-    def open(
-        cls, path: Path, encoder: Encoder, settings: EmbedSettings, given_mpp: float | None
-    ) -> _Job:
+    def open(cls, source: Source[S], *, dim: int) -> _Job[S]:
         started = time.monotonic()
         opened = ExitStack()
-        survey = opened.enter_context(
-            survey_slide(path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=given_mpp)
-        )
-        work = SlideWork(survey, dim=encoder.dim)
-        return cls(path=path, work=work, opened=opened, started=started)
+        work = SlideWork(opened.enter_context(source.open()), dim=dim)
+        return cls(source=source, work=work, opened=opened, started=started)
 
 
-class _Run:
-    """One go over a set of slides."""
+class _Run(Generic[S]):
+    """One go over a set of sources."""
 
     def __init__(
         self,
         *,
-        paths: Sequence[Path],
+        sources: Sequence[Source[S]],
         bags_dir: Path,
         encoder: Encoder,
-        settings: EmbedSettings,
-        given_mpp: Mapping[str, float],
+        fingerprint: Fingerprint,
+        batch_tiles: int,
+        n_workers: int,
         overwrite: bool,
         progress: EmbedProgress,
-        preview: PreviewFolder | None,
         stop: Event,
         claims: Claims,
     ) -> None:
-        self._paths, self._bags_dir = paths, bags_dir
-        self._encoder, self._settings, self._given_mpp = encoder, settings, given_mpp
-        self._progress, self._preview = progress, preview
-        self._stop, self._claims = stop, claims
-        self._fingerprint = fingerprint_of(encoder, settings)
+        self._sources, self._bags_dir = sources, bags_dir
+        self._encoder, self._batch_tiles, self._n_workers = encoder, batch_tiles, n_workers
+        self._progress, self._stop, self._claims = progress, stop, claims
+        self._fingerprint = fingerprint
         self._finished = {} if overwrite else self._finished_bags()
         self._overwrite = overwrite
         self._leftovers = leftovers_in(bags_dir)
-        self._outcomes: dict[Path, SlideOutcome] = {}
-        self._jobs: dict[SlideWork, _Job] = {}
-        self._held: list[Path] = []
+        self._outcomes: dict[str, SlideOutcome] = {}
+        self._jobs: dict[SlideWork[S], _Job[S]] = {}
+        self._held: list[Source[S]] = []
         self._full: OutputError | None = None
         self._lock = Lock()
         self._saved_at = time.monotonic()
 
     def go(self) -> list[SlideOutcome]:
-        waiting = list(self._paths)
+        waiting = list(self._sources)
         try:
             while waiting and not self._stop.is_set():
                 self._held = []
@@ -237,19 +357,17 @@ class _Run:
                     self._stop.wait(_SECONDS_BETWEEN_LOOKS)
         finally:
             write_outcomes(self._bags_dir, self._in_order(), self._claims)
-            if self._preview is not None:
-                self._preview.write_index()
         if self._full is not None:
             raise self._full
         return self._in_order()
 
-    def _embed(self, paths: Sequence[Path]) -> None:
-        """Embed those of the slides that nobody has done or has in work."""
+    def _embed(self, sources: Sequence[Source[S]]) -> None:
+        """Embed those that nobody has done or has in work."""
         behind: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
             for work in embed_works(
-                self._works(paths), self._encoder, batch_tiles=self._settings.batch_tiles,
-                n_workers=self._settings.n_workers, on_tiles=self._progress.tiles_done,
+                self._works(sources), self._encoder, batch_tiles=self._batch_tiles,
+                n_workers=self._n_workers, on_tiles=self._progress.tiles_done,
             ):  # fmt: skip
                 behind.append(writer.submit(self._finish, self._jobs.pop(work)))
                 while len(behind) > _BAGS_BEHIND:
@@ -257,45 +375,44 @@ class _Run:
             while behind:
                 behind.popleft().result()
 
-    def _works(self, paths: Sequence[Path]) -> Iterator[SlideWork]:
-        """Open slides, the next one while this one is read; runs in the thread that reads."""
-        ahead: deque[Future[_Job | None]] = deque()
+    def _works(self, sources: Sequence[Source[S]]) -> Iterator[SlideWork[S]]:
+        """Open sources, the next one while this one is read; runs in the thread that reads."""
+        ahead: deque[Future[_Job[S] | None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="survey") as pool:
-            for path in paths:
+            for source in sources:
                 if self._stop.is_set():
                     break
-                ahead.append(pool.submit(self._open, path))
+                ahead.append(pool.submit(self._open, source))
                 if len(ahead) > _SURVEYS_AHEAD:
                     yield from self._opened(ahead.popleft().result())
             while ahead:
                 yield from self._opened(ahead.popleft().result())
 
-    def _opened(self, job: _Job | None) -> Iterator[SlideWork]:
+    def _opened(self, job: _Job[S] | None) -> Iterator[SlideWork[S]]:
         if job is not None:
             self._jobs[job.work] = job
-            n_tiles = len(job.work.survey.grid.coords_px0)
-            self._progress.slide_started(slide_id_of(job.path), n_tiles)
+            self._progress.slide_started(job.source.bag_id, job.work.survey.n_tiles)
             yield job.work
 
-    def _open(self, path: Path) -> _Job | None:
-        """A slide ready to be read; None where it is done, held by others, or cannot be opened."""
+    def _open(self, source: Source[S]) -> _Job[S] | None:
+        """A source ready to be read; None where it is done, held by others, or cannot be opened."""
         started = time.monotonic()
-        slide_id = slide_id_of(path)
-        if meta := self._finished.get(slide_id):
-            self._end(path, SlideOutcome.of_bag(path, meta, status="skipped"))
+        bag_id = source.bag_id
+        if meta := self._finished.get(bag_id):
+            self._end(source, SlideOutcome.of_bag(source.path, meta, status="skipped"))
             return None
         try:
-            if not self._claims.take(slide_id):
-                self._held.append(path)
+            if not self._claims.take(bag_id):
+                self._held.append(source)
                 return None
-            if meta := self._done_by_others(slide_id):
-                self._end(path, SlideOutcome.of_bag(path, meta, status="skipped"))
+            if meta := self._done_by_others(bag_id):
+                self._end(source, SlideOutcome.of_bag(source.path, meta, status="skipped"))
                 return None
-            for part in self._leftovers.get(f"{slide_id}.h5", ()):
+            for part in self._leftovers.get(f"{bag_id}.h5", ()):
                 part.unlink(missing_ok=True)
-            return _Job.open(path, self._encoder, self._settings, self._given_mpp.get(slide_id))
+            return _Job.open(source, dim=self._encoder.dim)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-            self._fail(path, error, seconds=time.monotonic() - started)
+            self._fail(source, error, seconds=time.monotonic() - started)
             return None
 
     def _done_by_others(self, slide_id: str) -> BagMeta | None:
@@ -309,38 +426,42 @@ class _Run:
         self._require_same(slide_id, meta)
         return meta
 
-    def _finish(self, job: _Job) -> None:
-        """Write the bag of a slide; whatever is wrong with it stays with it."""
-        work, path = job.work, job.path
+    def _finish(self, job: _Job[S]) -> None:
+        """Write the bag of a source; whatever is wrong with it stays with it."""
+        source = job.source
         try:
             with job.opened:
-                if self._preview is not None and work.fault is None:
-                    self._preview.add(work.survey, left_out=work.left_out, failed=work.failures)
-                bag = bag_of(work, self._encoder, self._settings)
-            write_bag(bag_path(self._bags_dir, slide_id_of(path)), bag)
+                bag = source.bag_of(job.work)
+            write_bag(bag_path(self._bags_dir, source.bag_id), bag)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-            self._fail(path, error, seconds=time.monotonic() - job.started)
+            self._fail(source, error, seconds=time.monotonic() - job.started)
             return
-        seconds = time.monotonic() - job.started
         status: Status = "done" if len(bag.features) else "empty"
-        self._end(path, SlideOutcome.of_bag(path, bag.meta, status=status, seconds=seconds))
+        self._end(
+            source,
+            SlideOutcome.of_bag(
+                source.path, bag.meta, status=status, seconds=time.monotonic() - job.started,
+                message=next(iter(job.work.failures.values()), ""),
+            )
+        )  # fmt: skip
 
-    def _fail(self, path: Path, error: Exception, *, seconds: float) -> None:
+    def _fail(self, source: Source[S], error: Exception, *, seconds: float) -> None:
         text = str(error)
         if not isinstance(error, KnownError):
-            text = f"{path}: unforeseen {type(error).__name__}: {error}"
+            text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
         if isinstance(error, OutputError):  # every other slide would end the same way
             self._full = error
             self._stop.set()
-        outcome = SlideOutcome.of_failure(path, text, seconds=seconds)
-        if self._preview is not None:
-            self._preview.add_failure(path, outcome.message)
-        self._end(path, outcome)
+        outcome = SlideOutcome.of_failure(
+            source.path, text, slide_id=source.bag_id, seconds=seconds
+        )
+        source.note_failure(outcome.message)
+        self._end(source, outcome)
 
-    def _end(self, path: Path, outcome: SlideOutcome) -> None:
-        self._claims.release(outcome.slide_id)
+    def _end(self, source: Source[S], outcome: SlideOutcome) -> None:
+        self._claims.release(source.bag_id)
         with self._lock:
-            self._outcomes[path] = outcome
+            self._outcomes[source.bag_id] = outcome
             due = time.monotonic() - self._saved_at > _SECONDS_BETWEEN_TABLES
             if due:
                 self._saved_at = time.monotonic()
@@ -350,18 +471,19 @@ class _Run:
 
     def _in_order(self) -> list[SlideOutcome]:
         with self._lock:
-            return [self._outcomes[path] for path in self._paths if path in self._outcomes]
+            names = [source.bag_id for source in self._sources]
+            return [self._outcomes[name] for name in names if name in self._outcomes]
 
     def _finished_bags(self) -> dict[str, BagMeta]:
         """Metas of the whole bags there; a damaged one is made again."""
         finished = {}
-        for path in self._paths:
-            slide_id = slide_id_of(path)
+        for source in self._sources:
             try:
-                finished[slide_id] = read_meta(bag_path(self._bags_dir, slide_id))
+                found = read_meta(bag_path(self._bags_dir, source.bag_id))
             except BagError:
                 continue
-            self._require_same(slide_id, finished[slide_id])
+            self._require_same(source.bag_id, found)
+            finished[source.bag_id] = found
         return finished
 
     def _require_same(self, slide_id: str, meta: BagMeta) -> None:

@@ -15,11 +15,12 @@ from features.errors import SlideError
 from features.outcomes import counts_text
 from features.recipe import EmbedSettings, fingerprint_of
 from features.slides.opening import slide_id_of
+from features.survey import Survey
 
-__all__ = ["bag_of"]
+__all__ = ["bag_of", "software_of"]
 
 
-def bag_of(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag:
+def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -> Bag:
     """The bag of a slide whose tiles are all dealt with.
 
     Raises
@@ -47,7 +48,7 @@ def bag_of(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag:
     )
 
 
-def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> BagMeta:
+def _describe(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -> BagMeta:
     survey = work.survey
     slide, resolution, grid = survey.slide, survey.resolution, survey.grid
     return BagMeta(
@@ -67,11 +68,11 @@ def _describe(work: SlideWork, encoder: Encoder, settings: EmbedSettings) -> Bag
         n_failed=len(work.failures),
         left_out=as_json(**Counter(work.left_out.values())),
         empty_reason=_empty_reason(work),
-        software=_software(encoder),
+        software=software_of(encoder),
     )
 
 
-def _empty_reason(work: SlideWork) -> str:
+def _empty_reason(work: SlideWork[Survey]) -> str:
     if len(work.kept):
         return ""
     if not work.survey.n_found:
@@ -80,11 +81,19 @@ def _empty_reason(work: SlideWork) -> str:
     return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
 
 
-def _software(encoder: Encoder) -> str:
-    """Versions of what decides about pixels and embeddings."""
+def software_of(encoder: Encoder, *also: str) -> str:
+    """Versions of what decides about pixels and embeddings, as JSON.
+
+    Parameters
+    ----------
+    encoder
+        The backbone.
+    also
+        Names of further packages.
+    """
     names = (
         "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
-        "zarr",
+        "zarr", *also,
     )  # fmt: skip
     versions = {"python": platform.python_version(), "execution": encoder.execution}
     for name in names:

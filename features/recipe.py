@@ -56,7 +56,8 @@ def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int)
     Raises
     ------
     BagError
-        If its bags were imported from another program, which does not tell how it found tissue.
+        If its bags were imported from another program, which does not tell how it found tissue, or
+        are of series of images.
     """
     if fingerprint.weights_sha256 == UNKNOWN:
         raise BagError(
@@ -66,6 +67,13 @@ def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int)
             advice="Import the bags of these slides as well, and leave --slides out.",
         )
     tissue: dict[str, Any] = json.loads(fingerprint.tissue)
+    if "images" in tissue:
+        raise BagError(
+            "the run's bags",
+            found="series of images, which are not found on slides",
+            expected="bags of slides",
+            advice="Embed these series with 'mil embed --series', and leave --slides out.",
+        )
     return EmbedSettings(
         tiles=TileSettings(
             tile_px=fingerprint.tile_px,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from features.errors import TileError
+from features.reading import read_tile_or_reason
 from features.resolution import Resolution, resolve_mpp
 from features.rules import TileJudge, rule_judge
 from features.slides.opening import open_slide, slide_id_of
@@ -36,6 +38,15 @@ class Survey:
     """Tiles with enough tissue, before some were drawn to keep within ``max_tiles``."""
     judge: TileJudge
     """Says why a tile is left out once it has been read."""
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles to read."""
+        return len(self.grid.coords_px0)
+
+    def read(self, index: int) -> RgbArray | str | TileError:
+        """Pixels of a tile, or the rule that leaves it out, or why it cannot be decoded."""
+        return read_tile_or_reason(self.slide, self.grid, self.judge, index)
 
 
 @contextmanager

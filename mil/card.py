@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from features.bags import Fingerprint
 from features.files import written_beside
 from mil.metrics import Interval
 from mil.model import Run
@@ -52,9 +53,9 @@ shifted to others.
 
 **Trained on.** {sum(run.cohort_counts)} patients ({counts}), {len(run.training_slides)} slides.
 
-**Made of.** {len(run.heads)} heads `{run.head_name}` over tiles of {made.tile_px} px at
-{made.target_mpp:g} µm/px, embedded by the frozen backbone `{made.encoder}` (weights
-`{made.weights_sha256[:12]}`). Bags made otherwise are refused.
+**Made of.** {len(run.heads)} heads `{run.head_name}` over {_instances(made)}, embedded by the
+frozen backbone `{made.encoder}` (weights `{made.weights_sha256[:12]}`). Bags made otherwise
+are refused.
 
 **Scores**, {_kind(run)} 95 % intervals over patients, without the variance of training.
 
@@ -66,6 +67,13 @@ shifted to others.
 {scores["constant"]["weighted_log_loss"].value:.4f}; a model whose interval reaches there has not
 shown that it knows anything.
 """
+
+
+def _instances(made: Fingerprint) -> str:
+    """What bags hold, in words."""
+    if made.target_mpp:
+        return f"tiles of {made.tile_px} px at\n{made.target_mpp:g} µm/px"
+    return f"tiles or images of\n{made.tile_px} px"
 
 
 def _kind(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.bags import Bag, BagMeta, Fingerprint, as_json, write_bag
+from features.bags import IMAGE, Bag, BagMeta, Fingerprint, as_json, write_bag
 from features.errors import TileError
 from features.slides.protocol import Level
 
@@ -56,6 +56,28 @@ def make_bag(
         features=(rng.normal(size=(n_tiles, dim)) + shift).astype(np.float16),
         coords_px0=np.stack([index % columns, index // columns], axis=1).astype(np.int64) * 448,
         tissue_fraction=np.ones(n_tiles, np.float32),
+        meta=meta,
+    )
+
+
+def make_series(
+    bag_id: str, *, n_images: int = 4, dim: int = 8, seed: int = 0, shift: float = 0.0
+) -> Bag:
+    """A bag of images of normal noise, every number of it raised by ``shift``."""
+    tiles = make_bag(bag_id, n_tiles=n_images, dim=dim, seed=seed, shift=shift)
+    made = replace(
+        tiles.meta.fingerprint,
+        target_mpp=0.0,
+        tissue=as_json(images="whole", windows=[{"centre_hu": 40, "width_hu": 80}] * 3),
+    )
+    meta = replace(
+        tiles.meta, fingerprint=made, kind=IMAGE, width_px0=0, height_px0=0, mpp_x=0.0, mpp_y=0.0,
+        mpp_source="", span_x_px0=0.0, span_y_px0=0.0,
+    )  # fmt: skip
+    return Bag.of_series(
+        tiles.features,
+        order=np.arange(n_images),
+        source=tuple(f"{bag_id}_{place}.png" for place in range(n_images)),
         meta=meta,
     )
 

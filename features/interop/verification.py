@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import Bag, Fingerprint, find_bags, read_bag
+from features.bags import TILE, Bag, BagMeta, Fingerprint, find_bags, read_bag
 from features.errors import BagError
 from features.interop.foreign import unknown_of
 
@@ -112,10 +113,12 @@ def verify_bags(
 def _check(slide_id: str, bag: Bag) -> BagCheck:
     unknown = unknown_of(bag.meta)
     problems = [*_about_meta(slide_id, bag), *_about_features(bag.features)]
-    if "coords" not in unknown:
-        problems += _about_coords(bag)
-    if "tissue_fraction" not in unknown:
-        problems += _about_tissue(bag.tissue_fraction)
+    if bag.order is None:  # images of a series have neither place nor tissue
+        problems += _about_resolution(bag.meta)
+        if "coords" not in unknown:
+            problems += _about_coords(bag)
+        if "tissue_fraction" not in unknown:
+            problems += _about_tissue(bag.tissue_fraction)
     return BagCheck(
         slide_id=slide_id, n_tiles=len(bag.features), problems=tuple(problems), unknown=unknown
     )
@@ -125,10 +128,24 @@ def _about_meta(slide_id: str, bag: Bag) -> Iterator[str]:
     meta, n_tiles = bag.meta, len(bag.features)
     if meta.slide_id != slide_id:
         yield f"it is the bag of slide {meta.slide_id!r}"
-    if meta.n_tried - meta.n_failed != n_tiles or meta.n_failed < 0:
-        yield f"{n_tiles} embeddings, but {meta.n_tried} tiles tried and {meta.n_failed} failed"
+    n_left_out = _n_left_out(meta)
+    if meta.n_tried - meta.n_failed - n_left_out != n_tiles or min(meta.n_failed, n_left_out) < 0:
+        also = f", {n_left_out} left out" if n_left_out else ""
+        told = f"{meta.n_tried} tiles tried{also} and {meta.n_failed} failed"
+        yield f"{n_tiles} embeddings, but {told}"
     if bool(meta.empty_reason) == bool(n_tiles):
         yield f"{n_tiles} embeddings, but the reason for being empty is {meta.empty_reason!r:.60}"
+
+
+def _n_left_out(meta: BagMeta) -> int:
+    """Tiles that rules left out; -1 where the bag's counts of them cannot be read."""
+    try:
+        return sum(map(int, json.loads(meta.left_out).values()))
+    except (AttributeError, TypeError, ValueError):
+        return -1
+
+
+def _about_resolution(meta: BagMeta) -> Iterator[str]:
     if not all(math.isfinite(mpp) and mpp > 0 for mpp in (meta.mpp_x, meta.mpp_y)):
         yield f"a resolution of {meta.mpp_x:g} × {meta.mpp_y:g} µm/px"
 
@@ -146,7 +163,7 @@ def _about_features(features: npt.NDArray[Any]) -> Iterator[str]:
 def _about_coords(bag: Bag) -> Iterator[str]:
     coords, meta = bag.coords_px0, bag.meta
     n_twice = len(coords) - len(np.unique(coords, axis=0))
-    if n_twice and meta.kind == "tile":
+    if n_twice and meta.kind == TILE:
         yield f"{n_twice} tiles stand at the place of another"
     size = np.array([meta.width_px0, meta.height_px0], np.float64)
     size[size == 0] = np.inf  # unknown in imported bags

@@ -196,7 +196,12 @@ def _directions(features: npt.NDArray[np.floating], centre: Floats) -> npt.NDArr
 
 
 def _places(bag: Bag) -> Floats:
-    """Where tiles lie, in tiles, shape (tiles, 2): the same for any resolution of the scan."""
+    """Where tiles lie, in tiles, shape (tiles, 2): the same for any resolution of the scan.
+
+    Images of a series lie in a row.
+    """
+    if bag.order is not None:
+        return np.stack([bag.order, np.zeros_like(bag.order)], axis=1).astype(np.float64)
     return np.asarray(bag.coords_px0 / np.array([bag.meta.span_x_px0, bag.meta.span_y_px0]))
 
 

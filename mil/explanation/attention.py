@@ -30,7 +30,7 @@ class SlideAttention:
     meta: BagMeta
     """What the slide's bag says about itself."""
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (tiles, 2), level-0 px."""
+    """Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where not known."""
     attention: Floats
     """Shape (tiles,): mean over the heads; sums to 1 over all tiles of the patient."""
     percentile: Floats
@@ -38,6 +38,17 @@ class SlideAttention:
     contributions: Floats | None
     """Shape (tiles, classes): what each tile adds to the mean logit of the heads, before
     calibration; None where heads have no such parts."""
+    order: npt.NDArray[np.int64] | None = None
+    """Place of each image in its series, shape (tiles,), from 0; None for tiles of a slide."""
+    source: tuple[str, ...] | None = None
+    """Which image each is; None for tiles of a slide."""
+
+    def place(self, index: int) -> str:
+        """Where a tile lies, or which image of a series it is, in words."""
+        if self.order is not None and self.source is not None:
+            return f"image {self.order[index] + 1}: {self.source[index]}"
+        x_px0, y_px0 = self.coords_px0[index].tolist()
+        return f"x {x_px0:,}, y {y_px0:,}"
 
     @property
     def share(self) -> float:
@@ -157,6 +168,8 @@ def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention,
             contributions=None
             if contributions is None
             else contributions[end - len(bag.features) : end],
+            order=bag.order,
+            source=bag.source,
         )
         for bag, end in zip(bags, ends, strict=True)
     )

@@ -17,7 +17,8 @@ __all__ = ["tile_table", "write_geojson", "write_tile_table"]
 def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame:
     """One row a tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
 
-    Where heads have contributions, one column ``contribution_<class>`` a class follows.
+    For images of a series ``order`` and ``source`` stand instead of ``x_px0`` and ``y_px0``. Where
+    heads have contributions, one column ``contribution_<class>`` a class follows.
 
     Parameters
     ----------
@@ -26,10 +27,12 @@ def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame
     classes
         Names of the classes, in the order of the logits.
     """
+    places: dict[str, object] = {"order": slide.order, "source": slide.source}
+    if slide.order is None:
+        places = {"x_px0": slide.coords_px0[:, 0], "y_px0": slide.coords_px0[:, 1]}
     table = pd.DataFrame({
         "slide_id": slide.meta.slide_id,
-        "x_px0": slide.coords_px0[:, 0],
-        "y_px0": slide.coords_px0[:, 1],
+        **places,
         "attention": slide.attention,
         "percentile": slide.percentile,
     })  # fmt: skip

@@ -33,7 +33,7 @@ class MapView:
     """One way of colouring a slide."""
 
     key: str
-    """Which: ``percentile``, ``raw``, ``contribution`` or ``slide``."""
+    """Which: ``percentile``, ``raw``, ``contribution``, ``slide``, or ``place`` of a series."""
     label: str
     """What the switch says."""
     picture: Picture
@@ -225,10 +225,9 @@ def _captions(
     slide = view.slide
     leaning = slide.leaning(explanation.leading_class)
     for tile in tiles:
-        x_px0, y_px0 = slide.coords_px0[tile.index].tolist()
         yield {
             "picture": tile.picture,
-            "place": f"x {x_px0:,}, y {y_px0:,}",
+            "place": slide.place(tile.index),
             "times": f"{slide.attention[tile.index] * explanation.n_tiles:.2g} × equal share",
             "percentile": f"percentile {slide.percentile[tile.index]:.1f}",
             "leaning": None if leaning is None else _signed(leaning[tile.index], ".2g"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from features.bags import (
+    IMAGE,
     Bag,
     bag_path,
     find_bags,
@@ -140,3 +141,55 @@ def test_the_field_that_differs_is_named() -> None:
     require_same_fingerprint(print_a, [("a", print_a)], source="the run 'r'")
     with pytest.raises(BagError, match=r"b: target_mpp is 1\.0; expected 0\.5 as in the run 'r'"):
         require_same_fingerprint(print_a, [("a", print_a), ("b", print_b)], source="the run 'r'")
+
+
+def make_series(slide_id: str = "scan", n_images: int = 3) -> Bag:
+    tiles = make_bag(slide_id, n_tiles=n_images)
+    return Bag.of_series(
+        tiles.features,
+        order=np.arange(n_images) * 2,
+        source=tuple(f"µ{'x' * i}.dcm" for i in range(n_images)),
+        meta=replace(tiles.meta, kind=IMAGE),
+    )
+
+
+@pytest.mark.parametrize("n_images", [0, 1, 5])
+def test_a_bag_of_images_comes_back_with_order_and_source(tmp_path: Path, n_images: int) -> None:
+    bag = make_series(n_images=n_images)
+    write_bag(tmp_path / "scan.h5", bag)
+    back = read_bag(tmp_path / "scan.h5")
+    assert back.order is not None
+    assert back.order.tolist() == list(range(0, 2 * n_images, 2))
+    assert back.source == bag.source
+    assert back.meta == bag.meta
+    assert (back.coords_px0 == -1).all()
+    with h5py.File(tmp_path / "scan.h5") as file:
+        assert "coords" not in file
+        assert file.attrs["format_version"] == 2
+
+
+def test_a_bag_of_tiles_is_still_written_as_version_1(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s1"))
+    with h5py.File(tmp_path / "s1.h5") as file:
+        assert file.attrs["format_version"] == 1
+        assert "order" not in file
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: f.__delitem__("order"), "no 1-dimensional dataset 'order'"),
+        (lambda f: f.__delitem__("source"), "no 1-dimensional dataset 'source'"),
+        (lambda f: f["order"].resize((2,)), "order and source"),
+        (lambda f: f["order"].__setitem__(slice(None), [2, 1, 0]), "out of order"),
+        (lambda f: f["order"].__setitem__(slice(None), [0, 0, 1]), "out of order"),
+    ],
+)
+def test_a_bag_of_images_that_contradicts_itself_is_refused(
+    tmp_path: Path, damage, said: str
+) -> None:
+    write_bag(tmp_path / "scan.h5", make_series())
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        damage(file)
+    with pytest.raises(BagError, match=said):
+        read_bag(tmp_path / "scan.h5")

@@ -108,6 +108,8 @@ def test_tiles_outside_the_slide_are_found(tmp_path: Path, place: tuple[int, int
     ("changes", "said"),
     [
         ({"n_tried": 7}, "4 embeddings, but 7 tiles tried and 0 failed"),
+        ({"left_out": '{"ink":1}'}, "4 embeddings, but 4 tiles tried, 1 left out and 0 failed"),
+        ({"left_out": "[]"}, "4 embeddings, but 4 tiles tried, -1 left out and 0 failed"),
         ({"n_tried": 3, "n_failed": -1}, "4 embeddings, but 3 tiles tried and -1 failed"),
         ({"empty_reason": "no tissue"}, "4 embeddings, but the reason for being empty is 'no"),
         ({"slide_id": "s2"}, "it is the bag of slide 's2'"),

@@ -1,0 +1,68 @@
+"""Plain images (PNG, JPEG, WebP, BMP, TIFF) of a series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from features.errors import TileError
+from features.slides.pixels import to_rgb
+from features.slides.protocol import RgbArray
+
+__all__ = ["IMAGE_SUFFIXES", "read_image"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings of names that are taken for images in a folder."""
+
+_COMPLAINTS = (
+    Image.DecompressionBombError, MemoryError, OSError, SyntaxError, UnidentifiedImageError,
+    ValueError,
+)  # fmt: skip
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_LARGEST_PX = 1 << 26
+"""Pixels of an image at most, 67 Mpx: it is decoded whole, and several at once."""
+
+
+def read_image(path: Path) -> RgbArray:
+    """Pixels of an image, grey ones in three equal channels, what is transparent black.
+
+    Grey levels of 16 bits keep their upper eight.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (height_px, width_px, 3), uint8.
+
+    Raises
+    ------
+    TileError
+        If Pillow cannot read it, or it is too large.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width_px, height_px = image.size
+            if width_px * height_px > _LARGEST_PX:
+                raise TileError(
+                    path,
+                    found=f"an image of {width_px} × {height_px} px",
+                    expected=f"at most {_LARGEST_PX:,} px",
+                )
+            return _as_rgb(image)
+    except _COMPLAINTS as error:
+        raise TileError(
+            path, found=f"no image that can be read ({type(error).__name__})",
+            expected="PNG, JPEG, WebP, BMP or TIFF",
+        ) from error  # fmt: skip
+
+
+def _as_rgb(image: Image.Image) -> RgbArray:
+    if image.mode.startswith(("I", "F")):
+        deep: npt.NDArray[np.float64] = np.asarray(image, np.float64)
+        grey = np.clip(deep / 256, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    return to_rgb(pixels, background_rgb=(0, 0, 0))

@@ -1,0 +1,274 @@
+"""DICOM as it comes: every way in which it can be wrong ends in one error of one slice."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from features.errors import TileError
+from features.series.codestreams import claimed_size
+from features.series.dicom import is_dicom, read_hounsfield, read_slice_header
+from tests.scans import BIRTH_DATE, PLANTED, dataset, paint_slice, write_slice
+
+HU = np.rint(paint_slice(np.random.default_rng(0), bleed=True, side_px=64))
+
+
+def write_compressed(path: Path, syntax: str, stream: bytes, **tags: Any) -> Path:
+    header = dataset(HU, BitsStored=12, HighBit=11, PixelRepresentation=0, **tags)
+    header.file_meta.TransferSyntaxUID = syntax
+    header.PixelData = encapsulate([stream])
+    header["PixelData"].is_undefined_length = True
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+STORED = np.clip(HU + 1024, 0, 4095).astype(np.uint16)
+
+
+def test_values_are_stored_ones_times_slope_plus_intercept(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_hounsfield(write_slice(tmp_path / "a.dcm", HU)), HU)
+    stored = (HU + 1024).astype("<i2").tobytes()
+    path = write_slice(
+        tmp_path / "b.dcm", HU, RescaleSlope="0.5", RescaleIntercept=-500, PixelData=stored
+    )
+    np.testing.assert_allclose(read_hounsfield(path), 0.5 * (HU + 1024) - 500)
+
+
+def test_a_wrapped_range_of_12_bits_is_unwrapped(tmp_path: Path) -> None:
+    values = np.array([[-1000, -200, 0, 40], [80, 900, 2000, 3000]], np.float64)
+    stored = values.astype(np.int64) % 4096  # as such scanners write them, intercept 0
+    path = write_slice(
+        tmp_path / "a.dcm", values, PixelRepresentation=0, BitsStored=12, HighBit=11,
+        RescaleIntercept=0, PixelData=stored.astype("<u2").tobytes(),
+    )  # fmt: skip
+    np.testing.assert_array_equal(read_hounsfield(path), values)
+
+
+def test_what_other_bits_hold_is_no_density(tmp_path: Path) -> None:
+    stored = (STORED | 0x8000).astype("<u2").tobytes()
+    path = write_slice(
+        tmp_path / "a.dcm", HU, PixelRepresentation=0, BitsStored=12, HighBit=11, PixelData=stored
+    )
+    np.testing.assert_array_equal(read_hounsfield(path), STORED.astype(np.float64) - 1024)
+
+
+@pytest.mark.parametrize("missing", ["RescaleSlope", "HighBit", "Modality"])
+def test_a_slice_is_read_where_a_tag_is_missing_that_has_a_usual_value(
+    tmp_path: Path, missing: str
+) -> None:
+    path = write_slice(tmp_path / "a.dcm", HU, **{missing: None})
+    np.testing.assert_array_equal(read_hounsfield(path), HU)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (RLELossless, None),
+        (JPEG2000Lossless, lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k")),
+        (JPEGLSLossless, imagecodecs.jpegls_encode),
+        (JPEGLosslessSV1, lambda a: imagecodecs.ljpeg_encode(a, bitspersample=16)),
+    ],
+    ids=["rle", "jpeg2000", "jpegls", "jpeg-lossless"],
+)
+def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, encode: Any) -> None:
+    path = tmp_path / "a.dcm"
+    if encode is None:
+        header = dataset(
+            HU, BitsStored=12, HighBit=11, PixelRepresentation=0,
+            PixelData=STORED.astype("<u2").tobytes(),
+        )  # fmt: skip
+        header.compress(RLELossless, generate_instance_uid=False)
+        header.save_as(path, enforce_file_format=True)
+    else:
+        write_compressed(path, syntax, encode(STORED))
+    np.testing.assert_array_equal(read_hounsfield(path), STORED.astype(np.float64) - 1024)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"Rows": 60000, "Columns": 60000}, "60,000 × 60,000 px"),
+        ({"Rows": 4000, "Columns": 4000}, "8,192 bytes of pixels; expected 32,000,000"),
+        ({"Rows": 0}, "64 × 0 px"),
+        ({"Rows": None}, "64 × 0 px"),
+        ({"BitsAllocated": 32}, "16 of 32 bits"),
+        ({"BitsStored": 0}, "0 of 16 bits"),
+        ({"BitsStored": None}, "None of 16 bits"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "1 pictures of 3 channels"),
+        ({"NumberOfFrames": 100000}, "100000 pictures"),
+        ({"PhotometricInterpretation": None}, "expected one grey picture"),
+        ({"PixelData": None}, "no pixels"),
+        ({"PixelData": b"\0" * 100}, "100 bytes of pixels"),
+        ({"RescaleSlope": 0}, "slope or intercept"),
+    ],
+)
+def test_a_claim_that_cannot_be_is_refused(tmp_path: Path, tags: dict, said: str) -> None:
+    path = write_slice(tmp_path / "a.dcm", HU, **tags)
+    with pytest.raises(TileError, match=said):
+        read_hounsfield(path)
+
+
+def test_an_absurd_size_allocates_nothing(tmp_path: Path) -> None:
+    path = write_slice(tmp_path / "a.dcm", HU, Rows=65000, Columns=65000)
+    tracemalloc.start()
+    with pytest.raises(TileError):
+        read_hounsfield(path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 5_000_000
+
+
+def test_a_stream_that_claims_another_size_than_the_header_is_not_decoded(tmp_path: Path) -> None:
+    honest = imagecodecs.jpeg2k_encode(STORED, level=0, codecformat="j2k")
+    lying = honest[:8] + struct.pack(">II", 60000, 60000) + honest[16:]
+    with pytest.raises(TileError, match="60,000 × 60,000 px; expected 64 × 64"):
+        read_hounsfield(write_compressed(tmp_path / "a.dcm", JPEG2000Lossless, lying))
+
+
+@pytest.mark.parametrize(
+    ("stream", "size"),
+    [
+        (imagecodecs.jpeg_encode(np.zeros((20, 30), np.uint8)), (30, 20)),
+        (imagecodecs.jpegls_encode(np.zeros((20, 30), np.uint16)), (30, 20)),
+        (imagecodecs.ljpeg_encode(np.zeros((20, 30), np.uint16)), (30, 20)),
+        (imagecodecs.jpeg2k_encode(np.zeros((20, 30), np.uint8), codecformat="j2k"), (30, 20)),
+        (imagecodecs.jpeg2k_encode(np.zeros((20, 30), np.uint8), codecformat="jp2"), (30, 20)),
+        (b"anything else", None),
+        (b"", None),
+    ],
+)
+def test_the_size_that_a_stream_claims_is_found(stream: bytes, size: object) -> None:
+    assert claimed_size(stream) == size
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b""]))
+def test_no_stream_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
+    found = claimed_size(start + noise)
+    assert found is None or len(found) == 2
+
+
+def test_a_deflated_file_is_refused_before_it_swells(tmp_path: Path) -> None:
+    header = dataset(HU)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    for read in (read_slice_header, read_hounsfield):
+        with pytest.raises(TileError, match="a deflated file"):
+            read(tmp_path / "a.dcm")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the library's own words about damage
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_with_broken_bytes_gives_values_or_one_error_without_a_name(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    whole = bytearray(write_slice(tmp_path / "a.dcm", HU).read_bytes())
+    for round_ in range(40):
+        broken = bytearray(whole)
+        for place in rng.integers(132, 1400, 1 + round_ % 9):
+            broken[place] = rng.integers(256)
+        (tmp_path / "b.dcm").write_bytes(broken[: rng.integers(200, len(broken))]
+                                         if round_ % 3 == 0 else broken)  # fmt: skip
+        for read in (read_slice_header, read_hounsfield):
+            said = what_comes_of(read, tmp_path / "b.dcm")
+            assert PLANTED not in said
+            assert BIRTH_DATE not in said
+
+
+def what_comes_of(read: Callable[[Path], object], path: Path) -> str:
+    """What is given, or the one error that may be raised, as text."""
+    try:
+        return repr(read(path))
+    except TileError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no DICOM file"),
+        (b"just text", "no DICOM file"),
+        (b"\0" * 128 + b"DICM", "no transfer syntax"),
+        (b"\0" * 128 + b"DICM" + b"\xff" * 64, "damaged|no transfer syntax"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_no_slice_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.dcm").write_bytes(content)
+    with pytest.raises(TileError, match=said):
+        read_slice_header(tmp_path / "a.dcm")
+
+
+def test_a_header_tells_the_place_and_nothing_of_the_patient(tmp_path: Path) -> None:
+    header = read_slice_header(
+        write_slice(
+            tmp_path / "a.dcm", HU, InstanceNumber=7, ImagePositionPatient=[1, 2, 3.5],
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1], PixelSpacing=[0.4, 0.5],
+        )
+    )  # fmt: skip
+    assert header is not None
+    assert header.instance_number == 7
+    assert header.position_mm == (1, 2, 3.5)
+    assert header.normal == (-1, 0, 0)
+    assert header.spacing_um == pytest.approx((500, 400))
+    assert PLANTED not in repr(header)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        ({"ImagePositionPatient": None}, "position_mm"),
+        ({"ImagePositionPatient": [1, 2]}, "position_mm"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "normal"),
+        ({"InstanceNumber": None}, "instance_number"),
+        ({"PixelSpacing": [0, 0.5]}, "spacing_um"),
+        ({"StudyInstanceUID": None}, "study_uid"),
+        ({"SeriesInstanceUID": None}, "series_uid"),
+    ],
+)
+def test_a_missing_or_senseless_tag_is_none(tmp_path: Path, tags: dict, name: str) -> None:
+    header = read_slice_header(write_slice(tmp_path / "a.dcm", HU, **tags))
+    assert getattr(header, name) is None
+
+
+def test_a_report_has_no_picture_and_a_magnetic_resonance_no_hounsfield(tmp_path: Path) -> None:
+    report = dataset(HU, Rows=None, Columns=None, Modality="SR", SOPClassUID=BasicTextSRStorage)
+    report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    report.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert read_slice_header(tmp_path / "a.dcm") is None
+    with pytest.raises(TileError, match="a picture without rows or columns"):
+        read_slice_header(write_slice(tmp_path / "c.dcm", HU, Rows=None))
+    with pytest.raises(TileError, match="not a CT"):
+        read_slice_header(write_slice(tmp_path / "b.dcm", HU, Modality="MR"))
+
+
+def test_dicom_is_told_by_its_bytes(tmp_path: Path) -> None:
+    write_slice(tmp_path / "without_suffix", HU)
+    (tmp_path / "a.dcm").write_text("no")
+    assert is_dicom(tmp_path / "without_suffix")
+    assert not is_dicom(tmp_path / "a.dcm")
+    assert not is_dicom(tmp_path / "gone")
+
+
+def test_the_library_is_told_to_keep_quiet_about_headers() -> None:
+    assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE

@@ -1,0 +1,117 @@
+"""Generated head scans as DICOM: a skull, brain, and perhaps a bleed on some of the slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+PLANTED = "PLANTEDNAME"
+"""Stands in every name of every header; nothing that is written may hold it."""
+BIRTH_DATE = "19010203"
+SIDE_PX = 96
+
+
+def paint_slice(
+    rng: np.random.Generator, *, bleed: bool = False, side_px: int = SIDE_PX, hu: float = 75.0
+) -> np.ndarray:
+    """HU of one slice, shape (side_px, side_px): air, a ring of bone, brain, perhaps blood."""
+    y, x = np.mgrid[:side_px, :side_px] / side_px - 0.5
+    turn = rng.uniform(-0.3, 0.3)
+    across = (x * np.cos(turn) + y * np.sin(turn)) / rng.uniform(0.36, 0.44)
+    along = (y * np.cos(turn) - x * np.sin(turn)) / rng.uniform(0.40, 0.47)
+    radius = np.hypot(across, along)
+    values = np.full((side_px, side_px), -1000.0)
+    values[radius < 1.0] = 900.0
+    values[radius < 0.88] = 34.0
+    values += rng.normal(0, 4, values.shape) * (radius < 1.0)
+    if bleed:
+        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.5)
+        at_x, at_y = 0.4 * far * np.cos(angle), 0.4 * far * np.sin(angle)
+        size = rng.uniform(0.07, 0.11)
+        values[np.hypot(x - at_x, y - at_y) < size] = hu
+    return values
+
+
+def dataset(values_hu: np.ndarray, **tags: Any) -> FileDataset:
+    """A DICOM slice of these values; ``tags`` replace what it would say, None removes a tag."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID") or generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    said: dict[str, Any] = {
+        "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "CT",
+        "PatientName": f"{PLANTED}^Jane", "PatientBirthDate": BIRTH_DATE, "PatientID": PLANTED,
+        "ReferringPhysicianName": f"{PLANTED}^Doctor", "OtherPatientNames": f"{PLANTED}^Old",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "PixelSpacing": [0.5, 0.5],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, 0],
+        "Rows": values_hu.shape[0], "Columns": values_hu.shape[1], "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+        "HighBit": 15, "PixelRepresentation": 1, "RescaleSlope": 1, "RescaleIntercept": -1024,
+        "InstanceNumber": 1,
+        "PixelData": (np.rint(values_hu) + 1024).astype("<i2").tobytes(),
+    }  # fmt: skip
+    for name, value in (said | tags).items():
+        if value is not None:
+            setattr(header, name, value)
+    return header
+
+
+def write_slice(path: Path, values_hu: np.ndarray, **tags: Any) -> Path:
+    """Write :func:`dataset` as a file."""
+    header = dataset(values_hu, **tags)
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_scan(
+    folder: Path,
+    *,
+    n_slices: int,
+    seed: Sequence[int] = (0,),
+    bleeding: Sequence[int] = (),
+    side_px: int = SIDE_PX,
+    alter: Callable[[int, Dataset], None] = lambda number, header: None,
+) -> Path:
+    """A scan of ``n_slices``; file names are no guide to the order, positions are.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    n_slices
+        Slices, 5 mm apart.
+    seed
+        Decides everything random.
+    bleeding
+        Places of the slices, from 0, that hold blood.
+    side_px
+        Side of a slice, px.
+    alter
+        May change a slice before it is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(n_slices)
+    study = "1.2." + ".".join(map(str, (*seed, 7)))
+    for place in range(n_slices):
+        header = dataset(
+            paint_slice(rng, bleed=place in bleeding, side_px=side_px),
+            ImagePositionPatient=[0, 0, 5 * place], InstanceNumber=n_slices - place,
+            StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1",
+        )  # fmt: skip
+        alter(place, header)
+        header.save_as(folder / f"IM{names[place]:04d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def place_of(path: Path) -> float:
+    """Position of a slice along z, mm."""
+    return float(pydicom.dcmread(path).ImagePositionPatient[2])
