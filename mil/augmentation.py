@@ -5,11 +5,12 @@ All numbers are drawn from torch's global stream; nothing is drawn for what is s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mil.data import Batch
 
 __all__ = ["Mixture", "add_noise", "drop_tiles", "mix_bags"]
 
@@ -18,73 +19,83 @@ __all__ = ["Mixture", "add_noise", "drop_tiles", "mix_bags"]
 class Mixture:
     """Bags of two patients each."""
 
-    bags: Sequence[Tensor]
-    """Each of shape (tiles, dim), the patient's own tiles first."""
+    batch: Batch
+    """Twice as wide as before: the patient's own tiles in the first half."""
     partners: Tensor
     """Shape (batch,), int64: from which patient of the batch the other tiles are."""
     shares: Tensor
     """Shape (batch,), float32, 0.5 to 1: of the patient's own label; the rest is the partner's."""
 
 
-def drop_tiles(bag: Tensor, share: float) -> Tensor:
-    """The bag without each tile with probability ``share``; at least one tile stays.
+def drop_tiles(batch: Batch, share: float) -> Batch:
+    """The bags without each tile with probability ``share``; at least one tile of each stays.
 
     Parameters
     ----------
-    bag
-        Shape (tiles, dim), at least one tile.
+    batch
+        Patients with at least one tile.
     share
         0 keeps everything and draws nothing.
     """
     if not share:
-        return bag
-    luck = torch.rand(len(bag))
+        return batch
+    luck = torch.rand(batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, -1)
     kept = luck >= share
-    kept[luck.argmax()] = True
-    return bag[kept.to(bag.device)]
+    kept.scatter_(1, luck.argmax(dim=1, keepdim=True), value=True)
+    return Batch(batch.features * kept[..., None], kept)
 
 
-def add_noise(bag: Tensor, deviation: float) -> Tensor:
-    """The bag with normal noise of that standard deviation; 0 adds and draws nothing.
+def add_noise(batch: Batch, deviation: float) -> Batch:
+    """The bags with normal noise of that standard deviation; 0 adds and draws nothing.
 
     Parameters
     ----------
-    bag
-        Shape (tiles, dim).
+    batch
+        Patients.
     deviation
-        In units of the bag's numbers.
+        In units of the bags' numbers.
     """
     if not deviation:
-        return bag
-    return bag + deviation * torch.randn(bag.shape).to(bag.device)
+        return batch
+    noise = deviation * torch.randn(batch.features.shape, device=batch.features.device)
+    return batch._replace(features=batch.features + noise * batch.mask[..., None])
 
 
-def mix_bags(bags: Sequence[Tensor], alpha: float) -> Mixture:
+def mix_bags(batch: Batch, alpha: float, *, n_heads: int = 1) -> Mixture:
     """Mixup (Zhang et al., 2018) for bags: tiles of two patients together, labels shared alike.
 
     A share drawn from Beta(``alpha``, ``alpha``), or its rest if that is larger, of a patient's
-    tiles stays; the partner, drawn from the same batch, fills up with the complementary share of
-    its tiles. Whole tiles are mixed and not their numbers, so every tile stays a real one and any
-    head can learn from it.
+    tiles stays; the partner, drawn from the patients of the same head, fills up with the
+    complementary share of its tiles. Whole tiles are mixed and not their numbers, so every tile
+    stays a real one and any head can learn from it.
 
     Parameters
     ----------
-    bags
-        Each of shape (tiles, dim), at least one tile.
+    batch
+        As many patients for each head, one head after another; each with at least one tile.
     alpha
         Positive; the larger, the more even the mixtures.
+    n_heads
+        Heads that the patients are for.
     """
-    drawn = torch.distributions.Beta(alpha, alpha).sample((len(bags),))
-    shares = torch.maximum(drawn, 1 - drawn)
-    partners = torch.randperm(len(bags))
-    mixed = []
-    for bag, partner, share in zip(bags, partners.tolist(), shares.tolist(), strict=True):
-        own = _some(bag, max(1, round(share * len(bag))))
-        other = _some(bags[partner], round((1 - share) * len(bags[partner])))
-        mixed.append(torch.cat([own, other]))
-    device = bags[0].device
-    return Mixture(bags=mixed, partners=partners.to(device), shares=shares.to(device))
+    features, mask = _shuffled(batch)
+    n_patients = len(mask) // n_heads
+    drawn = torch.distributions.Beta(alpha, alpha).sample((len(mask),))
+    shares = torch.maximum(drawn, 1 - drawn).to(mask.device)
+    partners = torch.cat([n * n_patients + torch.randperm(n_patients) for n in range(n_heads)])
+    partners = partners.to(mask.device)
+    counts = mask.sum(dim=1).double()
+    n_own = (shares * counts).round().clamp(min=1)
+    n_other = ((1 - shares) * counts[partners]).round()
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    kept = torch.cat([steps < n_own[:, None], steps < n_other[:, None]], dim=1)
+    mixed = torch.cat([features, features[partners]], dim=1) * kept[..., None]
+    return Mixture(batch=Batch(mixed, kept), partners=partners, shares=shares)
 
 
-def _some(bag: Tensor, n_tiles: int) -> Tensor:
-    return bag[torch.randperm(len(bag))[:n_tiles].to(bag.device)]
+def _shuffled(batch: Batch) -> Batch:
+    """The same bags in random order, real tiles first."""
+    luck = torch.rand(batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
+    order = luck.argsort(dim=1)
+    places = order[..., None].expand(-1, -1, batch.features.shape[2])
+    return Batch(batch.features.gather(1, places), batch.mask.gather(1, order))

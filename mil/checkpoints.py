@@ -50,37 +50,47 @@ class Checkpoints:
         self._folder = folder
         self._contents = _contents(bags)
 
-    def name(
+    def names(
         self,
-        fold: Fold,
+        folds: Sequence[Fold],
         labels: Mapping[str, int],
         *,
         n_classes: int,
         settings: TrainSettings,
-        seed: Sequence[int],
-    ) -> str:
-        """Name of the judgement of a fold.
+        seeds: Sequence[Sequence[int]],
+    ) -> list[str]:
+        """Names of the judgements of folds that are trained together.
 
         Parameters
         ----------
-        fold
-            Patients to learn from and to judge.
+        folds
+            Patients to learn from and to judge. What is drawn at random for one depends on the
+            others, so their names do, too.
         labels
             Class index by patient id, of at least those to learn from.
         n_classes
             Number of classes.
-        settings, seed
-            As for :func:`mil.training.train_ensemble`.
+        settings
+            How their ensembles are trained.
+        seeds
+            Numbers that decide everything random, for each fold.
         """
-        decided = {
-            "code": _code(),
-            "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
-            "judged": [(p, self._contents[p]) for p in fold.test_ids],
-            "n_classes": n_classes,
-            "settings": asdict(settings),
-            "seed": list(seed),
-        }
-        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        decided = [
+            {
+                "code": _code(),
+                "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
+                "judged": [(p, self._contents[p]) for p in fold.test_ids],
+                "n_classes": n_classes,
+                "settings": asdict(settings),
+                "seed": list(seed),
+            }
+            for fold, seed in zip(folds, seeds, strict=True)
+        ]
+        together = json.dumps(decided, sort_keys=True)
+        return [
+            hashlib.sha256(f"{number} of {together}".encode()).hexdigest()
+            for number in range(len(folds))
+        ]
 
     def read(self, name: str) -> Judgement | None:
         """The judgement of that name; None where there is none, or it cannot be read."""

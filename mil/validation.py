@@ -17,9 +17,11 @@ from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
     EpochRecord,
+    Task,
     TrainSettings,
     member_outputs,
-    train_ensemble,
+    tasks_at_once,
+    train_ensembles,
 )
 
 __all__ = [
@@ -92,21 +94,24 @@ def cross_validate(
     logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history = {}
-    for fold in folds:
-        judged = _judge(
+    at_once = tasks_at_once(bags, settings)
+    for start in range(0, len(folds), at_once):
+        group = folds[start : start + at_once]
+        judgements = _judge(
             bags,
-            fold,
+            group,
             labels,
             n_classes=len(cohort.classes),
             settings=settings,
-            seed=(seed, 1, fold.repeat, fold.index),
+            seeds=[(seed, 1, fold.repeat, fold.index) for fold in group],
             on_head=on_head,
             kept=kept,
         )
-        history[fold.repeat, fold.index] = judged.history
-        for name, logit in judged.logits.items():
-            logits[fold.repeat, places[name]] = logit
-            judged_in[fold.repeat, places[name]] = fold.index
+        for fold, judged in zip(group, judgements, strict=True):
+            history[fold.repeat, fold.index] = judged.history
+            for name, logit in judged.logits.items():
+                logits[fold.repeat, places[name]] = logit
+                judged_in[fold.repeat, places[name]] = fold.index
     return OutOfFold(
         patient_ids=names,
         labels=np.array([labels[name] for name in names], np.int64),
@@ -267,43 +272,49 @@ def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -
 
 def _judge(
     bags: PatientBags,
-    fold: Fold,
+    folds: Sequence[Fold],
     labels: Mapping[str, int],
     *,
     n_classes: int,
     settings: TrainSettings,
-    seed: tuple[int, ...],
+    seeds: Sequence[tuple[int, ...]],
     on_head: Callable[[], None],
     kept: Checkpoints | None,
-) -> Judgement:
-    """What an ensemble that learned from the fold's training patients says of the others."""
-    name = ""
+) -> list[Judgement]:
+    """What ensembles that learned from each fold's training patients say of its others."""
+    names = []
     if kept is not None:
-        name = kept.name(fold, labels, n_classes=n_classes, settings=settings, seed=seed)
-        if (known := kept.read(name)) is not None:
-            for _ in range(settings.n_members):
+        names = kept.names(folds, labels, n_classes=n_classes, settings=settings, seeds=seeds)
+        known = [found for name in names if (found := kept.read(name)) is not None]
+        if len(known) == len(folds):
+            for _ in range(len(folds) * settings.n_members):
                 on_head()
             return known
-    ensemble = train_ensemble(
-        bags.restricted_to(fold.train_ids),
-        {patient_id: labels[patient_id] for patient_id in fold.train_ids},
-        n_classes=n_classes,
-        settings=settings,
-        seed=seed,
-        on_head=on_head,
-    )
+    tasks = [
+        Task(
+            bags=bags.restricted_to(fold.train_ids),
+            labels={patient_id: labels[patient_id] for patient_id in fold.train_ids},
+            seed=seed,
+        )
+        for fold, seed in zip(folds, seeds, strict=True)
+    ]
+    ensembles = train_ensembles(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
     filled = set(bags.filled())
-    judgement = Judgement(
-        logits={
-            patient_id: member_outputs(ensemble.heads, bags.features[patient_id])[0].mean(axis=0)
-            for patient_id in fold.test_ids
-            if patient_id in filled
-        },
-        history=ensemble.history,
-    )
+    judgements = [
+        Judgement(
+            logits={
+                name: member_outputs(ensemble.heads, bags.features[name])[0].mean(axis=0)
+                for name in fold.test_ids
+                if name in filled
+            },
+            history=ensemble.history,
+        )
+        for fold, ensemble in zip(folds, ensembles, strict=True)
+    ]
     if kept is not None:
-        kept.write(name, judgement)
-    return judgement
+        for name, judgement in zip(names, judgements, strict=True):
+            kept.write(name, judgement)
+    return judgements
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

@@ -19,14 +19,17 @@ from mil.heads.base import (
     head_names,
     register_head,
 )
+from mil.heads.stacking import HeadStack, can_stack
 
 __all__ = [
     "Head",
     "HeadOutput",
+    "HeadStack",
     "Whitening",
     "additive",
     "attention",
     "build_head",
+    "can_stack",
     "clam",
     "dsmil",
     "head_names",

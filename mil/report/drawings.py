@@ -123,7 +123,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for deployed, colour, alpha in ((False, CHANCE_COLOUR, 0.35), (True, MARK_COLOUR, 0.9)):
-            part = history[(history["fold"] == "deployed") == deployed]
+            part = history[(history["fold"] == "deployed") == deployed].dropna(subset=[column])
             label = "deployed" if deployed else "validation"
             for _, curve in part.groupby(["repeat", "fold", "member"]):
                 axes.plot(curve["epoch"], curve[column], color=colour, alpha=alpha, label=label,

@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -41,15 +42,23 @@ from features.cores import N_CORES
 from features.errors import KnownError
 from mil.cohort import Cohort, Patient
 from mil.data import PatientBags
-from mil.heads import head_names
+from mil.heads import Head, head_names
 from mil.metrics import auroc
 from mil.splits import Fold, patient_folds
-from mil.training import LEAST_TO_STOP_ON, TrainSettings, member_outputs, train_ensemble
+from mil.training import (
+    LEAST_TO_STOP_ON,
+    Task,
+    TrainSettings,
+    member_outputs,
+    tasks_at_once,
+    train_ensembles,
+)
 from tests.fakes import FINGERPRINT
 
 __all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]
 
 Floats = npt.NDArray[np.float64]
+_Part = tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]
 
 _PLAIN = TrainSettings(
     n_members=3, batch_patients=32, max_tiles=16, fixed_steps=100, learning_rate=3e-3
@@ -263,21 +272,23 @@ def _counted(
 
 def _cross_validate(job: _Job) -> Floats:
     """Out-of-fold score for label 1 of every bag, shape (bags,); above 0 means 1."""
-    scores = np.full(len(job.table.bags), np.nan)
     folds = patient_folds(job.table.cohort, n_folds=job.n_folds, n_repeats=1, seed=job.repeat)
-    for fold in folds:
-        train, test = (np.array(ids, np.int64) for ids in (fold.train_ids, fold.test_ids))
-        train_bags, judged = _standardised(job.table, train, test)
-        if job.head == "logistic":
-            scores[test] = _logistic(train_bags, job.table.labels[train], judged, job.settings)
-        else:
-            scores[test] = _heads(train_bags, judged, job, fold)
+    splits = [(np.array(f.train_ids, np.int64), np.array(f.test_ids, np.int64)) for f in folds]
+    parts = [_standardised(job.table, train, test) for train, test in splits]
+    if job.head == "logistic":
+        found = [
+            _logistic(train_bags, job.table.labels[train], judged, job.settings)
+            for (train, _), (train_bags, judged) in zip(splits, parts, strict=True)
+        ]
+    else:
+        found = _heads(job, folds, parts)
+    scores = np.full(len(job.table.bags), np.nan)
+    for (_, test), of_fold in zip(splits, found, strict=True):
+        scores[test] = of_fold
     return scores
 
 
-def _standardised(
-    table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]
-) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]:
+def _standardised(table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> _Part:
     """Bags to learn from and to judge, by mean and deviation of the first ones' instances.
 
     Features that do not vary there are set to 0 in both: nothing can be learned from them.
@@ -290,26 +301,44 @@ def _standardised(
     return [scaled[i] for i in train], [scaled[i] for i in test]
 
 
-def _heads(
-    train_bags: Sequence[npt.NDArray[np.float32]],
-    judged: Sequence[npt.NDArray[np.float32]],
-    job: _Job,
-    fold: Fold,
-) -> Floats:
-    labels = {name: int(job.table.labels[int(name)]) for name in fold.train_ids}
-    store = PatientBags(
-        features=dict(zip(fold.train_ids, train_bags, strict=True)),
-        fingerprint=replace(FINGERPRINT, dim=train_bags[0].shape[1]),
-        slides=(),
-    )
+def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Floats]:
+    """Scores of the judged bags of each fold; ensembles of several folds are trained together."""
+    labels = {f"{index}": int(label) for index, label in enumerate(job.table.labels)}
+    tasks = [
+        Task(
+            bags=_store(dict(zip(fold.train_ids, train_bags, strict=True))),
+            labels={name: labels[name] for name in fold.train_ids},
+            seed=(job.repeat, fold.index),
+        )
+        for fold, (train_bags, _) in zip(folds, parts, strict=True)
+    ]
     settings = replace(CONFIGURATIONS[job.settings], head=job.head)
-    fewest = int(np.bincount(list(labels.values()), minlength=2).min())
-    if fewest < LEAST_TO_STOP_ON * settings.n_members:
+    fewest = min(min(Counter(task.labels.values()).values()) for task in tasks)
+    if fewest < LEAST_TO_STOP_ON * settings.n_inner_parts:
         settings = replace(settings, early_stopping=False)
-    seed = (job.repeat, fold.index)
-    ensemble = train_ensemble(store, labels, n_classes=2, settings=settings, seed=seed)
-    logits = np.stack([member_outputs(ensemble.heads, bag)[0].mean(axis=0) for bag in judged])
-    return np.asarray(logits[:, 1] - logits[:, 0])
+    everything = _store({f"{index}": bag for index, bag in enumerate(job.table.bags)})
+    at_once = tasks_at_once(everything, settings)
+    ensembles = [
+        ensemble
+        for start in range(0, len(tasks), at_once)
+        for ensemble in train_ensembles(
+            tasks[start : start + at_once], n_classes=2, settings=settings
+        )
+    ]
+    return [
+        np.array([_score(ensemble.heads, bag) for bag in judged])
+        for ensemble, (_, judged) in zip(ensembles, parts, strict=True)
+    ]
+
+
+def _store(bags: Mapping[str, npt.NDArray[np.float32]]) -> PatientBags:
+    dim = next(iter(bags.values())).shape[1]
+    return PatientBags(features=bags, fingerprint=replace(FINGERPRINT, dim=dim), slides=())
+
+
+def _score(heads: Sequence[Head], bag: npt.NDArray[np.float32]) -> float:
+    logits = member_outputs(heads, bag)[0].mean(axis=0)
+    return float(logits[1] - logits[0])
 
 
 def _logistic(

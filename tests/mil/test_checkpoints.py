@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.fitting import fit_run
-from mil.splits import patient_folds
-from mil.training import EpochRecord, TrainSettings, train_ensemble
+from mil.splits import Fold, patient_folds
+from mil.training import EpochRecord, Task, TrainSettings, train_ensembles
 from mil.validation import cross_validate
 from tests.fakes import write_cohort
 from tests.mil.test_training import noise_cohort
@@ -38,12 +39,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Seeds of the ensembles that cross-validations really trained."""
     seeds: list[tuple[int, ...]] = []
 
-    def watch(*args: object, **kwargs: object) -> object:
-        seeds.append(tuple(kwargs["seed"]))  # type: ignore[arg-type]
-        return train_ensemble(*args, **kwargs)  # type: ignore[arg-type]
+    def watch(tasks: Sequence[Task], **kwargs: object) -> object:
+        seeds.extend(tuple(task.seed) for task in tasks)
+        return train_ensembles(tasks, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(validation, "train_ensemble", watch)
+    monkeypatch.setattr(validation, "train_ensembles", watch)
     return seeds
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds are trained one after another, as large ones are."""
+    monkeypatch.setattr(validation, "tasks_at_once", lambda bags, settings: 1)
 
 
 def cohort_of(folder: Path) -> tuple[Cohort, PatientBags]:
@@ -61,6 +68,7 @@ def fit(
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_bytes(
     tmp_path: Path, trained: list[tuple[int, ...]], nested: bool
@@ -80,6 +88,23 @@ def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_
     fit(cohort, bags, tmp_path / "runs" / "run", nested=nested)
     assert len(trained) == n_whole - killed_at // 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    for path in (tmp_path / "whole" / "run").iterdir():
+        assert (tmp_path / "runs" / "run" / path.name).read_bytes() == path.read_bytes(), path
+
+
+def test_folds_that_are_trained_together_are_taken_over_together(
+    tmp_path: Path, trained: list[tuple[int, ...]]
+) -> None:
+    cohort, bags = cohort_of(tmp_path)
+    fit(cohort, bags, tmp_path / "whole" / "run", nested=True)
+    trained.clear()
+    # Six heads of the three folds, then those of the inner folds of each: killed in the second.
+    with pytest.raises(KilledError):
+        fit(cohort, bags, tmp_path / "runs" / "run", nested=True, kill=15)
+    assert len(list((tmp_path / "runs" / ".run.part").iterdir())) == 6
+    trained.clear()
+    fit(cohort, bags, tmp_path / "runs" / "run", nested=True)
+    assert len(trained) == 6
     for path in (tmp_path / "whole" / "run").iterdir():
         assert (tmp_path / "runs" / "run" / path.name).read_bytes() == path.read_bytes(), path
 
@@ -114,11 +139,13 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
     fold, other_fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[:2]
 
     def name(
-        of: PatientBags = bags, fold=fold, labels=labels, settings=FAST, seed=(0,), n_classes=2
-    ) -> str:
-        return Checkpoints(tmp_path, of).name(
-            fold, labels, n_classes=n_classes, settings=settings, seed=seed
-        )
+        of: PatientBags = bags, fold=fold, labels=labels, settings=FAST, seed=(0,), n_classes=2,
+        beside: tuple[Fold, ...] = (),
+    ) -> str:  # fmt: skip
+        return Checkpoints(tmp_path, of).names(
+            (fold, *beside), labels, n_classes=n_classes, settings=settings,
+            seeds=[seed] * (1 + len(beside)),
+        )[0]  # fmt: skip
 
     turned = fold.train_ids[0]
     taught = {**bags.features, turned: bags.features[turned] + np.float16(1)}
@@ -132,6 +159,7 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
         name(settings=replace(FAST, mixup=0.1)),
         name(seed=(1,)),
         name(n_classes=3),
+        name(beside=(other_fold,)),
     ]
     assert name() == names[0]
     # A patient's own label has no part in how it is judged.

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mil import training
+from mil import lessons
+from mil.augmentation import mix_bags
 from mil.errors import RunError
-from mil.heads import head_names
-from mil.losses import bag_loss
+from mil.heads import build_head, head_names
 from mil.metrics import auroc
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.settings import TrainSettings
+from mil.shelf import Shelf
+from mil.training import member_outputs, train_ensemble
 from tests.mil.test_training import FAST, labels_of, noise_cohort, states
 
 CHANGES: list[dict[str, object]] = [
@@ -80,7 +82,7 @@ def test_a_heads_own_loss_is_part_of_what_is_trained_on(
 def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
     settings = TrainSettings(schedule="one-cycle", learning_rate=0.01)
-    schedule = training._schedule(optimiser, settings, n_steps=50)
+    schedule = lessons.build_schedule(optimiser, settings, n_steps=50)
     rates = []
     for _ in range(50):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -92,21 +94,30 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> Non
 
 def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
     torch.manual_seed(0)
-    bags = [torch.randn(6, 5) for _ in range(4)]
     truth = torch.tensor([0, 1, 0, 1])
-    head = training.build_head("mean", dim=5, n_components=5, n_classes=2)
+    shelf = Shelf(
+        tiles=torch.randn(24, 5), starts=6 * torch.arange(4), lengths=torch.full((4,), 6),
+        labels=truth,
+    )  # fmt: skip
+    head = build_head("mean", dim=5, n_components=5, n_classes=2)
     torch.nn.init.normal_(head.classify.weight)
-    criterion = bag_loss("balanced", truth, n_classes=2)
+    lesson = lessons.Lesson(
+        member=0, learned=torch.arange(4), stopped_on=torch.empty(0, dtype=torch.int64)
+    )
     settings = TrainSettings(mixup=1.0)
+    course = lessons._Course(
+        [lessons._Pupil(head, lesson)], shelf, n_classes=2, settings=settings, on_head=lambda: None
+    )
     torch.manual_seed(3)
-    found = training._batch_losses(head, bags, truth, criterion, settings)
+    found = course._loss(torch.arange(4))
     torch.manual_seed(3)
-    mixture = training.mix_bags(bags, 1.0)
-    means = torch.stack([bag.mean(0) for bag in mixture.bags])
+    mixture = mix_bags(shelf.draw(torch.arange(4), 6), 1.0)
+    means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)
     log_proba = head.classify(means).log_softmax(dim=1)
     rows = torch.arange(4)
     own, other = log_proba[rows, truth], log_proba[rows, truth[mixture.partners]]
-    torch.testing.assert_close(found, -mixture.shares * own - (1 - mixture.shares) * other)
+    expected = -mixture.shares * own - (1 - mixture.shares) * other
+    torch.testing.assert_close(found, expected.mean()[None])
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@ import torch
 
 from features.bags import find_bags
 from features.errors import BagError
-from mil import training
+from mil import lessons, validation, whitening
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.errors import SplitError
 from mil.metrics import auroc, weighted_log_loss
 from mil.splits import patient_folds
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.training import Ensemble, TrainSettings, member_outputs, train_ensemble
 from mil.validation import (
     cross_fitted_probabilities,
     cross_validate,
     fit_calibrator,
 )
+from mil.whitening import fit_whitening
 from tests.fakes import FINGERPRINT, write_cohort
 
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
@@ -87,7 +88,10 @@ def test_a_restricted_store_does_not_hold_the_others() -> None:
         part.features["p003"]
 
 
-def test_whitening_gives_uncorrelated_components_every_patient_counting_alike() -> None:
+def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(whitening, "_TILES_LOOKED_AT", 10_000)  # all
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(6, 6)) * [9, 5, 3, 2, 1, 0.5]
     # More bags than are taken at once, far from 0, of very different sizes.
@@ -95,13 +99,11 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike() 
         ((rng.normal(size=(int(n), 6)) + rng.normal(size=6)) @ mixing.T + 300).astype(np.float32)
         for n in rng.integers(1, 200, size=40)
     ]
-    whitening = training._fit_whitening(
-        {str(i): bag for i, bag in enumerate(bags)}, [*map(str, range(40))], 4
-    )
-    found = [bag.astype(np.float64) - whitening.mean.numpy() for bag in bags]
+    fitted = fit_whitening({str(i): bag for i, bag in enumerate(bags)}, [*map(str, range(40))], 4)
+    found = [bag.astype(np.float64) - fitted.mean.numpy() for bag in bags]
     np.testing.assert_allclose(sum(bag.mean(axis=0) for bag in found) / 40, 0, atol=1e-3)
     moments = sum(bag.T @ bag / len(bag) for bag in found) / 40
-    matrix = whitening.matrix.double().numpy()
+    matrix = fitted.matrix.double().numpy()
     values = np.linalg.eigvalsh(moments)[::-1][:4]
     np.testing.assert_allclose(
         matrix.T @ moments @ matrix, np.diag(values / (values + values.mean())), atol=1e-4
@@ -136,17 +138,16 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
         name: 1 - label if name in fold.test_ids else label
         for name, label in labels_of(cohort).items()
     }
-    seen = []
-    from mil import validation
-
-    original = validation.train_ensemble
+    seen: list[Ensemble] = []
+    original = validation.train_ensembles
 
     def watch(*args: object, **kwargs: object) -> object:
-        seen.append(original(*args, **kwargs))  # type: ignore[arg-type]
-        return seen[-1]
+        ensembles = original(*args, **kwargs)  # type: ignore[arg-type]
+        seen.extend(ensembles)
+        return ensembles
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "train_ensemble", watch)
+        patch.setattr(validation, "train_ensembles", watch)
         cross_validate(bags, cohort, [fold], settings=FAST, seed=4)
         patients = tuple(
             replace(patient, label=cohort.classes[turned[patient.patient_id]])
@@ -156,8 +157,9 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
     assert states(seen[0].heads) == states(seen[1].heads)
 
 
-def test_early_stopping_keeps_the_best_weights() -> None:
-    bags, cohort = noise_cohort(60, 3, shift=0.4)
+def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "_STEPS_BETWEEN_CHECKS", 1)
+    bags, cohort = noise_cohort(60, 3, shift=0.15)
     settings = replace(FAST, early_stopping=True, max_epochs=25, patience=25, learning_rate=0.02)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
     from mil.splits import stratified_parts
@@ -178,7 +180,10 @@ def test_a_single_head_is_stopped_on_a_fifth_of_the_patients() -> None:
     bags, cohort = noise_cohort(75, 3)
     settings = replace(FAST, n_members=1, early_stopping=True)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
-    assert np.isfinite([[r.train_loss, r.stop_loss] for r in ensemble.history]).all()
+    assert np.isfinite([r.train_loss for r in ensemble.history]).all()
+    # An epoch has four steps; the loss is looked at every ten.
+    looks = [r.epoch for r in ensemble.history if np.isfinite(r.stop_loss)]
+    assert looks == [0, 2, 4]
 
 
 def test_without_early_stopping_all_patients_are_learned_from() -> None:

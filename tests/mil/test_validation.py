@@ -72,18 +72,18 @@ def test_a_poisoned_test_fold_changes_neither_heads_nor_calibrator(
     )
     ensembles: list[list[bytes]] = []
     calibrators: list[Calibrator] = []
-    train, calibrate = validation.train_ensemble, validation.fit_calibrator
+    train, calibrate = validation.train_ensembles, validation.fit_calibrator
 
     def watch_training(*args: object, **kwargs: object) -> object:
-        ensemble = train(*args, **kwargs)  # type: ignore[arg-type]
-        ensembles.append(states(ensemble.heads))
-        return ensemble
+        together = train(*args, **kwargs)  # type: ignore[arg-type]
+        ensembles.extend(states(ensemble.heads) for ensemble in together)
+        return together
 
     def watch_calibration(*args: object, **kwargs: object) -> Calibrator:
         calibrators.append(calibrate(*args, **kwargs))  # type: ignore[arg-type]
         return calibrators[-1]
 
-    monkeypatch.setattr(validation, "train_ensemble", watch_training)
+    monkeypatch.setattr(validation, "train_ensembles", watch_training)
     monkeypatch.setattr(validation, "fit_calibrator", watch_calibration)
     clean = nested_of(bags, cohort, (fold,))
     nested_of(poisoned, turned, (fold,))

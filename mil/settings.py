@@ -1,0 +1,77 @@
+"""How heads are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mil.errors import RunError
+
+__all__ = ["TrainSettings"]
+
+_SCHEDULES = ("constant", "one-cycle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How heads are trained; the same for validation and for what is deployed."""
+
+    head: str = "gated"
+    """Kind of head."""
+    n_members: int = 5
+    """Heads in an ensemble."""
+    n_components: int = 64
+    """Components kept of an embedding; at most, where few patients are there."""
+    early_stopping: bool = False
+    """Stop each head on an inner fold of its own, else after ``fixed_steps``. One rule for all
+    ensembles of a run: heads stopped otherwise give logits of another size, and the calibrator
+    would be fitted on logits unlike the deployed ones."""
+    max_epochs: int = 60
+    """Epochs at most, with early stopping."""
+    fixed_steps: int = 60
+    """Steps without early stopping. Steps and not epochs: the size of the logits grows with steps,
+    and the deployed heads, which learn from more patients, must give logits of the size that the
+    calibrator was fitted on."""
+    patience: int = 12
+    """Epochs without improvement before stopping."""
+    batch_patients: int = 16
+    """Patients a step."""
+    max_tiles: int = 512
+    """Tiles drawn of a patient a step."""
+    learning_rate: float = 1e-3
+    """Of AdamW (Loshchilov and Hutter, 2019)."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    schedule: str = "constant"
+    """Learning rate over the steps: ``constant``, or ``one-cycle`` up to ``learning_rate`` and
+    down (Smith and Topin, 2019) over the most steps a head may take."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    loss: str = "balanced"
+    """One of :data:`mil.losses.LOSSES`; heads are stopped on the balanced one, whatever it is."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread evenly over all classes, 0 to below 1."""
+    instance_dropout: float = 0.0
+    """Share of a patient's tiles left out of a step, 0 to below 1."""
+    feature_noise: float = 0.0
+    """Standard deviation of noise on whitened components, whose own is at most 1."""
+    mixup: float = 0.0
+    """Evenness of mixtures of two patients, see :func:`mil.augmentation.mix_bags`; 0: none."""
+    device: str = "cpu"
+    """Where it runs."""
+
+    @property
+    def n_inner_parts(self) -> int:
+        """Inner folds to stop on: one a head, and five for a single head."""
+        return self.n_members if self.n_members > 1 else 5
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "instance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RunError(name, found=str(getattr(self, name)), expected="0 to below 1")
+        for name in ("feature_noise", "mixup"):
+            if getattr(self, name) < 0:
+                raise RunError(name, found=str(getattr(self, name)), expected="0 or more")
+        if self.schedule not in _SCHEDULES:
+            raise RunError(
+                f"schedule {self.schedule!r}", found="unknown", expected=" or ".join(_SCHEDULES)
+            )

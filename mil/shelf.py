@@ -1,0 +1,82 @@
+"""Whitened bags of patients that stay where heads are trained, and what is drawn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mil.data import Batch
+
+__all__ = ["Shelf"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shelf:
+    """Bags one after another in one piece of memory, on the device of training."""
+
+    tiles: Tensor
+    """Shape (tiles, n_components), float32: whitened tiles of all patients."""
+    starts: Tensor
+    """Shape (patients,), int64: where a patient's tiles begin."""
+    lengths: Tensor
+    """Shape (patients,), int64: how many tiles a patient has, at least one."""
+    labels: Tensor
+    """Shape (patients,), int64: class indices."""
+
+    @classmethod
+    def joined(cls, shelves: Sequence[Shelf]) -> Shelf:
+        """All of them as one; the patients of the second come after those of the first."""
+        if len(shelves) == 1:
+            return shelves[0]
+        offset, starts = 0, []
+        for shelf in shelves:
+            starts.append(shelf.starts + offset)
+            offset += len(shelf.tiles)
+        return cls(
+            tiles=torch.cat([shelf.tiles for shelf in shelves]),
+            starts=torch.cat(starts),
+            lengths=torch.cat([shelf.lengths for shelf in shelves]),
+            labels=torch.cat([shelf.labels for shelf in shelves]),
+        )
+
+    def draw(self, patients: Tensor, n_tiles: int) -> Batch:
+        """At most so many random tiles of each patient.
+
+        A larger bag is cut into ``n_tiles`` stretches of one length, and one tile is drawn of
+        each, so that every part of a slide is seen in every step. A smaller one is taken whole.
+
+        Parameters
+        ----------
+        patients
+            Shape (batch,), int64: which patients.
+        n_tiles
+            Tiles of a patient at most.
+        """
+        width = self._width(patients, n_tiles)
+        luck = torch.rand(len(patients), width, device=self.tiles.device)
+        return self._take(patients, luck)
+
+    def spread(self, patients: Tensor, n_tiles: int) -> Batch:
+        """At most so many tiles of each patient, evenly spaced; always the same."""
+        width = self._width(patients, n_tiles)
+        middle = torch.full((1, width), 0.5, device=self.tiles.device)
+        return self._take(patients, middle.expand(len(patients), -1))
+
+    def _width(self, patients: Tensor, n_tiles: int) -> int:
+        return min(n_tiles, int(self.lengths[patients].max()))
+
+    def _take(self, patients: Tensor, within: Tensor) -> Batch:
+        """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag."""
+        width = within.shape[1]
+        lengths = self.lengths[patients, None]  # (batch, 1)
+        steps = torch.arange(width, device=within.device)
+        # In double precision, or the last stretch of a large bag could end behind its last tile.
+        drawn = ((steps + within.double()) * (lengths / width)).long()
+        places = torch.where(lengths > width, torch.minimum(drawn, lengths - 1), steps)
+        mask = steps < lengths  # (batch, width)
+        places = self.starts[patients, None] + torch.where(mask, places, 0)
+        found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
+        return Batch(found * mask[..., None] if not mask.all() else found, mask)
