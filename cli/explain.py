@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from features.series.table import SeriesSpec
     from mil.cohort import Cohort
+    from mil.explanation.agreement import PatientAgreement
     from mil.explanation.attention import Explanation, SlideAttention
     from mil.explanation.page import SlideView
     from mil.inference import PatientPrediction
@@ -54,6 +55,13 @@ def explain(
         Path | None,
         typer.Option(help="Table or folder of the series that the bags were made from."),
     ] = None,
+    image_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with `slide_id`, `source` and 0 or 1 for each image of a series, in a column "
+            "named after the run's last class or `label`: scores the attention."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("explanations"),
     prior: Annotated[
         str,
@@ -87,6 +95,7 @@ def explain(
     _require_one_question(patients=patients, patient=patient, slide=slide)
     with step("loading the run"):
         from features.files import make_folder
+        from mil.explanation.agreement import measure_agreement, read_image_labels, summarise
         from mil.explanation.attention import explain_patients
         from mil.explanation.page import write_index
         from mil.model import load_run
@@ -100,20 +109,28 @@ def explain(
             slides=_slides_of(cohort, slides) if slides else None,
             series=_series_of(cohort, series) if series else None,
         )
+        labels = None
+        if image_labels is not None:
+            labels = read_image_labels(image_labels, [model.classes[-1], "label"])
         explanations = explain_patients(model, cohort, bags, prior=shares)
         make_folder(out)
     predictions: list[PatientPrediction] = []
     unseen: dict[str, str] = {}
+    agreements: list[PatientAgreement] = []
     with progress_bar("slides") as bars:
         task = bars.add_task("explaining", total=cohort.n_slides)
         for explanation in explanations:
             views = _explain_one(explanation, model, shares, out, files=files, top=top)
             predictions.append(explanation.prediction)
+            if labels is not None and (found := measure_agreement(explanation, labels)):
+                agreements.append(found)
             if slides is not None or series is not None:
                 unseen |= {view.slide.meta.slide_id: view.note for view in views if view.note}
             bars.advance(task, len(explanation.prediction.slide_ids))
     write_index(out / "index.html", predictions, run=model, prior=shares)
     summary = _summarise(model, predictions, shares, out, unseen)
+    if labels is not None:
+        summary["attention"] = asdict(summarise(agreements))
     if as_json:
         print_json(summary)
     else:
@@ -279,6 +296,12 @@ def _print_summary(summary: Mapping[str, object], prior: str) -> None:
     words = "1 patient" if n == 1 else f"{n} patients"
     results.print(f"{words} explained (run {summary['run']})", markup=False)
     results.print(f"The probabilities are for a prior of {told} ({prior}).", markup=False)
+    if isinstance(beside := summary.get("attention"), dict):
+        results.print(
+            f"Attention beside labels of images, {beside['n_patients']} patients that have both: "
+            f"AUROC {beside['auroc']:.3f}; the most attended image is labelled in "
+            f"{100 * beside['hits']:.0f} % (by chance {100 * beside['chance']:.0f} %)."
+        )
     results.print(f"Look at {summary['page']}", markup=False)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.embedded import SlideBars, print_failures
+from cli.label_commands import infer_labels
 from cli.loading import load_encoder_for
 from cli.options import (
     BagsDir,
@@ -49,12 +50,14 @@ def infer(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("submission.csv"),
     prior: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
-            "training) or shares such as `CE=0.7,LAA=0.3`."
+            "training) or shares such as `CE=0.7,LAA=0.3`; default `balanced`, of a run of several "
+            "labels `cohort`.",
+            show_default=False,
         ),
-    ] = "balanced",
+    ] = None,
     weights: Weights = None,
     slide_mpp: Annotated[
         float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
@@ -83,10 +86,22 @@ def infer(
     with step("loading the run"):
         from mil.cohort import read_cohort
         from mil.inference import predict_patients, write_details, write_predictions
+        from mil.label_runs import is_label_run, load_label_run
         from mil.model import load_run
         from mil.priors import parse_prior
 
-        model = load_run(run or newest_run())
+        chosen = run or newest_run(several_labels=True)
+        several = load_label_run(chosen) if is_label_run(chosen) else None
+    if several is not None:
+        if slides is not None:
+            raise typer.BadParameter(
+                "does not go with a run of several labels; embed them first", param_hint="--slides"
+            )
+        _warn(infer_labels(several, patients, bags, out, prior=prior or "cohort", as_json=as_json))
+        return
+    prior = prior or "balanced"
+    with step("loading the run"):
+        model = load_run(chosen)
         cohort = read_cohort(patients, labelled=False)
         counts = dict(zip(model.classes, model.cohort_counts, strict=True))
         shares = parse_prior(prior, model.classes, counts)
@@ -111,8 +126,8 @@ def infer(
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
-def newest_run(runs_dir: Path = Path("runs")) -> Path:
-    """The finished run that was written last.
+def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
+    """The finished run that was written last; of those of several labels only where asked for.
 
     Raises
     ------
@@ -121,7 +136,10 @@ def newest_run(runs_dir: Path = Path("runs")) -> Path:
     """
     from mil.errors import RunError
 
-    found = sorted(runs_dir.glob("*/model.json"), key=lambda file: file.stat().st_mtime)
+    marks = list(runs_dir.glob("*/model.json"))
+    if several_labels:
+        marks += runs_dir.glob("*/labels.json")
+    found = sorted(marks, key=lambda file: file.stat().st_mtime)
     if not found:
         raise RunError(
             runs_dir,

@@ -18,6 +18,7 @@ __all__ = [
     "Device",
     "Execution",
     "JsonOutput",
+    "Labels",
     "MaxTiles",
     "MinTissue",
     "MppTable",
@@ -47,6 +48,13 @@ Calibrator = Annotated[
     typer.Option(
         help="How logits become probabilities: `platt` (shrunken), `temperature`, `beta` (two "
         "classes), `dirichlet` (more), `none`, or `auto`, which picks by cross-validation."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns of 0 and 1 in place of `label`, where a patient may have several, e.g. "
+        "`any,epidural,subdural`."
     ),
 ]
 JsonOutput = Annotated[

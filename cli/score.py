@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import print_json, results, step
-from cli.options import Calibrator, JsonOutput
+from cli.label_commands import read_labels, score_label_files
+from cli.options import Calibrator, JsonOutput, Labels
 from cli.score_tables import print_reliability, print_scores
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def score(
     cohort: Annotated[
         Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
     ],
+    labels: Labels = None,
     class_name: Annotated[
         str | None,
         typer.Option("--class", help="Class that a single column of probabilities is for."),
@@ -81,7 +83,23 @@ def score(
     Example: `mil score submission.csv --cohort labels.csv`
 
     Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
+
+    With `--labels` files have one column a label, and rows need not sum to 1: the weighted log loss
+    of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the shares
+    of the patients scored.
+
+    Example: `mil score submission.csv --cohort labels.csv --labels any,epidural,subdural`
     """
+    if labels is not None:
+        if class_name or calibrate or reliability:
+            raise typer.BadParameter(
+                "goes without --class, --calibrate and --reliability", param_hint="--labels"
+            )
+        score_label_files(
+            predictions, read_labels(cohort, labels), n_resamples=resamples, seed=seed,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     if calibrator != "platt" and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--calibrator")
     with step("scoring"):

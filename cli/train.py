@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
-from cli.options import BagsDir, Calibrator, Device, JsonOutput
+from cli.label_commands import read_labels, train_labels
+from cli.options import BagsDir, Calibrator, Device, JsonOutput, Labels
 
 if TYPE_CHECKING:
     from mil.fitting import FitSummary
@@ -32,6 +33,7 @@ def train(
     cohort: Annotated[
         Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
     ] = Path("train.csv"),
+    labels: Labels = None,
     bags: BagsDir = Path("bags"),
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
@@ -57,7 +59,7 @@ def train(
         str,
         typer.Option(
             help="Kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
-            "`dsmil`, `tokens` or `transmil`."
+            "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan."
         ),
     ] = "gated",
     calibrator: Calibrator = "platt",
@@ -86,6 +88,12 @@ def train(
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
     Example: `mil train --by centre --run runs/new-centres`
+
+    With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
+    the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
+    label if any of its slices does.
+
+    Example: `mil train --labels any,epidural,subdural --head ordered --run runs/ct`
     """
     if by is By.centre and folds is not None:
         raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",
@@ -98,24 +106,26 @@ def train(
         from mil.fitting import fit_run
         from mil.training import TrainSettings
 
-    table = read_cohort(cohort, labelled=True)
+    several = None if labels is None else read_labels(cohort, labels)
+    table = read_cohort(cohort, labelled=True) if several is None else several.patients
     folder = _claim_folder(run, overwrite=overwrite)
     with step("reading bags"):
         loaded = load_patient_bags(table, find_bags(bags))
     settings = TrainSettings(head=head, device=str(choose_device(device)))
+    options: dict[str, Any] = {
+        "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
+        "settings": settings, "calibrator": calibrator, "nested": nested,
+    }  # fmt: skip
+    if several is not None:
+        train_labels(several, loaded, folder, as_json=as_json, **options)
+        return
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = fit_run(
             table,
             loaded,
             folder,
-            by=by.value,
-            n_folds=folds or _DEFAULT_FOLDS,
-            n_repeats=repeats,
-            seed=seed,
-            settings=settings,
-            calibrator=calibrator,
-            nested=nested,
+            **options,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for note in summary.notes:
@@ -143,7 +153,7 @@ def _claim_folder(run: Path | None, *, overwrite: bool) -> Path:
                 expected="a new one",
                 advice="Name another with --run, or replace it with --overwrite.",
             )
-        if not (run / "model.json").is_file():
+        if not any((run / name).is_file() for name in ("model.json", "labels.json")):
             raise RunError(
                 run,
                 found="a folder with other things in it",

@@ -34,7 +34,7 @@ from mil.report import (
     write_evidence,
     write_report,
 )
-from mil.splits import SplitBy, make_folds, split_notes, write_folds
+from mil.splits import Fold, SplitBy, make_folds, split_notes, write_folds
 from mil.training import LEAST_TO_STOP_ON, Ensemble, TrainSettings, train_ensemble
 from mil.validation import (
     OutOfFold,
@@ -95,6 +95,7 @@ def fit_run(
     on_head: Callable[[int, int], None],
     by: SplitBy = "patient",
     nested: bool = False,
+    folds: Sequence[Fold] | None = None,
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
@@ -125,6 +126,8 @@ def fit_run(
     nested
         Score with calibrators fitted by a cross-validation inside each fold's training patients;
         every fold then costs as many ensembles more as there are folds.
+    folds
+        Folds of the patients with tiles, where they are given and not made.
 
     Raises
     ------
@@ -138,7 +141,8 @@ def fit_run(
     """
     usable = _with_tiles(cohort, bags)
     build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
-    folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+    if folds is None:
+        folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
     n_folds = len(folds) // n_repeats
     inner = inner_folds(usable, folds if nested else (), by=by, n_folds=n_folds, seed=seed)
     every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))

@@ -167,6 +167,13 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (path / "labels").is_dir():
+            raise RunError(
+                path,
+                found="a run of several labels",
+                expected="the run of one of them",
+                advice=f"Name one, such as {path / 'labels' / 'any'}.",
+            ) from error
         raise RunError(
             path,
             found="no model.json in it",

@@ -8,6 +8,7 @@ from mil.heads import (
     log_sum_exp,
     maximum,
     mean,
+    ordered,
     tokens,
     transmil,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "log_sum_exp",
     "maximum",
     "mean",
+    "ordered",
     "register_head",
     "tokens",
     "transmil",

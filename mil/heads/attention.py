@@ -37,7 +37,10 @@ class AttentionHead(Head):
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
         """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
-        hidden = self.embed(components)  # (batch, tiles, hidden)
+        return self.pool(self.embed(components), mask)
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> HeadOutput:
+        """Attend to ``hidden`` (batch, tiles, hidden) under ``mask`` (batch, tiles)."""
         scores = self.weigh(self.gaze(hidden)).squeeze(-1)  # (batch, tiles)
         attention = masked_softmax(scores, mask)  # (batch, tiles)
         return self.conclude(hidden, attention)

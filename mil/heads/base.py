@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,9 @@ class Head(nn.Module):
     A new head is one class in one file: it takes ``n_components`` and ``n_classes``, implements
     :meth:`score`, and is registered with :func:`register_head`.
     """
+
+    depends_on_order: ClassVar[bool] = False
+    """Whether the order of a patient's tiles means something to it."""
 
     def __init__(self, *, dim: int, n_components: int) -> None:
         super().__init__()

@@ -31,6 +31,8 @@ def test_attention_sums_to_one_and_ignores_order_and_padding(
         together = head(*pad(bags))
         for index, bag in enumerate(bags):
             order = torch.randperm(len(bag), generator=generator)
+            if head.depends_on_order:
+                order = torch.arange(len(bag))
             alone = head(*pad([bag[order]]))
             torch.testing.assert_close(
                 alone.logits[0], together.logits[index], rtol=1e-4, atol=1e-5
@@ -239,3 +241,28 @@ def test_quick_tanh_is_tanh() -> None:
     torch.testing.assert_close(quick_tanh(x), torch.tanh(x), atol=3e-7, rtol=0)
     (slope,) = torch.autograd.grad(quick_tanh(x).sum(), x)
     torch.testing.assert_close(slope, 1 - torch.tanh(x.detach()) ** 2, atol=1e-6, rtol=0)
+
+
+def test_only_the_ordered_head_minds_the_order_of_tiles() -> None:
+    bag = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    for name in head_names():
+        head = make(name)
+        with torch.inference_mode():
+            one, other = head(*pad([bag])).logits, head(*pad([bag.flip(0)])).logits
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5) != head.depends_on_order
+    assert [name for name in head_names() if make(name).depends_on_order] == ["ordered"]
+
+
+def test_an_ordered_head_learns_what_only_the_order_tells() -> None:
+    torch.manual_seed(0)
+    head = build_head("ordered", dim=2, n_components=2, n_classes=2)
+    bags, truth = torch.randn(200, 8, 2) * 0.1, torch.arange(200) % 2
+    bags[torch.arange(200), torch.where(truth == 1, 6, 1), 0] += 3  # late, or early
+    mask = torch.ones(200, 8, dtype=torch.bool)
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(head(bags, mask).logits, truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert (head.eval()(bags, mask).logits.argmax(dim=1) == truth).float().mean() > 0.95

@@ -1,0 +1,136 @@
+"""A run of several labels and a list of patients into one row of probabilities each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import KnownError
+from features.files import written_beside
+from mil.cohort import Cohort
+from mil.inference import PatientPrediction, predict_patients
+from mil.label_runs import LabelRun
+
+__all__ = ["label_prior", "predict_labels", "write_label_details", "write_label_predictions"]
+
+Floats = npt.NDArray[np.float64]
+Predictions = Mapping[str, list[PatientPrediction]]
+
+
+def label_prior(text: str, run: LabelRun) -> Floats:
+    """Share of patients with each label, from what a user wrote.
+
+    Parameters
+    ----------
+    text
+        ``cohort`` (as in training), ``balanced`` (a half of each), or shares such as
+        ``any=0.4,epidural=0.02``.
+    run
+        The labels.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (labels,), above 0 and below 1.
+
+    Raises
+    ------
+    KnownError
+        If the text is none of these, or lacks a label.
+    """
+    if text == "cohort":
+        return run.shares
+    if text == "balanced":
+        return np.full(len(run.names), 0.5)
+    try:
+        shares = {n.strip(): float(v) for n, v in (part.split("=") for part in text.split(","))}
+        values = np.array([shares[name] for name in run.names])
+    except (KeyError, ValueError):
+        values = np.empty(0)
+    if len(values) != len(text.split(",")) or not ((values > 0) & (values < 1)).all():
+        example = ",".join(f"{name}={share:.2g}" for name, share in zip(run.names, run.shares,
+                                                                        strict=True))  # fmt: skip
+        raise KnownError(
+            f"prior {text!r}", found="no shares of all labels",
+            expected=f"cohort, balanced, or shares above 0 and below 1 such as {example}",
+        )  # fmt: skip
+    return values
+
+
+def predict_labels(
+    run: LabelRun, cohort: Cohort, bags_dir: Path, *, prior: Floats
+) -> dict[str, list[PatientPrediction]]:
+    """What the run of each label says of every patient, see :func:`mil.inference.predict_patients`.
+
+    Parameters
+    ----------
+    run, cohort, bags_dir
+        As for :func:`mil.inference.predict_patients`.
+    prior
+        Shape (labels,): share of patients with each label that the probabilities are for.
+
+    Raises
+    ------
+    BagError
+        If a bag was made otherwise than the run's, or is damaged.
+    """
+    return {
+        name: predict_patients(of_label, cohort, bags_dir, prior=np.array([1 - share, share]))
+        for (name, of_label), share in zip(run.runs.items(), prior.tolist(), strict=True)
+    }
+
+
+def write_label_predictions(path: Path, predictions: Predictions) -> None:
+    """Write ``patient_id`` and one column a label; a row need not sum to 1.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    first = next(iter(predictions.values()))
+    table = pd.DataFrame({
+        "patient_id": [p.patient_id for p in first],
+        **{name: [p.probabilities[1] for p in own] for name, own in predictions.items()},
+    })  # fmt: skip
+    _write(path, table)
+
+
+def write_label_details(path: Path, predictions: Predictions) -> None:
+    """Write what stands behind each row: slides, tiles, status, spread, whether it was seen.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    first = next(iter(predictions.values()))
+    table = pd.DataFrame({
+        "patient_id": [p.patient_id for p in first],
+        "status": [p.status for p in first],
+        "n_slides": [len(p.slide_ids) for p in first],
+        "n_tiles": [sum(p.n_tiles.values()) for p in first],
+        "seen_in_training": [str(bool(p.seen_as)).lower() for p in first],
+        "seen_as": [p.seen_as for p in first],
+        **{
+            f"{what}_{name}": _column(own, what)
+            for name, own in predictions.items()
+            for what in ("out_of_fold", "lowest", "highest")
+        },
+    })  # fmt: skip
+    _write(path, table)
+
+
+def _column(predictions: Sequence[PatientPrediction], what: str) -> list[float | None]:
+    """A number of each patient that is about having the label."""
+    found = [getattr(prediction, what) for prediction in predictions]
+    return [None if pair is None else float(pair[1]) for pair in found]
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with written_beside(path) as beside:
+        table.to_csv(beside, index=False, lineterminator="\n")

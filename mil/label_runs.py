@@ -1,0 +1,240 @@
+"""A run of several labels: one ordinary run a label, on the same folds of patients."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import OutputError
+from features.files import make_folder, written_beside
+from mil.data import PatientBags
+from mil.errors import RunError
+from mil.fitting import FitSummary, fit_run
+from mil.label_folds import label_folds
+from mil.label_metrics import shift_labels, weighted_label_loss
+from mil.label_page import write_label_page
+from mil.label_table import LabelTable
+from mil.metrics import Interval
+from mil.model import Run, load_run, write_json
+from mil.report.evidence import read_evidence
+from mil.splits import SplitBy
+from mil.training import TrainSettings
+
+__all__ = ["LabelRun", "LabelSummary", "fit_labels", "is_label_run", "load_label_run"]
+
+FORMAT = "mil-label-run"
+"""Value of ``format`` in ``labels.json``."""
+
+FORMAT_VERSION = 1
+"""Version that is written; newer ones are refused."""
+
+_FILE = "labels.json"
+_FOLDER = "labels"
+_N_RESAMPLES = 1000
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelSummary:
+    """What a training on several labels came to."""
+
+    path: Path
+    """Folder of the run."""
+    losses: Mapping[str, Interval]
+    """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated``, out-of-fold,
+    and ``cohort prior``, of the shares themselves."""
+    labels: Mapping[str, FitSummary]
+    """What each label came to."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return {
+            "run": str(self.path),
+            "weighted_label_loss": {kind: _plain(loss) for kind, loss in self.losses.items()},
+            "labels": {name: found.as_dict() for name, found in self.labels.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelRun:
+    """The runs of several labels; all were trained on the same patients and bags."""
+
+    path: Path
+    """Their folder."""
+    runs: Mapping[str, Run]
+    """Run of each label, in the order of the labels; its second class is the label."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(self.runs)
+
+    @property
+    def shares(self) -> Floats:
+        """Share of the training cohort that has each label, shape (labels,)."""
+        counts = [run.cohort_counts for run in self.runs.values()]
+        return np.array([count[1] / sum(count) for count in counts], np.float64)
+
+
+def fit_labels(
+    table: LabelTable,
+    bags: PatientBags,
+    run_dir: Path,
+    *,
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+    settings: TrainSettings,
+    calibrator: str = "platt",
+    on_head: Callable[[str, int, int], None],
+    by: SplitBy = "patient",
+    nested: bool = False,
+) -> LabelSummary:
+    """Train, calibrate and write one run a label, with the same folds for all.
+
+    Each label has heads of its own, whose two logits make a sigmoid, and a calibrator of its own:
+    probabilities of different labels need not sum to 1, and each has its own report. Folds are
+    stratified over all labels at once. The folder appears whole when all is done.
+
+    Parameters
+    ----------
+    table
+        Patients and labels.
+    bags
+        Their bags.
+    run_dir
+        Folder of the run.
+    n_folds, n_repeats, seed, settings, calibrator, by, nested
+        As for :func:`mil.fitting.fit_run`.
+    on_head
+        Called with the label, heads done, and heads in all.
+
+    Raises
+    ------
+    SplitError
+        If a label has too few patients with tiles.
+    CalibrationError
+        As :func:`mil.fitting.fit_run`.
+    OutputError
+        If the folder cannot be written.
+    """
+    usable = table.restricted_to(bags.filled())
+    folds = None
+    if by == "patient":
+        folds = label_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+    beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
+    found = {}
+    for name in table.names:
+
+        def one_more(done: int, total: int, *, label: str = name) -> None:
+            on_head(label, done, total)
+
+        found[name] = fit_run(
+            table.cohort_of(name), bags, make_folder(beside / _FOLDER) / name, n_folds=n_folds,
+            n_repeats=n_repeats, seed=seed, settings=settings, calibrator=calibrator,
+            on_head=one_more, by=by, nested=nested, folds=folds,
+        )  # fmt: skip
+    summary = _summarise(usable, beside, run_dir, found, seed=seed)
+    write_label_page(beside / "report.html", run_dir.name, found, usable, summary.losses)
+    write_json(
+        beside / _FILE,
+        {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "labels": list(table.names),
+            "scores": summary.as_dict() | {"run": run_dir.name},
+        },
+    )  # fmt: skip
+    _move(beside, run_dir)
+    return summary
+
+
+def is_label_run(path: Path) -> bool:
+    """Whether a folder is a finished run of several labels."""
+    return (path / _FILE).is_file()
+
+
+def load_label_run(path: Path) -> LabelRun:
+    """Read the runs of all labels.
+
+    Raises
+    ------
+    RunError
+        If one of them is missing or damaged, or a later version wrote them.
+    """
+    try:
+        described = json.loads((path / _FILE).read_text(encoding="utf-8"))
+        version, names = int(described["format_version"]), list(map(str, described["labels"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            path / _FILE, found=f"cannot be read ({type(error).__name__})",
+            expected="as 'mil train --labels' wrote it", advice="Train again.",
+        ) from error  # fmt: skip
+    if described.get("format") != FORMAT or version > FORMAT_VERSION:
+        raise RunError(
+            path / _FILE, found=f"{described.get('format')!r} version {version}",
+            expected=f"{FORMAT!r}, at most version {FORMAT_VERSION}",
+        )  # fmt: skip
+    if any("/" in name or name.startswith(".") for name in names):
+        raise RunError(path / _FILE, found=f"labels {names}", expected="names of folders")
+    return LabelRun(path=path, runs={name: load_run(path / _FOLDER / name) for name in names})
+
+
+def _summarise(
+    table: LabelTable,
+    beside: Path,
+    run_dir: Path,
+    found: Mapping[str, FitSummary],
+    *,
+    seed: int,
+) -> LabelSummary:
+    """All labels in one number, and the table of what was said of every patient."""
+    columns = []
+    for name in table.names:
+        folder = beside / _FOLDER / name
+        evidence = read_evidence(folder, classes=table.cohort_of(name).classes)
+        places = {patient: place for place, patient in enumerate(evidence.patient_ids)}
+        order = [places[patient] for patient in table.patients.patient_ids]
+        columns.append(evidence.first["calibrated"][order, 1])
+    balanced = np.stack(columns, axis=1)  # (patients, labels)
+    shares = table.truth.mean(axis=0)
+    proba = shift_labels(balanced, old=np.full(len(shares), 0.5), new=shares)
+    _write_out_of_fold(beside / "out_of_fold.csv", table, proba)
+    kinds = {"calibrated": proba, "cohort prior": np.broadcast_to(shares, proba.shape)}
+    losses = {
+        kind: weighted_label_loss(
+            values, table.truth, names=table.names, n_resamples=_N_RESAMPLES, seed=seed
+        )
+        for kind, values in kinds.items()
+    }
+    # They lie beside until all is done; what is told is where they will be found.
+    labels = {name: replace(each, path=run_dir / _FOLDER / name) for name, each in found.items()}
+    return LabelSummary(path=run_dir, losses=losses, labels=labels)
+
+
+def _write_out_of_fold(path: Path, table: LabelTable, proba: Floats) -> None:
+    rows = pd.DataFrame(proba, columns=list(table.names))
+    rows.insert(0, "patient_id", list(table.patients.patient_ids))
+    with written_beside(path) as beside:
+        rows.to_csv(beside, index=False, lineterminator="\n")
+
+
+def _move(beside: Path, run_dir: Path) -> None:
+    try:
+        if run_dir.exists():
+            shutil.rmtree(run_dir)
+        beside.rename(run_dir)
+    except OSError as error:
+        raise OutputError(
+            run_dir, found=f"cannot be replaced ({error.strerror or error})"
+        ) from error  # fmt: skip
+
+
+def _plain(score: Interval) -> dict[str, object]:
+    return {"value": score.value, "interval": [score.low, score.high]}

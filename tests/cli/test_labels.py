@@ -1,0 +1,188 @@
+"""Several labels a patient: train, infer, score and explain by the commands that a user types."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from features.bags import write_bag
+from mil.label_runs import is_label_run, load_label_run
+from tests.fakes import make_series
+
+NAMES = "any,left,right"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write_world(folder: Path, *, n_scans: int) -> None:
+    """Scans of 8 images: one of the first four is raised along one axis, or of the last along
+    another, or both, or none; ``labels.csv`` has one row an image."""
+    (folder / "bags").mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["slide_id,patient_id,source," + NAMES]
+    for number in range(n_scans):
+        left, right = number % 2, number // 2 % 2
+        bag = make_series(f"s{number}", n_images=8, dim=16, seed=1)
+        bag.features[:] *= np.float16(0.3)
+        marked = np.zeros((8, 2), int)
+        for side, has in enumerate((left, right)):
+            if has:
+                place = rng.integers(4) + 4 * side
+                bag.features[place, side] += np.float16(4)
+                marked[place, side] = 1
+        write_bag(folder / "bags" / f"s{number}.h5", bag)
+        rows += [
+            f"s{number},p{number},{source},{max(mark)},{mark[0]},{mark[1]}"
+            for source, mark in zip(bag.source or (), marked.tolist(), strict=True)
+        ]
+    (folder / "labels.csv").write_text("\n".join(rows))
+    scans = [f"s{number},p{number}" for number in range(n_scans)]
+    (folder / "scans.csv").write_text("\n".join(["slide_id,patient_id", *scans]))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, n_scans=48)
+    found = run(
+        "train", "--cohort", folder / "labels.csv", "--labels", NAMES, "--bags", folder / "bags",
+        "--run", folder / "run", "--folds", 3, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    (folder / "train.json").write_text(found.stdout)
+    return folder
+
+
+def test_training_gives_a_run_and_a_report_a_label(world: Path) -> None:
+    found = json.loads((world / "train.json").read_text())
+    losses = found["weighted_label_loss"]
+    assert losses["calibrated"]["value"] < losses["cohort prior"]["value"]
+    assert list(found["labels"]) == NAMES.split(",")
+    page = (world / "run" / "report.html").read_text()
+    for name in NAMES.split(","):
+        assert (world / "run" / "labels" / name / "report.html").is_file()
+        assert f'href="./labels/{name}/report.html"' in page
+    assert is_label_run(world / "run")
+    run = load_label_run(world / "run")
+    np.testing.assert_allclose(run.shares, [0.75, 0.5, 0.5])
+    assert not list(world.glob(".run*"))
+
+
+def test_all_labels_share_their_folds(world: Path) -> None:
+    tables = {(world / "run" / "labels" / n / "folds.csv").read_text() for n in NAMES.split(",")}
+    assert len(tables) == 1
+
+
+def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
+    world: Path, tmp_path: Path
+) -> None:
+    found = run(
+        "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
+        world / "scans.csv", "--out", tmp_path / "out.csv",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["patient_id", "any", "left", "right"]
+    assert [row["patient_id"] for row in rows] == [f"p{number}" for number in range(48)]
+    values = np.array([[float(row[name]) for name in NAMES.split(",")] for row in rows])
+    assert np.ptp(values.sum(axis=1)) > 0.5
+    scored = run(
+        "score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES,
+        "--resamples", 100, "--json",
+    )  # fmt: skip
+    assert scored.exit_code == 0, scored.output
+    scores = json.loads(scored.stdout)
+    assert scores["label_counts"] == {"any": 36, "left": 24, "right": 24}
+    (file,) = scores["files"]
+    loss = file["weighted_label_loss"]
+    assert loss["predictions"]["value"] < loss["cohort prior"]["value"]
+    assert file["labels"]["left"]["auroc"]["value"] > 0.9
+    details = list(csv.DictReader((tmp_path / "out.details.csv").read_text().splitlines()))
+    assert details[0]["seen_in_training"] == "true"
+    assert 0 <= float(details[0]["out_of_fold_left"]) <= 1
+
+
+def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("slide_id,patient_id\ngone,q\n")
+    stated = "any=.3,left=.2,right=.1"
+    for prior, expected in (
+        (None, [0.75, 0.5, 0.5]), ("balanced", [0.5] * 3), (stated, [0.3, 0.2, 0.1]),
+    ):  # fmt: skip
+        found = run(
+            "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
+            tmp_path / "test.csv", "--out", tmp_path / "out.csv",
+            *(() if prior is None else ("--prior", prior)),
+        )  # fmt: skip
+        assert found.exit_code == 0, found.output
+        row = (tmp_path / "out.csv").read_text().splitlines()[1].split(",")
+        np.testing.assert_allclose([float(value) for value in row[1:]], expected)
+
+
+@pytest.mark.parametrize("prior", ["any=0.5", "any=0,left=.1,right=.1", "half", "a=b,c=d,e=f"])
+def test_a_prior_that_lacks_a_label_is_refused(world: Path, prior: str) -> None:
+    found = run(
+        "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
+        world / "scans.csv", "--prior", prior,
+    )  # fmt: skip
+    assert found.exit_code == 1
+    assert "no shares of all labels" in found.output
+
+
+def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
+    found = run(
+        "explain", "--run", world / "run" / "labels" / "left", "--bags", world / "bags",
+        "--slide", "s1", "--out", tmp_path,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "no left" in (tmp_path / "s1" / "index.html").read_text()
+
+
+def test_commands_for_one_label_say_so_of_a_run_of_several(world: Path, tmp_path: Path) -> None:
+    found = run(
+        "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s1", "--out",
+        tmp_path,
+    )  # fmt: skip
+    assert found.exit_code == 1
+    assert "a run of several labels; expected the run of one of them" in found.output
+
+
+def test_a_finished_run_is_replaced_only_when_asked(world: Path) -> None:
+    found = run(
+        "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
+        "--run", world / "run",
+    )  # fmt: skip
+    assert found.exit_code == 1
+    assert "not empty" in found.output
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("patient_id,any,left\np0,1,1\n", "no column 'right'"),
+        ("patient_id,any,left,right\np0,1,1,1.5\n", "right is '1.5'"),
+        ("patient_id,any,left,right\np0,1,1,0.5\n", "1 rows for 48 patients"),
+    ],
+)
+def test_predictions_that_cannot_be_scored_are_told(
+    world: Path, tmp_path: Path, rows: str, said: str
+) -> None:
+    (tmp_path / "out.csv").write_text(rows)
+    found = run("score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES)
+    assert found.exit_code == 1
+    assert said in found.output
+
+
+def test_a_damaged_list_of_labels_is_one_line(world: Path, tmp_path: Path) -> None:
+    for content in ("{}", "no", '{"format": "x", "format_version": 1, "labels": []}'):
+        (tmp_path / "labels.json").write_text(content)
+        found = run("infer", "--run", tmp_path, "--patients", world / "scans.csv")
+        assert found.exit_code == 1
+        assert "labels.json" in found.output
