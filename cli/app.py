@@ -15,6 +15,7 @@ from cli.demo import demo
 from cli.describe import describe
 from cli.embed import embed
 from cli.explain import explain
+from cli.filter import filter_
 from cli.infer import infer
 from cli.inspect import inspect
 from cli.preview import preview
@@ -52,6 +53,7 @@ app.command()(score)
 app.command()(audit)
 app.command()(demo)
 app.add_typer(bags, name="bags")
+app.add_typer(filter_, name="filter")
 
 
 def _print_version(*, wanted: bool) -> None:

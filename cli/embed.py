@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import finish_on_interrupt, progress_bar, step
+from cli.console import finish_on_interrupt, notes, progress_bar, step
 from cli.dry_run import print_estimate
 from cli.embed_series import embed_table
 from cli.embedded import SlideBars, report_outcomes
 from cli.loading import load_encoder_for
 from cli.options import (
+    Backbone,
     BagsDir,
     Batch,
     Device,
     Execution,
+    FilterFile,
     JsonOutput,
     MaxTiles,
     MinTissue,
@@ -35,6 +37,9 @@ from cli.options import (
     tile_settings,
 )
 from features.cores import N_CORES
+
+if TYPE_CHECKING:
+    from features.filter import TileFilter
 
 __all__ = ["embed"]
 
@@ -62,12 +67,7 @@ def embed(
         ),
     ] = "brain,subdural,soft",
     bags: BagsDir = Path("bags"),
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="Any timm model, or several joined by `+`; the default needs no network."
-        ),
-    ] = "tf_efficientnet_lite0",
+    backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = None,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
@@ -75,6 +75,7 @@ def embed(
     min_tissue: MinTissue = 0.3,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
+    tile_filter: FilterFile = None,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
     max_failed: Annotated[
@@ -116,7 +117,7 @@ def embed(
     or `--mpp-table`, else 0.25 µm/px is assumed, and the summary says so.
 
     Tiles of pen ink, black fill, coverslip edges, folds and blur are left out and counted;
-    `--rules none` keeps them.
+    `--rules none` keeps them. With --filter, so are tiles that a trained filter drops.
 
     Example: `mil embed slides/ --bags bags --mpp 0.5`
 
@@ -135,7 +136,8 @@ def embed(
     if series is not None:
         _refuse_with_series(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
-             "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap}
+             "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap,
+             "--filter": tile_filter}
         )  # fmt: skip
         embed_table(
             series, bags, backbone=backbone, weights=weights, windows=windows, tile_px=tile_px,
@@ -150,6 +152,7 @@ def embed(
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     slides = part_of(slides_of(paths or []), shard)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    sieve = None if tile_filter is None else _read_filter(tile_filter, slides)
     with step("loading the backbone"):
         from features.pipeline import embed_slides
         from features.preview import PreviewFolder
@@ -158,7 +161,7 @@ def embed(
 
         settings = EmbedSettings(
             tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers,
-            max_failed=_MAX_FAILED if max_failed is None else max_failed,
+            max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
         )  # fmt: skip
         encoder = load_encoder_for(
             None if dry_run else bags, backbone, weights=weights, device=device, batch=batch,
@@ -189,3 +192,20 @@ def _refuse_with_series(given: dict[str, object]) -> None:
     for name, value in given.items():
         if value:
             raise typer.BadParameter("goes with slides, not with --series", param_hint=name)
+
+
+def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
+    """The filter of a file, with a word of warning where it learned from these very slides."""
+    from features.filter import read_filter
+    from features.slides.opening import slide_id_of
+
+    tile_filter = read_filter(path)
+    seen = {slide.slide_id for slide in tile_filter.examples.slides}
+    if n_seen := len(seen.intersection(map(slide_id_of, slides))):
+        notes.print(
+            f"warning: the filter learned from {n_seen} of these slides: 'mil train' will refuse "
+            "bags made with it. Embed without --filter and give it to 'mil train --filter', which "
+            "fits it again in each fold.",
+            style="yellow",
+        )
+    return tile_filter

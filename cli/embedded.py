@@ -157,7 +157,7 @@ def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path, words: tuple[st
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
-        advice = " (--rules none keeps them)" if words[1] == "tiles" else ""
+        advice = " (--rules none turns the rules off)" if words[1] == "tiles" else ""
         results.print(f"{words[1].capitalize()} left out: {told}{advice}.")
     told = ", ".join(f"{mpp} ({count})" for mpp, count in _mpp_counts(outcomes)[:6])
     if told:

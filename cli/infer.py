@@ -179,7 +179,9 @@ def _embed_missing(
     if not paths:
         return 0
     with step("loading the backbone"):
-        settings = settings_like(run.fingerprint, batch_tiles=batch, n_workers=workers)
+        settings = settings_like(
+            run.fingerprint, batch_tiles=batch, n_workers=workers, tile_filter=run.tile_filter
+        )
         given = given_mpp_of(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
         encoder = load_encoder_for(
             bags_dir, run.fingerprint.encoder, weights=weights, device=device, batch=batch,

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from features.tiles import TileSettings
 
 __all__ = [
+    "Backbone",
     "BagsDir",
     "Batch",
     "Calibrator",
     "Device",
     "Execution",
+    "FilterFile",
     "JsonOutput",
     "Labels",
     "MaxTiles",
@@ -39,6 +41,15 @@ __all__ = [
 
 T = TypeVar("T")
 
+Backbone = Annotated[
+    str,
+    typer.Option(help="Any timm model, or several joined by `+`; the default needs no network."),
+]
+FilterFile = Annotated[
+    Path | None,
+    typer.Option("--filter", help="Tile filter that `mil filter fit` wrote; what it drops is "
+                 "counted."),
+]  # fmt: skip
 BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
 Device = Annotated[
     str, typer.Option(help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.")

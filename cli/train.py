@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
 from cli.label_commands import read_labels, train_labels
-from cli.options import BagsDir, Calibrator, Device, JsonOutput, Labels
+from cli.options import BagsDir, Calibrator, Device, FilterFile, JsonOutput, Labels
 
 if TYPE_CHECKING:
     from mil.fitting import FitSummary
@@ -71,6 +71,7 @@ def train(
             "folds 5 times as long.",
         ),
     ] = False,
+    tile_filter: FilterFile = None,
     device: Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of that name.")
@@ -84,6 +85,10 @@ def train(
     cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds, or
     nested with `--nested`. A training that was killed goes on at the fold it was in when it is
     started again with the same settings.
+
+    With --filter, tiles that the filter drops are left out and counted; `mil infer` and `mil
+    explain` will leave them out alike. Where it learned from slides of these patients, each fold
+    uses one fitted again without those it judges.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
@@ -101,8 +106,10 @@ def train(
     with step("loading torch"):
         from features.bags import find_bags
         from features.engines import choose_device
+        from features.filter import read_filter
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags
+        from mil.filtering import filter_bags
         from mil.fitting import fit_run
         from mil.training import TrainSettings
 
@@ -110,7 +117,10 @@ def train(
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
     folder = _claim_folder(run, overwrite=overwrite)
     with step("reading bags"):
-        loaded = load_patient_bags(table, find_bags(bags))
+        loaded = filter_bags(
+            load_patient_bags(table, find_bags(bags)), table, bags_dir=bags,
+            tile_filter=None if tile_filter is None else read_filter(tile_filter),
+        )  # fmt: skip
     settings = TrainSettings(head=head, device=str(choose_device(device)))
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,

@@ -87,6 +87,8 @@ class Fingerprint:
     """Overlap of neighbouring tiles in px."""
     tissue: str
     """Settings of the tissue search and of the choice of tiles, as JSON."""
+    filter_sha256: str = ""
+    """Hash of the tile filter that dropped tiles, see :mod:`features.filter`; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

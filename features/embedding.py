@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from features.encoders import Encoder
 from features.errors import TileError
+from features.filter import REASON, TileFilter
 from features.slides.protocol import RgbArray
 
 __all__ = ["Instances", "SlideWork", "embed_works"]
@@ -52,19 +53,22 @@ class SlideWork(Generic[S]):
         The open slide and its tiles.
     dim
         Length of an embedding.
+    tile_filter
+        Drops tiles by their embeddings; None drops none.
 
     Attributes
     ----------
     failures
         One message for each tile that could not be decoded, by its index into the grid.
     left_out
-        Rule that spoke against a tile, by its index into the grid.
+        Rule that spoke against a tile, or ``filter``, by its index into the grid.
     fault
         What went wrong with the slide as a whole; None if nothing did.
     """
 
-    def __init__(self, survey: S, *, dim: int) -> None:
+    def __init__(self, survey: S, *, dim: int, tile_filter: TileFilter | None = None) -> None:
         self.survey = survey
+        self._filter = tile_filter
         self.failures: dict[int, str] = {}
         self.left_out: dict[int, str] = {}
         self.fault: Exception | None = None
@@ -89,13 +93,16 @@ class SlideWork(Generic[S]):
         return self._features[self._embedded]
 
     def store(self, index: int, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep the embedding of a tile."""
+        """Keep the embedding of a tile, unless the filter drops it."""
+        if self._filter is not None and self._filter.drops(embedding[None])[0]:
+            self.drop(index, REASON)
+            return
         self._features[index] = embedding
         self._embedded[index] = True
         self._n_left -= 1
 
     def drop(self, index: int, reason: str | Exception) -> None:
-        """Note that a tile has no embedding: the rule that left it out, or what went wrong."""
+        """Note that a tile has no embedding: the reason to leave it out, or what went wrong."""
         if isinstance(reason, str):
             self.left_out[index] = reason
         elif isinstance(reason, TileError):

@@ -9,6 +9,7 @@
     │   └── TileError     one region of it that cannot be decoded
     ├── ResolutionError   a resolution that cannot be had from this slide
     ├── EncoderError      a backbone or its weights
+    ├── FilterError       a tile filter that cannot be fitted, read or applied
     └── BagError          a bag file that cannot be read or trusted
 
 The learning half adds its own branches in :mod:`mil.errors`. Every message follows one mould:
@@ -18,6 +19,7 @@ where, what was found, what was expected, what to do.
 __all__ = [
     "BagError",
     "EncoderError",
+    "FilterError",
     "KnownError",
     "OutputError",
     "ResolutionError",
@@ -94,6 +96,10 @@ class ResolutionError(KnownError):
 
 class EncoderError(KnownError):
     """A backbone that does not exist, or weights that are missing or do not fit."""
+
+
+class FilterError(KnownError):
+    """A tile filter that cannot be fitted, read, or applied to these embeddings."""
 
 
 class BagError(KnownError):

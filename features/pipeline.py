@@ -26,6 +26,7 @@ from features.embedding import Instances, SlideWork, embed_works
 from features.encoders import Encoder
 from features.errors import BagError, KnownError, OutputError
 from features.files import leftovers_in, make_folder
+from features.filter import TileFilter, keep_filter
 from features.listing import require_distinct_ids
 from features.outcomes import SlideOutcome, Status, write_outcomes
 from features.preview import PreviewFolder
@@ -135,7 +136,7 @@ def embed_slide(
         If ``given_mpp`` is implausible.
     """
     source = _SlideSource(path=path, encoder=encoder, settings=settings, given_mpp=given_mpp)
-    job = _Job.open(source, dim=encoder.dim)
+    job = _Job.open(source, dim=encoder.dim, tile_filter=settings.tile_filter)
     with job.opened:
         progress.slide_started(source.bag_id, job.work.survey.n_tiles)
         for work in embed_works(
@@ -197,6 +198,8 @@ def embed_slides(
         If two slides have the same id.
     BagError
         If the folder holds bags of these slides made with other settings.
+    FilterError
+        If the tile filter was fitted on other embeddings than these.
     OutputError
         If the folder cannot be written to any more, e.g. for want of space.
     """
@@ -212,7 +215,7 @@ def embed_slides(
         return embed_sources(
             sources, bags_dir, encoder, fingerprint=fingerprint_of(encoder, settings),
             batch_tiles=settings.batch_tiles, n_workers=settings.n_workers, overwrite=overwrite,
-            progress=progress, stop=stop,
+            progress=progress, stop=stop, tile_filter=settings.tile_filter,
         )  # fmt: skip
     finally:
         if preview is not None:
@@ -230,6 +233,7 @@ def embed_sources(
     overwrite: bool,
     progress: EmbedProgress,
     stop: Event | None = None,
+    tile_filter: TileFilter | None = None,
 ) -> list[SlideOutcome]:
     """Embed whatever becomes bags, as :func:`embed_slides` does slides.
 
@@ -245,6 +249,8 @@ def embed_sources(
         Tiles through the backbone at once.
     n_workers
         Threads that decode.
+    tile_filter
+        Drops instances by their embeddings; None drops none.
 
     Returns
     -------
@@ -259,11 +265,13 @@ def embed_sources(
         If the folder cannot be written to any more, e.g. for want of space.
     """
     make_folder(bags_dir)
+    if tile_filter is not None:
+        keep_filter(bags_dir, tile_filter)
     with Claims(bags_dir / ".claims") as claims:
         run = _Run(
             sources=sources, bags_dir=bags_dir, encoder=encoder, fingerprint=fingerprint,
             batch_tiles=batch_tiles, n_workers=n_workers, overwrite=overwrite, progress=progress,
-            stop=stop or Event(), claims=claims,
+            stop=stop or Event(), claims=claims, tile_filter=tile_filter,
         )  # fmt: skip
         return run.go()
 
@@ -308,10 +316,11 @@ class _Job(Generic[S]):
     started: float
 
     @classmethod
-    def open(cls, source: Source[S], *, dim: int) -> _Job[S]:
+    def open(cls, source: Source[S], *, dim: int, tile_filter: TileFilter | None) -> _Job[S]:
         started = time.monotonic()
         opened = ExitStack()
-        work = SlideWork(opened.enter_context(source.open()), dim=dim)
+        survey = opened.enter_context(source.open())
+        work = SlideWork(survey, dim=dim, tile_filter=tile_filter)
         return cls(source=source, work=work, opened=opened, started=started)
 
 
@@ -331,11 +340,12 @@ class _Run(Generic[S]):
         progress: EmbedProgress,
         stop: Event,
         claims: Claims,
+        tile_filter: TileFilter | None,
     ) -> None:
         self._sources, self._bags_dir = sources, bags_dir
         self._encoder, self._batch_tiles, self._n_workers = encoder, batch_tiles, n_workers
         self._progress, self._stop, self._claims = progress, stop, claims
-        self._fingerprint = fingerprint
+        self._fingerprint, self._filter = fingerprint, tile_filter
         self._finished = {} if overwrite else self._finished_bags()
         self._overwrite = overwrite
         self._leftovers = leftovers_in(bags_dir)
@@ -410,7 +420,7 @@ class _Run(Generic[S]):
                 return None
             for part in self._leftovers.get(f"{bag_id}.h5", ()):
                 part.unlink(missing_ok=True)
-            return _Job.open(source, dim=self._encoder.dim)
+            return _Job.open(source, dim=self._encoder.dim, tile_filter=self._filter)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
             self._fail(source, error, seconds=time.monotonic() - started)
             return None

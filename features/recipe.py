@@ -9,6 +9,7 @@ from typing import Any
 from features.bags import UNKNOWN, Fingerprint, as_json
 from features.encoders import Encoder
 from features.errors import BagError
+from features.filter import TileFilter, require_recipe
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
 
@@ -29,11 +30,20 @@ class EmbedSettings:
     """Threads that decode."""
     max_failed: float = 0.05
     """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
+    tile_filter: TileFilter | None = None
+    """Drops tiles by their embeddings; None drops none."""
 
 
 def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
-    """How bags of this encoder and these settings are told from others."""
-    return Fingerprint(
+    """How bags of this encoder and these settings are told from others.
+
+    Raises
+    ------
+    FilterError
+        If the tile filter was fitted on other embeddings than these.
+    """
+    tile_filter = settings.tile_filter
+    fingerprint = Fingerprint(
         encoder=encoder.name,
         weights_sha256=encoder.weights_sha256,
         transform=encoder.preprocessing.as_json(),
@@ -47,11 +57,21 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
             max_tiles=settings.tiles.max_tiles,
             **asdict(settings.tissue),
         ),
+        filter_sha256="" if tile_filter is None else tile_filter.sha256,
     )
+    if tile_filter is not None:
+        require_recipe(tile_filter, fingerprint, source="the bags to be made")
+    return fingerprint
 
 
-def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int) -> EmbedSettings:
-    """Settings that make bags of this fingerprint, given the same encoder.
+def settings_like(
+    fingerprint: Fingerprint,
+    *,
+    batch_tiles: int,
+    n_workers: int,
+    tile_filter: TileFilter | None = None,
+) -> EmbedSettings:
+    """Settings that make bags of this fingerprint, given the same encoder and tile filter.
 
     Raises
     ------
@@ -86,4 +106,5 @@ def settings_like(fingerprint: Fingerprint, *, batch_tiles: int, n_workers: int)
         tissue=TissueSettings(**tissue),
         batch_tiles=batch_tiles,
         n_workers=n_workers,
+        tile_filter=tile_filter if fingerprint.filter_sha256 else None,
     )

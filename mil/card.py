@@ -55,7 +55,7 @@ shifted to others.
 
 **Made of.** {len(run.heads)} heads `{run.head_name}` over {_instances(made)}, embedded by the
 frozen backbone `{made.encoder}` (weights `{made.weights_sha256[:12]}`). Bags made otherwise
-are refused.
+are refused.{_filter(run)}
 
 **Scores**, {_kind(run)} 95 % intervals over patients, without the variance of training.
 
@@ -74,6 +74,17 @@ def _instances(made: Fingerprint) -> str:
     if made.target_mpp:
         return f"tiles of {made.tile_px} px at\n{made.target_mpp:g} µm/px"
     return f"tiles or images of\n{made.tile_px} px"
+
+
+def _filter(run: Run) -> str:
+    """What is not looked at, in words."""
+    if run.tile_filter is None:
+        return ""
+    slides = run.tile_filter.examples.slides
+    return (
+        f" Tiles that filter\n`{run.tile_filter.sha256[:12]}` drops are not looked at; it learned "
+        f"from examples of {len(slides)} slides."
+    )
 
 
 def _kind(run: Run) -> str:

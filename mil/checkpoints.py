@@ -35,8 +35,8 @@ class Judgement:
 class Checkpoints:
     """A folder of judgements, each named after a hash of all that decided it.
 
-    Bags, labels, settings, seed, and the program itself are in that name: what was made otherwise
-    is not found, and nothing has to be told apart.
+    Bags, tile filter, labels, settings, seed, and the program itself are in that name: what was
+    made otherwise is not found, and nothing has to be told apart.
 
     Parameters
     ----------
@@ -49,6 +49,7 @@ class Checkpoints:
     def __init__(self, folder: Path, bags: PatientBags) -> None:
         self._folder = folder
         self._contents = _contents(bags)
+        self._filter = "" if bags.tile_filter is None else bags.tile_filter.sha256
 
     def names(
         self,
@@ -81,6 +82,7 @@ class Checkpoints:
                 "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
                 "judged": [(p, self._contents[p]) for p in fold.test_ids],
                 "n_classes": n_classes,
+                "filter": self._filter,
                 "settings": asdict(settings),
                 "seed": list(seed),
             }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +16,19 @@ from torch import Tensor
 from features.bags import Bag, Fingerprint, read_bag, read_features, require_same_fingerprint
 from features.cores import free_memory
 from features.errors import BagError
+from features.filter import TileFilter
 from mil.cohort import Cohort, Patient
 
 __all__ = [
     "Batch",
     "Features",
+    "LazyFeatures",
     "PatientBags",
     "SlideNote",
     "StoredFeatures",
     "load_patient_bags",
     "pad",
+    "restrict",
 ]
 
 Features = npt.NDArray[np.floating[Any]]
@@ -56,7 +60,27 @@ class SlideNote:
     """Hash of the embeddings."""
 
 
-class StoredFeatures(Mapping[str, Features]):
+class LazyFeatures(Mapping[str, Features], ABC):
+    """Embeddings by patient that are made whenever they are asked for."""
+
+    tile_filter: TileFilter | None = None
+    """Drops tiles as they are read; None for none."""
+
+    @property
+    @abstractmethod
+    def n_tiles(self) -> Mapping[str, int]:
+        """Embeddings by patient."""
+
+    @abstractmethod
+    def restricted_to(self, patient_ids: Sequence[str]) -> LazyFeatures:
+        """These patients only, in this order; the others cannot be reached from it."""
+
+    def held_out(self, patient_ids: Iterable[str]) -> LazyFeatures:  # noqa: ARG002 - for others
+        """The same patients, as they are where nothing was learned from the ones named."""
+        return self
+
+
+class StoredFeatures(LazyFeatures):
     """Embeddings by patient that stay in their files and are read whenever they are asked for.
 
     Parameters
@@ -74,7 +98,12 @@ class StoredFeatures(Mapping[str, Features]):
     ) -> None:
         self._files = files
         self._dim = dim
-        self.n_tiles = n_tiles
+        self._n_tiles = n_tiles
+
+    @property
+    def n_tiles(self) -> Mapping[str, int]:
+        """Embeddings by patient; nothing is read for it."""
+        return self._n_tiles
 
     def __getitem__(self, patient_id: str) -> Features:
         """Read a patient's bags, shape (tiles, dim).
@@ -127,6 +156,8 @@ class PatientBags:
     """Slides they were read from."""
     missing_slides: tuple[str, ...] = ()
     """Slides of the cohort without a bag."""
+    tile_filter: TileFilter | None = None
+    """Filter that dropped tiles, when they were embedded or as they are read; None for none."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -137,17 +168,29 @@ class PatientBags:
         """A store of these patients only, in this order; the others are not in it at all."""
         wanted = list(patient_ids)
         return PatientBags(
-            features=self.features.restricted_to(wanted)
-            if isinstance(self.features, StoredFeatures)
-            else {patient_id: self.features[patient_id] for patient_id in wanted},
+            features=restrict(self.features, wanted),
             fingerprint=self.fingerprint,
             slides=tuple(note for note in self.slides if note.patient_id in set(wanted)),
+            tile_filter=self.tile_filter,
         )
+
+    def held_out(self, patient_ids: Iterable[str]) -> PatientBags:
+        """The same patients, their tiles dropped by a filter that saw none of the ones named.
+
+        Where no filter drops tiles as they are read, or it saw none of them anyhow, this is the
+        store itself.
+        """
+        if not isinstance(self.features, LazyFeatures):
+            return self
+        features = self.features.held_out(patient_ids)
+        if features is self.features:
+            return self
+        return replace(self, features=features, tile_filter=features.tile_filter)
 
     @property
     def n_tiles(self) -> Mapping[str, int]:
-        """Embeddings by patient; nothing is read for it."""
-        if isinstance(self.features, StoredFeatures):
+        """Embeddings by patient."""
+        if isinstance(self.features, LazyFeatures):
             return self.features.n_tiles
         return {name: len(tiles) for name, tiles in self.features.items()}
 
@@ -216,6 +259,15 @@ def load_patient_bags(
         slides=tuple(notes),
         missing_slides=missing,
     )
+
+
+def restrict(
+    features: Mapping[str, Features], patient_ids: Sequence[str]
+) -> Mapping[str, Features]:
+    """Embeddings of these patients only, in this order."""
+    if isinstance(features, LazyFeatures):
+        return features.restricted_to(patient_ids)
+    return {patient_id: features[patient_id] for patient_id in patient_ids}
 
 
 def pad(bags: Sequence[Tensor]) -> Batch:

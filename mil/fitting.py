@@ -25,6 +25,7 @@ from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import SplitError
+from mil.filtering import filter_notes
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
 from mil.report import (
@@ -202,6 +203,7 @@ def fit_run(
             "nested": nested,
         },
         versions=_versions(),
+        tile_filter=bags.tile_filter,
     )
     notes = (*_notes(cohort, bags, found, settings), *split_notes(usable, folds, by=by))
     shortcuts = measure_shortcuts(usable, {}, n_folds=n_folds, seed=seed)
@@ -326,6 +328,7 @@ def _notes(
             "the bags were imported: weights and preprocessing of their backbone are unknown, so "
             "that they belong together rests on your word, and no new slide can be embedded alike"
         )
+    notes += filter_notes(bags)
     if not settings.early_stopping:
         notes.append(
             f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "

@@ -55,8 +55,8 @@ def predict_patients(
 ) -> list[PatientPrediction]:
     """Calibrated probabilities for every patient asked for, in the order of the table.
 
-    A patient's bag is all tiles of all its slides. A patient without a readable slide or without
-    tissue gets the prior itself, and a status that says so.
+    A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without a
+    readable slide or without tissue gets the prior itself, and a status that says so.
 
     Parameters
     ----------
@@ -111,6 +111,7 @@ def _predict(
 ) -> PatientPrediction:
     bags = _read_bags(run, patient, bags_dir)
     seen_as = _seen_as(run, patient, bags)
+    bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
     filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     if filled:
         tiles = np.concatenate([bag.features for bag in filled.values()])

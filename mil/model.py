@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from features.bags import Fingerprint
+from features.bags import Bag, Fingerprint
 from features.errors import KnownError, TableError
 from features.files import written_beside
+from features.filter import TileFilter, read_filter, sift_bag, write_filter
 from features.tables import read_table
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.errors import RunError
@@ -30,6 +31,8 @@ FORMAT = "mil-run"
 
 FORMAT_VERSION = 1
 """Version that is written; newer ones are refused."""
+
+_FILTER = "filter.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +77,21 @@ class Run:
     """Settings and seed it was trained with, as plain values."""
     versions: Mapping[str, str]
     """Versions of the software it was trained with."""
+    tile_filter: TileFilter | None = None
+    """Filter that dropped tiles of its bags; None for none."""
+
+    def sift(self, bag: Bag) -> Bag:
+        """The bag without the tiles that the run's filter drops.
+
+        Where the filter had its part in making the bags, nothing is left to drop.
+        """
+        if self.tile_filter is None or self.fingerprint.filter_sha256:
+            return bag
+        return sift_bag(self.tile_filter, bag)
 
 
 def save_run(run: Run) -> None:
-    """Write heads, description, training slides and out-of-fold probabilities to ``run.path``.
+    """Write heads, filter, description, training slides and out-of-fold probabilities to its path.
 
     ``model.json`` is written last: a folder without it is not a run.
 
@@ -93,6 +107,8 @@ def save_run(run: Run) -> None:
             for name, value in head.state_dict().items()
         }
         save_file(tensors, beside)
+    if run.tile_filter is not None:
+        write_filter(run.path / _FILTER, run.tile_filter)
     slides = pd.DataFrame([asdict(slide) for slide in run.training_slides])
     with written_beside(run.path / "slides.csv") as beside:
         slides.to_csv(beside, index=False, lineterminator="\n")
@@ -140,6 +156,7 @@ def load_run(path: Path) -> Run:
             out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
             settings=described["settings"],
             versions=described["versions"],
+            tile_filter=_read_filter(path, described.get("filter_sha256")),
         )
     except (KeyError, TypeError, ValueError, TableError) as error:
         raise _damaged(path, str(error)) from error
@@ -156,6 +173,7 @@ def _describe(run: Run) -> dict[str, object]:
         "fingerprint": asdict(run.fingerprint),
         "calibrator": run.calibrator.as_dict(),
         "calibrated_at_prior": "balanced",
+        "filter_sha256": None if run.tile_filter is None else run.tile_filter.sha256,
         "cohort_counts": run.cohort_counts,
         "settings": dict(run.settings),
         "versions": dict(run.versions),
@@ -221,6 +239,15 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
     if any(not torch.isfinite(value).all() for value in tensors.values()):
         raise _damaged(path, "heads.safetensors holds NaN or infinity")
     return tuple(heads)
+
+
+def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
+    if sha256 is None:
+        return None
+    tile_filter = read_filter(path / _FILTER)
+    if tile_filter.sha256 != sha256:
+        raise _damaged(path, f"{_FILTER} is another filter than model.json names")
+    return tile_filter
 
 
 def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from mil.calibration import Calibrator, build_calibrator, cross_fit
 from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort
-from mil.data import PatientBags
+from mil.data import Features, PatientBags
 from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
+    Ensemble,
     EpochRecord,
     Task,
     TrainSettings,
@@ -68,7 +69,8 @@ def cross_validate(
     """Judge every patient once a repeat by an ensemble trained on the other folds.
 
     What trains a fold receives a store that does not hold the fold's test patients; those are only
-    shown to the finished ensemble. Patients without tiles are neither learned from nor judged.
+    shown to the finished ensemble. A tile filter that learned from some of them is fitted again
+    without them before anything else. Patients without tiles are neither learned from nor judged.
 
     Parameters
     ----------
@@ -186,7 +188,7 @@ def nested_probabilities(
     proba = np.full(found.logits.shape, np.nan)
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
-            bags.restricted_to(fold.train_ids),
+            bags.held_out(fold.test_ids).restricted_to(fold.train_ids),
             _restricted(cohort, fold.train_ids),
             inner_of_fold,
             settings=settings,
@@ -290,31 +292,39 @@ def _judge(
             for _ in range(len(folds) * settings.n_members):
                 on_head()
             return known
+    filled = set(bags.filled())
+    stores = [bags.held_out(fold.test_ids) for fold in folds]
     tasks = [
         Task(
-            bags=bags.restricted_to(fold.train_ids),
+            bags=store.restricted_to(fold.train_ids),
             labels={patient_id: labels[patient_id] for patient_id in fold.train_ids},
             seed=seed,
         )
-        for fold, seed in zip(folds, seeds, strict=True)
+        for store, fold, seed in zip(stores, folds, seeds, strict=True)
     ]
     ensembles = train_ensembles(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
-    filled = set(bags.filled())
     judgements = [
         Judgement(
             logits={
-                name: member_outputs(ensemble.heads, bags.features[name])[0].mean(axis=0)
+                name: _mean_logit(ensemble, store.features[name], n_classes=n_classes)
                 for name in fold.test_ids
                 if name in filled
             },
             history=ensemble.history,
         )
-        for fold, ensemble in zip(folds, ensembles, strict=True)
+        for store, fold, ensemble in zip(stores, folds, ensembles, strict=True)
     ]
     if kept is not None:
         for name, judgement in zip(names, judgements, strict=True):
             kept.write(name, judgement)
     return judgements
+
+
+def _mean_logit(ensemble: Ensemble, tiles: Features, *, n_classes: int) -> Floats:
+    """Mean logit of the heads; zeros where a fold's tile filter leaves them nothing to look at."""
+    if not len(tiles):
+        return np.zeros(n_classes)
+    return np.asarray(member_outputs(ensemble.heads, tiles)[0].mean(axis=0))
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

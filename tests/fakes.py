@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from features.bags import IMAGE, Bag, BagMeta, Fingerprint, as_json, write_bag
 from features.errors import TileError
+from features.filter import Examples, SeenSlide, TileFilter, TileRecipe
+from features.filter_fit import fit_filter
 from features.slides.protocol import Level
 
 FINGERPRINT = Fingerprint(
@@ -109,6 +113,39 @@ def write_cohort(
             rows.append(f"{slide_id},{number:03d},{'LAA' if label else 'CE'}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     return folder / "train.csv"
+
+
+def make_examples(
+    *,
+    n_slides: int,
+    dim: int = 8,
+    seed: int = 0,
+    slide_ids: Sequence[str] = (),
+    patient_ids: Sequence[str] = (),
+) -> Examples:
+    """Ten tiles a slide, noise like that of bags; the first four, raised by 3, are to drop."""
+    rng = np.random.default_rng([seed, 77])
+    slide = np.repeat(np.arange(n_slides), 10)
+    drop = np.tile(np.arange(10) < 4, n_slides)
+    names = [*slide_ids, *(f"s{number}" for number in range(len(slide_ids), n_slides))]
+    owners = [*patient_ids, *[""] * n_slides]
+    return Examples(
+        features=(rng.normal(size=(len(slide), dim)) + 3 * drop[:, None]).astype(np.float16),
+        drop=drop,
+        slide=slide,
+        slides=tuple(
+            SeenSlide(slide_id=name, patient_id=owner)
+            for name, owner in zip(names, owners, strict=False)
+        ),
+    )
+
+
+def make_filter(*, n_slides: int, dim: int = 8, **examples: Any) -> TileFilter:
+    """A filter of bags as :func:`make_bag` makes them, which drops tiles that are raised by 3."""
+    return fit_filter(
+        make_examples(n_slides=n_slides, dim=dim, **examples),
+        recipe=TileRecipe.of(replace(FINGERPRINT, dim=dim)),
+    )
 
 
 real_data = pytest.mark.real_data

@@ -150,7 +150,8 @@ def _explain(
 ) -> Explanation:
     alone = replace(cohort, patients=(patient,))
     (prediction,) = predict_patients(run, alone, bags_dir, prior=prior)
-    bags = [read_bag(bag_path(bags_dir, slide)) for slide, n in prediction.n_tiles.items() if n]
+    used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
+    bags = [run.sift(read_bag(bag_path(bags_dir, slide_id))) for slide_id in used]
     slides = _slides(run.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
@@ -44,13 +46,15 @@ def mean_logistic_probabilities(
     numpy.ndarray
         At the balanced prior, shape (repeats, patients, classes), float64.
     """
-    means = np.stack([
-        bags.features[name].mean(axis=0, dtype=np.float64) for name in found.patient_ids
-    ])  # fmt: skip
+    whole = _means(bags, found.patient_ids)
     logits = np.full(found.logits.shape, np.nan)
     for repeat, of_repeat in enumerate(found.fold):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold
+            seen = bags.held_out(np.array(found.patient_ids)[judged].tolist())
+            means = whole if seen is bags else _means(seen, found.patient_ids)
+            empty = np.isnan(means[:, 0])  # left without a tile by the fold's tile filter
+            means = np.where(empty[:, None], means[~judged & ~empty].mean(axis=0), means)
             n_components = min(_MOST_COMPONENTS, means.shape[1], int((~judged).sum()) // 2)
             model = make_pipeline(
                 StandardScaler(),
@@ -60,3 +64,12 @@ def mean_logistic_probabilities(
             model.fit(means[~judged], found.labels[~judged])
             logits[repeat, judged] = logits_of(model.predict_proba(means[judged]))
     return cross_fit(logits, found.labels, found.fold, calibrator=calibrator).proba
+
+
+def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Mean embedding of each patient, shape (patients, dim); NaN where there is no tile."""
+    means = np.full((len(patient_ids), bags.fingerprint.dim), np.nan)
+    for row, patient_id in zip(means, patient_ids, strict=True):
+        if len(tiles := bags.features[patient_id]):
+            row[:] = tiles.mean(axis=0, dtype=np.float64)
+    return means
