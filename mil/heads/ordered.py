@@ -30,9 +30,9 @@ class OrderedHead(GatedAttentionHead):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
-        self.before = nn.Linear(HIDDEN, HIDDEN, bias=False)
-        self.after = nn.Linear(HIDDEN, HIDDEN, bias=False)
-        self.locate = nn.Linear(2 * _N_WAVES, HIDDEN, bias=False)
+        self.before = nn.Linear(HIDDEN, HIDDEN)
+        self.after = nn.Linear(HIDDEN, HIDDEN)
+        self.locate = nn.Linear(2 * _N_WAVES, HIDDEN)
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
         """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""

@@ -8,7 +8,7 @@ import torch
 from mil.data import pad
 from mil.heads import Head, HeadStack, build_head, can_stack, head_names
 
-STACKED = ("additive", "attention", "clam", "dsmil", "gated", "lse", "max", "mean")
+STACKED = ("additive", "attention", "clam", "dsmil", "gated", "lse", "max", "mean", "ordered")
 
 
 def make(name: str, n_heads: int) -> list[Head]:
