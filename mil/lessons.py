@@ -107,7 +107,7 @@ def build_schedule(
     """Learning rate over at most ``n_steps`` steps."""
     if settings.schedule == "one-cycle":
         return OneCycleLR(
-            optimiser, max_lr=settings.learning_rate, total_steps=n_steps, cycle_momentum=False
+            optimiser, max_lr=settings.rate, total_steps=n_steps, cycle_momentum=False
         )
     return ConstantLR(optimiser, factor=1.0)
 
@@ -176,7 +176,7 @@ class _Course:
         )
         self._optimiser = torch.optim.AdamW(
             self._stack.parameters(),
-            lr=settings.learning_rate,
+            lr=settings.rate,
             weight_decay=settings.weight_decay,
             fused=True,
         )

@@ -35,10 +35,11 @@ class TrainSettings:
     """Epochs without improvement before stopping."""
     batch_patients: int = 16
     """Patients a step."""
-    max_tiles: int = 512
+    max_tiles: int = 64
     """Tiles drawn of a patient a step."""
-    learning_rate: float = 1e-3
-    """Of AdamW (Loshchilov and Hutter, 2019)."""
+    learning_rate: float | None = None
+    """Of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping and 1e-3 without,
+    where nothing but few small steps keeps a head from learning its patients by heart."""
     weight_decay: float = 1e-2
     """Of AdamW."""
     schedule: str = "constant"
@@ -63,6 +64,13 @@ class TrainSettings:
     def n_inner_parts(self) -> int:
         """Inner folds to stop on: one a head, and five for a single head."""
         return self.n_members if self.n_members > 1 else 5
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is used."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-2 if self.early_stopping else 1e-3
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "instance_dropout"):
