@@ -200,6 +200,26 @@ class Bag:
             source=source,
         )
 
+    def only(self, rows: npt.NDArray[np.bool_], *, meta: BagMeta) -> Bag:
+        """The bag of some of its rows.
+
+        Parameters
+        ----------
+        rows
+            Which, shape (n_tiles,), bool.
+        meta
+            What it says about itself then.
+        """
+        source = self.source
+        return Bag(
+            features=self.features[rows],
+            coords_px0=self.coords_px0[rows],
+            tissue_fraction=self.tissue_fraction[rows],
+            meta=meta,
+            order=None if self.order is None else self.order[rows],
+            source=None if source is None else tuple(source[i] for i in np.flatnonzero(rows)),
+        )
+
 
 def bag_path(bags_dir: Path, slide_id: str) -> Path:
     """Where the bag of a slide lies.

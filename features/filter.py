@@ -227,12 +227,8 @@ def sift_bag(tile_filter: TileFilter, bag: Bag) -> Bag:
     if n_dropped:
         left_out[REASON] = left_out.get(REASON, 0) + n_dropped
         reason = "" if kept.any() else f"all {len(kept)} tiles dropped by the filter"
-    return Bag(
-        features=bag.features[kept],
-        coords_px0=bag.coords_px0[kept],
-        tissue_fraction=bag.tissue_fraction[kept],
-        meta=replace(bag.meta, left_out=as_json(**left_out), empty_reason=reason),
-    )
+    meta = replace(bag.meta, left_out=as_json(**left_out), empty_reason=reason)
+    return bag.only(kept, meta=meta)
 
 
 def require_recipe(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:

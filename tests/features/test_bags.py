@@ -193,3 +193,27 @@ def test_a_bag_of_images_that_contradicts_itself_is_refused(
         damage(file)
     with pytest.raises(BagError, match=said):
         read_bag(tmp_path / "scan.h5")
+
+
+def test_some_rows_of_a_bag_keep_what_belongs_to_them() -> None:
+    rows = np.array([True, False, True])
+    series = make_series().only(rows, meta=make_series().meta)
+    assert series.order is not None
+    assert series.order.tolist() == [0, 4]
+    assert series.source == ("µ.dcm", "µxx.dcm")
+    tiles = make_bag("s1", n_tiles=3)
+    some = tiles.only(rows, meta=tiles.meta)
+    np.testing.assert_array_equal(some.coords_px0, tiles.coords_px0[rows])
+    np.testing.assert_array_equal(some.features, tiles.features[rows])
+    assert some.order is None
+
+
+def test_the_stored_bag_of_images_stays_readable() -> None:
+    """Written once by ``write_bag(path, make_series("sample", n_images=5, seed=1))``."""
+    bag = read_bag(Path(__file__).parents[1] / "data" / "bag-v2.h5")
+    assert bag.meta.slide_id == "sample"
+    assert bag.meta.kind == IMAGE
+    assert bag.order is not None
+    assert bag.order.tolist() == [0, 1, 2, 3, 4]
+    assert bag.source == tuple(f"sample_{place}.png" for place in range(5))
+    assert bag.features_sha256.startswith("7eba7eb6d05553cf")
