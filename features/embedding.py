@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Full, Queue
-from threading import Event, Thread
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +25,7 @@ __all__ = ["Instances", "SlideWork", "embed_works"]
 _BATCHES_AHEAD = 2
 _BATCHES_ON_DEVICE = 2
 _PATIENCE_S = 0.2
+_NICENESS = 10
 
 
 class Instances(Protocol):
@@ -162,7 +165,9 @@ def embed_works(
     ahead = _BATCHES_AHEAD * batch_tiles
     with (
         ThreadPoolExecutor(1, thread_name_prefix="backbone") as device,
-        _Reader(works, n_ahead=ahead, n_workers=n_workers) as items,
+        _Reader(
+            works, n_ahead=ahead, n_workers=n_workers, yields=encoder.device.type == "cpu"
+        ) as items,
     ):
         batch: list[tuple[_Place, RgbArray]] = []
         running: deque[tuple[list[_Place], Future[npt.NDArray[np.float32]]]] = deque()
@@ -223,14 +228,21 @@ def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Except
 
 
 class _Reader:
-    """Reads the tiles of all slides in order, some in advance, in threads of its own."""
+    """Reads the tiles of all slides in order, some in advance, in threads of its own.
 
-    def __init__(self, works: Iterable[SlideWork[Any]], *, n_ahead: int, n_workers: int) -> None:
+    Where the backbone needs the cores too, these threads can yield to its threads, which wait for
+    each other after every layer: one that is held up holds up all.
+    """
+
+    def __init__(
+        self, works: Iterable[SlideWork[Any]], *, n_ahead: int, n_workers: int, yields: bool
+    ) -> None:
         self._works = works
         self._n_workers = n_workers
+        self._initializer = _be_nice if yields else None
         self._queue: Queue[_Item | BaseException | None] = Queue(n_ahead)
-        self._closed = Event()
-        self._thread = Thread(target=self._run, name="reading", daemon=True)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
 
     def __enter__(self) -> _Reader:
         self._thread.start()
@@ -251,7 +263,9 @@ class _Reader:
 
     def _run(self) -> None:
         try:
-            with ThreadPoolExecutor(self._n_workers, thread_name_prefix="decode") as pool:
+            with ThreadPoolExecutor(
+                self._n_workers, thread_name_prefix="decode", initializer=self._initializer
+            ) as pool:
                 for work in self._works:
                     self._announce(work, pool)
                     if self._closed.is_set():
@@ -276,3 +290,9 @@ class _Reader:
             except Full:
                 continue
             return
+
+
+def _be_nice() -> None:
+    """Let the other threads of this process go first; Linux counts niceness by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
