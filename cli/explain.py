@@ -236,7 +236,8 @@ def _explain_one(
     from cli.explain_pictures import show_slide
     from cli.explain_series import show_series
     from features.files import make_folder
-    from mil.explanation.page import folder_name, write_page
+    from mil.explanation.page import write_page
+    from mil.pages import folder_name
 
     folder = make_folder(out / folder_name(explanation.prediction.patient_id))
 
@@ -266,7 +267,7 @@ def _summarise(
     out: Path,
     unseen: Mapping[str, str],
 ) -> dict[str, object]:
-    from mil.explanation.page import folder_name
+    from mil.pages import folder_name
 
     return {
         "run": str(run.path),

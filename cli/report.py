@@ -16,6 +16,10 @@ __all__ = ["report"]
 def report(
     *,
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    explanations: Annotated[
+        Path | None,
+        typer.Option(help="Folder written by `mil explain`: patients are linked to their pages."),
+    ] = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Write `report.html` of a run again, from the run's files; trains and scores nothing.
@@ -24,11 +28,15 @@ def report(
     for one drawn by a later version of this program.
 
     Example: `mil report runs/first`
+
+    Example: `mil report runs/first --explanations explanations`
     """
+    if explanations is not None and not explanations.is_dir():
+        raise typer.BadParameter(f"{explanations} is no folder", param_hint="--explanations")
     with step("drawing the report"):
         from mil.report import write_report
 
-        page = write_report(run)
+        page = write_report(run, explanations=explanations)
     if as_json:
         print_json({"report": str(page)})
     else:

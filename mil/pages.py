@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from urllib.parse import quote
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-__all__ = ["render"]
+__all__ = ["folder_name", "render"]
+
+
+def folder_name(patient_id: str) -> str:
+    """Name of a patient's folder: the id, with what no folder may be called escaped.
+
+    Examples
+    --------
+    >>> folder_name("006388"), folder_name("../a")
+    ('006388', '%2E.%2Fa')
+    """
+    name = quote(os.fsencode(patient_id), safe=" ")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def render(template: str, **values: object) -> str:

@@ -16,9 +16,9 @@ from mil.explanation.attention import Explanation, SlideAttention
 from mil.figures import Picture
 from mil.inference import PatientPrediction
 from mil.model import Run
-from mil.pages import render
+from mil.pages import folder_name, render
 
-__all__ = ["MapView", "SlideView", "TileView", "folder_name", "write_index", "write_page"]
+__all__ = ["MapView", "SlideView", "TileView", "write_index", "write_page"]
 
 _STATUSES = {
     "ok": "all slides used",
@@ -68,18 +68,6 @@ class SlideView:
     """Level-0 px per px of the overlay; None where there is none."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name of each export beside the page, by what it is."""
-
-
-def folder_name(patient_id: str) -> str:
-    """Name of a patient's folder: the id, with what no folder may be called escaped.
-
-    Examples
-    --------
-    >>> folder_name("006388"), folder_name("../a")
-    ('006388', '%2E.%2Fa')
-    """
-    name = quote(os.fsencode(patient_id), safe=" ")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def write_page(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from features.files import written_beside
 from mil.errors import RunError
 from mil.metrics import Interval, auroc
 from mil.model import Run, load_run
-from mil.pages import render
+from mil.pages import folder_name, render
 from mil.priors import balanced, shift_prior
 from mil.report import drawings, tables
 from mil.report.calibration import measure_reliability
@@ -40,7 +42,9 @@ class _Scores:
     shortcuts: tuple[Mapping[str, Any], ...]
 
 
-def write_report(folder: Path, *, name: str | None = None) -> Path:
+def write_report(
+    folder: Path, *, name: str | None = None, explanations: Path | None = None
+) -> Path:
     """Write ``report.html`` from the files of a run; the same files give the same bytes.
 
     Parameters
@@ -49,6 +53,8 @@ def write_report(folder: Path, *, name: str | None = None) -> Path:
         The run.
     name
         What the page calls it; the folder's name by default.
+    explanations
+        Folder written by ``mil explain``: patients with a page there are linked to it.
 
     Returns
     -------
@@ -66,6 +72,7 @@ def write_report(folder: Path, *, name: str | None = None) -> Path:
     evidence = read_evidence(folder, classes=run.classes)
     scores, history = _read_scores(folder), _read_history(folder)
     seed = int(run.settings["seed"])
+    links = _links(folder, explanations, evidence.patient_ids) if explanations else {}
     html = render(
         "report.html",
         name=name or folder.resolve().name,
@@ -78,7 +85,7 @@ def write_report(folder: Path, *, name: str | None = None) -> Path:
         findings=tables.findings(scores.gains),
         shares=evidence.shares.tolist(),
         **_pictures(evidence, scores, history, seed=seed),
-        **_tables(run, evidence, scores, seed=seed),
+        **_tables(run, evidence, scores, links, seed=seed),
     )
     page = folder / "report.html"
     with written_beside(page) as beside:
@@ -131,7 +138,20 @@ def _pictures(
     }  # fmt: skip
 
 
-def _tables(run: Run, evidence: Evidence, scores: _Scores, *, seed: int) -> dict[str, Any]:
+def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict[str, str]:
+    """Where the page of each patient lies, as seen from the report."""
+    links = {}
+    for patient_id in patient_ids:
+        page = explanations / folder_name(patient_id) / "index.html"
+        if page.is_file():
+            way = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
+            links[patient_id] = quote(way, safe="/")
+    return links
+
+
+def _tables(
+    run: Run, evidence: Evidence, scores: _Scores, links: Mapping[str, str], *, seed: int
+) -> dict[str, Any]:
     """Everything the page shows as a table."""
     classes = evidence.classes
     repeats, folds = score_repeats(evidence), score_folds(evidence)
@@ -158,8 +178,8 @@ def _tables(run: Run, evidence: Evidence, scores: _Scores, *, seed: int) -> dict
         ],
         "confusion": tables.confusion_table(evidence),
         "cohort": tables.cohort_table(evidence),
-        "worst": tables.patients_table(evidence, losses, order[:_N_WORST]),
-        "others": tables.patients_table(evidence, losses, order[_N_WORST:]),
+        "worst": tables.patients_table(evidence, losses, order[:_N_WORST], links),
+        "others": tables.patients_table(evidence, losses, order[_N_WORST:], links),
         "facts": [
             tables.facts_table("How its bags were made", asdict(run.fingerprint)),
             tables.facts_table("Calibrator, at equal class shares", run.calibrator.as_dict()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Table:
     """Which columns are set as numbers."""
     rows: tuple[tuple[str, ...], ...]
     """Text of the cells."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Address behind the first cell of a row, by its text."""
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Interval]], shortcuts: Sequence[Any]) -> Table:
@@ -195,8 +197,10 @@ def cohort_table(evidence: Evidence) -> Table:
     )
 
 
-def patients_table(evidence: Evidence, losses: np.ndarray, order: Sequence[int]) -> Table:
-    """Patients in the order given, with what was said of each."""
+def patients_table(
+    evidence: Evidence, losses: np.ndarray, order: Sequence[int], links: Mapping[str, str]
+) -> Table:
+    """Patients in the order given, with what was said of each; names lead to where heads looked."""
     mean = evidence.mean["calibrated"]
     rows = []
     for patient in order:
@@ -220,6 +224,7 @@ def patients_table(evidence: Evidence, losses: np.ndarray, order: Sequence[int])
         ],
         rows,
         words=(0, 1, 3, 6),
+        links=links,
     )  # fmt: skip
 
 
@@ -235,12 +240,14 @@ def _table(
     rows: Iterable[tuple[str, ...]],
     *,
     words: Sequence[int] = (0,),
+    links: Mapping[str, str] | None = None,
 ) -> Table:
     return Table(
         title=title,
         columns=tuple(columns),
         numeric=tuple(index not in words for index in range(len(columns))),
         rows=tuple(rows),
+        links=links or {},
     )
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -34,6 +37,24 @@ def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
     assert f"The report lies in {run / 'report.html'}" in found.stdout
     assert (run / "report.html").read_bytes() == before
     assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
+
+
+def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> None:
+    folder = run.parent
+    table = pd.read_csv(folder / "train.csv", dtype=str)
+    table.head(2).to_csv(folder / "two.csv", index=False)
+    explained = mil(
+        "explain", "--run", run, "--patients", folder / "two.csv", "--bags", folder / "bags",
+        "--out", folder / "ex plained",
+    )  # fmt: skip
+    assert explained.exit_code == 0, explained.output
+    before = (run / "report.html").read_bytes()
+    assert mil("report", run, "--explanations", folder / "ex plained").exit_code == 0
+    links = re.findall(r'<a href="([^"#]+)">([^<]+)</a>', (run / "report.html").read_text())
+    assert {name for _, name in links} == set(table["patient_id"].head(2))
+    assert all((run / unquote(link)).resolve().is_file() for link, _ in links)
+    assert mil("report", run, "--explanations", folder / "nowhere").exit_code == 2
+    (run / "report.html").write_bytes(before)
 
 
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

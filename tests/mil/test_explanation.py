@@ -16,10 +16,11 @@ from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.explanation.attention import Explanation, explain_patients, percentiles
 from mil.explanation.exports import tile_table, write_geojson, write_tile_table
-from mil.explanation.page import SlideView, folder_name, write_index, write_page
+from mil.explanation.page import SlideView, write_index, write_page
 from mil.fitting import fit_run
 from mil.inference import predict_patients
 from mil.model import Run, load_run
+from mil.pages import folder_name
 from mil.priors import balanced
 from mil.training import TrainSettings, member_outputs
 from tests.fakes import make_bag, write_cohort
