@@ -68,7 +68,7 @@ def _measure(
 ) -> dict[str, dict[str, object]]:
     """Speed of each backbone that can serve, or why it has none, by name."""
     from features.backbones import measure_backbone
-    from features.engines import choose_device
+    from features.engines.devices import choose_device
     from features.errors import EncoderError
 
     chosen, speeds = choose_device(device), {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +13,16 @@ from cli.console import finish_on_interrupt, notes, progress_bar, step
 from cli.dry_run import print_estimate
 from cli.embed_series import embed_table
 from cli.embedded import SlideBars, report_outcomes
-from cli.loading import load_encoder_for
+from cli.engines import everywhere, running
+from cli.loading import TILES_A_SLIDE, request_encoder
 from cli.options import (
+    Address,
     Backbone,
     BagsDir,
     Batch,
-    Device,
+    Devices,
+    EngineChoice,
+    EngineName,
     Execution,
     FilterFile,
     JsonOutput,
@@ -29,10 +35,11 @@ from cli.options import (
     TargetMpp,
     TilePx,
     Weights,
-    Workers,
+    WorkersEach,
     given_mpp_of,
     part_of,
     require_one_resolution,
+    require_ray_for_address,
     slides_of,
     tile_settings,
 )
@@ -97,9 +104,11 @@ def embed(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count tiles, gigabytes and hours; write nothing.")
     ] = False,
-    device: Device = "auto",
+    device: Devices = "auto",
+    engine: EngineChoice = EngineName.local,
+    address: Address = None,
     execution: Execution = "auto",
-    workers: Workers = N_CORES,
+    workers: WorkersEach = None,
     batch: Batch = 64,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Embed slides again that have a bag.")
@@ -131,8 +140,12 @@ def embed(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
+    require_ray_for_address(engine, address)
     if (series is None) == (not paths):
         raise typer.BadParameter("give either slides or --series", param_hint="--series")
+    if engine is EngineName.ray:  # whose machines have other working folders
+        paths, bags = [everywhere(path) for path in paths or []], everywhere(bags)
+        series = series and everywhere(series)
     if series is not None:
         _refuse_with_series(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
@@ -141,8 +154,8 @@ def embed(
         )  # fmt: skip
         embed_table(
             series, bags, backbone=backbone, weights=weights, windows=windows, tile_px=tile_px,
-            max_failed=max_failed, shard=shard, device=device, execution=execution,
-            workers=workers, batch=batch, overwrite=overwrite, as_json=as_json,
+            max_failed=max_failed, shard=shard, device=device, engine=engine, address=address,
+            execution=execution, workers=workers, batch=batch, overwrite=overwrite, as_json=as_json,
         )  # fmt: skip
         return
     tiles = tile_settings(
@@ -153,33 +166,45 @@ def embed(
     slides = part_of(slides_of(paths or []), shard)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     sieve = None if tile_filter is None else _read_filter(tile_filter, slides)
-    with step("loading the backbone"):
-        from features.pipeline import embed_slides
+    with step("loading torch"):
+        from features.engines.devices import parse_devices
+        from features.pipeline import embed_slides_by
+        from features.plan import EmbedderPlan
         from features.preview import PreviewFolder
-        from features.recipe import EmbedSettings
+        from features.recipe import EmbedSettings, fingerprint_of
         from features.tissue import TissueSettings
 
-        settings = EmbedSettings(
-            tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers,
-            max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
-        )  # fmt: skip
-        encoder = load_encoder_for(
-            None if dry_run else bags, backbone, weights=weights, device=device, batch=batch,
-            execution=execution, n_slides=len(slides),
-        )  # fmt: skip
+    settings = EmbedSettings(
+        tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or N_CORES,
+        max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
+    )  # fmt: skip
+    request = request_encoder(
+        backbone, weights=weights, device=device, batch=batch, execution=execution,
+        n_tiles_expected=len(slides) * TILES_A_SLIDE,
+    )  # fmt: skip
     if dry_run:
+        with step("loading the backbone"):
+            encoder = replace(request, device=parse_devices(device)[0]).load(None)
         print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
         return
-    with progress_bar("tiles") as bars, finish_on_interrupt() as stop:
-        outcomes = embed_slides(
+    plan = EmbedderPlan(
+        bags_dir=bags, encoder=request, batch_tiles=batch, n_workers=workers,
+        fingerprint=partial(fingerprint_of, settings=settings), overwrite=overwrite,
+    )  # fmt: skip
+    with (
+        running(plan, engine=engine, address=address) as embedders,
+        progress_bar("tiles") as bars,
+        finish_on_interrupt() as stop,
+    ):
+        outcomes = embed_slides_by(
+            embedders,
             slides,
             bags,
-            encoder,
             settings=settings,
             given_mpp=given,
             overwrite=overwrite,
             progress=SlideBars(bars, n_slides=len(slides)),
-            preview=None if preview is None else PreviewFolder(preview),
+            preview=None if preview is None else PreviewFolder(everywhere(preview)),
             stop=stop,
         )
     report_outcomes(

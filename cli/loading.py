@@ -1,4 +1,4 @@
-"""The backbone for a folder of bags, run as its other bags were."""
+"""The backbone that options of the command line ask for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,44 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
+    from features.loading import EncoderRequest
 
-__all__ = ["INSTALLED", "load_encoder_for"]
+__all__ = ["INSTALLED", "TILES_A_SLIDE", "load_encoder_for", "request_encoder"]
 
 INSTALLED = "-"
 """Stands for weights that are installed, where several backbones need a checkpoint each."""
 
-_TILES_A_SLIDE = 200
+TILES_A_SLIDE = 200
+"""A guess, made before any slide is opened."""
+
+
+def request_encoder(
+    name: str,
+    *,
+    weights: list[Path] | None,
+    device: str,
+    batch: int,
+    execution: str,
+    n_tiles_expected: int,
+) -> EncoderRequest:
+    """What the options ask for.
+
+    Parameters
+    ----------
+    name, weights
+        Backbone, and a checkpoint for each of its parts; None for installed weights.
+    device, batch, execution
+        As on the command line.
+    n_tiles_expected
+        Tiles to be embedded; for few of them nothing is started that takes long to start.
+    """
+    from features.loading import EncoderRequest
+
+    paths = tuple(None if str(path) == INSTALLED else path.absolute() for path in weights or ())
+    return EncoderRequest(
+        name=name, weights=paths, device=device, batch_tiles=batch, execution=execution,
+        n_tiles_expected=n_tiles_expected,
+    )  # fmt: skip
 
 
 def load_encoder_for(
@@ -33,44 +64,14 @@ def load_encoder_for(
     ----------
     bags_dir
         Folder of the bags; None chooses without noting it.
-    name, weights
-        Backbone, and a checkpoint for each of its parts; None for installed weights.
-    device, batch, execution
-        As on the command line.
+    name, weights, device, batch, execution
+        As for :func:`request_encoder`.
     n_slides
         Slides to be embedded; for few of them nothing is started that takes long to start.
     n_tiles_expected
         Tiles or images to be embedded, where their number is known better than from ``n_slides``.
     """
-    from features.encoders import load_encoder
-    from features.engines import choose_device
-    from features.errors import EncoderError
-    from features.files import make_folder
-    from features.pinning import pin_execution, pinned_execution
-
-    def load(way: str) -> Encoder:
-        return load_encoder(
-            name, weights_path=_paths(weights), device=choose_device(device), batch_tiles=batch,
-            execution=way, n_tiles_expected=n_tiles_expected or n_slides * _TILES_A_SLIDE,
-        )  # fmt: skip
-
-    pinned = None if bags_dir is None else pinned_execution(bags_dir)
-    if pinned and execution != "auto" and not pinned.startswith(execution):
-        raise EncoderError(
-            bags_dir,
-            found=f"bags made with {pinned!r}",
-            expected=f"--execution {execution}",
-            advice="Leave --execution out, or name another folder with --bags.",
-        )
-    encoder = load(pinned or execution)
-    if bags_dir is None or pinned:
-        return encoder
-    settled = pin_execution(make_folder(bags_dir), encoder.execution)
-    return encoder if settled == encoder.execution else load(settled)
-
-
-def _paths(weights: list[Path] | None) -> Path | list[Path | None] | None:
-    if not weights:
-        return None
-    paths = [None if str(path) == INSTALLED else path for path in weights]
-    return paths if len(paths) > 1 else paths[0]
+    return request_encoder(
+        name, weights=weights, device=device, batch=batch, execution=execution,
+        n_tiles_expected=n_tiles_expected or n_slides * TILES_A_SLIDE,
+    ).load(bags_dir)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
     from features.tiles import TileSettings
 
 __all__ = [
+    "Address",
     "Backbone",
     "BagsDir",
     "Batch",
     "Calibrator",
     "Device",
+    "Devices",
+    "EngineChoice",
+    "EngineName",
     "Execution",
     "FilterFile",
     "JsonOutput",
@@ -32,14 +37,24 @@ __all__ = [
     "TilePx",
     "Weights",
     "Workers",
+    "WorkersEach",
     "given_mpp_of",
     "part_of",
     "require_one_resolution",
+    "require_ray_for_address",
     "slides_of",
     "tile_settings",
 ]
 
 T = TypeVar("T")
+
+
+class EngineName(StrEnum):
+    """Where work is done."""
+
+    local = "local"
+    ray = "ray"
+
 
 Backbone = Annotated[
     str,
@@ -68,11 +83,45 @@ Labels = Annotated[
         "`any,epidural,subdural`."
     ),
 ]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="`auto` (every GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
+        "`cuda:0,1`, each with a process of its own.",
+    ),
+]
+EngineChoice = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Where the work is done: on the devices of this machine (`local`), or on a Ray "
+        "cluster (`ray`).",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The Ray cluster, `host:port`; default: the one this machine is part of, else a new "
+        "one on this machine."
+    ),
+]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
 ]
 Workers = Annotated[
     int, typer.Option(min=1, max=256, help="Threads that decode tiles; default: all cores.")
+]
+WorkersEach = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=256,
+        show_default=False,
+        help="Threads that decode tiles, of each device; default: all cores, shared out. On Ray "
+        "also the cores that an actor takes.",
+    ),
 ]
 Weights = Annotated[
     list[Path] | None,
@@ -163,6 +212,12 @@ def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -
     """Refuse two sources of the slides' resolution."""
     if slide_mpp is not None and mpp_table is not None:
         raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
+
+
+def require_ray_for_address(engine: EngineName, address: str | None) -> None:
+    """Refuse the address of a cluster that would not be used."""
+    if address is not None and engine is not EngineName.ray:
+        raise typer.BadParameter("goes with --engine ray", param_hint="--address")
 
 
 def given_mpp_of(

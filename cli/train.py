@@ -105,7 +105,7 @@ def train(
                                  param_hint="--folds")  # fmt: skip
     with step("loading torch"):
         from features.bags import find_bags
-        from features.engines import choose_device
+        from features.engines.devices import choose_device
         from features.filter import read_filter
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags

@@ -121,6 +121,9 @@ class Claims:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # others who left took the empty folder with them
+            make_folder(self._folder)
+            return self._create(path)
         with os.fdopen(descriptor, "w") as file:
             file.write(self._card())
         return True

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 from features.bags import IMAGE, Bag, BagMeta, as_json
 from features.content import content_id
+from features.embedder import Embedder
 from features.embedding import SlideWork
 from features.encoders import Encoder
+from features.engines.here import Here
+from features.engines.protocol import Engine
 from features.errors import SlideError
 from features.outcomes import SlideOutcome, counts_text
 from features.pipeline import EmbedProgress, embed_sources
@@ -22,7 +25,7 @@ from features.series.opening import OpenSeries, SeriesImage, open_series
 from features.series.recipe import SeriesSettings, fingerprint_of_series
 from features.series.table import SeriesSpec
 
-__all__ = ["embed_series"]
+__all__ = ["embed_series", "embed_series_by"]
 
 _DECODERS = ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 
@@ -63,12 +66,41 @@ def embed_series(
     OutputError
         If the folder cannot be written to any more, e.g. for want of space.
     """
-    sources = [_SeriesSource(spec=spec, encoder=encoder, settings=settings) for spec in specs]
+    with closing(
+        Embedder(
+            bags_dir, encoder, fingerprint=fingerprint_of_series(encoder, settings),
+            batch_tiles=settings.batch_images, n_workers=settings.n_workers, overwrite=overwrite,
+        )
+    ) as embedder:  # fmt: skip
+        return embed_series_by(
+            Here(embedder), specs, bags_dir, settings=settings, overwrite=overwrite,
+            progress=progress, stop=stop,
+        )  # fmt: skip
+
+
+def embed_series_by(
+    engine: Engine,
+    specs: Sequence[SeriesSpec],
+    bags_dir: Path,
+    *,
+    settings: SeriesSettings,
+    overwrite: bool,
+    progress: EmbedProgress,
+    stop: Event | None = None,
+) -> list[SlideOutcome]:
+    """Embed series by an engine whose workers are embedders; see :func:`embed_series`.
+
+    Parameters
+    ----------
+    engine
+        Has the series embedded, into the same folder and with the same settings.
+    specs, bags_dir, settings, overwrite, progress, stop
+        As for :func:`embed_series`.
+    """
+    sources = [_SeriesSource(spec=spec, settings=settings) for spec in specs]
     return embed_sources(
-        sources, bags_dir, encoder, fingerprint=fingerprint_of_series(encoder, settings),
-        batch_tiles=settings.batch_images, n_workers=settings.n_workers, overwrite=overwrite,
-        progress=progress, stop=stop,
-    )  # fmt: skip
+        engine, sources, bags_dir, overwrite=overwrite, progress=progress, stop=stop
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +108,6 @@ class _SeriesSource:
     """A series that becomes a bag."""
 
     spec: SeriesSpec
-    encoder: Encoder
     settings: SeriesSettings
 
     @property
@@ -95,7 +126,10 @@ class _SeriesSource:
             self.spec, windows=self.settings.windows, side_px=self.settings.side_px
         )  # fmt: skip
 
-    def bag_of(self, work: SlideWork[OpenSeries]) -> Bag:
+    def work_on(self, opened: OpenSeries, *, dim: int) -> SlideWork[OpenSeries]:
+        return SlideWork(opened, dim=dim)
+
+    def bag_of(self, work: SlideWork[OpenSeries], encoder: Encoder) -> Bag:
         if work.fault is not None:
             raise work.fault
         n_failed, n_images = len(work.failures), work.survey.n_tiles - len(work.left_out)
@@ -112,18 +146,20 @@ class _SeriesSource:
             work.features,
             order=work.kept,
             source=tuple(image.source for image in kept),
-            meta=self._describe(work, kept),
+            meta=self._describe(work, kept, encoder),
         )
 
     def note_failure(self, message: str) -> None:
         """Nothing is shown of series besides ``embed.csv``."""
 
-    def _describe(self, work: SlideWork[OpenSeries], kept: Sequence[SeriesImage]) -> BagMeta:
+    def _describe(
+        self, work: SlideWork[OpenSeries], kept: Sequence[SeriesImage], encoder: Encoder
+    ) -> BagMeta:
         width_px, height_px, spacing_um = _geometry(kept)
         left_out = Counter(work.left_out.values())
         return BagMeta(
             slide_id=self.bag_id,
-            fingerprint=fingerprint_of_series(self.encoder, self.settings),
+            fingerprint=fingerprint_of_series(encoder, self.settings),
             width_px0=width_px,
             height_px0=height_px,
             mpp_x=spacing_um[0],
@@ -137,7 +173,7 @@ class _SeriesSource:
             n_failed=len(work.failures),
             left_out=as_json(**left_out),
             empty_reason="" if kept else f"all images left out: {counts_text(left_out)}",
-            software=software_of(self.encoder, *_DECODERS),
+            software=software_of(encoder, *_DECODERS),
             kind=IMAGE,
         )
 

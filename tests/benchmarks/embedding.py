@@ -29,7 +29,7 @@ import numpy as np
 
 from features.cores import N_CORES
 from features.encoders import DEFAULT_BACKBONE, Encoder, load_encoder
-from features.engines import choose_device
+from features.engines.devices import choose_device
 from features.outcomes import SlideOutcome
 from features.pipeline import embed_slides
 from features.reading import read_tiles

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from features.engines import choose_device
+from features.engines.devices import choose_device
 from mil.calibration import cross_fit
 from mil.cohort import Cohort, Patient
 from mil.data import PatientBags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -115,3 +116,21 @@ def test_a_folder_keeps_the_way_its_bags_were_made(slides: Path, tmp_path: Path)
     other = mil("embed", clot, "--bags", tmp_path, "--execution", "onnx")
     assert other.exit_code == 1
     assert "eager float32 batch 8" in other.output
+
+
+def test_a_cluster_that_cannot_be_used_is_told_before_anything_is_made(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bags = tmp_path / "bags"
+    assert mil("embed", slides, "--bags", bags, "--address", "head:6379").exit_code == 2
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "ray" else real(name)
+    )
+    found = mil("embed", slides, "--bags", bags, "--engine", "ray")
+    assert found.exit_code == 1
+    assert "pip install 'mil-slides[ray]'" in found.output
+    found = mil("embed", slides, "--bags", bags, "--device", "cpu,cuda:99")
+    assert found.exit_code == 1
+    assert "device 'cuda:99' of 'cpu,cuda:99': this machine has cpu" in found.output
+    assert not bags.exists()

@@ -86,3 +86,11 @@ def test_what_dead_processes_left_is_swept_up_and_what_others_hold_is_kept(tmp_p
         assert "mine.claim" in left
         assert not left & {"a.claim", "a.takeover", "b.0123", ".clock-x"}
     assert not folder.exists()
+
+
+def test_a_folder_that_others_took_away_is_made_again(tmp_path: Path) -> None:
+    with Claims(tmp_path / "c") as one:
+        with Claims(tmp_path / "c"):
+            pass
+        assert not (tmp_path / "c").exists()
+        assert one.take("a")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import timm
 import torch
@@ -40,15 +44,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, bags: Path, *, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+def start(
+    folder: Path, bags: Path, *more: str, stderr: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "cli", "embed", folder / "slides", "--bags", bags,
         "--backbone", "test_vit", "--weights", folder / "tiny.safetensors", "--tile-px", "64",
-        "--mpp", "1.0", "--batch", "8", "--workers", "2", "--execution", "eager",
+        "--mpp", "1.0", "--batch", "8", "--workers", "2", "--execution", "eager", *more,
     ]  # fmt: skip
     return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True
-    )
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def stamps(bags: Path) -> dict[str, tuple[int, int]]:
@@ -59,6 +66,28 @@ def stamps(bags: Path) -> dict[str, tuple[int, int]]:
 def whole_bags(bags: Path) -> list[Path]:
     """Bags that bear their name; a file being written beside begins with a dot."""
     return sorted(path for path in bags.glob("*.h5") if not path.name.startswith("."))
+
+
+def workers_at_work(bags: Path, parent: subprocess.Popen[str]) -> set[int]:
+    """Processes that have slides in work for another one."""
+    found = set()
+    for path in (bags / ".claims").glob("*.claim"):
+        with suppress(OSError, ValueError):  # given back, or not written yet
+            found.add(int(json.loads(path.read_text())["pid"]))
+    return found - {parent.pid}
+
+
+def start_two(
+    folder: Path, bags: Path, *more: str, stderr: int = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[str], int]:
+    """A run with two processes, and one of them, once it has slides in work."""
+    bags.mkdir(exist_ok=True)
+    (bags / "execution.txt").write_text("eager float32 batch 8\n")  # so that none goes first
+    parent = start(folder, bags, "--device", "cpu,cpu", *more, stderr=stderr)
+    while not (found := workers_at_work(bags, parent)):
+        assert parent.poll() is None, "it ended before its workers had begun"
+        time.sleep(0.01)
+    return parent, min(found)
 
 
 def same_bytes(bags: Path, whole: Path) -> None:
@@ -149,3 +178,56 @@ def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path
     assert {f"{name}.h5" for name in table["slide_id"]} == names
     assert start(world, bags).wait() == 0
     same_bytes(bags, world / "whole")
+
+
+@pytest.mark.slow
+def test_processes_of_one_command_share_slides_and_take_over_from_one_that_is_killed(
+    world: Path, tmp_path: Path
+) -> None:
+    bags = tmp_path / "bags"
+    process, worker = start_two(world, bags, stderr=subprocess.PIPE)
+    os.kill(worker, signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert "ended by SIGKILL; taken over from it:" in told
+    same_bytes(bags, world / "whole")
+    table = pd.read_csv(bags / "embed.csv", dtype=str)
+    assert table["slide_id"].is_unique
+    assert set(table["status"]) == {"done", "empty"}
+    assert not list(bags.glob(".*"))
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_command_that_started_them(world: Path, tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    process, _ = start_two(world, bags)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert start(world, bags, "--device", "cpu,cpu").wait() == 0
+    same_bytes(bags, world / "whole")
+    assert not list(bags.glob(".*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
+    world: Path, tmp_path: Path
+) -> None:
+    bags = tmp_path / "bags"
+    process, _ = start_two(world, bags, stderr=subprocess.PIPE)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "finishing the slides in work" in told
+    assert "taken over" not in told
+    assert 1 <= len(whole_bags(bags)) < N_SLIDES + 1
+    again, _ = start_two(world, bags, "--overwrite", stderr=subprocess.PIPE)
+    workers = psutil.Process(again.pid).children()
+    for _ in range(2):
+        os.killpg(again.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, told = again.communicate(timeout=60)
+    assert again.returncode == 130, told
+    assert not psutil.wait_procs(workers, timeout=5)[1]
