@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from cli.console import notes, print_json, progress_bar, results, step
+from cli.console import print_json, progress_bar, results, step
+from cli.engines import everywhere, print_note
 from cli.label_commands import read_labels, train_labels
-from cli.options import BagsDir, Calibrator, Device, FilterFile, JsonOutput, Labels
+from cli.options import (
+    Address,
+    BagsDir,
+    Calibrator,
+    Device,
+    EngineChoice,
+    EngineName,
+    FilterFile,
+    JsonOutput,
+    Labels,
+    require_ray_for_address,
+)
 
 if TYPE_CHECKING:
     from mil.fitting import FitSummary
@@ -73,6 +86,8 @@ def train(
     ] = False,
     tile_filter: FilterFile = None,
     device: Device = "auto",
+    engine: EngineChoice = EngineName.local,
+    address: Address = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of that name.")
     ] = False,
@@ -94,6 +109,8 @@ def train(
 
     Example: `mil train --by centre --run runs/new-centres`
 
+    Example: `mil train --repeats 20 --engine ray --address head:6379`
+
     With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
     the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
     label if any of its slices does.
@@ -103,6 +120,7 @@ def train(
     if by is By.centre and folds is not None:
         raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",
                                  param_hint="--folds")  # fmt: skip
+    require_ray_for_address(engine, address)
     with step("loading torch"):
         from features.bags import find_bags
         from features.engines.devices import choose_device
@@ -111,20 +129,25 @@ def train(
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
         from mil.fitting import fit_run
+        from mil.judging import Judges, judges_here, judges_on_ray
         from mil.training import TrainSettings
 
     several = None if labels is None else read_labels(cohort, labels)
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
     folder = _claim_folder(run, overwrite=overwrite)
     with step("reading bags"):
+        paths = find_bags(bags if engine is EngineName.local else everywhere(bags))
         loaded = filter_bags(
-            load_patient_bags(table, find_bags(bags)), table, bags_dir=bags,
+            load_patient_bags(table, paths), table, bags_dir=bags,
             tile_filter=None if tile_filter is None else read_filter(tile_filter),
         )  # fmt: skip
     settings = TrainSettings(head=head, device=str(choose_device(device)))
+    judges: Judges = judges_here
+    if engine is EngineName.ray:
+        judges = partial(judges_on_ray, address=address, device=settings.device, on_note=print_note)
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
-        "settings": settings, "calibrator": calibrator, "nested": nested,
+        "settings": settings, "calibrator": calibrator, "nested": nested, "judges": judges,
     }  # fmt: skip
     if several is not None:
         train_labels(several, loaded, folder, as_json=as_json, **options)
@@ -139,7 +162,7 @@ def train(
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for note in summary.notes:
-        notes.print(f"note: {note}", style="yellow", markup=False)
+        print_note(note)
     if as_json:
         print_json(summary.as_dict())
     else:

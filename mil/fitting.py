@@ -26,6 +26,7 @@ from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.filtering import filter_notes
+from mil.judging import Judges, judges_here
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
 from mil.report import (
@@ -97,6 +98,7 @@ def fit_run(
     by: SplitBy = "patient",
     nested: bool = False,
     folds: Sequence[Fold] | None = None,
+    judges: Judges = judges_here,
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
@@ -129,6 +131,9 @@ def fit_run(
         every fold then costs as many ensembles more as there are folds.
     folds
         Folds of the patients with tiles, where they are given and not made.
+    judges
+        Given the bags, where the ensembles of folds are trained; the ensemble that is deployed is
+        trained here.
 
     Raises
     ------
@@ -157,22 +162,24 @@ def fit_run(
         on_head(n_done, total)
 
     kept = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
-    found = cross_validate(
-        bags, usable, folds, settings=settings, seed=seed, on_head=one_more, kept=kept
-    )
-    proba = {
-        "calibrated": cross_fitted_probabilities(found, calibrator=calibrator),
-        "raw": softmax(found.logits, axis=2),
-        "mean + logistic": mean_logistic_probabilities(
-            bags, found, calibrator=calibrator, seed=seed
-        ),
-    }
-    if nested:
-        proba["cross-fitted"] = proba["calibrated"]
-        proba["calibrated"] = nested_probabilities(
-            bags, usable, folds, found, inner=inner, settings=settings, seed=seed,
-            calibrator=calibrator, on_head=one_more, kept=kept,
+    with judges(bags) as engine:
+        found = cross_validate(
+            bags, usable, folds, settings=settings, seed=seed, on_head=one_more, kept=kept,
+            engine=engine,
         )  # fmt: skip
+        proba = {
+            "calibrated": cross_fitted_probabilities(found, calibrator=calibrator),
+            "raw": softmax(found.logits, axis=2),
+            "mean + logistic": mean_logistic_probabilities(
+                bags, found, calibrator=calibrator, seed=seed
+            ),
+        }
+        if nested:
+            proba["cross-fitted"] = proba["calibrated"]
+            proba["calibrated"] = nested_probabilities(
+                bags, usable, folds, found, inner=inner, settings=settings, seed=seed,
+                calibrator=calibrator, on_head=one_more, kept=kept, engine=engine,
+            )  # fmt: skip
     final = train_ensemble(
         bags.restricted_to(usable.patient_ids),
         dict(zip(usable.patient_ids, usable.labels.tolist(), strict=True)),

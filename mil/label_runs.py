@@ -17,6 +17,7 @@ from features.files import make_folder, written_beside
 from mil.data import PatientBags
 from mil.errors import RunError
 from mil.fitting import FitSummary, fit_run
+from mil.judging import Judges, judges_here
 from mil.label_folds import label_folds
 from mil.label_metrics import shift_labels, weighted_label_loss
 from mil.label_page import write_label_page
@@ -97,6 +98,7 @@ def fit_labels(
     on_head: Callable[[str, int, int], None],
     by: SplitBy = "patient",
     nested: bool = False,
+    judges: Judges = judges_here,
 ) -> LabelSummary:
     """Train, calibrate and write one run a label, with the same folds for all.
 
@@ -112,7 +114,7 @@ def fit_labels(
         Their bags.
     run_dir
         Folder of the run.
-    n_folds, n_repeats, seed, settings, calibrator, by, nested
+    n_folds, n_repeats, seed, settings, calibrator, by, nested, judges
         As for :func:`mil.fitting.fit_run`.
     on_head
         Called with the label, heads done, and heads in all.
@@ -140,7 +142,7 @@ def fit_labels(
         found[name] = fit_run(
             table.cohort_of(name), bags, make_folder(beside / _FOLDER) / name, n_folds=n_folds,
             n_repeats=n_repeats, seed=seed, settings=settings, calibrator=calibrator,
-            on_head=one_more, by=by, nested=nested, folds=folds,
+            on_head=one_more, by=by, nested=nested, folds=folds, judges=judges,
         )  # fmt: skip
     summary = _summarise(usable, beside, run_dir, found, seed=seed)
     write_label_page(beside / "report.html", run_dir.name, found, usable, summary.losses)

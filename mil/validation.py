@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from features.engines.here import Here
+from features.engines.protocol import Engine
 from mil.calibration import Calibrator, build_calibrator, cross_fit
-from mil.checkpoints import Checkpoints, Judgement
+from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
-from mil.data import Features, PatientBags
+from mil.data import PatientBags
+from mil.judging import Assignment, Bench, Judge, inside_of
 from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
-    Ensemble,
     EpochRecord,
-    Task,
     TrainSettings,
-    member_outputs,
     tasks_at_once,
-    train_ensembles,
 )
 
 __all__ = [
@@ -65,6 +64,8 @@ def cross_validate(
     seed: int,
     on_head: Callable[[], None] = lambda: None,
     kept: Checkpoints | None = None,
+    engine: Engine | None = None,
+    within: Fold | None = None,
 ) -> OutOfFold:
     """Judge every patient once a repeat by an ensemble trained on the other folds.
 
@@ -88,6 +89,17 @@ def cross_validate(
         Called after each head, and for heads of folds that are taken over.
     kept
         Finished folds are kept there and taken over from there.
+    engine
+        Has ensembles trained by judges that hold these bags; None does it here, one after the
+        other. The numbers are the same.
+    within
+        The fold in whose training part all this happens, where the engine's judges hold the bags
+        of all patients and ``bags`` are those of :func:`mil.judging.inside_of`.
+
+    Raises
+    ------
+    RunError
+        If training a fold ends every worker of the engine that tries it.
     """
     names = bags.filled()
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
@@ -97,18 +109,20 @@ def cross_validate(
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history = {}
     at_once = tasks_at_once(bags, settings)
-    for start in range(0, len(folds), at_once):
-        group = folds[start : start + at_once]
-        judgements = _judge(
-            bags,
-            group,
-            labels,
+    groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
+    assignments = [
+        Assignment(
+            folds=group,
+            labels=labels,
             n_classes=len(cohort.classes),
             settings=settings,
-            seeds=[(seed, 1, fold.repeat, fold.index) for fold in group],
-            on_head=on_head,
-            kept=kept,
+            seeds=tuple((seed, 1, fold.repeat, fold.index) for fold in group),
+            within=within,
         )
+        for group in groups
+    ]
+    bench = Bench(engine or Here(Judge(bags)), kept=kept, on_head=on_head)
+    for group, judgements in zip(groups, bench.judge(assignments), strict=True):
         for fold, judged in zip(group, judgements, strict=True):
             history[fold.repeat, fold.index] = judged.history
             for name, logit in judged.logits.items():
@@ -157,6 +171,7 @@ def nested_probabilities(
     calibrator: str = "platt",
     on_head: Callable[[], None] = lambda: None,
     kept: Checkpoints | None = None,
+    engine: Engine | None = None,
 ) -> Floats:
     """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
 
@@ -165,7 +180,7 @@ def nested_probabilities(
 
     Parameters
     ----------
-    bags, cohort, folds, settings, seed, on_head, kept
+    bags, cohort, folds, settings, seed, on_head, kept, engine
         As for :func:`cross_validate`.
     found
         What it gave for these.
@@ -188,13 +203,15 @@ def nested_probabilities(
     proba = np.full(found.logits.shape, np.nan)
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
-            bags.held_out(fold.test_ids).restricted_to(fold.train_ids),
+            inside_of(bags, fold),
             _restricted(cohort, fold.train_ids),
             inner_of_fold,
             settings=settings,
             seed=_inner_seed(seed, fold),
             on_head=on_head,
             kept=kept,
+            engine=engine or Here(Judge(bags)),
+            within=fold,
         )
         fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
         judged = found.fold[fold.repeat] == fold.index
@@ -270,61 +287,6 @@ def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -
         Shape (repeats, patients, classes).
     """
     return cross_fit(found.logits, found.labels, found.fold, calibrator=calibrator).proba
-
-
-def _judge(
-    bags: PatientBags,
-    folds: Sequence[Fold],
-    labels: Mapping[str, int],
-    *,
-    n_classes: int,
-    settings: TrainSettings,
-    seeds: Sequence[tuple[int, ...]],
-    on_head: Callable[[], None],
-    kept: Checkpoints | None,
-) -> list[Judgement]:
-    """What ensembles that learned from each fold's training patients say of its others."""
-    names = []
-    if kept is not None:
-        names = kept.names(folds, labels, n_classes=n_classes, settings=settings, seeds=seeds)
-        known = [found for name in names if (found := kept.read(name)) is not None]
-        if len(known) == len(folds):
-            for _ in range(len(folds) * settings.n_members):
-                on_head()
-            return known
-    filled = set(bags.filled())
-    stores = [bags.held_out(fold.test_ids) for fold in folds]
-    tasks = [
-        Task(
-            bags=store.restricted_to(fold.train_ids),
-            labels={patient_id: labels[patient_id] for patient_id in fold.train_ids},
-            seed=seed,
-        )
-        for store, fold, seed in zip(stores, folds, seeds, strict=True)
-    ]
-    ensembles = train_ensembles(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
-    judgements = [
-        Judgement(
-            logits={
-                name: _mean_logit(ensemble, store.features[name], n_classes=n_classes)
-                for name in fold.test_ids
-                if name in filled
-            },
-            history=ensemble.history,
-        )
-        for store, fold, ensemble in zip(stores, folds, ensembles, strict=True)
-    ]
-    if kept is not None:
-        for name, judgement in zip(names, judgements, strict=True):
-            kept.write(name, judgement)
-    return judgements
-
-
-def _mean_logit(ensemble: Ensemble, tiles: Features, *, n_classes: int) -> Floats:
-    """Mean logit of the heads; zeros where a fold's tile filter leaves them nothing to look at."""
-    if not len(tiles):
-        return np.zeros(n_classes)
-    return np.asarray(member_outputs(ensemble.heads, tiles)[0].mean(axis=0))
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

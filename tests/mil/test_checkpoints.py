@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from features.bags import find_bags
-from mil import checkpoints, validation
+from mil import checkpoints, judging, validation
 from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
@@ -43,7 +43,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         seeds.extend(tuple(task.seed) for task in tasks)
         return train_ensembles(tasks, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(validation, "train_ensembles", watch)
+    monkeypatch.setattr(judging, "train_ensembles", watch)
     return seeds
 
 

@@ -16,7 +16,7 @@ from features.bags import find_bags, read_bag, write_bag
 from features.errors import FilterError
 from features.filter import Examples, TileFilter, TileRecipe, keep_filter, write_filter
 from features.filter_fit import fit_filter
-from mil import validation
+from mil import judging
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
@@ -107,7 +107,7 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
     taught: list[tuple[set[str], set[str]]] = []
-    train = validation.train_ensembles
+    train = judging.train_ensembles
 
     def watch(tasks: Sequence[Task], **kwargs: Any) -> object:
         for store in (task.bags for task in tasks):
@@ -117,7 +117,7 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
             taught.append((set(store.patient_ids), {s.slide_id.split("_")[0] for s in slides}))
         return train(tasks, **kwargs)
 
-    monkeypatch.setattr(validation, "train_ensembles", watch)
+    monkeypatch.setattr(judging, "train_ensembles", watch)
     out = cross_validate(found, cohort, folds, settings=FAST, seed=0)
     nested_probabilities(found, cohort, folds, out, inner=inner, settings=FAST, seed=0)
     assert len(taught) == 3 + 9

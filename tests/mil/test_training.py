@@ -9,7 +9,7 @@ import torch
 
 from features.bags import find_bags
 from features.errors import BagError
-from mil import lessons, validation, whitening
+from mil import judging, lessons, whitening
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.errors import SplitError
@@ -139,7 +139,7 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
         for name, label in labels_of(cohort).items()
     }
     seen: list[Ensemble] = []
-    original = validation.train_ensembles
+    original = judging.train_ensembles
 
     def watch(*args: object, **kwargs: object) -> object:
         ensembles = original(*args, **kwargs)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
         return ensembles
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "train_ensembles", watch)
+        patch.setattr(judging, "train_ensembles", watch)
         cross_validate(bags, cohort, [fold], settings=FAST, seed=4)
         patients = tuple(
             replace(patient, label=cohort.classes[turned[patient.patient_id]])

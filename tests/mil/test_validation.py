@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.bags import find_bags
-from mil import validation
+from mil import judging, validation
 from mil.calibration import Calibrator
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
@@ -72,7 +72,7 @@ def test_a_poisoned_test_fold_changes_neither_heads_nor_calibrator(
     )
     ensembles: list[list[bytes]] = []
     calibrators: list[Calibrator] = []
-    train, calibrate = validation.train_ensembles, validation.fit_calibrator
+    train, calibrate = judging.train_ensembles, validation.fit_calibrator
 
     def watch_training(*args: object, **kwargs: object) -> object:
         together = train(*args, **kwargs)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_a_poisoned_test_fold_changes_neither_heads_nor_calibrator(
         calibrators.append(calibrate(*args, **kwargs))  # type: ignore[arg-type]
         return calibrators[-1]
 
-    monkeypatch.setattr(validation, "train_ensembles", watch_training)
+    monkeypatch.setattr(judging, "train_ensembles", watch_training)
     monkeypatch.setattr(validation, "fit_calibrator", watch_calibration)
     clean = nested_of(bags, cohort, (fold,))
     nested_of(poisoned, turned, (fold,))
