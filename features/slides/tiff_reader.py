@@ -48,17 +48,33 @@ _KINDS = {
 
 
 @dataclass(frozen=True, eq=False)
+class _Plane:
+    """Segments of all colours, or of one where colours lie in planes of their own."""
+
+    page: tifffile.TiffPage | tifffile.TiffFrame
+    first: int
+    """Number of the plane's first segment in its page."""
+    offsets: Sequence[int]
+    byte_counts: npt.NDArray[np.uint64]
+    jpeg_tables: bytes | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Grid:
     """Segments (tiles or strips) of one level."""
 
     page: tifffile.TiffPage
+    planes: tuple[_Plane, ...]
     rows: int
     columns: int
     height_px: int
     width_px: int
-    offsets: Sequence[int]
-    byte_counts: npt.NDArray[np.uint64]
-    jpeg_tables: bytes | None
+
+    @property
+    def byte_counts(self) -> npt.NDArray[np.uint64]:
+        """Bytes of each segment, in all planes together."""
+        counts = [plane.byte_counts for plane in self.planes]
+        return np.asarray(np.sum(counts, axis=0, dtype=np.uint64))
 
 
 class TiffSlide:
@@ -66,6 +82,7 @@ class TiffSlide:
 
     Serves tiled and striped TIFF and BigTIFF of 8 or 16 bit, grey, RGB, RGBA, palette and
     JPEG-YCbCr, in every compression that imagecodecs knows, with pyramids in pages or SubIFDs.
+    Colours may lie in planes of their own, within a page or as the three channels of an OME-TIFF.
 
     Raises
     ------
@@ -88,7 +105,7 @@ class TiffSlide:
             self._check_file()
             series = self._file.series[0]
             pages = [level.keyframe for level in series.levels]
-            self._grids = [self._grid(page) for page in pages]
+            self._grids = [self._grid(level) for level in series.levels]
             self._descriptor = os.open(path, os.O_RDONLY)
         except SlideError:
             self._file.close()
@@ -186,8 +203,9 @@ class TiffSlide:
             file.seek(min(file.size, offset + kind.tagnosize + n_tags * kind.tagsize))
             offset = int.from_bytes(file.read(kind.offsetsize), order)
 
-    def _grid(self, page: Any) -> _Grid:
-        """Check that we can serve a page, and how it is cut into segments."""
+    def _grid(self, level: tifffile.TiffPageSeries) -> _Grid:
+        """Check that we can serve a level, and how it is cut into segments."""
+        page: Any = level.keyframe
         self._check_colours(page)
         width, height = page.imagewidth, page.imagelength
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
@@ -198,18 +216,28 @@ class TiffSlide:
         if not 0 < n_samples <= 4 * _LARGEST_SEGMENT_PX:
             raise self._cannot(f"TIFF tiles of {seg_width} x {seg_height} px")
         columns, rows = -(-width // seg_width), -(-height // seg_height)
-        offsets, counts = page.dataoffsets, page.databytecounts
-        if len(offsets) != rows * columns or len(counts) != rows * columns:
-            raise self._cannot(f"{len(offsets)} TIFF tiles where {rows * columns} should be")
         return _Grid(
-            page=page, rows=rows, columns=columns, height_px=seg_height, width_px=seg_width,
-            offsets=offsets, byte_counts=np.array(counts, np.uint64), jpeg_tables=page.jpegtables,
+            page=page, planes=tuple(self._planes(level, rows * columns)), rows=rows,
+            columns=columns, height_px=seg_height, width_px=seg_width,
         )  # fmt: skip
+
+    def _planes(self, level: tifffile.TiffPageSeries, n_segments: int) -> Iterator[_Plane]:
+        page: Any = level.keyframe
+        separate = page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG
+        n_planes = page.samplesperpixel if separate else 1
+        for part in _colour_pages(level):
+            offsets, counts = part.dataoffsets, np.array(part.databytecounts, np.uint64)
+            n_expected = n_planes * n_segments
+            if len(offsets) != n_expected or len(counts) != n_expected:
+                raise self._cannot(f"{len(offsets)} TIFF tiles where {n_expected} should be")
+            for first in range(0, n_expected, n_segments):
+                yield _Plane(
+                    page=part, first=first, offsets=offsets[first : first + n_segments],
+                    byte_counts=counts[first : first + n_segments], jpeg_tables=part.jpegtables,
+                )  # fmt: skip
 
     def _check_colours(self, page: Any) -> None:
         """Refuse samples that we cannot turn into RGB."""
-        if page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
-            raise self._cannot("colours in separate planes")
         if page.photometric.name not in _KINDS:
             raise self._cannot(f"colours as {page.photometric.name}")
         if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
@@ -220,9 +248,11 @@ class TiffSlide:
             raise self._cannot("YCbCr in JPEG 2000")
         if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:
             raise self._cannot(f"YCbCr in {page.compression.name}")
+        if page.photometric.name == "YCBCR" and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
+            raise self._cannot("YCbCr in separate planes")
 
     def _cannot(self, found: str) -> SlideError:
-        return SlideError(self.path, found=found, expected="TIFF of 8 or 16 bit in one plane")
+        return SlideError(self.path, found=found, expected="TIFF of 8 or 16 bit")
 
     def _segment(self, level: int, index: int) -> RgbArray:
         return self._cache.get((level, index), lambda: self._decode(level, index))
@@ -252,21 +282,31 @@ class TiffSlide:
         row, column = divmod(index, grid.columns)
         height = min(grid.height_px, size.height_px - row * grid.height_px)
         width = min(grid.width_px, size.width_px - column * grid.width_px)
-        n_bytes = int(grid.byte_counts[index])
-        if not n_bytes:  # a sparse file leaves empty segments out
+        planes = [self._decode_plane(grid, plane, index, descriptor) for plane in grid.planes]
+        there = [plane for plane in planes if plane is not None]
+        if not there:  # a sparse file leaves empty segments out
             return blank(height, width, self.background_rgb)
-        n_missing = grid.offsets[index] + n_bytes - os.fstat(descriptor).st_size
+        whole = [np.zeros_like(there[0]) if plane is None else plane for plane in planes]
+        pixels = whole[0] if len(whole) == 1 else np.concatenate(whole, axis=-1)
+        colours = _colours(grid.page, pixels)[:height, :width]
+        return to_rgb(colours, background_rgb=self.background_rgb)
+
+    def _decode_plane(
+        self, grid: _Grid, plane: _Plane, index: int, descriptor: int
+    ) -> npt.NDArray[Any] | None:
+        """Samples of a segment, shape (height, width, samples); None where there are none."""
+        n_bytes = int(plane.byte_counts[index])
+        if not n_bytes:
+            return None
+        n_missing = plane.offsets[index] + n_bytes - os.fstat(descriptor).st_size
         if n_missing > 0:
             message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
-        data = os.pread(descriptor, n_bytes, grid.offsets[index])
+        data = os.pread(descriptor, n_bytes, plane.offsets[index])
         if grid.page.compression == tifffile.COMPRESSION.JPEG:
             _check_jpeg_size(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
-        decoded, _, _ = grid.page.decode(data, index, jpegtables=grid.jpeg_tables)
-        if decoded is None:
-            return blank(height, width, self.background_rgb)
-        pixels = _colours(grid.page, decoded[0])[:height, :width]
-        return to_rgb(pixels, background_rgb=self.background_rgb)
+        decoded, _, _ = plane.page.decode(data, plane.first + index, jpegtables=plane.jpeg_tables)
+        return None if decoded is None else np.asarray(decoded[0])
 
     def _decode_many(
         self, level: int, indices: npt.NDArray[np.int64]
@@ -320,6 +360,19 @@ class TiffSlide:
             return everything, self.background_rgb
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return wanted, (red, green, blue)
+
+
+def _colour_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
+    """The pages that make up the picture: one, or red, green and blue of an OME-TIFF."""
+    page: Any = level.keyframe
+    planes = [plane for plane in level.pages if plane is not None]
+    if (
+        (level.kind, level.axes, len(planes)) == ("ome", "CYX", 3)
+        and page.samplesperpixel == 1
+        and page.photometric.name == "MINISBLACK"
+    ):
+        return planes
+    return [page]
 
 
 def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:

@@ -113,6 +113,43 @@ def test_grey_is_three_equal_channels_and_miniswhite_is_turned_round(
         np.testing.assert_array_equal(pixels_of(path), triple(grey), err_msg=kind)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+def test_colours_in_separate_planes_come_together(
+    tmp_path: Path, compression: str | None, layout: dict[str, object], dtype: type
+) -> None:
+    planes = np.moveaxis(NOISE, -1, 0).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    path = write(
+        tmp_path / "s.tif", planes, planarconfig="separate", compression=compression, **layout
+    )
+    np.testing.assert_array_equal(pixels_of(path), NOISE)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg2000"])
+def test_three_channels_of_an_ome_tiff_are_red_green_and_blue(
+    tmp_path: Path, compression: str | None
+) -> None:
+    path = tmp_path / "s.ome.tif"
+    options = {"photometric": "minisblack", "tile": (64, 64), "compression": compression}
+    if compression == "jpeg2000":
+        options["compressionargs"] = {"level": 0, "reversible": True}
+    planes = np.ascontiguousarray(np.moveaxis(NOISE, -1, 0))
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(planes, subifds=1, metadata={"axes": "CYX"}, **options)
+        file.write(planes[:, ::2, ::2], subfiletype=1, **options)
+    with closing(TiffSlide(path)) as slide:
+        np.testing.assert_array_equal(whole(slide), NOISE)
+        np.testing.assert_array_equal(whole(slide, 1), NOISE[::2, ::2])
+
+
+def test_of_other_numbers_of_channels_the_first_is_seen_as_grey(tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(np.moveaxis(NOISE, -1, 0)[:2])
+    path = tmp_path / "s.ome.tif"
+    tifffile.imwrite(path, planes, ome=True, photometric="minisblack", metadata={"axes": "CYX"})
+    np.testing.assert_array_equal(pixels_of(path), triple(NOISE[..., 0]))
+
+
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[..., None] / 255
     return colour * share + 255 * (1 - share)
@@ -340,7 +377,6 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "options", "found"),
     [
-        (np.moveaxis(NOISE, -1, 0), {"planarconfig": "separate"}, "separate planes"),
         (NOISE.astype(np.float32), {}, "type float32"),
         (NOISE.astype(np.int16), {}, "type int16"),
         (NOISE[..., 0] > 99, {"photometric": "minisblack"}, "type bool"),
