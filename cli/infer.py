@@ -254,10 +254,15 @@ def _warn(predictions: list[PatientPrediction]) -> None:
     for status, words in meaning.items():
         if counts[status]:  # type: ignore[index]
             notes.print(f"warning: {counts[status]} patients {words}", style="yellow")  # type: ignore[index]
-    n_seen = sum(bool(p.seen_as) for p in predictions)
-    if n_seen:
+    if n_seen := sum(bool(p.seen_as) for p in predictions):
         notes.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their slides): use "
             "the out-of-fold columns of the details for them",
+            style="yellow",
+        )
+    if n_seen := sum(p.seen_by_filter and not p.seen_as for p in predictions):
+        notes.print(
+            f"warning: the run's tile filter learned from slides of {n_seen} of these patients: "
+            "scores on them are not of unseen patients",
             style="yellow",
         )

@@ -48,6 +48,8 @@ class PatientPrediction:
     """Patient of the training cohort that this one is, by id or by a slide's content; else ''."""
     out_of_fold: npt.NDArray[np.float64] | None
     """Shape (classes,): for a seen patient, what heads said that had not seen it."""
+    seen_by_filter: bool = False
+    """Whether the run's tile filter learned from slides of this patient."""
 
 
 def predict_patients(
@@ -132,6 +134,7 @@ def _predict(
         attention_share=share,
         seen_as=seen_as,
         out_of_fold=_out_of_fold(run, seen_as, prior),
+        seen_by_filter=_seen_by_filter(run, patient, bags),
     )
 
 
@@ -158,6 +161,17 @@ def _seen_as(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> str:
             if same_file or same_tiles:
                 return slide.patient_id
     return ""
+
+
+def _seen_by_filter(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> bool:
+    if run.tile_filter is None:
+        return False
+    found = run.tile_filter.examples.of_patient(
+        patient.patient_id,
+        slide_ids=patient.slide_ids,
+        content_ids={bag.meta.slide_content_id for bag in bags.values()},
+    )
+    return bool(found)
 
 
 def _out_of_fold(
@@ -206,6 +220,7 @@ def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict
         "n_tiles": sum(prediction.n_tiles.values()),
         "seen_in_training": str(bool(prediction.seen_as)).lower(),
         "seen_as": prediction.seen_as,
+        "seen_by_filter": str(prediction.seen_by_filter).lower(),
         **{f"out_of_fold_{name}": p for name, p in zip(classes, out_of_fold, strict=True)},
         **{f"lowest_{name}": p for name, p in zip(classes, prediction.lowest, strict=True)},
         **{f"highest_{name}": p for name, p in zip(classes, prediction.highest, strict=True)},

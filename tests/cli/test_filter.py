@@ -168,6 +168,24 @@ def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
         "--out", out)  # fmt: skip
     details = pd.read_csv(tmp_path / "out.details.csv")
     assert set(details["n_tiles"]) == {6}
+    assert details["patient_id"][details["seen_by_filter"]].tolist() == [0]
+
+
+def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
+    world: Path, tmp_path: Path
+) -> None:
+    path, bags = tmp_path / "f.safetensors", tmp_path / "bags"
+    fit(world, path, "seen.csv")
+    embed(world, bags)
+    rows = (world / "train.csv").read_text().splitlines()
+    (tmp_path / "others.csv").write_text("\n".join([rows[0], *rows[2:]]) + "\n")
+    found = mil("train", "--cohort", tmp_path / "others.csv", "--bags", bags, "--run",
+                tmp_path / "run", "--folds", 3, "--filter", path)  # fmt: skip
+    assert found.exit_code == 0, found.output
+    told = mil("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
+               bags, "--out", tmp_path / "out.csv")  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert "filter learned from slides of 1 of these patients" in told.output
 
 
 def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(

@@ -264,6 +264,7 @@ def test_a_run_applies_its_filter_where_it_predicts_and_explains(
     told = predict_patients(run, cohort, folder / "bags", prior=balanced(run.classes))
     assert {p.patient_id: sum(p.n_tiles.values()) for p in told} == store.n_tiles
     assert {p.seen_as for p in told} == set(cohort.patient_ids)
+    assert {p.patient_id for p in told if p.seen_by_filter} == set(SEEN)
     shown = list(explain_patients(run, cohort, folder / "bags", prior=balanced(run.classes)))
     assert {e.prediction.patient_id: e.n_tiles for e in shown} == store.n_tiles
 
