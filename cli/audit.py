@@ -31,7 +31,9 @@ def audit(
     ] = None,
     bags: Annotated[
         Path | None,
-        typer.Option(help="Folder of bags; without it only the tables are audited."),
+        typer.Option(
+            help="Folder of bags, or packed store; without it only the tables are audited."
+        ),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, max=50, help="Folds of the training to come.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training to come.")] = 0,

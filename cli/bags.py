@@ -1,10 +1,11 @@
-"""``mil bags``: check a folder of bags, bring other programs' bags in, write them out."""
+"""``mil bags``: check bags, pack them into one store, exchange them with other programs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ from cli.console import (
     results,
     step,
 )
-from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp
+from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, folder_for_bags
 
 if TYPE_CHECKING:
     from features.interop.exchange import Exchanged
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportLayout", "ImportLayout", "bags"]
 
-bags = typer.Typer(no_args_is_help=True, help="Check bags, and exchange them with other programs.")
+bags = typer.Typer(
+    no_args_is_help=True, help="Check bags, pack them, and exchange them with other programs."
+)
 
 
 class ExportLayout(StrEnum):
@@ -57,7 +60,7 @@ class ImportLayout(StrEnum):
 @bags.command()
 def verify(
     *,
-    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, one HDF5 file a slide.")],
+    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or packed store.")],
     as_json: JsonOutput = False,
 ) -> None:
     """Check every bag: whole, finite, no tile twice or outside the slide, all made alike.
@@ -118,6 +121,7 @@ def import_(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
+    folder_for_bags(bags_dir)
     with step("loading"):
         from features.interop.exchange import import_bags
         from features.interop.foreign import Given
@@ -140,7 +144,7 @@ def import_(
 @bags.command()
 def export(
     *,
-    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags.")],
+    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or packed store.")],
     layout: Annotated[ExportLayout, typer.Option("--to", help="Which program shall read them.")],
     out: Annotated[Path, typer.Option(help="New or empty folder to write to.")],
     as_json: JsonOutput = False,
@@ -156,6 +160,38 @@ def export(
     with _counting("slides") as on_slide:
         outcomes = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
     _report(outcomes, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
+
+
+@bags.command()
+def pack(
+    *,
+    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or another packed store.")],
+    out: Annotated[Path, typer.Option(help="Folder or URL of the store.")] = Path("bags.zarr"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a packed store that is there.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Copy all bags into one sharded zarr store, for object storage and file systems in demand.
+
+    Every command that reads bags takes the store for `--bags`, also by its URL (`s3://…`, with the
+    package that fsspec needs for it), and reads the same numbers from it. All bags must be made
+    alike. To a store nothing is added: pack the folder again.
+
+    Example: `mil bags pack bags --out bags.zarr`
+    """
+    with step("loading"):
+        from features.packing import pack_bags
+    with _counting("bags") as on_bag:
+        packed = pack_bags(bags_dir, out, overwrite=overwrite, on_bag=on_bag)
+    if as_json:
+        print_json({"source": str(bags_dir), "out": str(out), **asdict(packed)})
+    else:
+        results.print(
+            f"{packed.n_bags:,} bags, {packed.n_tiles:,} tiles, {packed.n_bytes / 1e9:.3g} GB: "
+            f"{bags_dir} -> {out}",
+            markup=False,
+        )
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def describe(
     slides: Annotated[
         Path | None, typer.Option(help="Folder of slides; their headers are read.")
     ] = None,
-    bags: Annotated[Path | None, typer.Option(help="Folder of bags, for tiles and tissue.")] = None,
+    bags: Annotated[
+        Path | None, typer.Option(help="Folder of bags, or packed store, for tiles and tissue.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("describe.html"),
     gallery: Annotated[
         int, typer.Option(min=0, max=100, help="Slides of each label to show, with `--slides`.")

@@ -36,6 +36,7 @@ from cli.options import (
     TilePx,
     Weights,
     WorkersEach,
+    folder_for_bags,
     given_mpp_of,
     part_of,
     require_one_resolution,
@@ -163,6 +164,7 @@ def embed(
         rules=rules,
     )  # fmt: skip
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    folder_for_bags(bags)
     slides = part_of(slides_of(paths or []), shard)
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     sieve = None if tile_filter is None else _read_filter(tile_filter, slides)

@@ -12,7 +12,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.infer import newest_run
-from cli.options import BagsDir, JsonOutput
+from cli.options import BagsPlace, JsonOutput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def explain(
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
     ] = None,
-    bags: BagsDir = Path("bags"),
+    bags: BagsPlace = Path("bags"),
     slides: Annotated[
         Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
     ] = None,
@@ -169,19 +169,18 @@ def _cohort_of(table: Path, wanted: Sequence[str]) -> Cohort:
 
 def _alone(slide: str, bags_dir: Path) -> Cohort:
     """A slide as a patient of its own, under the slide's name."""
-    from features.bags import bag_path
     from features.errors import BagError
+    from features.packs import open_bags
     from mil.cohort import Cohort, Patient, without_suffix
 
     slide_id = without_suffix(slide)
-    path = bag_path(bags_dir, slide_id)
-    if not path.is_file():
+    if slide_id not in open_bags(bags_dir, may_be_empty=True):
         raise BagError(
-            path, found=f"slide {slide_id!r} has no bag", expected="one bag a slide",
+            bags_dir, found=f"slide {slide_id!r} has no bag", expected="one bag a slide",
             advice="Check --bags, or embed the slide with 'mil embed'.",
         )  # fmt: skip
     alone = Patient(patient_id=slide_id, slide_ids=(slide_id,), label=None, center_id=None)
-    return Cohort(path=path, patients=(alone,), classes=())
+    return Cohort(path=bags_dir, patients=(alone,), classes=())
 
 
 def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from cli.embedded import SlideBars, print_failures
 from cli.label_commands import infer_labels
 from cli.loading import load_encoder_for
 from cli.options import (
-    BagsDir,
+    BagsPlace,
     Batch,
     Device,
     JsonOutput,
@@ -43,7 +43,7 @@ def infer(
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
     ] = None,
-    bags: BagsDir = Path("bags"),
+    bags: BagsPlace = Path("bags"),
     slides: Annotated[
         Path | None,
         typer.Option(help="Slides; those without a bag are embedded as the run's bags were."),
@@ -164,20 +164,24 @@ def _embed_missing(
     batch: int,
 ) -> int:
     """Embed the cohort's slides that have no bag yet; returns how many failed."""
-    from features.bags import bag_path
+    from features.errors import BagError
+    from features.packs import is_pack, open_bags
     from features.pipeline import embed_slides
     from features.recipe import settings_like
     from features.slides.opening import find_slides, slide_id_of
 
-    wanted = {
-        slide_id
-        for patient in cohort.patients
-        for slide_id in patient.slide_ids
-        if not bag_path(bags_dir, slide_id).is_file()
-    }
+    there = open_bags(bags_dir, may_be_empty=True)
+    wanted = {name for p in cohort.patients for name in p.slide_ids if name not in there}
     paths = [path for path in find_slides([slides]) if slide_id_of(path) in wanted]
     if not paths:
         return 0
+    if is_pack(bags_dir):
+        raise BagError(
+            bags_dir,
+            found=f"{len(paths)} slides have no bag in it, first {slide_id_of(paths[0])!r}",
+            expected="all slides of the table: to a packed store nothing can be added",
+            advice="Name a folder of bags, or leave --slides out.",
+        )
     with step("loading the backbone"):
         settings = settings_like(
             run.fingerprint, batch_tiles=batch, n_workers=workers, tile_filter=run.tile_filter

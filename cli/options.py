@@ -16,6 +16,7 @@ __all__ = [
     "Address",
     "Backbone",
     "BagsDir",
+    "BagsPlace",
     "Batch",
     "Calibrator",
     "Device",
@@ -38,6 +39,7 @@ __all__ = [
     "Weights",
     "Workers",
     "WorkersEach",
+    "folder_for_bags",
     "given_mpp_of",
     "part_of",
     "require_one_resolution",
@@ -66,6 +68,9 @@ FilterFile = Annotated[
                  "counted."),
 ]  # fmt: skip
 BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
+BagsPlace = Annotated[
+    Path, typer.Option("--bags", help="Folder of bags, or a packed store (also its URL).")
+]
 Device = Annotated[
     str, typer.Option(help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.")
 ]
@@ -168,6 +173,18 @@ SlideMpp = Annotated[
 MppTable = Annotated[
     Path | None, typer.Option(help="CSV with `slide_id` and `mpp`, for single slides.")
 ]
+
+
+def folder_for_bags(bags: Path) -> Path:
+    """The folder to write bags to; a packed store takes none."""
+    from features.packs import is_pack
+
+    if is_pack(bags):
+        raise typer.BadParameter(
+            f"{str(bags)!r} is a packed store, to which no bag can be added: name a folder",
+            param_hint="--bags",
+        )
+    return bags
 
 
 def tile_settings(

@@ -15,7 +15,7 @@ from cli.engines import everywhere, print_note
 from cli.label_commands import read_labels, train_labels
 from cli.options import (
     Address,
-    BagsDir,
+    BagsPlace,
     Calibrator,
     Device,
     EngineChoice,
@@ -47,7 +47,7 @@ def train(
         Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
     ] = Path("train.csv"),
     labels: Labels = None,
-    bags: BagsDir = Path("bags"),
+    bags: BagsPlace = Path("bags"),
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
     ] = None,
@@ -122,9 +122,9 @@ def train(
                                  param_hint="--folds")  # fmt: skip
     require_ray_for_address(engine, address)
     with step("loading torch"):
-        from features.bags import find_bags
         from features.engines.devices import choose_device
         from features.filter import read_filter
+        from features.packs import open_bags
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
@@ -136,9 +136,9 @@ def train(
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
     folder = _claim_folder(run, overwrite=overwrite)
     with step("reading bags"):
-        paths = find_bags(bags if engine is EngineName.local else everywhere(bags))
+        places = open_bags(bags if engine is EngineName.local else everywhere(bags))
         loaded = filter_bags(
-            load_patient_bags(table, paths), table, bags_dir=bags,
+            load_patient_bags(table, places), table, bags_dir=bags,
             tile_filter=None if tile_filter is None else read_filter(tile_filter),
         )  # fmt: skip
     settings = TrainSettings(head=head, device=str(choose_device(device)))

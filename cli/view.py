@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.console import notes, progress_bar, results, step
-from cli.options import BagsDir
+from cli.options import BagsPlace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from cli.viewer.content import ViewedRun
     from cli.viewer.server import ViewServer
+    from features.bags import BagPlace
     from mil.cohort import Cohort
     from mil.inference import PatientPrediction
     from mil.model import Run
@@ -35,7 +37,7 @@ def view(
             "the run was trained on."
         ),
     ] = None,
-    bags: BagsDir = Path("bags"),
+    bags: BagsPlace = Path("bags"),
     slides: Annotated[
         Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
     ] = None,
@@ -64,6 +66,8 @@ def view(
     with step("loading the run"):
         from cli.infer import newest_run
         from cli.viewer.content import ViewedRun
+        from features.errors import BagError
+        from features.packs import open_bags
         from mil.cohort import read_cohort
         from mil.model import load_run
         from mil.priors import parse_prior
@@ -73,8 +77,14 @@ def view(
         counts = dict(zip(model.classes, model.cohort_counts, strict=True))
         shares = parse_prior(prior, model.classes, counts)
         paths = None if slides is None else _slides_of(cohort, slides)
-    predictions = _predict(model, cohort, bags, shares)
-    viewed = ViewedRun(model, cohort, predictions, bags_dir=bags, prior=shares, paths=paths)
+        places = open_bags(bags, may_be_empty=True)
+    predictions = _predict(model, cohort, places, shares)
+    if all(prediction.status == "no_bag" for prediction in predictions):
+        raise BagError(
+            bags, found=f"no bag of any of the {len(predictions)} patients",
+            expected="one bag a slide", advice="Name their folder with --bags, or run 'mil embed'.",
+        )  # fmt: skip
+    viewed = ViewedRun(model, cohort, predictions, bags=places, prior=shares, paths=paths)
     server = _listen(viewed, port)
     _say(server, predictions, with_slides=slides is not None)
     if browser:
@@ -120,11 +130,10 @@ def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
 
 
 def _predict(
-    run: Run, cohort: Cohort, bags_dir: Path, prior: npt.NDArray[np.float64]
+    run: Run, cohort: Cohort, bags: Mapping[str, BagPlace], prior: npt.NDArray[np.float64]
 ) -> list[PatientPrediction]:
     from dataclasses import replace
 
-    from features.errors import BagError
     from mil.inference import predict_patients
 
     predictions = []
@@ -132,13 +141,8 @@ def _predict(
         task = bars.add_task("predicting", total=len(cohort.patients))
         for patient in cohort.patients:
             alone = replace(cohort, patients=(patient,))
-            predictions += predict_patients(run, alone, bags_dir, prior=prior)
+            predictions += predict_patients(run, alone, bags, prior=prior)
             bars.advance(task)
-    if all(prediction.status == "no_bag" for prediction in predictions):
-        raise BagError(
-            bags_dir, found=f"no bag of any of the {len(predictions)} patients",
-            expected="one bag a slide", advice="Name their folder with --bags, or run 'mil embed'.",
-        )  # fmt: skip
     return predictions
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from features.errors import BagError
 from features.files import written_beside
-from features.hdf5 import opened, read_array, read_attributes
+from features.hdf5 import find_item, opened, read_array, read_attributes
 
 __all__ = [
     "FORMAT",
@@ -29,13 +29,20 @@ __all__ = [
     "TILE",
     "UNKNOWN",
     "Bag",
+    "BagHead",
     "BagMeta",
+    "BagPlace",
     "Fingerprint",
+    "PlacedBag",
     "as_json",
     "bag_path",
     "find_bags",
+    "is_plain_id",
+    "meta_attributes",
+    "meta_from",
     "read_bag",
     "read_features",
+    "read_head",
     "read_meta",
     "require_same_fingerprint",
     "trident_attributes",
@@ -221,6 +228,42 @@ class Bag:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BagHead:
+    """A bag without its arrays."""
+
+    meta: BagMeta
+    """What it says about itself."""
+    n_tiles: int
+    """Embeddings in it."""
+    dtype: np.dtype[Any]
+    """Their type, float16 or float32."""
+
+
+class PlacedBag(Protocol):
+    """A bag that is no file of its own, but lies among others."""
+
+    def __hash__(self) -> int:
+        """Places may be keys."""
+        ...
+
+    def read(self) -> Bag:
+        """As :func:`read_bag`."""
+        ...
+
+    def read_features(self) -> npt.NDArray[np.floating[Any]]:
+        """As :func:`read_features`."""
+        ...
+
+    def read_head(self) -> BagHead:
+        """As :func:`read_head`."""
+        ...
+
+
+BagPlace = Path | PlacedBag
+"""Where a bag lies: its own HDF5 file, or a place in a packed store; read alike."""
+
+
 def bag_path(bags_dir: Path, slide_id: str) -> Path:
     """Where the bag of a slide lies.
 
@@ -229,21 +272,36 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
     BagError
         If ``slide_id`` would lead out of the folder or into a subfolder.
     """
-    if not slide_id or slide_id.startswith(".") or {"/", "\\", "\0"} & set(slide_id):
+    if not is_plain_id(slide_id):
         raise BagError(
             repr(slide_id), found="not usable as a file name", expected="a plain slide id"
         )
     return bags_dir / f"{slide_id}.h5"
 
 
-def find_bags(bags_dir: Path) -> dict[str, Path]:
+def is_plain_id(slide_id: str) -> bool:
+    """Whether a slide id can be a file name that leads nowhere else."""
+    return bool(slide_id) and slide_id[0] != "." and not {"/", "\\", "\0"} & set(slide_id)
+
+
+def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """All bags of a folder by slide id, sorted.
+
+    Parameters
+    ----------
+    bags_dir
+        The folder.
+    may_be_empty
+        Find nothing where there is none, instead of complaining.
 
     Raises
     ------
     BagError
         If the folder does not exist or holds no bag.
     """
+    paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
+    if paths or may_be_empty:
+        return paths
     if not bags_dir.is_dir():
         raise BagError(
             bags_dir,
@@ -251,15 +309,12 @@ def find_bags(bags_dir: Path) -> dict[str, Path]:
             expected="a folder of bags",
             advice="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
         )
-    paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
-    if not paths:
-        raise BagError(
-            bags_dir,
-            found="no bag (*.h5) in it",
-            expected="one a slide",
-            advice="Make them with 'mil embed SLIDES --bags DIR'.",
-        )
-    return paths
+    raise BagError(
+        bags_dir,
+        found="no bag (*.h5) in it",
+        expected="one a slide",
+        advice="Make them with 'mil embed SLIDES --bags DIR'.",
+    )
 
 
 def write_bag(path: Path, bag: Bag) -> None:
@@ -297,24 +352,23 @@ def write_bag(path: Path, bag: Bag) -> None:
         file["features"].attrs["encoder"] = bag.meta.fingerprint.encoder
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = 1 if bag.order is None else FORMAT_VERSION
-        for name in _flat_names():
-            file.attrs[name] = getattr(bag.meta, name)
-        for part in fields(Fingerprint):
-            file.attrs[part.name] = getattr(bag.meta.fingerprint, part.name)
+        file.attrs.update(meta_attributes(bag.meta))
         file.attrs["n_embedded"] = len(bag.features)
         file.attrs["complete"] = True
 
 
-def read_bag(path: Path) -> Bag:
+def read_bag(place: BagPlace) -> Bag:
     """Read a bag.
 
     Raises
     ------
     BagError
-        If the file is missing, damaged, incomplete, of another format or a newer version.
+        If it is missing, damaged, incomplete, of another format or a newer version.
     """
-    with _opened(path) as file:
-        meta = _meta(path, attributes := read_attributes(file))
+    if not isinstance(place, Path):
+        return place.read()
+    with _opened(place) as file:
+        meta = _meta(place, attributes := read_attributes(file))
         features = read_array(file, "features", ndim=(2,), kinds="f")
         if meta.kind == IMAGE:
             bag = Bag.of_series(
@@ -333,7 +387,7 @@ def read_bag(path: Path) -> Bag:
     n_embedded = attributes.get("n_embedded", len(bag.features))
     if n_embedded != len(bag.features):
         raise BagError(
-            path,
+            place,
             found=f"{len(bag.features)} embeddings",
             expected=f"{n_embedded}, as its attribute n_embedded says",
             advice=_ADVICE,
@@ -341,7 +395,7 @@ def read_bag(path: Path) -> Bag:
     return bag
 
 
-def read_meta(path: Path) -> BagMeta:
+def read_meta(place: BagPlace) -> BagMeta:
     """Read what a bag says about itself, without its arrays.
 
     Raises
@@ -349,19 +403,42 @@ def read_meta(path: Path) -> BagMeta:
     BagError
         As :func:`read_bag`.
     """
-    with _opened(path) as file:
-        return _meta(path, read_attributes(file))
+    if not isinstance(place, Path):
+        return place.read_head().meta
+    with _opened(place) as file:
+        return _meta(place, read_attributes(file))
 
 
-def read_features(path: Path) -> npt.NDArray[np.floating[Any]]:
+def read_head(place: BagPlace) -> BagHead:
+    """Read what a bag says about itself, and how many embeddings of which type it holds.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`.
+    """
+    if not isinstance(place, Path):
+        return place.read_head()
+    with _opened(place) as file:
+        features = find_item(file, "features")
+        if not isinstance(features, h5py.Dataset) or features.ndim != 2:
+            raise BagError(place, found="no 2-dimensional dataset 'features'")
+        return BagHead(
+            meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype
+        )
+
+
+def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
     """Read the embeddings of a bag and nothing else, shape (n, dim).
 
     Raises
     ------
     BagError
-        If the file is missing or damaged.
+        If it is missing or damaged.
     """
-    with _opened(path) as file:
+    if not isinstance(place, Path):
+        return place.read_features()
+    with _opened(place) as file:
         return read_array(file, "features", ndim=(2,), kinds="f")
 
 
@@ -436,6 +513,25 @@ def _require_whole_series(bag: Bag) -> None:
         raise BagError(bag.meta.slide_id, found="images out of order", expected="a rising order")
 
 
+def meta_attributes(meta: BagMeta) -> dict[str, Any]:
+    """What a bag says about itself as plain values by name, the fingerprint's fields among them."""
+    flat = {name: getattr(meta, name) for name in _flat_names()}
+    return {**flat, **{p.name: getattr(meta.fingerprint, p.name) for p in fields(Fingerprint)}}
+
+
+def meta_from(attributes: Mapping[str, Any]) -> BagMeta:
+    """The way back from :func:`meta_attributes`; what an older bag lacks has its default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an attribute is of another kind, or missing.
+    """
+    fingerprint = Fingerprint(**_values(fields(Fingerprint), attributes))
+    flat = [part for part in fields(BagMeta) if part.name != "fingerprint"]
+    return BagMeta(fingerprint=fingerprint, **_values(flat, attributes))
+
+
 def _flat_names() -> list[str]:
     """Fields of BagMeta that are stored as root attributes of their own."""
     return [part.name for part in fields(BagMeta) if part.name != "fingerprint"]
@@ -472,9 +568,7 @@ def _meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
         raise BagError(
             path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
         )
-    fingerprint = Fingerprint(**_values(fields(Fingerprint), attributes))
-    flat = [part for part in fields(BagMeta) if part.name != "fingerprint"]
-    return BagMeta(fingerprint=fingerprint, **_values(flat, attributes))
+    return meta_from(attributes)
 
 
 def _values(parts: Iterable[Field[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from features.errors import OutputError
 
-__all__ = ["leftovers_in", "make_folder", "written_beside"]
+__all__ = ["folder_beside", "leftovers_in", "make_folder", "written_beside"]
 
 _LONGEST_STEM = 80
 _PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
@@ -42,18 +43,55 @@ def written_beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.stem[:_LONGEST_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
         yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
+        _flush(beside)
         beside.replace(path)
     except OSError as error:
-        raise OutputError(
-            path,
-            found=f"cannot be written ({error.strerror or error})",
-            advice="Check free space and permissions of the folder.",
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give a new hidden folder beside ``path`` that replaces it when the block ends well.
+
+    Its files are on disk before it has the name. An older folder of that name stays until then.
+
+    Parameters
+    ----------
+    path
+        The final folder.
+
+    Yields
+    ------
+    Path
+        Where to write.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written or replaced; the old folder is then untouched.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = beside.with_suffix(".old")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def leftovers_in(folder: Path) -> dict[str, list[Path]]:
@@ -86,3 +124,16 @@ def make_folder(path: Path) -> Path:
             advice="Name another folder, or make this one writable.",
         ) from error
     return path
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        path,
+        found=f"cannot be written ({error.strerror or error})",
+        advice="Check free space and permissions of the folder.",
+    )

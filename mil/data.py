@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from features.bags import Bag, Fingerprint, read_bag, read_features, require_same_fingerprint
+from features.bags import (
+    Bag,
+    BagPlace,
+    Fingerprint,
+    read_bag,
+    read_features,
+    require_same_fingerprint,
+)
 from features.cores import free_memory
 from features.errors import BagError
 from features.filter import TileFilter
@@ -94,7 +100,7 @@ class StoredFeatures(LazyFeatures):
     """
 
     def __init__(
-        self, files: Mapping[str, tuple[Path, ...]], n_tiles: Mapping[str, int], *, dim: int
+        self, files: Mapping[str, tuple[BagPlace, ...]], n_tiles: Mapping[str, int], *, dim: int
     ) -> None:
         self._files = files
         self._dim = dim
@@ -200,7 +206,7 @@ class PatientBags:
 
 
 def load_patient_bags(
-    cohort: Cohort, bag_paths: Mapping[str, Path], *, most_bytes: int | None = None
+    cohort: Cohort, bag_paths: Mapping[str, BagPlace], *, most_bytes: int | None = None
 ) -> PatientBags:
     """Read the bags of a cohort, and keep them in memory where there is room.
 
@@ -234,7 +240,7 @@ def load_patient_bags(
         )
     room = free_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
-    files: dict[str, tuple[Path, ...]] = {}
+    files: dict[str, tuple[BagPlace, ...]] = {}
     notes: list[SlideNote] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
@@ -284,7 +290,7 @@ def pad(bags: Sequence[Tensor]) -> Batch:
     return Batch(features, places[None] < lengths[:, None])
 
 
-def _read(slide_id: str, path: Path) -> Bag:
+def _read(slide_id: str, path: BagPlace) -> Bag:
     bag = read_bag(path)
     if bag.meta.slide_id != slide_id:
         raise BagError(

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.bags import Bag, bag_path, read_bag, require_same_fingerprint
+from features.bags import Bag, BagPlace, read_bag, require_same_fingerprint
 from features.files import written_beside
+from features.packs import open_bags
 from mil.cohort import Cohort, Patient
 from mil.model import Run
 from mil.priors import balanced, shift_prior
@@ -53,7 +54,11 @@ class PatientPrediction:
 
 
 def predict_patients(
-    run: Run, cohort: Cohort, bags_dir: Path, *, prior: npt.NDArray[np.float64]
+    run: Run,
+    cohort: Cohort,
+    bags: Path | Mapping[str, BagPlace],
+    *,
+    prior: npt.NDArray[np.float64],
 ) -> list[PatientPrediction]:
     """Calibrated probabilities for every patient asked for, in the order of the table.
 
@@ -66,8 +71,8 @@ def predict_patients(
         The model bundle.
     cohort
         Patients and their slides; labels are not looked at.
-    bags_dir
-        Folder of bags.
+    bags
+        Folder or packed store of bags; or bags by slide id, for who asks many times.
     prior
         Shape (classes,): the class shares that the probabilities are for.
 
@@ -76,7 +81,8 @@ def predict_patients(
     BagError
         If a bag was made otherwise than the run's, or is damaged.
     """
-    return [_predict(run, patient, bags_dir, prior=prior) for patient in cohort.patients]
+    places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
+    return [_predict(run, patient, places, prior=prior) for patient in cohort.patients]
 
 
 def write_predictions(
@@ -109,9 +115,13 @@ def write_details(
 
 
 def _predict(
-    run: Run, patient: Patient, bags_dir: Path, *, prior: npt.NDArray[np.float64]
+    run: Run,
+    patient: Patient,
+    places: Mapping[str, BagPlace],
+    *,
+    prior: npt.NDArray[np.float64],
 ) -> PatientPrediction:
-    bags = _read_bags(run, patient, bags_dir)
+    bags = _read_bags(run, patient, places)
     seen_as = _seen_as(run, patient, bags)
     bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
     filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
@@ -138,13 +148,12 @@ def _predict(
     )
 
 
-def _read_bags(run: Run, patient: Patient, bags_dir: Path) -> dict[str, Bag]:
+def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> dict[str, Bag]:
     """Bags of a patient by slide id; slides without one are left out."""
-    paths = {slide_id: bag_path(bags_dir, slide_id) for slide_id in patient.slide_ids}
-    bags = {slide_id: read_bag(path) for slide_id, path in paths.items() if path.is_file()}
+    bags = {name: read_bag(places[name]) for name in patient.slide_ids if name in places}
     require_same_fingerprint(
         run.fingerprint,
-        ((paths[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
+        ((places[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
         source=f"the run {run.path}",
     )
     return bags

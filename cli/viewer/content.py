@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cli.viewer.pictures import draw_colours, draw_tile, draw_window
 from cli.viewer.shelf import SlideShelf
 from cli.viewer.slides import ViewedSlide, view_slide
+from features.bags import BagPlace
 from features.caption import printable
 from mil.cohort import Cohort
 from mil.explanation.attention import Explanation, explain_patients
@@ -46,8 +47,8 @@ class ViewedRun:
         Patients to show.
     predictions
         Of each patient of the cohort, in its order.
-    bags_dir
-        Folder of bags.
+    bags
+        Bags by slide id.
     prior
         Shape (classes,): the class shares that the probabilities are for.
     paths
@@ -60,11 +61,11 @@ class ViewedRun:
         cohort: Cohort,
         predictions: list[PatientPrediction],
         *,
-        bags_dir: Path,
+        bags: Mapping[str, BagPlace],
         prior: npt.NDArray[np.float64],
         paths: Mapping[str, Path] | None,
     ) -> None:
-        self._run, self._cohort, self._bags_dir, self._prior = run, cohort, bags_dir, prior
+        self._run, self._cohort, self._bags, self._prior = run, cohort, bags, prior
         self._predictions, self._paths = predictions, paths
         self._slides = [
             (number, slide_id)
@@ -150,7 +151,7 @@ class ViewedRun:
 
     def _explain(self, number: int) -> Explanation:
         alone = replace(self._cohort, patients=(self._cohort.patients[number],))
-        return next(explain_patients(self._run, alone, self._bags_dir, prior=self._prior))
+        return next(explain_patients(self._run, alone, self._bags, prior=self._prior))
 
     def _told(self, place: int) -> dict[str, object]:
         viewed = self._viewed(place)

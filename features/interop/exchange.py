@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from features.bags import (
     Bag,
+    BagPlace,
     Fingerprint,
     bag_path,
-    find_bags,
     read_bag,
     require_same_fingerprint,
     write_bag,
@@ -19,8 +20,11 @@ from features.errors import BagError, KnownError, OutputError
 from features.files import make_folder
 from features.interop.foreign import Given, as_bag, unknown_of
 from features.interop.layouts import LAYOUTS
+from features.packs import open_bags
 
 __all__ = ["Exchanged", "OnSlide", "export_bags", "import_bags"]
+
+Place = TypeVar("Place")
 
 OnSlide = Callable[[int, int], None]
 """Told how many slides are done, and of how many."""
@@ -108,15 +112,17 @@ def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) ->
     write = form.write
     if write is None:
         raise BagError(layout, found="a layout that can be imported only")
-    paths = find_bags(bags_dir)
+    paths = open_bags(bags_dir)
     _new_folder(out)
     made: list[Fingerprint] = []
 
-    def bring(slide_id: str, path: Path) -> Exchanged:
+    def bring(slide_id: str, path: BagPlace) -> Exchanged:
         bag = read_bag(path)
         made.append(bag.meta.fingerprint)
         require_same_fingerprint(made[0], [(path, made[-1])], source="the first bag exported")
         unknown = unknown_of(bag.meta)
+        if bag.meta.slide_id != slide_id:
+            raise BagError(path, found=f"the bag of {bag.meta.slide_id!r}", expected="its own")
         _refuse_unfit(path, bag, lacking=form.needs & set(unknown), layout=layout)
         write(out, bag)
         return Exchanged(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
@@ -125,19 +131,19 @@ def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) ->
 
 
 def _each(
-    paths: Mapping[str, Path], bring: Callable[[str, Path], Exchanged], on_slide: OnSlide
+    places: Mapping[str, Place], bring: Callable[[str, Place], Exchanged], on_slide: OnSlide
 ) -> list[Exchanged]:
     """Bring slides over one by one; what is wrong with one stays with it."""
     outcomes = []
-    for slide_id, path in paths.items():
+    for slide_id in places:
         try:
-            outcome = bring(slide_id, path)
+            outcome = bring(slide_id, places[slide_id])
         except OutputError:
             raise
         except KnownError as error:
             outcome = Exchanged(slide_id=slide_id, problem=str(error))
         outcomes.append(outcome)
-        on_slide(len(outcomes), len(paths))
+        on_slide(len(outcomes), len(places))
     return outcomes
 
 
@@ -152,9 +158,9 @@ def _new_folder(path: Path) -> None:
     make_folder(path)
 
 
-def _refuse_unfit(path: Path, bag: Bag, *, lacking: set[str] | frozenset[str], layout: str) -> None:
-    if bag.meta.slide_id != path.stem:
-        raise BagError(path, found=f"the bag of slide {bag.meta.slide_id!r}", expected="its own")
+def _refuse_unfit(
+    path: BagPlace, bag: Bag, *, lacking: set[str] | frozenset[str], layout: str
+) -> None:
     if bag.meta.kind != "tile":
         raise BagError(path, found=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
     if lacking:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from features.bags import Bag, read_bag
+from features.bags import Bag, BagPlace, read_bag
 from features.errors import BagError
 
 __all__ = ["IsolatedReader"]
@@ -50,14 +50,16 @@ class IsolatedReader:
     ) -> None:
         self._stop()
 
-    def read(self, path: Path) -> Bag:
-        """Read one bag.
+    def read(self, path: BagPlace) -> Bag:
+        """Read one bag; what is no HDF5 file, but packed, in this process.
 
         Raises
         ------
         BagError
             As :func:`features.bags.read_bag`; besides, if reading does not end or crashes.
         """
+        if not isinstance(path, Path):
+            return read_bag(path)
         pipe = self._pipe or self._start()
         allowed_s = self._seconds + path.stat().st_size / _LEAST_BYTES_PER_S
         try:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import TILE, Bag, BagMeta, Fingerprint, find_bags, read_bag
+from features.bags import TILE, Bag, BagMeta, BagPlace, Fingerprint, read_bag
 from features.errors import BagError
 from features.interop.foreign import unknown_of
+from features.packs import open_bags
 
 __all__ = ["BagCheck", "FolderCheck", "verify_bags"]
 
@@ -25,7 +26,7 @@ class BagCheck:
     """What was found about one bag."""
 
     slide_id: str
-    """Name of its file, without suffix."""
+    """Name of its file, without suffix, or in its store."""
     n_tiles: int = 0
     """Embeddings in it; 0 if it cannot be read."""
     problems: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class FolderCheck:
     """What was found about a folder of bags."""
 
     bags: tuple[BagCheck, ...]
-    """One a file, by name."""
+    """One a bag, by name."""
     n_fingerprints: int
     """Ways in which its readable bags were made; 1 in a good folder."""
     constant_features: tuple[int, ...]
@@ -65,7 +66,7 @@ def verify_bags(
     bags_dir: Path,
     *,
     on_bag: Callable[[int, int], None],
-    read: Callable[[Path], Bag] = read_bag,
+    read: Callable[[BagPlace], Bag] = read_bag,
 ) -> FolderCheck:
     """Read every bag of a folder and say what is wrong with it.
 
@@ -74,7 +75,7 @@ def verify_bags(
     Parameters
     ----------
     bags_dir
-        Folder of bags.
+        Folder of bags, or packed store.
     on_bag
         Told after each bag how many are done, and of how many.
     read
@@ -83,14 +84,14 @@ def verify_bags(
     Raises
     ------
     BagError
-        If the folder does not exist or holds no bag.
+        If there is no bag, or the store is not to be trusted.
     """
-    paths = find_bags(bags_dir)
+    paths = open_bags(bags_dir)
     checks: list[BagCheck] = []
     readable: dict[str, _Read] = {}
-    for slide_id, path in paths.items():
+    for slide_id in paths:
         try:
-            bag = read(path)
+            bag = read(paths[slide_id])
         except BagError as error:
             checks.append(BagCheck(slide_id=slide_id, problems=(error.found,)))
         else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.bags import find_bags
+from features.packs import open_bags
 from mil.audit.copies import find_identical, find_near_duplicates
 from mil.audit.findings import Finding, Severity, listed
 from mil.audit.shortcuts import (
@@ -140,7 +140,7 @@ def _read(
         n_done += 1
         on_step("reading bags", n_done, len(owners))
 
-    return read_digests(owners, find_bags(bags_dir), on_slide=one_more)
+    return read_digests(owners, open_bags(bags_dir), on_slide=one_more)
 
 
 def _audit_bags(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import Fingerprint, read_bag, require_same_fingerprint
+from features.bags import BagPlace, Fingerprint, read_bag, require_same_fingerprint
 from features.errors import BagError
 from mil.audit.tables import Side
 
@@ -43,7 +42,7 @@ class SlideDigest:
 
     slide_id: str
     """Name of the slide."""
-    path: Path
+    path: BagPlace
     """Its bag."""
     fingerprint: Fingerprint
     """How the bag was made."""
@@ -81,7 +80,7 @@ def find_owners(sides: Sequence[Side]) -> dict[str, Owner]:
 
 
 def read_digests(
-    slide_ids: Iterable[str], bag_paths: Mapping[str, Path], *, on_slide: Callable[[], None]
+    slide_ids: Iterable[str], bag_paths: Mapping[str, BagPlace], *, on_slide: Callable[[], None]
 ) -> dict[str, SlideDigest]:
     """Read bags one after the other and keep a digest of each; slides without one are left out.
 
@@ -120,7 +119,7 @@ def read_digests(
     return found
 
 
-def _read_digest(slide_id: str, path: Path) -> SlideDigest:
+def _read_digest(slide_id: str, path: BagPlace) -> SlideDigest:
     bag = read_bag(path)
     return SlideDigest(
         slide_id=slide_id,

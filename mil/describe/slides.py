@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.bags import Bag, Fingerprint, find_bags, read_bag
+from features.bags import Bag, Fingerprint, read_bag
 from features.errors import BagError
+from features.packs import open_bags
 from mil.describe.measures import Measure
 
 __all__ = [
@@ -86,9 +87,9 @@ def read_slide_bags(
     Raises
     ------
     BagError
-        If the folder holds no bag of any of these slides, or one of them is damaged.
+        If there is no bag of any of these slides, or one of them is damaged.
     """
-    paths = find_bags(bags_dir)
+    paths = open_bags(bags_dir)
     found = {}
     for slide_id in slide_ids:
         if slide_id in paths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,15 @@ import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
-from features.bags import Bag, BagMeta, bag_path, read_bag, read_meta, require_same_fingerprint
+from features.bags import (
+    Bag,
+    BagMeta,
+    BagPlace,
+    read_bag,
+    read_meta,
+    require_same_fingerprint,
+)
+from features.packs import open_bags
 from mil.cohort import Cohort, Patient
 from mil.data import Features
 from mil.heads import Head
@@ -107,7 +115,7 @@ class Explanation:
 
 
 def explain_patients(
-    run: Run, cohort: Cohort, bags_dir: Path, *, prior: Floats
+    run: Run, cohort: Cohort, bags: Path | Mapping[str, BagPlace], *, prior: Floats
 ) -> Iterator[Explanation]:
     """Prediction and attention of every patient asked for, one after the other.
 
@@ -115,7 +123,7 @@ def explain_patients(
 
     Parameters
     ----------
-    run, cohort, bags_dir, prior
+    run, cohort, bags, prior
         As for :func:`mil.inference.predict_patients`, which gives the probabilities.
 
     Raises
@@ -123,15 +131,15 @@ def explain_patients(
     BagError
         If a bag was made otherwise than the run's, or is damaged.
     """
-    paths = (
-        bag_path(bags_dir, slide) for patient in cohort.patients for slide in patient.slide_ids
-    )
+    places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
+    wanted = (slide for patient in cohort.patients for slide in patient.slide_ids)
+    found = (places[slide] for slide in wanted if slide in places)
     require_same_fingerprint(
         run.fingerprint,
-        ((path, read_meta(path).fingerprint) for path in paths if path.is_file()),
+        ((place, read_meta(place).fingerprint) for place in found),
         source=f"the run {run.path}",
     )
-    return (_explain(run, cohort, patient, bags_dir, prior) for patient in cohort.patients)
+    return (_explain(run, cohort, patient, places, prior) for patient in cohort.patients)
 
 
 def percentiles(values: Floats) -> Floats:
@@ -146,12 +154,12 @@ def percentiles(values: Floats) -> Floats:
 
 
 def _explain(
-    run: Run, cohort: Cohort, patient: Patient, bags_dir: Path, prior: Floats
+    run: Run, cohort: Cohort, patient: Patient, places: Mapping[str, BagPlace], prior: Floats
 ) -> Explanation:
     alone = replace(cohort, patients=(patient,))
-    (prediction,) = predict_patients(run, alone, bags_dir, prior=prior)
+    (prediction,) = predict_patients(run, alone, places, prior=prior)
     used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [run.sift(read_bag(bag_path(bags_dir, slide_id))) for slide_id in used]
+    bags = [run.sift(read_bag(places[slide_id])) for slide_id in used]
     slides = _slides(run.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 

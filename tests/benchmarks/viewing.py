@@ -71,7 +71,8 @@ def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewedRun:
     prior = balanced(run.classes)
     return ViewedRun(
         run, asked, predict_patients(run, asked, folder / "bags", prior=prior),
-        bags_dir=folder / "bags", prior=prior, paths={"bench": slide.path},
+        bags={"bench": bag_path(folder / "bags", "bench")}, prior=prior,
+        paths={"bench": slide.path},
     )  # fmt: skip
 
 

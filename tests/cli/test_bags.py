@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return bags_dir
 
 
-@pytest.mark.parametrize("command", ["verify", "import", "export"])
+@pytest.mark.parametrize("command", ["verify", "pack", "import", "export"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     found = mil("bags", command, "--help")
     assert found.exit_code == 0
@@ -97,6 +98,7 @@ def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
     "arguments",
     [
         ["verify"],
+        ["pack"],
         ["import", "x"],
         ["import", "x", "--from", "excel"],
         ["export", "x", "--to", "atlaspatch", "--out", "y"],
@@ -106,6 +108,55 @@ def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert mil("bags", *arguments).exit_code == 2
+
+
+def test_a_packed_store_serves_every_command_that_reads_bags(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=18, shift=0.8)
+    store = f"memory://{uuid4().hex}/bags.zarr"
+    told = json.loads(mil("bags", "pack", tmp_path / "bags", "--out", store, "--json").stdout)
+    assert (told["n_bags"], told["n_tiles"]) == (22, 22 * 12)
+    found = mil("bags", "pack", tmp_path / "bags", "--out", store)
+    assert found.exit_code == 1
+    assert "there is a packed store already" in found.output
+    assert (
+        "22 bags, 264 tiles"
+        in mil("bags", "pack", tmp_path / "bags", "--out", store, "--overwrite").output
+    )
+    for name, bags in {"folder": tmp_path / "bags", "store": store}.items():
+        out = tmp_path / name
+        ask = {
+            "train": ["--cohort", table, "--run", out / "run", "--folds", 2],
+            "infer": ["--patients", table, "--run", out / "run", "--out", out / "sub.csv"],
+        }
+        if bags == store:
+            ask["explain"] = ["--slide", "000_0", "--run", out / "run", "--out", out / "pages"]
+            ask["describe"] = [table, "--out", out / "page.html"]
+        out.mkdir()
+        for command, options in ask.items():
+            done = mil(command, *options, "--bags", bags)
+            assert done.exit_code == 0, done.output
+        (out / "audit.json").write_text(mil("audit", table, "--bags", bags, "--json").stdout)
+    assert mil("bags", "verify", store).exit_code == 0
+    assert mil("bags", "export", store, "--to", "clam", "--out", tmp_path / "clam").exit_code == 0
+    folder, packed = tmp_path / "folder", tmp_path / "store"
+    for name in (
+        "run/heads.safetensors",
+        "run/out_of_fold.csv",
+        "sub.csv",
+        "sub.details.csv",
+        "audit.json",
+    ):
+        assert (folder / name).read_bytes() == (packed / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("command", [["embed", "x.tif"], ["bags", "import", "x", "--from", "clam"]])
+def test_nothing_is_added_to_a_packed_store(
+    folder: Path, tmp_path: Path, command: list[str]
+) -> None:
+    assert mil("bags", "pack", folder, "--out", tmp_path / "bags.zarr").exit_code == 0
+    found = mil(*command, "--bags", tmp_path / "bags.zarr")
+    assert found.exit_code == 2
+    assert "packed store" in found.output
 
 
 def test_imported_bags_train(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def view(world: Path, table: str = "test.csv", *, slides: bool = True) -> Viewed
     prior = balanced(run.classes)
     return ViewedRun(
         run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
-        bags_dir=world / "bags", prior=prior,
+        bags=find_bags(world / "bags"), prior=prior,
         paths={path.stem: path for path in (world / "slides").iterdir()} if slides else None,
     )  # fmt: skip
 
@@ -311,9 +311,9 @@ def test_a_damaged_slide_is_crossed_out_and_stops_no_other(world: Path, tmp_path
 
 def test_a_bag_that_breaks_meanwhile_is_told_in_one_line(world: Path, tmp_path: Path) -> None:
     viewed = view(world)
-    viewed._bags_dir = tmp_path
     bag = make_bag("new_0", n_tiles=8, dim=8)
     write_bag(bag_path(tmp_path, "new_0"), bag)
+    viewed._bags = find_bags(tmp_path)
     server = ViewServer(viewed)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
