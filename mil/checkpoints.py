@@ -134,11 +134,12 @@ def _contents(bags: PatientBags) -> dict[str, str]:
     for note in bags.slides:
         slides.setdefault(note.patient_id, []).append((note.features_sha256, note.n_tiles))
     contents = {}
-    for patient_id, tiles in bags.features.items():
+    for patient_id, n_tiles in bags.n_tiles.items():
         noted = slides.get(patient_id, [])
-        if noted and sum(n_tiles for _, n_tiles in noted) == len(tiles):
+        if noted and sum(n_noted for _, n_noted in noted) == n_tiles:
             contents[patient_id] = " ".join(sha256 for sha256, _ in noted)
         else:
+            tiles = bags.features[patient_id]
             digest = hashlib.sha256(f"{tiles.dtype} {tiles.shape}".encode())
             digest.update(np.ascontiguousarray(tiles).data)
             contents[patient_id] = digest.hexdigest()

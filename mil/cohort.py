@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,18 +154,18 @@ def without_suffix(slide: str) -> str:
 
 
 def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
-    patients = []
-    for patient_id, rows in named.groupby("patient", sort=False):
-        first = rows.iloc[0]
-        patients.append(
-            Patient(
-                patient_id=str(patient_id),
-                slide_ids=tuple(rows["slide"]),
-                label=first.get("label"),
-                center_id=first.get("centre"),
-            )
+    rows: dict[str, list[dict[Hashable, str]]] = {}
+    for row in named.to_dict("records"):
+        rows.setdefault(row["patient"], []).append(row)
+    return tuple(
+        Patient(
+            patient_id=patient_id,
+            slide_ids=tuple(row["slide"] for row in own),
+            label=own[0].get("label"),
+            center_id=own[0].get("centre"),
         )
-    return tuple(patients)
+        for patient_id, own in rows.items()
+    )
 
 
 def _refuse_empty_cells(path: Path, named: pd.DataFrame) -> None:

@@ -173,10 +173,11 @@ class PatientBags:
     def restricted_to(self, patient_ids: Iterable[str]) -> PatientBags:
         """A store of these patients only, in this order; the others are not in it at all."""
         wanted = list(patient_ids)
+        kept = set(wanted)
         return PatientBags(
             features=restrict(self.features, wanted),
             fingerprint=self.fingerprint,
-            slides=tuple(note for note in self.slides if note.patient_id in set(wanted)),
+            slides=tuple(note for note in self.slides if note.patient_id in kept),
             tile_filter=self.tile_filter,
         )
 

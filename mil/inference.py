@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,7 +82,8 @@ def predict_patients(
         If a bag was made otherwise than the run's, or is damaged.
     """
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
-    return [_predict(run, patient, places, prior=prior) for patient in cohort.patients]
+    trained_on = _TrainedOn(run)
+    return [_predict(run, patient, places, trained_on, prior=prior) for patient in cohort.patients]
 
 
 def write_predictions(
@@ -118,11 +119,12 @@ def _predict(
     run: Run,
     patient: Patient,
     places: Mapping[str, BagPlace],
+    trained_on: _TrainedOn,
     *,
     prior: npt.NDArray[np.float64],
 ) -> PatientPrediction:
     bags = _read_bags(run, patient, places)
-    seen_as = _seen_as(run, patient, bags)
+    seen_as = trained_on.seen_as(patient, bags.values())
     bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
     filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     if filled:
@@ -159,17 +161,29 @@ def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> di
     return bags
 
 
-def _seen_as(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> str:
-    """Training patient that this one is: the same id, or a slide with the same content."""
-    for slide in run.training_slides:
-        if slide.patient_id == patient.patient_id:
-            return slide.patient_id
-        for bag in bags.values():
-            same_file = slide.content_id == bag.meta.slide_content_id
-            same_tiles = len(bag.features) > 0 and slide.features_sha256 == bag.features_sha256
-            if same_file or same_tiles:
-                return slide.patient_id
-    return ""
+class _TrainedOn:
+    """Patients that a run was trained on, by id, content of a slide, and embeddings."""
+
+    def __init__(self, run: Run) -> None:
+        self._owners = [slide.patient_id for slide in run.training_slides]
+        self._first: dict[tuple[str, str], int] = {}
+        for place, slide in enumerate(run.training_slides):
+            for key in (
+                ("patient", slide.patient_id),
+                ("content", slide.content_id),
+                ("features", slide.features_sha256),
+            ):
+                self._first.setdefault(key, place)
+
+    def seen_as(self, patient: Patient, bags: Iterable[Bag]) -> str:
+        """The first that this one is: of the same id, or with a slide of the same content."""
+        keys = [("patient", patient.patient_id)]
+        for bag in bags:
+            keys.append(("content", bag.meta.slide_content_id))
+            if len(bag.features):
+                keys.append(("features", bag.features_sha256))
+        places = [self._first[key] for key in keys if key in self._first]
+        return self._owners[min(places)] if places else ""
 
 
 def _seen_by_filter(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> bool:
