@@ -7,6 +7,7 @@ The layout is documented in ``docs/reference/bag.md``. Tools that read ``feature
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -339,7 +340,8 @@ def write_bag(path: Path, bag: Bag) -> None:
         )
     largest = float(np.abs(bag.features).max(initial=0.0))
     dtype = np.float16 if largest <= _LARGEST_FLOAT16 else np.float32
-    with written_beside(path) as beside, h5py.File(beside, "w") as file:
+    content = io.BytesIO()  # HDF5 itself does not survive a full disk
+    with h5py.File(content, "w") as file:
         dim = bag.features.shape[1]
         _write(file, "features", bag.features.astype(dtype, copy=False), (_CHUNK_ROWS, dim))
         if bag.order is not None and bag.source is not None:
@@ -355,6 +357,8 @@ def write_bag(path: Path, bag: Bag) -> None:
         file.attrs.update(meta_attributes(bag.meta))
         file.attrs["n_embedded"] = len(bag.features)
         file.attrs["complete"] = True
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def read_bag(place: BagPlace) -> Bag:

@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 
-from features.files import make_folder
+from features.errors import OutputError
+from features.files import make_folder, not_written
 
 __all__ = ["Claims"]
 
@@ -73,7 +74,19 @@ class Claims:
             self._folder.rmdir()
 
     def take(self, name: str) -> bool:
-        """Claim a name; False where somebody alive has it."""
+        """Claim a name; False where somebody alive has it.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written to.
+        """
+        try:
+            return self._take(name)
+        except OSError as error:
+            raise not_written(self._folder, error) from error
+
+    def _take(self, name: str) -> bool:
         path = self._folder / f"{name}.claim"
         if self._create(path):
             self._mine.add(path)
@@ -106,7 +119,7 @@ class Claims:
 
     def _sweep(self) -> None:
         """Remove what the dead left behind."""
-        with suppress(OSError):
+        with suppress(OSError, OutputError):
             left = [path for path in self._folder.iterdir() if path != self._clock]
             # A dead guard would keep its claim from being taken over: claims come last.
             for path in sorted(left, key=lambda path: path.suffix == ".claim"):
@@ -124,8 +137,12 @@ class Claims:
         except FileNotFoundError:  # others who left took the empty folder with them
             make_folder(self._folder)
             return self._create(path)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self._card())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._card())
+        except OSError:  # a full disk: an empty claim would look alive for a while
+            self._unlink(path)
+            raise
         return True
 
     def _card(self) -> str:

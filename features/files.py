@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -11,8 +12,18 @@ from pathlib import Path
 
 from features.errors import OutputError
 
-__all__ = ["folder_beside", "leftovers_in", "make_folder", "written_beside"]
+__all__ = ["folder_beside", "leftovers_in", "make_folder", "not_written", "written_beside"]
 
+_FULL = "Free some space; what is finished is kept, and the same command goes on."
+_LOCKED = "Make the folder writable, or name another."
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: _LOCKED,
+    errno.EACCES: _LOCKED,
+    errno.EPERM: _LOCKED,
+}
 _LONGEST_STEM = 80
 _PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
 
@@ -46,7 +57,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         _flush(beside)
         beside.replace(path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -86,7 +97,10 @@ def folder_beside(path: Path) -> Iterator[Path]:
             path.rename(old)
         beside.rename(path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
+    except OutputError as error:
+        where = error.where.replace(str(beside), str(path))
+        raise OutputError(where, found=error.found, advice=error.advice) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -131,9 +145,10 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _not_written(path: Path, error: OSError) -> OutputError:
+def not_written(path: Path, error: OSError) -> OutputError:
+    """The error that says why a file or folder cannot be written, and what to do about it."""
     return OutputError(
         path,
         found=f"cannot be written ({error.strerror or error})",
-        advice="Check free space and permissions of the folder.",
+        advice=_ADVICE.get(error.errno or 0, "Check free space and permissions of the folder."),
     )

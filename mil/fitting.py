@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -16,8 +14,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from features.bags import UNKNOWN
-from features.errors import OutputError
-from features.files import make_folder, written_beside
+from features.files import folder_beside, written_beside
 from mil.audit.shortcuts import measure_shortcuts
 from mil.calibration import build_calibrator
 from mil.card import write_card
@@ -220,7 +217,7 @@ def fit_run(
         "gains": _plain(_gains(kinds, found.labels, seed=seed)),
         "shortcuts": [shortcut.as_dict() for shortcut in shortcuts],
     }
-    with _whole_folder(run_dir) as beside:
+    with folder_beside(run_dir) as beside:
         write_folds(beside / "folds.csv", folds)
         _write_history(beside / "history.csv", found, final)
         write_json(beside / "scores.json", described)
@@ -237,31 +234,6 @@ def fit_run(
         scores=scores,
         notes=notes,
     )
-
-
-class _whole_folder:  # noqa: N801 - used like a function
-    """A folder that is filled beside and takes its place when the block ends well."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._beside, ignore_errors=True)
-        return make_folder(self._beside)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                if self._path.exists():
-                    shutil.rmtree(self._path)
-                self._beside.rename(self._path)
-        except OSError as failure:
-            raise OutputError(
-                self._path, found=f"cannot be replaced ({failure.strerror or failure})"
-            ) from failure
-        finally:
-            shutil.rmtree(self._beside, ignore_errors=True)
 
 
 def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:

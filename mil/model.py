@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from features.bags import Bag, Fingerprint
 from features.errors import KnownError, TableError
@@ -106,7 +106,7 @@ def save_run(run: Run) -> None:
             for index, head in enumerate(run.heads)
             for name, value in head.state_dict().items()
         }
-        save_file(tensors, beside)
+        beside.write_bytes(save(tensors))  # whose own writer hides why a disk refuses
     if run.tile_filter is not None:
         write_filter(run.path / _FILTER, run.tile_filter)
     slides = pd.DataFrame([asdict(slide) for slide in run.training_slides])

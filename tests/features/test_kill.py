@@ -231,3 +231,23 @@ def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
     _, told = again.communicate(timeout=60)
     assert again.returncode == 130, told
     assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once_and_what_is_whole_stays(world: Path, tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    process = start(world, bags, stderr=subprocess.PIPE)
+    while not whole_bags(bags) and process.poll() is None:
+        time.sleep(0.02)
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert any("finishing the slides in work" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    for path in whole_bags(bags):
+        read_bag(path)
+    assert start(world, bags).wait() == 0
+    same_bytes(bags, world / "whole")
+    assert not list(bags.glob(".*.part.h5"))

@@ -1,0 +1,55 @@
+"""Disks that refuse: full or read-only, as far as the one who runs the tests may make them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+__all__ = ["full_after", "read_only", "small_disk"]
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, n_files: int, *, number: int, text: str) -> None:
+    """Let ``n_files`` files come to disk, and refuse all later ones with an error of the system."""
+    fsync: Callable[[int], None] = os.fsync
+    done: list[int] = []
+
+    def refuse(descriptor: int) -> None:
+        done.append(descriptor)
+        if len(done) > n_files:
+            raise OSError(number, text)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@contextmanager
+def small_disk(folder: Path, *, n_bytes: int) -> Iterator[Path]:
+    """A disk of its own in memory; skips where one may not be mounted."""
+    with _mounted(folder, ["-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs"]) as mounted:
+        yield mounted
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """The folder, which not even root can write to; skips where it may not be mounted anew."""
+    with _mounted(folder, ["--bind", "-o", "ro", str(folder)]) as mounted:
+        yield mounted
+
+
+@contextmanager
+def _mounted(folder: Path, options: list[str]) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root may mount disks")
+    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

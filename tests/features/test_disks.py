@@ -1,0 +1,125 @@
+"""``embed_slides`` on disks that are full or cannot be written to."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.claims import Claims
+from features.encoders import Encoder
+from features.errors import OutputError
+from features.pinning import pin_execution
+from tests.disks import full_after, read_only, small_disk
+from tests.fakes import make_bag
+from tests.features.test_pipeline import encoder, run, slides  # noqa: F401 - fixtures
+
+
+def contents(bags: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in find_bags(bags, may_be_empty=True).items()}
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "advice"),
+    [
+        (errno.ENOSPC, "No space left on device", "Free some space"),
+        (errno.EROFS, "Read-only file system", "Make the folder writable"),
+    ],
+)
+def test_a_disk_that_refuses_stops_the_run_and_loses_nothing_whole(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    text: str,
+    advice: str,
+) -> None:
+    run(slides, tmp_path / "whole", encoder)
+    bags = tmp_path / "bags"
+    with monkeypatch.context() as patched:
+        full_after(patched, 1, number=number, text=text)
+        with pytest.raises(OutputError, match=rf"bags/.*: cannot be written \({text}\).*{advice}"):
+            run(slides, bags, encoder)
+    kept, whole = contents(bags), contents(tmp_path / "whole")
+    assert len(kept) == 1
+    assert kept.items() <= whole.items()
+    assert not list(bags.glob(".*.part*"))
+    run(slides, bags, encoder)
+    assert contents(bags) == whole
+
+
+def test_a_full_disk_of_real_size_is_survived(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+) -> None:
+    run(slides, tmp_path / "whole", encoder)
+    whole = contents(tmp_path / "whole")
+    with small_disk(tmp_path / "disk", n_bytes=1 << 20) as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes((1 << 20) - max(map(len, whole.values())) - (24 << 10)))
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+            run(slides, disk / "bags", encoder)
+        kept = contents(disk / "bags")
+        assert kept.items() < whole.items()
+        ballast.unlink()
+        run(slides, disk / "bags", encoder)
+        assert contents(disk / "bags") == whole
+
+
+@pytest.mark.parametrize("room", [0, 2000, 30_000, 60_000])
+def test_a_bag_that_does_not_fit_is_one_clear_error_and_leaves_the_old_one(
+    tmp_path: Path, room: int
+) -> None:
+    with small_disk(tmp_path / "disk", n_bytes=1 << 20) as disk:
+        write_bag(disk / "a.h5", make_bag("a", n_tiles=2))
+        before = (disk / "a.h5").read_bytes()
+        free = (1 << 20) - (16 << 10) - room
+        (disk / "ballast").write_bytes(bytes(free))
+        with pytest.raises(OutputError, match=r"a\.h5: cannot be written \(No space left"):
+            write_bag(disk / "a.h5", make_bag("a", n_tiles=3000, dim=64))
+        assert (disk / "a.h5").read_bytes() == before
+        assert sorted(path.name for path in disk.iterdir()) == ["a.h5", "ballast"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+) -> None:
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    with read_only(bags):
+        with pytest.raises(OutputError, match=r"bags: cannot be written \(Read-only file system\)"):
+            pin_execution(bags, "eager float32 batch 8")
+        with pytest.raises(OutputError, match=r"Read-only file system.*another"):
+            run(slides, bags, encoder)
+    run(slides, bags, encoder)
+    assert len(find_bags(bags)) == 3
+
+
+def test_a_claim_that_does_not_fit_is_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Claims(tmp_path / "claims") as claims, monkeypatch.context() as patched:
+
+        def full(_: Claims) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(Claims, "_card", full)
+        with pytest.raises(OutputError, match=r"claims: cannot be written \(No space.*Free some"):
+            claims.take("s0")
+        assert not list((tmp_path / "claims").glob("*.claim"))
+    with Claims(tmp_path / "claims") as claims:
+        assert claims.take("s0")
+
+
+def test_bags_that_are_whole_can_be_read_from_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    write_bag(bag_path(bags, "a"), make_bag("a"))
+    with read_only(bags):
+        assert len(read_bag(find_bags(bags)["a"]).features) == 4
