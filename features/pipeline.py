@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
-from features.bags import Bag
+from features.bags import Bag, Fingerprint, find_bags
 from features.claims import Claims
 from features.embedder import (
     Embedder,
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 _SECONDS_BETWEEN_TABLES = 30.0
+_BAGS_LOOKED_AT = 8
+"""Bags of a folder that are opened before work begins, whatever their number."""
 
 
 class EmbedProgress(Protocol):
@@ -309,14 +311,22 @@ class _Run:
         self._saved_at = time.monotonic()
 
     def go(self, engine: Engine, *, overwrite: bool) -> list[SlideOutcome]:
-        left = list(self._sources) if overwrite else self._skip_finished(engine)
+        there = {} if overwrite else find_bags(self._bags_dir, may_be_empty=True)
+        old = [source for source in self._sources if source.bag_id in there]
+        self._refuse_other_settings(engine, old)
         try:
-            engine.run(left, self, stop=self._stop)
+            new = [source for source in self._sources if source.bag_id not in there]
+            self._embed(engine, new)
+            self._embed(engine, self._skip_finished(engine, old))
         finally:
-            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+            self._write_outcomes()
         if self._full is not None:
             raise self._full
         return self._in_order()
+
+    def _embed(self, engine: Engine, left: Sequence[Source[Any]]) -> None:
+        if left and not self._stop.is_set():
+            engine.run(left, self, stop=self._stop)
 
     def done(self, source: Source[Any], outcome: SlideOutcome) -> None:
         with self._lock:
@@ -326,7 +336,7 @@ class _Run:
                 self._saved_at = time.monotonic()
         self._progress.slide_ended(outcome)
         if due:
-            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+            self._write_outcomes()
 
     def lost(self, source: Source[Any], reason: str) -> None:
         outcome = SlideOutcome.of_failure(
@@ -342,16 +352,34 @@ class _Run:
             case TilesDone(n_tiles):
                 self._progress.tiles_done(n_tiles)
             case FolderFull(error):
-                self._full = error
-                self._stop.set()
+                self._give_up(error)
 
-    def _skip_finished(self, engine: Engine) -> list[Source[Any]]:
-        """Sources that have no whole bag; a damaged one is made again."""
-        card = engine.card
-        assert isinstance(card, EmbedderCard)  # noqa: S101 - the workers are embedders
+    def _give_up(self, error: OutputError) -> None:
+        self._full = self._full or error
+        self._stop.set()
+
+    def _write_outcomes(self) -> None:
+        try:
+            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+        except OutputError as error:
+            self._give_up(error)
+
+    def _refuse_other_settings(self, engine: Engine, old: Sequence[Source[Any]]) -> None:
+        """Look at a few of the bags there, so that nothing is added where it does not belong."""
+        for source in old[:: max(1, -(-len(old) // _BAGS_LOOKED_AT))]:
+            finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
+
+    def _skip_finished(self, engine: Engine, old: Sequence[Source[Any]]) -> list[Source[Any]]:
+        """Sources whose bag is damaged, to be made again.
+
+        Bags are opened only now, when all that has none is done: work began at once, however many
+        there are.
+        """
         left = []
-        for source in self._sources:
-            meta = finished_bag(self._bags_dir, source.bag_id, card.fingerprint)
+        for source in old:
+            if self._stop.is_set():
+                break
+            meta = finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
             if meta is None:
                 left.append(source)
             else:
@@ -362,3 +390,10 @@ class _Run:
         with self._lock:
             names = [source.bag_id for source in self._sources]
             return [self._outcomes[name] for name in names if name in self._outcomes]
+
+
+def _fingerprint_of(engine: Engine) -> Fingerprint:
+    """How the bags of an engine's embedders will say they were made."""
+    card = engine.card
+    assert isinstance(card, EmbedderCard)  # noqa: S101 - the workers are embedders
+    return card.fingerprint

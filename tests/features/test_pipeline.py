@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.bags import find_bags, read_bag, write_bag
+from features import embedder, pipeline
+from features.bags import BagMeta, find_bags, read_bag, read_meta, write_bag
 from features.content import content_id
 from features.encoders import Encoder, load_encoder
 from features.errors import BagError, SlideError, TableError
@@ -27,6 +29,7 @@ from features.recipe import EmbedSettings, fingerprint_of, settings_like
 from features.slides.opening import find_slides
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
+from tests.fakes import make_bag
 from tests.features.slides.test_zarr_reader import write as write_zarr
 
 SETTINGS = EmbedSettings(
@@ -110,6 +113,54 @@ def test_a_folder_of_other_settings_is_not_mixed(
     other = EmbedSettings(tiles=TileSettings(tile_px=160, target_mpp=1.0), tissue=TissueSettings())
     with pytest.raises(BagError, match=r"target_mpp is 0\.5; expected 1\.0.*--overwrite"):
         run(slides, tmp_path / "bags", encoder, settings=other)
+
+
+def fill(slides: Path, bags: Path, encoder: Encoder, n_bags: int) -> None:
+    """Slides that nobody may open, each with a finished bag."""
+    bags.mkdir()
+    made = fingerprint_of(encoder, SETTINGS)
+    for number in range(n_bags):
+        name = f"finished{number:02d}"
+        (slides / f"{name}.tif").write_bytes(b"not to be opened")
+        bag = make_bag(name, dim=encoder.dim)
+        write_bag(bags / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=made)))
+
+
+def test_work_begins_before_the_bags_that_are_there_are_opened(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(slides, tmp_path / "bags", encoder, 40)
+    opened: list[Path] = []
+    opened_before: list[int] = []
+
+    class Watching(Silent):
+        def slide_started(self, slide_id: str, n_tiles: int) -> None:
+            opened_before.append(len([path for path in opened if path.name.startswith("fin")]))
+
+    def watch(path: Path) -> BagMeta:
+        opened.append(path)
+        return read_meta(path)
+
+    monkeypatch.setattr(embedder, "read_meta", watch)
+    outcomes = run(slides, tmp_path / "bags", encoder, progress=Watching())
+    assert len(opened_before) == 3
+    assert max(opened_before) <= pipeline._BAGS_LOOKED_AT < 40
+    assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
+    assert [o.slide_id for o in outcomes] == sorted(path.stem for path in slides.iterdir())
+    assert sum(o.status == "skipped" for o in outcomes) == 40
+
+
+def test_one_bag_of_other_settings_among_many_stops_the_run(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    fill(slides, tmp_path / "bags", encoder, 40)
+    odd = read_bag(tmp_path / "bags" / "finished01.h5")
+    made = replace(odd.meta.fingerprint, target_mpp=2.0)
+    write_bag(
+        tmp_path / "bags" / "finished01.h5", replace(odd, meta=replace(odd.meta, fingerprint=made))
+    )
+    with pytest.raises(BagError, match=r"finished01\.h5: target_mpp is 2\.0; expected 0\.5"):
+        run(slides, tmp_path / "bags", encoder)
 
 
 def test_two_slides_of_one_name_are_refused(slides: Path, tmp_path: Path, encoder: Encoder) -> None:
