@@ -94,9 +94,18 @@ def test_any_family_gives_one_vector_a_tile(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["poolformer_s36", "poolformerv2_s36"])
-def test_poolformers_give_one_vector_a_tile(name: str) -> None:
-    assert untrained(name, batch_tiles=1).embed(random_tiles(1, 224)).shape == (1, 512)
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        ("poolformer_s36", 512),
+        ("poolformerv2_s36", 512),
+        ("swin_tiny_patch4_window7_224", 768),
+        ("convnext_tiny", 768),
+        ("vit_small_patch16_224", 384),
+    ],
+)
+def test_networks_that_people_use_give_one_vector_a_tile(name: str, dim: int) -> None:
+    assert untrained(name, batch_tiles=1).embed(random_tiles(1, 224)).shape == (1, dim)
 
 
 def untrained(name: str, batch_tiles: int = 4, execution: str = "eager") -> FrozenEncoder:
