@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from features.embedding import SlideWork, embed_works
 from features.resolution import Resolution
@@ -24,6 +25,7 @@ class MeanEncoder:
     """The mean of each channel; remembers the sizes of its batches."""
 
     dim = 3
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
