@@ -58,6 +58,22 @@ def infer(
             show_default=False,
         ),
     ] = None,
+    coverage: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=0.999,
+            help="Share of each class's patients whose prediction set should hold their class.",
+        ),
+    ] = 0.9,
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain",
+            help="Mark patients to look at in the details: those whose set holds not exactly one "
+            "class. Probabilities stay as they are.",
+        ),
+    ] = False,
     weights: Weights = None,
     slide_mpp: Annotated[
         float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
@@ -74,11 +90,14 @@ def infer(
 
     The file holds `patient_id` and one column a class; rows sum to 1 and keep the table's order. A
     patient without tissue or readable slide gets the prior and a status. Beside it,
-    `<out>.details.csv` says for each patient which slides and tiles were used, how far the heads
-    spread, how the attention is shared, and whether the run was trained on the patient or on one of
-    its slides; then the out-of-fold probability is given as well.
+    `<out>.details.csv` says for each patient which slides and tiles were used, which classes cannot
+    be ruled out (its prediction set, at `--coverage`), how far the heads spread, how the attention
+    is shared, and whether the run was trained on the patient or on one of its slides; then the
+    out-of-fold probability is given as well.
 
     Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
+
+    Example: `mil infer --patients test.csv --coverage 0.8 --abstain`
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
@@ -97,6 +116,10 @@ def infer(
             raise typer.BadParameter(
                 "does not go with a run of several labels; embed them first", param_hint="--slides"
             )
+        if abstain:
+            raise typer.BadParameter(
+                "does not go with a run of several labels", param_hint="--abstain"
+            )
         _warn(infer_labels(several, patients, bags, out, prior=prior or "cohort", as_json=as_json))
         return
     prior = prior or "balanced"
@@ -105,6 +128,8 @@ def infer(
         cohort = read_cohort(patients, labelled=False)
         counts = dict(zip(model.classes, model.cohort_counts, strict=True))
         shares = parse_prior(prior, model.classes, counts)
+        if abstain:
+            _require_sets(model)
     n_failed = 0
     if slides is not None:
         n_failed = _embed_missing(
@@ -112,16 +137,21 @@ def infer(
             mpp_table=mpp_table, device=device, workers=workers, batch=batch,
         )  # fmt: skip
     with step("predicting"):
-        predictions = predict_patients(model, cohort, bags, prior=shares)
+        predictions = predict_patients(model, cohort, bags, prior=shares, coverage=coverage)
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=model.classes)
-    write_details(details, predictions, classes=model.classes)
-    summary = _summarise(model, predictions, shares, prior, out, details)
+    write_details(details, predictions, classes=model.classes, abstain=abstain)
+    summary = {
+        **_summarise(model, predictions, shares, prior, out, details),
+        **_summarise_sets(model, predictions, coverage),
+        **({"n_to_look_at": sum(p.is_to_look_at for p in predictions)} if abstain else {}),
+    }
     if as_json:
         print_json(summary)
     else:
         _print_summary(summary)
     _warn(predictions)
+    _warn_of_sets(model, coverage)
     if n_failed:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -238,13 +268,47 @@ def _summarise(
     }
 
 
+def _require_sets(run: Run) -> None:
+    from mil.errors import RunError
+
+    if run.sets is None:
+        raise RunError(
+            run.path,
+            found="no prediction sets in it: an earlier version wrote it",
+            expected="a run with them, for --abstain",
+            advice="Train again with 'mil train', or leave --abstain out.",
+        )
+
+
+def _summarise_sets(
+    run: Run, predictions: list[PatientPrediction], coverage: float
+) -> dict[str, object]:
+    if run.sets is None:
+        return {}
+    return {
+        "coverage": coverage,
+        "guaranteed": run.guaranteed(coverage),
+        "sets": dict(sorted(Counter(p.set_in_words for p in predictions).items())),
+    }
+
+
 def _print_summary(summary: dict[str, object]) -> None:
     prior = summary["prior"]
     assert isinstance(prior, dict)  # noqa: S101 - tells the type checker what was put in
     shares = ", ".join(f"{name} {share:.3f}" for name, share in prior.items())
     results.print(f"{summary['n_patients']} patients into {summary['out']} (run {summary['run']})")
     results.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
-    results.print(f"Slides, tiles, spread and status of each patient: {summary['details']}")
+    if isinstance(sets := summary.get("sets"), dict):
+        counts = ", ".join(f"{n} {name}" for name, n in sets.items())
+        results.print(
+            f"Prediction sets that aim at {summary['coverage']:g}: {counts}", markup=False
+        )
+    if isinstance(kept := summary.get("guaranteed"), dict):
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in kept.items())
+        results.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
+    if "n_to_look_at" in summary:
+        results.print(f"{summary['n_to_look_at']} patients are marked to look at")
+    results.print(f"Slides, tiles, set, spread and status of each patient: {summary['details']}")
 
 
 def _warn(predictions: list[PatientPrediction]) -> None:
@@ -268,5 +332,31 @@ def _warn(predictions: list[PatientPrediction]) -> None:
         notes.print(
             f"warning: the run's tile filter learned from slides of {n_seen} of these patients: "
             "scores on them are not of unseen patients",
+            style="yellow",
+        )
+
+
+def _warn_of_sets(run: Run, coverage: float) -> None:
+    """Say what keeps prediction sets from meaning much."""
+    if run.sets is None:
+        notes.print(
+            "note: the run is of an earlier version and keeps no prediction sets", style="yellow"
+        )
+        return
+    few = run.sets.conformal.too_few(coverage)
+    if few.any():
+        from mil.conformal import least_patients
+
+        names = ", ".join(name for name, is_few in zip(run.classes, few, strict=True) if is_few)
+        notes.print(
+            f"note: at a coverage of {coverage:g} a class needs {least_patients(coverage)} "
+            f"training patients to be ruled out, {names} has fewer: every set holds all classes",
+            style="yellow",
+            markup=False,
+        )
+    elif run.guaranteed(coverage) is None:
+        notes.print(
+            "note: the run's folds were made by centre, or a filter drops tiles: no coverage of "
+            "prediction sets is guaranteed",
             style="yellow",
         )

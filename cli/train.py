@@ -211,4 +211,11 @@ def _print_summary(summary: FitSummary) -> None:
         "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
         "not in them."
     )
+    kept = summary.guaranteed
+    told = ", ".join(f"{name} {share:.2f}" for name, share in kept.items()) if kept else "none"
+    results.print(
+        f"Prediction sets that aim at 0.9 leave one class to {summary.one_class:.2f} of the "
+        f"patients; guaranteed coverage: {told}",
+        markup=False,
+    )
     results.print(f"The run lies in {summary.path}")

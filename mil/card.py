@@ -7,6 +7,7 @@ from pathlib import Path
 
 from features.bags import Fingerprint
 from features.files import written_beside
+from mil.conformal import COVERAGE
 from mil.metrics import Interval
 from mil.model import Run
 
@@ -63,6 +64,8 @@ are refused.{_filter(run)}
 | --- | --- | --- |
 {rows}
 
+**What cannot be ruled out.** {_sets(run)}
+
 **Limits.** Scores hold for patients like these, from centres like these. A constant answer scores
 {scores["constant"]["weighted_log_loss"].value:.4f}; a model whose interval reaches there has not
 shown that it knows anything.
@@ -84,6 +87,22 @@ def _filter(run: Run) -> str:
     return (
         f" Tiles that filter\n`{run.tile_filter.sha256[:12]}` drops are not looked at; it learned "
         f"from examples of {len(slides)} slides."
+    )
+
+
+def _sets(run: Run) -> str:
+    """What prediction sets promise."""
+    kept = run.guaranteed(COVERAGE)
+    if kept is None:
+        return (
+            "Nothing is guaranteed of prediction sets: folds were made by centre, or a filter\n"
+            "drops tiles."
+        )
+    told = ", ".join(f"{name} {share:.0%}".replace("%", " %") for name, share in kept.items())
+    return (
+        f"Prediction sets that aim at {COVERAGE:.0%}".replace("%", " %")
+        + " of each class are guaranteed to hold\n"
+        + f"{told} at least, of new patients drawn like these, and of no others."
     )
 
 

@@ -13,13 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from features.files import make_folder, written_beside
 from mil.data import PatientBags
+from mil.heads import Head
+from mil.heads.storage import pack_heads, unpack_heads
 from mil.splits import Fold
 from mil.training import EpochRecord, TrainSettings
 
 __all__ = ["Checkpoints", "Judgement"]
+
+_LOGITS, _SAID = "logits", "said"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +35,8 @@ class Judgement:
 
     logits: Mapping[str, npt.NDArray[np.float64]]
     """By patient id: mean logit of the ensemble, shape (classes,)."""
+    heads: tuple[Head, ...]
+    """The ensemble."""
     history: tuple[EpochRecord, ...]
     """Learning curves of its heads."""
 
@@ -94,18 +103,34 @@ class Checkpoints:
             for number in range(len(folds))
         ]
 
-    def read(self, name: str) -> Judgement | None:
-        """The judgement of that name; None where there is none, or it cannot be read."""
+    def read(self, name: str, *, head: str, n_classes: int) -> Judgement | None:
+        """The judgement of that name; None where there is none, or it cannot be read.
+
+        Parameters
+        ----------
+        name
+            From :meth:`name`.
+        head
+            Kind of head.
+        n_classes
+            Number of classes.
+        """
         try:
-            kept = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+            with safe_open(self._path(name), framework="pt") as file:
+                said = json.loads((file.metadata() or {})[_SAID])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            logits = tensors.pop(_LOGITS).numpy()
             return Judgement(
-                logits={key: np.array(row, np.float64) for key, row in kept["logits"].items()},
+                logits=dict(zip(said["patients"], logits, strict=True)),
+                heads=unpack_heads(
+                    tensors, name=head, n_heads=said["n_heads"], n_classes=n_classes
+                ),
                 history=tuple(
                     EpochRecord(member=member, epoch=epoch, train_loss=train, stop_loss=stop)
-                    for member, epoch, train, stop in kept["history"]
+                    for member, epoch, train, stop in said["history"]
                 ),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, name: str, judgement: Judgement) -> None:
@@ -116,12 +141,19 @@ class Checkpoints:
         OutputError
             If it cannot be written.
         """
-        kept = {
-            "logits": {key: row.tolist() for key, row in judgement.logits.items()},
+        said = {
+            "patients": list(judgement.logits),
+            "n_heads": len(judgement.heads),
             "history": [astuple(record) for record in judgement.history],
         }
-        with written_beside(make_folder(self._folder) / f"{name}.json") as beside:
-            beside.write_text(json.dumps(kept), encoding="utf-8")
+        rows = np.array(list(judgement.logits.values()), np.float64)
+        tensors = {_LOGITS: torch.from_numpy(rows), **pack_heads(judgement.heads)}
+        make_folder(self._folder)
+        with written_beside(self._path(name)) as beside:
+            save_file(tensors, beside, metadata={_SAID: json.dumps(said)})
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
 
     def discard(self) -> None:
         """Remove the folder: the run is whole."""

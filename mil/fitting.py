@@ -20,6 +20,7 @@ from mil.calibration import build_calibrator
 from mil.card import write_card
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
+from mil.conformal import COVERAGE, cross_fitted_sets
 from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.filtering import filter_notes
@@ -40,6 +41,7 @@ from mil.validation import (
     cross_fitted_probabilities,
     cross_validate,
     fit_calibrator,
+    fit_sets,
     inner_folds,
     nested_probabilities,
     with_stopping_rule,
@@ -66,6 +68,10 @@ class FitSummary:
     """Tiles of all of them."""
     scores: Scores
     """Scores with intervals, by kind of prediction and by metric; all out-of-fold."""
+    one_class: float
+    """Share of the patients judged whose prediction set at the usual coverage holds one class."""
+    guaranteed: Mapping[str, float] | None
+    """Coverage of each class that such sets keep for new patients; None by centre."""
     notes: tuple[str, ...]
     """What a reader must know: slides without bags, fixed steps."""
 
@@ -77,6 +83,11 @@ class FitSummary:
             "n_patients": self.n_patients,
             "n_tiles": self.n_tiles,
             "scores": _plain(self.scores),
+            "sets": {
+                "coverage": COVERAGE,
+                "one_class": self.one_class,
+                "guaranteed": self.guaranteed,
+            },
             "notes": list(self.notes),
         }
 
@@ -207,6 +218,7 @@ def fit_run(
             "nested": nested,
         },
         versions=_versions(),
+        sets=fit_sets(found),
         tile_filter=bags.tile_filter,
     )
     notes = (*_notes(cohort, bags, found, settings), *split_notes(usable, folds, by=by))
@@ -232,6 +244,8 @@ def fit_run(
         n_patients=len(found.patient_ids),
         n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
+        one_class=_share_of_one_class(proba["calibrated"][0], found),
+        guaranteed=run.guaranteed(COVERAGE),
         notes=notes,
     )
 
@@ -276,6 +290,11 @@ def _score(
         name: stratified_bootstrap(metrics, values, labels, n_resamples=_N_RESAMPLES, seed=seed)
         for name, values in kinds.items()
     }
+
+
+def _share_of_one_class(proba: npt.NDArray[np.float64], found: OutOfFold) -> float:
+    sets = cross_fitted_sets(proba, found.labels, found.fold[0], coverage=COVERAGE)
+    return float((sets.sum(axis=1) == 1).mean())
 
 
 def _gains(

@@ -15,6 +15,8 @@ from features.bags import Bag, BagPlace, read_bag, require_same_fingerprint
 from features.files import written_beside
 from features.packs import open_bags
 from mil.cohort import Cohort, Patient
+from mil.conformal import COVERAGE
+from mil.data import Features
 from mil.model import Run
 from mil.priors import balanced, shift_prior
 from mil.training import member_outputs
@@ -49,8 +51,22 @@ class PatientPrediction:
     """Patient of the training cohort that this one is, by id or by a slide's content; else ''."""
     out_of_fold: npt.NDArray[np.float64] | None
     """Shape (classes,): for a seen patient, what heads said that had not seen it."""
+    prediction_set: tuple[str, ...] | None
+    """Classes that cannot be ruled out at the coverage asked for, in order. All of them for a
+    patient without tiles, and for a seen one, of which nothing can be said; None where the run
+    keeps no sets."""
     seen_by_filter: bool = False
     """Whether the run's tile filter learned from slides of this patient."""
+
+    @property
+    def is_to_look_at(self) -> bool:
+        """Whether anything but exactly one class is left."""
+        return self.prediction_set is None or len(self.prediction_set) != 1
+
+    @property
+    def set_in_words(self) -> str:
+        """``CE``, ``CE|LAA``, or ``(none)`` where every class was ruled out."""
+        return "" if self.prediction_set is None else "|".join(self.prediction_set) or "(none)"
 
 
 def predict_patients(
@@ -59,6 +75,7 @@ def predict_patients(
     bags: Path | Mapping[str, BagPlace],
     *,
     prior: npt.NDArray[np.float64],
+    coverage: float = COVERAGE,
 ) -> list[PatientPrediction]:
     """Calibrated probabilities for every patient asked for, in the order of the table.
 
@@ -75,6 +92,8 @@ def predict_patients(
         Folder or packed store of bags; or bags by slide id, for who asks many times.
     prior
         Shape (classes,): the class shares that the probabilities are for.
+    coverage
+        What prediction sets aim at, above 0 and below 1; they do not depend on the prior.
 
     Raises
     ------
@@ -83,7 +102,10 @@ def predict_patients(
     """
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
     trained_on = _TrainedOn(run)
-    return [_predict(run, patient, places, trained_on, prior=prior) for patient in cohort.patients]
+    return [
+        _predict(run, patient, places, trained_on, prior=prior, coverage=coverage)
+        for patient in cohort.patients
+    ]
 
 
 def write_predictions(
@@ -103,16 +125,34 @@ def write_predictions(
 
 
 def write_details(
-    path: Path, predictions: list[PatientPrediction], *, classes: tuple[str, ...]
+    path: Path,
+    predictions: list[PatientPrediction],
+    *,
+    classes: tuple[str, ...],
+    abstain: bool = False,
 ) -> None:
-    """Write what stands behind each row: slides, tiles, status, spread, whether it was seen.
+    """Write what stands behind each row: slides, tiles, status, set, spread, whether it was seen.
+
+    Parameters
+    ----------
+    path
+        The file.
+    predictions
+        A row each.
+    classes
+        Classes in order.
+    abstain
+        Mark patients to look at in a column.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    _write_table(path, pd.DataFrame([_details_of(p, classes) for p in predictions]))
+    table = pd.DataFrame([_details_of(p, classes) for p in predictions])
+    if not abstain:
+        table = table.drop(columns="look_at")
+    _write_table(path, table)
 
 
 def _predict(
@@ -122,11 +162,13 @@ def _predict(
     trained_on: _TrainedOn,
     *,
     prior: npt.NDArray[np.float64],
+    coverage: float,
 ) -> PatientPrediction:
     bags = _read_bags(run, patient, places)
     seen_as = trained_on.seen_as(patient, bags.values())
     bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
     filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
+    tiles: Features | None = None
     if filled:
         tiles = np.concatenate([bag.features for bag in filled.values()])
         logits, attention = member_outputs(run.heads, tiles)  # (heads, classes), (heads, tiles)
@@ -147,7 +189,18 @@ def _predict(
         seen_as=seen_as,
         out_of_fold=_out_of_fold(run, seen_as, prior),
         seen_by_filter=_seen_by_filter(run, patient, bags),
+        prediction_set=_prediction_set(run, None if seen_as else tiles, coverage),
     )
+
+
+def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[str, ...] | None:
+    """Classes that cannot be ruled out; without tiles that no head saw none can."""
+    if run.sets is None:
+        return None
+    if tiles is None:
+        return run.classes
+    left = run.sets.of_patient(tiles, coverage=coverage)
+    return tuple(name for name, is_left in zip(run.classes, left, strict=True) if is_left)
 
 
 def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> dict[str, Bag]:
@@ -241,6 +294,8 @@ def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict
         "n_slides": len(prediction.slide_ids),
         "n_slides_used": len(prediction.attention_share),
         "n_tiles": sum(prediction.n_tiles.values()),
+        "set": prediction.set_in_words,
+        "look_at": str(prediction.is_to_look_at).lower(),
         "seen_in_training": str(bool(prediction.seen_as)).lower(),
         "seen_as": prediction.seen_as,
         "seen_by_filter": str(prediction.seen_by_filter).lower(),

@@ -120,6 +120,7 @@ class Judge:
                     for name in fold.test_ids
                     if name in filled
                 },
+                heads=ensemble.heads,
                 history=ensemble.history,
             )
             for store, fold, ensemble in zip(stores, assignment.folds, ensembles, strict=True)
@@ -201,7 +202,11 @@ class Bench:
         """Whether all folds of an assignment were judged before."""
         if self._kept is None:
             return False
-        found = [self._kept.read(name) for name in self._names(assignment)]
+        head, n_classes = assignment.settings.head, assignment.n_classes
+        found = [
+            self._kept.read(name, head=head, n_classes=n_classes)
+            for name in self._names(assignment)
+        ]
         known = [judgement for judgement in found if judgement is not None]
         if len(known) < len(found):
             return False

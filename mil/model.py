@@ -21,8 +21,9 @@ from features.files import written_beside
 from features.filter import TileFilter, read_filter, sift_bag, write_filter
 from features.tables import read_table
 from mil.calibration import Calibrator, calibrator_from_dict
-from mil.errors import RunError
+from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
+from mil.prediction_sets import PredictionSets, read_sets, write_sets
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run", "write_json"]
 
@@ -33,6 +34,15 @@ FORMAT_VERSION = 1
 """Version that is written; newer ones are refused."""
 
 _FILTER = "filter.safetensors"
+_DAMAGE = (
+    CalibrationError,
+    KeyError,
+    OSError,
+    SafetensorError,
+    TableError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +87,23 @@ class Run:
     """Settings and seed it was trained with, as plain values."""
     versions: Mapping[str, str]
     """Versions of the software it was trained with."""
+    sets: PredictionSets | None
+    """What tells which classes cannot be ruled out; None in runs of versions before it."""
     tile_filter: TileFilter | None = None
     """Filter that dropped tiles of its bags; None for none."""
+
+    def guaranteed(self, coverage: float) -> dict[str, float] | None:
+        """Coverage of each class that prediction sets keep, see :mod:`mil.conformal`.
+
+        None where nothing is guaranteed: folds by centre hold patients that are not drawn alike,
+        and a filter that drops tiles as they are read may be another in each fold than for new
+        patients.
+        """
+        sifts = self.tile_filter is not None and not self.fingerprint.filter_sha256
+        if self.sets is None or sifts or self.settings["by"] != "patient":
+            return None
+        found = self.sets.conformal.guaranteed(coverage).tolist()
+        return dict(zip(self.classes, found, strict=True))
 
     def sift(self, bag: Bag) -> Bag:
         """The bag without the tiles that the run's filter drops.
@@ -91,7 +116,7 @@ class Run:
 
 
 def save_run(run: Run) -> None:
-    """Write heads, filter, description, training slides and out-of-fold probabilities to its path.
+    """Write heads, filter, description, slides, out-of-fold probabilities and sets to its path.
 
     ``model.json`` is written last: a folder without it is not a run.
 
@@ -117,6 +142,8 @@ def save_run(run: Run) -> None:
         pd.DataFrame(rows, columns=["patient_id", *run.classes]).to_csv(
             beside, index=False, lineterminator="\n"
         )
+    if run.sets is not None:
+        write_sets(run.path, run.sets, classes=run.classes)
     write_json(run.path / "model.json", _describe(run))
 
 
@@ -156,9 +183,12 @@ def load_run(path: Path) -> Run:
             out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
             settings=described["settings"],
             versions=described["versions"],
+            sets=read_sets(
+                path, classes=classes, head=described["head"], n_heads=described["n_heads"]
+            ),
             tile_filter=_read_filter(path, described.get("filter_sha256")),
         )
-    except (KeyError, TypeError, ValueError, TableError) as error:
+    except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
 
 

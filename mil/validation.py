@@ -14,8 +14,11 @@ from features.engines.protocol import Engine
 from mil.calibration import Calibrator, build_calibrator, cross_fit
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
+from mil.conformal import CrossConformal
 from mil.data import PatientBags
+from mil.heads import Head
 from mil.judging import Assignment, Bench, Judge, inside_of
+from mil.prediction_sets import PredictionSets
 from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
@@ -29,6 +32,7 @@ __all__ = [
     "cross_fitted_probabilities",
     "cross_validate",
     "fit_calibrator",
+    "fit_sets",
     "inner_folds",
     "nested_probabilities",
     "with_stopping_rule",
@@ -53,6 +57,8 @@ class OutOfFold:
     """Fold in which each was judged, shape (repeats, patients)."""
     history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
     """Learning curves by repeat and fold."""
+    heads: Mapping[tuple[int, int], tuple[Head, ...]]
+    """The ensembles themselves, by repeat and fold."""
 
 
 def cross_validate(
@@ -107,7 +113,7 @@ def cross_validate(
     n_repeats = 1 + max(fold.repeat for fold in folds)
     logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
-    history = {}
+    history, heads = {}, {}
     at_once = tasks_at_once(bags, settings)
     groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
     assignments = [
@@ -125,6 +131,7 @@ def cross_validate(
     for group, judgements in zip(groups, bench.judge(assignments), strict=True):
         for fold, judged in zip(group, judgements, strict=True):
             history[fold.repeat, fold.index] = judged.history
+            heads[fold.repeat, fold.index] = judged.heads
             for name, logit in judged.logits.items():
                 logits[fold.repeat, places[name]] = logit
                 judged_in[fold.repeat, places[name]] = fold.index
@@ -134,6 +141,7 @@ def cross_validate(
         logits=logits,
         fold=judged_in,
         history=history,
+        heads=heads,
     )
 
 
@@ -271,6 +279,18 @@ def fit_calibrator(
         found.logits[rows],
         np.broadcast_to(found.labels, rows.shape)[rows],
         groups=np.broadcast_to(np.arange(len(found.labels)), rows.shape)[rows],
+    )
+
+
+def fit_sets(found: OutOfFold) -> PredictionSets:
+    """Prediction sets from the first cross-validation and its heads, see :mod:`mil.conformal`.
+
+    One is enough, and one alone has a guarantee. No calibrator has a part in them.
+    """
+    n_folds = 1 + int(found.fold[0].max())
+    return PredictionSets(
+        heads=tuple(found.heads[0, index] for index in range(n_folds)),
+        conformal=CrossConformal.fit(found.logits[0], found.labels, found.fold[0]),
     )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.files import written_beside
+from mil.conformal import COVERAGE, least_patients
 from mil.errors import RunError
 from mil.metrics import Interval, auroc
 from mil.model import Run, load_run
@@ -177,6 +178,9 @@ def _tables(
             *([tables.group_table("By centre", centres, classes, first="centre")] * bool(centres)),
         ],
         "confusion": tables.confusion_table(evidence),
+        "sets": tables.sets_table(evidence, run.guaranteed(COVERAGE), coverage=COVERAGE),
+        "guarantees": run.guaranteed(COVERAGE) is not None,
+        "least_patients": least_patients(COVERAGE),
         "cohort": tables.cohort_table(evidence),
         "worst": tables.patients_table(evidence, losses, order[:_N_WORST], links),
         "others": tables.patients_table(evidence, losses, order[_N_WORST:], links),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mil.conformal import cross_fitted_sets
 from mil.metrics import Interval
 from mil.report.calibration import Reliability
 from mil.report.evidence import Evidence
@@ -24,6 +25,7 @@ __all__ = [
     "group_table",
     "patients_table",
     "scores_table",
+    "sets_table",
 ]
 
 _NONE = "–"
@@ -175,6 +177,36 @@ def confusion_table(evidence: Evidence) -> Table:
         ["true class", *(f"taken for {name}" for name in evidence.classes), "all"],
         rows,
     )
+
+
+def sets_table(
+    evidence: Evidence, guaranteed: Mapping[str, float] | None, *, coverage: float
+) -> Table:
+    """Sizes of prediction sets by true class, and what they cover."""
+    labels = evidence.labels
+    sets = cross_fitted_sets(
+        evidence.first["calibrated"], labels, evidence.fold[0], coverage=coverage
+    )
+    holds, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
+    rows = []
+    for index, name in enumerate(evidence.classes):
+        of = labels == index
+        alone = sizes == 1
+        parts = (holds & alone, ~holds & alone, sizes > 1, sizes == 0, holds)
+        rows.append((
+            name,
+            f"{of.sum():,}",
+            *(f"{part[of].sum():,} ({part[of].mean():.0%})".replace("%", " %") for part in parts),
+            f"{guaranteed[name]:.0%}".replace("%", " %") if guaranteed else _NONE,
+        ))  # fmt: skip
+    return _table(
+        f"Prediction sets that aim at {coverage:.0%}".replace("%", " %"),
+        [
+            "true class", "patients", "its class alone", "another class alone", "several classes",
+            "no class", "true class in the set", "guaranteed to new patients",
+        ],
+        rows,
+    )  # fmt: skip
 
 
 def cohort_table(evidence: Evidence) -> Table:

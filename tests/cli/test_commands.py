@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from tests.fakes import real_data, write_cohort
+from features.bags import write_bag
+from tests.fakes import make_bag, real_data, write_cohort
 
 COMMANDS = ("embed", "train", "infer", "score", "demo")
 
@@ -102,6 +103,28 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     assert told["prior"]["LAA"] == pytest.approx(12 / 36)
     assert told["status"] == {"ok": 1, "no_bag": 1}
     assert told["n_seen_in_training"] == 1
+
+
+def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_path: Path) -> None:
+    rows = ["image_id,patient_id", "gone_0,gone"]
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    for number in range(6):
+        write_bag(bags / f"n{number}.h5", make_bag(f"n{number}", dim=16, shift=0.8 * (number % 2)))
+        rows.append(f"n{number},n{number}")
+    table = tmp_path / "test.csv"
+    table.write_text("\n".join(rows) + "\n")
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+           tmp_path / "out.csv"]  # fmt: skip
+    told = json.loads(mil(*ask, "--coverage", "0.8", "--abstain", "--json").stdout)
+    details = pd.read_csv(tmp_path / "out.details.csv", dtype=str)
+    assert told["coverage"] == 0.8
+    assert told["sets"] == details["set"].value_counts().sort_index().to_dict()
+    assert told["n_to_look_at"] == (details["look_at"] == "true").sum() >= 1
+    assert all(0 < share < 0.8 for share in told["guaranteed"].values())
+    said = mil(*ask, "--coverage", "0.99").output
+    assert "needs 99 training patients to be ruled out, CE, LAA has fewer" in " ".join(said.split())
+    assert "look_at" not in pd.read_csv(tmp_path / "out.details.csv")
 
 
 def test_scores_of_a_submission_are_printed_and_given_as_json(world: Path, tmp_path: Path) -> None:

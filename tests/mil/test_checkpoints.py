@@ -14,10 +14,10 @@ from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.fitting import fit_run
 from mil.splits import Fold, patient_folds
-from mil.training import EpochRecord, Task, TrainSettings, train_ensembles
+from mil.training import EpochRecord, Task, TrainSettings, train_ensemble, train_ensembles
 from mil.validation import cross_validate
 from tests.fakes import write_cohort
-from tests.mil.test_training import noise_cohort
+from tests.mil.test_training import noise_cohort, states
 
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
@@ -170,20 +170,27 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
 
 
 def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: Path) -> None:
-    bags, _ = noise_cohort(3, 0)
+    bags, cohort = noise_cohort(9, 0)
     kept = Checkpoints(tmp_path / "part", bags)
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    heads = train_ensemble(bags, labels, n_classes=2, settings=FAST, seed=(0,)).heads
     logits = {"p": np.array([1 / 3, -np.pi * 1e-9])}
     record = EpochRecord(member=0, epoch=1, train_loss=0.1 + 0.2, stop_loss=float("nan"))
-    assert kept.read("a") is None
-    kept.write("a", Judgement(logits=logits, history=(record,)))
-    found = kept.read("a")
+    assert kept.read("a", head="gated", n_classes=2) is None
+    kept.write("a", Judgement(logits=logits, heads=heads, history=(record,)))
+    found = kept.read("a", head="gated", n_classes=2)
     assert found is not None
+    assert states(found.heads) == states(heads)
     assert found.logits["p"].tobytes() == logits["p"].tobytes()
     assert found.history[0].train_loss == record.train_loss
     assert np.isnan(found.history[0].stop_loss)
-    for damage in ("", "{}", "[1]", '{"logits": {"p": ["x"]}, "history": []}'):
-        (tmp_path / "part" / "a.json").write_text(damage)
-        assert kept.read("a") is None
+    file = tmp_path / "part" / "a.safetensors"
+    whole = file.read_bytes()
+    for damage in (b"", b"{}", whole[:-1], whole.replace(b"patients", b"patience")):
+        file.write_bytes(damage)
+        assert kept.read("a", head="gated", n_classes=2) is None
+    file.write_bytes(whole)
+    assert kept.read("a", head="mean", n_classes=2) is None
     kept.discard()
     assert not (tmp_path / "part").exists()
 

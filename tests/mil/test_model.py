@@ -58,6 +58,7 @@ def test_a_run_holds_what_it_promises(world: Path, run: Run) -> None:
     assert names == {
         "heads.safetensors", "model.json", "folds.csv", "out_of_fold.csv", "scores.json",
         "history.csv", "slides.csv", "judged.csv", "notes.json", "MODEL_CARD.md", "report.html",
+        "fold_heads.safetensors", "sets.json",
     }  # fmt: skip
     assert run.classes == ("CE", "LAA")
     assert len(run.heads) == 2

@@ -389,7 +389,7 @@ def judged() -> tuple[PatientBags, OutOfFold]:
                 for name, label in zip(names, labels, strict=True)}  # fmt: skip
     fingerprint = Fingerprint(**{**FINGERPRINT.__dict__, "dim": 8})
     found = OutOfFold(
-        patient_ids=names, labels=labels, logits=np.zeros((2, 40, 2)), history={},
+        patient_ids=names, labels=labels, logits=np.zeros((2, 40, 2)), history={}, heads={},
         fold=np.stack([np.arange(40) // 2 % 4, np.arange(40) // 10]),
     )  # fmt: skip
     return PatientBags(features=features, fingerprint=fingerprint, slides=()), found
