@@ -334,6 +334,13 @@ def _warn(predictions: list[PatientPrediction]) -> None:
             "scores on them are not of unseen patients",
             style="yellow",
         )
+    n_whitened = sum(p.seen_unlabelled for p in predictions)
+    if n_whitened:
+        notes.print(
+            f"note: the run's whitening was fitted on {n_whitened} of these patients, without "
+            "labels: their prediction sets hold all classes",
+            style="yellow",
+        )
 
 
 def _warn_of_sets(run: Run, coverage: float) -> None:

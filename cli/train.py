@@ -47,6 +47,13 @@ def train(
         Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
     ] = Path("train.csv"),
     labels: Labels = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with `image_id` (or `slide_id`) and `patient_id` of slides that fit the "
+            "whitening of embeddings and teach no class; copies of the cohort's are left out."
+        ),
+    ] = None,
     bags: BagsPlace = Path("bags"),
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
@@ -111,6 +118,8 @@ def train(
 
     Example: `mil train --repeats 20 --engine ray --address head:6379`
 
+    Example: `mil train --unlabelled other.csv`
+
     With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
     the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
     label if any of its slices does.
@@ -121,6 +130,8 @@ def train(
         raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",
                                  param_hint="--folds")  # fmt: skip
     require_ray_for_address(engine, address)
+    if unlabelled is not None and (labels is not None or tile_filter is not None):
+        raise typer.BadParameter("does not go with --labels or --filter", param_hint="--unlabelled")
     with step("loading torch"):
         from features.engines.devices import choose_device
         from features.filter import read_filter
@@ -141,6 +152,8 @@ def train(
             load_patient_bags(table, places), table, bags_dir=bags,
             tile_filter=None if tile_filter is None else read_filter(tile_filter),
         )  # fmt: skip
+        others = read_cohort(unlabelled, labelled=False) if unlabelled else None
+        strangers = load_patient_bags(others, places) if others else None
     settings = TrainSettings(head=head, device=str(choose_device(device)))
     judges: Judges = judges_here
     if engine is EngineName.ray:
@@ -159,6 +172,7 @@ def train(
             loaded,
             folder,
             **options,
+            unlabelled=strangers,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for note in summary.notes:

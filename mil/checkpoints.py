@@ -59,6 +59,7 @@ class Checkpoints:
         self._folder = folder
         self._contents = _contents(bags)
         self._filter = "" if bags.tile_filter is None else bags.tile_filter.sha256
+        self._unlabelled = _contents(bags.unlabelled) if bags.unlabelled else {}
 
     def names(
         self,
@@ -90,6 +91,7 @@ class Checkpoints:
                 "code": _code(),
                 "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
                 "judged": [(p, self._contents[p]) for p in fold.test_ids],
+                "unlabelled": list(self._unlabelled.items()),
                 "n_classes": n_classes,
                 "filter": self._filter,
                 "settings": asdict(settings),

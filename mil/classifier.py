@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from features.bags import UNKNOWN, Fingerprint
 from mil.calibration import Calibrator, build_calibrator
 from mil.cohort import Cohort, Patient
-from mil.data import Features, PatientBags
+from mil.data import Features, PatientBags, SlideNote
 from mil.errors import InputError
 from mil.priors import shift_prior
 from mil.splits import Fold, patient_folds
@@ -135,7 +136,12 @@ feature_noise, mixup, device
         self.random_state = random_state
 
     def fit(
-        self, bags: Sequence[npt.ArrayLike], y: npt.ArrayLike, groups: npt.ArrayLike | None = None
+        self,
+        bags: Sequence[npt.ArrayLike],
+        y: npt.ArrayLike,
+        groups: npt.ArrayLike | None = None,
+        *,
+        unlabelled: Sequence[npt.ArrayLike] | None = None,
     ) -> Self:
         """Train and calibrate.
 
@@ -150,6 +156,9 @@ feature_noise, mixup, device
             Patient of each bag, shape (bags,). Bags of one patient must have one label; their
             tiles are joined, so that a patient is never on two sides of a split. By default every
             bag is a patient.
+        unlabelled
+            Bags without labels, each a patient's, that whitening is fitted on besides. Copies of
+            ``bags`` are left out, told by their bytes; none may be of patients to be scored later.
 
         Raises
         ------
@@ -164,6 +173,9 @@ feature_noise, mixup, device
         arrays = _as_bags(bags)
         classes, labels = _as_labels(y, arrays)
         store, cohort = _as_cohort(arrays, labels, groups)
+        if unlabelled is not None and len(unlabelled):
+            others = _as_bags(unlabelled, dim=store.fingerprint.dim)
+            store = store.with_unlabelled(_as_strangers(others, store.fingerprint))
         settings = TrainSettings(**{f.name: getattr(self, f.name) for f in _settings()})
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_ = classes
@@ -313,7 +325,7 @@ def _as_cohort(
     given = np.arange(len(arrays)) if groups is None else column_or_1d(groups)
     check_consistent_length(arrays, given)
     names, owners = np.unique(given, return_inverse=True)
-    features, patients = {}, []
+    features, patients, notes = {}, [], []
     for owner in dict.fromkeys(owners.tolist()):  # in the order of the bags
         rows = np.flatnonzero(owners == owner).tolist()
         if len(np.unique(labels[rows])) > 1:
@@ -326,15 +338,33 @@ def _as_cohort(
         if len(tiles):
             name = str(owner)
             features[name] = tiles
+            notes += [_note(name, arrays[row]) for row in rows]
             patients.append(
                 Patient(patient_id=name, slide_ids=(), label=str(labels[rows[0]]), center_id=None)
             )
     cohort = Cohort(
         path=Path("y"), patients=tuple(patients), classes=tuple(map(str, range(labels.max() + 1)))
     )
+    fingerprint = _fingerprint(arrays[0].shape[1])
+    return PatientBags(features=features, fingerprint=fingerprint, slides=tuple(notes)), cohort
+
+
+def _as_strangers(arrays: Sequence[Features], fingerprint: Fingerprint) -> PatientBags:
+    """Patients of their own, whatever names the labelled ones have."""
+    features = {f"unlabelled {index}": tiles for index, tiles in enumerate(arrays)}
     return PatientBags(
-        features=features, fingerprint=_fingerprint(arrays[0].shape[1]), slides=()
-    ), cohort
+        features=features,
+        fingerprint=fingerprint,
+        slides=tuple(_note(name, tiles) for name, tiles in features.items()),
+    )
+
+
+def _note(name: str, tiles: Features) -> SlideNote:
+    """A bag told by its bytes."""
+    digest = hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
+    return SlideNote(
+        slide_id=name, patient_id=name, n_tiles=len(tiles), content_id="", features_sha256=digest
+    )
 
 
 def _fingerprint(dim: int) -> Fingerprint:

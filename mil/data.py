@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -164,6 +165,9 @@ class PatientBags:
     """Slides of the cohort without a bag."""
     tile_filter: TileFilter | None = None
     """Filter that dropped tiles, when they were embedded or as they are read; None for none."""
+    unlabelled: PatientBags | None = None
+    """Other patients, of whom nothing but embeddings is used; only :meth:`with_unlabelled` adds
+    them, so that no store that is made of a cohort's holds a copy of any of its patients."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -179,6 +183,7 @@ class PatientBags:
             fingerprint=self.fingerprint,
             slides=tuple(note for note in self.slides if note.patient_id in kept),
             tile_filter=self.tile_filter,
+            unlabelled=self.unlabelled,
         )
 
     def held_out(self, patient_ids: Iterable[str]) -> PatientBags:
@@ -193,6 +198,43 @@ class PatientBags:
         if features is self.features:
             return self
         return replace(self, features=features, tile_filter=features.tile_filter)
+
+    def with_unlabelled(self, others: PatientBags) -> PatientBags:
+        """The store with unlabelled patients beside its own, to be made before any split of it.
+
+        Left out are those who are patients of this store, see :meth:`same_patients`: whatever fold
+        they are judged in, no copy of them lies on the other side.
+
+        Raises
+        ------
+        BagError
+            If their bags were made otherwise.
+        """
+        named = [(note.slide_id, others.fingerprint) for note in others.slides[:1]]
+        require_same_fingerprint(self.fingerprint, named, source="the labelled bags")
+        known = self.same_patients(others)
+        strangers = [name for name in others.filled() if name not in known]
+        return replace(self, unlabelled=others.restricted_to(strangers))
+
+    def same_patients(self, others: PatientBags) -> dict[str, str]:
+        """Patients of ``others`` who are ones of this store, and which.
+
+        Told by id, by the content of a slide's file, or by its embeddings.
+        """
+        marks = {mark: note.patient_id for note in self.slides for mark in _marks(note)}
+        known = {name: name for name in others.patient_ids if name in self.features}
+        for note in others.slides:
+            for mark in _marks(note):
+                if mark in marks:
+                    known.setdefault(note.patient_id, marks[mark])
+        return known
+
+    def without_labels(self) -> tuple[Mapping[str, Features], tuple[str, ...]]:
+        """Embeddings to be looked at without labels, and of whom: own patients, then others."""
+        if self.unlabelled is None:
+            return self.features, self.filled()
+        both: Mapping[str, Features] = ChainMap(self.features, self.unlabelled.features)  # type: ignore[arg-type] # only read
+        return both, (*self.filled(), *self.unlabelled.filled())
 
     @property
     def n_tiles(self) -> Mapping[str, int]:
@@ -307,6 +349,12 @@ def _concatenate(bags: Sequence[Bag]) -> Features:
     if not bags:
         return np.empty((0, 0), np.float16)
     return np.concatenate([bag.features for bag in bags])
+
+
+def _marks(note: SlideNote) -> list[tuple[str, str]]:
+    """What two copies of a slide share."""
+    marks = [("file", note.content_id)] if note.content_id else []
+    return [*marks, ("tiles", note.features_sha256)] if note.n_tiles else marks
 
 
 def _in_memory(features: Mapping[str, Features], *, dim: int) -> dict[str, Features]:

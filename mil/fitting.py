@@ -107,6 +107,7 @@ def fit_run(
     nested: bool = False,
     folds: Sequence[Fold] | None = None,
     judges: Judges = judges_here,
+    unlabelled: PatientBags | None = None,
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
@@ -142,6 +143,9 @@ def fit_run(
     judges
         Given the bags, where the ensembles of folds are trained; the ensemble that is deployed is
         trained here.
+    unlabelled
+        Patients whose embeddings, and nothing else, the whitening is fitted on besides. Those who
+        are patients of the cohort are left out, see :meth:`mil.data.PatientBags.with_unlabelled`.
 
     Raises
     ------
@@ -152,7 +156,13 @@ def fit_run(
         left to calibrate on.
     OutputError
         If the folder cannot be written.
+    BagError
+        If unlabelled bags were made otherwise.
     """
+    said_of_unlabelled: tuple[str, ...] = ()
+    if unlabelled is not None:
+        said_of_unlabelled = _unlabelled_notes(bags, unlabelled)
+        bags = bags.with_unlabelled(unlabelled)
     usable = _with_tiles(cohort, bags)
     build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
     if folds is None:
@@ -207,6 +217,10 @@ def fit_run(
         calibrator=fit_calibrator(found, np.ones(found.fold.shape, bool), calibrator=calibrator),
         cohort_counts=tuple(usable.class_counts().values()),
         training_slides=tuple(TrainingSlide(**asdict(note)) for note in bags.slides),
+        unlabelled_slides=tuple(
+            TrainingSlide(**asdict(note))
+            for note in (bags.unlabelled.slides if bags.unlabelled else ())
+        ),
         out_of_fold=dict(zip(found.patient_ids, proba["calibrated"].mean(axis=0), strict=True)),
         settings={
             **asdict(settings),
@@ -221,7 +235,11 @@ def fit_run(
         sets=fit_sets(found),
         tile_filter=bags.tile_filter,
     )
-    notes = (*_notes(cohort, bags, found, settings), *split_notes(usable, folds, by=by))
+    notes = (
+        *_notes(cohort, bags, found, settings),
+        *said_of_unlabelled,
+        *split_notes(usable, folds, by=by),
+    )
     shortcuts = measure_shortcuts(usable, {}, n_folds=n_folds, seed=seed)
     described = {
         "kind": "nested" if nested else "cross-fitted",
@@ -332,6 +350,22 @@ def _notes(
             f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "
             f"was trained for {settings.fixed_steps} steps instead of being stopped early"
         )
+    return tuple(notes)
+
+
+def _unlabelled_notes(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
+    known = bags.same_patients(unlabelled)
+    n_used = sum(name not in known for name in unlabelled.filled())
+    notes = [f"whitening was also fitted on {n_used} patients without using a label of theirs"]
+    if known:
+        few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])
+        notes.append(
+            f"unlabelled patients left out as patients of the cohort, by id or by the content of a "
+            f"slide: {len(known)} ({few}{', …' if len(known) > 3 else ''})"
+        )
+    if unlabelled.missing_slides:
+        names = ", ".join(unlabelled.missing_slides[:3])
+        notes.append(f"unlabelled slides without a bag: {len(unlabelled.missing_slides)}, {names}")
     return tuple(notes)
 
 

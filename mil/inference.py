@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from features.packs import open_bags
 from mil.cohort import Cohort, Patient
 from mil.conformal import COVERAGE
 from mil.data import Features
-from mil.model import Run
+from mil.model import Run, TrainingSlide
 from mil.priors import balanced, shift_prior
 from mil.training import member_outputs
 
@@ -49,12 +49,14 @@ class PatientPrediction:
     """Share of the attention that falls on each slide; sums to 1, empty without tiles."""
     seen_as: str
     """Patient of the training cohort that this one is, by id or by a slide's content; else ''."""
+    seen_unlabelled: bool
+    """Whether the whitening was fitted on the patient, without a label."""
     out_of_fold: npt.NDArray[np.float64] | None
     """Shape (classes,): for a seen patient, what heads said that had not seen it."""
     prediction_set: tuple[str, ...] | None
     """Classes that cannot be ruled out at the coverage asked for, in order. All of them for a
-    patient without tiles, and for a seen one, of which nothing can be said; None where the run
-    keeps no sets."""
+    patient without tiles, and for one seen with or without a label, of which nothing can be said;
+    None where the run keeps no sets."""
     seen_by_filter: bool = False
     """Whether the run's tile filter learned from slides of this patient."""
 
@@ -101,9 +103,9 @@ def predict_patients(
         If a bag was made otherwise than the run's, or is damaged.
     """
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
-    trained_on = _TrainedOn(run)
+    trained_on, whitened_on = _Seen(run.training_slides), _Seen(run.unlabelled_slides)
     return [
-        _predict(run, patient, places, trained_on, prior=prior, coverage=coverage)
+        _predict(run, patient, places, trained_on, whitened_on, prior=prior, coverage=coverage)
         for patient in cohort.patients
     ]
 
@@ -159,13 +161,15 @@ def _predict(
     run: Run,
     patient: Patient,
     places: Mapping[str, BagPlace],
-    trained_on: _TrainedOn,
+    trained_on: _Seen,
+    whitened_on: _Seen,
     *,
     prior: npt.NDArray[np.float64],
     coverage: float,
 ) -> PatientPrediction:
     bags = _read_bags(run, patient, places)
     seen_as = trained_on.seen_as(patient, bags.values())
+    seen_unlabelled = bool(whitened_on.seen_as(patient, bags.values()))
     bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
     filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     tiles: Features | None = None
@@ -187,9 +191,12 @@ def _predict(
         highest=members.max(axis=0),
         attention_share=share,
         seen_as=seen_as,
+        seen_unlabelled=seen_unlabelled,
         out_of_fold=_out_of_fold(run, seen_as, prior),
         seen_by_filter=_seen_by_filter(run, patient, bags),
-        prediction_set=_prediction_set(run, None if seen_as else tiles, coverage),
+        prediction_set=_prediction_set(
+            run, None if seen_as or seen_unlabelled else tiles, coverage
+        ),
     )
 
 
@@ -214,13 +221,13 @@ def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> di
     return bags
 
 
-class _TrainedOn:
-    """Patients that a run was trained on, by id, content of a slide, and embeddings."""
+class _Seen:
+    """Patients whose slides a run has seen, by id, content of a slide, and embeddings."""
 
-    def __init__(self, run: Run) -> None:
-        self._owners = [slide.patient_id for slide in run.training_slides]
+    def __init__(self, slides: Sequence[TrainingSlide]) -> None:
+        self._owners = [slide.patient_id for slide in slides]
         self._first: dict[tuple[str, str], int] = {}
-        for place, slide in enumerate(run.training_slides):
+        for place, slide in enumerate(slides):
             for key in (
                 ("patient", slide.patient_id),
                 ("content", slide.content_id),
@@ -299,6 +306,7 @@ def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict
         "seen_in_training": str(bool(prediction.seen_as)).lower(),
         "seen_as": prediction.seen_as,
         "seen_by_filter": str(prediction.seen_by_filter).lower(),
+        "seen_unlabelled": str(prediction.seen_unlabelled).lower(),
         **{f"out_of_fold_{name}": p for name, p in zip(classes, out_of_fold, strict=True)},
         **{f"lowest_{name}": p for name, p in zip(classes, prediction.lowest, strict=True)},
         **{f"highest_{name}": p for name, p in zip(classes, prediction.highest, strict=True)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSlide:
-    """A slide the run was trained on, told by id and by content."""
+    """A slide the run has seen, told by id and by content."""
 
     slide_id: str
     """Its name."""
@@ -81,6 +81,8 @@ class Run:
     """Patients of each class in the training cohort."""
     training_slides: tuple[TrainingSlide, ...]
     """Slides it was trained on."""
+    unlabelled_slides: tuple[TrainingSlide, ...]
+    """Slides that its whitening was fitted on besides, without labels."""
     out_of_fold: Mapping[str, npt.NDArray[np.float64]]
     """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,)."""
     settings: Mapping[str, Any]
@@ -134,9 +136,9 @@ def save_run(run: Run) -> None:
         beside.write_bytes(save(tensors))  # whose own writer hides why a disk refuses
     if run.tile_filter is not None:
         write_filter(run.path / _FILTER, run.tile_filter)
-    slides = pd.DataFrame([asdict(slide) for slide in run.training_slides])
-    with written_beside(run.path / "slides.csv") as beside:
-        slides.to_csv(beside, index=False, lineterminator="\n")
+    _write_slides(run.path / "slides.csv", run.training_slides)
+    if run.unlabelled_slides:
+        _write_slides(run.path / "unlabelled.csv", run.unlabelled_slides)
     rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
     with written_beside(run.path / "out_of_fold.csv") as beside:
         pd.DataFrame(rows, columns=["patient_id", *run.classes]).to_csv(
@@ -180,6 +182,9 @@ def load_run(path: Path) -> Run:
             calibrator=calibrator_from_dict(described["calibrator"]),
             cohort_counts=tuple(described["cohort_counts"]),
             training_slides=_read_slides(path / "slides.csv"),
+            unlabelled_slides=_read_slides(path / "unlabelled.csv")
+            if (path / "unlabelled.csv").is_file()
+            else (),
             out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
             settings=described["settings"],
             versions=described["versions"],
@@ -278,6 +283,12 @@ def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
     if tile_filter.sha256 != sha256:
         raise _damaged(path, f"{_FILTER} is another filter than model.json names")
     return tile_filter
+
+
+def _write_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
+    with written_beside(path) as beside:
+        table = pd.DataFrame([asdict(slide) for slide in slides])
+        table.to_csv(beside, index=False, lineterminator="\n")
 
 
 def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:

@@ -70,9 +70,10 @@ def train_ensemble(
 ) -> Ensemble:
     """Train the heads of one ensemble.
 
-    Whitening is fitted on these patients, without labels. With early stopping each head is stopped
-    on another inner fold of these patients and learns from the rest; without it all heads learn
-    from all patients and differ by their start and the order of patients.
+    Whitening is fitted on these patients and the store's unlabelled ones, without labels. With
+    early stopping each head is stopped on another inner fold of these patients and learns from the
+    rest; without it all heads learn from all patients and differ by their start and the order of
+    patients.
 
     Parameters
     ----------
@@ -191,7 +192,7 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
     names = task.bags.filled()
     classes = np.array([task.labels[name] for name in names], np.int64)
     _require_enough(np.bincount(classes, minlength=n_classes), settings)
-    whitening = fit_whitening(task.bags.features, names, settings.n_components, device=device)
+    whitening = fit_whitening(*task.bags.without_labels(), settings.n_components, device=device)
     parts = stratified_parts(classes, n_parts=settings.n_inner_parts, seed=task.seed)
     lessons = []
     for member in range(settings.n_members):

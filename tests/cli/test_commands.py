@@ -72,6 +72,19 @@ def test_training_tells_scores_beside_baselines(world: Path) -> None:
     assert any("instead of being stopped early" in note for note in told["notes"])
 
 
+def test_training_takes_unlabelled_slides(world: Path, tmp_path: Path) -> None:
+    table = tmp_path / "other.csv"
+    table.write_text("image_id,patient_id\n001_0,renamed\n")
+    found = mil(
+        "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
+        tmp_path / "run", "--folds", 2, "--head", "mean", "--unlabelled", table,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    said = " ".join(found.output.split())
+    assert "whitening was also fitted on 0 patients" in said
+    assert "(renamed is 001)" in said
+
+
 def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> None:
     again = ["train", "--cohort", world / "train.csv", "--bags", world / "bags", "--folds", 3]
     found = mil(*again, "--run", world / "run")
