@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,9 +50,16 @@ from features.cores import N_CORES
 if TYPE_CHECKING:
     from features.filter import TileFilter
 
-__all__ = ["embed"]
+__all__ = ["StainNorm", "embed"]
 
 _MAX_FAILED = 0.05
+
+
+class StainNorm(StrEnum):
+    """How stains are made alike."""
+
+    none = "none"
+    macenko = "macenko"
 
 
 def embed(
@@ -83,6 +91,22 @@ def embed(
     min_tissue: MinTissue = 0.3,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
+    stain_norm: Annotated[
+        StainNorm,
+        typer.Option(
+            help="Bring two stains to one colour and strength on every slide: `macenko` (needs "
+            "`mil-slides[stain]`); not for slides with three stains."
+        ),
+    ] = StainNorm.none,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Augmented views of each tile besides the plain one; as many times the work more.",
+        ),
+    ] = 0,
+    views_seed: Annotated[int, typer.Option(min=0, help="Another seed draws other views.")] = 0,
     tile_filter: FilterFile = None,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
@@ -131,6 +155,8 @@ def embed(
 
     Example: `mil embed slides/ --bags bags --mpp 0.5`
 
+    Example: `mil embed slides/ --bags bags-views --views 4`
+
     Example: `mil embed slides/ --dry-run`
 
     With `--series`, images become bags instead: slices of a scan, patches, whatever carries one
@@ -151,7 +177,8 @@ def embed(
         _refuse_with_series(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
              "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap,
-             "--filter": tile_filter}
+             "--filter": tile_filter, "--views": views,
+             "--stain-norm": stain_norm is not StainNorm.none}
         )  # fmt: skip
         embed_table(
             series, bags, backbone=backbone, weights=weights, windows=windows, tile_px=tile_px,
@@ -175,10 +202,12 @@ def embed(
         from features.preview import PreviewFolder
         from features.recipe import EmbedSettings, fingerprint_of
         from features.tissue import TissueSettings
+        from features.views import ViewSettings
 
     settings = EmbedSettings(
         tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or N_CORES,
         max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
+        stain_norm=stain_norm.value, views=ViewSettings(n_views=views, seed=views_seed),
     )  # fmt: skip
     request = request_encoder(
         backbone, weights=weights, device=device, batch=batch, execution=execution,

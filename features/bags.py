@@ -45,6 +45,7 @@ __all__ = [
     "read_features",
     "read_head",
     "read_meta",
+    "read_views",
     "require_same_fingerprint",
     "trident_attributes",
     "write_bag",
@@ -54,8 +55,11 @@ FORMAT = "mil-bag"
 """Value of the root attribute ``format``."""
 
 FORMAT_VERSION = 2
-"""Newest version that is read; newer ones are refused. Bags of tiles are written as version 1,
-which they still are, and bags of images as version 2."""
+"""Newest version that is read; newer ones are refused.
+
+Bags of images and bags with views or stains made alike are of version 2, which readers of version 1
+do not know of; all others still are of version 1, to the byte.
+"""
 
 UNKNOWN = "unknown"
 """Stands in a bag's attributes for what the file it was imported from does not say."""
@@ -97,6 +101,15 @@ class Fingerprint:
     """Settings of the tissue search and of the choice of tiles, as JSON."""
     filter_sha256: str = ""
     """Hash of the tile filter that dropped tiles, see :mod:`features.filter`; empty for none."""
+    stain_norm: str = ""
+    """How the stains of all slides were made alike, as JSON; empty where they were left alone."""
+    views: str = ""
+    """Views of each tile besides the plain one, as JSON; empty where there are none."""
+
+    @property
+    def n_views(self) -> int:
+        """Views of each tile besides the plain one."""
+        return int(json.loads(self.views)["n_views"]) if self.views else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +171,10 @@ class Bag:
     """Place of each image in its series, shape (n_tiles,), rising; None in a bag of tiles."""
     source: tuple[str, ...] | None = None
     """Which image each embedding is of; None in a bag of tiles."""
+    views: npt.NDArray[np.floating[Any]] | None = None
+    """Embeddings of further views of each tile, shape (n_tiles, n_views, dim); None without."""
     features_sha256: str = field(init=False)
-    """Hash of the embeddings: equal for copies of a slide embedded alike."""
+    """Hash of the embeddings of plain tiles: equal for copies of a slide embedded alike."""
 
     def __post_init__(self) -> None:
         n_tiles, dim = self.features.shape
@@ -175,6 +190,13 @@ class Bag:
                 self.meta.slide_id,
                 found=f"embeddings of {dim} numbers",
                 expected=f"{self.meta.fingerprint.dim}, as its fingerprint says",
+            )
+        n_views = self.meta.fingerprint.n_views
+        found = "no views" if self.views is None else f"views of shape {self.views.shape}"
+        wanted = f"views of shape {(n_tiles, n_views, dim)}" if n_views else "no views"
+        if found != wanted:
+            raise BagError(
+                self.meta.slide_id, found=found, expected=f"{wanted}, as its fingerprint says"
             )
         digest = hashlib.sha256(np.ascontiguousarray(self.features).tobytes()).hexdigest()
         object.__setattr__(self, "features_sha256", digest)
@@ -226,6 +248,7 @@ class Bag:
             meta=meta,
             order=None if self.order is None else self.order[rows],
             source=None if source is None else tuple(source[i] for i in np.flatnonzero(rows)),
+            views=None if self.views is None else self.views[rows],
         )
 
 
@@ -330,20 +353,12 @@ def write_bag(path: Path, bag: Bag) -> None:
     OutputError
         If the file cannot be written.
     """
-    if not np.isfinite(bag.features).all():
-        n_bad = int((~np.isfinite(bag.features)).any(axis=1).sum())
-        raise BagError(
-            path,
-            found=f"{n_bad} of {len(bag.features)} embeddings hold NaN or infinity",
-            expected="finite numbers",
-            advice="Try --device cpu; if it stays, the weights are damaged.",
-        )
-    largest = float(np.abs(bag.features).max(initial=0.0))
-    dtype = np.float16 if largest <= _LARGEST_FLOAT16 else np.float32
+    made = bag.meta.fingerprint
+    features = _storable(path, bag.features)
+    views = None if bag.views is None else _storable(path, bag.views)
     content = io.BytesIO()  # HDF5 itself does not survive a full disk
     with h5py.File(content, "w") as file:
-        dim = bag.features.shape[1]
-        _write(file, "features", bag.features.astype(dtype, copy=False), (_CHUNK_ROWS, dim))
+        _write(file, "features", features, (_CHUNK_ROWS, made.dim))
         if bag.order is not None and bag.source is not None:
             _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
             _write(file, "source", _as_bytes(bag.source), (_CHUNK_ROWS,))
@@ -351,10 +366,17 @@ def write_bag(path: Path, bag: Bag) -> None:
             _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
             _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
             file["coords"].attrs.update(trident_attributes(bag.meta))
-        file["features"].attrs["encoder"] = bag.meta.fingerprint.encoder
+        if views is not None:
+            rows = max(1, _CHUNK_ROWS // made.n_views)
+            _write(file, "views", views, (rows, made.n_views, made.dim))
+        file["features"].attrs["encoder"] = made.encoder
         file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = 1 if bag.order is None else FORMAT_VERSION
-        file.attrs.update(meta_attributes(bag.meta))
+        is_new = bag.order is not None or made.stain_norm or made.views
+        file.attrs["format_version"] = FORMAT_VERSION if is_new else 1
+        # What a fingerprint has by default is left out: earlier makes stay as they were.
+        unsaid = {p.name for p in fields(Fingerprint) if getattr(made, p.name) == p.default}
+        said = meta_attributes(bag.meta).items()
+        file.attrs.update({name: value for name, value in said if name not in unsaid})
         file.attrs["n_embedded"] = len(bag.features)
         file.attrs["complete"] = True
     with written_beside(path) as beside:
@@ -387,6 +409,9 @@ def read_bag(place: BagPlace) -> Bag:
                 coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
                 tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
                 meta=meta,
+                views=read_array(file, "views", ndim=(3,), kinds="f")
+                if meta.fingerprint.n_views
+                else None,
             )
     n_embedded = attributes.get("n_embedded", len(bag.features))
     if n_embedded != len(bag.features):
@@ -446,6 +471,20 @@ def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
         return read_array(file, "features", ndim=(2,), kinds="f")
 
 
+def read_views(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
+    """Read the embeddings of a bag's views and nothing else, shape (n, n_views, dim).
+
+    Raises
+    ------
+    BagError
+        If the file is missing or damaged, or holds no views.
+    """
+    if not isinstance(place, Path):
+        raise BagError(place, found="a packed bag", expected="a file, which alone holds views")
+    with _opened(place) as file:
+        return read_array(file, "views", ndim=(3,), kinds="f")
+
+
 def require_same_fingerprint(
     expected: Fingerprint, found: Iterable[tuple[object, Fingerprint]], *, source: str
 ) -> None:
@@ -483,6 +522,20 @@ def require_same_fingerprint(
 
 def _opened(path: Path) -> AbstractContextManager[h5py.File]:
     return opened(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
+
+
+def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Embeddings as they are stored: float16 unless one would overflow, then float32."""
+    if not np.isfinite(array).all():
+        n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
+        raise BagError(
+            path,
+            found=f"{n_bad} of {len(array)} embeddings hold NaN or infinity",
+            expected="finite numbers",
+            advice="Try --device cpu; if it stays, the weights are damaged.",
+        )
+    largest = float(np.abs(array).max(initial=0.0))
+    return array.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:

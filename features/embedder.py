@@ -147,9 +147,9 @@ class _Job(Generic[S]):
     def open(cls, deal: Deal, *, dim: int) -> _Job[S]:
         """Open a source for embeddings of length ``dim``."""
         started = time.monotonic()
-        opened = ExitStack()
-        work = deal.job.work_on(opened.enter_context(deal.job.open()), dim=dim)
-        return cls(deal=deal, work=work, opened=opened, started=started)
+        with ExitStack() as opened:  # closed at once where the work cannot be prepared
+            work = deal.job.work_on(opened.enter_context(deal.job.open()), dim=dim)
+            return cls(deal=deal, work=work, opened=opened.pop_all(), started=started)
 
 
 class Embedder:

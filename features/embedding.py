@@ -18,6 +18,7 @@ import numpy.typing as npt
 from features.encoders import Encoder
 from features.errors import TileError
 from features.filter import REASON, TileFilter
+from features.looks import Looks
 from features.slides.protocol import RgbArray
 
 __all__ = ["Instances", "SlideWork", "embed_works"]
@@ -56,6 +57,8 @@ class SlideWork(Generic[S]):
         The open slide and its tiles.
     dim
         Length of an embedding.
+    looks
+        What the backbone is shown of each tile; None for the tile as it is.
     tile_filter
         Drops tiles by their embeddings; None drops none.
 
@@ -67,18 +70,29 @@ class SlideWork(Generic[S]):
         Rule that spoke against a tile, or ``filter``, by its index into the grid.
     fault
         What went wrong with the slide as a whole; None if nothing did.
+    n_looks
+        Pictures a tile: the plain one and its views.
     """
 
-    def __init__(self, survey: S, *, dim: int, tile_filter: TileFilter | None = None) -> None:
+    def __init__(
+        self,
+        survey: S,
+        *,
+        dim: int,
+        looks: Looks | None = None,
+        tile_filter: TileFilter | None = None,
+    ) -> None:
         self.survey = survey
+        self._looks = looks
+        self.n_looks = 1 if looks is None else looks.n_looks
         self._filter = tile_filter
         self.failures: dict[int, str] = {}
         self.left_out: dict[int, str] = {}
         self.fault: Exception | None = None
         n_tiles = survey.n_tiles
-        self._features = np.empty((n_tiles, dim), np.float32)
+        self._features = np.empty((n_tiles, self.n_looks, dim), np.float32)
         self._embedded = np.zeros(n_tiles, bool)
-        self._n_left = n_tiles
+        self._n_left = n_tiles * self.n_looks
 
     @property
     def is_done(self) -> bool:
@@ -92,17 +106,38 @@ class SlideWork(Generic[S]):
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """Embeddings, shape (n_embedded, dim), in the order of the grid."""
-        return self._features[self._embedded]
+        """Embeddings of plain tiles, shape (n_embedded, dim), in the order of the grid."""
+        return np.asarray(self._features[self._embedded, 0])
 
-    def store(self, index: int, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep the embedding of a tile, unless the filter drops it."""
-        if self._filter is not None and self._filter.drops(embedding[None])[0]:
-            self.drop(index, REASON)
-            return
-        self._features[index] = embedding
-        self._embedded[index] = True
+    @property
+    def views(self) -> npt.NDArray[np.float32] | None:
+        """Embeddings of their views, shape (n_embedded, n_views, dim); None without views."""
+        return self._features[self._embedded, 1:] if self.n_looks > 1 else None
+
+    def read(self, index: int) -> RgbArray | str | TileError:
+        """Pictures of a tile, the plain one first, or why there are none.
+
+        Returns
+        -------
+        RgbArray, str or TileError
+            Shape (n_looks, height_px, width_px, 3), uint8; or as :meth:`Instances.read`.
+        """
+        tile = self.survey.read(index)
+        if not isinstance(tile, np.ndarray):
+            return tile
+        return tile[None] if self._looks is None else self._looks.at(tile, index)
+
+    def store(self, index: int, look: int, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep the embedding of a look at a tile, unless the filter drops the plain tile.
+
+        The plain one always comes first.
+        """
         self._n_left -= 1
+        if look == 0:
+            if self._filter is not None and self._filter.drops(embedding[None])[0]:
+                self.left_out[index] = REASON
+            self._embedded[index] = index not in self.left_out
+        self._features[index, look] = embedding
 
     def drop(self, index: int, reason: str | Exception) -> None:
         """Note that a tile has no embedding: the reason to leave it out, or what went wrong."""
@@ -112,6 +147,11 @@ class SlideWork(Generic[S]):
             self.failures[index] = str(reason)
         else:
             self.fault = reason
+        self._n_left -= self.n_looks
+
+    def fail(self, error: Exception) -> None:
+        """Note that the backbone failed on a look at a tile."""
+        self.fault = error
         self._n_left -= 1
 
 
@@ -120,12 +160,14 @@ class _Place(NamedTuple):
 
     work: SlideWork[Any]
     number: int
+    look: int
 
 
 class _Item(NamedTuple):
     """A tile being read; without ``tile`` the announcement of a slide."""
 
-    place: _Place
+    work: SlideWork[Any]
+    number: int
     tile: Future[RgbArray | str | TileError] | None
 
 
@@ -171,22 +213,22 @@ def embed_works(
     ):
         batch: list[tuple[_Place, RgbArray]] = []
         running: deque[tuple[list[_Place], Future[npt.NDArray[np.float32]]]] = deque()
-        for place, tile in items:
+        for work, number, tile in items:
             if tile is None:
-                if place.work.is_done:  # a slide without tiles
-                    yield place.work
+                if work.is_done:  # a slide without tiles
+                    yield work
                 continue
             found = _result(tile)
             if isinstance(found, np.ndarray):
-                batch.append((place, found))
+                batch += [(_Place(work, number, look), pixels) for look, pixels in enumerate(found)]
             else:
-                place.work.drop(place.number, found)
+                work.drop(number, found)
                 on_tiles(1)
-                if place.work.is_done:
-                    yield place.work
-            if len(batch) == batch_tiles:
-                running.append(_start(device, encoder, batch))
-                batch = []
+                if work.is_done:
+                    yield work
+            while len(batch) >= batch_tiles:
+                running.append(_start(device, encoder, batch[:batch_tiles]))
+                batch = batch[batch_tiles:]
             while len(running) > _BATCHES_ON_DEVICE or (running and running[0][1].done()):
                 yield from _collect(running.popleft(), on_tiles)
         if batch:
@@ -208,16 +250,16 @@ def _collect(
     """Hand the embeddings of a batch to their slides; yields those that are done now."""
     places, future = batch
     error = future.exception()
-    for row, (work, number) in enumerate(places):
+    for row, (work, number, look) in enumerate(places):
         if isinstance(error, Exception):
-            work.drop(number, error)
+            work.fail(error)
         elif error is not None:
             raise error
         else:
-            work.store(number, future.result()[row])
+            work.store(number, look, future.result()[row])
         if work.is_done:
             yield work
-    on_tiles(len(places))
+    on_tiles(sum(not place.look for place in places))
 
 
 def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Exception:
@@ -276,12 +318,11 @@ class _Reader:
             self._put(None)
 
     def _announce(self, work: SlideWork[Any], pool: ThreadPoolExecutor) -> None:
-        self._put(_Item(_Place(work, -1), None))
+        self._put(_Item(work, -1, None))
         for number in range(work.survey.n_tiles):
             if self._closed.is_set():
                 return
-            tile = pool.submit(work.survey.read, number)
-            self._put(_Item(_Place(work, number), tile))
+            self._put(_Item(work, number, pool.submit(work.read, number)))
 
     def _put(self, item: _Item | BaseException | None) -> None:
         while not self._closed.is_set():

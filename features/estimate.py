@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from features.embedding import SlideWork
 from features.encoders import Encoder
 from features.errors import KnownError
-from features.reading import read_tiles
+from features.looks import Looks
 from features.recipe import EmbedSettings
 from features.slides.opening import slide_id_of
 from features.slides.protocol import RgbArray
+from features.stain import recolour_of
 from features.survey import Survey, survey_slide
 
 __all__ = ["Estimate", "estimate_embedding"]
@@ -37,9 +39,10 @@ class Estimate:
     survey_s: float
     """Seconds that finding the tissue took."""
     decode_tiles_per_s: float
-    """Tiles read, scaled and judged a second, all threads together; NaN without tiles."""
+    """Tiles read, scaled and judged and their views drawn a second, all threads together; NaN
+    without tiles."""
     backbone_tiles_per_s: float
-    """Tiles through the backbone a second; NaN without tiles."""
+    """Tiles with their views through the backbone a second; NaN without tiles."""
     hours: float
     """Hours that the embedding will take on this machine."""
     failures: Mapping[str, str]
@@ -90,11 +93,12 @@ def estimate_embedding(
         on_slide()
     survey_s = time.monotonic() - started - measured_s
     decode, backbone = rates
+    n_looks = 1 + settings.views.n_views
     embed_s = n_tiles * _seconds_a_tile(decode, backbone, encoder) if n_tiles else 0.0
     return Estimate(
         n_slides=len(paths) - len(failures),
         n_tiles=n_tiles,
-        bag_gb=n_tiles * encoder.dim * _BYTES_A_NUMBER / 1e9,
+        bag_gb=n_tiles * n_looks * encoder.dim * _BYTES_A_NUMBER / 1e9,
         survey_s=survey_s,
         decode_tiles_per_s=decode,
         backbone_tiles_per_s=backbone,
@@ -105,27 +109,30 @@ def estimate_embedding(
 
 def _measure(survey: Survey, encoder: Encoder, settings: EmbedSettings) -> tuple[float, float]:
     """Tiles a second of decoding and of the backbone, each on its own."""
-    tiles: list[RgbArray] = []
+    pictures: list[RgbArray] = []
+    n_read, n_tiles = 0, len(survey.grid.coords_px0)
     started = time.monotonic()
+    recolour = recolour_of(settings.stain_norm, survey)
+    looks = Looks(survey, views=settings.views, recolour=recolour)
+    work = SlideWork(survey, dim=encoder.dim, looks=looks)
     with ThreadPoolExecutor(settings.n_workers) as pool:
-        ahead = 2 * settings.batch_tiles
-        n_read = 0
-        for _, tile in read_tiles(pool, survey.slide, survey.grid, survey.judge, n_ahead=ahead):
-            n_read += 1
-            if isinstance(tile, np.ndarray):
-                tiles.append(tile)
-            if len(tiles) == settings.batch_tiles:
-                break
+        while n_read < n_tiles and len(pictures) < settings.batch_tiles:
+            ahead = range(n_read, min(n_tiles, n_read + 4 * settings.n_workers))
+            for found in pool.map(work.read, ahead):
+                n_read += 1
+                if isinstance(found, np.ndarray):
+                    pictures.extend(found)
     decode = n_read / (time.monotonic() - started)
-    if not tiles:
+    if not pictures:
         return decode, float("nan")
     side = survey.grid.tile_px
-    batch = np.resize(np.stack(tiles), (settings.batch_tiles, side, side, 3))
+    batch = np.resize(np.stack(pictures), (settings.batch_tiles, side, side, 3))
     encoder.embed(batch)
     started = time.monotonic()
     for _ in range(_BATCHES_MEASURED):
         encoder.embed(batch)
-    return decode, _BATCHES_MEASURED * len(batch) / (time.monotonic() - started)
+    rate = _BATCHES_MEASURED * len(batch) / (time.monotonic() - started)
+    return decode, rate / work.n_looks
 
 
 def _seconds_a_tile(decode: float, backbone: float, encoder: Encoder) -> float:

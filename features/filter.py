@@ -248,6 +248,13 @@ def require_recipe(tile_filter: TileFilter, fingerprint: Fingerprint, *, source:
     FilterError
         If a field differs; the message names it and both values.
     """
+    if fingerprint.stain_norm:
+        raise FilterError(
+            "the tile filter",
+            found="fitted on tiles whose stains were left alone",
+            expected=f"the same of {source}, whose stains are made alike",
+            advice="Leave out --filter or --stain-norm.",
+        )
     own, other = asdict(tile_filter.recipe), asdict(TileRecipe.of(fingerprint))
     for name, value in own.items():
         if other[name] != value:

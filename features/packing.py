@@ -104,6 +104,13 @@ def _heads_of(places: Mapping[str, BagPlace]) -> dict[str, BagHead]:
     heads: dict[str, BagHead] = {}
     for slide_id, place in places.items():
         head = read_head(place)
+        if head.meta.fingerprint.n_views:
+            raise BagError(
+                place,
+                found="a bag with views of its tiles",
+                expected="one without, as a packed store has no place for them",
+                advice="Train on the folder as it is.",
+            )
         if head.meta.slide_id != slide_id:
             raise BagError(
                 place,

@@ -29,11 +29,13 @@ from features.errors import OutputError
 from features.files import make_folder
 from features.filter import keep_filter
 from features.listing import require_distinct_ids
+from features.looks import Looks
 from features.outcomes import SlideOutcome, write_outcomes
 from features.preview import PreviewFolder
 from features.provenance import bag_of
 from features.recipe import EmbedSettings, fingerprint_of
 from features.slides.opening import slide_id_of
+from features.stain import recolour_of
 from features.survey import Survey, survey_slide
 
 __all__ = [
@@ -279,7 +281,9 @@ class _SlideSource:
         )  # fmt: skip
 
     def work_on(self, opened: Survey, *, dim: int) -> SlideWork[Survey]:
-        return SlideWork(opened, dim=dim, tile_filter=self.settings.tile_filter)
+        recolour = recolour_of(self.settings.stain_norm, opened)
+        looks = Looks(opened, views=self.settings.views, recolour=recolour)
+        return SlideWork(opened, dim=dim, looks=looks, tile_filter=self.settings.tile_filter)
 
     def bag_of(self, work: SlideWork[Survey], encoder: Encoder) -> Bag:
         if self.preview is not None and work.fault is None:

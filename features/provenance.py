@@ -45,6 +45,7 @@ def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -
         coords_px0=survey.grid.coords_px0[work.kept],
         tissue_fraction=survey.grid.tissue_fraction[work.kept],
         meta=_describe(work, encoder, settings),
+        views=work.views,
     )
 
 
@@ -68,8 +69,14 @@ def _describe(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings
         n_failed=len(work.failures),
         left_out=as_json(**Counter(work.left_out.values())),
         empty_reason=_empty_reason(work),
-        software=software_of(encoder),
+        software=software_of(encoder, *_packages_of(settings)),
     )
+
+
+def _packages_of(settings: EmbedSettings) -> list[str]:
+    """What else decides about pixels with these settings."""
+    views = ["torchvision"] if settings.views.n_views else []
+    return views if settings.stain_norm == "none" else [*views, "macenko-pca"]
 
 
 def _empty_reason(work: SlideWork[Survey]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from features.bags import UNKNOWN, Fingerprint, as_json
 from features.encoders import Encoder
 from features.errors import BagError
 from features.filter import TileFilter, require_recipe
+from features.stain import STAIN_NORMS, require_stain_norm
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
+from features.views import ViewSettings
 
 __all__ = ["EmbedSettings", "fingerprint_of", "settings_like"]
 
@@ -24,6 +26,10 @@ class EmbedSettings:
     """Size, resolution and choice of tiles."""
     tissue: TissueSettings
     """How tissue is told from glass."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Views of each tile besides the plain one."""
+    stain_norm: str = "none"
+    """How stains are made alike: a name of :data:`features.stain.STAIN_NORMS`."""
     batch_tiles: int = 64
     """Tiles through the backbone at once."""
     n_workers: int = 4
@@ -32,6 +38,9 @@ class EmbedSettings:
     """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
     tile_filter: TileFilter | None = None
     """Drops tiles by their embeddings; None drops none."""
+
+    def __post_init__(self) -> None:
+        require_stain_norm(self.stain_norm)
 
 
 def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
@@ -58,6 +67,8 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
             **asdict(settings.tissue),
         ),
         filter_sha256="" if tile_filter is None else tile_filter.sha256,
+        stain_norm=STAIN_NORMS[settings.stain_norm],
+        views=as_json(**asdict(settings.views)) if settings.views.n_views else "",
     )
     if tile_filter is not None:
         require_recipe(tile_filter, fingerprint, source="the bags to be made")
@@ -104,7 +115,22 @@ def settings_like(
             max_tiles=tissue.pop("max_tiles"),
         ),
         tissue=TissueSettings(**tissue),
+        views=ViewSettings(**json.loads(fingerprint.views or "{}")),
+        stain_norm=_stain_norm_of(fingerprint),
         batch_tiles=batch_tiles,
         n_workers=n_workers,
         tile_filter=tile_filter if fingerprint.filter_sha256 else None,
+    )
+
+
+def _stain_norm_of(fingerprint: Fingerprint) -> str:
+    """Name of the way in which stains were made alike."""
+    for name, told in STAIN_NORMS.items():
+        if told == fingerprint.stain_norm:
+            return name
+    raise BagError(
+        "the run's bags",
+        found=f"stains made alike by {fingerprint.stain_norm}",
+        expected=f"{' or '.join(filter(None, STAIN_NORMS.values()))}, or nothing",
+        advice="Install the version of this program that made them.",
     )

@@ -37,14 +37,17 @@ def make_bag(
     shift: float = 0.0,
     empty_reason: str = "",
     content_id: str = "",
+    n_views: int = 0,
 ) -> Bag:
-    """A bag of normal noise, every number of it raised by ``shift``."""
+    """A bag of normal noise, every number of it raised by ``shift``; views lie close to it."""
     rng = np.random.default_rng([seed, *slide_id.encode()])
     columns = max(1, int(np.ceil(np.sqrt(n_tiles))))
     index = np.arange(n_tiles)
     meta = BagMeta(
         slide_id=slide_id,
-        fingerprint=Fingerprint(**{**FINGERPRINT.__dict__, "dim": dim}),
+        fingerprint=replace(
+            FINGERPRINT, dim=dim, views=as_json(n_views=n_views, seed=0) if n_views else ""
+        ),
         width_px0=columns * 448,
         height_px0=columns * 448,
         mpp_x=0.25,
@@ -56,8 +59,11 @@ def make_bag(
         n_tried=n_tiles,
         empty_reason=empty_reason,
     )
+    features = rng.normal(size=(n_tiles, dim)) + shift
+    views = features[:, None] + 0.1 * rng.normal(size=(n_tiles, n_views, dim)) if n_views else None
     return Bag(
-        features=(rng.normal(size=(n_tiles, dim)) + shift).astype(np.float16),
+        features=features.astype(np.float16),
+        views=None if views is None else views.astype(np.float16),
         coords_px0=np.stack([index % columns, index // columns], axis=1).astype(np.int64) * 448,
         tissue_fraction=np.ones(n_tiles, np.float32),
         meta=meta,
@@ -95,6 +101,7 @@ def write_cohort(
     n_tiles: int = 12,
     dim: int = 16,
     signal_share: float = 1.0,
+    n_views: int = 0,
 ) -> Path:
     """Bags and a table of patients of two classes; every fifth patient has two slides.
 
@@ -106,9 +113,12 @@ def write_cohort(
         label = number % 3 == 0
         for image in range(1 + (number % 5 == 0)):
             slide_id = f"{number:03d}_{image}"
-            bag = make_bag(slide_id, n_tiles=n_tiles, dim=dim, seed=seed)
+            bag = make_bag(slide_id, n_tiles=n_tiles, dim=dim, seed=seed, n_views=n_views)
             if label:
-                bag.features[: max(1, round(signal_share * n_tiles))] += np.float16(shift)
+                raised = slice(max(1, round(signal_share * n_tiles)))
+                bag.features[raised] += np.float16(shift)
+                if bag.views is not None:
+                    bag.views[raised] += np.float16(shift)
             write_bag(folder / "bags" / f"{slide_id}.h5", replace(bag))
             rows.append(f"{slide_id},{number:03d},{'LAA' if label else 'CE'}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")

@@ -114,6 +114,8 @@ def verify_bags(
 def _check(slide_id: str, bag: Bag) -> BagCheck:
     unknown = unknown_of(bag.meta)
     problems = [*_about_meta(slide_id, bag), *_about_features(bag.features)]
+    if bag.views is not None:
+        problems += _about_views(bag.features, bag.views)
     if bag.order is None:  # images of a series have neither place nor tissue
         problems += _about_resolution(bag.meta)
         if "coords" not in unknown:
@@ -159,6 +161,14 @@ def _about_features(features: npt.NDArray[Any]) -> Iterator[str]:
         yield f"{n_nan} embeddings hold NaN, {n_infinite} infinity"
     elif len(features) > 1 and (features == features[0]).all():
         yield f"all {len(features)} embeddings are equal"
+
+
+def _about_views(features: npt.NDArray[Any], views: npt.NDArray[Any]) -> Iterator[str]:
+    finite = np.isfinite(views).reshape(len(views), -1).all(axis=1)
+    if not finite.all():
+        yield f"views of {int((~finite).sum())} tiles hold NaN or infinity"
+    elif len(views) and (views == features[:, None]).all():
+        yield f"all views of {len(views)} tiles equal their plain tile"
 
 
 def _about_coords(bag: Bag) -> Iterator[str]:

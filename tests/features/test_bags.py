@@ -14,6 +14,7 @@ from features.bags import (
     find_bags,
     read_bag,
     read_meta,
+    read_views,
     require_same_fingerprint,
     write_bag,
 )
@@ -217,3 +218,58 @@ def test_the_stored_bag_of_images_stays_readable() -> None:
     assert bag.order.tolist() == [0, 1, 2, 3, 4]
     assert bag.source == tuple(f"sample_{place}.png" for place in range(5))
     assert bag.features_sha256.startswith("7eba7eb6d05553cf")
+
+
+def test_views_of_tiles_come_back_beside_the_plain_ones(tmp_path: Path) -> None:
+    bag = make_bag("s1", n_tiles=5, n_views=3)
+    write_bag(tmp_path / "s1.h5", bag)
+    back = read_bag(tmp_path / "s1.h5")
+    assert back.views is not None
+    assert back.views.shape == (5, 3, 8)
+    assert back.views.dtype == np.float16
+    np.testing.assert_array_equal(back.views, bag.views)
+    np.testing.assert_array_equal(read_views(tmp_path / "s1.h5"), bag.views)
+    assert back.meta == bag.meta
+    assert back.features_sha256 == make_bag("s1", n_tiles=5).features_sha256
+
+
+def test_a_bag_without_views_has_not_changed_since_version_1(tmp_path: Path) -> None:
+    for n_views, version in ((0, 1), (2, 2)):
+        write_bag(tmp_path / "s1.h5", make_bag("s1", n_views=n_views))
+        with h5py.File(tmp_path / "s1.h5") as file:
+            assert file.attrs["format_version"] == version
+            assert ("views" in file) == ("views" in file.attrs) == bool(n_views)
+
+
+def test_a_stored_sample_of_version_1_is_written_again_as_it_was(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[1] / "data" / "bag-v1.h5"
+    write_bag(tmp_path / "again.h5", read_bag(sample))
+    with h5py.File(tmp_path / "again.h5") as again, h5py.File(sample) as first:
+        assert set(again) == set(first)
+        assert set(again.attrs) == set(first.attrs)
+        assert again.attrs["format_version"] == first.attrs["format_version"] == 1
+
+
+@pytest.mark.parametrize("n_tiles", [0, 1, 2000])
+def test_bags_of_any_length_hold_views(tmp_path: Path, n_tiles: int) -> None:
+    bag = make_bag("s1", n_tiles=n_tiles, n_views=2, empty_reason="" if n_tiles else "none")
+    write_bag(tmp_path / "s1.h5", bag)
+    np.testing.assert_array_equal(read_bag(tmp_path / "s1.h5").views, bag.views)
+
+
+def test_views_that_are_not_what_the_fingerprint_says_are_refused(tmp_path: Path) -> None:
+    bag = make_bag("s1", n_views=2)
+    with pytest.raises(BagError, match=r"s1: no views; expected views of shape \(4, 2, 8\)"):
+        replace(bag, views=None)
+    plain = replace(bag.meta, fingerprint=replace(bag.meta.fingerprint, views=""))
+    with pytest.raises(BagError, match=r"views of shape \(4, 2, 8\); expected no views"):
+        replace(bag, meta=plain)
+    bag.views[1, 0, 2] = np.inf
+    with pytest.raises(BagError, match="1 of 4 embeddings"):
+        write_bag(tmp_path / "s1.h5", bag)
+
+
+def test_bags_with_and_without_views_are_not_mixed() -> None:
+    with_views, without = (make_bag("s", n_views=n).meta.fingerprint for n in (2, 0))
+    with pytest.raises(BagError, match=r"b: views is ''; expected '.*\"n_views\":2.*"):
+        require_same_fingerprint(with_views, [("b", without)], source="the run 'r'")

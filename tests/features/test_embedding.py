@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from features.embedding import SlideWork, embed_works
+from features.looks import Looks
 from features.resolution import Resolution
 from features.slides.protocol import RgbArray
 from features.survey import Survey
 from features.tissue import TissueMask
+from features.views import ViewSettings
 from tests.fakes import FakeSlide
 from tests.features.test_tiles import grid_at
 
@@ -36,8 +38,9 @@ class MeanEncoder:
 
 
 def work_on(
-    n_tiles: int, *, seed: int = 0, broken: tuple[int, ...] = (), bright: tuple[int, ...] = ()
-) -> SlideWork:
+    n_tiles: int, *, seed: int = 0, broken: tuple[int, ...] = (), bright: tuple[int, ...] = (),
+    n_views: int = 0,
+) -> SlideWork:  # fmt: skip
     """A slide of 32 px tiles in a row; tiles in ``bright`` are white."""
     pixels = np.random.default_rng(seed).integers(0, 200, (32, 32 * max(1, n_tiles), 3), np.uint8)
     for index in bright:
@@ -54,7 +57,9 @@ def work_on(
         slide=slide, resolution=RESOLUTION, overview=pixels[:1, :1], tissue=tissue, grid=grid,
         n_found=n_tiles, judge=lambda tile: "bright" if tile.min() == 255 else "",
     )  # fmt: skip
-    return SlideWork(survey, dim=3)
+    if not n_views:
+        return SlideWork(survey, dim=3)
+    return SlideWork(survey, dim=3, looks=Looks(survey, views=ViewSettings(n_views=n_views)))
 
 
 def embed(works: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideWork]:
@@ -134,3 +139,51 @@ def test_an_error_among_the_slides_reaches_the_caller() -> None:
 
     with pytest.raises(ValueError, match="no more slides"):
         embed(broken(), MeanEncoder())
+
+
+@pytest.fixture
+def a_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slides here have no file whose content could be told."""
+    monkeypatch.setattr("features.looks.content_id", lambda path: "0" * 64)
+
+
+@pytest.mark.usefixtures("a_content")
+@pytest.mark.parametrize("batch_tiles", [1, 4, 64])
+def test_views_follow_the_plain_tile_whatever_the_batch(batch_tiles: int) -> None:
+    work = work_on(6, seed=1, broken=(1,), bright=(4,), n_views=3)
+    (found,) = embed([work], MeanEncoder(), batch_tiles)
+    plain, again = work_on(6, seed=1, broken=(1,), bright=(4,)), work_on(6, seed=1, n_views=3)
+    embed([plain, again], MeanEncoder(), 3)
+    np.testing.assert_array_equal(found.features, plain.features)
+    assert found.kept.tolist() == [0, 2, 3, 5]
+    assert found.views is not None
+    assert again.views is not None
+    assert found.views.shape == (4, 3, 3)
+    np.testing.assert_array_equal(found.views, again.views[[0, 2, 3, 5]])
+    assert plain.views is None
+
+
+@pytest.mark.usefixtures("a_content")
+def test_batches_with_views_are_as_full_as_without() -> None:
+    encoder = MeanEncoder()
+    embed([work_on(3, seed=1, n_views=2), work_on(2, seed=2, n_views=2)], encoder)
+    assert encoder.sizes == [4, 4, 4, 3]
+
+
+@pytest.mark.usefixtures("a_content")
+def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
+    class Sieve:
+        def drops(self, embeddings: np.ndarray) -> np.ndarray:
+            return embeddings[:, 0] > 250
+
+    plain = work_on(6, seed=1, bright=(4,), n_views=2)
+    survey = replace(plain.survey, judge=lambda tile: "")
+    looks = Looks(survey, views=ViewSettings(n_views=2))
+    work = SlideWork(survey, dim=3, looks=looks, tile_filter=Sieve())  # type: ignore[arg-type]
+    embed([work], MeanEncoder(), 4)
+    assert work.left_out == {4: "filter"}
+    assert work.kept.tolist() == [0, 1, 2, 3, 5]
+    assert work.views is not None
+    assert len(work.features) == len(work.views) == 5
+    embed([plain], MeanEncoder(), 3)
+    np.testing.assert_array_equal(work.views, plain.views)

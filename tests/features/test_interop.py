@@ -445,12 +445,12 @@ def test_a_folder_without_such_bags_is_an_error(tmp_path: Path) -> None:
 # There and back.
 
 
-def write_ours(folder: Path) -> dict[str, Bag]:
+def write_ours(folder: Path, *, n_views: int = 0) -> dict[str, Bag]:
     folder.mkdir()
     bags = {
-        "s1": make_bag("s1", n_tiles=7),
-        "s2": make_bag("s2", n_tiles=1),
-        "s3": make_bag("s3", n_tiles=0, empty_reason="no tissue"),
+        "s1": make_bag("s1", n_tiles=7, n_views=n_views),
+        "s2": make_bag("s2", n_tiles=1, n_views=n_views),
+        "s3": make_bag("s3", n_tiles=0, n_views=n_views, empty_reason="no tissue"),
     }
     for name, bag in bags.items():
         write_bag(folder / f"{name}.h5", bag)
@@ -476,6 +476,17 @@ def test_export_and_import_give_the_same_bags(tmp_path: Path, layout: str) -> No
         assert back.meta.fingerprint.target_mpp == 0.5
     checked = verify_bags(tmp_path / "back", on_bag=quiet)
     assert (checked.n_bad, checked.n_fingerprints) == (0, 1)
+
+
+def test_views_stay_behind_where_others_have_no_place_for_them(tmp_path: Path) -> None:
+    bags = write_ours(tmp_path / "ours", n_views=2)
+    export_bags(tmp_path / "ours", tmp_path / "theirs", layout="torch", on_slide=quiet)
+    import_bags(
+        tmp_path / "theirs", tmp_path / "back", layout="torch", given=Given(), on_slide=quiet
+    )
+    back = read_bag(tmp_path / "back" / "s1.h5")
+    np.testing.assert_array_equal(back.features, bags["s1"].features)
+    assert back.views is None
 
 
 @pytest.mark.parametrize("layout", ["trident", "stamp", "slideflow"])

@@ -29,6 +29,7 @@ from features.recipe import EmbedSettings, fingerprint_of, settings_like
 from features.slides.opening import find_slides
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
+from features.views import ViewSettings
 from tests.fakes import make_bag
 from tests.features.slides.test_zarr_reader import write as write_zarr
 
@@ -163,6 +164,27 @@ def test_one_bag_of_other_settings_among_many_stops_the_run(
         run(slides, tmp_path / "bags", encoder)
 
 
+def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    with_views = replace(SETTINGS, views=ViewSettings(n_views=2, seed=3))
+    run(slides, tmp_path / "plain", encoder)
+    run(slides, tmp_path / "bags", encoder, settings=with_views)
+    plain, bag = (read_bag(tmp_path / name / "s0.h5") for name in ("plain", "bags"))
+    np.testing.assert_array_equal(bag.features, plain.features)
+    assert bag.views is not None
+    assert bag.views.shape == (len(plain.features), 2, encoder.dim)
+    assert json.loads(bag.meta.fingerprint.views)["seed"] == 3
+    assert "torchvision" in json.loads(bag.meta.software)
+    assert read_bag(tmp_path / "bags" / "blank.h5").views.shape == (0, 2, encoder.dim)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")}
+    other = replace(with_views, n_workers=1)
+    run(slides, tmp_path / "bags", encoder, settings=other, overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
+    with pytest.raises(BagError, match=r"views is '.*\"seed\":3.*expected ''"):
+        run(slides, tmp_path / "bags", encoder)
+
+
 def test_two_slides_of_one_name_are_refused(slides: Path, tmp_path: Path, encoder: Encoder) -> None:
     (slides / "more").mkdir()
     (slides / "more" / "s0.tiff").write_bytes(b"x")
@@ -220,10 +242,12 @@ def test_a_slide_with_many_broken_tiles_fails(
     assert "s0.h5" not in {p.name for p in (tmp_path / "bags").iterdir()}
 
 
-def test_settings_come_back_from_a_fingerprint(encoder: Encoder) -> None:
-    made = fingerprint_of(encoder, SETTINGS)
+@pytest.mark.parametrize("n_views", [0, 3])
+def test_settings_come_back_from_a_fingerprint(encoder: Encoder, n_views: int) -> None:
+    settings = replace(SETTINGS, views=ViewSettings(n_views=n_views, hue=0.01))
+    made = fingerprint_of(encoder, settings)
     again = settings_like(made, batch_tiles=8, n_workers=2)
-    assert again == SETTINGS
+    assert again == (settings if n_views else SETTINGS)
     assert fingerprint_of(encoder, again) == made
 
 

@@ -74,6 +74,29 @@ def test_embeddings_that_are_all_equal_are_found(tmp_path: Path) -> None:
     assert problem(tmp_path) == "all 4 embeddings are equal"
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("nan", "views of 2 tiles hold NaN or inf"), ("alike", "all views of 4 tiles equal")],
+)
+def test_faults_of_views_are_found(tmp_path: Path, fault: str, said: str) -> None:
+    bag = make_bag("s1", n_views=2)
+    write_bag(tmp_path / "s1.h5", bag)
+    assert problem(tmp_path) == ""
+    with h5py.File(tmp_path / "s1.h5", "r+") as file:
+        if fault == "nan":
+            file["views"][1:3, 0, 5] = np.nan
+        else:
+            file["views"][:] = bag.features[:, None]
+    assert problem(tmp_path).startswith(said)
+
+
+def test_views_that_are_gone_are_found(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s1", n_views=2))
+    with h5py.File(tmp_path / "s1.h5", "r+") as file:
+        del file["views"]
+    assert problem(tmp_path) == "no 3-dimensional dataset 'views'"
+
+
 def test_features_constant_over_the_folder_are_counted_but_no_fault(tmp_path: Path) -> None:
     for name in ("a", "b"):
         bag = make_bag(name)
