@@ -74,6 +74,14 @@ def infer(
             "class. Probabilities stay as they are.",
         ),
     ] = False,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Average over the views of tiles (test-time augmentation), calibrated for it; for "
+            "runs trained on bags with views.",
+        ),
+    ] = False,
     weights: Weights = None,
     slide_mpp: Annotated[
         float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
@@ -112,6 +120,8 @@ def infer(
         chosen = run or newest_run(several_labels=True)
         several = load_label_run(chosen) if is_label_run(chosen) else None
     if several is not None:
+        if tta:
+            raise typer.BadParameter("does not go with a run of several labels", param_hint="--tta")
         if slides is not None:
             raise typer.BadParameter(
                 "does not go with a run of several labels; embed them first", param_hint="--slides"
@@ -125,6 +135,8 @@ def infer(
     prior = prior or "balanced"
     with step("loading the run"):
         model = load_run(chosen)
+        if tta:
+            model.over_views()  # refused before slides are embedded
         cohort = read_cohort(patients, labelled=False)
         counts = dict(zip(model.classes, model.cohort_counts, strict=True))
         shares = parse_prior(prior, model.classes, counts)
@@ -137,7 +149,9 @@ def infer(
             mpp_table=mpp_table, device=device, workers=workers, batch=batch,
         )  # fmt: skip
     with step("predicting"):
-        predictions = predict_patients(model, cohort, bags, prior=shares, coverage=coverage)
+        predictions = predict_patients(
+            model, cohort, bags, prior=shares, coverage=coverage, tta=tta
+        )
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=model.classes)
     write_details(details, predictions, classes=model.classes, abstain=abstain)
@@ -145,6 +159,7 @@ def infer(
         **_summarise(model, predictions, shares, prior, out, details),
         **_summarise_sets(model, predictions, coverage),
         **({"n_to_look_at": sum(p.is_to_look_at for p in predictions)} if abstain else {}),
+        "views_averaged": model.fingerprint.n_views if tta else 0,
     }
     if as_json:
         print_json(summary)

@@ -55,8 +55,8 @@ shifted to others.
 **Trained on.** {sum(run.cohort_counts)} patients ({counts}), {len(run.training_slides)} slides.
 
 **Made of.** {len(run.heads)} heads `{run.head_name}` over {_instances(made)}, embedded by the
-frozen backbone `{made.encoder}` (weights `{made.weights_sha256[:12]}`). Bags made otherwise
-are refused.{_filter(run)}
+frozen backbone `{made.encoder}` (weights `{made.weights_sha256[:12]}`). {_views(made.n_views)}
+Bags made otherwise are refused.{_filter(run)}
 
 **Scores**, {_kind(run)} 95 % intervals over patients, without the variance of training.
 
@@ -104,6 +104,12 @@ def _sets(run: Run) -> str:
         + " of each class are guaranteed to hold\n"
         + f"{told} at least, of new patients drawn like these, and of no others."
     )
+
+
+def _views(n_views: int) -> str:
+    if not n_views:
+        return "It learned without augmented views."
+    return f"It learned from\n{n_views} augmented views of each tile beside the plain one."
 
 
 def _kind(run: Run) -> str:

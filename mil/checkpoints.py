@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ from mil.training import EpochRecord, TrainSettings
 
 __all__ = ["Checkpoints", "Judgement"]
 
-_LOGITS, _SAID = "logits", "said"
+_LOGITS, _AVERAGED, _SAID = "logits", "averaged", "said"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +39,8 @@ class Judgement:
     """The ensemble."""
     history: tuple[EpochRecord, ...]
     """Learning curves of its heads."""
+    averaged: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """As ``logits``, averaged over all looks at the tiles; empty where they have no views."""
 
 
 class Checkpoints:
@@ -121,9 +123,10 @@ class Checkpoints:
             with safe_open(self._path(name), framework="pt") as file:
                 said = json.loads((file.metadata() or {})[_SAID])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            logits = tensors.pop(_LOGITS).numpy()
+            logits, averaged = (tensors.pop(key).numpy() for key in (_LOGITS, _AVERAGED))
             return Judgement(
                 logits=dict(zip(said["patients"], logits, strict=True)),
+                averaged=dict(zip(said["averaged"], averaged, strict=True)),
                 heads=unpack_heads(
                     tensors, name=head, n_heads=said["n_heads"], n_classes=n_classes
                 ),
@@ -145,11 +148,15 @@ class Checkpoints:
         """
         said = {
             "patients": list(judgement.logits),
+            "averaged": list(judgement.averaged),
             "n_heads": len(judgement.heads),
             "history": [astuple(record) for record in judgement.history],
         }
-        rows = np.array(list(judgement.logits.values()), np.float64)
-        tensors = {_LOGITS: torch.from_numpy(rows), **pack_heads(judgement.heads)}
+        tensors = {
+            _LOGITS: _rows(judgement.logits),
+            _AVERAGED: _rows(judgement.averaged),
+            **pack_heads(judgement.heads),
+        }
         make_folder(self._folder)
         with written_beside(self._path(name)) as beside:
             save_file(tensors, beside, metadata={_SAID: json.dumps(said)})
@@ -162,20 +169,30 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _rows(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:
+    return torch.from_numpy(np.array(list(logits.values()), np.float64))
+
+
 def _contents(bags: PatientBags) -> dict[str, str]:
-    """A hash of each patient's embeddings, from those of its slides where they are known."""
+    """A hash of each patient's embeddings and of those of their views.
+
+    They come from those of its slides where they are known.
+    """
     slides: dict[str, list[tuple[str, int]]] = {}
     for note in bags.slides:
-        slides.setdefault(note.patient_id, []).append((note.features_sha256, note.n_tiles))
+        marks = f"{note.features_sha256} {note.views_sha256}".rstrip()
+        slides.setdefault(note.patient_id, []).append((marks, note.n_tiles))
     contents = {}
     for patient_id, n_tiles in bags.n_tiles.items():
         noted = slides.get(patient_id, [])
         if noted and sum(n_noted for _, n_noted in noted) == n_tiles:
-            contents[patient_id] = " ".join(sha256 for sha256, _ in noted)
+            contents[patient_id] = " ".join(marks for marks, _ in noted)
         else:
             tiles = bags.features[patient_id]
             digest = hashlib.sha256(f"{tiles.dtype} {tiles.shape}".encode())
             digest.update(np.ascontiguousarray(tiles).data)
+            if bags.views:
+                digest.update(np.ascontiguousarray(bags.views[patient_id]).data)
             contents[patient_id] = digest.hexdigest()
     return contents
 

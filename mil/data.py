@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from features.bags import (
     Fingerprint,
     read_bag,
     read_features,
+    read_views,
     require_same_fingerprint,
 )
 from features.cores import free_memory
@@ -65,6 +67,8 @@ class SlideNote:
     """Content of the slide file."""
     features_sha256: str
     """Hash of the embeddings."""
+    views_sha256: str = ""
+    """Hash of the embeddings of their views; empty without."""
 
 
 class LazyFeatures(Mapping[str, Features], ABC):
@@ -98,13 +102,21 @@ class StoredFeatures(LazyFeatures):
         Embeddings by patient, in the same order, as they were when the bags were checked.
     dim
         Length of an embedding.
+    n_views
+        Of the further views of tiles, how many a tile; 0 for the plain tiles themselves.
     """
 
     def __init__(
-        self, files: Mapping[str, tuple[BagPlace, ...]], n_tiles: Mapping[str, int], *, dim: int
+        self,
+        files: Mapping[str, tuple[BagPlace, ...]],
+        n_tiles: Mapping[str, int],
+        *,
+        dim: int,
+        n_views: int = 0,
     ) -> None:
         self._files = files
         self._dim = dim
+        self._n_views = n_views
         self._n_tiles = n_tiles
 
     @property
@@ -113,7 +125,7 @@ class StoredFeatures(LazyFeatures):
         return self._n_tiles
 
     def __getitem__(self, patient_id: str) -> Features:
-        """Read a patient's bags, shape (tiles, dim).
+        """Read a patient's bags, shape (tiles, dim); of views (tiles, n_views, dim).
 
         Raises
         ------
@@ -121,13 +133,14 @@ class StoredFeatures(LazyFeatures):
             If a file is gone, damaged, or another than it was.
         """
         files = self._files[patient_id]
-        parts = [read_features(path) for path in files]
-        tiles = np.concatenate(parts) if parts else np.empty((0, self._dim), np.float16)
-        if tiles.shape != (self.n_tiles[patient_id], self._dim):
+        row = (self._n_views, self._dim) if self._n_views else (self._dim,)
+        parts = [read_views(path) if self._n_views else read_features(path) for path in files]
+        tiles = np.concatenate(parts) if parts else np.empty((0, *row), np.float16)
+        if tiles.shape != (expected := (self.n_tiles[patient_id], *row)):
             raise BagError(
                 files[0],
                 found=f"embeddings of patient {patient_id!r} have shape {tiles.shape}",
-                expected=f"({self.n_tiles[patient_id]}, {self._dim}), as a moment ago",
+                expected=f"{expected}, as a moment ago",
                 advice="Leave bags alone while they are trained on.",
             )
         return tiles
@@ -144,6 +157,7 @@ class StoredFeatures(LazyFeatures):
             {name: self._files[name] for name in patient_ids},
             {name: self.n_tiles[name] for name in patient_ids},
             dim=self._dim,
+            n_views=self._n_views,
         )
 
 
@@ -168,6 +182,9 @@ class PatientBags:
     unlabelled: PatientBags | None = None
     """Other patients, of whom nothing but embeddings is used; only :meth:`with_unlabelled` adds
     them, so that no store that is made of a cohort's holds a copy of any of its patients."""
+    views: Mapping[str, Features] = field(default_factory=dict)
+    """By patient id: further views of its tiles, shape (tiles, n_views, dim); empty where bags
+    hold none."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -184,6 +201,7 @@ class PatientBags:
             slides=tuple(note for note in self.slides if note.patient_id in kept),
             tile_filter=self.tile_filter,
             unlabelled=self.unlabelled,
+            views=restrict(self.views, wanted) if self.views else {},
         )
 
     def held_out(self, patient_ids: Iterable[str]) -> PatientBags:
@@ -243,6 +261,11 @@ class PatientBags:
             return self.features.n_tiles
         return {name: len(tiles) for name, tiles in self.features.items()}
 
+    @property
+    def n_looks(self) -> int:
+        """Looks at each tile: the plain one, and its views."""
+        return 1 + self.fingerprint.n_views if self.views else 1
+
     def filled(self) -> tuple[str, ...]:
         """Patients that have at least one tile."""
         return tuple(name for name, n_tiles in self.n_tiles.items() if n_tiles)
@@ -283,6 +306,7 @@ def load_patient_bags(
         )
     room = free_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
+    views: dict[str, Features] = {}
     files: dict[str, tuple[BagPlace, ...]] = {}
     notes: list[SlideNote] = []
     first: Fingerprint | None = None
@@ -294,19 +318,29 @@ def load_patient_bags(
             require_same_fingerprint(first, found, source=f"the bag of {present[0]!r}")
         files[patient.patient_id] = tuple(bag_paths[bag.meta.slide_id] for bag in bags)
         notes += [_note(patient, bag) for bag in bags]
-        room -= sum(bag.features.nbytes for bag in bags)
+        room -= sum(bag.features.nbytes + _views_of(bag).nbytes for bag in bags)
         if room >= 0:
-            features[patient.patient_id] = _concatenate(bags)
+            features[patient.patient_id] = _concatenate([bag.features for bag in bags])
+            views[patient.patient_id] = _concatenate([_views_of(bag) for bag in bags])
         else:
             features.clear()
+            views.clear()
     assert first is not None  # noqa: S101 - at least one bag was read above
-    return PatientBags(
-        features=_in_memory(features, dim=first.dim)
+    n_tiles = _count_tiles(files, notes)
+    kept, kept_views = (
+        (_in_memory(features, (first.dim,)), _in_memory(views, (first.n_views, first.dim)))
         if room >= 0
-        else StoredFeatures(files, _count_tiles(files, notes), dim=first.dim),
+        else (
+            StoredFeatures(files, n_tiles, dim=first.dim),
+            StoredFeatures(files, n_tiles, dim=first.dim, n_views=first.n_views),
+        )
+    )
+    return PatientBags(
+        features=kept,
         fingerprint=first,
         slides=tuple(notes),
         missing_slides=missing,
+        views=kept_views if first.n_views else {},
     )
 
 
@@ -345,10 +379,10 @@ def _read(slide_id: str, path: BagPlace) -> Bag:
     return bag
 
 
-def _concatenate(bags: Sequence[Bag]) -> Features:
-    if not bags:
-        return np.empty((0, 0), np.float16)
-    return np.concatenate([bag.features for bag in bags])
+def _views_of(bag: Bag) -> Features:
+    """Shape (tiles, n_views, dim); 0 views where there are none."""
+    n_tiles, dim = bag.features.shape
+    return np.empty((n_tiles, 0, dim), np.float16) if bag.views is None else bag.views
 
 
 def _marks(note: SlideNote) -> list[tuple[str, str]]:
@@ -357,9 +391,15 @@ def _marks(note: SlideNote) -> list[tuple[str, str]]:
     return [*marks, ("tiles", note.features_sha256)] if note.n_tiles else marks
 
 
-def _in_memory(features: Mapping[str, Features], *, dim: int) -> dict[str, Features]:
-    empty = np.empty((0, dim), np.float16)
-    return {name: tiles if tiles.size else empty for name, tiles in features.items()}
+def _concatenate(parts: Sequence[Features]) -> Features:
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float16)
+
+
+def _in_memory(
+    features: Mapping[str, Features], row_shape: tuple[int, ...]
+) -> Mapping[str, Features]:
+    empty = np.empty((0, *row_shape), np.float16)
+    return {name: tiles if len(tiles) else empty for name, tiles in features.items()}
 
 
 def _count_tiles(patient_ids: Iterable[str], notes: Sequence[SlideNote]) -> dict[str, int]:
@@ -376,4 +416,7 @@ def _note(patient: Patient, bag: Bag) -> SlideNote:
         n_tiles=len(bag.features),
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
+        views_sha256=""
+        if bag.views is None
+        else hashlib.sha256(np.ascontiguousarray(bag.views).data).hexdigest(),
     )

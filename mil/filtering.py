@@ -122,6 +122,13 @@ def filter_bags(
         return replace(bags, tile_filter=_made_with(bags, cohort, bags_dir, tile_filter))
     if tile_filter is None:
         return bags
+    if bags.views:
+        raise FilterError(
+            "the bags",
+            found="views of tiles in them, which a filter cannot drop as they are read",
+            expected="bags without views",
+            advice="Embed with both --views and --filter instead.",
+        )
     require_recipe(tile_filter, bags.fingerprint, source="the bags")
     seen = _seen(tile_filter, cohort, bags)
     features = FilteredFeatures(bags.features, tile_filter, seen=seen)

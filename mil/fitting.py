@@ -21,7 +21,7 @@ from mil.card import write_card
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
 from mil.conformal import COVERAGE, cross_fitted_sets
-from mil.data import PatientBags
+from mil.data import PatientBags, SlideNote
 from mil.errors import SplitError
 from mil.filtering import filter_notes
 from mil.judging import Judges, judges_here
@@ -206,7 +206,11 @@ def fit_run(
         seed=(seed, 2),
         on_head=one_more,
     )
+    every_row = np.ones(found.fold.shape, bool)
+    over_views = found.over_views()
     kinds = _beside_baselines(proba, found.labels)
+    if over_views is not None:
+        kinds["views averaged"] = cross_fitted_probabilities(over_views, calibrator=calibrator)
     scores = _score(kinds, found.labels, seed=seed)
     run = Run(
         path=run_dir,
@@ -214,12 +218,14 @@ def fit_run(
         fingerprint=bags.fingerprint,
         head_name=settings.head,
         heads=final.heads,
-        calibrator=fit_calibrator(found, np.ones(found.fold.shape, bool), calibrator=calibrator),
+        calibrator=fit_calibrator(found, every_row, calibrator=calibrator),
+        view_calibrator=None
+        if over_views is None
+        else fit_calibrator(over_views, every_row, calibrator=calibrator),
         cohort_counts=tuple(usable.class_counts().values()),
-        training_slides=tuple(TrainingSlide(**asdict(note)) for note in bags.slides),
+        training_slides=tuple(_as_training_slide(note) for note in bags.slides),
         unlabelled_slides=tuple(
-            TrainingSlide(**asdict(note))
-            for note in (bags.unlabelled.slides if bags.unlabelled else ())
+            _as_training_slide(note) for note in (bags.unlabelled.slides if bags.unlabelled else ())
         ),
         out_of_fold=dict(zip(found.patient_ids, proba["calibrated"].mean(axis=0), strict=True)),
         settings={
@@ -230,6 +236,7 @@ def fit_run(
             "seed": seed,
             "calibrator": calibrator,
             "nested": nested,
+            "n_views": bags.fingerprint.n_views,
         },
         versions=_versions(),
         sets=fit_sets(found),
@@ -281,6 +288,16 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
             advice="Look at embed.csv beside the bags.",
         )
     return replace(cohort, patients=patients)
+
+
+def _as_training_slide(note: SlideNote) -> TrainingSlide:
+    return TrainingSlide(
+        slide_id=note.slide_id,
+        patient_id=note.patient_id,
+        n_tiles=note.n_tiles,
+        content_id=note.content_id,
+        features_sha256=note.features_sha256,
+    )
 
 
 def _beside_baselines(
@@ -345,6 +362,12 @@ def _notes(
             "that they belong together rests on your word, and no new slide can be embedded alike"
         )
     notes += filter_notes(bags)
+    if n_views := bags.fingerprint.n_views:
+        notes.append(
+            f"tiles have {n_views} views each, and every step of training drew one look at each "
+            "tile; scores are of plain tiles, but for 'views averaged' (cross-fitted), which is "
+            "what 'mil infer --tta' gives"
+        )
     if not settings.early_stopping:
         notes.append(
             f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "

@@ -19,7 +19,7 @@ from mil.conformal import COVERAGE
 from mil.data import Features
 from mil.model import Run, TrainingSlide
 from mil.priors import balanced, shift_prior
-from mil.training import member_outputs
+from mil.training import look_outputs, member_outputs
 
 __all__ = ["PatientPrediction", "predict_patients", "write_details", "write_predictions"]
 
@@ -78,6 +78,7 @@ def predict_patients(
     *,
     prior: npt.NDArray[np.float64],
     coverage: float = COVERAGE,
+    tta: bool = False,
 ) -> list[PatientPrediction]:
     """Calibrated probabilities for every patient asked for, in the order of the table.
 
@@ -96,16 +97,25 @@ def predict_patients(
         Shape (classes,): the class shares that the probabilities are for.
     coverage
         What prediction sets aim at, above 0 and below 1; they do not depend on the prior.
+    tta
+        Average logits over plain tiles and their views, and calibrate them by the calibrator that
+        was fitted on such averages; else plain tiles alone are looked at. Prediction sets are of
+        plain tiles either way, as their guarantee is.
 
     Raises
     ------
     BagError
         If a bag was made otherwise than the run's, or is damaged.
+    RunError
+        If views are to be averaged, and the run was trained without.
     """
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
+    model = run.over_views() if tta else run
     trained_on, whitened_on = _Seen(run.training_slides), _Seen(run.unlabelled_slides)
     return [
-        _predict(run, patient, places, trained_on, whitened_on, prior=prior, coverage=coverage)
+        _predict(
+            model, patient, places, trained_on, whitened_on, prior=prior, coverage=coverage, tta=tta
+        )
         for patient in cohort.patients
     ]
 
@@ -166,6 +176,7 @@ def _predict(
     *,
     prior: npt.NDArray[np.float64],
     coverage: float,
+    tta: bool,
 ) -> PatientPrediction:
     bags = _read_bags(run, patient, places)
     seen_as = trained_on.seen_as(patient, bags.values())
@@ -175,7 +186,8 @@ def _predict(
     tiles: Features | None = None
     if filled:
         tiles = np.concatenate([bag.features for bag in filled.values()])
-        logits, attention = member_outputs(run.heads, tiles)  # (heads, classes), (heads, tiles)
+        views = [bag.views for bag in filled.values() if bag.views is not None] if tta else []
+        logits, attention = _outputs(run, tiles, views)
         members = _at_prior(run, logits, prior)
         probabilities = _at_prior(run, logits.mean(axis=0, keepdims=True), prior)[0]
         share = _share_of_slides(filled, attention.mean(axis=0))
@@ -198,6 +210,16 @@ def _predict(
             run, None if seen_as or seen_unlabelled else tiles, coverage
         ),
     )
+
+
+def _outputs(
+    run: Run, tiles: Features, views: Sequence[Features]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Logits (heads, classes) and attention (heads, tiles), averaged over views if given."""
+    if not views:
+        return member_outputs(run.heads, tiles)
+    logits, attention = look_outputs(run.heads, tiles, np.concatenate(views))
+    return logits.mean(axis=0), attention.mean(axis=0)
 
 
 def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[str, ...] | None:

@@ -18,10 +18,17 @@ from features.engines.here import Here
 from features.engines.protocol import Desk, Engine
 from features.engines.ray_cluster import RayActors, connected, shares_of_cluster
 from mil.checkpoints import Checkpoints, Judgement
-from mil.data import Features, PatientBags
+from mil.data import PatientBags
 from mil.errors import RunError
 from mil.splits import Fold
-from mil.training import Ensemble, Task, TrainSettings, member_outputs, train_ensembles
+from mil.training import (
+    Ensemble,
+    Task,
+    TrainSettings,
+    look_outputs,
+    member_outputs,
+    train_ensembles,
+)
 
 __all__ = ["Assignment", "Bench", "Judge", "Judges", "inside_of", "judges_here", "judges_on_ray"]
 
@@ -114,15 +121,7 @@ class Judge:
         )
         filled = set(bags.filled())
         return [
-            Judgement(
-                logits={
-                    name: _mean_logit(ensemble, store.features[name], n_classes=n_classes)
-                    for name in fold.test_ids
-                    if name in filled
-                },
-                heads=ensemble.heads,
-                history=ensemble.history,
-            )
+            _hear(ensemble, store, [n for n in fold.test_ids if n in filled], n_classes=n_classes)
             for store, fold, ensemble in zip(stores, assignment.folds, ensembles, strict=True)
         ]
 
@@ -136,11 +135,25 @@ def inside_of(bags: PatientBags, fold: Fold) -> PatientBags:
     return bags.held_out(fold.test_ids).restricted_to(fold.train_ids)
 
 
-def _mean_logit(ensemble: Ensemble, tiles: Features, *, n_classes: int) -> npt.NDArray[np.float64]:
-    """Mean logit of the heads; zeros where a fold's tile filter leaves them nothing to look at."""
-    if not len(tiles):
-        return np.zeros(n_classes)
-    return np.asarray(member_outputs(ensemble.heads, tiles)[0].mean(axis=0))
+def _hear(
+    ensemble: Ensemble, bags: PatientBags, patient_ids: Sequence[str], *, n_classes: int
+) -> Judgement:
+    """What an ensemble says of patients; zeros where a tile filter leaves nothing to look at."""
+    logits: dict[str, npt.NDArray[np.float64]] = {}
+    averaged: dict[str, npt.NDArray[np.float64]] = {}
+    for name in patient_ids:
+        tiles = bags.features[name]
+        if not len(tiles):
+            logits[name] = np.zeros(n_classes)
+        elif not bags.views:
+            logits[name] = np.asarray(member_outputs(ensemble.heads, tiles)[0].mean(axis=0))
+        else:
+            looks, _ = look_outputs(ensemble.heads, tiles, bags.views[name])
+            logits[name] = np.asarray(looks[0].mean(axis=0))
+            averaged[name] = np.asarray(looks.mean(axis=(0, 1)))
+    return Judgement(
+        logits=logits, averaged=averaged, heads=ensemble.heads, history=ensemble.history
+    )
 
 
 class Bench:

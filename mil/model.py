@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ class Run:
     """Versions of the software it was trained with."""
     sets: PredictionSets | None
     """What tells which classes cannot be ruled out; None in runs of versions before it."""
+    view_calibrator: Calibrator | None = None
+    """Calibrator of logits averaged over the views of tiles; None where it learned without."""
     tile_filter: TileFilter | None = None
     """Filter that dropped tiles of its bags; None for none."""
 
@@ -115,6 +117,23 @@ class Run:
         if self.tile_filter is None or self.fingerprint.filter_sha256:
             return bag
         return sift_bag(self.tile_filter, bag)
+
+    def over_views(self) -> Run:
+        """The run as it is where logits are averaged over the views of tiles.
+
+        Raises
+        ------
+        RunError
+            If it was trained on bags without views.
+        """
+        if self.view_calibrator is None:
+            raise RunError(
+                self.path,
+                found="a run trained on bags without views",
+                expected="views to average",
+                advice="Leave --tta out, or make bags with 'mil embed --views' and train on them.",
+            )
+        return replace(self, calibrator=self.view_calibrator)
 
 
 def save_run(run: Run) -> None:
@@ -192,6 +211,7 @@ def load_run(path: Path) -> Run:
                 path, classes=classes, head=described["head"], n_heads=described["n_heads"]
             ),
             tile_filter=_read_filter(path, described.get("filter_sha256")),
+            view_calibrator=_read_calibrator(described.get("view_calibrator")),
         )
     except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
@@ -207,6 +227,7 @@ def _describe(run: Run) -> dict[str, object]:
         "n_components": run.heads[0].whitening.matrix.shape[1],
         "fingerprint": asdict(run.fingerprint),
         "calibrator": run.calibrator.as_dict(),
+        "view_calibrator": run.view_calibrator and run.view_calibrator.as_dict(),
         "calibrated_at_prior": "balanced",
         "filter_sha256": None if run.tile_filter is None else run.tile_filter.sha256,
         "cohort_counts": run.cohort_counts,
@@ -246,6 +267,10 @@ def _read_description(path: Path) -> dict[str, Any]:
             advice="Install the version of this program that wrote it, or a later one.",
         )
     return described
+
+
+def _read_calibrator(described: dict[str, Any] | None) -> Calibrator | None:
+    return None if described is None else calibrator_from_dict(described)
 
 
 def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Head, ...]:

@@ -18,13 +18,16 @@ class Shelf:
     """Bags one after another in one piece of memory, on the device of training."""
 
     tiles: Tensor
-    """Shape (tiles, n_components), float32: whitened tiles of all patients."""
+    """Shape (tiles x n_looks, n_components), float32: whitened tiles of all patients, all looks at
+    one after another, the plain one first."""
     starts: Tensor
     """Shape (patients,), int64: where a patient's tiles begin."""
     lengths: Tensor
     """Shape (patients,), int64: how many tiles a patient has, at least one."""
     labels: Tensor
     """Shape (patients,), int64: class indices."""
+    n_looks: int = 1
+    """Looks at each tile: the plain one, and its views."""
 
     @classmethod
     def joined(cls, shelves: Sequence[Shelf]) -> Shelf:
@@ -34,16 +37,17 @@ class Shelf:
         offset, starts = 0, []
         for shelf in shelves:
             starts.append(shelf.starts + offset)
-            offset += len(shelf.tiles)
+            offset += len(shelf.tiles) // shelf.n_looks
         return cls(
             tiles=torch.cat([shelf.tiles for shelf in shelves]),
             starts=torch.cat(starts),
             lengths=torch.cat([shelf.lengths for shelf in shelves]),
             labels=torch.cat([shelf.labels for shelf in shelves]),
+            n_looks=shelves[0].n_looks,
         )
 
     def draw(self, patients: Tensor, n_tiles: int) -> Batch:
-        """At most so many random tiles of each patient.
+        """At most so many random tiles of each patient, and a random look at each.
 
         A larger bag is cut into ``n_tiles`` stretches of one length, and one tile is drawn of
         each, so that every part of a slide is seen in every step. A smaller one is taken whole.
@@ -57,10 +61,13 @@ class Shelf:
         """
         width = self._width(patients, n_tiles)
         luck = torch.rand(len(patients), width, device=self.tiles.device)
-        return self._take(patients, luck)
+        if self.n_looks == 1:
+            return self._take(patients, luck)
+        looks = torch.randint(self.n_looks, luck.shape, device=self.tiles.device)
+        return self._take(patients, luck, looks)
 
     def spread(self, patients: Tensor, n_tiles: int) -> Batch:
-        """At most so many tiles of each patient, evenly spaced; always the same."""
+        """At most so many plain tiles of each patient, evenly spaced; always the same."""
         width = self._width(patients, n_tiles)
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
         return self._take(patients, middle.expand(len(patients), -1))
@@ -68,8 +75,11 @@ class Shelf:
     def _width(self, patients: Tensor, n_tiles: int) -> int:
         return min(n_tiles, int(self.lengths[patients].max()))
 
-    def _take(self, patients: Tensor, within: Tensor) -> Batch:
-        """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag."""
+    def _take(self, patients: Tensor, within: Tensor, looks: Tensor | int = 0) -> Batch:
+        """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.
+
+        ``looks``, one or of the same shape, says which look at it is taken.
+        """
         width = within.shape[1]
         lengths = self.lengths[patients, None]  # (batch, 1)
         steps = torch.arange(width, device=within.device)
@@ -78,5 +88,6 @@ class Shelf:
         places = torch.where(lengths > width, torch.minimum(drawn, lengths - 1), steps)
         mask = steps < lengths  # (batch, width)
         places = self.starts[patients, None] + torch.where(mask, places, 0)
+        places = places * self.n_looks + looks
         found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
         return Batch(found * mask[..., None] if not mask.all() else found, mask)

@@ -25,6 +25,7 @@ __all__ = [
     "EpochRecord",
     "Task",
     "TrainSettings",
+    "look_outputs",
     "member_outputs",
     "tasks_at_once",
     "train_ensemble",
@@ -73,7 +74,8 @@ def train_ensemble(
     Whitening is fitted on these patients and the store's unlabelled ones, without labels. With
     early stopping each head is stopped on another inner fold of these patients and learns from the
     rest; without it all heads learn from all patients and differ by their start and the order of
-    patients.
+    patients. Where tiles have views, each step draws one look at each tile; whitening and stopping
+    see plain tiles.
 
     Parameters
     ----------
@@ -169,7 +171,7 @@ def tasks_at_once(bags: PatientBags, settings: TrainSettings) -> int:
     device = torch.device(settings.device)
     lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
     n_tiles = settings.n_members * settings.batch_patients * min(settings.max_tiles, max(lengths))
-    n_bytes = 4 * settings.n_components * sum(lengths)
+    n_bytes = 4 * settings.n_components * sum(lengths) * bags.n_looks
     room = _MOST_BYTES
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // _SHARE_OF_DEVICE
@@ -205,6 +207,7 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
         starts=lengths.cumsum(0) - lengths,
         lengths=lengths,
         labels=torch.from_numpy(classes).to(device),
+        n_looks=task.bags.n_looks,
     )
     return _Desk(whitening=whitening, shelf=shelf, lessons=tuple(lessons))
 
@@ -256,17 +259,48 @@ def member_outputs(
     return logits, attention
 
 
+def look_outputs(
+    heads: Sequence[Head], tiles: Features, views: Features
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What each head says of one patient by each look at its tiles: the plain one, then the views.
+
+    Parameters
+    ----------
+    heads
+        Heads of an ensemble, on the CPU.
+    tiles
+        The patient's embeddings, shape (tiles, dim); at least one.
+    views
+        Those of their views, shape (tiles, n_views, dim).
+
+    Returns
+    -------
+    tuple
+        Logits of shape (looks, heads, classes) and attention of shape (looks, heads, tiles),
+        float64.
+    """
+    looks = [tiles, *np.moveaxis(views, 1, 0)]
+    logits, attention = zip(*(member_outputs(heads, look) for look in looks), strict=True)
+    return np.stack(logits), np.stack(attention)
+
+
 def _whiten(bags: PatientBags, names: Sequence[str], whitening: Whitening) -> Tensor:
-    """Components of the patients' tiles, one after another, on the device of ``whitening``."""
+    """Components of all looks at the patients' tiles, on the device of ``whitening``.
+
+    Shape (tiles x looks, n_components); all looks at a tile one after another.
+    """
     n_tiles = bags.n_tiles
     lengths = [n_tiles[name] for name in names]
     # One piece of memory: many small ones among passing large ones would tear the heap to pieces.
     device = whitening.mean.device
-    whole = torch.empty(sum(lengths), whitening.matrix.shape[1], device=device)
+    n_components = whitening.matrix.shape[1]
+    whole = torch.empty(sum(lengths), bags.n_looks, n_components, device=device)
     with torch.no_grad():
         for name, part in zip(names, torch.split(whole, lengths), strict=True):
-            part.copy_(whitening(torch.from_numpy(bags.features[name]).to(device).float()))
-    return whole
+            part[:, 0] = whitening(torch.from_numpy(bags.features[name]).to(device).float())
+            if bags.views:
+                part[:, 1:] = whitening(torch.from_numpy(bags.views[name]).to(device).float())
+    return whole.view(-1, n_components)
 
 
 def _one_seed(numbers: Sequence[int]) -> int:

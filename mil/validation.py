@@ -59,6 +59,14 @@ class OutOfFold:
     """Learning curves by repeat and fold."""
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     """The ensembles themselves, by repeat and fold."""
+    averaged: Floats | None = None
+    """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
+
+    def over_views(self) -> OutOfFold | None:
+        """What is said where logits are averaged over views; None without views."""
+        if self.averaged is None:
+            return None
+        return replace(self, logits=self.averaged, averaged=None)
 
 
 def cross_validate(
@@ -112,6 +120,7 @@ def cross_validate(
     places = {name: index for index, name in enumerate(names)}
     n_repeats = 1 + max(fold.repeat for fold in folds)
     logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
+    averaged = np.full_like(logits, np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history, heads = {}, {}
     at_once = tasks_at_once(bags, settings)
@@ -135,6 +144,8 @@ def cross_validate(
             for name, logit in judged.logits.items():
                 logits[fold.repeat, places[name]] = logit
                 judged_in[fold.repeat, places[name]] = fold.index
+            for name, logit in judged.averaged.items():
+                averaged[fold.repeat, places[name]] = logit
     return OutOfFold(
         patient_ids=names,
         labels=np.array([labels[name] for name in names], np.int64),
@@ -142,6 +153,7 @@ def cross_validate(
         fold=judged_in,
         history=history,
         heads=heads,
+        averaged=averaged if bags.views else None,
     )
 
 

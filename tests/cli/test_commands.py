@@ -216,8 +216,10 @@ def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None
     bags = tmp_path / "bags"
     known = sorted((tmp_path / "slides").iterdir())[:12]
     assert (
-        mil("embed", *known, "--bags", bags, "--mpp", "1.0", "--min-tissue", "0.2").exit_code == 0
-    )
+        mil(
+            "embed", *known, "--bags", bags, "--mpp", "1.0", "--min-tissue", "0.2", "--views", 1,
+        ).exit_code == 0
+    )  # fmt: skip
     rows = [f"{p.stem},{p.stem},{'ab'[i % 2]}" for i, p in enumerate(known)]
     (tmp_path / "train.csv").write_text("\n".join(["image_id,patient_id,label", *rows]))
     trained = mil(
@@ -231,12 +233,14 @@ def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None
     )
     found = mil(
         "infer", "--patients", tmp_path / "test.csv", "--run", tmp_path / "run", "--bags", bags,
-        "--slides", tmp_path / "slides", "--out", tmp_path / "out.csv", "--json",
+        "--slides", tmp_path / "slides", "--out", tmp_path / "out.csv", "--tta", "--json",
     )  # fmt: skip
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["status"] == {"ok": 2}
     paths = find_bags(bags)
-    assert read_meta(paths[new[0]]).fingerprint == read_meta(paths[known[0].stem]).fingerprint
+    made = read_meta(paths[new[0]]).fingerprint
+    assert made == read_meta(paths[known[0].stem]).fingerprint
+    assert made.n_views == 1
 
 
 @real_data

@@ -159,6 +159,14 @@ def test_bags_of_two_makes_are_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bags"]
 
 
+def test_bags_with_views_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "bags").mkdir()
+    write_bag(tmp_path / "bags" / "a.h5", make_bag("a", n_tiles=2, n_views=1))
+    with pytest.raises(BagError, match="a packed store has no place for them"):
+        pack(tmp_path / "bags", tmp_path / "bags.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["bags"]
+
+
 def test_a_bag_under_another_name_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "a.h5").rename(folder / "x.h5")
     with pytest.raises(BagError, match=r"x\.h5: the bag of slide 'a'"):

@@ -150,10 +150,12 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
     turned = fold.train_ids[0]
     taught = {**bags.features, turned: bags.features[turned] + np.float16(1)}
     shown = {**bags.features, fold.test_ids[0]: bags.features[fold.test_ids[0]][:-1]}
+    views = {patient_id: tiles[:, None] for patient_id, tiles in bags.features.items()}
     names = [
         name(),
         name(of=replace(bags, features=taught)),
         name(of=replace(bags, features=shown)),
+        name(of=replace(bags, views=views)),
         name(labels={**labels, turned: 1 - labels[turned]}),
         name(fold=other_fold),
         name(settings=replace(FAST, mixup=0.1)),
@@ -177,11 +179,13 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     logits = {"p": np.array([1 / 3, -np.pi * 1e-9])}
     record = EpochRecord(member=0, epoch=1, train_loss=0.1 + 0.2, stop_loss=float("nan"))
     assert kept.read("a", head="gated", n_classes=2) is None
-    kept.write("a", Judgement(logits=logits, heads=heads, history=(record,)))
+    averaged = {"p": logits["p"] / 7}
+    kept.write("a", Judgement(logits=logits, heads=heads, history=(record,), averaged=averaged))
     found = kept.read("a", head="gated", n_classes=2)
     assert found is not None
     assert states(found.heads) == states(heads)
     assert found.logits["p"].tobytes() == logits["p"].tobytes()
+    assert found.averaged["p"].tobytes() == averaged["p"].tobytes()
     assert found.history[0].train_loss == record.train_loss
     assert np.isnan(found.history[0].stop_loss)
     file = tmp_path / "part" / "a.safetensors"

@@ -306,3 +306,15 @@ def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path
         for store in stores
     }
     assert len(names) == 3
+
+
+def test_bags_with_views_and_stains_made_alike_take_no_filter_as_they_are_read(
+    tmp_path: Path,
+) -> None:
+    cohort = read_cohort(write_cohort(tmp_path, n_patients=6, shift=0.8, n_views=1), labelled=True)
+    bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
+    with pytest.raises(FilterError, match="views of tiles in them"):
+        through(bags, cohort, fitted(known_examples()))
+    alike = replace(bags, views={}, fingerprint=replace(bags.fingerprint, views="", stain_norm="x"))
+    with pytest.raises(FilterError, match="stains were left alone"):
+        through(alike, cohort, fitted(known_examples()))
