@@ -113,7 +113,7 @@ def infer(
     with step("loading the run"):
         from mil.cohort import read_cohort
         from mil.inference import predict_patients, write_details, write_predictions
-        from mil.label_runs import is_label_run, load_label_run
+        from mil.labels.runs import is_label_run, load_label_run
         from mil.model import load_run
         from mil.priors import parse_prior
 

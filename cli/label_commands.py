@@ -14,8 +14,8 @@ from cli.console import notes, print_json, progress_bar, results, step
 if TYPE_CHECKING:
     from mil.data import PatientBags
     from mil.inference import PatientPrediction
-    from mil.label_runs import LabelRun, LabelSummary
-    from mil.label_table import LabelTable
+    from mil.labels.runs import LabelRun, LabelSummary
+    from mil.labels.table import LabelTable
     from mil.metrics import Interval
 
 __all__ = ["infer_labels", "read_labels", "score_label_files", "train_labels"]
@@ -23,7 +23,7 @@ __all__ = ["infer_labels", "read_labels", "score_label_files", "train_labels"]
 
 def read_labels(cohort: Path, labels: str) -> LabelTable:
     """Patients of a table and the labels that an option names."""
-    from mil.label_table import parse_labels, read_label_table
+    from mil.labels.table import parse_labels, read_label_table
 
     return read_label_table(cohort, parse_labels(labels))
 
@@ -32,7 +32,7 @@ def train_labels(
     table: LabelTable, bags: PatientBags, run_dir: Path, *, as_json: bool, **options: Any
 ) -> None:
     """Train one run a label and print what they came to; ``options`` go to ``fit_labels``."""
-    from mil.label_runs import fit_labels
+    from mil.labels.runs import fit_labels
 
     with progress_bar("heads") as bars:
         tasks = {name: bars.add_task(name, total=None, visible=False) for name in table.names}
@@ -54,7 +54,7 @@ def infer_labels(
 ) -> list[PatientPrediction]:
     """Write one column a label, and the details beside it; gives what the first label said."""
     from mil.cohort import read_cohort
-    from mil.label_inference import (
+    from mil.labels.inference import (
         label_prior,
         predict_labels,
         write_label_details,
@@ -94,7 +94,7 @@ def score_label_files(
     files: list[Path], table: LabelTable, *, n_resamples: int, seed: int, as_json: bool
 ) -> None:
     """Score files with one column a label."""
-    from mil.label_scoring import read_label_predictions, score_labels
+    from mil.labels.scoring import read_label_predictions, score_labels
 
     with step("scoring"):
         scored = {

@@ -13,7 +13,7 @@ from features.tables import find_column, read_table
 from mil.cohort import without_suffix
 from mil.errors import CohortError
 from mil.explanation.attention import Explanation
-from mil.label_metrics import paired
+from mil.labels.metrics import paired
 from mil.metrics import auroc
 
 __all__ = ["Agreement", "PatientAgreement", "measure_agreement", "read_image_labels", "summarise"]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from features.bags import write_bag
-from mil.label_runs import is_label_run, load_label_run
+from mil.labels.runs import is_label_run, load_label_run
 from tests.fakes import make_series
 
 NAMES = "any,left,right"

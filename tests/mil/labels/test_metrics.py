@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from mil.label_metrics import (
+from mil.labels.metrics import (
     label_log_losses,
     label_weights,
     shift_labels,

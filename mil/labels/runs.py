@@ -18,10 +18,10 @@ from mil.data import PatientBags
 from mil.errors import RunError
 from mil.fitting import FitSummary, fit_run
 from mil.judging import Judges, judges_here
-from mil.label_folds import label_folds
-from mil.label_metrics import shift_labels, weighted_label_loss
-from mil.label_page import write_label_page
-from mil.label_table import LabelTable
+from mil.labels.folds import label_folds
+from mil.labels.metrics import shift_labels, weighted_label_loss
+from mil.labels.page import write_label_page
+from mil.labels.table import LabelTable
 from mil.metrics import Interval
 from mil.model import Run, load_run, write_json
 from mil.report.evidence import read_evidence

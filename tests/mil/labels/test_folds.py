@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mil.cohort import Cohort, Patient
 from mil.errors import SplitError
-from mil.label_folds import label_folds, label_parts
-from mil.label_table import LabelTable
+from mil.labels.folds import label_folds, label_parts
+from mil.labels.table import LabelTable
 
 
 def table_of(truth: np.ndarray) -> LabelTable:

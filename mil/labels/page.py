@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from features.files import written_beside
 from mil.fitting import FitSummary
-from mil.label_table import LabelTable
+from mil.labels.table import LabelTable
 from mil.metrics import Interval
 from mil.pages import render
 

@@ -13,7 +13,7 @@ from features.errors import KnownError
 from features.files import written_beside
 from mil.cohort import Cohort
 from mil.inference import PatientPrediction, predict_patients
-from mil.label_runs import LabelRun
+from mil.labels.runs import LabelRun
 
 __all__ = ["label_prior", "predict_labels", "write_label_details", "write_label_predictions"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from features.errors import TableError
 from mil.errors import CohortError
-from mil.label_table import LabelTable, parse_labels, read_label_table
+from mil.labels.table import LabelTable, parse_labels, read_label_table
 
 
 def read(folder: Path, text: str, names: tuple[str, ...] = ("any", "sub")) -> LabelTable:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.errors import SplitError
-from mil.label_table import LabelTable
+from mil.labels.table import LabelTable
 from mil.splits import Fold
 
 __all__ = ["label_folds", "label_parts"]

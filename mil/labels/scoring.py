@@ -12,8 +12,8 @@ import pandas as pd
 
 from features.tables import find_column, read_table
 from mil.errors import PredictionsError
-from mil.label_metrics import paired, weighted_label_loss
-from mil.label_table import LabelTable
+from mil.labels.metrics import paired, weighted_label_loss
+from mil.labels.table import LabelTable
 from mil.metrics import Interval
 from mil.scoring import score_predictions
 

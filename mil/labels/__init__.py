@@ -1,0 +1,3 @@
+"""Several labels a patient, each yes or no: table, folds, runs, probabilities and scores."""
+
+__all__: list[str] = []
