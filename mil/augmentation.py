@@ -1,6 +1,6 @@
 """Bags changed at random while heads learn, so that they do not learn them by heart.
 
-All numbers are drawn from torch's global stream; nothing is drawn for what is switched off.
+Nothing is drawn for what is switched off.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from mil.data import Batch
+from mil.luck import Luck
 
 __all__ = ["Mixture", "add_noise", "drop_tiles", "mix_bags"]
 
@@ -27,7 +29,7 @@ class Mixture:
     """Shape (batch,), float32, 0.5 to 1: of the patient's own label; the rest is the partner's."""
 
 
-def drop_tiles(batch: Batch, share: float) -> Batch:
+def drop_tiles(batch: Batch, share: float, luck: Luck) -> Batch:
     """The bags without each tile with probability ``share``; at least one tile of each stays.
 
     Parameters
@@ -36,16 +38,18 @@ def drop_tiles(batch: Batch, share: float) -> Batch:
         Patients with at least one tile.
     share
         0 keeps everything and draws nothing.
+    luck
+        With a row for each patient.
     """
     if not share:
         return batch
-    luck = torch.rand(batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, -1)
-    kept = luck >= share
-    kept.scatter_(1, luck.argmax(dim=1, keepdim=True), value=True)
+    drawn = luck.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, -1)
+    kept = drawn >= share
+    kept.scatter_(1, drawn.argmax(dim=1, keepdim=True), value=True)
     return Batch(batch.features * kept[..., None], kept)
 
 
-def add_noise(batch: Batch, deviation: float) -> Batch:
+def add_noise(batch: Batch, deviation: float, luck: Luck) -> Batch:
     """The bags with normal noise of that standard deviation; 0 adds and draws nothing.
 
     Parameters
@@ -54,14 +58,16 @@ def add_noise(batch: Batch, deviation: float) -> Batch:
         Patients.
     deviation
         In units of the bags' numbers.
+    luck
+        With a row for each patient.
     """
     if not deviation:
         return batch
-    noise = deviation * torch.randn(batch.features.shape, device=batch.features.device)
+    noise = deviation * luck.normal(batch.features)
     return batch._replace(features=batch.features + noise * batch.mask[..., None])
 
 
-def mix_bags(batch: Batch, alpha: float, *, n_heads: int = 1) -> Mixture:
+def mix_bags(batch: Batch, alpha: float, luck: Luck, *, n_heads: int = 1) -> Mixture:
     """Mixup (Zhang et al., 2018) for bags: tiles of two patients together, labels shared alike.
 
     A share drawn from Beta(``alpha``, ``alpha``), or its rest if that is larger, of a patient's
@@ -75,15 +81,18 @@ def mix_bags(batch: Batch, alpha: float, *, n_heads: int = 1) -> Mixture:
         As many patients for each head, one head after another; each with at least one tile.
     alpha
         Positive; the larger, the more even the mixtures.
+    luck
+        With a row for each patient.
     n_heads
         Heads that the patients are for.
     """
-    features, mask = _shuffled(batch)
-    n_patients = len(mask) // n_heads
-    drawn = torch.distributions.Beta(alpha, alpha).sample((len(mask),))
-    shares = torch.maximum(drawn, 1 - drawn).to(mask.device)
-    partners = torch.cat([n * n_patients + torch.randperm(n_patients) for n in range(n_heads)])
-    partners = partners.to(mask.device)
+    features, mask = _shuffled(batch, luck)
+    n_patients, device = len(mask) // n_heads, mask.device
+    ranks, places = luck.uniform(len(mask), 2, device=device).T
+    drawn = torch.from_numpy(betaincinv(alpha, alpha, ranks.double().cpu().numpy()))
+    shares = torch.maximum(drawn, 1 - drawn).float().to(device)
+    order = places.reshape(n_heads, -1).argsort(dim=1)  # of the patients of each head
+    partners = (order + n_patients * torch.arange(n_heads, device=device)[:, None]).flatten()
     counts = mask.sum(dim=1).double()
     n_own = (shares * counts).round().clamp(min=1)
     n_other = ((1 - shares) * counts[partners]).round()
@@ -93,9 +102,9 @@ def mix_bags(batch: Batch, alpha: float, *, n_heads: int = 1) -> Mixture:
     return Mixture(batch=Batch(mixed, kept), partners=partners, shares=shares)
 
 
-def _shuffled(batch: Batch) -> Batch:
+def _shuffled(batch: Batch, luck: Luck) -> Batch:
     """The same bags in random order, real tiles first."""
-    luck = torch.rand(batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
-    order = luck.argsort(dim=1)
+    drawn = luck.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
+    order = drawn.argsort(dim=1)
     places = order[..., None].expand(-1, -1, batch.features.shape[2])
     return Batch(batch.features.gather(1, places), batch.mask.gather(1, order))

@@ -77,7 +77,7 @@ class Checkpoints:
         Parameters
         ----------
         folds
-            Patients to learn from and to judge. What is drawn at random for one depends on the
+            Patients to learn from and to judge. The last bit of what one learns may depend on the
             others, so their names do, too.
         labels
             Class index by patient id, of at least those to learn from.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from mil.augmentation import add_noise, drop_tiles, mix_bags
 from mil.heads import Head, HeadOutput, HeadStack, can_stack
 from mil.losses import bag_loss, class_weights
+from mil.luck import Luck
 from mil.settings import TrainSettings
 from mil.shelf import Shelf
 
@@ -49,6 +51,8 @@ class Lesson:
     """Shape (patients,), int64: whom it learns from."""
     stopped_on: Tensor
     """Shape (patients,), int64: whose loss it is stopped by; empty with fixed steps."""
+    stream: torch.Generator
+    """Where random numbers come from, on the shelf's device; the same for a whole ensemble."""
 
     def moved(self, n_patients: int) -> Lesson:
         """The same, behind so many other patients of a shelf."""
@@ -68,8 +72,9 @@ def teach(
 ) -> list[list[EpochRecord]]:
     """Train heads in place, together where they can be stacked, and leave the best weights in each.
 
-    All take the same number of steps an epoch, as many as the longest lesson needs; a shorter one
-    begins again. A head that has stopped leaves the others.
+    Those are taught together whose steps have one shape, so that nothing in what a head learns
+    depends on the ensembles beside it but the last bit of sums. A head that has stopped leaves the
+    others.
 
     Parameters
     ----------
@@ -90,9 +95,8 @@ def teach(
         Learning curve of each head.
     """
     pupils = [_Pupil(head, lesson) for head, lesson in zip(heads, lessons, strict=True)]
-    together = [pupils] if can_stack(heads[0]) else [[pupil] for pupil in pupils]
-    for some in together:
-        _Course(some, shelf, n_classes=n_classes, settings=settings, on_head=on_head).run()
+    for size, some in _together(pupils, shelf, settings):
+        _Course(some, shelf, size, n_classes=n_classes, settings=settings, on_head=on_head).run()
     return [pupil.curve for pupil in pupils]
 
 
@@ -140,6 +144,39 @@ class _Pupil:
         return True
 
 
+class _Size(NamedTuple):
+    """Of the epochs of a head."""
+
+    n_steps: int
+    """Steps of an epoch, so many that every patient is seen."""
+    n_patients: int
+    """Of a step."""
+    n_tiles: int
+    """Of a patient in a step, fewer if it has fewer."""
+
+    @classmethod
+    def of(cls, lesson: Lesson, shelf: Shelf, settings: TrainSettings) -> _Size:
+        """What it takes to learn from these patients."""
+        n = len(lesson.learned)
+        n_steps = -(-n // settings.batch_patients)
+        longest = int(shelf.lengths[lesson.learned.to(shelf.lengths.device)].max())
+        return cls(n_steps, -(-n // n_steps), min(settings.max_tiles, longest))
+
+
+def _together(
+    pupils: Sequence[_Pupil], shelf: Shelf, settings: TrainSettings
+) -> Iterable[tuple[_Size, list[_Pupil]]]:
+    """Pupils who can be taught at once: of one size, and one at a time if heads do not stack."""
+    alike: dict[_Size, list[_Pupil]] = {}
+    for pupil in pupils:
+        alike.setdefault(_Size.of(pupil.lesson, shelf, settings), []).append(pupil)
+    for size, some in sorted(alike.items()):  # in one order, whoever is there
+        if can_stack(some[0].head):
+            yield size, some
+        else:
+            yield from ((size, [pupil]) for pupil in some)
+
+
 class _Course:
     """Epochs of heads that are taught together."""
 
@@ -147,18 +184,18 @@ class _Course:
         self,
         pupils: Sequence[_Pupil],
         shelf: Shelf,
+        size: _Size,
         *,
         n_classes: int,
         settings: TrainSettings,
         on_head: Callable[[], None],
     ) -> None:
-        self._shelf, self._settings, self._on_head = shelf, settings, on_head
+        self._shelf, self._size, self._settings = shelf, size, settings
+        self._on_head = on_head
         self._present = list(pupils)  # those in the stack, in its order
-        self._stack = HeadStack([pupil.head for pupil in pupils])
-        n_most = max(len(pupil.lesson.learned) for pupil in pupils)
-        self._n_steps = -(-n_most // settings.batch_patients)  # of an epoch
-        self._n_patients = -(-n_most // self._n_steps)  # of a step, for each head
-        n_fixed = max(1, round(settings.fixed_steps / self._n_steps))
+        self._luck = Luck([pupil.lesson.stream for pupil in pupils])
+        self._stack = HeadStack([pupil.head for pupil in pupils], self._luck)
+        n_fixed = max(1, round(settings.fixed_steps / size.n_steps))
         self._n_epochs = settings.max_epochs if settings.early_stopping else n_fixed
         self._losses = [
             bag_loss(
@@ -181,12 +218,12 @@ class _Course:
             fused=True,
         )
         self._schedule = build_schedule(
-            self._optimiser, settings, n_steps=self._n_epochs * self._n_steps
+            self._optimiser, settings, n_steps=self._n_epochs * size.n_steps
         )
 
     def run(self) -> None:
         """Teach until every head is done."""
-        pause = max(1, round(_STEPS_BETWEEN_CHECKS / self._n_steps))
+        pause = max(1, round(_STEPS_BETWEEN_CHECKS / self._size.n_steps))
         for epoch in range(self._n_epochs):
             train_losses = self._teach_epoch()
             stop_losses = [float("nan")] * len(self._present)
@@ -214,6 +251,7 @@ class _Course:
             self._on_head()
         if 0 < len(staying) < len(self._present):
             self._stack.keep(staying, self._optimiser)
+            self._luck.keep(staying)
             if self._exam:
                 self._exam.keep(staying)
             self._losses = [self._losses[place] for place in staying]
@@ -222,9 +260,8 @@ class _Course:
     def _teach_epoch(self) -> list[float]:
         """One epoch; mean loss of each head."""
         self._stack.module.train()
-        order = torch.stack([self._order(pupil.lesson.learned) for pupil in self._present], dim=1)
         losses = []
-        for patients in order.flatten(1).to(self._shelf.labels.device):
+        for patients in self._order():
             loss = self._loss(patients)  # (heads,)
             self._optimiser.zero_grad()
             loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -235,22 +272,28 @@ class _Course:
         means: list[float] = torch.stack(losses).double().mean(dim=0).tolist()
         return means
 
-    def _order(self, learned: Tensor) -> Tensor:
-        """Patients of an epoch in random order, shape (steps, batch); some twice to fill it."""
-        places = torch.arange(self._n_steps * self._n_patients) % len(learned)
-        return learned[torch.randperm(len(learned))[places]].view(self._n_steps, -1)
+    def _order(self) -> Tensor:
+        """Patients of an epoch in random order, shape (steps, heads x batch); some come twice."""
+        device, (n_steps, n_patients, _) = self._shelf.labels.device, self._size
+        places = torch.arange(n_steps * n_patients, device=device)
+        drawn = self._luck.uniform(len(self._present), len(places), device=device)
+        rows = []
+        for pupil, ranks in zip(self._present, drawn, strict=True):
+            learned = pupil.lesson.learned.to(device)
+            rows.append(learned[ranks[: len(learned)].argsort()[places % len(learned)]])
+        return torch.stack([row.view(n_steps, -1) for row in rows], dim=1).flatten(1)
 
     def _loss(self, patients: Tensor) -> Tensor:
         """Mean loss of each head over its patients, shape (heads,)."""
-        settings = self._settings
-        batch = self._shelf.draw(patients, settings.max_tiles)
-        batch = drop_tiles(batch, settings.instance_dropout)
-        batch = add_noise(batch, settings.feature_noise)
+        settings, luck = self._settings, self._luck
+        batch = self._shelf.draw(patients, self._size.n_tiles, luck)
+        batch = drop_tiles(batch, settings.instance_dropout, luck)
+        batch = add_noise(batch, settings.feature_noise, luck)
         truth = self._shelf.labels[patients]
         if not settings.mixup:
             losses = self._weighted(self._stack.module.score(*batch), batch.mask, truth)
         else:
-            mixture = mix_bags(batch, settings.mixup, n_heads=self._stack.n_heads)
+            mixture = mix_bags(batch, settings.mixup, luck, n_heads=self._stack.n_heads)
             output = self._stack.module.score(*mixture.batch)
             own, other = (
                 self._weighted(output, mixture.batch.mask, labels)
@@ -303,7 +346,7 @@ class _Exam:
     def losses(self, module: Head) -> list[float]:
         """Class-balanced log loss of the patients of each head, evenly spaced tiles used."""
         module.eval()
-        total = torch.zeros(len(self._patients), device=self._shares.device)
+        parts = []
         with torch.inference_mode():
             for block in self._blocks:
                 patients = self._patients[:, block].flatten()
@@ -311,8 +354,9 @@ class _Exam:
                 losses = functional.cross_entropy(
                     output.logits, self._shelf.labels[patients], reduction="none"
                 )
-                total += (losses.view(len(total), -1) * self._shares[:, block]).sum(dim=1)
-        found: list[float] = total.tolist()
+                parts.append(losses.view(len(self._patients), -1))
+            # In double precision, so that neither blocks nor filling change what is compared.
+            found: list[float] = (torch.cat(parts, dim=1).double() * self._shares).sum(1).tolist()
         return found
 
     def keep(self, places: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mil.data import Batch
+from mil.luck import Luck
 
 __all__ = ["Shelf"]
 
@@ -46,7 +47,7 @@ class Shelf:
             n_looks=shelves[0].n_looks,
         )
 
-    def draw(self, patients: Tensor, n_tiles: int) -> Batch:
+    def draw(self, patients: Tensor, n_tiles: int, luck: Luck) -> Batch:
         """At most so many random tiles of each patient, and a random look at each.
 
         A larger bag is cut into ``n_tiles`` stretches of one length, and one tile is drawn of
@@ -57,23 +58,21 @@ class Shelf:
         patients
             Shape (batch,), int64: which patients.
         n_tiles
-            Tiles of a patient at most.
+            Tiles of a patient at most. As many columns are drawn, whoever the patients are.
+        luck
+            With a row for each patient.
         """
-        width = self._width(patients, n_tiles)
-        luck = torch.rand(len(patients), width, device=self.tiles.device)
+        size, device = (len(patients), n_tiles), self.tiles.device
+        within = luck.uniform(*size, device=device)
         if self.n_looks == 1:
-            return self._take(patients, luck)
-        looks = torch.randint(self.n_looks, luck.shape, device=self.tiles.device)
-        return self._take(patients, luck, looks)
+            return self._take(patients, within)
+        return self._take(patients, within, luck.integers(self.n_looks, *size, device=device))
 
     def spread(self, patients: Tensor, n_tiles: int) -> Batch:
         """At most so many plain tiles of each patient, evenly spaced; always the same."""
-        width = self._width(patients, n_tiles)
+        width = min(n_tiles, int(self.lengths[patients].max()))
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
         return self._take(patients, middle.expand(len(patients), -1))
-
-    def _width(self, patients: Tensor, n_tiles: int) -> int:
-        return min(n_tiles, int(self.lengths[patients].max()))
 
     def _take(self, patients: Tensor, within: Tensor, looks: Tensor | int = 0) -> Batch:
         """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.

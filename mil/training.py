@@ -110,8 +110,8 @@ def train_ensembles(
 ) -> tuple[Ensemble, ...]:
     """Train ensembles side by side, each as :func:`train_ensemble` does and from its bags only.
 
-    What is drawn at random depends on who is trained beside whom: the same tasks together give the
-    same heads.
+    Each draws its random numbers from a stream of its own, so that who is trained beside whom
+    changes the last bit of sums at most. The same tasks together give the same heads.
 
     Parameters
     ----------
@@ -143,7 +143,6 @@ def train_ensembles(
             for desk, task in zip(desks, tasks, strict=True)
             for member in range(settings.n_members)
         ]
-        torch.manual_seed(_one_seed([number for task in tasks for number in task.seed]))
         curves = teach(
             heads, lessons, shelf, n_classes=n_classes, settings=settings, on_head=on_head
         )
@@ -196,11 +195,12 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
     _require_enough(np.bincount(classes, minlength=n_classes), settings)
     whitening = fit_whitening(*task.bags.without_labels(), settings.n_components, device=device)
     parts = stratified_parts(classes, n_parts=settings.n_inner_parts, seed=task.seed)
+    stream = torch.Generator(device).manual_seed(_one_seed(task.seed))
     lessons = []
     for member in range(settings.n_members):
         stops = (parts == member) & settings.early_stopping
         learned, stopped_on = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~stops, stops))
-        lessons.append(Lesson(member=member, learned=learned, stopped_on=stopped_on))
+        lessons.append(Lesson(member=member, learned=learned, stopped_on=stopped_on, stream=stream))
     lengths = torch.tensor([task.bags.n_tiles[name] for name in names], device=device)
     shelf = Shelf(
         tiles=_whiten(task.bags, names, whitening),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mil.errors import RunError
+from mil.luck import Luck
 
 __all__ = [
     "HIDDEN",
@@ -167,6 +168,9 @@ class ByteDropout(nn.Module):
     quarter of a training step; eight bytes at once take a sixth of that.
     """
 
+    luck = Luck()
+    """Where its random numbers come from: torch's own stream, unless one is set."""
+
     def __init__(self, n_of_256: int) -> None:
         super().__init__()
         self._n_of_256 = n_of_256
@@ -175,9 +179,7 @@ class ByteDropout(nn.Module):
         """``x`` with that many of 256 numbers set to 0 and the others raised for it."""
         if not self.training:
             return x
-        eights = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        luck = eights.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
-        kept = (luck >= self._n_of_256).to(x.dtype)
+        kept = (self.luck.bytes(x) >= self._n_of_256).to(x.dtype)
         return x * kept.mul_(256 / (256 - self._n_of_256))
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mil.heads.base import Head
+from mil.heads.base import ByteDropout, Head
+from mil.luck import Luck
 
 __all__ = ["HeadStack", "can_stack"]
 
@@ -32,9 +33,11 @@ class HeadStack:
     ----------
     heads
         Of one kind and size; more than one only if :func:`can_stack`. Their weights are copied.
+    luck
+        What dropout draws from.
     """
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(self, heads: Sequence[Head], luck: Luck) -> None:
         self.module: Head = copy.deepcopy(heads[0])
         self.n_heads = len(heads)
         if self.n_heads > 1:
@@ -42,6 +45,9 @@ class HeadStack:
                 if isinstance(part, nn.Linear):
                     same = [head.get_submodule(name) for head in heads]
                     self.module.set_submodule(name, _StackedLinear(same))
+        for part in self.module.modules():
+            if isinstance(part, ByteDropout):
+                part.luck = luck
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned; with several heads, the first axis of each is that of the heads."""

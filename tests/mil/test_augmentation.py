@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from mil.augmentation import add_noise, drop_tiles, mix_bags
 from mil.data import pad
+from mil.luck import Luck
 
 
 def test_nothing_is_drawn_for_what_is_switched_off() -> None:
     batch = pad([torch.randn(5, 3)])
     before = torch.random.get_rng_state()
-    assert drop_tiles(batch, 0.0) is batch
-    assert add_noise(batch, 0.0) is batch
+    assert drop_tiles(batch, 0.0, Luck()) is batch
+    assert add_noise(batch, 0.0, Luck()) is batch
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -27,7 +28,7 @@ def test_dropped_tiles_leave_real_ones_and_at_least_one(
 ) -> None:
     torch.manual_seed(seed)
     batch = pad([1 + torch.arange(n, dtype=torch.float32)[:, None] for n in lengths])
-    left = drop_tiles(batch, share)
+    left = drop_tiles(batch, share, Luck())
     assert left.mask.any(dim=1).all()
     assert not (left.mask & ~batch.mask).any()
     assert torch.equal(left.features[left.mask], batch.features[left.mask])
@@ -36,14 +37,14 @@ def test_dropped_tiles_leave_real_ones_and_at_least_one(
 
 def test_tiles_are_dropped_at_the_rate_asked_for() -> None:
     torch.manual_seed(0)
-    left = drop_tiles(pad([torch.zeros(20_000, 1)]), 0.3)
+    left = drop_tiles(pad([torch.zeros(20_000, 1)]), 0.3, Luck())
     assert left.mask.sum().item() == pytest.approx(14_000, rel=0.02)
 
 
 def test_noise_has_the_deviation_asked_for_and_leaves_padding_alone() -> None:
     torch.manual_seed(0)
     batch = pad([torch.ones(200, 100), torch.ones(3, 100)])
-    noisy = add_noise(batch, 0.5)
+    noisy = add_noise(batch, 0.5, Luck())
     noise = noisy.features[0] - 1
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(0.5, rel=0.02)
@@ -66,7 +67,7 @@ def test_a_mixture_holds_the_stated_shares_of_two_patients_of_one_head(
         torch.stack([torch.full((n,), float(i)), torch.arange(n) + 0.0], 1)
         for i, n in enumerate(lengths)
     ]
-    mixture = mix_bags(pad(bags), alpha, n_heads=n_heads)
+    mixture = mix_bags(pad(bags), alpha, Luck([None] * n_heads), n_heads=n_heads)
     assert sorted(mixture.partners.tolist()) == list(range(len(bags)))
     owners = torch.arange(len(bags)) // n_patients
     assert torch.equal(mixture.partners // n_patients, owners)

@@ -11,9 +11,10 @@ import torch
 from mil import lessons, training
 from mil.heads import build_head
 from mil.lessons import Lesson, teach
+from mil.luck import Luck
 from mil.settings import TrainSettings
 from mil.shelf import Shelf
-from mil.training import Task, tasks_at_once, train_ensemble, train_ensembles
+from mil.training import Task, member_outputs, tasks_at_once, train_ensemble, train_ensembles
 from tests.mil.test_training import FAST, labels_of, noise_cohort, states
 
 
@@ -33,6 +34,36 @@ def test_the_same_ensembles_together_give_the_same_bytes() -> None:
         assert states(one.heads) == states(same.heads)
         losses = [[record.train_loss for record in some.history] for some in (one, same)]
         assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"head": "tokens"},
+        {"mixup": 0.5, "feature_noise": 0.1, "instance_dropout": 0.2},
+        {"early_stopping": True},
+    ],
+)
+def test_an_ensemble_learns_the_same_alone_and_beside_others_of_other_sizes(
+    change: dict[str, object],
+) -> None:
+    bags, cohort = noise_cohort(75, 1, shift=0.5)
+    ids = cohort.patient_ids
+    settings = replace(FAST, **change)  # type: ignore[arg-type]
+    given = [
+        Task(bags=bags.restricted_to(names), labels=labels_of(cohort), seed=(number,))
+        for number, names in enumerate((ids[:40], ids[35:], ids[20:60]))
+    ]
+    together = train_ensembles(given, n_classes=2, settings=settings)
+    for task, beside in zip(given, together, strict=True):
+        (alone,) = train_ensembles([task], n_classes=2, settings=settings)
+        for name in ids[::10]:
+            np.testing.assert_allclose(
+                member_outputs(alone.heads, bags.features[name])[0],
+                member_outputs(beside.heads, bags.features[name])[0],
+                atol=1e-3,
+            )
 
 
 @pytest.mark.parametrize("head", ["gated", "transmil"])
@@ -78,28 +109,31 @@ def shelf_and_lessons(sizes: list[int]) -> tuple[Shelf, list[Lesson]]:
     )  # fmt: skip
     parts = torch.arange(n).split(sizes)
     nobody = torch.empty(0, dtype=torch.int64)
-    return shelf, [Lesson(member=i, learned=p, stopped_on=nobody) for i, p in enumerate(parts)]
+    return shelf, [
+        Lesson(member=i, learned=p, stopped_on=nobody, stream=torch.Generator().manual_seed(i))
+        for i, p in enumerate(parts)
+    ]
 
 
 def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shelf, given = shelf_and_lessons([33, 20])
+    shelf, given = shelf_and_lessons([33, 32])
     seen: list[torch.Tensor] = []
     draw = Shelf.draw
 
-    def watch(self: Shelf, patients: torch.Tensor, n_tiles: int) -> object:
+    def watch(self: Shelf, patients: torch.Tensor, n_tiles: int, luck: Luck) -> object:
         seen.append(patients.view(2, -1))
-        return draw(self, patients, n_tiles)
+        return draw(self, patients, n_tiles, luck)
 
     monkeypatch.setattr(Shelf, "draw", watch)
     heads = [build_head("max", dim=4, n_components=4, n_classes=2) for _ in given]
-    settings = TrainSettings(batch_patients=16, fixed_steps=3)
+    settings = TrainSettings(batch_patients=11, fixed_steps=3)
     teach(heads, given, shelf, n_classes=2, settings=settings, on_head=lambda: None)
     assert [tuple(patients.shape) for patients in seen] == [(2, 11)] * 3
     long, short = torch.cat(seen, dim=1)
     assert sorted(long.tolist()) == list(range(33))
-    assert sorted(set(short.tolist())) == list(range(33, 53))
+    assert sorted(set(short.tolist())) == list(range(33, 65))
     assert torch.bincount(short).max() == 2  # begun again, not drawn with luck
 
 
@@ -117,7 +151,7 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
     for most in (10, 50, 10_000):
         monkeypatch.setattr(lessons, "_TILES_AT_ONCE", most)
         exam = lessons._Exam(stopped_on, shelf, n_classes=2)
-        found.append(exam.losses(lessons.HeadStack([head, head]).module))
+        found.append(exam.losses(lessons.HeadStack([head, head], Luck()).module))
     for losses in found[1:]:
         assert losses == pytest.approx(found[0], rel=1e-5)
     logits = head.eval().score(*shelf.spread(stopped_on[1], 256)).logits.detach()

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mil.luck import Luck
 from mil.shelf import Shelf
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -29,7 +30,7 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
     torch.manual_seed(seed)
     patients = torch.arange(len(lengths)).flip(0)
     shelf = shelf_of(lengths)
-    for batch in (shelf.draw(patients, n_tiles), shelf.spread(patients, n_tiles)):
+    for batch in (shelf.draw(patients, n_tiles, Luck()), shelf.spread(patients, n_tiles)):
         for patient, features, mask in zip(patients.tolist(), *batch, strict=True):
             length = lengths[patient]
             owners, numbers = features[mask].T
@@ -48,7 +49,7 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
 def test_every_tile_is_drawn_as_often_as_any_other() -> None:
     torch.manual_seed(0)
     shelf = shelf_of([10])
-    drawn = shelf.draw(torch.zeros(8000, dtype=torch.int64), 4).features[..., 1]
+    drawn = shelf.draw(torch.zeros(8000, dtype=torch.int64), 4, Luck()).features[..., 1]
     shares = torch.bincount(drawn.long().flatten(), minlength=10) / drawn.numel()
     torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
 

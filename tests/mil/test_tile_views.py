@@ -17,6 +17,7 @@ from mil.data import PatientBags, StoredFeatures, load_patient_bags
 from mil.errors import RunError
 from mil.fitting import fit_run
 from mil.inference import predict_patients
+from mil.luck import Luck
 from mil.model import Run, load_run
 from mil.priors import balanced
 from mil.shelf import Shelf
@@ -88,7 +89,7 @@ def test_a_step_draws_every_look_at_a_tile_as_often_as_any_other() -> None:
         tiles=rows, starts=torch.tensor([0, 2]), lengths=one, labels=torch.tensor([0, 1]), n_looks=3
     )
     both = Shelf.joined([shelf, shelf])
-    batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3)
+    batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3, Luck())
     tiles, looks = batch.features[batch.mask].T
     assert set(tiles.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
     shares = torch.bincount(looks.long(), minlength=3) / len(looks)

@@ -12,6 +12,7 @@ from mil import lessons
 from mil.augmentation import mix_bags
 from mil.errors import RunError
 from mil.heads import build_head, head_names
+from mil.luck import Luck
 from mil.metrics import auroc
 from mil.settings import TrainSettings
 from mil.shelf import Shelf
@@ -102,16 +103,17 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
     head = build_head("mean", dim=5, n_components=5, n_classes=2)
     torch.nn.init.normal_(head.classify.weight)
     lesson = lessons.Lesson(
-        member=0, learned=torch.arange(4), stopped_on=torch.empty(0, dtype=torch.int64)
-    )
+        member=0, learned=torch.arange(4), stopped_on=torch.empty(0, dtype=torch.int64),
+        stream=torch.Generator().manual_seed(3),
+    )  # fmt: skip
     settings = TrainSettings(mixup=1.0)
     course = lessons._Course(
-        [lessons._Pupil(head, lesson)], shelf, n_classes=2, settings=settings, on_head=lambda: None
-    )
-    torch.manual_seed(3)
+        [lessons._Pupil(head, lesson)], shelf, lessons._Size.of(lesson, shelf, settings),
+        n_classes=2, settings=settings, on_head=lambda: None,
+    )  # fmt: skip
     found = course._loss(torch.arange(4))
-    torch.manual_seed(3)
-    mixture = mix_bags(shelf.draw(torch.arange(4), 6), 1.0)
+    luck = Luck([lesson.stream.manual_seed(3)])
+    mixture = mix_bags(shelf.draw(torch.arange(4), 6, luck), 1.0, luck)
     means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)
     log_proba = head.classify(means).log_softmax(dim=1)
     rows = torch.arange(4)
