@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,13 +60,14 @@ def infer(
         ),
     ] = None,
     coverage: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.5,
             max=0.999,
             help="Share of each class's patients whose prediction set should hold their class.",
+            show_default="0.9",
         ),
-    ] = 0.9,
+    ] = None,
     abstain: Annotated[
         bool,
         typer.Option(
@@ -112,6 +114,7 @@ def infer(
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the run"):
         from mil.cohort import read_cohort
+        from mil.conformal import COVERAGE
         from mil.inference import predict_patients, write_details, write_predictions
         from mil.labels.runs import is_label_run, load_label_run
         from mil.model import load_run
@@ -120,19 +123,13 @@ def infer(
         chosen = run or newest_run(several_labels=True)
         several = load_label_run(chosen) if is_label_run(chosen) else None
     if several is not None:
-        if tta:
-            raise typer.BadParameter("does not go with a run of several labels", param_hint="--tta")
-        if slides is not None:
-            raise typer.BadParameter(
-                "does not go with a run of several labels; embed them first", param_hint="--slides"
-            )
-        if abstain:
-            raise typer.BadParameter(
-                "does not go with a run of several labels", param_hint="--abstain"
-            )
+        _refuse_with_labels({
+            "--tta": tta, "--abstain": abstain, "--coverage": coverage is not None,
+            "--slides": slides is not None,
+        })  # fmt: skip
         _warn(infer_labels(several, patients, bags, out, prior=prior or "cohort", as_json=as_json))
         return
-    prior = prior or "balanced"
+    prior, coverage = prior or "balanced", coverage or COVERAGE
     with step("loading the run"):
         model = load_run(chosen)
         if tta:
@@ -193,6 +190,16 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
             advice="Train one, or name another with --run.",
         )
     return found[-1].parent
+
+
+def _refuse_with_labels(given: Mapping[str, bool]) -> None:
+    """Refuse options that are for runs of one label, by whether each was given."""
+    for option, is_given in given.items():
+        if is_given:
+            advice = "; embed them first" if option == "--slides" else ""
+            raise typer.BadParameter(
+                f"does not go with a run of several labels{advice}", param_hint=option
+            )
 
 
 def _embed_missing(

@@ -145,6 +145,19 @@ def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
     assert "no left" in (tmp_path / "s1" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("options", [("--abstain",), ("--coverage", 0.8)])
+def test_prediction_sets_of_several_labels_are_refused(
+    world: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    found = run(
+        "infer", "--run", world / "run", "--patients", world / "labels.csv", "--bags",
+        world / "bags", "--out", tmp_path / "out.csv", *options,
+    )  # fmt: skip
+    assert found.exit_code == 2
+    assert "does not go with a run of several labels" in " ".join(found.output.split())
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_commands_for_one_label_say_so_of_a_run_of_several(world: Path, tmp_path: Path) -> None:
     found = run(
         "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s1", "--out",

@@ -31,7 +31,7 @@ from mil.report.baseline import mean_logistic_probabilities
 from mil.splits import patient_folds
 from mil.training import Task, TrainSettings
 from mil.validation import cross_validate, inner_folds, nested_probabilities
-from tests.fakes import FINGERPRINT, make_examples, make_filter, write_cohort
+from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter, write_cohort
 
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=10, max_epochs=3)
 SEEN = tuple(f"{number:03d}" for number in range(0, 24, 2))
@@ -267,6 +267,28 @@ def test_a_run_applies_its_filter_where_it_predicts_and_explains(
     assert {p.patient_id for p in told if p.seen_by_filter} == set(SEEN)
     shown = list(explain_patients(run, cohort, folder / "bags", prior=balanced(run.classes)))
     assert {e.prediction.patient_id: e.n_tiles for e in shown} == store.n_tiles
+
+
+def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarantee(
+    tmp_path: Path, trained: tuple[Path, PatientBags, Cohort]
+) -> None:
+    folder, _, _ = trained
+    run = load_run(folder / "run")
+    assert run.sets is not None
+    assert run.sets.conformal.guaranteed(0.6) is not None
+    assert run.guaranteed(0.6) is None
+    bag = make_bag("new_0", dim=16, shift=0.8)
+    bag.features[:3] += np.float16(3)
+    write_bag(tmp_path / "new_0.h5", bag)
+    (tmp_path / "new.csv").write_text("image_id,patient_id\nnew_0,new\n")
+    (told,) = predict_patients(
+        run, read_cohort(tmp_path / "new.csv", labelled=False), tmp_path,
+        prior=balanced(run.classes), coverage=0.6,
+    )  # fmt: skip
+    left = run.sift(read_bag(tmp_path / "new_0.h5")).features
+    assert len(left) < len(bag.features)
+    kept = run.sets.of_patient(left, coverage=0.6)
+    assert told.prediction_set == tuple(np.array(run.classes)[kept])
 
 
 def test_a_run_says_what_was_dropped_and_whom_the_filter_knew(
