@@ -175,6 +175,8 @@ class Bag:
     """Embeddings of further views of each tile, shape (n_tiles, n_views, dim); None without."""
     features_sha256: str = field(init=False)
     """Hash of the embeddings of plain tiles: equal for copies of a slide embedded alike."""
+    views_sha256: str = field(init=False)
+    """Hash of the embeddings of views; empty without."""
 
     def __post_init__(self) -> None:
         n_tiles, dim = self.features.shape
@@ -198,8 +200,8 @@ class Bag:
             raise BagError(
                 self.meta.slide_id, found=found, expected=f"{wanted}, as its fingerprint says"
             )
-        digest = hashlib.sha256(np.ascontiguousarray(self.features).tobytes()).hexdigest()
-        object.__setattr__(self, "features_sha256", digest)
+        object.__setattr__(self, "features_sha256", _hash_of(self.features))
+        object.__setattr__(self, "views_sha256", "" if self.views is None else _hash_of(self.views))
 
     @classmethod
     def of_series(
@@ -262,6 +264,8 @@ class BagHead:
     """Embeddings in it."""
     dtype: np.dtype[Any]
     """Their type, float16 or float32."""
+    views_dtype: np.dtype[Any] | None = None
+    """Type of the embeddings of views; None without views."""
 
 
 class PlacedBag(Protocol):
@@ -277,6 +281,10 @@ class PlacedBag(Protocol):
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
         """As :func:`read_features`."""
+        ...
+
+    def read_views(self) -> npt.NDArray[np.floating[Any]]:
+        """As :func:`read_views`."""
         ...
 
     def read_head(self) -> BagHead:
@@ -449,12 +457,13 @@ def read_head(place: BagPlace) -> BagHead:
     if not isinstance(place, Path):
         return place.read_head()
     with _opened(place) as file:
-        features = find_item(file, "features")
+        features, views = find_item(file, "features"), find_item(file, "views")
         if not isinstance(features, h5py.Dataset) or features.ndim != 2:
             raise BagError(place, found="no 2-dimensional dataset 'features'")
         return BagHead(
-            meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype
-        )
+            meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype,
+            views_dtype=views.dtype if isinstance(views, h5py.Dataset) else None,
+        )  # fmt: skip
 
 
 def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
@@ -477,10 +486,10 @@ def read_views(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
     Raises
     ------
     BagError
-        If the file is missing or damaged, or holds no views.
+        If it is missing or damaged, or holds no views.
     """
     if not isinstance(place, Path):
-        raise BagError(place, found="a packed bag", expected="a file, which alone holds views")
+        return place.read_views()
     with _opened(place) as file:
         return read_array(file, "views", ndim=(3,), kinds="f")
 
@@ -522,6 +531,10 @@ def require_same_fingerprint(
 
 def _opened(path: Path) -> AbstractContextManager[h5py.File]:
     return opened(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
+
+
+def _hash_of(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:

@@ -23,10 +23,11 @@ from features.slides.protocol import RgbArray
 
 __all__ = ["Instances", "SlideWork", "embed_works"]
 
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 6
 _BATCHES_ON_DEVICE = 2
 _PATIENCE_S = 0.2
-_NICENESS = 10
+_NICENESS = 3
+"""Enough to come second; more, and one that holds the interpreter's lock is held up itself."""
 
 
 class Instances(Protocol):

@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -300,16 +301,7 @@ def _network(model: nn.Module, way: Way, example: Tensor) -> Network:
     if way.engine == "onnx":
         return _onnx_network(model, example)
     network = torch.compile(model, dynamic=False) if way.engine == "compile" else model
-    dtype = _PRECISIONS[way.precision]
-    if dtype is None:
-        return network
-
-    def run(pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, dtype=dtype):
-            output: Tensor = network(pixels)
-            return output.float()
-
-    return run
+    return _in_precision(network, way)
 
 
 def _require_onnx(way: Way, device: torch.device) -> None:
@@ -331,28 +323,43 @@ def _require_onnx(way: Way, device: torch.device) -> None:
 
 
 def _onnx_network(model: nn.Module, example: Tensor) -> Network:
-    """Export to ONNX for this one shape, run by ONNX Runtime on as many threads as torch has."""
+    """Export to ONNX, run by ONNX Runtime on as many threads as torch has.
+
+    Each thread takes a part of the batch through all layers: threads that share a layer wait for
+    each other after it, and for the slowest wherever others use the cores too.
+    """
     import onnxruntime  # noqa: PLC0415 - an extra, and heavy
 
+    n_threads = torch.get_num_threads()
+    n_parts = _largest_divisor(len(example), most=n_threads)
+    part = example[: len(example) // n_parts]
     with torch.no_grad():
         program = torch.onnx.export(
-            model, (example.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
+            model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
         )
     if program is None:
         raise RuntimeError("the exporter gave nothing")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = max(1, n_threads // n_parts)
     options.log_severity_level = 3
     # Threads that spin while they wait would take the cores from the threads that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    pool = ThreadPoolExecutor(n_parts, thread_name_prefix="backbone-part")
+
+    def run_part(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
     def run(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
+        return torch.cat(list(pool.map(run_part, pixels.contiguous().chunk(n_parts))))
 
     return run
+
+
+def _largest_divisor(number: int, *, most: int) -> int:
+    return next(part for part in range(min(number, most), 0, -1) if number % part == 0)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

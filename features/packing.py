@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,19 +31,18 @@ from features.errors import BagError, FilterError, KnownError, OutputError
 from features.files import folder_beside
 from features.filter import keep_filter, read_kept_filter
 from features.names import url_of
-from features.packs import ARRAYS, PACK_FORMAT, PACK_VERSION, TABLE, open_bags
+from features.packs import PACK_FORMAT, PACK_VERSION, TABLE, VIEWS, arrays_of, open_bags
 from features.rows import files_at, read_json
 
 __all__ = ["Packed", "pack_bags"]
 
 _SHARD_BYTES = 64 << 20
 _CHUNK_BYTES = 256 << 10
-_ROW_SHAPES = {"coords": (2,), "tissue_fraction": ()}
+_ARRAYS = ("features", "coords", "tissue_fraction", VIEWS)
 _ROW_TYPES: dict[str, np.dtype[Any]] = {
     "coords": np.dtype(np.int64),
     "tissue_fraction": np.dtype(np.float32),
 }
-_UNFINISHED = {"format": PACK_FORMAT, "format_version": PACK_VERSION, "complete": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +104,6 @@ def _heads_of(places: Mapping[str, BagPlace]) -> dict[str, BagHead]:
     heads: dict[str, BagHead] = {}
     for slide_id, place in places.items():
         head = read_head(place)
-        if head.meta.fingerprint.n_views:
-            raise BagError(
-                place,
-                found="a bag with views of its tiles",
-                expected="one without, as a packed store has no place for them",
-                advice="Train on the folder as it is.",
-            )
         if head.meta.slide_id != slide_id:
             raise BagError(
                 place,
@@ -189,7 +182,7 @@ def _filled(place: Path) -> Iterator[Store]:
         return
     with _as_output_error(url):
         system, root = fsspec.core.url_to_fs(url)
-        for name in ("zarr.json", *ARRAYS, TABLE):  # the old store stops being one first of all
+        for name in ("zarr.json", *_ARRAYS, TABLE):  # the old store stops being one first of all
             if system.exists(f"{root}/{name}"):
                 system.rm(f"{root}/{name}", recursive=True)
         yield FsspecStore.from_url(url)
@@ -218,16 +211,32 @@ class _Packer:
         self._rest: dict[str, dict[str, Any]] = {}
         self.n_tiles = sum(head.n_tiles for head in heads.values())
         self.fingerprint: Fingerprint = next(iter(heads.values())).meta.fingerprint
-        widest = max((head.dtype for head in heads.values()), key=lambda dtype: dtype.itemsize)
-        shapes = {"features": (self.fingerprint.dim,), **_ROW_SHAPES}
-        types: dict[str, np.dtype[Any]] = {"features": widest, **_ROW_TYPES}
-        zarr.create_group(store, attributes=_UNFINISHED)
-        rows = _shard_rows(self.fingerprint.dim * widest.itemsize, n_rows=self.n_tiles)
+        made = self.fingerprint
+        self._fields = arrays_of(made)
+        dim = made.dim
+        shapes = {
+            "features": (dim,),
+            "coords": (2,),
+            "tissue_fraction": (),
+            VIEWS: (made.n_views, dim),
+        }
+        types: dict[str, np.dtype[Any]] = {
+            "features": _widest(head.dtype for head in heads.values()),
+            VIEWS: _widest(head.views_dtype for head in heads.values()),
+            **_ROW_TYPES,
+        }
+        version = PACK_VERSION if made.n_views else 1
+        attributes = {"format": PACK_FORMAT, "format_version": version, "complete": False}
+        zarr.create_group(store, attributes=attributes)
+        widest = max(math.prod(shapes[name]) * types[name].itemsize for name in self._fields)
+        rows = _shard_rows(widest, n_rows=self.n_tiles)
         self._arrays = {
             name: _create(store, name, (self.n_tiles, *shapes[name]), types[name], rows=rows)
-            for name in ARRAYS
+            for name in self._fields
         }
-        self._shards = {name: np.empty((rows[0], *shapes[name]), types[name]) for name in ARRAYS}
+        self._shards = {
+            name: np.empty((rows[0], *shapes[name]), types[name]) for name in self._fields
+        }
         self._n_waiting = self._n_written = 0
 
     @property
@@ -242,7 +251,11 @@ class _Packer:
             "order": None if bag.order is None else bag.order.tolist(),
             "source": bag.source,
         }
-        rows = {name: getattr(bag, field) for name, field in ARRAYS.items()}
+        if bag.views is not None:
+            self._rest[slide_id] |= {
+                "views_sha256": bag.views_sha256, "views_dtype": bag.views.dtype.name
+            }  # fmt: skip
+        rows = {name: getattr(bag, field) for name, field in self._fields.items()}
         first, n_rows = 0, len(bag.features)
         while first < n_rows:
             room = len(self._shards["features"]) - self._n_waiting
@@ -279,6 +292,11 @@ class _Packer:
             held = {"n_tiles": head.n_tiles, "dtype": head.dtype.name, **self._rest[slide_id]}
             rows.append({**own, **held})
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _widest(types: Iterable[np.dtype[Any] | None]) -> np.dtype[Any]:
+    known = [dtype for dtype in types if dtype is not None]
+    return max(known, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float16))
 
 
 def _shard_rows(row_bytes: int, *, n_rows: int) -> tuple[int, int]:

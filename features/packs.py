@@ -31,12 +31,13 @@ from features.names import url_of
 from features.rows import Files, PlainRows, files_at, read_json
 
 __all__ = [
-    "ARRAYS",
     "PACK_FORMAT",
     "PACK_VERSION",
     "TABLE",
+    "VIEWS",
     "Pack",
     "PackedBag",
+    "arrays_of",
     "is_pack",
     "open_bags",
 ]
@@ -44,11 +45,17 @@ __all__ = [
 PACK_FORMAT = "mil-pack"
 """Value of the root attribute ``format``."""
 
-PACK_VERSION = 1
-"""Version that is written; older ones stay readable, newer ones are refused."""
+PACK_VERSION = 2
+"""Newest version that is read; stores with views are of it, all others still of version 1."""
 
-ARRAYS = {"features": "features", "coords": "coords_px0", "tissue_fraction": "tissue_fraction"}
-"""Arrays with one row a tile, and the fields of a bag that they hold."""
+VIEWS = "views"
+"""Array of the embeddings of views, in stores of bags that have them."""
+
+_PLAIN_ARRAYS = {
+    "features": "features",
+    "coords": "coords_px0",
+    "tissue_fraction": "tissue_fraction",
+}
 
 TABLE = "bags"
 """Array of bytes: the table of bags, as JSON of columns."""
@@ -79,6 +86,11 @@ def open_bags(place: Path, *, may_be_empty: bool = False) -> Mapping[str, BagPla
     return Pack(place) if is_pack(place) else find_bags(place, may_be_empty=may_be_empty)
 
 
+def arrays_of(fingerprint: Fingerprint) -> Mapping[str, str]:
+    """Arrays with one row a tile, and the fields of a bag that they hold."""
+    return {**_PLAIN_ARRAYS, VIEWS: VIEWS} if fingerprint.n_views else _PLAIN_ARRAYS
+
+
 def is_pack(place: Path) -> bool:
     """Whether a place is a zarr store; what lies behind a URL can be nothing else."""
     return url_of(place) is not None or (place / "zarr.json").is_file()
@@ -102,14 +114,15 @@ class Pack(Mapping[str, BagPlace]):
         files = files_at(place)
         self.where = files.where
         attributes = _attributes_of(files)
-        self._arrays = {name: PlainRows(files, name) for name in ARRAYS}
         self._columns = _table_of(files)
         try:
             self.fingerprint = Fingerprint(**attributes["fingerprint"])
+            names = arrays_of(self.fingerprint)
             self._rows = {_id(name): row for row, name in enumerate(self._columns["slide_id"])}
             self._starts = [0, *accumulate(map(_count, self._columns["n_tiles"]))]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its table of bags is damaged ({error!r:.100})") from error
+        self._arrays = {name: PlainRows(files, name) for name in names}
         self._check_sizes()
 
     def __getitem__(self, slide_id: str) -> PackedBag:
@@ -123,7 +136,8 @@ class Pack(Mapping[str, BagPlace]):
                 first_row=self._starts[row],
                 n_tiles=values["n_tiles"],
                 dtype=_FLOATS[values["dtype"]],
-                features_sha256=str(values["features_sha256"]),
+                hashes=(str(values["features_sha256"]), str(values.get("views_sha256", ""))),
+                views_dtype=_FLOATS[values["views_dtype"]] if VIEWS in self._arrays else None,
                 series=_series_of(values),
                 arrays=self._arrays,
             )
@@ -145,8 +159,9 @@ class Pack(Mapping[str, BagPlace]):
         if lengths != {len(self._rows)}:
             raise self._damaged(f"columns of {lengths} rows for {len(self._rows)} slide ids")
         kinds = {name: (array.dtype.kind, *array.shape[1:]) for name, array in self._arrays.items()}
-        expected = {"features": ("f", self.fingerprint.dim), "coords": ("i", 2)}
-        if kinds != {**expected, "tissue_fraction": ("f",)}:
+        made = self.fingerprint
+        expected = {"features": ("f", made.dim), "coords": ("i", 2), "tissue_fraction": ("f",)}
+        if kinds != expected | ({VIEWS: ("f", made.n_views, made.dim)} if made.n_views else {}):
             raise self._damaged(f"arrays of rows {kinds}")
 
     def _damaged(self, found: str) -> BagError:
@@ -169,8 +184,10 @@ class PackedBag:
     """How many they are."""
     dtype: np.dtype[Any]
     """Type of its embeddings, which may be narrower than the store's."""
-    features_sha256: str
-    """Hash of its embeddings when it was packed."""
+    hashes: tuple[str, str]
+    """Hashes of its embeddings, and of those of its views, when it was packed."""
+    views_dtype: np.dtype[Any] | None
+    """Type of the embeddings of views; None without views."""
     series: Mapping[str, Any]
     """Order and source of images; empty in a bag of tiles."""
     arrays: Mapping[str, PlainRows]
@@ -193,15 +210,17 @@ class PackedBag:
             coords_px0=self._read("coords"),
             tissue_fraction=self._read("tissue_fraction"),
             meta=self.meta,
+            views=None if self.views_dtype is None else self.read_views(),
             **self.series,
         )
-        if bag.features_sha256 != self.features_sha256:
-            raise BagError(
-                self.where,
-                found=f"embeddings with hash {bag.features_sha256[:12]}…",
-                expected=f"{self.features_sha256[:12]}…, as when they were packed",
-                advice=_ADVICE,
-            )
+        for now, then in zip((bag.features_sha256, bag.views_sha256), self.hashes, strict=True):
+            if now != then:
+                raise BagError(
+                    self.where,
+                    found=f"embeddings with hash {now[:12]}…",
+                    expected=f"{then[:12]}…, as when they were packed",
+                    advice=_ADVICE,
+                )
         return bag
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
@@ -214,9 +233,23 @@ class PackedBag:
         """
         return self._read("features").astype(self.dtype, copy=False)
 
+    def read_views(self) -> npt.NDArray[np.floating[Any]]:
+        """The embeddings of views alone, shape (n_tiles, n_views, dim).
+
+        Raises
+        ------
+        BagError
+            If it has no views, or its rows cannot be read.
+        """
+        if self.views_dtype is None:
+            raise BagError(self.where, found="no views", expected="a bag with views of its tiles")
+        return self._read(VIEWS).astype(self.views_dtype, copy=False)
+
     def read_head(self) -> BagHead:
         """The bag without its arrays; nothing is read for it."""
-        return BagHead(meta=self.meta, n_tiles=self.n_tiles, dtype=self.dtype)
+        return BagHead(
+            meta=self.meta, n_tiles=self.n_tiles, dtype=self.dtype, views_dtype=self.views_dtype
+        )
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         return self.arrays[name].read(self.first_row, self.n_tiles)

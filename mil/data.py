@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -416,7 +415,5 @@ def _note(patient: Patient, bag: Bag) -> SlideNote:
         n_tiles=len(bag.features),
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
-        views_sha256=""
-        if bag.views is None
-        else hashlib.sha256(np.ascontiguousarray(bag.views).data).hexdigest(),
+        views_sha256=bag.views_sha256,
     )

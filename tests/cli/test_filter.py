@@ -152,6 +152,34 @@ def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
         assert bag.read_bytes() == (tmp_path / "bags" / f"{name}.h5").read_bytes()
 
 
+def test_views_of_dropped_tiles_are_dropped_with_them(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    fit(world, path)
+    embed(world, tmp_path / "all", "--views", 2)
+    told = embed(world, tmp_path / "bags", "--filter", path, "--views", 2)
+    assert told["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
+    for name, place in find_bags(tmp_path / "bags").items():
+        bag, whole = read_bag(place), read_bag(tmp_path / "all" / f"{name}.h5")
+        kept = [spot in bag.coords_px0.tolist() for spot in whole.coords_px0.tolist()]
+        assert sum(kept) == 6
+        assert bag.views is not None
+        assert whole.views is not None
+        assert bag.views.tobytes() == whole.views[kept].tobytes()
+
+
+@pytest.mark.slow
+def test_several_workers_drop_the_same_tiles(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    fit(world, path)
+    embed(world, tmp_path / "one", "--filter", path, "--device", "cpu")
+    told = embed(world, tmp_path / "two", "--filter", path, "--device", "cpu,cpu")
+    assert told["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
+    one, two = find_bags(tmp_path / "one"), find_bags(tmp_path / "two")
+    assert {n: p.read_bytes() for n, p in two.items()} == {
+        n: p.read_bytes() for n, p in one.items()
+    }
+
+
 def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
     world: Path, tmp_path: Path
 ) -> None:

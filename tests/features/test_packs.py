@@ -21,6 +21,7 @@ from features.bags import (
     read_bag,
     read_features,
     read_head,
+    read_views,
     write_bag,
 )
 from features.errors import BagError, OutputError
@@ -159,12 +160,41 @@ def test_bags_of_two_makes_are_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bags"]
 
 
-def test_bags_with_views_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_bags_with_views_come_out_with_them(
+    tmp_path: Path, small_shards: None, remote: bool
+) -> None:
+    folder, store = tmp_path / "bags", Path(memory_url()) if remote else tmp_path / "bags.zarr"
+    folder.mkdir()
+    for name, n_tiles in SIZES.items():
+        bag = make_bag(
+            name, n_tiles=n_tiles, n_views=3, empty_reason="" if n_tiles else "no tissue"
+        )
+        if name == "c" and bag.views is not None:  # beyond the largest float16
+            bag = replace(bag, views=bag.views.astype(np.float32) + 1e5)
+        write_bag(folder / f"{name}.h5", bag)
+    packed = pack(folder, store)
+    for name, path in find_bags(folder).items():
+        assert_same(packed[name], path)
+        assert read_views(packed[name]).dtype == (np.float32 if name == "c" else np.float16)
+        assert read_views(packed[name]).tobytes() == read_views(path).tobytes()
+
+
+def test_views_that_changed_since_they_were_packed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bags").mkdir()
-    write_bag(tmp_path / "bags" / "a.h5", make_bag("a", n_tiles=2, n_views=1))
-    with pytest.raises(BagError, match="a packed store has no place for them"):
-        pack(tmp_path / "bags", tmp_path / "bags.zarr")
-    assert [path.name for path in tmp_path.iterdir()] == ["bags"]
+    write_bag(tmp_path / "bags" / "a.h5", make_bag("a", n_tiles=2, n_views=2))
+    pack(tmp_path / "bags", tmp_path / "bags.zarr")
+    views = zarr.open_group(tmp_path / "bags.zarr", mode="r+")["views"]
+    assert isinstance(views, zarr.Array)
+    views[1, 1, 0] = 77
+    with pytest.raises(BagError, match="as when they were packed"):
+        read_bag(Pack(tmp_path / "bags.zarr")["a"])
+
+
+def test_a_bag_without_views_has_none_to_read(folder: Path, tmp_path: Path) -> None:
+    packed = pack(folder, tmp_path / "bags.zarr")
+    with pytest.raises(BagError, match="bag 'a': no views; expected a bag with views"):
+        read_views(packed["a"])
 
 
 def test_a_bag_under_another_name_is_refused(folder: Path, tmp_path: Path) -> None:
