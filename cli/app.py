@@ -39,21 +39,17 @@ app = typer.Typer(
         "`mil demo` shows all three on painted slides."
     ),
 )
-app.command()(embed)
-app.command()(inspect)
-app.command()(describe)
-app.command()(backbones)
-app.command()(preview)
-app.command()(train)
-app.command()(infer)
-app.command()(explain)
-app.command()(view)
-app.command()(report)
-app.command()(score)
-app.command()(audit)
-app.command()(demo)
-app.add_typer(bags, name="bags")
-app.add_typer(filter_, name="filter")
+# In the order of the work; the panels are those of `mil --help`.
+_PANELS = {
+    "Before": (demo, describe, audit, inspect, preview, backbones),
+    "The three steps": (embed, train, infer),
+    "After": (score, report, explain, view),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(bags, name="bags", rich_help_panel="Bags and filters")
+app.add_typer(filter_, name="filter", rich_help_panel="Bags and filters")
 
 
 def _print_version(*, wanted: bool) -> None:
@@ -69,6 +65,7 @@ def common(
         bool,
         typer.Option(
             "--version",
+            metavar="",
             callback=lambda wanted: _print_version(wanted=wanted),
             is_eager=True,
             help="Print the version and leave.",
@@ -79,5 +76,5 @@ def common(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; usage and completion call it ``mil`` however it was started."""
+    app(prog_name="mil")

@@ -24,19 +24,30 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 def audit(
     *,
     train: Annotated[
-        Path, typer.Argument(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
+        Path,
+        typer.Argument(
+            metavar="TRAIN", help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`."
+        ),
     ],
     test: Annotated[
-        Path | None, typer.Argument(help="CSV of patients kept apart; labels are not looked at.")
+        Path | None,
+        typer.Argument(
+            metavar="TEST", help="CSV of patients kept apart; labels are not looked at."
+        ),
     ] = None,
     bags: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of bags, or packed store; without it only the tables are audited."
+            metavar="FOLDER",
+            help="Folder of bags, or a packed store; without it only the tables are audited.",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, max=50, help="Folds of the training to come.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the training to come.")] = 0,
+    folds: Annotated[
+        int, typer.Option(min=2, max=50, metavar="N", help="Folds of the training to come.")
+    ] = 5,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the training to come.")
+    ] = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Look for leaks and shortcuts before anything is trained.
@@ -47,11 +58,12 @@ def audit(
     and, with `--bags`, tiles, area, aspect and background colour alone predict the label, and how
     well mean embeddings predict the centre.
 
-    Exit code 1 if a leak is found, 0 if there is none; warnings and notes do not change it.
-
     Example: `mil audit train.csv`
 
     Example: `mil audit train.csv test.csv --bags bags --json`
+
+    Exit codes: 0 no leak was found, whatever else was; 1 a leak, or a table or bag that cannot be
+    used; 2 usage.
     """
     with step("loading"):
         from mil.audit import audit as run_audit

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
-from cli.options import Batch, Device, JsonOutput
+from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
@@ -22,23 +22,27 @@ def backbones(
     pattern: Annotated[
         str | None,
         typer.Argument(
+            metavar="PATTERN",
+            show_default=False,
             help="Name with wildcards, e.g. `'*vit*'`; with a dot, tags are searched as well. "
-            "Default: well-tried ones, and those whose weights are here."
+            "Default: well-tried ones, and those whose weights are here.",
         ),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure", help="Time each on this machine, with random weights; takes seconds each."
-        ),
+        flag("--measure", "Time each on this machine, with random weights; takes seconds each."),
     ] = False,
+    as_json: JsonOutput = False,
     execution: Annotated[
         str,
-        typer.Option(help="How to run what is measured: `eager`, `onnx`, `compile`, or `auto`."),
+        typer.Option(
+            metavar="WAY",
+            rich_help_panel=BACKBONE,
+            help="How to run what is measured: `eager`, `onnx`, `compile`, or `auto`.",
+        ),
     ] = "eager",
-    device: Device = "auto",
     batch: Batch = 16,
-    as_json: JsonOutput = False,
+    device: Device = "auto",
 ) -> None:
     """List backbones: input size, embedding, parameters, licence, whether the weights are here.
 

@@ -23,7 +23,8 @@ from cli.console import (
     results,
     step,
 )
-from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, folder_for_bags
+from cli.given import folder_for_bags
+from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, flag
 
 if TYPE_CHECKING:
     from features.interop.exchange import Exchanged
@@ -34,6 +35,12 @@ __all__ = ["ExportLayout", "ImportLayout", "bags"]
 bags = typer.Typer(
     no_args_is_help=True, help="Check bags, pack them, and exchange them with other programs."
 )
+
+
+BagsArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BAGS", help="Folder of bags, or a packed store (also its URL)."),
+]
 
 
 class ExportLayout(StrEnum):
@@ -60,7 +67,7 @@ class ImportLayout(StrEnum):
 @bags.command()
 def verify(
     *,
-    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or packed store.")],
+    bags_dir: BagsArgument,
     as_json: JsonOutput = False,
 ) -> None:
     """Check every bag: whole, finite, no tile twice or outside the slide, all made alike.
@@ -87,25 +94,34 @@ def verify(
 @bags.command("import")
 def import_(
     *,
-    source: Annotated[Path, typer.Argument(help="Folder that the other program wrote.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder that the other program wrote.")
+    ],
     layout: Annotated[ImportLayout, typer.Option("--from", help="Which program wrote it.")],
     bags_dir: BagsDir = Path("bags"),
-    encoder: Annotated[
+    backbone: Annotated[
         str,
         typer.Option(
-            help="Name of the backbone where the files do not say; which embeddings to take where "
-            "a file holds several."
+            metavar="NAME",
+            show_default=False,
+            help="The backbone, where the files do not say; which embeddings to take where a file "
+            "holds several.",
         ),
     ] = "",
     mpp: Annotated[
         float | None,
         typer.Option(
-            min=0.05, max=50, help="Resolution of a tile, µm per px, where the files do not say."
+            min=0.05,
+            max=50,
+            metavar="µm/px",
+            help="Resolution of a tile, µm per px, where the files do not say.",
         ),
     ] = None,
     tile_px: Annotated[
         int | None,
-        typer.Option(min=1, max=65536, help="Side of a tile, px, where the files do not say."),
+        typer.Option(
+            min=1, max=65536, metavar="px", help="Side of a tile, px, where the files do not say."
+        ),
     ] = None,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
@@ -128,7 +144,7 @@ def import_(
         from features.listing import read_mpp_table
 
         given = Given(
-            encoder=encoder,
+            encoder=backbone,
             tile_px=tile_px or 0,
             target_mpp=mpp or 0.0,
             slide_mpp=slide_mpp,
@@ -144,9 +160,9 @@ def import_(
 @bags.command()
 def export(
     *,
-    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or packed store.")],
+    bags_dir: BagsArgument,
     layout: Annotated[ExportLayout, typer.Option("--to", help="Which program shall read them.")],
-    out: Annotated[Path, typer.Option(help="New or empty folder to write to.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty folder to write to.")],
     as_json: JsonOutput = False,
 ) -> None:
     """Write bags as another program wants them.
@@ -165,10 +181,12 @@ def export(
 @bags.command()
 def pack(
     *,
-    bags_dir: Annotated[Path, typer.Argument(help="Folder of bags, or another packed store.")],
-    out: Annotated[Path, typer.Option(help="Folder or URL of the store.")] = Path("bags.zarr"),
+    bags_dir: BagsArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the store goes; also a URL.")
+    ] = Path("bags.zarr"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a packed store that is there.")
+        bool, flag("--overwrite", "Replace a packed store that is there.")
     ] = False,
     as_json: JsonOutput = False,
 ) -> None:
@@ -179,6 +197,8 @@ def pack(
     alike. To a store nothing is added: pack the folder again.
 
     Example: `mil bags pack bags --out bags.zarr`
+
+    Exit codes: 0 done, 1 bags cannot be used or the store not be written, 2 usage.
     """
     with step("loading"):
         from features.packing import pack_bags

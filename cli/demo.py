@@ -19,14 +19,25 @@ __all__ = ["demo"]
 
 def demo(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
-    patients: Annotated[int, typer.Option(min=24, help="Training patients to paint.")] = 60,
-    test_patients: Annotated[int, typer.Option(min=8, help="Held-out patients to paint.")] = 30,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where all that the demo makes goes.")
+    ] = Path("demo"),
+    train_patients: Annotated[
+        int, typer.Option(min=24, metavar="N", help="Training patients to paint.")
+    ] = 60,
+    test_patients: Annotated[
+        int, typer.Option(min=8, metavar="N", help="Held-out patients to paint.")
+    ] = 30,
     signal: Annotated[
         float,
-        typer.Option(min=0, max=1, help="How far the class shows in the tissue; 0: not at all."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="How far the class shows in the tissue; 0: not at all.",
+        ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Another seed paints another cohort.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed paints another cohort.")] = 0,
 ) -> None:
     """Paint a small cohort of stroke clots, then embed, train, infer and score it.
 
@@ -34,6 +45,10 @@ def demo(
     nothing about patients. Takes a few minutes on two cores.
 
     Example: `mil demo --out demo`
+
+    Example: `mil demo --train-patients 24 --test-patients 8`
+
+    Exit codes: 0 done, 2 usage, else that of the command that failed.
     """
     from features.synthetic import paint_cohort, plan_cohort
 
@@ -42,7 +57,7 @@ def demo(
         "These slides are SYNTHETIC: painted tissue whose mixture depends on the class. Scores on "
         "them show that the road works, nothing more."
     )
-    plan = plan_cohort(n_patients=patients + test_patients, seed=seed, signal=signal)
+    plan = plan_cohort(n_patients=train_patients + test_patients, seed=seed, signal=signal)
     with progress_bar("slides") as bars:
         task = bars.add_task("painting", total=len(plan))
         paint_cohort(

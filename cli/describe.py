@@ -32,19 +32,29 @@ def describe(
     train: Annotated[
         Path,
         typer.Argument(
+            metavar="TRAIN",
             help="CSV with `image_id` (or `slide_id`) and `patient_id`; `label`, `center_id` and "
-            "`image_num` where there are any."
+            "`image_num` where there are any.",
         ),
     ],
     slides: Annotated[
-        Path | None, typer.Option(help="Folder of slides; their headers are read.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Slides, of which the headers are read."),
     ] = None,
     bags: Annotated[
-        Path | None, typer.Option(help="Folder of bags, or packed store, for tiles and tissue.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of bags, or a packed store, for tiles and tissue."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("describe.html"),
+    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path(
+        "describe.html"
+    ),
     gallery: Annotated[
-        int, typer.Option(min=0, max=100, help="Slides of each label to show, with `--slides`.")
+        int,
+        typer.Option(
+            min=0, max=100, metavar="N", help="With --slides: slides of each label to show."
+        ),
     ] = 6,
     as_json: JsonOutput = False,
 ) -> None:

@@ -15,8 +15,19 @@ from cli.dry_run import print_estimate
 from cli.embed_series import embed_table
 from cli.embedded import SlideBars, report_outcomes
 from cli.engines import everywhere, running
-from cli.loading import TILES_A_SLIDE, request_encoder
+from cli.given import (
+    folder_for_bags,
+    given_mpp_of,
+    part_of,
+    refuse,
+    require_one_resolution,
+    require_ray_for_address,
+    slides_of,
+    tile_settings,
+)
+from cli.loading import TILES_A_SLIDE
 from cli.options import (
+    TILES,
     Address,
     Backbone,
     BagsDir,
@@ -37,14 +48,9 @@ from cli.options import (
     TilePx,
     Weights,
     WorkersEach,
-    folder_for_bags,
-    given_mpp_of,
-    part_of,
-    require_one_resolution,
-    require_ray_for_address,
-    slides_of,
-    tile_settings,
+    flag,
 )
+from cli.work import Work
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
@@ -66,36 +72,56 @@ def embed(
     *,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`."),
+        typer.Argument(
+            metavar="SLIDES",
+            help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`.",
+        ),
     ] = None,
     series: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of slides: CSV with `bag_id`, `path` and perhaps `order`, one row an "
-            "image; or a folder with one folder of DICOM or other images a bag."
+            metavar="CSV|FOLDER",
+            help="Instead of slides: table with `bag_id`, `path` and perhaps `order`, one row an "
+            "image; or a folder with one folder of DICOM or other images a bag.",
         ),
     ] = None,
     windows: Annotated[
         str,
         typer.Option(
-            help="With --series: what CT slices are looked at through, three of brain, subdural, "
-            "bone, soft or centre/width in HU."
+            metavar="NAMES",
+            help="With --series: what CT slices are looked at through, three of `brain`, "
+            "`subdural`, `bone`, `soft` or `centre/width` in HU.",
         ),
     ] = "brain,subdural,soft",
     bags: BagsDir = Path("bags"),
-    backbone: Backbone = "tf_efficientnet_lite0",
-    weights: Weights = None,
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Part I of N of the slides, e.g. `2/8`, for job arrays."),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Draw one picture a slide and a page of them all."),
+    ] = None,
+    dry_run: Annotated[
+        bool, flag("--dry-run", "Count tiles, gigabytes and hours; write nothing.")
+    ] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Embed slides again that have a bag.")] = False,
+    as_json: JsonOutput = False,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
     overlap: Overlap = 0,
     min_tissue: MinTissue = 0.3,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
+    tile_filter: FilterFile = None,
     stain_norm: Annotated[
         StainNorm,
         typer.Option(
+            rich_help_panel=TILES,
             help="Bring two stains to one colour and strength on every slide: `macenko` (needs "
-            "`mil-slides[stain]`); not for slides with three stains."
+            "`mil-slides[stain]`); not for slides with three stains.",
         ),
     ] = StainNorm.none,
     views: Annotated[
@@ -103,42 +129,37 @@ def embed(
         typer.Option(
             min=0,
             max=16,
+            metavar="N",
+            rich_help_panel=TILES,
             help="Augmented views of each tile besides the plain one; as many times the work more.",
         ),
     ] = 0,
-    views_seed: Annotated[int, typer.Option(min=0, help="Another seed draws other views.")] = 0,
-    tile_filter: FilterFile = None,
-    slide_mpp: SlideMpp = None,
-    mpp_table: MppTable = None,
+    views_seed: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", rich_help_panel=TILES, help="Another seed draws other views."
+        ),
+    ] = 0,
     max_failed: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
+            metavar="SHARE",
+            rich_help_panel=TILES,
             show_default=False,
-            help="Share of a slide's tiles, or a series' images, that may fail to decode; default "
+            help="Share of a slide's tiles, or a series' images, that may fail to decode; default: "
             "0.05 of tiles, 0.2 of images.",
         ),
     ] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Part I of N of the slides, e.g. `2/8`, for job arrays.")
-    ] = None,
-    preview: Annotated[
-        Path | None, typer.Option(help="Folder for one picture a slide and a page of them all.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count tiles, gigabytes and hours; write nothing.")
-    ] = False,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = None,
+    execution: Execution = "auto",
+    batch: Batch = 64,
     device: Devices = "auto",
     engine: EngineChoice = EngineName.local,
     address: Address = None,
-    execution: Execution = "auto",
     workers: WorkersEach = None,
-    batch: Batch = 64,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Embed slides again that have a bag.")
-    ] = False,
-    as_json: JsonOutput = False,
 ) -> None:
     """Find tissue on slides, cut tiles, run a frozen backbone over them, write one bag a slide.
 
@@ -151,17 +172,17 @@ def embed(
     or `--mpp-table`, else 0.25 µm/px is assumed, and the summary says so.
 
     Tiles of pen ink, black fill, coverslip edges, folds and blur are left out and counted;
-    `--rules none` keeps them. With --filter, so are tiles that a trained filter drops.
+    `--rules none` keeps them. With `--filter`, so are tiles that a trained filter drops.
+
+    With `--series`, images become bags instead: slices of a scan, pictures of a lesion, whatever
+    carries one label together. DICOM slices are put in order and looked at through three windows;
+    each image is scaled whole to `--tile-px`.
 
     Example: `mil embed slides/ --bags bags --mpp 0.5`
 
     Example: `mil embed slides/ --bags bags-views --views 4`
 
     Example: `mil embed slides/ --dry-run`
-
-    With `--series`, images become bags instead: slices of a scan, patches, whatever carries one
-    label. DICOM slices are put in order and looked at through three windows; each image is scaled
-    whole to `--tile-px`.
 
     Example: `mil embed --series scans.csv --bags bags`
 
@@ -173,17 +194,21 @@ def embed(
     if engine is EngineName.ray:  # whose machines have other working folders
         paths, bags = [everywhere(path) for path in paths or []], everywhere(bags)
         series = series and everywhere(series)
+    work = Work(
+        backbone=backbone, weights=weights, execution=execution, batch=batch, device=device,
+        engine=engine, address=address, workers=workers, overwrite=overwrite, as_json=as_json,
+    )  # fmt: skip
     if series is not None:
-        _refuse_with_series(
+        refuse(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
              "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap,
              "--filter": tile_filter, "--views": views,
-             "--stain-norm": stain_norm is not StainNorm.none}
+             "--stain-norm": stain_norm is not StainNorm.none},
+            "goes with slides, not with --series",
         )  # fmt: skip
         embed_table(
-            series, bags, backbone=backbone, weights=weights, windows=windows, tile_px=tile_px,
-            max_failed=max_failed, shard=shard, device=device, engine=engine, address=address,
-            execution=execution, workers=workers, batch=batch, overwrite=overwrite, as_json=as_json,
+            series, bags, work=work, windows=windows, tile_px=tile_px, max_failed=max_failed,
+            shard=shard,
         )  # fmt: skip
         return
     tiles = tile_settings(
@@ -198,7 +223,6 @@ def embed(
     with step("loading torch"):
         from features.engines.devices import parse_devices
         from features.pipeline import embed_slides_by
-        from features.plan import EmbedderPlan
         from features.preview import PreviewFolder
         from features.recipe import EmbedSettings, fingerprint_of
         from features.tissue import TissueSettings
@@ -209,19 +233,18 @@ def embed(
         max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
         stain_norm=stain_norm.value, views=ViewSettings(n_views=views, seed=views_seed),
     )  # fmt: skip
-    request = request_encoder(
-        backbone, weights=weights, device=device, batch=batch, execution=execution,
-        n_tiles_expected=len(slides) * TILES_A_SLIDE,
-    )  # fmt: skip
+    n_tiles_expected = len(slides) * TILES_A_SLIDE
     if dry_run:
+        request = work.request(n_tiles_expected=n_tiles_expected)
         with step("loading the backbone"):
             encoder = replace(request, device=parse_devices(device)[0]).load(None)
         print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
         return
-    plan = EmbedderPlan(
-        bags_dir=bags, encoder=request, batch_tiles=batch, n_workers=workers,
-        fingerprint=partial(fingerprint_of, settings=settings), overwrite=overwrite,
-    )  # fmt: skip
+    plan = work.plan(
+        bags,
+        n_tiles_expected=n_tiles_expected,
+        fingerprint=partial(fingerprint_of, settings=settings),
+    )
     with (
         running(plan, engine=engine, address=address) as embedders,
         progress_bar("tiles") as bars,
@@ -241,13 +264,6 @@ def embed(
     report_outcomes(
         outcomes, bags, n_asked_for=len(slides), stopped=stop.is_set(), as_json=as_json
     )  # fmt: skip
-
-
-def _refuse_with_series(given: dict[str, object]) -> None:
-    """Refuse what has no meaning for images of a series."""
-    for name, value in given.items():
-        if value:
-            raise typer.BadParameter("goes with slides, not with --series", param_hint=name)
 
 
 def _read_filter(path: Path, slides: list[Path]) -> TileFilter:

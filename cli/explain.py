@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
-from cli.infer import newest_run
-from cli.options import BagsPlace, JsonOutput
+from cli.given import files_of
+from cli.options import BagsPlace, JsonOutput, PictureSlides, Prior, RunDir
+from cli.runs import newest_run, prior_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,43 +36,42 @@ def explain(
     *,
     patients: Annotated[
         Path | None,
-        typer.Option(help="CSV with `patient_id` and `image_id` (or `slide_id`)."),
+        typer.Option(metavar="CSV", help="Table with `patient_id` and `image_id` (or `slide_id`)."),
     ] = None,
     patient: Annotated[
         list[str] | None,
-        typer.Option(help="With --patients: only this patient; may be given again."),
+        typer.Option(metavar="ID", help="With --patients: only this one; may be given again."),
     ] = None,
     slide: Annotated[
-        str | None, typer.Option(help="Instead of --patients: one slide by itself, by its id.")
+        str | None,
+        typer.Option(metavar="ID", help="Instead of --patients: one slide by itself."),
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
-    ] = None,
+    run: RunDir = None,
     bags: BagsPlace = Path("bags"),
-    slides: Annotated[
-        Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
-    ] = None,
+    slides: PictureSlides = None,
     series: Annotated[
         Path | None,
-        typer.Option(help="Table or folder of the series that the bags were made from."),
+        typer.Option(
+            metavar="CSV|FOLDER", help="Series that the bags were made from, for pictures."
+        ),
     ] = None,
     image_labels: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with `slide_id`, `source` and 0 or 1 for each image of a series, in a column "
-            "named after the run's last class or `label`: scores the attention."
+            metavar="CSV",
+            help="Table with `slide_id`, `source` and 0 or 1 for each image of a series, in a "
+            "column named after the run's last class or `label`: scores the attention.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("explanations"),
-    prior: Annotated[
-        str,
-        typer.Option(
-            help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
-            "training) or shares such as `CE=0.7,LAA=0.3`."
-        ),
-    ] = "balanced",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pages go.")] = Path(
+        "explanations"
+    ),
+    prior: Prior = "balanced",
     top: Annotated[
-        int, typer.Option(min=1, max=200, help="Most and least attended tiles shown of a slide.")
+        int,
+        typer.Option(
+            min=1, max=200, metavar="N", help="Most and least attended tiles shown of a slide."
+        ),
     ] = 8,
     as_json: JsonOutput = False,
 ) -> None:
@@ -81,12 +81,10 @@ def explain(
     `mil infer` gives them; each slide with its attention as percentile and as it is, and with
     additive contributions where the head has them; the most and the least attended tiles. Beside
     the page lie a table, rectangles for QuPath, and a TIFF pyramid to lay over the slide. Without
-    --slides the maps show the grid only.
+    `--slides` the maps show the grid only. Of series of images (`mil embed --series`) the attention
+    is shown by place, and with `--series` the images.
 
     Example: `mil explain --patients test.csv --slides slides/ --out explanations`
-
-    Of series of images (`mil embed --series`) the attention is shown by place, and with --series
-    the images.
 
     Example: `mil explain --run runs/first --slide 006388_0 --slides slides/`
 
@@ -99,14 +97,12 @@ def explain(
         from mil.explanation.attention import explain_patients
         from mil.explanation.page import write_index
         from mil.model import load_run
-        from mil.priors import parse_prior
 
         model = load_run(run or newest_run())
-        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
-        shares = parse_prior(prior, model.classes, counts)
+        shares = prior_of(model, prior)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
         files = _Files(
-            slides=_slides_of(cohort, slides) if slides else None,
+            slides=files_of(cohort, slides, option="--slides") if slides else None,
             series=_series_of(cohort, series) if series else None,
         )
         labels = None
@@ -181,29 +177,6 @@ def _alone(slide: str, bags_dir: Path) -> Cohort:
         )  # fmt: skip
     alone = Patient(patient_id=slide_id, slide_ids=(slide_id,), label=None, center_id=None)
     return Cohort(path=bags_dir, patients=(alone,), classes=())
-
-
-def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
-    """Files of the cohort's slides by slide id.
-
-    Raises
-    ------
-    SlideError
-        If none of them is there, or two have the same name.
-    """
-    from features.errors import SlideError
-    from features.listing import require_distinct_ids
-    from features.slides.opening import find_slides, slide_id_of
-
-    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
-    found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
-    if not found:
-        raise SlideError(
-            folder, found=f"none of the {len(wanted)} slides (first: {min(wanted)!r}) is in it",
-            expected="files named after the slide ids",
-        )  # fmt: skip
-    require_distinct_ids(found, option="--out")
-    return {slide_id_of(path): path for path in found}
 
 
 @dataclass(frozen=True, kw_only=True)

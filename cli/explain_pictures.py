@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cli.tile_grid import grid_of
 from features.bags import BagMeta
 from features.caption import printable
 from features.errors import SlideError, TileError
@@ -24,7 +25,7 @@ from features.heatmap import (
 from features.overlay import write_overlay
 from features.slides.opening import open_slide
 from features.slides.protocol import RgbArray, Slide
-from features.tiles import TileGrid, read_tile
+from features.tiles import read_tile
 from mil.explanation.attention import Explanation, SlideAttention
 from mil.explanation.exports import write_geojson, write_tile_table
 from mil.explanation.page import MapView, SlideView, TileView
@@ -144,14 +145,7 @@ def _read_tiles(
     slide: Slide, places: TilePlaces, meta: BagMeta, tiles: Sequence[int]
 ) -> Iterator[tuple[int, RgbArray]]:
     """Pixels of tiles as they were embedded; those that cannot be decoded are left out."""
-    grid = TileGrid(
-        coords_px0=places.coords_px0,
-        tissue_fraction=np.ones(len(places.coords_px0), np.float32),
-        span_x_px0=places.span_px0[0],
-        span_y_px0=places.span_px0[1],
-        tile_px=meta.fingerprint.tile_px or _TILE_PX,
-        min_tissue_used=meta.min_tissue_used,
-    )
+    grid = grid_of(places, meta)
     for index in tiles:
         try:
             yield index, read_tile(slide, grid, index)

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from cli.console import print_json, progress_bar, results, step
+from cli.given import given_mpp_of, require_one_resolution
 from cli.loading import load_encoder_for
 from cli.options import (
     Backbone,
@@ -22,8 +23,6 @@ from cli.options import (
     TargetMpp,
     TilePx,
     Weights,
-    given_mpp_of,
-    require_one_resolution,
 )
 
 if TYPE_CHECKING:
@@ -40,25 +39,33 @@ def fit(
     table: Annotated[
         Path,
         typer.Argument(
+            metavar="EXAMPLES",
             help="CSV with `label` (`keep` or `drop`); `path` of an image and `slide_id`, or "
-            "`slide_path`, `x` and `y`; optionally `patient_id`."
+            "`slide_path`, `x` and `y`; optionally `patient_id`.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where the filter goes.")] = Path("filter.safetensors"),
-    backbone: Backbone = "tf_efficientnet_lite0",
-    weights: Weights = None,
-    mpp: TargetMpp = 0.5,
-    tile_px: TilePx = 224,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filter goes.")] = Path(
+        "filter.safetensors"
+    ),
     threshold: Annotated[
         float,
-        typer.Option(min=0.01, max=0.99, help="Probability from which on a tile is dropped."),
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            metavar="SHARE",
+            help="Probability from which on a tile is dropped.",
+        ),
     ] = 0.5,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
-    device: Device = "auto",
+    as_json: JsonOutput = False,
+    mpp: TargetMpp = 0.5,
+    tile_px: TilePx = 224,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = None,
     execution: Execution = "auto",
     batch: Batch = 64,
-    as_json: JsonOutput = False,
+    device: Device = "auto",
 ) -> None:
     """Fit a filter on example tiles, and say how well it does on slides it has not seen.
 
@@ -72,6 +79,8 @@ def fit(
     backbone, `--mpp` and `--tile-px`.
 
     Example: `mil filter fit examples.csv --out filter.safetensors`
+
+    Exit codes: 0 done, 1 examples cannot be used or are too few, 2 usage.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     with step("loading the backbone"):
@@ -108,12 +117,16 @@ def fit(
 @filter_.command()
 def show(
     *,
-    file: Annotated[Path, typer.Argument(help="Filter that `mil filter fit` wrote.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILTER", help="File that `mil filter fit` wrote.")
+    ],
     as_json: JsonOutput = False,
 ) -> None:
     """Print what a filter was fitted on and how well it does.
 
     Example: `mil filter show filter.safetensors`
+
+    Exit codes: 0 done, 1 the file cannot be used, 2 usage.
     """
     with step("reading"):
         from features.filter import read_filter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.embedded import SlideBars, print_failures
+from cli.given import given_mpp_of, refuse, require_one_resolution
 from cli.label_commands import infer_labels
 from cli.loading import load_encoder_for
 from cli.options import (
@@ -18,11 +18,15 @@ from cli.options import (
     Batch,
     Device,
     JsonOutput,
+    MppTable,
+    PatientTable,
+    RunDir,
+    SlideMpp,
     Weights,
     Workers,
-    given_mpp_of,
-    require_one_resolution,
+    flag,
 )
+from cli.runs import newest_run, prior_of
 from features.cores import N_CORES
 
 if TYPE_CHECKING:
@@ -33,29 +37,33 @@ if TYPE_CHECKING:
     from mil.inference import PatientPrediction
     from mil.model import Run
 
-__all__ = ["infer", "newest_run"]
+__all__ = ["infer"]
 
 
 def infer(
     *,
-    patients: Annotated[
-        Path, typer.Option(help="CSV with `patient_id` and `image_id` (or `slide_id`).")
-    ],
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: the newest in `runs/`.")
-    ] = None,
+    patients: PatientTable,
+    run: RunDir = None,
     bags: BagsPlace = Path("bags"),
     slides: Annotated[
         Path | None,
-        typer.Option(help="Slides; those without a bag are embedded as the run's bags were."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Slides; those without a bag are embedded as the run's bags were.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path("submission.csv"),
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    out: Annotated[Path, typer.Option(metavar="CSV", help="Where the predictions go.")] = Path(
+        "submission.csv"
+    ),
     prior: Annotated[
         str | None,
         typer.Option(
+            metavar="SHARES",
             help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
-            "training) or shares such as `CE=0.7,LAA=0.3`; default `balanced`, of a run of several "
-            "labels `cohort`.",
+            "training) or shares such as `CE=0.7,LAA=0.3`; default: `balanced`, of a run of "
+            "several labels `cohort`.",
             show_default=False,
         ),
     ] = None,
@@ -64,37 +72,33 @@ def infer(
         typer.Option(
             min=0.5,
             max=0.999,
-            help="Share of each class's patients whose prediction set should hold their class.",
-            show_default="0.9",
+            metavar="SHARE",
+            help="Share of each class's patients whose prediction set should hold their class; "
+            "default: 0.9.",
+            show_default=False,
         ),
     ] = None,
     abstain: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--abstain",
-            help="Mark patients to look at in the details: those whose set holds not exactly one "
+            "Mark patients to look at in the details: those whose set holds not exactly one "
             "class. Probabilities stay as they are.",
         ),
     ] = False,
     tta: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--tta",
-            help="Average over the views of tiles (test-time augmentation), calibrated for it; for "
+            "Average over the views of tiles (test-time augmentation), calibrated for it; for "
             "runs trained on bags with views.",
         ),
     ] = False,
+    as_json: JsonOutput = False,
     weights: Weights = None,
-    slide_mpp: Annotated[
-        float | None, typer.Option(help="With --slides: µm per level-0 px of all slides.")
-    ] = None,
-    mpp_table: Annotated[
-        Path | None, typer.Option(help="With --slides: CSV with `slide_id` and `mpp`.")
-    ] = None,
+    batch: Batch = 64,
     device: Device = "auto",
     workers: Workers = N_CORES,
-    batch: Batch = 64,
-    as_json: JsonOutput = False,
 ) -> None:
     """Write one row of calibrated probabilities for every patient asked for.
 
@@ -118,15 +122,14 @@ def infer(
         from mil.inference import predict_patients, write_details, write_predictions
         from mil.labels.runs import is_label_run, load_label_run
         from mil.model import load_run
-        from mil.priors import parse_prior
 
         chosen = run or newest_run(several_labels=True)
         several = load_label_run(chosen) if is_label_run(chosen) else None
     if several is not None:
-        _refuse_with_labels({
-            "--tta": tta, "--abstain": abstain, "--coverage": coverage is not None,
-            "--slides": slides is not None,
-        })  # fmt: skip
+        refuse(
+            {"--tta": tta, "--abstain": abstain, "--coverage": coverage, "--slides": slides},
+            "does not go with a run of several labels",
+        )
         _warn(infer_labels(several, patients, bags, out, prior=prior or "cohort", as_json=as_json))
         return
     prior, coverage = prior or "balanced", coverage or COVERAGE
@@ -135,8 +138,7 @@ def infer(
         if tta:
             model.over_views()  # refused before slides are embedded
         cohort = read_cohort(patients, labelled=False)
-        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
-        shares = parse_prior(prior, model.classes, counts)
+        shares = prior_of(model, prior)
         if abstain:
             _require_sets(model)
     n_failed = 0
@@ -166,40 +168,6 @@ def infer(
     _warn_of_sets(model, coverage)
     if n_failed:
         raise typer.Exit(EXIT_PARTLY_FAILED)
-
-
-def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
-    """The finished run that was written last; of those of several labels only where asked for.
-
-    Raises
-    ------
-    RunError
-        If there is none.
-    """
-    from mil.errors import RunError
-
-    marks = list(runs_dir.glob("*/model.json"))
-    if several_labels:
-        marks += runs_dir.glob("*/labels.json")
-    found = sorted(marks, key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise RunError(
-            runs_dir,
-            found="no finished run in it",
-            expected="a folder that 'mil train' wrote",
-            advice="Train one, or name another with --run.",
-        )
-    return found[-1].parent
-
-
-def _refuse_with_labels(given: Mapping[str, bool]) -> None:
-    """Refuse options that are for runs of one label, by whether each was given."""
-    for option, is_given in given.items():
-        if is_given:
-            advice = "; embed them first" if option == "--slides" else ""
-            raise typer.BadParameter(
-                f"does not go with a run of several labels{advice}", param_hint=option
-            )
 
 
 def _embed_missing(

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, notes, print_json, results
-from cli.options import JsonOutput, SlideMpp, SlidePaths, slides_of
+from cli.given import slides_of
+from cli.options import JsonOutput, SlideMpp, SlidePaths
 
 if TYPE_CHECKING:
     from features.slides.protocol import Slide

@@ -1,24 +1,25 @@
-"""Options that several commands share, said once."""
+"""Options that several commands share, said once; in panels, as ``--help`` shows them."""
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from features.tiles import TileSettings
-
 __all__ = [
+    "BACKBONE",
+    "FOLDS",
+    "MACHINE",
+    "TILES",
     "Address",
     "Backbone",
     "BagsDir",
     "BagsPlace",
     "Batch",
     "Calibrator",
+    "CohortTable",
     "Device",
     "Devices",
     "EngineChoice",
@@ -31,7 +32,11 @@ __all__ = [
     "MinTissue",
     "MppTable",
     "Overlap",
+    "PatientTable",
+    "PictureSlides",
+    "Prior",
     "Rules",
+    "RunDir",
     "SlideMpp",
     "SlidePaths",
     "TargetMpp",
@@ -39,16 +44,18 @@ __all__ = [
     "Weights",
     "Workers",
     "WorkersEach",
-    "folder_for_bags",
-    "given_mpp_of",
-    "part_of",
-    "require_one_resolution",
-    "require_ray_for_address",
-    "slides_of",
-    "tile_settings",
+    "flag",
 ]
 
-T = TypeVar("T")
+TILES = "Tiles"
+BACKBONE = "Backbone"
+MACHINE = "Machine"
+FOLDS = "Folds and calibration"
+
+
+def flag(name: str, meaning: str, *, panel: str | None = None) -> Any:
+    """An option that takes no value, and of which the help shows none."""
+    return typer.Option(name, metavar="", help=meaning, rich_help_panel=panel)
 
 
 class EngineName(StrEnum):
@@ -58,192 +65,199 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
-Backbone = Annotated[
-    str,
-    typer.Option(help="Any timm model, or several joined by `+`; the default needs no network."),
-]
-FilterFile = Annotated[
-    Path | None,
-    typer.Option("--filter", help="Tile filter that `mil filter fit` wrote; what it drops is "
-                 "counted."),
+CohortTable = Annotated[
+    Path,
+    typer.Option(metavar="CSV", help="Table with `image_id` (or `slide_id`), `patient_id`, "
+                 "`label`."),
 ]  # fmt: skip
-BagsDir = Annotated[Path, typer.Option("--bags", help="Folder of bags, one HDF5 file a slide.")]
-BagsPlace = Annotated[
-    Path, typer.Option("--bags", help="Folder of bags, or a packed store (also its URL).")
-]
-Device = Annotated[
-    str, typer.Option(help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.")
-]
-Calibrator = Annotated[
-    str,
-    typer.Option(
-        help="How logits become probabilities: `platt` (shrunken), `temperature`, `beta` (two "
-        "classes), `dirichlet` (more), `none`, or `auto`, which picks by cross-validation."
-    ),
+PatientTable = Annotated[
+    Path,
+    typer.Option(metavar="CSV", help="Table with `patient_id` and `image_id` (or `slide_id`)."),
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
+        metavar="NAMES",
         help="Columns of 0 and 1 in place of `label`, where a patient may have several, e.g. "
-        "`any,epidural,subdural`."
+        "`any,epidural,subdural`.",
     ),
 ]
-Devices = Annotated[
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="The run; default: the newest in `runs/`.", show_default=False
+    ),
+]
+BagsDir = Annotated[
+    Path,
+    typer.Option("--bags", metavar="FOLDER", help="Folder of bags, one HDF5 file a slide."),
+]
+BagsPlace = Annotated[
+    Path,
+    typer.Option(
+        "--bags", metavar="FOLDER", help="Folder of bags, or a packed store (also its URL)."
+    ),
+]
+PictureSlides = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Slides that the bags were made from, for pictures."),
+]
+Prior = Annotated[
     str,
     typer.Option(
-        "--device",
-        help="`auto` (every GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
-        "`cuda:0,1`, each with a process of its own.",
+        metavar="SHARES",
+        help="Class shares that the probabilities are for: `balanced`, `cohort` (as in training) "
+        "or shares such as `CE=0.7,LAA=0.3`.",
     ),
 ]
-EngineChoice = Annotated[
-    EngineName,
-    typer.Option(
-        "--engine",
-        help="Where the work is done: on the devices of this machine (`local`), or on a Ray "
-        "cluster (`ray`).",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="The Ray cluster, `host:port`; default: the one this machine is part of, else a new "
-        "one on this machine."
-    ),
-]
-JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
-]
-Workers = Annotated[
-    int, typer.Option(min=1, max=256, help="Threads that decode tiles; default: all cores.")
-]
-WorkersEach = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        max=256,
-        show_default=False,
-        help="Threads that decode tiles, of each device; default: all cores, shared out. On Ray "
-        "also the cores that an actor takes.",
-    ),
-]
-Weights = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="Local checkpoint of the backbone (safetensors or torch); of joined backbones one "
-        "each, `-` for installed weights."
-    ),
-]
-Execution = Annotated[
-    str,
-    typer.Option(
-        help="How the backbone runs: `auto` takes the fastest way that gives the same embeddings; "
-        "`eager`, `compile`, `onnx`. A folder of bags keeps its first choice."
-    ),
-]
-Batch = Annotated[int, typer.Option(min=1, help="Tiles through the backbone at once.")]
+JsonOutput = Annotated[bool, flag("--json", "Print the summary as JSON on standard output.")]
 
 SlidePaths = Annotated[
     list[Path],
-    typer.Argument(help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`."),
+    typer.Argument(
+        metavar="SLIDES",
+        help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`.",
+    ),
 ]
+SlideMpp = Annotated[
+    float | None,
+    typer.Option(
+        metavar="µm/px", help="µm per level-0 px of all these slides, where the files are wrong."
+    ),
+]
+MppTable = Annotated[
+    Path | None,
+    typer.Option(metavar="CSV", help="Table with `slide_id` and `mpp`, for single slides."),
+]
+
 TargetMpp = Annotated[
-    float, typer.Option("--mpp", min=0.05, max=50, help="Resolution of a tile, µm per px.")
+    float,
+    typer.Option(
+        "--mpp", min=0.05, max=50, metavar="µm/px", rich_help_panel=TILES,
+        help="Resolution of a tile, µm per px.",
+    ),
+]  # fmt: skip
+TilePx = Annotated[
+    int,
+    typer.Option(min=16, max=4096, metavar="px", rich_help_panel=TILES, help="Side of a tile, px."),
 ]
-TilePx = Annotated[int, typer.Option(min=16, max=4096, help="Side of a tile, px.")]
-Overlap = Annotated[int, typer.Option(min=0, help="Overlap of neighbouring tiles, px.")]
+Overlap = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="px", rich_help_panel=TILES, help="Overlap of neighbouring tiles, px."
+    ),
+]
 MinTissue = Annotated[
-    float, typer.Option(min=0, max=1, help="Least share of a tile that is tissue.")
-]
+    float,
+    typer.Option(
+        min=0, max=1, metavar="SHARE", rich_help_panel=TILES,
+        help="Least share of a tile that is tissue.",
+    ),
+]  # fmt: skip
 MaxTiles = Annotated[
     int | None,
-    typer.Option(min=1, help="Tiles of a slide at most, drawn spread over its tissue; same each "
-                 "time."),
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=TILES,
+        help="Tiles of a slide at most, drawn spread over its tissue; same each time.",
+    ),
 ]  # fmt: skip
 Rules = Annotated[
     str,
-    typer.Option(help="Rules that leave tiles out: `all`, `none`, or some of "
-                 "dark,ink,grey,fold,blur."),
+    typer.Option(
+        metavar="NAMES", rich_help_panel=TILES,
+        help="Rules that leave tiles out: `all`, `none`, or some of `dark,ink,grey,fold,blur`.",
+    ),
 ]  # fmt: skip
-SlideMpp = Annotated[
-    float | None,
-    typer.Option(help="µm per level-0 px of all these slides, where the files are wrong."),
+FilterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--filter", metavar="FILE", rich_help_panel=TILES,
+        help="Tile filter that `mil filter fit` wrote; what it drops is counted.",
+    ),
+]  # fmt: skip
+
+Backbone = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=BACKBONE,
+        help="Any timm model, or several joined by `+`; the default needs no network.",
+    ),
+]  # fmt: skip
+Weights = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=BACKBONE,
+        help="Local checkpoint of the backbone (safetensors or torch); of joined backbones one "
+        "each, `-` for installed weights.",
+    ),
+]  # fmt: skip
+Execution = Annotated[
+    str,
+    typer.Option(
+        metavar="WAY", rich_help_panel=BACKBONE,
+        help="How the backbone runs: `auto` takes the fastest way that gives the same embeddings; "
+        "`eager`, `compile`, `onnx`. A folder of bags keeps its first choice.",
+    ),
+]  # fmt: skip
+Batch = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=BACKBONE, help="Tiles through the backbone at once."
+    ),
 ]
-MppTable = Annotated[
-    Path | None, typer.Option(help="CSV with `slide_id` and `mpp`, for single slides.")
-]
 
+Calibrator = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=FOLDS,
+        help="How logits become probabilities: `platt` (shrunken), `temperature`, `beta` (two "
+        "classes), `dirichlet` (more), `none`, or `auto`, which picks by cross-validation.",
+    ),
+]  # fmt: skip
 
-def folder_for_bags(bags: Path) -> Path:
-    """The folder to write bags to; a packed store takes none."""
-    from features.packs import is_pack
-
-    if is_pack(bags):
-        raise typer.BadParameter(
-            f"{str(bags)!r} is a packed store, to which no bag can be added: name a folder",
-            param_hint="--bags",
-        )
-    return bags
-
-
-def tile_settings(
-    *, mpp: float, tile_px: int, overlap: int, min_tissue: float, max_tiles: int | None, rules: str
-) -> TileSettings:
-    """Settings from the options that name them."""
-    from features.rules import parse_rules
-    from features.tiles import TileSettings
-
-    if overlap >= tile_px:
-        raise typer.BadParameter(
-            f"{overlap} px is not less than the tile's {tile_px} px", param_hint="--overlap"
-        )
-    return TileSettings(
-        tile_px=tile_px, target_mpp=mpp, overlap_px=overlap, min_tissue=min_tissue,
-        max_tiles=max_tiles, rules=parse_rules(rules),
-    )  # fmt: skip
-
-
-def slides_of(paths: list[Path]) -> list[Path]:
-    """Slides named by files, folders, URLs and CSV tables."""
-    from features.listing import read_slide_table
-    from features.slides.opening import find_slides
-
-    listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
-    found = find_slides([p for p in paths if p.suffix != ".csv"])
-    return sorted(dict.fromkeys([*listed, *found]))
-
-
-def part_of(slides: list[T], shard: str | None) -> list[T]:
-    """Part I of N of the slides or series: every Nth from the Ith on; all where shard is None."""
-    if shard is None:
-        return slides
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    number, n_parts = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= number <= n_parts:
-        raise typer.BadParameter(f"{shard!r} is not I/N with I from 1 to N", param_hint="--shard")
-    return slides[number - 1 :: n_parts]
-
-
-def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -> None:
-    """Refuse two sources of the slides' resolution."""
-    if slide_mpp is not None and mpp_table is not None:
-        raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
-
-
-def require_ray_for_address(engine: EngineName, address: str | None) -> None:
-    """Refuse the address of a cluster that would not be used."""
-    if address is not None and engine is not EngineName.ray:
-        raise typer.BadParameter("goes with --engine ray", param_hint="--address")
-
-
-def given_mpp_of(
-    slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
-) -> dict[str, float]:
-    """µm per level-0 px by slide id, where the user knows better than the files."""
-    from features.listing import read_mpp_table
-    from features.slides.opening import slide_id_of
-
-    if mpp_table is not None:
-        return read_mpp_table(mpp_table)
-    return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=MACHINE,
+        help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.",
+    ),
+]  # fmt: skip
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAMES", rich_help_panel=MACHINE,
+        help="`auto` (every GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
+        "`cuda:0,1`, each with a process of its own.",
+    ),
+]  # fmt: skip
+EngineChoice = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine", rich_help_panel=MACHINE,
+        help="Where the work is done: on the devices of this machine (`local`), or on a Ray "
+        "cluster (`ray`).",
+    ),
+]  # fmt: skip
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", rich_help_panel=MACHINE, show_default=False,
+        help="The Ray cluster; default: the one this machine is part of, else a new one on this "
+        "machine.",
+    ),
+]  # fmt: skip
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, max=256, metavar="N", rich_help_panel=MACHINE, show_default="all cores",
+        help="Threads that decode tiles.",
+    ),
+]  # fmt: skip
+WorkersEach = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, max=256, metavar="N", rich_help_panel=MACHINE, show_default=False,
+        help="Threads that decode tiles, of each device; default: all cores, shared out. On Ray "
+        "also the cores that an actor takes.",
+    ),
+]  # fmt: skip

@@ -18,6 +18,7 @@ from cli.console import (
     results,
 )
 from cli.embedded import SlideBars
+from cli.given import given_mpp_of, require_one_resolution, slides_of, tile_settings
 from cli.options import (
     JsonOutput,
     MaxTiles,
@@ -30,10 +31,6 @@ from cli.options import (
     TargetMpp,
     TilePx,
     Workers,
-    given_mpp_of,
-    require_one_resolution,
-    slides_of,
-    tile_settings,
 )
 from features.cores import N_CORES
 
@@ -46,19 +43,19 @@ __all__ = ["preview"]
 def preview(
     *,
     paths: SlidePaths,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures and their page.")] = Path(
-        "previews"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the pictures and their page go.")
+    ] = Path("previews"),
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    as_json: JsonOutput = False,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
     overlap: Overlap = 0,
     min_tissue: MinTissue = 0.3,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
-    slide_mpp: SlideMpp = None,
-    mpp_table: MppTable = None,
     workers: Workers = N_CORES,
-    as_json: JsonOutput = False,
 ) -> None:
     """Draw slides with their tissue and tiles, and why tiles are left out; embeds nothing.
 

@@ -15,10 +15,13 @@ __all__ = ["report"]
 
 def report(
     *,
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     explanations: Annotated[
         Path | None,
-        typer.Option(help="Folder written by `mil explain`: patients are linked to their pages."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that `mil explain` wrote: patients are linked to their pages.",
+        ),
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
@@ -30,6 +33,8 @@ def report(
     Example: `mil report runs/first`
 
     Example: `mil report runs/first --explanations explanations`
+
+    Exit codes: 0 done, 1 the run cannot be used, 2 usage.
     """
     if explanations is not None and not explanations.is_dir():
         raise typer.BadParameter(f"{explanations} is no folder", param_hint="--explanations")

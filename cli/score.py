@@ -10,7 +10,7 @@ import typer
 
 from cli.console import print_json, results, step
 from cli.label_commands import read_labels, score_label_files
-from cli.options import Calibrator, JsonOutput, Labels
+from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
 from cli.score_tables import print_reliability, print_scores
 
 if TYPE_CHECKING:
@@ -29,14 +29,17 @@ class Average(StrEnum):
 
 def score(
     *,
-    predictions: Annotated[list[Path], typer.Argument(help="CSV tables of patients or of slides.")],
-    cohort: Annotated[
-        Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PREDICTIONS", help="CSV tables with one row a patient or a slide."),
     ],
+    cohort: CohortTable,
     labels: Labels = None,
     class_name: Annotated[
         str | None,
-        typer.Option("--class", help="Class that a single column of probabilities is for."),
+        typer.Option(
+            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
+        ),
     ] = None,
     average: Annotated[
         Average, typer.Option(help="How several files are averaged.")
@@ -44,30 +47,47 @@ def score(
     prior: Annotated[
         str,
         typer.Option(
+            metavar="SHARES",
             help="Class shares at which Brier, calibration error and accuracy are read: `cohort`, "
-            "`balanced` or shares such as `CE=0.7,LAA=0.3`."
+            "`balanced` or shares such as `CE=0.7,LAA=0.3`.",
         ),
     ] = "cohort",
     file_prior: Annotated[
-        str, typer.Option(help="Class shares that the files' probabilities are for.")
+        str,
+        typer.Option(metavar="SHARES", help="Class shares that the files' probabilities are for."),
     ] = "balanced",
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Cross-fit a calibrator and score that as well.")
-    ] = False,
-    calibrator: Calibrator = "platt",
-    folds: Annotated[int, typer.Option(min=2, max=100, help="Folds of a cross-fit.")] = 5,
-    repeats: Annotated[
-        int, typer.Option(min=1, max=1000, help="Cross-fits with other folds, averaged.")
-    ] = 20,
     reliability: Annotated[
         bool,
-        typer.Option(
-            "--reliability", help="Reliability table, calibration error's bias, Brier in parts."
-        ),
+        flag("--reliability", "Reliability table, calibration error's bias, Brier in parts."),
     ] = False,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of folds and bootstrap.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(min=100, metavar="N", help="Bootstrap resamples.")
+    ] = 1000,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Folds and bootstrap follow it.")
+    ] = 0,
     as_json: JsonOutput = False,
+    calibrate: Annotated[
+        bool,
+        flag("--calibrate", "Cross-fit a calibrator and score that as well.", panel=FOLDS),
+    ] = False,
+    calibrator: Calibrator = "platt",
+    folds: Annotated[
+        int,
+        typer.Option(
+            min=2, max=100, metavar="N", rich_help_panel=FOLDS, help="Folds of a cross-fit."
+        ),
+    ] = 5,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            rich_help_panel=FOLDS,
+            help="Cross-fits with other folds, averaged.",
+        ),
+    ] = 20,
 ) -> None:
     """Score predictions: weighted log loss, AUROC, Brier, calibration, accuracies.
 
@@ -80,15 +100,17 @@ def score(
     by a calibrator that was fitted on other patients. This makes the scores cross-fitted; nothing
     is known here of what the model itself had seen.
 
-    Example: `mil score submission.csv --cohort labels.csv`
-
-    Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
-
     With `--labels` files have one column a label, and rows need not sum to 1: the weighted log loss
     of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the shares
     of the patients scored.
 
+    Example: `mil score submission.csv --cohort labels.csv`
+
+    Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
+
     Example: `mil score submission.csv --cohort labels.csv --labels any,epidural,subdural`
+
+    Exit codes: 0 done, 1 tables cannot be used, 2 usage.
     """
     if labels is not None:
         if class_name or calibrate or reliability:

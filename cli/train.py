@@ -12,18 +12,21 @@ from rich.table import Table
 
 from cli.console import print_json, progress_bar, results, step
 from cli.engines import everywhere, print_note
+from cli.given import require_ray_for_address
 from cli.label_commands import read_labels, train_labels
 from cli.options import (
+    FOLDS,
     Address,
     BagsPlace,
     Calibrator,
+    CohortTable,
     Device,
     EngineChoice,
     EngineName,
     FilterFile,
     JsonOutput,
     Labels,
-    require_ray_for_address,
+    flag,
 )
 
 if TYPE_CHECKING:
@@ -43,62 +46,85 @@ class By(StrEnum):
 
 def train(
     *,
-    cohort: Annotated[
-        Path, typer.Option(help="CSV with `image_id` (or `slide_id`), `patient_id`, `label`.")
-    ] = Path("train.csv"),
+    cohort: CohortTable = Path("train.csv"),
     labels: Labels = None,
     unlabelled: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with `image_id` (or `slide_id`) and `patient_id` of slides that fit the "
-            "whitening of embeddings and teach no class; copies of the cohort's are left out."
+            metavar="CSV",
+            help="Table with `image_id` (or `slide_id`) and `patient_id` of slides that fit the "
+            "whitening of embeddings and teach no class; copies of the cohort's are left out.",
         ),
     ] = None,
     bags: BagsPlace = Path("bags"),
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: the next `runs/run-N`.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="The run; default: the next `runs/run-N`.", show_default=False
+        ),
     ] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
+            "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan.",
+        ),
+    ] = "gated",
+    overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
+    as_json: JsonOutput = False,
     by: Annotated[
         By,
         typer.Option(
+            rich_help_panel=FOLDS,
             help="Folds of patients, stratified by class and centre; or leave one `centre` out "
-            "(needs `center_id`)."
+            "(needs `center_id`).",
         ),
     ] = By.patient,
     folds: Annotated[
         int | None,
         typer.Option(
-            min=2, max=50, help=f"Folds of patients; default {_DEFAULT_FOLDS}.", show_default=False
+            min=2,
+            max=50,
+            metavar="N",
+            rich_help_panel=FOLDS,
+            show_default=False,
+            help=f"Folds of patients; default: {_DEFAULT_FOLDS}.",
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, max=100, help="Cross-validations with other folds.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Folds, starts and batches follow it.")] = 0,
-    head: Annotated[
-        str,
+        int,
         typer.Option(
-            help="Kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
-            "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan."
+            min=1,
+            max=100,
+            metavar="N",
+            rich_help_panel=FOLDS,
+            help="Cross-validations with other folds.",
         ),
-    ] = "gated",
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FOLDS,
+            help="Folds, starts and batches follow it.",
+        ),
+    ] = 0,
     calibrator: Calibrator = "platt",
     nested: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--nested",
-            help="Score with calibrators fitted by a cross-validation inside each fold; with 5 "
-            "folds 5 times as long.",
+            "Score with calibrators fitted by a cross-validation inside each fold; with 5 folds 5 "
+            "times as long.",
+            panel=FOLDS,
         ),
     ] = False,
     tile_filter: FilterFile = None,
     device: Device = "auto",
     engine: EngineChoice = EngineName.local,
     address: Address = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run of that name.")
-    ] = False,
-    as_json: JsonOutput = False,
 ) -> None:
     """Train heads under patient-grouped cross-validation, calibrate them, write one model bundle.
 
@@ -108,9 +134,13 @@ def train(
     nested with `--nested`. A training that was killed goes on at the fold it was in when it is
     started again with the same settings.
 
-    With --filter, tiles that the filter drops are left out and counted; `mil infer` and `mil
+    With `--filter`, tiles that the filter drops are left out and counted; `mil infer` and `mil
     explain` will leave them out alike. Where it learned from slides of these patients, each fold
     uses one fitted again without those it judges.
+
+    With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
+    the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
+    label if any of its slices does.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
@@ -120,11 +150,9 @@ def train(
 
     Example: `mil train --unlabelled other.csv`
 
-    With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
-    the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
-    label if any of its slices does.
-
     Example: `mil train --labels any,epidural,subdural --head ordered --run runs/ct`
+
+    Exit codes: 0 done, 1 table, bags or settings cannot be used, 2 usage.
     """
     if by is By.centre and folds is not None:
         raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import notes, progress_bar, results, step
-from cli.options import BagsPlace
+from cli.given import files_of
+from cli.options import BagsPlace, PictureSlides, Prior, flag
+from cli.runs import newest_run, prior_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,55 +30,51 @@ __all__ = ["view"]
 def view(
     *,
     run: Annotated[
-        Path | None, typer.Argument(help="Folder of the run; default: the newest in `runs/`.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of the run; default: the newest in `runs/`.",
+            show_default=False,
+        ),
     ] = None,
     patients: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with `patient_id` and `image_id` (or `slide_id`); default: the patients that "
-            "the run was trained on."
+            metavar="CSV",
+            help="Table with `patient_id` and `image_id` (or `slide_id`); default: the patients "
+            "that the run was trained on.",
         ),
     ] = None,
     bags: BagsPlace = Path("bags"),
-    slides: Annotated[
-        Path | None, typer.Option(help="Slides that the bags were made from, for pictures.")
-    ] = None,
-    prior: Annotated[
-        str,
-        typer.Option(
-            help="Class shares that the probabilities are for: `balanced`, `cohort` (as in "
-            "training) or shares such as `CE=0.7,LAA=0.3`."
-        ),
-    ] = "balanced",
+    slides: PictureSlides = None,
+    prior: Prior = "balanced",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")
+        int,
+        typer.Option(min=0, max=65535, metavar="N", help="Where to listen; 0 takes any free port."),
     ] = 0,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    browser: Annotated[bool, flag("--browser/--no-browser", "Open the page in a browser.")] = True,
 ) -> None:
     """Look through a run's patients: slides to zoom into, with the attention laid over them.
 
     A page of this machine only, behind a token that is new each time; it needs no network, and
     Ctrl-C ends it. Patients have the probabilities that `mil infer` gives; those that the run was
-    trained on have the out-of-fold ones. Without --slides the colours lie on plain ground.
+    trained on have the out-of-fold ones. Without `--slides` the colours lie on plain ground.
 
     Example: `mil view runs/first --patients test.csv --slides slides/`
 
     Exit codes: 0 ended by Ctrl-C, 1 run, table, bags, slides or port cannot be used, 2 usage.
     """
     with step("loading the run"):
-        from cli.infer import newest_run
         from cli.viewer.content import ViewedRun
         from features.errors import BagError
         from features.packs import open_bags
         from mil.cohort import read_cohort
         from mil.model import load_run
-        from mil.priors import parse_prior
 
         model = load_run(run or newest_run())
         cohort = _trained_on(model) if patients is None else read_cohort(patients, labelled=False)
-        counts = dict(zip(model.classes, model.cohort_counts, strict=True))
-        shares = parse_prior(prior, model.classes, counts)
-        paths = None if slides is None else _slides_of(cohort, slides)
+        shares = prior_of(model, prior)
+        paths = None if slides is None else files_of(cohort, slides, option="--slides")
         places = open_bags(bags, may_be_empty=True)
     predictions = _predict(model, cohort, places, shares)
     if all(prediction.status == "no_bag" for prediction in predictions):
@@ -110,23 +108,6 @@ def _trained_on(run: Run) -> Cohort:
         for patient_id, ids in slides.items()
     )
     return Cohort(path=run.path / "slides.csv", patients=trained_on, classes=())
-
-
-def _slides_of(cohort: Cohort, folder: Path) -> dict[str, Path]:
-    """Files of the cohort's slides by slide id.
-
-    Raises
-    ------
-    SlideError
-        If there is no slide in the folder, or two of the cohort's have the same name.
-    """
-    from features.listing import require_distinct_ids
-    from features.slides.opening import find_slides, slide_id_of
-
-    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
-    found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
-    require_distinct_ids(found, option="--slides")
-    return {slide_id_of(path): path for path in found}
 
 
 def _predict(

@@ -42,7 +42,7 @@ def test_the_demo_shows_the_whole_road_and_says_it_is_synthetic(tmp_path: Path) 
 @pytest.mark.slow
 def test_without_signal_the_same_road_scores_at_chance(tmp_path: Path) -> None:
     _, scores = demo(
-        tmp_path / "demo", "--patients", "40", "--test-patients", "40", "--signal", "0"
+        tmp_path / "demo", "--train-patients", "40", "--test-patients", "40", "--signal", "0"
     )
     # 15 against 25 patients: the standard error of a chance AUROC is 0.095.
     assert abs(scores["auroc"] - 0.5) < 3 * 0.095

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from cli.tile_grid import grid_of
 from cli.viewer.shelf import SlideShelf
 from cli.viewer.slides import ViewedSlide
 from features.deepzoom import Window, colour_window
 from features.errors import SlideError
 from features.heatmap import Scale, colours
-from features.tiles import TileGrid, read_tile
+from features.tiles import read_tile
 
 __all__ = ["draw_colours", "draw_legend", "draw_tile", "draw_window"]
 
@@ -21,7 +22,6 @@ _SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="percentile in the 
 _GROUND_RGB = (240, 240, 240)
 _DAMAGED_RGB = (120, 120, 120)
 _JPEG_QUALITY = 85
-_TILE_PX = 224
 
 
 def draw_window(slide: ViewedSlide, window: Window, shelf: SlideShelf) -> bytes:
@@ -63,14 +63,7 @@ def draw_tile(slide: ViewedSlide, index: int, shelf: SlideShelf) -> bytes:
     places, meta = slide.places, slide.shown.meta
     if not 0 <= index < len(places.coords_px0):
         raise KeyError(index)
-    grid = TileGrid(
-        coords_px0=places.coords_px0,
-        tissue_fraction=np.ones(len(places.coords_px0), np.float32),
-        span_x_px0=places.span_px0[0],
-        span_y_px0=places.span_px0[1],
-        tile_px=meta.fingerprint.tile_px or _TILE_PX,
-        min_tissue_used=meta.min_tissue_used,
-    )
+    grid = grid_of(places, meta)
     try:
         with shelf.lend(slide.path) as lent:
             return _encode(Image.fromarray(read_tile(lent.slide, grid, index)), "PNG")

@@ -41,6 +41,6 @@ def _encoder(path: Path, file: h5py.File, asked: str) -> str:
             path,
             found=f"embeddings of {', '.join(names[:8]) or 'no encoder'}",
             expected=repr(asked) if asked else "one encoder",
-            advice="Name one with --encoder." if names else "Run its feature step first.",
+            advice="Name one with --backbone." if names else "Run its feature step first.",
         )
     return names[0]

@@ -164,7 +164,7 @@ def test_imported_bags_train(tmp_path: Path) -> None:
     mil("bags", "export", tmp_path / "bags", "--to", "clam", "--out", tmp_path / "clam")
     found = mil(
         "bags", "import", tmp_path / "clam", "--from", "clam", "--bags", tmp_path / "back",
-        "--encoder", "resnet50",
+        "--backbone", "resnet50",
     )  # fmt: skip
     assert found.exit_code == 0, found.output
     found = mil(

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from cli.options import part_of
+from cli.given import part_of
 from features.bags import read_bag
 from features.synthetic import paint_clot, plan_cohort, write_slide
 
