@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench dist licences audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,6 +38,18 @@ check: $(READY) ## formatting, lint, types, import order
 
 bench: $(READY) ## print the benchmarks as JSON
 	for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
+
+dist: $(READY) ## build wheel and source distribution into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+licences: $(READY) ## write the list of all dependencies' licences again
+	$(BIN)/python docs/licences.py > docs/reference/licences.md.new
+	mv docs/reference/licences.md.new docs/reference/licences.md
+
+audit: $(READY) ## ask PyPI for known vulnerabilities of what is installed (needs the network)
+	$(BIN)/pip-audit --skip-editable
 
 clean: ## remove the environment, caches and the demo
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
