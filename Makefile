@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check bench dist licences audit clean
+.PHONY: help demo docs test test-slow check bench dist licences audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,6 +23,10 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## paint a small synthetic cohort and run embed, train and infer on it (5 minutes)
 	$(BIN)/mil demo
+
+docs: $(READY) ## build the documentation into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 test: $(READY) ## run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2
@@ -52,4 +56,4 @@ audit: $(READY) ## ask PyPI for known vulnerabilities of what is installed (need
 	$(BIN)/pip-audit --skip-editable
 
 clean: ## remove the environment, caches and the demo
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,16 +10,11 @@ import pytest
 from typer.main import get_command
 
 from cli.app import app
+from tests.docs_blocks import PAGES, ROOT, name_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 MODULES = sorted(
     p for package in ("features", "mil", "cli") for p in ROOT.glob(f"{package}/**/*.py")
 )
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -1,0 +1,195 @@
+"""Draw the pictures of the documents again: ``python docs/pictures.py --demo demo``.
+
+What shows a slide and a run is made from the folder of ``mil demo``; the others need nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+
+from features.bags import find_bags
+from features.heatmap import Scale, draw_heatmap, draw_plain, picture_downsample, tile_places
+from features.slides.opening import open_slide
+from mil.calibration import ShrunkenPlatt
+from mil.cohort import read_cohort
+from mil.explanation.attention import Explanation, explain_patients
+from mil.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
+from mil.model import load_run
+from mil.priors import balanced, shift_prior
+from mil.reliability import reliability_table
+
+__all__ = ["draw_attention", "draw_calibration", "draw_demo", "main"]
+
+Floats = npt.NDArray[np.float64]
+
+_IMAGES = Path(__file__).parent / "images"
+_BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
+
+
+def draw_demo(demo: Path, path: Path) -> None:
+    """A held-out slide, where the heads looked on it, and how reliable the run is."""
+    run = load_run(demo / "runs" / "demo")
+    cohort = read_cohort(demo / "test.csv", labelled=False)
+    explained = explain_patients(run, cohort, find_bags(demo / "bags"), prior=balanced(run.classes))
+    chosen = max(explained, key=lambda found: len(found.slides[0].attention))
+    slide, looked_at = _pictures(chosen, demo)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[1, 1, 1])
+    told = chosen.prediction.probabilities[chosen.leading_class]
+    titles = (
+        "A painted slide",
+        f"Attention: {run.classes[chosen.leading_class]}, probability {told:.2f}",
+    )
+    for axes, picture, title in zip(panels, (slide, looked_at), titles, strict=False):
+        axes.imshow(picture)
+        axes.set_axis_off()
+        _title(axes, title)
+    _draw_reliability(panels[2], demo / "runs" / "demo" / "judged.csv", run.classes)
+    figure.savefig(path, dpi=96)
+    Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE).save(path, optimize=True)
+
+
+def _pictures(explanation: Explanation, demo: Path) -> tuple[Image.Image, Image.Image]:
+    """The first slide of a patient as it is, and under its attention."""
+    looked_at = explanation.slides[0]
+    places = tile_places(looked_at.meta, looked_at.coords_px0)
+    assert places is not None  # noqa: S101 - painted tiles have places
+    slide = open_slide(demo / "slides" / f"{looked_at.meta.slide_id}.tif")
+    overview = slide.overview(downsample=picture_downsample(places))
+    slide.close()
+    scale = Scale(palette="viridis", low=0.0, high=100.0, words="attention, percentile")
+    facts = [f"{len(looked_at.attention)} tiles"]
+    name = looked_at.meta.slide_id
+    return draw_plain(places, overview, title=name, facts=facts), draw_heatmap(
+        places, looked_at.percentile, scale=scale, overview=overview, title=name, facts=facts
+    )
+
+
+def _draw_reliability(axes: Axes, judged: Path, classes: Sequence[str]) -> None:
+    """Promised and observed shares of the last class, before and after calibration."""
+    table = pd.read_csv(judged, dtype={"patient_id": str})
+    labels = np.array([classes.index(label) for label in table["label"]], np.int64)
+    axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
+    for kind, colour, marker, words in (
+        ("raw", CHANCE_COLOUR, "x", "raw"),
+        ("calibrated", _ORANGE, "^", "calibrated, cross-fitted"),
+    ):
+        proba = table[[f"{kind}_{name}" for name in classes]].to_numpy(np.float64)
+        last = len(classes) - 1
+        bins = reliability_table(proba, labels, last, prior=balanced(classes), n_bins=5)
+        observed = np.array([each.observed for each in bins])
+        ends = np.array([[b.observed_low for b in bins], [b.observed_high for b in bins]])
+        axes.errorbar(
+            [each.promised for each in bins], observed, np.abs(ends - observed), color=colour,
+            marker=marker, linestyle="-" if kind == "calibrated" else ":", capsize=3, label=words,
+        )  # fmt: skip
+    axes.set(xlabel="promised probability", ylabel="observed share", xlim=(0, 1), ylim=(0, 1))
+    axes.set_box_aspect(1)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    _title(axes, f"Reliability of {classes[-1]}, {len(labels)} patients")
+
+
+def draw_attention(path: Path) -> None:
+    """The road from tiles to probabilities, as boxes."""
+    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10.6), ylim=(0.2, 3.7))
+    axes.set_axis_off()
+    shares = (0.08, 0.62, 0.30)
+    for row, share in enumerate(shares):
+        y = 2.35 - row
+        name = f"$_{row + 1}$"
+        _box(axes, 0.1, y, "tile" + name, fill="#eeeeee")
+        _box(axes, 1.9, y, "$x$" + name, fill="#dbe9f4")
+        _box(axes, 3.7, y, "$h$" + name, fill="#dbe9f4")
+        axes.annotate("", (6.75, 1.7), (4.95, y + 0.35), arrowprops=_arrow(0.6 + 7 * share))
+        axes.text(5.2, y + (0.66, 0.56, -0.02)[row], f"$a_{row + 1} = {share:.2f}$", fontsize=9)
+        for start in (1.3, 3.1):
+            axes.annotate("", (start + 0.6, y + 0.35), (start, y + 0.35), arrowprops=_arrow(1))
+    _box(axes, 6.75, 1.35, "$z$", fill="#fbe3c0")
+    _box(axes, 8.35, 1.35, "logits", fill="#fbe3c0", width=1.9)
+    axes.annotate("", (8.35, 1.7), (7.95, 1.7), arrowprops=_arrow(1))
+    for x, words in ((1.6, "frozen\nbackbone"), (3.4, "whitening,\nhead")):
+        axes.text(x, 3.38, words, ha="center", va="center", fontsize=8.5, color="#444444")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def draw_calibration(path: Path) -> None:
+    """Logits that are too large and lean, and what calibrators make of them; simulated."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    truth = rng.normal(np.where(labels == 1, 0.5, -0.5), 1.0)  # its own logit at equal shares
+    told = 2.5 * truth - 1.2
+    logits = np.stack([np.zeros_like(told), told], axis=1)
+    fitted = ShrunkenPlatt().fit(logits, labels)
+    figure = Figure(figsize=(8.2, 3.1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    line = np.linspace(-8, 8, 200)
+    rows = np.stack([np.zeros_like(line), line], axis=1)
+    left.plot(line, 1 / (1 + np.exp(-line)), color=CHANCE_COLOUR, linestyle=":", label="raw")
+    left.plot(line, fitted.predict_proba(rows)[:, 1], color=_BLUE, label="shrunken Platt")
+    left.plot(
+        line, 1 / (1 + np.exp(-(line + 1.2) / 2.5)), color=MARK_COLOUR, linestyle="dashed",
+        label="true",
+    )  # fmt: skip
+    left.set(xlabel="logit of the head", ylabel="probability of the class", ylim=(0, 1))
+    _title(left, "From logits to probabilities")
+    balanced_p = np.linspace(0.001, 0.999, 200)
+    for share, style in ((0.5, "-"), (0.28, "--"), (0.05, ":")):
+        shifted = shift_prior(
+            np.stack([1 - balanced_p, balanced_p], axis=1), old=balanced(["", ""]),
+            new=np.array([1 - share, share]),
+        )  # fmt: skip
+        right.plot(
+            balanced_p, shifted[:, 1], color=_ORANGE, linestyle=style, label=f"share {share:.0%}"
+        )
+    right.set(xlabel="probability at equal shares", ylabel="at another prior", ylim=(0, 1))
+    _title(right, "From one prior to another")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _arrow(width: float) -> dict[str, object]:
+    return {"arrowstyle": "-|>", "linewidth": width, "color": "#555555", "shrinkA": 0, "shrinkB": 0}
+
+
+def _box(axes: Axes, x: float, y: float, words: str, *, fill: str, width: float = 1.2) -> None:
+    axes.add_patch(
+        FancyBboxPatch(
+            (x, y), width, 0.7, boxstyle="round,pad=0,rounding_size=0.1", facecolor=fill,
+            edgecolor="#777777",
+        )
+    )  # fmt: skip
+    axes.text(x + width / 2, y + 0.35, words, ha="center", va="center", fontsize=11)
+
+
+def _title(axes: Axes, words: str) -> None:
+    axes.set_title(words, fontsize=10.5, loc="left", fontweight="bold")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw all, or without a demo those that need none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", type=Path, help="folder of mil demo")
+    asked = parser.parse_args(arguments)
+    _IMAGES.mkdir(exist_ok=True)
+    draw_attention(_IMAGES / "attention-mil.svg")
+    draw_calibration(_IMAGES / "calibration.svg")
+    if asked.demo:
+        draw_demo(asked.demo, _IMAGES / "demo.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""A small world in which the documents' commands run: painted slides, tables, bags and a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from cli.app import app
+from features.bags import find_bags
+from features.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort, write_slide
+from mil.cohort import read_cohort
+from mil.data import load_patient_bags
+from mil.fitting import fit_run
+from mil.training import TrainSettings
+from tests.scans import write_scan
+
+__all__ = ["PREPARATIONS", "build_world", "copy_world"]
+
+_N_TRAIN, _N_TEST, _N_OTHER = 18, 6, 2
+_KNOWN_IDS = ("006388", "008e5c")
+_CT_LABELS = (
+    "any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural",
+)  # fmt: skip
+
+
+def build_world(folder: Path) -> None:
+    """Slides of 24 patients and two unlabelled ones, their bags, tables, a run, predictions."""
+    plan = _small(plan_cohort(n_patients=_N_TRAIN + _N_TEST, seed=3, signal=1.0))
+    paint_cohort(folder, plan, n_test_patients=_N_TEST, n_workers=1, on_slide=lambda: None)
+    _paint_others(folder)
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+        for slide_id in pd.read_csv(folder / f"{name}.csv", dtype=str)["image_id"]:
+            os.link(folder / "slides" / f"{slide_id}.tif", folder / name / f"{slide_id}.tif")
+    run_mil("embed", folder / "slides", folder / "other", "--bags", folder / "bags")
+    train(folder)
+    run_mil(
+        "infer", "--run", folder / "runs" / "first", "--bags", folder / "bags", "--patients",
+        folder / "test.csv", "--out", folder / "submission.csv",
+    )  # fmt: skip
+
+
+def train(folder: Path) -> None:
+    """``runs/first``, of few and quick heads."""
+    cohort = read_cohort(folder / "train.csv", labelled=True)
+    bags = load_patient_bags(cohort, find_bags(folder / "bags"))
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    fit_run(
+        cohort, bags, folder / "runs" / "first", n_folds=2, n_repeats=1, seed=0,
+        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=10),
+        on_head=lambda done, total: None,
+    )  # fmt: skip
+
+
+def run_mil(*arguments: object) -> None:
+    """Run a command that must end well."""
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == 0, found.output
+
+
+def copy_world(world: Path, folder: Path) -> None:
+    """A world of a page's own: every file is linked, as nothing writes into a file in place."""
+    shutil.copytree(world, folder, copy_function=os.link)
+
+
+def _small(plan: list[SlidePlan]) -> list[SlidePlan]:
+    """Slides of few tiles, the first two of patients whom the documents name."""
+    names = dict(zip(dict.fromkeys(slide.patient_id for slide in plan), _KNOWN_IDS, strict=False))
+    return [
+        replace(
+            slide, patient_id=names.get(slide.patient_id, slide.patient_id), width_px0=1500,
+            height_px0=1400,
+        )
+        for slide in plan
+    ]  # fmt: skip
+
+
+def _paint_others(folder: Path) -> None:
+    """``other/`` and ``other.csv``: slides without labels."""
+    (folder / "other").mkdir()
+    plan = _small(plan_cohort(n_patients=_N_OTHER, seed=4, signal=1.0))
+    plan = [replace(slide, patient_id=f"0ther{n}") for n, slide in enumerate(plan)]
+    for slide in plan:
+        write_slide(folder / "other" / f"{slide.slide_id}.tif", paint_clot(slide))
+    pd.DataFrame(
+        [(s.slide_id, s.patient_id) for s in plan], columns=["image_id", "patient_id"]
+    ).to_csv(folder / "other.csv", index=False)
+
+
+def _demo(folder: Path) -> None:
+    """What ``mil demo`` would have left."""
+    copy_world(folder, folder.parent / "demo")
+    shutil.move(folder.parent / "demo", folder / "demo")
+
+
+def _labels(folder: Path) -> None:
+    """Labels of 0 and 1 for the slides of both tables."""
+    shutil.rmtree(folder / "runs")
+    rng = np.random.default_rng(0)
+    for table, name in (("train.csv", "labels.csv"), ("test.csv", "truth.csv")):
+        slides = pd.read_csv(folder / table, dtype=str).rename(columns={"image_id": "slide_id"})
+        of_patient = {
+            patient: rng.permutation([number % 2, number // 2 % 2])
+            for number, patient in enumerate(slides["patient_id"].unique())
+        }
+        marks = np.array([of_patient[patient] for patient in slides["patient_id"]])
+        slides = slides[["slide_id", "patient_id"]].assign(
+            any=marks.max(axis=1), epidural=marks[:, 0], subdural=marks[:, 1]
+        )
+        slides.to_csv(folder / name, index=False)
+
+
+def _scans(folder: Path) -> None:
+    """Fourteen short scans, labels of scans in ``labels.csv``, and of slices in ``slices.csv``."""
+    for stale in ("bags", "runs"):
+        shutil.rmtree(folder / stale)
+    scans, slices = [], []
+    for number in range(14):
+        name, bleeds = f"scan_{number}", number % 2
+        files = write_scan(
+            folder / "scans" / name, n_slices=3, seed=(number,), bleeding=(1,) if bleeds else ()
+        )
+        marks = dict.fromkeys(_CT_LABELS, number // 2 % 2) | {"any": bleeds}
+        scans.append({"slide_id": name, "patient_id": f"p{number}"} | marks)
+        slices += [
+            {"slide_id": name, "source": f"{name}/{path.name}", "any": bleeds * (place == 1)}
+            for place, path in enumerate(sorted(files.iterdir()))
+        ]
+    pd.DataFrame(scans).to_csv(folder / "labels.csv", index=False)
+    pd.DataFrame(scans)[["slide_id", "patient_id"]].to_csv(folder / "test.csv", index=False)
+    pd.DataFrame(slices).to_csv(folder / "slices.csv", index=False)
+
+
+def _patches(folder: Path) -> None:
+    """Bags of three patches, a run on them, and a table of patients."""
+    shutil.rmtree(folder / "bags")
+    (folder / "patches").mkdir()
+    rng = np.random.default_rng(0)
+    rows, patients = [], []
+    for number in range(12):
+        patients.append((f"biopsy_{number}", f"p{number}", "AB"[number % 2]))
+        for order in range(3):
+            path = f"patches/{number}_{order}.png"
+            pixels = rng.integers(0, 255, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / path)
+            rows.append((f"biopsy_{number}", path, order, f"p{number}"))
+    pd.DataFrame(rows, columns=["bag_id", "path", "order", "patient_id"]).to_csv(
+        folder / "patches.csv", index=False
+    )
+    table = pd.DataFrame(patients, columns=["slide_id", "patient_id", "label"])
+    table.to_csv(folder / "train.csv", index=False)
+    table[:2].drop(columns="label").to_csv(folder / "test.csv", index=False)
+    run_mil("embed", "--series", folder / "patches.csv", "--bags", folder / "bags")
+    train(folder)
+
+
+def _examples(folder: Path) -> None:
+    """Crops of painted tissue to keep and of ink to drop, of five slides, in ``examples.csv``."""
+    (folder / "crops").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, slide in enumerate(_small(plan_cohort(n_patients=5, seed=9, signal=1.0))[:5]):
+        tissue = Image.fromarray(paint_clot(slide)).crop((400, 400, 1296, 1296)).resize((448, 448))
+        ink = np.clip(rng.normal((200, 30, 50), 2, (224, 224, 3)), 0, 255).astype(np.uint8)
+        for label, picture in (("keep", tissue), ("drop", Image.fromarray(ink))):
+            path = f"crops/{label}_{number}.png"
+            picture.save(folder / path)
+            rows.append((path, label, f"shown_{number}"))
+    pd.DataFrame(rows, columns=["path", "label", "slide_id"]).to_csv(
+        folder / "examples.csv", index=False
+    )
+
+
+def _checkpoints(folder: Path) -> None:
+    """Weights of a network that nobody trained, in our names and in another library's."""
+    torch.manual_seed(0)
+    ours = timm.create_model("resnet18", num_classes=0).state_dict()
+    save_file(ours, folder / "mine.safetensors")
+    save_file({f"backbone.{name}": v for name, v in ours.items()}, folder / "theirs.safetensors")
+
+
+def _others_tables(folder: Path) -> None:
+    """The world's cohort in the tables of CLAM and of STAMP."""
+    cohort = pd.read_csv(folder / "train.csv", dtype=str)
+    cohort.rename(columns={"patient_id": "case_id", "image_id": "slide_id"})[
+        ["case_id", "slide_id", "label"]
+    ].to_csv(folder / "tumor_vs_normal.csv", index=False)
+    cohort.rename(columns={"patient_id": "PATIENT", "label": "isMSIH"})[
+        ["PATIENT", "isMSIH"]
+    ].drop_duplicates().to_csv(folder / "clinical.csv", index=False)
+    pd.DataFrame({"PATIENT": cohort["patient_id"], "FILENAME": cohort["image_id"] + ".h5"}).to_csv(
+        folder / "slides.csv", index=False
+    )
+
+
+def _clam(folder: Path) -> None:
+    """The world's bags as CLAM keeps them."""
+    run_mil("bags", "export", folder / "bags", "--to", "clam", "--out", folder / "clam_features")
+
+
+def _resolutions(folder: Path) -> None:
+    """``mpp.csv`` as the page shows it."""
+    (folder / "mpp.csv").write_text("slide_id,mpp\n006388_0,0.25\n008e5c_0,0.5\n")
+
+
+PREPARATIONS: dict[str, Callable[[Path], None]] = {
+    "docs/how-to/exchange-bags.md": _clam,
+    "docs/how-to/filter-tiles.md": _examples,
+    "docs/how-to/head-ct.md": _scans,
+    "docs/how-to/image-series.md": _patches,
+    "docs/how-to/move-from-other-tools.md": _others_tables,
+    "docs/how-to/own-backbone.md": _checkpoints,
+    "docs/how-to/slides-without-mpp.md": _resolutions,
+    "docs/how-to/work-offline.md": _checkpoints,
+    "docs/reference/labels.md": _labels,
+    "docs/start/five-minutes.md": _demo,
+}
+"""What a page needs besides."""
