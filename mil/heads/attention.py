@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -68,4 +70,25 @@ class GatedAttentionHead(AttentionHead):
 
     def gaze(self, hidden: Tensor) -> Tensor:
         """What the attention looks at, shape (batch, tiles, hidden)."""
-        return super().gaze(hidden) * torch.sigmoid(self.gate(hidden))
+        looked: Tensor = _Gated.apply(self.look(hidden), self.gate(hidden))
+        return looked
+
+
+class _Gated(torch.autograd.Function):
+    """``tanh(x) · sigmoid(y)``, whose gradient by hand takes half the passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        bent, gate = quick_tanh(x), torch.sigmoid(y)
+        ctx.save_for_backward(bent, gate)
+        return bent * gate
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
+        bent, gate = ctx.saved_tensors
+        let_through = slopes[0] * gate
+        both = let_through * bent
+        return (
+            torch.addcmul(let_through, both, bent, value=-1),
+            torch.addcmul(both, both, gate, value=-1),
+        )

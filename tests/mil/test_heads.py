@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mil.data import pad
 from mil.errors import RunError
-from mil.heads import HeadOutput, build_head, head_names, transmil
+from mil.heads import HeadOutput, attention, build_head, head_names, transmil
 from mil.heads.base import ByteDropout, quick_tanh
 
 
@@ -241,6 +241,18 @@ def test_quick_tanh_is_tanh() -> None:
     torch.testing.assert_close(quick_tanh(x), torch.tanh(x), atol=3e-7, rtol=0)
     (slope,) = torch.autograd.grad(quick_tanh(x).sum(), x)
     torch.testing.assert_close(slope, 1 - torch.tanh(x.detach()) ** 2, atol=1e-6, rtol=0)
+
+
+def test_the_gradient_of_the_gate_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights = torch.randn(7, 5, dtype=torch.float64)
+    slopes = [
+        torch.autograd.grad((found * weights).sum(), (x, y))
+        for found in (attention._Gated.apply(x, y), torch.tanh(x) * torch.sigmoid(y))
+    ]
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_only_the_ordered_head_minds_the_order_of_tiles() -> None:
