@@ -27,6 +27,7 @@ def test_the_benchmark_of_training_prints_what_it_promises(
     assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
     assert difference["value"] == pytest.approx(found["ours_log_loss"] - found["peer_log_loss"])
     assert 0 < found["matmul_fraction"] < 1
+    assert 0 < found["busy_matmul_fraction"] < 1
     assert found["ours_heads"] == 4
     assert found["peer_epochs"] == [3, 3]
 
