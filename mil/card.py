@@ -1,4 +1,7 @@
-"""The model card: what a run is, in plain words, for whoever finds its folder."""
+"""The model card: what a run is, in plain words, for whoever finds its folder.
+
+It tells what Mitchell et al. (2019) ask for: model, use, data, how it was judged, scores, limits.
+"""
 
 from __future__ import annotations
 
@@ -44,19 +47,28 @@ def _text(run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> str:
         f"| {name} | {of_kind['weighted_log_loss']} | {of_kind['auroc']} |"
         for name, of_kind in scores.items()
     )
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return f"""# Model card: {run.path.name}
 
 **What it does.** Gives each patient a probability of {", ".join(run.classes)} from the embeddings
 of the tiles of all its slides. Probabilities are calibrated for equal class shares and can be
 shifted to others.
 
-**What it is for.** Research. It is not a medical device and not validated for any clinical use.
+**What it is for.** Research: `mil infer --run {run.path.name}` for patients like those it was
+trained on. It is not a medical device and not validated for any clinical use.
 
-**Trained on.** {sum(run.cohort_counts)} patients ({counts}), {len(run.training_slides)} slides.
+**What it is not for.** Single patients' treatment; other tissue, stains, scanners or ways of
+preparing than those of the training slides; patients who may have none of the classes: it always
+deals all probability among {", ".join(run.classes)}.
+
+**Trained on.** {sum(run.cohort_counts)} patients ({counts}), {len(run.training_slides)} slides,
+named in `slides.csv`. Labels were taken as true.
 
 **Made of.** {len(run.heads)} heads `{run.head_name}` over {_instances(made)}, embedded by the
 frozen backbone `{made.encoder}` (weights `{made.weights_sha256[:12]}`). {_views(made.n_views)}
 Bags made otherwise are refused.{_filter(run)}
+
+**How it was judged.** {_judged(run)}
 
 **Scores**, {_kind(run)} 95 % intervals over patients, without the variance of training.
 
@@ -68,8 +80,27 @@ Bags made otherwise are refused.{_filter(run)}
 
 **Limits.** Scores hold for patients like these, from centres like these. A constant answer scores
 {scores["constant"]["weighted_log_loss"].value:.4f}; a model whose interval reaches there has not
-shown that it knows anything.
+shown that it knows anything. One that is no better than a shortcut may have learned that and no
+tissue. How it does by sex, age or origin is not known: the table has none of them. By centre, by
+reliability and patient by patient it is told in `report.html`.
+
+**Made with.** Seed {run.settings["seed"]}; {versions}. All settings stand in `model.json`.
 """
+
+
+def _judged(run: Run) -> str:
+    """Folds and calibrator, in words."""
+    n_repeats = run.settings["n_repeats"]
+    folds = (
+        "Each centre by heads trained on all others"
+        if run.settings["by"] == "centre"
+        else f"{run.settings['n_folds']} folds of patients"
+    )
+    again = "" if n_repeats == 1 else f", {n_repeats} times with other folds"
+    return (
+        f"{folds}{again}; no slide of a patient\nis on two sides. The calibrator is "
+        f"`{run.settings['calibrator']}`."
+    )
 
 
 def _instances(made: Fingerprint) -> str:

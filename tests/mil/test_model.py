@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_a_run_holds_what_it_promises(world: Path, run: Run) -> None:
     scores = json.loads((world / "run" / "scores.json").read_text())
     assert scores["kind"] == "cross-fitted"
     assert scores["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
+
+
+def test_the_card_says_what_for_on_whom_how_judged_and_how_well(world: Path, run: Run) -> None:
+    card = (run.path / "MODEL_CARD.md").read_text()
+    assert re.findall(r"(?m)^\*\*([^.*]+)", card) == [
+        "What it does", "What it is for", "What it is not for", "Trained on", "Made of",
+        "How it was judged", "Scores", "What cannot be ruled out", "Limits", "Made with",
+    ]  # fmt: skip
+    scores = json.loads((run.path / "scores.json").read_text())
+    for kind in ("calibrated", "mean + logistic", "cohort prior", "constant", "shortcut: tiles"):
+        assert f"| {kind} | {scores[kind]['weighted_log_loss']['value']:.4f} [" in card
+    assert f"Seed {run.settings['seed']}; python " in card
+    assert max(map(len, card.splitlines())) < 220
 
 
 def test_training_again_gives_the_same_bytes(world: Path) -> None:
