@@ -163,6 +163,7 @@ def train(
     with step("loading torch"):
         from features.engines.devices import choose_device
         from features.filter import read_filter
+        from features.outcomes import read_failures
         from features.packs import open_bags
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags
@@ -189,6 +190,7 @@ def train(
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
         "settings": settings, "calibrator": calibrator, "nested": nested, "judges": judges,
+        "failures": read_failures(bags),
     }  # fmt: skip
     if several is not None:
         train_labels(several, loaded, folder, as_json=as_json, **options)
@@ -202,6 +204,7 @@ def train(
             **options,
             unlabelled=strangers,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
+            on_step=lambda what: bars.update(task, description=what),
         )
     for note in summary.notes:
         print_note(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,11 @@ import pandas as pd
 
 from features.bags import BagMeta
 from features.claims import Claims
+from features.errors import TableError
 from features.files import written_beside
 from features.tables import read_table
 
-__all__ = ["SlideOutcome", "Status", "counts_text", "write_outcomes"]
+__all__ = ["SlideOutcome", "Status", "counts_text", "read_failures", "write_outcomes"]
 
 _TABLE_PATIENCE_S = 60.0
 
@@ -121,6 +123,18 @@ def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome], claims: Cla
                 )
     finally:
         claims.release("embed.csv")
+
+
+def read_failures(bags_dir: Path) -> dict[str, str]:
+    """Why slides could not be embedded, by slide id, where ``embed.csv`` is there and says it."""
+    with suppress(TableError):
+        rows = read_table(bags_dir / "embed.csv").to_dict("records")
+        return {
+            str(row.get("slide_id")): str(row.get("message"))
+            for row in rows
+            if row.get("status") == "failed"
+        }
+    return {}
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

@@ -68,6 +68,12 @@ class SlideNote:
     """Hash of the embeddings."""
     views_sha256: str = ""
     """Hash of the embeddings of their views; empty without."""
+    n_tried: int = 0
+    """Tiles that were to be embedded."""
+    n_failed: int = 0
+    """Tiles among them that could not be decoded."""
+    empty_reason: str = ""
+    """Why its bag holds no tile; empty if it holds one."""
 
 
 class LazyFeatures(Mapping[str, Features], ABC):
@@ -416,4 +422,7 @@ def _note(patient: Patient, bag: Bag) -> SlideNote:
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
         views_sha256=bag.views_sha256,
+        n_tried=bag.meta.n_tried,
+        n_failed=bag.meta.n_failed,
+        empty_reason=bag.meta.empty_reason,
     )

@@ -15,7 +15,6 @@ from scipy.special import softmax
 
 from features.bags import UNKNOWN
 from features.files import folder_beside, written_beside
-from mil.audit.shortcuts import measure_shortcuts
 from mil.calibration import build_calibrator
 from mil.card import write_card
 from mil.checkpoints import Checkpoints
@@ -28,9 +27,11 @@ from mil.judging import Judges, judges_here
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
 from mil.report import (
+    SHORTCUT,
     gains,
     gather_evidence,
     mean_logistic_probabilities,
+    shortcut_probabilities,
     write_evidence,
     write_report,
 )
@@ -92,6 +93,10 @@ class FitSummary:
         }
 
 
+def _say_nothing(_: str) -> None:
+    """For callers without an eye on it."""
+
+
 def fit_run(
     cohort: Cohort,
     bags: PatientBags,
@@ -108,6 +113,8 @@ def fit_run(
     folds: Sequence[Fold] | None = None,
     judges: Judges = judges_here,
     unlabelled: PatientBags | None = None,
+    failures: Mapping[str, str] | None = None,
+    on_step: Callable[[str], None] = _say_nothing,
 ) -> FitSummary:
     """Train, calibrate and write a run.
 
@@ -146,6 +153,10 @@ def fit_run(
     unlabelled
         Patients whose embeddings, and nothing else, the whitening is fitted on besides. Those who
         are patients of the cohort are left out, see :meth:`mil.data.PatientBags.with_unlabelled`.
+    failures
+        Why slides have no bag, by slide id, as far as it is known: for the report.
+    on_step
+        Called with what begins when all heads are done.
 
     Raises
     ------
@@ -206,9 +217,13 @@ def fit_run(
         seed=(seed, 2),
         on_head=one_more,
     )
+    on_step("scoring")
     every_row = np.ones(found.fold.shape, bool)
     over_views = found.over_views()
-    kinds = _beside_baselines(proba, found.labels)
+    kinds = {
+        **_beside_baselines(proba, found.labels),
+        **shortcut_probabilities(usable.patients, bags, found, calibrator=calibrator),
+    }
     if over_views is not None:
         kinds["views averaged"] = cross_fitted_probabilities(over_views, calibrator=calibrator)
     scores = _score(kinds, found.labels, seed=seed)
@@ -247,20 +262,20 @@ def fit_run(
         *said_of_unlabelled,
         *split_notes(usable, folds, by=by),
     )
-    shortcuts = measure_shortcuts(usable, {}, n_folds=n_folds, seed=seed)
     described = {
         "kind": "nested" if nested else "cross-fitted",
         **_plain(scores),
         "gains": _plain(_gains(kinds, found.labels, seed=seed)),
-        "shortcuts": [shortcut.as_dict() for shortcut in shortcuts],
     }
+    on_step("drawing the report")
     with folder_beside(run_dir) as beside:
         write_folds(beside / "folds.csv", folds)
         _write_history(beside / "history.csv", found, final)
         write_json(beside / "scores.json", described)
         write_card(beside / "MODEL_CARD.md", run, scores)
         save_run(replace(run, path=beside))
-        write_evidence(beside, gather_evidence(cohort, bags, found, proba, notes=notes))
+        evidence = gather_evidence(cohort, bags, found, proba, notes=notes, failures=failures or {})
+        write_evidence(beside, evidence)
         write_report(beside, name=run_dir.name)
     kept.discard()
     return FitSummary(
@@ -336,7 +351,8 @@ def _gains(
     kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
 ) -> Scores:
     """How much better the calibrated predictions are than each baseline."""
-    names = ("mean + logistic", "cohort prior", "constant")
+    shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
+    names = ("mean + logistic", "cohort prior", "constant", *shortcuts)
     return gains(
         kinds["calibrated"],
         {name: kinds[name] for name in names},

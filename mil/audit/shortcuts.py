@@ -1,8 +1,7 @@
 """The shortcut report: what predicts the label without looking at tissue.
 
-A head can learn the centre from colour and scanner, or the class from the size of a bag; its score
-is then real and worthless elsewhere (Howard et al., 2021: site signatures in embeddings). Each of
-these columns alone is given to a small model under the same kind of folds of patients.
+Each of these columns alone is given to a small model, see :mod:`mil.shortcuts`, under folds of
+patients.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from mil.audit.findings import Finding, Severity
 from mil.audit.slides import SlideDigest
 from mil.cohort import Cohort, Patient
 from mil.metrics import Interval, Metric, auroc, balanced_accuracy, stratified_bootstrap
+from mil.shortcuts import ALL_SHORTCUTS, shortcut_model, table_columns
 from mil.splits import patient_folds, stratified_parts
 
 __all__ = ["LEAST_OF_A_CLASS", "Predictability", "audit_shortcuts", "measure_shortcuts"]
@@ -99,12 +99,13 @@ def measure_shortcuts(
     tuple
         One entry a source that varies at all; empty if a class has fewer than ten patients.
     """
-    columns = [*_table_columns(cohort), *_slide_columns(cohort, digests)]
+    of_table = ((name, cohort, values) for name, values in table_columns(cohort.patients).items())
+    columns = [*of_table, *_slide_columns(cohort, digests)]
     if len(columns) > 1:
         shared = {p.patient_id for _, of, _ in columns for p in of.patients}
         for _, of, _ in columns:
             shared &= set(of.patient_ids)
-        columns.append(("all", _only(cohort, shared), _side_by_side(columns, shared)))
+        columns.append((ALL_SHORTCUTS, _only(cohort, shared), _side_by_side(columns, shared)))
     measurable = [c for c in columns if _smallest_class(c[1]) >= LEAST_OF_A_CLASS]
     found = [
         _label_from(
@@ -179,17 +180,6 @@ Column = tuple[str, Cohort, Floats]
 """Name, patients that have it, and values of shape (patients, columns)."""
 
 
-def _table_columns(cohort: Cohort) -> Iterator[Column]:
-    """What the table alone tells."""
-    names = sorted({patient.center_id or "" for patient in cohort.patients})
-    if len(names) > 1:
-        indices = [names.index(patient.center_id or "") for patient in cohort.patients]
-        yield "centre", cohort, np.eye(len(names))[indices]
-    counts = np.log([[len(patient.slide_ids)] for patient in cohort.patients])
-    if np.ptp(counts) > 0:
-        yield "slides", cohort, counts
-
-
 def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterator[Column]:
     """What the outside of slides tells, of patients that have one with a bag."""
     known = _only(cohort, {p.patient_id for p in cohort.patients if _slides_of(p, digests)})
@@ -239,10 +229,7 @@ def _label_from(
     parts = np.empty((_N_REPEATS, len(places)), np.int64)
     for fold in folds:
         parts[fold.repeat, [places[name] for name in fold.test_ids]] = fold.index
-    # One-hot columns have no squares worth having; each centre already has a rate of its own.
-    squares = () if source == "centre" else (PolynomialFeatures(2, include_bias=False),)
-    model = make_pipeline(StandardScaler(), *squares, StandardScaler(), _logistic(strength=1.0))
-    proba = _out_of_fold(model, values, cohort.labels, parts)
+    proba = _out_of_fold(shortcut_model(source), values, cohort.labels, parts)
     return Predictability(
         source=source,
         target="label",
@@ -277,7 +264,9 @@ def _centre_from_embeddings(
     )
     n_components = min(_MOST_COMPONENTS, values.shape[1], len(values) // 2)
     model = make_pipeline(
-        StandardScaler(), PCA(n_components, whiten=True, random_state=seed), _logistic(strength=0.1)
+        StandardScaler(),
+        PCA(n_components, whiten=True, random_state=seed),
+        LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000),
     )
     yield Predictability(
         source="mean embedding",
@@ -287,10 +276,6 @@ def _centre_from_embeddings(
         n_compared=1,
         **_judge(balanced_accuracy, _out_of_fold(model, values, truth, parts), truth, seed=seed),
     )
-
-
-def _logistic(*, strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
 
 
 def _out_of_fold(model: Any, values: Floats, labels: Ints, parts: Ints) -> Floats:

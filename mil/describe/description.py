@@ -27,6 +27,7 @@ from mil.describe.slides import (
     read_slide_bags,
 )
 from mil.describe.table import SlideTable, read_slide_table
+from mil.describe.tiles import TileCount, count_tiles
 from mil.errors import CohortError
 
 __all__ = ["Description", "describe"]
@@ -56,6 +57,9 @@ class Description:
     """Spread of each measure over all slides and over those of each label."""
     differences: tuple[ClassDifference, ...]
     """Each measure compared between two classes, patient by patient."""
+    tile_counts: Mapping[str, Sequence[TileCount]]
+    """Tiles and tissue by ``label`` and, where the table has them, ``centre``; empty without
+    bags."""
     largest: SlideHeader | None
     """The slide of the table with the largest area."""
 
@@ -78,6 +82,9 @@ class Description:
             "findings": [finding.as_dict() for finding in self.findings],
             "statistics": [asdict(found) for found in self.statistics],
             "class_differences": [asdict(found) for found in self.differences],
+            "tiles": {
+                by: [asdict(found) for found in groups] for by, groups in self.tile_counts.items()
+            },
             "largest_slide": asdict(self.largest) if self.largest else None,
             "n_files": len(self.files.headers) if self.files else None,
             "n_bags": len(self.bags) if self.bags is not None else None,
@@ -141,6 +148,11 @@ def describe(
         tile_measures=of_bags,
         statistics=tuple(found for m in measures for found in statistics(m, table)),
         differences=differences,
+        tile_counts={
+            by: count_tiles(table, bags, by=by)
+            for by in ("label", "centre")
+            if bags is not None and (by == "label" or table.has_centres)
+        },
         largest=_largest(slide_files, slide_ids) if slide_files else None,
     )
 

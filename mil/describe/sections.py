@@ -16,6 +16,7 @@ from mil.describe.figures import boxes, histograms, scatter, stacked_bars
 from mil.describe.measures import Measure
 from mil.describe.slides import SlideFiles, SlideHeader
 from mil.describe.table import Column, SlideTable
+from mil.describe.tiles import TileCount
 from mil.figures import Picture
 
 __all__ = ["Section", "TextTable", "sections_of", "with_share"]
@@ -224,8 +225,31 @@ def _tiles(description: Description) -> Section:
         heading="Tiles and tissue",
         words="From the bags. Tissue is counted inside embedded tiles, so that it is less than all "
         "tissue of a slide whose tiles were partly left out.",
-        parts=[*figures, _statistics(description, measures)],
+        parts=[
+            *figures,
+            *(_tile_counts(by, found) for by, found in description.tile_counts.items()),
+            _statistics(description, measures),
+        ],
     )
+
+
+def _tile_counts(by: str, found: Sequence[TileCount]) -> TextTable:
+    columns = (
+        by, "slides", "patients", "tiles", "tiles a slide", "tiles a patient",
+        "tissue in tiles, % of a slide",
+    )  # fmt: skip
+    return TextTable(
+        title=f"Tiles and tissue by {by}; of slides and patients the medians",
+        columns=columns,
+        numeric=[False, *[True] * (len(columns) - 1)],
+        rows=[
+            [
+                each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
+                *map(_number, (each.tiles_a_slide, each.tiles_a_patient, 100 * each.tissue_share)),
+            ]
+            for each in found
+        ],
+    )  # fmt: skip
 
 
 def _figures(measures: Sequence[Measure], table: SlideTable, *, by: Sequence[str]) -> list[Picture]:

@@ -99,6 +99,7 @@ def fit_labels(
     by: SplitBy = "patient",
     nested: bool = False,
     judges: Judges = judges_here,
+    failures: Mapping[str, str] | None = None,
 ) -> LabelSummary:
     """Train, calibrate and write one run a label, with the same folds for all.
 
@@ -114,7 +115,7 @@ def fit_labels(
         Their bags.
     run_dir
         Folder of the run.
-    n_folds, n_repeats, seed, settings, calibrator, by, nested, judges
+    n_folds, n_repeats, seed, settings, calibrator, by, nested, judges, failures
         As for :func:`mil.fitting.fit_run`.
     on_head
         Called with the label, heads done, and heads in all.
@@ -143,6 +144,7 @@ def fit_labels(
             table.cohort_of(name), bags, make_folder(beside / _FOLDER) / name, n_folds=n_folds,
             n_repeats=n_repeats, seed=seed, settings=settings, calibrator=calibrator,
             on_head=one_more, by=by, nested=nested, folds=folds, judges=judges,
+            failures=failures,
         )  # fmt: skip
     summary = _summarise(usable, beside, run_dir, found, seed=seed)
     write_label_page(beside / "report.html", run_dir.name, found, usable, summary.losses)

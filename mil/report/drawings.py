@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mil.figures import (
     BAND_ALPHA,
@@ -130,6 +131,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Picture:
                           linewidth=1.4 if deployed else 0.9)  # fmt: skip
                 label = ""
         axes.set(xlabel="epoch", ylabel="loss, nats", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.legend()
 
     last = history.groupby(["repeat", "fold", "member"])[column].last()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Evidence:
     (repeats, patients, classes); ``cross-fitted`` besides where ``calibrated`` is nested."""
     notes: tuple[str, ...]
     """What a reader must know of the training."""
-    missing_slides: tuple[tuple[str, str], ...]
-    """Slide and patient of what has no bag."""
+    incomplete_slides: tuple[tuple[str, str, str], ...]
+    """Slide, patient, and what is wrong: no bag, no tile, or tiles that could not be decoded."""
     patients_without_tiles: tuple[str, ...]
     """Patients that were left out."""
 
@@ -88,6 +88,7 @@ def gather_evidence(
     proba: Mapping[str, Floats],
     *,
     notes: Sequence[str],
+    failures: Mapping[str, str],
 ) -> Evidence:
     """What the report needs, from what a training has in hand.
 
@@ -103,9 +104,10 @@ def gather_evidence(
         By kind, shape (repeats, patients, classes).
     notes
         What a reader must know of the training.
+    failures
+        Why slides have no bag, by slide id, as far as it is known.
     """
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
-    owners = cohort.patient_of_slide()
     with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
     names, n_tiles = found.patient_ids, bags.n_tiles
     return Evidence(
@@ -118,9 +120,26 @@ def gather_evidence(
         fold=found.fold,
         proba=dict(proba),
         notes=tuple(notes),
-        missing_slides=tuple((slide, owners[slide]) for slide in bags.missing_slides),
+        incomplete_slides=tuple(_incomplete(cohort, bags, failures)),
         patients_without_tiles=tuple(sorted(set(cohort.patient_ids) - set(names))),
     )
+
+
+def _incomplete(
+    cohort: Cohort, bags: PatientBags, failures: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Slides that are not all there, in the order of the table."""
+    missing, notes = set(bags.missing_slides), {note.slide_id: note for note in bags.slides}
+    for slide_id, patient_id in cohort.patient_of_slide().items():
+        note = notes.get(slide_id)
+        if slide_id in missing:
+            why = failures.get(slide_id)
+            yield slide_id, patient_id, f"no bag: {why}" if why else "no bag"
+        elif note is not None and not note.n_tiles:
+            yield slide_id, patient_id, f"no tile: {note.empty_reason or 'its bag is empty'}"
+        elif note is not None and note.n_failed:
+            words = f"{note.n_failed:,} of {note.n_tried:,} tiles could not be decoded"
+            yield slide_id, patient_id, words
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
@@ -152,7 +171,7 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
         folder / "notes.json",
         {
             "notes": evidence.notes,
-            "missing_slides": evidence.missing_slides,
+            "incomplete_slides": evidence.incomplete_slides,
             "patients_without_tiles": evidence.patients_without_tiles,
         },
     )
@@ -209,6 +228,8 @@ def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ..
             for kind, prefix in (_NESTED_KINDS if is_nested else _KINDS).items()
         },
         notes=tuple(notes["notes"]),
-        missing_slides=tuple((slide, patient) for slide, patient in notes["missing_slides"]),
+        incomplete_slides=tuple(
+            (slide, patient, words) for slide, patient, words in notes["incomplete_slides"]
+        ),
         patients_without_tiles=tuple(notes["patients_without_tiles"]),
     )

@@ -22,6 +22,7 @@ from mil.model import Run, load_run
 from mil.pages import folder_name, render
 from mil.priors import balanced, shift_prior
 from mil.report import drawings, tables
+from mil.report.baseline import SHORTCUT
 from mil.report.calibration import measure_reliability
 from mil.report.evidence import Evidence, read_evidence
 from mil.report.groups import score_centres, score_folds, score_repeats
@@ -40,7 +41,6 @@ class _Scores:
     kind: str
     of_kinds: Mapping[str, Mapping[str, Interval]]
     gains: Mapping[str, Mapping[str, Interval]]
-    shortcuts: tuple[Mapping[str, Any], ...]
 
 
 def write_report(
@@ -161,7 +161,7 @@ def _tables(
     losses = -np.log(np.clip(proba, _LEAST_PROBABILITY, 1))
     order = np.argsort(-losses, kind="stable").tolist()
     return {
-        "scores_table": tables.scores_table(scores.of_kinds, scores.shortcuts),
+        "scores_table": tables.scores_table(scores.of_kinds),
         "gains_table": tables.gains_table(scores.gains),
         "group_picture": drawings.draw_groups(
             repeats, folds, centres, n_classes=len(classes),
@@ -182,6 +182,7 @@ def _tables(
         "guarantees": run.guaranteed(COVERAGE) is not None,
         "least_patients": least_patients(COVERAGE),
         "cohort": tables.cohort_table(evidence),
+        "incomplete": tables.incomplete_table(evidence),
         "worst": tables.patients_table(evidence, losses, order[:_N_WORST], links),
         "others": tables.patients_table(evidence, losses, order[_N_WORST:], links),
         "facts": [
@@ -205,11 +206,11 @@ def _read_scores(folder: Path) -> _Scores:
         kinds = ["calibrated", "raw", "mean + logistic", "cohort prior", "constant"]
         if found["kind"] == "nested":
             kinds.insert(1, "cross-fitted")
+        kinds += [kind for kind in found if kind.startswith(SHORTCUT)]
         return _Scores(
             kind=str(found["kind"]),
             of_kinds={kind: _intervals(found[kind]) for kind in kinds},
             gains={name: _intervals(of) for name, of in found["gains"].items()},
-            shortcuts=tuple(found["shortcuts"]),
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error

@@ -10,9 +10,11 @@ import numpy as np
 
 from mil.conformal import cross_fitted_sets
 from mil.metrics import Interval
+from mil.report.baseline import SHORTCUT
 from mil.report.calibration import Reliability
 from mil.report.evidence import Evidence
 from mil.report.groups import GroupScore
+from mil.shortcuts import ALL_SHORTCUTS
 
 __all__ = [
     "Table",
@@ -23,6 +25,7 @@ __all__ = [
     "findings",
     "gains_table",
     "group_table",
+    "incomplete_table",
     "patients_table",
     "scores_table",
     "sets_table",
@@ -36,20 +39,20 @@ _KIND_NAMES = {
     "mean + logistic": "mean embedding + logistic regression",
     "cohort prior": "class shares of the cohort",
     "constant": "constant: all classes alike",
+    f"{SHORTCUT}centre": "shortcut: the centre alone",
+    f"{SHORTCUT}slides": "shortcut: the number of slides alone",
+    f"{SHORTCUT}tiles": "shortcut: the number of tiles alone",
+    f"{SHORTCUT}{ALL_SHORTCUTS}": "shortcut: all of them together",
 }
 _BASELINE_WORDS = {
     "constant": "a constant answer",
+    "shortcuts": "shortcuts that see no tissue",
     "mean + logistic": "a logistic regression on mean embeddings",
 }
 _VERDICTS = {
     "better": "better than",
     "worse": "worse than",
     "no difference shown": "not shown to differ from",
-}
-_SHORTCUT_NAMES = {
-    "centre": "the centre alone",
-    "slides": "the number of slides alone",
-    "all": "both together",
 }
 
 
@@ -69,20 +72,12 @@ class Table:
     """Address behind the first cell of a row, by its text."""
 
 
-def scores_table(scores: Mapping[str, Mapping[str, Interval]], shortcuts: Sequence[Any]) -> Table:
+def scores_table(scores: Mapping[str, Mapping[str, Interval]]) -> Table:
     """Scores of the run beside baselines and shortcuts."""
     rows = [
         (words, *(_interval(scores[kind][metric]) for metric in ("weighted_log_loss", "auroc")))
         for kind, words in _KIND_NAMES.items()
         if kind in scores
-    ]
-    rows += [
-        (
-            f"shortcut: {_SHORTCUT_NAMES[shortcut['source']]}",
-            _NONE,
-            _interval(_read(shortcut["score"])),
-        )
-        for shortcut in shortcuts
     ]
     return _table(
         "Scores with 95 % intervals", ["", "weighted log loss (less is better)", "AUROC"], rows
@@ -111,14 +106,22 @@ def gains_table(found: Mapping[str, Mapping[str, Interval]]) -> Table:
 
 def findings(found: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str]]:
     """What the gains mean, a sentence a metric, each with ``good`` or ``warning``."""
+    shortcuts = [of for name, of in found.items() if name.startswith(SHORTCUT)]
     said = []
     for metric, words in (("weighted_log_loss", "log loss"), ("auroc", "AUROC")):
-        parts = {name: _verdict(found[name][metric]) for name in ("constant", "mean + logistic")}
-        sentence = " and ".join(
-            f"{_VERDICTS[of]} {_BASELINE_WORDS[name]}" for name, of in parts.items()
+        least = {"constant": found["constant"][metric]}
+        if shortcuts:  # the best of them is the one to beat
+            least["shortcuts"] = min((of[metric] for of in shortcuts), key=lambda gain: gain.low)
+        least["mean + logistic"] = found["mean + logistic"][metric]
+        parts = {name: _verdict(gain) for name, gain in least.items()}
+        *some, last = (f"{_VERDICTS[of]} {_BASELINE_WORDS[name]}" for name, of in parts.items())
+        is_good = (
+            parts["constant"] == "better"
+            and parts.get("shortcuts", "better") == "better"
+            and parts["mean + logistic"] != "worse"
         )
-        is_good = parts["constant"] == "better" and parts["mean + logistic"] != "worse"
-        said.append(("good" if is_good else "warning", f"By {words}, the run is {sentence}."))
+        sentence = f"By {words}, the run is {', '.join(some)} and {last}."
+        said.append(("good" if is_good else "warning", sentence))
     return said
 
 
@@ -229,6 +232,16 @@ def cohort_table(evidence: Evidence) -> Table:
     )
 
 
+def incomplete_table(evidence: Evidence) -> Table:
+    """Slides without a bag or a tile, and those of which tiles could not be decoded."""
+    return _table(
+        "Slides that are not all there",
+        ["slide", "patient", "what is missing"],
+        evidence.incomplete_slides,
+        words=(0, 1, 2),
+    )
+
+
 def patients_table(
     evidence: Evidence, losses: np.ndarray, order: Sequence[int], links: Mapping[str, str]
 ) -> Table:
@@ -300,11 +313,6 @@ def _interval(score: Interval) -> str:
 
 def _group_score(group: GroupScore, metric: str) -> str:
     return _interval(group.scores[metric]) if group.scores else _NONE
-
-
-def _read(described: Mapping[str, Any]) -> Interval:
-    low, high = described["interval"]
-    return Interval(value=described["value"], low=low, high=high)
 
 
 def _plain(value: Any) -> str:

@@ -36,6 +36,10 @@ CHROMIUM = (
 )
 HEAD = "image_id,patient_id,label,center_id,image_num"
 HOSTILE = "<script>alert(1)</script>$\\frac"
+PATIENTS_OF_CENTRES = [
+    ("1", 38, 10), ("2", 18, 3), ("3", 19, 19), ("4", 67, 22), ("5", 22, 8), ("6", 19, 13),
+    ("7", 48, 20), ("8", 14, 2), ("9", 13, 2), ("10", 25, 7), ("11", 174, 69),
+]  # fmt: skip
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="Chromium is not installed: it shows the page"
 )
@@ -102,9 +106,10 @@ def test_the_stroke_cohort_is_described_as_it_is(mil_data: Path) -> None:
             ("7", 70, 29), ("8", 14, 2), ("9", 14, 2), ("10", 37, 7), ("11", 179, 78),
         ]
     }  # fmt: skip
-    assert patients.names == slides.names
+    assert patients.as_dict() == {
+        name: {"CE": ce, "LAA": laa} for name, ce, laa in PATIENTS_OF_CENTRES
+    }
     assert patients.shares[2].tolist() == [0.5, 0.5]
-    assert patients.counts[5].tolist() == [19, 13]
     assert dict(zip(numbers.names, numbers.totals.tolist(), strict=True)) == {
         "1": 543, "2": 68, "3": 13, "4": 4, "5": 4,
     }  # fmt: skip
@@ -260,6 +265,19 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
     order = list(found.table.slides["slide"])
     assert tiles[order.index("001p_0")] == 9
     assert tissue[order.index("004p_0")] == pytest.approx(50)
+    by_label, by_centre = found.tile_counts["label"], found.tile_counts["centre"]
+    for groups in (by_label, by_centre):
+        assert sum(group.n_tiles for group in groups) == np.nansum(tiles)
+        assert sum(group.n_slides for group in groups) == len(order) - 1
+        assert sum(group.n_patients for group in groups) == 11
+    of_patient = dict.fromkeys(found.table.patients["patient"], 0.0)
+    for owner, n_tiles in zip(found.table.slides["patient"], np.nan_to_num(tiles), strict=True):
+        of_patient[owner] += n_tiles
+    labels = found.table.patients.set_index("patient")["label"]
+    known = [n for name, n in of_patient.items() if labels[name] == "CE" and name != "003p"]
+    assert by_label[0].group == "CE"
+    assert by_label[0].tiles_a_patient == np.median(known)
+    assert by_label[0].tissue_share == pytest.approx(0.5)
     assert math.isnan(tiles[order.index("003p_0")])
     told = {finding.kind: finding for finding in found.findings}
     assert told["bag_missing"].subjects == ("003p_0",)

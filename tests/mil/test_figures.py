@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import base64
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+import cli
+import features
+import mil
 from mil.figures import (
     MARK_COLOUR,
     class_styles,
@@ -83,6 +89,20 @@ def test_neighbouring_classes_differ_in_grey_as_well() -> None:
     assert MARK_COLOUR not in {style.colour for style in styles}
     first, second = (np.dot(to_rgb(s.colour), (0.299, 0.587, 0.114)) for s in styles[:2])
     assert abs(first - second) > 0.2
+
+
+@pytest.mark.parametrize("package", [features, mil, cli])
+def test_one_module_draws_and_by_one_library(package: ModuleType) -> None:
+    others = re.compile(
+        r"(?m)^\s*(?:from|import) (?:matplotlib\.pyplot|seaborn|plotly|bokeh|altair)"
+    )
+    saving = set()
+    for path in Path(str(package.__file__)).parent.rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        assert not others.search(code), path
+        if ".savefig(" in code:
+            saving.add(path.name)
+    assert saving == ({"figures.py"} if package is mil else set())
 
 
 def test_a_photograph_is_scaled_down_but_never_up() -> None:

@@ -4,26 +4,39 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from features.bags import Fingerprint, find_bags, write_bag
-from mil.cohort import read_cohort
-from mil.data import PatientBags, load_patient_bags
+from mil.cohort import Patient, read_cohort
+from mil.data import PatientBags, SlideNote, load_patient_bags
 from mil.errors import RunError
+from mil.figures import Picture
+from mil.figures import draw as draw_figure
 from mil.fitting import fit_run
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
-from mil.report import gains, mean_logistic_probabilities, write_report
+from mil.report import (
+    gains,
+    mean_logistic_probabilities,
+    shortcut_probabilities,
+    write_report,
+)
 from mil.report.calibration import measure_reliability
 from mil.report.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.report.evidence import Evidence, read_evidence
@@ -85,6 +98,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label = number % 3
         bag = make_bag(f"s{number}", n_tiles=6, dim=8)
         bag.features[:] += np.float16(label)
+        bag.meta.__dict__.update(n_failed=2 * (number == 3))
         write_bag(folder / "bags" / f"s{number}.h5", bag)
         quoted = CLASSES[label].replace('"', '""')
         rows.append(f's{number},<script>{number},"{quoted}",{CENTRE if number % 2 else "1"}')
@@ -100,6 +114,7 @@ def train(table: Path, *, n_repeats: int = 1, nested: bool = False) -> Path:
     fit_run(
         cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, settings=FAST,
         on_head=lambda done, total: None, nested=nested,
+        failures={"gone&": "cannot be <opened>", "s1": "was embedded again since"},
     )  # fmt: skip
     return table.parent / "run"
 
@@ -123,7 +138,7 @@ def evidence_of(
         fold=(np.arange(n) % n_folds)[None],
         proba=dict.fromkeys(("calibrated", "raw", "mean + logistic"), proba[None]),
         notes=(),
-        missing_slides=(),
+        incomplete_slides=(),
         patients_without_tiles=(),
     )
 
@@ -141,7 +156,8 @@ def test_the_numbers_on_the_page_are_those_of_scores_json(two: Path) -> None:
     scores = json.loads((two / "scores.json").read_text())
     text = " ".join(page_of(two).text).replace("−", "-")
     kinds = ("calibrated", "raw", "mean + logistic", "cohort prior", "constant")
-    baselines = ("mean + logistic", "cohort prior", "constant")
+    shortcuts = ("shortcut: slides", "shortcut: tiles", "shortcut: all")
+    baselines = ("mean + logistic", "cohort prior", "constant", *shortcuts)
     found = [scores[kind] for kind in kinds] + [scores["gains"][name] for name in baselines]
     for of_kind in found:
         for metric in ("weighted_log_loss", "auroc"):
@@ -166,7 +182,9 @@ def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
     assert scores["gains"]["constant"]["auroc"]["value"] == pytest.approx(
         scores["calibrated"]["auroc"]["value"] - 0.5
     )
-    assert {shortcut["source"] for shortcut in scores["shortcuts"]} == {"slides"}
+    shortcuts = {"shortcut: slides", "shortcut: tiles", "shortcut: all"}
+    assert {name for name in scores if name.startswith("shortcut")} == shortcuts
+    assert shortcuts < set(scores["gains"])
 
 
 def test_what_kind_of_score_it_is_and_what_that_means_is_said(two: Path) -> None:
@@ -207,6 +225,43 @@ def test_every_figure_is_there_with_words_for_it(
     assert page.links
 
 
+def test_what_a_legend_names_is_told_apart_without_any_colour(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+
+    def keep(paint: Callable[[Figure], None], **how: Any) -> Picture:
+        figures.append(Figure())
+        paint(figures[-1])
+        return draw_figure(paint, **how)
+
+    monkeypatch.setattr("mil.report.drawings.draw", keep)
+    write_report(three)
+    legends = [
+        legend
+        for figure in figures
+        for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes))
+        if legend is not None
+    ]
+    assert len(legends) > 8
+    for legend in legends:
+        looks = [_look_in_grey(handle) for handle in legend.legend_handles]
+        for one, other in combinations(looks, 2):
+            assert one[1:] != other[1:] or abs(one[0] - other[0]) > 0.2, legend.get_texts()
+
+
+def _look_in_grey(handle: Any) -> tuple[object, ...]:
+    """Lightness, line, marker and fill of what stands in a legend."""
+    if not isinstance(handle, Line2D):  # bars of error around a line, which nothing else has
+        return (0.0, type(handle))
+    grey = float(np.dot(to_rgb(handle.get_color()), (0.299, 0.587, 0.114)))
+    opacity = 1.0 if handle.get_alpha() is None else float(handle.get_alpha())
+    return (
+        1 - opacity * (1 - grey), handle.get_linestyle(), handle.get_marker(),
+        handle.get_fillstyle(),
+    )  # fmt: skip
+
+
 def test_hostile_names_stay_names(three: Path) -> None:
     html = (three / "report.html").read_text(encoding="utf-8")
     page = Page(html)
@@ -221,9 +276,14 @@ def test_hostile_names_stay_names(three: Path) -> None:
 def test_who_was_not_judged_is_named(three: Path) -> None:
     text = " ".join(page_of(three).text)
     assert "Slides without a bag: 1, first gone&." in text
-    assert "1 slides without a bag" in text
-    assert "gone& (patient <script>0)" in text
-    assert "bare patient" in text
+    assert "Patients without a tile, in no score: bare patient." in text
+    html = (three / "report.html").read_text(encoding="utf-8")
+    part = html[html.index("Slides that are not all there") : html.index('id="learning"')]
+    assert [unescape(" | ".join(row)) for row in _rows_of(part)] == [
+        "<script>0 | no bag: cannot be <opened>",
+        "<script>3 | 2 of 6 tiles could not be decoded",
+        "bare patient | no tile: none",
+    ]
 
 
 def test_all_patients_stand_on_the_page_worst_first(three: Path) -> None:
@@ -300,6 +360,53 @@ def test_the_verdict_goes_by_whether_the_interval_excludes_0(
     }):  # fmt: skip
         assert found[0] == level
         assert said in found[1]
+
+
+def test_the_best_shortcut_is_the_one_to_beat() -> None:
+    def gain(low: float) -> dict[str, Interval]:
+        found = Interval(value=low + 0.1, low=low, high=low + 0.2)
+        return {"weighted_log_loss": found, "auroc": found}
+
+    baselines = {"constant": gain(0.3), "mean + logistic": gain(0.1), "shortcut: slides": gain(0.2)}
+    words = (
+        "better than a constant answer, {} shortcuts that see no tissue and better than a logistic"
+    )
+    assert {level for level, _ in findings(baselines)} == {"good"}
+    assert words.format("better than") in findings(baselines)[0][1]
+    beaten = findings({**baselines, "shortcut: centre": gain(-0.1)})
+    assert {level for level, _ in beaten} == {"warning"}
+    assert words.format("not shown to differ from") in beaten[0][1]
+
+
+def test_a_shortcut_is_found_where_there_is_one_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    names = [f"{number}" for number in range(80)]
+    patients = [
+        Patient(patient_id=name, slide_ids=(name,), label=str(label), center_id=f"{label}")
+        for name, label in zip(names, labels, strict=True)
+    ]
+    n_tiles = rng.integers(1, 100, 80)
+    bags = PatientBags(
+        features={}, fingerprint=FINGERPRINT,
+        slides=tuple(
+            SlideNote(slide_id=name, patient_id=name, n_tiles=int(n), content_id="",
+                      features_sha256="")
+            for name, n in zip(names, n_tiles, strict=True)
+        ),
+    )  # fmt: skip
+    found = OutOfFold(
+        patient_ids=tuple(names), labels=labels, logits=np.zeros((2, 80, 2)), history={}, heads={},
+        fold=rng.integers(0, 4, (2, 80)),
+    )  # fmt: skip
+    proba = shortcut_probabilities(patients, bags, found, calibrator="platt")
+    assert list(proba) == ["shortcut: centre", "shortcut: tiles", "shortcut: all"]
+    area = {name: np.mean([auroc(one, labels) for one in of]) for name, of in proba.items()}
+    assert area["shortcut: centre"] == area["shortcut: all"] == 1
+    assert area["shortcut: tiles"] < 0.65
+    few = [replace(patient, center_id="1") for patient in patients]
+    alone = shortcut_probabilities(few, bags, found, calibrator="platt")
+    assert list(alone) == ["shortcut: tiles"]
 
 
 @given(st.integers(0, 99), st.integers(6, 60))
