@@ -70,8 +70,12 @@ def run_mil(*arguments: object) -> None:
 
 
 def copy_world(world: Path, folder: Path) -> None:
-    """A world of a page's own: every file is linked, as nothing writes into a file in place."""
-    shutil.copytree(world, folder, copy_function=os.link)
+    """A world of a page's own: slides and bags, which nobody changes in place, are linked."""
+
+    def copy(source: str, target: str) -> None:
+        (os.link if source.endswith((".tif", ".h5")) else shutil.copyfile)(source, target)
+
+    shutil.copytree(world, folder, copy_function=copy)
 
 
 def _small(plan: list[SlidePlan]) -> list[SlidePlan]:
@@ -79,8 +83,8 @@ def _small(plan: list[SlidePlan]) -> list[SlidePlan]:
     names = dict(zip(dict.fromkeys(slide.patient_id for slide in plan), _KNOWN_IDS, strict=False))
     return [
         replace(
-            slide, patient_id=names.get(slide.patient_id, slide.patient_id), width_px0=1500,
-            height_px0=1400,
+            slide, patient_id=names.get(slide.patient_id, slide.patient_id), width_px0=1200,
+            height_px0=1100,
         )
         for slide in plan
     ]  # fmt: skip
@@ -101,7 +105,7 @@ def _paint_others(folder: Path) -> None:
 def _demo(folder: Path) -> None:
     """What ``mil demo`` would have left."""
     copy_world(folder, folder.parent / "demo")
-    shutil.move(folder.parent / "demo", folder / "demo")
+    (folder.parent / "demo").rename(folder / "demo")
 
 
 def _labels(folder: Path) -> None:
@@ -171,7 +175,7 @@ def _examples(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for number, slide in enumerate(_small(plan_cohort(n_patients=5, seed=9, signal=1.0))[:5]):
-        tissue = Image.fromarray(paint_clot(slide)).crop((400, 400, 1296, 1296)).resize((448, 448))
+        tissue = Image.fromarray(paint_clot(slide)).crop((150, 100, 1046, 996)).resize((448, 448))
         ink = np.clip(rng.normal((200, 30, 50), 2, (224, 224, 3)), 0, 255).astype(np.uint8)
         for label, picture in (("keep", tissue), ("drop", Image.fromarray(ink))):
             path = f"crops/{label}_{number}.png"
@@ -222,7 +226,6 @@ PREPARATIONS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/move-from-other-tools.md": _others_tables,
     "docs/how-to/own-backbone.md": _checkpoints,
     "docs/how-to/slides-without-mpp.md": _resolutions,
-    "docs/how-to/work-offline.md": _checkpoints,
     "docs/reference/labels.md": _labels,
     "docs/start/five-minutes.md": _demo,
 }
