@@ -21,6 +21,7 @@ from cli.inspect import inspect
 from cli.preview import preview
 from cli.report import report
 from cli.score import score
+from cli.surroundings import allow_more_files, print_anything
 from cli.train import train
 from cli.view import view
 
@@ -77,4 +78,6 @@ def common(
 
 def main() -> None:
     """Run the command line; usage and completion call it ``mil`` however it was started."""
+    allow_more_files()
+    print_anything()
     app(prog_name="mil")

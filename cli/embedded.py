@@ -103,6 +103,10 @@ class SlideBars:
         if outcome.status == "failed":
             self._bars.console.print(f"failed: {outcome.message}", style="yellow", markup=False)
 
+    def noted(self, text: str) -> None:
+        """Say it at once."""
+        self._bars.console.print(f"note: {text}", style="yellow", markup=False)
+
 
 def print_failures(outcomes: list[SlideOutcome], bags_dir: Path, *, what: str = "slides") -> None:
     """Say on standard error how many failed, and where to read more."""

@@ -27,7 +27,8 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
     marks = list(runs_dir.glob("*/model.json"))
     if several_labels:
         marks += runs_dir.glob("*/labels.json")
-    found = sorted(marks, key=lambda file: file.stat().st_mtime)
+    whole = [file for file in marks if not file.parent.name.startswith(".")]  # not being written
+    found = sorted(whole, key=lambda file: file.stat().st_mtime)
     if not found:
         raise RunError(
             runs_dir,

@@ -45,6 +45,7 @@ class By(StrEnum):
 
 
 def train(
+    context: typer.Context,
     *,
     cohort: CohortTable = Path("train.csv"),
     labels: Labels = None,
@@ -165,6 +166,7 @@ def train(
         from features.filter import read_filter
         from features.outcomes import read_failures
         from features.packs import open_bags
+        from mil.checkpoints import sole_training
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
@@ -174,7 +176,9 @@ def train(
 
     several = None if labels is None else read_labels(cohort, labels)
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
-    folder = _claim_folder(run, overwrite=overwrite)
+    folder = run or _next_run()
+    context.with_resource(sole_training(folder))  # until the command ends
+    _require_free(folder, overwrite=overwrite)
     with step("reading bags"):
         places = open_bags(bags if engine is EngineName.local else everywhere(bags))
         loaded = filter_bags(
@@ -214,13 +218,16 @@ def train(
         _print_summary(summary)
 
 
-def _claim_folder(run: Path | None, *, overwrite: bool) -> Path:
-    """Folder for the run: a new one, unless asked to replace a finished one."""
+def _next_run() -> Path:
+    """The first of ``runs/run-1``, ``runs/run-2`` and so on that is not there."""
+    numbers = (number for number in range(1, 1_000_000))
+    return next(p for p in (Path("runs") / f"run-{n}" for n in numbers) if not p.exists())
+
+
+def _require_free(run: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless asked to replace a finished run in it."""
     from mil.errors import RunError
 
-    if run is None:
-        numbers = (number for number in range(1, 1_000_000))
-        return next(p for p in (Path("runs") / f"run-{n}" for n in numbers) if not p.exists())
     if run.exists() and not run.is_dir():
         raise RunError(run, found="a file", expected="a folder for the run")
     if run.is_dir() and any(run.iterdir()):
@@ -238,7 +245,6 @@ def _claim_folder(run: Path | None, *, overwrite: bool) -> Path:
                 expected="a finished run to overwrite",
                 advice="Name another with --run.",
             )
-    return run
 
 
 def _print_summary(summary: FitSummary) -> None:

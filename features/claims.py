@@ -28,10 +28,12 @@ class Claims:
     touches it every ten seconds. A claim is dead when it was not touched for ninety seconds, by the
     clock of the file system itself: clocks of machines may differ by hours. Where owner and asker
     run in the same process namespace of the same boot, a process that is gone is dead at once, so
-    that work goes on at once after a kill.
+    that work goes on at once after a kill. A touch in the future counts by its distance, too: the
+    clock was set back since, and the next touch of a living owner tells the new time.
 
     Were a claim ever taken from a living owner that slept for longer than that (a suspended
-    machine), both would write the same bytes, each whole: work is lost, nothing else.
+    machine), or whose clock jumped between two touches, both would write the same bytes, each
+    whole: work is lost, nothing else.
 
     Parameters
     ----------
@@ -135,7 +137,7 @@ class Claims:
         except FileExistsError:
             return False
         except FileNotFoundError:  # others who left took the empty folder with them
-            make_folder(self._folder)
+            self._folder.mkdir(exist_ok=True)  # without its parent, which nobody but the user takes
             return self._create(path)
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -150,7 +152,7 @@ class Claims:
 
     def _is_dead(self, path: Path) -> bool:
         try:
-            age_s = self._now() - path.stat().st_mtime
+            age_s = abs(self._now() - path.stat().st_mtime)
             card = json.loads(path.read_text())
         except FileNotFoundError:
             return False  # given back just now

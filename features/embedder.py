@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -26,10 +28,11 @@ from features.embedding import Instances, SlideWork, embed_works
 from features.encoders import Encoder
 from features.engines.protocol import Deal, Desk
 from features.errors import BagError, KnownError, OutputError
-from features.files import leftovers_in, make_folder
+from features.files import HANDLES_ADVICE, leftovers_in, make_folder
 from features.outcomes import SlideOutcome, Status
 
 __all__ = [
+    "BatchHalved",
     "Embedder",
     "EmbedderCard",
     "FolderFull",
@@ -114,6 +117,16 @@ class TilesDone:
 
     n_tiles: int
     """How many since the last such news."""
+
+
+@dataclass(frozen=True)
+class BatchHalved:
+    """News: the device had not the memory for a batch, and the backbone now sees fewer tiles."""
+
+    device: str
+    """Which device."""
+    execution: str
+    """How the backbone runs now."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +240,7 @@ class _Shift:
         self._embedder, self._desk = embedder, desk
         self._jobs: dict[SlideWork[Instances], _Job[Instances]] = {}
         self._lock = Lock()
+        self._execution = embedder.encoder.execution
         self._n_untold = 0
         self._told_at = time.monotonic()
 
@@ -249,12 +263,16 @@ class _Shift:
             self.tell_of_tiles()
 
     def tell_of_tiles(self) -> None:
-        """Tell of the tiles that were counted since it was told last."""
+        """Tell of the tiles that were counted since it was told last, and of halved batches."""
         with self._lock:
             n_tiles, self._n_untold = self._n_untold, 0
             self._told_at = time.monotonic()
         if n_tiles:
             self._desk.tell(TilesDone(n_tiles))
+        encoder = self._embedder.encoder
+        if encoder.execution != self._execution:
+            self._execution = encoder.execution
+            self._desk.tell(BatchHalved(str(encoder.device), encoder.execution))
 
     def finish(self, work: SlideWork[Instances]) -> None:
         """Write the bag of a source; whatever is wrong with it stays with it."""
@@ -307,10 +325,13 @@ class _Shift:
             text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
         if isinstance(error, OutputError):
             self._desk.tell(FolderFull(error))
+        elif os.strerror(errno.EMFILE) in text:  # said by readers in as many ways as there are
+            text = f"{text.rstrip('.')}. {HANDLES_ADVICE}"
         outcome = SlideOutcome.of_failure(
             source.path, text, slide_id=source.bag_id, seconds=seconds
         )
-        source.note_failure(outcome.message)
+        if not isinstance(error, OutputError):  # which is no fault of the source
+            source.note_failure(outcome.message)
         self._end(deal, outcome)
 
     def _end(self, deal: Deal, outcome: SlideOutcome) -> None:

@@ -122,8 +122,9 @@ class FrozenEncoder:
     """A frozen backbone on a device, run with batches of one fixed shape.
 
     Whatever number of tiles comes, the network sees ``batch_tiles`` at a time, the last batch
-    filled up with black: an embedding does not depend on how many tiles came with it. Used by one
-    thread at a time.
+    filled up with black: an embedding does not depend on how many tiles came with it. Where the
+    device has not the memory for so many, the batch is halved for good; ``execution`` tells. Used
+    by one thread at a time.
 
     Parameters
     ----------
@@ -181,12 +182,13 @@ class FrozenEncoder:
             way, recorded_tiles = parse_execution(execution)
             batch_tiles = recorded_tiles or batch_tiles
         self.batch_tiles = batch_tiles
-        self._network, way = self._prepare_network(model, way, n_tiles_expected)
-        self.execution = f"{way} batch {self.batch_tiles}"
-        if device.type == "cpu":  # kept: the kernel would clear its pages anew for each batch
-            side = preprocessing.input_px
-            layout = torch.contiguous_format if way.engine == "onnx" else torch.channels_last
-            self._input = torch.empty((self.batch_tiles, 3, side, side), memory_format=layout)
+        self._network, self._way = self._prepare_network(model, way, n_tiles_expected)
+        self._make_room()
+
+    @property
+    def execution(self) -> str:
+        """How it runs, e.g. ``onnx float32 batch 64``."""
+        return f"{self._way} batch {self.batch_tiles}"
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embeddings of tiles.
@@ -200,12 +202,23 @@ class FrozenEncoder:
         -------
         numpy.ndarray
             Shape (n, dim), float32.
+
+        Raises
+        ------
+        EncoderError
+            If the device has not the memory for a single tile.
         """
-        parts = [
-            self._embed_batch(tiles[start : start + self.batch_tiles])
-            for start in range(0, len(tiles), self.batch_tiles)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+        embeddings = np.empty((len(tiles), self.dim), np.float32)
+        start = 0
+        while start < len(tiles):
+            part = tiles[start : start + self.batch_tiles]
+            try:
+                embeddings[start : start + len(part)] = self._embed_batch(part)
+            except torch.cuda.OutOfMemoryError as error:
+                self._halve_batch(error)
+            else:
+                start += len(part)
+        return embeddings
 
     def measure(self) -> float:
         """Tiles a second through the network on a batch that lies ready, in about a second."""
@@ -223,6 +236,22 @@ class FrozenEncoder:
             )
             output = self._network(self._prepare(batch))
             return output[:n_tiles].float().cpu().numpy()
+
+    def _halve_batch(self, error: Exception) -> None:
+        """Let the network see half as many tiles from now on."""
+        if self.batch_tiles == 1:
+            raise _no_memory(self.name, self.device) from error
+        self.batch_tiles //= 2
+        self._make_room()
+        if self.device.type == "cuda":  # what the larger batch has taken is of no use any more
+            torch.cuda.empty_cache()
+
+    def _make_room(self) -> None:
+        """Keep memory for a batch on a CPU: its kernel would clear new pages for each."""
+        if self.device.type == "cpu":
+            side = self.preprocessing.input_px
+            layout = torch.contiguous_format if self._way.engine == "onnx" else torch.channels_last
+            self._input = torch.empty((self.batch_tiles, 3, side, side), memory_format=layout)
 
     def _prepare(self, batch: Tensor) -> Tensor:
         """Scale to the input size and normalise, on the device."""
@@ -274,11 +303,15 @@ class JoinedEncoder:
         self._parts = tuple(parts)
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
-        self.execution = "+".join(part.execution for part in parts)
         self.preprocessing = JoinedPreprocessing(tuple(part.preprocessing for part in parts))
         self.dim = sum(part.dim for part in parts)
         self.device = parts[0].device
         self.trials = tuple(trial for part in parts for trial in part.trials)
+
+    @property
+    def execution(self) -> str:
+        """How each runs, joined by ``+``."""
+        return "+".join(part.execution for part in self._parts)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embeddings of tiles.
@@ -333,7 +366,7 @@ def load_encoder(
     ------
     EncoderError
         If timm does not know a name, weights are missing, unreadable or do not fit, or a backbone
-        cannot run in the way asked for.
+        cannot run in the way asked for, or the device has not the memory for it.
     """
     names = name.split("+")
     paths = _paths_of(names, weights_path)
@@ -342,12 +375,14 @@ def load_encoder(
     parts = []
     for one, path, way in zip(names, paths, ways, strict=True):
         model = build_pretrained(one, weights_path=path)
-        parts.append(
-            FrozenEncoder(
+        try:
+            encoder = FrozenEncoder(
                 model, name=one, preprocessing=preprocessing_of(model), device=device,
                 batch_tiles=batch_tiles, execution=way, n_tiles_expected=n_tiles_expected,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        except torch.cuda.OutOfMemoryError as error:
+            raise _no_memory(one, device) from error
+        parts.append(encoder)
     return parts[0] if len(parts) == 1 else JoinedEncoder(parts)
 
 
@@ -365,6 +400,16 @@ def _paths_of(
             expected="one each, in their order, or none at all",
         )
     return paths
+
+
+def _no_memory(name: str, device: torch.device) -> EncoderError:
+    return EncoderError(
+        f"device {device}",
+        found=f"out of memory with a single tile through backbone {name!r}",
+        expected="memory for the backbone and a tile",
+        advice="End other programs on it, or choose another with --device, or --device cpu; what "
+        "is finished is kept.",
+    )
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

@@ -12,11 +12,28 @@ from pathlib import Path
 
 from features.errors import OutputError
 
-__all__ = ["folder_beside", "leftovers_in", "make_folder", "not_written", "written_beside"]
+__all__ = [
+    "HANDLES_ADVICE",
+    "folder_beside",
+    "leftovers_in",
+    "make_folder",
+    "not_written",
+    "written_beside",
+]
+
+HANDLES_ADVICE = "Raise the limit with 'ulimit -n 4096' and give the same command again."
+"""What to do where a process has too many files open."""
 
 _FULL = "Free some space; what is finished is kept, and the same command goes on."
 _LOCKED = "Make the folder writable, or name another."
+_GONE = "Bring the folder back, or make it; what is finished is kept, and the same command goes on."
 _ADVICE = {
+    errno.ENOENT: _GONE,
+    errno.ENOTDIR: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENODEV: _GONE,
+    errno.EMFILE: HANDLES_ADVICE,
+    errno.ENFILE: HANDLES_ADVICE,
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,

@@ -33,7 +33,10 @@ def read_mpp_table(path: Path) -> dict[str, float]:
             values[slide_id_of(Path(slide))] = float(text)
         except ValueError as error:
             raise TableError(
-                f"{path}, row {row}", found=f"mpp {text!r}", expected="a number of µm per pixel"
+                f"{path}, row {row}",
+                found=f"mpp {text!r}",
+                expected="a number of µm per pixel",
+                advice="Write it with a decimal point, such as 0.25." if "," in text else "",
             ) from error
     return values
 

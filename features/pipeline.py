@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from features.bags import Bag, Fingerprint, find_bags
 from features.claims import Claims
 from features.embedder import (
+    BatchHalved,
     Embedder,
     EmbedderCard,
     FolderFull,
@@ -64,6 +65,10 @@ class EmbedProgress(Protocol):
 
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Called when a slide is dealt with."""
+        ...
+
+    def noted(self, text: str) -> None:
+        """Called with what a person should know, e.g. that memory was short."""
         ...
 
 
@@ -349,12 +354,16 @@ class _Run:
         source.note_failure(outcome.message)
         self.done(source, outcome)
 
-    def told(self, news: SourceBegun | TilesDone | FolderFull) -> None:
+    def told(self, news: SourceBegun | TilesDone | BatchHalved | FolderFull) -> None:
         match news:
             case SourceBegun(bag_id, n_tiles):
                 self._progress.slide_started(bag_id, n_tiles)
             case TilesDone(n_tiles):
                 self._progress.tiles_done(n_tiles)
+            case BatchHalved(device, execution):
+                self._progress.noted(
+                    f"{device} ran out of memory; the backbone goes on as {execution!r}"
+                )
             case FolderFull(error):
                 self._give_up(error)
 

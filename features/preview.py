@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Protocol
 
-from features.errors import KnownError, TileError
+from features.errors import KnownError, OutputError, TileError
 from features.files import make_folder, written_beside
 from features.picture import draw_survey
 from features.preview_page import PreviewRow, render_page
@@ -184,7 +184,7 @@ def preview_slide(
     Raises
     ------
     OutputError
-        If not even the failure can be written.
+        If a file cannot be written; an older picture of the slide then stays.
     """
     try:
         with survey_slide(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as survey:
@@ -196,6 +196,8 @@ def preview_slide(
             return folder.add(
                 survey, left_out=left_out, failed=failed, tiles_read=bool(tiles.rules)
             )
+    except OutputError:  # no fault of the slide
+        raise
     except KnownError as error:
         return folder.add_failure(path, str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others

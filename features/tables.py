@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import io
@@ -19,8 +20,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV table with every cell as text.
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept to the letter; an empty cell is the empty
-    string. A byte-order mark, Windows line ends and semicolons or tabs as separators are
-    understood. White space around names and cells is dropped.
+    string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
+    separators are understood. White space around names and cells is dropped.
 
     Parameters
     ----------
@@ -37,19 +38,7 @@ def read_table(path: Path) -> pd.DataFrame:
     TableError
         If the file is missing, unreadable, not text, without rows, or names a column twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise TableError(path, found="there is no such file", expected="a CSV table") from error
-    except UnicodeDecodeError as error:
-        raise TableError(
-            path,
-            found=f"byte {error.start} is not UTF-8 text",
-            expected="a CSV table",
-            advice="Save it as CSV (UTF-8).",
-        ) from error
-    except OSError as error:
-        raise TableError(path, found=f"cannot be read ({error.strerror or error})") from error
+    text = _read_text(path)
     header = text.split("\n", maxsplit=1)[0]
     separator = max(",;\t", key=header.count)
     try:
@@ -66,6 +55,29 @@ def read_table(path: Path) -> pd.DataFrame:
         raise TableError(path, found="no rows under the header", expected="at least one row")
     stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
     return stripped
+
+
+def _read_text(path: Path) -> str:
+    """Text of a file, with plain line ends.
+
+    Encodings that do not tell themselves are not guessed: letters of an id would become others.
+    """
+    try:
+        content = path.read_bytes()
+        has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if has_mark else "utf-8-sig")
+    except FileNotFoundError as error:
+        raise TableError(path, found="there is no such file", expected="a CSV table") from error
+    except UnicodeDecodeError as error:
+        raise TableError(
+            path,
+            found=f"byte {error.start} is not UTF-8 text",
+            expected="a CSV table",
+            advice="Save it as CSV (UTF-8), which Excel offers beside plain CSV.",
+        ) from error
+    except OSError as error:
+        raise TableError(path, found=f"cannot be read ({error.strerror or error})") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:

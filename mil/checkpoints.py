@@ -1,11 +1,12 @@
-"""What finished folds said, kept beside a run until it is whole, so that a killed one goes on."""
+"""What lies beside a run until it is whole: what finished folds said, and who is writing it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -15,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from features.claims import Claims
 from features.files import make_folder, written_beside
 from mil.data import PatientBags
+from mil.errors import RunError
 from mil.heads import Head
 from mil.heads.storage import pack_heads, unpack_heads
 from mil.splits import Fold
 from mil.training import EpochRecord, TrainSettings
 
-__all__ = ["Checkpoints", "Judgement"]
+__all__ = ["Checkpoints", "Judgement", "sole_training"]
 
 _LOGITS, _AVERAGED, _SAID = "logits", "averaged", "said"
 
@@ -159,7 +162,7 @@ class Checkpoints:
         }
         make_folder(self._folder)
         with written_beside(self._path(name)) as beside:
-            save_file(tensors, beside, metadata={_SAID: json.dumps(said)})
+            beside.write_bytes(save(tensors, metadata={_SAID: json.dumps(said)}))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
@@ -167,6 +170,35 @@ class Checkpoints:
     def discard(self) -> None:
         """Remove the folder: the run is whole."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def sole_training(run_dir: Path) -> Iterator[None]:
+    """Keep other trainings, also those on other machines, from writing a run meanwhile.
+
+    A training that was killed keeps nobody away: see :class:`features.claims.Claims`.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; the claim lies in a hidden folder beside it.
+
+    Raises
+    ------
+    RunError
+        If another training is at work on it.
+    OutputError
+        If its parent cannot be written to.
+    """
+    with Claims(run_dir.with_name(f".{run_dir.name}.claims")) as claims:
+        if not claims.take("training"):
+            raise RunError(
+                run_dir,
+                found="another training is writing it",
+                expected="one at a time",
+                advice="Wait until it has ended, or name another folder with --run.",
+            )
+        yield
 
 
 def _rows(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from features.files import written_beside
 from mil.conformal import CrossConformal
@@ -62,7 +62,7 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
         for name, value in pack_heads(heads).items()
     }
     with written_beside(folder / _HEADS) as beside:
-        save_file(tensors, beside)
+        beside.write_bytes(save(tensors))
     described = {
         "method": "cross-conformal (CV+), by class",
         "strangeness": sets.conformal.as_dict(classes),

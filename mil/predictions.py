@@ -156,10 +156,12 @@ def _read_values(
         bad |= values > 1
     if bad.any():
         row, column = np.argwhere(bad)[0]
+        text = table[columns.names[column]].iloc[row]
         raise PredictionsError(
             f"{path}, row {row + 2}",
-            found=f"{columns.names[column]} is {table[columns.names[column]].iloc[row]!r}",
+            found=f"{columns.names[column]} is {text!r}",
             expected="a probability",
+            advice="Write it with a decimal point, such as 0.61." if "," in text else "",
         )
     if class_name is not None:
         return _other_classes(values[:, 0], cohort, class_name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mil.data import Features, PatientBags
-from mil.errors import SplitError
+from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.lessons import EpochRecord, Lesson, teach, tiles_at_once
 from mil.settings import TrainSettings
@@ -111,7 +111,8 @@ def train_ensembles(
     """Train ensembles side by side, each as :func:`train_ensemble` does and from its bags only.
 
     Each draws its random numbers from a stream of its own, so that who is trained beside whom
-    changes the last bit of sums at most. The same tasks together give the same heads.
+    changes the last bit of sums at most. The same tasks together give the same heads. Where the
+    device has not the memory for all of them, they are trained in two halves, and so on.
 
     Parameters
     ----------
@@ -124,7 +125,35 @@ def train_ensembles(
     ------
     SplitError
         As :func:`train_ensemble`.
+    RunError
+        If the device has not the memory for one of them.
     """
+    try:
+        return _train(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(tasks) == 1:
+            raise RunError(
+                f"device {settings.device}",
+                found="out of memory with a single ensemble on it",
+                expected="memory for the tiles of all its patients",
+                advice="End other programs on it, and the same command goes on with the finished "
+                "folds; or train with --device cpu.",
+            ) from error
+    if torch.cuda.is_available():  # what all of them together have taken is of no use any more
+        torch.cuda.empty_cache()
+    half = len(tasks) // 2
+    return tuple(
+        ensemble
+        for part in (tasks[:half], tasks[half:])
+        for ensemble in train_ensembles(
+            part, n_classes=n_classes, settings=settings, on_head=on_head
+        )
+    )
+
+
+def _train(
+    tasks: Sequence[Task], *, n_classes: int, settings: TrainSettings, on_head: Callable[[], None]
+) -> tuple[Ensemble, ...]:
     device = torch.device(settings.device)
     desks = [
         _prepare(task, n_classes=n_classes, settings=settings, device=device) for task in tasks

@@ -1,4 +1,4 @@
-"""Disks that refuse: full or read-only, as far as the one who runs the tests may make them."""
+"""Disks and systems that refuse, as far as the one who runs the tests may make them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["full_after", "read_only", "small_disk"]
+__all__ = ["few_handles", "full_after", "read_only", "small_disk"]
+
+
+@contextmanager
+def few_handles(*, n_left: int) -> Iterator[None]:
+    """Let this process open so few files more; skips where there is no such limit."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # the lowest free number
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + n_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, n_files: int, *, number: int, text: str) -> None:

@@ -121,7 +121,8 @@ def _search(folder: Path) -> list[Path]:
         elif has_slide_suffix(path.name):
             found.append(path)
     dicom = [path for path in found if path.suffix.lower() == ".dcm" and path.parent == folder]
-    return [path for path in found if path not in dicom[1:]]
+    others = set(dicom[1:])
+    return [path for path in found if path not in others]
 
 
 def _is_zarr_folder(path: Path) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from cli.runs import newest_run
 from features.bags import write_bag
+from mil.checkpoints import sole_training
 from tests.fakes import make_bag, real_data, write_cohort
 
 COMMANDS = ("embed", "train", "infer", "score", "demo")
@@ -96,6 +99,20 @@ def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> N
     found = mil(*again, "--run", tmp_path / "mine", "--overwrite")
     assert found.exit_code == 1
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_two_trainings_into_one_run_are_refused_before_bags_are_read(
+    world: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with sole_training(run):
+        found = mil(
+            "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run", run
+        )
+    assert found.exit_code == 1
+    assert f"{run}: another training is writing it" in found.output
+    assert "--run" in found.output
+    assert not run.exists()
 
 
 def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
@@ -266,3 +283,21 @@ def test_published_predictions_score_as_known(mil_data: Path) -> None:
         assert 0.73 <= file["raw"]["weighted_log_loss"]["value"] <= 0.795
         assert 0.63 <= file["raw"]["auroc"]["value"] <= 0.68
     assert mil("score", files[0], "--cohort", table).exit_code == 1
+
+
+def test_a_run_that_is_being_written_is_not_the_newest(tmp_path: Path) -> None:
+    for name in ("first", ".second.123.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").touch()
+    assert newest_run(tmp_path) == tmp_path / "first"
+
+
+def test_a_terminal_that_lacks_characters_gets_others(tmp_path: Path) -> None:
+    (tmp_path / "切片.png").write_bytes(b"no picture")
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "inspect", tmp_path / "切片.png"], capture_output=True,
+        check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"??.png: no reader can open it" in done.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from features.claims import Claims
+from features.errors import OutputError
 
 
 def test_a_name_is_claimed_once_and_again_when_given_back(tmp_path: Path) -> None:
@@ -94,3 +96,38 @@ def test_a_folder_that_others_took_away_is_made_again(tmp_path: Path) -> None:
             pass
         assert not (tmp_path / "c").exists()
         assert one.take("a")
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+def test_a_clock_that_jumps_keeps_no_claim_of_the_dead_alive(tmp_path: Path, jump_s: int) -> None:
+    folder = tmp_path / "c"
+    with Claims(folder, dead_s=5) as one:
+        (folder / "a.claim").write_text('{"token": "x", "pid": 1, "where": "elsewhere"}')
+        touched_at = time.time() - jump_s  # as if the clock had jumped since
+        os.utime(folder / "a.claim", (touched_at, touched_at))
+        assert one.take("a")
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+def test_a_living_owner_keeps_its_claim_once_it_has_touched_it_by_the_new_clock(
+    tmp_path: Path, jump_s: int
+) -> None:
+    folder = tmp_path / "c"
+    with Claims(folder, beat_s=0.05, dead_s=5) as one, Claims(folder, dead_s=5) as other:
+        assert one.take("a")
+        touched_at = time.time() - jump_s
+        os.utime(folder / "a.claim", (touched_at, touched_at))
+        waited_until = time.monotonic() + 30
+        while abs((folder / "a.claim").stat().st_mtime - time.time()) > 5:
+            assert time.monotonic() < waited_until
+            time.sleep(0.05)
+        assert not other.take("a")
+
+
+def test_claims_make_no_folder_anew_that_was_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "bags").mkdir()
+    with Claims(tmp_path / "bags" / ".claims") as claims:
+        shutil.rmtree(tmp_path / "bags")
+        with pytest.raises(OutputError, match=r"cannot be written \(No such file.*Bring the fold"):
+            claims.take("a")
+    assert not (tmp_path / "bags").exists()

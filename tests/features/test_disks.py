@@ -1,8 +1,10 @@
-"""``embed_slides`` on disks that are full or cannot be written to."""
+"""``embed_slides`` on disks that are full or cannot be written to, and folders that vanish."""
 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,16 @@ from features.bags import bag_path, find_bags, read_bag, write_bag
 from features.claims import Claims
 from features.encoders import Encoder
 from features.errors import OutputError
+from features.outcomes import SlideOutcome
 from features.pinning import pin_execution
-from tests.disks import full_after, read_only, small_disk
+from tests.disks import few_handles, full_after, read_only, small_disk
 from tests.fakes import make_bag
-from tests.features.test_pipeline import encoder, run, slides  # noqa: F401 - fixtures
+from tests.features.test_pipeline import (  # noqa: F401 - fixtures
+    Silent,
+    encoder,
+    run,
+    slides,
+)
 
 
 def contents(bags: Path) -> dict[str, bytes]:
@@ -123,3 +131,67 @@ def test_bags_that_are_whole_can_be_read_from_a_folder_that_is_read_only(tmp_pat
     write_bag(bag_path(bags, "a"), make_bag("a"))
     with read_only(bags):
         assert len(read_bag(find_bags(bags)["a"]).features) == 4
+
+
+class Remover(Silent):
+    """Takes a folder away as soon as the first slide is dealt with."""
+
+    def __init__(self, folder: Path, aside: Path) -> None:
+        self._folder, self._aside = folder, aside
+
+    def slide_ended(self, outcome: SlideOutcome) -> None:
+        if not self._aside.exists():
+            self._folder.rename(self._aside)
+
+
+def test_a_folder_of_bags_that_vanishes_stops_the_run_and_is_not_made_anew(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+) -> None:
+    run(slides, tmp_path / "whole", encoder)
+    bags, aside = tmp_path / "bags", tmp_path / "unplugged"
+    with pytest.raises(OutputError, match=r"No such file or directory.*Bring the folder back"):
+        run(slides, bags, encoder, progress=Remover(bags, aside))
+    assert not bags.exists()
+    aside.rename(bags)
+    shutil.rmtree(bags / ".claims")  # of this process, which here goes on living
+    run(slides, bags, encoder)
+    assert contents(bags) == contents(tmp_path / "whole")
+
+
+def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+) -> None:
+    run(slides, tmp_path / "whole", encoder)
+    bags, aside = tmp_path / "bags", tmp_path / "unplugged"
+    for number in range(8):  # enough that some are not open yet
+        shutil.copy(slides / "s1.tif", slides / f"t{number}.tif")
+    outcomes = run(slides, bags, encoder, progress=Remover(slides, aside))
+    lost = [o for o in outcomes if o.status == "failed" and "broken" not in o.path]
+    assert lost
+    assert all("no such file" in outcome.message.lower() for outcome in lost)
+    aside.rename(slides)
+    again = {o.slide_id: o.status for o in run(slides, bags, encoder)}
+    assert [name for name, status in again.items() if status == "failed"] == ["broken"]
+    assert contents(tmp_path / "whole").items() <= contents(bags).items()
+
+
+def test_too_many_open_files_are_told_with_what_to_do_and_lose_nothing(
+    slides: Path,  # noqa: F811
+    tmp_path: Path,
+    encoder: Encoder,  # noqa: F811
+) -> None:
+    run(slides, tmp_path / "whole", encoder)
+    bags = tmp_path / "bags"
+    with few_handles(n_left=1):
+        try:
+            said = " ".join(outcome.message for outcome in run(slides, bags, encoder))
+        except OutputError as error:
+            said = str(error)
+    assert os.strerror(errno.EMFILE) in said
+    assert "ulimit -n 4096" in said
+    run(slides, bags, encoder)
+    assert contents(bags) == contents(tmp_path / "whole")

@@ -199,3 +199,54 @@ def test_each_of_several_backbones_needs_its_checkpoint(tiny_weights: Path) -> N
         f"test_vit+{DEFAULT_BACKBONE}", weights_path=[tiny_weights, None], device=CPU, batch_tiles=1
     )
     assert mixed.dim == 64 + 1280
+
+
+class Short(nn.Module):
+    """A backbone on a device with memory for so many tiles at once."""
+
+    def __init__(self, n_tiles: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.n_tiles = n_tiles
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > self.n_tiles:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return pixels.mean(dim=(2, 3)) * self.weight
+
+
+def short_encoder(n_tiles: int) -> FrozenEncoder:
+    return FrozenEncoder(
+        Short(n_tiles), name="short", device=CPU, batch_tiles=16,
+        preprocessing=Preprocessing(
+            input_px=160, interpolation="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3
+        ),
+    )  # fmt: skip
+
+
+def test_a_device_out_of_memory_gets_half_the_batch_until_it_fits() -> None:
+    encoder = short_encoder(3)
+    tiles = random_tiles(21)
+    found = encoder.embed(tiles)
+    assert encoder.execution == "eager float32 batch 2"
+    np.testing.assert_allclose(found, short_encoder(16).embed(tiles), rtol=1e-6)
+    encoder.embed(tiles)
+    assert encoder.batch_tiles == 2
+
+
+def test_a_device_without_memory_for_one_tile_is_one_clear_error() -> None:
+    encoder = short_encoder(1)
+    encoder._network.n_tiles = 0  # as if another program had taken what was left
+    with pytest.raises(EncoderError, match=r"device cpu: out of memory with a single .*--device"):
+        encoder.embed(random_tiles())
+
+
+def test_a_device_without_memory_for_the_backbone_is_one_clear_error(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(nn.Module, "to", refuse)
+    with pytest.raises(EncoderError, match=r"device cpu: out of memory.*'test_vit'"):
+        load_encoder(TINY, weights_path=tiny_weights, device=CPU)

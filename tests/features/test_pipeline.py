@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from features import embedder, pipeline
 from features.bags import BagMeta, find_bags, read_bag, read_meta, write_bag
 from features.content import content_id
-from features.encoders import Encoder, load_encoder
+from features.encoders import Encoder, FrozenEncoder, load_encoder
 from features.errors import BagError, SlideError, TableError
 from features.listing import read_mpp_table, read_slide_table
 from features.names import url_of
@@ -44,6 +44,7 @@ class Silent:
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
     def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def noted(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="session")
@@ -288,3 +289,36 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
     np.testing.assert_array_equal(bags[0].features, bags[1].features)
     assert json.loads(bags[0].meta.software)["zarr"][0].isdigit()
     assert bags[0].meta.slide_content_id == content_id(tmp_path / "s.ome.zarr")
+
+
+def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def noted(self, text: str) -> None:
+            self.said.append(text)
+
+    run(slides, tmp_path / "whole", encoder)
+    assert isinstance(encoder, FrozenEncoder)
+    monkeypatch.setattr(encoder, "batch_tiles", encoder.batch_tiles)  # set back in the end
+    monkeypatch.setattr(encoder, "_input", encoder._input)
+    forward = encoder._embed_batch
+
+    def short_of_memory(tiles: np.ndarray) -> np.ndarray:
+        if encoder.batch_tiles > 16:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return forward(tiles)
+
+    monkeypatch.setattr(encoder, "_embed_batch", short_of_memory)
+    listening = Listening()
+    outcomes = run(slides, tmp_path / "bags", encoder, progress=listening)
+    assert listening.said == [
+        "cpu ran out of memory; the backbone goes on as 'eager float32 batch 16'"
+    ]
+    assert sum(outcome.status == "failed" for outcome in outcomes) == 1  # the one that is no slide
+    bag, same = (read_bag(tmp_path / name / "s0.h5") for name in ("bags", "whole"))
+    np.testing.assert_allclose(bag.features, same.features, rtol=2e-3, atol=1e-3)
+    assert json.loads(bag.meta.software)["execution"] == "eager float32 batch 16"

@@ -80,6 +80,8 @@ class Killer:
     def tiles_done(self, n_tiles: int) -> None:
         self.n_tiles += n_tiles
 
+    def noted(self, text: str) -> None: ...
+
     def slide_ended(self, outcome: SlideOutcome) -> None:
         for path in sorted(self._claims.glob("*.claim")) if self._n_left else ():
             with suppress(OSError, ValueError):  # given back, or not written yet

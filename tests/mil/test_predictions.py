@@ -89,3 +89,10 @@ def test_the_average_of_logits_is_the_average_of_logits() -> None:
     mean = average_predictions(parts, how="logit")
     logits = [np.log(part[0, 0] / part[0, 1]) for part in parts]
     assert np.log(mean[0, 0] / mean[0, 1]) == pytest.approx(np.mean(logits))
+
+
+def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(
+        PredictionsError, match=r"row 2: CE is '0,61'.*decimal point, such as 0\.61"
+    ):
+        read(tmp_path, "patient_id;CE;LAA", "p3;0,61;0,39")

@@ -1,0 +1,52 @@
+"""CSV tables as programs of all kinds and countries write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import TableError
+from features.listing import read_mpp_table
+from features.tables import read_table
+
+ROWS = (("image_id", "patient_id"), ("049194_0", "Müller"), ("588e11_0", "切片"))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_spreadsheets_save_is_read_to_the_letter(
+    tmp_path: Path, separator: str, line_end: str, encoding: str
+) -> None:
+    path = tmp_path / "t.csv"
+    text = line_end.join(separator.join(row) for row in ROWS) + line_end
+    path.write_bytes(text.encode(encoding))
+    table = read_table(path)
+    assert tuple(table.columns) == ROWS[0]
+    assert [tuple(row) for row in table.to_numpy()] == list(ROWS[1:])
+
+
+def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'"image_id","note"\r\n"a","red, and\r\nwhite"\r\n')
+    table = read_table(path)
+    assert table["image_id"].tolist() == ["a"]
+    assert table["note"].tolist() == ["red, and\nwhite"]
+
+
+def test_an_encoding_that_does_not_tell_itself_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("image_id,patient_id\na,Müller\n".encode("cp1252"))
+    with pytest.raises(TableError, match=r"byte 23 is not UTF-8 text.*Save it as CSV \(UTF-8\)"):
+        read_table(path)
+    path.write_bytes("image_id,patient_id\n".encode("utf-16") + b"\x00")
+    with pytest.raises(TableError, match="is not UTF-8 text"):
+        read_table(path)
+
+
+def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "mpp.csv"
+    path.write_text("slide_id;mpp\na;0.5\nb;0,25\n")
+    with pytest.raises(TableError, match=r"row 3: mpp '0,25'.*decimal point, such as 0\.25"):
+        read_mpp_table(path)
