@@ -13,6 +13,7 @@ from cli.bags import bags
 from cli.console import KnownErrorGroup
 from cli.demo import demo
 from cli.describe import describe
+from cli.doctor import doctor
 from cli.embed import embed
 from cli.explain import explain
 from cli.filter import filter_
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 # In the order of the work; the panels are those of `mil --help`.
 _PANELS = {
-    "Before": (demo, describe, audit, inspect, preview, backbones),
+    "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
     "After": (score, report, explain, view),
 }

@@ -17,7 +17,7 @@ from features.bags import write_bag
 from mil.checkpoints import sole_training
 from tests.fakes import make_bag, real_data, write_cohort
 
-COMMANDS = ("embed", "train", "infer", "score", "demo")
+COMMANDS = ("embed", "train", "infer", "score", "demo", "doctor")
 
 
 def mil(*arguments: object) -> Result:

@@ -52,7 +52,7 @@ def test_help_says_first_what_is_done_then_gives_examples_and_last_the_exit_code
 @pytest.mark.parametrize("name", NAMES)
 def test_every_example_is_taken_by_the_command_it_is_of(name: str) -> None:
     for example in examples(name):
-        assert example.startswith(f"{name} ")
+        assert f"{example} ".startswith(f"{name} ")
         words = shlex.split(example)[len(name.split()) :]
         given = COMMANDS[name].make_context(name, words).params
         assert given
