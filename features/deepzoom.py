@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from features.heatmap import Scale, TilePlaces, colours, raster
 from features.slides.areas import area_average, borders, nearest_level
@@ -157,10 +158,17 @@ class SlideZoom:
             width_px=min(math.ceil(right - 1e-6), size.width_px) - x_px,
             height_px=min(math.ceil(bottom - 1e-6), size.height_px) - y_px,
         )  # fmt: skip
+        if scale_x == scale_y == (factor := round(scale_x)):
+            return _reduced(pixels, factor)
         return area_average(
             pixels, rows=(top - y_px, bottom - y_px), columns=(left - x_px, right - x_px),
             height_px=window.height_px, width_px=window.width_px,
         )  # fmt: skip
+
+
+def _reduced(pixels: RgbArray, factor: int) -> RgbArray:
+    """Means of squares, and of what is left of them at the end: as `area_average`, but quicker."""
+    return pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def _halved(

@@ -15,12 +15,16 @@ from cli.viewer.shelf import SlideShelf
 from cli.viewer.slides import ViewedSlide, view_slide
 from features.bags import BagPlace
 from features.caption import printable
+from features.cores import N_CORES
 from mil.cohort import Cohort
 from mil.explanation.attention import Explanation, explain_patients
 from mil.inference import PatientPrediction
 from mil.model import Run
 
-__all__ = ["ViewedRun"]
+__all__ = ["N_AT_ONCE", "ViewedRun"]
+
+N_AT_ONCE = min(max(2, N_CORES), 6)
+"""Pictures that a page asks for at a time: decoding keeps a core busy each."""
 
 _KEPT_PATIENTS = 8
 _KEPT_SLIDES = 32
@@ -90,6 +94,7 @@ class ViewedRun:
             "classes": [printable(name) for name in self._run.classes],
             "prior": self._prior.tolist(),
             "with_slides": self._paths is not None,
+            "n_at_once": N_AT_ONCE,
             "patients": [_row(prediction) for prediction in self._predictions],
         }
 

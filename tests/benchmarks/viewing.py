@@ -1,7 +1,7 @@
 """How long tiles of ``mil view`` take: a generated slide of one level, panned and zoomed.
 
 Each walk goes to a place with tissue, from the whole slide down to its finest level, and asks for
-all tiles that a window of 1,400 × 900 px shows there: one after the other, and three at a time, as
+all tiles that a window of 1,400 × 900 px shows there: one after the other, and as many at a time as
 the page does. Files are warm, the viewer's own cache of tiles is not: no tile is asked for twice.
 Times are taken by a client over HTTP and told in ms as one JSON object; the overview, which is read
 once a slide, is told by itself.
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.viewer.content import ViewedRun
+from cli.viewer.content import N_AT_ONCE, ViewedRun
 from cli.viewer.server import ViewServer
 from features.bags import bag_path, write_bag
 from features.cores import N_CORES
@@ -45,7 +45,6 @@ SLIDES = {  # name: width and height in px, codec, share of tissue
     "large": ((48_282, 101_406), "lzw", 0.12),
 }
 WINDOW_PX = (1400, 900)
-N_AT_ONCE = 3
 TILE_SPAN_PX0 = 448
 
 
@@ -126,7 +125,7 @@ def measure(
     report: dict[str, object] = {"first_tile_ms": round(1000 * ask("slides/0/8/0_0.jpg"), 1)}
     rng = np.random.default_rng(0)
     done: set[tuple[int, int, int]] = {(8, 0, 0)}
-    for name, n_at_once in (("one_by_one", 1), ("three_at_a_time", N_AT_ONCE)):
+    for name, n_at_once in (("one_by_one", 1), (f"{N_AT_ONCE}_at_a_time", N_AT_ONCE)):
         tiles = []
         for _ in range(n_walks):
             fresh = [tile for tile in walk(zoom, slide, rng) if tile not in done]

@@ -5,7 +5,7 @@ const TILE_PX = 256;
 const byId = (id) => document.getElementById(id);
 const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
-const state = { run: null, order: [], sort: { key: -1, down: false }, patient: -1, asked: 0, slide: null };
+const state = { run: null, order: [], sort: { key: -1, down: false }, patient: -1, asked: 0, slide: null, findings: [], busySince: 0 };
 let viewer = null;
 
 function make(tag, text = "", className = "") {
@@ -71,9 +71,12 @@ function drawList() {
 function drawRow(number, patient) {
   const row = make("tr");
   row.dataset.number = number;
-  row.ariaSelected = String(number === state.patient);
-  const head = make("th", patient.patient_id);
+  row.ariaCurrent = String(number === state.patient);
+  const head = make("th");
   head.scope = "row";
+  const name = make("button", patient.patient_id);
+  name.type = "button";
+  head.append(name);
   const remarks = [
     patient.out_of_fold ? "out of fold" : patient.seen ? "seen in training" : "", patient.status,
   ].filter(Boolean);
@@ -90,7 +93,7 @@ function drawRow(number, patient) {
 function markRow() {
   for (const row of byId("rows").children) {
     const chosen = Number(row.dataset.number) === state.patient;
-    row.ariaSelected = String(chosen);
+    row.ariaCurrent = String(chosen);
     if (chosen) row.scrollIntoView({ block: "nearest" });
   }
   const place = state.order.indexOf(state.patient);
@@ -165,6 +168,7 @@ function closeSlide() {
   viewer.close();
   hideTile();
   state.slide = null;
+  state.busySince = performance.now();
   drawScale();
 }
 
@@ -182,6 +186,16 @@ function openSlide(patient, slide) {
     sources.push({ tileSource: source(slide, "colours/", "png"), opacity: opacity() });
   }
   viewer.open(sources);
+}
+
+// The first look at a slide without a pyramid reads it once, which may take half a minute.
+function tellBusy() {
+  const item = viewer.world.getItemAt(0);
+  if (!item || item.getFullyLoaded()) state.busySince = performance.now();
+  const seconds = (performance.now() - state.busySince) / 1000;
+  byId("busy").hidden = seconds < 0.7;
+  const what = item && item.getTilesToDraw().length ? "Loading …" : "Reading the whole slide, once …";
+  byId("busy").textContent = seconds < 2 ? what : `${what} ${Math.floor(seconds)} s`;
 }
 
 function opacity() {
@@ -285,6 +299,7 @@ function stepSlide(by) {
 }
 
 async function start() {
+  state.run = await fetchJson("patients.json");
   viewer = OpenSeadragon({
     element: byId("pane"), drawer: "canvas", showNavigationControl: false, showNavigator: true,
     navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: 0.16, navigatorAutoFade: false,
@@ -292,9 +307,12 @@ async function start() {
     navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1, keyboardNavEnabled: false,
     maxZoomPixelRatio: 4, visibilityRatio: 0.5, animationTime: 0.5, timeout: 600000,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
-    imageLoaderLimit: 3, // more only wait for each other on a small machine
+    imageLoaderLimit: state.run.n_at_once, // more only wait for each other
   });
   viewer.addHandler("canvas-click", clicked);
+  viewer.addHandler("tile-load-failed", () => showFindings([
+    ...state.findings, ["Parts of the slide did not come. Is mil view still running?", "warning"],
+  ]));
   for (const name of ["open", "animation", "resize"]) viewer.addHandler(name, drawScale);
   viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
   byId("previous").addEventListener("click", () => step(-1));
@@ -305,7 +323,7 @@ async function start() {
   byId("close").addEventListener("click", hideTile);
   byId("opacity").addEventListener("input", setOpacity);
   document.addEventListener("keydown", pressed);
-  state.run = await fetchJson("patients.json");
+  setInterval(tellBusy, 250);
   state.order = state.run.patients.map((_, number) => number);
   const { run, classes, prior } = state.run;
   document.title = `${run} – mil view`;
