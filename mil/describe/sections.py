@@ -120,7 +120,7 @@ def _labels(description: Description) -> Section:
         for name in table.classes
     ]
     found = TextTable(
-        title="Labels",
+        title="Slides and patients of each label",
         columns=["label", "slides", "share", "patients", "share"],
         numeric=[False, True, True, True, True],
         rows=[*rows, ["sum", *with_share(n_slides, n_slides), *with_share(n_patients, n_patients)]],
@@ -192,7 +192,7 @@ def _files(description: Description, files: SlideFiles) -> Section:
         anchor="files",
         heading="Files",
         words=f"{words} {_in_words(description.largest)}" if description.largest else words,
-        parts=[*figures, _statistics(description, measures), _makes(headers)],
+        parts=[*figures, _statistics("files", description, measures), _makes(headers)],
     )
 
 
@@ -228,7 +228,7 @@ def _tiles(description: Description) -> Section:
         parts=[
             *figures,
             *(_tile_counts(by, found) for by, found in description.tile_counts.items()),
-            _statistics(description, measures),
+            _statistics("tiles and tissue", description, measures),
         ],
     )
 
@@ -260,7 +260,7 @@ def _figures(measures: Sequence[Measure], table: SlideTable, *, by: Sequence[str
     return [histograms(varying, table), *(boxes(varying, table, by=name) for name in by)]
 
 
-def _statistics(description: Description, measures: Sequence[Measure]) -> TextTable:
+def _statistics(what: str, description: Description, measures: Sequence[Measure]) -> TextTable:
     names = {measure.name: measure.label for measure in measures}
     rows = []
     for s in description.statistics:
@@ -275,7 +275,8 @@ def _statistics(description: Description, measures: Sequence[Measure]) -> TextTa
         "third quartile", "most", "outliers",
     )  # fmt: skip
     return TextTable(
-        title="Statistics of slides; outliers lie beyond 1.5 interquartile ranges from a quartile",
+        title=f"Statistics of {what}, a slide each; outliers lie beyond 1.5 interquartile ranges "
+        "from a quartile",
         columns=columns,
         numeric=[False, False, *[True] * 10],
         rows=rows,

@@ -183,8 +183,12 @@ def _tables(
         "least_patients": least_patients(COVERAGE),
         "cohort": tables.cohort_table(evidence),
         "incomplete": tables.incomplete_table(evidence),
-        "worst": tables.patients_table(evidence, losses, order[:_N_WORST], links),
-        "others": tables.patients_table(evidence, losses, order[_N_WORST:], links),
+        "worst": tables.patients_table(
+            "Patients by log loss, worst first", evidence, losses, order[:_N_WORST], links
+        ),
+        "others": tables.patients_table(
+            "The other patients by log loss", evidence, losses, order[_N_WORST:], links
+        ),
         "facts": [
             tables.facts_table("How its bags were made", asdict(run.fingerprint)),
             tables.facts_table("Calibrator, at equal class shares", run.calibrator.as_dict()),

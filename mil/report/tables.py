@@ -243,7 +243,11 @@ def incomplete_table(evidence: Evidence) -> Table:
 
 
 def patients_table(
-    evidence: Evidence, losses: np.ndarray, order: Sequence[int], links: Mapping[str, str]
+    title: str,
+    evidence: Evidence,
+    losses: np.ndarray,
+    order: Sequence[int],
+    links: Mapping[str, str],
 ) -> Table:
     """Patients in the order given, with what was said of each; names lead to where heads looked."""
     mean = evidence.mean["calibrated"]
@@ -262,7 +266,7 @@ def patients_table(
             f"{evidence.n_tiles[patient]:,}",
         ))  # fmt: skip
     return _table(
-        "Patients by log loss, worst first",
+        title,
         [
             "patient", "true class", "its probability", "likeliest class", "its probability",
             "log loss", "centre", "slides", "tiles",

@@ -1,0 +1,244 @@
+"""Every page that people look at, in a browser: on a desk, on a phone, on paper, and read aloud."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from cli.viewer.content import ViewedRun
+from cli.viewer.server import ViewServer
+from features.bags import bag_path, find_bags, write_bag
+from features.deepzoom import SlideZoom, Window
+from features.slides.protocol import RgbArray
+from features.synthetic import write_slide
+from mil.cohort import read_cohort
+from mil.data import load_patient_bags
+from mil.fitting import fit_run
+from mil.inference import predict_patients
+from mil.labels.runs import fit_labels
+from mil.labels.table import read_label_table
+from mil.model import load_run
+from mil.priors import balanced
+from mil.training import TrainSettings
+from tests.browser import CHROMIUM, Tab, open_tab
+from tests.fakes import make_bag
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed: it opens the pages"
+)
+
+PHONE, DESK = (360, 740), (1280, 900)
+A4_PX, A4_LANDSCAPE_PX = 703, 1046
+"""186 and 277 mm within the margins, CSS px."""
+FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
+LONG = "a-patient-with-a-name-much-longer-than-a-phone-is-wide-0123456789"
+PAGES = {
+    "describe": "describe.html",
+    "report": "runs/two/report.html",
+    "report of three classes": "runs/three/report.html",
+    "labels": "runs/labels/report.html",
+    "patient": f"explanations/{LONG}/index.html",
+    "patients": "explanations/index.html",
+    "preview": "preview/index.html",
+}
+
+
+def mil(*arguments: object) -> None:
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code in {0, 3}, found.output
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pages, of a cohort of two classes, one of three, and one of several labels."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("slides", "bags"):
+        (folder / name).mkdir()
+    rows, labels = [], []
+    for number in range(30):
+        name = LONG if number == 2 else f"p{number}"
+        slide_id = f"{name}_0"
+        bag = make_bag(slide_id, n_tiles=4 + number % 5, dim=16)
+        bag.features[:] += np.float16(0.4 * (number % 3))
+        write_bag(bag_path(folder / "bags", slide_id), bag)
+        rows.append((slide_id, name, number % 3, number % 4))
+        labels.append(f"{slide_id},{name},{number % 2},{int(number % 3 > 0)}")
+        if number < 6:
+            pixels = np.full((bag.meta.height_px0, bag.meta.width_px0, 3), 240, np.uint8)
+            pixels[:448, :448] = (180 - 20 * number, 60, 90 + 20 * number)
+            write_slide(folder / "slides" / f"{slide_id}.tif", pixels)
+    head = "image_id,patient_id,label,center_id"
+    for table, names in (("two", ("CE", "LAA", "LAA")), ("three", ("benign", "grade 1", "2"))):
+        lines = [f"{slide},{patient},{names[c]},{centre}" for slide, patient, c, centre in rows]
+        (folder / f"{table}.csv").write_text("\n".join([head, *lines]) + "\n")
+        cohort = read_cohort(folder / f"{table}.csv", labelled=True)
+        bags = load_patient_bags(cohort, find_bags(folder / "bags"))
+        fit_run(
+            cohort, bags, folder / "runs" / table, n_folds=3, n_repeats=2, seed=0, settings=FAST,
+            on_head=lambda done, total: None,
+        )  # fmt: skip
+    (folder / "labels.csv").write_text("\n".join(["image_id,patient_id,left,right", *labels]))
+    table = read_label_table(folder / "labels.csv", ["left", "right"])
+    fit_labels(
+        table, load_patient_bags(table.patients, find_bags(folder / "bags")),
+        folder / "runs" / "labels", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        on_head=lambda label, done, total: None,
+    )  # fmt: skip
+    where = ("--slides", folder / "slides")
+    mil("describe", folder / "two.csv", *where, "--bags", folder / "bags", "--out",
+        folder / "describe.html")  # fmt: skip
+    mil("explain", "--run", folder / "runs" / "two", "--patients", folder / "two.csv", *where,
+        "--bags", folder / "bags", "--out", folder / "explanations", "--patient", LONG,
+        "--patient", "p1")  # fmt: skip
+    mil("report", folder / "runs" / "two", "--explanations", folder / "explanations")
+    mil("preview", folder / "slides", "--out", folder / "preview")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with open_tab(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def server(world: Path) -> Iterator[ViewServer]:
+    run = load_run(world / "runs" / "two")
+    cohort = read_cohort(world / "two.csv", labelled=False)
+    prior = balanced(run.classes)
+    viewed = ViewedRun(
+        run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
+        bags=find_bags(world / "bags"), prior=prior,
+        paths={path.stem: path for path in (world / "slides").iterdir()},
+    )  # fmt: skip
+    server = ViewServer(viewed)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    viewed.close()
+
+
+def show(tab: Tab, url: str, size: tuple[int, int], *, media: str = "screen") -> None:
+    """Open a page on a screen of that size, and wait for all its pictures."""
+    width, height = size
+    tab.send(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+        mobile=False,
+    )  # fmt: skip
+    tab.send("Emulation.setEmulatedMedia", media=media)
+    tab.complaints.clear()
+    tab.send("Page.navigate", url="about:blank")
+    tab.send("Page.navigate", url=url)
+    tab.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+    tab.evaluate(
+        "Promise.all([...document.images].filter((image) => image.src).map((image) => {"
+        " image.loading = 'eager'; return image.decode(); }))"
+    )
+
+
+def how_wide(tab: Tab) -> int:
+    return int(tab.evaluate("document.documentElement.scrollWidth"))
+
+
+@cache
+def axe() -> str:
+    return (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+def barriers(tab: Tab) -> list[str]:
+    """What people with another eye, ear or hand would stumble on, as axe-core finds it."""
+    tab.evaluate(axe() + "; 0")
+    return list(tab.evaluate(
+        "axe.run().then((found) => found.violations.flatMap((rule) => rule.nodes.map("
+        "(node) => `${rule.id}: ${node.html.slice(0, 150)} ${node.failureSummary}`)))"
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_its_screen_without_errors_or_barriers(
+    world: Path, tab: Tab, page: str, size: tuple[int, int]
+) -> None:
+    show(tab, (world / PAGES[page]).as_uri(), size)
+    assert how_wide(tab) <= size[0]
+    assert tab.evaluate("[...document.images].filter((i) => i.src && !i.naturalWidth).length") == 0
+    assert barriers(tab) == []
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_paper(world: Path, tab: Tab, page: str) -> None:
+    paper_px = A4_LANDSCAPE_PX if page == "preview" else A4_PX
+    show(tab, (world / PAGES[page]).as_uri(), (paper_px, 1000), media="print")
+    assert how_wide(tab) <= paper_px
+    cut = tab.evaluate(
+        "[...document.querySelectorAll('.wide, figure')].filter((e) => "
+        f"e.getBoundingClientRect().right > {paper_px + 1} || e.scrollWidth > e.clientWidth + 1)"
+        ".map((e) => e.innerText.slice(0, 60))"
+    )
+    assert cut == []
+    paper = base64.b64decode(tab.send("Page.printToPDF", preferCSSPageSize=True)["data"])
+    assert paper.startswith(b"%PDF")
+
+
+def test_on_paper_all_patients_of_a_report_are_seen(world: Path, tab: Tab) -> None:
+    show(tab, (world / PAGES["report"]).as_uri(), (A4_PX, 1000), media="print")
+    assert tab.evaluate("document.querySelector('details tbody tr').getBoundingClientRect().height")
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_the_viewer_fits_its_screen_without_errors_or_barriers(
+    server: ViewServer, tab: Tab, size: tuple[int, int]
+) -> None:
+    show(tab, server.url, size)
+    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
+    tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded()")
+    assert how_wide(tab) <= size[0]
+    assert barriers(tab) == []
+    assert tab.complaints == []
+
+
+def test_the_viewer_is_used_by_keys_alone(server: ViewServer, tab: Tab) -> None:
+    show(tab, server.url, DESK)
+    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
+    tab.evaluate("document.querySelectorAll('#rows button')[4].focus()")
+    tab.send("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
+    tab.wait_for("byId('patient').textContent === 'Patient p4'")
+    tab.press("ArrowUp")
+    tab.wait_for("byId('patient').textContent === 'Patient p3'")
+    rows = "document.querySelectorAll('#rows [aria-current=true]')"
+    assert tab.evaluate(f"[...{rows}].map((row) => row.querySelector('button').innerText)") == [
+        "p3"
+    ]
+
+
+def test_the_viewer_says_that_it_waits_for_a_slide(
+    server: ViewServer, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(tab, server.url, DESK)
+    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
+    tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded() && byId('busy').hidden")
+    may_read, read = threading.Event(), SlideZoom.read
+
+    def wait_and_read(zoom: SlideZoom, window: Window) -> RgbArray:
+        may_read.wait(60)
+        return read(zoom, window)
+
+    monkeypatch.setattr(SlideZoom, "read", wait_and_read)
+    tab.evaluate("openPatient(5)")
+    tab.wait_for("!byId('busy').hidden && byId('busy').textContent.startsWith('Reading')")
+    may_read.set()
+    tab.wait_for("byId('busy').hidden && viewer.world.getItemAt(0).getFullyLoaded()")
