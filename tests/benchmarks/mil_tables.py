@@ -61,13 +61,15 @@ Floats = npt.NDArray[np.float64]
 _Part = tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]
 
 _PLAIN = TrainSettings(
-    n_members=3, batch_patients=32, max_tiles=16, fixed_steps=100, learning_rate=3e-3
-)
+    n_members=3, n_components=24, batch_patients=32, max_tiles=16, fixed_steps=100,
+    learning_rate=3e-3,
+)  # fmt: skip
+_MIXED = replace(_PLAIN, fixed_steps=150, mixup=0.5)
 CONFIGURATIONS: Mapping[str, TrainSettings] = {
     "plain": _PLAIN,
     "noisy": replace(_PLAIN, fixed_steps=150, feature_noise=0.5, instance_dropout=0.3),
-    "mixed": replace(_PLAIN, fixed_steps=150, mixup=0.5),
-    "stopped": replace(_PLAIN, early_stopping=True, max_epochs=40, patience=8),
+    "mixed": _MIXED,
+    "mixed, 64 components": replace(_MIXED, n_components=64),
 }
 """The four settings that are chosen from, the same for all heads."""
 LOGISTIC: Mapping[str, float] = {f"C={c:g}": c for c in (0.1, 0.01, 0.001, 1.0)}

@@ -116,7 +116,7 @@ def test_a_feature_that_does_not_vary_in_the_training_part_is_left_out() -> None
 def test_too_few_bags_to_stop_on_are_trained_for_fixed_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = replace(mil_tables.CONFIGURATIONS["stopped"], n_members=5)
+    stopped = replace(mil_tables.CONFIGURATIONS["plain"], n_members=5, early_stopping=True)
     monkeypatch.setattr(mil_tables, "CONFIGURATIONS", {"stopped": stopped})
     table = read_table(write_table(tmp_path / "a.npz"))
     (row,) = score_tables([table], ["mean"], n_repeats=1, n_folds=2)
