@@ -71,6 +71,64 @@ def write_slice(path: Path, values_hu: np.ndarray, **tags: Any) -> Path:
     return path
 
 
+def write_frames(
+    path: Path, slices: Sequence[np.ndarray], *, positions: Sequence[float] | None, **tags: Any
+) -> Path:
+    """A scan as frames of one file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    slices
+        HU of each frame.
+    positions
+        Along z, mm; then each frame also has an intercept of its own. None: nothing is told of
+        frames.
+    tags
+        As for :func:`dataset`.
+    """
+    intercepts = [-1024.0 - number if positions else -1024.0 for number in range(len(slices))]
+    stored = [
+        np.rint(values) - intercept for values, intercept in zip(slices, intercepts, strict=True)
+    ]
+    header = dataset(
+        slices[0],
+        **{
+            "PixelData": np.stack(stored).astype("<i2").tobytes(),
+            "NumberOfFrames": len(slices),
+            **tags,
+        },
+    )
+    if positions:
+        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+            delattr(header, tag)
+        header.RescaleIntercept = 0  # wrong, unless what is told of each frame comes first
+        shared = Dataset()
+        shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
+        shared.PixelMeasuresSequence = [_item(PixelSpacing=[0.5, 0.5])]
+        header.SharedFunctionalGroupsSequence = [shared]
+        each = []
+        for position, intercept in zip(positions, intercepts, strict=True):
+            about = Dataset()
+            about.PlanePositionSequence = [_item(ImagePositionPatient=[0, 0, position])]
+            about.PixelValueTransformationSequence = [
+                _item(RescaleSlope=1, RescaleIntercept=intercept)
+            ]
+            about.FrameContentSequence = [_item(FrameComments=f"{PLANTED} {BIRTH_DATE}")]
+            each.append(about)
+        header.PerFrameFunctionalGroupsSequence = each
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _item(**tags: Any) -> Dataset:
+    item = Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return item
+
+
 def write_scan(
     folder: Path,
     *,

@@ -1,5 +1,8 @@
 """DICOM slices: where each lies in its scan, and its Hounsfield units.
 
+A file holds one slice, or several as frames (enhanced CT); then what is told of a frame by itself
+comes before what is told of all.
+
 Files are hostile until shown otherwise. Of a header only the few tags named here are ever looked
 at: names, birth dates and ids of patients are not, so they cannot reach anything that is written.
 What the library says of a damaged file may quote it and is not repeated for the same reason.
@@ -11,24 +14,28 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.encaps import generate_frames
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from features.errors import TileError
 from features.series.codestreams import claimed_size
 
-__all__ = ["SliceHeader", "is_dicom", "read_hounsfield", "read_slice_header"]
+__all__ = ["SliceHeader", "is_dicom", "read_hounsfield", "read_slice_headers"]
 
 _LARGEST_BYTES = 1 << 29
 _LARGEST_PX = 1 << 25
 """Pixels of a slice at most, 34 Mpx; a CT slice has 0.26."""
+_MOST_FRAMES = 4096
 _LARGEST_HU = 1e6
 _NO_CLASS = pydicom.uid.UID("")
 _MAGIC = b"DICM"
@@ -37,12 +44,19 @@ _MAGIC_AT = 128
 _PLACE_TAGS = [
     "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "InstanceNumber", "Modality",
     "PixelSpacing", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns",
+    "NumberOfFrames", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 ]  # fmt: skip
 _PIXEL_TAGS = [
     "BitsAllocated", "BitsStored", "Columns", "NumberOfFrames", "PhotometricInterpretation",
     "PixelData", "PixelRepresentation", "RescaleIntercept", "RescaleSlope", "Rows",
-    "SamplesPerPixel",
+    "SamplesPerPixel", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 ]  # fmt: skip
+
+_STORED_TAGS = [
+    "BitsAllocated", "BitsStored", "Columns", "HighBit", "PhotometricInterpretation",
+    "PixelRepresentation", "Rows", "SamplesPerPixel",
+]  # fmt: skip
+_IN_PIECES = "pixels in pieces that do not fit"
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")  # they quote what a header holds
@@ -61,7 +75,9 @@ class SliceHeader:
     series_uid: str | None
     """The series of that study."""
     instance_uid: str | None
-    """The slice itself: equal for copies of a file."""
+    """The file: equal for copies of it."""
+    frame: int | None
+    """Which slice of the file it is, from 0; None where the file holds one."""
     is_localizer: bool
     """Whether it is a scout view, not a slice."""
     instance_number: int | None
@@ -83,8 +99,13 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_slice_header(path: Path) -> SliceHeader | None:
-    """Where a slice lies; None for a DICOM file without a picture, such as a report.
+def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
+    """Where the slices of a file lie, in the order of its frames.
+
+    Returns
+    -------
+    tuple of SliceHeader
+        One, or one a frame; none of a DICOM file without a picture, such as a report.
 
     Raises
     ------
@@ -96,34 +117,57 @@ def read_slice_header(path: Path) -> SliceHeader | None:
     if not height_px or not width_px:
         if "Image Storage" in (header.file_meta.get("MediaStorageSOPClassUID") or _NO_CLASS).name:
             raise TileError(path, found="a picture without rows or columns", expected="both")
-        return None
+        return ()
     modality = _text(header, "Modality")
     if modality not in (None, "CT"):
         raise TileError(
             path, found="a picture that is not a CT", expected="CT, whose values are HU",
             advice="Turn pictures of other kinds into PNG first.",
         )  # fmt: skip
+    n_frames = _n_frames(path, header)
+    n_least = 0 if header.file_meta.TransferSyntaxUID.is_compressed else n_frames
+    if n_frames > 1 and n_least * height_px * width_px > path.stat().st_size:
+        raise TileError(
+            path, found=f"{path.stat().st_size:,} bytes for {n_frames:,} frames of "
+            f"{width_px:,} × {height_px:,} px", expected="a byte a pixel at least",
+        )  # fmt: skip
+    frames = range(n_frames) if n_frames > 1 else (None,)
+    return tuple(_header_of(header, frame, size_px=(width_px, height_px)) for frame in frames)
+
+
+def _header_of(header: Any, frame: int | None, *, size_px: tuple[int, int]) -> SliceHeader:
+    place = _group(header, frame, "PlanePositionSequence")
+    plane = _group(header, frame, "PlaneOrientationSequence")
+    measures = _group(header, frame, "PixelMeasuresSequence")
     return SliceHeader(
-        width_px=width_px,
-        height_px=height_px,
+        width_px=size_px[0],
+        height_px=size_px[1],
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
         instance_uid=_text(header, "SOPInstanceUID"),
+        frame=frame,
         is_localizer="LOCALIZER" in map(str.upper, _texts(header, "ImageType")),
         instance_number=_whole(header, "InstanceNumber"),
-        position_mm=_triple(_numbers(header, "ImagePositionPatient", 3)),
-        normal=_normal(_numbers(header, "ImageOrientationPatient", 6)),
-        spacing_um=_spacing(_numbers(header, "PixelSpacing", 2)),
+        position_mm=_triple(_numbers(place, "ImagePositionPatient", 3)),
+        normal=_normal(_numbers(plane, "ImageOrientationPatient", 6)),
+        spacing_um=_spacing(_numbers(measures, "PixelSpacing", 2)),
     )
 
 
-def read_hounsfield(path: Path) -> npt.NDArray[np.float32]:
+def read_hounsfield(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
     """Hounsfield units of a slice.
 
     Stored values times the slope plus the intercept; a missing slope is 1, a missing intercept 0.
     Unsigned values of 12 bits whose intercept is above -100 were written by scanners that wrapped
     the range: they are shifted by 1,000, wrapped back and given the intercept -1,000, as Howard
     (2019) does for the scans of RSNA.
+
+    Parameters
+    ----------
+    path
+        The file.
+    frame
+        Which of its slices, from 0; None of a file that holds one.
 
     Returns
     -------
@@ -136,10 +180,14 @@ def read_hounsfield(path: Path) -> npt.NDArray[np.float32]:
         If the file is damaged, claims more than it can hold or than is sane, is compressed in a
         way that no installed decoder knows, or is not one grey picture.
     """
-    header = _read(path, _PIXEL_TAGS, pixels=True)
-    _refuse_odd(path, header)
-    stored = _stored_values(path, header)
-    slope, intercept = _number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0)
+    header = _read_whole(path) if frame is None else _read_once(path, path.stat().st_mtime_ns)
+    n_frames = _refuse_odd(path, header)
+    if (n_frames > 1) != (frame is not None) or (frame or 0) >= n_frames:
+        raise TileError(path, found=f"{n_frames} frames", expected="as many as a moment ago")
+    stored = _stored_values(path, _alone(path, header, frame))
+    rescale = _group(header, frame, "PixelValueTransformationSequence")
+    slope = _number(rescale, "RescaleSlope", 1.0)
+    intercept = _number(rescale, "RescaleIntercept", 0)
     if slope is None or intercept is None or slope == 0:
         raise TileError(path, found="a rescale slope or intercept that is no number")
     if (
@@ -152,6 +200,16 @@ def read_hounsfield(path: Path) -> npt.NDArray[np.float32]:
         intercept = -1000.0
     values = stored.astype(np.float64) * slope + intercept
     return np.clip(values, -_LARGEST_HU, _LARGEST_HU).astype(np.float32)
+
+
+def _read_whole(path: Path) -> Any:
+    return _read(path, _PIXEL_TAGS, pixels=True)
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path, changed_ns: int) -> Any:  # noqa: ARG001 - tells files of one name apart
+    """A file of many slices, which are asked for one after another."""
+    return _read_whole(path)
 
 
 def _read(path: Path, tags: Sequence[str], *, pixels: bool) -> Any:
@@ -192,8 +250,21 @@ def _guarded(path: Path, act: Callable[[], Any], *, what: str) -> Any:
         ) from error  # fmt: skip
 
 
-def _refuse_odd(path: Path, header: Any) -> None:
-    """Refuse what is not one grey picture of a sane size."""
+def _n_frames(path: Path, header: Any) -> int:
+    """Slices of a file; a number of 0 is written by some for 1."""
+    value = _value(header, "NumberOfFrames")
+    n_frames = 1 if value in (None, "") else _whole(header, "NumberOfFrames")
+    if n_frames is None or n_frames > _MOST_FRAMES:
+        raise TileError(
+            path,
+            found="a number of frames that is none" if n_frames is None else f"{n_frames:,} frames",
+            expected=f"at most {_MOST_FRAMES:,} slices in a file",
+        )
+    return n_frames or 1
+
+
+def _refuse_odd(path: Path, header: Any) -> int:
+    """Refuse what is not grey pictures of a sane size; gives how many."""
     height_px, width_px = _whole(header, "Rows") or 0, _whole(header, "Columns") or 0
     if not 0 < height_px * width_px <= _LARGEST_PX:
         raise TileError(
@@ -203,14 +274,38 @@ def _refuse_odd(path: Path, header: Any) -> None:
     bits, stored = _whole(header, "BitsAllocated"), _whole(header, "BitsStored")
     if bits not in (8, 16) or stored is None or not 1 <= stored <= bits:
         raise TileError(path, found=f"{stored} of {bits} bits a pixel", expected="1 to 16 of 16")
-    shape = (_whole(header, "SamplesPerPixel") or 1, _whole(header, "NumberOfFrames") or 1)
-    if shape != (1, 1) or not (_text(header, "PhotometricInterpretation") or "").startswith("MONO"):
+    n_channels = _whole(header, "SamplesPerPixel") or 1
+    meaning = _text(header, "PhotometricInterpretation") or ""
+    if n_channels != 1 or not meaning.startswith("MONO"):
         raise TileError(
-            path, found=f"{shape[1]} pictures of {shape[0]} channels", expected="one grey picture",
-            advice="Export every slice as a file of its own.",
+            path, found=f"a picture of {n_channels} channels", expected="a grey one",
         )  # fmt: skip
     if "PixelData" not in header:
         raise TileError(path, found="no pixels", expected="a picture")
+    return _n_frames(path, header)
+
+
+def _alone(path: Path, header: Any, frame: int | None) -> Any:
+    """One frame as a file of its own would say it."""
+    if frame is None:
+        return header
+    pixels, n_frames = header.PixelData, _n_frames(path, header)
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        stream = _guarded(
+            path, lambda: get_frame(pixels, frame, number_of_frames=n_frames), what=_IN_PIECES
+        )
+        pixels = encapsulate([stream])
+    else:
+        n_bytes = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8
+        pixels = pixels[frame * n_bytes : (frame + 1) * n_bytes]
+    alone = Dataset()
+    alone.file_meta = header.file_meta
+    alone.set_original_encoding(*header.original_encoding)
+    for name in _STORED_TAGS:
+        if name in header:
+            alone[name] = header[name]
+    alone["PixelData"] = DataElement(header["PixelData"].tag, header["PixelData"].VR, pixels)
+    return alone
 
 
 def _stored_values(path: Path, header: Any) -> npt.NDArray[np.int32]:
@@ -241,15 +336,31 @@ def _stored_values(path: Path, header: Any) -> npt.NDArray[np.int32]:
 def _refuse_other_size(path: Path, header: Any, size: tuple[int, int]) -> None:
     """Refuse a stream that claims another size than the header: decoders would believe it."""
     stream = _guarded(
-        path, lambda: next(generate_frames(header.PixelData, number_of_frames=1)),
-        what="pixels in pieces that do not fit",
-    )  # fmt: skip
+        path, lambda: get_frame(header.PixelData, 0, number_of_frames=1), what=_IN_PIECES
+    )
     claimed = claimed_size(stream)
     if claimed not in (None, size):
         raise TileError(
             path, found=f"a stream of {claimed[0]:,} × {claimed[1]:,} px",
             expected=f"{size[0]:,} × {size[1]:,} px, as its header says",
         )  # fmt: skip
+
+
+def _group(header: Any, frame: int | None, name: str) -> Any:
+    """What is told of a frame in a group: of it alone, else of all frames, else of the file."""
+    if frame is None:
+        return header
+    each = _items(header, "PerFrameFunctionalGroupsSequence")
+    for about in (*each[frame : frame + 1], *_items(header, "SharedFunctionalGroupsSequence")):
+        for found in _items(about, name):
+            return found
+    return header
+
+
+def _items(header: Any, name: str) -> Sequence[Any]:
+    """Items of a sequence; none where there is no such sequence."""
+    value = _value(header, name)
+    return value if isinstance(value, pydicom.Sequence) else ()
 
 
 def _value(header: Any, name: str) -> Any:

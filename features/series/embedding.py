@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,7 @@ class _SeriesSource:
             mpp_source="file" if spacing_um[0] else "",
             span_x_px0=0.0,
             span_y_px0=0.0,
-            slide_content_id=_content_of(image.path for image in kept),
+            slide_content_id=_content_of(dict.fromkeys(image.path for image in kept)),
             background_rgb=(0, 0, 0),
             n_tried=work.survey.n_tiles,
             n_failed=len(work.failures),
@@ -186,7 +186,7 @@ def _geometry(images: Sequence[SeriesImage]) -> tuple[int, int, tuple[float, flo
     return header.width_px, header.height_px, header.spacing_um or (0.0, 0.0)
 
 
-def _content_of(paths: Iterator[Path]) -> str:
+def _content_of(paths: Iterable[Path]) -> str:
     """Tells a series by the contents of its files in order, whatever they are called."""
     digest = hashlib.sha256()
     for path in paths:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import SlideError, TileError
-from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_header
+from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_headers
 from features.series.images import IMAGE_SUFFIXES, read_image
 from features.series.squares import as_square
 from features.series.table import Listed, SeriesSpec, natural_key
@@ -26,12 +26,12 @@ _ALIKE_MM = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesImage:
-    """One file of a series."""
+    """One file of a series, or one frame of a file that holds several."""
 
     path: Path
     """Where it lies."""
     source: str
-    """What the bag calls it."""
+    """What the bag calls it; a frame has its number, from 1, behind a ``#``."""
     order: float | None = None
     """Place that the table gives it."""
     header: SliceHeader | None = None
@@ -69,7 +69,7 @@ class OpenSeries:
     def _pixels(self, image: SeriesImage) -> RgbArray:
         if image.header is None:
             return read_image(image.path)
-        values_hu = read_hounsfield(image.path)
+        values_hu = read_hounsfield(image.path, frame=image.header.frame)
         return np.stack([window(values_hu) for window in self.windows], axis=-1)
 
 
@@ -81,7 +81,8 @@ def open_series(
     Files that the table lists are sorted by its ``order`` where it has one. Else slices of a scan
     are sorted by their position along the normal of their plane where all tell it, then by the
     scanner's number where all have one; other listed images keep the order of the table, and those
-    of a folder are sorted by name.
+    of a folder are sorted by name. Frames of a file are slices like others; where nothing else
+    tells them apart they stay in its order.
 
     Of a folder that holds several series of a study the largest is taken. Scout views, copies of a
     slice and files without a picture are left out.
@@ -100,7 +101,8 @@ def open_series(
     SlideError
         If there is no image at all, or slices belong to several studies.
     """
-    found = [_look(image) for listed in spec.listed for image in _files_of(listed)]
+    files = (image for listed in spec.listed for image in _files_of(listed))
+    found = [image for file in files for image in _look(file)]
     if not found:
         raise SlideError(
             f"series {spec.bag_id!r}", found="no image in it", expected="DICOM, PNG, JPEG files"
@@ -137,19 +139,25 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in (*IMAGE_SUFFIXES, *_DICOM_SUFFIXES) or is_dicom(path)
 
 
-def _look(image: SeriesImage) -> SeriesImage:
-    """The image with its place in the scan, or with what speaks against it."""
+def _look(image: SeriesImage) -> list[SeriesImage]:
+    """The image, or each frame of it, with its place in the scan or what speaks against it."""
     if image.path.suffix.lower() not in _DICOM_SUFFIXES and not is_dicom(image.path):
-        return image
+        return [image]
     try:
-        header = read_slice_header(image.path)
+        headers = read_slice_headers(image.path)
     except TileError as error:
-        return replace(image, verdict=error)
-    if header is None:
-        return replace(image, verdict="no picture")
-    if header.is_localizer:
-        return replace(image, header=header, verdict="scout view")
-    return replace(image, header=header)
+        return [replace(image, verdict=error)]
+    if not headers:
+        return [replace(image, verdict="no picture")]
+    return [
+        replace(
+            image,
+            source=image.source if header.frame is None else f"{image.source}#{header.frame + 1}",
+            header=header,
+            verdict="scout view" if header.is_localizer else None,
+        )
+        for header in headers
+    ]
 
 
 def _refuse_several_studies(spec: SeriesSpec, images: Sequence[SeriesImage]) -> None:
@@ -184,7 +192,7 @@ def _in_order(images: Sequence[SeriesImage]) -> list[SeriesImage]:
     places = _positions_mm(images)
     if places is not None:
         # Slices at one place, as in a scan that was repeated, stay in the scanner's order.
-        keys = [(round(p / _ALIKE_MM), _number_of(i)) for p, i in zip(places, images, strict=True)]
+        keys = [(round(p / _ALIKE_MM), *_number_of(i)) for p, i in zip(places, images, strict=True)]
         return [images[i] for i in sorted(range(len(images)), key=lambda i: keys[i])]
     if all(image.header and image.header.instance_number is not None for image in images):
         return sorted(images, key=_number_of)
@@ -203,18 +211,21 @@ def _positions_mm(images: Sequence[SeriesImage]) -> list[float] | None:
     return [float(normal @ np.array(position)) for position in positions]
 
 
-def _number_of(image: SeriesImage) -> int:
-    return (image.header.instance_number if image.header else None) or 0
+def _number_of(image: SeriesImage) -> tuple[int, int]:
+    """The scanner's number of the file, and the frame in it."""
+    header = image.header
+    return (0, 0) if header is None else (header.instance_number or 0, header.frame or 0)
 
 
 def _without_copies(images: Iterable[SeriesImage]) -> list[SeriesImage]:
     """Mark all but the first of the files that hold the same slice."""
-    seen: set[str] = set()
+    seen: set[tuple[str, int | None]] = set()
     kept = []
     for image in images:
         uid = image.header.instance_uid if image.header else None
-        kept.append(replace(image, verdict="copy") if uid in seen else image)
-        seen.update([uid] if uid else [])
+        name = (uid, image.header.frame) if image.header and uid else None
+        kept.append(replace(image, verdict="copy") if name in seen else image)
+        seen.update([name] if name else [])
     return kept
 
 

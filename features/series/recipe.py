@@ -10,7 +10,7 @@ from features.encoders import Encoder
 from features.errors import BagError
 from features.series.windows import DEFAULT_WINDOWS, Window, parse_windows
 
-__all__ = ["SeriesSettings", "fingerprint_of_series", "series_settings_like"]
+__all__ = ["SeriesSettings", "fingerprint_of_series", "is_of_series", "series_settings_like"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,15 @@ def fingerprint_of_series(encoder: Encoder, settings: SeriesSettings) -> Fingerp
     )
 
 
-def series_settings_like(fingerprint: Fingerprint) -> SeriesSettings:
+def series_settings_like(fingerprint: Fingerprint, **others: int) -> SeriesSettings:
     """Settings that make bags of this fingerprint, given the same encoder.
+
+    Parameters
+    ----------
+    fingerprint
+        Of bags of images.
+    others
+        Fields of :class:`SeriesSettings` that bags do not tell.
 
     Raises
     ------
@@ -61,4 +68,13 @@ def series_settings_like(fingerprint: Fingerprint) -> SeriesSettings:
             "the run's bags", found="bags that were not made of series of images",
             expected="bags made by 'mil embed --series'",
         ) from error  # fmt: skip
-    return SeriesSettings(side_px=fingerprint.tile_px, windows=(first, second, third))
+    return SeriesSettings(side_px=fingerprint.tile_px, windows=(first, second, third), **others)
+
+
+def is_of_series(fingerprint: Fingerprint) -> bool:
+    """Whether bags of this fingerprint were made of series of images."""
+    try:
+        series_settings_like(fingerprint)
+    except BagError:
+        return False
+    return True

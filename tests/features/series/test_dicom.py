@@ -26,8 +26,8 @@ from pydicom.uid import (
 
 from features.errors import TileError
 from features.series.codestreams import claimed_size
-from features.series.dicom import is_dicom, read_hounsfield, read_slice_header
-from tests.scans import BIRTH_DATE, PLANTED, dataset, paint_slice, write_slice
+from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_headers
+from tests.scans import BIRTH_DATE, PLANTED, dataset, paint_slice, write_frames, write_slice
 
 HU = np.rint(paint_slice(np.random.default_rng(0), bleed=True, side_px=64))
 
@@ -39,6 +39,11 @@ def write_compressed(path: Path, syntax: str, stream: bytes, **tags: Any) -> Pat
     header["PixelData"].is_undefined_length = True
     header.save_as(path, enforce_file_format=True)
     return path
+
+
+def only_header(path: Path) -> SliceHeader:
+    (header,) = read_slice_headers(path)
+    return header
 
 
 STORED = np.clip(HU + 1024, 0, 4095).astype(np.uint16)
@@ -113,9 +118,9 @@ def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, enco
         ({"BitsAllocated": 32}, "16 of 32 bits"),
         ({"BitsStored": 0}, "0 of 16 bits"),
         ({"BitsStored": None}, "None of 16 bits"),
-        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "1 pictures of 3 channels"),
-        ({"NumberOfFrames": 100000}, "100000 pictures"),
-        ({"PhotometricInterpretation": None}, "expected one grey picture"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "a picture of 3 channels"),
+        ({"NumberOfFrames": 100000}, "100,000 frames"),
+        ({"PhotometricInterpretation": None}, "expected a grey one"),
         ({"PixelData": None}, "no pixels"),
         ({"PixelData": b"\0" * 100}, "100 bytes of pixels"),
         ({"RescaleSlope": 0}, "slope or intercept"),
@@ -170,7 +175,7 @@ def test_a_deflated_file_is_refused_before_it_swells(tmp_path: Path) -> None:
     header = dataset(HU)
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    for read in (read_slice_header, read_hounsfield):
+    for read in (read_slice_headers, read_hounsfield):
         with pytest.raises(TileError, match="a deflated file"):
             read(tmp_path / "a.dcm")
 
@@ -188,7 +193,7 @@ def test_a_file_with_broken_bytes_gives_values_or_one_error_without_a_name(
             broken[place] = rng.integers(256)
         (tmp_path / "b.dcm").write_bytes(broken[: rng.integers(200, len(broken))]
                                          if round_ % 3 == 0 else broken)  # fmt: skip
-        for read in (read_slice_header, read_hounsfield):
+        for read in (read_slice_headers, read_hounsfield):
             said = what_comes_of(read, tmp_path / "b.dcm")
             assert PLANTED not in said
             assert BIRTH_DATE not in said
@@ -215,17 +220,16 @@ def what_comes_of(read: Callable[[Path], object], path: Path) -> str:
 def test_what_is_no_slice_is_said(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.dcm").write_bytes(content)
     with pytest.raises(TileError, match=said):
-        read_slice_header(tmp_path / "a.dcm")
+        read_slice_headers(tmp_path / "a.dcm")
 
 
 def test_a_header_tells_the_place_and_nothing_of_the_patient(tmp_path: Path) -> None:
-    header = read_slice_header(
+    header = only_header(
         write_slice(
             tmp_path / "a.dcm", HU, InstanceNumber=7, ImagePositionPatient=[1, 2, 3.5],
             ImageOrientationPatient=[0, 1, 0, 0, 0, -1], PixelSpacing=[0.4, 0.5],
         )
     )  # fmt: skip
-    assert header is not None
     assert header.instance_number == 7
     assert header.position_mm == (1, 2, 3.5)
     assert header.normal == (-1, 0, 0)
@@ -247,7 +251,7 @@ def test_a_header_tells_the_place_and_nothing_of_the_patient(tmp_path: Path) -> 
     ],
 )
 def test_a_missing_or_senseless_tag_is_none(tmp_path: Path, tags: dict, name: str) -> None:
-    header = read_slice_header(write_slice(tmp_path / "a.dcm", HU, **tags))
+    header = only_header(write_slice(tmp_path / "a.dcm", HU, **tags))
     assert getattr(header, name) is None
 
 
@@ -255,11 +259,11 @@ def test_a_report_has_no_picture_and_a_magnetic_resonance_no_hounsfield(tmp_path
     report = dataset(HU, Rows=None, Columns=None, Modality="SR", SOPClassUID=BasicTextSRStorage)
     report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
     report.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    assert read_slice_header(tmp_path / "a.dcm") is None
+    assert read_slice_headers(tmp_path / "a.dcm") == ()
     with pytest.raises(TileError, match="a picture without rows or columns"):
-        read_slice_header(write_slice(tmp_path / "c.dcm", HU, Rows=None))
+        read_slice_headers(write_slice(tmp_path / "c.dcm", HU, Rows=None))
     with pytest.raises(TileError, match="not a CT"):
-        read_slice_header(write_slice(tmp_path / "b.dcm", HU, Modality="MR"))
+        read_slice_headers(write_slice(tmp_path / "b.dcm", HU, Modality="MR"))
 
 
 def test_dicom_is_told_by_its_bytes(tmp_path: Path) -> None:
@@ -272,3 +276,85 @@ def test_dicom_is_told_by_its_bytes(tmp_path: Path) -> None:
 
 def test_the_library_is_told_to_keep_quiet_about_headers() -> None:
     assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE
+
+
+FRAMES = [np.rint(paint_slice(np.random.default_rng(n), side_px=48)) for n in range(4)]
+
+
+def test_frames_of_a_file_are_slices_with_places_and_scales_of_their_own(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[15, 5, 10, 0])
+    headers = read_slice_headers(path)
+    assert [header.frame for header in headers] == [0, 1, 2, 3]
+    assert [header.position_mm for header in headers] == [(0, 0, z) for z in (15, 5, 10, 0)]
+    assert {header.normal for header in headers} == {(0, 0, 1)}
+    assert {header.spacing_um for header in headers} == {(500, 500)}
+    for number, values in enumerate(FRAMES):  # each frame has an intercept of its own
+        np.testing.assert_array_equal(read_hounsfield(path, frame=number), values)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless])
+def test_compressed_frames_are_read_to_the_bit(tmp_path: Path, syntax: str) -> None:
+    path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15])
+    header = pydicom.dcmread(path)
+    if syntax == RLELossless:
+        header.compress(syntax, generate_instance_uid=False)
+    else:
+        stored = header.pixel_array.astype(np.uint16)
+        header.PixelData = encapsulate(
+            [imagecodecs.jpeg2k_encode(one, level=0, codecformat="j2k") for one in stored]
+        )
+        header.file_meta.TransferSyntaxUID = syntax
+        header["PixelData"].is_undefined_length = True
+    header.save_as(path, enforce_file_format=True)
+    for number, values in enumerate(FRAMES):
+        np.testing.assert_array_equal(read_hounsfield(path, frame=number), values)
+
+
+def test_frames_without_groups_take_what_the_file_says(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "a.dcm", FRAMES, positions=None)
+    assert [header.position_mm for header in read_slice_headers(path)] == [(0, 0, 0)] * 4
+    np.testing.assert_array_equal(read_hounsfield(path, frame=2), FRAMES[2])
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"NumberOfFrames": 3000}, "frames of 48 × 48 px; expected a byte a pixel"),
+        ({"NumberOfFrames": 5000}, "5,000 frames; expected at most 4,096"),
+        ({"NumberOfFrames": -3}, "a number of frames that is none"),
+    ],
+)
+def test_a_claim_of_more_frames_than_a_file_holds_is_refused_at_once(
+    tmp_path: Path, tags: dict, said: str
+) -> None:
+    path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15], **tags)
+    with pytest.raises(TileError, match=said):
+        read_slice_headers(path)
+
+
+def test_a_frame_that_is_cut_off_costs_itself(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15], NumberOfFrames=5)
+    np.testing.assert_array_equal(read_hounsfield(path, frame=3), FRAMES[3])
+    with pytest.raises(TileError, match="0 bytes of pixels; expected 4,608"):
+        read_hounsfield(path, frame=4)
+    with pytest.raises(TileError, match="5 frames; expected as many as a moment ago"):
+        read_hounsfield(path, frame=5)
+    with pytest.raises(TileError, match="5 frames; expected as many as a moment ago"):
+        read_hounsfield(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_bytes_in_groups_give_slices_or_one_error_without_a_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15]).read_bytes()
+    end_of_header = len(whole) - 4 * 48 * 48 * 2
+    for number in range(120):
+        broken = bytearray(whole)
+        for place in rng.integers(132, end_of_header, 1 + number % 9):
+            broken[place] = rng.integers(256)
+        path = tmp_path / f"{number}.dcm"
+        path.write_bytes(broken)
+        said = what_comes_of(read_slice_headers, path)
+        said += what_comes_of(lambda path: read_hounsfield(path, frame=1), path)
+        assert PLANTED not in said
+        assert BIRTH_DATE not in said

@@ -12,7 +12,7 @@ from features.errors import SlideError, TileError
 from features.series.opening import OpenSeries, open_series
 from features.series.table import Listed, SeriesSpec
 from features.series.windows import DEFAULT_WINDOWS, parse_windows
-from tests.scans import place_of, write_scan
+from tests.scans import paint_slice, place_of, write_frames, write_scan
 
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 
@@ -158,3 +158,28 @@ def test_plain_images_keep_the_order_of_the_table_or_of_their_names(tmp_path: Pa
     ]  # fmt: skip
     names = [image.source.rpartition("/")[2] for image in of_folder(tmp_path).images]
     assert names == ["s1.png", "s9.jpg", "s10.jpg"]
+
+
+def test_frames_of_one_file_are_sorted_by_position(tmp_path: Path) -> None:
+    slices = [paint_slice(np.random.default_rng(n)) for n in range(5)]
+    (tmp_path / "scan").mkdir()
+    write_frames(tmp_path / "scan" / "a.dcm", slices, positions=[20, 0, 15, 5, 10])
+    series = of_folder(tmp_path / "scan")
+    assert [i.source for i in series.images] == [f"scan/a.dcm#{n}" for n in (2, 4, 5, 3, 1)]
+    square = series.read(0)
+    assert isinstance(square, np.ndarray)
+    assert square.shape == (48, 48, 3)
+
+
+def test_frames_that_tell_no_place_stay_in_their_order_file_by_file(tmp_path: Path) -> None:
+    slices = [paint_slice(np.random.default_rng(n)) for n in range(3)]
+    (tmp_path / "scan").mkdir()
+    for number, name in ((2, "a.dcm"), (1, "b.dcm")):
+        write_frames(
+            tmp_path / "scan" / name, slices, positions=None, InstanceNumber=number,
+            ImagePositionPatient=None,
+        )  # fmt: skip
+    names = [image.source.rpartition("/")[2] for image in of_folder(tmp_path / "scan").images]
+    assert names == [f"{name}#{n}" for name in ("b.dcm", "a.dcm") for n in (1, 2, 3)]
+    shutil.copy(tmp_path / "scan" / "a.dcm", tmp_path / "scan" / "copy.dcm")
+    assert verdicts(of_folder(tmp_path / "scan")) == ["copy"] * 3
