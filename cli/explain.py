@@ -93,9 +93,10 @@ def explain(
     _require_one_question(patients=patients, patient=patient, slide=slide)
     with step("loading the run"):
         from features.files import make_folder
-        from mil.explanation.agreement import measure_agreement, read_image_labels, summarise
+        from mil.explanation.agreement import measure_agreement, summarise
         from mil.explanation.attention import explain_patients
         from mil.explanation.page import write_index
+        from mil.image_labels import read_image_labels
         from mil.model import load_run
 
         model = load_run(run or newest_run())

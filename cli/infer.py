@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
-from cli.embedded import SlideBars, print_failures
-from cli.given import given_mpp_of, refuse, require_one_resolution
+from cli.console import EXIT_PARTLY_FAILED, notes, print_json, results, step
+from cli.embed_missing import embed_missing_series, embed_missing_slides
+from cli.given import refuse, require_one_resolution
 from cli.label_commands import infer_labels
-from cli.loading import load_encoder_for
 from cli.options import (
     BagsPlace,
     Batch,
@@ -50,6 +49,14 @@ def infer(
         typer.Option(
             metavar="FOLDER",
             help="Slides; those without a bag are embedded as the run's bags were.",
+        ),
+    ] = None,
+    series: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV|FOLDER",
+            help="Series of images, as for `mil embed --series`; those without a bag are embedded "
+            "as the run's bags were.",
         ),
     ] = None,
     slide_mpp: SlideMpp = None,
@@ -113,9 +120,13 @@ def infer(
 
     Example: `mil infer --patients test.csv --coverage 0.8 --abstain`
 
+    Example: `mil infer --patients test.csv --series scans/ --out submission.csv`
+
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    if slides is not None and series is not None:
+        raise typer.BadParameter("give either --slides or --series", param_hint="--series")
     with step("loading the run"):
         from mil.cohort import read_cohort
         from mil.conformal import COVERAGE
@@ -125,12 +136,21 @@ def infer(
 
         chosen = run or newest_run(several_labels=True)
         several = load_label_run(chosen) if is_label_run(chosen) else None
+    options: dict[str, Any] = {
+        "slides": slides, "series": series, "weights": weights, "slide_mpp": slide_mpp,
+        "mpp_table": mpp_table, "device": device, "workers": workers, "batch": batch,
+    }  # fmt: skip
     if several is not None:
         refuse(
-            {"--tta": tta, "--abstain": abstain, "--coverage": coverage, "--slides": slides},
+            {"--tta": tta, "--abstain": abstain, "--coverage": coverage},
             "does not go with a run of several labels",
         )
-        _warn(infer_labels(several, patients, bags, out, prior=prior or "cohort", as_json=as_json))
+        cohort = read_cohort(patients, labelled=False)
+        # All labels were trained on the same bags, so any of their runs tells how to make more.
+        n_failed = _embed_missing(several.runs[several.names[0]], cohort, bags, **options)
+        _warn(infer_labels(several, cohort, bags, out, prior=prior or "cohort", as_json=as_json))
+        if n_failed:
+            raise typer.Exit(EXIT_PARTLY_FAILED)
         return
     prior, coverage = prior or "balanced", coverage or COVERAGE
     with step("loading the run"):
@@ -141,12 +161,7 @@ def infer(
         shares = prior_of(model, prior)
         if abstain:
             _require_sets(model)
-    n_failed = 0
-    if slides is not None:
-        n_failed = _embed_missing(
-            model, cohort, slides, bags, weights=weights, slide_mpp=slide_mpp,
-            mpp_table=mpp_table, device=device, workers=workers, batch=batch,
-        )  # fmt: skip
+    n_failed = _embed_missing(model, cohort, bags, **options)
     with step("predicting"):
         predictions = predict_patients(
             model, cohort, bags, prior=shares, coverage=coverage, tta=tta
@@ -173,69 +188,22 @@ def infer(
 def _embed_missing(
     run: Run,
     cohort: Cohort,
-    slides: Path,
-    bags_dir: Path,
+    bags: Path,
     *,
-    weights: list[Path] | None,
+    slides: Path | None,
+    series: Path | None,
     slide_mpp: float | None,
     mpp_table: Path | None,
-    device: str,
-    workers: int,
-    batch: int,
+    **options: Any,
 ) -> int:
-    """Embed the cohort's slides that have no bag yet; returns how many failed."""
-    from features.errors import BagError
-    from features.packs import is_pack, open_bags
-    from features.pipeline import embed_slides
-    from features.recipe import settings_like
-    from features.slides.opening import find_slides, slide_id_of
-
-    there = open_bags(bags_dir, may_be_empty=True)
-    wanted = {name for p in cohort.patients for name in p.slide_ids if name not in there}
-    paths = [path for path in find_slides([slides]) if slide_id_of(path) in wanted]
-    if not paths:
-        return 0
-    if is_pack(bags_dir):
-        raise BagError(
-            bags_dir,
-            found=f"{len(paths)} slides have no bag in it, first {slide_id_of(paths[0])!r}",
-            expected="all slides of the table: to a packed store nothing can be added",
-            advice="Name a folder of bags, or leave --slides out.",
+    """Embed what was named and has no bag yet; returns how many failed."""
+    if slides is not None:
+        return embed_missing_slides(
+            run, cohort, slides, bags, slide_mpp=slide_mpp, mpp_table=mpp_table, **options
         )
-    with step("loading the backbone"):
-        settings = settings_like(
-            run.fingerprint, batch_tiles=batch, n_workers=workers, tile_filter=run.tile_filter
-        )
-        given = given_mpp_of(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
-        encoder = load_encoder_for(
-            bags_dir, run.fingerprint.encoder, weights=weights, device=device, batch=batch,
-            execution="auto", n_slides=len(paths),
-        )  # fmt: skip
-        _require_same_weights(run, encoder.weights_sha256)
-    with progress_bar("tiles") as bars:
-        outcomes = embed_slides(
-            paths,
-            bags_dir,
-            encoder,
-            settings=settings,
-            given_mpp=given,
-            overwrite=False,
-            progress=SlideBars(bars, n_slides=len(paths)),
-        )
-    print_failures(outcomes, bags_dir)
-    return sum(outcome.status == "failed" for outcome in outcomes)
-
-
-def _require_same_weights(run: Run, weights_sha256: str) -> None:
-    from mil.errors import RunError
-
-    if weights_sha256 != run.fingerprint.weights_sha256:
-        raise RunError(
-            run.path,
-            found=f"weights {weights_sha256[:12]}… for backbone {run.fingerprint.encoder!r}",
-            expected=f"{run.fingerprint.weights_sha256[:12]}…, which its bags were made with",
-            advice="Name their checkpoint with --weights.",
-        )
+    if series is not None:
+        return embed_missing_series(run, cohort, series, bags, **options)
+    return 0
 
 
 def _summarise(

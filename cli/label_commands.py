@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
+from cli.score_tables import print_calibration_note, print_reliability, told_of_calibration
 
 if TYPE_CHECKING:
+    from mil.cohort import Cohort
     from mil.data import PatientBags
     from mil.inference import PatientPrediction
     from mil.labels.runs import LabelRun, LabelSummary
@@ -29,10 +31,22 @@ def read_labels(cohort: Path, labels: str) -> LabelTable:
 
 
 def train_labels(
-    table: LabelTable, bags: PatientBags, run_dir: Path, *, as_json: bool, **options: Any
+    table: LabelTable,
+    bags: PatientBags,
+    run_dir: Path,
+    *,
+    image_labels: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train one run a label and print what they came to; ``options`` go to ``fit_labels``."""
+    from mil.image_labels import read_image_labels
     from mil.labels.runs import fit_labels
+
+    if image_labels is not None:
+        options["image_labels"] = {
+            name: read_image_labels(image_labels, [name]) for name in table.names
+        }
 
     with progress_bar("heads") as bars:
         tasks = {name: bars.add_task(name, total=None, visible=False) for name in table.names}
@@ -50,20 +64,14 @@ def train_labels(
 
 
 def infer_labels(
-    run: LabelRun, patients: Path, bags_dir: Path, out: Path, *, prior: str, as_json: bool
+    run: LabelRun, cohort: Cohort, bags_dir: Path, out: Path, *, prior: str, as_json: bool
 ) -> list[PatientPrediction]:
     """Write one column a label, and the details beside it; gives what the first label said."""
-    from mil.cohort import read_cohort
-    from mil.labels.inference import (
-        label_prior,
-        predict_labels,
-        write_label_details,
-        write_label_predictions,
-    )
+    from mil.labels.inference import predict_labels, write_label_details, write_label_predictions
+    from mil.labels.shares import parse_label_prior
 
-    shares = label_prior(prior, run)
+    shares = parse_label_prior(prior, run.names, cohort=run.shares)
     with step("predicting"):
-        cohort = read_cohort(patients, labelled=False)
         predictions = predict_labels(run, cohort, bags_dir, prior=shares)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
@@ -91,40 +99,63 @@ def infer_labels(
 
 
 def score_label_files(
-    files: list[Path], table: LabelTable, *, n_resamples: int, seed: int, as_json: bool
+    files: list[Path],
+    table: LabelTable,
+    *,
+    average: Literal["probability", "logit"],
+    prior: str,
+    file_prior: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Score files with one column a label."""
-    from mil.labels.scoring import read_label_predictions, score_labels
+    """Score files with one column a label; ``options`` are those of ``ScoreSettings``."""
+    from mil.labels.metrics import paired
+    from mil.labels.scoring import average_labels, read_label_predictions, score_labels
+    from mil.labels.shares import parse_label_prior
+    from mil.scoring import ScoreSettings
 
+    shares = table.truth.mean(axis=0)
+    of_file, read_at = (
+        parse_label_prior(text, table.names, cohort=shares) for text in (file_prior, prior)
+    )
+    settings = ScoreSettings(file_prior=paired(of_file), prior=paired(read_at), **options)
     with step("scoring"):
+        tables = {str(path): read_label_predictions(path, table) for path in files}
+        if len(tables) > 1:
+            name = f"mean {average} of {len(tables)}"
+            tables[name] = average_labels(list(tables.values()), how=average)
         scored = {
-            str(path): score_labels(
-                read_label_predictions(path, table), table, n_resamples=n_resamples, seed=seed
-            )
-            for path in files
+            name: score_labels(proba, table, settings, file_prior=of_file, prior=read_at)
+            for name, proba in tables.items()
         }
     counts = dict(zip(table.names, table.truth.sum(axis=0).tolist(), strict=True))
     if as_json:
         print_json({
             "n_patients": len(table.truth),
             "label_counts": counts,
+            **told_of_calibration(settings),
             "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
         })  # fmt: skip
         return
     for name, found in scored.items():
         _print_losses(f"{name}, {len(table.truth)} patients", found.losses)
-        _print_labels(found.labels, counts)
+        for kind in next(iter(found.labels.values())).scores:
+            _print_labels({n: of.scores[kind] for n, of in found.labels.items()}, counts, kind=kind)
+        for label, of_label in found.labels.items():
+            for kind, described in of_label.reliability.items():
+                print_reliability(f"{name}, {label}", kind, described)
     results.print(
         "Weighted log loss: mean over labels at the shares of these patients, 'any' twice. Of a "
         "single label it weighs both answers alike, so that a constant has 0.6931. Intervals: "
         "95 %, bootstrap over patients."
     )
+    print_calibration_note(settings)
 
 
 def _print_training(summary: LabelSummary) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
     scores = {name: found.scores["calibrated"] for name, found in summary.labels.items()}
-    _print_labels(scores, None)
+    _print_labels(scores, None, kind="calibrated")
     results.print(
         f"The run lies in {summary.path}; each label has its own in labels/", markup=False
     )
@@ -140,11 +171,11 @@ def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
 
 
 def _print_labels(
-    scores: Mapping[str, Mapping[str, Interval]], counts: Mapping[str, int] | None
+    scores: Mapping[str, Mapping[str, Interval]], counts: Mapping[str, int] | None, *, kind: str
 ) -> None:
     """One row a label: those scores that every label has."""
     shown = [name for name in next(iter(scores.values())) if not name.startswith("calibration_")]
-    table = Table(title_justify="left")
+    table = Table(title=kind, title_justify="left")
     table.add_column("label")
     if counts is not None:
         table.add_column("with it", justify="right")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.console import print_json, results, step
 from cli.label_commands import read_labels, score_label_files
 from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
-from cli.score_tables import print_reliability, print_scores
+from cli.score_tables import (
+    print_calibration_note,
+    print_reliability,
+    print_scores,
+    told_of_calibration,
+)
 
 if TYPE_CHECKING:
     from mil.cohort import Cohort
@@ -53,9 +58,14 @@ def score(
         ),
     ] = "cohort",
     file_prior: Annotated[
-        str,
-        typer.Option(metavar="SHARES", help="Class shares that the files' probabilities are for."),
-    ] = "balanced",
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Class shares that the files' probabilities are for; default: `balanced`, with "
+            "--labels `cohort`.",
+            show_default=False,
+        ),
+    ] = None,
     reliability: Annotated[
         bool,
         flag("--reliability", "Reliability table, calibration error's bias, Brier in parts."),
@@ -102,7 +112,7 @@ def score(
 
     With `--labels` files have one column a label, and rows need not sum to 1: the weighted log loss
     of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the shares
-    of the patients scored.
+    of the patients scored. `--calibrate` cross-fits a calibrator a label.
 
     Example: `mil score submission.csv --cohort labels.csv`
 
@@ -112,18 +122,20 @@ def score(
 
     Exit codes: 0 done, 1 tables cannot be used, 2 usage.
     """
-    if labels is not None:
-        if class_name or calibrate or reliability:
-            raise typer.BadParameter(
-                "goes without --class, --calibrate and --reliability", param_hint="--labels"
-            )
-        score_label_files(
-            predictions, read_labels(cohort, labels), n_resamples=resamples, seed=seed,
-            as_json=as_json,
-        )  # fmt: skip
-        return
     if calibrator != "platt" and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--calibrator")
+    options: dict[str, Any] = {
+        "calibrator": calibrator if calibrate else None, "n_folds": folds, "n_repeats": repeats,
+        "reliability": reliability, "n_resamples": resamples, "seed": seed,
+    }  # fmt: skip
+    if labels is not None:
+        if class_name:
+            raise typer.BadParameter("goes without --class", param_hint="--labels")
+        score_label_files(
+            predictions, read_labels(cohort, labels), average=average.value, prior=prior,
+            file_prior=file_prior or "cohort", as_json=as_json, **options,
+        )  # fmt: skip
+        return
     with step("scoring"):
         from mil.cohort import read_cohort
         from mil.predictions import average_predictions, read_predictions
@@ -133,14 +145,9 @@ def score(
         labelled = read_cohort(cohort, labelled=True)
         counts = labelled.class_counts()
         settings = ScoreSettings(
-            file_prior=parse_prior(file_prior, labelled.classes, counts),
+            file_prior=parse_prior(file_prior or "balanced", labelled.classes, counts),
             prior=parse_prior(prior, labelled.classes, counts),
-            calibrator=calibrator if calibrate else None,
-            n_folds=folds,
-            n_repeats=repeats,
-            reliability=reliability,
-            n_resamples=resamples,
-            seed=seed,
+            **options,
         )
         tables = {
             str(path): read_predictions(path, labelled, class_name=class_name)
@@ -157,7 +164,7 @@ def score(
             "prior": _stated(labelled, settings),
             "interval": INTERVAL_NOTE,
             "baselines": baseline_losses(labelled),
-            **_calibration(settings),
+            **told_of_calibration(settings),
             "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
         })  # fmt: skip
         return
@@ -175,26 +182,9 @@ def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:
     return dict(zip(cohort.classes, map(float, settings.prior), strict=True))
 
 
-def _calibration(settings: ScoreSettings) -> dict[str, object]:
-    """How calibrated scores came about; nothing where none were asked for."""
-    from mil.scoring import CROSS_FITTED_NOTE
-
-    if settings.calibrator is None:
-        return {}
-    return {
-        "calibration": {
-            "kind": "cross-fitted",
-            "calibrator": settings.calibrator,
-            "folds": settings.n_folds,
-            "repeats": settings.n_repeats,
-            "note": CROSS_FITTED_NOTE,
-        }
-    }
-
-
 def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None:
     """What a reader of the tables must know."""
-    from mil.scoring import CROSS_FITTED_NOTE, INTERVAL_NOTE, baseline_losses
+    from mil.scoring import INTERVAL_NOTE, baseline_losses
 
     baselines = baseline_losses(cohort)
     results.print(
@@ -207,8 +197,4 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
         f"({prior}); all else at the balanced one."
     )
     results.print(f"{INTERVAL_NOTE}.")
-    if settings.calibrator is not None:
-        results.print(
-            f"Calibrated by {settings.calibrator}, {settings.n_repeats} repeats of "
-            f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
-        )
+    print_calibration_note(settings)

@@ -11,8 +11,14 @@ from cli.console import results
 
 if TYPE_CHECKING:
     from mil.metrics import Interval
+    from mil.scoring import ScoreSettings
 
-__all__ = ["print_reliability", "print_scores"]
+__all__ = [
+    "print_calibration_note",
+    "print_reliability",
+    "print_scores",
+    "told_of_calibration",
+]
 
 _TITLES = {
     "weighted_log_loss": "weighted log loss",
@@ -89,3 +95,31 @@ def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> Non
         f"this spread would show {error['if_perfect']:.4f} on average, and up to "
         f"{error['if_perfect_high']:.4f} in 95 of 100 samples."
     )
+
+
+def told_of_calibration(settings: ScoreSettings) -> dict[str, object]:
+    """How calibrated scores came about, for JSON; nothing where none were asked for."""
+    from mil.scoring import CROSS_FITTED_NOTE
+
+    if settings.calibrator is None:
+        return {}
+    return {
+        "calibration": {
+            "kind": "cross-fitted",
+            "calibrator": settings.calibrator,
+            "folds": settings.n_folds,
+            "repeats": settings.n_repeats,
+            "note": CROSS_FITTED_NOTE,
+        }
+    }
+
+
+def print_calibration_note(settings: ScoreSettings) -> None:
+    """Say how calibrated scores came about; nothing where none were asked for."""
+    from mil.scoring import CROSS_FITTED_NOTE
+
+    if settings.calibrator is not None:
+        results.print(
+            f"Calibrated by {settings.calibrator}, {settings.n_repeats} repeats of "
+            f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
+        )

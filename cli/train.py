@@ -123,6 +123,14 @@ def train(
         ),
     ] = False,
     tile_filter: FilterFile = None,
+    image_labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Table with `slide_id`, `source` and 0 or 1 for images of series, in a column "
+            "named after each label (or the last class, or `label`): teaches the attention, too.",
+        ),
+    ] = None,
     device: Device = "auto",
     engine: EngineChoice = EngineName.local,
     address: Address = None,
@@ -161,6 +169,8 @@ def train(
     require_ray_for_address(engine, address)
     if unlabelled is not None and (labels is not None or tile_filter is not None):
         raise typer.BadParameter("does not go with --labels or --filter", param_hint="--unlabelled")
+    if image_labels is not None and tile_filter is not None:
+        raise typer.BadParameter("does not go with --filter", param_hint="--image-labels")
     with step("loading torch"):
         from features.engines.devices import choose_device
         from features.filter import read_filter
@@ -171,6 +181,7 @@ def train(
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
         from mil.fitting import fit_run
+        from mil.image_labels import read_image_labels
         from mil.judging import Judges, judges_here, judges_on_ray
         from mil.training import TrainSettings
 
@@ -197,8 +208,11 @@ def train(
         "failures": read_failures(bags),
     }  # fmt: skip
     if several is not None:
-        train_labels(several, loaded, folder, as_json=as_json, **options)
+        train_labels(several, loaded, folder, image_labels=image_labels, as_json=as_json, **options)
         return
+    if image_labels is not None:
+        shown = read_image_labels(image_labels, [table.classes[-1], "label"])
+        loaded = loaded.with_image_labels(shown)
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = fit_run(

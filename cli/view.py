@@ -72,6 +72,7 @@ def view(
         from mil.model import load_run
 
         model = load_run(run or newest_run())
+        _require_slides(model)
         cohort = _trained_on(model) if patients is None else read_cohort(patients, labelled=False)
         shares = prior_of(model, prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")
@@ -94,6 +95,18 @@ def view(
     finally:
         server.server_close()
         viewed.close()
+
+
+def _require_slides(run: Run) -> None:
+    """Refuse a run on series of images, which have no plane to lay colours on."""
+    from features.series.recipe import is_of_series
+    from mil.errors import RunError
+
+    if is_of_series(run.fingerprint):
+        raise RunError(
+            run.path, found="a run on series of images", expected="one on slides",
+            advice="'mil explain --series' shows them.",
+        )  # fmt: skip
 
 
 def _trained_on(run: Run) -> Cohort:

@@ -15,6 +15,8 @@ from features.errors import TableError
 
 __all__ = ["find_column", "read_table"]
 
+_LIKELY = 0.75
+
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV table with every cell as text.
@@ -103,7 +105,8 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
         if name in table.columns:
             return name
     columns = [str(column) for column in table.columns]
-    close = difflib.get_close_matches(names[0], columns, n=1)
+    # A near name that ends alike, such as image_id for bag_id, is a column of its own.
+    close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_LIKELY)
     raise TableError(
         where,
         found=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",

@@ -226,6 +226,9 @@ def _contents(bags: PatientBags) -> dict[str, str]:
             if bags.views:
                 digest.update(np.ascontiguousarray(bags.views[patient_id]).data)
             contents[patient_id] = digest.hexdigest()
+        if bags.marks:
+            marks = hashlib.sha256(bags.marks[patient_id].tobytes()).hexdigest()
+            contents[patient_id] += f" images {marks}"
     return contents
 
 

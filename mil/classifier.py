@@ -311,6 +311,13 @@ def _as_labels(
     y: npt.ArrayLike, arrays: Sequence[Features]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     check_consistent_length(arrays, y)
+    if np.ndim(y) == 2 and np.shape(y)[1] > 1:
+        raise InputError(
+            "y",
+            found=f"labels of shape {np.shape(y)}",
+            expected="one label a bag, shape (bags,)",
+            advice="For several labels a bag, wrap it: sklearn.multioutput.MultiOutputClassifier.",
+        )
     check_classification_targets(y)
     classes, labels = np.unique(column_or_1d(y), return_inverse=True)
     if len(classes) < 2:

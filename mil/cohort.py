@@ -18,6 +18,7 @@ from mil.errors import CohortError
 
 __all__ = ["Cohort", "Patient", "read_cohort", "read_slide_rows", "without_suffix"]
 
+_BAG = "bag_id"
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 _SPOILT_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IGNORECASE)
 
@@ -76,8 +77,9 @@ class Cohort:
 def read_cohort(path: Path, *, labelled: bool) -> Cohort:
     """Read and check a cohort table: one row a slide.
 
-    Columns: ``image_id`` or ``slide_id``, ``patient_id``, ``label`` if ``labelled``, and optionally
-    ``center_id``. A slide id with the suffix of a slide file is taken without it.
+    Columns: ``image_id`` or ``slide_id`` (``bag_id`` for series of images), ``patient_id``,
+    ``label`` if ``labelled``, and optionally ``center_id``. A slide id with the suffix of a slide
+    file is taken without it. A table with ``bag_id`` may have one row an image of a bag.
 
     Parameters
     ----------
@@ -95,6 +97,8 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
         centres, a slide stands there twice or belongs to two patients, or there is one class only.
     """
     named = read_slide_rows(path, labelled=labelled)
+    if _BAG in read_table(path):
+        named = named.drop_duplicates()  # one row an image
     _refuse_slides_that_return(path, named)
     for column in ("label", "centre"):
         if column in named:
@@ -132,8 +136,10 @@ def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
         If a cell is empty or an id was turned into a number.
     """
     table = read_table(path)
+    # Of a table that lists images of series, too, image_id would be the image's.
+    names = [_BAG] if _BAG in table else ["image_id", "slide_id"]
     named = pd.DataFrame({
-        "slide": table[find_column(table, ["image_id", "slide_id"], where=path, what="slide ids")],
+        "slide": table[find_column(table, names, where=path, what="slide ids")],
         "patient": table[find_column(table, ["patient_id"], where=path, what="patient ids")],
     })  # fmt: skip
     if labelled:

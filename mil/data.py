@@ -74,6 +74,8 @@ class SlideNote:
     """Tiles among them that could not be decoded."""
     empty_reason: str = ""
     """Why its bag holds no tile; empty if it holds one."""
+    sources: tuple[str, ...] = ()
+    """Images of a series, in the order of its bag; empty for tiles of a slide."""
 
 
 class LazyFeatures(Mapping[str, Features], ABC):
@@ -190,6 +192,10 @@ class PatientBags:
     views: Mapping[str, Features] = field(default_factory=dict)
     """By patient id: further views of its tiles, shape (tiles, n_views, dim); empty where bags
     hold none."""
+    marks: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+    """By patient id: 1 on its images that show something, 0 on others, -1 where nobody looked,
+    shape (tiles,); empty without. No patient's are here who is not in the store, so that a fold
+    learns from no others."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -207,6 +213,7 @@ class PatientBags:
             tile_filter=self.tile_filter,
             unlabelled=self.unlabelled,
             views=restrict(self.views, wanted) if self.views else {},
+            marks={name: self.marks[name] for name in wanted} if self.marks else {},
         )
 
     def held_out(self, patient_ids: Iterable[str]) -> PatientBags:
@@ -221,6 +228,28 @@ class PatientBags:
         if features is self.features:
             return self
         return replace(self, features=features, tile_filter=features.tile_filter)
+
+    def with_image_labels(self, labels: Mapping[tuple[str, str], int]) -> PatientBags:
+        """The store with labels of single images: 0 or 1, by slide and source.
+
+        Raises
+        ------
+        BagError
+            If they name no image of any bag.
+        """
+        marks: dict[str, list[int]] = {name: [] for name in self.patient_ids}
+        for note in self.slides:
+            sources = note.sources or [""] * note.n_tiles
+            marks[note.patient_id] += [labels.get((note.slide_id, each), -1) for each in sources]
+        if all(mark < 0 for own in marks.values() for mark in own):
+            first = next(
+                (f"{n.slide_id}, {n.sources[0]}" for n in self.slides if n.sources), "none"
+            )
+            raise BagError(
+                "labels of images", found=f"{len(labels):,}, and none is of an image of a bag",
+                expected=f"slide and source as bags name them (first: {first})",
+            )  # fmt: skip
+        return replace(self, marks={name: np.array(own, np.int8) for name, own in marks.items()})
 
     def with_unlabelled(self, others: PatientBags) -> PatientBags:
         """The store with unlabelled patients beside its own, to be made before any split of it.
@@ -425,4 +454,5 @@ def _note(patient: Patient, bag: Bag) -> SlideNote:
         n_tried=bag.meta.n_tried,
         n_failed=bag.meta.n_failed,
         empty_reason=bag.meta.empty_reason,
+        sources=bag.source or (),
     )

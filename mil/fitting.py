@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,34 @@ class FitSummary:
             },
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any], *, path: Path) -> FitSummary:
+        """What :meth:`as_dict` told, of a run that lies at ``path``.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it is anything else.
+        """
+        return cls(
+            path=path,
+            head=said["head"],
+            n_patients=said["n_patients"],
+            n_tiles=said["n_tiles"],
+            scores={
+                kind: {
+                    metric: Interval(
+                        value=found["value"], low=found["interval"][0], high=found["interval"][1]
+                    )
+                    for metric, found in of_kind.items()
+                }
+                for kind, of_kind in said["scores"].items()
+            },
+            one_class=said["sets"]["one_class"],
+            guaranteed=said["sets"]["guaranteed"],
+            notes=tuple(said["notes"]),
+        )
 
 
 def _say_nothing(_: str) -> None:
@@ -378,6 +407,12 @@ def _notes(
             "that they belong together rests on your word, and no new slide can be embedded alike"
         )
     notes += filter_notes(bags)
+    if bags.marks:
+        n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
+        notes.append(
+            f"labels of single images taught the attention on {n_taught} patients, in each fold on "
+            "those it learned from"
+        )
     if n_views := bags.fingerprint.n_views:
         notes.append(
             f"tiles have {n_views} views each, and every step of training drew one look at each "

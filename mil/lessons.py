@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from mil.augmentation import add_noise, drop_tiles, mix_bags
 from mil.heads import Head, HeadOutput, HeadStack, can_stack
-from mil.losses import bag_loss, class_weights
+from mil.losses import attention_loss, bag_loss, class_weights
 from mil.luck import Luck
 from mil.settings import TrainSettings
 from mil.shelf import Shelf
@@ -23,6 +23,7 @@ __all__ = ["EpochRecord", "Lesson", "build_schedule", "teach", "tiles_at_once"]
 _STEPS_BETWEEN_CHECKS = 10
 _TILES_TO_STOP_ON = 256
 _TILES_AT_ONCE = 16_384
+_ATTENTION_WEIGHT = 0.3
 _TILES_AT_ONCE_ON_ACCELERATOR = 4_194_304
 
 
@@ -286,12 +287,16 @@ class _Course:
     def _loss(self, patients: Tensor) -> Tensor:
         """Mean loss of each head over its patients, shape (heads,)."""
         settings, luck = self._settings, self._luck
-        batch = self._shelf.draw(patients, self._size.n_tiles, luck)
+        batch, marks = self._shelf.draw_marked(patients, self._size.n_tiles, luck)
         batch = drop_tiles(batch, settings.instance_dropout, luck)
         batch = add_noise(batch, settings.feature_noise, luck)
         truth = self._shelf.labels[patients]
         if not settings.mixup:
-            losses = self._weighted(self._stack.module.score(*batch), batch.mask, truth)
+            output = self._stack.module.score(*batch)
+            losses = self._weighted(output, batch.mask, truth)
+            if marks is not None:
+                beside = attention_loss(output.attention, batch.mask, marks)
+                losses = losses + _ATTENTION_WEIGHT * beside
         else:
             mixture = mix_bags(batch, settings.mixup, luck, n_heads=self._stack.n_heads)
             output = self._stack.module.score(*mixture.batch)

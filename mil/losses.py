@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from mil.errors import RunError
 
-__all__ = ["LOSSES", "BagLoss", "bag_loss", "class_weights"]
+__all__ = ["LOSSES", "BagLoss", "attention_loss", "bag_loss", "class_weights"]
 
 LOSSES = ("balanced", "cross-entropy", "focal")
 """Names of losses: class-balanced log loss (the metric itself), log loss, focal loss."""
 
 _FOCUSING = 2.0  # of the focal loss, as in the paper
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +89,32 @@ def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: floa
         focusing=_FOCUSING if name == "focal" else 0.0,
         label_smoothing=label_smoothing,
     )
+
+
+def attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
+    """How far the attention is from images that show something, where labels of images tell.
+
+    Minus the logarithm of the share that lies on them, of all attention on images with a label: the
+    likelihood of drawing one of them. Patients whose images do not have both answers teach nothing.
+
+    Parameters
+    ----------
+    attention
+        Shape (batch, tiles).
+    mask
+        Shape (batch, tiles), bool: real tiles.
+    marks
+        Shape (batch, tiles): 1, 0, or -1 where nobody looked.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (batch,), in nats.
+    """
+    shown, known = (marks == 1) & mask, (marks >= 0) & mask
+    on, of = ((attention * where).sum(dim=1).clamp(min=_LEAST) for where in (shown, known))
+    both = shown.any(dim=1) & (known & ~shown).any(dim=1)
+    return torch.where(both, of.log() - on.log(), torch.zeros_like(on))
 
 
 def class_weights(labels: Tensor, n_classes: int) -> Tensor:

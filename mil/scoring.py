@@ -88,6 +88,9 @@ class Scored:
     """What :func:`describe_reliability` says, by kind; empty if not asked for."""
     calibrators: Mapping[str, int]
     """How many of the calibrators were of which kind."""
+    calibrated: Floats | None
+    """Cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes); None
+    where none were asked for."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -124,6 +127,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
     """
     kinds = {"raw": (proba, settings.file_prior)}
     calibrators: Mapping[str, int] = {}
+    calibrated: Floats | None = None
     if settings.calibrator is not None:
         found = calibrate_predictions(
             proba,
@@ -135,7 +139,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
             seed=settings.seed,
         )
         kinds["calibrated"] = (found.proba, balanced(cohort.classes))
-        calibrators = found.kinds
+        calibrators, calibrated = found.kinds, found.proba
     return Scored(
         scores={
             kind: score_predictions(
@@ -161,6 +165,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
             if settings.reliability
         },
         calibrators=calibrators,
+        calibrated=calibrated,
     )
 
 

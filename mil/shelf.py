@@ -29,6 +29,8 @@ class Shelf:
     """Shape (patients,), int64: class indices."""
     n_looks: int = 1
     """Looks at each tile: the plain one, and its views."""
+    marks: Tensor | None = None
+    """Shape (tiles,), int8: labels of images, see :class:`mil.data.PatientBags`; None without."""
 
     @classmethod
     def joined(cls, shelves: Sequence[Shelf]) -> Shelf:
@@ -45,6 +47,9 @@ class Shelf:
             lengths=torch.cat([shelf.lengths for shelf in shelves]),
             labels=torch.cat([shelf.labels for shelf in shelves]),
             n_looks=shelves[0].n_looks,
+            marks=None
+            if shelves[0].marks is None
+            else torch.cat([shelf.marks for shelf in shelves if shelf.marks is not None]),
         )
 
     def draw(self, patients: Tensor, n_tiles: int, luck: Luck) -> Batch:
@@ -62,22 +67,30 @@ class Shelf:
         luck
             With a row for each patient.
         """
+        return self.draw_marked(patients, n_tiles, luck)[0]
+
+    def draw_marked(
+        self, patients: Tensor, n_tiles: int, luck: Luck
+    ) -> tuple[Batch, Tensor | None]:
+        """As :meth:`draw`, with labels of the images drawn, shape (batch, tiles); None without."""
         size, device = (len(patients), n_tiles), self.tiles.device
-        within = luck.uniform(*size, device=device)
-        if self.n_looks == 1:
-            return self._take(patients, within)
-        return self._take(patients, within, luck.integers(self.n_looks, *size, device=device))
+        places, mask = self._find(patients, luck.uniform(*size, device=device))
+        looks: Tensor | int = 0
+        if self.n_looks > 1:
+            looks = luck.integers(self.n_looks, *size, device=device)
+        marks = None if self.marks is None else self.marks[places]
+        return self._take(places, mask, looks), marks
 
     def spread(self, patients: Tensor, n_tiles: int) -> Batch:
         """At most so many plain tiles of each patient, evenly spaced; always the same."""
         width = min(n_tiles, int(self.lengths[patients].max()))
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
-        return self._take(patients, middle.expand(len(patients), -1))
+        return self._take(*self._find(patients, middle.expand(len(patients), -1)))
 
-    def _take(self, patients: Tensor, within: Tensor, looks: Tensor | int = 0) -> Batch:
+    def _find(self, patients: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.
 
-        ``looks``, one or of the same shape, says which look at it is taken.
+        Returns tiles and which of them are real, both of shape (batch, width).
         """
         width = within.shape[1]
         lengths = self.lengths[patients, None]  # (batch, 1)
@@ -85,8 +98,11 @@ class Shelf:
         # In double precision, or the last stretch of a large bag could end behind its last tile.
         drawn = ((steps + within.double()) * (lengths / width)).long()
         places = torch.where(lengths > width, torch.minimum(drawn, lengths - 1), steps)
-        mask = steps < lengths  # (batch, width)
-        places = self.starts[patients, None] + torch.where(mask, places, 0)
-        places = places * self.n_looks + looks
+        mask = steps < lengths
+        return self.starts[patients, None] + torch.where(mask, places, 0), mask
+
+    def _take(self, tiles: Tensor, mask: Tensor, looks: Tensor | int = 0) -> Batch:
+        """These tiles, by ``looks``, one or of the same shape."""
+        places = tiles * self.n_looks + looks
         found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
         return Batch(found * mask[..., None] if not mask.all() else found, mask)

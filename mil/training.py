@@ -237,6 +237,7 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
         lengths=lengths,
         labels=torch.from_numpy(classes).to(device),
         n_looks=task.bags.n_looks,
+        marks=_marks(task.bags, names, device=device),
     )
     return _Desk(whitening=whitening, shelf=shelf, lessons=tuple(lessons))
 
@@ -330,6 +331,13 @@ def _whiten(bags: PatientBags, names: Sequence[str], whitening: Whitening) -> Te
             if bags.views:
                 part[:, 1:] = whitening(torch.from_numpy(bags.views[name]).to(device).float())
     return whole.view(-1, n_components)
+
+
+def _marks(bags: PatientBags, names: Sequence[str], *, device: torch.device) -> Tensor | None:
+    """Labels of the patients' images, shape (tiles,); None where there are none."""
+    if not bags.marks:
+        return None
+    return torch.from_numpy(np.concatenate([bags.marks[name] for name in names])).to(device)
 
 
 def _one_seed(numbers: Sequence[int]) -> int:

@@ -74,8 +74,9 @@ def _glasses(
     """Commonest colours of glass by centre: ``red, green, blue`` and how many slides have it."""
     found: dict[str, Counter[str]] = {}
     for row in table.slides.to_dict("records"):
-        if row["slide"] in bags:
-            rgb = (min(255, _STEP * round(c / _STEP)) for c in bags[row["slide"]].glass_rgb)
+        bag = bags.get(row["slide"])
+        if bag is not None and not bag.is_series:
+            rgb = (min(255, _STEP * round(c / _STEP)) for c in bag.glass_rgb)
             colours = found.setdefault(row["centre"] or "all", Counter())
             colours[", ".join(map(str, rgb))] += 1
     return [(name, found[name].most_common(_N_COLOURS)) for name in sorted(found, key=natural_key)]

@@ -220,36 +220,42 @@ def _makes(headers: Sequence[SlideHeader]) -> TextTable:
 def _tiles(description: Description) -> Section:
     table, measures = description.table, description.tile_measures
     figures = _figures(measures, table, by=["label", "centre"] if table.has_centres else ["label"])
+    of_slides = len(measures) > 1
     return Section(
         anchor="tiles",
-        heading="Tiles and tissue",
+        heading="Tiles and tissue" if of_slides else "Images",
         words="From the bags. Tissue is counted inside embedded tiles, so that it is less than all "
-        "tissue of a slide whose tiles were partly left out.",
+        "tissue of a slide whose tiles were partly left out."
+        if of_slides
+        else "From the bags: images of each series that were embedded.",
         parts=[
             *figures,
-            *(_tile_counts(by, found) for by, found in description.tile_counts.items()),
-            _statistics("tiles and tissue", description, measures),
+            *(
+                _tile_counts(by, found, of_slides=of_slides)
+                for by, found in description.tile_counts.items()
+            ),
+            _statistics("tiles and tissue" if of_slides else "images", description, measures),
         ],
     )
 
 
-def _tile_counts(by: str, found: Sequence[TileCount]) -> TextTable:
-    columns = (
-        by, "slides", "patients", "tiles", "tiles a slide", "tiles a patient",
-        "tissue in tiles, % of a slide",
-    )  # fmt: skip
+def _tile_counts(by: str, found: Sequence[TileCount], *, of_slides: bool) -> TextTable:
+    word, about = ("tiles", "Tiles and tissue") if of_slides else ("images", "Images")
+    columns = [by, "slides", "patients", word, f"{word} a slide", f"{word} a patient"]
+    rows = [
+        [
+            each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
+            *map(_number, (each.tiles_a_slide, each.tiles_a_patient)),
+            *([_number(100 * each.tissue_share)] if of_slides else []),
+        ]
+        for each in found
+    ]  # fmt: skip
     return TextTable(
-        title=f"Tiles and tissue by {by}; of slides and patients the medians",
-        columns=columns,
-        numeric=[False, *[True] * (len(columns) - 1)],
-        rows=[
-            [
-                each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
-                *map(_number, (each.tiles_a_slide, each.tiles_a_patient, 100 * each.tissue_share)),
-            ]
-            for each in found
-        ],
-    )  # fmt: skip
+        title=f"{about} by {by}; of slides and patients the medians",
+        columns=[*columns, *(["tissue in tiles, % of a slide"] if of_slides else [])],
+        numeric=[False, *[True] * (len(columns) - 1 + of_slides)],
+        rows=rows,
+    )
 
 
 def _figures(measures: Sequence[Measure], table: SlideTable, *, by: Sequence[str]) -> list[Picture]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.bags import Bag, Fingerprint, read_bag
+from features.bags import IMAGE, Bag, Fingerprint, read_bag
 from features.errors import BagError
 from features.packs import open_bags
 from mil.describe.measures import Measure
@@ -70,7 +70,9 @@ class SlideBag:
     n_tiles: int
     """Embeddings in it."""
     tissue_share: float
-    """Share of the slide's area that is tissue inside its tiles, 0 to 1."""
+    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN where not known."""
+    is_series: bool
+    """Whether it is a series of images, of which nobody looked for tissue."""
     glass_rgb: tuple[int, int, int]
     """Colour of the slide's glass."""
     empty_reason: str
@@ -125,9 +127,11 @@ def header_measures(
 
 
 def bag_measures(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Measure, ...]:
-    """Tiles and tissue in the order of ``slide_ids``."""
+    """Tiles and tissue, or images of series, in the order of ``slide_ids``."""
     known = [bags.get(slide_id) for slide_id in slide_ids]
     tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
+    if all(bag.is_series for bag in known if bag):
+        return (Measure(name="images", unit="", values=tiles),)
     tissue = np.array([bag.tissue_share if bag else np.nan for bag in known], np.float64)
     return (
         Measure(name="tiles", unit="", values=tiles),
@@ -142,11 +146,12 @@ def _in_short(slide_id: str, bag: Bag) -> SlideBag:
     tile_px0 = meta.span_x_px0 * meta.span_y_px0 * step * step
     tissue = float(bag.tissue_fraction.sum(dtype=np.float64)) * tile_px0
     area = meta.width_px0 * meta.height_px0
-    share = tissue / area if area else math.nan
+    share = tissue / area if area and meta.kind != IMAGE else math.nan
     return SlideBag(
         slide_id=slide_id,
         n_tiles=len(bag.features),
         tissue_share=min(share, 1.0),  # NaN, where an imported bag does not know, stays NaN
+        is_series=meta.kind == IMAGE,
         glass_rgb=meta.background_rgb,
         empty_reason=meta.empty_reason,
         fingerprint=how,

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from features.tables import find_column, read_table
-from mil.cohort import without_suffix
-from mil.errors import CohortError
 from mil.explanation.attention import Explanation
+from mil.image_labels import ImageLabels
 from mil.labels.metrics import paired
 from mil.metrics import auroc
 
-__all__ = ["Agreement", "PatientAgreement", "measure_agreement", "read_image_labels", "summarise"]
-
-ImageLabels = Mapping[tuple[str, str], int]
-"""1 for images that show something, 0 for the others, by bag and source."""
+__all__ = ["Agreement", "PatientAgreement", "measure_agreement", "summarise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,37 +40,6 @@ class Agreement:
     """Share of patients whose most attended image shows something."""
     chance: float
     """What that share would be for images drawn at random."""
-
-
-def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Labels of single images: ``slide_id`` (or ``bag_id``), ``source`` (or ``path``), 0 or 1.
-
-    Parameters
-    ----------
-    path
-        CSV table; sources are those that bags name, see ``docs/reference/bag.md``.
-    names
-        Columns that may hold the label, preferred first.
-
-    Raises
-    ------
-    TableError
-        If a column is missing.
-    CohortError
-        If a label is neither 0 nor 1.
-    """
-    table = read_table(path)
-    bag = find_column(table, ["slide_id", "bag_id", "scan_id"], where=path, what="bag ids")
-    source = find_column(table, ["source", "path", "file"], where=path, what="files of images")
-    label = find_column(table, names, where=path, what="0 or 1 for each image")
-    odd = ~table[label].isin(["0", "1"])
-    if odd.any():
-        row = int(table.index[odd][0])
-        raise CohortError(
-            f"{path}, row {row + 2}", found=f"{label} is {table[label][row]!r}", expected="0 or 1"
-        )
-    keys = zip(table[bag].map(without_suffix), table[source], strict=True)
-    return dict(zip(keys, table[label].astype(int), strict=True))
 
 
 def measure_agreement(explanation: Explanation, labels: ImageLabels) -> PatientAgreement | None:

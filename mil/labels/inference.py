@@ -9,56 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import KnownError
 from features.files import written_beside
 from mil.cohort import Cohort
 from mil.inference import PatientPrediction, predict_patients
 from mil.labels.runs import LabelRun
 
-__all__ = ["label_prior", "predict_labels", "write_label_details", "write_label_predictions"]
+__all__ = ["predict_labels", "write_label_details", "write_label_predictions"]
 
 Floats = npt.NDArray[np.float64]
 Predictions = Mapping[str, list[PatientPrediction]]
-
-
-def label_prior(text: str, run: LabelRun) -> Floats:
-    """Share of patients with each label, from what a user wrote.
-
-    Parameters
-    ----------
-    text
-        ``cohort`` (as in training), ``balanced`` (a half of each), or shares such as
-        ``any=0.4,epidural=0.02``.
-    run
-        The labels.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (labels,), above 0 and below 1.
-
-    Raises
-    ------
-    KnownError
-        If the text is none of these, or lacks a label.
-    """
-    if text == "cohort":
-        return run.shares
-    if text == "balanced":
-        return np.full(len(run.names), 0.5)
-    try:
-        shares = {n.strip(): float(v) for n, v in (part.split("=") for part in text.split(","))}
-        values = np.array([shares[name] for name in run.names])
-    except (KeyError, ValueError):
-        values = np.empty(0)
-    if len(values) != len(text.split(",")) or not ((values > 0) & (values < 1)).all():
-        example = ",".join(f"{name}={share:.2g}" for name, share in zip(run.names, run.shares,
-                                                                        strict=True))  # fmt: skip
-        raise KnownError(
-            f"prior {text!r}", found="no shares of all labels",
-            expected=f"cohort, balanced, or shares above 0 and below 1 such as {example}",
-        )  # fmt: skip
-    return values
 
 
 def predict_labels(

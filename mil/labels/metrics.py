@@ -1,7 +1,7 @@
 """Scores of several labels: each by itself, and all in one number.
 
 Throughout, ``proba`` and ``truth`` have shape (patients, labels): a probability that a patient has
-a label, and 0 or 1.
+a label, and 0 or 1. Of the repeats of a cross-fit, ``proba`` has shape (repeats, patients, labels).
 """
 
 from __future__ import annotations
@@ -56,20 +56,23 @@ def weighted_label_loss(
     Parameters
     ----------
     proba, truth
-        Shape (patients, labels).
+        Shape (patients, labels); of several repeats the mean is taken, and each resample of
+        patients takes the next one.
     names
         Names of the labels; ``any`` weighs twice.
     n_resamples, seed
         Of the bootstrap.
     """
     weights = label_weights(names)
+    repeats = proba.reshape(-1, *truth.shape)
     rng = np.random.default_rng(seed)
     draws = []
-    for _ in range(n_resamples):
+    for number in range(n_resamples):
         rows = rng.integers(len(truth), size=len(truth))
-        draws.append(float(weights @ label_log_losses(proba[rows], truth[rows])))
+        of_repeat = repeats[number % len(repeats)]
+        draws.append(float(weights @ label_log_losses(of_repeat[rows], truth[rows])))
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (np.nan, np.nan)
-    value = float(weights @ label_log_losses(proba, truth))
+    value = float(np.mean([weights @ label_log_losses(each, truth) for each in repeats]))
     return Interval(value=value, low=float(low), high=float(high))
 
 
@@ -84,7 +87,7 @@ def shift_labels(proba: Floats, *, old: Floats, new: Floats) -> Floats:
     Parameters
     ----------
     proba
-        Shape (patients, labels).
+        Shape (..., labels).
     old, new
         Shape (labels,): share of patients with each label, above 0 and below 1.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,14 @@ import pandas as pd
 
 from features.errors import OutputError
 from features.files import make_folder, written_beside
+from mil.checkpoints import Checkpoints
+from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import RunError
 from mil.fitting import FitSummary, fit_run
+from mil.image_labels import ImageLabels
 from mil.judging import Judges, judges_here
+from mil.labels.finished import FinishedLabels
 from mil.labels.folds import label_folds
 from mil.labels.metrics import shift_labels, weighted_label_loss
 from mil.labels.page import write_label_page
@@ -25,7 +31,7 @@ from mil.labels.table import LabelTable
 from mil.metrics import Interval
 from mil.model import Run, load_run, write_json
 from mil.report.evidence import read_evidence
-from mil.splits import SplitBy
+from mil.splits import Fold, SplitBy
 from mil.training import TrainSettings
 
 __all__ = ["LabelRun", "LabelSummary", "fit_labels", "is_label_run", "load_label_run"]
@@ -38,6 +44,7 @@ FORMAT_VERSION = 1
 
 _FILE = "labels.json"
 _FOLDER = "labels"
+_FINISHED = "finished"
 _N_RESAMPLES = 1000
 
 Floats = npt.NDArray[np.float64]
@@ -100,12 +107,14 @@ def fit_labels(
     nested: bool = False,
     judges: Judges = judges_here,
     failures: Mapping[str, str] | None = None,
+    image_labels: Mapping[str, ImageLabels] | None = None,
 ) -> LabelSummary:
     """Train, calibrate and write one run a label, with the same folds for all.
 
     Each label has heads of its own, whose two logits make a sigmoid, and a calibrator of its own:
     probabilities of different labels need not sum to 1, and each has its own report. Folds are
-    stratified over all labels at once. The folder appears whole when all is done.
+    stratified over all labels at once. The folder appears whole when all is done; the same call
+    after a kill goes on at the label it was in, and there at the fold.
 
     Parameters
     ----------
@@ -119,6 +128,8 @@ def fit_labels(
         As for :func:`mil.fitting.fit_run`.
     on_head
         Called with the label, heads done, and heads in all.
+    image_labels
+        By label, labels of single images, which teach the attention besides.
 
     Raises
     ------
@@ -134,18 +145,28 @@ def fit_labels(
     if by == "patient":
         folds = label_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
     beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
+    finished = FinishedLabels(beside / _FINISHED)
+    options: dict[str, Any] = {
+        "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed, "settings": settings,
+        "calibrator": calibrator, "by": by, "nested": nested, "failures": failures,
+    }  # fmt: skip
     found = {}
     for name in table.names:
 
         def one_more(done: int, total: int, *, label: str = name) -> None:
             on_head(label, done, total)
 
-        found[name] = fit_run(
-            table.cohort_of(name), bags, make_folder(beside / _FOLDER) / name, n_folds=n_folds,
-            n_repeats=n_repeats, seed=seed, settings=settings, calibrator=calibrator,
-            on_head=one_more, by=by, nested=nested, folds=folds, judges=judges,
-            failures=failures,
-        )  # fmt: skip
+        cohort, place = table.cohort_of(name), make_folder(beside / _FOLDER) / name
+        taught = bags.with_image_labels(image_labels[name]) if image_labels else bags
+        decided_by = _hash_of(cohort, taught, folds or (), options)
+        done = finished.read(name, place, decided_by=decided_by)
+        if done is None:
+            done = fit_run(
+                cohort, taught, place, folds=folds, judges=judges, on_head=one_more, **options
+            )
+            finished.note(name, done, decided_by=decided_by)
+        found[name] = done
+    _drop_others(beside / _FOLDER, table.names)
     summary = _summarise(usable, beside, run_dir, found, seed=seed)
     write_label_page(beside / "report.html", run_dir.name, found, usable, summary.losses)
     write_json(
@@ -155,6 +176,7 @@ def fit_labels(
             "scores": summary.as_dict() | {"run": run_dir.name},
         },
     )  # fmt: skip
+    finished.discard()
     _move(beside, run_dir)
     return summary
 
@@ -188,6 +210,32 @@ def load_label_run(path: Path) -> LabelRun:
     if any("/" in name or name.startswith(".") for name in names):
         raise RunError(path / _FILE, found=f"labels {names}", expected="names of folders")
     return LabelRun(path=path, runs={name: load_run(path / _FOLDER / name) for name in names})
+
+
+def _hash_of(
+    cohort: Cohort, bags: PatientBags, folds: Sequence[Fold], options: Mapping[str, Any]
+) -> str:
+    """A hash of all that decides the run of a label."""
+    everyone = Fold(repeat=0, index=0, train_ids=bags.filled(), test_ids=())
+    parts = (everyone, *folds)
+    names = Checkpoints(cohort.path, bags).names(
+        parts,
+        dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
+        n_classes=len(cohort.classes),
+        settings=options["settings"],
+        seeds=[(options["seed"], part.repeat, part.index) for part in parts],
+    )
+    about = {name: value for name, value in options.items() if name != "settings"}
+    patients = [(p.patient_id, p.slide_ids, p.label, p.center_id) for p in cohort.patients]
+    told = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _drop_others(folder: Path, names: Sequence[str]) -> None:
+    """Drop what an earlier training on other labels left."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _summarise(

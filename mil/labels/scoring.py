@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,13 @@ import pandas as pd
 
 from features.tables import find_column, read_table
 from mil.errors import PredictionsError
-from mil.labels.metrics import paired, weighted_label_loss
+from mil.labels.metrics import paired, shift_labels, weighted_label_loss
 from mil.labels.table import LabelTable
 from mil.metrics import Interval
-from mil.scoring import score_predictions
+from mil.predictions import average_predictions
+from mil.scoring import Scored, ScoreSettings, score_model
 
-__all__ = ["LabelScores", "read_label_predictions", "score_labels"]
+__all__ = ["LabelScores", "average_labels", "read_label_predictions", "score_labels"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,19 +29,19 @@ class LabelScores:
     """What was found of one file."""
 
     losses: Mapping[str, Interval]
-    """Weighted log loss of all labels: of the ``predictions`` as they stand, and of the ``cohort
-    prior``, the shares of the patients scored."""
-    labels: Mapping[str, Mapping[str, Interval]]
-    """Scores of each label by itself, see :func:`mil.scoring.score_predictions`."""
+    """Weighted log loss of all labels: of the ``raw`` predictions, of the ``calibrated`` ones where
+    asked for, and of the ``cohort prior``, the shares of the patients scored."""
+    labels: Mapping[str, Scored]
+    """What was found of each label by itself."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
-            "weighted_label_loss": {kind: _plain(loss) for kind, loss in self.losses.items()},
-            "labels": {
-                name: {kind: _plain(score) for kind, score in scores.items()}
-                for name, scores in self.labels.items()
+            "weighted_label_loss": {
+                kind: {"value": loss.value, "interval": [loss.low, loss.high]}
+                for kind, loss in self.losses.items()
             },
+            "labels": {name: found.as_dict() for name, found in self.labels.items()},
         }
 
 
@@ -77,8 +79,24 @@ def read_label_predictions(path: Path, table: LabelTable) -> Floats:
     return np.asarray(numbers[[places[name] for name in known]], np.float64)
 
 
-def score_labels(proba: Floats, table: LabelTable, *, n_resamples: int, seed: int) -> LabelScores:
-    """Score predictions that are for the shares of the patients scored.
+def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "logit"]) -> Floats:
+    """Mean of several files, shape (patients, labels).
+
+    Parameters
+    ----------
+    tables
+        Each of shape (patients, labels).
+    how
+        As for :func:`mil.predictions.average_predictions`.
+    """
+    pairs = [paired(np.stack(of_label)) for of_label in zip(*(t.T for t in tables), strict=True)]
+    return np.stack([average_predictions(list(pair), how=how)[:, 1] for pair in pairs], axis=1)
+
+
+def score_labels(
+    proba: Floats, table: LabelTable, settings: ScoreSettings, *, file_prior: Floats, prior: Floats
+) -> LabelScores:
+    """Score predictions, as they are and, where asked for, after cross-fitted calibration.
 
     Parameters
     ----------
@@ -86,28 +104,45 @@ def score_labels(proba: Floats, table: LabelTable, *, n_resamples: int, seed: in
         Shape (patients, labels), in the order of the table.
     table
         Patients and labels.
-    n_resamples, seed
-        Of the bootstrap.
+    settings
+        What is asked for; its priors are replaced by those of each label.
+    file_prior
+        Shares of patients with each label that the predictions are for, shape (labels,).
+    prior
+        Shares at which the calibration of each label is read, shape (labels,).
+
+    Raises
+    ------
+    CalibrationError
+        As :func:`mil.scoring.score_model`.
     """
     shares = table.truth.mean(axis=0)
-    kinds = {"predictions": proba, "cohort prior": np.broadcast_to(shares, proba.shape)}
-    labels = {}
-    for place, name in enumerate(table.names):
-        at_cohort = paired(shares[place])
-        labels[name] = score_predictions(
-            paired(proba[:, place]), table.truth[:, place], file_prior=at_cohort,
-            prior=at_cohort, n_resamples=n_resamples, seed=seed,
-        )  # fmt: skip
+    labels = {
+        name: score_model(
+            paired(proba[:, place]),
+            table.cohort_of(name),
+            replace(
+                settings, file_prior=paired(file_prior[place]), prior=paired(prior[place])
+            ),
+        )
+        for place, name in enumerate(table.names)
+    }  # fmt: skip
+    kinds = {"raw": proba}
+    if not np.array_equal(file_prior, shares):
+        kinds["raw"] = shift_labels(proba, old=file_prior, new=shares)
+    found = [scored.calibrated for scored in labels.values() if scored.calibrated is not None]
+    if found:
+        even = np.full(len(shares), 0.5)
+        balanced = np.stack([each[..., 1] for each in found], axis=-1)
+        kinds["calibrated"] = shift_labels(balanced, old=even, new=shares)
+    kinds["cohort prior"] = np.broadcast_to(shares, proba.shape)
     return LabelScores(
         losses={
             kind: weighted_label_loss(
-                values, table.truth, names=table.names, n_resamples=n_resamples, seed=seed
+                values, table.truth, names=table.names, n_resamples=settings.n_resamples,
+                seed=settings.seed,
             )
             for kind, values in kinds.items()
         },
         labels=labels,
-    )
-
-
-def _plain(score: Interval) -> dict[str, object]:
-    return {"value": score.value, "interval": [score.low, score.high]}
+    )  # fmt: skip

@@ -17,7 +17,9 @@ from mil.errors import CohortError
 __all__ = ["LabelTable", "parse_labels", "read_label_table"]
 
 _MEANING = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_RESERVED = {"center_id", "image_id", "order", "path", "patient_id", "slide_id", "source"}
+_RESERVED = {
+    "bag_id", "center_id", "image_id", "order", "path", "patient_id", "slide_id", "source",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +61,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
     Raises
     ------
     CohortError
-        If there are fewer than two, one is named twice, or one cannot be a column or folder.
+        If one is named twice, or cannot be a column or folder.
 
     Examples
     --------
@@ -70,11 +72,11 @@ def parse_labels(text: str) -> tuple[str, ...]:
     bad = [
         n for n in names if not n or n in _RESERVED or n.startswith(".") or set("/\\\0") & set(n)
     ]
-    if bad or len(set(names)) < len(names) or len(names) < 2:
+    if bad or len(set(names)) < len(names):
         raise CohortError(
             f"labels {text!r}",
             found=f"{bad[0]!r}" if bad else f"{len(set(names))} different names",
-            expected="names of two or more columns, each once, such as any,epidural",
+            expected="names of columns, each once, such as any,epidural",
         )
     return names
 

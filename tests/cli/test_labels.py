@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,11 +104,103 @@ def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
     assert scores["label_counts"] == {"any": 36, "left": 24, "right": 24}
     (file,) = scores["files"]
     loss = file["weighted_label_loss"]
-    assert loss["predictions"]["value"] < loss["cohort prior"]["value"]
-    assert file["labels"]["left"]["auroc"]["value"] > 0.9
+    assert loss["raw"]["value"] < loss["cohort prior"]["value"]
+    assert file["labels"]["left"]["raw"]["auroc"]["value"] > 0.9
     details = list(csv.DictReader((tmp_path / "out.details.csv").read_text().splitlines()))
     assert details[0]["seen_in_training"] == "true"
     assert 0 <= float(details[0]["out_of_fold_left"]) <= 1
+
+
+def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: Path) -> None:
+    file, other = world / "run" / "out_of_fold.csv", tmp_path / "other.csv"
+    other.write_bytes(file.read_bytes())
+    found = run(
+        "score", file, other, "--cohort", world / "labels.csv", "--labels", NAMES, "--calibrate",
+        "--reliability", "--repeats", 2, "--resamples", 100,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    words = " ".join(found.output.split())
+    for said in ("mean probability of 2", "calibrated", "reliability of left", "cross-fitted"):
+        assert said in words
+    for arguments in (("--class", "left"), ("--calibrator", "beta")):
+        refused = run(
+            "score", file, "--cohort", world / "labels.csv", "--labels", NAMES, *arguments
+        )
+        assert refused.exit_code == 2
+
+
+def test_a_killed_training_goes_on_at_the_label_it_was_in(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mil.labels.runs as module
+
+    asked, real = [], module.fit_run
+
+    def until_killed(cohort: Any, *arguments: Any, **options: Any) -> object:
+        asked.append(cohort.classes[1])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(cohort, *arguments, **options)
+
+    monkeypatch.setattr(module, "fit_run", until_killed)
+    command = (
+        "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
+        "--run", tmp_path / "run", "--folds", 3, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert run(*command).exit_code != 0
+    assert not (tmp_path / "run").exists()
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert asked == ["any", "left", "left", "right"]
+    for path in sorted((world / "run").rglob("*.*")):
+        twin = tmp_path / "run" / path.relative_to(world / "run")
+        assert twin.is_file()
+        if path.suffix in (".csv", ".safetensors"):
+            assert twin.read_bytes() == path.read_bytes()
+    told, before = json.loads(again.stdout), json.loads((world / "train.json").read_text())
+    assert told["weighted_label_loss"] == before["weighted_label_loss"]
+    assert told["labels"]["any"]["scores"] == before["labels"]["any"]["scores"]
+    assert not list(tmp_path.glob(".run*"))
+
+
+def test_what_was_done_with_other_settings_or_labels_is_done_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mil.labels.runs as module
+
+    asked, real = [], module.fit_run
+
+    def fit(cohort: Any, *arguments: Any, **options: Any) -> object:
+        asked.append(cohort.classes[1])
+        if options["seed"] == 0 and len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(cohort, *arguments, **options)
+
+    monkeypatch.setattr(module, "fit_run", fit)
+    command = (
+        "train", "--cohort", world / "labels.csv", "--bags", world / "bags", "--run",
+        tmp_path / "run", "--folds", 2, "--device", "cpu",
+    )  # fmt: skip
+    assert run(*command, "--labels", "any,left").exit_code != 0
+    again = run(*command, "--labels", "left", "--seed", 1)
+    assert again.exit_code == 0, again.output
+    assert asked == ["any", "left", "left"]
+    assert [path.name for path in (tmp_path / "run" / "labels").iterdir()] == ["left"]
+
+
+def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_path: Path) -> None:
+    command = (
+        "train", "--cohort", world / "labels.csv", "--labels", "any,left", "--bags",
+        world / "bags", "--run", tmp_path / "run", "--folds", 2, "--device", "cpu",
+        "--image-labels", world / "labels.csv",
+    )  # fmt: skip
+    found = run(*command)
+    assert found.exit_code == 0, found.output
+    words = " ".join(found.output.split())
+    assert "labels of single images taught the attention on 36 patients" in words
+    assert "on 24 patients" in words
+    refused = run(*command, "--overwrite", "--filter", world / "none.filter")
+    assert refused.exit_code == 2
 
 
 def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path: Path) -> None:

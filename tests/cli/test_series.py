@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from mil.data import load_patient_bags
 from mil.fitting import fit_run
 from mil.training import TrainSettings
 from tests.fakes import make_series
-from tests.scans import BIRTH_DATE, PLANTED, write_scan
+from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
 
 N_BAGS = 24
 
@@ -106,6 +107,9 @@ def test_describe_and_audit_take_bags_of_images(world: Path, tmp_path: Path) -> 
         "describe", world / "train.csv", "--bags", world / "bags", "--out", tmp_path / "d.html"
     )
     assert described.exit_code == 0, described.output
+    page = (tmp_path / "d.html").read_text()
+    assert "images of each series that were embedded" in page
+    assert "tissue" not in page.lower().split("<body")[1]
     audited = mil("audit", world / "train.csv", "--bags", world / "bags")
     assert audited.exit_code in (0, 1, 3), audited.output
     assert "Traceback" not in audited.output
@@ -151,3 +155,117 @@ def test_slides_cannot_be_embedded_for_a_run_on_series(world: Path, tmp_path: Pa
     )  # fmt: skip
     assert found.exit_code == 1
     assert "series of images" in found.output
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Path, list[str]]:
+    """Scans, bags of all but one, a run of classes and one of labels; and all that was printed."""
+    folder = tmp_path_factory.mktemp("scanned")
+    scans, table = folder / "scans", ["slide_id,patient_id,label,any,sub"]
+    for number in range(13):
+        write_scan(scans / f"s{number}", n_slices=3, seed=(number,), bleeding=range(number % 2))
+        table.append(f"s{number},p{number},{'ab'[number % 2]},{number % 2},{number // 2 % 2}")
+    slices = [paint_slice(np.random.default_rng(n)) for n in range(3)]
+    shutil.rmtree(scans / "s2")
+    (scans / "s2").mkdir()
+    write_frames(scans / "s2" / "frames.dcm", slices, positions=[10, 0, 5])
+    broken = scans / "s3" / "IM0000.dcm"  # the rest of the scan is fine
+    broken.write_bytes(broken.read_bytes()[:-3000])
+    (folder / "train.csv").write_text("\n".join(table[:13]))
+    (folder / "test.csv").write_text("slide_id,patient_id\ns12,p12\n")
+    (folder / "known").mkdir()
+    for number in range(12):
+        (folder / "known" / f"s{number}").symlink_to(scans / f"s{number}")
+    told = [
+        mil(
+            "embed", "--series", folder / "known", "--bags", folder / "bags", "--backbone",
+            "test_vit", "--tile-px", 48, "--windows", "brain,bone,soft", "--weights", weights,
+            "--device", "cpu", "--max-failed", 0.5,
+        )
+    ]  # fmt: skip
+    told += [
+        mil(
+            "train", "--cohort", folder / "train.csv", "--bags", folder / "bags", "--run",
+            folder / name, "--folds", 2, "--device", "cpu", *labels,
+        )
+        for name, labels in (("one", ()), ("several", ("--labels", "any,sub")))
+    ]  # fmt: skip
+    assert [found.exit_code for found in told] == [0] * 3, told
+    return folder, [found.output for found in told]
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_infer_embeds_new_series_as_those_of_the_run_were(
+    scanned: tuple[Path, list[str]], tmp_path: Path, weights: Path, name: str
+) -> None:
+    folder, _ = scanned
+    shutil.copytree(folder / "bags", tmp_path / "bags")
+    found = mil(
+        "infer", "--run", folder / name, "--bags", tmp_path / "bags", "--patients",
+        folder / "test.csv", "--series", folder / "scans", "--out", tmp_path / "out.csv", "--json",
+        "--weights", weights, "--device", "cpu", "--batch", 4,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["status"] == {"ok": 1}
+    new, old = (read_bag(tmp_path / "bags" / f"s{n}.h5").meta.fingerprint for n in (12, 0))
+    assert new == old
+
+
+def test_view_says_what_shows_series(scanned: tuple[Path, list[str]]) -> None:
+    found = mil("view", scanned[0] / "one", "--bags", scanned[0] / "bags", "--no-browser")
+    assert found.exit_code == 1
+    assert "'mil explain --series' shows them" in " ".join(found.output.split())
+
+
+def test_series_and_slides_are_not_asked_for_together(tmp_path: Path) -> None:
+    found = mil(
+        "infer", "--patients", tmp_path / "t.csv", "--series", tmp_path, "--slides", tmp_path
+    )
+    assert found.exit_code == 2
+
+
+def test_no_name_from_a_header_reaches_a_file_a_page_or_the_screen(
+    scanned: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, told = scanned
+    where = ("--bags", folder / "bags", "--patients", folder / "train.csv")
+    for run in (folder / "one", folder / "several"):
+        told.append(
+            mil("infer", "--run", run, *where, "--out", tmp_path / f"{run.name}.csv").output
+        )
+    told += [
+        found.output
+        for found in (
+            mil("describe", folder / "train.csv", "--bags", folder / "bags", "--out",
+                tmp_path / "describe.html"),
+            mil("explain", "--run", folder / "one", *where, "--series", folder / "scans", "--out",
+                tmp_path / "pages"),
+            mil("report", folder / "one"),
+            mil("audit", folder / "train.csv", "--bags", folder / "bags"),
+            mil("bags", "verify", folder / "bags"),
+        )
+    ]  # fmt: skip
+    pages = [*folder.rglob("*.html"), *tmp_path.rglob("*.html")]
+    assert len(pages) >= 1 + 3 + 1 + 13  # of runs, of the cohort, and of each patient explained
+    written = [path for place in (folder, tmp_path) for path in place.rglob("*") if path.is_file()]
+    for path in written:
+        if path.suffix != ".dcm":
+            told.append(f"{path.name} {path.read_bytes().decode('latin-1')}")
+    for text in told:
+        assert "Traceback" not in text
+        for secret in (PLANTED, BIRTH_DATE, "1901-02-03", "Jane", "Doctor"):
+            assert secret not in text, text[:60]
+
+
+def test_series_cannot_be_embedded_for_a_run_of_an_unknown_backbone(
+    world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test.csv").write_text("slide_id,patient_id\nnew,p0\n")
+    (tmp_path / "new").mkdir()
+    Image.new("L", (30, 30)).save(tmp_path / "new" / "1.png")
+    found = mil(
+        "infer", "--run", world / "run", "--bags", tmp_path / "none", "--series", tmp_path,
+        "--patients", tmp_path / "test.csv", "--out", tmp_path / "out.csv", "--device", "cpu",
+    )  # fmt: skip
+    assert found.exit_code == 1
+    assert "backbone 'fake'" in found.output

@@ -1,4 +1,4 @@
-"""More than two classes work throughout: train, infer, score, report, explain."""
+"""More than two classes work throughout: describe, train, infer, score, report, explain, view."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import write_bag
+from cli.viewer.content import ViewedRun
+from features.bags import find_bags, write_bag
+from mil.cohort import read_cohort
 from mil.heads import head_names
+from mil.inference import predict_patients
+from mil.model import load_run
 from tests.fakes import make_bag
 
 CLASSES = ["benign", "grade 1", "grade 2"]
@@ -80,6 +84,44 @@ def test_calibrators_of_more_classes_serve_three(world: Path, calibrator: str) -
         "--calibrator", calibrator, "--repeats", 1, "--resamples", 100,
     )  # fmt: skip
     assert found.exit_code == 0, found.output
+
+
+def test_describe_audit_and_report_name_three_classes(world: Path, tmp_path: Path) -> None:
+    bags = ("--bags", world / "bags")
+    described = run("describe", world / "train.csv", *bags, "--out", tmp_path / "d.html")
+    assert described.exit_code == 0, described.output
+    audited = run("audit", world / "train.csv", *bags)
+    assert audited.exit_code in (0, 3), audited.output
+    assert run("report", world / "gated").exit_code == 0
+    for page in (tmp_path / "d.html", world / "gated" / "report.html"):
+        text = page.read_text()
+        assert [name for name in CLASSES if name not in text] == []
+    card = (world / "gated" / "MODEL_CARD.md").read_text()
+    assert [name for name in CLASSES if name not in card] == []
+
+
+def test_the_viewer_gives_each_patient_three_probabilities(world: Path) -> None:
+    model, cohort = load_run(world / "gated"), read_cohort(world / "train.csv", labelled=False)
+    predictions = predict_patients(model, cohort, world / "bags", prior=np.full(3, 1 / 3))
+    viewed = ViewedRun(
+        model, cohort, predictions, bags=find_bags(world / "bags"), prior=np.full(3, 1 / 3),
+        paths=None,
+    )  # fmt: skip
+    told = json.dumps(viewed.patients())
+    viewed.close()
+    assert all(name in told for name in CLASSES)
+
+
+@pytest.mark.parametrize("calibrator", ["none", "auto", "dirichlet", "beta", "temperature"])
+def test_three_classes_are_trained_with_each_calibrator_or_told_it_is_for_two(
+    world: Path, tmp_path: Path, calibrator: str
+) -> None:
+    found = run(
+        "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
+        tmp_path / "run", "--folds", 2, "--device", "cpu", "--calibrator", calibrator,
+    )  # fmt: skip
+    assert found.exit_code == (1 if calibrator == "beta" else 0), found.output
+    assert "Traceback" not in found.output
 
 
 def test_every_head_is_offered_by_the_command() -> None:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
-import pytest
 
-from mil.errors import CohortError
-from mil.explanation.agreement import measure_agreement, read_image_labels, summarise
+from mil.explanation.agreement import measure_agreement, summarise
 from mil.explanation.attention import Explanation, SlideAttention, percentiles
 from mil.inference import PatientPrediction
 from tests.fakes import make_series
@@ -55,12 +52,3 @@ def test_images_without_a_label_are_left_out() -> None:
     found = measure_agreement(explanation([0.1, 0.2, 0.7]), known)
     assert found is not None
     assert (found.hit, found.share) == (True, 0.5)
-
-
-def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("bag_id,path,any,label\ns,x/1.dcm,1,0\n")
-    assert read_image_labels(tmp_path / "a.csv", ["any", "label"]) == {("s", "x/1.dcm"): 1}
-    assert read_image_labels(tmp_path / "a.csv", ["ill", "label"]) == {("s", "x/1.dcm"): 0}
-    (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,yes\n")
-    with pytest.raises(CohortError, match="row 2: label is 'yes'"):
-        read_image_labels(tmp_path / "a.csv", ["label"])

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold, cross_val_score
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.utils import estimator_checks
 
 from mil import MILClassifier
@@ -165,6 +166,20 @@ def test_three_classes_of_any_labels() -> None:
     assert trained.classes_.tolist() == [0, 10, 20]
     assert trained.decision_function(bags).shape == (36, 3)
     assert trained.score(bags, labels) > 0.8
+
+
+def test_several_labels_a_bag_have_a_classifier_each() -> None:
+    bags, y = drawn(48)
+    truth = np.stack([y == y[0], np.arange(48) % 3 == 0], axis=1).astype(int)
+    groups = np.arange(48)
+    several = MultiOutputClassifier(MILClassifier(**FAST)).fit(bags, truth, groups=groups)
+    first, second = several.predict_proba(bags)
+    assert several.predict(bags).shape == (48, 2)
+    assert ((first[:, 1] > 0.5) == truth[:, 0]).mean() > 0.8
+    np.testing.assert_allclose(second.sum(axis=1), 1)
+    assert np.ptp(first[:, 1] + second[:, 1]) > 0.2  # a row need not sum to 1
+    with pytest.raises(InputError, match="MultiOutputClassifier"):
+        MILClassifier(**FAST).fit(bags, truth)
 
 
 def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) -> None:

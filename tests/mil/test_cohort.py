@@ -39,6 +39,14 @@ def test_a_table_for_inference_needs_no_label(tmp_path: Path) -> None:
     assert cohort.patients[0].label is None
 
 
+def test_a_table_with_one_row_an_image_names_each_bag_once(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "bag_id,patient_id,image_id,path,label\ns1,p,i1,1.png,a\ns1,p,i2,2.png,a\ns2,q,i3,3.png,b\n"
+    )
+    cohort = read_cohort(tmp_path / "t.csv", labelled=True)
+    assert [p.slide_ids for p in cohort.patients] == [("s1",), ("s2",)]
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_spreadsheets_of_all_kinds_are_read(tmp_path: Path, separator: str) -> None:
     text = "\ufeff" + "\r\n".join(

@@ -120,13 +120,13 @@ def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
 ) -> None:
     shelf, given = shelf_and_lessons([33, 32])
     seen: list[torch.Tensor] = []
-    draw = Shelf.draw
+    draw = Shelf.draw_marked
 
     def watch(self: Shelf, patients: torch.Tensor, n_tiles: int, luck: Luck) -> object:
         seen.append(patients.view(2, -1))
         return draw(self, patients, n_tiles, luck)
 
-    monkeypatch.setattr(Shelf, "draw", watch)
+    monkeypatch.setattr(Shelf, "draw_marked", watch)
     heads = [build_head("max", dim=4, n_components=4, n_classes=2) for _ in given]
     settings = TrainSettings(batch_patients=11, fixed_steps=3)
     teach(heads, given, shelf, n_classes=2, settings=settings, on_head=lambda: None)

@@ -65,6 +65,14 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, text: str, said: str
         read_series(write(tmp_path, text, "1.png", "2.png"))
 
 
+def test_no_column_of_another_meaning_is_proposed(tmp_path: Path) -> None:
+    with pytest.raises(TableError) as refused:
+        read_series(write(tmp_path, "image_id,path\na,1.png\n", "1.png"))
+    assert "Did you mean" not in str(refused.value)
+    with pytest.raises(TableError, match="Did you mean 'bagid'"):
+        read_series(write(tmp_path, "bagid,path\na,1.png\n", "1.png"))
+
+
 def test_an_id_that_leads_elsewhere_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(BagError, match="not usable as a file name"):
         read_series(write(tmp_path, "bag_id,path\n../a,1.png\n", "1.png"))

@@ -42,3 +42,14 @@ def test_a_shift_there_and_back_changes_nothing_and_ranks_stay() -> None:
     np.testing.assert_allclose(shift_labels(moved, old=new, new=old), PROBA)
     np.testing.assert_array_equal(np.argsort(moved, axis=0), np.argsort(PROBA, axis=0))
     np.testing.assert_allclose(shift_labels(np.full((1, 6), 0.5), old=old, new=new)[0], new)
+
+
+def test_of_several_repeats_the_mean_is_taken_and_not_of_their_mean() -> None:
+    repeats = np.stack([PROBA, PROBA[::-1]])
+    found = weighted_label_loss(repeats, TRUTH, names=NAMES, n_resamples=50, seed=0)
+    each = [
+        weighted_label_loss(one, TRUTH, names=NAMES, n_resamples=0, seed=0).value for one in repeats
+    ]
+    assert found.value == pytest.approx(np.mean(each))
+    of_mean = weighted_label_loss(repeats.mean(0), TRUTH, names=NAMES, n_resamples=0, seed=0)
+    assert found.value > of_mean.value

@@ -62,7 +62,13 @@ def test_what_is_wrong_with_labels_is_said(
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["any", "any,any", "a,,b", "a/b,c", ".a,b", "patient_id,any"])
+def test_a_single_label_is_enough() -> None:
+    assert parse_labels("any") == ("any",)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "any,any", "a,,b", "a/b,c", ".a,b", "patient_id,any", "bag_id"]
+)
 def test_labels_that_cannot_be_columns_and_folders_are_refused(text: str) -> None:
-    with pytest.raises(CohortError, match="two or more columns"):
+    with pytest.raises(CohortError, match="names of columns, each once"):
         parse_labels(text)
