@@ -53,7 +53,8 @@ licences: $(READY) ## write the list of all dependencies' licences again
 	mv docs/reference/licences.md.new docs/reference/licences.md
 
 audit: $(READY) ## ask PyPI for known vulnerabilities of what is installed (needs the network)
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python -m pip freeze --exclude-editable \
+		| $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 
 clean: ## remove the environment, caches and the demo
 	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
