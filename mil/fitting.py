@@ -210,7 +210,8 @@ def fit_run(
     n_folds = len(folds) // n_repeats
     inner = inner_folds(usable, folds if nested else (), by=by, n_folds=n_folds, seed=seed)
     every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
-    settings = with_stopping_rule(settings, usable, every_fold)
+    n_images = sum(note.n_tiles for note in bags.slides if note.sources)
+    settings = with_stopping_rule(settings, usable, every_fold, n_images=n_images)
     total = (len(every_fold) + 1) * settings.n_members
     n_done = 0
 

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _LEAST_COMPONENTS = 8
+_IMAGES_A_COMPONENT = 30
 
 Floats = npt.NDArray[np.float64]
 
@@ -240,13 +241,15 @@ def nested_probabilities(
 
 
 def with_stopping_rule(
-    settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold]
+    settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
 ) -> TrainSettings:
     """The settings, with what the number of patients decides; the same for every ensemble.
 
     Early stopping is used where every ensemble has patients enough for it. A third as many
     components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
-    most ``settings.n_components``: with more, few patients are fitted by heart.
+    most ``settings.n_components``: with more, few patients are fitted by heart. Of series of images
+    as many are kept as there are thirties of images, if that is more: slices differ by their place
+    in a scan before all else, and what one of them shows comes later among the components.
 
     Parameters
     ----------
@@ -256,6 +259,8 @@ def with_stopping_rule(
         Patients that have tiles.
     folds
         All splits on whose training patients an ensemble will learn.
+    n_images
+        Images of series that all patients have; 0 for tiles of slides.
     """
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
@@ -263,7 +268,10 @@ def with_stopping_rule(
     return replace(
         settings,
         early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts,
-        n_components=min(settings.n_components, max(_LEAST_COMPONENTS, n_patients // 3)),
+        n_components=min(
+            settings.n_components,
+            max(_LEAST_COMPONENTS, n_patients // 3, n_images // _IMAGES_A_COMPONENT),
+        ),
     )
 
 

@@ -129,6 +129,9 @@ def test_a_run_on_series_infers_and_says_where_it_looked(world: Path, tmp_path: 
     assert found.exit_code == 0, found.output
     page = (tmp_path / "e" / "p1" / "index.html").read_text()
     assert "Attention by place in series" in page
+    assert (
+        ".maps figure { display: none" not in page
+    )  # a single map has no switch that would show it
     assert page.count("data:image/jpeg") == 6
     table = (tmp_path / "e" / "p1" / "s1.csv").read_text().splitlines()
     assert table[0].startswith("slide_id,order,source,attention,percentile")

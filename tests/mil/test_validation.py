@@ -110,6 +110,17 @@ def test_early_stopping_is_decided_by_the_smallest_training_part() -> None:
     assert not with_stopping_rule(FAST, cohort, every_fold).early_stopping
 
 
+def test_few_patients_keep_few_components_unless_they_have_many_images() -> None:
+    _, cohort = noise_cohort(60, 0)
+    folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
+    settings = TrainSettings()
+
+    def kept(n_images: int) -> int:
+        return with_stopping_rule(settings, cohort, folds, n_images=n_images).n_components
+
+    assert [kept(n_images) for n_images in (0, 60, 900, 1800, 9000)] == [13, 13, 30, 60, 64]
+
+
 def test_a_run_says_that_its_scores_are_nested(tmp_path: Path) -> None:
     cohort = read_cohort(write_cohort(tmp_path, n_patients=24, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
