@@ -42,6 +42,7 @@ __all__ = [
     "meta_attributes",
     "meta_from",
     "read_bag",
+    "read_bag_of",
     "read_features",
     "read_head",
     "read_meta",
@@ -428,6 +429,28 @@ def read_bag(place: BagPlace) -> Bag:
             found=f"{len(bag.features)} embeddings",
             expected=f"{n_embedded}, as its attribute n_embedded says",
             advice=_ADVICE,
+        )
+    return bag
+
+
+def read_bag_of(slide_id: str, place: BagPlace) -> Bag:
+    """Read the bag of a slide, and refuse one that says it is another's.
+
+    What a bag says about itself names files that are written later, so nobody else's word is taken
+    for it.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`; besides, if it is the bag of another slide.
+    """
+    bag = read_bag(place)
+    if bag.meta.slide_id != slide_id:
+        raise BagError(
+            place,
+            found=f"the bag of slide {bag.meta.slide_id!r}",
+            expected=f"that of {slide_id!r}",
+            advice="Name the file after its slide, or embed the slide again.",
         )
     return bag
 

@@ -15,8 +15,7 @@ import pandas as pd
 from features.bags import BagMeta
 from features.claims import Claims
 from features.errors import TableError
-from features.files import written_beside
-from features.tables import read_table
+from features.tables import read_table, write_table
 
 __all__ = ["SlideOutcome", "Status", "counts_text", "read_failures", "write_outcomes"]
 
@@ -117,10 +116,8 @@ def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome], claims: Cla
                 }  # fmt: skip
         if rows:
             names = [part.name for part in fields(SlideOutcome)]
-            with written_beside(path) as beside:
-                pd.DataFrame(list(rows.values()), columns=names).to_csv(
-                    beside, index=False, float_format="%.6g", lineterminator="\n"
-                )
+            table = pd.DataFrame(list(rows.values()), columns=names)
+            write_table(path, table, float_format="%.6g")
     finally:
         claims.release("embed.csv")
 

@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from features.files import make_folder, written_beside
 from features.slides.protocol import RgbArray
+from features.tables import write_table
 
 __all__ = ["GLASSES_RGB", "SlidePlan", "paint_clot", "paint_cohort", "plan_cohort", "write_slide"]
 
@@ -229,8 +230,7 @@ def _write_tables(folder: Path, plan: Sequence[SlidePlan], *, n_test_patients: i
         ("test.csv", table[is_test].drop(columns="label")),
         ("test_labels.csv", table[is_test]),
     ):
-        with written_beside(folder / name) as beside:
-            part.to_csv(beside, index=False, lineterminator="\n")
+        write_table(folder / name, part)
 
 
 def _patient_id(rng: np.random.Generator, number: int, used: set[str]) -> str:

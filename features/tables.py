@@ -1,4 +1,4 @@
-"""CSV tables in which an id stays what was typed."""
+"""CSV tables in which an id stays what was typed, and nothing is a formula."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import codecs
 import csv
 import difflib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from features.errors import TableError
+from features.files import written_beside
 
-__all__ = ["find_column", "read_table"]
+__all__ = ["find_column", "read_table", "write_table"]
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a text begins that a spreadsheet would run, or that was guarded against it."""
+_GUARD = "'"
 
 _LIKELY = 0.75
 
@@ -23,7 +29,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept to the letter; an empty cell is the empty
     string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
-    separators are understood. White space around names and cells is dropped.
+    separators are understood. White space around names and cells is dropped, and so is the
+    apostrophe with which :func:`write_table` guards formulas.
 
     Parameters
     ----------
@@ -56,7 +63,33 @@ def read_table(path: Path) -> pd.DataFrame:
     if table.empty:
         raise TableError(path, found="no rows under the header", expected="at least one row")
     stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
-    return stripped
+    return _with_texts(stripped, _unguarded)
+
+
+def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
+    """Write a table as CSV, whole or not at all; the same table gives the same bytes.
+
+    A text that a spreadsheet would take for a formula, as it begins with ``=``, ``+``, ``-`` or
+    ``@`` and is no number, gets an apostrophe before it, which :func:`read_table` takes off again.
+    All other cells stand as they are.
+
+    Parameters
+    ----------
+    path
+        The file.
+    table
+        Any table; its index is left out.
+    float_format
+        How numbers are written, e.g. ``%.6g``; with all their digits by default.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    guarded = _with_texts(table, _guarded)
+    with written_beside(path) as beside:
+        guarded.to_csv(beside, index=False, float_format=float_format, lineterminator="\n")
 
 
 def _read_text(path: Path) -> str:
@@ -113,3 +146,34 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
         expected=what,
         advice=f"Did you mean {close[0]!r}? Rename it in the table." if close else "",
     )
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
+    """A table whose names and texts are changed."""
+    changed = table.rename(columns=change)
+    for place, kind in enumerate(table.dtypes):
+        values = [] if kind.kind in "biuf" else table.iloc[:, place].tolist()
+        others = [change(value) for value in values]
+        if others != values:
+            changed.isetitem(place, pd.array(others, dtype=object))
+    return changed
+
+
+def _guarded(value: object) -> object:
+    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+        return value
+    return f"{_GUARD}{value}"
+
+
+def _unguarded(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_GUARD) and _FORMULA.match(value):
+        return value.removeprefix(_GUARD)
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

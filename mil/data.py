@@ -17,7 +17,7 @@ from features.bags import (
     Bag,
     BagPlace,
     Fingerprint,
-    read_bag,
+    read_bag_of,
     read_features,
     read_views,
     require_same_fingerprint,
@@ -345,7 +345,7 @@ def load_patient_bags(
     notes: list[SlideNote] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
-        bags = [_read(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
+        bags = [read_bag_of(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
         first = first or (bags[0].meta.fingerprint if bags else None)
         if first is not None:
             found = [(bag_paths[bag.meta.slide_id], bag.meta.fingerprint) for bag in bags]
@@ -399,18 +399,6 @@ def pad(bags: Sequence[Tensor]) -> Batch:
     lengths = torch.tensor([len(bag) for bag in bags], device=features.device)
     places = torch.arange(features.shape[1], device=features.device)
     return Batch(features, places[None] < lengths[:, None])
-
-
-def _read(slide_id: str, path: BagPlace) -> Bag:
-    bag = read_bag(path)
-    if bag.meta.slide_id != slide_id:
-        raise BagError(
-            path,
-            found=f"the bag of slide {bag.meta.slide_id!r}",
-            expected=f"that of {slide_id!r}",
-            advice="Name the file after its slide, or embed the slide again.",
-        )
-    return bag
 
 
 def _views_of(bag: Bag) -> Features:

@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.special import softmax
 
 from features.bags import UNKNOWN
-from features.files import folder_beside, written_beside
+from features.files import folder_beside
+from features.tables import write_table
 from mil.calibration import build_calibrator
 from mil.card import write_card
 from mil.checkpoints import Checkpoints
@@ -451,8 +452,7 @@ def _write_history(path: Path, found: OutOfFold, final: Ensemble) -> None:
         for record in records
     ]
     rows += [{"repeat": "", "fold": "deployed", **asdict(record)} for record in final.history]
-    with written_beside(path) as beside:
-        pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
+    write_table(path, pd.DataFrame(rows), float_format="%.6g")
 
 
 def _plain(scores: Scores) -> dict[str, object]:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.bags import Bag, BagPlace, read_bag, require_same_fingerprint
-from features.files import written_beside
+from features.bags import Bag, BagPlace, read_bag_of, require_same_fingerprint
 from features.packs import open_bags
+from features.tables import write_table
 from mil.cohort import Cohort, Patient
 from mil.conformal import COVERAGE
 from mil.data import Features
@@ -133,7 +133,7 @@ def write_predictions(
     table = pd.DataFrame(
         [[p.patient_id, *p.probabilities] for p in predictions], columns=["patient_id", *classes]
     )
-    _write_table(path, table)
+    write_table(path, table)
 
 
 def write_details(
@@ -164,7 +164,7 @@ def write_details(
     table = pd.DataFrame([_details_of(p, classes) for p in predictions])
     if not abstain:
         table = table.drop(columns="look_at")
-    _write_table(path, table)
+    write_table(path, table)
 
 
 def _predict(
@@ -234,7 +234,7 @@ def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[
 
 def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> dict[str, Bag]:
     """Bags of a patient by slide id; slides without one are left out."""
-    bags = {name: read_bag(places[name]) for name in patient.slide_ids if name in places}
+    bags = {name: read_bag_of(name, places[name]) for name in patient.slide_ids if name in places}
     require_same_fingerprint(
         run.fingerprint,
         ((places[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
@@ -339,8 +339,3 @@ def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict
 
 def _pairs(values: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in values.items())
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with written_beside(path) as beside:
-        table.to_csv(beside, index=False, lineterminator="\n")

@@ -19,7 +19,7 @@ from features.bags import Bag, Fingerprint
 from features.errors import KnownError, TableError
 from features.files import written_beside
 from features.filter import TileFilter, read_filter, sift_bag, write_filter
-from features.tables import read_table
+from features.tables import read_table, write_table
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
@@ -36,8 +36,9 @@ FORMAT_VERSION = 1
 _FILTER = "filter.safetensors"
 _DAMAGE = (
     CalibrationError,
-    KeyError,
+    LookupError,
     OSError,
+    RecursionError,
     SafetensorError,
     TableError,
     TypeError,
@@ -159,10 +160,8 @@ def save_run(run: Run) -> None:
     if run.unlabelled_slides:
         _write_slides(run.path / "unlabelled.csv", run.unlabelled_slides)
     rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
-    with written_beside(run.path / "out_of_fold.csv") as beside:
-        pd.DataFrame(rows, columns=["patient_id", *run.classes]).to_csv(
-            beside, index=False, lineterminator="\n"
-        )
+    table = pd.DataFrame(rows, columns=["patient_id", *run.classes])
+    write_table(run.path / "out_of_fold.csv", table)
     if run.sets is not None:
         write_sets(run.path, run.sets, classes=run.classes)
     write_json(run.path / "model.json", _describe(run))
@@ -254,7 +253,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             expected="the folder of a finished run",
             advice="Make one with 'mil train', or name another with --run.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, f"model.json: {error}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise RunError(file, found="another format", expected=FORMAT)
@@ -311,9 +310,7 @@ def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
 
 
 def _write_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
-    with written_beside(path) as beside:
-        table = pd.DataFrame([asdict(slide) for slide in slides])
-        table.to_csv(beside, index=False, lineterminator="\n")
+    write_table(path, pd.DataFrame([asdict(slide) for slide in slides]))
 
 
 def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.files import written_beside
-from features.tables import read_table
+from features.errors import TableError
+from features.tables import find_column, read_table, write_table
 from mil.cohort import Cohort
 from mil.errors import SplitError
 
@@ -225,10 +225,7 @@ def write_folds(path: Path, folds: Sequence[Fold]) -> None:
         If the file cannot be written.
     """
     rows = [(fold.repeat, fold.index, patient) for fold in folds for patient in fold.test_ids]
-    with written_beside(path) as beside:
-        pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"]).to_csv(
-            beside, index=False, lineterminator="\n"
-        )
+    write_table(path, pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"]))
 
 
 def read_folds(path: Path) -> tuple[Fold, ...]:
@@ -237,9 +234,21 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
     Raises
     ------
     TableError
-        If the table cannot be read.
+        If the table cannot be read, lacks a column, or numbers repeats and folds by anything but
+        whole numbers.
     """
     table = read_table(path)
+    for name in ("repeat", "fold", "patient_id"):
+        find_column(table, [name], where=path, what="folds as 'mil train' wrote them")
+    try:
+        return _folds_of_table(table)
+    except ValueError as error:
+        raise TableError(
+            path, found=f"a repeat or fold that is no number ({error})", expected="whole numbers"
+        ) from error
+
+
+def _folds_of_table(table: pd.DataFrame) -> tuple[Fold, ...]:
     folds = []
     for repeat, of_repeat in table.groupby(table["repeat"].astype(int)):
         numbers = of_repeat["fold"].astype(int)

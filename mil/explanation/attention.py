@@ -15,7 +15,7 @@ from features.bags import (
     Bag,
     BagMeta,
     BagPlace,
-    read_bag,
+    read_bag_of,
     read_meta,
     require_same_fingerprint,
 )
@@ -159,7 +159,7 @@ def _explain(
     alone = replace(cohort, patients=(patient,))
     (prediction,) = predict_patients(run, alone, places, prior=prior)
     used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [run.sift(read_bag(places[slide_id])) for slide_id in used]
+    bags = [run.sift(read_bag_of(slide_id, places[slide_id])) for slide_id in used]
     slides = _slides(run.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.files import written_beside
+from features.tables import write_table
 from mil.explanation.attention import SlideAttention
 
 __all__ = ["tile_table", "write_geojson", "write_tile_table"]
@@ -50,8 +51,7 @@ def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str
     OutputError
         If the file cannot be written.
     """
-    with written_beside(path) as beside:
-        tile_table(slide, classes=classes).to_csv(beside, index=False, lineterminator="\n")
+    write_table(path, tile_table(slide, classes=classes))
 
 
 def write_geojson(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.files import written_beside
+from features.tables import write_table
 from mil.cohort import Cohort
 from mil.inference import PatientPrediction, predict_patients
 from mil.labels.runs import LabelRun
@@ -56,7 +56,7 @@ def write_label_predictions(path: Path, predictions: Predictions) -> None:
         "patient_id": [p.patient_id for p in first],
         **{name: [p.probabilities[1] for p in own] for name, own in predictions.items()},
     })  # fmt: skip
-    _write(path, table)
+    write_table(path, table)
 
 
 def write_label_details(path: Path, predictions: Predictions) -> None:
@@ -81,15 +81,10 @@ def write_label_details(path: Path, predictions: Predictions) -> None:
             for what in ("out_of_fold", "lowest", "highest")
         },
     })  # fmt: skip
-    _write(path, table)
+    write_table(path, table)
 
 
 def _column(predictions: Sequence[PatientPrediction], what: str) -> list[float | None]:
     """A number of each patient that is about having the label."""
     found = [getattr(prediction, what) for prediction in predictions]
     return [None if pair is None else float(pair[1]) for pair in found]
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with written_beside(path) as beside:
-        table.to_csv(beside, index=False, lineterminator="\n")

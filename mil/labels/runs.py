@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.errors import OutputError
-from features.files import make_folder, written_beside
+from features.files import make_folder
+from features.tables import write_table
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
 from mil.data import PatientBags
@@ -197,7 +198,7 @@ def load_label_run(path: Path) -> LabelRun:
     try:
         described = json.loads((path / _FILE).read_text(encoding="utf-8"))
         version, names = int(described["format_version"]), list(map(str, described["labels"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise RunError(
             path / _FILE, found=f"cannot be read ({type(error).__name__})",
             expected="as 'mil train --labels' wrote it", advice="Train again.",
@@ -273,8 +274,7 @@ def _summarise(
 def _write_out_of_fold(path: Path, table: LabelTable, proba: Floats) -> None:
     rows = pd.DataFrame(proba, columns=list(table.names))
     rows.insert(0, "patient_id", list(table.patients.patient_ids))
-    with written_beside(path) as beside:
-        rows.to_csv(beside, index=False, lineterminator="\n")
+    write_table(path, rows)
 
 
 def _move(beside: Path, run_dir: Path) -> None:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.errors import TableError
-from features.files import written_beside
-from features.tables import read_table
+from features.tables import read_table, write_table
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import RunError
@@ -165,8 +164,7 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
             for index, name in enumerate(evidence.classes):
                 rows[f"{_NESTED_KINDS[kind]}_{name}"] = values[repeat, :, index]
         of_repeats.append(pd.DataFrame(rows))
-    with written_beside(folder / "judged.csv") as beside:
-        pd.concat(of_repeats).to_csv(beside, index=False, lineterminator="\n")
+    write_table(folder / "judged.csv", pd.concat(of_repeats))
     write_json(
         folder / "notes.json",
         {
@@ -196,7 +194,7 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
         return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
-    except (OSError, KeyError, TypeError, ValueError, TableError) as error:
+    except (OSError, LookupError, RecursionError, TypeError, ValueError, TableError) as error:
         raise RunError(
             folder,
             found=f"damaged ({' '.join(str(error).split())[:200]})",

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 import re
+=======
+import pickle
+from dataclasses import replace
+>>>>>>> 483147b (Write formulas with an apostrophe, and take no bag's word for the name of another slide)
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.bags import find_bags, write_bag
+from features.bags import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.errors import CalibrationError, RunError
+from mil.explanation.attention import explain_patients
 from mil.fitting import fit_run
 from mil.inference import predict_patients, write_details, write_predictions
 from mil.model import Run, load_run
@@ -165,8 +171,9 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
 ) -> None:
     same_file = make_bag("copy_0", dim=16, seed=9, content_id="content of 004_0")
     write_bag(world / "bags" / "copy_0.h5", same_file)
-    renamed = (world / "bags" / "007_0.h5").read_bytes()
-    (world / "bags" / "renamed_0.h5").write_bytes(renamed)
+    embedded_again = read_bag(world / "bags" / "007_0.h5")
+    renamed = replace(embedded_again, meta=replace(embedded_again.meta, slide_id="renamed_0"))
+    write_bag(world / "bags" / "renamed_0.h5", renamed)
     cohort = read_cohort(
         ask(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"), labelled=False
     )
@@ -198,6 +205,18 @@ def test_a_prior_shifts_all_rows_the_same_way(world: Path, run: Run, tmp_path: P
         )
 
 
+@pytest.mark.parametrize("slide_id", ["../../odd_0", "/tmp/odd_0", "even_0"])
+def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
+    world: Path, run: Run, tmp_path: Path, slide_id: str
+) -> None:
+    write_bag(tmp_path / "odd_0.h5", make_bag(slide_id, dim=16))
+    cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
+    with pytest.raises(BagError, match="expected that of 'odd_0'"):
+        predict_patients(run, cohort, find_bags(tmp_path), prior=balanced(run.classes))
+    with pytest.raises(BagError, match="expected that of 'odd_0'"):
+        list(explain_patients(run, cohort, find_bags(tmp_path), prior=balanced(run.classes)))
+
+
 def test_bags_made_otherwise_are_refused_by_field(world: Path, run: Run, tmp_path: Path) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
     cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
@@ -210,6 +229,8 @@ def test_bags_made_otherwise_are_refused_by_field(world: Path, run: Run, tmp_pat
     [
         ("model.json", b"{", "damaged"),
         ("model.json", b"[]", "another format"),
+        ("model.json", b"[" * 100_000, "damaged"),
+        ("heads.safetensors", pickle.dumps({"weight": 1}), "damaged"),
         ("model.json", b'{"format": "mil-run", "format_version": 99}', "format version 99"),
         ("model.json", b'{"format": "mil-run", "format_version": 1}', "damaged"),
         ("heads.safetensors", b"nothing", "damaged"),

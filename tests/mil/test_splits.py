@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.errors import TableError
 from mil.cohort import Cohort, Patient, read_cohort
 from mil.errors import SplitError
 from mil.metrics import auroc
@@ -221,3 +222,16 @@ def test_folds_of_the_strip_table_hold_nearly_equal_shares_of_each_centre(mil_da
     assert spread is not None
     assert spread.difference < 0.03
     assert len(centre_folds(cohort)) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("repeat,patient_id\n0,a\n", "no column 'fold'"),
+        ("repeat,fold,patient_id\n0,²,a\n", "a repeat or fold that is no number"),
+    ],
+)
+def test_damaged_folds_are_one_clear_error(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "folds.csv").write_text(text)
+    with pytest.raises(TableError, match=said):
+        read_folds(tmp_path / "folds.csv")
