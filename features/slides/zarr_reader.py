@@ -23,11 +23,14 @@ from features.slides.areas import overview_level, overview_mean
 from features.slides.cache import DecodedCache
 from features.slides.pixels import blank, clip_region, to_rgb
 from features.slides.protocol import Level, RgbArray
+from features.slides.zarr_codecs import held_to_chunks
 
 __all__ = ["ZarrSlide"]
 
 _CACHE_BYTES = 320 << 20
 _LARGEST_CHUNK_SAMPLES = 1 << 30
+_LARGEST_MEMBER = 1 << 31
+"""Bytes of a file in a zip at most: two of each sample of the largest chunk."""
 _LARGEST_SIDE_PX = 4_000_000
 _N_CHANNELS = (1, 3, 4)
 _UNITS_UM = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3}
@@ -203,11 +206,11 @@ class ZarrSlide:
         width, height = sizes["x"], sizes["y"]
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
             raise self._cannot(f"{width} x {height} px")
-        if np.prod(array.chunks, dtype=np.float64) > _LARGEST_CHUNK_SAMPLES:
+        if not 0 < np.prod(array.chunks, dtype=np.float64) <= _LARGEST_CHUNK_SAMPLES:
             raise self._cannot(f"chunks of {' x '.join(map(str, array.chunks))}")
         chunks = dict(zip(axes, array.chunks, strict=True))
         return _Grid(
-            array=array, axes=axes, width_px=width, height_px=height,
+            array=held_to_chunks(array), axes=axes, width_px=width, height_px=height,
             chunk_width_px=chunks["x"], chunk_height_px=chunks["y"],
         )  # fmt: skip
 
@@ -278,7 +281,13 @@ def _open_store(path: Path | str) -> tuple[Store, str]:
         return LocalStore(path, read_only=True), ""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
-            folders = {name.partition("/")[0] for name in file.namelist()}
+            members = file.infolist()
+        folders = {member.filename.partition("/")[0] for member in members}
+        if (largest := max((member.file_size for member in members), default=0)) > _LARGEST_MEMBER:
+            raise SlideError(
+                path, found=f"a file of {largest:,} bytes in its zip",
+                expected=f"at most {_LARGEST_MEMBER:,}",
+            )  # fmt: skip
         # Zipped from outside, everything lies in one folder; from inside, there is metadata too.
         return ZipStore(path, mode="r"), folders.pop() if len(folders) == 1 else ""
     raise SlideError(path, found="neither a folder nor a zip", expected=_EXPECTED)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import fsspec
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -440,6 +444,122 @@ def test_absurd_dimensions_allocate_nothing(tmp_path: Path) -> None:
         else:
             with pytest.raises(SlideError, match=f"{side} x {side} px"):
                 open_slide(path)
+
+
+def test_chunks_of_nothing_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", zarr_format=3)
+    file = path / "0" / "zarr.json"
+    about = json.loads(file.read_text())
+    about["chunk_grid"]["configuration"]["chunk_shape"][-1] = 0
+    file.write_text(json.dumps(about))
+    with pytest.raises(SlideError, match=r"s\.zarr"):
+        ZarrSlide(path).overview(downsample=8)
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["compressor", "filters"])
+def test_chunks_that_would_run_a_program_are_refused_and_not_run(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512)
+    file = path / "0" / ".zarray"
+    codec = {"id": "pickle", "protocol": 5}
+    changed = {"compressor": None, "filters": None, place: [codec] if place == "filters" else codec}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    (path / "0" / "0" / "0").write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
+    with pytest.raises(SlideError, match="pickle"):
+        ZarrSlide(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"compressor": {"id": "lzma"}}, {"filters": [{"id": "bz2"}]},
+    {"filters": [{"id": "astype", "encode_dtype": "u1", "decode_dtype": "u1"}]},
+])  # fmt: skip
+def test_codecs_that_nobody_needs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = write(tmp_path / "s.zarr", axes="yx") / "0" / ".zarray"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(SlideError, match=r"chunks in '\w+', which is not read"):
+        ZarrSlide(tmp_path / "s.zarr")
+
+
+BOMBS = {
+    "blosc": numcodecs.Blosc(), "zlib": numcodecs.Zlib(), "gzip": numcodecs.GZip(),
+    "bz2": numcodecs.BZ2(), "lz4": numcodecs.LZ4(), "zstd": numcodecs.Zstd(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
+    np.testing.assert_array_equal(whole(ZarrSlide(path))[..., 0], PICTURE[..., 0])
+    (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
+    with closing(ZarrSlide(path)) as slide:
+        tracemalloc.start()
+        with pytest.raises(TileError, match=f"{name} that unpacks to more than the 262,144 bytes"):
+            slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(),
+                                   zarr.codecs.BloscCodec()])  # fmt: skip
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_bomb_in_a_chunk_or_shard_of_zarr_3_is_refused(
+    tmp_path: Path, codec: Any, sharded: bool
+) -> None:
+    big = np.zeros((4096, 4096, 3), np.uint8)
+    options = {"shards": (4096, 4096, 3)} if sharded else {}
+    path = write(
+        tmp_path / "s.zarr", [big], axes="yxc", zarr_format=3, chunk_px=2048, compressors=codec,
+        fill_value=1, **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(ZarrSlide(path).overview(downsample=64), 0)
+    file = path / "0" / "zarr.json"
+    file.write_text(file.read_text().replace("4096", "256").replace("2048", "128"))
+    with pytest.raises(SlideError, match="unpacks to more than"):
+        ZarrSlide(path).overview(downsample=8)
+
+
+def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=numcodecs.Zstd())
+    grey = np.zeros((512, 512), np.uint8)
+    frame = numcodecs.Zstd().encode(grey)
+    for n_bytes, is_read in ((512 * 512, True), (20 << 20, False)):
+        # A frame of one repeated byte, whose header tells a window but no size.
+        blocks = b"".join(
+            (min(left, 1 << 17) << 3 | 2 | (left <= 1 << 17)).to_bytes(3, "little") + b"\0"
+            for left in range(n_bytes, 0, -(1 << 17))
+        )
+        (path / "0" / "0" / "0").write_bytes(frame[:4] + b"\x00\x58" + blocks)
+        slide = ZarrSlide(path)
+        if is_read:
+            assert (slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9) == 0).all()
+        else:
+            with pytest.raises(TileError, match="unpacks to more than"):
+                slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+
+
+def test_a_file_in_a_zip_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "s.zarr", zarr_format=3)
+    with zipfile.ZipFile(tmp_path / "s.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zarr.json", "{}")
+        archive.writestr("0/c/0/0/0", b"\0" * 100_000)
+    data = (tmp_path / "s.zarr.zip").read_bytes()
+    claimed = (2**32 - 16).to_bytes(4, "little")
+    (tmp_path / "s.zarr.zip").write_bytes(data.replace((100_000).to_bytes(4, "little"), claimed))
+    with pytest.raises(SlideError, match="a file of 4,294,967,280 bytes in its zip"):
+        ZarrSlide(tmp_path / "s.zarr.zip")
 
 
 def test_folders_and_files_that_are_no_image_are_errors(tmp_path: Path) -> None:
