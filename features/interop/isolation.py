@@ -1,7 +1,8 @@
 """Reading in a process of its own, for files that may hang or crash the HDF5 library.
 
-The library is written in C: no check in Python keeps it from looping over a heap that points to
-itself. Such a file costs the reading process, which is ended and replaced, and nothing else.
+The library is written in C: what :mod:`features.hdf5` looks at beforehand need not be all that
+can go wrong in it. Such a file costs the reading process, which is ended and replaced, and nothing
+else.
 """
 
 from __future__ import annotations
