@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo docs test test-slow check bench dist licences audit clean
+.PHONY: help demo docs test test-slow fuzz check bench dist licences audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,11 @@ test: $(READY) ## run the tests (under 15 minutes on 2 cores)
 
 test-slow: $(READY) ## run the long tests as well
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+CASES ?= 10000
+fuzz: $(READY) ## spoil files of every kind that is read, CASES=10000 of them (5 minutes)
+	$(BIN)/python -m tests.fuzz --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.guided --cases $(CASES)
 
 check: $(READY) ## formatting, lint, types, import order
 	$(BIN)/ruff format --check .

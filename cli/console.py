@@ -57,7 +57,7 @@ class KnownErrorGroup(TyperGroup):
             return super().invoke(ctx)
         except KnownError as error:
             notes.print("error:", style="bold red", end=" ")
-            notes.print(str(error), markup=False)
+            notes.print(_one_line(str(error)), markup=False)
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
             notes.print("stopped; what was finished is kept")
@@ -125,6 +125,11 @@ def finish_on_interrupt() -> Iterator[Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _one_line(text: str) -> str:
+    """Text without line ends, and without what a terminal would obey: names may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _finite(value: Any) -> Any:

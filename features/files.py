@@ -15,6 +15,7 @@ from features.errors import OutputError
 __all__ = [
     "HANDLES_ADVICE",
     "folder_beside",
+    "is_there",
     "leftovers_in",
     "make_folder",
     "not_written",
@@ -70,6 +71,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.stem[:_LONGEST_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
+        beside.unlink(missing_ok=True)  # a link that somebody put there would be written through
         yield beside
         _flush(beside)
         beside.replace(path)
@@ -136,6 +138,18 @@ def leftovers_in(folder: Path) -> dict[str, list[Path]]:
         if match and len(match["stem"]) < _LONGEST_STEM:  # else cut short, and perhaps another's
             found.setdefault(match["stem"] + match["suffix"], []).append(path)
     return found
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads to anything; one that no file system could hold does not.
+
+    ``Path.exists`` raises an error where a name is too long.
+    """
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def make_folder(path: Path) -> Path:

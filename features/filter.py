@@ -324,7 +324,7 @@ def read_filter(path: Path) -> TileFilter:
             return _parse(described, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, found="there is no such file", expected=_EXPECTED) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FilterError(
             path,
             found=f"not readable ({' '.join(str(error).split())[:200]})",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from features.errors import SlideError, TableError
+from features.files import is_there
 from features.names import url_of
 from features.slides.opening import slide_id_of
 from features.tables import find_column, read_table
@@ -53,7 +54,7 @@ def read_slide_table(path: Path) -> list[Path]:
     column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
     slides = [Path(text) if url_of(text) else path.parent / text for text in table[column]]
     for row, slide in enumerate(slides, start=2):
-        if url_of(slide) is None and not slide.exists():
+        if url_of(slide) is None and not is_there(slide):
             raise TableError(f"{path}, row {row}", found=f"no file {slide}", expected="a slide")
     return slides
 

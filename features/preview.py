@@ -259,7 +259,7 @@ def _read_row(path: Path) -> PreviewRow | None:
     """Numbers in a file; None if it is none of ours, or of another version."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
     if not isinstance(content, dict) or content.pop("kind", None) != _KIND:
         return None

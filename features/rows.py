@@ -113,7 +113,7 @@ class PlainRows:
             raise BagError(files.where, found=f"no array {name!r}", expected="a packed store")
         try:
             self.shape, self.dtype, self._shard_rows, self._chunk_rows = _layout_of(about)
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BagError(
                 files.where,
                 found=f"array {name!r} is laid out in another way ({error})",

@@ -138,7 +138,7 @@ class Checkpoints:
                     for member, epoch, train, stop in said["history"]
                 ),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, name: str, judgement: Judgement) -> None:

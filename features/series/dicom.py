@@ -37,7 +37,6 @@ _LARGEST_PX = 1 << 25
 """Pixels of a slice at most, 34 Mpx; a CT slice has 0.26."""
 _MOST_FRAMES = 4096
 _LARGEST_HU = 1e6
-_NO_CLASS = pydicom.uid.UID("")
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
 
@@ -115,7 +114,8 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
     header = _read(path, _PLACE_TAGS, pixels=False)
     height_px, width_px = _whole(header, "Rows"), _whole(header, "Columns")
     if not height_px or not width_px:
-        if "Image Storage" in (header.file_meta.get("MediaStorageSOPClassUID") or _NO_CLASS).name:
+        kind = _text(header.file_meta, "MediaStorageSOPClassUID") or ""
+        if "Image Storage" in pydicom.uid.UID(kind).name:
             raise TileError(path, found="a picture without rows or columns", expected="both")
         return ()
     modality = _text(header, "Modality")
@@ -243,7 +243,10 @@ def _guarded(path: Path, act: Callable[[], Any], *, what: str) -> Any:
         return act()
     except TileError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of Rust, and no Exception in Python
+        if not is_panic and not isinstance(error, Exception):
+            raise
         raise TileError(
             path, found=f"{what} ({type(error).__name__})", expected="a whole slice",
             advice="Export it again.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from features.errors import TileError
 from features.slides.pixels import to_rgb
@@ -17,10 +17,6 @@ __all__ = ["IMAGE_SUFFIXES", "read_image"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of names that are taken for images in a folder."""
 
-_COMPLAINTS = (
-    Image.DecompressionBombError, MemoryError, OSError, SyntaxError, UnidentifiedImageError,
-    ValueError,
-)  # fmt: skip
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _LARGEST_PX = 1 << 26
 """Pixels of an image at most, 67 Mpx: it is decoded whole, and several at once."""
@@ -43,19 +39,29 @@ def read_image(path: Path) -> RgbArray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            width_px, height_px = image.size
-            if width_px * height_px > _LARGEST_PX:
-                raise TileError(
-                    path,
-                    found=f"an image of {width_px} × {height_px} px",
-                    expected=f"at most {_LARGEST_PX:,} px",
-                )
+            _refuse_large(path, image)
             return _as_rgb(image)
-    except _COMPLAINTS as error:
+    except TileError:
+        raise
+    except Exception as error:  # Pillow meets damage in more ways than it says
         raise TileError(
             path, found=f"no image that can be read ({type(error).__name__})",
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
+
+
+def _refuse_large(path: Path, image: Image.Image) -> None:
+    """Refuse what would take much room, or claims to lie beyond the end of the file."""
+    width_px, height_px = image.size
+    if width_px * height_px > _LARGEST_PX:
+        raise TileError(
+            path,
+            found=f"an image of {width_px} × {height_px} px",
+            expected=f"at most {_LARGEST_PX:,} px",
+        )
+    n_bytes = path.stat().st_size
+    if any(part[2] > n_bytes for part in getattr(image, "tile", ())):  # room is made up to there
+        raise TileError(path, found="an image that goes on behind the end of the file")
 
 
 def _as_rgb(image: Image.Image) -> RgbArray:

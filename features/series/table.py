@@ -12,6 +12,7 @@ import pandas as pd
 
 from features.bags import bag_path
 from features.errors import TableError
+from features.files import is_there
 from features.tables import find_column, read_table
 
 __all__ = ["Listed", "SeriesSpec", "natural_key", "read_series"]
@@ -120,7 +121,7 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
 
 def _listed(table: Path, text: str, order: str, row: int) -> Listed:
     where = table.parent / text
-    if not where.exists():
+    if not is_there(where):
         raise TableError(f"{table}, row {row}", found=f"no file {where}", expected="an image")
     source = where.name if Path(text).is_absolute() or ".." in Path(text).parts else text
     return Listed(path=where, source=source, order=_number(table, order, row))

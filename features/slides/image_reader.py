@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from features.errors import SlideError
 from features.slides.areas import overview_mean
@@ -15,8 +15,9 @@ from features.slides.protocol import Level, RgbArray
 __all__ = ["ImageSlide"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_LARGEST_PX = 1 << 29
-"""Pixels of an image at most: it is decoded whole, and 512 Mpx are 1.6 GB."""
+_LARGEST_PX = 1 << 28
+"""Pixels of an image at most: it is decoded whole, and 268 Mpx take 2 GB while it is."""
+_BAND_PX = 1 << 22
 Image.MAX_IMAGE_PIXELS = None  # else Pillow warns and refuses long before our own limit
 
 
@@ -37,22 +38,34 @@ class ImageSlide:
         self.path = path
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > _LARGEST_PX:
-                    raise SlideError(
-                        path,
-                        found=f"a plain image of {width} x {height} px",
-                        expected=f"at most {_LARGEST_PX:,} px",
-                        advice="Convert it to a tiled TIFF.",
-                    )
-                has_alpha = "A" in image.getbands() or "transparency" in image.info
-                pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, MemoryError) as error:
+                self._pixels = self._decode(image)
+        except SlideError:
+            raise
+        except Exception as error:  # Pillow meets damage in more ways than it says
             raise SlideError(
                 path, found=f"no plain image ({error})", expected="PNG, JPEG"
             ) from error
-        self._pixels = to_rgb(pixels, background_rgb=self.background_rgb)
+        height, width = self._pixels.shape[:2]
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
+
+    def _decode(self, image: Image.Image) -> RgbArray:
+        """Pixels of the image; converted in bands, since each way on copies what it is given."""
+        width, height = image.size
+        if width * height > _LARGEST_PX:
+            raise SlideError(
+                self.path,
+                found=f"a plain image of {width} x {height} px",
+                expected=f"at most {_LARGEST_PX:,} px",
+                advice="Convert it to a tiled TIFF.",
+            )
+        mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+        image.load()
+        pixels = np.empty((height, width, 3), np.uint8)
+        rows = max(1, _BAND_PX // width)
+        for top in range(0, height, rows):
+            band = image.crop((0, top, width, min(height, top + rows))).convert(mode)
+            pixels[top : top + rows] = to_rgb(np.asarray(band), background_rgb=self.background_rgb)
+        return pixels
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from features.errors import SlideError
+from features.files import is_there
 from features.names import has_slide_suffix, url_of, without_slide_suffix
 from features.slides.image_reader import ImageSlide
 from features.slides.openslide_reader import OpenSlideSlide
@@ -89,14 +90,12 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if url_of(path) is not None or _is_zarr_folder(path):
+        if url_of(path) is not None:
             found.append(path)
-        elif path.is_dir():
-            found += _search(path)
-        elif path.exists():
-            found.append(path)
-        else:
+        elif not is_there(path):
             raise SlideError(path, found="there is no such file or folder", expected="slides")
+        else:
+            found += _search(path) if path.is_dir() and not _is_zarr_folder(path) else [path]
     if paths and not found:
         raise SlideError(
             ", ".join(map(str, paths)),

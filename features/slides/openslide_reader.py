@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import openslide
+import tifffile
 from PIL import Image
 
 from features.errors import SlideError, TileError
@@ -19,6 +21,8 @@ __all__ = ["OpenSlideSlide"]
 
 _LARGEST_SIDE_PX = 4_000_000
 _LARGEST_TILE_PX = 1 << 26
+_MOST_DIRECTORIES = 64
+_NDPI_TAG = 65420
 _PIECE_PX = 2048
 """Side of the squares in which a level is read: whole tiles, so that each is decoded once."""
 
@@ -48,6 +52,7 @@ class OpenSlideSlide:
             )
         )
         self._check_sizes()
+        self._check_byte_counts()
         self.mpp_xy = None
         with suppress(KeyError, ValueError):
             self.mpp_xy = (
@@ -106,6 +111,18 @@ class OpenSlideSlide:
                     expected=f"at most {_LARGEST_SIDE_PX} px a side",
                 )
 
+    def _check_byte_counts(self) -> None:
+        """Refuse TIFF tiles longer than the file, for which OpenSlide would make room."""
+        n_bytes = self.path.stat().st_size
+        if (largest := _largest_byte_count(self.path)) > n_bytes:
+            self._handle.close()
+            raise SlideError(
+                self.path,
+                found=f"a TIFF tile of {largest:,} bytes",
+                expected=f"at most {n_bytes:,}, as many as the file has",
+                advice="Copy it again.",
+            )
+
     def _open(self) -> openslide.OpenSlide:
         try:
             return openslide.OpenSlide(self.path)
@@ -143,3 +160,18 @@ class OpenSlideSlide:
                 f"({error})",
                 expected="pixels",
             ) from error
+
+
+def _largest_byte_count(path: Path) -> int:
+    """Bytes of the longest TIFF tile or strip; 0 of what is no TIFF, and of NDPI.
+
+    NDPI keeps the upper half of its numbers elsewhere, and OpenSlide does not use its counts.
+    """
+    try:
+        with tifffile.TiffFile(path, is_ndpi=False) as file:
+            if _NDPI_TAG in file.pages.first.tags:
+                return 0
+            pages = islice(file.pages, _MOST_DIRECTORIES)
+            return max(max(page.databytecounts, default=0) for page in pages)
+    except Exception:  # noqa: BLE001 - tifffile meets damage in many ways; OpenSlide took the file
+        return 0

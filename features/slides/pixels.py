@@ -11,6 +11,8 @@ from features.slides.protocol import RgbArray
 
 __all__ = ["blank", "clip_region", "to_rgb"]
 
+_AT_ONCE_PX = 1 << 20
+
 
 def blank(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
     """A picture of one colour, shape (height_px, width_px, 3)."""
@@ -42,12 +44,28 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[2] in {2, 4}:  # the last channel is alpha
-        alpha = pixels[..., -1:].astype(np.float32) / 255
-        colour = pixels[..., :-1] * alpha + np.asarray(background_rgb, np.float32) * (1 - alpha)
-        pixels = np.rint(colour).astype(np.uint8)
+        pixels = _flattened(pixels, background_rgb)
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     return np.ascontiguousarray(pixels[..., :3], np.uint8)
+
+
+def _flattened(
+    pixels: npt.NDArray[np.uint8], background_rgb: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Colours in front of the background, shape (height, width, 3), by alpha, the last channel.
+
+    Row by row of blocks: numbers with fractions take sixteen times the room.
+    """
+    height, width = pixels.shape[:2]
+    flat = np.empty((height, width, 3), np.uint8)
+    step = max(1, _AT_ONCE_PX // max(1, width))
+    for top in range(0, height, step):
+        part = pixels[top : top + step]
+        alpha = part[..., -1:].astype(np.float32) / 255
+        colour = part[..., :-1] * alpha + np.asarray(background_rgb, np.float32) * (1 - alpha)
+        flat[top : top + step] = np.rint(colour).astype(np.uint8)
+    return flat
 
 
 def clip_region(

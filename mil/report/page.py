@@ -216,7 +216,7 @@ def _read_scores(folder: Path) -> _Scores:
             of_kinds={kind: _intervals(found[kind]) for kind in kinds},
             gains={name: _intervals(of) for name, of in found["gains"].items()},
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, RecursionError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 

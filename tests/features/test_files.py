@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import OutputError
-from features.files import leftovers_in, make_folder, written_beside
+from features.bags import read_bag
+from features.errors import BagError, OutputError, SlideError
+from features.files import is_there, leftovers_in, make_folder, written_beside
+from features.slides.opening import find_slides
 
 
 def names(folder: Path) -> set[str]:
@@ -27,6 +29,35 @@ def test_a_file_is_there_when_it_is_whole(tmp_path: Path, before: str | None) ->
         assert not before or path.read_text() == before
     assert path.read_text() == "new"
     assert names(tmp_path) == {"table.csv"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "gone", "gone/x", "\ud800"])
+def test_what_no_file_system_could_hold_is_not_there(tmp_path: Path, name: str) -> None:
+    assert not is_there(tmp_path / name)
+    assert is_there(tmp_path)
+    with pytest.raises(SlideError, match="no such file"):
+        find_slides([tmp_path / name])
+    with pytest.raises(BagError, match="no such bag"):
+        read_bag(tmp_path / name)
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_never_written_through(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "table.csv"
+    path.symlink_to(tmp_path / "precious")
+    with written_beside(path) as beside:
+        pass_through = beside.name
+        beside.write_text("new")
+    (tmp_path / "out" / pass_through).symlink_to(tmp_path / "precious")
+    with written_beside(path) as beside:
+        beside.write_text("newer")
+    assert (tmp_path / "precious").read_text() == "old"
+    assert path.read_text() == "newer"
+    assert not path.is_symlink()
+    assert names(tmp_path / "out") == {"table.csv"}
 
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])

@@ -381,6 +381,15 @@ def test_truncated_tensors_are_refused(tmp_path: Path, n_bytes: int) -> None:
     assert "s1.pt: no" in refused(tmp_path / "pt", "torch")
 
 
+def test_an_index_that_numpy_stumbles_over_is_refused(tmp_path: Path) -> None:
+    write_slideflow(tmp_path / "sf", 112)
+    for header in (b"{'descr': '<i8', (", b"no array at all"):
+        npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        with zipfile.ZipFile(tmp_path / "sf/s1.index.npz", "w") as archive:
+            archive.writestr("arr_0.npy", npy if header.startswith(b"{") else header)
+        assert "s1" in refused(tmp_path / "sf", "slideflow")
+
+
 def test_a_pickled_index_is_refused(tmp_path: Path) -> None:
     write_slideflow(tmp_path / "sf", 112)
     harm = np.array([Harm(tmp_path / "harmed")], dtype=object)

@@ -338,6 +338,11 @@ def edit_table(store: Path, change: Callable[[dict], object]) -> None:
             r"laid out in another way \(rows\)",
         ),
         (
+            "features",
+            lambda c: c["codecs"][0]["configuration"].update(chunk_shape=[]),
+            "laid out in another way",
+        ),
+        (
             "bags",
             lambda c: c.update(shape=[2**31]),
             "a table of 2,147,483,648 bytes",

@@ -161,11 +161,23 @@ def test_exports_hold_every_tile_in_level_0_px(world: Path, tmp_path: Path) -> N
         assert feature["properties"]["measurements"]["attention"] == attention
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../../etc", "a/b", HOSTILE, "index.html", "049194"])
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "../../etc", "a/b", HOSTILE, "index.html", "049194", "x" * 300, "é" * 300, "a\nb"],
+)
 def test_a_patients_folder_stays_in_the_folder_of_pages(name: str, tmp_path: Path) -> None:
     folder = tmp_path / folder_name(name)
     folder.mkdir()
     assert folder.resolve().parent == tmp_path.resolve()
+
+
+def test_different_patients_have_different_folders_that_windows_can_have_too() -> None:
+    names = ["con", "Con", "CON.1", "nul", "com1", "a.", "a", "a ", "é" * 300, "é" * 301, ".a"]
+    folders = [folder_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        assert folder.partition(".")[0].lower() not in {"con", "nul", "com1"}
+        assert not folder.endswith((".", " "))
 
 
 def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-import re
-=======
 import pickle
+import re
 from dataclasses import replace
->>>>>>> 483147b (Write formulas with an apostrophe, and take no bag's word for the name of another slide)
 from functools import partial
 from pathlib import Path
 

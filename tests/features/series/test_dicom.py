@@ -108,6 +108,27 @@ def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, enco
     np.testing.assert_array_equal(read_hounsfield(path), STORED.astype(np.float64) - 1024)
 
 
+def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    header = dataset(
+        HU, BitsStored=12, HighBit=11, PixelRepresentation=0,
+        PixelData=STORED.astype("<u2").tobytes(),
+    )  # fmt: skip
+    header.compress(RLELossless, generate_instance_uid=False)
+    header.save_as(path, enforce_file_format=True)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # the first segment, after the RLE header
+    n_refused = 0
+    for place in range(start, start + 400):
+        path = tmp_path / f"{place}.dcm"
+        path.write_bytes(whole[:place] + b"\x7f" + whole[place + 1 :])
+        try:
+            read_hounsfield(path)
+        except TileError as error:
+            n_refused += "cannot be decoded" in str(error)
+    assert n_refused
+
+
 @pytest.mark.parametrize(
     ("tags", "said"),
     [

@@ -22,6 +22,7 @@ from PIL import Image
 from features.errors import SlideError, TileError
 from features.slides.image_reader import ImageSlide
 from features.slides.opening import find_slides, open_slide
+from features.slides.openslide_reader import OpenSlideSlide
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]
@@ -149,6 +150,20 @@ def test_a_tile_whose_length_does_not_fit_into_63_bit_is_lost_alone(tmp_path: Pa
     offsets = tag_of(path, "TileOffsets")
     overwrite(path, offsets.valueoffset + 8, b"\xff" * 8)
     assert read_all(path) == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tile_of_terabytes_is_refused_before_openslide_ends_the_process(
+    tmp_path: Path, bigtiff: bool
+) -> None:
+    path = write(tmp_path / "slide.tif", compression="lzw", bigtiff=bigtiff, metadata=None)
+    OpenSlideSlide(path).close()
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        counts[1] = 10**13 if bigtiff else 2**32 - 1
+        tiff.pages[0].tags["TileByteCounts"].overwrite(counts, dtype="Q" if bigtiff else "I")
+    with pytest.raises(SlideError, match=r"a TIFF tile of [0-9,]+ bytes; expected at most"):
+        OpenSlideSlide(path)
 
 
 def test_a_jpeg_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
@@ -280,11 +295,23 @@ def test_an_absurd_png_is_refused_at_once_and_a_large_one_is_not_a_bomb(tmp_path
         return tmp_path / "slide.png"
 
     refusal(write_header(2**31 - 1, 2**31 - 1))
-    with pytest.raises(SlideError, match="at most 536,870,912 px"):
+    with pytest.raises(SlideError, match="at most 268,435,456 px"):
         ImageSlide(write_header(40_000, 40_000))
     with pytest.raises(SlideError, match="no plain image") as caught:
         ImageSlide(write_header(14_000, 13_000))
     assert "bomb" not in str(caught.value)
+
+
+def test_transparency_of_a_large_image_takes_no_more_room_than_its_colours(tmp_path: Path) -> None:
+    Image.new("RGBA", (4000, 4000), (255, 0, 0, 128)).save(tmp_path / "slide.png")
+    tracemalloc.start()
+    slide = ImageSlide(tmp_path / "slide.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = slide.read(level=0, x_px=3998, y_px=3998, width_px=3, height_px=3)
+    assert found[0, 0].tolist() == [255, 127, 127]
+    assert found[2, 2].tolist() == [255, 255, 255]
+    assert peak < 3 * 48_000_000
 
 
 def write_chain(path: Path, following: Sequence[int | None]) -> Path:

@@ -1,0 +1,230 @@
+"""Every parser that is owned or called, each with what to feed it and how it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+from features.bags import read_bag, read_features, read_head, read_meta, read_views
+from features.content import content_id
+from features.errors import KnownError, TileError
+from features.examples import read_example_table
+from features.filter import read_filter
+from features.interop.foreign import Given, as_bag
+from features.interop.layouts import LAYOUTS
+from features.listing import read_mpp_table, read_slide_table
+from features.packs import open_bags
+from features.series.dicom import read_hounsfield, read_slice_headers
+from features.series.images import read_image
+from features.series.opening import open_series
+from features.series.table import read_series
+from features.series.windows import parse_windows
+from features.slides.image_reader import ImageSlide
+from features.slides.opening import find_slides, open_slide
+from features.slides.openslide_reader import OpenSlideSlide
+from features.slides.protocol import Slide
+from features.slides.storage import compression_of
+from features.slides.tiff_reader import TiffSlide
+from features.slides.zarr_reader import ZarrSlide
+from features.weights import read_checkpoint
+from mil.audit.tables import audit_table, read_side
+from mil.cohort import read_cohort
+from mil.describe.table import read_slide_table as read_described
+from mil.labels.scoring import read_label_predictions
+from mil.labels.table import read_label_table
+from mil.model import load_run
+from mil.predictions import read_predictions
+from mil.report.evidence import read_evidence
+from mil.report.page import _read_history, _read_scores
+from mil.splits import read_folds
+from tests.fuzz import samples
+from tests.fuzz.samples import Samples
+
+__all__ = ["TARGETS", "Target"]
+
+_OF_HDF5 = 5 << 30
+"""The HDF5 library makes room for the length that a text claims, up to 4 GiB, and then looks."""
+_SMALL_PX = 4_000_000
+"""Pixels up to which a whole level is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One parser."""
+
+    samples: Samples
+    """Healthy files."""
+    read: Callable[[Path], object]
+    """Reads what lies in a folder, as the program does."""
+    share: int = 2
+    """Cases of this target beside those of others; fewer where one takes long."""
+    most_memory: int = 2 << 30
+    """Bytes that a case may use."""
+
+
+def _look_at(slide: Slide) -> None:
+    """Use a slide as embedding does: its overview, and squares of all levels."""
+    with closing(slide):
+        size = slide.levels[0]
+        assert min(size.width_px, size.height_px) > 0
+        if size.width_px * size.height_px <= _SMALL_PX:
+            slide.overview(downsample=16)
+        for level, size in enumerate(slide.levels[:8]):
+            places = [(0, 0), (size.width_px - 20, size.height_px - 20), (size.width_px // 2, 5)]
+            for x, y in places:
+                with suppress(TileError):
+                    found = slide.read(level=level, x_px=x, y_px=y, width_px=40, height_px=40)
+                    assert found.shape == (40, 40, 3)
+
+
+def _only(folder: Path) -> Path:
+    return min(folder.iterdir())
+
+
+def _slide_by(reader: Callable[[Path], Slide]) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        compression_of(_only(folder))
+        _look_at(reader(_only(folder)))
+
+    return read
+
+
+def _any_slide(folder: Path) -> None:
+    for path in find_slides([folder]):
+        content_id(path)
+        compression_of(path)
+        _look_at(open_slide(path))
+
+
+def _all_of(*readers: Callable[[], object]) -> None:
+    """Read in several ways, each of which may refuse; the first refusal stands for all."""
+    refusals = []
+    for read in readers:
+        try:
+            read()
+        except KnownError as error:
+            refusals.append(error)
+    if len(refusals) == len(readers):
+        raise refusals[0]
+
+
+def _slice(folder: Path) -> None:
+    path = _only(folder)
+    _all_of(lambda: read_slice_headers(path), lambda: read_hounsfield(path))
+
+
+def _bag(folder: Path) -> None:
+    path = _only(folder)
+    views = read_head(path).meta.fingerprint.n_views
+    _all_of(
+        lambda: read_meta(path), lambda: read_features(path), lambda: read_bag(path),
+        lambda: read_views(path) if views else None,
+    )  # fmt: skip
+
+
+def _pack(folder: Path) -> None:
+    pack = open_bags(_only(folder))
+
+    def bag(slide_id: str) -> Callable[[], object]:
+        return lambda: read_bag(pack[slide_id])
+
+    _all_of(*map(bag, pack))
+
+
+def _foreign(folder: Path) -> None:
+    source = _only(folder)
+    layout = LAYOUTS[source.name]
+    for slide_id, path in layout.find(source).items():
+        found = layout.read(path, encoder="")
+        as_bag(found, path=path, slide_id=slide_id, layout=source.name, given=Given())
+
+
+def _run(folder: Path) -> None:
+    run = folder / "run"
+    classes = ("CE", "LAA")
+    _all_of(
+        lambda: load_run(run), lambda: read_evidence(run, classes=classes),
+        lambda: read_folds(run / "folds.csv"), lambda: _read_scores(run),
+        lambda: _read_history(run),
+    )  # fmt: skip
+
+
+def _cohort(folder: Path) -> None:
+    path = _only(folder)
+    _all_of(
+        lambda: read_cohort(path, labelled=True), lambda: read_cohort(path, labelled=False),
+        lambda: read_label_table(path, ("any", "subdural")), lambda: read_described(path),
+        lambda: audit_table(read_side(path, name="train")),
+    )  # fmt: skip
+
+
+@cache
+def _asked(folder: Path) -> Path:
+    """A healthy cohort of eight patients, whose predictions are read."""
+    rows = [f"{n:03d}_0,{n:03d},{'CE' if n % 2 else 'LAA'},{n % 2},{n // 4}" for n in range(8)]
+    path = folder.parent / "asked.csv"
+    path.write_text("\n".join(["image_id,patient_id,label,any,subdural", *rows]))
+    return path
+
+
+def _predictions(folder: Path) -> None:
+    path, asked = _only(folder), _asked(folder)
+    cohort = read_cohort(asked, labelled=True)
+    labels = read_label_table(asked, ("any", "subdural"))
+    _all_of(
+        lambda: read_predictions(path, cohort, class_name=None),
+        lambda: read_predictions(path, cohort, class_name="LAA"),
+        lambda: read_label_predictions(path, labels),
+    )
+
+
+def _series(folder: Path) -> None:
+    windows = parse_windows("brain,subdural,600/2800")
+    for spec in read_series(folder / "t.csv"):
+        found = open_series(spec, windows=windows, side_px=32)
+        for place in range(len(found.images)):
+            found.read(place)
+
+
+def _tables(folder: Path) -> None:
+    path = _only(folder)
+    _all_of(
+        lambda: read_example_table(path), lambda: read_mpp_table(path),
+        lambda: read_slide_table(path),
+    )  # fmt: skip
+
+
+def _checkpoint(folder: Path) -> None:
+    read_checkpoint(_only(folder))
+
+
+TARGETS: Mapping[str, Target] = MappingProxyType({
+    "tiff": Target(samples=samples.tiffs, read=_slide_by(TiffSlide), share=8),
+    "openslide": Target(samples=samples.openslide_files, read=_slide_by(OpenSlideSlide), share=3),
+    "picture": Target(samples=samples.pictures, read=_slide_by(ImageSlide), share=4),
+    "zarr": Target(samples=samples.zarrs, read=_slide_by(ZarrSlide), share=4),
+    "slide": Target(
+        samples=lambda *a: [*samples.openslide_files(*a)[:4], *samples.pictures(*a)[:3]],
+        read=_any_slide,
+    ),
+    "image": Target(
+        samples=lambda *a: [*samples.pictures(*a), *samples.tiffs(*a)[:19]],
+        read=lambda folder: read_image(_only(folder)), share=4,
+    ),
+    "dicom": Target(samples=samples.slices, read=_slice, share=4),
+    "bag": Target(samples=samples.bags, read=_bag, share=8, most_memory=_OF_HDF5),
+    "pack": Target(samples=samples.packs, read=_pack),
+    "foreign": Target(samples=samples.foreign, read=_foreign, share=4, most_memory=_OF_HDF5),
+    "run": Target(samples=samples.runs, read=_run, share=2),
+    "filter": Target(samples=samples.filters, read=lambda folder: read_filter(_only(folder))),
+    "weights": Target(samples=samples.weights, read=_checkpoint),
+    "cohort": Target(samples=samples.cohorts, read=_cohort, share=4),
+    "predictions": Target(samples=samples.predictions, read=_predictions),
+    "series": Target(samples=samples.series, read=_series),
+    "tables": Target(samples=samples.examples, read=_tables),
+})  # fmt: skip
+"""By name."""
