@@ -66,3 +66,12 @@ def test_public_names_are_listed_in_order(path: Path) -> None:
     )
     assert sorted(names[0]) == sorted(set(names[0]))
     assert names[0] in (isort_order, sorted(names[0]))
+
+
+def test_every_line_of_the_page_on_security_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/concepts/security.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)`", row.rsplit("|", maxsplit=2)[1])
+        assert named, row
+        assert all((ROOT / "tests" / name).is_file() for name in named), row
