@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 
 _FILTER = "filter.safetensors"
 _DAMAGE = (
+    ArithmeticError,
     CalibrationError,
     LookupError,
     OSError,

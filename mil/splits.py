@@ -242,7 +242,7 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
         find_column(table, [name], where=path, what="folds as 'mil train' wrote them")
     try:
         return _folds_of_table(table)
-    except ValueError as error:
+    except (OverflowError, ValueError) as error:
         raise TableError(
             path, found=f"a repeat or fold that is no number ({error})", expected="whole numbers"
         ) from error

@@ -194,7 +194,9 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
         return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
-    except (OSError, LookupError, RecursionError, TypeError, ValueError, TableError) as error:
+    except (
+        ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, TableError,
+    ) as error:  # fmt: skip
         raise RunError(
             folder,
             found=f"damaged ({' '.join(str(error).split())[:200]})",

@@ -216,7 +216,9 @@ def _read_scores(folder: Path) -> _Scores:
             of_kinds={kind: _intervals(found[kind]) for kind in kinds},
             gains={name: _intervals(of) for name, of in found["gains"].items()},
         )
-    except (OSError, LookupError, RecursionError, TypeError, ValueError, AttributeError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 
 
