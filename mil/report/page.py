@@ -217,7 +217,8 @@ def _read_scores(folder: Path) -> _Scores:
             gains={name: _intervals(of) for name, of in found["gains"].items()},
         )
     except (
-        ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError,
+        ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError,
+        ValueError,
     ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 
