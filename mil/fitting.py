@@ -14,20 +14,18 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import softmax
 
-from features.bags import UNKNOWN
 from features.files import folder_beside
 from features.tables import write_table
-from mil.calibration import build_calibrator
 from mil.card import write_card
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort
 from mil.conformal import COVERAGE, cross_fitted_sets
 from mil.data import PatientBags, SlideNote
-from mil.errors import SplitError
-from mil.filtering import filter_notes
+from mil.design import Design
 from mil.judging import Judges, judges_here
 from mil.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
 from mil.model import Run, TrainingSlide, save_run, write_json
+from mil.notes import run_notes, unlabelled_notes
 from mil.report import (
     SHORTCUT,
     gains,
@@ -37,17 +35,15 @@ from mil.report import (
     write_evidence,
     write_report,
 )
-from mil.splits import Fold, SplitBy, make_folds, split_notes, write_folds
-from mil.training import LEAST_TO_STOP_ON, Ensemble, TrainSettings, train_ensemble
+from mil.splits import Fold, SplitBy, split_notes, write_folds
+from mil.training import Ensemble, TrainSettings, train_ensemble
 from mil.validation import (
     OutOfFold,
     cross_fitted_probabilities,
     cross_validate,
     fit_calibrator,
     fit_sets,
-    inner_folds,
     nested_probabilities,
-    with_stopping_rule,
 )
 
 __all__ = ["FitSummary", "fit_run"]
@@ -200,107 +196,44 @@ def fit_run(
     BagError
         If unlabelled bags were made otherwise.
     """
-    said_of_unlabelled: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     if unlabelled is not None:
-        said_of_unlabelled = _unlabelled_notes(bags, unlabelled)
+        said = unlabelled_notes(bags, unlabelled)
         bags = bags.with_unlabelled(unlabelled)
-    usable = _with_tiles(cohort, bags)
-    build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of training
-    if folds is None:
-        folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
-    n_folds = len(folds) // n_repeats
-    inner = inner_folds(usable, folds if nested else (), by=by, n_folds=n_folds, seed=seed)
-    every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
-    n_images = sum(note.n_tiles for note in bags.slides if note.sources)
-    settings = with_stopping_rule(settings, usable, every_fold, n_images=n_images)
-    total = (len(every_fold) + 1) * settings.n_members
+    design = Design.of(
+        cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
+        settings=settings, seed=seed, calibrator=calibrator,
+    )  # fmt: skip
     n_done = 0
 
     def one_more() -> None:
         nonlocal n_done
         n_done += 1
-        on_head(n_done, total)
+        on_head(n_done, design.n_heads)
 
     kept = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
-    with judges(bags) as engine:
-        found = cross_validate(
-            bags, usable, folds, settings=settings, seed=seed, on_head=one_more, kept=kept,
-            engine=engine,
-        )  # fmt: skip
-        proba = {
-            "calibrated": cross_fitted_probabilities(found, calibrator=calibrator),
-            "raw": softmax(found.logits, axis=2),
-            "mean + logistic": mean_logistic_probabilities(
-                bags, found, calibrator=calibrator, seed=seed
-            ),
-        }
-        if nested:
-            proba["cross-fitted"] = proba["calibrated"]
-            proba["calibrated"] = nested_probabilities(
-                bags, usable, folds, found, inner=inner, settings=settings, seed=seed,
-                calibrator=calibrator, on_head=one_more, kept=kept, engine=engine,
-            )  # fmt: skip
-    final = train_ensemble(
-        bags.restricted_to(usable.patient_ids),
-        dict(zip(usable.patient_ids, usable.labels.tolist(), strict=True)),
-        n_classes=len(usable.classes),
-        settings=settings,
-        seed=(seed, 2),
-        on_head=one_more,
-    )
+    found, proba = _judge(design, judges, kept, one_more)
+    final = _train_deployed(design, one_more)
     on_step("scoring")
-    every_row = np.ones(found.fold.shape, bool)
     over_views = found.over_views()
-    kinds = {
-        **_beside_baselines(proba, found.labels),
-        **shortcut_probabilities(usable.patients, bags, found, calibrator=calibrator),
-    }
+    kinds = _beside_baselines(design, found, proba)
     if over_views is not None:
         kinds["views averaged"] = cross_fitted_probabilities(over_views, calibrator=calibrator)
     scores = _score(kinds, found.labels, seed=seed)
-    run = Run(
-        path=run_dir,
-        classes=usable.classes,
-        fingerprint=bags.fingerprint,
-        head_name=settings.head,
-        heads=final.heads,
-        calibrator=fit_calibrator(found, every_row, calibrator=calibrator),
-        view_calibrator=None
-        if over_views is None
-        else fit_calibrator(over_views, every_row, calibrator=calibrator),
-        cohort_counts=tuple(usable.class_counts().values()),
-        training_slides=tuple(_as_training_slide(note) for note in bags.slides),
-        unlabelled_slides=tuple(
-            _as_training_slide(note) for note in (bags.unlabelled.slides if bags.unlabelled else ())
-        ),
-        out_of_fold=dict(zip(found.patient_ids, proba["calibrated"].mean(axis=0), strict=True)),
-        settings={
-            **asdict(settings),
-            "by": by,
-            "n_folds": n_folds,
-            "n_repeats": n_repeats,
-            "seed": seed,
-            "calibrator": calibrator,
-            "nested": nested,
-            "n_views": bags.fingerprint.n_views,
-        },
-        versions=_versions(),
-        sets=fit_sets(found),
-        tile_filter=bags.tile_filter,
-    )
-    notes = (
-        *_notes(cohort, bags, found, settings),
-        *said_of_unlabelled,
-        *split_notes(usable, folds, by=by),
-    )
     described = {
         "kind": "nested" if nested else "cross-fitted",
         **_plain(scores),
         "gains": _plain(_gains(kinds, found.labels, seed=seed)),
     }
+    run = _as_run(design, found, over_views, final, proba["calibrated"], path=run_dir)
+    notes = (
+        *run_notes(cohort, bags, found, design.settings),
+        *said,
+        *split_notes(design.cohort, design.folds, by=by),
+    )
     on_step("drawing the report")
     with folder_beside(run_dir) as beside:
-        write_folds(beside / "folds.csv", folds)
+        write_folds(beside / "folds.csv", design.folds)
         _write_history(beside / "history.csv", found, final)
         write_json(beside / "scores.json", described)
         write_card(beside / "MODEL_CARD.md", run, scores)
@@ -321,19 +254,78 @@ def fit_run(
     )
 
 
-def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
-    """The cohort without patients that have no tile: they can teach nothing."""
-    filled = set(bags.filled())
-    patients = tuple(p for p in cohort.patients if p.patient_id in filled)
-    left = {patient.label for patient in patients}
-    if gone := [name for name in cohort.classes if name not in left]:
-        raise SplitError(
-            cohort.path,
-            found=f"no patient of class {gone[0]!r} has a tile",
-            expected="patients of every class",
-            advice="Look at embed.csv beside the bags.",
-        )
-    return replace(cohort, patients=patients)
+def _judge(
+    design: Design, judges: Judges, kept: Checkpoints, on_head: Callable[[], None]
+) -> tuple[OutOfFold, dict[str, npt.NDArray[np.float64]]]:
+    """Cross-validate; logits, and probabilities by kind, shape (repeats, patients, classes)."""
+    bags, folds, settings, seed = design.bags, design.folds, design.settings, design.seed
+    with judges(bags) as engine:
+        found = cross_validate(
+            bags, design.cohort, folds, settings=settings, seed=seed, on_head=on_head, kept=kept,
+            engine=engine,
+        )  # fmt: skip
+        proba = {
+            "calibrated": cross_fitted_probabilities(found, calibrator=design.calibrator),
+            "raw": softmax(found.logits, axis=2),
+            "mean + logistic": mean_logistic_probabilities(
+                bags, found, calibrator=design.calibrator, seed=seed
+            ),
+        }
+        if design.nested:
+            proba["cross-fitted"] = proba["calibrated"]
+            proba["calibrated"] = nested_probabilities(
+                bags, design.cohort, folds, found, inner=design.inner, settings=settings, seed=seed,
+                calibrator=design.calibrator, on_head=on_head, kept=kept, engine=engine,
+            )  # fmt: skip
+    return found, proba
+
+
+def _train_deployed(design: Design, on_head: Callable[[], None]) -> Ensemble:
+    """The ensemble of the bundle, on all patients."""
+    cohort = design.cohort
+    return train_ensemble(
+        design.bags.restricted_to(cohort.patient_ids),
+        dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
+        n_classes=len(cohort.classes),
+        settings=design.settings,
+        seed=(design.seed, 2),
+        on_head=on_head,
+    )
+
+
+def _as_run(
+    design: Design,
+    found: OutOfFold,
+    over_views: OutOfFold | None,
+    final: Ensemble,
+    calibrated: npt.NDArray[np.float64],
+    *,
+    path: Path,
+) -> Run:
+    bags = design.bags
+    every_row = np.ones(found.fold.shape, bool)
+
+    return Run(
+        path=path,
+        classes=design.cohort.classes,
+        fingerprint=bags.fingerprint,
+        head_name=design.settings.head,
+        heads=final.heads,
+        calibrator=fit_calibrator(found, every_row, calibrator=design.calibrator),
+        view_calibrator=None
+        if over_views is None
+        else fit_calibrator(over_views, every_row, calibrator=design.calibrator),
+        cohort_counts=tuple(design.cohort.class_counts().values()),
+        training_slides=tuple(_as_training_slide(note) for note in bags.slides),
+        unlabelled_slides=tuple(
+            _as_training_slide(note) for note in (bags.unlabelled.slides if bags.unlabelled else ())
+        ),
+        out_of_fold=dict(zip(found.patient_ids, calibrated.mean(axis=0), strict=True)),
+        settings=design.as_settings(),
+        versions=_versions(),
+        sets=fit_sets(found),
+        tile_filter=bags.tile_filter,
+    )
 
 
 def _as_training_slide(note: SlideNote) -> TrainingSlide:
@@ -347,15 +339,18 @@ def _as_training_slide(note: SlideNote) -> TrainingSlide:
 
 
 def _beside_baselines(
-    proba: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
+    design: Design, found: OutOfFold, proba: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Predictions and what one gets without looking, shape (repeats, patients, classes)."""
     shape = proba["calibrated"].shape
-    shares = np.bincount(labels, minlength=shape[2]) / shape[1]
+    shares = np.bincount(found.labels, minlength=shape[2]) / shape[1]
     return {
         **proba,
         "cohort prior": np.broadcast_to(shares, shape),
         "constant": np.full(shape, 1 / shape[2]),
+        **shortcut_probabilities(
+            design.cohort.patients, design.bags, found, calibrator=design.calibrator
+        ),
     }
 
 
@@ -391,58 +386,6 @@ def _gains(
         n_resamples=_N_RESAMPLES,
         seed=seed,
     )
-
-
-def _notes(
-    cohort: Cohort, bags: PatientBags, found: OutOfFold, settings: TrainSettings
-) -> tuple[str, ...]:
-    notes = []
-    if bags.missing_slides:
-        names = ", ".join(bags.missing_slides[:3])
-        notes.append(f"slides without a bag: {len(bags.missing_slides)}, first {names}")
-    n_left_out = len(cohort.patients) - len(found.patient_ids)
-    if n_left_out:
-        notes.append(f"patients without a tile, left out: {n_left_out}")
-    if bags.fingerprint.weights_sha256 == UNKNOWN:
-        notes.append(
-            "the bags were imported: weights and preprocessing of their backbone are unknown, so "
-            "that they belong together rests on your word, and no new slide can be embedded alike"
-        )
-    notes += filter_notes(bags)
-    if bags.marks:
-        n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
-        notes.append(
-            f"labels of single images taught the attention on {n_taught} patients, in each fold on "
-            "those it learned from"
-        )
-    if n_views := bags.fingerprint.n_views:
-        notes.append(
-            f"tiles have {n_views} views each, and every step of training drew one look at each "
-            "tile; scores are of plain tiles, but for 'views averaged' (cross-fitted), which is "
-            "what 'mil infer --tta' gives"
-        )
-    if not settings.early_stopping:
-        notes.append(
-            f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "
-            f"was trained for {settings.fixed_steps} steps instead of being stopped early"
-        )
-    return tuple(notes)
-
-
-def _unlabelled_notes(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
-    known = bags.same_patients(unlabelled)
-    n_used = sum(name not in known for name in unlabelled.filled())
-    notes = [f"whitening was also fitted on {n_used} patients without using a label of theirs"]
-    if known:
-        few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])
-        notes.append(
-            f"unlabelled patients left out as patients of the cohort, by id or by the content of a "
-            f"slide: {len(known)} ({few}{', …' if len(known) > 3 else ''})"
-        )
-    if unlabelled.missing_slides:
-        names = ", ".join(unlabelled.missing_slides[:3])
-        notes.append(f"unlabelled slides without a bag: {len(unlabelled.missing_slides)}, {names}")
-    return tuple(notes)
 
 
 def _write_history(path: Path, found: OutOfFold, final: Ensemble) -> None:
