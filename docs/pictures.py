@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from features.heatmap import Scale, draw_heatmap, draw_plain, picture_downsample, tile_places
 from features.slides.opening import open_slide
 from mil.calibration import ShrunkenPlatt

@@ -14,15 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
-from features.bags import (
-    Bag,
-    BagMeta,
-    Fingerprint,
-    bag_path,
-    read_meta,
-    require_same_fingerprint,
-    write_bag,
-)
+from features.bag_files import bag_path, read_meta, write_bag
+from features.bags import Bag, BagMeta, Fingerprint, require_same_fingerprint
 from features.claims import Claims
 from features.embedding import Instances, SlideWork, embed_works
 from features.encoders import Encoder

@@ -17,14 +17,13 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
+from features.bag_files import read_bag, read_head
 from features.bags import (
     Bag,
     BagHead,
     BagPlace,
     Fingerprint,
     meta_attributes,
-    read_bag,
-    read_head,
     require_same_fingerprint,
 )
 from features.errors import BagError, FilterError, KnownError, OutputError

@@ -16,16 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import (
-    Bag,
-    BagHead,
-    BagMeta,
-    BagPlace,
-    Fingerprint,
-    find_bags,
-    is_plain_id,
-    meta_from,
-)
+from features.bag_files import find_bags
+from features.bags import Bag, BagHead, BagMeta, BagPlace, Fingerprint, is_plain_id, meta_from
 from features.errors import BagError
 from features.names import url_of
 from features.rows import Files, PlainRows, files_at, read_json
@@ -198,7 +190,7 @@ class PackedBag:
         return self.where
 
     def read(self) -> Bag:
-        """The whole bag; see :func:`features.bags.read_bag`.
+        """The whole bag; see :func:`features.bag_files.read_bag`.
 
         Raises
         ------

@@ -10,7 +10,8 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
-from features.bags import Bag, Fingerprint, find_bags
+from features.bag_files import find_bags
+from features.bags import Bag, Fingerprint
 from features.claims import Claims
 from features.embedder import (
     BatchHalved,

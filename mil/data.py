@@ -13,15 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from features.bags import (
-    Bag,
-    BagPlace,
-    Fingerprint,
-    read_bag_of,
-    read_features,
-    read_views,
-    require_same_fingerprint,
-)
+from features.bag_files import read_bag_of, read_features, read_views
+from features.bags import Bag, BagPlace, Fingerprint, require_same_fingerprint
 from features.cores import free_memory
 from features.errors import BagError
 from features.filter import TileFilter

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.bags import Bag, BagPlace, read_bag_of, require_same_fingerprint
+from features.bag_files import read_bag_of
+from features.bags import Bag, BagPlace, require_same_fingerprint
 from features.packs import open_bags
 from features.tables import write_table
 from mil.cohort import Cohort, Patient

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cli.app import app
-from features.bags import find_bags
+from features.bag_files import find_bags
 from features.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort, write_slide
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.bags import IMAGE, Bag, BagMeta, Fingerprint, as_json, write_bag
+from features.bag_files import write_bag
+from features.bags import IMAGE, Bag, BagMeta, Fingerprint, as_json
 from features.errors import TileError
 from features.filter import Examples, SeenSlide, TileFilter, TileRecipe
 from features.filter_fit import fit_filter

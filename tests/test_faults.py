@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.viewer.content import ViewedRun
-from features.bags import find_bags
+from features.bag_files import find_bags
 from mil.cohort import read_cohort
 from mil.inference import predict_patients
 from mil.model import load_run

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.viewer.content import ViewedRun
 from cli.viewer.server import ViewServer
-from features.bags import bag_path, find_bags, write_bag
+from features.bag_files import bag_path, find_bags, write_bag
 from features.deepzoom import SlideZoom, Window
 from features.slides.protocol import RgbArray
 from features.synthetic import write_slide

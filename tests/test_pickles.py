@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.errors import KnownError
 from features.filter import read_filter
 from features.packs import open_bags

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.checkup.findings import Finding, found_by
 from features.encoders import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.engines.devices import choose_device

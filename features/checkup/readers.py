@@ -12,7 +12,8 @@ import tifffile
 import zarr
 from PIL import Image
 
-from features.bags import Bag, BagMeta, Fingerprint, read_bag, write_bag
+from features.bag_files import read_bag, write_bag
+from features.bags import Bag, BagMeta, Fingerprint
 from features.checkup.findings import Finding, found_by
 from features.slides.image_reader import ImageSlide
 from features.slides.openslide_reader import OpenSlideSlide

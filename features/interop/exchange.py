@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bags import (
-    Bag,
-    BagPlace,
-    Fingerprint,
-    bag_path,
-    read_bag,
-    require_same_fingerprint,
-    write_bag,
-)
+from features.bag_files import bag_path, read_bag, write_bag
+from features.bags import Bag, BagPlace, Fingerprint, require_same_fingerprint
 from features.errors import BagError, KnownError, OutputError
 from features.files import make_folder
 from features.interop.foreign import Given, as_bag, unknown_of

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from features.bags import Bag, BagPlace, read_bag
+from features.bag_files import read_bag
+from features.bags import Bag, BagPlace
 from features.errors import BagError
 
 __all__ = ["IsolatedReader"]
@@ -25,7 +26,7 @@ _LEAST_BYTES_PER_S = 10e6
 
 
 class IsolatedReader:
-    """Reads bags as :func:`features.bags.read_bag` does, but in another process.
+    """Reads bags as :func:`features.bag_files.read_bag` does, but in another process.
 
     Use it as a context manager.
 
@@ -57,7 +58,7 @@ class IsolatedReader:
         Raises
         ------
         BagError
-            As :func:`features.bags.read_bag`; besides, if reading does not end or crashes.
+            As :func:`features.bag_files.read_bag`; besides, if reading does not end or crashes.
         """
         if not isinstance(path, Path):
             return read_bag(path)

@@ -9,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from features.bags import Bag, trident_attributes
+from features.bag_files import trident_attributes
+from features.bags import Bag
 from features.files import make_folder, written_beside
 from features.hdf5 import opened, read_array, read_attributes
 from features.interop.foreign import ForeignBag, files_in, number, text

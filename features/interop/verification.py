@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import TILE, Bag, BagMeta, BagPlace, Fingerprint, read_bag
+from features.bag_files import read_bag
+from features.bags import TILE, Bag, BagMeta, BagPlace, Fingerprint
 from features.errors import BagError
 from features.interop.foreign import unknown_of
 from features.packs import open_bags

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from features.bags import bag_path
+from features.bag_files import bag_path
 from features.errors import TableError
 from features.files import is_there
 from features.tables import find_column, read_table

@@ -18,7 +18,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import Bag, read_bag
+from features.bag_files import read_bag
+from features.bags import Bag
 from mil.audit.findings import Finding, Severity, listed
 from mil.audit.slides import Owner, SlideDigest
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import BagPlace, Fingerprint, read_bag, require_same_fingerprint
+from features.bag_files import read_bag
+from features.bags import BagPlace, Fingerprint, require_same_fingerprint
 from features.errors import BagError
 from mil.audit.tables import Side
 

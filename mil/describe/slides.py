@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.bags import IMAGE, Bag, Fingerprint, read_bag
+from features.bag_files import read_bag
+from features.bags import IMAGE, Bag, Fingerprint
 from features.errors import BagError
 from features.packs import open_bags
 from mil.describe.measures import Measure

@@ -11,14 +11,8 @@ import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
-from features.bags import (
-    Bag,
-    BagMeta,
-    BagPlace,
-    read_bag_of,
-    read_meta,
-    require_same_fingerprint,
-)
+from features.bag_files import read_bag_of, read_meta
+from features.bags import Bag, BagMeta, BagPlace, require_same_fingerprint
 from features.packs import open_bags
 from mil.cohort import Cohort, Patient
 from mil.data import Features

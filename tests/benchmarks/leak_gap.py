@@ -40,7 +40,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.figures import CHANCE_COLOUR, class_styles, share_ticks

@@ -25,7 +25,8 @@ import h5py
 import numpy as np
 import zarr
 
-from features.bags import BagPlace, find_bags, read_bag, read_features, read_head, write_bag
+from features.bag_files import find_bags, read_bag, read_features, read_head, write_bag
+from features.bags import BagPlace
 from features.cores import N_CORES
 from features.packing import pack_bags
 from features.packs import Pack

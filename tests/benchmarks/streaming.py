@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.bags import find_bags, write_bag
+from features.bag_files import find_bags, write_bag
 from mil.cohort import read_cohort
 from mil.data import StoredFeatures, load_patient_bags
 from mil.training import TrainSettings, train_ensemble

@@ -26,7 +26,7 @@ import numpy as np
 
 from cli.viewer.content import N_AT_ONCE, ViewedRun
 from cli.viewer.server import ViewServer
-from features.bags import bag_path, write_bag
+from features.bag_files import bag_path, write_bag
 from features.cores import N_CORES
 from features.deepzoom import ZOOM_TILE_PX, DeepZoom
 from mil.cohort import read_cohort

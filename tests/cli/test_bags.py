@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import write_bag
+from features.bag_files import write_bag
 from tests.fakes import make_bag, write_cohort
 
 

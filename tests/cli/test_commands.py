@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.runs import newest_run
-from features.bags import write_bag
+from features.bag_files import write_bag
 from mil.checkpoints import sole_training
 from tests.fakes import make_bag, real_data, write_cohort
 
@@ -227,7 +227,7 @@ def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
 
 
 def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None:
-    from features.bags import find_bags, read_meta
+    from features.bag_files import find_bags, read_meta
 
     paint(tmp_path / "slides", 14)
     bags = tmp_path / "bags"

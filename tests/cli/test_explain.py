@@ -13,7 +13,7 @@ import tifffile
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.bag_files import bag_path, find_bags, read_bag, write_bag
 from features.synthetic import write_slide
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags

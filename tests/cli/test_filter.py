@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import find_bags, read_bag
+from features.bag_files import find_bags, read_bag
 from tests.fakes import real_data
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import write_bag
+from features.bag_files import write_bag
 from mil.labels.runs import is_label_run, load_label_run
 from tests.fakes import make_series
 

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import bag_path, write_bag
+from features.bag_files import bag_path, write_bag
 from features.weights import build_untrained
 from tests.fakes import make_bag, write_cohort
 

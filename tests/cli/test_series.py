@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from features.bags import read_bag, write_bag
+from features.bag_files import read_bag, write_bag
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.given import part_of
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.synthetic import paint_clot, plan_cohort, write_slide
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.viewer.content import ViewedRun
-from features.bags import find_bags, write_bag
+from features.bag_files import find_bags, write_bag
 from mil.cohort import read_cohort
 from mil.heads import head_names
 from mil.inference import predict_patients

@@ -21,7 +21,7 @@ from cli.app import app
 from cli.viewer.content import ViewedRun
 from cli.viewer.server import ViewServer
 from cli.viewer.shelf import SlideShelf
-from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.bag_files import bag_path, find_bags, read_bag, write_bag
 from features.heatmap import Scale, colours
 from features.synthetic import write_slide
 from mil.cohort import read_cohort

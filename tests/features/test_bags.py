@@ -7,17 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from features.bags import (
-    IMAGE,
-    Bag,
-    bag_path,
-    find_bags,
-    read_bag,
-    read_meta,
-    read_views,
-    require_same_fingerprint,
-    write_bag,
-)
+from features.bag_files import bag_path, find_bags, read_bag, read_meta, read_views, write_bag
+from features.bags import IMAGE, Bag, require_same_fingerprint
 from features.errors import BagError, OutputError
 from tests.fakes import make_bag
 

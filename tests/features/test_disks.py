@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from features.bags import bag_path, find_bags, read_bag, write_bag
+from features.bag_files import bag_path, find_bags, read_bag, write_bag
 from features.claims import Claims
 from features.encoders import Encoder
 from features.errors import OutputError

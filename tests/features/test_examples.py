@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.content import content_id
 from features.encoders import Preprocessing
 from features.errors import BagError, FilterError, SlideError, TableError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.errors import BagError, OutputError, SlideError
 from features.files import is_there, leftovers_in, make_folder, written_beside
 from features.slides.opening import find_slides

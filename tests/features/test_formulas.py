@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.bags import bag_path
+from features.bag_files import bag_path
 from features.errors import BagError, TableError
 from features.tables import read_table, write_table
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from features.bags import read_bag, read_meta, write_bag
+from features.bag_files import read_bag, read_meta, write_bag
 from features.errors import BagError
 from features.hdf5 import _Watched, opened, read_array, read_attributes
 from tests.fakes import make_bag

@@ -4,7 +4,7 @@ The sample ``tests/data/bag-v1.h5`` was written once, by format version 1, and m
 written again. It came from this script, run in the folder of the project::
 
     from pathlib import Path
-    from features.bags import write_bag
+    from features.bag_files import write_bag
     from tests.fakes import make_bag
 
     write_bag(Path("tests/data/bag-v1.h5"), make_bag("sample", n_tiles=12, dim=8, seed=1))
@@ -24,15 +24,8 @@ import numpy as np
 import pytest
 import torch
 
-from features.bags import (
-    UNKNOWN,
-    Bag,
-    find_bags,
-    read_bag,
-    read_meta,
-    require_same_fingerprint,
-    write_bag,
-)
+from features.bag_files import find_bags, read_bag, read_meta, write_bag
+from features.bags import UNKNOWN, Bag, require_same_fingerprint
 from features.errors import BagError, OutputError
 from features.interop.exchange import Exchanged, export_bags, import_bags
 from features.interop.foreign import Given, unknown_of

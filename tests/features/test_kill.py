@@ -20,7 +20,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.bags import read_bag
+from features.bag_files import read_bag
 from features.synthetic import paint_clot, plan_cohort, write_slide
 
 N_SLIDES = 10

@@ -13,17 +13,8 @@ import pytest
 import zarr
 
 from features import packing
-from features.bags import (
-    IMAGE,
-    Bag,
-    BagPlace,
-    find_bags,
-    read_bag,
-    read_features,
-    read_head,
-    read_views,
-    write_bag,
-)
+from features.bag_files import find_bags, read_bag, read_features, read_head, read_views, write_bag
+from features.bags import IMAGE, Bag, BagPlace
 from features.errors import BagError, OutputError
 from features.interop.isolation import IsolatedReader
 from features.interop.verification import verify_bags

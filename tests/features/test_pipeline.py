@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from features import embedder, pipeline
-from features.bags import BagMeta, find_bags, read_bag, read_meta, write_bag
+from features.bag_files import find_bags, read_bag, read_meta, write_bag
+from features.bags import BagMeta
 from features.content import content_id
 from features.encoders import Encoder, FrozenEncoder, load_encoder
 from features.errors import BagError, SlideError, TableError

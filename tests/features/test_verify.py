@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from features.bags import find_bags, read_bag, read_meta, write_bag
+from features.bag_files import find_bags, read_bag, read_meta, write_bag
 from features.errors import BagError
 from features.interop.isolation import IsolatedReader
 from features.interop.verification import FolderCheck, verify_bags

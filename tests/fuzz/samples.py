@@ -24,7 +24,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 from safetensors.torch import save
 
-from features.bags import find_bags, write_bag
+from features.bag_files import find_bags, write_bag
 from features.filter import write_filter
 from features.interop.exchange import export_bags
 from features.packing import pack_bags

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from features.bags import read_bag, read_features, read_head, read_meta, read_views
+from features.bag_files import read_bag, read_features, read_head, read_meta, read_views
 from features.content import content_id
 from features.errors import KnownError, TileError
 from features.examples import read_example_table

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.bags import Bag, write_bag
+from features.bag_files import write_bag
+from features.bags import Bag
 from features.errors import BagError
 from mil.audit import AuditReport, Severity, audit
 from mil.audit.copies import agreement

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from mil import checkpoints, judging, validation
 from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort, read_cohort

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.bags import find_bags, read_features, write_bag
+from features.bag_files import find_bags, read_features, write_bag
 from features.cores import free_memory
 from features.errors import BagError
 from mil import data

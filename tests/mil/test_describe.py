@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.bags import write_bag
+from features.bag_files import write_bag
 from features.errors import BagError, TableError
 from mil.describe import (
     Description,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features.bags import find_bags, read_bag, write_bag
+from features.bag_files import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.bags import find_bags, read_bag, write_bag
+from features.bag_files import find_bags, read_bag, write_bag
 from features.errors import FilterError
 from features.filter import Examples, TileFilter, TileRecipe, keep_filter, write_filter
 from features.filter_fit import fit_filter

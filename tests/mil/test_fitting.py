@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from features.errors import OutputError
 from mil import training
 from mil.checkpoints import sole_training

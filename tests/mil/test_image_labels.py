@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.bags import write_bag
+from features.bag_files import write_bag
 from features.errors import BagError
 from mil.checkpoints import Checkpoints
 from mil.cohort import Cohort, Patient

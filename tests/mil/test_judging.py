@@ -7,7 +7,7 @@ from threading import Event
 import psutil
 import pytest
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from features.engines.protocol import Engine
 from mil.checkpoints import Checkpoints
 from mil.cohort import read_cohort

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.bags import find_bags, read_bag, write_bag
+from features.bag_files import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags

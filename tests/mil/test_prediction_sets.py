@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from features.bags import find_bags, write_bag
+from features.bag_files import find_bags, write_bag
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.errors import RunError

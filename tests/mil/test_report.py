@@ -23,7 +23,8 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from features.bags import Fingerprint, find_bags, write_bag
+from features.bag_files import find_bags, write_bag
+from features.bags import Fingerprint
 from mil.cohort import Patient, read_cohort
 from mil.data import PatientBags, SlideNote, load_patient_bags
 from mil.errors import RunError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.bags import find_bags, read_bag, write_bag
+from features.bag_files import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, StoredFeatures, load_patient_bags

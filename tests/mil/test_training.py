@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from features.errors import BagError
 from mil import judging, lessons, whitening
 from mil.cohort import Cohort, read_cohort
@@ -65,7 +65,7 @@ def test_bags_of_a_patient_are_joined_and_missing_ones_listed(tmp_path: Path) ->
 
 
 def test_bags_made_differently_are_not_mixed(tmp_path: Path) -> None:
-    from features.bags import write_bag
+    from features.bag_files import write_bag
     from tests.fakes import make_bag
 
     table = write_cohort(tmp_path, n_patients=6, shift=0.0)

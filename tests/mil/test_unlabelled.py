@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.bags import find_bags, write_bag
+from features.bag_files import find_bags, write_bag
 from features.errors import BagError
 from mil import MILClassifier
 from mil.checkpoints import Checkpoints

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.bags import find_bags
+from features.bag_files import find_bags
 from mil import judging, validation
 from mil.calibration import Calibrator
 from mil.cohort import Cohort, read_cohort

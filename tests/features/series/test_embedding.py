@@ -13,7 +13,8 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from safetensors.torch import save_file
 
-from features.bags import IMAGE, find_bags, read_bag
+from features.bag_files import find_bags, read_bag
+from features.bags import IMAGE
 from features.encoders import Encoder, load_encoder
 from features.errors import BagError
 from features.interop.verification import verify_bags
