@@ -33,10 +33,16 @@ def describe(
         Path,
         typer.Argument(
             metavar="TRAIN",
-            help="CSV with `image_id` (or `slide_id`) and `patient_id`; `label`, `center_id` and "
-            "`image_num` where there are any.",
+            help="CSV with `image_id`, `slide_id` or `bag_id`, and `patient_id`; `label`, "
+            "`center_id` and `image_num` where there are any.",
         ),
     ],
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of the labels, where a table has several; else `label`."
+        ),
+    ] = None,
     slides: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Slides, of which the headers are read."),
@@ -68,6 +74,8 @@ def describe(
 
     Example: `mil describe train.csv --slides slides --bags bags --out describe.html`
 
+    Example: `mil describe scans.csv --label subdural --bags bags`
+
     Exit codes: 0 done, 1 table or bags cannot be used, 2 usage, 3 some slides cannot be opened.
     """
     with step("loading"):
@@ -86,7 +94,9 @@ def describe(
                 return None
             return _read_slides(slides, table, n_a_label=gallery, on_step=on_step)
 
-        found = describe_cohort(train, files_of=read_slides, bags_dir=bags, on_step=on_step)
+        found = describe_cohort(
+            train, files_of=read_slides, bags_dir=bags, on_step=on_step, label=label
+        )
         on_step("drawing", 0, 1)
         html = render_description(found)
     make_folder(out.parent)

@@ -54,7 +54,10 @@ def train_labels(
         def on_head(label: str, done: int, total: int) -> None:
             bars.update(tasks[label], completed=done, total=total, visible=True)
 
-        summary = fit_labels(table, bags, run_dir, on_head=on_head, **options)
+        def on_step(label: str, what: str) -> None:
+            bars.update(tasks[label], description=f"{label}: {what}")
+
+        summary = fit_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
     for note in dict.fromkeys(note for found in summary.labels.values() for note in found.notes):
         notes.print(f"note: {note}", style="yellow", markup=False)
     if as_json:

@@ -97,6 +97,7 @@ def describe(
     files_of: Callable[[SlideTable], SlideFiles | None],
     bags_dir: Path | None,
     on_step: Callable[[str, int, int], None],
+    label: str | None = None,
 ) -> Description:
     """Describe a cohort at slide and patient level; refuses nothing that can be described.
 
@@ -110,17 +111,20 @@ def describe(
         Folder of bags; None to leave them out.
     on_step
         Called with what goes on, how much of it is done and how much there is.
+    label
+        Column of the labels, where a table has several; None for ``label``, if there is one.
 
     Raises
     ------
     TableError
-        If the table cannot be read, is empty, or has no slide ids or no patient ids.
+        If the table cannot be read, is empty, or has no slide ids, no patient ids or no column
+        ``label``.
     CohortError
         If no row has both ids.
     BagError
         If ``bags_dir`` holds no bag of these slides, or a damaged one.
     """
-    table = read_slide_table(path)
+    table = read_slide_table(path, label=label)
     if table.slides.empty:
         raise CohortError(
             path, found="no row with a slide id and a patient id", expected="one row a slide"

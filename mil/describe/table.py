@@ -107,24 +107,36 @@ class SlideTable:
         return bool((self.slides["image"] != "").any())
 
 
-def read_slide_table(path: Path) -> SlideTable:
+def read_slide_table(path: Path, *, label: str | None = None) -> SlideTable:
     """Read a cohort table without refusing what training would refuse.
 
-    Columns: ``image_id`` or ``slide_id``, ``patient_id``; optionally ``label``, ``center_id`` and
-    ``image_num``. Others are counted and described.
+    Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
+    ``center_id`` and ``image_num``. Others are counted and described.
+
+    Parameters
+    ----------
+    path
+        The table.
+    label
+        Column of the labels, where a table has several; None for ``label``, if there is one.
 
     Raises
     ------
     TableError
-        If the table cannot be read, is empty, or has no slide ids or no patient ids.
+        If the table cannot be read, is empty, or has no slide ids, no patient ids or no column
+        ``label``.
     """
     table = read_table(path)
+    # A series has a bag, whose images may have ids as well.
+    ids = ["bag_id"] if "bag_id" in table else ["image_id", "slide_id"]
     names = {
-        "slide": find_column(table, ["image_id", "slide_id"], where=path, what="slide ids"),
+        "slide": find_column(table, ids, where=path, what="slide ids"),
         "patient": find_column(table, ["patient_id"], where=path, what="patient ids"),
     }
     optional = {"label": "label", "centre": "center_id", "image": "image_num"}
     names |= {role: name for role, name in optional.items() if name in table.columns}
+    if label is not None:
+        names["label"] = find_column(table, [label], where=path, what="a column of labels")
     whole = table[(table[names["slide"]] != "") & (table[names["patient"]] != "")]
     rows = pd.DataFrame({role: whole[name] for role, name in names.items() if role != "image"})
     rows["slide"] = rows["slide"].map(without_suffix)

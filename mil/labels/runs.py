@@ -93,6 +93,10 @@ class LabelRun:
         return np.array([count[1] / sum(count) for count in counts], np.float64)
 
 
+def _say_nothing(_label: str, _what: str) -> None:
+    """For callers without an eye on it."""
+
+
 def fit_labels(
     table: LabelTable,
     bags: PatientBags,
@@ -104,6 +108,7 @@ def fit_labels(
     settings: TrainSettings,
     calibrator: str = "platt",
     on_head: Callable[[str, int, int], None],
+    on_step: Callable[[str, str], None] = _say_nothing,
     by: SplitBy = "patient",
     nested: bool = False,
     judges: Judges = judges_here,
@@ -129,6 +134,8 @@ def fit_labels(
         As for :func:`mil.fitting.fit_run`.
     on_head
         Called with the label, heads done, and heads in all.
+    on_step
+        Called with the label and what begins when all its heads are done.
     image_labels
         By label, labels of single images, which teach the attention besides.
 
@@ -157,14 +164,18 @@ def fit_labels(
         def one_more(done: int, total: int, *, label: str = name) -> None:
             on_head(label, done, total)
 
+        def one_step(what: str, *, label: str = name) -> None:
+            on_step(label, what)
+
         cohort, place = table.cohort_of(name), make_folder(beside / _FOLDER) / name
         taught = bags.with_image_labels(image_labels[name]) if image_labels else bags
         decided_by = _hash_of(cohort, taught, folds or (), options)
         done = finished.read(name, place, decided_by=decided_by)
         if done is None:
             done = fit_run(
-                cohort, taught, place, folds=folds, judges=judges, on_head=one_more, **options
-            )
+                cohort, taught, place, folds=folds, judges=judges, on_head=one_more,
+                on_step=one_step, **options,
+            )  # fmt: skip
             finished.note(name, done, decided_by=decided_by)
         found[name] = done
     _drop_others(beside / _FOLDER, table.names)

@@ -198,6 +198,17 @@ def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None
     assert not any(b"<script" in picture for picture in pictures)
 
 
+def test_a_table_of_several_labels_is_described_by_the_one_asked_for(tmp_path: Path) -> None:
+    rows = [f"s{number},p{number},{number % 2},{int(number < 3)}" for number in range(9)]
+    path = write(tmp_path, rows, head="bag_id,patient_id,any,subdural")
+    found = describe(
+        path, files_of=lambda _: None, bags_dir=None, on_step=lambda *_: None, label="subdural"
+    )
+    assert found.labels["patients"] == {"0": 6, "1": 3}
+    with pytest.raises(TableError, match=r"no column 'epidural' among bag_id, .*subdural"):
+        read_slide_table(path, label="epidural")
+
+
 def test_a_column_of_many_labels_or_centres_is_cut_to_what_can_be_looked_at(tmp_path: Path) -> None:
     rows = [f"{n}_0,{n},{'common' if n % 2 else f'rare {n:03d}'},{n},0" for n in range(300)]
     found = described(write(tmp_path, rows))
