@@ -9,8 +9,9 @@ import torch
 from huggingface_hub import CacheNotFound, scan_cache_dir
 from timm.models import get_pretrained_cfg
 
-from features.encoders import FrozenEncoder, measure_dim, preprocessing_of
+from features.encoders import FrozenEncoder, measure_dim
 from features.errors import EncoderError
+from features.preprocessing import preprocessing_of
 from features.weights import DEFAULT_BACKBONE, build_untrained, require_known, weights_here
 
 __all__ = [

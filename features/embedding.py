@@ -20,6 +20,7 @@ from features.errors import TileError
 from features.filter import REASON, TileFilter
 from features.looks import Looks
 from features.slides.protocol import RgbArray
+from features.transfers import BatchMemory, Delivery
 
 __all__ = ["Instances", "SlideWork", "embed_works"]
 
@@ -164,6 +165,21 @@ class _Place(NamedTuple):
     look: int
 
 
+class _Running(NamedTuple):
+    """A batch that the backbone is at work on."""
+
+    places: list[_Place]
+    pixels: RgbArray
+    sent: Future[Delivery]
+
+    @property
+    def is_back(self) -> bool:
+        """Whether its embeddings, or what went wrong, can be had without waiting."""
+        return self.sent.done() and (
+            self.sent.exception() is not None or self.sent.result().is_here
+        )
+
+
 class _Item(NamedTuple):
     """A tile being read; without ``tile`` the announcement of a slide."""
 
@@ -212,8 +228,8 @@ def embed_works(
             works, n_ahead=ahead, n_workers=n_workers, yields=encoder.device.type == "cpu"
         ) as items,
     ):
+        lane = _Lane(device, encoder, on_tiles)
         batch: list[tuple[_Place, RgbArray]] = []
-        running: deque[tuple[list[_Place], Future[npt.NDArray[np.float32]]]] = deque()
         for work, number, tile in items:
             if tile is None:
                 if work.is_done:  # a slide without tiles
@@ -228,39 +244,57 @@ def embed_works(
                 if work.is_done:
                     yield work
             while len(batch) >= batch_tiles:
-                running.append(_start(device, encoder, batch[:batch_tiles]))
+                lane.send(batch[:batch_tiles])
                 batch = batch[batch_tiles:]
-            while len(running) > _BATCHES_ON_DEVICE or (running and running[0][1].done()):
-                yield from _collect(running.popleft(), on_tiles)
+            yield from lane.collect(most=_BATCHES_ON_DEVICE)
         if batch:
-            running.append(_start(device, encoder, batch))
-        while running:
-            yield from _collect(running.popleft(), on_tiles)
+            lane.send(batch)
+        yield from lane.collect(most=0)
 
 
-def _start(
-    device: ThreadPoolExecutor, encoder: Encoder, batch: list[tuple[_Place, RgbArray]]
-) -> tuple[list[_Place], Future[npt.NDArray[np.float32]]]:
-    pixels = np.stack([tile for _, tile in batch])
-    return [place for place, _ in batch], device.submit(encoder.embed, pixels)
+class _Lane:
+    """Batches on their way through the backbone, in a thread that feeds it."""
+
+    def __init__(
+        self, device: ThreadPoolExecutor, encoder: Encoder, on_tiles: Callable[[int], None]
+    ) -> None:
+        self._device = device
+        self._encoder = encoder
+        self._on_tiles = on_tiles
+        self._memory = BatchMemory(pinned=encoder.device.type == "cuda")
+        self._running: deque[_Running] = deque()
+
+    def send(self, batch: list[tuple[_Place, RgbArray]]) -> None:
+        pixels = self._memory.stack([tile for _, tile in batch])
+        sent = self._device.submit(self._encoder.begin, pixels)
+        self._running.append(_Running([place for place, _ in batch], pixels, sent))
+
+    def collect(self, *, most: int) -> Iterator[SlideWork[Any]]:
+        """Hand out embeddings that are there, and wait while more than ``most`` batches run.
+
+        Yields slides that are done now.
+        """
+        while len(self._running) > most or (self._running and self._running[0].is_back):
+            batch = self._running.popleft()
+            yield from _hand_out(batch)
+            self._memory.give_back(batch.pixels)
+            self._on_tiles(sum(not place.look for place in batch.places))
 
 
-def _collect(
-    batch: tuple[list[_Place], Future[npt.NDArray[np.float32]]], on_tiles: Callable[[int], None]
-) -> Iterator[SlideWork[Any]]:
+def _hand_out(batch: _Running) -> Iterator[SlideWork[Any]]:
     """Hand the embeddings of a batch to their slides; yields those that are done now."""
-    places, future = batch
-    error = future.exception()
-    for row, (work, number, look) in enumerate(places):
-        if isinstance(error, Exception):
+    try:
+        embeddings = batch.sent.result().wait()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is these slides' alone
+        for work, _, _ in batch.places:
             work.fail(error)
-        elif error is not None:
-            raise error
-        else:
-            work.store(number, look, future.result()[row])
+            if work.is_done:
+                yield work
+        return
+    for (work, number, look), embedding in zip(batch.places, embeddings, strict=True):
+        work.store(number, look, embedding)
         if work.is_done:
             yield work
-    on_tiles(sum(not place.look for place in places))
 
 
 def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Exception:

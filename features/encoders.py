@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.bags import as_json
 from features.errors import EncoderError
 from features.execution import (
     EAGER,
@@ -26,7 +23,9 @@ from features.execution import (
     parse_execution,
     prepare_network,
 )
+from features.preprocessing import JoinedPreprocessing, Preprocessing, preprocessing_of
 from features.slides.protocol import RgbArray
+from features.transfers import Arrival, Courier, Delivery
 from features.weights import DEFAULT_BACKBONE, build_pretrained, hash_weights
 
 __all__ = [
@@ -35,49 +34,12 @@ __all__ = [
     "Encoder",
     "FrozenEncoder",
     "JoinedEncoder",
-    "JoinedPreprocessing",
-    "Preprocessing",
     "load_encoder",
     "measure_dim",
-    "preprocessing_of",
 ]
 
 BATCH_TILES = 64
 """Tiles that go through a network at once, where nobody says otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What a backbone wants done to a tile, from timm's data configuration of the model.
-
-    A tile is scaled to ``input_px`` as a whole: the centre crop of ImageNet evaluation would throw
-    away tissue at its border.
-    """
-
-    input_px: int
-    """Side of the square the network sees, px."""
-    interpolation: str
-    """``bicubic`` or ``bilinear``, used only where a tile has another size."""
-    mean: tuple[float, ...]
-    """Subtracted from each channel, on a scale of 0 to 1."""
-    std: tuple[float, ...]
-    """Each channel is divided by it, on a scale of 0 to 1."""
-
-    def as_json(self) -> str:
-        """One line for the bag: equal preprocessing gives equal text."""
-        return as_json(**self.__dict__)
-
-
-@dataclass(frozen=True)
-class JoinedPreprocessing:
-    """What several backbones want done to a tile, each for itself."""
-
-    parts: tuple[Preprocessing, ...]
-    """One a backbone, in their order."""
-
-    def as_json(self) -> str:
-        """One line for the bag: equal preprocessing gives equal text."""
-        return as_json(parts=[part.__dict__ for part in self.parts])
 
 
 class Encoder(Protocol):
@@ -111,6 +73,13 @@ class Encoder(Protocol):
     @property
     def execution(self) -> str:
         """How it runs, e.g. ``onnx float32 batch 64``; of several, joined by ``+``."""
+        ...
+
+    def begin(self, tiles: RgbArray) -> Delivery:
+        """Begin with tiles, shape (n, height_px, width_px, 3), uint8; their embeddings follow.
+
+        The tiles must not change before.
+        """
         ...
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
@@ -172,6 +141,7 @@ class FrozenEncoder:
         model.eval().requires_grad_(requires_grad=False)
         model = model.to(device).to(memory_format=torch.channels_last)
         self._input: Tensor | None = None
+        self._courier = Courier(device)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
@@ -190,52 +160,54 @@ class FrozenEncoder:
         """How it runs, e.g. ``onnx float32 batch 64``."""
         return f"{self._way} batch {self.batch_tiles}"
 
-    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings of tiles.
+    def begin(self, tiles: RgbArray) -> Delivery:
+        """Begin with tiles: a GPU is sent them and their network, and nobody waits for it.
 
         Parameters
         ----------
         tiles
-            Shape (n, height_px, width_px, 3), uint8.
+            Shape (n, height_px, width_px, 3), uint8; must not change before the embeddings are
+            there.
 
         Returns
         -------
-        numpy.ndarray
-            Shape (n, dim), float32.
+        Delivery
+            Embeddings, shape (n, dim), float32, as soon as they are there.
 
         Raises
         ------
         EncoderError
             If the device has not the memory for a single tile.
         """
-        embeddings = np.empty((len(tiles), self.dim), np.float32)
-        start = 0
+        nothing = Arrival(torch.empty((0, self.dim)), None)
+        parts, start = [nothing], 0
         while start < len(tiles):
             part = tiles[start : start + self.batch_tiles]
             try:
-                embeddings[start : start + len(part)] = self._embed_batch(part)
+                parts.append(self._begin_batch(part))
             except torch.cuda.OutOfMemoryError as error:
                 self._halve_batch(error)
             else:
                 start += len(part)
-        return embeddings
+        return Delivery(parts, axis=0)
+
+    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+        """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
+        return self.begin(tiles).wait()
 
     def measure(self) -> float:
         """Tiles a second through the network on a batch that lies ready, in about a second."""
         return measure_network(self._network, self._noise(self.batch_tiles))
 
-    def _embed_batch(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+    def _begin_batch(self, tiles: RgbArray) -> Arrival:
         n_tiles = len(tiles)
         if n_tiles < self.batch_tiles:
             filled = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
             filled[:n_tiles] = tiles
             tiles = filled
         with torch.inference_mode():
-            batch = torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(
-                self.device, non_blocking=True
-            )
-            output = self._network(self._prepare(batch))
-            return output[:n_tiles].float().cpu().numpy()
+            output = self._network(self._prepare(self._courier.send(tiles)))
+            return self._courier.fetch(output[:n_tiles])
 
     def _halve_batch(self, error: Exception) -> None:
         """Let the network see half as many tiles from now on."""
@@ -313,20 +285,16 @@ class JoinedEncoder:
         """How each runs, joined by ``+``."""
         return "+".join(part.execution for part in self._parts)
 
-    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings of tiles.
+    def begin(self, tiles: RgbArray) -> Delivery:
+        """Begin with tiles, shape (n, height_px, width_px, 3), uint8; as one backbone does.
 
-        Parameters
-        ----------
-        tiles
-            Shape (n, height_px, width_px, 3), uint8.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape (n, dim), float32; each backbone's part in the order of the name.
+        Each backbone's part of an embedding comes in the order of the name.
         """
-        return np.concatenate([part.embed(tiles) for part in self._parts], axis=1)
+        return Delivery([part.begin(tiles) for part in self._parts], axis=1)
+
+    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
+        """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
+        return self.begin(tiles).wait()
 
 
 def load_encoder(
@@ -409,25 +377,6 @@ def _no_memory(name: str, device: torch.device) -> EncoderError:
         expected="memory for the backbone and a tile",
         advice="End other programs on it, or choose another with --device, or --device cpu; what "
         "is finished is kept.",
-    )
-
-
-def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What timm's data configuration says of a model.
-
-    Parameters
-    ----------
-    model
-        Built by timm.
-    """
-    config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    # Some timm models ask for lanczos or random interpolation, which torch cannot do on a device.
-    interpolation = config["interpolation"]
-    return Preprocessing(
-        input_px=int(config["input_size"][-1]),
-        interpolation=interpolation if interpolation in {"bicubic", "bilinear"} else "bicubic",
-        mean=tuple(float(value) for value in config["mean"]),
-        std=tuple(float(value) for value in config["std"]),
     )
 
 

@@ -3,14 +3,15 @@
 In one process and with the same engine, batch and threads, in turn, several rounds: the whole
 embedding of a set of generated slides, from the first slide opened to the last bag closed; the
 backbone alone on resident batches; decoding alone (reading, scaling and judging tiles of slides
-whose tissue is known). Prints one JSON object of medians.
+whose tissue is known). A machine that others use too becomes faster and slower within a round, so
+both parts are measured half before the whole and half after it. Prints one JSON object of medians.
 
 ``efficiency`` is the whole over the limit. On a GPU the limit is min(backbone, decode). On a CPU
 both share the cores and each was measured with all of them: 1 / (1 / backbone + 1 / decode).
 Finding the tissue comes before any tile: its time alone, ``mask_s``, is taken off the whole;
 ``efficiency_with_mask`` leaves it in.
 
-    python -m tests.benchmarks.embedding --rounds 3
+    python -m tests.benchmarks.embedding --rounds 5
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,8 @@ from tests.benchmarks._slides import write_bench_slide
 
 SIDE_PX = 16_384
 TISSUE_SHARE = 0.2
-BACKBONE_S = 8.0
+BACKBONE_S = 4.0
+"""Of each half."""
 
 
 class Silent:
@@ -51,11 +53,6 @@ class Silent:
     def tiles_done(self, n_tiles: int) -> None: ...
     def slide_ended(self, outcome: SlideOutcome) -> None: ...
     def noted(self, text: str) -> None: ...
-
-
-def timed(work: Callable[[], int]) -> tuple[int, float]:
-    started = time.perf_counter()
-    return work(), time.perf_counter() - started
 
 
 def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedSettings) -> int:
@@ -71,42 +68,72 @@ def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedSettings) -> 
     return sum(outcome.n_tiles for outcome in outcomes)
 
 
-def decode_all(slides: list[Path], settings: EmbedSettings) -> tuple[int, float, float]:
-    """Tiles read, seconds of reading them, seconds of finding tissue before."""
-    n_tiles, read_s, mask_s = 0, 0.0, 0.0
-    for path in slides:
+@dataclass
+class Parts:
+    """What the parts took, each alone; counts and seconds of both halves together."""
+
+    n_decoded: int = 0
+    decode_s: float = 0.0
+    mask_s: float = 0.0
+    n_embedded: int = 0
+    backbone_s: float = 0.0
+
+    def add_decoding(self, slides: list[Path], settings: EmbedSettings) -> None:
+        """Read the tiles of slides; finding their tissue first is timed apart."""
+        for path in slides:
+            started = time.perf_counter()
+            with survey_slide(
+                path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
+            ) as survey:
+                masked = time.perf_counter()
+                with ThreadPoolExecutor(settings.n_workers) as pool:
+                    self.n_decoded += sum(
+                        1
+                        for _ in read_tiles(
+                            pool, survey.slide, survey.grid, survey.judge,
+                            n_ahead=2 * settings.batch_tiles,
+                        )
+                    )  # fmt: skip
+                self.decode_s += time.perf_counter() - masked
+                self.mask_s += masked - started
+
+    def add_backbone(self, encoder: Encoder, batch: np.ndarray) -> None:
+        """Batches that lie ready, for some seconds."""
         started = time.perf_counter()
-        with survey_slide(
-            path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
-        ) as survey:
-            masked = time.perf_counter()
-            with ThreadPoolExecutor(settings.n_workers) as pool:
-                n_tiles += sum(
-                    1
-                    for _ in read_tiles(
-                        pool, survey.slide, survey.grid, survey.judge,
-                        n_ahead=2 * settings.batch_tiles,
-                    )
-                )  # fmt: skip
-            read_s += time.perf_counter() - masked
-            mask_s += masked - started
-    return n_tiles, read_s, mask_s
+        while time.perf_counter() < started + BACKBONE_S:
+            encoder.embed(batch)
+            self.n_embedded += len(batch)
+        self.backbone_s += time.perf_counter() - started
 
 
-def run_backbone(encoder: Encoder, batch: np.ndarray) -> int:
-    """Batches for some seconds; returns tiles."""
-    until = time.perf_counter() + BACKBONE_S
-    n_tiles = 0
-    while time.perf_counter() < until:
-        encoder.embed(batch)
-        n_tiles += len(batch)
-    return n_tiles
+def measure_round(
+    slides: list[Path], encoder: Encoder, settings: EmbedSettings, batch: np.ndarray
+) -> dict[str, float]:
+    """The whole, and half of each part before and after it."""
+    parts = Parts()
+    parts.add_backbone(encoder, batch)
+    parts.add_decoding(slides[::2], settings)
+    started = time.perf_counter()
+    n_tiles = embed_all(slides, encoder, settings)
+    whole_s = time.perf_counter() - started
+    parts.add_decoding(slides[1::2], settings)
+    parts.add_backbone(encoder, batch)
+    backbone = parts.n_embedded / parts.backbone_s
+    decode = parts.n_decoded / parts.decode_s
+    on_cpu = encoder.device.type == "cpu"
+    limit = 1 / (1 / backbone + 1 / decode) if on_cpu else min(backbone, decode)
+    return {
+        "n_tiles": n_tiles, "mask_s": parts.mask_s, "whole": n_tiles / whole_s,
+        "backbone": backbone, "decode": decode,
+        "efficiency": n_tiles / (whole_s - parts.mask_s) / limit,
+        "efficiency_with_mask": n_tiles / whole_s / limit,
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all sides")
-    parser.add_argument("--slides", type=int, default=8, help="slides to generate")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all sides")
+    parser.add_argument("--slides", type=int, default=16, help="slides to generate")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--weights", type=Path, help="checkpoint of the backbone")
     parser.add_argument("--execution", default="auto")
@@ -135,21 +162,8 @@ def main() -> None:
         ]  # fmt: skip
         embed_all(slides[:1], encoder, settings)  # warm
         for _ in range(asked.rounds):
-            n_whole, whole_s = timed(lambda: embed_all(slides, encoder, settings))
-            n_backbone, backbone_s = timed(lambda: run_backbone(encoder, batch))
-            n_decoded, decode_s, mask_s = decode_all(slides, settings)
-            rounds.append({
-                "n_tiles": n_whole, "whole_s": whole_s, "mask_s": mask_s,
-                "whole": n_whole / whole_s, "without_mask": n_whole / (whole_s - mask_s),
-                "backbone": n_backbone / backbone_s, "decode": n_decoded / decode_s,
-            })  # fmt: skip
+            rounds.append(measure_round(slides, encoder, settings, batch))
     middle = {key: median(one[key] for one in rounds) for key in rounds[0]}
-    limits = [
-        1 / (1 / one["backbone"] + 1 / one["decode"])
-        if encoder.device.type == "cpu"
-        else min(one["backbone"], one["decode"])
-        for one in rounds
-    ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({  # noqa: T201
         "n_cores": N_CORES, "n_rounds": asked.rounds, "n_slides": asked.slides,
@@ -158,12 +172,9 @@ def main() -> None:
         "whole_tiles_per_s": round(middle["whole"], 1),
         "backbone_tiles_per_s": round(middle["backbone"], 1),
         "decode_tiles_per_s": round(middle["decode"], 1),
-        "efficiency": round(median(
-            one["without_mask"] / limit for one, limit in zip(rounds, limits, strict=True)
-        ), 3),
-        "efficiency_with_mask": round(median(
-            one["whole"] / limit for one, limit in zip(rounds, limits, strict=True)
-        ), 3),
+        "efficiency": round(middle["efficiency"], 3),
+        "efficiency_of_rounds": [round(one["efficiency"], 3) for one in rounds],
+        "efficiency_with_mask": round(middle["efficiency_with_mask"], 3),
         "mask_s": round(middle["mask_s"], 2), "cold_s": round(cold_s, 2),
         "model_rss_gib": round(model_rss / (1 << 20), 3),
         "peak_rss_gib": round(peak / (1 << 20), 3),

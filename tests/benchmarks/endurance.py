@@ -23,9 +23,10 @@ import numpy as np
 import psutil
 import torch
 
-from features.encoders import FrozenEncoder, preprocessing_of
+from features.encoders import FrozenEncoder
 from features.outcomes import SlideOutcome
 from features.pipeline import embed_slides
+from features.preprocessing import preprocessing_of
 from features.recipe import EmbedSettings
 from features.synthetic import paint_clot, plan_cohort, write_slide
 from features.tiles import TileSettings

@@ -16,6 +16,7 @@ from features.resolution import Resolution
 from features.slides.protocol import RgbArray
 from features.survey import Survey
 from features.tissue import TissueMask
+from features.transfers import Arrival, Delivery
 from features.views import ViewSettings
 from tests.fakes import FakeSlide
 from tests.features.test_tiles import grid_at
@@ -32,9 +33,10 @@ class MeanEncoder:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def embed(self, tiles: RgbArray) -> np.ndarray:
+    def begin(self, tiles: RgbArray) -> Delivery:
         self.sizes.append(len(tiles))
-        return tiles.mean(axis=(1, 2)).astype(np.float32)
+        means = torch.from_numpy(tiles.mean(axis=(1, 2)).astype(np.float32))
+        return Delivery([Arrival(means, None)], axis=0)
 
 
 def work_on(
@@ -102,11 +104,11 @@ def test_broken_tiles_and_those_that_rules_leave_out_are_counted_by_place() -> N
 
 def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None:
     class Failing(MeanEncoder):
-        def embed(self, tiles: RgbArray) -> np.ndarray:
+        def begin(self, tiles: RgbArray) -> Delivery:
             if len(self.sizes) == 1:
                 self.sizes.append(0)
                 raise RuntimeError("out of memory")
-            return super().embed(tiles)
+            return super().begin(tiles)
 
     works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
     found = embed(works, Failing())

@@ -13,11 +13,10 @@ from torch import nn
 from features.encoders import (
     DEFAULT_BACKBONE,
     FrozenEncoder,
-    Preprocessing,
     load_encoder,
-    preprocessing_of,
 )
 from features.errors import EncoderError
+from features.preprocessing import Preprocessing, preprocessing_of
 from features.weights import build_untrained
 
 CPU = torch.device("cpu")

@@ -13,17 +13,18 @@ from PIL import Image
 
 from features.bag_files import read_bag
 from features.content import content_id
-from features.encoders import Preprocessing
 from features.errors import BagError, FilterError, SlideError, TableError
 from features.examples import embed_examples, read_example_table
 from features.filter import Examples, SeenSlide, TileFilter, TileRecipe, read_kept_filter
 from features.filter_fit import fit_filter
 from features.outcomes import SlideOutcome
 from features.pipeline import embed_slides
+from features.preprocessing import Preprocessing
 from features.recipe import EmbedSettings, fingerprint_of, settings_like
 from features.slides.protocol import RgbArray
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
+from features.transfers import Arrival, Delivery
 
 SETTINGS = EmbedSettings(
     tiles=TileSettings(tile_px=64, min_tissue=0.05, rules=()), tissue=TissueSettings(),
@@ -42,6 +43,9 @@ class ColourEncoder:
     dim = 3
     device = torch.device("cpu")
     execution = "eager float32 batch 8"
+
+    def begin(self, tiles: RgbArray) -> Delivery:
+        return Delivery([Arrival(torch.from_numpy(self.embed(tiles)), None)], axis=0)
 
     def embed(self, tiles: RgbArray) -> np.ndarray:
         return (tiles.mean(axis=(1, 2)) / 255).astype(np.float32)

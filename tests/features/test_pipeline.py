@@ -30,6 +30,7 @@ from features.recipe import EmbedSettings, fingerprint_of, settings_like
 from features.slides.opening import find_slides
 from features.tiles import TileSettings
 from features.tissue import TissueSettings
+from features.transfers import Arrival
 from features.views import ViewSettings
 from tests.fakes import make_bag
 from tests.features.slides.test_zarr_reader import write as write_zarr
@@ -306,14 +307,14 @@ def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
     assert isinstance(encoder, FrozenEncoder)
     monkeypatch.setattr(encoder, "batch_tiles", encoder.batch_tiles)  # set back in the end
     monkeypatch.setattr(encoder, "_input", encoder._input)
-    forward = encoder._embed_batch
+    forward = encoder._begin_batch
 
-    def short_of_memory(tiles: np.ndarray) -> np.ndarray:
+    def short_of_memory(tiles: np.ndarray) -> Arrival:
         if encoder.batch_tiles > 16:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(tiles)
 
-    monkeypatch.setattr(encoder, "_embed_batch", short_of_memory)
+    monkeypatch.setattr(encoder, "_begin_batch", short_of_memory)
     listening = Listening()
     outcomes = run(slides, tmp_path / "bags", encoder, progress=listening)
     assert listening.said == [
