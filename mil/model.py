@@ -21,9 +21,11 @@ from features.files import written_beside
 from features.filter import TileFilter, read_filter, sift_bag, write_filter
 from features.tables import read_table, write_table
 from mil.calibration import Calibrator, calibrator_from_dict
+from mil.conformal import COVERAGE
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
 from mil.prediction_sets import PredictionSets, read_sets, write_sets
+from mil.training import member_outputs
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run", "write_json"]
 
@@ -36,10 +38,12 @@ FORMAT_VERSION = 1
 _FILTER = "filter.safetensors"
 _DAMAGE = (
     ArithmeticError,
+    AttributeError,
     CalibrationError,
     LookupError,
+    MemoryError,
     OSError,
-    RecursionError,
+    RuntimeError,
     SafetensorError,
     TableError,
     TypeError,
@@ -188,11 +192,12 @@ def load_run(path: Path) -> Run:
     RunError
         If the folder is no run, is damaged, or was written by a later version.
     """
+    _require_plain_files(path)
     described = _read_description(path)
     try:
-        classes = tuple(described["classes"])
+        classes = _read_classes(described["classes"])
         fingerprint = Fingerprint(**described["fingerprint"])
-        return Run(
+        run = Run(
             path=path,
             classes=classes,
             fingerprint=fingerprint,
@@ -213,8 +218,10 @@ def load_run(path: Path) -> Run:
             tile_filter=_read_filter(path, described.get("filter_sha256")),
             view_calibrator=_read_calibrator(described.get("view_calibrator")),
         )
+        _require_parts_that_fit(run)
     except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
+    return run
 
 
 def _describe(run: Run) -> dict[str, object]:
@@ -234,6 +241,13 @@ def _describe(run: Run) -> dict[str, object]:
         "settings": dict(run.settings),
         "versions": dict(run.versions),
     }
+
+
+def _require_plain_files(path: Path) -> None:
+    """Refuse what would be waited for when it is opened, such as a named pipe."""
+    for file in path.glob("*"):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise _damaged(path, f"{file.name} is no plain file")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -269,6 +283,36 @@ def _read_description(path: Path) -> dict[str, Any]:
     return described
 
 
+def _read_classes(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes that are no names")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"classes {names}")
+    return tuple(names)
+
+
+def _require_parts_that_fit(run: Run) -> None:
+    """Ask the run of one blank tile: what does not go together fails here and not in use.
+
+    Raises
+    ------
+    AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError
+        If parts are of different sizes, or lack what is asked of them.
+    """
+    if len(run.cohort_counts) != len(run.classes) or min(run.cohort_counts) < 1:
+        raise ValueError(f"{run.cohort_counts} patients of classes {run.classes}")
+    tile = np.zeros((1, run.fingerprint.dim), np.float32)
+    logits, _ = member_outputs(run.heads, tile)
+    for calibrator in (run.calibrator, run.view_calibrator or run.calibrator):
+        found = calibrator.predict_proba(logits)
+        if found.shape != (len(run.heads), len(run.classes)) or not np.isfinite(found).all():
+            raise ValueError("a calibrator of another number of classes, or beyond all bounds")
+    if run.sets is not None:
+        run.sets.of_patient(tile, coverage=COVERAGE)
+    int(run.settings["seed"])
+    run.guaranteed(COVERAGE)
+
+
 def _read_calibrator(described: dict[str, Any] | None) -> Calibrator | None:
     return None if described is None else calibrator_from_dict(described)
 
@@ -278,6 +322,10 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
         tensors = load_file(path / "heads.safetensors")
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"heads.safetensors: {error}") from error
+    # Before anything of that size is made: the file holds it, the description only claims it.
+    held, claimed = tensors["0.whitening.matrix"].shape, (dim, described["n_components"])
+    if held != claimed or not all(held):
+        raise _damaged(path, f"heads.safetensors: whitening of {tuple(held)}, not {claimed}")
     heads = []
     for index in range(described["n_heads"]):
         head = build_head(

@@ -47,10 +47,12 @@ def unpack_heads(
         heads = tuple(
             _unpack(packed, index, build_head(name, dim=dim, n_components=n_components,
                                               n_classes=n_classes))
-            for index in range(n_heads)
+            for index in range(n_heads if dim else 0)  # an empty matrix may claim any width
         )  # fmt: skip
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"weights of heads {name!r}: {error}") from error
+    if not heads:
+        raise ValueError(f"no weights of heads {name!r}")
     if not all(torch.isfinite(value).all() for value in packed.values()):
         raise ValueError(f"weights of heads {name!r} hold NaN or infinity")
     return heads

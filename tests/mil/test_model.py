@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -240,8 +242,6 @@ def test_bags_made_otherwise_are_refused_by_field(world: Path, run: Run, tmp_pat
 def test_a_damaged_run_is_said_to_be_damaged(
     world: Path, tmp_path: Path, name: str, content: bytes | None, said: str
 ) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(world / "run", copy)
     (copy / name).unlink()
@@ -249,3 +249,47 @@ def test_a_damaged_run_is_said_to_be_damaged(
         (copy / name).write_bytes(content)
     with pytest.raises(RunError, match=said):
         load_run(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_components": -1},
+        {"n_components": 10**12},
+        {"n_components": "8"},
+        {"n_heads": 0},
+        {"n_heads": 10**9},
+        {"calibrator": None},
+        {"calibrator": {"kind": "shrunken_platt", "slope": 1, "bias": [0, 0, 0]}},
+        {"classes": ["CE"]},
+        {"classes": ["CE", "CE"]},
+        {"classes": [["CE"], ["LAA"]]},
+        {"cohort_counts": [1, 2, 3]},
+        {"cohort_counts": [-1, 2]},
+        {"settings": None},
+        {"settings": {}},
+        {"fingerprint": {"dim": 10**11}},
+        {"fingerprint": {"dim": -4}},
+    ],
+    ids=str,
+)
+def test_a_description_that_does_not_fit_the_run_is_damage(
+    world: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(world / "run", copy)
+    described = json.loads((copy / "model.json").read_text())
+    for name, value in change.items():
+        is_part = isinstance(value, dict) and value and name == "fingerprint"
+        described[name] = described[name] | value if is_part else value
+    (copy / "model.json").write_text(json.dumps(described))
+    with pytest.raises(RunError, match="damaged"):
+        load_run(copy)
+
+
+def test_a_pipe_in_a_run_is_damage_and_not_waited_for(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "run" / "notes.json").unlink()
+    os.mkfifo(tmp_path / "run" / "notes.json")
+    with pytest.raises(RunError, match="is no plain file"):
+        load_run(tmp_path / "run")
