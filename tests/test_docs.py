@@ -26,6 +26,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_and_benchmarks_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(r"\btests[./][\w./]*\w", page.read_text(encoding="utf-8"))
+    paths = [ROOT / name.removesuffix(".py").replace(".", "/") for name in named]
+    assert not [p for p in paths if not (p.is_dir() or p.with_suffix(".py").is_file())]
+
+
+def test_decisions_have_a_number_each() -> None:
+    names = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("0*.md"))
+    assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
+    for name in names:
+        title = (ROOT / "docs" / "decisions" / name).read_text(encoding="utf-8").splitlines()[0]
+        assert title.startswith(f"# {int(name[:4])}. "), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_options_that_pages_name_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     text = page.read_text(encoding="utf-8")
