@@ -7,6 +7,9 @@ displacements scatter. What is counted is the share of tiles that agree on a dis
 the turn by 0, 90, 180 or 270 degrees that suits best. It needs no absolute threshold of similarity
 and therefore survives another grid, compression, tone and turn. It is the geometric check of
 copy detection (Douze et al., 2009) on tiles instead of key points.
+
+Series of images are compared by file and by embeddings only: slices of different people match by
+their level in the body, so that displacements agree where nothing was copied.
 """
 
 from __future__ import annotations
@@ -130,7 +133,8 @@ def find_near_duplicates(
     """Slides of different patients that show the same tissue: re-scans, re-encoded copies, crops.
 
     For every slide the three most similar slides of other patients, by the cosine of mean
-    embeddings, are compared tile by tile, see :func:`agreement`.
+    embeddings, are compared tile by tile, see :func:`agreement`. Slides of whose tiles nobody knows
+    where they lie are left out.
 
     Parameters
     ----------
@@ -146,7 +150,11 @@ def find_near_duplicates(
     BagError
         If a bag cannot be read any more.
     """
-    usable = [digest for digest in digests.values() if digest.n_tiles >= LEAST_AGREEING_TILES]
+    usable = [
+        digest
+        for digest in digests.values()
+        if digest.knows_places and digest.n_tiles >= LEAST_AGREEING_TILES
+    ]
     if len(usable) < 2:
         return []
     centre = np.stack([digest.mean for digest in usable]).mean(axis=0, dtype=np.float64)
@@ -168,7 +176,7 @@ def agreement(first: Bag, second: Bag, *, centre: Floats) -> Agreement:
     Parameters
     ----------
     first, second
-        The bags, in any order, each with at least one tile.
+        The bags, in any order, each with at least one tile; both know where their tiles lie.
     centre
         Mean embedding of the cohort, shape (dim,), taken from all tiles before cosines.
     """
@@ -197,12 +205,7 @@ def _directions(features: npt.NDArray[np.floating], centre: Floats) -> npt.NDArr
 
 
 def _places(bag: Bag) -> Floats:
-    """Where tiles lie, in tiles, shape (tiles, 2): the same for any resolution of the scan.
-
-    Images of a series lie in a row.
-    """
-    if bag.order is not None:
-        return np.stack([bag.order, np.zeros_like(bag.order)], axis=1).astype(np.float64)
+    """Where tiles lie, in tiles, shape (tiles, 2): the same for any resolution of the scan."""
     return np.asarray(bag.coords_px0 / np.array([bag.meta.span_x_px0, bag.meta.span_y_px0]))
 
 

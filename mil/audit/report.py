@@ -162,6 +162,19 @@ def _audit_bags(
                 subjects=missing,
             )
         )
+    nowhere = tuple(name for name, digest in digests.items() if not digest.knows_places)
+    if nowhere:
+        found.append(
+            Finding(
+                severity=Severity.note,
+                kind="places_not_known",
+                message=f"{len(nowhere)} of {len(digests)} bags hold series of images or do not "
+                f"say where tiles lie: {listed(nowhere)}; copies among them are told by file and "
+                "by embeddings only, not when scanned or embedded again",
+                advice="",
+                subjects=nowhere,
+            )
+        )
     return found
 
 

@@ -102,9 +102,7 @@ def measure_shortcuts(
     of_table = ((name, cohort, values) for name, values in table_columns(cohort.patients).items())
     columns = [*of_table, *_slide_columns(cohort, digests)]
     if len(columns) > 1:
-        shared = {p.patient_id for _, of, _ in columns for p in of.patients}
-        for _, of, _ in columns:
-            shared &= set(of.patient_ids)
+        shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
         columns.append((ALL_SHORTCUTS, _only(cohort, shared), _side_by_side(columns, shared)))
     measurable = [c for c in columns if _smallest_class(c[1]) >= LEAST_OF_A_CLASS]
     found = [
@@ -181,21 +179,35 @@ Column = tuple[str, Cohort, Floats]
 
 
 def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterator[Column]:
-    """What the outside of slides tells, of patients that have one with a bag."""
-    known = _only(cohort, {p.patient_id for p in cohort.patients if _slides_of(p, digests)})
-    if not known.patients:
-        return
-    slides = [_slides_of(patient, digests) for patient in known.patients]
-    tiles = [[np.log1p(sum(s.n_tiles for s in of))] for of in slides]
-    area = [[np.mean([np.log(s.width_px0 * s.height_px0) for s in of])] for of in slides]
-    aspect = [[np.mean([np.log(s.width_px0 / s.height_px0) for s in of])] for of in slides]
-    background = [np.mean([s.background_rgb for s in of], axis=0) for of in slides]
-    for name, rows in (
-        ("tiles", tiles), ("area", area), ("aspect", aspect), ("background", background),
+    """What the outside of slides tells, each thing of the patients of whom it is known."""
+    slides = {p.patient_id: _slides_of(p, digests) for p in cohort.patients}
+    # Bags of series and imported ones may not know how large their slide is.
+    sized = {name: [s for s in of if s.width_px0 and s.height_px0] for name, of in slides.items()}
+    for name, known, measure in (
+        ("tiles", slides, _log_tiles), ("area", sized, _log_area), ("aspect", sized, _log_aspect),
+        ("background", slides, _background),
     ):  # fmt: skip
-        values = np.asarray(rows, np.float64)
-        if np.ptp(values, axis=0).max() > 0:
-            yield name, known, values
+        rows = {patient_id: measure(of) for patient_id, of in known.items() if of}
+        values = np.array(list(rows.values()), np.float64)
+        if rows and np.ptp(values, axis=0).max() > 0:
+            yield name, _only(cohort, set(rows)), values
+
+
+def _log_tiles(slides: list[SlideDigest]) -> list[float]:
+    return [float(np.log1p(sum(slide.n_tiles for slide in slides)))]
+
+
+def _log_area(slides: list[SlideDigest]) -> list[float]:
+    return [float(np.mean([np.log(s.width_px0) + np.log(s.height_px0) for s in slides]))]
+
+
+def _log_aspect(slides: list[SlideDigest]) -> list[float]:
+    return [float(np.mean([np.log(s.width_px0 / s.height_px0) for s in slides]))]
+
+
+def _background(slides: list[SlideDigest]) -> list[float]:
+    rgb: list[float] = np.mean([slide.background_rgb for slide in slides], axis=0).tolist()
+    return rgb
 
 
 def _side_by_side(columns: list[Column], shared: set[str]) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bag_files import read_bag
-from features.bags import BagPlace, Fingerprint, require_same_fingerprint
+from features.bags import Bag, BagPlace, Fingerprint, require_same_fingerprint
 from features.errors import BagError
 from mil.audit.tables import Side
 
@@ -50,15 +50,17 @@ class SlideDigest:
     n_tiles: int
     """Embeddings in it."""
     width_px0: int
-    """Width of the slide in level-0 px."""
+    """Width of the slide in level-0 px; 0 where the bag does not know it."""
     height_px0: int
-    """Height of the slide in level-0 px."""
+    """Height of the slide in level-0 px; 0 where the bag does not know it."""
     background_rgb: tuple[int, int, int]
     """Colour of its glass."""
     content_id: str
     """Content of the slide file; '' if not known."""
     features_sha256: str
     """Hash of the embeddings."""
+    knows_places: bool
+    """Whether the bag says where on a slide its tiles lie; series of images have no such plane."""
     mean: npt.NDArray[np.float32]
     """Mean embedding, shape (dim,); zeros without tiles."""
 
@@ -132,8 +134,14 @@ def _read_digest(slide_id: str, path: BagPlace) -> SlideDigest:
         background_rgb=bag.meta.background_rgb,
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
+        knows_places=_knows_places(bag),
         mean=_mean(bag.features),
     )
+
+
+def _knows_places(bag: Bag) -> bool:
+    spans_px0 = (bag.meta.span_x_px0, bag.meta.span_y_px0)
+    return bag.order is None and all(spans_px0) and bool((bag.coords_px0 >= 0).any())
 
 
 def _mean(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:

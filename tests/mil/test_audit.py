@@ -12,7 +12,7 @@ from features.bags import Bag
 from features.errors import BagError
 from mil.audit import AuditReport, Severity, audit
 from mil.audit.copies import agreement
-from tests.fakes import make_bag, real_data
+from tests.fakes import make_bag, make_series, real_data
 
 HEAD = "image_id,patient_id,label,center_id"
 
@@ -355,6 +355,39 @@ def test_slides_without_tiles_are_no_copies_of_each_other(tmp_path: Path) -> Non
     for name in ("e1", "e2"):
         world.add(make_bag(name, n_tiles=0, empty_reason="no tissue"), name)
     assert kinds(world.audit()) == []
+
+
+def test_bags_that_know_neither_places_nor_sizes_are_told_by_content_alone(tmp_path: Path) -> None:
+    world = clean_world(tmp_path, n_patients=24)
+    world.add(renamed(world.bags["p0_0"], "copy"), "p99")
+    world.bags = {
+        name: replace(
+            bag,
+            coords_px0=np.full_like(bag.coords_px0, -1),
+            meta=replace(bag.meta, width_px0=0, height_px0=0),
+        )
+        for name, bag in world.bags.items()
+    }
+    report = world.audit()
+    assert kinds(report) == ["identical_embeddings"]
+    assert "places_not_known" in kinds(report, Severity.note)
+    sources = {found.source for found in report.predictability}
+    assert {"tiles", "background"} <= sources
+    assert not {"area", "aspect"} & sources
+
+
+def test_scans_whose_slices_match_by_their_level_are_no_copies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    world, levels = World(tmp_path, test=["x,x"]), rng.normal(size=(2, 32))
+    for number in range(8):
+        bag = make_series(f"s{number}", n_images=30, dim=32, seed=number)
+        place = np.linspace(0, np.pi, 30)
+        level = np.stack([np.sin(place), np.cos(place)], axis=1) @ levels
+        features = (level + 0.3 * bag.features).astype(np.float16)
+        world.add(replace(bag, features=features), f"p{number}", label="ab"[number % 2])
+    report = world.audit()
+    assert kinds(report) == []
+    assert "places_not_known" in kinds(report, Severity.note)
 
 
 def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
