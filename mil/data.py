@@ -27,6 +27,7 @@ __all__ = [
     "PatientBags",
     "SlideNote",
     "StoredFeatures",
+    "identities",
     "load_patient_bags",
     "pad",
     "restrict",
@@ -69,6 +70,13 @@ class SlideNote:
     """Why its bag holds no tile; empty if it holds one."""
     sources: tuple[str, ...] = ()
     """Images of a series, in the order of its bag; empty for tiles of a slide."""
+
+    @property
+    def identities(self) -> tuple[tuple[str, str], ...]:
+        """What a copy of the slide shares with it, see :func:`identities`."""
+        return identities(
+            content_id=self.content_id, features_sha256=self.features_sha256, n_tiles=self.n_tiles
+        )
 
 
 class LazyFeatures(Mapping[str, Features], ABC):
@@ -266,13 +274,24 @@ class PatientBags:
 
         Told by id, by the content of a slide's file, or by its embeddings.
         """
-        marks = {mark: note.patient_id for note in self.slides for mark in _marks(note)}
+        owners = {each: note.patient_id for note in self.slides for each in note.identities}
         known = {name: name for name in others.patient_ids if name in self.features}
         for note in others.slides:
-            for mark in _marks(note):
-                if mark in marks:
-                    known.setdefault(note.patient_id, marks[mark])
+            for each in note.identities:
+                if each in owners:
+                    known.setdefault(note.patient_id, owners[each])
         return known
+
+    def copies(self) -> tuple[tuple[SlideNote, SlideNote], ...]:
+        """Slides of two patients that are one, told by file content or by embeddings."""
+        first: dict[tuple[str, str], SlideNote] = {}
+        found = {}
+        for note in self.slides:
+            for each in note.identities:
+                known = first.setdefault(each, note)
+                if known.patient_id != note.patient_id:
+                    found[known.slide_id, note.slide_id] = known, note
+        return tuple(found.values())
 
     def without_labels(self) -> tuple[Mapping[str, Features], tuple[str, ...]]:
         """Embeddings to be looked at without labels, and of whom: own patients, then others."""
@@ -380,6 +399,17 @@ def restrict(
     return {patient_id: features[patient_id] for patient_id in patient_ids}
 
 
+def identities(
+    *, content_id: str, features_sha256: str, n_tiles: int
+) -> tuple[tuple[str, str], ...]:
+    """What two copies of a slide share: the content of its file, and its embeddings.
+
+    Nothing is said of a content that is not known, nor of bags without tiles, which are all alike.
+    """
+    by_file = (("file", content_id),) if content_id else ()
+    return (*by_file, ("tiles", features_sha256)) if n_tiles else by_file
+
+
 def pad(bags: Sequence[Tensor]) -> Batch:
     """Bags side by side.
 
@@ -398,12 +428,6 @@ def _views_of(bag: Bag) -> Features:
     """Shape (tiles, n_views, dim); 0 views where there are none."""
     n_tiles, dim = bag.features.shape
     return np.empty((n_tiles, 0, dim), np.float16) if bag.views is None else bag.views
-
-
-def _marks(note: SlideNote) -> list[tuple[str, str]]:
-    """What two copies of a slide share."""
-    marks = [("file", note.content_id)] if note.content_id else []
-    return [*marks, ("tiles", note.features_sha256)] if note.n_tiles else marks
 
 
 def _concatenate(parts: Sequence[Features]) -> Features:

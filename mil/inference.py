@@ -17,7 +17,7 @@ from features.packs import open_bags
 from features.tables import write_table
 from mil.cohort import Cohort, Patient
 from mil.conformal import COVERAGE
-from mil.data import Features
+from mil.data import Features, identities
 from mil.model import Run, TrainingSlide
 from mil.priors import balanced, shift_prior
 from mil.training import look_outputs, member_outputs
@@ -251,20 +251,21 @@ class _Seen:
         self._owners = [slide.patient_id for slide in slides]
         self._first: dict[tuple[str, str], int] = {}
         for place, slide in enumerate(slides):
-            for key in (
-                ("patient", slide.patient_id),
-                ("content", slide.content_id),
-                ("features", slide.features_sha256),
-            ):
+            of_slide = identities(
+                content_id=slide.content_id, features_sha256=slide.features_sha256,
+                n_tiles=slide.n_tiles,
+            )  # fmt: skip
+            for key in (("patient", slide.patient_id), *of_slide):
                 self._first.setdefault(key, place)
 
     def seen_as(self, patient: Patient, bags: Iterable[Bag]) -> str:
         """The first that this one is: of the same id, or with a slide of the same content."""
         keys = [("patient", patient.patient_id)]
         for bag in bags:
-            keys.append(("content", bag.meta.slide_content_id))
-            if len(bag.features):
-                keys.append(("features", bag.features_sha256))
+            keys += identities(
+                content_id=bag.meta.slide_content_id, features_sha256=bag.features_sha256,
+                n_tiles=len(bag.features),
+            )  # fmt: skip
         places = [self._first[key] for key in keys if key in self._first]
         return self._owners[min(places)] if places else ""
 

@@ -15,7 +15,7 @@ __all__ = ["run_notes", "unlabelled_notes"]
 def run_notes(
     cohort: Cohort, bags: PatientBags, found: OutOfFold, settings: TrainSettings
 ) -> tuple[str, ...]:
-    """Who was left out, what is not known of the bags, and how heads were stopped."""
+    """Who was left out, who stands there twice, what is not known, and how heads were stopped."""
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
@@ -28,6 +28,7 @@ def run_notes(
             "the bags were imported: weights and preprocessing of their backbone are unknown, so "
             "that they belong together rests on your word, and no new slide can be embedded alike"
         )
+    notes += _copy_notes(bags)
     notes += filter_notes(bags)
     if bags.marks:
         n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
@@ -47,6 +48,21 @@ def run_notes(
             f"was trained for {settings.fixed_steps} steps instead of being stopped early"
         )
     return tuple(notes)
+
+
+def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
+    """That one slide stands under two patients, whom folds may put on both sides."""
+    copies = bags.copies()
+    if not copies:
+        return ()
+    one, other = copies[0]
+    note = (
+        f"slides of two patients that are copies of each other: {len(copies)}, first "
+        f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; a fold "
+        "may have judged one by heads that learned from the other, so that scores are better than "
+        "the truth: see 'mil audit', and give copies one patient id"
+    )
+    return (note,)
 
 
 def unlabelled_notes(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
