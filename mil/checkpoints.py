@@ -74,6 +74,7 @@ class Checkpoints:
         n_classes: int,
         settings: TrainSettings,
         seeds: Sequence[Sequence[int]],
+        within: Fold | None = None,
     ) -> list[str]:
         """Names of the judgements of folds that are trained together.
 
@@ -90,12 +91,17 @@ class Checkpoints:
             How their ensembles are trained.
         seeds
             Numbers that decide everything random, for each fold.
+        within
+            The fold in whose training part all this happens: a tile filter is fitted again without
+            the patients that it judges.
         """
+        outside = () if within is None else within.test_ids
         decided = [
             {
                 "code": _code(),
                 "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
                 "judged": [(p, self._contents[p]) for p in fold.test_ids],
+                "outside": [(p, self._contents[p]) for p in outside],
                 "unlabelled": list(self._unlabelled.items()),
                 "n_classes": n_classes,
                 "filter": self._filter,
@@ -116,7 +122,7 @@ class Checkpoints:
         Parameters
         ----------
         name
-            From :meth:`name`.
+            From :meth:`names`.
         head
             Kind of head.
         n_classes
@@ -206,19 +212,19 @@ def _rows(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:
 
 
 def _contents(bags: PatientBags) -> dict[str, str]:
-    """A hash of each patient's embeddings and of those of their views.
+    """By patient, a hash of its embeddings, of those of their views, and of labels of its images.
 
     They come from those of its slides where they are known.
     """
     slides: dict[str, list[tuple[str, int]]] = {}
     for note in bags.slides:
-        marks = f"{note.features_sha256} {note.views_sha256}".rstrip()
-        slides.setdefault(note.patient_id, []).append((marks, note.n_tiles))
+        hashes = f"{note.features_sha256} {note.views_sha256}".rstrip()
+        slides.setdefault(note.patient_id, []).append((hashes, note.n_tiles))
     contents = {}
     for patient_id, n_tiles in bags.n_tiles.items():
         noted = slides.get(patient_id, [])
         if noted and sum(n_noted for _, n_noted in noted) == n_tiles:
-            contents[patient_id] = " ".join(marks for marks, _ in noted)
+            contents[patient_id] = " ".join(hashes for hashes, _ in noted)
         else:
             tiles = bags.features[patient_id]
             digest = hashlib.sha256(f"{tiles.dtype} {tiles.shape}".encode())
@@ -227,8 +233,8 @@ def _contents(bags: PatientBags) -> dict[str, str]:
                 digest.update(np.ascontiguousarray(bags.views[patient_id]).data)
             contents[patient_id] = digest.hexdigest()
         if bags.marks:
-            marks = hashlib.sha256(bags.marks[patient_id].tobytes()).hexdigest()
-            contents[patient_id] += f" images {marks}"
+            images = hashlib.sha256(bags.marks[patient_id].tobytes()).hexdigest()
+            contents[patient_id] += f" images {images}"
     return contents
 
 

@@ -232,7 +232,7 @@ class Bench:
         assert self._kept is not None  # noqa: S101 - names are asked for where they are used
         return self._kept.names(
             assignment.folds, assignment.labels, n_classes=assignment.n_classes,
-            settings=assignment.settings, seeds=assignment.seeds,
+            settings=assignment.settings, seeds=assignment.seeds, within=assignment.within,
         )  # fmt: skip
 
 

@@ -140,11 +140,11 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
 
     def name(
         of: PatientBags = bags, fold=fold, labels=labels, settings=FAST, seed=(0,), n_classes=2,
-        beside: tuple[Fold, ...] = (),
+        beside: tuple[Fold, ...] = (), within: Fold | None = None,
     ) -> str:  # fmt: skip
         return Checkpoints(tmp_path, of).names(
             (fold, *beside), labels, n_classes=n_classes, settings=settings,
-            seeds=[seed] * (1 + len(beside)),
+            seeds=[seed] * (1 + len(beside)), within=within,
         )[0]  # fmt: skip
 
     turned = fold.train_ids[0]
@@ -162,6 +162,7 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
         name(seed=(1,)),
         name(n_classes=3),
         name(beside=(other_fold,)),
+        name(within=other_fold),
     ]
     assert name() == names[0]
     # A patient's own label has no part in how it is judged.
