@@ -59,7 +59,7 @@ class LabelSummary:
     """Folder of the run."""
     losses: Mapping[str, Interval]
     """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated``, out-of-fold,
-    and ``cohort prior``, of the shares themselves."""
+    the mean over repeats, and ``cohort prior``, of the shares themselves."""
     labels: Mapping[str, FitSummary]
     """What each label came to."""
 
@@ -265,11 +265,12 @@ def _summarise(
         evidence = read_evidence(folder, classes=table.cohort_of(name).classes)
         places = {patient: place for place, patient in enumerate(evidence.patient_ids)}
         order = [places[patient] for patient in table.patients.patient_ids]
-        columns.append(evidence.first["calibrated"][order, 1])
-    balanced = np.stack(columns, axis=1)  # (patients, labels)
+        columns.append(evidence.proba["calibrated"][:, order, 1])
+    balanced = np.stack(columns, axis=-1)  # (repeats, patients, labels)
     shares = table.truth.mean(axis=0)
     proba = shift_labels(balanced, old=np.full(len(shares), 0.5), new=shares)
-    _write_out_of_fold(beside / "out_of_fold.csv", table, proba)
+    # The first repeat averages as many heads as are deployed; a mean over repeats, more.
+    _write_out_of_fold(beside / "out_of_fold.csv", table, proba[0])
     kinds = {"calibrated": proba, "cohort prior": np.broadcast_to(shares, proba.shape)}
     losses = {
         kind: weighted_label_loss(
