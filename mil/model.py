@@ -90,7 +90,8 @@ class Run:
     unlabelled_slides: tuple[TrainingSlide, ...]
     """Slides that its whitening was fitted on besides, without labels."""
     out_of_fold: Mapping[str, npt.NDArray[np.float64]]
-    """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,)."""
+    """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,), the
+    mean over repeats; nested ones in a run that was scored so."""
     settings: Mapping[str, Any]
     """Settings and seed it was trained with, as plain values."""
     versions: Mapping[str, str]
