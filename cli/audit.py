@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from cli.console import print_json, progress_bar, results, step
+from cli.findings import print_findings
 from cli.options import JsonOutput
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 _EXIT_LEAK = 1
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def audit(
@@ -89,11 +88,7 @@ def audit(
 
 
 def _print_report(report: AuditReport, *, bags: Path | None) -> None:
-    for finding in report.findings:
-        text = Text()
-        text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
-        text.append(finding.message + ("" if not finding.advice else f". {finding.advice}"))
-        results.print(text)
+    print_findings(report.findings)
     if report.predictability:
         _print_shortcuts(report)
     looked_at = ", ".join(

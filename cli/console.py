@@ -28,6 +28,9 @@ from typer.core import TyperGroup
 from features.errors import KnownError
 
 __all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_KNOWN_ERROR",
+    "EXIT_PARTLY_FAILED",
     "KnownErrorGroup",
     "finish_on_interrupt",
     "notes",

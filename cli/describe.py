@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.findings import print_findings
 from cli.options import JsonOutput
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from mil.describe import Description, SlideFiles, SlideHeader, SlideTable
 
 __all__ = ["describe"]
-
-_THUMBNAIL_PX = 352
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 OnStep = Callable[[str, int, int], None]
 
@@ -195,23 +193,18 @@ def _read_thumbnail(path: Path) -> Image.Image:
     from PIL import Image
 
     from features.slides.opening import open_slide
+    from mil.describe import THUMBNAIL_PX
 
     slide = open_slide(path)
     try:
-        long_side = max(slide.levels[0].width_px, slide.levels[0].height_px)
-        return Image.fromarray(slide.overview(downsample=max(1, long_side // _THUMBNAIL_PX)))
+        long_side_px = max(slide.levels[0].width_px, slide.levels[0].height_px)
+        return Image.fromarray(slide.overview(downsample=max(1, long_side_px // THUMBNAIL_PX)))
     finally:
         slide.close()
 
 
 def _print_summary(found: Description, page: Path) -> None:
-    from rich.text import Text
-
-    for finding in found.findings:
-        text = Text()
-        text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
-        text.append(f"{finding.message}. {finding.advice}".rstrip())
-        results.print(text)
+    print_findings(found.findings)
     table = found.table
     told = f"{len(table.slides)} slides of {len(table.patients)} patients"
     if table.labelled:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cli.console import progress_bar, step
 from cli.embedded import SlideBars, print_failures
 from cli.given import given_mpp_of
-from cli.loading import load_encoder_for
+from cli.loading import images_expected, load_encoder_for
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mil.model import Run
 
 __all__ = ["embed_missing_series", "embed_missing_slides"]
-
-_IMAGES_A_SERIES = 40
 
 
 def embed_missing_slides(
@@ -86,10 +84,10 @@ def embed_missing_series(
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
     with step("loading the backbone"):
         settings = series_settings_like(run.fingerprint, batch_images=batch, n_workers=workers)
-        n_images = sum(max(_IMAGES_A_SERIES, len(spec.listed)) for spec in specs)
         encoder = _encoder_of(
-            run, bags_dir, weights=weights, device=device, batch=batch, n_tiles_expected=n_images
-        )
+            run, bags_dir, weights=weights, device=device, batch=batch,
+            n_tiles_expected=images_expected(specs),
+        )  # fmt: skip
 
     def embed(bars: SlideBars) -> list[SlideOutcome]:
         return embed_series(

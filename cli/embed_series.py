@@ -9,13 +9,11 @@ from cli.console import finish_on_interrupt, progress_bar, step
 from cli.embedded import SlideBars, report_outcomes
 from cli.engines import running
 from cli.given import part_of
+from cli.loading import images_expected
 from cli.work import Work
 from features.cores import N_CORES
 
 __all__ = ["embed_table"]
-
-_MAX_FAILED = 0.2
-_IMAGES_A_SERIES = 40
 
 
 def embed_table(
@@ -42,11 +40,11 @@ def embed_table(
     settings = SeriesSettings(
         side_px=tile_px, windows=channels, batch_images=work.batch,
         n_workers=work.workers or N_CORES,
-        max_failed=_MAX_FAILED if max_failed is None else max_failed,
+        max_failed=SeriesSettings.max_failed if max_failed is None else max_failed,
     )  # fmt: skip
     plan = work.plan(
         bags_dir,
-        n_tiles_expected=sum(max(_IMAGES_A_SERIES, len(spec.listed)) for spec in specs),
+        n_tiles_expected=images_expected(specs),
         fingerprint=partial(fingerprint_of_series, settings=settings),
     )
     with (

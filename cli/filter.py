@@ -24,6 +24,7 @@ from cli.options import (
     TilePx,
     Weights,
 )
+from mil.wording import percent
 
 if TYPE_CHECKING:
     from features.filter import TileFilter
@@ -182,8 +183,9 @@ def _print(tile_filter: TileFilter, path: Path) -> None:
                       f"{told['n_tiles_keep']:,}")  # fmt: skip
         results.print(table)
         results.print(
-            f"Of the tiles dropped, {counts.precision:.1%} were to be dropped (precision); of "
-            f"those to drop, {counts.recall:.1%} were dropped (recall)."
+            f"Of the tiles dropped, {percent(counts.precision, digits=1)} were to be dropped "
+            f"(precision); of those to drop, {percent(counts.recall, digits=1)} were dropped "
+            "(recall)."
         )
     n_known = sum(bool(slide["content_id"]) for slide in told["slides"])
     results.print(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
     from features.loading import EncoderRequest
+    from features.series.table import SeriesSpec
 
-__all__ = ["INSTALLED", "TILES_A_SLIDE", "load_encoder_for", "request_encoder"]
-
-INSTALLED = "-"
-"""Stands for weights that are installed, where several backbones need a checkpoint each."""
+__all__ = ["TILES_A_SLIDE", "images_expected", "load_encoder_for", "request_encoder"]
 
 TILES_A_SLIDE = 200
 """A guess, made before any slide is opened."""
+
+_IMAGES_A_SERIES = 40
+_INSTALLED = "-"  # weights that are installed, where several backbones need a checkpoint each
+
+
+def images_expected(specs: Sequence[SeriesSpec]) -> int:
+    """Images of series: those that are listed, and a guess for folders that were not opened yet."""
+    return sum(max(_IMAGES_A_SERIES, len(spec.listed)) for spec in specs)
 
 
 def request_encoder(
@@ -40,7 +47,7 @@ def request_encoder(
     """
     from features.loading import EncoderRequest
 
-    paths = tuple(None if str(path) == INSTALLED else path.absolute() for path in weights or ())
+    paths = tuple(None if str(path) == _INSTALLED else path.absolute() for path in weights or ())
     return EncoderRequest(
         name=name, weights=paths, device=device, batch_tiles=batch, execution=execution,
         n_tiles_expected=n_tiles_expected,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -234,8 +235,7 @@ def train(
 
 def _next_run() -> Path:
     """The first of ``runs/run-1``, ``runs/run-2`` and so on that is not there."""
-    numbers = (number for number in range(1, 1_000_000))
-    return next(p for p in (Path("runs") / f"run-{n}" for n in numbers) if not p.exists())
+    return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
 
 
 def _require_free(run: Path, *, overwrite: bool) -> None:
@@ -262,6 +262,8 @@ def _require_free(run: Path, *, overwrite: bool) -> None:
 
 
 def _print_summary(summary: FitSummary) -> None:
+    from mil.conformal import COVERAGE
+
     table = Table(
         title=f"{summary.n_patients} patients, {summary.n_tiles:,} tiles, head {summary.head!r}",
         title_justify="left",
@@ -279,8 +281,8 @@ def _print_summary(summary: FitSummary) -> None:
     kept = summary.guaranteed
     told = ", ".join(f"{name} {share:.2f}" for name, share in kept.items()) if kept else "none"
     results.print(
-        f"Prediction sets that aim at 0.9 leave one class to {summary.one_class:.2f} of the "
-        f"patients; guaranteed coverage: {told}",
+        f"Prediction sets that aim at {COVERAGE:g} leave one class to {summary.one_class:.2f} of "
+        f"the patients; guaranteed coverage: {told}",
         markup=False,
     )
-    results.print(f"The run lies in {summary.path}")
+    results.print(f"The run lies in {summary.path}", markup=False)

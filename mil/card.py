@@ -13,6 +13,7 @@ from features.files import written_beside
 from mil.conformal import COVERAGE
 from mil.metrics import Interval
 from mil.model import Run
+from mil.wording import percent
 
 __all__ = ["write_card"]
 
@@ -129,11 +130,10 @@ def _sets(run: Run) -> str:
             "Nothing is guaranteed of prediction sets: folds were made by centre, or a filter\n"
             "drops tiles."
         )
-    told = ", ".join(f"{name} {share:.0%}".replace("%", " %") for name, share in kept.items())
+    told = ", ".join(f"{name} {percent(share)}" for name, share in kept.items())
     return (
-        f"Prediction sets that aim at {COVERAGE:.0%}".replace("%", " %")
-        + " of each class are guaranteed to hold\n"
-        + f"{told} at least, of new patients drawn like these, and of no others."
+        f"Prediction sets that aim at {percent(COVERAGE)} of each class are guaranteed to hold\n"
+        f"{told} at least, of new patients drawn like these, and of no others."
     )
 
 

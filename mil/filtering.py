@@ -15,6 +15,7 @@ from features.filter import SeenSlide, TileFilter, read_kept_filter, require_rec
 from features.filter_fit import refit_filter
 from mil.cohort import Cohort
 from mil.data import Features, LazyFeatures, PatientBags, restrict
+from mil.wording import percent
 
 __all__ = ["FilteredFeatures", "filter_bags", "filter_notes"]
 
@@ -141,7 +142,8 @@ def filter_notes(bags: PatientBags) -> tuple[str, ...]:
         return ()
     n_dropped, n_kept = bags.features.n_dropped, sum(bags.n_tiles.values())
     share = n_dropped / max(1, n_dropped + n_kept)
-    notes = [f"tiles dropped by the filter: {n_dropped:,} of {n_dropped + n_kept:,} ({share:.1%})"]
+    of_all = f"{n_dropped:,} of {n_dropped + n_kept:,} ({percent(share, digits=1)})"
+    notes = [f"tiles dropped by the filter: {of_all}"]
     if seen := bags.features.seen:
         notes.append(
             f"the filter learned from slides of {len(seen)} of these patients: it was fitted again "

@@ -105,12 +105,7 @@ class FitSummary:
             n_patients=said["n_patients"],
             n_tiles=said["n_tiles"],
             scores={
-                kind: {
-                    metric: Interval(
-                        value=found["value"], low=found["interval"][0], high=found["interval"][1]
-                    )
-                    for metric, found in of_kind.items()
-                }
+                kind: {metric: Interval.from_dict(found) for metric, found in of_kind.items()}
                 for kind, of_kind in said["scores"].items()
             },
             one_class=said["sets"]["one_class"],
@@ -304,7 +299,6 @@ def _as_run(
 ) -> Run:
     bags = design.bags
     every_row = np.ones(found.fold.shape, bool)
-
     return Run(
         path=path,
         classes=design.cohort.classes,
@@ -400,10 +394,7 @@ def _write_history(path: Path, found: OutOfFold, final: Ensemble) -> None:
 
 def _plain(scores: Scores) -> dict[str, object]:
     return {
-        name: {
-            metric: {"value": score.value, "interval": [score.low, score.high]}
-            for metric, score in of_kind.items()
-        }
+        name: {metric: score.as_dict() for metric, score in of_kind.items()}
         for name, of_kind in scores.items()
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from features.errors import KnownError
 
 __all__ = [
     "Interval",
+    "Metric",
     "accuracy",
     "auroc",
     "balanced_accuracy",
@@ -26,13 +28,16 @@ __all__ = [
     "prior_weights",
     "stratified_bootstrap",
     "weighted_log_loss",
+    "wilson_interval",
 ]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Metric = Callable[[Floats, Ints], float]
+"""From ``proba`` and ``labels`` to a score."""
 
 _LEAST_PROBABILITY = 1e-15
+_Z = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,22 @@ class Interval:
     def __str__(self) -> str:
         """``0.6612 [0.6301, 0.6933]``."""
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON: ``value``, and ``interval`` of two numbers."""
+        return {"value": self.value, "interval": [self.low, self.high]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what :meth:`as_dict` gave.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it is anything else.
+        """
+        low, high = values["interval"]
+        return cls(value=float(values["value"]), low=float(low), high=float(high))
 
 
 def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | None = None) -> float:
@@ -225,6 +246,22 @@ def stratified_bootstrap(
         value = float(np.mean([metric(one, labels) for one in sets]))
         result[name] = Interval(value=value, low=float(low), high=float(high))
     return result
+
+
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    """95 % interval of a share of n (Wilson, 1927): inside [0, 1] however few they are.
+
+    Parameters
+    ----------
+    share
+        0 to 1.
+    n
+        Patients it is of; where they are weighed, as many equal ones as tell as much.
+    """
+    shrink = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / shrink
+    half = _Z / shrink * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:

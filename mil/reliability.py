@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mil.metrics import calibration_error, equal_mass_bins, prior_weights
+from mil.metrics import calibration_error, equal_mass_bins, prior_weights, wilson_interval
 from mil.priors import shift_prior
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ def reliability_table(
         observed = float(np.average(truth[inside], weights=weights))
         # Unequal weights tell as much as this many equal ones (Kish, 1965).
         n_effective = float(weights.sum() ** 2 / (weights**2).sum())
-        low, high = _wilson(observed, n_effective)
+        low, high = wilson_interval(observed, n_effective)
         table.append(
             ReliabilityBin(
                 n_patients=int(inside.sum()),
@@ -180,11 +178,3 @@ def brier_parts(
         uncertainty=overall * (1 - overall),
         within_bins=float(mass @ (apart**2 - 2 * apart * (truth - observed[bins]))),
     )
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share of n (Wilson, 1927): inside [0, 1] however few they are."""
-    shrink = 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / shrink
-    half = _Z / shrink * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

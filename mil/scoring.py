@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mil.calibration import CrossFitted, calibration_line, cross_fit, logits_of
 from mil.cohort import Cohort
 from mil.metrics import (
     Interval,
+    Metric,
     accuracy,
     auroc,
     balanced_accuracy,
@@ -40,7 +41,6 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Metric = Callable[[Floats, Ints], float]
 
 INTERVAL_NOTE = (
     "95 % intervals: class-stratified bootstrap over patients; the variance of training is not in "
@@ -95,10 +95,7 @@ class Scored:
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         plain: dict[str, object] = {
-            kind: {
-                name: {"value": found.value, "interval": [found.low, found.high]}
-                for name, found in scores.items()
-            }
+            kind: {name: found.as_dict() for name, found in scores.items()}
             for kind, scores in self.scores.items()
         }
         if self.calibrators:

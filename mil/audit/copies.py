@@ -25,6 +25,7 @@ from features.bag_files import read_bag
 from features.bags import Bag
 from mil.audit.findings import Finding, Severity, listed
 from mil.audit.slides import Owner, SlideDigest
+from mil.wording import percent
 
 __all__ = [
     "LEAST_AGREEING_TILES",
@@ -164,7 +165,7 @@ def find_near_duplicates(
     for done, (first, second, cosine) in enumerate(pairs, start=1):
         fit = agreement(read(first.path), read(second.path), centre=centre)
         if fit.is_copy:
-            detail = f": {fit.share:.0%} of tiles agree, cosine of means {cosine:.2f}"
+            detail = f": {percent(fit.share)} of tiles agree, cosine of means {cosine:.2f}"
             found.append(_Copies((owners[first.slide_id], owners[second.slide_id]), detail))
         on_pair(done, len(pairs))
     return list(_by_severity("near_duplicate", "show the same tissue", found))

@@ -70,7 +70,7 @@ class Predictability:
         """Plain values for JSON."""
         return {
             **asdict(self),
-            "score": {"value": self.score.value, "interval": [self.score.low, self.score.high]},
+            "score": self.score.as_dict(),
             "is_above_chance": self.is_above_chance,
         }
 

@@ -8,7 +8,10 @@ import numpy as np
 
 from mil.describe.table import SlideTable
 
-__all__ = ["choose_for_gallery"]
+__all__ = ["THUMBNAIL_PX", "choose_for_gallery"]
+
+THUMBNAIL_PX = 352
+"""Longer side of a picture: twice that on the page, for screens of double density."""
 
 
 def choose_for_gallery(

@@ -16,6 +16,8 @@ from mil.describe.counts import Crosstab
 from mil.describe.measures import ClassDifference
 from mil.describe.slides import SlideBag, SlideFiles
 from mil.describe.table import SlideTable
+from mil.metrics import wilson_interval
+from mil.wording import percent
 
 __all__ = ["odd_bags", "odd_centres", "odd_differences", "odd_files", "odd_table"]
 
@@ -25,7 +27,6 @@ _LEAST_PATIENTS = 10
 _RARE_SHARE = 0.35
 _LARGEST_P = 0.01
 _FAR_MPP = 1.5
-_Z = 1.959963984540054
 _LIKE_A_NUMBER = re.compile(r"[0-9]+e[0-9]+", re.IGNORECASE)
 
 
@@ -140,13 +141,13 @@ def _odd_classes(table: SlideTable) -> Iterator[Finding]:
             f"{next(iter(labels), 'none')}: there is nothing to learn",
         )  # fmt: skip
         return
-    name, count = labels.most_common()[-1]
-    if labels.total() and count / labels.total() < _RARE_SHARE:
+    (common, n_common), *_, (rare, n_rare) = labels.most_common()
+    total = labels.total()
+    if total and n_rare / total < _RARE_SHARE:
         yield _found(
-            "note", "class_rare", f"{name} is the rarer class: {count} of {labels.total()} "
-            f"patients ({_percent(count / labels.total())}); accuracy says little here, since "
-            f"always answering {labels.most_common(1)[0][0]} is right for "
-            f"{_percent(labels.most_common(1)[0][1] / labels.total())}", "", [name],
+            "note", "class_rare", f"{rare} is the rarer class: {n_rare} of {total} patients "
+            f"({percent(n_rare / total, digits=1)}); accuracy says little here, since always "
+            f"answering {common} is right for {percent(n_common / total, digits=1)}", "", [rare],
         )  # fmt: skip
 
 
@@ -171,16 +172,16 @@ def _far_centres(
     told = []
     for row in rows:
         count, total = int(patients.counts[row, index]), int(patients.totals[row])
-        low, high = (100 * end for end in _wilson(count, total))
+        low, high = (100 * end for end in wilson_interval(count / total, total))
+        share = percent(count / total, digits=1)
         told.append(
-            f"centre {patients.names[row]} with {_percent(count / total)} ({count} of {total} "
-            f"patients; 95 % interval {low:.0f} to {high:.0f} %)"
+            f"centre {patients.names[row]} with {share} ({count} of {total} patients; 95 % "
+            f"interval {low:.0f} to {high:.0f} %)"
         )
-    overall = patients.counts[:, index].sum() / patients.totals.sum()
+    overall = percent(patients.counts[:, index].sum() / patients.totals.sum(), digits=1)
     return _found(
         "warning", f"centre_with_{word}",
-        f"{word} {patients.classes[index]} than elsewhere, {_percent(float(overall))} of all: "
-        + ", ".join(told),
+        f"{word} {patients.classes[index]} than elsewhere, {overall} of all: {', '.join(told)}",
         "Chance or not, a model that tells a centre by glass or stain gains from it: see "
         "'mil audit', and train with '--by centre' as well.",
         [patients.names[row] for row in rows],
@@ -229,13 +230,6 @@ def _resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _wilson(count: int, total: int) -> tuple[float, float]:
-    share, z2 = count / total, _Z * _Z
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _found(
     severity: Literal["error", "warning", "note"],
     kind: str,
@@ -247,10 +241,6 @@ def _found(
         severity=Severity(severity), kind=kind, message=message, advice=advice,
         subjects=tuple(subjects),
     )  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from mil.describe.description import Description
+from mil.describe.gallery import THUMBNAIL_PX
 from mil.describe.sections import sections_of, with_share
 from mil.describe.slides import SlideBag, SlideFiles
 from mil.describe.table import SlideTable, natural_key
@@ -14,7 +15,6 @@ from mil.pages import render
 
 __all__ = ["render_description"]
 
-_THUMBNAIL_PX = 352  # twice its width on the page, for screens of double density
 _N_COLOURS = 8
 _STEP = 8
 
@@ -88,6 +88,6 @@ def _galleries(files: SlideFiles, table: SlideTable) -> list[tuple[str, list[tup
     for row in table.slides.to_dict("records"):
         if image := files.thumbnails.get(row["slide"]):
             words = f"{row['slide']}, centre {row['centre']}" if row["centre"] else row["slide"]
-            picture = embed_image(image, alt=f"Slide {words}", most_px=_THUMBNAIL_PX)
+            picture = embed_image(image, alt=f"Slide {words}", most_px=THUMBNAIL_PX)
             shown.setdefault(row["label"], []).append((picture, words))
     return [(label, shown[label]) for label in table.classes if label in shown]

@@ -18,6 +18,7 @@ from mil.describe.slides import SlideFiles, SlideHeader
 from mil.describe.table import Column, SlideTable
 from mil.describe.tiles import TileCount
 from mil.figures import Picture
+from mil.wording import percent
 
 __all__ = ["Section", "TextTable", "sections_of", "with_share"]
 
@@ -74,7 +75,7 @@ def with_share(count: int, total: int) -> tuple[str, str]:
     >>> with_share(1234, 2000)
     ('1,234', '61.7 %')
     """
-    return f"{count:,}", f"{100 * count / total:.1f} %" if total else "–"
+    return f"{count:,}", percent(count / total, digits=1) if total else "–"
 
 
 def _schema(table: SlideTable) -> Section:

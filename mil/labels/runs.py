@@ -67,7 +67,7 @@ class LabelSummary:
         """Plain values for JSON."""
         return {
             "run": str(self.path),
-            "weighted_label_loss": {kind: _plain(loss) for kind, loss in self.losses.items()},
+            "weighted_label_loss": {kind: loss.as_dict() for kind, loss in self.losses.items()},
             "labels": {name: found.as_dict() for name, found in self.labels.items()},
         }
 
@@ -298,7 +298,3 @@ def _move(beside: Path, run_dir: Path) -> None:
         raise OutputError(
             run_dir, found=f"cannot be replaced ({error.strerror or error})"
         ) from error  # fmt: skip
-
-
-def _plain(score: Interval) -> dict[str, object]:
-    return {"value": score.value, "interval": [score.low, score.high]}

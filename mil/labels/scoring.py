@@ -37,10 +37,7 @@ class LabelScores:
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
-            "weighted_label_loss": {
-                kind: {"value": loss.value, "interval": [loss.low, loss.high]}
-                for kind, loss in self.losses.items()
-            },
+            "weighted_label_loss": {kind: loss.as_dict() for kind, loss in self.losses.items()},
             "labels": {name: found.as_dict() for name, found in self.labels.items()},
         }
 

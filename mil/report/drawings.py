@@ -52,7 +52,6 @@ _SQUARE_IN = 3.7
 _ROW_IN = 0.27
 _MOST_GROUPS = 30
 _METRIC_NAMES = {"weighted_log_loss": "weighted log loss, nats", "auroc": "AUROC"}
-_WITHOUT_KNOWING = {"auroc": 0.5}
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> Picture:

@@ -234,14 +234,7 @@ def _read_history(folder: Path) -> pd.DataFrame:
 
 
 def _intervals(found: Mapping[str, Any]) -> dict[str, Interval]:
-    return {
-        metric: Interval(
-            value=float(found[metric]["value"]),
-            low=float(found[metric]["interval"][0]),
-            high=float(found[metric]["interval"][1]),
-        )
-        for metric in _METRICS
-    }
+    return {metric: Interval.from_dict(found[metric]) for metric in _METRICS}
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

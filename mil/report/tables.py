@@ -15,6 +15,7 @@ from mil.report.calibration import Reliability
 from mil.report.evidence import Evidence
 from mil.report.groups import GroupScore
 from mil.shortcuts import ALL_SHORTCUTS
+from mil.wording import percent
 
 __all__ = [
     "Table",
@@ -173,7 +174,7 @@ def confusion_table(evidence: Evidence) -> Table:
     rows = []
     for index, name in enumerate(evidence.classes):
         counts = np.bincount(likeliest[evidence.labels == index], minlength=len(evidence.classes))
-        cells = [f"{count:,} ({count / counts.sum():.0%})".replace("%", " %") for count in counts]
+        cells = [f"{count:,} ({percent(count / counts.sum())})" for count in counts]
         rows.append((name, *cells, f"{counts.sum():,}"))
     return _table(
         "Patients by true class (rows) and likeliest class (columns)",
@@ -199,11 +200,11 @@ def sets_table(
         rows.append((
             name,
             f"{of.sum():,}",
-            *(f"{part[of].sum():,} ({part[of].mean():.0%})".replace("%", " %") for part in parts),
-            f"{guaranteed[name]:.0%}".replace("%", " %") if guaranteed else _NONE,
+            *(f"{part[of].sum():,} ({percent(part[of].mean())})" for part in parts),
+            percent(guaranteed[name]) if guaranteed else _NONE,
         ))  # fmt: skip
     return _table(
-        f"Prediction sets that aim at {coverage:.0%}".replace("%", " %"),
+        f"Prediction sets that aim at {percent(coverage)}",
         [
             "true class", "patients", "its class alone", "another class alone", "several classes",
             "no class", "true class in the set", "guaranteed to new patients",
@@ -220,7 +221,7 @@ def cohort_table(evidence: Evidence) -> Table:
         rows.append((
             name,
             f"{of.sum():,}",
-            f"{of.mean():.1%}".replace("%", " %"),
+            percent(of.mean(), digits=1),
             f"{evidence.n_slides[of].sum():,}",
             f"{evidence.n_tiles[of].sum():,}",
             f"{np.median(evidence.n_tiles[of]):,.0f}",
