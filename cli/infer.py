@@ -159,8 +159,6 @@ def infer(
             model.over_views()  # refused before slides are embedded
         cohort = read_cohort(patients, labelled=False)
         shares = prior_of(model, prior)
-        if abstain:
-            _require_sets(model)
     n_failed = _embed_missing(model, cohort, bags, **options)
     with step("predicting"):
         predictions = predict_patients(
@@ -226,23 +224,9 @@ def _summarise(
     }
 
 
-def _require_sets(run: Run) -> None:
-    from mil.errors import RunError
-
-    if run.sets is None:
-        raise RunError(
-            run.path,
-            found="no prediction sets in it: an earlier version wrote it",
-            expected="a run with them, for --abstain",
-            advice="Train again with 'mil train', or leave --abstain out.",
-        )
-
-
 def _summarise_sets(
     run: Run, predictions: list[PatientPrediction], coverage: float
 ) -> dict[str, object]:
-    if run.sets is None:
-        return {}
     return {
         "coverage": coverage,
         "guaranteed": run.guaranteed(coverage),
@@ -256,12 +240,11 @@ def _print_summary(summary: dict[str, object]) -> None:
     shares = ", ".join(f"{name} {share:.3f}" for name, share in prior.items())
     results.print(f"{summary['n_patients']} patients into {summary['out']} (run {summary['run']})")
     results.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
-    if isinstance(sets := summary.get("sets"), dict):
-        counts = ", ".join(f"{n} {name}" for name, n in sets.items())
-        results.print(
-            f"Prediction sets that aim at {summary['coverage']:g}: {counts}", markup=False
-        )
-    if isinstance(kept := summary.get("guaranteed"), dict):
+    sets = summary["sets"]
+    assert isinstance(sets, dict)  # noqa: S101 - as above
+    counts = ", ".join(f"{n} {name}" for name, n in sets.items())
+    results.print(f"Prediction sets that aim at {summary['coverage']:g}: {counts}", markup=False)
+    if isinstance(kept := summary["guaranteed"], dict):
         shares = ", ".join(f"{name} {share:.2f}" for name, share in kept.items())
         results.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
     if "n_to_look_at" in summary:
@@ -303,11 +286,6 @@ def _warn(predictions: list[PatientPrediction]) -> None:
 
 def _warn_of_sets(run: Run, coverage: float) -> None:
     """Say what keeps prediction sets from meaning much."""
-    if run.sets is None:
-        notes.print(
-            "note: the run is of an earlier version and keeps no prediction sets", style="yellow"
-        )
-        return
     few = run.sets.conformal.too_few(coverage)
     if few.any():
         from mil.conformal import least_patients

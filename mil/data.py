@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from features.bag_files import read_bag_of, read_features, read_views
@@ -29,7 +28,6 @@ __all__ = [
     "StoredFeatures",
     "identities",
     "load_patient_bags",
-    "pad",
     "restrict",
 ]
 
@@ -408,20 +406,6 @@ def identities(
     """
     by_file = (("file", content_id),) if content_id else ()
     return (*by_file, ("tiles", features_sha256)) if n_tiles else by_file
-
-
-def pad(bags: Sequence[Tensor]) -> Batch:
-    """Bags side by side.
-
-    Parameters
-    ----------
-    bags
-        Each of shape (tiles, dim), float32, with the same dim.
-    """
-    features = torch.nn.utils.rnn.pad_sequence(list(bags), batch_first=True)
-    lengths = torch.tensor([len(bag) for bag in bags], device=features.device)
-    places = torch.arange(features.shape[1], device=features.device)
-    return Batch(features, places[None] < lengths[:, None])
 
 
 def _views_of(bag: Bag) -> Features:

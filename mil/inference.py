@@ -54,22 +54,22 @@ class PatientPrediction:
     """Whether the whitening was fitted on the patient, without a label."""
     out_of_fold: npt.NDArray[np.float64] | None
     """Shape (classes,): for a seen patient, what heads said that had not seen it."""
-    prediction_set: tuple[str, ...] | None
+    prediction_set: tuple[str, ...]
     """Classes that cannot be ruled out at the coverage asked for, in order. All of them for a
-    patient without tiles, and for one seen with or without a label, of which nothing can be said;
-    None where the run keeps no sets."""
+    patient without tiles, and for one seen with or without a label, of which nothing can be
+    said."""
     seen_by_filter: bool = False
     """Whether the run's tile filter learned from slides of this patient."""
 
     @property
     def is_to_look_at(self) -> bool:
         """Whether anything but exactly one class is left."""
-        return self.prediction_set is None or len(self.prediction_set) != 1
+        return len(self.prediction_set) != 1
 
     @property
     def set_in_words(self) -> str:
         """``CE``, ``CE|LAA``, or ``(none)`` where every class was ruled out."""
-        return "" if self.prediction_set is None else "|".join(self.prediction_set) or "(none)"
+        return "|".join(self.prediction_set) or "(none)"
 
 
 def predict_patients(
@@ -223,10 +223,8 @@ def _outputs(
     return logits.mean(axis=0), attention.mean(axis=0)
 
 
-def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[str, ...] | None:
+def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[str, ...]:
     """Classes that cannot be ruled out; without tiles that no head saw none can."""
-    if run.sets is None:
-        return None
     if tiles is None:
         return run.classes
     left = run.sets.of_patient(tiles, coverage=coverage)

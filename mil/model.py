@@ -96,8 +96,8 @@ class Run:
     """Settings and seed it was trained with, as plain values."""
     versions: Mapping[str, str]
     """Versions of the software it was trained with."""
-    sets: PredictionSets | None
-    """What tells which classes cannot be ruled out; None in runs of versions before it."""
+    sets: PredictionSets
+    """What tells which classes cannot be ruled out."""
     view_calibrator: Calibrator | None = None
     """Calibrator of logits averaged over the views of tiles; None where it learned without."""
     tile_filter: TileFilter | None = None
@@ -111,7 +111,7 @@ class Run:
         patients.
         """
         sifts = self.tile_filter is not None and not self.fingerprint.filter_sha256
-        if self.sets is None or sifts or self.settings["by"] != "patient":
+        if sifts or self.settings["by"] != "patient":
             return None
         found = self.sets.conformal.guaranteed(coverage).tolist()
         return dict(zip(self.classes, found, strict=True))
@@ -168,8 +168,7 @@ def save_run(run: Run) -> None:
     rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
     table = pd.DataFrame(rows, columns=["patient_id", *run.classes])
     write_table(run.path / "out_of_fold.csv", table)
-    if run.sets is not None:
-        write_sets(run.path, run.sets, classes=run.classes)
+    write_sets(run.path, run.sets, classes=run.classes)
     write_json(run.path / "model.json", _describe(run))
 
 
@@ -308,8 +307,7 @@ def _require_parts_that_fit(run: Run) -> None:
         found = calibrator.predict_proba(logits)
         if found.shape != (len(run.heads), len(run.classes)) or not np.isfinite(found).all():
             raise ValueError("a calibrator of another number of classes, or beyond all bounds")
-    if run.sets is not None:
-        run.sets.of_patient(tile, coverage=COVERAGE)
+    run.sets.of_patient(tile, coverage=COVERAGE)
     int(run.settings["seed"])
     run.guaranteed(COVERAGE)
 

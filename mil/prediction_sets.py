@@ -71,10 +71,8 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
         beside.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def read_sets(
-    folder: Path, *, classes: Sequence[str], head: str, n_heads: int
-) -> PredictionSets | None:
-    """Read what :func:`write_sets` wrote; None from runs of versions before there were sets.
+def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) -> PredictionSets:
+    """Read what :func:`write_sets` wrote.
 
     Parameters
     ----------
@@ -92,8 +90,6 @@ def read_sets(
     CalibrationError, OSError, SafetensorError, KeyError, TypeError, ValueError
         If a file is absent or damaged.
     """
-    if not (folder / _CONFORMAL).is_file():
-        return None
     described: Mapping[str, Any] = json.loads((folder / _CONFORMAL).read_text(encoding="utf-8"))
     conformal = CrossConformal.from_dict(described["strangeness"], classes)
     tensors = load_file(folder / _HEADS)

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import TableError
-from features.tables import find_column, read_table, write_table
+from features.tables import write_table
 from mil.cohort import Cohort
 from mil.errors import SplitError
 
@@ -24,7 +23,6 @@ __all__ = [
     "centre_spread",
     "make_folds",
     "patient_folds",
-    "read_folds",
     "split_notes",
     "stratified_parts",
     "write_folds",
@@ -226,42 +224,6 @@ def write_folds(path: Path, folds: Sequence[Fold]) -> None:
     """
     rows = [(fold.repeat, fold.index, patient) for fold in folds for patient in fold.test_ids]
     write_table(path, pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"]))
-
-
-def read_folds(path: Path) -> tuple[Fold, ...]:
-    """Read what :func:`write_folds` wrote.
-
-    Raises
-    ------
-    TableError
-        If the table cannot be read, lacks a column, or numbers repeats and folds by anything but
-        whole numbers.
-    """
-    table = read_table(path)
-    for name in ("repeat", "fold", "patient_id"):
-        find_column(table, [name], where=path, what="folds as 'mil train' wrote them")
-    try:
-        return _folds_of_table(table)
-    except (OverflowError, ValueError) as error:
-        raise TableError(
-            path, found=f"a repeat or fold that is no number ({error})", expected="whole numbers"
-        ) from error
-
-
-def _folds_of_table(table: pd.DataFrame) -> tuple[Fold, ...]:
-    folds = []
-    for repeat, of_repeat in table.groupby(table["repeat"].astype(int)):
-        numbers = of_repeat["fold"].astype(int)
-        for index in sorted(set(numbers)):
-            folds.append(
-                Fold(
-                    repeat=int(str(repeat)),
-                    index=index,
-                    train_ids=tuple(of_repeat["patient_id"][numbers != index]),
-                    test_ids=tuple(of_repeat["patient_id"][numbers == index]),
-                )
-            )
-    return tuple(folds)
 
 
 def _parts_even_in_groups(

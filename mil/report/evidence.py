@@ -181,7 +181,7 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
     Raises
     ------
     RunError
-        If a file is absent, as in runs of earlier versions, or damaged.
+        If a file is absent or damaged.
     """
     for name in ("judged.csv", "notes.json"):
         if not (folder / name).is_file():
@@ -189,7 +189,7 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
                 folder,
                 found=f"no {name} in it",
                 expected="the files that a report is drawn from",
-                advice="The run is of an earlier version: train again with 'mil train'.",
+                advice="Copy the run again, or train again with 'mil train'.",
             )
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))

@@ -40,7 +40,6 @@ from mil.model import load_run
 from mil.predictions import read_predictions
 from mil.report.evidence import read_evidence
 from mil.report.page import _read_history, _read_scores
-from mil.splits import read_folds
 from tests.fuzz import samples
 from tests.fuzz.samples import Samples
 
@@ -148,8 +147,7 @@ def _run(folder: Path) -> None:
     classes = ("CE", "LAA")
     _all_of(
         lambda: load_run(run), lambda: read_evidence(run, classes=classes),
-        lambda: read_folds(run / "folds.csv"), lambda: _read_scores(run),
-        lambda: _read_history(run),
+        lambda: _read_scores(run), lambda: _read_history(run),
     )  # fmt: skip
 
 

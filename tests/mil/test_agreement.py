@@ -12,7 +12,7 @@ from tests.fakes import make_series
 NOBODY = PatientPrediction(
     patient_id="p", probabilities=np.array([0.5, 0.5]), status="ok", slide_ids=("s",),
     n_tiles={"s": 4}, lowest=np.zeros(2), highest=np.ones(2), attention_share={"s": 1.0},
-    seen_as="", seen_unlabelled=False, out_of_fold=None, prediction_set=None,
+    seen_as="", seen_unlabelled=False, out_of_fold=None, prediction_set=(),
 )  # fmt: skip
 
 

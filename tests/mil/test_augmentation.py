@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mil.augmentation import add_noise, drop_tiles, mix_bags
-from mil.data import pad
 from mil.luck import Luck
+from tests.batches import pad
 
 
 def test_nothing_is_drawn_for_what_is_switched_off() -> None:

@@ -274,7 +274,6 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
 ) -> None:
     folder, _, _ = trained
     run = load_run(folder / "run")
-    assert run.sets is not None
     assert run.sets.conformal.guaranteed(0.6) is not None
     assert run.guaranteed(0.6) is None
     bag = make_bag("new_0", dim=16, shift=0.8)

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.data import pad
 from mil.errors import RunError
 from mil.heads import HeadOutput, attention, build_head, head_names, transmil
 from mil.heads.base import ByteDropout, quick_tanh
+from tests.batches import pad
 
 
 def make(name: str, dim: int = 6) -> torch.nn.Module:

@@ -111,7 +111,6 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
     assert "look_at" not in table
     assert table["set"].tolist()[:2] == ["CE|LAA", "CE|LAA"]  # seen in training, and no slide
     assert {"CE", "LAA"} <= set(table["set"])
-    assert run.sets is not None
     for prediction, cell in zip(found[2:], table["set"][2:], strict=True):
         tiles = load_patient_bags(
             read_cohort(world / "test.csv", labelled=False), find_bags(world / "bags")
@@ -134,31 +133,21 @@ def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabili
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
-def test_a_run_of_an_earlier_version_gives_no_sets(world: Path, tmp_path: Path) -> None:
-    shutil.copytree(world / "run", tmp_path / "run")
-    for name in ("sets.json", "fold_heads.safetensors"):
-        (tmp_path / "run" / name).unlink()
-    run = load_run(tmp_path / "run")
-    assert run.sets is None
-    assert run.guaranteed(0.9) is None
-    found, table = details(world, run, tmp_path / "d.csv", abstain=True)
-    assert set(table["set"]) == {""}
-    assert all(prediction.is_to_look_at for prediction in found)
-
-
 def test_folds_by_centre_guarantee_nothing(world: Path) -> None:
     run = load_run(world / "run")
     assert run.guaranteed(0.9) is not None
     assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed(0.9) is None
 
 
-@pytest.mark.parametrize("damage", ["absent", "half", "numbers", "classes"])
+@pytest.mark.parametrize("damage", ["absent", "no sets", "half", "numbers", "classes"])
 def test_damaged_sets_are_a_damaged_run(world: Path, tmp_path: Path, damage: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(world / "run", run)
     heads = run / "fold_heads.safetensors"
     if damage == "absent":
         heads.unlink()
+    elif damage == "no sets":
+        (run / "sets.json").unlink()
     elif damage == "half":
         heads.write_bytes(heads.read_bytes()[:1000])
     elif damage == "numbers":

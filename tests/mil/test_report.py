@@ -528,7 +528,7 @@ def test_the_regression_never_sees_the_label_of_whom_it_judges(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("judged.csv", None, "no judged.csv in it; .*earlier version"),
+        ("judged.csv", None, "no judged.csv in it; .*Copy the run again"),
         ("judged.csv", "repeat,fold\n0,0\n", "damaged"),
         ("notes.json", None, "no notes.json in it"),
         ("notes.json", "{", "damaged"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mil.data import pad
 from mil.heads import Head, HeadStack, build_head, can_stack, head_names
 from mil.luck import Luck
+from tests.batches import pad
 
 STACKED = ("additive", "attention", "clam", "dsmil", "gated", "lse", "max", "mean", "ordered")
 

@@ -1,0 +1,26 @@
+"""Patients side by side, for tests of what takes batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mil.data import Batch
+
+__all__ = ["pad"]
+
+
+def pad(bags: Sequence[Tensor]) -> Batch:
+    """Bags side by side.
+
+    Parameters
+    ----------
+    bags
+        Each of shape (tiles, dim), float32, with the same dim.
+    """
+    features = torch.nn.utils.rnn.pad_sequence(list(bags), batch_first=True)
+    lengths = torch.tensor([len(bag) for bag in bags], device=features.device)
+    places = torch.arange(features.shape[1], device=features.device)
+    return Batch(features, places[None] < lengths[:, None])
