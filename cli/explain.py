@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mil.cohort import Cohort
     from mil.explanation.agreement import PatientAgreement
     from mil.explanation.attention import Explanation, SlideAttention
-    from mil.explanation.page import SlideView
+    from mil.explanation.page import SlideView, Words
     from mil.inference import PatientPrediction
     from mil.model import Run
 
@@ -93,13 +93,15 @@ def explain(
     _require_one_question(patients=patients, patient=patient, slide=slide)
     with step("loading the run"):
         from features.files import make_folder
+        from features.series.recipe import is_of_series
         from mil.explanation.agreement import measure_agreement, summarise
         from mil.explanation.attention import explain_patients
-        from mil.explanation.page import write_index
+        from mil.explanation.page import OF_SERIES, OF_SLIDES, write_index
         from mil.image_labels import read_image_labels
         from mil.model import load_run
 
         model = load_run(run or newest_run())
+        words = OF_SERIES if is_of_series(model.fingerprint) else OF_SLIDES
         shares = prior_of(model, prior)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
         files = _Files(
@@ -114,17 +116,17 @@ def explain(
     predictions: list[PatientPrediction] = []
     unseen: dict[str, str] = {}
     agreements: list[PatientAgreement] = []
-    with progress_bar("slides") as bars:
+    with progress_bar(f"{words.slide}s") as bars:
         task = bars.add_task("explaining", total=cohort.n_slides)
         for explanation in explanations:
-            views = _explain_one(explanation, model, shares, out, files=files, top=top)
+            views = _explain_one(explanation, model, shares, out, files=files, words=words, top=top)
             predictions.append(explanation.prediction)
             if labels is not None and (found := measure_agreement(explanation, labels)):
                 agreements.append(found)
             if slides is not None or series is not None:
                 unseen |= {view.slide.meta.slide_id: view.note for view in views if view.note}
             bars.advance(task, len(explanation.prediction.slide_ids))
-    write_index(out / "index.html", predictions, run=model, prior=shares)
+    write_index(out / "index.html", predictions, run=model, prior=shares, words=words)
     summary = _summarise(model, predictions, shares, out, unseen)
     if labels is not None:
         summary["attention"] = asdict(summarise(agreements))
@@ -132,7 +134,7 @@ def explain(
         print_json(summary)
     else:
         _print_summary(summary, prior)
-    _warn(predictions, unseen)
+    _warn(predictions, unseen, words)
     if unseen:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -203,6 +205,7 @@ def _explain_one(
     out: Path,
     *,
     files: _Files,
+    words: Words,
     top: int,
 ) -> list[SlideView]:
     """Write page and exports of one patient."""
@@ -229,7 +232,7 @@ def _explain_one(
         )  # fmt: skip
 
     views = [show(slide) for slide in explanation.slides]
-    write_page(folder / "index.html", explanation, views, run=run, prior=shares)
+    write_page(folder / "index.html", explanation, views, run=run, prior=shares, words=words)
     return views
 
 
@@ -279,22 +282,26 @@ def _print_summary(summary: Mapping[str, object], prior: str) -> None:
     results.print(f"Look at {summary['page']}", markup=False)
 
 
-def _warn(predictions: Sequence[PatientPrediction], unseen: Mapping[str, str]) -> None:
+def _warn(
+    predictions: Sequence[PatientPrediction], unseen: Mapping[str, str], words: Words
+) -> None:
     """Say what a reader of the pages must know."""
     n_seen = sum(bool(p.seen_as) for p in predictions)
     if n_seen:
         notes.print(
-            f"warning: the run was trained on {n_seen} of these patients (or on their slides); "
-            "their pages say so",
+            f"warning: the run was trained on {n_seen} of these patients (or on their "
+            f"{words.slide}s); their pages say so",
             style="yellow",
         )
     n_incomplete = sum(p.status != "ok" for p in predictions)
     if n_incomplete:
         notes.print(
-            f"warning: {n_incomplete} patients have slides without bag or without tissue",
+            f"warning: {n_incomplete} patients have {words.slide}s without bag or without "
+            f"{words.tile}s",
             style="yellow",
         )
     for slide_id, reason in list(unseen.items())[:_MOST_NAMED]:
-        notes.print(f"slide {slide_id} has no picture: {reason}", style="yellow", markup=False)
+        told = f"{words.slide} {slide_id} has no picture: {reason}"
+        notes.print(told, style="yellow", markup=False)
     if len(unseen) > _MOST_NAMED:
         notes.print(f"and {len(unseen) - _MOST_NAMED} more; --json lists all", style="yellow")

@@ -18,14 +18,66 @@ from mil.inference import PatientPrediction
 from mil.model import Run
 from mil.pages import folder_name, render
 
-__all__ = ["MapView", "SlideView", "TileView", "write_index", "write_page"]
+__all__ = [
+    "OF_SERIES",
+    "OF_SLIDES",
+    "MapView",
+    "SlideView",
+    "TileView",
+    "Words",
+    "write_index",
+    "write_page",
+]
 
-_STATUSES = {
-    "ok": "all slides used",
-    "slides_missing": "some slides have no bag",
-    "no_tissue": "no tissue on any slide: the probabilities are the prior",
-    "no_bag": "no slide has a bag: the probabilities are the prior",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What pages call that which becomes a bag."""
+
+    slide: str
+    """One bag's: a slide, or a scan."""
+    tile: str
+    """One instance's: a tile, or an image."""
+    nothing: str
+    """Why none of a patient's bags holds an instance."""
+    picture: str
+    """What cannot be shown where a slide or its images are not there."""
+    place: str
+    """What the place of an instance means, as a sentence."""
+
+    @property
+    def a_tile(self) -> str:
+        """One of them, with its article."""
+        return f"an {self.tile}" if self.tile[0] in "aeiou" else f"a {self.tile}"
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        """What became of a patient's slides, by status."""
+        return {
+            "ok": f"all {self.slide}s used",
+            "slides_missing": f"some {self.slide}s have no bag",
+            "no_tissue": f"{self.nothing}: the probabilities are the prior",
+            "no_bag": f"no {self.slide} has a bag: the probabilities are the prior",
+        }
+
+
+OF_SLIDES = Words(
+    slide="slide",
+    tile="tile",
+    nothing="no tissue on any slide",
+    picture="picture of the tissue",
+    place="Upper left corner of the tile, in px of the slide's finest level.",
+)
+"""For bags of tiles of slides."""
+
+OF_SERIES = Words(
+    slide="scan",
+    tile="image",
+    nothing="no image of any scan",
+    picture="pictures of the images",
+    place="Place of the image in its series, from 1, and its file as the table of series names it.",
+)
+"""For bags of series of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +129,7 @@ def write_page(
     *,
     run: Run,
     prior: npt.NDArray[np.float64],
+    words: Words = OF_SLIDES,
 ) -> None:
     """Write the page of a patient.
 
@@ -92,6 +145,8 @@ def write_page(
         The run.
     prior
         Shape (classes,): what the probabilities are for.
+    words
+        What slides and tiles are called.
 
     Raises
     ------
@@ -103,15 +158,16 @@ def write_page(
         "explain.html",
         explanation=explanation,
         prediction=explanation.prediction,
-        status=_STATUSES[explanation.prediction.status],
+        status=words.statuses[explanation.prediction.status],
         classes=run.classes,
         leading=run.classes[explanation.leading_class],
         prior=_in_words(run.classes, prior),
         run=run,
-        shares=_table_of_shares(explanation, run.classes),
+        shares=_table_of_shares(explanation, run.classes, words),
         views=views,
         labels=labels,
-        tiles=[_tiles(view, explanation) for view in views],
+        tiles=[_tiles(view, explanation, words) for view in views],
+        words=words,
         link=_link,
     )
     _write(path, html)
@@ -123,6 +179,7 @@ def write_index(
     *,
     run: Run,
     prior: npt.NDArray[np.float64],
+    words: Words = OF_SLIDES,
 ) -> None:
     """Write the page over patients, with links to theirs.
 
@@ -132,7 +189,7 @@ def write_index(
         Where to; the patients' folders lie beside it.
     predictions
         The patients.
-    run, prior
+    run, prior, words
         As for :func:`write_page`.
 
     Raises
@@ -146,7 +203,7 @@ def write_index(
         classes=run.classes,
         prior=_in_words(run.classes, prior),
         run=run,
-        statuses=_STATUSES,
+        words=words,
         folder_name=folder_name,
         link=_link,
     )
@@ -172,13 +229,18 @@ def _in_words(classes: Sequence[str], prior: npt.NDArray[np.float64]) -> str:
     return ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, prior, strict=True))
 
 
-def _table_of_shares(explanation: Explanation, classes: Sequence[str]) -> dict[str, object]:
+def _table_of_shares(
+    explanation: Explanation, classes: Sequence[str], words: Words
+) -> dict[str, object]:
     """Slides beside each other, as the macro ``table`` takes them."""
     has_parts = explanation.logits is not None
-    columns = ["Slide", "Tiles", "Share of tiles", "Share of attention", "Largest × equal share"]
+    columns = [
+        words.slide.capitalize(), f"{words.tile.capitalize()}s", f"Share of {words.tile}s",
+        "Share of attention", "Largest × equal share",
+    ]  # fmt: skip
     columns += [f"Sum for {name}" for name in classes] if has_parts else []
     return {
-        "title": "The patient's slides with tiles",
+        "title": f"The patient's {words.slide}s with {words.tile}s",
         "columns": columns,
         "numeric": [False] + [True] * (len(columns) - 1),
         "rows": [
@@ -199,10 +261,12 @@ def _table_of_shares(explanation: Explanation, classes: Sequence[str]) -> dict[s
     }
 
 
-def _tiles(view: SlideView, explanation: Explanation) -> dict[str, list[dict[str, object]]]:
+def _tiles(
+    view: SlideView, explanation: Explanation, words: Words
+) -> dict[str, list[dict[str, object]]]:
     return {
-        "Most attended tiles": list(_captions(view, view.most, explanation)),
-        "Least attended tiles": list(_captions(view, view.least, explanation)),
+        f"{which} attended {words.tile}s": list(_captions(view, tiles, explanation))
+        for which, tiles in (("Most", view.most), ("Least", view.least))
     }
 
 

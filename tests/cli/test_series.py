@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,10 @@ def test_a_run_on_series_infers_and_says_where_it_looked(world: Path, tmp_path: 
         ".maps figure { display: none" not in page
     )  # a single map has no switch that would show it
     assert page.count("data:image/jpeg") == 6
+    for text in (page, (tmp_path / "e" / "index.html").read_text()):
+        shown = re.sub(r"<[^>]+>", " ", text.split("<body")[1])
+        assert "Images" in shown
+        assert not re.search(r"\b(slide|tile|tissue)s?\b", shown, re.IGNORECASE)
     table = (tmp_path / "e" / "p1" / "s1.csv").read_text().splitlines()
     assert table[0].startswith("slide_id,order,source,attention,percentile")
     assert len(table) == 7
