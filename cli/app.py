@@ -10,7 +10,7 @@ import typer
 from cli.audit import audit
 from cli.backbones import backbones
 from cli.bags import bags
-from cli.console import KnownErrorGroup
+from cli.console import KnownErrorGroup, PlainCommand
 from cli.demo import demo
 from cli.describe import describe
 from cli.doctor import doctor
@@ -49,7 +49,7 @@ _PANELS = {
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+        app.command(cls=PlainCommand, rich_help_panel=_panel)(_command)
 app.add_typer(bags, name="bags", rich_help_panel="Bags and filters")
 app.add_typer(filter_, name="filter", rich_help_panel="Bags and filters")
 

@@ -17,6 +17,8 @@ from rich.table import Table
 from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    PlainCommand,
+    PlainGroup,
     notes,
     print_json,
     progress_bar,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["ExportLayout", "ImportLayout", "bags"]
 
 bags = typer.Typer(
-    no_args_is_help=True, help="Check bags, pack them, and exchange them with other programs."
-)
+    cls=PlainGroup, no_args_is_help=True,
+    help="Check bags, pack them, and exchange them with other programs.",
+)  # fmt: skip
 
 
 BagsArgument = Annotated[
@@ -64,7 +67,7 @@ class ImportLayout(StrEnum):
     torch = "torch"
 
 
-@bags.command()
+@bags.command(cls=PlainCommand)
 def verify(
     *,
     bags_dir: BagsArgument,
@@ -91,7 +94,7 @@ def verify(
     _leave(n_bad=found.n_bad, n_all=len(found.bags))
 
 
-@bags.command("import")
+@bags.command("import", cls=PlainCommand)
 def import_(
     *,
     source: Annotated[
@@ -157,7 +160,7 @@ def import_(
     _report(outcomes, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
 
 
-@bags.command()
+@bags.command(cls=PlainCommand)
 def export(
     *,
     bags_dir: BagsArgument,
@@ -178,7 +181,7 @@ def export(
     _report(outcomes, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
 
 
-@bags.command()
+@bags.command(cls=PlainCommand)
 def pack(
     *,
     bags_dir: BagsArgument,

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from features.errors import KnownError
 
@@ -32,6 +32,8 @@ __all__ = [
     "EXIT_KNOWN_ERROR",
     "EXIT_PARTLY_FAILED",
     "KnownErrorGroup",
+    "PlainCommand",
+    "PlainGroup",
     "finish_on_interrupt",
     "notes",
     "print_json",
@@ -51,7 +53,31 @@ results = Console(highlight=False, soft_wrap=True)
 """What was asked for; nothing else goes to standard output."""
 
 
-class KnownErrorGroup(TyperGroup):
+def _without_values(options: list[Any]) -> list[Any]:
+    """The options; those that take no value show none in the help, Typer's own included."""
+    for option in options:
+        if getattr(option, "is_flag", False) and option.metavar is None:
+            option.metavar = ""
+    return options
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows values of options that take one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options, Typer's own among them."""
+        return _without_values(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A group of commands whose help shows values of options that take one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options, Typer's own among them."""
+        return _without_values(super().get_params(ctx))
+
+
+class KnownErrorGroup(PlainGroup):
     """A command group in which a known error is one line and exit code 1, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:

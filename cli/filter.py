@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.console import print_json, progress_bar, results, step
+from cli.console import PlainCommand, PlainGroup, print_json, progress_bar, results, step
 from cli.given import given_mpp_of, require_one_resolution
 from cli.loading import load_encoder_for
 from cli.options import (
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["filter_"]
 
-filter_ = typer.Typer(no_args_is_help=True, help="Fit a filter that leaves tiles out.")
+filter_ = typer.Typer(
+    cls=PlainGroup, no_args_is_help=True, help="Fit a filter that leaves tiles out."
+)
 
 
-@filter_.command()
+@filter_.command(cls=PlainCommand)
 def fit(
     *,
     table: Annotated[
@@ -115,7 +117,7 @@ def fit(
     _tell(found, out, as_json=as_json)
 
 
-@filter_.command()
+@filter_.command(cls=PlainCommand)
 def show(
     *,
     file: Annotated[

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from cli.app import app
 
@@ -68,6 +69,13 @@ def test_every_option_is_explained_in_a_sentence_and_says_what_it_takes(name: st
         is_choice = isinstance(kind, type) and issubclass(kind, Enum)
         assert is_choice or option.metavar is not None, option.name
         assert (option.metavar == "") is (kind is bool), option.name
+
+
+@pytest.mark.parametrize("name", ["mil", "mil train", "mil bags", "mil filter fit"])
+def test_no_option_shows_a_value_that_it_does_not_take(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split()[1:], "--help"]).output
+    assert "--help" in shown
+    assert "bool" not in shown
 
 
 def test_an_option_takes_the_same_kind_of_thing_in_every_command() -> None:
