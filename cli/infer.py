@@ -11,7 +11,7 @@ import typer
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, results, step
 from cli.embed_missing import embed_missing_series, embed_missing_slides
 from cli.given import refuse, require_one_resolution
-from cli.label_commands import infer_labels
+from cli.label_commands import infer_labels, shares_of
 from cli.options import (
     BagsPlace,
     Batch,
@@ -129,58 +129,75 @@ def infer(
         raise typer.BadParameter("give either --slides or --series", param_hint="--series")
     with step("loading the run"):
         from mil.cohort import read_cohort
-        from mil.conformal import COVERAGE
-        from mil.inference import predict_patients, write_details, write_predictions
         from mil.labels.runs import is_label_run, load_label_run
         from mil.model import load_run
 
         chosen = run or newest_run(several_labels=True)
         several = load_label_run(chosen) if is_label_run(chosen) else None
-    options: dict[str, Any] = {
-        "slides": slides, "series": series, "weights": weights, "slide_mpp": slide_mpp,
-        "mpp_table": mpp_table, "device": device, "workers": workers, "batch": batch,
-    }  # fmt: skip
-    if several is not None:
-        refuse(
-            {"--tta": tta, "--abstain": abstain, "--coverage": coverage},
-            "does not go with a run of several labels",
-        )
-        cohort = read_cohort(patients, labelled=False)
+        if several is not None:
+            refuse(
+                {"--tta": tta, "--abstain": abstain, "--coverage": coverage},
+                "does not go with a run of several labels",
+            )
         # All labels were trained on the same bags, so any of their runs tells how to make more.
-        n_failed = _embed_missing(several.runs[several.names[0]], cohort, bags, **options)
-        _warn(infer_labels(several, cohort, bags, out, prior=prior or "cohort", as_json=as_json))
-        if n_failed:
-            raise typer.Exit(EXIT_PARTLY_FAILED)
-        return
-    prior, coverage = prior or "balanced", coverage or COVERAGE
-    with step("loading the run"):
-        model = load_run(chosen)
+        model = load_run(chosen) if several is None else several.runs[several.names[0]]
         if tta:
-            model.over_views()  # refused before slides are embedded
+            model.over_views()  # refused before slides are embedded, as is a prior
+        stated = prior or ("balanced" if several is None else "cohort")
+        shares = prior_of(model, stated) if several is None else shares_of(several, stated)
         cohort = read_cohort(patients, labelled=False)
-        shares = prior_of(model, prior)
-    n_failed = _embed_missing(model, cohort, bags, **options)
+    n_failed = _embed_missing(
+        model, cohort, bags, slides=slides, series=series, weights=weights, slide_mpp=slide_mpp,
+        mpp_table=mpp_table, device=device, workers=workers, batch=batch,
+    )  # fmt: skip
+    if several is not None:
+        _warn(infer_labels(several, cohort, bags, out, (stated, shares), as_json=as_json))
+    else:
+        _infer_classes(
+            model, cohort, bags, out, (stated, shares), coverage=coverage, abstain=abstain,
+            tta=tta, as_json=as_json,
+        )  # fmt: skip
+    if n_failed:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+def _infer_classes(
+    run: Run,
+    cohort: Cohort,
+    bags: Path,
+    out: Path,
+    prior: tuple[str, npt.NDArray[np.float64]],
+    *,
+    coverage: float | None,
+    abstain: bool,
+    tta: bool,
+    as_json: bool,
+) -> None:
+    """Write predictions and details of a run of classes, and tell what they came to.
+
+    ``prior`` is as it was stated, and as shares, shape (classes,).
+    """
+    from mil.conformal import COVERAGE
+    from mil.inference import predict_patients, write_details, write_predictions
+
+    (stated, shares), coverage = prior, coverage or COVERAGE
     with step("predicting"):
-        predictions = predict_patients(
-            model, cohort, bags, prior=shares, coverage=coverage, tta=tta
-        )
+        predictions = predict_patients(run, cohort, bags, prior=shares, coverage=coverage, tta=tta)
     details = out.with_name(f"{out.stem}.details.csv")
-    write_predictions(out, predictions, classes=model.classes)
-    write_details(details, predictions, classes=model.classes, abstain=abstain)
+    write_predictions(out, predictions, classes=run.classes)
+    write_details(details, predictions, classes=run.classes, abstain=abstain)
     summary = {
-        **_summarise(model, predictions, shares, prior, out, details),
-        **_summarise_sets(model, predictions, coverage),
+        **_summarise(run, predictions, shares, stated, out, details),
+        **_summarise_sets(run, predictions, coverage),
         **({"n_to_look_at": sum(p.is_to_look_at for p in predictions)} if abstain else {}),
-        "views_averaged": model.fingerprint.n_views if tta else 0,
+        "views_averaged": run.fingerprint.n_views if tta else 0,
     }
     if as_json:
         print_json(summary)
     else:
         _print_summary(summary)
     _warn(predictions)
-    _warn_of_sets(model, coverage)
-    if n_failed:
-        raise typer.Exit(EXIT_PARTLY_FAILED)
+    _warn_of_sets(run, coverage)
 
 
 def _embed_missing(

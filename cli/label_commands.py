@@ -13,6 +13,9 @@ from cli.console import notes, print_json, progress_bar, results, step
 from cli.score_tables import print_calibration_note, print_reliability, told_of_calibration
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from mil.cohort import Cohort
     from mil.data import PatientBags
     from mil.inference import PatientPrediction
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from mil.labels.table import LabelTable
     from mil.metrics import Interval
 
-__all__ = ["infer_labels", "read_labels", "score_label_files", "train_labels"]
+__all__ = ["infer_labels", "read_labels", "score_label_files", "shares_of", "train_labels"]
 
 
 def read_labels(cohort: Path, labels: str) -> LabelTable:
@@ -47,7 +50,6 @@ def train_labels(
         options["image_labels"] = {
             name: read_image_labels(image_labels, [name]) for name in table.names
         }
-
     with progress_bar("heads") as bars:
         tasks = {name: bars.add_task(name, total=None, visible=False) for name in table.names}
 
@@ -66,21 +68,36 @@ def train_labels(
         _print_training(summary)
 
 
-def infer_labels(
-    run: LabelRun, cohort: Cohort, bags_dir: Path, out: Path, *, prior: str, as_json: bool
-) -> list[PatientPrediction]:
-    """Write one column a label, and the details beside it; gives what the first label said."""
-    from mil.labels.inference import predict_labels, write_label_details, write_label_predictions
+def shares_of(run: LabelRun, stated: str) -> npt.NDArray[np.float64]:
+    """Shares of patients with each label that ``--prior`` states, shape (labels,)."""
     from mil.labels.shares import parse_label_prior
 
-    shares = parse_label_prior(prior, run.names, cohort=run.shares)
+    return parse_label_prior(stated, run.names, cohort=run.shares)
+
+
+def infer_labels(
+    run: LabelRun,
+    cohort: Cohort,
+    bags_dir: Path,
+    out: Path,
+    prior: tuple[str, npt.NDArray[np.float64]],
+    *,
+    as_json: bool,
+) -> list[PatientPrediction]:
+    """Write one column a label, and the details beside it; gives what the first label said.
+
+    ``prior`` is as it was stated, and as :func:`shares_of` gives it.
+    """
+    from mil.labels.inference import predict_labels, write_label_details, write_label_predictions
+
+    stated, shares = prior
     with step("predicting"):
         predictions = predict_labels(run, cohort, bags_dir, prior=shares)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
     write_label_details(details, predictions)
     first = predictions[run.names[0]]
-    stated = dict(zip(run.names, map(float, shares), strict=True))
+    of_labels = dict(zip(run.names, map(float, shares), strict=True))
     if as_json:
         print_json({
             "run": str(run.path),
@@ -90,13 +107,13 @@ def infer_labels(
             "n_patients": len(first),
             "status": dict(Counter(p.status for p in first)),
             "n_seen_in_training": sum(bool(p.seen_as) for p in first),
-            "prior_asked_for": prior,
-            "prior": stated,
+            "prior_asked_for": stated,
+            "prior": of_labels,
         })  # fmt: skip
     else:
-        told = ", ".join(f"{name} {share:.3f}" for name, share in stated.items())
+        told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
         results.print(f"{len(first)} patients into {out} (run {run.path})", markup=False)
-        results.print(f"One column a label, for shares of {told} ({prior}).", markup=False)
+        results.print(f"One column a label, for shares of {told} ({stated}).", markup=False)
         results.print(f"Status and spread of each patient: {details}", markup=False)
     return first
 

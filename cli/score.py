@@ -136,6 +136,24 @@ def score(
             file_prior=file_prior or "cohort", as_json=as_json, **options,
         )  # fmt: skip
         return
+    _score_files(
+        predictions, cohort, class_name=class_name, average=average, prior=prior,
+        file_prior=file_prior or "balanced", as_json=as_json, **options,
+    )  # fmt: skip
+
+
+def _score_files(
+    files: list[Path],
+    cohort: Path,
+    *,
+    class_name: str | None,
+    average: Average,
+    prior: str,
+    file_prior: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score files of one class a patient; ``options`` are those of ``ScoreSettings``."""
     with step("scoring"):
         from mil.cohort import read_cohort
         from mil.predictions import average_predictions, read_predictions
@@ -145,13 +163,12 @@ def score(
         labelled = read_cohort(cohort, labelled=True)
         counts = labelled.class_counts()
         settings = ScoreSettings(
-            file_prior=parse_prior(file_prior or "balanced", labelled.classes, counts),
+            file_prior=parse_prior(file_prior, labelled.classes, counts),
             prior=parse_prior(prior, labelled.classes, counts),
             **options,
         )
         tables = {
-            str(path): read_predictions(path, labelled, class_name=class_name)
-            for path in predictions
+            str(path): read_predictions(path, labelled, class_name=class_name) for path in files
         }
         if len(tables) > 1:
             name = f"mean {average.value} of {len(tables)}"
@@ -172,9 +189,10 @@ def score(
         print_scores(name, found.scores, n_patients=len(labelled.patients))
         for kind, described in found.reliability.items():
             print_reliability(name, kind, described)
-        if calibrator == "auto":
+        if settings.calibrator == "auto":
             picks = ", ".join(f"{kind} {count}" for kind, count in found.calibrators.items())
-            results.print(f"Picked by auto, of {folds * repeats} fits: {picks}.")
+            n_fits = settings.n_folds * settings.n_repeats
+            results.print(f"Picked by auto, of {n_fits} fits: {picks}.")
     _print_notes(labelled, settings, prior=prior)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.console import print_json, progress_bar, results, step
 from cli.engines import everywhere, print_note
-from cli.given import require_ray_for_address
+from cli.given import refuse, require_ray_for_address
 from cli.label_commands import read_labels, train_labels
 from cli.options import (
     FOLDS,
@@ -31,6 +31,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from mil.cohort import Cohort
+    from mil.data import PatientBags
     from mil.fitting import FitSummary
 
 __all__ = ["By", "train"]
@@ -164,14 +166,13 @@ def train(
 
     Exit codes: 0 done, 1 table, bags or settings cannot be used, 2 usage.
     """
-    if by is By.centre and folds is not None:
-        raise typer.BadParameter("goes with --by patient: by centre there is one fold a centre",
-                                 param_hint="--folds")  # fmt: skip
     require_ray_for_address(engine, address)
-    if unlabelled is not None and (labels is not None or tile_filter is not None):
-        raise typer.BadParameter("does not go with --labels or --filter", param_hint="--unlabelled")
-    if image_labels is not None and tile_filter is not None:
-        raise typer.BadParameter("does not go with --filter", param_hint="--image-labels")
+    if by is By.centre:
+        refuse({"--folds": folds}, "goes with --by patient: by centre there is one fold a centre")
+    if labels is not None or tile_filter is not None:
+        refuse({"--unlabelled": unlabelled}, "does not go with --labels or --filter")
+    if tile_filter is not None:
+        refuse({"--image-labels": image_labels}, "does not go with --filter")
     with step("loading torch"):
         from features.engines.devices import choose_device
         from features.filter import read_filter
@@ -181,8 +182,6 @@ def train(
         from mil.cohort import read_cohort
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
-        from mil.fitting import fit_run
-        from mil.image_labels import read_image_labels
         from mil.judging import Judges, judges_here, judges_on_ray
         from mil.training import TrainSettings
 
@@ -210,18 +209,36 @@ def train(
     }  # fmt: skip
     if several is not None:
         train_labels(several, loaded, folder, image_labels=image_labels, as_json=as_json, **options)
-        return
+    else:
+        _train_classes(
+            table, loaded, folder, image_labels=image_labels, as_json=as_json,
+            unlabelled=strangers, **options,
+        )  # fmt: skip
+
+
+def _train_classes(
+    cohort: Cohort,
+    bags: PatientBags,
+    run_dir: Path,
+    *,
+    image_labels: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train one run and print what it came to; ``options`` go to ``fit_run``."""
+    from mil.fitting import fit_run
+    from mil.image_labels import read_image_labels
+
     if image_labels is not None:
-        shown = read_image_labels(image_labels, [table.classes[-1], "label"])
-        loaded = loaded.with_image_labels(shown)
+        shown = read_image_labels(image_labels, [cohort.classes[-1], "label"])
+        bags = bags.with_image_labels(shown)
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = fit_run(
-            table,
-            loaded,
-            folder,
+            cohort,
+            bags,
+            run_dir,
             **options,
-            unlabelled=strangers,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
             on_step=lambda what: bars.update(task, description=what),
         )
