@@ -58,7 +58,7 @@ def embed_missing_slides(
             progress=bars,
         )  # fmt: skip
 
-    return _shown(embed, bags_dir, n=len(paths), words=("slides", "tiles"))
+    return _shown(embed, bags_dir, n_bags=len(paths), words=("slides", "tiles"))
 
 
 def embed_missing_series(
@@ -94,7 +94,7 @@ def embed_missing_series(
             specs, bags_dir, encoder, settings=settings, overwrite=False, progress=bars
         )
 
-    return _shown(embed, bags_dir, n=len(specs), words=("series", "images"))
+    return _shown(embed, bags_dir, n_bags=len(specs), words=("series", "images"))
 
 
 def _without_bag(cohort: Cohort, bags_dir: Path) -> set[str]:
@@ -149,11 +149,11 @@ def _shown(
     embed: Callable[[SlideBars], list[SlideOutcome]],
     bags_dir: Path,
     *,
-    n: int,
+    n_bags: int,
     words: tuple[str, str],
 ) -> int:
     """Embed under progress bars; returns how many failed."""
     with progress_bar(words[1]) as bars:
-        outcomes = embed(SlideBars(bars, n_slides=n, what=words[0]))
+        outcomes = embed(SlideBars(bars, n_slides=n_bags, what=words[0]))
     print_failures(outcomes, bags_dir, what=words[0])
     return sum(outcome.status == "failed" for outcome in outcomes)

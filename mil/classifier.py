@@ -163,8 +163,8 @@ feature_noise, mixup, device
         Raises
         ------
         InputError
-            If bags are not such arrays, lengths differ, a patient has two labels, or a class has
-            fewer patients with tiles than there are folds. It is a ValueError.
+            If bags are not such arrays, lengths differ, a patient has two labels, or a class has no
+            patient with tiles or fewer than there are folds. It is a ValueError.
         RunError
             If a setting is unknown or out of its range.
         CalibrationError
@@ -181,6 +181,12 @@ feature_noise, mixup, device
         self.classes_ = classes
         self.n_features_in_ = store.fingerprint.dim
         self.class_counts_ = np.bincount(cohort.labels, minlength=len(classes))
+        if not self.class_counts_.all():
+            raise InputError(
+                "bags",
+                found=f"{self.class_counts_.tolist()} patients with tiles of each class",
+                expected="at least one of each",
+            )
         everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
         folds = self._folds(cohort, seed) if self.calibrator is not None else (everyone,)
         settings = with_stopping_rule(settings, cohort, folds)

@@ -30,7 +30,7 @@ def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str],
     TableError
         If a column is missing.
     CohortError
-        If a label is neither 0 nor 1.
+        If a label is neither 0 nor 1, or one image has both.
     """
     table = read_table(path)
     bag = find_column(table, ["slide_id", "bag_id", "scan_id"], where=path, what="bag ids")
@@ -42,5 +42,13 @@ def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str],
         raise CohortError(
             f"{path}, row {row + 2}", found=f"{label} is {table[label][row]!r}", expected="0 or 1"
         )
-    keys = zip(table[bag].map(without_suffix), table[source], strict=True)
-    return dict(zip(keys, table[label].astype(int), strict=True))
+    keys = list(zip(table[bag].map(without_suffix), table[source], strict=True))
+    answers = table[label].astype(int).tolist()
+    found = dict(zip(keys, answers, strict=True))
+    for row, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+        if found[key] != answer:
+            raise CohortError(
+                f"{path}, row {row + 2}", found=f"{label} of image {key[1]!r} is 0 and 1",
+                expected="one answer an image",
+            )  # fmt: skip
+    return found

@@ -20,11 +20,11 @@ from mil.shelf import Shelf
 
 __all__ = ["EpochRecord", "Lesson", "build_schedule", "teach", "tiles_at_once"]
 
-_STEPS_BETWEEN_CHECKS = 10
-_TILES_TO_STOP_ON = 256
+_STEPS_BETWEEN_CHECKS = 10  # between two looks at the loss stopped on
+_TILES_TO_STOP_ON = 256  # of a patient at most
 _TILES_AT_ONCE = 16_384
-_ATTENTION_WEIGHT = 0.3
 _TILES_AT_ONCE_ON_ACCELERATOR = 4_194_304
+_ATTENTION_WEIGHT = 0.3  # of labels of images beside that of the patient
 
 
 @dataclass(frozen=True, kw_only=True)

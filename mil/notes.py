@@ -30,7 +30,7 @@ def run_notes(
         )
     notes += _copy_notes(bags)
     notes += filter_notes(bags)
-    if bags.marks:
+    if bags.marks and not settings.mixup:
         n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
         notes.append(
             f"labels of single images taught the attention on {n_taught} patients, in each fold on "

@@ -84,6 +84,8 @@ def _parse_shares(text: str, classes: Sequence[str]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
+        if name.strip() in shares:
+            raise _refusal(text, classes, found=f"{name.strip()!r} twice")
         try:
             shares[name.strip()] = float(value)
         except ValueError as error:

@@ -56,7 +56,8 @@ class TrainSettings:
     feature_noise: float = 0.0
     """Standard deviation of noise on whitened components, whose own is at most 1."""
     mixup: float = 0.0
-    """Evenness of mixtures of two patients, see :func:`mil.augmentation.mix_bags`; 0: none."""
+    """Evenness of mixtures of two patients, see :func:`mil.augmentation.mix_bags`; 0: none. Labels
+    of images do not teach mixtures."""
     device: str = "cpu"
     """Where it runs."""
 

@@ -21,6 +21,7 @@ __all__ = [
     "SplitBy",
     "centre_folds",
     "centre_spread",
+    "folds_of_parts",
     "make_folds",
     "patient_folds",
     "split_notes",
@@ -108,7 +109,7 @@ def patient_folds(cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int) ->
         parts = stratified_parts(
             cohort.labels, n_parts=n_folds, seed=(seed, repeat), groups=_centre_indices(cohort)
         )
-        folds += _folds_of_parts(cohort, parts, repeat=repeat)
+        folds += folds_of_parts(cohort, parts, repeat=repeat)
     return tuple(folds)
 
 
@@ -143,7 +144,7 @@ def centre_folds(cohort: Cohort, *, n_repeats: int = 1) -> tuple[Fold, ...]:
                 expected="each class at two centres or more, to be learned without any one of them",
                 advice="Use --by patient; centre and class cannot be told apart here.",
             )
-    folds = _folds_of_parts(cohort, centres, repeat=0)
+    folds = folds_of_parts(cohort, centres, repeat=0)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
 
 
@@ -214,6 +215,30 @@ def stratified_parts(
     return parts
 
 
+def folds_of_parts(cohort: Cohort, parts: Ints, *, repeat: int) -> list[Fold]:
+    """A fold for each part, which is judged while the others teach.
+
+    Parameters
+    ----------
+    cohort
+        The patients.
+    parts
+        The part that each is in, from 0, shape (patients,).
+    repeat
+        Which cross-validation the folds belong to.
+    """
+    ids = np.array(cohort.patient_ids)
+    return [
+        Fold(
+            repeat=repeat,
+            index=int(index),
+            train_ids=tuple(ids[parts != index].tolist()),
+            test_ids=tuple(ids[parts == index].tolist()),
+        )
+        for index in np.unique(parts)
+    ]
+
+
 def write_folds(path: Path, folds: Sequence[Fold]) -> None:
     """Write which patient is judged in which fold of which repeat.
 
@@ -247,20 +272,6 @@ def _parts_even_in_groups(
         of_class[label, part] += 1
         of_group[group, part] += 1
     return parts
-
-
-def _folds_of_parts(cohort: Cohort, parts: Ints, *, repeat: int) -> list[Fold]:
-    """A fold for each part, which is judged while the others teach."""
-    ids = np.array(cohort.patient_ids)
-    return [
-        Fold(
-            repeat=repeat,
-            index=int(index),
-            train_ids=tuple(ids[parts != index].tolist()),
-            test_ids=tuple(ids[parts == index].tolist()),
-        )
-        for index in np.unique(parts)
-    ]
 
 
 def _centre_names(cohort: Cohort) -> list[str]:

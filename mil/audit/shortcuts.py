@@ -171,7 +171,7 @@ _IN_WORDS = {
     "area": "the area of the slide alone",
     "aspect": "the aspect of the slide alone",
     "background": "the background colour alone",
-    "all": "all that is not tissue together",
+    ALL_SHORTCUTS: "all that is not tissue together",
 }
 
 Column = tuple[str, Cohort, Floats]

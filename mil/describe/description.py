@@ -117,8 +117,8 @@ def describe(
     Raises
     ------
     TableError
-        If the table cannot be read, is empty, or has no slide ids, no patient ids or no column
-        ``label``.
+        If the table cannot be read, is empty, has no slide ids or no patient ids, or lacks the
+        column that ``label`` names.
     CohortError
         If no row has both ids.
     BagError

@@ -32,7 +32,6 @@ OTHERS = "(others)"
 """All labels but the commonest, where there are too many to look at."""
 
 _MOST_LABELS = 12
-
 _N_FREQUENT = 10
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -123,8 +122,8 @@ def read_slide_table(path: Path, *, label: str | None = None) -> SlideTable:
     Raises
     ------
     TableError
-        If the table cannot be read, is empty, or has no slide ids, no patient ids or no column
-        ``label``.
+        If the table cannot be read, is empty, has no slide ids or no patient ids, or lacks the
+        column that ``label`` names.
     """
     table = read_table(path)
     # A series has a bag, whose images may have ids as well.

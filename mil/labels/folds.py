@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mil.errors import SplitError
 from mil.labels.table import LabelTable
-from mil.splits import Fold
+from mil.splits import Fold, folds_of_parts
 
 __all__ = ["label_folds", "label_parts"]
 
@@ -22,29 +22,20 @@ def label_folds(table: LabelTable, *, n_folds: int, n_repeats: int, seed: int) -
     SplitError
         If a label has fewer patients with it, or without it, than there are folds.
     """
-    ids = np.array(table.patients.patient_ids)
-    with_it = table.truth.sum(axis=0)
-    fewest = np.minimum(with_it, len(ids) - with_it)
+    n_patients, with_it = len(table.truth), table.truth.sum(axis=0)
+    fewest = np.minimum(with_it, n_patients - with_it)
     if fewest.min() < n_folds:
         rarest = int(fewest.argmin())
         raise SplitError(
             table.patients.path,
-            found=f"{with_it[rarest]} of {len(ids)} patients with label {table.names[rarest]!r}",
+            found=f"{with_it[rarest]} of {n_patients} patients with label {table.names[rarest]!r}",
             expected=f"at least {n_folds} with it and without it, one for each fold",
             advice=f"Use fewer folds (--folds {max(2, int(fewest.min()))}), or leave it out.",
         )
-    folds = []
+    folds: list[Fold] = []
     for repeat in range(n_repeats):
         parts = label_parts(table.truth, n_parts=n_folds, seed=(seed, repeat))
-        folds += [
-            Fold(
-                repeat=repeat,
-                index=index,
-                train_ids=tuple(ids[parts != index].tolist()),
-                test_ids=tuple(ids[parts == index].tolist()),
-            )
-            for index in range(n_folds)
-        ]
+        folds += folds_of_parts(table.patients, parts, repeat=repeat)
     return tuple(folds)
 
 

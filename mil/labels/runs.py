@@ -37,12 +37,8 @@ from mil.training import TrainSettings
 
 __all__ = ["LabelRun", "LabelSummary", "fit_labels", "is_label_run", "load_label_run"]
 
-FORMAT = "mil-label-run"
-"""Value of ``format`` in ``labels.json``."""
-
-FORMAT_VERSION = 1
-"""Version that is written; newer ones are refused."""
-
+_FORMAT = "mil-label-run"
+_FORMAT_VERSION = 1  # that is written; newer ones are refused
 _FILE = "labels.json"
 _FOLDER = "labels"
 _FINISHED = "finished"
@@ -184,7 +180,7 @@ def fit_labels(
     write_json(
         beside / _FILE,
         {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "labels": list(table.names),
+            "format": _FORMAT, "format_version": _FORMAT_VERSION, "labels": list(table.names),
             "scores": summary.as_dict() | {"run": run_dir.name},
         },
     )  # fmt: skip
@@ -214,10 +210,10 @@ def load_label_run(path: Path) -> LabelRun:
             path / _FILE, found=f"cannot be read ({type(error).__name__})",
             expected="as 'mil train --labels' wrote it", advice="Train again.",
         ) from error  # fmt: skip
-    if described.get("format") != FORMAT or version > FORMAT_VERSION:
+    if described.get("format") != _FORMAT or version > _FORMAT_VERSION:
         raise RunError(
             path / _FILE, found=f"{described.get('format')!r} version {version}",
-            expected=f"{FORMAT!r}, at most version {FORMAT_VERSION}",
+            expected=f"{_FORMAT!r}, at most version {_FORMAT_VERSION}",
         )  # fmt: skip
     if any("/" in name or name.startswith(".") for name in names):
         raise RunError(path / _FILE, found=f"labels {names}", expected="names of folders")

@@ -192,6 +192,8 @@ def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) 
         MILClassifier().fit(bags, labels[:-1])
     with pytest.raises(ValueError, match="Unknown label type"):
         MILClassifier().fit(bags, np.linspace(0, 1, 9))
+    with pytest.raises(InputError, match=r"bags: \[9, 0\] patients with tiles of each class"):
+        MILClassifier(calibrator=None).fit([*bags, bags[0][:0]], ["a"] * 9 + ["b"])
     with pytest.raises(InputError, match=r"bag 0: float64 of shape \(16,\); expected numbers"):
         MILClassifier().fit([np.zeros(16)] * 9, labels)
     with pytest.raises(InputError, match=r"bag 1: float32 of shape \(2, 3\).*\(tiles, 16\)"):

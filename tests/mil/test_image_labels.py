@@ -34,6 +34,9 @@ def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Pa
     (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,yes\n")
     with pytest.raises(CohortError, match="row 2: label is 'yes'"):
         read_image_labels(tmp_path / "a.csv", ["label"])
+    (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,1\ns,x/1.dcm,0\n")
+    with pytest.raises(CohortError, match=r"row 2: label of image 'x/1\.dcm' is 0 and 1"):
+        read_image_labels(tmp_path / "a.csv", ["label"])
 
 
 @pytest.fixture(scope="module")

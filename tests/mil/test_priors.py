@@ -19,7 +19,17 @@ def test_the_three_ways_to_say_a_prior() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "even", "CE=0.7", "CE=0.7,LAA=0.4", "CE=1,LAA=0", "CE=x,LAA=1", "CE=nan,LAA=1"]
+    "text",
+    [
+        "",
+        "even",
+        "CE=0.7",
+        "CE=0.7,LAA=0.4",
+        "CE=1,LAA=0",
+        "CE=x,LAA=1",
+        "CE=nan,LAA=1",
+        "CE=0.1,CE=0.7,LAA=0.3",
+    ],
 )
 def test_what_is_no_prior_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(KnownError, match=r"CE=0.5,LAA=0.5"):
