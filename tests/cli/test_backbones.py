@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 
-from typer.testing import CliRunner
-
-from cli.app import app
+from tests.cli.running import mil
 
 
 def test_backbones_are_listed_with_their_speed() -> None:
     options = ["--measure", "--batch", "2", "--device", "cpu", "--json"]
-    result = CliRunner().invoke(app, ["backbones", "test_efficientnet", *options])
+    result = mil("backbones", "test_efficientnet", *options)
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["backbones"]
     assert found["name"] == "test_efficientnet"
@@ -19,7 +17,7 @@ def test_backbones_are_listed_with_their_speed() -> None:
 
 
 def test_a_table_of_backbones_is_for_people() -> None:
-    result = CliRunner().invoke(app, ["backbones", "tf_efficientnet_lite0"])
+    result = mil("backbones", "tf_efficientnet_lite0")
     assert result.exit_code == 0, result.output
     for shown in ("tf_efficientnet_lite0", "224", "1,280", "3.4 M", "apache-2.0", "package"):
         assert shown in result.stdout
@@ -27,6 +25,6 @@ def test_a_table_of_backbones_is_for_people() -> None:
 
 
 def test_an_unknown_backbone_is_one_line() -> None:
-    result = CliRunner().invoke(app, ["backbones", "resnet_50"])
+    result = mil("backbones", "resnet_50")
     assert result.exit_code == 1
     assert "Did you mean" in result.stderr

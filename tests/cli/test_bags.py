@@ -7,15 +7,10 @@ from uuid import uuid4
 import h5py
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.bag_files import write_bag
+from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -9,19 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from cli.runs import newest_run
 from features.bag_files import write_bag
 from mil.checkpoints import sole_training
+from tests.cli.running import mil
 from tests.fakes import make_bag, real_data, write_cohort
 
 COMMANDS = ("embed", "train", "infer", "score", "demo", "doctor")
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

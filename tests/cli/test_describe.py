@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.slides.storage import compression_of, stored_bytes
 from features.synthetic import write_slide
+from tests.cli.running import mil
 from tests.fakes import real_data, write_cohort
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from cli.app import app
 from features.checkup import examination
 from features.checkup.findings import Finding, Status
+from tests.cli.running import mil
 
 
 def finding(name: str, status: Status) -> Finding:
@@ -22,14 +21,14 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
         [finding("disk", "failed")],
     ]
     monkeypatch.setattr(examination, "examine_all", lambda: iter(parts))
-    found = CliRunner().invoke(app, ["doctor"])
+    found = mil("doctor")
     assert found.exit_code == 1
     assert "[bold]0.1 GB" in found.stdout
     assert "failed: disk: Mend disk." in found.stdout
     assert "note: shared memory: Mend shared memory." in found.stdout
     assert "Mend cores" not in found.stdout
     assert "1 ok, 1 notes, 1 failed" in found.stdout
-    told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    told = json.loads(mil("doctor", "--json").stdout)
     assert told["ok"] is False
     assert told["findings"][2] == {
         "part": "machine", "name": "disk", "status": "failed", "found": "[bold]0.1 GB",
@@ -39,6 +38,6 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
 
 def test_notes_alone_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "examine_all", lambda: iter([[finding("GPU", "note")]]))
-    found = CliRunner().invoke(app, ["doctor", "--json"])
+    found = mil("doctor", "--json")
     assert found.exit_code == 0
     assert json.loads(found.stdout)["ok"] is True

@@ -10,24 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from cli.app import app
 from features.bag_files import bag_path, find_bags, read_bag, write_bag
 from features.synthetic import write_slide
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
 from mil.training import TrainSettings
+from tests.browser import CHROMIUM
+from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from cli.app import app
 from features.bag_files import find_bags, read_bag
+from tests.cli.running import mil
 from tests.fakes import real_data
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def tissue(seed: int, side_px: int) -> np.ndarray:

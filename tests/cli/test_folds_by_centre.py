@@ -3,16 +3,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from cli.app import app
 from features.tables import read_table
+from tests.cli.running import mil
 from tests.fakes import write_cohort
 
 
 def train(table: Path, *arguments: object) -> Result:
     options = ["--bags", table.parent / "bags", "--run", table.parent / "run", *arguments]
-    return CliRunner().invoke(app, ["train", "--cohort", str(table), *map(str, options)])
+    return mil("train", "--cohort", table, *options)
 
 
 def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_path: Path) -> None:

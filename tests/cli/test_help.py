@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from cli.app import app
+from tests.cli.running import mil
 
 
 def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -73,7 +73,7 @@ def test_every_option_is_explained_in_a_sentence_and_says_what_it_takes(name: st
 
 @pytest.mark.parametrize("name", ["mil", "mil train", "mil bags", "mil filter fit"])
 def test_no_option_shows_a_value_that_it_does_not_take(name: str) -> None:
-    shown = CliRunner().invoke(app, [*name.split()[1:], "--help"]).output
+    shown = mil(*name.split()[1:], "--help").output
     assert "--help" in shown
     assert "bool" not in shown
 

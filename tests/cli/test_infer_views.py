@@ -11,7 +11,7 @@ from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
 from mil.training import TrainSettings
-from tests.cli.test_commands import mil
+from tests.cli.running import mil
 from tests.fakes import write_cohort
 
 FAST = TrainSettings(n_members=1, n_components=8, fixed_steps=10)

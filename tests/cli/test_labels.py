@@ -9,18 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.bag_files import write_bag
 from mil.labels.runs import is_label_run, load_label_run
+from tests.cli.running import mil
 from tests.fakes import make_series
 
 NAMES = "any,left,right"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def write_world(folder: Path, *, n_scans: int) -> None:
@@ -53,7 +48,7 @@ def write_world(folder: Path, *, n_scans: int) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, n_scans=48)
-    found = run(
+    found = mil(
         "train", "--cohort", folder / "labels.csv", "--labels", NAMES, "--bags", folder / "bags",
         "--run", folder / "run", "--folds", 3, "--device", "cpu", "--json",
     )  # fmt: skip
@@ -85,7 +80,7 @@ def test_all_labels_share_their_folds(world: Path) -> None:
 def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
     world: Path, tmp_path: Path
 ) -> None:
-    found = run(
+    found = mil(
         "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
         world / "scans.csv", "--out", tmp_path / "out.csv",
     )  # fmt: skip
@@ -95,7 +90,7 @@ def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
     assert [row["patient_id"] for row in rows] == [f"p{number}" for number in range(48)]
     values = np.array([[float(row[name]) for name in NAMES.split(",")] for row in rows])
     assert np.ptp(values.sum(axis=1)) > 0.5
-    scored = run(
+    scored = mil(
         "score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES,
         "--resamples", 100, "--json",
     )  # fmt: skip
@@ -114,7 +109,7 @@ def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
 def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: Path) -> None:
     file, other = world / "run" / "out_of_fold.csv", tmp_path / "other.csv"
     other.write_bytes(file.read_bytes())
-    found = run(
+    found = mil(
         "score", file, other, "--cohort", world / "labels.csv", "--labels", NAMES, "--calibrate",
         "--reliability", "--repeats", 2, "--resamples", 100,
     )  # fmt: skip
@@ -123,7 +118,7 @@ def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: 
     for said in ("mean probability of 2", "calibrated", "reliability of left", "cross-fitted"):
         assert said in words
     for arguments in (("--class", "left"), ("--calibrator", "beta")):
-        refused = run(
+        refused = mil(
             "score", file, "--cohort", world / "labels.csv", "--labels", NAMES, *arguments
         )
         assert refused.exit_code == 2
@@ -147,9 +142,9 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
         "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
         "--run", tmp_path / "run", "--folds", 3, "--device", "cpu", "--json",
     )  # fmt: skip
-    assert run(*command).exit_code != 0
+    assert mil(*command).exit_code != 0
     assert not (tmp_path / "run").exists()
-    again = run(*command)
+    again = mil(*command)
     assert again.exit_code == 0, again.output
     assert asked == ["any", "left", "left", "right"]
     for path in sorted((world / "run").rglob("*.*")):
@@ -181,8 +176,8 @@ def test_what_was_done_with_other_settings_or_labels_is_done_again(
         "train", "--cohort", world / "labels.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--device", "cpu",
     )  # fmt: skip
-    assert run(*command, "--labels", "any,left").exit_code != 0
-    again = run(*command, "--labels", "left", "--seed", 1)
+    assert mil(*command, "--labels", "any,left").exit_code != 0
+    again = mil(*command, "--labels", "left", "--seed", 1)
     assert again.exit_code == 0, again.output
     assert asked == ["any", "left", "left"]
     assert [path.name for path in (tmp_path / "run" / "labels").iterdir()] == ["left"]
@@ -194,12 +189,12 @@ def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_p
         world / "bags", "--run", tmp_path / "run", "--folds", 2, "--device", "cpu",
         "--image-labels", world / "labels.csv",
     )  # fmt: skip
-    found = run(*command)
+    found = mil(*command)
     assert found.exit_code == 0, found.output
     words = " ".join(found.output.split())
     assert "labels of single images taught the attention on 36 patients" in words
     assert "on 24 patients" in words
-    refused = run(*command, "--overwrite", "--filter", world / "none.filter")
+    refused = mil(*command, "--overwrite", "--filter", world / "none.filter")
     assert refused.exit_code == 2
 
 
@@ -209,7 +204,7 @@ def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path
     for prior, expected in (
         (None, [0.75, 0.5, 0.5]), ("balanced", [0.5] * 3), (stated, [0.3, 0.2, 0.1]),
     ):  # fmt: skip
-        found = run(
+        found = mil(
             "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
             tmp_path / "test.csv", "--out", tmp_path / "out.csv",
             *(() if prior is None else ("--prior", prior)),
@@ -221,7 +216,7 @@ def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path
 
 @pytest.mark.parametrize("prior", ["any=0.5", "any=0,left=.1,right=.1", "half", "a=b,c=d,e=f"])
 def test_a_prior_that_lacks_a_label_is_refused(world: Path, prior: str) -> None:
-    found = run(
+    found = mil(
         "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
         world / "scans.csv", "--prior", prior,
     )  # fmt: skip
@@ -230,7 +225,7 @@ def test_a_prior_that_lacks_a_label_is_refused(world: Path, prior: str) -> None:
 
 
 def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
-    found = run(
+    found = mil(
         "explain", "--run", world / "run" / "labels" / "left", "--bags", world / "bags",
         "--slide", "s1", "--out", tmp_path,
     )  # fmt: skip
@@ -242,7 +237,7 @@ def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
 def test_prediction_sets_of_several_labels_are_refused(
     world: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    found = run(
+    found = mil(
         "infer", "--run", world / "run", "--patients", world / "labels.csv", "--bags",
         world / "bags", "--out", tmp_path / "out.csv", *options,
     )  # fmt: skip
@@ -252,7 +247,7 @@ def test_prediction_sets_of_several_labels_are_refused(
 
 
 def test_commands_for_one_label_say_so_of_a_run_of_several(world: Path, tmp_path: Path) -> None:
-    found = run(
+    found = mil(
         "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s1", "--out",
         tmp_path,
     )  # fmt: skip
@@ -261,7 +256,7 @@ def test_commands_for_one_label_say_so_of_a_run_of_several(world: Path, tmp_path
 
 
 def test_a_finished_run_is_replaced_only_when_asked(world: Path) -> None:
-    found = run(
+    found = mil(
         "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
         "--run", world / "run",
     )  # fmt: skip
@@ -281,7 +276,7 @@ def test_predictions_that_cannot_be_scored_are_told(
     world: Path, tmp_path: Path, rows: str, said: str
 ) -> None:
     (tmp_path / "out.csv").write_text(rows)
-    found = run("score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES)
+    found = mil("score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES)
     assert found.exit_code == 1
     assert said in found.output
 
@@ -289,6 +284,6 @@ def test_predictions_that_cannot_be_scored_are_told(
 def test_a_damaged_list_of_labels_is_one_line(world: Path, tmp_path: Path) -> None:
     for content in ("{}", "no", '{"format": "x", "format_version": 1, "labels": []}'):
         (tmp_path / "labels.json").write_text(content)
-        found = run("infer", "--run", tmp_path, "--patients", world / "scans.csv")
+        found = mil("infer", "--run", tmp_path, "--patients", world / "scans.csv")
         assert found.exit_code == 1
         assert "labels.json" in found.output

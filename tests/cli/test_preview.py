@@ -7,15 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.synthetic import write_slide
+from tests.cli.running import mil
 from tests.fakes import real_data
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

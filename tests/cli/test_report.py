@@ -7,14 +7,9 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
+from tests.cli.running import mil
 from tests.fakes import write_cohort
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

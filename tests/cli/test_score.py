@@ -5,14 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from cli.app import app
+from tests.cli.running import mil
 from tests.fakes import real_data
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(part) for part in arguments])
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.bag_files import bag_path, write_bag
 from features.weights import build_untrained
+from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 
 PATIENTS = [
@@ -24,10 +23,6 @@ PATIENTS = [
 ]  # fmt: skip
 SLIDES = ["con", "two\nlines", "=1+1", "x" * 240, "<b>", "{{ 7*7 }}", "\x1b]0;title\x07"]
 TINY = "test_resnet"
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def write_table(path: Path, rows: list[tuple[str, ...]]) -> Path:

@@ -13,22 +13,17 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from features.bag_files import read_bag, write_bag
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
 from mil.training import TrainSettings
+from tests.cli.running import mil
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
 
 N_BAGS = 24
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from cli.given import part_of
 from features.bag_files import read_bag
 from features.synthetic import paint_clot, plan_cohort, write_slide
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.cli.running import mil
 
 
 @pytest.fixture(scope="module")

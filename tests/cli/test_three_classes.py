@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from cli.viewer.content import ViewedRun
 from features.bag_files import find_bags, write_bag
 from mil.cohort import read_cohort
 from mil.heads import head_names
 from mil.inference import predict_patients
 from mil.model import load_run
+from tests.cli.running import mil
 from tests.fakes import make_bag
 
 CLASSES = ["benign", "grade 1", "grade 2"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"s{number},p{number},{CLASSES[number % 3]}")
     (folder / "train.csv").write_text("\n".join(rows))
     for head in ("gated", "additive"):
-        found = run(
+        found = mil(
             "train", "--cohort", folder / "train.csv", "--bags", folder / "bags", "--run",
             folder / head, "--folds", 3, "--device", "cpu", "--head", head,
         )  # fmt: skip
@@ -58,19 +53,19 @@ def test_training_scores_three_classes_and_draws_each(world: Path) -> None:
 @pytest.mark.parametrize("head", ["gated", "additive"])
 def test_infer_score_and_explain_name_three_classes(world: Path, tmp_path: Path, head: str) -> None:
     where = ("--run", world / head, "--bags", world / "bags", "--patients", world / "train.csv")
-    assert run("infer", *where, "--out", tmp_path / "out.csv").exit_code == 0
+    assert mil("infer", *where, "--out", tmp_path / "out.csv").exit_code == 0
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert list(rows[0]) == ["patient_id", *CLASSES]
     proba = np.array([[float(row[name]) for name in CLASSES] for row in rows])
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     assert (proba.argmax(axis=1) == np.arange(48) % 3).mean() > 0.9
-    scored = run(
+    scored = mil(
         "score", tmp_path / "out.csv", "--cohort", world / "train.csv", "--calibrate",
         "--reliability", "--repeats", 2, "--resamples", 100, "--json",
     )  # fmt: skip
     assert scored.exit_code == 0, scored.output
     assert json.loads(scored.stdout)["files"][0]["raw"]["auroc"]["value"] > 0.95
-    explained = run("explain", *where, "--patient", "p1", "--out", tmp_path / "e")
+    explained = mil("explain", *where, "--patient", "p1", "--out", tmp_path / "e")
     assert explained.exit_code == 0, explained.output
     assert "grade 1" in (tmp_path / "e" / "p1" / "index.html").read_text()
 
@@ -78,8 +73,8 @@ def test_infer_score_and_explain_name_three_classes(world: Path, tmp_path: Path,
 @pytest.mark.parametrize("calibrator", ["auto", "dirichlet", "temperature"])
 def test_calibrators_of_more_classes_serve_three(world: Path, calibrator: str) -> None:
     where = ("--run", world / "gated", "--bags", world / "bags", "--patients", world / "train.csv")
-    assert run("infer", *where, "--out", world / "again.csv").exit_code == 0
-    found = run(
+    assert mil("infer", *where, "--out", world / "again.csv").exit_code == 0
+    found = mil(
         "score", world / "again.csv", "--cohort", world / "train.csv", "--calibrate",
         "--calibrator", calibrator, "--repeats", 1, "--resamples", 100,
     )  # fmt: skip
@@ -88,11 +83,11 @@ def test_calibrators_of_more_classes_serve_three(world: Path, calibrator: str) -
 
 def test_describe_audit_and_report_name_three_classes(world: Path, tmp_path: Path) -> None:
     bags = ("--bags", world / "bags")
-    described = run("describe", world / "train.csv", *bags, "--out", tmp_path / "d.html")
+    described = mil("describe", world / "train.csv", *bags, "--out", tmp_path / "d.html")
     assert described.exit_code == 0, described.output
-    audited = run("audit", world / "train.csv", *bags)
+    audited = mil("audit", world / "train.csv", *bags)
     assert audited.exit_code in (0, 3), audited.output
-    assert run("report", world / "gated").exit_code == 0
+    assert mil("report", world / "gated").exit_code == 0
     for page in (tmp_path / "d.html", world / "gated" / "report.html"):
         text = page.read_text()
         assert [name for name in CLASSES if name not in text] == []
@@ -116,7 +111,7 @@ def test_the_viewer_gives_each_patient_three_probabilities(world: Path) -> None:
 def test_three_classes_are_trained_with_each_calibrator_or_told_it_is_for_two(
     world: Path, tmp_path: Path, calibrator: str
 ) -> None:
-    found = run(
+    found = mil(
         "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--device", "cpu", "--calibrator", calibrator,
     )  # fmt: skip
@@ -125,5 +120,5 @@ def test_three_classes_are_trained_with_each_calibrator_or_told_it_is_for_two(
 
 
 def test_every_head_is_offered_by_the_command() -> None:
-    words = " ".join(run("train", "--help").output.split())
+    words = " ".join(mil("train", "--help").output.split())
     assert [name for name in head_names() if name not in words] == []

@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from cli.app import app
 from cli.viewer.content import ViewedRun
 from cli.viewer.server import ViewServer
 from cli.viewer.shelf import SlideShelf
@@ -32,6 +30,7 @@ from mil.model import Run, load_run
 from mil.priors import balanced
 from mil.training import TrainSettings
 from tests.browser import CHROMIUM, open_tab
+from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -379,15 +378,15 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
         ("--prior", "nonsense"): "nonsense",
     }
     for (option, value), message in cases.items():
-        options = [str(part) for pair in {**good, option: value}.items() for part in pair]
-        found = CliRunner().invoke(app, ["view", str(world / "run"), "--no-browser", *options])
+        options = [part for pair in {**good, option: value}.items() for part in pair]
+        found = mil("view", world / "run", "--no-browser", *options)
         assert found.exit_code == 1, found.output
         assert message in found.output
         assert len(found.output.strip().splitlines()) == 1
 
 
 def test_help_has_an_example() -> None:
-    found = CliRunner().invoke(app, ["view", "--help"])
+    found = mil("view", "--help")
     assert found.exit_code == 0
     assert "mil view runs/first --patients test.csv" in found.output
 

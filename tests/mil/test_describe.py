@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,11 +28,9 @@ from mil.describe.counts import count_by
 from mil.describe.measures import Measure, class_difference, statistics
 from mil.describe.table import SlideTable, read_slide_table
 from mil.errors import CohortError
+from tests.browser import CHROMIUM
 from tests.fakes import make_bag, real_data
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 HEAD = "image_id,patient_id,label,center_id,image_num"
 HOSTILE = "<script>alert(1)</script>$\\frac"
 PATIENTS_OF_CENTRES = [

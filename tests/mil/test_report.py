@@ -45,11 +45,9 @@ from mil.report.groups import score_centres, score_folds, score_repeats
 from mil.report.tables import confusion_table, findings
 from mil.training import TrainSettings
 from mil.validation import OutOfFold
+from tests.browser import CHROMIUM
 from tests.fakes import FINGERPRINT, make_bag, write_cohort
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 CLASSES = ("<b>A</b>", 'B & "C"', "$D$")
 CLASSES_SORTED = tuple(sorted(CLASSES))
