@@ -86,18 +86,19 @@ def mix_bags(batch: Batch, alpha: float, luck: Luck, *, n_heads: int = 1) -> Mix
     n_heads
         Heads that the patients are for.
     """
-    features, mask = _shuffled(batch, luck)
+    features, mask = _shuffled(batch, luck)  # (batch, tiles, dim), (batch, tiles)
     n_patients, device = len(mask) // n_heads, mask.device
-    ranks, places = luck.uniform(len(mask), 2, device=device).T
+    ranks, places = luck.uniform(len(mask), 2, device=device).T  # (batch,) each
     drawn = torch.from_numpy(betaincinv(alpha, alpha, ranks.double().cpu().numpy()))
-    shares = torch.maximum(drawn, 1 - drawn).float().to(device)
-    order = places.reshape(n_heads, -1).argsort(dim=1)  # of the patients of each head
-    partners = (order + n_patients * torch.arange(n_heads, device=device)[:, None]).flatten()
-    counts = mask.sum(dim=1).double()
+    shares = torch.maximum(drawn, 1 - drawn).float().to(device)  # (batch,)
+    order = places.reshape(n_heads, -1).argsort(dim=1)  # (heads, patients)
+    firsts = n_patients * torch.arange(n_heads, device=device)[:, None]  # (heads, 1)
+    partners = (order + firsts).flatten()  # (batch,)
+    counts = mask.sum(dim=1).double()  # (batch,)
     n_own = (shares * counts).round().clamp(min=1)
     n_other = ((1 - shares) * counts[partners]).round()
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    kept = torch.cat([steps < n_own[:, None], steps < n_other[:, None]], dim=1)
+    steps = torch.arange(mask.shape[1], device=device)
+    kept = torch.cat([steps < n_own[:, None], steps < n_other[:, None]], dim=1)  # (batch, 2 tiles)
     mixed = torch.cat([features, features[partners]], dim=1) * kept[..., None]
     return Mixture(batch=Batch(mixed, kept), partners=partners, shares=shares)
 

@@ -16,7 +16,7 @@ LOSSES = ("balanced", "cross-entropy", "focal")
 """Names of losses: class-balanced log loss (the metric itself), log loss, focal loss."""
 
 _FOCUSING = 2.0  # of the focal loss, as in the paper
-_LEAST = 1e-6
+_LEAST = 1e-6  # share of the attention whose logarithm is still taken
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,9 +111,9 @@ def attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
     torch.Tensor
         Shape (batch,), in nats.
     """
-    shown, known = (marks == 1) & mask, (marks >= 0) & mask
+    shown, known = (marks == 1) & mask, (marks >= 0) & mask  # (batch, tiles)
     on, of = ((attention * where).sum(dim=1).clamp(min=_LEAST) for where in (shown, known))
-    both = shown.any(dim=1) & (known & ~shown).any(dim=1)
+    both = shown.any(dim=1) & (known & ~shown).any(dim=1)  # (batch,), as on and of
     return torch.where(both, of.log() - on.log(), torch.zeros_like(on))
 
 
