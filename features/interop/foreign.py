@@ -120,7 +120,9 @@ def as_bag(foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, given
         mpp_source=resolution.source,
         span_x_px0=span_x,
         span_y_px0=span_y,
-        slide_content_id=f"{UNKNOWN}:{hashlib.sha256(features.tobytes()).hexdigest()}",
+        # Of bags without tiles, which are all alike, the name: they are no copies of each other.
+        slide_content_id=f"{UNKNOWN}:"
+        + hashlib.sha256(features.tobytes() or slide_id.encode()).hexdigest(),
         n_tried=len(features),
         empty_reason="" if len(features) else f"the {layout} file holds no tile",
         software=as_json(

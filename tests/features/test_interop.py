@@ -179,6 +179,14 @@ def test_a_slide_without_tiles_becomes_a_bag_without_tiles(tmp_path: Path) -> No
     assert verify_bags(tmp_path / "imported", on_bag=quiet).n_bad == 0
 
 
+def test_slides_without_tiles_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    contents = set()
+    for name in ("s1", "s2"):
+        write_trident(tmp_path / name / f"job/{name}.h5", FEATURES[:0], COORDS[:0])
+        contents.add(bring_in(tmp_path / name / "job", "trident")[0].meta.slide_content_id)
+    assert len(contents) == 2
+
+
 def test_embeddings_of_several_encoders_must_be_chosen_from(tmp_path: Path) -> None:
     for name in ("uni_v1", "resnet50"):
         write_trident(tmp_path / f"job/features_{name}/s1.h5", FEATURES, COORDS)
