@@ -39,6 +39,7 @@ class SlideShelf:
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: OrderedDict[Path, OpenSlide] = OrderedDict()
+        self._most_open = _MOST_OPEN
 
     @contextmanager
     def lend(self, path: Path) -> Iterator[OpenSlide]:
@@ -65,11 +66,12 @@ class SlideShelf:
                 self._shrink()
 
     def close(self) -> None:
-        """Close all slides that nobody reads from."""
+        """Close all slides; those that somebody reads from as soon as they are given back."""
         with self._lock:
-            self._shrink(most=0)
+            self._most_open = 0
+            self._shrink()
 
-    def _shrink(self, most: int = _MOST_OPEN) -> None:
+    def _shrink(self) -> None:
         idle = [path for path, lent in self._open.items() if not lent.n_users]
-        for path in idle[: max(0, len(self._open) - most)]:
+        for path in idle[: max(0, len(self._open) - self._most_open)]:
             self._open.pop(path).slide.close()

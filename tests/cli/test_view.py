@@ -341,6 +341,20 @@ def test_a_slide_that_is_read_from_is_not_closed(world: Path, tmp_path: Path) ->
     shelf.close()
 
 
+def test_a_slide_that_is_lent_when_the_shelf_closes_is_closed_when_it_comes_back(
+    tmp_path: Path,
+) -> None:
+    write_slide(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8))
+    shelf, closed = SlideShelf(), []
+    with shelf.lend(tmp_path / "a.tif") as lent:
+        close = lent.slide.close
+        lent.slide.close = lambda: closed.append(close())  # type: ignore[method-assign]
+        shelf.close()
+        assert not closed
+        assert not lent.slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9).any()
+    assert len(closed) == 1
+
+
 def test_the_command_starts_says_where_and_ends_by_ctrl_c(world: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "view", str(world / "run"), "--bags", str(world / "bags"),
