@@ -56,10 +56,10 @@ def test_the_scale_of_a_table_changes_nothing(
 def test_the_standard_error_is_that_of_a_mean_over_bags() -> None:
     table = Table(name="a", bags=(), labels=np.array([0, 0, 1, 1]))
     scores = {
-        ("a", "mean", "plain", 0): np.array([-1.0, 1, 1, 1]),
-        ("a", "mean", "plain", 1): np.array([-1.0, -1, 2, -2]),
+        ("a", "mean", "24 components", 0): np.array([-1.0, 1, 1, 1]),
+        ("a", "mean", "24 components", 1): np.array([-1.0, -1, 2, -2]),
     }
-    row = mil_tables._row(table, "mean", "plain", scores, n_repeats=2)
+    row = mil_tables._row(table, "mean", "24 components", scores, n_repeats=2)
     assert row.accuracy == pytest.approx(0.75)
     assert row.standard_error == pytest.approx(np.std([1, 0.5, 1, 0.5], ddof=1) / 2)
     assert row.auroc == pytest.approx((0.75 + 0.5) / 2)
@@ -83,11 +83,11 @@ def test_the_best_settings_on_the_other_tables_are_taken() -> None:
     good, bad = np.array([-2.0, -1, 1, 2]), np.array([2.0, 1, -1, -2])
     scores = {
         (name, "gated", settings, 0): good if settings == best else bad
-        for name, best in [("a", "noisy"), ("b", "mixed"), ("c", "mixed")]
+        for name, best in [("a", "24 components"), ("b", "64 components"), ("c", "64 components")]
         for settings in mil_tables.CONFIGURATIONS
     }
-    assert mil_tables._choose(tables[0], "gated", tables, scores) == "mixed"
-    assert mil_tables._choose(tables[0], "gated", tables[:1], scores) == "plain"
+    assert mil_tables._choose(tables[0], "gated", tables, scores) == "64 components"
+    assert mil_tables._choose(tables[0], "gated", tables[:1], scores) == "24 components"
 
 
 def test_standardising_sees_the_training_part_only(tmp_path: Path) -> None:
@@ -104,6 +104,17 @@ def test_standardising_sees_the_training_part_only(tmp_path: Path) -> None:
     np.testing.assert_allclose(together.std(axis=0), 1, atol=1e-5)
 
 
+def test_an_outlier_does_not_hide_the_rest_of_its_feature() -> None:
+    rng = np.random.default_rng(0)
+    bags = [rng.normal(size=(10, 2)).astype(np.float32) for _ in range(40)]
+    bags[0][0, 0] = 1e4
+    bags[39][0, 1] = 1e4  # in a judged bag: cut, too
+    table = Table(name="a", bags=tuple(bags), labels=np.arange(40) % 2)
+    learned, judged = mil_tables._standardised(table, np.arange(30), np.arange(30, 40))
+    assert np.concatenate(learned)[1:, 0].std() > 0.9
+    assert np.abs(np.concatenate([*learned, *judged])).max() < 4
+
+
 def test_a_feature_that_does_not_vary_in_the_training_part_is_left_out() -> None:
     bags = tuple(np.array([[0.1, n], [0.1, -n]], np.float32) for n in (1, 2, 3))
     strange = np.array([[7.0, 1.0]], np.float32)
@@ -116,7 +127,7 @@ def test_a_feature_that_does_not_vary_in_the_training_part_is_left_out() -> None
 def test_too_few_bags_to_stop_on_are_trained_for_fixed_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = replace(mil_tables.CONFIGURATIONS["plain"], n_members=5, early_stopping=True)
+    stopped = replace(mil_tables.CONFIGURATIONS["24 components"], n_members=5, early_stopping=True)
     monkeypatch.setattr(mil_tables, "CONFIGURATIONS", {"stopped": stopped})
     table = read_table(write_table(tmp_path / "a.npz"))
     (row,) = score_tables([table], ["mean"], n_repeats=1, n_folds=2)
