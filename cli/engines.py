@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ def running(plan: EmbedderPlan, *, engine: EngineName, address: str | None) -> I
                 )
             else:
                 yielded = stack.enter_context(embedder_here(plan))
+        # What is loaded stays to the end; to look through it for garbage takes half a second.
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         yield yielded
 
 

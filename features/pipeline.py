@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
@@ -276,7 +277,7 @@ class _SlideSource:
     given_mpp: float | None
     preview: PreviewFolder | None = None
 
-    @property
+    @cached_property
     def bag_id(self) -> str:
         return slide_id_of(self.path)
 
