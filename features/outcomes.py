@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from features.bags import BagMeta
 from features.claims import Claims
 from features.errors import TableError
@@ -115,6 +113,8 @@ def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome], claims: Cla
                     **asdict(outcome), "left_out": counts_text(outcome.left_out)
                 }  # fmt: skip
         if rows:
+            import pandas as pd  # noqa: PLC0415 - takes 0.3 s; slides are in work by now
+
             names = [part.name for part in fields(SlideOutcome)]
             table = pd.DataFrame(list(rows.values()), columns=names)
             write_table(path, table, float_format="%.6g")

@@ -9,11 +9,13 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from features.errors import TableError
 from features.files import written_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["find_column", "read_table", "write_table"]
 
@@ -47,6 +49,8 @@ def read_table(path: Path) -> pd.DataFrame:
     TableError
         If the file is missing, unreadable, not text, without rows, or names a column twice.
     """
+    import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands meet no table
+
     text = _read_text(path)
     header = text.split("\n", maxsplit=1)[0]
     separator = max(",;\t", key=header.count)
@@ -150,6 +154,8 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
 
 def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
     """A table whose names and texts are changed."""
+    import pandas as pd  # noqa: PLC0415 - as above
+
     changed = table.rename(columns=change)
     for place, kind in enumerate(table.dtypes):
         values = [] if kind.kind in "biuf" else table.iloc[:, place].tolist()
