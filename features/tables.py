@@ -7,7 +7,9 @@ import csv
 import difflib
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,8 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If the file is missing, unreadable, not text, without rows, or names a column twice.
+        If the file is missing, unreadable, not text, without rows, names a column twice, or a row
+        has more cells than the header.
     """
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands meet no table
 
@@ -55,11 +58,17 @@ def read_table(path: Path) -> pd.DataFrame:
     header = text.split("\n", maxsplit=1)[0]
     separator = max(",;\t", key=header.count)
     try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
-        )
+        with warnings.catch_warnings(record=True, action="always") as told:
+            table = pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
+        if told:  # rows are longer than the header, and were cut
+            _refuse_long_rows(path, text, separator)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        raise TableError(path, found=f"not a table ({error})", expected="a CSV table") from error
+        with suppress(csv.Error):
+            _refuse_long_rows(path, text, separator)
+        reason = " ".join(str(error).split())
+        raise TableError(path, found=f"not a table ({reason})", expected="a CSV table") from error
     names = [name.strip() for name in header.rstrip("\r").split(separator)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TableError(path, found=f"column {twice[0]!r} stands there twice", expected="once")
@@ -119,6 +128,20 @@ def _read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _refuse_long_rows(path: Path, text: str, separator: str) -> None:
+    """Refuse a row with more cells than the header; empty ones at its end may be there."""
+    n_columns = 0
+    for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
+        n_columns = n_columns or len(cells)
+        if any(cell.strip() for cell in cells[n_columns:]):
+            raise TableError(
+                f"{path}, row {number}",
+                found=f"{len(cells)} cells",
+                expected=f"{n_columns}, as in the header",
+                advice=f"Put quotation marks around a cell that holds {separator!r}.",
+            )
+
+
 def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:
     """Return the first of ``names`` that is a column of ``table``.
 
@@ -166,9 +189,10 @@ def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.D
 
 
 def _guarded(value: object) -> object:
-    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+    if not isinstance(value, str):
         return value
-    return f"{_GUARD}{value}"
+    text = value.strip()  # spreadsheets look through white space before a formula
+    return f"{_GUARD}{text}" if _FORMULA.match(text) and not _is_number(text) else value
 
 
 def _unguarded(value: object) -> object:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from features.bag_files import bag_path
@@ -26,6 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+@example(rows=[("", "\t"), ("", "\t=x"), ("", " =x"), ("", "'\t"), ("", "'\t=x")])
 def test_whatever_is_typed_comes_back_to_the_letter(
     path: Path, rows: list[tuple[str, str]]
 ) -> None:

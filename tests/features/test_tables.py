@@ -35,6 +35,24 @@ def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> N
     assert table["note"].tolist() == ["red, and\nwhite"]
 
 
+@pytest.mark.parametrize(
+    "rows", ["a,Doe, Jane\nb,x\n", "b,x\na,Doe, Jane\n", "a,Doe, Jane\nb,Doe, John\n"]
+)
+def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut(
+    tmp_path: Path, rows: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"image_id,patient_id\n{rows}")
+    with pytest.raises(TableError, match=r"row [23]: 3 cells; expected 2.*quotation marks"):
+        read_table(path)
+
+
+def test_empty_cells_beyond_the_header_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("image_id,patient_id\na,x,\nb,y,\n")
+    assert read_table(path).to_numpy().tolist() == [["a", "x"], ["b", "y"]]
+
+
 def test_an_encoding_that_does_not_tell_itself_is_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("image_id,patient_id\na,Müller\n".encode("cp1252"))
