@@ -84,7 +84,7 @@ def _measure(
                     name, device=chosen, batch_tiles=batch, execution=execution
                 )
             except EncoderError as error:
-                notes.print(f"not measured: {name}: {error}", style="yellow", markup=False)
+                notes.print(f"not measured: {name}: {error}", style="yellow")
             else:
                 speeds[name] = {"tiles_per_s": rate, "execution": ran}
     return speeds
@@ -109,7 +109,7 @@ def _print(found: list[Backbone], speeds: dict[str, dict[str, object]]) -> None:
     results.print(table)
     for one in found:
         if one.unusable:
-            notes.print(f"cannot serve: {one.name}: {one.unusable}", style="yellow", markup=False)
+            notes.print(f"cannot serve: {one.name}: {one.unusable}", style="yellow")
     if speeds:
         ways = sorted({str(speed["execution"]) for speed in speeds.values()})
         results.print(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cli.console import (
@@ -213,7 +212,6 @@ def pack(
         results.print(
             f"{packed.n_bags:,} bags, {packed.n_tiles:,} tiles, {packed.n_bytes / 1e9:.3g} GB: "
             f"{bags_dir} -> {out}",
-            markup=False,
         )
 
 
@@ -250,7 +248,7 @@ def _checked(found: FolderCheck, bags_dir: Path) -> dict[str, object]:
 
 def _print_check(found: FolderCheck, bags_dir: Path) -> None:
     summary = _checked(found, bags_dir)
-    table = Table(title=f"Bags in {escape(str(bags_dir))}", title_justify="left")
+    table = Table(title=f"Bags in {bags_dir}", title_justify="left")
     for name in ("bags", "bad", "empty", "imported", "tiles", "ways of making"):
         table.add_column(name, justify="right")
     keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
@@ -262,7 +260,7 @@ def _print_check(found: FolderCheck, bags_dir: Path) -> None:
         bad.add_column("problem")
         for bag in found.bags:
             for problem in bag.problems:
-                bad.add_row(escape(bag.slide_id), escape(problem))
+                bad.add_row(bag.slide_id, problem)
         results.print(bad)
     if found.constant_features:
         results.print(
@@ -292,14 +290,13 @@ def _report(
     else:
         results.print(
             f"{n_done:,} of {len(outcomes):,} slides, {n_tiles:,} tiles: {source} -> {out}",
-            markup=False,
         )
         if unknown:
             told = ", ".join(
                 name if n_slides == n_done else f"{name} (of {n_slides})"
                 for name, n_slides in sorted(unknown.items())
             )
-            results.print(f"Unknown about their making: {told}.", markup=False)
+            results.print(f"Unknown about their making: {told}.")
     for problem in failed.values():
-        notes.print(f"failed: {problem}", style="yellow", markup=False)
+        notes.print(f"failed: {problem}", style="yellow")
     _leave(n_bad=len(failed), n_all=len(outcomes))

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from features.errors import KnownError
@@ -37,6 +38,7 @@ __all__ = [
     "finish_on_interrupt",
     "notes",
     "print_json",
+    "printable",
     "progress_bar",
     "results",
     "step",
@@ -46,10 +48,25 @@ EXIT_KNOWN_ERROR = 1
 EXIT_PARTLY_FAILED = 3
 EXIT_INTERRUPTED = 130
 
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _PlainConsole(Console):
+    """A console to which names of slides, patients and files are names, whatever they hold.
+
+    Brackets are no markup, colons no emoji, and nothing is printed that a terminal would obey.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every text on its way to the terminal, those in tables too."""
+        return super().render_str(printable(text, kept="\n"), **options)
+
+
+notes = _PlainConsole(stderr=True)
 """Progress, warnings and errors."""
 
-results = Console(highlight=False, soft_wrap=True)
+results = _PlainConsole()
 """What was asked for; nothing else goes to standard output."""
 
 
@@ -86,7 +103,7 @@ class KnownErrorGroup(PlainGroup):
             return super().invoke(ctx)
         except KnownError as error:
             notes.print("error:", style="bold red", end=" ")
-            notes.print(_one_line(str(error)), markup=False)
+            notes.print(printable(str(error)))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
             notes.print("stopped; what was finished is kept")
@@ -96,6 +113,24 @@ class KnownErrorGroup(PlainGroup):
 def print_json(content: Mapping[str, object]) -> None:
     """Print one JSON object on standard output; numbers that are not finite become null."""
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
+
+
+def printable(text: str, *, kept: str = "") -> str:
+    r"""Text without line ends, and without what a terminal would obey.
+
+    Parameters
+    ----------
+    text
+        Anything: it may hold names.
+    kept
+        Characters that stay all the same.
+
+    Examples
+    --------
+    >>> printable("two\nlines\x1b[31m")
+    'two?lines?[31m'
+    """
+    return "".join(c if c.isprintable() or c in kept else "?" for c in text)
 
 
 @contextmanager
@@ -109,7 +144,7 @@ def progress_bar(unit: str) -> Iterator[Progress]:
     """
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
@@ -154,11 +189,6 @@ def finish_on_interrupt() -> Iterator[Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _one_line(text: str) -> str:
-    """Text without line ends, and without what a terminal would obey: names may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _finite(value: Any) -> Any:

@@ -89,7 +89,7 @@ def demo(
 def _run(*arguments: object) -> None:
     """Print a command and run it as a user would, in a process of its own."""
     words = [str(argument) for argument in arguments]
-    results.print(f"\n$ mil {shlex.join(words)}", style="bold", markup=False)
+    results.print(f"\n$ mil {shlex.join(words)}", style="bold")
     sys.stdout.flush()
     code = subprocess.run([sys.executable, "-m", "cli", *words], check=False).returncode  # noqa: S603
     if code:

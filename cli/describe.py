@@ -143,7 +143,7 @@ def _by_id(paths: list[Path]) -> dict[str, Path]:
     for path in paths:
         if found.setdefault(slide_id_of(path), path) != path:
             notes.print(f"not looked at: {path}, whose name {found[slide_id_of(path)]} has already",
-                        style="yellow", markup=False)  # fmt: skip
+                        style="yellow")  # fmt: skip
     return found
 
 
@@ -210,5 +210,5 @@ def _print_summary(found: Description, page: Path) -> None:
     if table.labelled:
         counts = ", ".join(f"{n} {name}" for name, n in found.labels["patients"].items())
         told += f" ({counts})"
-    results.print(f"{told}.", markup=False)
-    results.print(f"Look at {page}", markup=False)
+    results.print(f"{told}.")
+    results.print(f"Look at {page}")

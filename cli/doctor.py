@@ -62,6 +62,6 @@ def _print(findings: list[Finding]) -> None:
     results.print(table)
     for finding in findings:
         if finding.status != "ok":
-            results.print(f"{finding.status}: {finding.name}: {finding.advice}", markup=False)
+            results.print(f"{finding.status}: {finding.name}: {finding.advice}")
     counts = Counter(finding.status for finding in findings)
     results.print(f"{counts['ok']} ok, {counts['note']} notes, {counts['failed']} failed")

@@ -49,7 +49,7 @@ def print_estimate(
     results.print(table)
     results.print("Hours are for this machine and these options; rules may leave tiles out.")
     for message in found.failures.values():
-        notes.print(f"failed: {message}", style="yellow", markup=False)
+        notes.print(f"failed: {message}", style="yellow")
 
 
 def _duration(hours: float) -> str:

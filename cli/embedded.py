@@ -16,6 +16,7 @@ from cli.console import (
     EXIT_PARTLY_FAILED,
     notes,
     print_json,
+    printable,
     results,
 )
 
@@ -91,7 +92,9 @@ class SlideBars:
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
         """Make the bar of tiles longer."""
         self._n_found += n_tiles
-        self._bars.update(self._tiles, total=self._n_found, visible=True, description=slide_id)
+        self._bars.update(
+            self._tiles, total=self._n_found, visible=True, description=printable(slide_id)
+        )
 
     def tiles_done(self, n_tiles: int) -> None:
         """Move it."""
@@ -101,11 +104,11 @@ class SlideBars:
         """Move the bar of slides, and say at once when one failed."""
         self._bars.advance(self._slides)
         if outcome.status == "failed":
-            self._bars.console.print(f"failed: {outcome.message}", style="yellow", markup=False)
+            self._bars.console.print(f"failed: {outcome.message}", style="yellow")
 
     def noted(self, text: str) -> None:
         """Say it at once."""
-        self._bars.console.print(f"note: {text}", style="yellow", markup=False)
+        self._bars.console.print(f"note: {text}", style="yellow")
 
 
 def print_failures(outcomes: list[SlideOutcome], bags_dir: Path, *, what: str = "slides") -> None:

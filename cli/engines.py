@@ -44,7 +44,7 @@ def running(plan: EmbedderPlan, *, engine: EngineName, address: str | None) -> I
 
 def print_note(text: str) -> None:
     """Say something on standard error, above any progress bar."""
-    notes.print(f"note: {text}", style="yellow", markup=False)
+    notes.print(f"note: {text}", style="yellow")
 
 
 def everywhere(path: Path) -> Path:

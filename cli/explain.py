@@ -271,15 +271,15 @@ def _print_summary(summary: Mapping[str, object], prior: str) -> None:
     told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
     n = summary["n_patients"]
     words = "1 patient" if n == 1 else f"{n} patients"
-    results.print(f"{words} explained (run {summary['run']})", markup=False)
-    results.print(f"The probabilities are for a prior of {told} ({prior}).", markup=False)
+    results.print(f"{words} explained (run {summary['run']})")
+    results.print(f"The probabilities are for a prior of {told} ({prior}).")
     if isinstance(beside := summary.get("attention"), dict):
         results.print(
             f"Attention beside labels of images, {beside['n_patients']} patients that have both: "
             f"AUROC {beside['auroc']:.3f}; the most attended image is labelled in "
             f"{100 * beside['hits']:.0f} % (by chance {100 * beside['chance']:.0f} %)."
         )
-    results.print(f"Look at {summary['page']}", markup=False)
+    results.print(f"Look at {summary['page']}")
 
 
 def _warn(
@@ -302,6 +302,6 @@ def _warn(
         )
     for slide_id, reason in list(unseen.items())[:_MOST_NAMED]:
         told = f"{words.slide} {slide_id} has no picture: {reason}"
-        notes.print(told, style="yellow", markup=False)
+        notes.print(told, style="yellow")
     if len(unseen) > _MOST_NAMED:
         notes.print(f"and {len(unseen) - _MOST_NAMED} more; --json lists all", style="yellow")

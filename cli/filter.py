@@ -172,7 +172,6 @@ def _print(tile_filter: TileFilter, path: Path) -> None:
         f"Filter {told['sha256'][:12]} in {path}: drops tiles of {told['tile_px']} px at "
         f"{told['target_mpp']:g} µm/px, embedded by {told['encoder']}, from a probability of "
         f"{told['threshold']:g} on.",
-        markup=False,
     )
     table = Table(title="Examples of slides that were held out", title_justify="left")
     table.add_column("")

@@ -260,7 +260,7 @@ def _print_summary(summary: dict[str, object]) -> None:
     sets = summary["sets"]
     assert isinstance(sets, dict)  # noqa: S101 - as above
     counts = ", ".join(f"{n} {name}" for name, n in sets.items())
-    results.print(f"Prediction sets that aim at {summary['coverage']:g}: {counts}", markup=False)
+    results.print(f"Prediction sets that aim at {summary['coverage']:g}: {counts}")
     if isinstance(kept := summary["guaranteed"], dict):
         shares = ", ".join(f"{name} {share:.2f}" for name, share in kept.items())
         results.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
@@ -312,7 +312,6 @@ def _warn_of_sets(run: Run, coverage: float) -> None:
             f"note: at a coverage of {coverage:g} a class needs {least_patients(coverage)} "
             f"training patients to be ruled out, {names} has fewer: every set holds all classes",
             style="yellow",
-            markup=False,
         )
     elif run.guaranteed(coverage) is None:
         notes.print(

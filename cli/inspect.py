@@ -47,7 +47,7 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
         for described in found:
             _print(described)
         for message in failed.values():
-            notes.print(f"failed: {message}", style="yellow", markup=False)
+            notes.print(f"failed: {message}", style="yellow")
     if failed:
         raise typer.Exit(EXIT_PARTLY_FAILED if found else EXIT_KNOWN_ERROR)
 

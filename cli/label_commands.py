@@ -61,7 +61,7 @@ def train_labels(
 
         summary = fit_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
     for note in dict.fromkeys(note for found in summary.labels.values() for note in found.notes):
-        notes.print(f"note: {note}", style="yellow", markup=False)
+        notes.print(f"note: {note}", style="yellow")
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -112,9 +112,9 @@ def infer_labels(
         })  # fmt: skip
     else:
         told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
-        results.print(f"{len(first)} patients into {out} (run {run.path})", markup=False)
-        results.print(f"One column a label, for shares of {told} ({stated}).", markup=False)
-        results.print(f"Status and spread of each patient: {details}", markup=False)
+        results.print(f"{len(first)} patients into {out} (run {run.path})")
+        results.print(f"One column a label, for shares of {told} ({stated}).")
+        results.print(f"Status and spread of each patient: {details}")
     return first
 
 
@@ -176,9 +176,7 @@ def _print_training(summary: LabelSummary) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
     scores = {name: found.scores["calibrated"] for name, found in summary.labels.items()}
     _print_labels(scores, None, kind="calibrated")
-    results.print(
-        f"The run lies in {summary.path}; each label has its own in labels/", markup=False
-    )
+    results.print(f"The run lies in {summary.path}; each label has its own in labels/")
 
 
 def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:

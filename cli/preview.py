@@ -145,7 +145,7 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     if isinstance(left_out, dict) and left_out:
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         results.print(f"Tiles left out: {told}.")
-    results.print(f"Look at {page}", markup=False)
+    results.print(f"Look at {page}")
     n_assumed = sum(row.mpp_source == "assumed" for row in rows)
     if n_assumed:
         notes.print(f"{n_assumed} slides have an assumed resolution of 0.25 µm/px", style="yellow")

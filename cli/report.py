@@ -45,4 +45,4 @@ def report(
     if as_json:
         print_json({"report": str(page)})
     else:
-        results.print(f"The report lies in {page}", markup=False)
+        results.print(f"The report lies in {page}")

@@ -300,6 +300,5 @@ def _print_summary(summary: FitSummary) -> None:
     results.print(
         f"Prediction sets that aim at {COVERAGE:g} leave one class to {summary.one_class:.2f} of "
         f"the patients; guaranteed coverage: {told}",
-        markup=False,
     )
-    results.print(f"The run lies in {summary.path}", markup=False)
+    results.print(f"The run lies in {summary.path}")

@@ -157,7 +157,7 @@ def _say(server: ViewServer, predictions: list[PatientPrediction], *, with_slide
     n_seen = sum(bool(p.seen_as) for p in predictions)
     n_patients = len(predictions)
     words = "1 patient" if n_patients == 1 else f"{n_patients} patients"
-    results.print(f"{words} at {server.url}", markup=False)
+    results.print(f"{words} at {server.url}")
     if n_seen:
         notes.print(
             f"The run was trained on {n_seen} of them: the page shows their out-of-fold "

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 from features.bag_files import bag_path, write_bag
 from features.weights import build_untrained
@@ -87,6 +88,16 @@ def test_hostile_ids_write_nothing_outside_their_folder(world: Path, tmp_path: P
     assert len([path for path in (tmp_path / "pages").iterdir() if path.is_dir()]) == 38
     for page in tmp_path.rglob("*.html"):
         assert "<script>alert" not in page.read_text(encoding="utf-8")
+
+
+def test_a_name_is_no_markup_and_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    folder = tmp_path / "x["
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "b] [bold] :smile: \x1b]0;title\x07.png")
+    found = mil("inspect", folder)
+    assert found.exit_code == 0, found.output
+    assert "\x1b" not in found.output
+    assert "x[/b] [bold] :smile: ?]0;title?.png" in found.output.replace("\n", "")
 
 
 def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
