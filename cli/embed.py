@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -55,10 +56,9 @@ from features.cores import N_CORES
 
 if TYPE_CHECKING:
     from features.filter import TileFilter
+    from features.recipe import EmbedSettings
 
 __all__ = ["StainNorm", "embed"]
-
-_MAX_FAILED = 0.05
 
 
 class StainNorm(StrEnum):
@@ -221,49 +221,72 @@ def embed(
     given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     sieve = None if tile_filter is None else _read_filter(tile_filter, slides)
     with step("loading torch"):
-        from features.engines.devices import parse_devices
-        from features.pipeline import embed_slides_by
-        from features.preview import PreviewFolder
-        from features.recipe import EmbedSettings, fingerprint_of
+        from features.recipe import EmbedSettings
         from features.tissue import TissueSettings
         from features.views import ViewSettings
 
     settings = EmbedSettings(
         tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or N_CORES,
-        max_failed=_MAX_FAILED if max_failed is None else max_failed, tile_filter=sieve,
-        stain_norm=stain_norm.value, views=ViewSettings(n_views=views, seed=views_seed),
+        max_failed=EmbedSettings.max_failed if max_failed is None else max_failed,
+        tile_filter=sieve, stain_norm=stain_norm.value,
+        views=ViewSettings(n_views=views, seed=views_seed),
     )  # fmt: skip
-    n_tiles_expected = len(slides) * TILES_A_SLIDE
     if dry_run:
-        request = work.request(n_tiles_expected=n_tiles_expected)
-        with step("loading the backbone"):
-            encoder = replace(request, device=parse_devices(device)[0]).load(None)
-        print_estimate(slides, encoder, settings=settings, given_mpp=given, as_json=as_json)
-        return
+        _estimate(slides, work=work, settings=settings, given_mpp=given)
+    else:
+        _embed(slides, bags, work=work, settings=settings, given_mpp=given, preview=preview)
+
+
+def _estimate(
+    slides: list[Path], *, work: Work, settings: EmbedSettings, given_mpp: Mapping[str, float]
+) -> None:
+    """Print what embedding would take, on the first of the devices."""
+    from features.engines.devices import parse_devices
+
+    request = work.request(n_tiles_expected=len(slides) * TILES_A_SLIDE)
+    with step("loading the backbone"):
+        encoder = replace(request, device=parse_devices(work.device)[0]).load(None)
+    print_estimate(slides, encoder, settings=settings, given_mpp=given_mpp, as_json=work.as_json)
+
+
+def _embed(
+    slides: list[Path],
+    bags_dir: Path,
+    *,
+    work: Work,
+    settings: EmbedSettings,
+    given_mpp: Mapping[str, float],
+    preview: Path | None,
+) -> None:
+    """Embed under progress bars and tell what became of each slide."""
+    from features.pipeline import embed_slides_by
+    from features.preview import PreviewFolder
+    from features.recipe import fingerprint_of
+
     plan = work.plan(
-        bags,
-        n_tiles_expected=n_tiles_expected,
+        bags_dir,
+        n_tiles_expected=len(slides) * TILES_A_SLIDE,
         fingerprint=partial(fingerprint_of, settings=settings),
     )
     with (
-        running(plan, engine=engine, address=address) as embedders,
+        running(plan, engine=work.engine, address=work.address) as embedders,
         progress_bar("tiles") as bars,
         finish_on_interrupt() as stop,
     ):
         outcomes = embed_slides_by(
             embedders,
             slides,
-            bags,
+            bags_dir,
             settings=settings,
-            given_mpp=given,
-            overwrite=overwrite,
+            given_mpp=given_mpp,
+            overwrite=work.overwrite,
             progress=SlideBars(bars, n_slides=len(slides)),
             preview=None if preview is None else PreviewFolder(everywhere(preview)),
             stop=stop,
         )
     report_outcomes(
-        outcomes, bags, n_asked_for=len(slides), stopped=stop.is_set(), as_json=as_json
-    )  # fmt: skip
+        outcomes, bags_dir, n_asked_for=len(slides), stopped=stop.is_set(), as_json=work.as_json
+    )
 
 
 def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
