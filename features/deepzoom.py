@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from features.heatmap import Scale, TilePlaces, colours, raster
+from features.heatmap import Scale, TilePlaces, colours_on_tiles, raster
 from features.slides.areas import area_average, borders, nearest_level
 from features.slides.protocol import RgbArray, Slide
 
@@ -99,6 +99,11 @@ class SlideZoom:
     ----------
     slide
         Open slide; stays the caller's to close.
+
+    Attributes
+    ----------
+    zoom
+        The pyramid over the slide.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -224,7 +229,4 @@ def colour_window(
         downsample=window.downsample,
         window_px=(window.left_px, window.top_px, window.width_px, window.height_px),
     )
-    on_tiles = np.isfinite(numbers)
-    rgba = np.dstack([colours(numbers, scale), np.where(on_tiles, 255, 0).astype(np.uint8)])
-    rgba[~on_tiles] = 0
-    return rgba
+    return colours_on_tiles(numbers, scale)

@@ -83,8 +83,8 @@ def estimate_embedding(
                 path, tiles=settings.tiles, tissue=settings.tissue,
                 given_mpp=given_mpp.get(slide_id),
             ) as survey:  # fmt: skip
-                n_tiles += len(survey.grid.coords_px0)
-                if np.isnan(rates[0]) and len(survey.grid.coords_px0):
+                n_tiles += survey.n_tiles
+                if np.isnan(rates[0]) and survey.n_tiles:
                     before = time.monotonic()
                     rates = _measure(survey, encoder, settings)
                     measured_s = time.monotonic() - before
@@ -110,7 +110,7 @@ def estimate_embedding(
 def _measure(survey: Survey, encoder: Encoder, settings: EmbedSettings) -> tuple[float, float]:
     """Tiles a second of decoding and of the backbone, each on its own."""
     pictures: list[RgbArray] = []
-    n_read, n_tiles = 0, len(survey.grid.coords_px0)
+    n_read, n_tiles = 0, survey.n_tiles
     started = time.monotonic()
     recolour = recolour_of(settings.stain_norm, survey)
     looks = Looks(survey, views=settings.views, recolour=recolour)

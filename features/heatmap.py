@@ -20,6 +20,7 @@ __all__ = [
     "Scale",
     "TilePlaces",
     "colours",
+    "colours_on_tiles",
     "draw_heatmap",
     "draw_plain",
     "picture_downsample",
@@ -133,7 +134,8 @@ def raster(
     """
     whole = (0, 0, *(math.ceil(length / downsample) for length in places.size_px0))
     corner_x, corner_y, width, height = window_px or whole
-    sums, counts = np.zeros((height, width), np.float32), np.zeros((height, width), np.uint16)
+    sums = np.zeros((height, width), np.float32)
+    counts = np.zeros((height, width), np.min_scalar_type(len(values)))  # all may meet in one px
     starts = np.maximum(np.rint(places.coords_px0 / downsample).astype(np.int64), 0)
     ends = np.rint(_ends_px0(places) / downsample).astype(np.int64)
     ends = np.maximum(ends, starts + 1) - (corner_x, corner_y)
@@ -146,7 +148,8 @@ def raster(
         sums[top:bottom, left:right] += value
         counts[top:bottom, left:right] += 1
     sums[counts == 0] = np.nan
-    return np.asarray(sums / np.maximum(counts, 1), np.float32)
+    sums /= np.maximum(counts, 1)
+    return sums
 
 
 def colours(values: Floats, scale: Scale) -> RgbArray:
@@ -155,6 +158,14 @@ def colours(values: Floats, scale: Scale) -> RgbArray:
     part = (np.nan_to_num(values, nan=scale.low) - scale.low) / ((scale.high - scale.low) or 1.0)
     places = np.rint(255 * np.clip(part, 0, 1)).astype(np.uint8)
     return np.asarray(palette[places], np.uint8)
+
+
+def colours_on_tiles(numbers: npt.NDArray[np.float32], scale: Scale) -> npt.NDArray[np.uint8]:
+    """Colours of a raster, RGBA, shape (height, width, 4), uint8; transparent where it is NaN."""
+    on_tiles = np.isfinite(numbers)
+    rgba = np.dstack([colours(numbers, scale), np.where(on_tiles, 255, 0).astype(np.uint8)])
+    rgba[~on_tiles] = 0
+    return rgba
 
 
 def draw_heatmap(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tifffile
 
 from features.files import written_beside
-from features.heatmap import Scale, TilePlaces, colours, raster
+from features.heatmap import Scale, TilePlaces, colours_on_tiles, raster
 
 __all__ = ["overlay_downsample", "write_overlay"]
 
@@ -69,12 +69,8 @@ def write_overlay(
     mpp_x, mpp_y = places.mpp_xy
     with written_beside(path) as beside, tifffile.TiffWriter(beside) as tiff:
         for downsample in _downsamples(places, first):
-            numbers = raster(places, values, downsample=downsample)
-            alpha = np.where(np.isfinite(numbers), 255, 0).astype(np.uint8)
-            rgba = np.dstack([colours(numbers, scale), alpha])
-            rgba[alpha == 0] = 0
             tiff.write(
-                rgba,
+                colours_on_tiles(raster(places, values, downsample=downsample), scale),
                 photometric="rgb",
                 extrasamples=["unassalpha"],
                 tile=(_SEGMENT_PX, _SEGMENT_PX),

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from features.caption import draw_caption, scale_bar
 from features.rules import RULES
+from features.slides.areas import overview_level
 from features.slides.opening import slide_id_of
 from features.slides.protocol import RgbArray
 from features.survey import Survey
@@ -151,8 +152,8 @@ def _ground(survey: Survey) -> tuple[RgbArray, float]:
 
 def _level_px(survey: Survey, downsample: int) -> int:
     """Pixels of the level that an overview of that downsample is made from."""
-    fine = [level for level in survey.slide.levels if level.downsample <= downsample * 1.01]
-    level = max(fine, key=lambda level: level.downsample, default=survey.slide.levels[0])
+    levels = survey.slide.levels
+    level = levels[overview_level(levels, downsample)]
     return level.width_px * level.height_px
 
 
@@ -175,7 +176,7 @@ def _facts(survey: Survey) -> list[str]:
 def _legend(
     survey: Survey, counts: Counter[str], n_failed: int, *, tiles_read: bool
 ) -> list[tuple[Image.Image, str]]:
-    n_tiles = len(survey.grid.coords_px0)
+    n_tiles = survey.n_tiles
     n_kept = n_tiles - counts.total() - n_failed
     drawn = f" of {survey.n_found:,} found" if survey.n_found > n_tiles else ""
     entries = [

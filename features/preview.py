@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from features.errors import KnownError, OutputError, TileError
-from features.files import make_folder, written_beside
+from features.files import make_folder, not_written, written_beside
 from features.picture import draw_survey
 from features.preview_page import PreviewRow, render_page
 from features.reading import read_tiles
@@ -117,7 +117,11 @@ class PreviewFolder:
         slide_id = slide_id_of(path)
         drawn = self._drawn.get(slide_id)
         if drawn is None:
-            (self.folder / f"{slide_id}.jpg").unlink(missing_ok=True)
+            picture_path = self.folder / f"{slide_id}.jpg"
+            try:
+                picture_path.unlink(missing_ok=True)
+            except OSError as error:
+                raise not_written(picture_path, error) from error
         known = {} if drawn is None else asdict(drawn)
         row = PreviewRow(**{
             **known, "slide_id": slide_id, "status": "failed", "message": " ".join(message.split()),
@@ -188,7 +192,7 @@ def preview_slide(
     """
     try:
         with survey_slide(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as survey:
-            progress.slide_started(slide_id_of(path), len(survey.grid.coords_px0))
+            progress.slide_started(slide_id_of(path), survey.n_tiles)
             left_out: dict[int, str] = {}
             failed: set[int] = set()
             if tiles.rules:
@@ -230,7 +234,7 @@ def _row_of(
     tiles_read: bool,
 ) -> PreviewRow:
     slide, resolution = survey.slide, survey.resolution
-    n_tiles = len(survey.grid.coords_px0)
+    n_tiles = survey.n_tiles
     n_kept = n_tiles - len(left_out) - n_failed
     message = "" if n_kept else "all tiles left out" if n_tiles else "no tissue found"
     return PreviewRow(

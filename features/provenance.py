@@ -31,7 +31,7 @@ def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -
     if work.fault is not None:
         raise work.fault
     survey, n_failed = work.survey, len(work.failures)
-    n_tried = len(survey.grid.coords_px0)
+    n_tried = survey.n_tiles
     if n_failed > settings.max_failed * n_tried:
         raise SlideError(
             survey.slide.path,
@@ -65,7 +65,7 @@ def _describe(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings
         slide_content_id=content_id(slide.path),
         background_rgb=survey.tissue.background_rgb,
         min_tissue_used=grid.min_tissue_used,
-        n_tried=len(grid.coords_px0),
+        n_tried=survey.n_tiles,
         n_failed=len(work.failures),
         left_out=as_json(**Counter(work.left_out.values())),
         empty_reason=_empty_reason(work),
@@ -85,7 +85,7 @@ def _empty_reason(work: SlideWork[Survey]) -> str:
     if not work.survey.n_found:
         return "no tissue found"
     counts = counts_text(Counter(work.left_out.values()))
-    return f"all {len(work.survey.grid.coords_px0)} tiles left out: {counts}"
+    return f"all {work.survey.n_tiles} tiles left out: {counts}"
 
 
 def software_of(encoder: Encoder, *also: str) -> str:

@@ -21,14 +21,17 @@ __all__ = ["STAIN_NORMS", "Macenko", "Recolour", "recolour_of", "require_stain_n
 Recolour = Callable[[RgbArray], RgbArray]
 """Gives pixels, shape (height, width, 3), uint8, other colours."""
 
+_TILES_LOOKED_AT = 16
+_PERCENTILE = 99
+
 STAIN_NORMS: Mapping[str, str] = MappingProxyType({
     "none": "",
-    "macenko": as_json(method="macenko", library="macenko-pca", n_tiles=16, percentile=99),
+    "macenko": as_json(
+        method="macenko", library="macenko-pca", n_tiles=_TILES_LOOKED_AT, percentile=_PERCENTILE
+    ),
 })  # fmt: skip
 """How stains may be made alike, by name, and how the fingerprint of a bag tells it."""
 
-_TILES_LOOKED_AT = 16
-_PERCENTILE = 99.0
 _DENSITIES = (2.0, 1.0)  # of the first and the second stain where they are strong, natural log
 _UNITS_OF_DENSITY = 255 / np.log(255)  # the library's own, over a white of 255
 _LEAST_ANGLE_DEG = 10.0  # one stain and noise came to 5, haematoxylin and eosin to 40
@@ -75,9 +78,8 @@ def recolour_of(name: str, survey: Survey) -> Recolour | None:
     """
     if name == "none":
         return None
-    n_tiles = len(survey.grid.coords_px0)
     tiles: list[RgbArray] = []
-    for index in np.random.default_rng(0).permutation(n_tiles).tolist():
+    for index in np.random.default_rng(0).permutation(survey.n_tiles).tolist():
         found = read_tile_or_reason(survey.slide, survey.grid, survey.judge, index)
         if isinstance(found, np.ndarray):
             tiles.append(found)

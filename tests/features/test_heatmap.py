@@ -44,6 +44,12 @@ def test_where_tiles_overlap_the_map_shows_their_mean() -> None:
     ]
 
 
+def test_any_number_of_tiles_may_meet_in_one_px_of_the_map() -> None:
+    corners = [(x, y) for x in range(260) for y in range(260)]
+    found = raster(places(*corners, span=1.0, size=260), np.ones(260**2), downsample=512)
+    assert found.tolist() == [[1.0]]
+
+
 def test_a_tile_smaller_than_a_pixel_of_the_map_is_still_seen() -> None:
     found = raster(places((305, 405), span=3.0), np.array([7.0]), downsample=10)
     assert np.isfinite(found).sum() == 1

@@ -21,6 +21,7 @@ from features.preview import PreviewFolder, preview_slide
 from features.preview_page import PreviewRow, known_mpp, render_page
 from features.resolution import mpp_outliers, resolve_mpp
 from features.rules import RULES, rule_judge
+from features.slides.protocol import Level
 from features.survey import Survey
 from features.synthetic import write_slide
 from features.tiles import TileSettings, lay_tiles
@@ -233,6 +234,36 @@ def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_
     assert (row.picture_px, row.mpp) == (None, None)
     assert not (tmp_path / "s.jpg").exists()
     assert "gone" in later.write_index().read_text()
+
+
+def test_a_picture_that_cannot_be_taken_away_is_said(tmp_path: Path) -> None:
+    (tmp_path / "s.jpg").mkdir()
+    with pytest.raises(OutputError, match=r"s\.jpg: cannot be written"):
+        PreviewFolder(tmp_path).add_failure(Path("s.tif"), "gone")
+
+
+def test_a_finer_picture_is_read_where_the_level_behind_it_is_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    survey = survey_of(paint(side_px=2000))
+    asked: list[int] = []
+    overview = survey.slide.overview
+
+    def watched(*, downsample: int) -> np.ndarray:
+        asked.append(downsample)
+        return overview(downsample=downsample)
+
+    monkeypatch.setattr(survey.slide, "overview", watched)
+    sizes = ((2000, 1), (1000, 2), (500, 4))
+    for most_px, expected in ((2000**2, [2]), (2000**2 - 1, [])):
+        monkeypatch.setattr("features.picture._CHEAP_PX", most_px)
+        monkeypatch.setattr(
+            survey.slide, "levels",
+            tuple(Level(width_px=px, height_px=px, downsample=float(d)) for px, d in sizes),
+        )  # fmt: skip
+        asked.clear()
+        draw_survey(survey, left_out={}, failed=(), tiles_read=True)
+        assert asked == expected
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
