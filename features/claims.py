@@ -154,13 +154,12 @@ class Claims:
         try:
             age_s = abs(self._now() - path.stat().st_mtime)
             card = json.loads(path.read_text())
+            where, pid = card["where"], int(card["pid"])
         except FileNotFoundError:
             return False  # given back just now
-        except ValueError:
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             return age_s > self._dead_s  # not written yet, or by another program
-        if age_s > self._dead_s:
-            return True
-        return card.get("where") == _namespace() and not _is_alive(int(card.get("pid", 0)))
+        return age_s > self._dead_s or (where == _namespace() and not _is_alive(pid))
 
     def _now(self) -> float:
         """Seconds by the clock of the file system."""

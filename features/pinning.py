@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from features.errors import OutputError
+from features.files import not_written
 
 __all__ = ["pin_execution", "pinned_execution"]
 
 _NAME = "execution.txt"
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What FAT and some network file systems answer, which have no hard links."""
 
 
 def pinned_execution(bags_dir: Path) -> str | None:
@@ -39,16 +43,22 @@ def pin_execution(bags_dir: Path, execution: str) -> str:
     beside = bags_dir / f".{_NAME}.{os.getpid()}.part"
     try:
         beside.write_text(execution + "\n", encoding="utf-8")
-        try:
-            os.link(beside, bags_dir / _NAME)  # fails where there is one; a link is whole at once
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            _name(beside, bags_dir / _NAME)
     except OSError as error:
-        raise OutputError(
-            bags_dir,
-            found=f"cannot be written ({error.strerror or error})",
-            advice="Check free space and permissions of the folder.",
-        ) from error
+        raise not_written(bags_dir, error) from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     return pinned_execution(bags_dir) or execution
+
+
+def _name(beside: Path, path: Path) -> None:
+    """Give a file its name; fails where there is one of that name."""
+    try:
+        os.link(beside, path)  # a link is whole at once
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(beside.read_bytes())

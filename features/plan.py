@@ -22,7 +22,7 @@ from features.engines.here import Here
 from features.engines.processes import Processes
 from features.engines.ray_cluster import RayActors, connected, shares_of_cluster
 from features.errors import KnownError, OutputError
-from features.files import make_folder
+from features.files import make_folder, not_written
 from features.loading import EncoderRequest
 from features.pinning import pinned_execution
 
@@ -190,10 +190,7 @@ def _marked(folder: Path) -> Iterator[Path]:
     try:
         mark.touch()
     except OSError as error:
-        raise OutputError(
-            folder, found=f"cannot be written ({error.strerror or error})",
-            advice="Check free space and permissions of the folder.",
-        ) from error  # fmt: skip
+        raise not_written(folder, error) from error
     try:
         yield mark
     finally:

@@ -34,10 +34,11 @@ def test_a_claim_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> No
         assert not other.take("a")
 
 
-def test_an_unreadable_claim_counts_as_alive_until_it_is_old(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "5", "[]", '{"pid": null, "where": ""}', "{}"])
+def test_an_unreadable_claim_counts_as_alive_until_it_is_old(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "c"
     with Claims(folder, dead_s=5) as one:
-        (folder / "a.claim").write_text("")
+        (folder / "a.claim").write_text(content)
         assert not one.take("a")
         past = time.time() - 60
         os.utime(folder / "a.claim", (past, past))

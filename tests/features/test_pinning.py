@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,23 @@ def test_the_first_choice_of_a_folder_stands(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["execution.txt"]
 
 
-def test_many_that_choose_at_once_agree(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(1) as pool:  # one thread a process: the part is named by the process
-        found = list(pool.map(lambda n: pin_execution(tmp_path, f"way {n}"), range(5)))
-    assert set(found) == {"way 0"}
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_disk_without_hard_links_keeps_the_first_choice_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert pin_execution(tmp_path, "eager float32 batch 8") == "eager float32 batch 8"
+    assert pin_execution(tmp_path, "onnx float32 batch 64") == "eager float32 batch 8"
+    assert [path.name for path in tmp_path.iterdir()] == ["execution.txt"]
+
+
+def test_processes_that_choose_at_once_agree(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(partial(pin_execution, tmp_path), map(str, range(20))))
+    assert set(found) == {pinned_execution(tmp_path)}
 
 
 def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
