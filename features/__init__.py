@@ -7,9 +7,9 @@ The road, module by module::
     tiles      the grid of tiles on that tissue, and their pixels
     encoders   a frozen timm backbone with its own preprocessing
     embedding  tiles through the backbone
-    preview    pictures of slides and tiles, for people
     bags       the file that the learning half reads
     pipeline   all of it, slide after slide, over a folder
+    preview    pictures of slides and tiles, for people
 
 Nothing is imported here, so that ``features.bags`` loads without torch or a slide reader.
 """

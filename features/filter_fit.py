@@ -134,7 +134,6 @@ def refit_filter(tile_filter: TileFilter, *, without: frozenset[SeenSlide]) -> T
 def _fit(features: Floats, drop: Bools, groups: Ints) -> _Linear:
     """Logistic regression with the regularisation that does best on parts held out in turn."""
     parts = _parts(drop, groups)
-    losses = np.zeros(len(STRENGTHS))
     log_odds = np.empty((len(STRENGTHS), len(drop)))
     for part in np.unique(parts):
         judged = parts == part

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 OUTLIER_FACTOR = 1.5
-"""Between the resolutions of scanners' usual objectives lies a factor of 2."""
+"""So many times finer or coarser than usual is odd: usual objectives lie a factor of 2 apart."""
 
 ASSUMED_MPP = 0.25
 """µm per pixel taken for a slide that says nothing plausible (a 40x scan)."""

@@ -31,8 +31,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
 }
 _PLAIN = ({"name": "bytes"}, {"name": "bytes", "configuration": {"endian": "little"}})
-_SUFFIX_BYTES = 4
-"""A checksum behind the index of a shard."""
+_CHECKSUM_BYTES = 4
+"""CRC-32C behind the index of a shard."""
 _MOST_JSON_BYTES = 1 << 20
 _MOST = 2**40
 """Rows, columns or bytes of a row that nobody has; keeps products of claims small."""
@@ -168,7 +168,7 @@ class PlainRows:
         n_rows = min(self._shard_rows, self.shape[0] - shard * self._shard_rows)
         n_chunks, n_held = self._shard_rows // self._chunk_rows, -(-n_rows // self._chunk_rows)
         chunk_bytes = self._chunk_rows * self._row_bytes
-        key, n_index_bytes = self._key(shard), 16 * n_chunks + _SUFFIX_BYTES
+        key, n_index_bytes = self._key(shard), 16 * n_chunks + _CHECKSUM_BYTES
         expected = n_held * chunk_bytes + n_index_bytes
         if (n_bytes := self._files.size(key)) < expected:
             found = f"{key} has {n_bytes:,} bytes" if n_bytes >= 0 else f"{key} is missing"

@@ -6,10 +6,9 @@ import difflib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -176,15 +175,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise EncoderError(path, found="there is no such file", expected="a checkpoint")
-    read: Callable[[], Any]
-    if path.suffix == ".safetensors":
-        read = lambda: load_file(path)  # noqa: E731 - two ways, one error handler
-    else:
-        read = lambda: torch.load(path, map_location="cpu", weights_only=True)  # noqa: E731
     try:
-        content = read()
-    except Exception as error:
-        # A damaged stream leads the unpickler to errors of any kind.
+        content: object
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged stream leads the unpickler to errors of any kind
         raise _unreadable(path, error) from error
     return _tensors_of(content, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def examine() -> list[Finding]:
 def _devices() -> list[Finding]:
     """A line for each GPU, after a sum on it; or why there is none."""
     if torch.backends.mps.is_available():
-        return [found_by("machine", "mps", lambda: _add_on("mps"), advice="Use --device cpu.")]
+        return [found_by("machine", "mps", _mps, advice="Use --device cpu.")]
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} sees none"
         if _NVIDIA_DRIVER.exists():
@@ -63,11 +64,16 @@ def _devices() -> list[Finding]:
         ]  # fmt: skip
     return [
         found_by(
-            "machine", f"cuda:{index}", lambda index=index: _cuda(index),  # type: ignore[misc]
+            "machine", f"cuda:{index}", partial(_cuda, index),
             advice="Update its driver, or torch; until then leave it out with --device.",
         )
         for index in range(torch.cuda.device_count())
     ]  # fmt: skip
+
+
+def _mps() -> str:
+    _add_on("mps")
+    return "a GPU of Apple"
 
 
 def _cuda(index: int) -> str:
@@ -77,11 +83,10 @@ def _cuda(index: int) -> str:
     return f"{name}, {free / _GB:.1f} of {total / _GB:.1f} GB free, CUDA {torch.version.cuda}"
 
 
-def _add_on(device: str) -> str:
-    """A sum on a device, which only then shows whether it works."""
+def _add_on(device: str) -> None:
+    """Add on a device, which only then shows whether it works."""
     if float((torch.ones(2, device=device) + 1).sum()) != 4.0:
         raise ArithmeticError("1 + 1 is not 2 on it")
-    return "a GPU of Apple"
 
 
 def _disk(name: str, folder: Path) -> Finding:
