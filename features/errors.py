@@ -6,6 +6,7 @@
     ├── TableError        a CSV table that cannot be used
     ├── OutputError       a file or folder that cannot be written
     ├── SlideError        a slide that cannot be opened or read
+    │   ├── StackError    several pictures where one is the slide
     │   └── TileError     one region of it that cannot be decoded
     ├── ResolutionError   a resolution that cannot be had from this slide
     ├── EncoderError      a backbone or its weights
@@ -24,6 +25,7 @@ __all__ = [
     "OutputError",
     "ResolutionError",
     "SlideError",
+    "StackError",
     "TableError",
     "TileError",
 ]
@@ -84,6 +86,10 @@ class OutputError(KnownError):
 
 class SlideError(KnownError):
     """A slide that no reader can open, or whose pixels cannot be read."""
+
+
+class StackError(SlideError):
+    """A file of several pictures of one size, of which nobody says which is the slide."""
 
 
 class TileError(SlideError):

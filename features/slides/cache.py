@@ -47,8 +47,8 @@ class DecodedCache:
                 self._pieces.pop(key, None)
             future.set_exception(error)
             raise
-        future.set_result(pixels)
-        with self._lock:
+        with self._lock:  # done and counted in one step, or it might be dropped in between
+            future.set_result(pixels)
             self._n_bytes += pixels.nbytes
             self._shrink()
         return pixels

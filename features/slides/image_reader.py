@@ -54,7 +54,7 @@ class ImageSlide:
         if width * height > _LARGEST_PX:
             raise SlideError(
                 self.path,
-                found=f"a plain image of {width} x {height} px",
+                found=f"a plain image of {width} × {height} px",
                 expected=f"at most {_LARGEST_PX:,} px",
                 advice="Convert it to a tiled TIFF.",
             )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from features.errors import SlideError
+from features.errors import SlideError, StackError
 from features.files import is_there
 from features.names import has_slide_suffix, url_of, without_slide_suffix
 from features.slides.image_reader import ImageSlide
@@ -46,6 +46,8 @@ def open_slide(path: Path | str) -> Slide:
 
     Raises
     ------
+    StackError
+        If it holds several pictures of one size.
     SlideError
         If no reader can serve; the message gives the reason of each.
     """
@@ -59,6 +61,8 @@ def open_slide(path: Path | str) -> Slide:
     for name, reader in _READERS:
         try:
             return reader(path)
+        except StackError:  # of which other readers would take the first
+            raise
         except SlideError as error:
             reasons.append(f"{name}: {error.found}")
     raise SlideError(
@@ -117,8 +121,7 @@ def _search(folder: Path) -> list[Path]:
 
     The listing itself says what is a folder: to ask each of 50,000 files takes a second.
     """
-    with os.scandir(folder) as listing:
-        entries = {entry.name: entry for entry in listing if not entry.name.startswith(".")}
+    entries = _listed(folder)
     found: list[Path] = []
     has_dicom = False
     for name in sorted(entries):
@@ -139,6 +142,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads round in a circle
         return False
+
+
+def _listed(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """What a folder holds, by name; hidden ones left out."""
+    try:
+        with os.scandir(folder) as listing:
+            return {entry.name: entry for entry in listing if not entry.name.startswith(".")}
+    except OSError as error:
+        raise SlideError(
+            folder, found=f"cannot be listed ({error.strerror or error})",
+            advice="Make it readable, or name the folders beside it one by one.",
+        ) from error  # fmt: skip
 
 
 def _is_zarr_folder(path: Path) -> bool:

@@ -106,9 +106,9 @@ class OpenSlideSlide:
                 self._handle.close()
                 raise SlideError(
                     self.path,
-                    found=f"{size.width_px} x {size.height_px} px in tiles of "
-                    f"{tile_width} x {tile_height} px",
-                    expected=f"at most {_LARGEST_SIDE_PX} px a side",
+                    found=f"{size.width_px} × {size.height_px} px in tiles of "
+                    f"{tile_width} × {tile_height} px",
+                    expected=f"at most {_LARGEST_SIDE_PX:,} px a side",
                 )
 
     def _check_byte_counts(self) -> None:
@@ -156,7 +156,7 @@ class OpenSlideSlide:
         except openslide.OpenSlideError as error:
             raise TileError(
                 self.path,
-                found=f"{size[0]} x {size[1]} px at {corner} px0 of level {level} cannot be read "
+                found=f"{size[0]} × {size[1]} px at {corner} px0 of level {level} cannot be read "
                 f"({error})",
                 expected="pixels",
             ) from error

@@ -41,7 +41,7 @@ class Slide(Protocol):
 
     @property
     def reader(self) -> str:
-        """Short name of the reader: ``tiff``, ``openslide``, ``zarr`` or ``image``."""
+        """Short name of the reader: ``tiff``, ``openslide``, ``image`` or ``ome-zarr``."""
         ...
 
     @property

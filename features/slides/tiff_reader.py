@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from features.codestreams import claimed_size
 from features.cores import N_CORES
-from features.errors import SlideError, TileError
+from features.errors import SlideError, StackError, TileError
 from features.slides.areas import AreaMean, borders, overview_level, overview_mean
 from features.slides.cache import DecodedCache
 from features.slides.pixels import blank, clip_region, to_rgb
@@ -42,9 +42,9 @@ _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
 _NDPI_TAG = 65420
 _UNNAMED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 """What TIFF says of channels after the colours."""
-_KINDS = {
-    "MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR",
-}  # fmt: skip
+_KINDS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
+_JPEG_FAMILY = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
+"""JPEG and JPEG 2000, by any of their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,8 @@ class TiffSlide:
 
     Raises
     ------
+    StackError
+        If it holds several pictures of one size.
     SlideError
         If the file is no such TIFF.
     """
@@ -207,14 +209,21 @@ class TiffSlide:
         """Check that we can serve a level, and how it is cut into segments."""
         page: Any = level.keyframe
         self._check_colours(page)
+        if (n_pictures := _n_pictures(level)) > 1 and len(_colour_pages(level)) == 1:
+            raise StackError(
+                self.path,
+                found=f"{n_pictures} pictures of one size, one behind the other",
+                expected="one picture, or three channels of an OME-TIFF: red, green and blue",
+                advice="Export the slide in colours, as one picture.",
+            )
         width, height = page.imagewidth, page.imagelength
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
-            raise self._cannot(f"{width} x {height} px")
+            raise self._cannot(f"{width} × {height} px")
         seg_width = page.tilewidth if page.is_tiled else width
         seg_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
         n_samples = seg_width * seg_height * page.samplesperpixel
         if not 0 < n_samples <= 4 * _LARGEST_SEGMENT_PX:
-            raise self._cannot(f"TIFF tiles of {seg_width} x {seg_height} px")
+            raise self._cannot(f"TIFF tiles of {seg_width} × {seg_height} px")
         columns, rows = -(-width // seg_width), -(-height // seg_height)
         return _Grid(
             page=page, planes=tuple(self._planes(level, rows * columns)), rows=rows,
@@ -262,7 +271,7 @@ class TiffSlide:
         try:
             return self._decode_once(level, index, self._descriptor)
         except Exception:  # noqa: BLE001 - imagecodecs has an exception type for each codec
-            descriptor = os.open(self.path, os.O_RDONLY)
+            descriptor = self._open_again()
         try:
             return self._decode_once(level, index, descriptor)
         except Exception as error:
@@ -276,6 +285,15 @@ class TiffSlide:
             ) from error
         finally:
             os.close(descriptor)
+
+    def _open_again(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise SlideError(
+                self.path, found=f"cannot be opened again ({error.strerror or error})",
+                expected="a file that stays while it is read",
+            ) from error  # fmt: skip
 
     def _decode_once(self, level: int, index: int, descriptor: int) -> RgbArray:
         grid, size = self._grids[level], self.levels[level]
@@ -303,8 +321,8 @@ class TiffSlide:
             message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
         data = os.pread(descriptor, n_bytes, plane.offsets[index])
-        if grid.page.compression == tifffile.COMPRESSION.JPEG:
-            _check_jpeg_size(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
+        if grid.page.compression in _JPEG_FAMILY:
+            _refuse_huge(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
         decoded, _, _ = plane.page.decode(data, plane.first + index, jpegtables=plane.jpeg_tables)
         return None if decoded is None else np.asarray(decoded[0])
 
@@ -362,6 +380,12 @@ class TiffSlide:
         return wanted, (red, green, blue)
 
 
+def _n_pictures(level: tifffile.TiffPageSeries) -> int:
+    """Pictures that a level holds: 1, or as many as there are channels, planes or moments."""
+    sizes = zip(level.axes, level.shape, strict=True)
+    return math.prod(size for axis, size in sizes if axis not in "YXS")
+
+
 def _colour_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
     """The pages that make up the picture: one, or red, green and blue of an OME-TIFF."""
     page: Any = level.keyframe
@@ -387,18 +411,12 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     return np.asarray(blocks.mean(axis=0))
 
 
-def _check_jpeg_size(data: bytes, *, most_px: int) -> None:
-    """Refuse a JPEG stream that claims to be huge, before the decoder makes room for it."""
-    place = 2
-    while place + 9 <= len(data):
-        marker = data[place + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # a start of frame
-            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
-            if height * width > most_px:
-                message = f"its JPEG stream claims {width} x {height} px"
-                raise ValueError(message)
-            return
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+def _refuse_huge(data: bytes, *, most_px: int) -> None:
+    """Refuse a stream that claims a huge picture, before the decoder makes room for it."""
+    width, height = claimed_size(data) or (0, 0)
+    if width * height > most_px:
+        message = f"its JPEG stream claims {width:,} × {height:,} px"
+        raise ValueError(message)
 
 
 def _colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

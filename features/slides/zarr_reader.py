@@ -205,9 +205,9 @@ class ZarrSlide:
             raise self._cannot(f"samples of type {array.dtype}")
         width, height = sizes["x"], sizes["y"]
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
-            raise self._cannot(f"{width} x {height} px")
+            raise self._cannot(f"{width} × {height} px")
         if not 0 < np.prod(array.chunks, dtype=np.float64) <= _LARGEST_CHUNK_SAMPLES:
-            raise self._cannot(f"chunks of {' x '.join(map(str, array.chunks))}")
+            raise self._cannot(f"chunks of {' × '.join(map(str, array.chunks))}")
         chunks = dict(zip(axes, array.chunks, strict=True))
         return _Grid(
             array=held_to_chunks(array), axes=axes, width_px=width, height_px=height,
@@ -220,8 +220,8 @@ class ZarrSlide:
         for grid in self._grids:
             if grid.width_px > previous.width_px or grid.height_px > previous.height_px:
                 raise self._cannot(
-                    f"a level of {grid.width_px} x {grid.height_px} px after one of "
-                    f"{previous.width_px} x {previous.height_px} px"
+                    f"a level of {grid.width_px} × {grid.height_px} px after one of "
+                    f"{previous.width_px} × {previous.height_px} px"
                 )
             previous = grid
             factors = (first.width_px / grid.width_px, first.height_px / grid.height_px)

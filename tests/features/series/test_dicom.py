@@ -12,8 +12,6 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     BasicTextSRStorage,
@@ -25,7 +23,6 @@ from pydicom.uid import (
 )
 
 from features.errors import TileError
-from features.series.codestreams import claimed_size
 from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_headers
 from tests.scans import BIRTH_DATE, PLANTED, dataset, paint_slice, write_frames, write_slice
 
@@ -168,28 +165,6 @@ def test_a_stream_that_claims_another_size_than_the_header_is_not_decoded(tmp_pa
     lying = honest[:8] + struct.pack(">II", 60000, 60000) + honest[16:]
     with pytest.raises(TileError, match="60,000 × 60,000 px; expected 64 × 64"):
         read_hounsfield(write_compressed(tmp_path / "a.dcm", JPEG2000Lossless, lying))
-
-
-@pytest.mark.parametrize(
-    ("stream", "size"),
-    [
-        (imagecodecs.jpeg_encode(np.zeros((20, 30), np.uint8)), (30, 20)),
-        (imagecodecs.jpegls_encode(np.zeros((20, 30), np.uint16)), (30, 20)),
-        (imagecodecs.ljpeg_encode(np.zeros((20, 30), np.uint16)), (30, 20)),
-        (imagecodecs.jpeg2k_encode(np.zeros((20, 30), np.uint8), codecformat="j2k"), (30, 20)),
-        (imagecodecs.jpeg2k_encode(np.zeros((20, 30), np.uint8), codecformat="jp2"), (30, 20)),
-        (b"anything else", None),
-        (b"", None),
-    ],
-)
-def test_the_size_that_a_stream_claims_is_found(stream: bytes, size: object) -> None:
-    assert claimed_size(stream) == size
-
-
-@given(st.binary(max_size=80), st.sampled_from([b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b""]))
-def test_no_stream_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
-    found = claimed_size(start + noise)
-    assert found is None or len(found) == 2
 
 
 def test_a_deflated_file_is_refused_before_it_swells(tmp_path: Path) -> None:

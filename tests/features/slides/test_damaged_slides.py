@@ -176,8 +176,51 @@ def test_a_jpeg_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
     overwrite(path, frame + 5, struct.pack(">HH", 65500, 65500))
     with closing(open_slide(path)) as slide:
         slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
-        with pytest.raises(TileError, match="claims 65500 x 65500 px"):
+        with pytest.raises(TileError, match="claims 65,500 × 65,500 px"):
             slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
+
+
+def test_noise_before_the_frame_does_not_hide_what_a_jpeg_tile_claims(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", compression="jpeg")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, length = page.dataoffsets[5], page.databytecounts[5]
+        counts = page.tags["TileByteCounts"].valueoffset
+    data = path.read_bytes()
+    frame = data.index(b"\xff\xc0", offset, offset + length)
+    claim = data[frame : frame + 5] + struct.pack(">HH", 65500, 65500)
+    lying = data[offset:frame] + b"\x12" + claim + data[frame + 9 : offset + length]
+    path.write_bytes(data[:offset] + lying + data[offset + length :])
+    overwrite(path, counts + 4 * 5, struct.pack("<I", length + 1))
+    with (
+        closing(open_slide(path)) as slide,
+        pytest.raises(TileError, match="claims 65,500 × 65,500 px"),
+    ):
+        slide.read(level=0, x_px=256, y_px=128, width_px=9, height_px=9)
+
+
+def test_a_jpeg_2000_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "slide.tif", compression="jpeg2000")
+    with tifffile.TiffFile(path) as tiff:
+        offset = path.read_bytes().index(b"\xff\x4f\xff\x51", tiff.pages[0].dataoffsets[2])
+    overwrite(path, offset + 8, struct.pack(">II", 60000, 60000))
+    with closing(open_slide(path)) as slide:
+        slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
+        with pytest.raises(TileError, match="claims 60,000 × 60,000 px"):
+            slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
+
+
+def test_a_slide_that_is_gone_when_it_is_opened_again_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        first = tiff.pages[0].dataoffsets[0]
+    overwrite(path, first, b"\xaa" * 20)
+    with closing(open_slide(path)) as slide:
+        path.unlink()
+        with pytest.raises(SlideError, match="cannot be opened again"):
+            slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
 
 
 def test_a_slide_without_any_good_tile_has_no_overview(tmp_path: Path) -> None:
@@ -372,9 +415,9 @@ def test_directories_in_a_circle_are_an_error_and_no_hang(
     assert "directories that lead back to one another" in message
 
 
-def test_a_long_chain_of_directories_without_a_circle_is_read(tmp_path: Path) -> None:
+def test_a_long_chain_of_directories_without_a_circle_is_walked_to_its_end(tmp_path: Path) -> None:
     path = write_chain(tmp_path / "slide.tif", [*range(1, 150), None])
-    assert "opened 128" in opening_says(path)
+    assert "150 pictures of one size" in opening_says(path)
 
 
 def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -264,7 +267,7 @@ def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
 ) -> None:
     monkeypatch.setattr("features.slides.image_reader._LARGEST_PX", 1000)
     Image.fromarray(PICTURE).save(tmp_path / "s.png")
-    with pytest.raises(SlideError, match="plain image of 421 x 300 px"):
+    with pytest.raises(SlideError, match="plain image of 421 × 300 px"):
         ImageSlide(tmp_path / "s.png")
 
 
@@ -316,6 +319,22 @@ def test_missing_files_folders_and_unreadable_ones_are_named(tmp_path: Path) -> 
         find_slides([tmp_path])
     with pytest.raises(SlideError, match="no such file or folder"):
         find_slides([tmp_path / "gone"])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lost+found").mkdir()
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Iterator[os.DirEntry[str]]:
+        if folder.name == "lost+found":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SlideError, match=r"lost\+found: cannot be listed \(Permission denied\)"):
+        find_slides([tmp_path])
 
 
 def test_slides_are_found_in_subfolders_without_loops_and_hidden_files(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from features.errors import SlideError
+from features.errors import SlideError, StackError
+from features.slides.opening import open_slide
 from features.slides.openslide_reader import OpenSlideSlide
 from features.slides.tiff_reader import TiffSlide
 
@@ -143,11 +144,25 @@ def test_three_channels_of_an_ome_tiff_are_red_green_and_blue(
         np.testing.assert_array_equal(whole(slide, 1), NOISE[::2, ::2])
 
 
-def test_of_other_numbers_of_channels_the_first_is_seen_as_grey(tmp_path: Path) -> None:
-    planes = np.ascontiguousarray(np.moveaxis(NOISE, -1, 0)[:2])
-    path = tmp_path / "s.ome.tif"
-    tifffile.imwrite(path, planes, ome=True, photometric="minisblack", metadata={"axes": "CYX"})
-    np.testing.assert_array_equal(pixels_of(path), triple(NOISE[..., 0]))
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"ome": True, "metadata": {"axes": "CYX"}}, (2, 300, 421)),
+        ({"imagej": True}, (3, 300, 421)),
+        ({"tile": (64, 64)}, (3, 300, 421)),
+        ({"metadata": None, "tile": (64, 64)}, (3, 300, 421)),
+        ({"metadata": None, "tile": (64, 64), "photometric": "rgb"}, (2, 300, 421, 3)),
+    ],
+    ids=["OME of two channels", "ImageJ", "tifffile", "pages", "pages in colours"],
+)
+def test_of_several_pictures_none_is_taken_for_the_slide(
+    tmp_path: Path, options: dict[str, object], shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "s.tif"
+    stack = np.zeros(shape, np.uint8)
+    tifffile.imwrite(path, stack, **{"photometric": "minisblack", **options})
+    with pytest.raises(StackError, match=f"{shape[0]} pictures of one size.*Export the slide"):
+        open_slide(path)
 
 
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -371,7 +371,7 @@ def test_a_slide_without_a_whole_chunk_has_no_overview(tmp_path: Path) -> None:
         (lambda image: image.pop("datasets"), "KeyError: 'datasets'"),
         (lambda image: image["datasets"].append({"path": "7"}), "no array '7'"),
         (lambda image: image["datasets"].append({"path": "../.."}), "cannot be opened"),
-        (lambda image: image["datasets"].reverse(), "a level of 421 x 300 px after one of 211"),
+        (lambda image: image["datasets"].reverse(), "a level of 421 × 300 px after one of 211"),
         (lambda image: image["axes"].pop(), "axes t, c, z, y for 5 dimensions"),
         (lambda image: image["axes"][4].update(name="w"), "axes t, c, z, y, w for 5"),
         (lambda image: image["axes"].reverse(), "more than one plane"),
@@ -410,8 +410,8 @@ def test_metadata_that_is_no_metadata_is_an_error(tmp_path: Path, content: str) 
         (PICTURE.astype(np.int16), {}, "samples of type int16"),
         (PICTURE[..., :2], {}, "2 channels"),
         (np.dstack([PICTURE, PICTURE]), {}, "6 channels"),
-        (PICTURE[:0], {}, "421 x 0 px"),
-        (PICTURE[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 x 1 x 1 x 65536 x 65536"),
+        (PICTURE[:0], {}, "421 × 0 px"),
+        (PICTURE[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
     ],
 )
 def test_pixels_that_are_no_slide_are_refused(
@@ -442,7 +442,7 @@ def test_absurd_dimensions_allocate_nothing(tmp_path: Path) -> None:
             assert found[0, 0].tolist() == [0, 0, 0]
             assert found[7, 7].tolist() == [255, 255, 255]
         else:
-            with pytest.raises(SlideError, match=f"{side} x {side} px"):
+            with pytest.raises(SlideError, match=f"{side} × {side} px"):
                 open_slide(path)
 
 
