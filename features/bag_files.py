@@ -6,7 +6,6 @@ The layout is documented in ``docs/reference/bag.md``. Tools that read ``feature
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -29,12 +28,12 @@ from features.bags import (
     meta_from,
 )
 from features.errors import BagError
-from features.files import written_beside
-from features.hdf5 import find_item, opened, read_array, read_attributes
+from features.hdf5 import created, find_item, opened, read_array, read_attributes
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "as_stored",
     "bag_path",
     "find_bags",
     "read_bag",
@@ -110,6 +109,12 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     )
 
 
+def as_stored(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Embeddings as bags store them: float16 unless one would overflow, then float32."""
+    largest = float(np.abs(features).max(initial=0.0))
+    return features.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
+
+
 def write_bag(path: Path, bag: Bag) -> None:
     """Write a bag whole or not at all; equal bags give equal bytes.
 
@@ -125,8 +130,7 @@ def write_bag(path: Path, bag: Bag) -> None:
     made = bag.meta.fingerprint
     features = _storable(path, bag.features)
     views = None if bag.views is None else _storable(path, bag.views)
-    content = io.BytesIO()  # HDF5 itself does not survive a full disk
-    with h5py.File(content, "w") as file:
+    with created(path) as file:
         _write(file, "features", features, (_CHUNK_ROWS, made.dim))
         if bag.order is not None and bag.source is not None:
             _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
@@ -148,8 +152,6 @@ def write_bag(path: Path, bag: Bag) -> None:
         file.attrs.update({name: value for name, value in said if name not in unsaid})
         file.attrs["n_embedded"] = len(bag.features)
         file.attrs["complete"] = True
-    with written_beside(path) as beside:
-        beside.write_bytes(content.getbuffer())
 
 
 def read_bag(place: BagPlace) -> Bag:
@@ -282,7 +284,7 @@ def _opened(path: Path) -> AbstractContextManager[h5py.File]:
 
 
 def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Embeddings as they are stored: float16 unless one would overflow, then float32."""
+    """Embeddings as they are stored, all of them finite."""
     if not np.isfinite(array).all():
         n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise BagError(
@@ -291,8 +293,7 @@ def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
             expected="finite numbers",
             advice="Try --device cpu; if it stays, the weights are damaged.",
         )
-    largest = float(np.abs(array).max(initial=0.0))
-    return array.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
+    return as_stored(array)
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:

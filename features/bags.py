@@ -16,6 +16,7 @@ from features.errors import BagError
 
 __all__ = [
     "IMAGE",
+    "NOWHERE",
     "TILE",
     "UNKNOWN",
     "Bag",
@@ -41,7 +42,8 @@ IMAGE = "image"
 """Kind of a bag whose instances are images of a series: they have an order and a source, and no
 place."""
 
-_NOWHERE = -1
+NOWHERE = -1
+"""Both coordinates of an instance whose place is not known."""
 
 _KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
 """What an attribute may be, by the annotation of its field."""
@@ -193,7 +195,7 @@ class Bag:
         """
         return cls(
             features=features,
-            coords_px0=np.full((len(features), 2), _NOWHERE, np.int64),
+            coords_px0=np.full((len(features), 2), NOWHERE, np.int64),
             tissue_fraction=np.full(len(features), np.nan, np.float32),
             meta=meta,
             order=order,

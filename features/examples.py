@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from features.bag_files import as_stored
 from features.content import content_id
 from features.encoders import Encoder
 from features.errors import TableError
@@ -131,7 +132,7 @@ def embed_examples(
     slides = _seen_slides(rows)
     places = {slide.slide_id: place for place, slide in enumerate(slides)}
     return Examples(
-        features=_as_stored(np.concatenate(embeddings)),
+        features=as_stored(np.concatenate(embeddings)),
         drop=np.array([row.drop for row in sources], bool),
         slide=np.array([places[row.slide_id] for row in sources], np.int64),
         slides=slides,
@@ -142,7 +143,6 @@ def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> Example
     label, image, slide = (cells.get(name, "") for name in ("label", "path", "slide_path"))
     if label.lower() not in _ANSWERS:
         raise TableError(where, found=f"label {label!r}", expected="keep or drop")
-    corner = None if image else _corner(where, cells)
     if not image and not slide:
         raise TableError(where, found="neither path nor slide_path", expected="one of them")
     named = cells.get("slide_id") or cells.get("image_id") or ""
@@ -160,7 +160,7 @@ def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> Example
         patient_id=cells.get("patient_id", ""),
         image_path=folder / image if image else None,
         slide_path=None if not slide else Path(slide) if url_of(slide) else folder / slide,
-        corner_px0=corner,
+        corner_px0=None if image else _corner(where, cells),
     )
 
 
@@ -284,9 +284,3 @@ def _grid(
         tile_px=tile_px,
         min_tissue_used=0.0,
     )
-
-
-def _as_stored(features: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
-    """As bags store embeddings: float16 unless a value would overflow."""
-    fits = float(np.abs(features).max(initial=0.0)) <= float(np.finfo(np.float16).max)
-    return features.astype(np.float16) if fits else features

@@ -1,4 +1,4 @@
-"""Arrays and attributes out of HDF5 files that nobody vouches for.
+"""HDF5 files: written whole, and read though nobody vouches for them.
 
 A few bytes of HDF5 can point into other files of the machine (external links, external storage,
 virtual datasets) or claim terabytes. Here only what lies in the file itself is read, and a claim
@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import BagError
+from features.files import written_beside
 
-__all__ = ["find_item", "opened", "read_array", "read_attributes"]
+__all__ = ["created", "find_item", "opened", "read_array", "read_attributes"]
 
 _LARGEST_EXPANSION = 20
 """Times the file's size that a compressed dataset may take; embeddings hardly reach 4."""
@@ -44,6 +45,24 @@ _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 32000: "lzf"}
 _SIZES = (8, 8)
 """Bytes of an address and of a length, as everybody writes them."""
 _LARGEST_ATTRIBUTE_BYTES = 1 << 20
+
+
+@contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """Give a new file, which is written whole when the block ends well, or not at all.
+
+    It is put together in memory: the library itself does not survive a full disk.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        yield file
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 @contextmanager

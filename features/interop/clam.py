@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from features.bags import Bag
-from features.files import make_folder, written_beside
-from features.hdf5 import opened, read_array, read_attributes
+from features.files import make_folder
+from features.hdf5 import created, opened, read_array, read_attributes
 from features.interop.foreign import ForeignBag, files_in, number
 from features.interop.tensors import read_tensors, write_tensor
 
@@ -56,7 +55,7 @@ def write(folder: Path, bag: Bag) -> None:
     slide_id = bag.meta.slide_id
     features, coords = bag.features.astype(np.float32), bag.coords_px0.astype(np.int32)
     tiles_path = make_folder(folder / "patches") / f"{slide_id}.h5"
-    with written_beside(tiles_path) as beside, h5py.File(beside, "w") as file:
+    with created(tiles_path) as file:
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
         size = np.array([bag.meta.width_px0, bag.meta.height_px0])
         file["coords"].attrs.update({
@@ -70,7 +69,7 @@ def write(folder: Path, bag: Bag) -> None:
         })  # fmt: skip
     write_tensor(make_folder(folder / "pt_files") / f"{slide_id}.pt", features)
     bags_path = make_folder(folder / "h5_files") / f"{slide_id}.h5"
-    with written_beside(bags_path) as beside, h5py.File(beside, "w") as file:
+    with created(bags_path) as file:
         file.create_dataset("features", data=features, maxshape=(None, features.shape[1]))
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bag_files import bag_path, read_bag, write_bag
-from features.bags import Bag, BagPlace, Fingerprint, require_same_fingerprint
+from features.bag_files import bag_path, read_bag_of, write_bag
+from features.bags import TILE, Bag, BagPlace, Fingerprint, require_same_fingerprint
 from features.errors import BagError, KnownError, OutputError
 from features.files import make_folder
 from features.interop.foreign import Given, as_bag, unknown_of
@@ -110,12 +110,10 @@ def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) ->
     made: list[Fingerprint] = []
 
     def bring(slide_id: str, path: BagPlace) -> Exchanged:
-        bag = read_bag(path)
+        bag = read_bag_of(slide_id, path)
         made.append(bag.meta.fingerprint)
         require_same_fingerprint(made[0], [(path, made[-1])], source="the first bag exported")
         unknown = unknown_of(bag.meta)
-        if bag.meta.slide_id != slide_id:
-            raise BagError(path, found=f"the bag of {bag.meta.slide_id!r}", expected="its own")
         _refuse_unfit(path, bag, lacking=form.needs & set(unknown), layout=layout)
         write(out, bag)
         return Exchanged(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
@@ -151,10 +149,8 @@ def _new_folder(path: Path) -> None:
     make_folder(path)
 
 
-def _refuse_unfit(
-    path: BagPlace, bag: Bag, *, lacking: set[str] | frozenset[str], layout: str
-) -> None:
-    if bag.meta.kind != "tile":
+def _refuse_unfit(path: BagPlace, bag: Bag, *, lacking: Collection[str], layout: str) -> None:
+    if bag.meta.kind != TILE:
         raise BagError(path, found=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
     if lacking:
         raise BagError(

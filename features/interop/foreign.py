@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from features.bags import UNKNOWN, Bag, BagMeta, Fingerprint, as_json
+from features.bags import NOWHERE, UNKNOWN, Bag, BagMeta, Fingerprint, as_json
 from features.errors import BagError
 from features.resolution import Resolution, resolve_mpp
 
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 _NEVER_SAID = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
-_NO_COORDS = -1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -255,7 +254,7 @@ def _corners_px0(
 ) -> npt.NDArray[np.int64]:
     """Upper left corners, shape (n_tiles, 2), level-0 px, whatever the file gives."""
     if foreign.coords is None:
-        return np.full((n_tiles, 2), _NO_COORDS, np.int64)
+        return np.full((n_tiles, 2), NOWHERE, np.int64)
     coords = _without_batch_axis(path, foreign.coords, "coords")[:, :2].astype(np.float64)
     if coords.shape != (n_tiles, 2) or not (np.abs(coords) < 2**53).all():
         raise BagError(

@@ -63,7 +63,9 @@ class IsolatedReader:
         if not isinstance(path, Path):
             return read_bag(path)
         pipe = self._pipe or self._start()
-        allowed_s = self._seconds + path.stat().st_size / _LEAST_BYTES_PER_S
+        allowed_s = self._seconds
+        with suppress(OSError):  # gone meanwhile, which the reading process tells
+            allowed_s += path.stat().st_size / _LEAST_BYTES_PER_S
         try:
             pipe.send(path)
             if not pipe.poll(allowed_s):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from features.bags import Bag
 from features.errors import BagError
-from features.files import written_beside
-from features.hdf5 import find_item, opened, read_array, read_attributes
+from features.hdf5 import created, find_item, opened, read_array, read_attributes
 from features.interop.foreign import ForeignBag, files_in, number, text
 
 __all__ = ["find", "read", "write"]
@@ -68,7 +66,7 @@ def write(folder: Path, bag: Bag) -> None:
     made = bag.meta.fingerprint
     mpp_xy = np.array([bag.meta.mpp_x, bag.meta.mpp_y])
     path = folder / f"{bag.meta.slide_id}.h5"
-    with written_beside(path) as beside, h5py.File(beside, "w") as file:
+    with created(path) as file:
         file.create_dataset("coords", data=(bag.coords_px0 * mpp_xy).astype(np.float32))
         file.create_dataset("feats", data=bag.features)
         file.attrs.update({

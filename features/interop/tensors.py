@@ -6,6 +6,7 @@ with PyTorch's own restricted reader, which makes tensors and plain containers a
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -96,8 +97,10 @@ def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
     OutputError
         If the file cannot be written.
     """
-    with written_beside(path) as beside, beside.open("wb") as stream:
-        torch.save(torch.from_numpy(np.ascontiguousarray(array)), stream)
+    content = io.BytesIO()  # PyTorch's errors do not say that a disk is full
+    torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from features.bag_files import trident_attributes
 from features.bags import Bag
-from features.files import make_folder, written_beside
-from features.hdf5 import opened, read_array, read_attributes
+from features.files import make_folder
+from features.hdf5 import created, opened, read_array, read_attributes
 from features.interop.foreign import ForeignBag, files_in, number, text
 
 __all__ = ["find", "read", "target_mpp_of", "tiling_of", "write"]
@@ -53,11 +52,11 @@ def write(folder: Path, bag: Bag) -> None:
     )
     coords, slide_id = bag.coords_px0.astype(np.int64), bag.meta.slide_id
     tiles_path = make_folder(job / "patches") / f"{slide_id}_patches.h5"
-    with written_beside(tiles_path) as beside, h5py.File(beside, "w") as file:
+    with created(tiles_path) as file:
         file.create_dataset("coords", data=coords).attrs.update(said)
     encoder = re.sub(r"[^\w.+-]", "_", made.encoder)
     bags_path = make_folder(job / f"features_{encoder}") / f"{slide_id}.h5"
-    with written_beside(bags_path) as beside, h5py.File(beside, "w") as file:
+    with created(bags_path) as file:
         shape = (None, bag.features.shape[1])
         features = file.create_dataset("features", data=bag.features, maxshape=shape)
         features.attrs.update({"name": slide_id, "savetodir": "bags", "encoder": made.encoder})

@@ -13,6 +13,8 @@ from features.bag_files import bag_path, find_bags, read_bag, write_bag
 from features.claims import Claims
 from features.encoders import Encoder
 from features.errors import OutputError
+from features.interop.exchange import export_bags
+from features.interop.layouts import LAYOUTS
 from features.outcomes import SlideOutcome
 from features.pinning import pin_execution
 from tests.disks import few_handles, full_after, read_only, small_disk
@@ -91,6 +93,16 @@ def test_a_bag_that_does_not_fit_is_one_clear_error_and_leaves_the_old_one(
             write_bag(disk / "a.h5", make_bag("a", n_tiles=3000, dim=64))
         assert (disk / "a.h5").read_bytes() == before
         assert sorted(path.name for path in disk.iterdir()) == ["a.h5", "ballast"]
+
+
+@pytest.mark.parametrize("layout", [name for name, form in LAYOUTS.items() if form.write])
+def test_an_export_that_does_not_fit_is_one_clear_error(tmp_path: Path, layout: str) -> None:
+    write_bag(tmp_path / "a.h5", make_bag("a", n_tiles=3000, dim=64))
+    with small_disk(tmp_path / "disk", n_bytes=1 << 20) as disk:
+        (disk / "ballast").write_bytes(bytes((1 << 20) - (80 << 10)))
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left"):
+            export_bags(tmp_path, disk / "out", layout=layout, on_slide=lambda n_done, n_all: None)
+        assert not list(disk.rglob(".*"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(

@@ -113,7 +113,7 @@ def test_tiles_of_slides_are_cut_as_they_are_embedded_later(tmp_path: Path) -> N
         ("path,slide_id", "a.png,s", r"no column 'label'"),
         ("label,slide_id", "keep,s", r"no column 'path' or 'slide_path'"),
         ("slide_path,x,y,label", "a.png,3,here,drop", r"x '3', y 'here'; expected whole numbers"),
-        ("path,slide_path,label", ",,drop", r"neither path nor slide_path|x ''"),
+        ("path,slide_path,label", ",,drop", "neither path nor slide_path"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(

@@ -335,6 +335,9 @@ def test_a_reader_apart_reads_the_same_and_raises_the_same(tmp_path: Path) -> No
             file.attrs["complete"] = False
         with pytest.raises(BagError, match="not complete"):
             reader.read(path)
+        path.unlink()
+        with pytest.raises(BagError, match="there is no such bag"):
+            reader.read(path)
 
 
 def test_a_bag_that_hangs_or_ends_its_reader_costs_only_that_bag(tmp_path: Path) -> None:

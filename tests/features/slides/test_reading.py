@@ -328,7 +328,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
     scan = os.scandir
 
     def refuse(folder: Path) -> Iterator[os.DirEntry[str]]:
-        if folder.name == "lost+found":
+        if Path(folder).name == "lost+found":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return scan(folder)
 
