@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from features.errors import EncoderError
+from features.torch_files import load_torch
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -176,11 +177,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise EncoderError(path, found="there is no such file", expected="a checkpoint")
     try:
-        content: object
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else load_torch(path)
     except Exception as error:  # a damaged stream leads the unpickler to errors of any kind
         raise _unreadable(path, error) from error
     return _tensors_of(content, path)

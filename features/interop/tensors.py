@@ -1,14 +1,11 @@
 """Plain folders of ``.pt`` files, and the reading and writing of tensors for other layouts.
 
-A ``.pt`` file is a pickle, and an ordinary pickle can run any program. Files are therefore read
-with PyTorch's own restricted reader, which makes tensors and plain containers and refuses the rest.
+A ``.pt`` file is a pickle; :mod:`features.torch_files` reads it without running anything.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +19,7 @@ from features.bags import Bag
 from features.errors import BagError
 from features.files import make_folder, written_beside
 from features.interop.foreign import ForeignBag, files_in, unknown_of
+from features.torch_files import load_torch
 
 __all__ = ["find", "read", "read_tensors", "write", "write_tensor"]
 
@@ -67,10 +65,10 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     BagError
         If the file holds anything but tensors, or claims more than it can hold.
     """
-    _refuse_packed(path)
+    if not path.is_file():
+        raise BagError(path, found="there is no such file", expected="a .pt file")
     try:
-        with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_torch(path)
     except UnpicklingError as error:
         raise BagError(
             path,
@@ -116,22 +114,3 @@ def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:
     plain = tensor.detach()
     array: npt.NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     return array
-
-
-def _refuse_packed(path: Path) -> None:
-    """Refuse archives that unpack to more than their size; PyTorch stores tensors unpacked."""
-    if not path.is_file():
-        raise BagError(path, found="there is no such file", expected="a .pt file")
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = sum(part.file_size for part in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BagError(path, found=f"not readable ({error})", expected="a .pt file") from error
-    if n_bytes > path.stat().st_size:
-        raise BagError(
-            path,
-            found=f"an archive that unpacks to {n_bytes:,} bytes",
-            expected="no more than its own size, as PyTorch writes it",
-        )

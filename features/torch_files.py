@@ -1,0 +1,59 @@
+"""Files that ``torch.save`` wrote, read without running a program or filling the memory."""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+__all__ = ["load_torch"]
+
+_GROWING = (b"bytearray", b"_codecs")
+"""Names by which a pickle of some bytes asks for gigabytes; no tensor needs them."""
+
+
+def load_torch(path: Path) -> object:
+    """What a file holds: tensors and plain containers of them.
+
+    Such a file is a pickle, and an ordinary pickle can run any program. PyTorch's own restricted
+    reader makes tensors and plain values and refuses the rest; what it would still unpack or
+    multiply is refused before.
+
+    Raises
+    ------
+    ValueError
+        If it could take much more memory than its own size.
+    Exception
+        Of any kind, as damage will have it; ``pickle.UnpicklingError`` for anything but tensors.
+    """
+    if zipfile.is_zipfile(path):
+        _look_into_archive(path)
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
+            _look_into_pickle(all_)
+    with warnings.catch_warnings(action="ignore"):
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def _look_into_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its size; PyTorch stores tensors unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        n_bytes = sum(part.file_size for part in parts)
+        if n_bytes > path.stat().st_size:
+            message = f"an archive that unpacks to {n_bytes:,} bytes, more than its own size"
+            raise ValueError(message)
+        for part in parts:
+            if part.filename.endswith(".pkl"):
+                _look_into_pickle(archive.read(part))
+
+
+def _look_into_pickle(content: bytes | mmap.mmap) -> None:
+    name = next((name for name in _GROWING if content.find(name) >= 0), None)
+    if name is not None:
+        message = f"it holds {name.decode()!r}, which no tensor needs and which can fill the memory"
+        raise ValueError(message)
