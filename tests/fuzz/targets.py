@@ -145,10 +145,11 @@ def _foreign(folder: Path) -> None:
 def _run(folder: Path) -> None:
     run = folder / "run"
     classes = ("CE", "LAA")
-    _all_of(
-        lambda: load_run(run), lambda: read_evidence(run, classes=classes),
-        lambda: _read_scores(run), lambda: _read_history(run),
-    )  # fmt: skip
+    for read in (lambda: read_evidence(run, classes=classes), lambda: _read_scores(run),
+                 lambda: _read_history(run)):  # fmt: skip
+        with suppress(KnownError):
+            read()
+    load_run(run)
 
 
 def _cohort(folder: Path) -> None:
