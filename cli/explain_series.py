@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from features.errors import KnownError
@@ -104,6 +105,7 @@ def _by_place(slide: SlideAttention) -> MapView:
         colours = [MARK_COLOUR if i == highest else style.colour for i in range(len(places))]
         axes.bar(places + 1, slide.attention, width=0.9, color=colours)
         axes.set(xlabel="place in the series", ylabel="attention")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
 
     alt = (
         f"Attention by place in series {slide.meta.slide_id}: most on {slide.place(highest)}, "
