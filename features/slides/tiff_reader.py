@@ -40,6 +40,8 @@ _LEAST_SHARE_SKIPPED = 0.1
 _PLAIN_RANGE = 16
 _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
 _NDPI_TAG = 65420
+_COMPANION = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECASE)
+"""How pictures beside the slide are named; in tiny files they may be of the slide's size."""
 _UNNAMED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 """What TIFF says of channels after the colours."""
 _KINDS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
@@ -105,7 +107,8 @@ class TiffSlide:
             raise SlideError(path, found=f"not a TIFF ({error})", expected="TIFF") from error
         try:
             self._check_file()
-            series = self._file.series[0]
+            series, *others = self._file.series
+            self._refuse_several(1 + sum(_is_as_good(other, series) for other in others))
             pages = [level.keyframe for level in series.levels]
             self._grids = [self._grid(level) for level in series.levels]
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -209,13 +212,8 @@ class TiffSlide:
         """Check that we can serve a level, and how it is cut into segments."""
         page: Any = level.keyframe
         self._check_colours(page)
-        if (n_pictures := _n_pictures(level)) > 1 and len(_colour_pages(level)) == 1:
-            raise StackError(
-                self.path,
-                found=f"{n_pictures} pictures of one size, one behind the other",
-                expected="one picture, or three channels of an OME-TIFF: red, green and blue",
-                advice="Export the slide in colours, as one picture.",
-            )
+        if len(_colour_pages(level)) == 1:
+            self._refuse_several(_n_pictures(level))
         width, height = page.imagewidth, page.imagelength
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
             raise self._cannot(f"{width} × {height} px")
@@ -229,6 +227,15 @@ class TiffSlide:
             page=page, planes=tuple(self._planes(level, rows * columns)), rows=rows,
             columns=columns, height_px=seg_height, width_px=seg_width,
         )  # fmt: skip
+
+    def _refuse_several(self, n_pictures: int) -> None:
+        if n_pictures > 1:
+            raise StackError(
+                self.path,
+                found=f"{n_pictures} pictures of one size, one behind the other",
+                expected="one picture, or three channels of an OME-TIFF: red, green and blue",
+                advice="Export the slide in colours, as one picture.",
+            )
 
     def _planes(self, level: tifffile.TiffPageSeries, n_segments: int) -> Iterator[_Plane]:
         page: Any = level.keyframe
@@ -378,6 +385,16 @@ class TiffSlide:
             return everything, self.background_rgb
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return wanted, (red, green, blue)
+
+
+def _is_as_good(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
+    """Whether another series of the file could be the slide just as well, as far as it tells."""
+    page: Any = other.keyframe
+    return (
+        other.shape == series.shape
+        and not (page.is_reduced or page.is_mask)
+        and not _COMPANION.search(other.name)
+    )
 
 
 def _n_pictures(level: tifffile.TiffPageSeries) -> int:

@@ -165,6 +165,46 @@ def test_of_several_pictures_none_is_taken_for_the_slide(
         open_slide(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "second"),
+    [
+        ({}, {}),
+        ({"ome": True}, {}),
+        ({"shaped": False}, {"tile": (64, 64)}),
+    ],
+    ids=["tifffile", "OME", "cut otherwise"],
+)
+def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
+    tmp_path: Path, kind: dict[str, bool], second: dict[str, object]
+) -> None:
+    path = tmp_path / "s.tif"
+    with tifffile.TiffWriter(path, **kind) as file:
+        file.write(NOISE, photometric="rgb")
+        file.write(255 - NOISE, photometric="rgb", **second)
+    with pytest.raises(StackError, match=r"2 pictures of one size.*Export the slide"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (NOISE[::2], {}),
+        (NOISE[..., 0], {"photometric": "minisblack"}),
+        (255 - NOISE, {"subfiletype": 1}),
+        (255 - NOISE, {"metadata": {"Name": "label image"}}),
+    ],
+    ids=["smaller", "grey", "reduced", "label"],
+)
+def test_pictures_that_stand_beside_the_slide_are_left_out(
+    tmp_path: Path, beside: np.ndarray, told: dict[str, object]
+) -> None:
+    path = tmp_path / "s.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(NOISE, photometric="rgb")
+        file.write(beside, **{"photometric": "rgb", **told})
+    np.testing.assert_array_equal(pixels_of(path, open_slide), NOISE)
+
+
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[..., None] / 255
     return colour * share + 255 * (1 - share)
