@@ -188,7 +188,7 @@ feature_noise, mixup, device
                 expected="at least one of each",
             )
         everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
-        folds = self._folds(cohort, seed) if self.calibrator is not None else (everyone,)
+        folds = self._folds(store, cohort, seed) if self.calibrator is not None else (everyone,)
         settings = with_stopping_rule(settings, cohort, folds)
         self.calibrator_ = self._calibrate(store, cohort, folds, settings=settings, seed=seed)
         ensemble = train_ensemble(
@@ -252,7 +252,7 @@ feature_noise, mixup, device
             for tiles in self._checked(bags)
         ]
 
-    def _folds(self, cohort: Cohort, seed: int) -> tuple[Fold, ...]:
+    def _folds(self, store: PatientBags, cohort: Cohort, seed: int) -> tuple[Fold, ...]:
         if self.n_folds < 2 or self.class_counts_.min() < self.n_folds:
             raise InputError(
                 "n_folds",
@@ -260,7 +260,8 @@ feature_noise, mixup, device
                 expected="2 or more, and no more than patients of any class",
                 advice="Use fewer folds, or calibrator=None.",
             )
-        return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed)
+        sharing = store.sharing()
+        return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed, sharing=sharing)
 
     def _calibrate(
         self,

@@ -18,6 +18,7 @@ from features.cores import free_memory
 from features.errors import BagError
 from features.filter import TileFilter
 from mil.cohort import Cohort, Patient
+from mil.sharing import Sharing
 
 __all__ = [
     "Batch",
@@ -290,6 +291,10 @@ class PatientBags:
                 if known.patient_id != note.patient_id:
                     found[known.slide_id, note.slide_id] = known, note
         return tuple(found.values())
+
+    def sharing(self) -> Sharing:
+        """Pairs of patients under both of whom one slide stands, see :meth:`copies`."""
+        return tuple((one.patient_id, other.patient_id) for one, other in self.copies())
 
     def without_labels(self) -> tuple[Mapping[str, Features], tuple[str, ...]]:
         """Embeddings to be looked at without labels, and of whom: own patients, then others."""

@@ -74,11 +74,15 @@ class Design:
         """
         usable = _with_tiles(cohort, bags)
         build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of work
+        sharing = bags.sharing()
         if folds is None:
-            folds = make_folds(usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+            folds = make_folds(
+                usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=sharing
+            )
         inner = inner_folds(
-            usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed
-        )
+            usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed,
+            sharing=sharing,
+        )  # fmt: skip
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
         n_images = sum(note.n_tiles for note in bags.slides if note.sources)
         return cls(

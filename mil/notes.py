@@ -51,16 +51,16 @@ def run_notes(
 
 
 def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
-    """That one slide stands under two patients, whom folds may put on both sides."""
+    """That one slide stands under two patients, and what was done about it."""
     copies = bags.copies()
     if not copies:
         return ()
     one, other = copies[0]
     note = (
         f"slides of two patients that are copies of each other: {len(copies)}, first "
-        f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; a fold "
-        "may have judged one by heads that learned from the other, so that scores are better than "
-        "the truth: see 'mil audit', and give copies one patient id"
+        f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; no fold "
+        "learned from one of them and judged the other, but both count in the scores: see "
+        "'mil audit', and give copies one patient id"
     )
     return (note,)
 

@@ -14,6 +14,7 @@ import pandas as pd
 from features.tables import write_table
 from mil.cohort import Cohort
 from mil.errors import SplitError
+from mil.sharing import Sharing, deal_undivided, leaders
 
 __all__ = [
     "CentreSpread",
@@ -68,11 +69,18 @@ class CentreSpread:
 
 
 def make_folds(
-    cohort: Cohort, *, by: SplitBy, n_folds: int, n_repeats: int, seed: int
+    cohort: Cohort,
+    *,
+    by: SplitBy,
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+    sharing: Sharing = (),
 ) -> tuple[Fold, ...]:
     """Folds as asked for, see :func:`patient_folds` and :func:`centre_folds`.
 
-    By centre, ``n_folds`` and ``seed`` decide nothing.
+    By centre, ``n_folds`` and ``seed`` decide nothing. No fold learns from a patient who shares a
+    slide with one it judges.
 
     Raises
     ------
@@ -80,44 +88,58 @@ def make_folds(
         If the cohort cannot be split so.
     """
     if by == "centre":
-        return centre_folds(cohort, n_repeats=n_repeats)
-    return patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+        return centre_folds(cohort, n_repeats=n_repeats, sharing=sharing)
+    return patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=sharing)
 
 
-def patient_folds(cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int) -> tuple[Fold, ...]:
+def patient_folds(
+    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, sharing: Sharing = ()
+) -> tuple[Fold, ...]:
     """Stratified folds of patients: each patient is judged exactly once a repeat.
 
     Within a repeat, the patients of a class are spread so that folds differ by at most one of
     them; where the table names centres, each centre is spread over the folds as evenly as that
-    allows. The same seed gives the same folds.
+    allows. Patients who share a slide are in one fold: one of them is dealt, and takes the others
+    along. The same seed gives the same folds.
 
     Raises
     ------
     SplitError
         If a class has fewer patients than there are folds.
     """
-    for name, count in cohort.class_counts().items():
+    standing = leaders(cohort.patient_ids, sharing)
+    counts = np.bincount(cohort.labels[np.unique(standing)], minlength=len(cohort.classes))
+    for name, count in zip(cohort.classes, counts.tolist(), strict=True):
         if count < n_folds:
+            once = ", those who share a slide counted once" if sharing else ""
             raise SplitError(
                 cohort.path,
-                found=f"{count} patients of class {name!r}",
+                found=f"{count} patients of class {name!r}{once}",
                 expected=f"at least {n_folds}, one for each fold",
                 advice=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
             )
+    centres = _centre_indices(cohort)
     folds: list[Fold] = []
     for repeat in range(n_repeats):
-        parts = stratified_parts(
-            cohort.labels, n_parts=n_folds, seed=(seed, repeat), groups=_centre_indices(cohort)
-        )
-        folds += folds_of_parts(cohort, parts, repeat=repeat)
+
+        def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
+            return stratified_parts(
+                cohort.labels[patients],
+                n_parts=n_folds,
+                seed=(seed, repeat),
+                groups=centres[patients],
+            )
+
+        folds += folds_of_parts(cohort, deal_undivided(standing, deal), repeat=repeat)
     return tuple(folds)
 
 
-def centre_folds(cohort: Cohort, *, n_repeats: int = 1) -> tuple[Fold, ...]:
+def centre_folds(cohort: Cohort, *, n_repeats: int = 1, sharing: Sharing = ()) -> tuple[Fold, ...]:
     """Leave one centre out: the patients of each centre are judged by what the others taught.
 
     Folds stand in the order of the centres' names. A repeat has the same folds again; what is
-    trained on them starts elsewhere.
+    trained on them starts elsewhere. Where patients of two centres share a slide, neither is
+    learned from in the fold that judges the other.
 
     Raises
     ------
@@ -144,7 +166,7 @@ def centre_folds(cohort: Cohort, *, n_repeats: int = 1) -> tuple[Fold, ...]:
                 expected="each class at two centres or more, to be learned without any one of them",
                 advice="Use --by patient; centre and class cannot be told apart here.",
             )
-    folds = folds_of_parts(cohort, centres, repeat=0)
+    folds = folds_of_parts(cohort, centres, repeat=0, sharing=sharing)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
 
 
@@ -215,7 +237,9 @@ def stratified_parts(
     return parts
 
 
-def folds_of_parts(cohort: Cohort, parts: Ints, *, repeat: int) -> list[Fold]:
+def folds_of_parts(
+    cohort: Cohort, parts: Ints, *, repeat: int, sharing: Sharing = ()
+) -> list[Fold]:
     """A fold for each part, which is judged while the others teach.
 
     Parameters
@@ -226,13 +250,16 @@ def folds_of_parts(cohort: Cohort, parts: Ints, *, repeat: int) -> list[Fold]:
         The part that each is in, from 0, shape (patients,).
     repeat
         Which cross-validation the folds belong to.
+    sharing
+        Who shares a slide: those who do so with a patient judged do not teach.
     """
     ids = np.array(cohort.patient_ids)
+    standing = leaders(cohort.patient_ids, sharing)
     return [
         Fold(
             repeat=repeat,
             index=int(index),
-            train_ids=tuple(ids[parts != index].tolist()),
+            train_ids=tuple(ids[~np.isin(standing, standing[parts == index])].tolist()),
             test_ids=tuple(ids[parts == index].tolist()),
         )
         for index in np.unique(parts)

@@ -15,6 +15,7 @@ from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.lessons import EpochRecord, Lesson, teach, tiles_at_once
 from mil.settings import TrainSettings
+from mil.sharing import deal_undivided, leaders
 from mil.shelf import Shelf
 from mil.splits import stratified_parts
 from mil.whitening import fit_whitening
@@ -223,7 +224,12 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
     classes = np.array([task.labels[name] for name in names], np.int64)
     _require_enough(np.bincount(classes, minlength=n_classes), settings)
     whitening = fit_whitening(*task.bags.without_labels(), settings.n_components, device=device)
-    parts = stratified_parts(classes, n_parts=settings.n_inner_parts, seed=task.seed)
+    parts = deal_undivided(
+        leaders(names, task.bags.sharing()),
+        lambda patients: stratified_parts(
+            classes[patients], n_parts=settings.n_inner_parts, seed=task.seed
+        ),
+    )
     stream = torch.Generator(device).manual_seed(_one_seed(task.seed))
     lessons = []
     for member in range(settings.n_members):

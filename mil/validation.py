@@ -19,6 +19,7 @@ from mil.data import PatientBags
 from mil.heads import Head
 from mil.judging import Assignment, Bench, Judge, inside_of
 from mil.prediction_sets import PredictionSets
+from mil.sharing import Sharing
 from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
@@ -159,7 +160,13 @@ def cross_validate(
 
 
 def inner_folds(
-    cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy, n_folds: int, seed: int
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    *,
+    by: SplitBy,
+    n_folds: int,
+    seed: int,
+    sharing: Sharing = (),
 ) -> tuple[tuple[Fold, ...], ...]:
     """Folds inside the training patients of each fold, made as the folds themselves.
 
@@ -175,6 +182,7 @@ def inner_folds(
             n_folds=n_folds,
             n_repeats=1,
             seed=_inner_seed(seed, fold),
+            sharing=sharing,
         )
         for fold in folds
     )

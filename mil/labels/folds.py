@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from mil.errors import SplitError
 from mil.labels.table import LabelTable
+from mil.sharing import Sharing, deal_undivided, leaders
 from mil.splits import Fold, folds_of_parts
 
 __all__ = ["label_folds", "label_parts"]
@@ -14,15 +15,21 @@ __all__ = ["label_folds", "label_parts"]
 Ints = npt.NDArray[np.int64]
 
 
-def label_folds(table: LabelTable, *, n_folds: int, n_repeats: int, seed: int) -> tuple[Fold, ...]:
+def label_folds(
+    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, sharing: Sharing = ()
+) -> tuple[Fold, ...]:
     """Folds of patients with every label spread evenly; each patient is judged once a repeat.
+
+    Patients who share a slide are in one fold.
 
     Raises
     ------
     SplitError
         If a label has fewer patients with it, or without it, than there are folds.
     """
-    n_patients, with_it = len(table.truth), table.truth.sum(axis=0)
+    standing = leaders(table.patients.patient_ids, sharing)
+    dealt = table.truth[np.unique(standing)]
+    n_patients, with_it = len(dealt), dealt.sum(axis=0)
     fewest = np.minimum(with_it, n_patients - with_it)
     if fewest.min() < n_folds:
         rarest = int(fewest.argmin())
@@ -34,8 +41,11 @@ def label_folds(table: LabelTable, *, n_folds: int, n_repeats: int, seed: int) -
         )
     folds: list[Fold] = []
     for repeat in range(n_repeats):
-        parts = label_parts(table.truth, n_parts=n_folds, seed=(seed, repeat))
-        folds += folds_of_parts(table.patients, parts, repeat=repeat)
+
+        def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
+            return label_parts(table.truth[patients], n_parts=n_folds, seed=(seed, repeat))
+
+        folds += folds_of_parts(table.patients, deal_undivided(standing, deal), repeat=repeat)
     return tuple(folds)
 
 

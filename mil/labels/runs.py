@@ -147,7 +147,9 @@ def fit_labels(
     usable = table.restricted_to(bags.filled())
     folds = None
     if by == "patient":
-        folds = label_folds(usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed)
+        folds = label_folds(
+            usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=bags.sharing()
+        )
     beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
     finished = FinishedLabels(beside / _FINISHED)
     options: dict[str, Any] = {
