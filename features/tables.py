@@ -24,6 +24,9 @@ __all__ = ["find_column", "read_table", "write_table"]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """How a text begins that a spreadsheet would run, or that was guarded against it."""
 _GUARD = "'"
+_QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
+"""A cell in quotes, in which separators and line ends are text."""
+_ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
 
 _LIKELY = 0.75
 
@@ -55,9 +58,10 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands meet no table
 
     text = _read_text(path)
-    header = text.split("\n", maxsplit=1)[0]
-    separator = max(",;\t", key=header.count)
+    header = next(_ROW.finditer(text.lstrip("\n")))[0]
+    separator = max(",;\t", key=_QUOTED.sub("", header).count)
     try:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
         with warnings.catch_warnings(record=True, action="always") as told:
             table = pd.read_csv(
                 io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
@@ -69,7 +73,6 @@ def read_table(path: Path) -> pd.DataFrame:
             _refuse_long_rows(path, text, separator)
         reason = " ".join(str(error).split())
         raise TableError(path, found=f"not a table ({reason})", expected="a CSV table") from error
-    names = [name.strip() for name in header.rstrip("\r").split(separator)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TableError(path, found=f"column {twice[0]!r} stands there twice", expected="once")
     table.columns = table.columns.str.strip()

@@ -36,6 +36,36 @@ def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ('"red, pen","red, ink",n', ["red, pen", "red, ink", "n"]),
+        ('id;"a,b,c,d";n', ["id", "a,b,c,d", "n"]),
+        ('id;"5"" tile,\nof \t\t\tslide";n', ["id", '5" tile,\nof \t\t\tslide', "n"]),
+        ('id,5" tile;2" tile,n', ["id", '5" tile;2" tile', "n"]),
+        ("\n\nid\ta;b\tn", ["id", "a;b", "n"]),
+    ],
+    ids=["begin alike", "other separators", "over two lines", "inches", "behind empty lines"],
+)
+def test_a_name_in_quotes_may_hold_separators_and_line_ends(
+    tmp_path: Path, header: str, names: list[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    separator = next(mark for mark in ",;\t" if f"{mark}n" in header)
+    path.write_text(f"{header}\n{separator.join('xyz')}\n")
+    table = read_table(path)
+    assert table.columns.tolist() == names
+    assert table.to_numpy().tolist() == [["x", "y", "z"]]
+
+
+@pytest.mark.parametrize("header", ['"a","a"', '"a, b","a, b "', "a,b,a"])
+def test_a_name_that_stands_twice_is_told_as_it_reads(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n1,2\n")
+    with pytest.raises(TableError, match=r"column '(a|a, b)' stands there twice"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
     "rows", ["a,Doe, Jane\nb,x\n", "b,x\na,Doe, Jane\n", "a,Doe, Jane\nb,Doe, John\n"]
 )
 def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut(
