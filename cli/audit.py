@@ -11,6 +11,7 @@ from rich.table import Table
 from cli.console import print_json, progress_bar, results, step
 from cli.findings import print_findings
 from cli.options import JsonOutput
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from mil.audit import AuditReport
@@ -92,7 +93,8 @@ def _print_report(report: AuditReport, *, bags: Path | None) -> None:
     if report.predictability:
         _print_shortcuts(report)
     looked_at = ", ".join(
-        f"{report.n_patients[side]} patients and {report.n_slides[side]} slides in {side}"
+        f"{counted(report.n_patients[side], 'patients')} and "
+        f"{counted(report.n_slides[side], 'slides')} in {side}"
         for side in report.n_patients
     )
     results.print(
@@ -100,7 +102,7 @@ def _print_report(report: AuditReport, *, bags: Path | None) -> None:
         + (
             "at tables only: add --bags to find copies."
             if bags is None
-            else f"{report.n_bags} bags."
+            else f"{counted(report.n_bags, 'bags')}."
         )
     )
     n_leaks = sum(finding.severity == "error" for finding in report.findings)

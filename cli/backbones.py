@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
 from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
@@ -91,7 +92,7 @@ def _measure(
 
 
 def _print(found: list[Backbone], speeds: dict[str, dict[str, object]]) -> None:
-    table = Table(title=f"{len(found)} backbones", title_justify="left")
+    table = Table(title=counted(len(found), "backbones"), title_justify="left")
     table.add_column("name", overflow="fold")
     for name in ("input px", "dim", "parameters"):
         table.add_column(name, justify="right")

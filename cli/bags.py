@@ -26,6 +26,7 @@ from cli.console import (
 )
 from cli.given import folder_for_bags
 from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, flag
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.interop.exchange import Exchanged
@@ -210,8 +211,8 @@ def pack(
         print_json({"source": str(bags_dir), "out": str(out), **asdict(packed)})
     else:
         results.print(
-            f"{packed.n_bags:,} bags, {packed.n_tiles:,} tiles, {packed.n_bytes / 1e9:.3g} GB: "
-            f"{bags_dir} -> {out}",
+            f"{counted(packed.n_bags, 'bags')}, {counted(packed.n_tiles, 'tiles')}, "
+            f"{packed.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
         )
 
 
@@ -264,8 +265,8 @@ def _print_check(found: FolderCheck, bags_dir: Path) -> None:
         results.print(bad)
     if found.constant_features:
         results.print(
-            f"{len(found.constant_features)} features hold the same number on all tiles: they say "
-            "nothing, but do no harm."
+            f"{counted(len(found.constant_features), 'features')} with the same number on all "
+            "tiles, which says nothing, but does no harm."
         )
 
 
@@ -289,7 +290,8 @@ def _report(
         })  # fmt: skip
     else:
         results.print(
-            f"{n_done:,} of {len(outcomes):,} slides, {n_tiles:,} tiles: {source} -> {out}",
+            f"{n_done:,} of {counted(len(outcomes), 'slides')}, {counted(n_tiles, 'tiles')}: "
+            f"{source} -> {out}",
         )
         if unknown:
             told = ", ".join(

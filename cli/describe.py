@@ -14,6 +14,7 @@ import typer
 from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
 from cli.findings import print_findings
 from cli.options import JsonOutput
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -206,7 +207,7 @@ def _read_thumbnail(path: Path) -> Image.Image:
 def _print_summary(found: Description, page: Path) -> None:
     print_findings(found.findings)
     table = found.table
-    told = f"{len(table.slides)} slides of {len(table.patients)} patients"
+    told = f"{counted(len(table.slides), 'slides')} of {counted(len(table.patients), 'patients')}"
     if table.labelled:
         counts = ", ".join(f"{n} {name}" for name, n in found.labels["patients"].items())
         told += f" ({counts})"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cli.console import EXIT_KNOWN_ERROR, print_json, results, step
 from cli.options import JsonOutput
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.checkup.findings import Finding
@@ -64,4 +65,6 @@ def _print(findings: list[Finding]) -> None:
         if finding.status != "ok":
             results.print(f"{finding.status}: {finding.name}: {finding.advice}")
     counts = Counter(finding.status for finding in findings)
-    results.print(f"{counts['ok']} ok, {counts['note']} notes, {counts['failed']} failed")
+    results.print(
+        f"{counts['ok']} ok, {counted(counts['note'], 'notes')}, {counts['failed']} failed"
+    )

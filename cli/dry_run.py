@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
@@ -38,7 +39,8 @@ def print_estimate(
     if as_json:
         print_json(asdict(found))
         return
-    table = Table(title=f"{found.n_slides} slides, nothing written", title_justify="left")
+    title = f"{counted(found.n_slides, 'slides')}, nothing written"
+    table = Table(title=title, title_justify="left")
     for name in ("tiles", "bags", "decoding", "backbone", "finding tissue", "in all"):
         table.add_column(name, justify="right")
     table.add_row(

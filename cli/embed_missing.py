@@ -10,6 +10,7 @@ from cli.console import progress_bar, step
 from cli.embedded import SlideBars, print_failures
 from cli.given import given_mpp_of
 from cli.loading import images_expected, load_encoder_for
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.encoders import Encoder
@@ -111,7 +112,7 @@ def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
     if is_pack(bags_dir):
         raise BagError(
             bags_dir,
-            found=f"{n_missing} slides have no bag in it, first {first!r}",
+            found=f"{counted(n_missing, 'slides')} without a bag in it, first {first!r}",
             expected="all slides of the table: to a packed store nothing can be added",
             advice="Name a folder of bags, or leave out what they would be made of.",
         )

@@ -19,6 +19,7 @@ from cli.console import (
     printable,
     results,
 )
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.outcomes import SlideOutcome
@@ -59,7 +60,8 @@ def report_outcomes(
     print_failures(outcomes, bags_dir, what=words[0])
     if stopped:
         notes.print(
-            f"stopped after {len(outcomes)} of {n_asked_for} {words[0]}; the same command goes on"
+            f"stopped after {len(outcomes)} of {counted(n_asked_for, words[0])}; "
+            "the same command goes on"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
     if n_failed := sum(outcome.status == "failed" for outcome in outcomes):
@@ -116,7 +118,7 @@ def print_failures(outcomes: list[SlideOutcome], bags_dir: Path, *, what: str = 
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed:
         notes.print(
-            f"{len(failed)} of {len(outcomes)} {what} failed; see {bags_dir / 'embed.csv'}",
+            f"{len(failed)} of {counted(len(outcomes), what)} failed; see {bags_dir / 'embed.csv'}",
             style="bold yellow",
         )
 
@@ -155,7 +157,8 @@ def _mpp_outliers(outcomes: list[SlideOutcome]) -> dict[str, float]:
 
 def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path, words: tuple[str, str]) -> None:
     summary = _summary(outcomes, bags_dir)
-    table = Table(title=f"{summary['n_slides']} {words[0]} into {bags_dir}", title_justify="left")
+    title = f"{counted(len(outcomes), words[0])} into {bags_dir}"
+    table = Table(title=title, title_justify="left")
     for name in ("embedded", "empty", "skipped", "failed", words[1], f"{words[1]} failed"):
         table.add_column(name, justify="right")
     keys = ("n_done", "n_empty", "n_skipped", "n_failed", "n_tiles", "n_tiles_failed")
@@ -172,13 +175,13 @@ def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path, words: tuple[st
     if outliers := _mpp_outliers(outcomes):
         told = ", ".join(f"{name} {mpp:.3g}" for name, mpp in list(outliers.items())[:5])
         notes.print(
-            f"warning: the resolution of {len(outliers)} {words[0]} is far from the others': "
-            f"{told}",
+            f"warning: the resolution of {counted(len(outliers), words[0])} is far from the "
+            f"others': {told}",
             style="yellow",
         )
     n_assumed = sum(outcome.mpp_source == "assumed" for outcome in outcomes)
     if n_assumed:
         results.print(
-            f"{n_assumed} slides say nothing plausible about their resolution: 0.25 µm/px was "
+            f"{counted(n_assumed, 'slides')} without a plausible resolution: 0.25 µm/px was "
             "assumed. If you know it, give --slide-mpp or --mpp-table."
         )

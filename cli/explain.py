@@ -14,6 +14,7 @@ from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, res
 from cli.given import files_of
 from cli.options import BagsPlace, JsonOutput, PictureSlides, Prior, RunDir
 from cli.runs import newest_run, prior_of
+from mil.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -269,13 +270,14 @@ def _print_summary(summary: Mapping[str, object], prior: str) -> None:
     shares = summary["prior"]
     assert isinstance(shares, dict)  # noqa: S101 - tells the type checker what was put in
     told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
-    n = summary["n_patients"]
-    words = "1 patient" if n == 1 else f"{n} patients"
-    results.print(f"{words} explained (run {summary['run']})")
+    n_patients = summary["n_patients"]
+    assert isinstance(n_patients, int)  # noqa: S101 - as above
+    results.print(f"{counted(n_patients, 'patients')} explained (run {summary['run']})")
     results.print(f"The probabilities are for a prior of {told} ({prior}).")
     if isinstance(beside := summary.get("attention"), dict):
         results.print(
-            f"Attention beside labels of images, {beside['n_patients']} patients that have both: "
+            f"Attention beside labels of images, {counted(beside['n_patients'], 'patients')} with "
+            "both: "
             f"AUROC {beside['auroc']:.3f}; the most attended image is labelled in "
             f"{100 * beside['hits']:.0f} % (by chance {100 * beside['chance']:.0f} %)."
         )
@@ -296,8 +298,8 @@ def _warn(
     n_incomplete = sum(p.status != "ok" for p in predictions)
     if n_incomplete:
         notes.print(
-            f"warning: {n_incomplete} patients have {words.slide}s without bag or without "
-            f"{words.tile}s",
+            f"warning: {counted(n_incomplete, 'patients')} with {words.slide}s without bag or "
+            f"without {words.tile}s",
             style="yellow",
         )
     for slide_id, reason in list(unseen.items())[:_MOST_NAMED]:

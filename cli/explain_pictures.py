@@ -30,6 +30,7 @@ from mil.explanation.attention import Explanation, SlideAttention
 from mil.explanation.exports import write_geojson, write_tile_table
 from mil.explanation.page import MapView, SlideView, TileView
 from mil.figures import embed_image
+from mil.wording import counted
 
 __all__ = ["show_slide"]
 
@@ -202,16 +203,16 @@ def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str
 def _draw(
     maps: Sequence[_Map], places: TilePlaces, overview: RgbArray | None, slide: SlideAttention
 ) -> Iterator[MapView]:
-    name, n_tiles = slide.meta.slide_id, len(slide.attention)
-    counted = "1 tile" if n_tiles == 1 else f"{n_tiles:,} tiles"
-    facts = [counted, f"{100 * slide.share:.1f} % of the patient's attention"]
+    name = slide.meta.slide_id
+    of_tiles = counted(len(slide.attention), "tiles")
+    facts = [of_tiles, f"{100 * slide.share:.1f} % of the patient's attention"]
     x_px0, y_px0 = slide.coords_px0[slide.most(1)[0]].tolist()
     for each in maps:
         image = draw_heatmap(
             places, each.values, scale=each.scale, overview=overview, title=name, facts=facts
         )
         alt = (
-            f"Slide {name}, colours show {each.label}. The most attended of {counted} is "
+            f"Slide {name}, colours show {each.label}. The most attended of {of_tiles} is "
             f"at x {x_px0:,}, y {y_px0:,}."
         )
         yield MapView(

@@ -24,7 +24,7 @@ from cli.options import (
     TilePx,
     Weights,
 )
-from mil.wording import percent
+from mil.wording import counted, percent
 
 if TYPE_CHECKING:
     from features.filter import TileFilter
@@ -192,6 +192,6 @@ def _print(tile_filter: TileFilter, path: Path) -> None:
     results.print(
         f"Fitted on {told['n_tiles_drop']:,} tiles to drop and {told['n_tiles_keep']:,} to keep of "
         f"{len(told['slides'])} slides ({told['n_groups']} patients or slides, never on two sides "
-        f"of a split; the content of {n_known} slide files is known); regularisation C "
+        f"of a split; the content of {counted(n_known, 'slide files')} is known); regularisation C "
         f"{told['strength']:g}."
     )

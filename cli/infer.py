@@ -27,6 +27,7 @@ from cli.options import (
 )
 from cli.runs import newest_run, prior_of
 from features.cores import N_CORES
+from mil.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +256,10 @@ def _print_summary(summary: dict[str, object]) -> None:
     prior = summary["prior"]
     assert isinstance(prior, dict)  # noqa: S101 - tells the type checker what was put in
     shares = ", ".join(f"{name} {share:.3f}" for name, share in prior.items())
-    results.print(f"{summary['n_patients']} patients into {summary['out']} (run {summary['run']})")
+    n_patients = summary["n_patients"]
+    assert isinstance(n_patients, int)  # noqa: S101 - as above
+    patients = counted(n_patients, "patients")
+    results.print(f"{patients} into {summary['out']} (run {summary['run']})")
     results.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
     sets = summary["sets"]
     assert isinstance(sets, dict)  # noqa: S101 - as above
@@ -265,21 +269,22 @@ def _print_summary(summary: dict[str, object]) -> None:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in kept.items())
         results.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
     if "n_to_look_at" in summary:
-        results.print(f"{summary['n_to_look_at']} patients are marked to look at")
+        results.print(f"Patients marked to look at: {summary['n_to_look_at']}")
     results.print(f"Slides, tiles, set, spread and status of each patient: {summary['details']}")
 
 
 def _warn(predictions: list[PatientPrediction]) -> None:
     """Say what a reader of the file must know before using it."""
     meaning = {
-        "no_bag": "have no readable slide and got the prior",
-        "no_tissue": "have no tissue on their slides and got the prior",
-        "slides_missing": "were judged on part of their slides, because others have no bag",
+        "no_bag": "without a readable slide got the prior",
+        "no_tissue": "without tissue on their slides got the prior",
+        "slides_missing": "judged on part of their slides, because others have no bag",
     }
     counts = Counter(p.status for p in predictions)
     for status, words in meaning.items():
         if counts[status]:  # type: ignore[index]
-            notes.print(f"warning: {counts[status]} patients {words}", style="yellow")  # type: ignore[index]
+            patients = counted(counts[status], "patients")  # type: ignore[index]
+            notes.print(f"warning: {patients} {words}", style="yellow")
     if n_seen := sum(bool(p.seen_as) for p in predictions):
         notes.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their slides): use "

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cli.console import notes, print_json, progress_bar, results, step
 from cli.score_tables import print_calibration_note, print_reliability, told_of_calibration
+from mil.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +113,7 @@ def infer_labels(
         })  # fmt: skip
     else:
         told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
-        results.print(f"{len(first)} patients into {out} (run {run.path})")
+        results.print(f"{counted(len(first), 'patients')} into {out} (run {run.path})")
         results.print(f"One column a label, for shares of {told} ({stated}).")
         results.print(f"Status and spread of each patient: {details}")
     return first
@@ -158,7 +159,7 @@ def score_label_files(
         })  # fmt: skip
         return
     for name, found in scored.items():
-        _print_losses(f"{name}, {len(table.truth)} patients", found.losses)
+        _print_losses(f"{name}, {counted(len(table.truth), 'patients')}", found.losses)
         for kind in next(iter(found.labels.values())).scores:
             _print_labels({n: of.scores[kind] for n, of in found.labels.items()}, counts, kind=kind)
         for label, of_label in found.labels.items():

@@ -33,6 +33,7 @@ from cli.options import (
     Workers,
 )
 from features.cores import N_CORES
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from features.preview_page import PreviewRow
@@ -131,7 +132,8 @@ def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
 
 def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     summary = _summary(rows, page)
-    table = Table(title=f"{len(rows)} slides into {page.parent}", title_justify="left")
+    title = f"{counted(len(rows), 'slides')} into {page.parent}"
+    table = Table(title=title, title_justify="left")
     columns = {
         "with tiles": "n_done", "without": "n_empty", "failed": "n_failed",
         "tiles found": "n_tiles_found", "read": "n_tiles_read", "kept": "n_tiles_kept",
@@ -148,4 +150,5 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     results.print(f"Look at {page}")
     n_assumed = sum(row.mpp_source == "assumed" for row in rows)
     if n_assumed:
-        notes.print(f"{n_assumed} slides have an assumed resolution of 0.25 µm/px", style="yellow")
+        slides = counted(n_assumed, "slides")
+        notes.print(f"{slides} with an assumed resolution of 0.25 µm/px", style="yellow")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from cli.console import results
+from mil.wording import counted
 
 if TYPE_CHECKING:
     from mil.metrics import Interval
@@ -46,7 +47,7 @@ def print_scores(
     n_patients
         Patients scored.
     """
-    table = Table(title=f"{name}: {n_patients} patients", title_justify="left")
+    table = Table(title=f"{name}: {counted(n_patients, 'patients')}", title_justify="left")
     table.add_column("score")
     for kind in kinds:
         table.add_column(kind, justify="right")
@@ -120,6 +121,6 @@ def print_calibration_note(settings: ScoreSettings) -> None:
 
     if settings.calibrator is not None:
         results.print(
-            f"Calibrated by {settings.calibrator}, {settings.n_repeats} repeats of "
+            f"Calibrated by {settings.calibrator}, {counted(settings.n_repeats, 'repeats')} of "
             f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
         )

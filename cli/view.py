@@ -12,6 +12,7 @@ from cli.console import notes, progress_bar, results, step
 from cli.given import files_of
 from cli.options import BagsPlace, PictureSlides, Prior, flag
 from cli.runs import newest_run, prior_of
+from mil.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,9 +156,7 @@ def _listen(viewed: ViewedRun, port: int) -> ViewServer:
 
 def _say(server: ViewServer, predictions: list[PatientPrediction], *, with_slides: bool) -> None:
     n_seen = sum(bool(p.seen_as) for p in predictions)
-    n_patients = len(predictions)
-    words = "1 patient" if n_patients == 1 else f"{n_patients} patients"
-    results.print(f"{words} at {server.url}")
+    results.print(f"{counted(len(predictions), 'patients')} at {server.url}")
     if n_seen:
         notes.print(
             f"The run was trained on {n_seen} of them: the page shows their out-of-fold "

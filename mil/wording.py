@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["percent"]
+__all__ = ["counted", "percent"]
+
+
+def counted(number: int, nouns: str) -> str:
+    """How many there are, for a noun in the plural; of one it is taken off.
+
+    Examples
+    --------
+    >>> counted(1, "slides"), counted(1200, "slides"), counted(1, "series")
+    ('1 slide', '1,200 slides', '1 series')
+    """
+    noun = nouns if number != 1 or nouns == "series" else nouns.removesuffix("s")
+    return f"{number:,} {noun}"
 
 
 def percent(share: float, *, digits: int = 0) -> str:

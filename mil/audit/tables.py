@@ -13,6 +13,7 @@ from mil.audit.findings import Finding, Severity, listed
 from mil.cohort import Cohort, read_slide_rows
 from mil.errors import SplitError
 from mil.splits import patient_folds, split_notes
+from mil.wording import counted
 
 __all__ = ["Side", "audit_lookalikes", "audit_sides", "audit_sizes", "audit_table", "read_side"]
 
@@ -62,7 +63,7 @@ def audit_table(side: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="slide_of_two_patients",
-                message=f"{side.path}: {_count(len(shared), 'slide')} of two patients or more: "
+                message=f"{side.path}: {counted(len(shared), 'slides')} of two patients or more: "
                 f"{listed(shared)}; folds of patients would hold it on both sides",
                 advice="Find out whose it is, and leave the other rows out.",
                 subjects=tuple(shared),
@@ -73,7 +74,8 @@ def audit_table(side: Side) -> list[Finding]:
             Finding(
                 severity=Severity.warning,
                 kind="slide_listed_twice",
-                message=f"{side.path}: {_count(len(again), 'slide')} listed twice: {listed(again)}",
+                message=f"{side.path}: {counted(len(again), 'slides')} listed twice: "
+                f"{listed(again)}",
                 advice="Keep one row a slide.",
                 subjects=tuple(again),
             )
@@ -93,7 +95,7 @@ def audit_sides(train: Side, test: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="patient_on_two_sides",
-                message=f"{_count(len(patients), 'patient')} both in {train.path} and in "
+                message=f"{counted(len(patients), 'patients')} both in {train.path} and in "
                 f"{test.path}: {listed(patients)}",
                 advice="Take them out of one table; scores on them say nothing of new patients.",
                 subjects=tuple(patients),
@@ -105,7 +107,7 @@ def audit_sides(train: Side, test: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="slide_on_two_sides",
-                message=f"{_count(len(slides), 'slide')} both in {train.path} and in "
+                message=f"{counted(len(slides), 'slides')} both in {train.path} and in "
                 f"{test.path}: {listed(slides)}",
                 advice="Take them out of one table.",
                 subjects=tuple(slides),
@@ -157,7 +159,7 @@ def _two_values(side: Side, column: str) -> list[Finding]:
         Finding(
             severity=Severity.warning,
             kind=f"patient_with_two_{column}s",
-            message=f"{side.path}: {_count(len(names), 'patient')} with more than one {column}: "
+            message=f"{side.path}: {counted(len(names), 'patients')} with more than one {column}: "
             f"{listed(names)}",
             advice=f"Give each patient one {column}; training refuses the table as it is.",
             subjects=tuple(names),
@@ -171,7 +173,7 @@ def _small_classes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.warning,
                 kind="class_too_small",
-                message=f"class {name!r} has {_count(count, 'patient')}, too few for {n_folds} "
+                message=f"class {name!r} has {counted(count, 'patients')}, too few for {n_folds} "
                 "folds",
                 advice=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
                 subjects=(name,),
@@ -180,7 +182,7 @@ def _small_classes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.note,
                 kind="fold_small",
-                message=f"class {name!r} has {_count(count, 'patient')}: a fold judges "
+                message=f"class {name!r} has {counted(count, 'patients')}: a fold judges "
                 f"{count // n_folds} of them or one more",
                 advice="Read scores over all folds and their interval, never a single fold's.",
                 subjects=(name,),
@@ -204,8 +206,3 @@ def _one_sided_centres(cohort: Cohort) -> list[Finding]:
             subjects=tuple(names),
         )
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    """``1 patient``, ``2 patients``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -17,7 +17,7 @@ from mil.describe.measures import ClassDifference
 from mil.describe.slides import SlideBag, SlideFiles
 from mil.describe.table import SlideTable
 from mil.metrics import wilson_interval
-from mil.wording import percent
+from mil.wording import counted, percent
 
 __all__ = ["odd_bags", "odd_centres", "odd_differences", "odd_files", "odd_table"]
 
@@ -37,19 +37,20 @@ def odd_table(table: SlideTable) -> Iterator[Finding]:
     yield from audit_lookalikes([side])
     if table.n_rows_repeated:
         yield _found(
-            "warning", "row_repeated", f"{_count(table.n_rows_repeated, 'row')} of the table "
+            "warning", "row_repeated", f"{counted(table.n_rows_repeated, 'rows')} of the table "
             "equal an earlier row in every cell; they are counted once", "Delete them.",
         )  # fmt: skip
     if table.n_rows_left_out:
         yield _found(
-            "warning", "row_without_id", f"{_count(table.n_rows_left_out, 'row')} without a slide "
-            "or patient id; nothing below counts them", "Fill the ids in, or delete the rows.",
+            "warning", "row_without_id", f"{counted(table.n_rows_left_out, 'rows')} without a "
+            "slide or patient id; nothing below counts them",
+            "Fill the ids in, or delete the rows.",
         )  # fmt: skip
     for column in table.columns:
         if column.n_missing and column.role:
             yield _found(
                 "warning", "value_missing", f"column {column.name!r} ({column.role}) is empty in "
-                f"{column.n_missing} of {_count(table.n_rows, 'row')}",
+                f"{column.n_missing} of {counted(table.n_rows, 'rows')}",
             )  # fmt: skip
     yield from _odd_classes(table)
     yield from _fragile_ids(table)
@@ -96,15 +97,17 @@ def odd_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     known = list(table.slides["slide"])
     named = set(known)
     if failed := sorted(named & files.failures.keys()):
-        message = f"{_count(len(failed), 'slide')} cannot be opened: {listed(failed)}"
+        message = f"{counted(len(failed), 'slides')} cannot be opened: {listed(failed)}"
         advice = f"The first: {files.failures[failed[0]]}"
         yield _found("warning", "file_unreadable", message, advice, failed)
     seen = files.headers.keys() | files.failures.keys()
     if missing := [slide for slide in known if slide not in seen]:
-        message = f"{len(missing)} of {_count(len(known), 'slide')} have no file: {listed(missing)}"
+        message = (
+            f"{len(missing)} of {counted(len(known), 'slides')} have no file: {listed(missing)}"
+        )
         yield _found("warning", "file_missing", message, "", missing)
     if extra := sorted(seen - named):
-        message = f"{_count(len(extra), 'file')} that the table does not name: {listed(extra)}"
+        message = f"{counted(len(extra), 'files')} that the table does not name: {listed(extra)}"
         yield _found("note", "file_not_in_table", message, "", extra)
     yield from _copies(table, files)
     yield from _resolutions(files, known)
@@ -114,10 +117,12 @@ def odd_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Findin
     """Slides without bag, empty bags, and bags made in different ways."""
     known = list(table.slides["slide"])
     if missing := [slide for slide in known if slide not in bags]:
-        message = f"{len(missing)} of {_count(len(known), 'slide')} have no bag: {listed(missing)}"
+        message = (
+            f"{len(missing)} of {counted(len(known), 'slides')} have no bag: {listed(missing)}"
+        )
         yield _found("warning", "bag_missing", message, "Embed them with 'mil embed'.", missing)
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
-        message = f"{_count(len(empty), 'bag')} without a tile: {listed(empty)}"
+        message = f"{counted(len(empty), 'bags')} without a tile: {listed(empty)}"
         advice = f"The first: {bags[empty[0]].empty_reason or 'it does not say why'}."
         yield _found("warning", "bag_empty", message, advice, empty)
     n_ways = len({bag.fingerprint for bag in bags.values()})
@@ -217,15 +222,16 @@ def _resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
     if silent:
         yield _found(
             "warning" if len(silent) < len(headers) else "note", "resolution_unknown",
-            f"{len(silent)} of {_count(len(headers), 'slide')} do not say a plausible resolution: "
-            f"{listed(silent)}", "Give it to 'mil embed' with --slide-mpp or --mpp-table.", silent,
+            f"{len(silent)} of {counted(len(headers), 'slides')} do not say a plausible "
+            f"resolution: {listed(silent)}",
+            "Give it to 'mil embed' with --slide-mpp or --mpp-table.", silent,
         )  # fmt: skip
     mpps = {header.slide_id: header.mpp for header in headers if not math.isnan(header.mpp)}
     usual = float(np.median(list(mpps.values()))) if mpps else math.nan
     far = [s for s, mpp in mpps.items() if not 1 / _FAR_MPP < mpp / usual < _FAR_MPP]
     if far:
         yield _found(
-            "warning", "resolution_far", f"{_count(len(far), 'slide')} off the median resolution "
+            "warning", "resolution_far", f"{counted(len(far), 'slides')} off the median resolution "
             f"of {usual:.3g} µm/px by a factor of {_FAR_MPP} or more: {listed(far)}", "", far,
         )  # fmt: skip
 
@@ -241,8 +247,3 @@ def _found(
         severity=Severity(severity), kind=kind, message=message, advice=advice,
         subjects=tuple(subjects),
     )  # fmt: skip
-
-
-def _count(number: int, noun: str) -> str:
-    """``1 patient``, ``2 patients``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

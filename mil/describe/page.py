@@ -12,6 +12,7 @@ from mil.describe.slides import SlideBag, SlideFiles
 from mil.describe.table import SlideTable, natural_key
 from mil.figures import Picture, embed_image
 from mil.pages import render
+from mil.wording import counted
 
 __all__ = ["render_description"]
 
@@ -37,9 +38,9 @@ def render_description(description: Description) -> str:
 def _summary(description: Description) -> str:
     """The cohort in one or two sentences."""
     table = description.table
-    text = f"{len(table.slides):,} slides of {len(table.patients):,} patients"
+    text = f"{counted(len(table.slides), 'slides')} of {counted(len(table.patients), 'patients')}"
     if table.has_centres:
-        text += f" at {table.n_centres:,} centres"
+        text += f" at {counted(table.n_centres, 'centres')}"
     if not table.labelled:
         return f"{text}."
     told = [

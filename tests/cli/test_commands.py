@@ -120,7 +120,7 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     found = mil(*ask, "--out", out)
     assert found.exit_code == 0, found.output
     assert "prior of CE 0.500, LAA 0.500 (balanced)" in found.output
-    assert "1 patients have no readable slide and got the prior" in found.output
+    assert "1 patient without a readable slide got the prior" in found.output
     assert "was trained on 1 of these patients" in found.output
     rows = pd.read_csv(out, dtype={"patient_id": str})
     assert rows["patient_id"].tolist() == ["001", "049194"]

@@ -27,7 +27,7 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
     assert "failed: disk: Mend disk." in found.stdout
     assert "note: shared memory: Mend shared memory." in found.stdout
     assert "Mend cores" not in found.stdout
-    assert "1 ok, 1 notes, 1 failed" in found.stdout
+    assert "1 ok, 1 note, 1 failed" in found.stdout
     told = json.loads(mil("doctor", "--json").stdout)
     assert told["ok"] is False
     assert told["findings"][2] == {
