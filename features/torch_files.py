@@ -11,6 +11,8 @@ import torch
 
 __all__ = ["load_torch"]
 
+_ARCHIVE = b"PK\x03\x04"
+"""How a file begins that PyTorch reads as an archive; any other is a pickle, whatever ends it."""
 _GROWING = (b"bytearray", b"_codecs")
 """Names by which a pickle of some bytes asks for gigabytes; no tensor needs them."""
 
@@ -29,10 +31,10 @@ def load_torch(path: Path) -> object:
     Exception
         Of any kind, as damage will have it; ``pickle.UnpicklingError`` for anything but tensors.
     """
-    if zipfile.is_zipfile(path):
-        _look_into_archive(path)
-    else:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
+        if all_[: len(_ARCHIVE)] == _ARCHIVE:
+            _look_into_archive(path)
+        else:
             _look_into_pickle(all_)
     with warnings.catch_warnings(action="ignore"):
         content: object = torch.load(path, map_location="cpu", weights_only=True)
@@ -48,7 +50,7 @@ def _look_into_archive(path: Path) -> None:
             message = f"an archive that unpacks to {n_bytes:,} bytes, more than its own size"
             raise ValueError(message)
         for part in parts:
-            if part.filename.endswith(".pkl"):
+            if ".pkl" in part.orig_filename.lower():  # PyTorch finds DATA.PKL as well
                 _look_into_pickle(archive.read(part))
 
 

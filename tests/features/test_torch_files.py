@@ -15,9 +15,9 @@ BYTEARRAY_OF_A_TERABYTE = (
 )
 
 
-def archive(path: Path, content: bytes) -> Path:
+def archive(path: Path, content: bytes, *, name: str = "data.pkl") -> Path:
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("a/data.pkl", content)
+        file.writestr(f"a/{name}", content)
         file.writestr("a/version", "3\n")
         file.writestr("a/byteorder", "little")
     return path
@@ -40,6 +40,15 @@ def test_a_few_bytes_that_ask_for_a_terabyte_are_refused(tmp_path: Path) -> None
     (tmp_path / "legacy.pth").write_bytes(BYTEARRAY_OF_A_TERABYTE)
     with pytest.raises(ValueError, match="'bytearray', which no tensor needs"):
         load_torch(tmp_path / "legacy.pth")
+
+
+def test_neither_another_spelling_nor_an_archive_behind_it_hides_a_pickle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'bytearray', which no tensor needs"):
+        load_torch(archive(tmp_path / "a.pth", BYTEARRAY_OF_A_TERABYTE, name="DATA.PKL"))
+    harmless = archive(tmp_path / "b.pth", b"\x80\x02}.").read_bytes()
+    (tmp_path / "c.pth").write_bytes(BYTEARRAY_OF_A_TERABYTE + harmless)
+    with pytest.raises(ValueError, match="'bytearray', which no tensor needs"):
+        load_torch(tmp_path / "c.pth")
 
 
 def test_texts_that_double_again_and_again_are_refused(tmp_path: Path) -> None:
