@@ -169,6 +169,9 @@ feature_noise, mixup, device
             If a setting is unknown or out of its range.
         CalibrationError
             If the calibrator is unknown or has too few patients of a class.
+        SplitError
+            If a class has fewer patients than folds once those whose bags are equal count as one:
+            they are kept in one fold.
         """
         arrays = _as_bags(bags)
         classes, labels = _as_labels(y, arrays)

@@ -86,8 +86,21 @@ def test_the_best_settings_on_the_other_tables_are_taken() -> None:
         for name, best in [("a", "24 components"), ("b", "64 components"), ("c", "64 components")]
         for settings in mil_tables.CONFIGURATIONS
     }
-    assert mil_tables._choose(tables[0], "gated", tables, scores) == "64 components"
-    assert mil_tables._choose(tables[0], "gated", tables[:1], scores) == "24 components"
+    assert mil_tables._choose(tables[0], "gated", tables, scores, n_repeats=1) == "64 components"
+    alone = mil_tables._choose(tables[0], "gated", tables[:1], scores, n_repeats=1)
+    assert alone == "24 components"
+
+
+def test_both_settings_are_averaged_where_that_ranks_the_other_tables_best() -> None:
+    table, other = (Table(name=n, bags=(), labels=np.array([0, 0, 1, 1])) for n in "ab")
+    scores = {
+        ("b", "gated", "24 components", 0): np.array([-3, 1.5, 1, 3]),
+        ("b", "gated", "64 components", 0): np.array([0.0, -4, -1, 3]),
+    }
+    both = mil_tables._choose(table, "gated", [table, other], scores, n_repeats=1)
+    assert both == "24 components and 64 components"
+    row = mil_tables._row(other, "gated", both, scores, n_repeats=1)
+    assert (row.accuracy, row.auroc) == (0.75, 1.0)
 
 
 def test_standardising_sees_the_training_part_only(tmp_path: Path) -> None:
