@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from features.bags import UNKNOWN, Fingerprint
+from features.engines.devices import choose_device
 from mil.calibration import Calibrator, build_calibrator
 from mil.cohort import Cohort, Patient
 from mil.data import Features, PatientBags, SlideNote
@@ -50,6 +51,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         Folds of the inner cross-validation.
     prior
         Class shares that probabilities are for: ``balanced``, or those of the ``cohort`` fitted on.
+        Not so of heads that learned from ``cross-entropy`` and are not calibrated: they lean to the
+        frequent class by as much as they have learned, so their own probabilities are for neither.
     n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
 learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
 feature_noise, mixup, device
@@ -164,15 +167,20 @@ feature_noise, mixup, device
         ------
         InputError
             If bags are not such arrays, lengths differ, a patient has two labels, or a class has no
-            patient with tiles or fewer than there are folds. It is a ValueError.
+            patient with tiles or fewer than there are folds, or ``prior`` or ``n_folds`` cannot
+            be. It is a ValueError.
         RunError
             If a setting is unknown or out of its range.
+        KnownError
+            If the device does not exist here.
         CalibrationError
             If the calibrator is unknown or has too few patients of a class.
         SplitError
             If a class has fewer patients than folds once those whose bags are equal count as one:
             they are kept in one fold.
         """
+        if self.prior not in ("balanced", "cohort"):
+            raise InputError("prior", found=repr(self.prior), expected="'balanced' or 'cohort'")
         arrays = _as_bags(bags)
         classes, labels = _as_labels(y, arrays)
         store, cohort = _as_cohort(arrays, labels, groups)
@@ -180,6 +188,7 @@ feature_noise, mixup, device
             others = _as_bags(unlabelled, dim=store.fingerprint.dim)
             store = store.with_unlabelled(_as_strangers(others, store.fingerprint))
         settings = TrainSettings(**{f.name: getattr(self, f.name) for f in _settings()})
+        settings = replace(settings, device=str(choose_device(self.device)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_ = classes
         self.n_features_in_ = store.fingerprint.dim
@@ -256,11 +265,11 @@ feature_noise, mixup, device
         ]
 
     def _folds(self, store: PatientBags, cohort: Cohort, seed: int) -> tuple[Fold, ...]:
-        if self.n_folds < 2 or self.class_counts_.min() < self.n_folds:
+        if self.n_folds % 1 or self.n_folds < 2 or self.class_counts_.min() < self.n_folds:
             raise InputError(
                 "n_folds",
                 found=f"{self.n_folds} for {self.class_counts_.tolist()} patients of each class",
-                expected="2 or more, and no more than patients of any class",
+                expected="a whole number, 2 or more, and no more than patients of any class",
                 advice="Use fewer folds, or calibrator=None.",
             )
         sharing = store.sharing()
@@ -311,7 +320,8 @@ def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[F
                 expected=f"numbers of shape (tiles, {expected or 'dim'})",
             )
         if tiles.dtype not in (np.float16, np.float32):
-            arrays[index] = tiles.astype(np.float32)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+                arrays[index] = tiles.astype(np.float32)
         if not np.isfinite(arrays[index]).all():
             raise InputError(f"bag {index}", found="NaN or infinity", expected="finite float32")
     return arrays

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mil.errors import RunError
 
 __all__ = ["TrainSettings"]
 
 _SCHEDULES = ("constant", "one-cycle")
+_COUNTS = (
+    "n_members", "n_components", "max_epochs", "fixed_steps", "patience", "batch_patients",
+    "max_tiles",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +80,24 @@ class TrainSettings:
         return 1e-2 if self.early_stopping else 1e-3
 
     def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not (isinstance(value, int | np.integer) and value >= 1):
+                raise _out_of_range(name, value, expected="a whole number, 1 or more")
         for name in ("label_smoothing", "instance_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise RunError(name, found=str(getattr(self, name)), expected="0 to below 1")
-        for name in ("feature_noise", "mixup"):
-            if getattr(self, name) < 0:
-                raise RunError(name, found=str(getattr(self, name)), expected="0 or more")
+                raise _out_of_range(name, getattr(self, name), expected="0 to below 1")
+        for name in ("weight_decay", "feature_noise", "mixup"):
+            if not getattr(self, name) >= 0:
+                raise _out_of_range(name, getattr(self, name), expected="0 or more")
+        for name, value in (("learning_rate", self.rate), ("clip_norm", self.clip_norm)):
+            if not value > 0:
+                raise _out_of_range(name, value, expected="above 0")
         if self.schedule not in _SCHEDULES:
             raise RunError(
                 f"schedule {self.schedule!r}", found="unknown", expected=" or ".join(_SCHEDULES)
             )
+
+
+def _out_of_range(name: str, value: object, *, expected: str) -> RunError:
+    return RunError(name, found=str(value), expected=expected)

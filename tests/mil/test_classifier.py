@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold, c
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.utils import estimator_checks
 
+from features.errors import KnownError
 from mil import MILClassifier
 from mil.errors import CalibrationError, InputError, RunError
 from mil.metrics import weighted_log_loss
@@ -204,6 +205,16 @@ def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) 
         fitted.predict([])
     with pytest.raises(NotFittedError):
         MILClassifier().predict(bags)
+    with pytest.raises(InputError, match="prior: 'balnced'; expected 'balanced' or 'cohort'"):
+        MILClassifier(**FAST, prior="balnced").fit(*drawn())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"n_folds: 2\.5 for"):
+        MILClassifier(**FAST | {"n_folds": 2.5}).fit(*drawn())
+    with pytest.raises(InputError, match="bag 0: NaN or infinity"):
+        MILClassifier().fit([np.full((2, 16), 1e300), *bags[1:]], labels)
+    with pytest.raises(RunError, match="max_tiles: 0; expected a whole number"):
+        MILClassifier(**FAST, max_tiles=0).fit(*drawn())
+    with pytest.raises(KnownError, match="device 'banana'"):
+        MILClassifier(**FAST, device="banana").fit(*drawn())
     with pytest.raises(RunError, match="head 'none': unknown"):
         MILClassifier(**FAST, head="none").fit(*drawn())
     with pytest.raises(CalibrationError, match="calibrator 'x': unknown"):
