@@ -119,11 +119,12 @@ class CrossConformal:
     def guaranteed(self, coverage: float) -> Floats:
         """Coverage of each class below which no heads can bring the sets, shape (classes,).
 
-        It is that of new patients drawn like these, on average over cohorts. The p-value of a
-        single fold is exact, and twice a mean of p-values is one (Rüschendorf, 1982; Vovk and Wang,
-        2020). With n patients of a class in K folds that mean is at most (m + K − 1) / (n + K)
-        where the class is ruled out, m being what the level leaves of n + 1, rounded down; at most
-        twice as many are missed.
+        It is that of new patients drawn like these, on average over cohorts, and of folds dealt by
+        class and chance alone; folds that are spread over centres as well come near it only. The
+        p-value of a single fold is exact then, and twice a mean of p-values is one (Rüschendorf,
+        1982; Vovk and Wang, 2020). With n patients of a class in K folds that mean is at most
+        (m + K − 1) / (n + K) where the class is ruled out, m being what the level leaves of n + 1,
+        rounded down; at most twice as many are missed.
         """
         counts, n_folds = self.counts, len(self.strangeness)
         if self.too_few(coverage).any():
