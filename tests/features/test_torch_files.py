@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_texts_that_double_again_and_again_are_refused(tmp_path: Path) -> None:
     content = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-8\x86R."
     with pytest.raises(ValueError, match="'_codecs', which no tensor needs"):
         load_torch(archive(tmp_path / "a.pth", content))
+
+
+def test_a_key_that_would_take_years_to_hash_is_refused(tmp_path: Path) -> None:
+    pairs = b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * 60 + b"Ns."
+    with pytest.raises(ValueError, match="again and again, which no tensor needs"):
+        load_torch(archive(tmp_path / "a.pth", pairs))
+    saved = io.BytesIO()
+    torch.save([], saved, _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes(saved.getvalue().replace(b"\x80\x02]q\x00.", pairs, 1))
+    with pytest.raises(ValueError, match="again and again, which no tensor needs"):
+        load_torch(tmp_path / "old.pth")
 
 
 def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
