@@ -19,7 +19,7 @@ from mil.data import PatientBags
 from mil.heads import Head
 from mil.judging import Assignment, Bench, Judge, inside_of
 from mil.prediction_sets import PredictionSets
-from mil.sharing import Sharing
+from mil.sharing import Sharing, leaders
 from mil.splits import Fold, SplitBy, make_folds
 from mil.training import (
     LEAST_TO_STOP_ON,
@@ -61,6 +61,8 @@ class OutOfFold:
     """Learning curves by repeat and fold."""
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     """The ensembles themselves, by repeat and fold."""
+    sharing: Sharing = ()
+    """Pairs of patients who share a slide."""
     averaged: Floats | None = None
     """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
 
@@ -155,6 +157,7 @@ def cross_validate(
         fold=judged_in,
         history=history,
         heads=heads,
+        sharing=bags.sharing(),
         averaged=averaged if bags.views else None,
     )
 
@@ -325,16 +328,19 @@ def fit_sets(found: OutOfFold) -> PredictionSets:
 def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -> Floats:
     """Probabilities at the balanced prior whose calibrator was fitted on other patients.
 
-    For each fold of each repeat, the calibrator is fitted on that repeat's other folds. These are
-    cross-fitted and not nested: other patients' logits may come from heads that had learned from
-    the patient judged.
+    For each fold of each repeat, the calibrator is fitted on that repeat's other folds, without
+    patients who share a slide with one of the fold. These are cross-fitted and not nested: other
+    patients' logits may come from heads that had learned from the patient judged.
 
     Returns
     -------
     numpy.ndarray
         Shape (repeats, patients, classes).
     """
-    return cross_fit(found.logits, found.labels, found.fold, calibrator=calibrator).proba
+    standing = leaders(found.patient_ids, found.sharing)
+    return cross_fit(
+        found.logits, found.labels, found.fold, calibrator=calibrator, standing=standing
+    ).proba
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

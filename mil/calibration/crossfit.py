@@ -24,10 +24,13 @@ class CrossFitted:
     """How many of the calibrators were of which kind; tells what ``auto`` picked."""
 
 
-def cross_fit(logits: Floats, labels: Ints, folds: Ints, *, calibrator: str) -> CrossFitted:
+def cross_fit(
+    logits: Floats, labels: Ints, folds: Ints, *, calibrator: str, standing: Ints | None = None
+) -> CrossFitted:
     """Calibrate each fold of each repeat by what the repeat's other folds say.
 
-    A patient is one row, so all its slides are on one side.
+    A patient is one row, so all its slides are on one side. Patients for whom the same one stands
+    are never on two.
 
     Parameters
     ----------
@@ -39,6 +42,8 @@ def cross_fit(logits: Floats, labels: Ints, folds: Ints, *, calibrator: str) -> 
         Shape (repeats, patients): in which fold each patient is judged.
     calibrator
         Name, see :func:`mil.calibration.base.build_calibrator`.
+    standing
+        From :func:`mil.sharing.leaders`, shape (patients,); by default everybody's own place.
 
     Raises
     ------
@@ -48,11 +53,13 @@ def cross_fit(logits: Floats, labels: Ints, folds: Ints, *, calibrator: str) -> 
     """
     proba = np.full(logits.shape, np.nan)
     kinds: Counter[str] = Counter()
+    standing = np.arange(len(labels)) if standing is None else standing
     for repeat, of_repeat in enumerate(folds):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold
+            seen = ~np.isin(standing, standing[judged])
             fitted = build_calibrator(calibrator, n_classes=logits.shape[2]).fit(
-                logits[repeat, ~judged], labels[~judged]
+                logits[repeat, seen], labels[seen]
             )
             proba[repeat, judged] = fitted.predict_proba(logits[repeat, judged])
             kinds[(fitted.picked_ if isinstance(fitted, Automatic) else fitted).kind] += 1

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from mil.calibration import cross_fit, logits_of
 from mil.cohort import Patient
 from mil.data import PatientBags
+from mil.sharing import leaders
 from mil.shortcuts import ALL_SHORTCUTS, shortcut_model, table_columns
 from mil.validation import OutOfFold
 
@@ -57,11 +58,11 @@ def mean_logistic_probabilities(
     """
     whole = _means(bags, found.patient_ids)
 
-    def columns(judged: Bools) -> Floats:
-        seen = bags.held_out(np.array(found.patient_ids)[judged].tolist())
+    def columns(barred: Bools) -> Floats:
+        seen = bags.held_out(np.array(found.patient_ids)[barred].tolist())
         means = whole if seen is bags else _means(seen, found.patient_ids)
         empty = np.isnan(means[:, 0])  # left without a tile by the fold's tile filter
-        return np.where(empty[:, None], means[~judged & ~empty].mean(axis=0), means)
+        return np.where(empty[:, None], means[~barred & ~empty].mean(axis=0), means)
 
     def model(n_patients: int) -> Pipeline:
         n_components = min(_MOST_COMPONENTS, whole.shape[1], n_patients // 2)
@@ -111,8 +112,8 @@ def shortcut_probabilities(
 
     def judged_by(name: str) -> Floats:
         return _cross_fitted(
-            found, columns=lambda _: columns[name], model=lambda _: shortcut_model(name),
-            calibrator=calibrator,
+            found, columns=lambda _: columns[name],
+            model=lambda _: shortcut_model(name), calibrator=calibrator,
         )  # fmt: skip
 
     return {SHORTCUT + name: judged_by(name) for name in columns}
@@ -128,16 +129,21 @@ def _cross_fitted(
     """Probabilities by a model of each fold, and by a calibrator that had not seen the patient.
 
     ``columns`` gives numbers of all patients, shape (patients, columns), that know nothing of
-    those in a mask; ``model`` gives one to fit to so many patients.
+    those in a mask: the judged, and who shares a slide with one of them; ``model`` gives one to fit
+    to so many patients.
     """
     logits = np.full(found.logits.shape, np.nan)
+    standing = leaders(found.patient_ids, found.sharing)
     for repeat, of_repeat in enumerate(found.fold):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold
-            values = columns(judged)
-            fitted = model(int((~judged).sum())).fit(values[~judged], found.labels[~judged])
+            barred = np.isin(standing, standing[judged])
+            values = columns(barred)
+            fitted = model(int((~barred).sum())).fit(values[~barred], found.labels[~barred])
             logits[repeat, judged] = logits_of(fitted.predict_proba(values[judged]))
-    return cross_fit(logits, found.labels, found.fold, calibrator=calibrator).proba
+    return cross_fit(
+        logits, found.labels, found.fold, calibrator=calibrator, standing=standing
+    ).proba
 
 
 def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -19,10 +19,11 @@ from mil.design import Design
 from mil.errors import SplitError
 from mil.labels.folds import label_folds
 from mil.labels.table import LabelTable
+from mil.report.baseline import mean_logistic_probabilities
 from mil.sharing import Sharing, deal_undivided, leaders
 from mil.splits import Fold, SplitBy, make_folds, patient_folds
 from mil.training import TrainSettings, train_ensemble
-from mil.validation import cross_validate
+from mil.validation import cross_fitted_probabilities, cross_validate
 from tests.mil.test_training import labels_of, noise_cohort, states
 
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
@@ -181,6 +182,45 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
         assert stopped_on
         assert not stopped_on & learned
     assert len(taught) == settings.n_members
+
+
+def test_no_baseline_learns_from_a_copy_of_what_it_judges() -> None:
+    bags, cohort = noise_cohort(24, 1)
+    bags, cohort = with_copies(bags, {"p001": "p000"}), at_centres(cohort, 4)
+    folds = make_folds(cohort, by="centre", n_folds=4, n_repeats=1, seed=0, sharing=bags.sharing())
+    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    loud = {**bags.features, "p001": np.full_like(bags.features["p001"], 300)}
+
+    def moved(store: PatientBags, poisoned: PatientBags) -> bool:
+        out = replace(found, sharing=store.sharing())
+        clean, poison = (
+            mean_logistic_probabilities(each, out, calibrator="none", seed=0)
+            for each in (store, poisoned)
+        )
+        return bool((clean[0, 0] != poison[0, 0]).any())
+
+    assert not moved(bags, replace(bags, features=loud))
+    unaware = replace(bags, slides=())
+    assert moved(unaware, replace(unaware, features=loud))
+
+
+def test_no_calibrator_is_fitted_on_a_copy_of_what_it_calibrates() -> None:
+    bags, cohort = noise_cohort(24, 1)
+    bags, cohort = with_copies(bags, {"p001": "p000"}), at_centres(cohort, 4)
+    folds = make_folds(cohort, by="centre", n_folds=4, n_repeats=1, seed=0, sharing=bags.sharing())
+    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    logits = found.logits.copy()
+    logits[0, 1] = [30, -30]
+    clean, poison, unaware = (
+        cross_fitted_probabilities(out)[0, 0].tolist()
+        for out in (
+            found,
+            replace(found, logits=logits),
+            replace(found, logits=logits, sharing=()),
+        )
+    )
+    assert clean == poison
+    assert clean != unaware
 
 
 def test_the_classifier_keeps_equal_bags_of_two_patients_in_one_fold() -> None:
