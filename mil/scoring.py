@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mil.calibration import CrossFitted, calibration_line, cross_fit, logits_of
+from mil.calibration import CrossFitted, calibration_line, cross_fit, intercept_of, logits_of
 from mil.cohort import Cohort
 from mil.metrics import (
     Interval,
@@ -250,7 +250,7 @@ def score_predictions(
         "auroc": auroc,
         "balanced_accuracy": balanced_accuracy,
         "calibration_slope": lambda p, y: calibration_line(p, y)[0],
-        "calibration_intercept": _intercept,
+        "calibration_intercept": lambda p, y: intercept_of(calibration_line(p, y)[1]),
     }
     at_prior: dict[str, Metric] = {
         "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
@@ -328,11 +328,3 @@ def _shifted(proba: Floats, *, old: Floats, new: Floats) -> Floats:
         return proba
     flat = shift_prior(proba.reshape(-1, proba.shape[-1]), old=old, new=new)
     return flat.reshape(proba.shape)
-
-
-def _intercept(proba: Floats, labels: Ints) -> float:
-    """Cox's intercept for the second of two classes; of more, the largest of any class."""
-    intercepts = calibration_line(proba, labels)[1]
-    if len(intercepts) == 2:
-        return float(intercepts[1] - intercepts[0])
-    return float(np.abs(intercepts).max())

@@ -15,7 +15,7 @@ from mil.calibration.base import (
 from mil.calibration.beta import Beta
 from mil.calibration.crossfit import CrossFitted, cross_fit
 from mil.calibration.dirichlet import Dirichlet
-from mil.calibration.line import calibration_line
+from mil.calibration.line import calibration_line, intercept_of
 from mil.calibration.platt import ShrunkenPlatt
 from mil.calibration.temperature import Temperature
 from mil.calibration.uncalibrated import Uncalibrated
@@ -34,6 +34,7 @@ __all__ = [
     "calibrator_from_dict",
     "calibrator_names",
     "cross_fit",
+    "intercept_of",
     "logits_of",
     "register_calibrator",
 ]

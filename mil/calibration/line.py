@@ -8,7 +8,7 @@ from scipy.special import softmax
 from mil.calibration.base import Floats, Ints, logits_of
 from mil.metrics import prior_weights
 
-__all__ = ["calibration_line"]
+__all__ = ["calibration_line", "intercept_of"]
 
 _N_STEPS = 30
 _TOLERANCE = 1e-8
@@ -57,6 +57,22 @@ def calibration_line(proba: Floats, labels: Ints) -> tuple[float, Floats]:
             intercepts = np.concatenate([[0.0], found[1:]])
             return float(found[0]), intercepts - intercepts.mean()
     return nothing
+
+
+def intercept_of(intercepts: Floats) -> float:
+    """One number for all intercepts of :func:`calibration_line`.
+
+    Of two classes, Cox's intercept for the second: above 0, its probabilities are too low. Of more,
+    the largest distance of any from 0.
+
+    Parameters
+    ----------
+    intercepts
+        Shape (classes,).
+    """
+    if len(intercepts) == 2:
+        return float(intercepts[1] - intercepts[0])
+    return float(np.abs(intercepts).max())
 
 
 def _newton_step(p: Floats, logs: Floats, truth: Floats, mass: Floats) -> Floats | None:

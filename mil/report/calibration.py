@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mil.calibration import calibration_line
+from mil.calibration import calibration_line, intercept_of
 from mil.metrics import brier_score, prior_weights
 from mil.priors import balanced
 from mil.reliability import ExpectedError, ReliabilityBin, expected_error, reliability_table
@@ -30,6 +30,8 @@ class Reliability:
     """Expected calibration error, and what chance alone would show."""
     slope: float
     """Calibration slope; below 1 is overconfident. NaN where there is none."""
+    intercept: float
+    """Calibration intercept, see :func:`mil.calibration.intercept_of`. NaN where there is none."""
     brier: float
     """Brier score, 0 to 2."""
 
@@ -41,6 +43,7 @@ def measure_reliability(evidence: Evidence, kind: str, *, seed: int) -> Reliabil
     """
     proba, labels = evidence.first[kind], evidence.labels
     prior: npt.NDArray[np.float64] = balanced(evidence.classes)
+    slope, intercepts = calibration_line(proba, labels)
     n_bins = int(np.clip(len(labels) // _PATIENTS_A_BIN, 3, _MOST_BINS))
     return Reliability(
         bins={
@@ -48,7 +51,8 @@ def measure_reliability(evidence: Evidence, kind: str, *, seed: int) -> Reliabil
             for index in range(len(evidence.classes))
         },
         error=expected_error(proba, labels, prior=prior, seed=seed, n_bins=n_bins),
-        slope=calibration_line(proba, labels)[0],
+        slope=slope,
+        intercept=intercept_of(intercepts),
         brier=brier_score(
             proba, labels, weights=prior_weights(labels, None, n_classes=len(evidence.classes))
         ),

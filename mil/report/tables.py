@@ -149,7 +149,8 @@ def calibration_table(found: Mapping[str, Reliability]) -> Table:
             f"{of.error.value:.3f}",
             f"{of.error.if_perfect:.3f}",
             f"{of.error.if_perfect_high:.3f}",
-            f"{of.slope:.2f}" if np.isfinite(of.slope) else _NONE,
+            _two_digits(of.slope),
+            _two_digits(of.intercept),
             f"{of.brier:.4f}",
         )
         for kind, of in found.items()
@@ -162,6 +163,7 @@ def calibration_table(found: Mapping[str, Reliability]) -> Table:
             "if nothing were wrong: mean",
             "and 95th percentile",
             "slope (1 is right)",
+            "intercept (0 is right)",
             "Brier score (0 to 2)",
         ],
         rows,
@@ -314,6 +316,10 @@ def _interval(score: Interval) -> str:
     if not np.isfinite(score.low):
         return f"{score.value:.4f}"
     return str(score).replace("-", "−")
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else _NONE
 
 
 def _group_score(group: GroupScore, metric: str) -> str:

@@ -42,7 +42,7 @@ from mil.report.calibration import measure_reliability
 from mil.report.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.report.evidence import Evidence, read_evidence
 from mil.report.groups import score_centres, score_folds, score_repeats
-from mil.report.tables import confusion_table, findings
+from mil.report.tables import calibration_table, confusion_table, findings
 from mil.training import TrainSettings
 from mil.validation import OutOfFold
 from tests.browser import CHROMIUM
@@ -482,8 +482,22 @@ def test_overconfident_probabilities_show_in_slope_and_error() -> None:
     p = 1 / (1 + np.exp(-3 * logits))
     found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
     assert found.slope == pytest.approx(1 / 3, abs=0.1)
+    assert found.intercept == pytest.approx(0, abs=0.2)
     assert found.error.value > found.error.if_perfect_high
     assert len(found.bins[1]) == 10
+
+
+def test_probabilities_that_lean_to_a_class_show_in_the_intercept() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=600)
+    labels = (rng.random(600) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    p = 1 / (1 + np.exp(-logits - 1))
+    found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
+    assert found.intercept == pytest.approx(-1, abs=0.2)
+    table = calibration_table({"raw": found})
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert shown["slope (1 is right)"] == f"{found.slope:.2f}"
+    assert shown["intercept (0 is right)"] == f"−{-found.intercept:.2f}"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from mil.calibration import calibration_line
+from mil.calibration import calibration_line, intercept_of
 from tests.mil.calibration.drawn import honest_logits, normal_scores
 
 
@@ -53,3 +53,9 @@ def test_there_is_no_line_through_equal_or_separated_patients(proba: np.ndarray)
     slope, intercepts = calibration_line(proba, np.repeat([0, 1], 4))
     assert np.isnan(slope)
     assert np.isnan(intercepts).all()
+
+
+def test_one_intercept_is_told_of_two_classes_and_the_largest_of_more() -> None:
+    assert intercept_of(np.array([0.2, -0.2])) == pytest.approx(-0.4)
+    assert intercept_of(np.array([0.2, -0.5, 0.3])) == pytest.approx(0.5)
+    assert np.isnan(intercept_of(np.full(3, np.nan)))
