@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 
-__all__ = ["claimed_size"]
+__all__ = ["claimed_png_size", "claimed_size", "claimed_webp_size"]
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JP2_START = b"\x00\x00\x00\x0cjP"
+_LOSSLESS_WEBP_START = b"\x2f"
+_WEBP_SIDE = 1 << 14
+"""Sides in frames of WebP have 14 bit."""
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame of JPEG, lossless JPEG or JPEG-LS and tell its size."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
@@ -40,6 +44,50 @@ def claimed_size(stream: bytes) -> tuple[int, int] | None:
         return _of_jpeg_2000(stream, 0)
     except (OverflowError, struct.error):
         return None
+
+
+def claimed_webp_size(stream: bytes) -> tuple[int, int] | None:
+    """Width and height in px that a WebP stream claims, and none of its frames exceeds.
+
+    Parameters
+    ----------
+    stream
+        WebP in its container, or bare chunks or frames, which decoders take as well.
+
+    Returns
+    -------
+    tuple of int or None
+        None where none is told.
+    """
+    try:
+        place = 12 if stream.startswith(b"RIFF") else 0
+        while stream.startswith(b"ALPH", place):
+            (length,) = struct.unpack_from("<I", stream, place + 4)
+            place += 8 + length + length % 2
+        if stream.startswith(b"VP8X", place):
+            low_x, high_x, low_y, high_y = struct.unpack_from("<HBHB", stream, place + 12)
+            return 1 + low_x + (high_x << 16), 1 + low_y + (high_y << 16)
+        if stream.startswith((b"VP8 ", b"VP8L"), place):
+            place += 8
+        if stream.startswith(_LOSSLESS_WEBP_START, place):
+            (sides,) = struct.unpack_from("<I", stream, place + 1)
+            return 1 + sides % _WEBP_SIDE, 1 + (sides >> 14) % _WEBP_SIDE
+        width, height = struct.unpack_from("<HH", stream, place + 6)
+    except struct.error:
+        return None
+    return width % _WEBP_SIDE, height % _WEBP_SIDE
+
+
+def claimed_png_size(stream: bytes) -> tuple[int, int] | None:
+    """Width and height in px that a PNG stream claims; None where none is told."""
+    place = 8
+    with suppress(struct.error):
+        while True:
+            length, kind, width, height = struct.unpack_from(">I4sII", stream, place)
+            if kind == b"IHDR":
+                return width, height
+            place += 12 + length
+    return None
 
 
 def _of_jpeg(stream: bytes) -> tuple[int, int] | None:

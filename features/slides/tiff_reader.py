@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.codestreams import claimed_size
+from features.codestreams import claimed_png_size, claimed_size, claimed_webp_size
 from features.cores import N_CORES
 from features.errors import SlideError, StackError, TileError
 from features.slides.areas import AreaMean, borders, overview_level, overview_mean
@@ -45,8 +45,12 @@ _COMPANION = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECA
 _UNNAMED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 """What TIFF says of channels after the colours."""
 _KINDS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
-_JPEG_FAMILY = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
-"""JPEG and JPEG 2000, by any of their names."""
+_CLAIMED_SIZE: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
+    **{kind: claimed_size for kind in tifffile.COMPRESSION if "JP" in kind.name},
+    **{kind: claimed_webp_size for kind in tifffile.COMPRESSION if "WEBP" in kind.name},
+    tifffile.COMPRESSION.PNG: claimed_png_size,
+}
+"""What reads the size that a TIFF tile itself claims, of JPEG and JPEG 2000 by any name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,8 +332,8 @@ class TiffSlide:
             message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
         data = os.pread(descriptor, n_bytes, plane.offsets[index])
-        if grid.page.compression in _JPEG_FAMILY:
-            _refuse_huge(data, most_px=4 * grid.height_px * grid.width_px + (1 << 16))
+        if (size_of := _CLAIMED_SIZE.get(grid.page.compression)) is not None:
+            _refuse_huge(size_of(data), most_px=4 * grid.height_px * grid.width_px + (1 << 16))
         decoded, _, _ = plane.page.decode(data, plane.first + index, jpegtables=plane.jpeg_tables)
         return None if decoded is None else np.asarray(decoded[0])
 
@@ -428,11 +432,11 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     return np.asarray(blocks.mean(axis=0))
 
 
-def _refuse_huge(data: bytes, *, most_px: int) -> None:
+def _refuse_huge(claimed_px: tuple[int, int] | None, *, most_px: int) -> None:
     """Refuse a stream that claims a huge picture, before the decoder makes room for it."""
-    width, height = claimed_size(data) or (0, 0)
+    width, height = claimed_px or (0, 0)
     if width * height > most_px:
-        message = f"its JPEG stream claims {width:,} × {height:,} px"
+        message = f"its stream claims {width:,} × {height:,} px"
         raise ValueError(message)
 
 

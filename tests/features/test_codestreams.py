@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import struct
+import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from features.codestreams import claimed_size
+from features.codestreams import claimed_png_size, claimed_size, claimed_webp_size
 
 GREY = np.zeros((20, 30), np.uint8)
 JPEG = imagecodecs.jpeg_encode(GREY)
@@ -43,6 +46,61 @@ def test_noise_that_a_decoder_skips_does_not_hide_a_frame(noise: bytes) -> None:
     noisy = JPEG[:frame] + noise + JPEG[frame:]
     assert imagecodecs.jpeg_decode(noisy).shape == GREY.shape
     assert claimed_size(noisy) == (30, 20)
+
+
+COLOURS = np.zeros((20, 30, 3), np.uint8)
+LOSSY_WEBP = imagecodecs.webp_encode(COLOURS, lossless=False)
+LOSSLESS_WEBP = imagecodecs.webp_encode(COLOURS, lossless=True)
+
+
+def webp_of(*pictures: Image.Image, **options: object) -> bytes:
+    content = io.BytesIO()
+    pictures[0].save(content, "webp", save_all=True, append_images=pictures[1:], **options)
+    return content.getvalue()
+
+
+CLEAR = webp_of(Image.new("RGBA", (30, 20)), quality=50)
+MOVING = webp_of(Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue"))
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        LOSSY_WEBP, LOSSY_WEBP[12:], LOSSY_WEBP[20:], LOSSLESS_WEBP, LOSSLESS_WEBP[12:],
+        CLEAR, CLEAR[CLEAR.index(b"ALPH") :], MOVING,
+    ],
+    ids=["lossy", "chunk", "frame", "lossless", "lossless chunk", "alpha", "bare", "moving"],
+)  # fmt: skip
+def test_the_size_that_webp_claims_is_found_wherever_it_stands(stream: bytes) -> None:
+    assert imagecodecs.webp_decode(stream).shape[:2] == (20, 30)
+    assert claimed_webp_size(stream) == (30, 20)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.booleans())
+def test_sizes_of_webp_and_png_are_those_of_the_encoders(
+    width: int, height: int, lossless: bool
+) -> None:
+    picture = np.zeros((height, width, 3), np.uint8)
+    webp = imagecodecs.webp_encode(picture, lossless=lossless, method=0)
+    assert claimed_webp_size(webp) == (width, height)
+    assert claimed_png_size(imagecodecs.png_encode(picture, level=0)) == (width, height)
+
+
+def test_a_chunk_before_it_does_not_hide_what_a_png_claims() -> None:
+    png = imagecodecs.png_encode(COLOURS)
+    chunk = struct.pack(">I4s", 4, b"abCd") + b"IHDR"
+    hidden = png[:8] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + png[8:]
+    assert imagecodecs.png_decode(hidden).shape == COLOURS.shape
+    assert claimed_png_size(hidden) == (30, 20)
+
+
+@given(
+    st.binary(max_size=80),
+    st.sampled_from([b"RIFF1234WEBPVP8X", b"RIFF1234WEBPVP8 ", b"ALPH", b"\x89PNG\r\n\x1a\n", b""]),
+)
+def test_no_webp_or_png_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
+    for found in (claimed_webp_size(start + noise), claimed_png_size(start + noise)):
+        assert found is None or len(found) == 2
 
 
 def test_a_box_of_its_own_hides_no_codestream() -> None:

@@ -212,6 +212,27 @@ def test_a_jpeg_2000_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_
             slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
 
 
+@pytest.mark.parametrize(
+    ("compression", "start", "skip", "claim"),
+    [
+        ("webp", b"VP8L", 9, struct.pack("<I", 16382 | 16382 << 14)),
+        ("png", b"IHDR", 4, struct.pack(">II", 16383, 16383)),
+    ],
+    ids=["WebP", "PNG"],
+)
+def test_a_webp_or_png_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
+    tmp_path: Path, compression: str, start: bytes, skip: int, claim: bytes
+) -> None:
+    path = write(tmp_path / "slide.tif", compression=compression)
+    with tifffile.TiffFile(path) as tiff:
+        offset = path.read_bytes().index(start, tiff.pages[0].dataoffsets[2])
+    overwrite(path, offset + skip, claim)
+    with closing(open_slide(path)) as slide:
+        slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
+        with pytest.raises(TileError, match="claims 16,383 × 16,383 px"):
+            slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
+
+
 def test_a_slide_that_is_gone_when_it_is_opened_again_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "slide.tif", compression="deflate")
     with tifffile.TiffFile(path) as tiff:
