@@ -315,7 +315,8 @@ def _warn_of_sets(run: Run, coverage: float) -> None:
         names = ", ".join(name for name, is_few in zip(run.classes, few, strict=True) if is_few)
         notes.print(
             f"note: at a coverage of {coverage:g} a class needs {least_patients(coverage)} "
-            f"training patients to be ruled out, {names} has fewer: every set holds all classes",
+            f"training patients to be ruled out, too few are of {names}: every set holds all "
+            "classes",
             style="yellow",
         )
     elif run.guaranteed(coverage) is None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mil.calibration import CrossFitted, calibration_line, cross_fit, intercept_of, logits_of
 from mil.cohort import Cohort
+from mil.errors import CalibrationError
 from mil.metrics import (
     Interval,
     Metric,
@@ -26,6 +27,7 @@ from mil.metrics import (
 from mil.priors import balanced, shift_prior
 from mil.reliability import brier_parts, expected_error, reliability_table
 from mil.splits import stratified_parts
+from mil.wording import counted
 
 __all__ = [
     "CROSS_FITTED_NOTE",
@@ -199,8 +201,14 @@ def calibrate_predictions(
     Raises
     ------
     CalibrationError
-        If the calibrator is unknown or not for so many classes, or a class has too few patients.
+        If the calibrator is unknown or not for so many classes, a class has too few patients, or
+        there are more folds than patients.
     """
+    if n_folds > len(labels):
+        raise CalibrationError(
+            "folds", found=f"{n_folds} for {counted(len(labels), 'patients')}",
+            expected="no more than patients",
+        )  # fmt: skip
     even = np.full(len(file_prior), 1 / len(file_prior))
     logits = logits_of(_shifted(proba, old=file_prior, new=even))
     folds = np.stack(

@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 
 from mil.calibration.base import Floats, Ints
 from mil.errors import CalibrationError
+from mil.wording import counted
 
 __all__ = [
     "RIDGE_BIAS",
@@ -141,7 +142,8 @@ def _refuse(logits: Floats, per_class: Floats) -> None:
     if per_class.min() < _LEAST_PER_CLASS - 1e-9:
         raise CalibrationError(
             "calibration",
-            found=f"{per_class.min():.0f} patients of class {int(per_class.argmin())}",
+            found=f"{counted(round(per_class.min()), 'patients')} of class "
+            f"{per_class.argmin() + 1} of {len(per_class)}, in order of names",
             expected=f"at least {_LEAST_PER_CLASS} of each class",
             advice="Use fewer folds or more patients.",
         )

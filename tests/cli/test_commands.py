@@ -148,7 +148,9 @@ def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_pa
     assert told["n_to_look_at"] == (details["look_at"] == "true").sum() >= 1
     assert all(0 < share < 0.8 for share in told["guaranteed"].values())
     said = mil(*ask, "--coverage", "0.99").output
-    assert "needs 99 training patients to be ruled out, CE, LAA has fewer" in " ".join(said.split())
+    assert "needs 99 training patients to be ruled out, too few are of CE, LAA" in " ".join(
+        said.split()
+    )
     assert "look_at" not in pd.read_csv(tmp_path / "out.details.csv")
 
 

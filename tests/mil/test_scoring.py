@@ -141,8 +141,14 @@ def test_nothing_is_calibrated_or_described_unasked() -> None:
 
 def test_too_few_patients_of_a_class_are_refused() -> None:
     cohort = cohort_of({"CE": 30, "LAA": 3})
-    with pytest.raises(CalibrationError, match="2 patients of class 1"):
+    with pytest.raises(CalibrationError, match="2 patients of class 2 of 2"):
         score_model(overconfident(cohort, 7), cohort, ask())
+
+
+def test_more_folds_than_patients_are_refused() -> None:
+    cohort = cohort_of({"CE": 10, "LAA": 10})
+    with pytest.raises(CalibrationError, match="folds: 21 for 20 patients; expected no more"):
+        score_model(overconfident(cohort, 7), cohort, ask(n_folds=21))
 
 
 @real_data

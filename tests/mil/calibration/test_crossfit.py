@@ -56,5 +56,5 @@ def test_what_auto_picked_is_counted() -> None:
 
 def test_a_fold_that_leaves_too_few_patients_is_refused() -> None:
     logits, labels = normal_scores(9, 1.0, 3)
-    with pytest.raises(CalibrationError, match="2 patients of class 1"):
+    with pytest.raises(CalibrationError, match="2 patients of class 2 of 2"):
         cross_fit(logits[None], labels, drawn_folds(labels, 1), calibrator="platt")

@@ -108,8 +108,8 @@ def test_files_of_earlier_versions_are_read() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "said"),
     [
-        (np.zeros((6, 2)), np.array([0, 0, 0, 0, 1, 1]), "2 patients of class 1"),
-        (np.zeros((6, 2)), np.zeros(6, int), "0 patients of class 1"),
+        (np.zeros((6, 2)), np.array([0, 0, 0, 0, 1, 1]), "2 patients of class 2 of 2"),
+        (np.zeros((6, 2)), np.zeros(6, int), "0 patients of class 2 of 2"),
         (np.full((6, 2), np.nan), np.array([0, 0, 0, 1, 1, 1]), "6 rows with NaN"),
     ],
 )
