@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -341,7 +342,9 @@ def _as_labels(
     check_classification_targets(y)
     classes, labels = np.unique(column_or_1d(y), return_inverse=True)
     if len(classes) < 2:
-        raise InputError("y", found=f"one class only, {classes[0]!r}", expected="two or more")
+        raise InputError(
+            "y", found=f"one class only, {classes.tolist()[0]!r}", expected="two or more"
+        )
     return classes, labels.astype(np.int64)
 
 
@@ -351,13 +354,16 @@ def _as_cohort(
     """Patients with tiles; the bags of a patient are joined."""
     given = np.arange(len(arrays)) if groups is None else column_or_1d(groups)
     check_consistent_length(arrays, given)
+    if pd.isna(given).any():
+        row = int(np.flatnonzero(pd.isna(given))[0])
+        raise InputError("groups", found=f"none for bag {row}", expected="a patient for each bag")
     names, owners = np.unique(given, return_inverse=True)
     features, patients, notes = {}, [], []
     for owner in dict.fromkeys(owners.tolist()):  # in the order of the bags
         rows = np.flatnonzero(owners == owner).tolist()
         if len(np.unique(labels[rows])) > 1:
             raise InputError(
-                f"patient {names[owner]!r}",
+                f"patient {names.tolist()[owner]!r}",
                 found=f"{len(np.unique(labels[rows]))} labels",
                 expected="one label for all bags of a patient",
             )

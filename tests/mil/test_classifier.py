@@ -134,8 +134,11 @@ def test_bags_of_a_patient_are_joined(fitted: MILClassifier) -> None:
     # Names of patients decide nothing but which bags are one.
     np.testing.assert_array_equal(joined.class_counts_, fitted.class_counts_)
     assert joined.score(bags, labels) > 0.8
-    with pytest.raises(InputError, match="2 labels; expected one label"):
+    with pytest.raises(InputError, match="patient 0: 2 labels; expected one label"):
         MILClassifier(**FAST).fit(bags, labels, groups=np.arange(30) // 15)
+    for nobody in (None, np.nan):
+        with pytest.raises(InputError, match="groups: none for bag 29; expected a patient"):
+            MILClassifier(**FAST).fit(bags, labels, groups=[*range(29), nobody])
 
 
 def test_it_works_in_scikit_learns_model_selection_with_groups() -> None:
@@ -187,7 +190,7 @@ def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) 
     bags, labels = drawn(9)
     with pytest.raises(InputError, match=r"n_folds: 5 for \[6, 3\] patients of each class"):
         MILClassifier().fit(bags, labels)
-    with pytest.raises(ValueError, match="y: one class only"):
+    with pytest.raises(ValueError, match="y: one class only, 'a'"):
         MILClassifier().fit(bags, ["a"] * 9)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         MILClassifier().fit(bags, labels[:-1])
