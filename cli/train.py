@@ -183,7 +183,7 @@ def train(
         from mil.data import load_patient_bags
         from mil.filtering import filter_bags
         from mil.judging import Judges, judges_here, judges_on_ray
-        from mil.training import TrainSettings
+        from mil.settings import TrainSettings
 
     several = None if labels is None else read_labels(cohort, labels)
     table = read_cohort(cohort, labelled=True) if several is None else several.patients

@@ -24,8 +24,9 @@ from mil.data import PatientBags
 from mil.errors import RunError
 from mil.heads import Head
 from mil.heads.storage import pack_heads, unpack_heads
+from mil.lessons import EpochRecord
+from mil.settings import TrainSettings
 from mil.splits import Fold
-from mil.training import EpochRecord, TrainSettings
 
 __all__ = ["Checkpoints", "Judgement", "sole_training"]
 

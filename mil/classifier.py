@@ -22,9 +22,11 @@ from mil.calibration import Calibrator, build_calibrator
 from mil.cohort import Cohort, Patient
 from mil.data import Features, PatientBags, SlideNote
 from mil.errors import InputError
+from mil.lessons import EpochRecord
 from mil.priors import shift_prior
+from mil.settings import TrainSettings
 from mil.splits import Fold, patient_folds
-from mil.training import EpochRecord, TrainSettings, member_outputs, train_ensemble
+from mil.training import member_outputs, train_ensemble
 from mil.validation import cross_validate, fit_calibrator, with_stopping_rule
 
 __all__ = ["MILClassifier"]
@@ -57,7 +59,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
 learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
 feature_noise, mixup, device
-        As in :class:`mil.training.TrainSettings`. Heads are stopped early where the patients
+        As in :class:`mil.settings.TrainSettings`. Heads are stopped early where the patients
         suffice, see :func:`mil.validation.with_stopping_rule`.
     random_state
         Decides everything random: an int, a ``numpy.random.RandomState``, or None for another

@@ -9,8 +9,8 @@ from mil.calibration import build_calibrator
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import SplitError
+from mil.settings import TrainSettings
 from mil.splits import Fold, SplitBy, make_folds
-from mil.training import TrainSettings
 from mil.validation import inner_folds, with_stopping_rule
 
 __all__ = ["Design"]

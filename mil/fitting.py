@@ -35,8 +35,9 @@ from mil.report import (
     write_evidence,
     write_report,
 )
+from mil.settings import TrainSettings
 from mil.splits import Fold, SplitBy, split_notes, write_folds
-from mil.training import Ensemble, TrainSettings, train_ensemble
+from mil.training import Ensemble, train_ensemble
 from mil.validation import (
     OutOfFold,
     cross_fitted_probabilities,

@@ -20,15 +20,9 @@ from features.engines.ray_cluster import RayActors, connected, shares_of_cluster
 from mil.checkpoints import Checkpoints, Judgement
 from mil.data import PatientBags
 from mil.errors import RunError
+from mil.settings import TrainSettings
 from mil.splits import Fold
-from mil.training import (
-    Ensemble,
-    Task,
-    TrainSettings,
-    look_outputs,
-    member_outputs,
-    train_ensembles,
-)
+from mil.training import Ensemble, Task, look_outputs, member_outputs, train_ensembles
 
 __all__ = ["Assignment", "Bench", "Judge", "Judges", "inside_of", "judges_here", "judges_on_ray"]
 

@@ -6,7 +6,8 @@ from features.bags import UNKNOWN
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.filtering import filter_notes
-from mil.training import LEAST_TO_STOP_ON, TrainSettings
+from mil.settings import TrainSettings
+from mil.training import LEAST_TO_STOP_ON
 from mil.validation import OutOfFold
 
 __all__ = ["run_notes", "unlabelled_notes"]

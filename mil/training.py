@@ -23,9 +23,7 @@ from mil.whitening import fit_whitening
 __all__ = [
     "LEAST_TO_STOP_ON",
     "Ensemble",
-    "EpochRecord",
     "Task",
-    "TrainSettings",
     "look_outputs",
     "member_outputs",
     "tasks_at_once",

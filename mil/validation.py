@@ -18,15 +18,12 @@ from mil.conformal import CrossConformal
 from mil.data import PatientBags
 from mil.heads import Head
 from mil.judging import Assignment, Bench, Judge, inside_of
+from mil.lessons import EpochRecord
 from mil.prediction_sets import PredictionSets
+from mil.settings import TrainSettings
 from mil.sharing import Sharing, leaders
 from mil.splits import Fold, SplitBy, make_folds
-from mil.training import (
-    LEAST_TO_STOP_ON,
-    EpochRecord,
-    TrainSettings,
-    tasks_at_once,
-)
+from mil.training import LEAST_TO_STOP_ON, tasks_at_once
 
 __all__ = [
     "OutOfFold",

@@ -22,7 +22,7 @@ from features.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort,
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.scans import write_scan
 
 __all__ = ["PREPARATIONS", "build_world", "copy_world"]

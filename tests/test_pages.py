@@ -29,7 +29,7 @@ from mil.labels.runs import fit_labels
 from mil.labels.table import read_label_table
 from mil.model import load_run
 from mil.priors import balanced
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.browser import CHROMIUM, Tab, open_tab
 from tests.fakes import make_bag
 

@@ -32,8 +32,8 @@ from mil.labels.table import LabelTable
 from mil.metrics import Interval
 from mil.model import Run, load_run, write_json
 from mil.report.evidence import read_evidence
+from mil.settings import TrainSettings
 from mil.splits import Fold, SplitBy
-from mil.training import TrainSettings
 
 __all__ = ["LabelRun", "LabelSummary", "fit_labels", "is_label_run", "load_label_run"]
 

@@ -34,7 +34,8 @@ from sklearn.metrics import roc_auc_score
 from mil.data import PatientBags
 from mil.explanation.attention import percentiles
 from mil.heads import Head, build_head
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.settings import TrainSettings
+from mil.training import member_outputs, train_ensemble
 from tests.fakes import FINGERPRINT
 
 __all__ = ["World", "generate", "main", "measure"]

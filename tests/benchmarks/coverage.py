@@ -38,8 +38,9 @@ from mil.cohort import Cohort, Patient
 from mil.conformal import COVERAGE
 from mil.data import PatientBags
 from mil.metrics import auroc
+from mil.settings import TrainSettings
 from mil.splits import SplitBy, make_folds
-from mil.training import TrainSettings, member_outputs
+from mil.training import member_outputs
 from mil.validation import cross_validate, fit_sets
 from tests.fakes import FINGERPRINT
 

@@ -45,15 +45,9 @@ from mil.cohort import Cohort, Patient
 from mil.data import PatientBags
 from mil.heads import Head, head_names
 from mil.metrics import auroc
+from mil.settings import TrainSettings
 from mil.splits import Fold, patient_folds
-from mil.training import (
-    LEAST_TO_STOP_ON,
-    Task,
-    TrainSettings,
-    member_outputs,
-    tasks_at_once,
-    train_ensembles,
-)
+from mil.training import LEAST_TO_STOP_ON, Task, member_outputs, tasks_at_once, train_ensembles
 from tests.fakes import FINGERPRINT
 
 __all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]

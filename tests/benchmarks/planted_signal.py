@@ -37,8 +37,9 @@ from sklearn.preprocessing import StandardScaler
 
 from mil.cohort import Cohort, Patient
 from mil.data import PatientBags
+from mil.settings import TrainSettings
 from mil.splits import Fold
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.training import member_outputs, train_ensemble
 from mil.validation import with_stopping_rule
 from tests.fakes import FINGERPRINT
 

@@ -35,8 +35,9 @@ from features.packs import open_bags
 from mil.data import PatientBags, load_patient_bags
 from mil.image_labels import read_image_labels
 from mil.labels.table import LabelTable, read_label_table
+from mil.settings import TrainSettings
 from mil.splits import Fold
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.training import member_outputs, train_ensemble
 from mil.validation import with_stopping_rule
 from tests.heads_in_jpeg import LABELS, write_cohort
 

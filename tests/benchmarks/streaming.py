@@ -26,7 +26,8 @@ import numpy as np
 from features.bag_files import find_bags, write_bag
 from mil.cohort import read_cohort
 from mil.data import StoredFeatures, load_patient_bags
-from mil.training import TrainSettings, train_ensemble
+from mil.settings import TrainSettings
+from mil.training import train_ensemble
 from tests.fakes import make_bag
 
 __all__ = ["main"]

@@ -46,8 +46,9 @@ from mil.cohort import Cohort, Patient
 from mil.data import PatientBags
 from mil.heads import Head, build_head
 from mil.metrics import Interval, stratified_bootstrap, weighted_log_loss
+from mil.settings import TrainSettings
 from mil.splits import Fold, patient_folds, stratified_parts
-from mil.training import TrainSettings, tasks_at_once
+from mil.training import tasks_at_once
 from mil.validation import cross_validate, with_stopping_rule
 from tests.fakes import FINGERPRINT
 

@@ -35,7 +35,7 @@ from mil.fitting import fit_run
 from mil.inference import predict_patients
 from mil.model import load_run
 from mil.priors import balanced
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
 from tests.fakes import make_bag, write_cohort
 

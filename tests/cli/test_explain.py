@@ -17,7 +17,7 @@ from features.synthetic import write_slide
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.browser import CHROMIUM
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort

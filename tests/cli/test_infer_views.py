@@ -10,7 +10,7 @@ from features.bag_files import find_bags
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.cli.running import mil
 from tests.fakes import write_cohort
 

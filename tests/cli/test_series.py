@@ -18,7 +18,7 @@ from features.bag_files import read_bag, write_bag
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.cli.running import mil
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan

@@ -28,7 +28,7 @@ from mil.fitting import fit_run
 from mil.inference import predict_patients
 from mil.model import Run, load_run
 from mil.priors import balanced
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.browser import CHROMIUM, open_tab
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort

@@ -32,7 +32,7 @@ from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.fitting import fit_run
 from mil.model import load_run, save_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.fakes import make_bag, make_filter, make_series, write_cohort
 from tests.scans import dataset, paint_slice, write_slice
 

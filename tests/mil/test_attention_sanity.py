@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.benchmarks import attention_sanity
 from tests.benchmarks.attention_sanity import generate, main
 

@@ -13,8 +13,10 @@ from mil.checkpoints import Checkpoints, Judgement
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.fitting import fit_run
+from mil.lessons import EpochRecord
+from mil.settings import TrainSettings
 from mil.splits import Fold, patient_folds
-from mil.training import EpochRecord, Task, TrainSettings, train_ensemble, train_ensembles
+from mil.training import Task, train_ensemble, train_ensembles
 from mil.validation import cross_validate
 from tests.fakes import write_cohort
 from tests.mil.test_training import noise_cohort, states

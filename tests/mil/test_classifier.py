@@ -19,7 +19,7 @@ from features.errors import KnownError
 from mil import MILClassifier
 from mil.errors import CalibrationError, InputError, RunError
 from mil.metrics import weighted_log_loss
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.mil.test_training import noise_cohort
 
 FAST = {"n_members": 2, "n_components": 8, "fixed_steps": 20, "n_folds": 3}

@@ -13,8 +13,8 @@ from features.errors import BagError
 from mil import data
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, StoredFeatures, load_patient_bags
+from mil.settings import TrainSettings
 from mil.splits import patient_folds
-from mil.training import TrainSettings
 from mil.validation import cross_validate
 from tests.fakes import make_bag, write_cohort
 

@@ -22,7 +22,8 @@ from mil.inference import predict_patients
 from mil.model import Run, load_run
 from mil.pages import folder_name
 from mil.priors import balanced
-from mil.training import TrainSettings, member_outputs
+from mil.settings import TrainSettings
+from mil.training import member_outputs
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "\"><script>alert(1)</script>&\n'{{ 7*7 }}%3f#?../x"

@@ -28,8 +28,9 @@ from mil.inference import predict_patients
 from mil.model import load_run
 from mil.priors import balanced
 from mil.report.baseline import mean_logistic_probabilities
+from mil.settings import TrainSettings
 from mil.splits import patient_folds
-from mil.training import Task, TrainSettings
+from mil.training import Task
 from mil.validation import cross_validate, inner_folds, nested_probabilities
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter, write_cohort
 

@@ -21,7 +21,7 @@ from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from mil.errors import RunError
 from mil.fitting import FitSummary, fit_run
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.disks import full_after, small_disk
 from tests.fakes import write_cohort
 

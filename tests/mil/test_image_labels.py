@@ -17,9 +17,10 @@ from mil.errors import CohortError
 from mil.image_labels import read_image_labels
 from mil.losses import attention_loss
 from mil.luck import Luck
+from mil.settings import TrainSettings
 from mil.shelf import Shelf
 from mil.splits import Fold
-from mil.training import TrainSettings, member_outputs, train_ensemble
+from mil.training import member_outputs, train_ensemble
 from mil.validation import cross_validate
 from tests.fakes import make_series
 

@@ -15,8 +15,8 @@ from mil.data import load_patient_bags
 from mil.errors import RunError
 from mil.fitting import fit_run
 from mil.judging import Assignment, Bench, Judges, judges_here, judges_on_ray
+from mil.settings import TrainSettings
 from mil.splits import make_folds
-from mil.training import TrainSettings
 from tests.fakes import write_cohort
 
 SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)

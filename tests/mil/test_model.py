@@ -23,7 +23,7 @@ from mil.fitting import fit_run
 from mil.inference import predict_patients, write_details, write_predictions
 from mil.model import Run, load_run
 from mil.priors import balanced, parse_prior
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.fakes import make_bag, write_cohort
 
 FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)

@@ -19,8 +19,9 @@ from mil.fitting import fit_run
 from mil.inference import predict_patients, write_details
 from mil.model import Run, load_run
 from mil.priors import balanced
+from mil.settings import TrainSettings
 from mil.splits import patient_folds
-from mil.training import TrainSettings, member_outputs
+from mil.training import member_outputs
 from mil.validation import cross_validate, fit_sets
 from tests.benchmarks.coverage import Situation, simulate
 from tests.fakes import make_bag, write_cohort

@@ -43,7 +43,7 @@ from mil.report.curves import net_benefit_curve, precision_recall_curve, roc_cur
 from mil.report.evidence import Evidence, read_evidence
 from mil.report.groups import score_centres, score_folds, score_repeats
 from mil.report.tables import calibration_table, confusion_table, findings
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from mil.validation import OutOfFold
 from tests.browser import CHROMIUM
 from tests.fakes import FINGERPRINT, make_bag, write_cohort

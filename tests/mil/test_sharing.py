@@ -20,9 +20,10 @@ from mil.errors import SplitError
 from mil.labels.folds import label_folds
 from mil.labels.table import LabelTable
 from mil.report.baseline import mean_logistic_probabilities
+from mil.settings import TrainSettings
 from mil.sharing import Sharing, deal_undivided, leaders
 from mil.splits import Fold, SplitBy, make_folds, patient_folds
-from mil.training import TrainSettings, train_ensemble
+from mil.training import train_ensemble
 from mil.validation import cross_fitted_probabilities, cross_validate
 from tests.mil.test_training import labels_of, noise_cohort, states
 

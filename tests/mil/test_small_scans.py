@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from mil.labels.table import LabelTable
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.benchmarks.small_scans import Setting, World, measure
 from tests.heads_in_jpeg import KINDS, LABELS, paint_head, write_cohort
 from tests.mil.test_training import noise_cohort

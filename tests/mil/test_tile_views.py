@@ -20,9 +20,10 @@ from mil.inference import predict_patients
 from mil.luck import Luck
 from mil.model import Run, load_run
 from mil.priors import balanced
+from mil.settings import TrainSettings
 from mil.shelf import Shelf
 from mil.splits import patient_folds
-from mil.training import TrainSettings, look_outputs, member_outputs, train_ensemble
+from mil.training import look_outputs, member_outputs, train_ensemble
 from mil.validation import OutOfFold, cross_validate, fit_calibrator
 from tests.fakes import make_bag, write_cohort
 

@@ -14,8 +14,9 @@ from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, load_patient_bags
 from mil.errors import SplitError
 from mil.metrics import auroc, weighted_log_loss
+from mil.settings import TrainSettings
 from mil.splits import patient_folds
-from mil.training import Ensemble, TrainSettings, member_outputs, train_ensemble
+from mil.training import Ensemble, member_outputs, train_ensemble
 from mil.validation import (
     cross_fitted_probabilities,
     cross_validate,

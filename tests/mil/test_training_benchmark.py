@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from mil.training import TrainSettings
+from mil.settings import TrainSettings
 from tests.benchmarks import streaming, training
 
 

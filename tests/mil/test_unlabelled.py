@@ -19,8 +19,8 @@ from mil.fitting import FitSummary, fit_run
 from mil.inference import predict_patients, write_details
 from mil.model import load_run
 from mil.priors import balanced
+from mil.settings import TrainSettings
 from mil.splits import patient_folds
-from mil.training import TrainSettings
 from mil.validation import OutOfFold, cross_validate
 from tests.fakes import make_bag, write_cohort
 from tests.mil.test_training import noise_cohort, states

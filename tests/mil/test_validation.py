@@ -17,8 +17,8 @@ from mil.data import PatientBags, load_patient_bags
 from mil.errors import SplitError
 from mil.fitting import fit_run
 from mil.metrics import auroc
+from mil.settings import TrainSettings
 from mil.splits import Fold, patient_folds
-from mil.training import TrainSettings
 from mil.validation import (
     cross_validate,
     inner_folds,
