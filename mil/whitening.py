@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from features.errors import BagError
 from mil.data import Features
 from mil.heads import Whitening
 
@@ -42,6 +43,11 @@ def fit_whitening(
         Components to keep; ``dim`` at most.
     device
         Where it is computed, and where the whitening is left; the CPU by default.
+
+    Raises
+    ------
+    BagError
+        If embeddings are too large for their squares to be float32 numbers.
     """
     few, many = _TILES_OF_A_PATIENT
     n_tiles = min(max(_TILES_LOOKED_AT // len(names), few), many)
@@ -59,6 +65,11 @@ def fit_whitening(
         moments += rows.T @ rows
     means /= len(names)
     moments = moments / len(names) - torch.outer(means, means)
+    if not torch.isfinite(moments).all():
+        raise BagError(
+            "embeddings", found="numbers whose squares are beyond float32",
+            expected="numbers up to about 1e18", advice="Scale them down before training.",
+        )  # fmt: skip
     values, vectors = _leading(moments, min(n_components, dim))
     scale = (values + values.mean() + 1e-12).rsqrt()
     whitening = Whitening(dim, len(values)).to(device)

@@ -111,6 +111,12 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
     )
 
 
+def test_embeddings_too_large_to_be_whitened_are_refused() -> None:
+    tiles = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with pytest.raises(BagError, match="squares are beyond float32"):
+        fit_whitening({"a": tiles * np.float32(1e25)}, ["a"], 2)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_stream_alone() -> None:
     bags, cohort = noise_cohort(30, 1, shift=0.5)
     torch.manual_seed(5)
