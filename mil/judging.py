@@ -22,7 +22,14 @@ from mil.data import PatientBags
 from mil.errors import RunError
 from mil.settings import TrainSettings
 from mil.splits import Fold
-from mil.training import Ensemble, Task, look_outputs, member_outputs, train_ensembles
+from mil.training import (
+    Ensemble,
+    Task,
+    logits_together,
+    look_outputs,
+    member_outputs,
+    train_ensembles,
+)
 
 __all__ = ["Assignment", "Bench", "Judge", "Judges", "inside_of", "judges_here", "judges_on_ray"]
 
@@ -115,7 +122,13 @@ class Judge:
         )
         filled = set(bags.filled())
         return [
-            _hear(ensemble, store, [n for n in fold.test_ids if n in filled], n_classes=n_classes)
+            _hear(
+                ensemble,
+                store,
+                [name for name in fold.test_ids if name in filled],
+                n_classes=n_classes,
+                device=torch.device(assignment.settings.device),
+            )
             for store, fold, ensemble in zip(stores, assignment.folds, ensembles, strict=True)
         ]
 
@@ -130,24 +143,40 @@ def inside_of(bags: PatientBags, fold: Fold) -> PatientBags:
 
 
 def _hear(
-    ensemble: Ensemble, bags: PatientBags, patient_ids: Sequence[str], *, n_classes: int
+    ensemble: Ensemble,
+    bags: PatientBags,
+    patient_ids: Sequence[str],
+    *,
+    n_classes: int,
+    device: torch.device,
 ) -> Judgement:
     """What an ensemble says of patients; zeros where a tile filter leaves nothing to look at."""
-    logits: dict[str, npt.NDArray[np.float64]] = {}
+    bags = bags.restricted_to(patient_ids)
+    logits = {name: np.zeros(n_classes) for name in patient_ids}
     averaged: dict[str, npt.NDArray[np.float64]] = {}
-    for name in patient_ids:
-        tiles = bags.features[name]
-        if not len(tiles):
-            logits[name] = np.zeros(n_classes)
-        elif not bags.views:
-            logits[name] = np.asarray(member_outputs(ensemble.heads, tiles)[0].mean(axis=0))
-        else:
-            looks, _ = look_outputs(ensemble.heads, tiles, bags.views[name])
-            logits[name] = np.asarray(looks[0].mean(axis=0))
+    for name, looks in _looks(ensemble, bags, bags.filled(), device=device):
+        logits[name] = np.asarray(looks[0].mean(axis=0))
+        if bags.views:
             averaged[name] = np.asarray(looks.mean(axis=(0, 1)))
     return Judgement(
         logits=logits, averaged=averaged, heads=ensemble.heads, history=ensemble.history
     )
+
+
+def _looks(
+    ensemble: Ensemble, bags: PatientBags, names: Sequence[str], *, device: torch.device
+) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
+    """Logits of each patient by look and head, shape (looks, heads, classes)."""
+    if device.type != "cpu" and names:
+        together = logits_together(ensemble.heads, bags, names, device=device)
+        yield from zip(names, np.moveaxis(together, 2, 0), strict=True)
+        return
+    for name in names:
+        tiles = bags.features[name]
+        if bags.views:
+            yield name, look_outputs(ensemble.heads, tiles, bags.views[name])[0]
+        else:
+            yield name, member_outputs(ensemble.heads, tiles)[0][None]
 
 
 class Bench:

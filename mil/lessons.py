@@ -16,7 +16,7 @@ from mil.heads import Head, HeadOutput, HeadStack, can_stack
 from mil.losses import attention_loss, bag_loss, class_weights
 from mil.luck import Luck
 from mil.settings import TrainSettings
-from mil.shelf import Shelf
+from mil.shelf import Shelf, falling_blocks
 
 __all__ = ["EpochRecord", "Lesson", "build_schedule", "teach", "tiles_at_once"]
 
@@ -372,11 +372,5 @@ class _Exam:
     def _cut(self) -> list[slice]:
         """Columns that are judged at once."""
         widths = self._shelf.lengths[self._patients].amax(dim=0).clamp(max=_TILES_TO_STOP_ON)
-        blocks, start = [], 0
-        while start < len(widths):
-            n = max(
-                1, tiles_at_once(self._shares.device) // (len(self._patients) * int(widths[start]))
-            )
-            blocks.append(slice(start, start + n))
-            start += n
-        return blocks
+        room = tiles_at_once(self._shares.device) // len(self._patients)
+        return falling_blocks(widths.tolist(), room)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mil.data import Batch
+from mil.data import Batch, Features, PatientBags
+from mil.heads import Whitening
 from mil.luck import Luck
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "ShelfPlan", "falling_blocks", "fill_shelves"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,11 +84,22 @@ class Shelf:
         marks = None if self.marks is None else self.marks[places]
         return self._take(places, mask, looks), marks
 
-    def spread(self, patients: Tensor, n_tiles: int) -> Batch:
-        """At most so many plain tiles of each patient, evenly spaced; always the same."""
-        width = min(n_tiles, int(self.lengths[patients].max()))
+    def spread(self, patients: Tensor, n_tiles: int | None = None, *, look: int = 0) -> Batch:
+        """One look at at most so many tiles of each patient, evenly spaced; always the same.
+
+        Parameters
+        ----------
+        patients
+            Shape (batch,), int64: which patients.
+        n_tiles
+            Tiles of a patient at most; all of them by default.
+        look
+            Which one; 0 for the plain tiles.
+        """
+        longest = int(self.lengths[patients].max())
+        width = longest if n_tiles is None else min(n_tiles, longest)
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
-        return self._take(*self._find(patients, middle.expand(len(patients), -1)))
+        return self._take(*self._find(patients, middle.expand(len(patients), -1)), look)
 
     def _find(self, patients: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.
@@ -106,3 +120,95 @@ class Shelf:
         places = tiles * self.n_looks + looks
         found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
         return Batch(found * mask[..., None] if not mask.all() else found, mask)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShelfPlan:
+    """What a shelf is to hold."""
+
+    bags: PatientBags
+    """Where the tiles are."""
+    patient_ids: Sequence[str]
+    """Patients in the order of the shelf, each with a tile."""
+    labels: npt.NDArray[np.int64]
+    """Class index of each, shape (patients,)."""
+    whitening: Whitening
+    """Of their tiles, on the device of the shelf."""
+
+
+def fill_shelves(plans: Sequence[ShelfPlan]) -> list[Shelf]:
+    """A shelf for each plan.
+
+    A bag that several plans name is taken to the device once, where it lies in memory.
+    """
+    shelves, parts = [], []
+    for plan in plans:
+        device = plan.whitening.mean.device
+        lengths = [plan.bags.n_tiles[name] for name in plan.patient_ids]
+        # One piece of memory: many small ones among passing large ones would tear the heap to
+        # pieces.
+        n_components = plan.whitening.matrix.shape[1]
+        tiles = torch.empty(sum(lengths), plan.bags.n_looks, n_components, device=device)
+        parts.append(dict(zip(plan.patient_ids, torch.split(tiles, lengths), strict=True)))
+        counts = torch.tensor(lengths, device=device)
+        shelves.append(
+            Shelf(
+                tiles=tiles.view(-1, n_components),
+                starts=counts.cumsum(0) - counts,
+                lengths=counts,
+                labels=torch.from_numpy(plan.labels).to(device),
+                n_looks=plan.bags.n_looks,
+                marks=_marks(plan, device=device),
+            )
+        )
+    with torch.no_grad():
+        for name in dict.fromkeys(name for plan in plans for name in plan.patient_ids):
+            asked = [
+                (plan, of_plan[name])
+                for plan, of_plan in zip(plans, parts, strict=True)
+                if name in of_plan
+            ]
+            _whiten([(plan, plan.bags.features[name], part[:, :1]) for plan, part in asked])
+            _whiten(
+                [
+                    (plan, plan.bags.views[name], part[:, 1:])
+                    for plan, part in asked
+                    if plan.bags.views
+                ]
+            )
+    return shelves
+
+
+def falling_blocks(widths: Sequence[int], room: int) -> list[slice]:
+    """Neighbours that, padded to the widest of them, take at most ``room`` tiles; one at least.
+
+    Parameters
+    ----------
+    widths
+        Tiles of each, falling.
+    room
+        Tiles of a block.
+    """
+    blocks, start = [], 0
+    while start < len(widths):
+        n = max(1, room // widths[start])
+        blocks.append(slice(start, start + n))
+        start += n
+    return blocks
+
+
+def _whiten(asked: Iterable[tuple[ShelfPlan, Features, Tensor]]) -> None:
+    """Fill parts of shelves, shape (tiles, looks, n_components), with one bag, whitened."""
+    loaded, near = None, torch.empty(0)
+    for plan, bag, part in asked:
+        if bag is not loaded:
+            loaded, near = bag, torch.from_numpy(bag).to(part.device).float()
+        part.copy_(plan.whitening(near).view(part.shape))
+
+
+def _marks(plan: ShelfPlan, *, device: torch.device) -> Tensor | None:
+    """Labels of the patients' images, shape (tiles,); None where there are none."""
+    if not plan.bags.marks:
+        return None
+    marks = [plan.bags.marks[name] for name in plan.patient_ids]
+    return torch.from_numpy(np.concatenate(marks)).to(device)

@@ -9,12 +9,21 @@ import pytest
 import torch
 
 from mil import lessons, training
-from mil.heads import build_head
+from mil.heads import build_head, head_names
 from mil.lessons import Lesson, teach
 from mil.luck import Luck
 from mil.settings import TrainSettings
-from mil.shelf import Shelf
-from mil.training import Task, member_outputs, tasks_at_once, train_ensemble, train_ensembles
+from mil.shelf import Shelf, fill_shelves
+from mil.splits import patient_folds
+from mil.training import (
+    Task,
+    logits_together,
+    member_outputs,
+    tasks_at_once,
+    train_ensemble,
+    train_ensembles,
+)
+from mil.validation import cross_validate
 from tests.mil.test_training import FAST, labels_of, noise_cohort, states
 
 
@@ -141,10 +150,11 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bags, cohort = noise_cohort(40, 0)
-    shelf = training._prepare(
+    desk = training._prepare(
         Task(bags=bags, labels=labels_of(cohort), seed=(0,)), n_classes=2, settings=FAST,
         device=torch.device("cpu"),
-    ).shelf  # fmt: skip
+    )  # fmt: skip
+    (shelf,) = fill_shelves([desk.plan])
     head = build_head("gated", dim=16, n_components=8, n_classes=2)
     stopped_on = [torch.arange(20), torch.arange(20, 40)[::2]]
     found = []
@@ -167,3 +177,34 @@ def test_small_cohorts_are_trained_together_and_large_ones_fold_by_fold() -> Non
     large = {f"{n}": np.zeros((600, 16), np.float16) for n in range(30)}
     settings = TrainSettings(max_tiles=512)
     assert tasks_at_once(replace(bags, features=large), settings) == 1
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_many_patients_at_once_are_told_what_each_is_told_alone(
+    monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    monkeypatch.setattr(training, "_TILES_JUDGED_AT_ONCE", 40)
+    bags, cohort = noise_cohort(20, 1)
+    torch.manual_seed(0)
+    heads = [build_head(head, dim=16, n_components=16, n_classes=3).eval() for _ in range(2)]
+    names = cohort.patient_ids[::-1]
+    together = logits_together(heads, bags, names, device=torch.device("cpu"))
+    alone = np.stack([member_outputs(heads, bags.features[name])[0] for name in names], axis=1)
+    np.testing.assert_allclose(together, alone[None], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.parametrize("head", ["gated", "tokens"])
+def test_folds_on_a_gpu_say_what_folds_on_the_cpu_say(head: str) -> None:
+    bags, cohort = noise_cohort(40, 1, shift=0.6)
+    folds = patient_folds(cohort, n_folds=2, n_repeats=2, seed=0)
+    settings = replace(FAST, head=head)
+    here, there = (
+        cross_validate(bags, cohort, folds, settings=replace(settings, device=device), seed=0)
+        for device in ("cpu", "cuda")
+    )
+    # Other streams of random numbers, so other heads; what they say goes the same way.
+    assert np.isfinite(there.logits).all()
+    margins = [(found.logits[..., 1] - found.logits[..., 0]).ravel() for found in (here, there)]
+    assert np.corrcoef(margins)[0, 1] > 0.5

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mil.luck import Luck
-from mil.shelf import Shelf
+from mil.shelf import Shelf, falling_blocks
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -72,3 +72,17 @@ def test_joined_shelves_hold_the_same_bags(first: list[int], second: list[int]) 
         tiles = whole.features[index, :length]
         assert (tiles[:, 0] == (index if index < len(first) else index - len(first))).all()
         assert tiles[:, 1].tolist() == list(range(length))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 120))
+def test_blocks_hold_everyone_once_and_no_more_than_there_is_room_for(
+    widths: list[int], room: int
+) -> None:
+    widths = sorted(widths, reverse=True)
+    blocks = falling_blocks(widths, room)
+    assert [width for block in blocks for width in widths[block]] == widths
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        held = widths[block]
+        assert len(held) == 1 or len(held) * held[0] <= room
+        if following is not None:  # nobody who would have fitted in was left for later
+            assert (len(held) + 1) * held[0] > room

@@ -12,6 +12,7 @@ import torch
 
 from features.bag_files import find_bags, read_bag, write_bag
 from features.errors import BagError
+from mil import training
 from mil.cohort import Cohort, read_cohort
 from mil.data import PatientBags, StoredFeatures, load_patient_bags
 from mil.errors import RunError
@@ -23,7 +24,7 @@ from mil.priors import balanced
 from mil.settings import TrainSettings
 from mil.shelf import Shelf
 from mil.splits import patient_folds
-from mil.training import look_outputs, member_outputs, train_ensemble
+from mil.training import logits_together, look_outputs, member_outputs, train_ensemble
 from mil.validation import OutOfFold, cross_validate, fit_calibrator
 from tests.fakes import make_bag, write_cohort
 
@@ -126,6 +127,17 @@ def test_the_average_over_looks_is_that_of_single_looks(world: Path, run: Run) -
     assert attention.shape == (4, 2, len(bag.features))
     np.testing.assert_array_equal(logits[0], member_outputs(run.heads, bag.features)[0])
     np.testing.assert_array_equal(logits[2], member_outputs(run.heads, bag.views[:, 1])[0])
+
+
+def test_many_patients_at_once_are_told_what_each_is_told_alone(
+    world: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_TILES_JUDGED_AT_ONCE", 30)
+    _, bags = load(world)
+    names = bags.filled()
+    together = logits_together(run.heads, bags, names, device=torch.device("cpu"))
+    alone = [look_outputs(run.heads, bags.features[name], bags.views[name])[0] for name in names]
+    np.testing.assert_allclose(together, np.stack(alone, axis=2), rtol=1e-4, atol=1e-5)
 
 
 def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: Run) -> None:
