@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from mil.calibration import build_calibrator
+from mil.calibration import LEAST_OF_A_CLASS, build_calibrator
 from mil.cohort import Cohort
 from mil.data import PatientBags
 from mil.errors import SplitError
 from mil.settings import TrainSettings
 from mil.splits import Fold, SplitBy, make_folds
 from mil.validation import inner_folds, with_stopping_rule
+from mil.wording import counted
 
 __all__ = ["Design"]
 
@@ -68,7 +70,7 @@ class Design:
         Raises
         ------
         SplitError
-            If a class has too few patients with tiles.
+            If a class has too few patients with tiles, in all or to learn from in a fold.
         CalibrationError
             If the calibrator is unknown or not for so many classes.
         """
@@ -83,6 +85,7 @@ class Design:
             usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed,
             sharing=sharing,
         )  # fmt: skip
+        _refuse_small_folds(usable, folds)
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
         n_images = sum(note.n_tiles for note in bags.slides if note.sources)
         return cls(
@@ -124,3 +127,19 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
             advice="Look at embed.csv beside the bags.",
         )
     return replace(cohort, patients=patients)
+
+
+def _refuse_small_folds(cohort: Cohort, folds: Sequence[Fold]) -> None:
+    """Refuse what a calibrator would refuse when all heads are trained."""
+    label_of = {patient.patient_id: patient.label for patient in cohort.patients}
+    for fold in folds:
+        counts = Counter(label_of[name] for name in fold.train_ids)
+        smallest = min(cohort.classes, key=lambda name: counts[name])
+        if counts[smallest] < LEAST_OF_A_CLASS:
+            raise SplitError(
+                cohort.path,
+                found=f"{counted(counts[smallest], 'patients')} of class {smallest!r} to learn "
+                f"from in fold {fold.index} of repeat {fold.repeat}",
+                expected=f"at least {LEAST_OF_A_CLASS}, or nothing can be calibrated",
+                advice="Add patients of that class.",
+            )

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 _SLIDE_COLUMNS = ("image_id", "slide_id")
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
 _LEAST_FOR_LOGIT = 1e-15
+_MOST = 1 + 1e-6  # a 1 that was rounded on its way
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,14 @@ def _read_values(
 ) -> Floats:
     numbers = table[list(columns.names)].apply(pd.to_numeric, errors="coerce")
     values = numbers.to_numpy(np.float64)
-    bad = ~np.isfinite(values) | (values < 0)
-    if class_name is not None:
-        bad |= values > 1
+    bad = ~np.isfinite(values) | (values < 0) | (values > _MOST)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         text = table[columns.names[column]].iloc[row]
         raise PredictionsError(
             f"{path}, row {row + 2}",
             found=f"{columns.names[column]} is {text!r}",
-            expected="a probability",
+            expected="a probability, from 0 to 1",
             advice="Write it with a decimal point, such as 0.61." if "," in text else "",
         )
     if class_name is not None:

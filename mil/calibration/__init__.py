@@ -5,6 +5,7 @@ One calibrator a file; importing the package makes all of them known.
 
 from mil.calibration.automatic import Automatic
 from mil.calibration.base import (
+    LEAST_OF_A_CLASS,
     Calibrator,
     build_calibrator,
     calibrator_from_dict,
@@ -21,6 +22,7 @@ from mil.calibration.temperature import Temperature
 from mil.calibration.uncalibrated import Uncalibrated
 
 __all__ = [
+    "LEAST_OF_A_CLASS",
     "Automatic",
     "Beta",
     "Calibrator",

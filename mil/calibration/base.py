@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mil.errors import CalibrationError
 
 __all__ = [
+    "LEAST_OF_A_CLASS",
     "Calibrator",
     "Floats",
     "Ints",
@@ -25,6 +26,9 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+LEAST_OF_A_CLASS = 3
+"""Patients of each class that a calibrator is fitted on, at least."""
 
 _LEAST_PROBABILITY = 1e-7
 

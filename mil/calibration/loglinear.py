@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from mil.calibration.base import Floats, Ints
+from mil.calibration.base import LEAST_OF_A_CLASS, Floats, Ints
 from mil.errors import CalibrationError
 from mil.wording import counted
 
@@ -27,8 +27,6 @@ RIDGE_SLOPE = 0.5
 
 RIDGE_BIAS = 2.0
 """Ridge on the bias of a class."""
-
-_LEAST_PER_CLASS = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,11 +137,11 @@ def _refuse(logits: Floats, per_class: Floats) -> None:
         raise CalibrationError(
             "calibration", found=f"{n_bad} rows with NaN or infinity", expected="finite logits"
         )
-    if per_class.min() < _LEAST_PER_CLASS - 1e-9:
+    if per_class.min() < LEAST_OF_A_CLASS - 1e-9:
         raise CalibrationError(
             "calibration",
             found=f"{counted(round(per_class.min()), 'patients')} of class "
             f"{per_class.argmin() + 1} of {len(per_class)}, in order of names",
-            expected=f"at least {_LEAST_PER_CLASS} of each class",
+            expected=f"at least {LEAST_OF_A_CLASS} of each class",
             advice="Use fewer folds or more patients.",
         )

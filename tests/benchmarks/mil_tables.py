@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -99,8 +101,8 @@ class Table:
 
     name: str
     """Name of the file without its suffix."""
-    bags: tuple[npt.NDArray[np.float32], ...]
-    """Each of shape (instances, d), at least one instance."""
+    bags: tuple[npt.NDArray[np.floating[Any]], ...]
+    """Each of shape (instances, d), at least one instance; of any scale."""
     labels: npt.NDArray[np.int64]
     """Shape (bags,), 0 or 1."""
 
@@ -164,14 +166,28 @@ def read_table(path: Path) -> Table:
     try:
         with np.load(path, allow_pickle=False) as file:
             features, bag, labels = (np.asarray(file[k]) for k in ("features", "bag", "label"))
-    except (OSError, KeyError, ValueError) as error:
-        expected = "an .npz file of features, bag and label"
-        raise KnownError(path, found=str(error), expected=expected) from error
-    if features.ndim != 2 or bag.shape != features.shape[:1] or not np.isfinite(features).all():
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise KnownError(
             path,
-            found=f"features {features.shape}, bag {bag.shape}",
-            expected="features (instances, d), all finite, and bag (instances,)",
+            found=f"cannot be read ({type(error).__name__})",
+            expected="an .npz file of features, bag and label",
+        ) from error
+    if (
+        features.ndim != 2
+        or bag.shape != features.shape[:1]
+        or labels.ndim != 1
+        or [array.dtype.kind in "iuf" for array in (features, labels)] != [True, True]
+        or bag.dtype.kind not in "iu"
+        or not np.isfinite(features).all()
+    ):
+        raise KnownError(
+            path,
+            found=", ".join(
+                f"{name} {array.dtype} {array.shape}"
+                for name, array in (("features", features), ("bag", bag), ("label", labels))
+            ),
+            expected="features (instances, d), all finite, and whole numbers bag (instances,) and "
+            "label (bags,)",
         )
     ids = np.unique(bag)
     if len(ids) != len(labels) or not set(labels.tolist()) <= {0, 1}:
@@ -182,7 +198,7 @@ def read_table(path: Path) -> Table:
         )
     return Table(
         name=path.stem,
-        bags=tuple(features[bag == number].astype(np.float32) for number in ids),
+        bags=tuple(features[bag == number].astype(np.float64) for number in ids),
         labels=labels.astype(np.int64),
     )
 
@@ -314,7 +330,9 @@ def _standardised(table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[
     """
     lengths = np.array([len(bag) for bag in table.bags])
     learned = np.repeat(np.isin(np.arange(len(lengths)), train), lengths)  # (instances,)
-    scaled = _to_unit_scale(np.concatenate(table.bags).astype(np.float64), learned)
+    whole = np.concatenate(table.bags).astype(np.float64)
+    largest = np.abs(whole[learned]).max(axis=0)  # beside 1, so that squares neither vanish nor end
+    scaled = _to_unit_scale(whole / np.where(largest > 0, largest, 1), learned)
     for _ in range(_CUTS):
         scaled = _to_unit_scale(scaled.clip(-_LARGEST, _LARGEST), learned)
     bags = np.split(scaled.astype(np.float32), np.cumsum(lengths)[:-1])

@@ -32,7 +32,7 @@ def write_table(path: Path, *, seed: int = 0, dim: int = 4, scale: float = 1.0) 
         features[0, 0] += 15 * label
     np.savez(
         path,
-        features=(np.concatenate(bags) * scale).astype(np.float32),
+        features=np.concatenate(bags).astype(np.float32).astype(np.float64) * scale,
         bag=np.repeat(np.arange(40), [len(b) for b in bags]),
         label=labels,
     )
@@ -41,7 +41,7 @@ def write_table(path: Path, *, seed: int = 0, dim: int = 4, scale: float = 1.0) 
 
 @pytest.mark.parametrize("head", ["logistic", "mean"])
 @pytest.mark.parametrize("dim", [1, 30])
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e-200, 1e-6, 1e6, 1e250])
 def test_the_scale_of_a_table_changes_nothing(
     tmp_path: Path, head: str, dim: int, scale: float
 ) -> None:
@@ -168,10 +168,12 @@ def test_json_is_a_list_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ({"label": np.zeros(3)}, "40 bags and 3 labels"),
         ({"label": np.full(40, 2)}, r"40 labels: \[2\]"),
-        ({"bag": np.zeros(3)}, r"bag \(3,\)"),
-        ({"features": None}, "features"),
+        ({"label": np.zeros((40, 1))}, r"label float64 \(40, 1\)"),
+        ({"bag": np.zeros(3, int)}, r"bag int64 \(3,\)"),
+        ({"bag": np.array(["a", "b"])}, r"bag <U1 \(2,\)"),
+        ({"features": None}, r"KeyError.*of features, bag and label"),
     ],
-    ids=["labels", "values", "bags", "keys"],
+    ids=["labels", "values", "columns", "bags", "names", "keys"],
 )
 def test_a_file_that_is_no_table_is_refused(
     tmp_path: Path, change: dict[str, np.ndarray | None], message: str

@@ -29,7 +29,7 @@ def read(folder: Path, *rows: str, class_name: str | None = None) -> np.ndarray:
 
 
 def test_a_table_of_patients_is_put_in_the_cohorts_order(tmp_path: Path) -> None:
-    proba = read(tmp_path, "patient_id,CE,LAA", "p3,0.2,0.8", "049194,3,1", "588e11,0.5,0.5")
+    proba = read(tmp_path, "patient_id,CE,LAA", "p3,0.2,0.8", "049194,.6,.2", "588e11,0.5,0.5")
     np.testing.assert_allclose(proba, [[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]])
 
 
@@ -61,6 +61,7 @@ FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
         (["patient_id,CE,LAA", *FULL[:2], "p3,x,.5"], None, "row 4: CE is 'x'"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,nan,.5"], None, "row 4: CE is 'nan'"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,-1,.5"], None, "row 4: CE is '-1'"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,5.5,.5"], None, "row 4: CE is '5.5'; .* 0 to 1"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,0,0"], None, "row 4: all probabilities are 0"),
         (["patient_id,p", "049194,.5", "588e11,2", "p3,.5"], "LAA", "row 3: p is '2'"),
         (["patient_id,x,y", *FULL], "LAA", "2 columns of numbers"),

@@ -253,3 +253,18 @@ def test_the_same_heads_come_of_a_cohort_without_copies() -> None:
         for store in (bags, with_copies(bags, {}))
     )
     assert states(plain.heads) == states(noted.heads)
+
+
+@pytest.mark.parametrize("by", ["patient", "centre"])
+def test_folds_that_leave_too_few_of_a_class_are_refused_before_anything_is_trained(
+    by: SplitBy,
+) -> None:
+    bags, cohort = noise_cohort(20, 0)  # seven patients of class b
+    copies = {f"p{n:03d}": "p000" for n in (3, 6, 9, 12)} if by == "centre" else {"p003": "p000"}
+    n_kept = 20 if by == "centre" else 10  # of class b four, two of them sharing a slide
+    cohort = at_centres(replace(cohort, patients=cohort.patients[:n_kept]), 2)
+    with pytest.raises(SplitError, match=r"class 'b' to learn from in fold \d of .* at least 3"):
+        Design.of(
+            cohort, with_copies(bags, copies).restricted_to(cohort.patient_ids), None, by=by,
+            n_folds=3, n_repeats=1, nested=False, settings=FAST, seed=0, calibrator="platt",
+        )  # fmt: skip
