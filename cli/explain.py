@@ -94,6 +94,7 @@ def explain(
     _require_one_question(patients=patients, patient=patient, slide=slide)
     with step("loading the run"):
         from features.files import make_folder
+        from features.packs import open_bags
         from features.series.recipe import is_of_series
         from mil.explanation.agreement import measure_agreement, summarise
         from mil.explanation.attention import explain_patients
@@ -105,6 +106,7 @@ def explain(
         words = OF_SERIES if is_of_series(model.fingerprint) else OF_SLIDES
         shares = prior_of(model, prior)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
+        open_bags(bags)  # refused where there is none: all pages would be empty
         files = _Files(
             slides=files_of(cohort, slides, option="--slides") if slides else None,
             series=_series_of(cohort, series) if series else None,

@@ -129,6 +129,7 @@ def infer(
     if slides is not None and series is not None:
         raise typer.BadParameter("give either --slides or --series", param_hint="--series")
     with step("loading the run"):
+        from features.packs import open_bags
         from mil.cohort import read_cohort
         from mil.labels.runs import is_label_run, load_label_run
         from mil.model import load_run
@@ -147,6 +148,8 @@ def infer(
         stated = prior or ("balanced" if several is None else "cohort")
         shares = prior_of(model, stated) if several is None else shares_of(several, stated)
         cohort = read_cohort(patients, labelled=False)
+        if slides is None and series is None:
+            open_bags(bags)  # refused where there is none: all patients would get the prior
     n_failed = _embed_missing(
         model, cohort, bags, slides=slides, series=series, weights=weights, slide_mpp=slide_mpp,
         mpp_table=mpp_table, device=device, workers=workers, batch=batch,
