@@ -123,7 +123,7 @@ def infer(
 
     Example: `mil infer --patients test.csv --series scans/ --out submission.csv`
 
-    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    Exit codes: 0 all done, 1 nothing was written, 2 usage, 3 written, but slides failed.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     if slides is not None and series is not None:

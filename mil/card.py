@@ -55,7 +55,7 @@ def _text(run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> str:
 of the tiles of all its slides. Probabilities are calibrated for equal class shares and can be
 shifted to others.
 
-**What it is for.** Research: `mil infer --run {run.path.name}` for patients like those it was
+**What it is for.** Research: `mil infer --run` and this folder, for patients like those it was
 trained on. It is not a medical device and not validated for any clinical use.
 
 **What it is not for.** Single patients' treatment; other tissue, stains, scanners or ways of
