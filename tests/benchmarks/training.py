@@ -65,12 +65,19 @@ _N_INNER_PARTS = 5
 
 
 def generate(
-    *, n_patients: int, n_tiles: int, dim: int, seed: int = 0
+    *,
+    n_patients: int,
+    n_tiles: int,
+    dim: int,
+    seed: int = 0,
+    signal: float = _SIGNAL,
+    share: float = _SIGNAL_SHARE,
 ) -> tuple[PatientBags, Cohort]:
     """Ragged bags around ``n_tiles``, float16, and their cohort: a third is of the second class.
 
     Tiles have 256 factors of falling variance, as embeddings have; a patient's tiles share a shift
-    of half their own spread, which no label explains.
+    of half their own spread, which no label explains. In the second class a ``share`` of the tiles
+    is moved by ``signal`` standard deviations of the projection they move along.
     """
     rng = np.random.default_rng(seed)
     deviations = (1 + np.arange(min(_N_FACTORS, dim))) ** -0.5
@@ -78,7 +85,7 @@ def generate(
     direction = np.zeros(len(deviations))
     direction[:32] = rng.normal(size=32)
     direction /= np.linalg.norm(direction)
-    step = _SIGNAL * np.linalg.norm(direction * deviations) * direction
+    step = signal * np.linalg.norm(direction * deviations) * direction
     features, patients = {}, []
     for number in range(n_patients):
         name, label = f"{number:04d}", number % 3 == 0
@@ -87,7 +94,7 @@ def generate(
             rng.normal(size=(length, len(deviations))) + 0.5 * rng.normal(size=len(deviations))
         )
         if label:
-            factors[: max(1, round(_SIGNAL_SHARE * length))] += step
+            factors[: max(1, round(share * length))] += step
         noise = 0.05 * rng.standard_normal((length, dim), np.float32)
         features[name] = (rng.permutation(factors) @ mixing + noise).astype(np.float16)
         patients.append(

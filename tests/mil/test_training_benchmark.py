@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mil.settings import TrainSettings
-from tests.benchmarks import streaming, training
+from tests.benchmarks import fixed_steps, streaming, training
 
 
 def test_the_benchmark_of_training_prints_what_it_promises(
@@ -39,6 +39,15 @@ def test_generated_bags_are_ragged_and_carry_their_signal_in_a_few_tiles() -> No
     assert np.bincount(cohort.labels).tolist() == [40, 20]
     again, _ = training.generate(n_patients=60, n_tiles=100, dim=32)
     assert again.features["0003"].tobytes() == bags.features["0003"].tobytes()
+
+
+def test_steps_are_compared_on_the_same_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_steps, "_TRIED", ((3, 1e-3), (3, 1e-3), (20, 1e-2)))
+    monkeypatch.setattr(fixed_steps, "_N_PATIENTS", 18)
+    default, same, other = fixed_steps.measure(signal=3.0, seeds=[0, 1])
+    assert default == same
+    assert default["difference"] == {"mean": 0.0, "standard_error": 0.0}
+    assert other["log_loss"] != default["log_loss"]
 
 
 @pytest.mark.slow
