@@ -162,6 +162,7 @@ def _read_values(
             expected="a probability, from 0 to 1",
             advice="Write it with a decimal point, such as 0.61." if "," in text else "",
         )
+    values = np.minimum(values, 1)
     if class_name is not None:
         return _other_classes(values[:, 0], cohort, class_name)
     sums = values.sum(axis=1, keepdims=True)

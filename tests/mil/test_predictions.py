@@ -40,6 +40,13 @@ def test_slides_are_averaged_to_patients(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(tmp_path, *rows, class_name="CE")[:, 0], [0.4, 0.9, 0.1])
 
 
+def test_a_one_that_was_rounded_on_its_way_is_a_one(tmp_path: Path) -> None:
+    rows = ["patient_id,LAA", "p3,1.0000005", "049194,0", "588e11,.5"]
+    proba = read(tmp_path, *rows, class_name="LAA")
+    assert proba.min() == 0
+    assert proba.max() == 1
+
+
 def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
     rows = ["image_id,patient_id,label,fold1,predictions", "a,x,CE,0,.1", "b,x,CE,1,.2"]
     proba = read(tmp_path, *rows, "c,x,LAA,0,.3", "d,x,CE,0,.4", class_name="LAA")
