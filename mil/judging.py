@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -166,9 +166,15 @@ def _hear(
 def _looks(
     ensemble: Ensemble, bags: PatientBags, names: Sequence[str], *, device: torch.device
 ) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """Logits of each patient by look and head, shape (looks, heads, classes)."""
+    """Logits of each patient by look and head, shape (looks, heads, classes).
+
+    A device that has not the memory for all patients at once leaves them to the processor.
+    """
+    together = None
     if device.type != "cpu" and names:
-        together = logits_together(ensemble.heads, bags, names, device=device)
+        with suppress(torch.cuda.OutOfMemoryError):
+            together = logits_together(ensemble.heads, bags, names, device=device)
+    if together is not None:
         yield from zip(names, np.moveaxis(together, 2, 0), strict=True)
         return
     for name in names:

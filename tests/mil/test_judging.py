@@ -4,11 +4,14 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from features.bag_files import find_bags
 from features.engines.protocol import Engine
+from mil import judging
 from mil.checkpoints import Checkpoints
 from mil.cohort import read_cohort
 from mil.data import load_patient_bags
@@ -17,6 +20,7 @@ from mil.fitting import fit_run
 from mil.judging import Assignment, Bench, Judges, judges_here, judges_on_ray
 from mil.settings import TrainSettings
 from mil.splits import make_folds
+from mil.training import train_ensemble
 from tests.fakes import write_cohort
 
 SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)
@@ -93,6 +97,28 @@ def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) ->
     job = Assignment(folds=(fold,), labels={}, n_classes=2, settings=SETTINGS, seeds=((0,),))
     with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
         Bench(Deadly(), kept=None, on_head=lambda: None).judge([job])
+
+
+def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        asked.append("device")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    asked: list[str] = []
+    monkeypatch.setattr(judging, "logits_together", short)
+    cohort = read_cohort(table, labelled=True)
+    bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    ensemble = train_ensemble(bags, labels, n_classes=2, settings=SETTINGS, seed=(0,))
+    near, far = (
+        dict(judging._looks(ensemble, bags, cohort.patient_ids, device=torch.device(name)))
+        for name in ("cpu", "meta")
+    )
+    assert asked == ["device"]
+    assert list(near) == list(far) == list(cohort.patient_ids)
+    assert all(np.array_equal(near[name], far[name]) for name in near)
 
 
 @pytest.mark.slow
