@@ -73,7 +73,7 @@ def _devices() -> list[Finding]:
 
 def _mps() -> str:
     _add_on("mps")
-    return "a GPU of Apple"
+    return "a GPU of Apple; auto takes the CPU, as nothing was tried on mps"
 
 
 def _cuda(index: int) -> str:

@@ -10,7 +10,10 @@ __all__ = ["choose_device", "parse_devices"]
 
 
 def choose_device(name: str) -> torch.device:
-    """Device of that name; ``auto`` is CUDA, else Apple's MPS, else CPU.
+    """Device of that name; ``auto`` is CUDA, else CPU.
+
+    Apple's MPS is used only where it is asked for by name: it has no float64, which whitening
+    computes in, and nothing was tried on it.
 
     Raises
     ------
@@ -18,9 +21,7 @@ def choose_device(name: str) -> torch.device:
         If the device does not exist here.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

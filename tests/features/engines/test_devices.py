@@ -11,7 +11,16 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(KnownError, match="device 'warp'"):
         choose_device("warp")
     assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+def test_auto_is_cuda_or_the_processor_and_nothing_that_was_never_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
 
 
 def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
