@@ -102,7 +102,7 @@ feature_noise, mixup, device
         n_members: int = 5,
         n_components: int = 64,
         max_epochs: int = 60,
-        fixed_steps: int = 60,
+        fixed_steps: int = 120,
         patience: int = 12,
         batch_patients: int = 16,
         max_tiles: int = 64,

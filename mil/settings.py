@@ -33,7 +33,7 @@ class TrainSettings:
     would be fitted on logits unlike the deployed ones."""
     max_epochs: int = 60
     """Epochs at most, with early stopping."""
-    fixed_steps: int = 60
+    fixed_steps: int = 120
     """Steps without early stopping. Steps and not epochs: the size of the logits grows with steps,
     and the deployed heads, which learn from more patients, must give logits of the size that the
     calibrator was fitted on."""

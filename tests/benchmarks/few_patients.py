@@ -1,15 +1,19 @@
-"""How long heads should learn from few patients, where nothing stops them early.
+"""How heads should learn from few patients, where nothing stops them early.
 
-Cohorts of 60 generated patients, a third of the second class, about 30 tiles of 256 numbers, a
-fifth of the tiles of the second class moved; five folds, everything else by default. Prints a JSON
-list, one object for each number of steps and learning rate:
+Each seed draws a kind of cohort and a cohort of it: 30 to 90 patients of 10 to 120 tiles of 256
+numbers; every second or third patient is of the second class, which differs in all of its tiles,
+in a fifth or in a twentieth of them, by more or less, along a direction among the first 8, 32 or
+128 factors. On each, the default is tried, then other numbers of steps, then of components: five
+folds, everything else by default. Prints a JSON list, one object a setting:
 
 ``log_loss``
     Cross-fitted weighted log loss, mean over the cohorts.
 ``difference``
     The same minus that of the default, mean and standard error over the cohorts.
+``by_share``
+    The mean log loss by the share of tiles that differ.
 
-    python -m tests.benchmarks.fixed_steps --signal 3
+    python -m tests.benchmarks.few_patients --cohorts 48
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from mil.metrics import weighted_log_loss
 from mil.settings import TrainSettings
@@ -28,53 +33,116 @@ from mil.splits import patient_folds
 from mil.validation import cross_fitted_probabilities, cross_validate, with_stopping_rule
 from tests.benchmarks.training import generate
 
-__all__ = ["main", "measure"]
+__all__ = ["TRIED", "Kind", "Setting", "main", "measure"]
 
-_N_PATIENTS = 60
-_SHARE = 0.2
-_DEFAULT = TrainSettings()
-_TRIED = ((_DEFAULT.fixed_steps, _DEFAULT.rate), (120, 1e-3), (60, 3e-3), (30, 3e-3))
+Floats = npt.NDArray[np.float64]
+
+_SIGNALS = {1.0: (0.4, 1.2), 0.2: (1.5, 3.5), 0.05: (3.0, 5.0)}  # by share: standard deviations
 
 
-def measure(*, signal: float, seeds: Sequence[int]) -> list[dict[str, object]]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a cohort is like; see :func:`tests.benchmarks.training.generate`."""
+
+    n_patients: int
+    n_tiles: int
+    share: float
+    signal: float
+    n_moved: int
+    every: int
+
+    @classmethod
+    def draw(cls, seed: int) -> Kind:
+        """Another for each seed."""
+        rng = np.random.default_rng((seed, 7))
+        n_patients = int(rng.integers(30, 91))
+        share = float(rng.choice(list(_SIGNALS)))
+        return cls(
+            n_patients=n_patients,
+            share=share,
+            n_moved=int(rng.choice([8, 32, 128])),
+            signal=float(rng.uniform(*_SIGNALS[share])),
+            n_tiles=int(rng.choice([20, 40, 80])),
+            every=int(rng.choice([2, 3])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is tried; the defaults where nothing is given."""
+
+    fixed_steps: int | None = None
+    """Steps of a head."""
+    patients_a_component: float | None = None
+    """Patients of the smallest ensemble for each component that is kept, of 8 to 64 in all."""
+
+    def settings(self, rule: TrainSettings, *, n_patients: int) -> TrainSettings:
+        """The rule's settings, with what is given here instead."""
+        given: dict[str, int] = {}
+        if self.fixed_steps is not None:
+            given["fixed_steps"] = self.fixed_steps
+        if self.patients_a_component is not None:
+            n_components = max(8, int(n_patients // self.patients_a_component))
+            given["n_components"] = min(TrainSettings().n_components, n_components)
+        return replace(rule, early_stopping=False, **given)
+
+
+TRIED = (
+    Setting(),
+    *(Setting(fixed_steps=n_steps) for n_steps in (30, 60, 240)),
+    *(Setting(patients_a_component=ratio) for ratio in (6.0, 1.5, 0.1)),  # 0.1: as many as allowed
+)
+"""The default first."""
+
+
+def measure(seeds: Sequence[int], *, tried: Sequence[Setting] = TRIED) -> list[dict[str, object]]:
     """Cross-validate every setting on every cohort; what is printed.
 
     Parameters
     ----------
-    signal
-        How far tiles are moved, in standard deviations of the projection they move along.
     seeds
         One a cohort.
+    tried
+        Settings; differences are to the first.
     """
-    losses = np.array([_losses(signal, seed) for seed in seeds])  # (cohorts, settings)
+    kinds = [Kind.draw(seed) for seed in seeds]
+    shares = np.array([kind.share for kind in kinds])
+    losses = np.array([
+        _losses(kind, seed, tried) for kind, seed in zip(kinds, seeds, strict=True)
+    ])  # (cohorts, settings)  # fmt: skip
     gains = losses - losses[:, :1]
     errors = gains.std(axis=0, ddof=1) / len(seeds) ** 0.5
     return [
         {
-            "fixed_steps": n_steps,
-            "learning_rate": rate,
+            "fixed_steps": setting.fixed_steps or "default",
+            "patients_a_component": setting.patients_a_component or "default",
             "log_loss": float(losses[:, place].mean()),
             "difference": {
                 "mean": float(gains[:, place].mean()),
                 "standard_error": float(errors[place]),
             },
+            "by_share": {
+                str(share): float(losses[shares == share, place].mean())
+                for share in np.unique(shares)
+            },
             "n_cohorts": len(seeds),
-            "signal": signal,
         }
-        for place, (n_steps, rate) in enumerate(_TRIED)
+        for place, setting in enumerate(tried)
     ]
 
 
-def _losses(signal: float, seed: int) -> list[float]:
+def _losses(kind: Kind, seed: int, tried: Sequence[Setting]) -> list[float]:
     """Of each setting, on one cohort."""
     bags, cohort = generate(
-        n_patients=_N_PATIENTS, n_tiles=30, dim=256, seed=seed, signal=signal, share=_SHARE
-    )
+        n_patients=kind.n_patients, n_tiles=kind.n_tiles, dim=256, seed=seed, signal=kind.signal,
+        share=kind.share, n_moved=kind.n_moved, every=kind.every,
+    )  # fmt: skip
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
+    rule = with_stopping_rule(TrainSettings(), cohort, folds)
+    fewest = min(len(fold.train_ids) for fold in folds)
     found = []
-    for n_steps, rate in _TRIED:
-        asked = TrainSettings(fixed_steps=n_steps, learning_rate=rate)
-        settings = replace(with_stopping_rule(asked, cohort, folds), early_stopping=False)
+    for setting in tried:
+        settings = setting.settings(rule, n_patients=fewest)
         out = cross_validate(bags, cohort, folds, settings=settings, seed=0)
         found.append(weighted_log_loss(cross_fitted_probabilities(out)[0], out.labels))
     return found
@@ -85,14 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--signal", type=float, default=3.0, help="standard deviations")
-    parser.add_argument("--cohorts", type=int, default=6, help="two or more")
-    parser.add_argument("--first-seed", type=int, default=201, help="of the first cohort")
+    parser.add_argument("--cohorts", type=int, default=48, help="two or more")
+    parser.add_argument("--first-seed", type=int, default=2000, help="of the first cohort")
     given = parser.parse_args(arguments)
     if given.cohorts < 2:
         parser.error("at least 2 cohorts")
-    seeds = range(given.first_seed, given.first_seed + given.cohorts)
-    found = measure(signal=given.signal, seeds=seeds)
+    found = measure(range(given.first_seed, given.first_seed + given.cohorts))
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
 

@@ -79,9 +79,9 @@ def settings() -> dict[str, Setting]:
             some[f"{head}, {n_components} components"] = replace(
                 some[head], n_components=n_components
             )
-        longer = TrainSettings(head=head, fixed_steps=150)
-        some[f"{head}, 150 steps"] = Setting(train=longer)
-        some[f"{head}, 26 components, 150 steps"] = Setting(train=longer, n_components=26)
+        longer = TrainSettings(head=head, fixed_steps=240)
+        some[f"{head}, 240 steps"] = Setting(train=longer)
+        some[f"{head}, 26 components, 240 steps"] = Setting(train=longer, n_components=26)
         some[f"{head}, taught by slices"] = replace(some[head], taught=True)
         some[f"{head}, 26 components, taught by slices"] = Setting(
             train=TrainSettings(head=head), n_components=26, taught=True

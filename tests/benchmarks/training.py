@@ -72,23 +72,26 @@ def generate(
     seed: int = 0,
     signal: float = _SIGNAL,
     share: float = _SIGNAL_SHARE,
+    n_moved: int = 32,
+    every: int = 3,
 ) -> tuple[PatientBags, Cohort]:
-    """Ragged bags around ``n_tiles``, float16, and their cohort: a third is of the second class.
+    """Ragged bags around ``n_tiles``, float16, and their cohort.
 
     Tiles have 256 factors of falling variance, as embeddings have; a patient's tiles share a shift
-    of half their own spread, which no label explains. In the second class a ``share`` of the tiles
-    is moved by ``signal`` standard deviations of the projection they move along.
+    of half their own spread, which no label explains. One patient of ``every`` is of the second
+    class, where a ``share`` of the tiles is moved by ``signal`` standard deviations of the
+    projection they move along, a direction among the first ``n_moved`` factors.
     """
     rng = np.random.default_rng(seed)
     deviations = (1 + np.arange(min(_N_FACTORS, dim))) ** -0.5
     mixing = np.linalg.qr(rng.normal(size=(dim, len(deviations))))[0].T * np.sqrt(dim)
     direction = np.zeros(len(deviations))
-    direction[:32] = rng.normal(size=32)
+    direction[:n_moved] = rng.normal(size=min(n_moved, len(direction)))
     direction /= np.linalg.norm(direction)
     step = signal * np.linalg.norm(direction * deviations) * direction
     features, patients = {}, []
     for number in range(n_patients):
-        name, label = f"{number:04d}", number % 3 == 0
+        name, label = f"{number:04d}", number % every == 0
         length = int(rng.integers(n_tiles // 2, n_tiles + n_tiles // 2 + 1))
         factors = deviations * (
             rng.normal(size=(length, len(deviations))) + 0.5 * rng.normal(size=len(deviations))

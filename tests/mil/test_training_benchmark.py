@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mil.settings import TrainSettings
-from tests.benchmarks import fixed_steps, streaming, training
+from tests.benchmarks import few_patients, nested, streaming, training
 
 
 def test_the_benchmark_of_training_prints_what_it_promises(
@@ -41,13 +41,25 @@ def test_generated_bags_are_ragged_and_carry_their_signal_in_a_few_tiles() -> No
     assert again.features["0003"].tobytes() == bags.features["0003"].tobytes()
 
 
-def test_steps_are_compared_on_the_same_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed_steps, "_TRIED", ((3, 1e-3), (3, 1e-3), (20, 1e-2)))
-    monkeypatch.setattr(fixed_steps, "_N_PATIENTS", 18)
-    default, same, other = fixed_steps.measure(signal=3.0, seeds=[0, 1])
+def test_settings_are_compared_on_the_same_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert few_patients.Kind.draw(0) == few_patients.Kind.draw(0) != few_patients.Kind.draw(1)
+    small = few_patients.Kind(n_patients=18, n_tiles=5, share=1.0, signal=1.0, n_moved=8, every=3)
+    monkeypatch.setattr(few_patients.Kind, "draw", lambda _seed: small)
+    few = few_patients.Setting(fixed_steps=3)
+    more = few_patients.Setting(fixed_steps=20, patients_a_component=1.5)
+    default, same, other = few_patients.measure([0, 1], tried=(few, few, more))
     assert default == same
     assert default["difference"] == {"mean": 0.0, "standard_error": 0.0}
     assert other["log_loss"] != default["log_loss"]
+
+
+def test_nested_scores_are_compared_with_cross_fitted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested, "TrainSettings", partial(TrainSettings, n_members=1, fixed_steps=2))
+    monkeypatch.setattr(nested, "_N_PATIENTS", 30)
+    found = nested.measure(signal=1.0, seeds=[0, 1])
+    assert found["difference"]["mean"] == pytest.approx(found["nested"] - found["cross_fitted"])  # type: ignore[index,operator]
+    assert found["nested"] != found["cross_fitted"]
+    assert found["cost"] > 1  # type: ignore[operator]
 
 
 @pytest.mark.slow
