@@ -43,7 +43,7 @@ from tests.heads_in_jpeg import LABELS, write_cohort
 
 __all__ = ["Setting", "World", "load", "main", "measure", "paint", "settings"]
 
-_NEW = 9
+_TO_NEW = 9  # from the seed of the first cohort to that of the new scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +89,11 @@ def settings() -> dict[str, Setting]:
     return some
 
 
-def paint(work: Path, *, n_cohorts: int, n_scans: int, n_new: int, side_px: int = 650) -> None:
+def paint(
+    work: Path, seeds: Sequence[int], *, n_scans: int, n_new: int, side_px: int = 650
+) -> None:
     """Paint and embed cohorts to learn from and new scans, unless it is done."""
-    for seed, n in (*((seed, n_scans) for seed in range(n_cohorts)), (_NEW, n_new)):
+    for seed, n in (*((seed, n_scans) for seed in seeds), (seeds[0] + _TO_NEW, n_new)):
         if not (work / str(seed)).exists():
             write_cohort(work / str(seed), n_scans=n, seed=seed, side_px=side_px)
         arguments = ["embed", "--series", work / str(seed) / "series.csv", "--bags", work / "bags"]
@@ -164,20 +166,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--work", type=Path, help="kept; by default a folder that is removed")
-    parser.add_argument("--cohorts", type=int, default=2)
+    parser.add_argument("--cohorts", type=int, default=2, help=f"at most {_TO_NEW}")
+    parser.add_argument("--first-seed", type=int, default=20, help="of the first cohort")
     parser.add_argument("--scans", type=int, default=80)
     parser.add_argument("--new", type=int, default=90)
     parser.add_argument("--side-px", type=int, default=650)
     parser.add_argument("--only", help="settings, joined by ;")
     asked = parser.parse_args(arguments)
+    if asked.cohorts > _TO_NEW:
+        parser.error(f"at most {_TO_NEW} cohorts")
+    seeds = range(asked.first_seed, asked.first_seed + asked.cohorts)
     known = settings()
     chosen = asked.only.split(";") if asked.only else list(known)
     with tempfile.TemporaryDirectory() as beside:
         work = asked.work or Path(beside)
-        paint(work, n_cohorts=asked.cohorts, n_scans=asked.scans, n_new=asked.new,
-              side_px=asked.side_px)  # fmt: skip
-        worlds = [load(work, seed) for seed in range(asked.cohorts)]
-        new = load(work, _NEW)
+        paint(work, seeds, n_scans=asked.scans, n_new=asked.new, side_px=asked.side_px)
+        worlds = [load(work, seed) for seed in seeds]
+        new = load(work, seeds[0] + _TO_NEW)
         for name in chosen:
             sys.stdout.write(json.dumps({name: measure(known[name], worlds, new)}) + "\n")
             sys.stdout.flush()
