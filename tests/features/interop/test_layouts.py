@@ -35,7 +35,7 @@ from mil.cohort import read_cohort
 from mil.data import load_patient_bags
 from tests.fakes import make_bag
 
-SAMPLE = Path(__file__).parents[1] / "data" / "bag-v1.h5"
+SAMPLE = Path(__file__).parents[2] / "data" / "bag-v1.h5"
 FEATURES = np.arange(24, dtype=np.float32).reshape(3, 8) / 16
 COORDS = np.array([[448, 896], [0, 0], [896, 0]])
 IN_ORDER = [1, 2, 0]
