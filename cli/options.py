@@ -219,14 +219,14 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=MACHINE,
-        help="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.",
+        help="`auto` (CUDA where there is a GPU for it, else the CPU), `cpu`, `cuda` or `cuda:N`.",
     ),
 ]  # fmt: skip
 Devices = Annotated[
     str,
     typer.Option(
         "--device", metavar="NAMES", rich_help_panel=MACHINE,
-        help="`auto` (every GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
+        help="`auto` (every CUDA GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
         "`cuda:0,1`, each with a process of its own.",
     ),
 ]  # fmt: skip

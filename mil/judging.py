@@ -174,6 +174,8 @@ def _looks(
     if device.type != "cpu" and names:
         with suppress(torch.cuda.OutOfMemoryError):
             together = logits_together(ensemble.heads, bags, names, device=device)
+        if together is None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
     if together is not None:
         yield from zip(names, np.moveaxis(together, 2, 0), strict=True)
         return

@@ -45,7 +45,7 @@ class TrainSettings:
     """Tiles drawn of a patient a step."""
     learning_rate: float | None = None
     """Of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping and 1e-3 without,
-    where nothing but few small steps keeps a head from learning its patients by heart."""
+    where nothing but a number of small steps keeps a head from learning its patients by heart."""
     weight_decay: float = 1e-2
     """Of AdamW."""
     schedule: str = "constant"

@@ -9,7 +9,7 @@ calibrator:
 ``excess``
     Weighted log loss above that of the evidence itself, which nobody can beat; mean over cohorts.
 ``by_patients``
-    The same for cohorts of less than 80, less than 200 and more patients.
+    The same for cohorts of 30 to 79, 80 to 199, and 200 or more patients.
 ``difference``
     The mean less that of the default, and its standard error over cohorts.
 ``picks``
@@ -43,6 +43,7 @@ _DEFAULT = "platt"
 _N_NEW = 4000
 _FEW, _SOME = 80, 200
 _LEAST_OF_A_CLASS = 7
+_LEAST_COHORTS = 40  # so that each size occurs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Distortion:
     """What the logits of a cohort have in place of its evidence."""
 
     strength: float
-    """Standard deviation of the evidence within a class, and the means' distance."""
+    """Standard deviation of the evidence within a class; its square lies between the means."""
     scale: float
     """Factor."""
     lean: float
@@ -127,8 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cohorts", type=int, default=400, help="some tens or more")
+    parser.add_argument("--cohorts", type=int, default=400, help=f"{_LEAST_COHORTS} or more")
     given = parser.parse_args(arguments)
+    if given.cohorts < _LEAST_COHORTS:
+        parser.error(f"at least {_LEAST_COHORTS} cohorts")
     sys.stdout.write(json.dumps(measure(n_cohorts=given.cohorts), indent=2) + "\n")
     return 0
 

@@ -4,7 +4,7 @@ Each seed draws a kind of cohort and a cohort of it: 30 to 90 patients of 10 to 
 numbers; every second or third patient is of the second class, which differs in all of its tiles,
 in a fifth or in a twentieth of them, by more or less, along a direction among the first 8, 32 or
 128 factors. On each, the default is tried, then other numbers of steps, then of components: five
-folds, everything else by default. Prints a JSON list, one object a setting:
+folds, never stopped early, everything else by default. Prints a JSON list, one object a setting:
 
 ``log_loss``
     Cross-fitted weighted log loss, mean over the cohorts.

@@ -13,6 +13,8 @@ of scans alone, on each cohort, and is judged on new scans. Prints one JSON obje
     Of training, per label and cohort.
 
     python -m tests.benchmarks.small_scans --work /tmp/scans
+
+Decision 14 was taken on ``--first-seed 0``, when heads learned for 60 steps.
 """
 
 from __future__ import annotations
