@@ -7,24 +7,23 @@ from typing import Annotated
 
 import typer
 
-from cli.audit import audit
-from cli.backbones import backbones
-from cli.bags import bags
-from cli.console import KnownErrorGroup, PlainCommand
-from cli.demo import demo
-from cli.describe import describe
-from cli.doctor import doctor
-from cli.embed import embed
-from cli.explain import explain
-from cli.filter import filter_
-from cli.infer import infer
-from cli.inspect import inspect
-from cli.preview import preview
-from cli.report import report
-from cli.score import score
-from cli.surroundings import allow_more_files, print_anything
-from cli.train import train
-from cli.view import view
+from cli.commands.audit import audit
+from cli.commands.backbones import backbones
+from cli.commands.bags import bags
+from cli.commands.demo import demo
+from cli.commands.describe import describe
+from cli.commands.doctor import doctor
+from cli.commands.embed import embed
+from cli.commands.explain import explain
+from cli.commands.filter import filter_
+from cli.commands.infer import infer
+from cli.commands.inspect import inspect
+from cli.commands.preview import preview
+from cli.commands.report import report
+from cli.commands.score import score
+from cli.commands.train import train
+from cli.commands.view import view
+from cli.console import KnownErrorGroup, PlainCommand, allow_more_files, print_anything
 
 __all__ = ["app", "main"]
 

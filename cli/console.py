@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
@@ -35,8 +36,10 @@ __all__ = [
     "KnownErrorGroup",
     "PlainCommand",
     "PlainGroup",
+    "allow_more_files",
     "finish_on_interrupt",
     "notes",
+    "print_anything",
     "print_json",
     "printable",
     "progress_bar",
@@ -200,3 +203,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def allow_more_files() -> None:
+    """Raise the limit of open files as far as this process may; macOS begins at 256."""
+    try:
+        import resource
+    except ImportError:  # Windows, where there is no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # macOS calls its hard limit unlimited, and refuses it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def print_anything() -> None:
+    """Let characters that the terminal's encoding lacks, such as µ, be printed as ``?``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -17,16 +17,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from features.bag_files import find_bags
-from features.heatmap import Scale, draw_heatmap, draw_plain, picture_downsample, tile_places
-from features.slides.opening import open_slide
+from features.bags.h5 import find_bags
+from features.slides.reader import open_slide
+from features.visualization.heatmap import (
+    Scale,
+    draw_heatmap,
+    draw_plain,
+    picture_downsample,
+    tile_places,
+)
 from mil.calibration import ShrunkenPlatt
-from mil.cohort import read_cohort
-from mil.explanation.attention import Explanation, explain_patients
-from mil.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
-from mil.model import load_run
-from mil.priors import balanced, shift_prior
-from mil.reliability import reliability_table
+from mil.calibration.priors import balanced, shift_prior
+from mil.data.cohort import read_cohort
+from mil.evaluation.reliability import reliability_table
+from mil.inference.attention import Explanation, explain_patients
+from mil.inference.bundle import load_run
+from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
 
 __all__ = ["draw_attention", "draw_calibration", "draw_demo", "main"]
 

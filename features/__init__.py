@@ -11,7 +11,7 @@ The road, module by module::
     pipeline   all of it, slide after slide, over a folder
     preview    pictures of slides and tiles, for people
 
-Nothing is imported here, so that ``features.bags`` loads without torch or a slide reader.
+Nothing is imported here, so that ``features.bags.bag`` loads without torch or a slide reader.
 """
 
 __all__: list[str] = []

@@ -1,11 +1,12 @@
 """The learning half: bags and labels become calibrated patient probabilities.
 
-The road of a training: :mod:`mil.cohort` (who), :mod:`mil.data` (their bags), :mod:`mil.splits`
-(folds), :mod:`mil.design` (all that is settled beforehand), :mod:`mil.validation` over
-:mod:`mil.judging` (each fold's ensemble judges those it was kept from), :mod:`mil.training` over
-:mod:`mil.lessons` (an ensemble, and the loop in which its heads learn), :mod:`mil.calibration`,
-:mod:`mil.conformal`, :mod:`mil.model` (what is kept), :mod:`mil.report`. :mod:`mil.fitting` walks
-it from end to end; :mod:`mil.inference` applies what came of it.
+The road of a training: :mod:`mil.data.cohort` (who), :mod:`mil.data.bags` (their bags),
+:mod:`mil.data.splits` (folds), :mod:`mil.training.cv_plan` (all that is settled beforehand),
+:mod:`mil.training.cross_validation` over :mod:`mil.training.fold_jobs` (each fold's ensemble judges
+those it was kept from), :mod:`mil.training.ensemble` over :mod:`mil.training.trainer` (an ensemble,
+and the loop in which its heads learn), :mod:`mil.calibration`, :mod:`mil.inference.conformal`,
+:mod:`mil.inference.bundle` (what is kept), :mod:`mil.reporting.run_report`. :mod:`mil.train_run`
+walks it from end to end; :mod:`mil.inference.predict` applies what came of it.
 """
 
 from typing import TYPE_CHECKING

@@ -16,18 +16,19 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
-from features.bags import UNKNOWN, Fingerprint
-from features.engines.devices import choose_device
+from features.bags.bag import UNKNOWN, Fingerprint
+from features.parallel.devices import choose_device
 from mil.calibration import Calibrator, build_calibrator
-from mil.cohort import Cohort, Patient
-from mil.data import Features, PatientBags, SlideNote
+from mil.calibration.priors import shift_prior
+from mil.data.bags import Features, PatientBags, SlideNote
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import Fold, patient_folds
 from mil.errors import InputError
-from mil.lessons import EpochRecord
-from mil.priors import shift_prior
-from mil.settings import TrainSettings
-from mil.splits import Fold, patient_folds
-from mil.training import member_outputs, train_ensemble
-from mil.validation import cross_validate, fit_calibrator, with_stopping_rule
+from mil.heads.ensemble import member_outputs
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import cross_validate, fit_calibrator, with_stopping_rule
+from mil.training.ensemble import train_ensemble
+from mil.training.trainer import EpochRecord
 
 __all__ = ["MILClassifier"]
 
@@ -59,8 +60,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
 learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
 feature_noise, mixup, device
-        As in :class:`mil.settings.TrainSettings`. Heads are stopped early where the patients
-        suffice, see :func:`mil.validation.with_stopping_rule`.
+        As in :class:`mil.training.config.TrainSettings`. Heads are stopped early where the patients
+        suffice, see :func:`mil.training.cross_validation.with_stopping_rule`.
     random_state
         Decides everything random: an int, a ``numpy.random.RandomState``, or None for another
         result every time.

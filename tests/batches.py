@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mil.data import Batch
+from mil.data.bags import Batch
 
 __all__ = ["pad"]
 

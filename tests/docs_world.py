@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cli.app import app
-from features.bag_files import find_bags
-from features.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort, write_slide
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.settings import TrainSettings
+from features.bags.h5 import find_bags
+from features.slides.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort, write_slide
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.scans import write_scan
 
 __all__ = ["PREPARATIONS", "build_world", "copy_world"]

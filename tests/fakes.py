@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.bag_files import write_bag
-from features.bags import IMAGE, Bag, BagMeta, Fingerprint, as_json
+from features.bags.bag import IMAGE, Bag, BagMeta, Fingerprint, as_json
+from features.bags.h5 import write_bag
 from features.errors import TileError
-from features.filter import Examples, SeenSlide, TileFilter, TileRecipe
-from features.filter_fit import fit_filter
-from features.slides.protocol import Level
+from features.filters.classifier import Examples, SeenSlide, TileFilter, TileRecipe
+from features.filters.training import fit_filter
+from features.slides.base import Level
 
 FINGERPRINT = Fingerprint(
     encoder="fake",

@@ -19,11 +19,11 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.viewer.content import ViewedRun
-from features.bag_files import find_bags
-from mil.cohort import read_cohort
-from mil.inference import predict_patients
-from mil.model import load_run
-from mil.priors import balanced
+from features.bags.h5 import find_bags
+from mil.calibration.priors import balanced
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import load_run
+from mil.inference.predict import predict_patients
 from tests.cli.test_filter import pen, tissue
 from tests.cli.test_view import ask, serve
 from tests.disks import full_after, read_only

@@ -17,19 +17,19 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.viewer.content import ViewedRun
 from cli.viewer.server import ViewServer
-from features.bag_files import bag_path, find_bags, write_bag
-from features.deepzoom import SlideZoom, Window
-from features.slides.protocol import RgbArray
-from features.synthetic import write_slide
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.inference import predict_patients
-from mil.labels.runs import fit_labels
-from mil.labels.table import read_label_table
-from mil.model import load_run
-from mil.priors import balanced
-from mil.settings import TrainSettings
+from features.bags.h5 import bag_path, find_bags, write_bag
+from features.slides.base import RgbArray
+from features.slides.synthetic import write_slide
+from features.visualization.deepzoom import SlideZoom, Window
+from mil.calibration.priors import balanced
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import load_run
+from mil.inference.predict import predict_patients
+from mil.multilabel.table import read_label_table
+from mil.multilabel.train import fit_labels
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.browser import CHROMIUM, Tab, open_tab
 from tests.fakes import make_bag
 

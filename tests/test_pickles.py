@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.bag_files import read_bag
+from features.bags.h5 import read_bag
+from features.bags.store import open_bags
+from features.encoders.weights import read_checkpoint
 from features.errors import KnownError
-from features.filter import read_filter
-from features.packs import open_bags
-from features.weights import read_checkpoint
-from mil.model import load_run
+from features.filters.classifier import read_filter
+from mil.inference.bundle import load_run
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
-from features.bag_files import find_bags, read_bag
+from features.bags.h5 import find_bags, read_bag
 from tests.fakes import real_data
 from tests.scans import BIRTH_DATE, PLANTED, write_scan
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cli.viewer.pictures import draw_colours, draw_tile, draw_window
-from cli.viewer.shelf import SlideShelf
+from cli.viewer.images import draw_colours, draw_tile, draw_window
+from cli.viewer.slide_cache import SlideShelf
 from cli.viewer.slides import ViewedSlide, view_slide
-from features.bags import BagPlace
-from features.caption import printable
-from features.cores import N_CORES
-from mil.cohort import Cohort
-from mil.explanation.attention import Explanation, explain_patients
-from mil.inference import PatientPrediction
-from mil.model import Run
+from features.bags.bag import BagPlace
+from features.utils.hardware import N_CORES
+from features.visualization.caption import printable
+from mil.data.cohort import Cohort
+from mil.inference.attention import Explanation, explain_patients
+from mil.inference.bundle import Run
+from mil.inference.predict import PatientPrediction
 
 __all__ = ["N_AT_ONCE", "ViewedRun"]
 

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from cli.viewer.content import ViewedRun
-from cli.viewer.pictures import draw_legend
+from cli.viewer.images import draw_legend
 from features.errors import KnownError
 
 __all__ = ["ViewServer"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.viewer.shelf import SlideShelf
-from features.bags import BagMeta
-from features.caption import printable
-from features.deepzoom import DeepZoom
+from cli.viewer.slide_cache import SlideShelf
+from features.bags.bag import BagMeta
 from features.errors import SlideError
-from features.heatmap import TilePlaces, tile_places
-from mil.explanation.attention import SlideAttention
+from features.visualization.caption import printable
+from features.visualization.deepzoom import DeepZoom
+from features.visualization.heatmap import TilePlaces, tile_places
+from mil.inference.attention import SlideAttention
 
 __all__ = ["ViewedSlide", "view_slide"]
 

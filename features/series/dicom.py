@@ -27,8 +27,8 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from features.codestreams import claimed_size
 from features.errors import TileError
+from features.utils.image_headers import claimed_size
 
 __all__ = ["SliceHeader", "is_dicom", "read_hounsfield", "read_slice_headers"]
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from features.errors import TileError
+from features.slides.base import RgbArray
 from features.slides.pixels import to_rgb
-from features.slides.protocol import RgbArray
 
-__all__ = ["IMAGE_SUFFIXES", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "as_square", "read_image"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of names that are taken for images in a folder."""
@@ -72,3 +72,33 @@ def _as_rgb(image: Image.Image) -> RgbArray:
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
     return to_rgb(pixels, background_rgb=(0, 0, 0))
+
+
+def as_square(pixels: RgbArray, *, side_px: int) -> RgbArray:
+    """An image scaled to a square as a whole: its shape is kept, what is left stays black.
+
+    Parameters
+    ----------
+    pixels
+        Shape (height_px, width_px, 3), uint8.
+    side_px
+        Side of the square.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (side_px, side_px, 3), uint8.
+    """
+    height_px, width_px = pixels.shape[:2]
+    scale = side_px / max(height_px, width_px)
+    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+    small = pixels
+    if size != (width_px, height_px):
+        # Pillow's filters grow with the reduction, so nothing is skipped on the way down.
+        small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    if small.shape[:2] == (side_px, side_px):
+        return np.ascontiguousarray(small)
+    square = np.zeros((side_px, side_px, 3), np.uint8)
+    top, left = (side_px - size[1]) // 2, (side_px - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = small
+    return square

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from threading import Lock
 
-from features.slides.protocol import RgbArray
+from features.slides.base import RgbArray
 
 __all__ = ["DecodedCache"]
 

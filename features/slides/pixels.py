@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.slides.protocol import RgbArray
+from features.slides.base import RgbArray
 
 __all__ = ["blank", "clip_region", "to_rgb"]
 

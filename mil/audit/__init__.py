@@ -1,7 +1,7 @@
 """Looking for leaks and shortcuts in tables and bags before anything is trained."""
 
 from mil.audit.findings import Finding, Severity
-from mil.audit.report import AuditReport, audit
+from mil.audit.run import AuditReport, audit
 from mil.audit.shortcuts import Predictability
 
 __all__ = ["AuditReport", "Finding", "Predictability", "Severity", "audit"]

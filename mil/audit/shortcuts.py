@@ -1,7 +1,7 @@
 """The shortcut report: what predicts the label without looking at tissue.
 
-Each of these columns alone is given to a small model, see :mod:`mil.shortcuts`, under folds of
-patients.
+Each of these columns alone is given to a small model, see :mod:`mil.evaluation.shortcut_model`,
+under folds of patients.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mil.audit.digests import SlideDigest
 from mil.audit.findings import Finding, Severity
-from mil.audit.slides import SlideDigest
-from mil.cohort import Cohort, Patient
-from mil.metrics import Interval, Metric, auroc, balanced_accuracy, stratified_bootstrap
-from mil.shortcuts import ALL_SHORTCUTS, shortcut_model, table_columns
-from mil.splits import patient_folds, stratified_parts
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import patient_folds, stratified_parts
+from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy, stratified_bootstrap
+from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_model, table_columns
 
 __all__ = ["LEAST_OF_A_CLASS", "Predictability", "audit_shortcuts", "measure_shortcuts"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from features.utils.text import counted
 from mil.audit.findings import Finding, Severity, listed
-from mil.cohort import Cohort, read_slide_rows
+from mil.data.cohort import Cohort, read_slide_rows
+from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
-from mil.splits import patient_folds, split_notes
-from mil.wording import counted
 
 __all__ = ["Side", "audit_lookalikes", "audit_sides", "audit_sizes", "audit_table", "read_side"]
 
@@ -29,7 +29,7 @@ class Side:
     path: Path
     """The table."""
     rows: pd.DataFrame
-    """From :func:`mil.cohort.read_slide_rows`; labels of a test side are not looked at."""
+    """From :func:`mil.data.cohort.read_slide_rows`; labels of a test side are not looked at."""
 
     @property
     def patient_ids(self) -> set[str]:

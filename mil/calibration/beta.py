@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from mil.calibration.base import Calibrator, Floats, Ints, read_numbers, register_calibrator
-from mil.calibration.loglinear import (
+from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
     RIDGE_SLOPE,
     bias_terms,

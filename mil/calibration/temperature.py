@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.calibration.base import Calibrator, Floats, Ints, read_numbers, register_calibrator
-from mil.calibration.loglinear import RIDGE_SLOPE, fit_loglinear, weigh
+from mil.calibration.penalized_fit import RIDGE_SLOPE, fit_loglinear, weigh
 from mil.errors import CalibrationError
 
 __all__ = ["Temperature"]

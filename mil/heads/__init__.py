@@ -5,10 +5,8 @@ from mil.heads import (
     attention,
     clam,
     dsmil,
-    log_sum_exp,
-    maximum,
-    mean,
     ordered,
+    pooling,
     tokens,
     transmil,
 )
@@ -20,7 +18,7 @@ from mil.heads.base import (
     head_names,
     register_head,
 )
-from mil.heads.stacking import HeadStack, can_stack
+from mil.heads.stacked import HeadStack, can_stack
 
 __all__ = [
     "Head",
@@ -34,10 +32,8 @@ __all__ = [
     "clam",
     "dsmil",
     "head_names",
-    "log_sum_exp",
-    "maximum",
-    "mean",
     "ordered",
+    "pooling",
     "register_head",
     "tokens",
     "transmil",

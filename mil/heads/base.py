@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mil.errors import RunError
-from mil.luck import Luck
+from mil.heads.random_streams import Luck
 
 __all__ = [
     "HIDDEN",

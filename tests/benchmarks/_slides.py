@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from features.synthetic import SlidePlan, paint_clot
+from features.slides.synthetic import SlidePlan, paint_clot
 
 __all__ = ["BenchSlide", "write_bench_slide"]
 

@@ -31,11 +31,12 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from mil.data import PatientBags
-from mil.explanation.attention import percentiles
+from mil.data.bags import PatientBags
 from mil.heads import Head, build_head
-from mil.settings import TrainSettings
-from mil.training import member_outputs, train_ensemble
+from mil.heads.ensemble import member_outputs
+from mil.inference.attention import percentiles
+from mil.training.config import TrainSettings
+from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
 
 __all__ = ["World", "generate", "main", "measure"]

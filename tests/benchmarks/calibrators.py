@@ -32,7 +32,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from mil.calibration import Automatic, build_calibrator, calibrator_names
-from mil.metrics import weighted_log_loss
+from mil.evaluation.metrics import weighted_log_loss
 
 __all__ = ["Distortion", "main", "measure"]
 

@@ -34,14 +34,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mil.cohort import Cohort, Patient
-from mil.conformal import COVERAGE
-from mil.data import PatientBags
-from mil.metrics import auroc
-from mil.settings import TrainSettings
-from mil.splits import SplitBy, make_folds
-from mil.training import member_outputs
-from mil.validation import cross_validate, fit_sets
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import SplitBy, make_folds
+from mil.evaluation.metrics import auroc
+from mil.heads.ensemble import member_outputs
+from mil.inference.conformal import COVERAGE
+from mil.inference.prediction_sets import fit_sets
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import cross_validate
 from tests.fakes import FINGERPRINT
 
 __all__ = ["SITUATIONS", "Situation", "main", "simulate"]

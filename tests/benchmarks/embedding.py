@@ -28,16 +28,15 @@ from statistics import median
 
 import numpy as np
 
-from features.cores import N_CORES
-from features.encoders import DEFAULT_BACKBONE, Encoder, load_encoder
-from features.engines.devices import choose_device
-from features.outcomes import SlideOutcome
-from features.pipeline import embed_slides
-from features.reading import read_tiles
-from features.recipe import EmbedSettings
-from features.survey import survey_slide
-from features.tiles import TileSettings
-from features.tissue import TissueSettings
+from features.embedding.config import EmbedSettings
+from features.embedding.pipeline import embed_slides
+from features.embedding.results import SlideOutcome
+from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
+from features.parallel.devices import choose_device
+from features.tiling.grid import TileSettings
+from features.tiling.slide_tiles import read_tiles, survey_slide
+from features.tiling.tissue import TissueSettings
+from features.utils.hardware import N_CORES
 from tests.benchmarks._slides import write_bench_slide
 
 SIDE_PX = 16_384

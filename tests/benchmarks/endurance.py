@@ -23,15 +23,15 @@ import numpy as np
 import psutil
 import torch
 
-from features.encoders import FrozenEncoder
-from features.outcomes import SlideOutcome
-from features.pipeline import embed_slides
-from features.preprocessing import preprocessing_of
-from features.recipe import EmbedSettings
-from features.synthetic import paint_clot, plan_cohort, write_slide
-from features.tiles import TileSettings
-from features.tissue import TissueSettings
-from features.weights import build_untrained
+from features.embedding.config import EmbedSettings
+from features.embedding.pipeline import embed_slides
+from features.embedding.results import SlideOutcome
+from features.encoders.encoder import FrozenEncoder
+from features.encoders.preprocessing import preprocessing_of
+from features.encoders.weights import build_untrained
+from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.tiling.grid import TileSettings
+from features.tiling.tissue import TissueSettings
 
 __all__ = ["Sample", "endure", "main"]
 

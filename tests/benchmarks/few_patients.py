@@ -27,10 +27,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mil.metrics import weighted_log_loss
-from mil.settings import TrainSettings
-from mil.splits import patient_folds
-from mil.validation import cross_fitted_probabilities, cross_validate, with_stopping_rule
+from mil.data.splits import patient_folds
+from mil.evaluation.metrics import weighted_log_loss
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import (
+    cross_fitted_probabilities,
+    cross_validate,
+    with_stopping_rule,
+)
 from tests.benchmarks.training import generate
 
 __all__ = ["TRIED", "Kind", "Setting", "main", "measure"]

@@ -40,10 +40,10 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from features.bag_files import find_bags
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.figures import CHANCE_COLOUR, class_styles, share_ticks
+from features.bags.h5 import find_bags
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.reporting.figures import CHANCE_COLOUR, class_styles, share_ticks
 
 __all__ = ["Tiles", "judge", "load_tiles", "main", "measure", "with_looks"]
 

@@ -41,15 +41,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from features.cores import N_CORES
 from features.errors import KnownError
-from mil.cohort import Cohort, Patient
-from mil.data import PatientBags
+from features.utils.hardware import N_CORES
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import Fold, patient_folds
+from mil.evaluation.metrics import auroc
 from mil.heads import Head, head_names
-from mil.metrics import auroc
-from mil.settings import TrainSettings
-from mil.splits import Fold, patient_folds
-from mil.training import LEAST_TO_STOP_ON, Task, member_outputs, tasks_at_once, train_ensembles
+from mil.heads.ensemble import member_outputs
+from mil.training.config import TrainSettings
+from mil.training.ensemble import LEAST_TO_STOP_ON, Task, tasks_at_once, train_ensembles
 from tests.fakes import FINGERPRINT
 
 __all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]

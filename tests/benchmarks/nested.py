@@ -27,10 +27,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
-from mil.metrics import auroc, weighted_log_loss
-from mil.settings import TrainSettings
-from mil.splits import patient_folds
-from mil.validation import (
+from mil.data.splits import patient_folds
+from mil.evaluation.metrics import auroc, weighted_log_loss
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import (
     cross_fitted_probabilities,
     cross_validate,
     inner_folds,

@@ -25,11 +25,11 @@ import h5py
 import numpy as np
 import zarr
 
-from features.bag_files import find_bags, read_bag, read_features, read_head, write_bag
-from features.bags import BagPlace
-from features.cores import N_CORES
-from features.packing import pack_bags
-from features.packs import Pack
+from features.bags.bag import BagPlace
+from features.bags.h5 import find_bags, read_bag, read_features, read_head, write_bag
+from features.bags.store import Pack
+from features.bags.store_writer import pack_bags
+from features.utils.hardware import N_CORES
 from tests.fakes import make_bag
 
 DIM = 1280

@@ -35,12 +35,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.cohort import Cohort, Patient
-from mil.data import PatientBags
-from mil.settings import TrainSettings
-from mil.splits import Fold
-from mil.training import member_outputs, train_ensemble
-from mil.validation import with_stopping_rule
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import Fold
+from mil.heads.ensemble import member_outputs
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import with_stopping_rule
+from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
 
 __all__ = ["Cell", "World", "draw_cells", "generate", "main", "measure"]

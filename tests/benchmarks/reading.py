@@ -26,11 +26,11 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from features.cores import N_CORES
-from features.resolution import Resolution
-from features.slides.tiff_reader import TiffSlide
-from features.tiles import TileGrid, TileSettings, lay_tiles, read_tile
-from features.tissue import TissueSettings, find_tissue, overview_downsample
+from features.slides.backends.tiff import TiffSlide
+from features.slides.resolution import Resolution
+from features.tiling.grid import TileGrid, TileSettings, lay_tiles, read_tile
+from features.tiling.tissue import TissueSettings, find_tissue, overview_downsample
+from features.utils.hardware import N_CORES
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
 
 SIDE_PX = 20_480

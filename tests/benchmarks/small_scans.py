@@ -33,14 +33,15 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from cli.app import app
-from features.packs import open_bags
-from mil.data import PatientBags, load_patient_bags
-from mil.image_labels import read_image_labels
-from mil.labels.table import LabelTable, read_label_table
-from mil.settings import TrainSettings
-from mil.splits import Fold
-from mil.training import member_outputs, train_ensemble
-from mil.validation import with_stopping_rule
+from features.bags.store import open_bags
+from mil.data.bags import PatientBags, load_patient_bags
+from mil.data.instance_labels import read_image_labels
+from mil.data.splits import Fold
+from mil.heads.ensemble import member_outputs
+from mil.multilabel.table import LabelTable, read_label_table
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import with_stopping_rule
+from mil.training.ensemble import train_ensemble
 from tests.heads_in_jpeg import LABELS, write_cohort
 
 __all__ = ["Setting", "World", "load", "main", "measure", "paint", "settings"]

@@ -24,7 +24,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import paint_clot, plan_cohort, write_slide
 
 __all__ = ["main"]
 

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from features.bag_files import find_bags, write_bag
-from mil.cohort import read_cohort
-from mil.data import StoredFeatures, load_patient_bags
-from mil.settings import TrainSettings
-from mil.training import train_ensemble
+from features.bags.h5 import find_bags, write_bag
+from mil.data.bags import StoredFeatures, load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.training.config import TrainSettings
+from mil.training.ensemble import train_ensemble
 from tests.fakes import make_bag
 
 __all__ = ["main"]

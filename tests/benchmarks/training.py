@@ -40,16 +40,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from features.engines.devices import choose_device
+from features.parallel.devices import choose_device
 from mil.calibration import cross_fit
-from mil.cohort import Cohort, Patient
-from mil.data import PatientBags
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort, Patient
+from mil.data.splits import Fold, patient_folds, stratified_parts
+from mil.evaluation.metrics import Interval, stratified_bootstrap, weighted_log_loss
 from mil.heads import Head, build_head
-from mil.metrics import Interval, stratified_bootstrap, weighted_log_loss
-from mil.settings import TrainSettings
-from mil.splits import Fold, patient_folds, stratified_parts
-from mil.training import tasks_at_once
-from mil.validation import cross_validate, with_stopping_rule
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import cross_validate, with_stopping_rule
+from mil.training.ensemble import tasks_at_once
 from tests.fakes import FINGERPRINT
 
 __all__ = ["generate", "main", "measure", "peer_logits"]

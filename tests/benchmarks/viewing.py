@@ -26,16 +26,16 @@ import numpy as np
 
 from cli.viewer.content import N_AT_ONCE, ViewedRun
 from cli.viewer.server import ViewServer
-from features.bag_files import bag_path, write_bag
-from features.cores import N_CORES
-from features.deepzoom import ZOOM_TILE_PX, DeepZoom
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.inference import predict_patients
-from mil.model import load_run
-from mil.priors import balanced
-from mil.settings import TrainSettings
+from features.bags.h5 import bag_path, write_bag
+from features.utils.hardware import N_CORES
+from features.visualization.deepzoom import ZOOM_TILE_PX, DeepZoom
+from mil.calibration.priors import balanced
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import load_run
+from mil.inference.predict import predict_patients
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
 from tests.fakes import make_bag, write_cohort
 

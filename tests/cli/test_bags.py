@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from features.bag_files import write_bag
+from features.bags.h5 import write_bag
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 

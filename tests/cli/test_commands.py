@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli.runs import newest_run
-from features.bag_files import write_bag
-from mil.checkpoints import sole_training
+from cli.shared.runs import newest_run
+from features.bags.h5 import write_bag
+from mil.training.checkpoints import sole_training
 from tests.cli.running import mil
 from tests.fakes import make_bag, real_data, write_cohort
 
@@ -201,7 +201,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
 
 
 def paint(folder: Path, n_slides: int) -> None:
-    from features.synthetic import paint_clot, plan_cohort, write_slide
+    from features.slides.synthetic import paint_clot, plan_cohort, write_slide
 
     folder.mkdir()
     for number, plan in enumerate(plan_cohort(n_patients=n_slides, seed=3, signal=1.0)[:n_slides]):
@@ -228,7 +228,7 @@ def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
 
 
 def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None:
-    from features.bag_files import find_bags, read_meta
+    from features.bags.h5 import find_bags, read_meta
 
     paint(tmp_path / "slides", 14)
     bags = tmp_path / "bags"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from features.slides.storage import compression_of, stored_bytes
-from features.synthetic import write_slide
+from features.slides.file_info import compression_of, stored_bytes
+from features.slides.synthetic import write_slide
 from tests.cli.running import mil
 from tests.fakes import real_data, write_cohort
 

@@ -12,12 +12,12 @@ import pytest
 import tifffile
 from typer.testing import Result
 
-from features.bag_files import bag_path, find_bags, read_bag, write_bag
-from features.synthetic import write_slide
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.settings import TrainSettings
+from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
+from features.slides.synthetic import write_slide
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.browser import CHROMIUM
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from features.bag_files import find_bags, read_bag
+from features.bags.h5 import find_bags, read_bag
 from tests.cli.running import mil
 from tests.fakes import real_data
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import Result
 
-from features.tables import read_table
+from features.utils.tables import read_table
 from tests.cli.running import mil
 from tests.fakes import write_cohort
 

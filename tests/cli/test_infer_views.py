@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features.bag_files import find_bags
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.settings import TrainSettings
+from features.bags.h5 import find_bags
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.cli.running import mil
 from tests.fakes import write_cohort
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.bag_files import write_bag
-from mil.labels.runs import is_label_run, load_label_run
+from features.bags.h5 import write_bag
+from mil.multilabel.train import is_label_run, load_label_run
 from tests.cli.running import mil
 from tests.fakes import make_series
 
@@ -127,7 +127,7 @@ def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: 
 def test_a_killed_training_goes_on_at_the_label_it_was_in(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mil.labels.runs as module
+    import mil.multilabel.train as module
 
     asked, real = [], module.fit_run
 
@@ -161,7 +161,7 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
 def test_what_was_done_with_other_settings_or_labels_is_done_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mil.labels.runs as module
+    import mil.multilabel.train as module
 
     asked, real = [], module.fit_run
 

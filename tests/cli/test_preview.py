@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.synthetic import write_slide
+from features.slides.synthetic import write_slide
 from tests.cli.running import mil
 from tests.fakes import real_data
 

@@ -13,8 +13,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from features.bag_files import bag_path, write_bag
-from features.weights import build_untrained
+from features.bags.h5 import bag_path, write_bag
+from features.encoders.weights import build_untrained
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 

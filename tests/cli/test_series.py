@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from features.bag_files import read_bag, write_bag
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.settings import TrainSettings
+from features.bags.h5 import read_bag, write_bag
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.cli.running import mil
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan

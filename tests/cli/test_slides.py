@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.given import part_of
-from features.bag_files import read_bag
-from features.synthetic import paint_clot, plan_cohort, write_slide
+from cli.shared.arguments import part_of
+from features.bags.h5 import read_bag
+from features.slides.synthetic import paint_clot, plan_cohort, write_slide
 from tests.cli.running import mil
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cli.viewer.content import ViewedRun
-from features.bag_files import find_bags, write_bag
-from mil.cohort import read_cohort
+from features.bags.h5 import find_bags, write_bag
+from mil.data.cohort import read_cohort
 from mil.heads import head_names
-from mil.inference import predict_patients
-from mil.model import load_run
+from mil.inference.bundle import load_run
+from mil.inference.predict import predict_patients
 from tests.cli.running import mil
 from tests.fakes import make_bag
 

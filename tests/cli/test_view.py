@@ -18,17 +18,17 @@ from PIL import Image
 
 from cli.viewer.content import ViewedRun
 from cli.viewer.server import ViewServer
-from cli.viewer.shelf import SlideShelf
-from features.bag_files import bag_path, find_bags, read_bag, write_bag
-from features.heatmap import Scale, colours
-from features.synthetic import write_slide
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.inference import predict_patients
-from mil.model import Run, load_run
-from mil.priors import balanced
-from mil.settings import TrainSettings
+from cli.viewer.slide_cache import SlideShelf
+from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
+from features.slides.synthetic import write_slide
+from features.visualization.heatmap import Scale, colours
+from mil.calibration.priors import balanced
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import Run, load_run
+from mil.inference.predict import predict_patients
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.browser import CHROMIUM, open_tab
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort

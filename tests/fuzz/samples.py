@@ -24,15 +24,15 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 from safetensors.torch import save
 
-from features.bag_files import find_bags, write_bag
-from features.filter import write_filter
-from features.interop.exchange import export_bags
-from features.packing import pack_bags
-from mil.cohort import read_cohort
-from mil.data import load_patient_bags
-from mil.fitting import fit_run
-from mil.model import load_run, save_run
-from mil.settings import TrainSettings
+from features.bags.convert import export_bags
+from features.bags.h5 import find_bags, write_bag
+from features.bags.store_writer import pack_bags
+from features.filters.classifier import write_filter
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import load_run, save_run
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
 from tests.fakes import make_bag, make_filter, make_series, write_cohort
 from tests.scans import dataset, paint_slice, write_slice
 

@@ -9,37 +9,36 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from features.bag_files import read_bag, read_features, read_head, read_meta, read_views
-from features.content import content_id
+from features.bags.formats.base import Given, as_bag
+from features.bags.formats.registry import LAYOUTS
+from features.bags.h5 import read_bag, read_features, read_head, read_meta, read_views
+from features.bags.store import open_bags
+from features.encoders.weights import read_checkpoint
 from features.errors import KnownError, TileError
-from features.examples import read_example_table
-from features.filter import read_filter
-from features.interop.foreign import Given, as_bag
-from features.interop.layouts import LAYOUTS
-from features.listing import read_mpp_table, read_slide_table
-from features.packs import open_bags
+from features.filters.classifier import read_filter
+from features.filters.examples import read_example_table
 from features.series.dicom import read_hounsfield, read_slice_headers
 from features.series.images import read_image
-from features.series.opening import open_series
-from features.series.table import read_series
-from features.series.windows import parse_windows
-from features.slides.image_reader import ImageSlide
-from features.slides.opening import find_slides, open_slide
-from features.slides.openslide_reader import OpenSlideSlide
-from features.slides.protocol import Slide
-from features.slides.storage import compression_of
-from features.slides.tiff_reader import TiffSlide
-from features.slides.zarr_reader import ZarrSlide
-from features.weights import read_checkpoint
+from features.series.manifest import read_series
+from features.series.series import open_series
+from features.series.windowing import parse_windows
+from features.slides.backends.image import ImageSlide
+from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff import TiffSlide
+from features.slides.base import Slide
+from features.slides.file_info import compression_of, content_id
+from features.slides.manifest import read_mpp_table, read_slide_table
+from features.slides.reader import find_slides, open_slide
 from mil.audit.tables import audit_table, read_side
-from mil.cohort import read_cohort
-from mil.describe.table import read_slide_table as read_described
-from mil.labels.scoring import read_label_predictions
-from mil.labels.table import read_label_table
-from mil.model import load_run
-from mil.predictions import read_predictions
-from mil.report.evidence import read_evidence
-from mil.report.page import _read_history, _read_scores
+from mil.data.cohort import read_cohort
+from mil.evaluation.predictions import read_predictions
+from mil.inference.bundle import load_run
+from mil.multilabel.scoring import read_label_predictions
+from mil.multilabel.table import read_label_table
+from mil.reporting.cohort_report.table import read_slide_table as read_described
+from mil.reporting.run_report.data import read_evidence
+from mil.reporting.run_report.page import _read_history, _read_scores
 from tests.fuzz import samples
 from tests.fuzz.samples import Samples
 

@@ -18,9 +18,9 @@ from sklearn.utils import estimator_checks
 from features.errors import KnownError
 from mil import MILClassifier
 from mil.errors import CalibrationError, InputError, RunError
-from mil.metrics import weighted_log_loss
-from mil.settings import TrainSettings
-from tests.mil.test_training import noise_cohort
+from mil.evaluation.metrics import weighted_log_loss
+from mil.training.config import TrainSettings
+from tests.mil.training.test_ensemble import noise_cohort
 
 FAST = {"n_members": 2, "n_components": 8, "fixed_steps": 20, "n_folds": 3}
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.errors import TileError
-from features.series.images import read_image
-from features.series.squares import as_square
+from features.series.images import as_square, read_image
 
 
 def test_a_grey_jpeg_has_three_equal_channels(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.errors import SlideError, TileError
-from features.slides.image_reader import ImageSlide
-from features.slides.opening import find_slides, open_slide
-from features.slides.openslide_reader import OpenSlideSlide
+from features.slides.backends.image import ImageSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.reader import find_slides, open_slide
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]
@@ -395,7 +395,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from features.errors import SlideError
-from features.slides.opening import open_slide
+from features.slides.reader import open_slide
 try:
     slide = open_slide(Path(sys.argv[1]))
     slide.overview(downsample=4)

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.errors import SlideError, TileError
+from features.slides.backends.image import ImageSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff import TiffSlide
 from features.slides.cache import DecodedCache
-from features.slides.image_reader import ImageSlide
-from features.slides.opening import find_slides, open_slide, slide_id_of
-from features.slides.openslide_reader import OpenSlideSlide
 from features.slides.pixels import to_rgb
-from features.slides.tiff_reader import TiffSlide
+from features.slides.reader import find_slides, open_slide, slide_id_of
 from tests.fakes import real_data
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
@@ -265,7 +265,7 @@ def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
 def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("features.slides.image_reader._LARGEST_PX", 1000)
+    monkeypatch.setattr("features.slides.backends.image._LARGEST_PX", 1000)
     Image.fromarray(PICTURE).save(tmp_path / "s.png")
     with pytest.raises(SlideError, match="plain image of 421 × 300 px"):
         ImageSlide(tmp_path / "s.png")

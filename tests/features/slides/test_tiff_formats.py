@@ -10,9 +10,9 @@ import pytest
 import tifffile
 
 from features.errors import SlideError, StackError
-from features.slides.opening import open_slide
-from features.slides.openslide_reader import OpenSlideSlide
-from features.slides.tiff_reader import TiffSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff import TiffSlide
+from features.slides.reader import open_slide
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 ROWS, COLUMNS = np.mgrid[0:256, 0:384]

@@ -17,9 +17,9 @@ from mil.calibration import (
     calibrator_names,
     logits_of,
 )
+from mil.calibration.priors import shift_prior
 from mil.errors import CalibrationError
-from mil.metrics import weighted_log_loss
-from mil.priors import shift_prior
+from mil.evaluation.metrics import weighted_log_loss
 from tests.mil.calibration.drawn import confused_logits, honest_logits, normal_scores
 
 MONOTONE = ("auto", "beta", "none", "platt", "temperature")

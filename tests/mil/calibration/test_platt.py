@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mil.calibration import ShrunkenPlatt
 from mil.errors import CalibrationError
-from mil.metrics import auroc, weighted_log_loss
+from mil.evaluation.metrics import auroc, weighted_log_loss
 from tests.mil.calibration.drawn import normal_scores as scores
 
 

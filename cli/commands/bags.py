@@ -1,0 +1,307 @@
+"""``mil bags``: check bags, pack them into one store, exchange them with other programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    PlainCommand,
+    PlainGroup,
+    notes,
+    print_json,
+    progress_bar,
+    results,
+    step,
+)
+from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, flag
+from cli.shared.arguments import folder_for_bags
+from features.utils.text import counted
+
+if TYPE_CHECKING:
+    from features.bags.convert import Exchanged
+    from features.bags.verify import FolderCheck
+
+__all__ = ["ExportLayout", "ImportLayout", "bags"]
+
+bags = typer.Typer(
+    cls=PlainGroup, no_args_is_help=True,
+    help="Check bags, pack them, and exchange them with other programs.",
+)  # fmt: skip
+
+
+BagsArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BAGS", help="Folder of bags, or a packed store (also its URL)."),
+]
+
+
+class ExportLayout(StrEnum):
+    """Layouts that can be written."""
+
+    clam = "clam"
+    trident = "trident"
+    stamp = "stamp"
+    slideflow = "slideflow"
+    torch = "torch"
+
+
+class ImportLayout(StrEnum):
+    """Layouts that can be read."""
+
+    clam = "clam"
+    trident = "trident"
+    stamp = "stamp"
+    atlaspatch = "atlaspatch"
+    slideflow = "slideflow"
+    torch = "torch"
+
+
+@bags.command(cls=PlainCommand)
+def verify(
+    *,
+    bags_dir: BagsArgument,
+    as_json: JsonOutput = False,
+) -> None:
+    """Check every bag: whole, finite, no tile twice or outside the slide, all made alike.
+
+    Files are not trusted: links out of them are not followed, and sizes that they cannot hold are
+    refused before anything is read.
+
+    Example: `mil bags verify bags`
+
+    Exit codes: 0 all good, 1 none is good, 2 usage, 3 some are bad.
+    """
+    with step("loading"):
+        from features.bags.isolated_reader import IsolatedReader
+        from features.bags.verify import verify_bags
+    with _counting("bags") as on_bag, IsolatedReader() as reader:
+        found = verify_bags(bags_dir, on_bag=on_bag, read=reader.read)
+    if as_json:
+        print_json(_checked(found, bags_dir))
+    else:
+        _print_check(found, bags_dir)
+    _leave(n_bad=found.n_bad, n_all=len(found.bags))
+
+
+@bags.command("import", cls=PlainCommand)
+def import_(
+    *,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder that the other program wrote.")
+    ],
+    layout: Annotated[ImportLayout, typer.Option("--from", help="Which program wrote it.")],
+    bags_dir: BagsDir = Path("bags"),
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The backbone, where the files do not say; which embeddings to take where a file "
+            "holds several.",
+        ),
+    ] = "",
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=50,
+            metavar="µm/px",
+            help="Resolution of a tile, µm per px, where the files do not say.",
+        ),
+    ] = None,
+    tile_px: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65536, metavar="px", help="Side of a tile, px, where the files do not say."
+        ),
+    ] = None,
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Make bags of another program's embeddings; `mil train` reads them like its own.
+
+    What a file does not say (weights and preprocessing, mostly) is recorded as unknown, and the
+    summary lists it. Bags whose making is unknown cannot be told apart by it: that they belong
+    together is then your word. The folder of bags must be new or empty.
+
+    Example: `mil bags import trident_out/20x_224px_0px_overlap --from trident --bags bags`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    folder_for_bags(bags_dir)
+    with step("loading"):
+        from features.bags.convert import import_bags
+        from features.bags.formats.base import Given
+        from features.slides.manifest import read_mpp_table
+
+        given = Given(
+            encoder=backbone,
+            tile_px=tile_px or 0,
+            target_mpp=mpp or 0.0,
+            slide_mpp=slide_mpp,
+            mpp_by_slide=read_mpp_table(mpp_table) if mpp_table is not None else {},
+        )
+    with _counting("slides") as on_slide:
+        outcomes = import_bags(
+            source, bags_dir, layout=layout.value, given=given, on_slide=on_slide
+        )
+    _report(outcomes, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
+
+
+@bags.command(cls=PlainCommand)
+def export(
+    *,
+    bags_dir: BagsArgument,
+    layout: Annotated[ExportLayout, typer.Option("--to", help="Which program shall read them.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty folder to write to.")],
+    as_json: JsonOutput = False,
+) -> None:
+    """Write bags as another program wants them.
+
+    Example: `mil bags export bags --to stamp --out stamp_features`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    with step("loading"):
+        from features.bags.convert import export_bags
+    with _counting("slides") as on_slide:
+        outcomes = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
+    _report(outcomes, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
+
+
+@bags.command(cls=PlainCommand)
+def pack(
+    *,
+    bags_dir: BagsArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the store goes; also a URL.")
+    ] = Path("bags.zarr"),
+    overwrite: Annotated[
+        bool, flag("--overwrite", "Replace a packed store that is there.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Copy all bags into one sharded zarr store, for object storage and file systems in demand.
+
+    Every command that reads bags takes the store for `--bags`, also by its URL (`s3://…`, with the
+    package that fsspec needs for it), and reads the same numbers from it. All bags must be made
+    alike. To a store nothing is added: pack the folder again.
+
+    Example: `mil bags pack bags --out bags.zarr`
+
+    Exit codes: 0 done, 1 bags cannot be used or the store not be written, 2 usage.
+    """
+    with step("loading"):
+        from features.bags.store_writer import pack_bags
+        from features.filters.classifier import copy_filter
+    with _counting("bags") as on_bag:
+        packed = pack_bags(
+            bags_dir, out, overwrite=overwrite, on_bag=on_bag, copy_filter=copy_filter
+        )
+    if as_json:
+        print_json({"source": str(bags_dir), "out": str(out), **asdict(packed)})
+    else:
+        results.print(
+            f"{counted(packed.n_bags, 'bags')}, {counted(packed.n_tiles, 'tiles')}, "
+            f"{packed.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
+        )
+
+
+@contextmanager
+def _counting(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, and what moves it: a function of how many are done, and of how many."""
+    with progress_bar(unit) as bars:
+        task = bars.add_task(unit, total=None)
+
+        def show(n_done: int, n_all: int) -> None:
+            bars.update(task, completed=n_done, total=n_all)
+
+        yield show
+
+
+def _leave(*, n_bad: int, n_all: int) -> None:
+    if n_bad:
+        raise typer.Exit(EXIT_KNOWN_ERROR if n_bad == n_all else EXIT_PARTLY_FAILED)
+
+
+def _checked(found: FolderCheck, bags_dir: Path) -> dict[str, object]:
+    return {
+        "bags": str(bags_dir),
+        "n_bags": len(found.bags),
+        "n_bad": found.n_bad,
+        "n_tiles": sum(bag.n_tiles for bag in found.bags),
+        "n_empty": sum(not bag.n_tiles and not bag.problems for bag in found.bags),
+        "n_fingerprints": found.n_fingerprints,
+        "n_imported": sum(bool(bag.unknown) for bag in found.bags),
+        "constant_features": list(found.constant_features),
+        "problems": {bag.slide_id: list(bag.problems) for bag in found.bags if bag.problems},
+    }
+
+
+def _print_check(found: FolderCheck, bags_dir: Path) -> None:
+    summary = _checked(found, bags_dir)
+    table = Table(title=f"Bags in {bags_dir}", title_justify="left")
+    for name in ("bags", "bad", "empty", "imported", "tiles", "ways of making"):
+        table.add_column(name, justify="right")
+    keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
+    table.add_row(*(f"{summary[key]:,}" for key in keys))
+    results.print(table)
+    if found.n_bad:
+        bad = Table(title="Bad bags", title_justify="left")
+        bad.add_column("slide")
+        bad.add_column("problem")
+        for bag in found.bags:
+            for problem in bag.problems:
+                bad.add_row(bag.slide_id, problem)
+        results.print(bad)
+    if found.constant_features:
+        results.print(
+            f"{counted(len(found.constant_features), 'features')} with the same number on all "
+            "tiles, which says nothing, but does no harm."
+        )
+
+
+def _report(
+    outcomes: list[Exchanged], *, source: Path, out: Path, layout: str, as_json: bool
+) -> None:
+    failed = {outcome.slide_id: outcome.problem for outcome in outcomes if outcome.problem}
+    n_tiles = sum(outcome.n_tiles for outcome in outcomes)
+    unknown = Counter(name for outcome in outcomes for name in outcome.unknown)
+    n_done = len(outcomes) - len(failed)
+    if as_json:
+        print_json({
+            "source": str(source),
+            "out": str(out),
+            "layout": layout,
+            "n_slides": len(outcomes),
+            "n_done": n_done,
+            "n_tiles": n_tiles,
+            "unknown": dict(sorted(unknown.items())),
+            "failed": failed,
+        })  # fmt: skip
+    else:
+        results.print(
+            f"{n_done:,} of {counted(len(outcomes), 'slides')}, {counted(n_tiles, 'tiles')}: "
+            f"{source} -> {out}",
+        )
+        if unknown:
+            told = ", ".join(
+                name if n_slides == n_done else f"{name} (of {n_slides})"
+                for name, n_slides in sorted(unknown.items())
+            )
+            results.print(f"Unknown about their making: {told}.")
+    for problem in failed.values():
+        notes.print(f"failed: {problem}", style="yellow")
+    _leave(n_bad=len(failed), n_all=len(outcomes))

@@ -1,0 +1,60 @@
+"""``mil embed --series``: images that a table or a folder lists into bags."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from cli.console import finish_on_interrupt, progress_bar, step
+from cli.shared.arguments import part_of
+from cli.shared.embed_progress import SlideBars, report_outcomes
+from cli.shared.executors import Work, images_expected, running
+from features.utils.hardware import N_CORES
+
+__all__ = ["embed_table"]
+
+
+def embed_table(
+    table: Path,
+    bags_dir: Path,
+    *,
+    work: Work,
+    windows: str,
+    tile_px: int,
+    max_failed: float | None,
+    shard: str | None,
+) -> None:
+    """Embed what a table or folder lists, as the options of ``mil embed`` say."""
+    with step("reading the table"):
+        from features.series.manifest import read_series
+        from features.series.windowing import parse_windows
+
+        specs = part_of(list(read_series(table)), shard)
+        channels = parse_windows(windows)
+    with step("loading torch"):
+        from features.series.config import SeriesSettings, fingerprint_of_series
+        from features.series.pipeline import embed_series_by
+
+    settings = SeriesSettings(
+        side_px=tile_px, windows=channels, batch_images=work.batch,
+        n_workers=work.workers or N_CORES,
+        max_failed=SeriesSettings.max_failed if max_failed is None else max_failed,
+    )  # fmt: skip
+    plan = work.plan(
+        bags_dir,
+        n_tiles_expected=images_expected(specs),
+        fingerprint=partial(fingerprint_of_series, settings=settings),
+    )
+    with (
+        running(plan, engine=work.engine, address=work.address) as embedders,
+        progress_bar("images") as bars,
+        finish_on_interrupt() as stop,
+    ):
+        outcomes = embed_series_by(
+            embedders, specs, bags_dir, settings=settings, overwrite=work.overwrite,
+            progress=SlideBars(bars, n_slides=len(specs), what="series"), stop=stop,
+        )  # fmt: skip
+    report_outcomes(
+        outcomes, bags_dir, n_asked_for=len(specs), stopped=stop.is_set(), as_json=work.as_json,
+        words=("series", "images"),
+    )  # fmt: skip

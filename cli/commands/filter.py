@@ -1,0 +1,197 @@
+"""``mil filter``: a classifier that leaves tiles out, fitted on examples and looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli.console import PlainCommand, PlainGroup, print_json, progress_bar, results, step
+from cli.options import (
+    Backbone,
+    Batch,
+    Device,
+    Execution,
+    JsonOutput,
+    MppTable,
+    SlideMpp,
+    TargetMpp,
+    TilePx,
+    Weights,
+)
+from cli.shared.arguments import given_mpp_of, require_one_resolution
+from cli.shared.executors import load_encoder_for
+from features.utils.text import counted, percent
+
+if TYPE_CHECKING:
+    from features.filters.classifier import TileFilter
+
+__all__ = ["filter_"]
+
+filter_ = typer.Typer(
+    cls=PlainGroup, no_args_is_help=True, help="Fit a filter that leaves tiles out."
+)
+
+
+@filter_.command(cls=PlainCommand)
+def fit(
+    *,
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="EXAMPLES",
+            help="CSV with `label` (`keep` or `drop`); `path` of an image and `slide_id`, or "
+            "`slide_path`, `x` and `y`; optionally `patient_id`.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filter goes.")] = Path(
+        "filter.safetensors"
+    ),
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            metavar="SHARE",
+            help="Probability from which on a tile is dropped.",
+        ),
+    ] = 0.5,
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    as_json: JsonOutput = False,
+    mpp: TargetMpp = 0.5,
+    tile_px: TilePx = 224,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = None,
+    execution: Execution = "auto",
+    batch: Batch = 64,
+    device: Device = "auto",
+) -> None:
+    """Fit a filter on example tiles, and say how well it does on slides it has not seen.
+
+    Examples are embedded with the backbone; a logistic regression on the embeddings learns which to
+    drop. Its regularisation is chosen by a cross-validation split by patient (by slide, where no
+    patient is named), and precision and recall come from another one around it. Tiles to drop must
+    come from three patients or slides at least, and so must tiles to keep.
+
+    Images must have the resolution of a tile; larger ones are cut into tiles. Of slides, `x` and
+    `y` are a tile's upper left corner in level-0 px. Give `mil embed` and `mil train` the same
+    backbone, `--mpp` and `--tile-px`.
+
+    Example: `mil filter fit examples.csv --out filter.safetensors`
+
+    Exit codes: 0 done, 1 examples cannot be used or are too few, 2 usage.
+    """
+    require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    with step("loading the backbone"):
+        from features.filters.classifier import TileRecipe, write_filter
+        from features.filters.examples import embed_examples, read_example_table
+        from features.filters.training import fit_filter
+
+        rows = read_example_table(table)
+        slides = [row.slide_path for row in rows if row.slide_path is not None]
+        given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+        encoder = load_encoder_for(
+            None, backbone, weights=weights, device=device, batch=batch, execution=execution,
+            n_slides=1,
+        )  # fmt: skip
+    with progress_bar("rows") as bars:
+        task = bars.add_task("embedding", total=len(rows))
+        examples = embed_examples(
+            rows, encoder, tile_px=tile_px, target_mpp=mpp, given_mpp=given,
+            on_row=lambda: bars.advance(task),
+        )  # fmt: skip
+    with step("fitting"):
+        recipe = TileRecipe(
+            encoder=encoder.name, weights_sha256=encoder.weights_sha256,
+            transform=encoder.preprocessing.as_json(), dim=encoder.dim, tile_px=tile_px,
+            target_mpp=mpp,
+        )  # fmt: skip
+        found = fit_filter(
+            examples, recipe=recipe, threshold=threshold, made_by={"execution": encoder.execution}
+        )
+        write_filter(out, found)
+    _tell(found, out, as_json=as_json)
+
+
+@filter_.command(cls=PlainCommand)
+def show(
+    *,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILTER", help="File that `mil filter fit` wrote.")
+    ],
+    as_json: JsonOutput = False,
+) -> None:
+    """Print what a filter was fitted on and how well it does.
+
+    Example: `mil filter show filter.safetensors`
+
+    Exit codes: 0 done, 1 the file cannot be used, 2 usage.
+    """
+    with step("reading"):
+        from features.filters.classifier import read_filter
+
+        found = read_filter(file)
+    _tell(found, file, as_json=as_json)
+
+
+def _tell(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_summary(tile_filter, path))
+    else:
+        _print(tile_filter, path)
+
+
+def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    examples, held_out = tile_filter.examples, tile_filter.held_out
+    return {
+        "filter": str(path),
+        "sha256": tile_filter.sha256,
+        **asdict(tile_filter.recipe),
+        "threshold": tile_filter.threshold,
+        "strength": tile_filter.strength,
+        "n_tiles_drop": int(examples.drop.sum()),
+        "n_tiles_keep": int((~examples.drop).sum()),
+        "n_groups": len({slide.group for slide in examples.slides}),
+        "held_out": None
+        if held_out is None
+        else asdict(held_out) | {"precision": held_out.precision, "recall": held_out.recall},
+        "slides": [asdict(slide) for slide in examples.slides],
+        "software": json.loads(tile_filter.software),
+    }
+
+
+def _print(tile_filter: TileFilter, path: Path) -> None:
+    told = _summary(tile_filter, path)
+    results.print(
+        f"Filter {told['sha256'][:12]} in {path}: drops tiles of {told['tile_px']} px at "
+        f"{told['target_mpp']:g} µm/px, embedded by {told['encoder']}, from a probability of "
+        f"{told['threshold']:g} on.",
+    )
+    table = Table(title="Examples of slides that were held out", title_justify="left")
+    table.add_column("")
+    for name in ("dropped", "kept", "in all"):
+        table.add_column(name, justify="right")
+    if (counts := tile_filter.held_out) is not None:
+        table.add_row("to drop", f"{counts.n_dropped_rightly:,}", f"{counts.n_kept_wrongly:,}",
+                      f"{told['n_tiles_drop']:,}")  # fmt: skip
+        table.add_row("to keep", f"{counts.n_dropped_wrongly:,}", f"{counts.n_kept_rightly:,}",
+                      f"{told['n_tiles_keep']:,}")  # fmt: skip
+        results.print(table)
+        results.print(
+            f"Of the tiles dropped, {percent(counts.precision, digits=1)} were to be dropped "
+            f"(precision); of those to drop, {percent(counts.recall, digits=1)} were dropped "
+            "(recall)."
+        )
+    n_known = sum(bool(slide["content_id"]) for slide in told["slides"])
+    results.print(
+        f"Fitted on {told['n_tiles_drop']:,} tiles to drop and {told['n_tiles_keep']:,} to keep of "
+        f"{len(told['slides'])} slides ({told['n_groups']} patients or slides, never on two sides "
+        f"of a split; the content of {counted(n_known, 'slide files')} is known); regularisation C "
+        f"{told['strength']:g}."
+    )

@@ -1,0 +1,103 @@
+"""``mil inspect``: what is understood of slides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, notes, print_json, results
+from cli.options import JsonOutput, SlideMpp, SlidePaths
+from cli.shared.arguments import slides_of
+
+if TYPE_CHECKING:
+    from features.slides.base import Slide
+
+__all__ = ["inspect"]
+
+
+def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutput = False) -> None:
+    """Print what is understood of slides: reader, size, levels, resolution and where it came from.
+
+    Only headers are read.
+
+    Example: `mil inspect slides/006388_0.tif`
+
+    Exit codes: 0 all could be opened, 1 none, 2 usage, 3 some.
+    """
+    from features.errors import KnownError
+    from features.slides.reader import open_slide
+
+    slides = slides_of(paths)
+    found: list[dict[str, object]] = []
+    failed: dict[str, str] = {}
+    for path in slides:
+        try:
+            slide = open_slide(path)
+            try:
+                found.append(_describe(slide, slide_mpp))
+            finally:
+                slide.close()
+        except KnownError as error:
+            failed[str(path)] = str(error)
+    if as_json:
+        print_json({"slides": found, "failed": failed})
+    else:
+        for described in found:
+            _print(described)
+        for message in failed.values():
+            notes.print(f"failed: {message}", style="yellow")
+    if failed:
+        raise typer.Exit(EXIT_PARTLY_FAILED if found else EXIT_KNOWN_ERROR)
+
+
+def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, object]:
+    from features.slides.reader import slide_id_of
+    from features.slides.resolution import resolve_mpp
+
+    resolution = resolve_mpp(slide.mpp_xy, given_mpp=slide_mpp, where=slide.path)
+    first = slide.levels[0]
+    return {
+        "slide_id": slide_id_of(slide.path),
+        "path": str(slide.path),
+        "reader": slide.reader,
+        "width_px0": first.width_px,
+        "height_px0": first.height_px,
+        "gigapixels": first.width_px * first.height_px / 1e9,
+        "width_mm": first.width_px * resolution.mpp_x / 1000,
+        "height_mm": first.height_px * resolution.mpp_y / 1000,
+        "mpp_in_file": None if slide.mpp_xy is None else list(slide.mpp_xy),
+        "mpp_used": [resolution.mpp_x, resolution.mpp_y],
+        "mpp_source": resolution.source,
+        "background_rgb": list(slide.background_rgb),
+        "levels": [[level.width_px, level.height_px, level.downsample] for level in slide.levels],
+    }
+
+
+def _print(described: dict[str, object]) -> None:
+    table = Table(title=str(described["path"]), title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("found")
+    in_file = described["mpp_in_file"]
+    used = described["mpp_used"]
+    levels = described["levels"]
+    assert isinstance(used, list) and isinstance(levels, list)  # noqa: S101, PT018 - put in above
+    rows = {
+        "slide id": described["slide_id"],
+        "reader": described["reader"],
+        "size": f"{described['width_px0']:,} x {described['height_px0']:,} px "
+        f"({described['gigapixels']:.3g} gigapixels, "
+        f"{described['width_mm']:.3g} x {described['height_mm']:.3g} mm)",
+        "µm/px in the file": "none" if in_file is None else _pair(in_file),
+        "µm/px used": f"{_pair(used)} ({described['mpp_source']})",
+        "levels": "\n".join(f"{w:,} x {h:,} px, 1/{d:.4g}" for w, h, d in levels),
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    results.print(table)
+
+
+def _pair(mpp: object) -> str:
+    assert isinstance(mpp, list)  # noqa: S101 - a pair of numbers
+    return " x ".join(f"{value:.5g}" for value in mpp)

@@ -1,0 +1,154 @@
+"""``mil preview``: pictures of slides with their tiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    notes,
+    print_json,
+    progress_bar,
+    results,
+)
+from cli.options import (
+    JsonOutput,
+    MaxTiles,
+    MinTissue,
+    MppTable,
+    Overlap,
+    Rules,
+    SlideMpp,
+    SlidePaths,
+    TargetMpp,
+    TilePx,
+    Workers,
+)
+from cli.shared.arguments import given_mpp_of, require_one_resolution, slides_of, tile_settings
+from cli.shared.embed_progress import SlideBars
+from features.utils.hardware import N_CORES
+from features.utils.text import counted
+
+if TYPE_CHECKING:
+    from features.visualization.preview_page import PreviewRow
+
+__all__ = ["preview"]
+
+
+def preview(
+    *,
+    paths: SlidePaths,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the pictures and their page go.")
+    ] = Path("previews"),
+    slide_mpp: SlideMpp = None,
+    mpp_table: MppTable = None,
+    as_json: JsonOutput = False,
+    mpp: TargetMpp = 0.5,
+    tile_px: TilePx = 224,
+    overlap: Overlap = 0,
+    min_tissue: MinTissue = 0.3,
+    max_tiles: MaxTiles = None,
+    rules: Rules = "all",
+    workers: Workers = N_CORES,
+) -> None:
+    """Draw slides with their tissue and tiles, and why tiles are left out; embeds nothing.
+
+    Each slide becomes a picture and a file of its numbers; `index.html` in the folder shows all
+    slides ever put there, and sorts them by any number. Tiles are read to be judged by the rules;
+    `--rules none` lays them only, which is quick.
+
+    Example: `mil preview slides/ --out previews`
+
+    Example: `mil preview slides/ --rules none --mpp 1.0 --tile-px 256`
+
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    """
+    require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    tiles = tile_settings(
+        mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
+        rules=rules,
+    )  # fmt: skip
+    from features.slides.manifest import require_distinct_ids
+    from features.slides.reader import slide_id_of
+    from features.tiling.tissue import TissueSettings
+    from features.visualization.preview import PreviewFolder, preview_slide
+
+    slides = slides_of(paths)
+    given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    require_distinct_ids(slides, option="--out")
+    folder = PreviewFolder(out)
+    rows: list[PreviewRow] = []
+    with progress_bar("tiles") as progress:
+        bars = SlideBars(progress, n_slides=len(slides))
+        try:
+            for path in slides:
+                row = preview_slide(
+                    path, folder, tiles=tiles, tissue=TissueSettings(),
+                    given_mpp=given.get(slide_id_of(path)), n_workers=workers, progress=bars,
+                )  # fmt: skip
+                rows.append(row)
+                bars.slide_ended(row)
+        finally:
+            folder.write_index()
+    if as_json:
+        print_json(_summary(rows, folder.index_path))
+    else:
+        _print_summary(rows, folder.index_path)
+    n_failed = sum(row.status == "failed" for row in rows)
+    if n_failed:
+        raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(rows) else EXIT_PARTLY_FAILED)
+
+
+def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
+    from features.slides.resolution import mpp_outliers
+    from features.visualization.preview_page import known_mpp
+
+    statuses = Counter(row.status for row in rows)
+    left_out: Counter[str] = Counter()
+    known = known_mpp(rows)
+    for row in rows:
+        left_out.update(row.left_out)
+    return {
+        "page": str(page),
+        "n_slides": len(rows),
+        **{f"n_{status}": statuses[status] for status in ("done", "empty", "failed")},
+        **{
+            f"n_tiles_{name}": sum(getattr(row, f"n_{name}") or 0 for row in rows)
+            for name in ("found", "read", "kept", "failed")
+        },
+        "n_tiles_left_out": dict(left_out),
+        "mpp_sources": dict(Counter(row.mpp_source for row in rows if row.mpp_source)),
+        "mpp_outliers": {name: known[name] for name in mpp_outliers(known)},
+        "failed": {row.slide_id: row.message for row in rows if row.status == "failed"},
+    }
+
+
+def _print_summary(rows: list[PreviewRow], page: Path) -> None:
+    summary = _summary(rows, page)
+    title = f"{counted(len(rows), 'slides')} into {page.parent}"
+    table = Table(title=title, title_justify="left")
+    columns = {
+        "with tiles": "n_done", "without": "n_empty", "failed": "n_failed",
+        "tiles found": "n_tiles_found", "read": "n_tiles_read", "kept": "n_tiles_kept",
+        "not decoded": "n_tiles_failed",
+    }  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{summary[key]:,}" for key in columns.values()))
+    results.print(table)
+    left_out = summary["n_tiles_left_out"]
+    if isinstance(left_out, dict) and left_out:
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
+        results.print(f"Tiles left out: {told}.")
+    results.print(f"Look at {page}")
+    n_assumed = sum(row.mpp_source == "assumed" for row in rows)
+    if n_assumed:
+        slides = counted(n_assumed, "slides")
+        notes.print(f"{slides} with an assumed resolution of 0.25 µm/px", style="yellow")

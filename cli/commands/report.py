@@ -1,0 +1,48 @@
+"""``mil report``: the page of a finished run, written again from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import print_json, results, step
+from cli.options import JsonOutput
+
+__all__ = ["report"]
+
+
+def report(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    explanations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that `mil explain` wrote: patients are linked to their pages.",
+        ),
+    ] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Write `report.html` of a run again, from the run's files; trains and scores nothing.
+
+    `mil train` writes the page with every run. This command is for a page that was deleted, or
+    for one drawn by a later version of this program.
+
+    Example: `mil report runs/first`
+
+    Example: `mil report runs/first --explanations explanations`
+
+    Exit codes: 0 done, 1 the run cannot be used, 2 usage.
+    """
+    if explanations is not None and not explanations.is_dir():
+        raise typer.BadParameter(f"{explanations} is no folder", param_hint="--explanations")
+    with step("drawing the report"):
+        from mil.reporting.run_report import write_report
+
+        page = write_report(run, explanations=explanations)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        results.print(f"The report lies in {page}")

@@ -1,0 +1,223 @@
+"""``mil score``: any predictions file against labels."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import print_json, results, step
+from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
+from cli.shared.multilabel import read_labels, score_label_files
+from cli.shared.output import (
+    print_calibration_note,
+    print_reliability,
+    print_scores,
+    told_of_calibration,
+)
+
+if TYPE_CHECKING:
+    from mil.data.cohort import Cohort
+    from mil.evaluation.scoring import ScoreSettings
+
+__all__ = ["Average", "score"]
+
+
+class Average(StrEnum):
+    """How several files become one."""
+
+    probability = "probability"
+    logit = "logit"
+
+
+def score(
+    *,
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PREDICTIONS", help="CSV tables with one row a patient or a slide."),
+    ],
+    cohort: CohortTable,
+    labels: Labels = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
+        ),
+    ] = None,
+    average: Annotated[
+        Average, typer.Option(help="How several files are averaged.")
+    ] = Average.probability,
+    prior: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARES",
+            help="Class shares at which Brier, calibration error and accuracy are read: `cohort`, "
+            "`balanced` or shares such as `CE=0.7,LAA=0.3`.",
+        ),
+    ] = "cohort",
+    file_prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Class shares that the files' probabilities are for; default: `balanced`, with "
+            "--labels `cohort`.",
+            show_default=False,
+        ),
+    ] = None,
+    reliability: Annotated[
+        bool,
+        flag("--reliability", "Reliability table, calibration error's bias, Brier in parts."),
+    ] = False,
+    resamples: Annotated[
+        int, typer.Option(min=100, metavar="N", help="Bootstrap resamples.")
+    ] = 1000,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Folds and bootstrap follow it.")
+    ] = 0,
+    as_json: JsonOutput = False,
+    calibrate: Annotated[
+        bool,
+        flag("--calibrate", "Cross-fit a calibrator and score that as well.", panel=FOLDS),
+    ] = False,
+    calibrator: Calibrator = "platt",
+    folds: Annotated[
+        int,
+        typer.Option(
+            min=2, max=100, metavar="N", rich_help_panel=FOLDS, help="Folds of a cross-fit."
+        ),
+    ] = 5,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            rich_help_panel=FOLDS,
+            help="Cross-fits with other folds, averaged.",
+        ),
+    ] = 20,
+) -> None:
+    """Score predictions: weighted log loss, AUROC, Brier, calibration, accuracies.
+
+    The weighted log loss is STRIP AI's metric: per-class mean log loss, classes weighted equally,
+    rows rescaled to sum to 1 and then clipped at 1e-15. A constant gives ln(classes), 0.6931 for
+    two. Every score comes with a 95 % interval over patients. Tables of slides are averaged to
+    patients; several files are scored each and averaged.
+
+    `--calibrate` is for out-of-fold predictions, from whatever model: each patient is calibrated
+    by a calibrator that was fitted on other patients. This makes the scores cross-fitted; nothing
+    is known here of what the model itself had seen.
+
+    With `--labels` files have one column a label, and rows need not sum to 1: the weighted log loss
+    of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the shares
+    of the patients scored. `--calibrate` cross-fits a calibrator a label.
+
+    Example: `mil score submission.csv --cohort labels.csv`
+
+    Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
+
+    Example: `mil score submission.csv --cohort labels.csv --labels any,epidural,subdural`
+
+    Exit codes: 0 done, 1 tables cannot be used, 2 usage.
+    """
+    if calibrator != "platt" and not calibrate:
+        raise typer.BadParameter("needs --calibrate", param_hint="--calibrator")
+    options: dict[str, Any] = {
+        "calibrator": calibrator if calibrate else None, "n_folds": folds, "n_repeats": repeats,
+        "reliability": reliability, "n_resamples": resamples, "seed": seed,
+    }  # fmt: skip
+    if labels is not None:
+        if class_name:
+            raise typer.BadParameter("goes without --class", param_hint="--labels")
+        score_label_files(
+            predictions, read_labels(cohort, labels), average=average.value, prior=prior,
+            file_prior=file_prior or "cohort", as_json=as_json, **options,
+        )  # fmt: skip
+        return
+    _score_files(
+        predictions, cohort, class_name=class_name, average=average, prior=prior,
+        file_prior=file_prior or "balanced", as_json=as_json, **options,
+    )  # fmt: skip
+
+
+def _score_files(
+    files: list[Path],
+    cohort: Path,
+    *,
+    class_name: str | None,
+    average: Average,
+    prior: str,
+    file_prior: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score files of one class a patient; ``options`` are those of ``ScoreSettings``."""
+    with step("scoring"):
+        from mil.calibration.priors import parse_prior
+        from mil.data.cohort import read_cohort
+        from mil.evaluation.predictions import average_predictions, read_predictions
+        from mil.evaluation.scoring import (
+            INTERVAL_NOTE,
+            ScoreSettings,
+            baseline_losses,
+            score_model,
+        )
+
+        labelled = read_cohort(cohort, labelled=True)
+        counts = labelled.class_counts()
+        settings = ScoreSettings(
+            file_prior=parse_prior(file_prior, labelled.classes, counts),
+            prior=parse_prior(prior, labelled.classes, counts),
+            **options,
+        )
+        tables = {
+            str(path): read_predictions(path, labelled, class_name=class_name) for path in files
+        }
+        if len(tables) > 1:
+            name = f"mean {average.value} of {len(tables)}"
+            tables[name] = average_predictions(list(tables.values()), how=average.value)
+        scored = {name: score_model(proba, labelled, settings) for name, proba in tables.items()}
+    if as_json:
+        print_json({
+            "n_patients": len(labelled.patients),
+            "class_counts": counts,
+            "prior": _stated(labelled, settings),
+            "interval": INTERVAL_NOTE,
+            "baselines": baseline_losses(labelled),
+            **told_of_calibration(settings),
+            "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
+        })  # fmt: skip
+        return
+    for name, found in scored.items():
+        print_scores(name, found.scores, n_patients=len(labelled.patients))
+        for kind, described in found.reliability.items():
+            print_reliability(name, kind, described)
+        if settings.calibrator == "auto":
+            picks = ", ".join(f"{kind} {count}" for kind, count in found.calibrators.items())
+            n_fits = settings.n_folds * settings.n_repeats
+            results.print(f"Picked by auto, of {n_fits} fits: {picks}.")
+    _print_notes(labelled, settings, prior=prior)
+
+
+def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:
+    return dict(zip(cohort.classes, map(float, settings.prior), strict=True))
+
+
+def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None:
+    """What a reader of the tables must know."""
+    from mil.evaluation.scoring import INTERVAL_NOTE, baseline_losses
+
+    baselines = baseline_losses(cohort)
+    results.print(
+        f"Weighted log loss without looking: {baselines['constant']:.4f} for equal probabilities, "
+        f"{baselines['cohort_prior']:.4f} for the cohort's shares."
+    )
+    told = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
+    results.print(
+        f"Brier, calibration error, reliability and accuracy are read at a prior of {told} "
+        f"({prior}); all else at the balanced one."
+    )
+    results.print(f"{INTERVAL_NOTE}.")
+    print_calibration_note(settings)

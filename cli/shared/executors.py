@@ -1,0 +1,183 @@
+"""The engine that options of the command line ask for."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.console import notes, step
+from cli.options import EngineName
+
+if TYPE_CHECKING:
+    from features.bags.bag import Fingerprint
+    from features.embedding.distributed import EmbedderPlan
+    from features.encoders.config import EncoderRequest
+    from features.encoders.encoder import Encoder
+    from features.parallel.base import Engine
+    from features.series.manifest import SeriesSpec
+
+__all__ = []
+
+
+@contextmanager
+def running(plan: EmbedderPlan, *, engine: EngineName, address: str | None) -> Iterator[Engine]:
+    """Embedders as planned: here, one a device of this machine, or on a Ray cluster."""
+    from features.embedding.distributed import (
+        embedder_here,
+        embedders_in_processes,
+        embedders_on_ray,
+    )
+    from features.parallel.devices import parse_devices
+
+    with ExitStack() as stack:
+        with step("loading the backbone"):
+            if engine is EngineName.ray:
+                yielded: Engine = stack.enter_context(
+                    embedders_on_ray(plan, address, on_note=print_note)
+                )
+            elif len(devices := parse_devices(plan.encoder.device)) > 1:
+                yielded = stack.enter_context(
+                    embedders_in_processes(plan, devices, on_note=print_note)
+                )
+            else:
+                yielded = stack.enter_context(embedder_here(plan))
+        # What is loaded stays to the end; to look through it for garbage takes half a second.
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        yield yielded
+
+
+def print_note(text: str) -> None:
+    """Say something on standard error, above any progress bar."""
+    notes.print(f"note: {text}", style="yellow")
+
+
+def everywhere(path: Path) -> Path:
+    """A path that means the same in other folders; a URL stays as it is."""
+    from features.utils.paths import url_of
+
+    return path if url_of(path) else path.absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Backbone, machine and manner, alike for slides and for series of images."""
+
+    backbone: str
+    """timm name, or several joined by ``+``."""
+    weights: list[Path] | None
+    """Checkpoint of each backbone; None for installed weights."""
+    execution: str
+    """Way the backbone runs."""
+    batch: int
+    """Tiles or images through the backbone at once."""
+    device: str
+    """Device, or several."""
+    engine: EngineName
+    """Where the work is done."""
+    address: str | None
+    """The Ray cluster."""
+    workers: int | None
+    """Threads that decode, of each device; None shares out all cores."""
+    overwrite: bool
+    """Whether what has a bag is embedded again."""
+    as_json: bool
+    """Whether the summary is for a program."""
+
+    def request(self, *, n_tiles_expected: int) -> EncoderRequest:
+        """The backbone that is asked for; with few tiles nothing that is slow to start."""
+        return request_encoder(
+            self.backbone, weights=self.weights, device=self.device, batch=self.batch,
+            execution=self.execution, n_tiles_expected=n_tiles_expected,
+        )  # fmt: skip
+
+    def plan(
+        self,
+        bags_dir: Path,
+        *,
+        n_tiles_expected: int,
+        fingerprint: Callable[[Encoder], Fingerprint],
+    ) -> EmbedderPlan:
+        """What each worker needs to know to make bags."""
+        from features.embedding.distributed import EmbedderPlan
+
+        return EmbedderPlan(
+            bags_dir=bags_dir, encoder=self.request(n_tiles_expected=n_tiles_expected),
+            batch_tiles=self.batch, n_workers=self.workers, fingerprint=fingerprint,
+            overwrite=self.overwrite,
+        )  # fmt: skip
+
+
+TILES_A_SLIDE = 200
+"""A guess, made before any slide is opened."""
+
+_IMAGES_A_SERIES = 40
+_INSTALLED = "-"  # weights that are installed, where several backbones need a checkpoint each
+
+
+def images_expected(specs: Sequence[SeriesSpec]) -> int:
+    """Images of series: those that are listed, and a guess for folders that were not opened yet."""
+    return sum(max(_IMAGES_A_SERIES, len(spec.listed)) for spec in specs)
+
+
+def request_encoder(
+    name: str,
+    *,
+    weights: list[Path] | None,
+    device: str,
+    batch: int,
+    execution: str,
+    n_tiles_expected: int,
+) -> EncoderRequest:
+    """What the options ask for.
+
+    Parameters
+    ----------
+    name, weights
+        Backbone, and a checkpoint for each of its parts; None for installed weights.
+    device, batch, execution
+        As on the command line.
+    n_tiles_expected
+        Tiles to be embedded; for few of them nothing is started that takes long to start.
+    """
+    from features.encoders.config import EncoderRequest
+
+    paths = tuple(None if str(path) == _INSTALLED else path.absolute() for path in weights or ())
+    return EncoderRequest(
+        name=name, weights=paths, device=device, batch_tiles=batch, execution=execution,
+        n_tiles_expected=n_tiles_expected,
+    )  # fmt: skip
+
+
+def load_encoder_for(
+    bags_dir: Path | None,
+    name: str,
+    *,
+    weights: list[Path] | None,
+    device: str,
+    batch: int,
+    execution: str,
+    n_slides: int = 0,
+    n_tiles_expected: int | None = None,
+) -> Encoder:
+    """Load a backbone, and run it as the bags of the folder were made, or choose that now.
+
+    Parameters
+    ----------
+    bags_dir
+        Folder of the bags; None chooses without noting it.
+    name, weights, device, batch, execution
+        As for :func:`request_encoder`.
+    n_slides
+        Slides to be embedded; for few of them nothing is started that takes long to start.
+    n_tiles_expected
+        Tiles or images to be embedded, where their number is known better than from ``n_slides``.
+    """
+    return request_encoder(
+        name, weights=weights, device=device, batch=batch, execution=execution,
+        n_tiles_expected=n_tiles_expected or n_slides * TILES_A_SLIDE,
+    ).load(bags_dir)  # fmt: skip

@@ -1,0 +1,206 @@
+"""What ``mil train``, ``mil infer`` and ``mil score`` do where patients have several labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+
+from cli.console import notes, print_json, progress_bar, results, step
+from cli.shared.output import print_calibration_note, print_reliability, told_of_calibration
+from features.utils.text import counted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mil.data.bags import PatientBags
+    from mil.data.cohort import Cohort
+    from mil.evaluation.metrics import Interval
+    from mil.inference.predict import PatientPrediction
+    from mil.multilabel.table import LabelTable
+    from mil.multilabel.train import LabelRun, LabelSummary
+
+__all__ = ["infer_labels", "read_labels", "score_label_files", "shares_of", "train_labels"]
+
+
+def read_labels(cohort: Path, labels: str) -> LabelTable:
+    """Patients of a table and the labels that an option names."""
+    from mil.multilabel.table import parse_labels, read_label_table
+
+    return read_label_table(cohort, parse_labels(labels))
+
+
+def train_labels(
+    table: LabelTable,
+    bags: PatientBags,
+    run_dir: Path,
+    *,
+    image_labels: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train one run a label and print what they came to; ``options`` go to ``fit_labels``."""
+    from mil.data.instance_labels import read_image_labels
+    from mil.multilabel.train import fit_labels
+
+    if image_labels is not None:
+        options["image_labels"] = {
+            name: read_image_labels(image_labels, [name]) for name in table.names
+        }
+    with progress_bar("heads") as bars:
+        tasks = {name: bars.add_task(name, total=None, visible=False) for name in table.names}
+
+        def on_head(label: str, done: int, total: int) -> None:
+            bars.update(tasks[label], completed=done, total=total, visible=True)
+
+        def on_step(label: str, what: str) -> None:
+            bars.update(tasks[label], description=f"{label}: {what}")
+
+        summary = fit_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
+    for note in dict.fromkeys(note for found in summary.labels.values() for note in found.notes):
+        notes.print(f"note: {note}", style="yellow")
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        _print_training(summary)
+
+
+def shares_of(run: LabelRun, stated: str) -> npt.NDArray[np.float64]:
+    """Shares of patients with each label that ``--prior`` states, shape (labels,)."""
+    from mil.multilabel.table import parse_label_prior
+
+    return parse_label_prior(stated, run.names, cohort=run.shares)
+
+
+def infer_labels(
+    run: LabelRun,
+    cohort: Cohort,
+    bags_dir: Path,
+    out: Path,
+    prior: tuple[str, npt.NDArray[np.float64]],
+    *,
+    as_json: bool,
+) -> list[PatientPrediction]:
+    """Write one column a label, and the details beside it; gives what the first label said.
+
+    ``prior`` is as it was stated, and as :func:`shares_of` gives it.
+    """
+    from mil.multilabel.predict import predict_labels, write_label_details, write_label_predictions
+
+    stated, shares = prior
+    with step("predicting"):
+        predictions = predict_labels(run, cohort, bags_dir, prior=shares)
+    details = out.with_name(f"{out.stem}.details.csv")
+    write_label_predictions(out, predictions)
+    write_label_details(details, predictions)
+    first = predictions[run.names[0]]
+    of_labels = dict(zip(run.names, map(float, shares), strict=True))
+    if as_json:
+        print_json({
+            "run": str(run.path),
+            "out": str(out),
+            "details": str(details),
+            "labels": list(run.names),
+            "n_patients": len(first),
+            "status": dict(Counter(p.status for p in first)),
+            "n_seen_in_training": sum(bool(p.seen_as) for p in first),
+            "prior_asked_for": stated,
+            "prior": of_labels,
+        })  # fmt: skip
+    else:
+        told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
+        results.print(f"{counted(len(first), 'patients')} into {out} (run {run.path})")
+        results.print(f"One column a label, for shares of {told} ({stated}).")
+        results.print(f"Status and spread of each patient: {details}")
+    return first
+
+
+def score_label_files(
+    files: list[Path],
+    table: LabelTable,
+    *,
+    average: Literal["probability", "logit"],
+    prior: str,
+    file_prior: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score files with one column a label; ``options`` are those of ``ScoreSettings``."""
+    from mil.evaluation.metrics import paired
+    from mil.evaluation.scoring import ScoreSettings
+    from mil.multilabel.scoring import average_labels, read_label_predictions, score_labels
+    from mil.multilabel.table import parse_label_prior
+
+    shares = table.truth.mean(axis=0)
+    of_file, read_at = (
+        parse_label_prior(text, table.names, cohort=shares) for text in (file_prior, prior)
+    )
+    settings = ScoreSettings(file_prior=paired(of_file), prior=paired(read_at), **options)
+    with step("scoring"):
+        tables = {str(path): read_label_predictions(path, table) for path in files}
+        if len(tables) > 1:
+            name = f"mean {average} of {len(tables)}"
+            tables[name] = average_labels(list(tables.values()), how=average)
+        scored = {
+            name: score_labels(proba, table, settings, file_prior=of_file, prior=read_at)
+            for name, proba in tables.items()
+        }
+    counts = dict(zip(table.names, table.truth.sum(axis=0).tolist(), strict=True))
+    if as_json:
+        print_json({
+            "n_patients": len(table.truth),
+            "label_counts": counts,
+            **told_of_calibration(settings),
+            "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
+        })  # fmt: skip
+        return
+    for name, found in scored.items():
+        _print_losses(f"{name}, {counted(len(table.truth), 'patients')}", found.losses)
+        for kind in next(iter(found.labels.values())).scores:
+            _print_labels({n: of.scores[kind] for n, of in found.labels.items()}, counts, kind=kind)
+        for label, of_label in found.labels.items():
+            for kind, described in of_label.reliability.items():
+                print_reliability(f"{name}, {label}", kind, described)
+    results.print(
+        "Weighted log loss: mean over labels at the shares of these patients, 'any' twice. Of a "
+        "single label it weighs both answers alike, so that a constant has 0.6931. Intervals: "
+        "95 %, bootstrap over patients."
+    )
+    print_calibration_note(settings)
+
+
+def _print_training(summary: LabelSummary) -> None:
+    _print_losses("all labels, out-of-fold", summary.losses)
+    scores = {name: found.scores["calibrated"] for name, found in summary.labels.items()}
+    _print_labels(scores, None, kind="calibrated")
+    results.print(f"The run lies in {summary.path}; each label has its own in labels/")
+
+
+def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("weighted log loss", justify="right")
+    for kind, loss in losses.items():
+        table.add_row(kind, str(loss))
+    results.print(table)
+
+
+def _print_labels(
+    scores: Mapping[str, Mapping[str, Interval]], counts: Mapping[str, int] | None, *, kind: str
+) -> None:
+    """One row a label: those scores that every label has."""
+    shown = [name for name in next(iter(scores.values())) if not name.startswith("calibration_")]
+    table = Table(title=kind, title_justify="left")
+    table.add_column("label")
+    if counts is not None:
+        table.add_column("with it", justify="right")
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    for label, found in scores.items():
+        told = [] if counts is None else [f"{counts[label]:,}"]
+        table.add_row(label, *told, *(str(found[name]) for name in shown))
+    results.print(table)

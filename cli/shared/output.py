@@ -1,0 +1,135 @@
+"""Findings as ``mil audit`` and ``mil describe`` print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cli.console import results
+from features.utils.text import counted
+
+if TYPE_CHECKING:
+    from mil.audit import Finding
+    from mil.evaluation.metrics import Interval
+    from mil.evaluation.scoring import ScoreSettings
+
+__all__ = []
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print one line a finding: how bad it is, what was found, and what to do."""
+    for finding in findings:
+        text = Text()
+        text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
+        text.append(f"{finding.message}. {finding.advice}".rstrip())
+        results.print(text)
+
+
+_TITLES = {
+    "weighted_log_loss": "weighted log loss",
+    "auroc": "AUROC",
+    "brier_score": "Brier",
+    "calibration_error": "calibration error",
+    "calibration_slope": "calibration slope",
+    "calibration_intercept": "calibration intercept",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+}
+
+
+def print_scores(
+    name: str, kinds: Mapping[str, Mapping[str, Interval]], *, n_patients: int
+) -> None:
+    """Print the scores of one file.
+
+    Parameters
+    ----------
+    name
+        The file.
+    kinds
+        Scores by kind (raw, calibrated) and name.
+    n_patients
+        Patients scored.
+    """
+    table = Table(title=f"{name}: {counted(n_patients, 'patients')}", title_justify="left")
+    table.add_column("score")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+        table.add_column("95 % interval", justify="right")
+    for key, title in _TITLES.items():
+        cells = []
+        for scores in kinds.values():
+            found = scores[key]
+            cells += [f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
+        table.add_row(title, *cells)
+    results.print(table)
+
+
+def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> None:
+    """Print reliability table, Brier decomposition and calibration error of one file.
+
+    Parameters
+    ----------
+    name, kind
+        The file, and whether it is raw or calibrated.
+    described
+        From :func:`mil.evaluation.scoring.describe_reliability`.
+    """
+    for class_name, of_class in described["classes"].items():
+        table = Table(title=f"{name}, {kind}: reliability of {class_name}", title_justify="left")
+        for column in ("patients", "probabilities", "promised", "observed", "95 % interval"):
+            table.add_column(column, justify="right")
+        for row in of_class["bins"]:
+            table.add_row(
+                str(row["n_patients"]),
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                f"{row['promised']:.3f}",
+                f"{row['observed']:.3f}",
+                f"{row['observed_low']:.3f} to {row['observed_high']:.3f}",
+            )
+        results.print(table)
+        parts = of_class["brier"]
+        results.print(
+            f"Brier of {class_name}: {parts['brier']:.4f} = reliability {parts['reliability']:.4f} "
+            f"- resolution {parts['resolution']:.4f} + uncertainty {parts['uncertainty']:.4f} "
+            f"+ within bins {parts['within_bins']:.4f}"
+        )
+    error = described["calibration_error"]
+    results.print(
+        f"Calibration error {error['value']:.4f}. It is biased upwards: perfect probabilities of "
+        f"this spread would show {error['if_perfect']:.4f} on average, and up to "
+        f"{error['if_perfect_high']:.4f} in 95 of 100 samples."
+    )
+
+
+def told_of_calibration(settings: ScoreSettings) -> dict[str, object]:
+    """How calibrated scores came about, for JSON; nothing where none were asked for."""
+    from mil.evaluation.scoring import CROSS_FITTED_NOTE
+
+    if settings.calibrator is None:
+        return {}
+    return {
+        "calibration": {
+            "kind": "cross-fitted",
+            "calibrator": settings.calibrator,
+            "folds": settings.n_folds,
+            "repeats": settings.n_repeats,
+            "note": CROSS_FITTED_NOTE,
+        }
+    }
+
+
+def print_calibration_note(settings: ScoreSettings) -> None:
+    """Say how calibrated scores came about; nothing where none were asked for."""
+    from mil.evaluation.scoring import CROSS_FITTED_NOTE
+
+    if settings.calibrator is not None:
+        results.print(
+            f"Calibrated by {settings.calibrator}, {counted(settings.n_repeats, 'repeats')} of "
+            f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
+        )

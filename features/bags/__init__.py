@@ -1,0 +1,3 @@
+"""Bags of embeddings: HDF5 files, zarr stores, import and export."""
+
+from __future__ import annotations

@@ -1,0 +1,46 @@
+"""AtlasPatch (2026): ``patches/<slide>.h5``, a group of embeddings, and ``coords`` of 5 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.trident import tiling_of
+from features.bags.safe_hdf5 import find_item, opened, read_array, read_attributes
+from features.errors import BagError
+
+__all__ = ["find", "read"]
+
+
+def find(source: Path) -> dict[str, Path]:
+    """Files by slide id."""
+    return files_in(source, "patches/*.h5", "*.h5", expected="patches/<slide>.h5")
+
+
+def read(path: Path, *, encoder: str) -> ForeignBag:
+    """Embeddings of one slide, by the encoder asked for or the only one there."""
+    with opened(path, expected="an AtlasPatch file", advice="Check --from.") as file:
+        name = _encoder(path, file, encoder)
+        features = read_array(file, f"features/{name}", ndim=(2, 3))
+        coords = read_array(file, "coords", ndim=(2, 3))
+        said = read_attributes(file)
+    return ForeignBag(
+        features=features, coords=coords, encoder=name, mpp=number(said, "mpp"), **tiling_of(said)
+    )
+
+
+def _encoder(path: Path, file: h5py.File, asked: str) -> str:
+    group = find_item(file, "features")
+    names = sorted(map(str, group)) if isinstance(group, h5py.Group) else []
+    if asked in names:
+        return asked
+    if asked or len(names) != 1:
+        raise BagError(
+            path,
+            found=f"embeddings of {', '.join(names[:8]) or 'no encoder'}",
+            expected=repr(asked) if asked else "one encoder",
+            advice="Name one with --backbone." if names else "Run its feature step first.",
+        )
+    return names[0]

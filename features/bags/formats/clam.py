@@ -1,0 +1,82 @@
+"""CLAM (Lu and others, 2021): ``h5_files`` or ``pt_files``, and ``patches`` beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.bags.bag import Bag
+from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.torch_tensors import read_tensors, write_tensor
+from features.bags.safe_hdf5 import created, opened, read_array, read_attributes
+from features.utils.files import make_folder
+
+__all__ = ["find", "read", "write"]
+
+_EXPECTED = "a CLAM file"
+
+
+def find(source: Path) -> dict[str, Path]:
+    """Files by slide id, those with coordinates first."""
+    return files_in(
+        source, "h5_files/*.h5", "pt_files/*.pt", "*.h5", "*.pt",
+        expected="h5_files/<slide>.h5 or pt_files/<slide>.pt",
+    )  # fmt: skip
+
+
+def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+    """Embeddings of one slide, with what ``../patches/<slide>.h5`` says of its tiles."""
+    coords, said = None, {}
+    tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
+    if tiles_path.is_file():
+        with opened(tiles_path, expected=_EXPECTED, advice="") as file:
+            coords = read_array(file, "coords", ndim=(2, 3))
+            said = read_attributes(file["coords"])
+    if path.suffix == ".pt":
+        features = read_tensors(path)["features"]
+    else:
+        with opened(path, expected=_EXPECTED, advice="Check --from.") as file:
+            features = read_array(file, "features", ndim=(2, 3))
+            coords = read_array(file, "coords", ndim=(2, 3))
+    downsample = number(said, "downsample") or 1.0
+    return ForeignBag(
+        features=features,
+        coords=coords,
+        tile_px=int(number(said, "patch_size")),
+        span_px0=number(said, "patch_size") * downsample,
+        size_px0=_size_px0(said, downsample),
+    )
+
+
+def write(folder: Path, bag: Bag) -> None:
+    """``h5_files``, ``pt_files`` and ``patches``, tiles as squares of level 0."""
+    slide_id = bag.meta.slide_id
+    features, coords = bag.features.astype(np.float32), bag.coords_px0.astype(np.int32)
+    tiles_path = make_folder(folder / "patches") / f"{slide_id}.h5"
+    with created(tiles_path) as file:
+        file.create_dataset("coords", data=coords, maxshape=(None, 2))
+        size = np.array([bag.meta.width_px0, bag.meta.height_px0])
+        file["coords"].attrs.update({
+            "patch_size": round((bag.meta.span_x_px0 * bag.meta.span_y_px0) ** 0.5),
+            "patch_level": 0,
+            "downsample": np.ones(2),
+            "downsampled_level_dim": size,
+            "level_dim": size,
+            "name": slide_id,
+            "save_path": "patches",
+        })  # fmt: skip
+    write_tensor(make_folder(folder / "pt_files") / f"{slide_id}.pt", features)
+    bags_path = make_folder(folder / "h5_files") / f"{slide_id}.h5"
+    with created(bags_path) as file:
+        file.create_dataset("features", data=features, maxshape=(None, features.shape[1]))
+        file.create_dataset("coords", data=coords, maxshape=(None, 2))
+
+
+def _size_px0(said: dict[str, Any], downsample: float) -> tuple[int, int]:
+    size = said.get("level_dim")
+    if not isinstance(size, tuple) or len(size) != 2:
+        return (0, 0)
+    width, height = (number({"side": side}, "side") for side in size)
+    return round(width * downsample), round(height * downsample)

@@ -1,0 +1,99 @@
+"""Slideflow (Dolezal and others, 2024): ``<slide>.pt``, ``<slide>.index.npz``, one JSON file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.bags.bag import Bag
+from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.torch_tensors import read_tensors, write_tensor
+from features.bags.formats.trident import target_mpp_of
+from features.errors import BagError
+from features.utils.files import written_beside
+
+__all__ = ["find", "read", "write"]
+
+_CONFIG = "bags_config.json"
+
+
+def find(source: Path) -> dict[str, Path]:
+    """Files by slide id."""
+    return files_in(source, "*.pt", expected="<slide>.pt, one a slide")
+
+
+def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+    """Embeddings of one slide; Slideflow gives the centres of tiles."""
+    index_path = path.with_suffix(".index.npz")
+    said = _config(path.parent / _CONFIG)
+    tile_px = int(number(said, "tile_px"))
+    extractor = said.get("extractor")
+    name = extractor.get("class") if isinstance(extractor, dict) else ""
+    return ForeignBag(
+        features=read_tensors(path)["features"],
+        coords=_read_index(index_path) if index_path.is_file() else None,
+        coords_are="centres_px0",
+        encoder=str(name or "").rsplit(".", maxsplit=1)[-1],
+        tile_px=tile_px,
+        target_mpp=_target_mpp(said, tile_px),
+    )
+
+
+def write(folder: Path, bag: Bag) -> None:
+    """The three files; the JSON file is the same for all slides of a folder."""
+    made = bag.meta.fingerprint
+    tile_um = made.tile_px * made.target_mpp
+    config = {
+        "extractor": {"class": made.encoder, "kwargs": {}},
+        "normalizer": None,
+        "num_features": made.dim,
+        "tile_px": made.tile_px,
+        "tile_um": int(tile_um) if tile_um.is_integer() else tile_um,
+    }
+    with written_beside(folder / _CONFIG) as beside:
+        beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    span = np.array([bag.meta.span_x_px0, bag.meta.span_y_px0])
+    index_path = folder / f"{bag.meta.slide_id}.index.npz"
+    with written_beside(index_path) as beside:
+        np.savez(beside, arr_0=np.rint(bag.coords_px0 + span / 2).astype(np.int64))
+    write_tensor(folder / f"{bag.meta.slide_id}.pt", bag.features.astype(np.float32))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BagError(path, found=f"not readable ({error})", expected="JSON") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _target_mpp(said: dict[str, Any], tile_px: int) -> float:
+    """µm per px from ``tile_um``, which is a number of µm or a magnification such as ``20x``."""
+    tile_um = said.get("tile_um")
+    if isinstance(tile_um, str) and tile_um.lower().endswith("x"):
+        return target_mpp_of(number({"x": tile_um[:-1]}, "x"))
+    return float(f"{number(said, 'tile_um') / tile_px:.9g}") if tile_px else 0.0
+
+
+def _read_index(path: Path) -> npt.NDArray[Any]:
+    """Places of the tiles, never by pickle, and never more than the archive can hold."""
+    try:
+        n_bytes = _unpacked_bytes(path)
+        if n_bytes <= max(1 << 20, 20 * path.stat().st_size):
+            with np.load(path, allow_pickle=False) as index:
+                return np.asarray(index["arr_0"])
+    except Exception as error:  # NumPy reads headers as Python, so damage is met in many ways
+        raise BagError(path, found=f"not readable ({error})", expected="an index.npz") from error
+    raise BagError(path, found=f"an archive that unpacks to {n_bytes:,} bytes")
+
+
+def _unpacked_bytes(path: Path) -> int:
+    with zipfile.ZipFile(path) as archive:
+        return sum(part.file_size for part in archive.infolist())

@@ -1,0 +1,88 @@
+"""STAMP (El Nahhas and others, 2024): ``<slide>.h5`` with ``feats``, and ``coords`` in µm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from features.bags.bag import Bag
+from features.bags.formats.base import ForeignBag, files_in, number, text
+from features.bags.safe_hdf5 import created, find_item, opened, read_array, read_attributes
+from features.errors import BagError
+
+__all__ = ["find", "read", "write"]
+
+_FEATURE_NAMES = ("feats", "patch_embeddings")
+_LEGACY_TILE_UM = 256.0
+_LEGACY_TILE_PX = 224
+_STAMP_VERSION = "2.0.0"
+"""Kept low: STAMP refuses files that say they are newer than itself."""
+
+
+def find(source: Path) -> dict[str, Path]:
+    """Files by slide id."""
+    return files_in(source, "*.h5", expected="<slide>.h5, one a slide")
+
+
+def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+    """Embeddings of one slide.
+
+    Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the px of a tile of
+    256 µm.
+    """
+    with opened(path, expected="a STAMP file", advice="Check --from.") as file:
+        name = next((name for name in _FEATURE_NAMES if find_item(file, name)), _FEATURE_NAMES[0])
+        features = read_array(file, name, ndim=(2, 3))
+        coords = read_array(file, "coords", ndim=(2, 3)).astype(np.float64)
+        said = read_attributes(file)
+    tile_um = number(said, "tile_size_um")
+    if not tile_um and text(said, "unit") == "um":
+        tile_um = number(said, "tile_size")
+    tile_px = int(number(said, "tile_size_px"))
+    if not tile_um:
+        if _least_step(coords) != _LEGACY_TILE_PX:
+            raise BagError(
+                path,
+                found="coords without a unit, and tiles not 224 apart",
+                expected="the attribute tile_size_um",
+                advice="Embed the slide again with a current STAMP.",
+            )
+        tile_um, tile_px = _LEGACY_TILE_UM, _LEGACY_TILE_PX
+        coords *= _LEGACY_TILE_UM / _LEGACY_TILE_PX
+    return ForeignBag(
+        features=features,
+        coords=coords,
+        coords_are="corners_um",
+        encoder=text(said, "extractor") or text(said, "encoder"),
+        tile_px=tile_px,
+        target_mpp=float(f"{tile_um / tile_px:.9g}") if tile_px else 0.0,
+        overlap_px=0,
+    )
+
+
+def write(folder: Path, bag: Bag) -> None:
+    """``<slide>.h5``, coordinates in µm, float32."""
+    made = bag.meta.fingerprint
+    mpp_xy = np.array([bag.meta.mpp_x, bag.meta.mpp_y])
+    path = folder / f"{bag.meta.slide_id}.h5"
+    with created(path) as file:
+        file.create_dataset("coords", data=(bag.coords_px0 * mpp_xy).astype(np.float32))
+        file.create_dataset("feats", data=bag.features)
+        file.attrs.update({
+            "stamp_version": _STAMP_VERSION,
+            "extractor": made.encoder,
+            "unit": "um",
+            "tile_size_um": made.tile_px * made.target_mpp,
+            "tile_size_px": made.tile_px,
+            "code_hash": "",
+            "feat_type": "tile",
+        })  # fmt: skip
+
+
+def _least_step(coords: np.ndarray) -> int:
+    """Least distance between two columns or rows, rounded; 0 where there is only one."""
+    table = coords.reshape(-1, coords.shape[-1])
+    steps = [np.diff(np.unique(table[:, axis])) for axis in range(2)]
+    together = np.concatenate(steps)
+    return round(float(together.min())) if together.size else 0

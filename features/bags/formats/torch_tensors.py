@@ -1,0 +1,116 @@
+"""Plain folders of ``.pt`` files, and the reading and writing of tensors for other layouts.
+
+A ``.pt`` file is a pickle; :mod:`features.utils.torch_io` reads it without running anything.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from features.bags.bag import Bag
+from features.bags.formats.base import ForeignBag, files_in, unknown_of
+from features.errors import BagError
+from features.utils.files import make_folder, written_beside
+from features.utils.torch_io import load_torch
+
+__all__ = ["find", "read", "read_tensors", "write", "write_tensor"]
+
+_FEATURE_NAMES = ("features", "feats", "embeddings")
+
+
+def find(source: Path) -> dict[str, Path]:
+    """Files by slide id."""
+    return files_in(source, "*.pt", expected="<slide>.pt, one a slide")
+
+
+def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+    """A tensor, or a dictionary with ``features`` (or ``feats``) and perhaps ``coords``.
+
+    Coordinates are level-0 px; ``coords/<slide>.pt`` beside the file is read where it exists.
+    """
+    found = read_tensors(path)
+    name = next((name for name in _FEATURE_NAMES if name in found), None)
+    if name is None:
+        raise BagError(
+            path,
+            found=f"a dictionary of {', '.join(map(repr, found)) or 'no tensor'}",
+            expected="one of " + ", ".join(map(repr, _FEATURE_NAMES)),
+        )
+    beside = path.parent / "coords" / path.name
+    coords = read_tensors(beside)["features"] if beside.is_file() else found.get("coords")
+    return ForeignBag(features=found[name], coords=coords)
+
+
+def write(folder: Path, bag: Bag) -> None:
+    """``<slide>.pt``, float32 (n, dim), and ``coords/<slide>.pt``, int64 (n, 2), level-0 px."""
+    name = f"{bag.meta.slide_id}.pt"
+    if "coords" not in unknown_of(bag.meta):
+        write_tensor(make_folder(folder / "coords") / name, bag.coords_px0.astype(np.int64))
+    write_tensor(folder / name, bag.features.astype(np.float32))
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Tensors of a file by name; a bare tensor is called ``features``.
+
+    Raises
+    ------
+    BagError
+        If the file holds anything but tensors, or claims more than it can hold.
+    """
+    if not path.is_file():
+        raise BagError(path, found="there is no such file", expected="a .pt file")
+    try:
+        found = load_torch(path)
+    except UnpicklingError as error:
+        raise BagError(
+            path,
+            found="no plain tensor: loading it could run a program, and it was not loaded",
+            expected="a tensor, or a dictionary of tensors",
+            advice="If you trust its maker, load it there and save the bare tensor.",
+        ) from error
+    except Exception as error:  # a damaged stream leads the reader to errors of any kind
+        reason = " ".join(str(error).split())[:200]
+        raise BagError(path, found=f"not readable ({reason})", expected="a .pt file") from error
+    tensors = found if isinstance(found, Mapping) else {"features": found}
+    return {
+        str(name): _as_array(path, value)
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write one tensor, whole or not at all; equal arrays give equal bytes.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    content = io.BytesIO()  # PyTorch's errors do not say that a disk is full
+    torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
+
+
+def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:
+    n_bytes = tensor.numel() * tensor.element_size()
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise BagError(path, found=f"a tensor of layout {tensor.layout}", expected="a dense one")
+    if n_bytes > path.stat().st_size:
+        raise BagError(
+            path,
+            found=f"a tensor that claims {tuple(tensor.shape)} values, {n_bytes:,} bytes",
+            expected="no more than the file holds",
+        )
+    plain = tensor.detach()
+    array: npt.NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array

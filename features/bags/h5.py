@@ -1,0 +1,347 @@
+"""Bags in HDF5 files, one a slide or series; :data:`BagPlace` is read alike wherever it lies.
+
+The layout is documented in ``docs/reference/bag.md``. Tools that read ``features`` and ``coords``
+(CLAM, TRIDENT, torchmil and others) read these files as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from features.bags.bag import (
+    IMAGE,
+    Bag,
+    BagHead,
+    BagMeta,
+    BagPlace,
+    Fingerprint,
+    is_plain_id,
+    meta_attributes,
+    meta_from,
+)
+from features.bags.safe_hdf5 import created, find_item, opened, read_array, read_attributes
+from features.errors import BagError
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "as_stored",
+    "bag_path",
+    "find_bags",
+    "read_bag",
+    "read_bag_of",
+    "read_features",
+    "read_head",
+    "read_meta",
+    "read_views",
+    "trident_attributes",
+    "write_bag",
+]
+
+FORMAT = "mil-bag"
+"""Value of the root attribute ``format``."""
+
+FORMAT_VERSION = 2
+"""Newest version that is read; newer ones are refused.
+
+Bags of images and bags with views or stains made alike are of version 2, which readers of version 1
+do not know of; all others still are of version 1, to the byte.
+"""
+
+_CHUNK_ROWS = 1024
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_ADVICE = "Delete it and run 'mil embed' again."
+
+
+def bag_path(bags_dir: Path, slide_id: str) -> Path:
+    """Where the bag of a slide lies.
+
+    Raises
+    ------
+    BagError
+        If ``slide_id`` would lead out of the folder or into a subfolder.
+    """
+    if not is_plain_id(slide_id):
+        raise BagError(
+            repr(slide_id), found="not usable as a file name", expected="a plain slide id"
+        )
+    return bags_dir / f"{slide_id}.h5"
+
+
+def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
+    """All bags of a folder by slide id, sorted.
+
+    Parameters
+    ----------
+    bags_dir
+        The folder.
+    may_be_empty
+        Find nothing where there is none, instead of complaining.
+
+    Raises
+    ------
+    BagError
+        If the folder does not exist or holds no bag.
+    """
+    paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
+    if paths or may_be_empty:
+        return paths
+    if not bags_dir.is_dir():
+        raise BagError(
+            bags_dir,
+            found="there is no such folder",
+            expected="a folder of bags",
+            advice="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
+        )
+    raise BagError(
+        bags_dir,
+        found="no bag (*.h5) in it",
+        expected="one a slide",
+        advice="Make them with 'mil embed SLIDES --bags DIR'.",
+    )
+
+
+def as_stored(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Embeddings as bags store them: float16 unless one would overflow, then float32."""
+    largest = float(np.abs(features).max(initial=0.0))
+    return features.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
+
+
+def write_bag(path: Path, bag: Bag) -> None:
+    """Write a bag whole or not at all; equal bags give equal bytes.
+
+    Embeddings are stored as float16 unless a value would overflow, then as float32.
+
+    Raises
+    ------
+    BagError
+        If an embedding is not finite.
+    OutputError
+        If the file cannot be written.
+    """
+    made = bag.meta.fingerprint
+    features = _storable(path, bag.features)
+    views = None if bag.views is None else _storable(path, bag.views)
+    with created(path) as file:
+        _write(file, "features", features, (_CHUNK_ROWS, made.dim))
+        if bag.order is not None and bag.source is not None:
+            _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
+            _write(file, "source", _as_bytes(bag.source), (_CHUNK_ROWS,))
+        else:
+            _write(file, "coords", bag.coords_px0.astype(np.int64, copy=False), (_CHUNK_ROWS, 2))
+            _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
+            file["coords"].attrs.update(trident_attributes(bag.meta))
+        if views is not None:
+            rows = max(1, _CHUNK_ROWS // made.n_views)
+            _write(file, "views", views, (rows, made.n_views, made.dim))
+        file["features"].attrs["encoder"] = made.encoder
+        file.attrs["format"] = FORMAT
+        is_new = bag.order is not None or made.stain_norm or made.views
+        file.attrs["format_version"] = FORMAT_VERSION if is_new else 1
+        # What a fingerprint has by default is left out: earlier makes stay as they were.
+        unsaid = {p.name for p in fields(Fingerprint) if getattr(made, p.name) == p.default}
+        said = meta_attributes(bag.meta).items()
+        file.attrs.update({name: value for name, value in said if name not in unsaid})
+        file.attrs["n_embedded"] = len(bag.features)
+        file.attrs["complete"] = True
+
+
+def read_bag(place: BagPlace) -> Bag:
+    """Read a bag.
+
+    Raises
+    ------
+    BagError
+        If it is missing, damaged, incomplete, of another format or a newer version.
+    """
+    if not isinstance(place, Path):
+        return place.read()
+    with _opened(place) as file:
+        meta = _meta(place, attributes := read_attributes(file))
+        features = read_array(file, "features", ndim=(2,), kinds="f")
+        if meta.kind == IMAGE:
+            bag = Bag.of_series(
+                features,
+                order=read_array(file, "order", ndim=(1,), kinds="iu"),
+                source=_as_texts(read_array(file, "source", ndim=(1,), kinds="S")),
+                meta=meta,
+            )
+        else:
+            bag = Bag(
+                features=features,
+                coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
+                tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
+                meta=meta,
+                views=read_array(file, "views", ndim=(3,), kinds="f")
+                if meta.fingerprint.n_views
+                else None,
+            )
+    n_embedded = attributes.get("n_embedded", len(bag.features))
+    if n_embedded != len(bag.features):
+        raise BagError(
+            place,
+            found=f"{len(bag.features)} embeddings",
+            expected=f"{n_embedded}, as its attribute n_embedded says",
+            advice=_ADVICE,
+        )
+    return bag
+
+
+def read_bag_of(slide_id: str, place: BagPlace) -> Bag:
+    """Read the bag of a slide, and refuse one that says it is another's.
+
+    What a bag says about itself names files that are written later, so nobody else's word is taken
+    for it.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`; besides, if it is the bag of another slide.
+    """
+    bag = read_bag(place)
+    if bag.meta.slide_id != slide_id:
+        raise BagError(
+            place,
+            found=f"the bag of slide {bag.meta.slide_id!r}",
+            expected=f"that of {slide_id!r}",
+            advice="Name the file after its slide, or embed the slide again.",
+        )
+    return bag
+
+
+def read_meta(place: BagPlace) -> BagMeta:
+    """Read what a bag says about itself, without its arrays.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`.
+    """
+    if not isinstance(place, Path):
+        return place.read_head().meta
+    with _opened(place) as file:
+        return _meta(place, read_attributes(file))
+
+
+def read_head(place: BagPlace) -> BagHead:
+    """Read what a bag says about itself, and how many embeddings of which type it holds.
+
+    Raises
+    ------
+    BagError
+        As :func:`read_bag`.
+    """
+    if not isinstance(place, Path):
+        return place.read_head()
+    with _opened(place) as file:
+        features, views = find_item(file, "features"), find_item(file, "views")
+        if not isinstance(features, h5py.Dataset) or features.ndim != 2:
+            raise BagError(place, found="no 2-dimensional dataset 'features'")
+        return BagHead(
+            meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype,
+            views_dtype=views.dtype if isinstance(views, h5py.Dataset) else None,
+        )  # fmt: skip
+
+
+def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
+    """Read the embeddings of a bag and nothing else, shape (n, dim).
+
+    Raises
+    ------
+    BagError
+        If it is missing or damaged.
+    """
+    if not isinstance(place, Path):
+        return place.read_features()
+    with _opened(place) as file:
+        return read_array(file, "features", ndim=(2,), kinds="f")
+
+
+def read_views(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
+    """Read the embeddings of a bag's views and nothing else, shape (n, n_views, dim).
+
+    Raises
+    ------
+    BagError
+        If it is missing or damaged, or holds no views.
+    """
+    if not isinstance(place, Path):
+        return place.read_views()
+    with _opened(place) as file:
+        return read_array(file, "views", ndim=(3,), kinds="f")
+
+
+def _opened(path: Path) -> AbstractContextManager[h5py.File]:
+    return opened(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
+
+
+def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Embeddings as they are stored, all of them finite."""
+    if not np.isfinite(array).all():
+        n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
+        raise BagError(
+            path,
+            found=f"{n_bad} of {len(array)} embeddings hold NaN or infinity",
+            expected="finite numbers",
+            advice="Try --device cpu; if it stays, the weights are damaged.",
+        )
+    return as_stored(array)
+
+
+def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:
+    """Write one growing, chunked dataset without clock times."""
+    rows = (max(1, min(chunks[0], len(array))), *chunks[1:])
+    file.create_dataset(
+        name, data=array, maxshape=(None, *array.shape[1:]), chunks=rows, track_times=False
+    )
+
+
+def _as_bytes(texts: tuple[str, ...]) -> npt.NDArray[np.bytes_]:
+    """Texts as UTF-8 of one length, which HDF5 stores without pointers."""
+    return np.array([text.encode("utf-8", "replace") for text in texts] or [b""], "S")[: len(texts)]
+
+
+def _as_texts(array: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
+    return tuple(text.decode("utf-8", "replace") for text in array.tolist())
+
+
+def trident_attributes(meta: BagMeta) -> dict[str, Any]:
+    """Attributes that TRIDENT puts on ``coords``; magnification as 10 / mpp, its convention."""
+    mpp = (meta.mpp_x * meta.mpp_y) ** 0.5
+    target_mpp = meta.fingerprint.target_mpp  # 0 where an imported bag does not say
+    return {
+        "patch_size": meta.fingerprint.tile_px,
+        "patch_size_level0": round((meta.span_x_px0 * meta.span_y_px0) ** 0.5),
+        "level0_magnification": 10.0 / mpp,
+        "target_magnification": 10.0 / target_mpp if target_mpp else 0.0,
+        "overlap": meta.fingerprint.overlap_px,
+        "name": meta.slide_id,
+        "savetodir": "bags",
+        "level0_width": meta.width_px0,
+        "level0_height": meta.height_px0,
+    }
+
+
+def _meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
+    if attributes.get("format") != FORMAT:
+        raise BagError(path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
+    if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
+        raise BagError(
+            path,
+            found=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            advice="Install the version of this program that wrote it, or a later one.",
+        )
+    if not attributes.get("complete", False):
+        raise BagError(
+            path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
+        )
+    return meta_from(attributes)

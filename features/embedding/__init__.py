@@ -1,0 +1,3 @@
+"""Embedding of slides: configuration, pipeline, workers, results."""
+
+from __future__ import annotations

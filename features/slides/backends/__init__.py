@@ -1,0 +1,3 @@
+"""One module per reader library."""
+
+from __future__ import annotations

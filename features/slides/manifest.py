@@ -1,0 +1,86 @@
+"""Which slides are meant, and what the user knows about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from features.errors import SlideError, TableError
+from features.slides.reader import slide_id_of
+from features.utils.files import is_there
+from features.utils.paths import url_of
+from features.utils.tables import find_column, read_table
+
+__all__ = ["read_mpp_table", "read_slide_table", "require_distinct_ids"]
+
+
+def read_mpp_table(path: Path) -> dict[str, float]:
+    """µm per level-0 pixel by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
+
+    Raises
+    ------
+    TableError
+        If a column is missing or a value is not a number.
+    """
+    table = read_table(path)
+    slide_column = find_column(table, ["slide_id", "image_id"], where=path, what="slide ids")
+    mpp_column = find_column(table, ["mpp"], where=path, what="µm per level-0 pixel")
+    values: dict[str, float] = {}
+    for row, (slide, text) in enumerate(
+        zip(table[slide_column], table[mpp_column], strict=True), start=2
+    ):
+        try:
+            values[slide_id_of(Path(slide))] = float(text)
+        except ValueError as error:
+            raise TableError(
+                f"{path}, row {row}",
+                found=f"mpp {text!r}",
+                expected="a number of µm per pixel",
+                advice="Write it with a decimal point, such as 0.25." if "," in text else "",
+            ) from error
+    return values
+
+
+def read_slide_table(path: Path) -> list[Path]:
+    """Slides listed in a CSV; relative paths count from the table's folder, URLs are kept.
+
+    Raises
+    ------
+    TableError
+        If there is no column of paths, or a listed file does not exist.
+    """
+    table = read_table(path)
+    column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
+    slides = [Path(text) if url_of(text) else path.parent / text for text in table[column]]
+    for row, slide in enumerate(slides, start=2):
+        if url_of(slide) is None and not is_there(slide):
+            raise TableError(f"{path}, row {row}", found=f"no file {slide}", expected="a slide")
+    return slides
+
+
+def require_distinct_ids(paths: Sequence[Path], *, option: str) -> None:
+    """Refuse slides whose results would have the same name.
+
+    Parameters
+    ----------
+    paths
+        The slides.
+    option
+        The option that names the folder of results, for the message.
+
+    Raises
+    ------
+    SlideError
+        If two slides have the same id.
+    """
+    counts = Counter(slide_id_of(path) for path in paths)
+    for slide_id, n_paths in counts.items():
+        if n_paths > 1:
+            same = [str(path) for path in paths if slide_id_of(path) == slide_id]
+            raise SlideError(
+                f"slide {slide_id!r}",
+                found=f"{n_paths} files of that name: {', '.join(same[:3])}",
+                expected="one file a slide id",
+                advice=f"Rename one, or write into different folders with {option}.",
+            )

@@ -1,0 +1,211 @@
+"""Means over exact areas: pictures made smaller by any factor, whole or not.
+
+Pillow's box filter weights a pixel by 0 or 1, whether or not it is covered whole: at 2.17 pixels a
+pixel that is wrong by 2.5 grey levels on average and by up to 37 on stained tissue. Here a pixel
+counts by the share of it that is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from features.slides.base import Level, RgbArray
+
+__all__ = [
+    "AreaMean",
+    "area_average",
+    "borders",
+    "nearest_level",
+    "overview_level",
+    "overview_mean",
+]
+
+_AT_ONCE_PX = 1 << 18
+"""Pixels that are turned into numbers with fractions at a time (3 MB); more are slower."""
+_KEPT = 4096
+"""Overlaps remembered along each axis; a few kB each."""
+
+
+def nearest_level(levels: Sequence[Level], downsample: float) -> int:
+    """The coarsest level that is at least as fine as asked, within 1 %; else level 0.
+
+    Parameters
+    ----------
+    levels
+        All resolutions of a slide.
+    downsample
+        Level-0 pixels per pixel that is asked for.
+    """
+    fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.01]
+    return max(fine, key=lambda index: levels[index].downsample, default=0)
+
+
+def overview_level(levels: Sequence[Level], downsample: int) -> int:
+    """The coarsest level that is at least twice as fine as an overview; else level 0.
+
+    Scanners scale and compress the levels of a pyramid each in its own way. Averaging at least two
+    by two pixels evens that out, so that a slide has the same tissue whether it has a pyramid or
+    not.
+    """
+    return nearest_level(levels, downsample / 2)
+
+
+def borders(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:
+    """Where cells of a side begin along an axis, and where the last one ends, cut at the end.
+
+    Examples
+    --------
+    >>> borders(10, 4).tolist()
+    [0.0, 4.0, 8.0, 10.0]
+    """
+    return np.append(np.arange(0, length_px, cell_px), length_px).astype(np.float64)
+
+
+def area_average(
+    pixels: RgbArray,
+    *,
+    rows: tuple[float, float],
+    columns: tuple[float, float],
+    height_px: int,
+    width_px: int,
+) -> RgbArray:
+    """Scale a window of a picture down, each pixel the mean of the area that it covers.
+
+    Parameters
+    ----------
+    pixels
+        Shape (height, width, 3), uint8.
+    rows, columns
+        Where the window begins and ends, px; borders may cut pixels.
+    height_px, width_px
+        Size of the result.
+
+    Returns
+    -------
+    RgbArray
+        Shape (height_px, width_px, 3), uint8.
+    """
+    height, width = pixels.shape[:2]
+    cut = abs(rows[1] - rows[0] - height_px) + abs(columns[1] - columns[0] - width_px)
+    if cut < 1e-3 and (height, width) == (height_px, width_px):
+        return pixels  # nothing to average: the window is the whole picture
+    down = _shares(rows, height, height_px) @ pixels.reshape(height, -1).astype(np.float32)
+    across = np.ascontiguousarray(down.reshape(height_px, width, 3).swapaxes(0, 1))
+    both = _shares(columns, width, width_px) @ across.reshape(width, -1)
+    means = both.reshape(width_px, height_px, 3).swapaxes(0, 1)
+    return np.ascontiguousarray(np.rint(means), np.uint8)
+
+
+class AreaMean:
+    """The mean colour of every cell of a grid, gathered from rectangles in any order.
+
+    A pixel on the border of two cells counts in each by the share of it that lies there.
+
+    Parameters
+    ----------
+    rows, columns
+        Borders of the cells, px, rising; shapes (rows + 1,) and (columns + 1,), float64.
+    """
+
+    def __init__(self, *, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> None:
+        self._rows, self._columns = rows, columns
+        self._sums = np.zeros((len(rows) - 1, len(columns) - 1, 3), np.float32)
+        self._areas = np.zeros(self._sums.shape[:2], np.float32)
+        # Pieces mostly lie in rows and columns themselves, so most ask for what was asked before.
+        self._down = lru_cache(_KEPT)(partial(_overlaps, rows))
+        self._across = lru_cache(_KEPT)(partial(_overlaps, columns))
+
+    def add(self, pixels: RgbArray, *, x_px: int, y_px: int) -> None:
+        """Add a rectangle whose upper left corner is at (``x_px``, ``y_px``)."""
+        height, width = pixels.shape[:2]
+        step = max(1, _AT_ONCE_PX // width)
+        for top in range(0, height, step):
+            self._add_band(pixels[top : top + step], x_px, y_px + top)
+
+    def picture(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
+        """The means, shape (rows, columns, 3), uint8; what was not added has ``fill_rgb``."""
+        picture = np.empty(self._sums.shape, np.uint8)
+        heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)
+        fill = np.asarray(fill_rgb, np.float32)
+        for row, height in enumerate(heights):  # row by row: no second copy of the sums
+            areas = self._areas[row, :, None]
+            missing = np.clip((height * widths).astype(np.float32)[:, None] - areas, 0, None)
+            picture[row] = np.rint((self._sums[row] + missing * fill) / (areas + missing))
+        return picture
+
+    def _add_band(self, pixels: RgbArray, x_px: int, y_px: int) -> None:
+        height, width = pixels.shape[:2]
+        down, across = self._down(y_px, height), self._across(x_px, width)
+        n_rows, n_columns = len(down.sums), len(across.sums)
+        sums = down.matrix @ pixels.reshape(height, -1).astype(np.float32)
+        turned = sums.reshape(n_rows, width, 3).swapaxes(0, 1).reshape(width, -1)
+        both = (across.matrix @ turned).reshape(n_columns, n_rows, 3).swapaxes(0, 1)
+        place = np.s_[down.first : down.first + n_rows, across.first : across.first + n_columns]
+        self._sums[place] += both
+        self._areas[place] += np.outer(down.sums, across.sums)
+
+
+def overview_mean(levels: Sequence[Level], level: int, downsample: int) -> AreaMean:
+    """Gathers pixels of a level into an overview, see :meth:`features.slides.base.Slide`.
+
+    A level is taken to show exactly what level 0 does, so that a pixel of it is as wide as the
+    widths of both say.
+
+    Parameters
+    ----------
+    levels
+        All resolutions of the slide.
+    level
+        The one whose pixels will be added.
+    downsample
+        Level-0 pixels per pixel of the overview.
+    """
+    whole, size = levels[0], levels[level]
+    return AreaMean(
+        rows=borders(whole.height_px, downsample) * size.height_px / whole.height_px,
+        columns=borders(whole.width_px, downsample) * size.width_px / whole.width_px,
+    )
+
+
+def _shares(window: tuple[float, float], length: int, n_parts: int) -> csr_array:
+    """Share of each of ``length`` pixels in each equal part of a window; rows sum to 1."""
+    edges = np.linspace(*window, n_parts + 1).clip(0, length)
+    return _covering(edges, length, cells_px=np.diff(edges))
+
+
+@dataclass(frozen=True, eq=False)
+class _Overlap:
+    """How much of each of some pixels lies in each cell that they touch, along one axis."""
+
+    first: int
+    matrix: csr_array
+    sums: npt.NDArray[np.float32]
+
+
+def _overlaps(edges: npt.NDArray[np.float64], start: int, length: int) -> _Overlap:
+    """How ``length`` pixels from ``start`` on lie in cells."""
+    first = int(np.searchsorted(edges, start, side="right")) - 1
+    end = int(np.searchsorted(edges, start + length, side="left"))
+    touched = (edges[first : end + 1] - start).clip(0, length)
+    matrix = _covering(touched, length, cells_px=np.ones(end - first))
+    return _Overlap(first=first, matrix=matrix, sums=np.diff(touched).astype(np.float32))
+
+
+def _covering(
+    edges: npt.NDArray[np.float64], length: int, *, cells_px: npt.NDArray[np.float64]
+) -> csr_array:
+    """How much of each of ``length`` pixels lies between neighbouring edges, as part of a cell."""
+    first = np.minimum(edges[:-1].astype(np.int64), length - 1)
+    n_touched = int((np.ceil(edges[1:]) - first).max())
+    touched = first[:, None] + np.arange(n_touched)
+    cover = np.minimum(edges[1:, None], touched + 1) - np.maximum(edges[:-1, None], touched)
+    part = np.broadcast_to(np.arange(len(cells_px))[:, None], touched.shape)
+    inside = cover > 0
+    values = (cover / cells_px[:, None])[inside].astype(np.float32)
+    return csr_array((values, (part[inside], touched[inside])), shape=(len(cells_px), length))

@@ -1,0 +1,369 @@
+"""Painted slides: stroke clots as scanners see them, with the class in the mixture of tissue.
+
+Only for demonstrations and tests. The pictures imitate what matters to the road (one level, no
+usable resolution, coloured glass, islands of fibrin bands, red-cell clumps and white cells), and
+say nothing about patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tifffile
+from PIL import Image
+from scipy import ndimage
+
+from features.slides.base import RgbArray
+from features.utils.files import make_folder, written_beside
+from features.utils.tables import write_table
+
+__all__ = ["GLASSES_RGB", "SlidePlan", "paint_clot", "paint_cohort", "plan_cohort", "write_slide"]
+
+Floats = npt.NDArray[np.float32]
+
+GLASSES_RGB = (
+    (255, 255, 255),
+    (196, 211, 192),
+    (211, 226, 207),
+    (234, 216, 254),
+    (255, 241, 255),
+)
+"""Colours of glass that occur on real stroke clot slides: white, grey-green, violet, pinkish."""
+
+_ATLAS_PX = 1024
+_CELL_PX = 26  # a red cell of 6.5 µm at 0.25 µm/px
+_COARSE = 16  # masks are drawn this much smaller and scaled up
+_SHARE_OF_CLASSES = (0.62, 0.38)
+_CENTRES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidePlan:
+    """All that decides one painted slide."""
+
+    patient_id: str
+    """Six hexadecimal characters, some of which look like numbers."""
+    image_num: int
+    """Number of the slide within its patient, from 0."""
+    center_id: str
+    """Centre of the patient."""
+    label: str
+    """Class of the patient."""
+    red_share: float
+    """Share of the tissue that is red cells; the rest is fibrin."""
+    white_share: float
+    """Share of the tissue that is strewn with white cells."""
+    glass_rgb: tuple[int, int, int]
+    """Colour of the glass."""
+    width_px0: int
+    """Width, px."""
+    height_px0: int
+    """Height, px."""
+    seed: int
+    """Decides everything random about the picture."""
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide: ``<patient_id>_<image_num>``."""
+        return f"{self.patient_id}_{self.image_num}"
+
+
+def plan_cohort(
+    *, n_patients: int, seed: int, signal: float, classes: tuple[str, str] = ("CE", "LAA")
+) -> list[SlidePlan]:
+    """Plan of a cohort: patients of two classes in three centres, some with two slides.
+
+    Clots of the second class hold more red cells on average, with a wide overlap: at ``signal`` 1
+    the mixture itself tells the classes with an AUROC of about 0.9, at 0 not at all.
+
+    Parameters
+    ----------
+    n_patients
+        Patients.
+    seed
+        Another seed plans another cohort.
+    signal
+        How far the class shows in the tissue, 0 to 1.
+    classes
+        Names of the classes, the one with fewer red cells first.
+
+    Returns
+    -------
+    list of SlidePlan
+        One a slide; a patient's slides follow each other.
+    """
+    rng = np.random.default_rng([seed, 77])
+    plans: list[SlidePlan] = []
+    used: set[str] = set()
+    n_first = round(n_patients * _SHARE_OF_CLASSES[0])
+    labels = rng.permutation([0] * n_first + [1] * (n_patients - n_first))
+    for number, label in enumerate(labels):
+        patient_id = _patient_id(rng, number, used)
+        centre = number % _CENTRES
+        lean = rng.normal(0, 0.7) + signal * (0.65 if label else -0.65)
+        for image_num in range(1 + (number % 5 == 4)):
+            plans.append(
+                SlidePlan(
+                    patient_id=patient_id,
+                    image_num=image_num,
+                    center_id=str(centre + 1),
+                    label=classes[int(label)],
+                    red_share=float(1 / (1 + np.exp(-lean - rng.normal(0, 0.15)))),
+                    white_share=float(rng.uniform(0.05, 0.25)),
+                    glass_rgb=_glass_of(centre, rng),
+                    width_px0=int(rng.integers(3200, 4000)),
+                    height_px0=int(rng.integers(2900, 3600)),
+                    seed=int(rng.integers(2**31)),
+                )
+            )
+    return plans
+
+
+def paint_clot(plan: SlidePlan) -> RgbArray:
+    """The picture of a planned slide, shape (height_px0, width_px0, 3), at 0.25 µm/px."""
+    rng = np.random.default_rng(plan.seed)
+    shape = (plan.height_px0, plan.width_px0)
+    coarse = tuple(-(-side // _COARSE) for side in shape)
+    island = _island(rng, coarse)
+    red = _by_share(_clouds(rng, coarse, grain=14), island > 0.5, plan.red_share)
+    white = _by_share(_clouds(rng, coarse, grain=6), island > 0.5, plan.white_share)
+    fibrin_rgb, red_rgb, white_rgb = (_tiled(_atlas(i), shape, rng) for i in range(3))
+    stain = rng.normal(1.0, 0.03, 3).astype(np.float32)
+    picture = np.empty((*shape, 3), np.uint8)
+    alphas = [_enlarge(mask, shape) for mask in (red, white, island)]
+    for channel in range(3):
+        tissue = fibrin_rgb[..., channel].astype(np.float32)
+        tissue += (red_rgb[..., channel] - tissue) * alphas[0]
+        # White cells lie on top: their texture darkens what is below.
+        tissue *= 1 - alphas[1] * (1 - white_rgb[..., channel] / np.float32(255))
+        tissue *= stain[channel]
+        glass = np.float32(plan.glass_rgb[channel])
+        picture[..., channel] = np.clip(glass + (tissue - glass) * alphas[2], 0, 255)
+    return picture
+
+
+def write_slide(path: Path, pixels: RgbArray) -> None:
+    """Write a one-level TIFF like those of STRIP: 128 px tiles, LZW, "10 px per cm".
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with written_beside(path) as beside:
+        tifffile.imwrite(
+            beside, pixels, photometric="rgb", tile=(128, 128), compression="lzw",
+            resolution=(10, 10), resolutionunit="CENTIMETER", metadata=None,
+        )  # fmt: skip
+
+
+def paint_cohort(
+    folder: Path,
+    plan: Sequence[SlidePlan],
+    *,
+    n_test_patients: int,
+    n_workers: int,
+    on_slide: Callable[[], None],
+) -> None:
+    """Paint ``slides/*.tif`` and write ``train.csv``, ``test.csv`` and ``test_labels.csv``.
+
+    The last patients of the plan are the test patients; ``test.csv`` holds no labels. Slides that
+    are there already are not painted again.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    plan
+        From :func:`plan_cohort`.
+    n_test_patients
+        Patients held out.
+    n_workers
+        Processes.
+    on_slide
+        Called after each slide.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    slides_dir = make_folder(folder / "slides")
+    _write_tables(folder, plan, n_test_patients=n_test_patients)
+    jobs = [(slides_dir / f"{slide.slide_id}.tif", slide) for slide in plan]
+    if n_workers == 1:
+        for job in jobs:
+            _paint_one(job)
+            on_slide()
+        return
+    # Fresh processes: a fork of a process with running threads may hang.
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(_paint_one, jobs):
+            on_slide()
+
+
+def _paint_one(job: tuple[Path, SlidePlan]) -> None:
+    path, plan = job
+    if not path.is_file():
+        write_slide(path, paint_clot(plan))
+
+
+def _write_tables(folder: Path, plan: Sequence[SlidePlan], *, n_test_patients: int) -> None:
+    patients = list(dict.fromkeys(slide.patient_id for slide in plan))
+    held_out = set(patients[len(patients) - n_test_patients :])
+    rows = [
+        (s.slide_id, s.center_id, s.patient_id, s.image_num, s.label) for s in plan
+    ]  # fmt: skip
+    names = ["image_id", "center_id", "patient_id", "image_num", "label"]
+    table = pd.DataFrame(rows, columns=names)
+    is_test = table["patient_id"].isin(list(held_out))
+    for name, part in (
+        ("train.csv", table[~is_test]),
+        ("test.csv", table[is_test].drop(columns="label")),
+        ("test_labels.csv", table[is_test]),
+    ):
+        write_table(folder / name, part)
+
+
+def _patient_id(rng: np.random.Generator, number: int, used: set[str]) -> str:
+    """An id of six hexadecimal characters; every tenth looks like a number to careless readers."""
+    while True:
+        text = "".join(rng.choice(list("0123456789abcdef"), 6))
+        if number % 10 == 3:
+            text = f"0{int(rng.integers(10_000, 99_999))}"
+        elif number % 10 == 7:
+            text = f"{int(rng.integers(100, 999))}e{int(rng.integers(10, 99))}"
+        if text not in used:
+            used.add(text)
+            return text
+
+
+def _glass_of(centre: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """White or one of the centre's own colours; never a matter of the class."""
+    own = (GLASSES_RGB[0], GLASSES_RGB[1 + centre], GLASSES_RGB[1 + (centre + 1) % 4])
+    return own[int(rng.integers(3))]
+
+
+def _clouds(rng: np.random.Generator, shape: tuple[int, ...], *, grain: float) -> Floats:
+    """Smooth noise with features of about ``grain`` px, zero mean and unit variance."""
+    noise = ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), grain)
+    return np.asarray((noise - noise.mean()) / noise.std(), np.float32)
+
+
+def _island(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """One to three ragged islands with soft borders, 0 to 1."""
+    rows, columns = np.mgrid[0 : 1 : shape[0] * 1j, 0 : 1 : shape[1] * 1j].astype(np.float32)
+    height = np.full(shape, -9.0, np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        y, x = rng.uniform(0.3, 0.7, 2)
+        long, short = rng.uniform(0.22, 0.34), rng.uniform(0.14, 0.22)
+        angle = rng.uniform(0, np.pi)
+        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+        height = np.maximum(height, 1 - (along / long) ** 2 - (across / short) ** 2)
+    ragged = height + 0.35 * _clouds(rng, shape, grain=7) + 0.12 * _clouds(rng, shape, grain=2)
+    return np.asarray(np.clip(ragged * 4, 0, 1), np.float32)
+
+
+def _by_share(field: Floats, where: npt.NDArray[np.bool_], share: float) -> Floats:
+    """Soft mask, 0 to 1, that covers ``share`` of the area ``where``: the highest of the field."""
+    if not where.any():
+        return np.zeros_like(field)
+    border = np.quantile(field[where], 1 - share)
+    return np.asarray(np.clip((field - border) * 4 + 0.5, 0, 1), np.float32)
+
+
+def _enlarge(mask: Floats, shape: tuple[int, int]) -> Floats:
+    image = Image.fromarray(mask)
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def _tiled(atlas: RgbArray, shape: tuple[int, int], rng: np.random.Generator) -> RgbArray:
+    """A texture over the whole slide, shifted and turned by chance; its borders match."""
+    turned = np.rot90(atlas, int(rng.integers(4)))
+    shifted = np.roll(turned, tuple(rng.integers(0, _ATLAS_PX, 2)), axis=(0, 1))
+    times = [-(-side // _ATLAS_PX) for side in shape]
+    return np.tile(shifted, (*times, 1))[: shape[0], : shape[1]]
+
+
+@lru_cache(maxsize=3)
+def _atlas(kind: int) -> RgbArray:
+    """Texture of a tissue, painted once a process: 0 fibrin, 1 red cells, 2 white cells."""
+    rng = np.random.default_rng([13, kind])
+    return (_paint_fibrin, _paint_red_cells, _paint_white_cells)[kind](rng)
+
+
+def _wrapped_noise(rng: np.random.Generator, sigma: float | tuple[float, float]) -> Floats:
+    noise = rng.normal(size=(_ATLAS_PX, _ATLAS_PX)).astype(np.float32)
+    smooth = ndimage.gaussian_filter(noise, sigma, mode="wrap")
+    return np.asarray(smooth / smooth.std(), np.float32)
+
+
+def _paint_fibrin(rng: np.random.Generator) -> RgbArray:
+    """Bands and threads of pink, bent by a slow flow."""
+    threads = 0.6 * _wrapped_noise(rng, (1.2, 16)) + 0.8 * _wrapped_noise(rng, (5, 40))
+    rows, columns = np.mgrid[0:_ATLAS_PX, 0:_ATLAS_PX].astype(np.float32)
+    bend_y, bend_x = 60 * _wrapped_noise(rng, 90), 25 * _wrapped_noise(rng, 60)
+    bent = ndimage.map_coordinates(
+        threads, [rows + bend_y, columns + bend_x], order=1, mode="grid-wrap"
+    )
+    tone = 1 / (1 + np.exp(-1.4 * bent))[..., None]  # 0 pale, 1 deep
+    pale, deep = np.array([236, 176, 196], np.float32), np.array([186, 62, 104], np.float32)
+    grain = rng.normal(0, 3, (_ATLAS_PX, _ATLAS_PX, 1))
+    return np.asarray(np.clip(pale + (deep - pale) * tone + grain, 0, 255), np.uint8)
+
+
+def _paint_red_cells(rng: np.random.Generator) -> RgbArray:
+    """Packed discs from orange to brick, darker at their rims."""
+    distance, shade = _nearest_seed(rng, spacing_px=_CELL_PX, jitter=0.28)
+    inside = np.clip(1.15 - distance / (_CELL_PX / 2), 0, 1)[..., None]
+    dimple = 1 - 0.18 * np.exp(-((distance / 5.0) ** 2))[..., None]
+    dark, light = np.array([150, 40, 30], np.float32), np.array([222, 116, 70], np.float32)
+    cell = dark + (light - dark) * (0.35 + 0.65 * shade[..., None])
+    plasma = np.array([206, 130, 110], np.float32)
+    edge = np.clip(inside * 2.2, 0, 1)
+    colour = plasma + (cell * dimple - plasma) * edge
+    colour *= 1 - 0.22 * np.exp(-(((distance - _CELL_PX * 0.46) / 2.5) ** 2))[..., None]
+    grain = rng.normal(0, 3, (_ATLAS_PX, _ATLAS_PX, 1))
+    return np.asarray(np.clip(colour + grain, 0, 255), np.uint8)
+
+
+def _paint_white_cells(rng: np.random.Generator) -> RgbArray:
+    """Dark purple nuclei on white, to be multiplied onto what lies below."""
+    distance, shade = _nearest_seed(rng, spacing_px=54, jitter=0.42)
+    wobble = 3.0 * _wrapped_noise(rng, 6)
+    nucleus = np.clip((18 + 5 * shade + wobble - distance) / 3, 0, 1)[..., None]
+    clump = 0.12 * _wrapped_noise(rng, 2.5)[..., None]
+    purple = np.array([92, 60, 132], np.float32) * (1 + clump)
+    return np.asarray(np.clip(255 + (purple - 255) * nucleus, 0, 255), np.uint8)
+
+
+def _nearest_seed(
+    rng: np.random.Generator, *, spacing_px: int, jitter: float
+) -> tuple[Floats, Floats]:
+    """Distance to the nearest of many jittered seeds, px, and a random shade of that seed."""
+    n_seeds = _ATLAS_PX // spacing_px
+    step = _ATLAS_PX / n_seeds
+    rows, columns = np.mgrid[0:n_seeds, 0:n_seeds].astype(np.float64)
+    columns += 0.5 * (rows % 2)  # every other row shifted: closer packing
+    places = np.stack([rows, columns], axis=-1) + rng.uniform(
+        -jitter, jitter, (n_seeds, n_seeds, 2)
+    )
+    pixels = np.rint(places.reshape(-1, 2) * step).astype(np.int64) % _ATLAS_PX
+    # Three by three copies let the pattern go on across the borders.
+    empty = np.ones((_ATLAS_PX, _ATLAS_PX), bool)
+    empty[pixels[:, 0], pixels[:, 1]] = False
+    wide = np.pad(empty, 2 * spacing_px, mode="wrap")
+    distance, nearest = ndimage.distance_transform_edt(wide, return_indices=True)
+    shades = rng.uniform(size=(_ATLAS_PX, _ATLAS_PX)).astype(np.float32)
+    shade = np.pad(shades, 2 * spacing_px, mode="wrap")[nearest[0], nearest[1]]
+    core = np.s_[2 * spacing_px : -2 * spacing_px, 2 * spacing_px : -2 * spacing_px]
+    return distance[core].astype(np.float32), shade[core]

@@ -1,0 +1,3 @@
+"""Tissue mask, tile grid, artefact rules, and the pixels of each tile."""
+
+from __future__ import annotations

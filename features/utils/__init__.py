@@ -1,0 +1,3 @@
+"""Files, tables, paths, text, and hardware: shared by all rooms, knows none."""
+
+from __future__ import annotations

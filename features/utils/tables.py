@@ -1,0 +1,212 @@
+"""CSV tables in which an id stays what was typed, and nothing is a formula."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.errors import TableError
+from features.utils.files import written_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["find_column", "read_table", "write_table"]
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a text begins that a spreadsheet would run, or that was guarded against it."""
+_GUARD = "'"
+_QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
+"""A cell in quotes, in which separators and line ends are text."""
+_ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
+
+_LIKELY = 0.75
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV table with every cell as text.
+
+    Ids such as ``049194``, ``588e11`` or ``NA`` are kept to the letter; an empty cell is the empty
+    string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
+    separators are understood. White space around names and cells is dropped, and so is the
+    apostrophe with which :func:`write_table` guards formulas.
+
+    Parameters
+    ----------
+    path
+        The table; its first row names the columns.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a line, all columns of strings, index 0 to n - 1.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, unreadable, not text, without rows, names a column twice, or a row
+        has more cells than the header.
+    """
+    import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands meet no table
+
+    text = _read_text(path)
+    header = next(_ROW.finditer(text.lstrip("\n")))[0]
+    separator = max(",;\t", key=_QUOTED.sub("", header).count)
+    try:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
+        with warnings.catch_warnings(record=True, action="always") as told:
+            table = pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
+        if told:  # rows are longer than the header, and were cut
+            _refuse_long_rows(path, text, separator)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        with suppress(csv.Error):
+            _refuse_long_rows(path, text, separator)
+        reason = " ".join(str(error).split())
+        raise TableError(path, found=f"not a table ({reason})", expected="a CSV table") from error
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TableError(path, found=f"column {twice[0]!r} stands there twice", expected="once")
+    table.columns = table.columns.str.strip()
+    if table.empty:
+        raise TableError(path, found="no rows under the header", expected="at least one row")
+    stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
+    return _with_texts(stripped, _unguarded)
+
+
+def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
+    """Write a table as CSV, whole or not at all; the same table gives the same bytes.
+
+    A text that a spreadsheet would take for a formula, as it begins with ``=``, ``+``, ``-`` or
+    ``@`` and is no number, gets an apostrophe before it, which :func:`read_table` takes off again.
+    All other cells stand as they are.
+
+    Parameters
+    ----------
+    path
+        The file.
+    table
+        Any table; its index is left out.
+    float_format
+        How numbers are written, e.g. ``%.6g``; with all their digits by default.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    guarded = _with_texts(table, _guarded)
+    with written_beside(path) as beside:
+        guarded.to_csv(beside, index=False, float_format=float_format, lineterminator="\n")
+
+
+def _read_text(path: Path) -> str:
+    """Text of a file, with plain line ends.
+
+    Encodings that do not tell themselves are not guessed: letters of an id would become others.
+    """
+    try:
+        content = path.read_bytes()
+        has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if has_mark else "utf-8-sig")
+    except FileNotFoundError as error:
+        raise TableError(path, found="there is no such file", expected="a CSV table") from error
+    except UnicodeDecodeError as error:
+        raise TableError(
+            path,
+            found=f"byte {error.start} is not UTF-8 text",
+            expected="a CSV table",
+            advice="Save it as CSV (UTF-8), which Excel offers beside plain CSV.",
+        ) from error
+    except OSError as error:
+        raise TableError(path, found=f"cannot be read ({error.strerror or error})") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _refuse_long_rows(path: Path, text: str, separator: str) -> None:
+    """Refuse a row with more cells than the header; empty ones at its end may be there."""
+    n_columns = 0
+    for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
+        n_columns = n_columns or len(cells)
+        if any(cell.strip() for cell in cells[n_columns:]):
+            raise TableError(
+                f"{path}, row {number}",
+                found=f"{len(cells)} cells",
+                expected=f"{n_columns}, as in the header",
+                advice=f"Put quotation marks around a cell that holds {separator!r}.",
+            )
+
+
+def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:
+    """Return the first of ``names`` that is a column of ``table``.
+
+    Parameters
+    ----------
+    table
+        Any table.
+    names
+        Accepted names, preferred first.
+    where
+        The file, for the message.
+    what
+        What the column holds, for the message.
+
+    Raises
+    ------
+    TableError
+        If there is none; the message lists the columns and the likeliest misspelling.
+    """
+    for name in names:
+        if name in table.columns:
+            return name
+    columns = [str(column) for column in table.columns]
+    # A near name that ends alike, such as image_id for bag_id, is a column of its own.
+    close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_LIKELY)
+    raise TableError(
+        where,
+        found=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
+        expected=what,
+        advice=f"Did you mean {close[0]!r}? Rename it in the table." if close else "",
+    )
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
+    """A table whose names and texts are changed."""
+    import pandas as pd  # noqa: PLC0415 - as above
+
+    changed = table.rename(columns=change)
+    for place, kind in enumerate(table.dtypes):
+        values = [] if kind.kind in "biuf" else table.iloc[:, place].tolist()
+        others = [change(value) for value in values]
+        if others != values:
+            changed.isetitem(place, pd.array(others, dtype=object))
+    return changed
+
+
+def _guarded(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = value.strip()  # spreadsheets look through white space before a formula
+    return f"{_GUARD}{text}" if _FORMULA.match(text) and not _is_number(text) else value
+
+
+def _unguarded(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_GUARD) and _FORMULA.match(value):
+        return value.removeprefix(_GUARD)
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

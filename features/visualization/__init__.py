@@ -1,0 +1,3 @@
+"""Thumbnails, heatmaps, Deep Zoom tiles, and the preview page."""
+
+from __future__ import annotations

@@ -1,0 +1,162 @@
+"""The page on which previews of slides are looked through and sorted."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from features.slides.resolution import OUTLIER_FACTOR, mpp_outliers
+from features.tiling.artifacts import RULES
+from features.visualization.thumbnail import in_order, swatch
+
+__all__ = ["PreviewRow", "known_mpp", "render_page"]
+
+_THUMBNAIL_PX = (130, 100)
+
+Status = Literal["done", "empty", "failed"]
+"""``done`` has tiles, ``empty`` has none left, ``failed`` could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewRow:
+    """Numbers of one slide; one row of the page, kept in ``<slide_id>.json``."""
+
+    slide_id: str
+    """Its name without folder and suffix."""
+    status: Status
+    """What was found."""
+    picture_px: tuple[int, int] | None = None
+    """Width and height of the slide in ``<slide_id>.jpg``; None where there is no picture."""
+    width_px0: int | None = None
+    """Width of the slide, level-0 px."""
+    height_px0: int | None = None
+    """Height of the slide, level-0 px."""
+    mpp_x: float | None = None
+    """µm per level-0 px along x."""
+    mpp_y: float | None = None
+    """µm per level-0 px along y."""
+    mpp_source: str = ""
+    """``file``, ``given`` or ``assumed``."""
+    reader: str = ""
+    """What read it."""
+    glass_rgb: tuple[int, int, int] | None = None
+    """Colour of its glass."""
+    tissue_share: float | None = None
+    """Share of the slide that is tissue, 0 to 1."""
+    min_tissue_used: float | None = None
+    """Least tissue share of a tile that was applied, 0 to 1."""
+    n_found: int | None = None
+    """Tiles with enough tissue."""
+    n_read: int | None = None
+    """Tiles that were read and judged."""
+    n_kept: int | None = None
+    """Tiles that stay."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Tiles that were left out, by rule."""
+    n_failed: int | None = None
+    """Tiles that could not be decoded."""
+    message: str = ""
+    """What is wrong with the slide."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Geometric mean of both axes, µm per level-0 px."""
+        return (
+            None if self.mpp_x is None or self.mpp_y is None else math.sqrt(self.mpp_x * self.mpp_y)
+        )
+
+
+def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
+    """HTML page over slides, complete in one file but for the links to the pictures.
+
+    Parameters
+    ----------
+    rows
+        The slides.
+    folder
+        Where their pictures lie; the page belongs beside them.
+    """
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        left_out.update(row.left_out)
+    mpps = _mpp_counts(rows)
+    environment = Environment(
+        loader=PackageLoader("features"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("preview.html").render(
+        rows=rows,
+        links={row.slide_id: _link(row.slide_id) for row in rows},
+        thumbnails={row.slide_id: _thumbnail(row, folder) for row in rows},
+        rules=in_order(left_out),
+        left_out=left_out,
+        meanings=_meanings(left_out),
+        totals={
+            name: sum(getattr(row, name) or 0 for row in rows)
+            for name in ("n_found", "n_read", "n_kept", "n_failed")
+        },
+        statuses=Counter(row.status for row in rows),
+        mpps=mpps,
+        most_slides=max((count for _, _, count in mpps), default=1),
+        outliers=mpp_outliers(known_mpp(rows)),
+        outlier_factor=OUTLIER_FACTOR,
+    )
+
+
+def known_mpp(rows: Sequence[PreviewRow]) -> dict[str, float]:
+    """µm per level-0 px by slide id, of the slides that could be opened."""
+    return {row.slide_id: row.mpp for row in rows if row.mpp is not None}
+
+
+def _meanings(left_out: Collection[str]) -> list[tuple[str, str, str]]:
+    """Name, small picture and meaning of everything that pictures may show."""
+    fixed = {
+        "tissue": "outline of what was found to be tissue",
+        "kept": "tiles that stay",
+        "failed": "tiles that could not be decoded",
+    }
+    rules = {name: RULES[name].meaning if name in RULES else "" for name in in_order(left_out)}
+    return [(name, _data_uri(swatch(name), "PNG"), text) for name, text in (fixed | rules).items()]
+
+
+def _mpp_counts(rows: Sequence[PreviewRow]) -> list[tuple[float, str, int]]:
+    """µm/px to three digits, where it comes from, and how many slides have it; finest first."""
+    found = Counter(
+        (float(f"{row.mpp:.3g}"), row.mpp_source) for row in rows if row.mpp is not None
+    )
+    return sorted((mpp, source, count) for (mpp, source), count in found.items())
+
+
+def _link(slide_id: str) -> str:
+    """Address of a slide's picture beside the page; safe for any name a file system allows."""
+    return "./" + quote(os.fsencode(f"{slide_id}.jpg"), safe="")
+
+
+def _thumbnail(row: PreviewRow, folder: Path) -> str:
+    """The slide's part of its picture, small, inside the page; empty where there is none."""
+    if row.picture_px is None:
+        return ""
+    try:
+        with Image.open(folder / f"{row.slide_id}.jpg") as picture:
+            small = picture.crop((0, 0, *row.picture_px))
+    except OSError:
+        return ""
+    small.thumbnail(_THUMBNAIL_PX)
+    return _data_uri(small, "JPEG")
+
+
+def _data_uri(image: Image.Image, kind: Literal["JPEG", "PNG"]) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,3 @@
+"""Cohorts, patient bags, splits, linked patients, instance labels."""
+
+from __future__ import annotations

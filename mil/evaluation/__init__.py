@@ -1,0 +1,3 @@
+"""Metrics, reliability, baselines, and scores of a predictions file."""
+
+from __future__ import annotations

@@ -1,0 +1,339 @@
+"""Scores of predictions at a stated prior, as they are and after cross-fitted calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.utils.text import counted
+from mil.calibration import CrossFitted, cross_fit, logits_of
+from mil.calibration.priors import balanced, shift_prior
+from mil.data.cohort import Cohort
+from mil.data.splits import stratified_parts
+from mil.errors import CalibrationError
+from mil.evaluation.calibration_slope import calibration_line, intercept_of
+from mil.evaluation.metrics import (
+    Interval,
+    Metric,
+    accuracy,
+    auroc,
+    balanced_accuracy,
+    brier_score,
+    calibration_error,
+    prior_weights,
+    stratified_bootstrap,
+    weighted_log_loss,
+)
+from mil.evaluation.reliability import brier_parts, expected_error, reliability_table
+
+__all__ = [
+    "CROSS_FITTED_NOTE",
+    "INTERVAL_NOTE",
+    "ScoreSettings",
+    "Scored",
+    "baseline_losses",
+    "calibrate_predictions",
+    "describe_reliability",
+    "score_model",
+    "score_predictions",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+INTERVAL_NOTE = (
+    "95 % intervals: class-stratified bootstrap over patients; the variance of training is not in "
+    "them"
+)
+"""What the intervals hold, to be said wherever they are shown."""
+
+CROSS_FITTED_NOTE = (
+    "calibrated scores are cross-fitted: the calibrator of a patient was fitted on other patients, "
+    "whose predictions may come from models that were trained on the patient; a score is the mean "
+    "over the repeats, and its interval holds the choice of folds as well"
+)
+"""What calibrated scores are, to be said wherever they are shown."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreSettings:
+    """What is asked for of every set of predictions."""
+
+    file_prior: Floats
+    """Class shares the predictions are for, shape (classes,)."""
+    prior: Floats
+    """Class shares at which calibration is read, shape (classes,)."""
+    calibrator: str | None
+    """Name of the calibrator to cross-fit; None to score the predictions alone."""
+    n_folds: int
+    """Folds of a cross-fit."""
+    n_repeats: int
+    """Cross-fits with other folds."""
+    reliability: bool
+    """Whether reliability is described."""
+    n_resamples: int
+    """Of the bootstrap."""
+    seed: int
+    """Decides folds and resamples."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """What was found of a set of predictions, by kind: raw, and calibrated where asked for."""
+
+    scores: Mapping[str, Mapping[str, Interval]]
+    """Scores by kind and name."""
+    reliability: Mapping[str, Mapping[str, Any]]
+    """What :func:`describe_reliability` says, by kind; empty if not asked for."""
+    calibrators: Mapping[str, int]
+    """How many of the calibrators were of which kind."""
+    calibrated: Floats | None
+    """Cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes); None
+    where none were asked for."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        plain: dict[str, object] = {
+            kind: {name: found.as_dict() for name, found in scores.items()}
+            for kind, scores in self.scores.items()
+        }
+        if self.calibrators:
+            plain["calibrators"] = dict(self.calibrators)
+        if self.reliability:
+            plain["reliability"] = dict(self.reliability)
+        return plain
+
+
+def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Scored:
+    """Score one model's predictions, raw and, where asked for, after cross-fitted calibration.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes), in the cohort's order.
+    cohort
+        Patients and labels.
+    settings
+        What is asked for.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown or not for so many classes, or a class has too few patients.
+    """
+    kinds = {"raw": (proba, settings.file_prior)}
+    calibrators: Mapping[str, int] = {}
+    calibrated: Floats | None = None
+    if settings.calibrator is not None:
+        found = calibrate_predictions(
+            proba,
+            cohort.labels,
+            file_prior=settings.file_prior,
+            calibrator=settings.calibrator,
+            n_folds=settings.n_folds,
+            n_repeats=settings.n_repeats,
+            seed=settings.seed,
+        )
+        kinds["calibrated"] = (found.proba, balanced(cohort.classes))
+        calibrators, calibrated = found.kinds, found.proba
+    return Scored(
+        scores={
+            kind: score_predictions(
+                values,
+                cohort.labels,
+                file_prior=shares,
+                prior=settings.prior,
+                n_resamples=settings.n_resamples,
+                seed=settings.seed,
+            )
+            for kind, (values, shares) in kinds.items()
+        },
+        reliability={
+            kind: describe_reliability(
+                values,
+                cohort.labels,
+                classes=cohort.classes,
+                file_prior=shares,
+                prior=settings.prior,
+                seed=settings.seed,
+            )
+            for kind, (values, shares) in kinds.items()
+            if settings.reliability
+        },
+        calibrators=calibrators,
+        calibrated=calibrated,
+    )
+
+
+def calibrate_predictions(
+    proba: Floats,
+    labels: Ints,
+    *,
+    file_prior: Floats,
+    calibrator: str,
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+) -> CrossFitted:
+    """Calibrate each patient by a calibrator that was fitted on other patients.
+
+    Folds are drawn anew each repeat, stratified by class; a patient's slides were averaged before,
+    so they are on one side.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes).
+    labels
+        Shape (patients,).
+    file_prior
+        Class shares the predictions are for, shape (classes,).
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
+    n_folds, n_repeats
+        Folds of a cross-fit, and cross-fits with other folds.
+    seed
+        Decides the folds.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown or not for so many classes, a class has too few patients, or
+        there are more folds than patients.
+    """
+    if n_folds > len(labels):
+        raise CalibrationError(
+            "folds", found=f"{n_folds} for {counted(len(labels), 'patients')}",
+            expected="no more than patients",
+        )  # fmt: skip
+    even = np.full(len(file_prior), 1 / len(file_prior))
+    logits = logits_of(_shifted(proba, old=file_prior, new=even))
+    folds = np.stack(
+        [stratified_parts(labels, n_parts=n_folds, seed=(seed, r)) for r in range(n_repeats)]
+    )
+    repeated = np.broadcast_to(logits, (n_repeats, *logits.shape))
+    return cross_fit(repeated, labels, folds, calibrator=calibrator)
+
+
+def score_predictions(
+    proba: Floats,
+    labels: Ints,
+    *,
+    file_prior: Floats,
+    prior: Floats,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """All scores of one set of predictions, or of the repeats of a cross-fit, with intervals.
+
+    Weighted log loss, AUROC, balanced accuracy and the calibration line are taken at the balanced
+    prior; Brier score, calibration error and accuracy at ``prior``, after the exact shift and with
+    patients weighted so that the sample stands for it.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes), or (repeats, patients, classes): a score is the mean over the
+        repeats then, and each resample of patients takes the next repeat.
+    labels
+        Shape (patients,).
+    file_prior
+        Class shares the predictions are for, shape (classes,).
+    prior
+        Class shares at which calibration is read, shape (classes,).
+    n_resamples, seed
+        Of the bootstrap.
+    """
+    n_classes = proba.shape[-1]
+    even = np.full(n_classes, 1 / n_classes)
+
+    def weights(truth: Ints) -> Floats:
+        return prior_weights(truth, prior, n_classes=n_classes)
+
+    at_even: dict[str, Metric] = {
+        "weighted_log_loss": weighted_log_loss,
+        "auroc": auroc,
+        "balanced_accuracy": balanced_accuracy,
+        "calibration_slope": lambda p, y: calibration_line(p, y)[0],
+        "calibration_intercept": lambda p, y: intercept_of(calibration_line(p, y)[1]),
+    }
+    at_prior: dict[str, Metric] = {
+        "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
+        "calibration_error": lambda p, y: calibration_error(p, y, weights=weights(y)),
+        "accuracy": lambda p, y: accuracy(p, y, weights=weights(y)),
+    }
+    return {
+        name: score
+        for shares, metrics in ((even, at_even), (prior, at_prior))
+        for name, score in stratified_bootstrap(
+            metrics,
+            _shifted(proba, old=file_prior, new=shares),
+            labels,
+            n_resamples=n_resamples,
+            seed=seed,
+        ).items()
+    }
+
+
+def describe_reliability(
+    proba: Floats,
+    labels: Ints,
+    *,
+    classes: Sequence[str],
+    file_prior: Floats,
+    prior: Floats,
+    seed: int,
+) -> dict[str, Any]:
+    """Expected calibration error, reliability table and Brier decomposition, as plain values.
+
+    Parameters
+    ----------
+    proba
+        Shape (patients, classes), or (repeats, patients, classes): each patient's mean over the
+        repeats is described then.
+    labels
+        Shape (patients,).
+    classes
+        Names; of two classes the second is described, of more each.
+    file_prior, prior
+        Class shares that the predictions are for, and at which they are read, shape (classes,).
+    seed
+        Of the draws that tell the error's bias.
+    """
+    mean = proba if proba.ndim == 2 else proba.mean(axis=0)
+    at_prior = _shifted(mean, old=file_prior, new=prior)
+    shown = range(1, 2) if len(classes) == 2 else range(len(classes))
+    return {
+        "calibration_error": asdict(expected_error(at_prior, labels, prior=prior, seed=seed)),
+        "classes": {
+            classes[index]: {
+                "bins": [
+                    asdict(one) for one in reliability_table(at_prior, labels, index, prior=prior)
+                ],
+                "brier": asdict(brier_parts(at_prior, labels, index, prior=prior)),
+            }
+            for index in shown
+        },
+    }
+
+
+def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
+    """Weighted log loss of what one gets without looking at a slide."""
+    n_patients = len(cohort.patients)
+    shares = np.array(list(cohort.class_counts().values())) / n_patients
+    return {
+        name: weighted_log_loss(np.tile(row, (n_patients, 1)), cohort.labels)
+        for name, row in (("constant", balanced(cohort.classes)), ("cohort_prior", shares))
+    }
+
+
+def _shifted(proba: Floats, *, old: Floats, new: Floats) -> Floats:
+    """No shift, no rounding: what the file says is scored as it stands."""
+    if np.allclose(new, old, rtol=0, atol=1e-12):
+        return proba
+    flat = shift_prior(proba.reshape(-1, proba.shape[-1]), old=old, new=new)
+    return flat.reshape(proba.shape)

@@ -1,0 +1,92 @@
+"""Attention for other programs: a table, and rectangles for QuPath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from features.utils.files import written_beside
+from features.utils.tables import write_table
+from mil.inference.attention import SlideAttention
+
+__all__ = ["tile_table", "write_geojson", "write_tile_table"]
+
+
+def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame:
+    """One row a tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
+
+    For images of a series ``order`` and ``source`` stand instead of ``x_px0`` and ``y_px0``. Where
+    heads have contributions, one column ``contribution_<class>`` a class follows.
+
+    Parameters
+    ----------
+    slide
+        Attention on the slide.
+    classes
+        Names of the classes, in the order of the logits.
+    """
+    places: dict[str, object] = {"order": slide.order, "source": slide.source}
+    if slide.order is None:
+        places = {"x_px0": slide.coords_px0[:, 0], "y_px0": slide.coords_px0[:, 1]}
+    table = pd.DataFrame({
+        "slide_id": slide.meta.slide_id,
+        **places,
+        "attention": slide.attention,
+        "percentile": slide.percentile,
+    })  # fmt: skip
+    if slide.contributions is not None:
+        for name, column in zip(classes, slide.contributions.T, strict=True):
+            table[f"contribution_{name}"] = column
+    return table
+
+
+def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str]) -> None:
+    """Write :func:`tile_table` as CSV.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    write_table(path, tile_table(slide, classes=classes))
+
+
+def write_geojson(
+    path: Path, slide: SlideAttention, *, span_px0: tuple[float, float], classes: Sequence[str]
+) -> None:
+    """Write one rectangle a tile, in level-0 px, with its numbers as QuPath's measurements.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    slide
+        Attention on the slide.
+    span_px0
+        Width and height of a tile, level-0 px.
+    classes
+        Names of the classes, in the order of the logits.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    table = tile_table(slide, classes=classes).drop(columns="slide_id")
+    features = [_rectangle(row, span_px0) for row in table.to_dict("records")]
+    with written_beside(path) as beside, beside.open("w", encoding="utf-8") as file:
+        json.dump({"type": "FeatureCollection", "features": features}, file, allow_nan=False)
+
+
+def _rectangle(row: dict[Hashable, float], span_px0: tuple[float, float]) -> dict[str, object]:
+    left, top = int(row.pop("x_px0")), int(row.pop("y_px0"))
+    right, bottom = left + span_px0[0], top + span_px0[1]
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {"objectType": "tile", "measurements": row},
+    }

@@ -1,0 +1,390 @@
+"""The model bundle: a folder that holds all that inference needs, and nothing that runs code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from features.bags.bag import Bag, Fingerprint
+from features.errors import KnownError, TableError
+from features.filters.classifier import TileFilter, read_filter, sift_bag, write_filter
+from features.utils.files import written_beside
+from features.utils.tables import read_table, write_table
+from mil.calibration import Calibrator, calibrator_from_dict
+from mil.errors import CalibrationError, RunError
+from mil.heads import Head, build_head
+from mil.heads.ensemble import member_outputs
+from mil.inference.conformal import COVERAGE
+from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run", "write_json"]
+
+FORMAT = "mil-run"
+"""Value of ``format`` in ``model.json``."""
+
+FORMAT_VERSION = 1
+"""Version that is written; newer ones are refused."""
+
+_FILTER = "filter.safetensors"
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    CalibrationError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TableError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSlide:
+    """A slide the run has seen, told by id and by content."""
+
+    slide_id: str
+    """Its name."""
+    patient_id: str
+    """Whose it is."""
+    n_tiles: int
+    """Embeddings in its bag."""
+    content_id: str
+    """Content of the slide file, see :func:`features.slides.file_info.content_id`."""
+    features_sha256: str
+    """Hash of its embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A trained, calibrated model and what it was made of."""
+
+    path: Path
+    """Its folder."""
+    classes: tuple[str, ...]
+    """Classes in the order of the logits."""
+    fingerprint: Fingerprint
+    """How its bags were made; others are refused."""
+    head_name: str
+    """Kind of head."""
+    heads: tuple[Head, ...]
+    """The ensemble that is deployed; its logit is their mean."""
+    calibrator: Calibrator
+    """Turns the ensemble's logits into probabilities at the balanced prior."""
+    cohort_counts: tuple[int, ...]
+    """Patients of each class in the training cohort."""
+    training_slides: tuple[TrainingSlide, ...]
+    """Slides it was trained on."""
+    unlabelled_slides: tuple[TrainingSlide, ...]
+    """Slides that its whitening was fitted on besides, without labels."""
+    out_of_fold: Mapping[str, npt.NDArray[np.float64]]
+    """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,), the
+    mean over repeats; nested ones in a run that was scored so."""
+    settings: Mapping[str, Any]
+    """Settings and seed it was trained with, as plain values."""
+    versions: Mapping[str, str]
+    """Versions of the software it was trained with."""
+    sets: PredictionSets
+    """What tells which classes cannot be ruled out."""
+    view_calibrator: Calibrator | None = None
+    """Calibrator of logits averaged over the views of tiles; None where it learned without."""
+    tile_filter: TileFilter | None = None
+    """Filter that dropped tiles of its bags; None for none."""
+
+    def guaranteed(self, coverage: float) -> dict[str, float] | None:
+        """Coverage of each class that prediction sets keep, see :mod:`mil.inference.conformal`.
+
+        None where nothing is guaranteed: folds by centre hold patients that are not drawn alike,
+        and a filter that drops tiles as they are read may be another in each fold than for new
+        patients.
+        """
+        sifts = self.tile_filter is not None and not self.fingerprint.filter_sha256
+        if sifts or self.settings["by"] != "patient":
+            return None
+        found = self.sets.conformal.guaranteed(coverage).tolist()
+        return dict(zip(self.classes, found, strict=True))
+
+    def sift(self, bag: Bag) -> Bag:
+        """The bag without the tiles that the run's filter drops.
+
+        Where the filter had its part in making the bags, nothing is left to drop.
+        """
+        if self.tile_filter is None or self.fingerprint.filter_sha256:
+            return bag
+        return sift_bag(self.tile_filter, bag)
+
+    def over_views(self) -> Run:
+        """The run as it is where logits are averaged over the views of tiles.
+
+        Raises
+        ------
+        RunError
+            If it was trained on bags without views.
+        """
+        if self.view_calibrator is None:
+            raise RunError(
+                self.path,
+                found="a run trained on bags without views",
+                expected="views to average",
+                advice="Leave --tta out, or make bags with 'mil embed --views' and train on them.",
+            )
+        return replace(self, calibrator=self.view_calibrator)
+
+
+def save_run(run: Run) -> None:
+    """Write heads, filter, description, slides, out-of-fold probabilities and sets to its path.
+
+    ``model.json`` is written last: a folder without it is not a run.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    with written_beside(run.path / "heads.safetensors") as beside:
+        tensors = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, head in enumerate(run.heads)
+            for name, value in head.state_dict().items()
+        }
+        beside.write_bytes(save(tensors))  # whose own writer hides why a disk refuses
+    if run.tile_filter is not None:
+        write_filter(run.path / _FILTER, run.tile_filter)
+    _write_slides(run.path / "slides.csv", run.training_slides)
+    if run.unlabelled_slides:
+        _write_slides(run.path / "unlabelled.csv", run.unlabelled_slides)
+    rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
+    table = pd.DataFrame(rows, columns=["patient_id", *run.classes])
+    write_table(run.path / "out_of_fold.csv", table)
+    write_sets(run.path, run.sets, classes=run.classes)
+    write_json(run.path / "model.json", _describe(run))
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write one JSON object, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_run(path: Path) -> Run:
+    """Read a model bundle; nothing in it is ever executed.
+
+    Raises
+    ------
+    RunError
+        If the folder is no run, is damaged, or was written by a later version.
+    """
+    _require_plain_files(path)
+    described = _read_description(path)
+    try:
+        classes = _read_classes(described["classes"])
+        fingerprint = Fingerprint(**described["fingerprint"])
+        run = Run(
+            path=path,
+            classes=classes,
+            fingerprint=fingerprint,
+            head_name=described["head"],
+            heads=_read_heads(path, described, fingerprint.dim),
+            calibrator=calibrator_from_dict(described["calibrator"]),
+            cohort_counts=tuple(described["cohort_counts"]),
+            training_slides=_read_slides(path / "slides.csv"),
+            unlabelled_slides=_read_slides(path / "unlabelled.csv")
+            if (path / "unlabelled.csv").is_file()
+            else (),
+            out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
+            settings=described["settings"],
+            versions=described["versions"],
+            sets=read_sets(
+                path, classes=classes, head=described["head"], n_heads=described["n_heads"]
+            ),
+            tile_filter=_read_filter(path, described.get("filter_sha256")),
+            view_calibrator=_read_calibrator(described.get("view_calibrator")),
+        )
+        _require_parts_that_fit(run)
+    except _DAMAGE as error:
+        raise _damaged(path, str(error)) from error
+    return run
+
+
+def _describe(run: Run) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "classes": run.classes,
+        "head": run.head_name,
+        "n_heads": len(run.heads),
+        "n_components": run.heads[0].whitening.matrix.shape[1],
+        "fingerprint": asdict(run.fingerprint),
+        "calibrator": run.calibrator.as_dict(),
+        "view_calibrator": run.view_calibrator and run.view_calibrator.as_dict(),
+        "calibrated_at_prior": "balanced",
+        "filter_sha256": None if run.tile_filter is None else run.tile_filter.sha256,
+        "cohort_counts": run.cohort_counts,
+        "settings": dict(run.settings),
+        "versions": dict(run.versions),
+    }
+
+
+def _require_plain_files(path: Path) -> None:
+    """Refuse what would be waited for when it is opened, such as a named pipe."""
+    for file in path.glob("*"):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise _damaged(path, f"{file.name} is no plain file")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / "model.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (path / "labels").is_dir():
+            raise RunError(
+                path,
+                found="a run of several labels",
+                expected="the run of one of them",
+                advice=f"Name one, such as {path / 'labels' / 'any'}.",
+            ) from error
+        raise RunError(
+            path,
+            found="no model.json in it",
+            expected="the folder of a finished run",
+            advice="Make one with 'mil train', or name another with --run.",
+        ) from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise _damaged(path, f"model.json: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise RunError(file, found="another format", expected=FORMAT)
+    version = described.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise RunError(
+            file,
+            found=f"format version {version!r}",
+            expected=f"at most {FORMAT_VERSION}",
+            advice="Install the version of this program that wrote it, or a later one.",
+        )
+    return described
+
+
+def _read_classes(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes that are no names")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"classes {names}")
+    return tuple(names)
+
+
+def _require_parts_that_fit(run: Run) -> None:
+    """Ask the run of one blank tile: what does not go together fails here and not in use.
+
+    Raises
+    ------
+    AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError
+        If parts are of different sizes, or lack what is asked of them.
+    """
+    if len(run.cohort_counts) != len(run.classes) or min(run.cohort_counts) < 1:
+        raise ValueError(f"{run.cohort_counts} patients of classes {run.classes}")
+    tile = np.zeros((1, run.fingerprint.dim), np.float32)
+    logits, _ = member_outputs(run.heads, tile)
+    for calibrator in (run.calibrator, run.view_calibrator or run.calibrator):
+        found = calibrator.predict_proba(logits)
+        if found.shape != (len(run.heads), len(run.classes)) or not np.isfinite(found).all():
+            raise ValueError("a calibrator of another number of classes, or beyond all bounds")
+    run.sets.of_patient(tile, coverage=COVERAGE)
+    int(run.settings["seed"])
+    run.guaranteed(COVERAGE)
+
+
+def _read_calibrator(described: dict[str, Any] | None) -> Calibrator | None:
+    return None if described is None else calibrator_from_dict(described)
+
+
+def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Head, ...]:
+    try:
+        tensors = load_file(path / "heads.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, f"heads.safetensors: {error}") from error
+    # Before anything of that size is made: the file holds it, the description only claims it.
+    held, claimed = tensors["0.whitening.matrix"].shape, (dim, described["n_components"])
+    if held != claimed or not all(held):
+        raise _damaged(path, f"heads.safetensors: whitening of {tuple(held)}, not {claimed}")
+    heads = []
+    for index in range(described["n_heads"]):
+        head = build_head(
+            described["head"],
+            dim=dim,
+            n_components=described["n_components"],
+            n_classes=len(described["classes"]),
+        )
+        state = {
+            name.removeprefix(f"{index}."): value
+            for name, value in tensors.items()
+            if name.startswith(f"{index}.")
+        }
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
+            raise _damaged(path, f"heads.safetensors: {error}") from error
+        heads.append(head.eval())
+    if any(not torch.isfinite(value).all() for value in tensors.values()):
+        raise _damaged(path, "heads.safetensors holds NaN or infinity")
+    return tuple(heads)
+
+
+def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
+    if sha256 is None:
+        return None
+    tile_filter = read_filter(path / _FILTER)
+    if tile_filter.sha256 != sha256:
+        raise _damaged(path, f"{_FILTER} is another filter than model.json names")
+    return tile_filter
+
+
+def _write_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
+    write_table(path, pd.DataFrame([asdict(slide) for slide in slides]))
+
+
+def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
+    table = read_table(path)
+    return tuple(
+        TrainingSlide(
+            slide_id=row["slide_id"],
+            patient_id=row["patient_id"],
+            n_tiles=int(row["n_tiles"]),
+            content_id=row["content_id"],
+            features_sha256=row["features_sha256"],
+        )
+        for row in table.to_dict("records")
+    )
+
+
+def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
+    table = read_table(path)
+    values = table[list(classes)].astype(np.float64).to_numpy()
+    return dict(zip(table["patient_id"], values, strict=True))
+
+
+def _damaged(path: Path, reason: str) -> KnownError:
+    return RunError(
+        path,
+        found=f"damaged ({' '.join(reason.split())[:200]})",
+        expected="a whole run",
+        advice="Copy it again, or train again with 'mil train'.",
+    )

@@ -1,0 +1,115 @@
+"""Prediction sets as a bundle keeps them: the heads of every fold, and whom they judged how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import load_file, save
+
+from features.utils.files import written_beside
+from mil.data.bags import Features
+from mil.heads import Head
+from mil.heads.ensemble import member_outputs
+from mil.heads.storage import pack_heads, unpack_heads
+from mil.inference.conformal import CrossConformal
+from mil.training.cross_validation import OutOfFold
+
+__all__ = ["PredictionSets", "fit_sets", "read_sets", "write_sets"]
+
+_HEADS, _CONFORMAL = "fold_heads.safetensors", "sets.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictionSets:
+    """What tells which classes cannot be ruled out for a patient that no head has seen."""
+
+    heads: tuple[tuple[Head, ...], ...]
+    """Ensembles of one cross-validation, by fold."""
+    conformal: CrossConformal
+    """How strange the patients looked whom they judged."""
+
+    def of_patient(self, tiles: Features, *, coverage: float) -> npt.NDArray[np.bool_]:
+        """Which classes cannot be ruled out, shape (classes,).
+
+        Parameters
+        ----------
+        tiles
+            The patient's embeddings, shape (tiles, dim); at least one.
+        coverage
+            Aimed at, above 0 and below 1.
+        """
+        logits = [member_outputs(heads, tiles)[0].mean(axis=0) for heads in self.heads]
+        left = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
+        return np.asarray(left[0])
+
+
+def fit_sets(found: OutOfFold) -> PredictionSets:
+    """Prediction sets from the first cross-validation and its heads.
+
+    See :mod:`mil.inference.conformal`. One is enough, and one alone has a guarantee. No calibrator
+    has a part in them.
+    """
+    n_folds = 1 + int(found.fold[0].max())
+    return PredictionSets(
+        heads=tuple(found.heads[0, index] for index in range(n_folds)),
+        conformal=CrossConformal.fit(found.logits[0], found.labels, found.fold[0]),
+    )
+
+
+def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) -> None:
+    """Write ``fold_heads.safetensors`` and ``sets.json`` into the folder of a run.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    tensors = {
+        f"{fold}.{name}": value
+        for fold, heads in enumerate(sets.heads)
+        for name, value in pack_heads(heads).items()
+    }
+    with written_beside(folder / _HEADS) as beside:
+        beside.write_bytes(save(tensors))
+    described = {
+        "method": "cross-conformal (CV+), by class",
+        "strangeness": sets.conformal.as_dict(classes),
+    }
+    with written_beside(folder / _CONFORMAL) as beside:
+        beside.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) -> PredictionSets:
+    """Read what :func:`write_sets` wrote.
+
+    Parameters
+    ----------
+    folder
+        The run.
+    classes
+        Classes in order.
+    head
+        Kind of head.
+    n_heads
+        Heads of an ensemble.
+
+    Raises
+    ------
+    CalibrationError, OSError, SafetensorError, KeyError, TypeError, ValueError
+        If a file is absent or damaged.
+    """
+    described: Mapping[str, Any] = json.loads((folder / _CONFORMAL).read_text(encoding="utf-8"))
+    conformal = CrossConformal.from_dict(described["strangeness"], classes)
+    tensors = load_file(folder / _HEADS)
+    ensembles = []
+    for fold in range(len(conformal.strangeness)):
+        start = f"{fold}."
+        own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
+        ensembles.append(unpack_heads(own, name=head, n_heads=n_heads, n_classes=len(classes)))
+    return PredictionSets(heads=tuple(ensembles), conformal=conformal)

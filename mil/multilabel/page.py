@@ -1,0 +1,64 @@
+"""The page over a run of several labels; each label has a report of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from features.utils.files import written_beside
+from mil.evaluation.metrics import Interval
+from mil.multilabel.table import LabelTable
+from mil.reporting.html import render
+from mil.train_run import FitSummary
+
+__all__ = ["write_label_page"]
+
+
+def write_label_page(
+    path: Path,
+    name: str,
+    found: Mapping[str, FitSummary],
+    table: LabelTable,
+    losses: Mapping[str, Interval],
+) -> None:
+    """Write ``report.html`` of a run of several labels.
+
+    Parameters
+    ----------
+    path
+        The page.
+    name
+        What it calls the run.
+    found
+        What each label came to.
+    table
+        Patients and labels.
+    losses
+        Weighted log loss of all labels, by kind of prediction.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    n_patients = len(table.truth)
+    html = render(
+        "labels.html",
+        name=name,
+        n_patients=n_patients,
+        losses=losses,
+        rows=[
+            {
+                "name": label,
+                "link": f"./labels/{quote(label)}/report.html",
+                "n_with": int(n_with),
+                "share": f"{100 * n_with / n_patients:.1f} %",
+                "loss": found[label].scores["calibrated"]["weighted_log_loss"],
+                "auroc": found[label].scores["calibrated"]["auroc"],
+            }
+            for label, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True)
+        ],
+    )
+    with written_beside(path) as beside:
+        beside.write_text(html, encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Folds of patients that serve several labels at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mil.data.patient_groups import Sharing, deal_undivided, leaders
+from mil.data.splits import Fold, folds_of_parts
+from mil.errors import SplitError
+from mil.multilabel.table import LabelTable
+
+__all__ = ["label_folds", "label_parts"]
+
+Ints = npt.NDArray[np.int64]
+
+
+def label_folds(
+    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, sharing: Sharing = ()
+) -> tuple[Fold, ...]:
+    """Folds of patients with every label spread evenly; each patient is judged once a repeat.
+
+    Patients who share a slide are in one fold.
+
+    Raises
+    ------
+    SplitError
+        If a label has fewer patients with it, or without it, than there are folds.
+    """
+    standing = leaders(table.patients.patient_ids, sharing)
+    dealt = table.truth[np.unique(standing)]
+    n_patients, with_it = len(dealt), dealt.sum(axis=0)
+    fewest = np.minimum(with_it, n_patients - with_it)
+    if fewest.min() < n_folds:
+        rarest = int(fewest.argmin())
+        raise SplitError(
+            table.patients.path,
+            found=f"{with_it[rarest]} of {n_patients} patients with label {table.names[rarest]!r}",
+            expected=f"at least {n_folds} with it and without it, one for each fold",
+            advice=f"Use fewer folds (--folds {max(2, int(fewest.min()))}), or leave it out.",
+        )
+    folds: list[Fold] = []
+    for repeat in range(n_repeats):
+
+        def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
+            return label_parts(table.truth[patients], n_parts=n_folds, seed=(seed, repeat))
+
+        folds += folds_of_parts(table.patients, deal_undivided(standing, deal), repeat=repeat)
+    return tuple(folds)
+
+
+def label_parts(truth: Ints, *, n_parts: int, seed: tuple[int, ...]) -> Ints:
+    """A part for each patient, every label spread over the parts (Sechidis et al., 2011).
+
+    The rarest label left is dealt first: each of its patients goes to the part that wants most of
+    the label, of these to the one that wants most of the patient's other labels, then to the one
+    that wants most patients. The same seed gives the same parts.
+
+    Parameters
+    ----------
+    truth
+        Shape (patients, labels), 0 or 1.
+    n_parts
+        Number of parts.
+    seed
+        Numbers that decide the order of patients and between equals.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (patients,), 0 to ``n_parts`` - 1.
+    """
+    rng = np.random.default_rng(seed)
+    # A column for those who have none of the labels lets them be dealt like the others.
+    every = np.column_stack([truth, truth.sum(axis=1) == 0]).astype(np.int64)
+    wanted = np.tile(every.sum(axis=0) / n_parts, (n_parts, 1))  # (parts, labels)
+    room = np.full(n_parts, len(truth) / n_parts)
+    parts = np.full(len(truth), -1, np.int64)
+    while (left := parts < 0).any():
+        counts = every[left].sum(axis=0)
+        label = int(np.where(counts > 0, counts, len(truth) + 1).argmin())
+        for patient in rng.permutation(np.flatnonzero(left & (every[:, label] == 1))):
+            chance = rng.random(n_parts)
+            also = wanted @ every[patient]  # (parts,)
+            part = np.lexsort((chance, -room, -also, -wanted[:, label]))[0]
+            parts[patient] = part
+            wanted[part] -= every[patient]
+            room[part] -= 1
+    return parts

@@ -1,0 +1,205 @@
+"""A table of several labels a patient, each 0 or 1, whoever has how many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import KnownError
+from features.utils.tables import find_column, read_table
+from mil.data.cohort import Cohort, Patient, read_slide_rows
+from mil.errors import CohortError
+
+__all__ = ["LabelTable", "parse_label_prior", "parse_labels", "read_label_table"]
+
+_MEANING = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_RESERVED = {
+    "bag_id", "center_id", "image_id", "order", "path", "patient_id", "slide_id", "source",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelTable:
+    """Patients and which of several labels each has."""
+
+    patients: Cohort
+    """The patients, without a class."""
+    names: tuple[str, ...]
+    """Names of the labels, in the order asked for."""
+    truth: npt.NDArray[np.int64]
+    """Shape (patients, labels): 1 where a patient has a label."""
+
+    def cohort_of(self, name: str) -> Cohort:
+        """The cohort of one label, whose classes are not to have it and to have it."""
+        classes = (f"no {name}", name)
+        has = self.truth[:, self.names.index(name)].tolist()
+        patients = tuple(
+            replace(patient, label=classes[value])
+            for patient, value in zip(self.patients.patients, has, strict=True)
+        )
+        return replace(self.patients, patients=patients, classes=classes)
+
+    def restricted_to(self, patient_ids: Sequence[str]) -> LabelTable:
+        """These patients only, in the order of the table."""
+        wanted = set(patient_ids)
+        kept = np.array([name in wanted for name in self.patients.patient_ids], bool)
+        some = tuple(p for p in self.patients.patients if p.patient_id in wanted)
+        return LabelTable(
+            patients=replace(self.patients, patients=some),
+            names=self.names,
+            truth=self.truth[kept],
+        )
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """Names of labels from what a user wrote.
+
+    Raises
+    ------
+    CohortError
+        If one is named twice, or cannot be a column or folder.
+
+    Examples
+    --------
+    >>> parse_labels("any, epidural")
+    ('any', 'epidural')
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    bad = [
+        n for n in names if not n or n in _RESERVED or n.startswith(".") or set("/\\\0") & set(n)
+    ]
+    if bad or len(set(names)) < len(names):
+        raise CohortError(
+            f"labels {text!r}",
+            found=f"{bad[0]!r}" if bad else f"{len(set(names))} different names",
+            expected="names of columns, each once, such as any,epidural",
+        )
+    return names
+
+
+def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
+    """Read patients and several labels, one column each, 0 or 1.
+
+    The columns of ids are those of :func:`mil.data.cohort.read_cohort`. A slide or scan may have
+    several rows, one a slice: it has a label if any of its rows does, and a patient has one if any
+    of its slides does.
+
+    Parameters
+    ----------
+    path
+        CSV table.
+    names
+        Columns of labels.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be read or lacks a column.
+    CohortError
+        If a label is neither 0 nor 1, all patients have it or none does, or a slide belongs to two
+        patients or a patient to two centres.
+    """
+    rows = read_slide_rows(path, labelled=False)
+    table = read_table(path)
+    for name in names:
+        column = find_column(table, [name], where=path, what="a column of 0 and 1 for each label")
+        rows[f"label {name}"] = _zeros_and_ones(path, table[column], name)
+    for column, owner in (("patient", "slide"), ("centre", "patient")):
+        if column in rows:
+            _refuse_two(path, rows, column, of=owner)
+    labels = [f"label {name}" for name in names]
+    patients, truth = [], []
+    for patient_id, own in rows.groupby("patient", sort=False):
+        patients.append(
+            Patient(
+                patient_id=str(patient_id),
+                slide_ids=tuple(dict.fromkeys(own["slide"])),
+                label=None,
+                center_id=own.iloc[0].get("centre"),
+            )
+        )
+        truth.append(own[labels].max().to_numpy(np.int64))
+    found = LabelTable(
+        patients=Cohort(path=path, patients=tuple(patients), classes=()),
+        names=tuple(names),
+        truth=np.stack(truth),
+    )
+    _refuse_constant(path, found)
+    return found
+
+
+def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[int]:
+    values = column.str.lower().map(_MEANING)
+    if values.isna().any():
+        row = int(values.index[values.isna()][0])
+        raise CohortError(
+            f"{path}, row {row + 2}", found=f"{name} is {column[row]!r}", expected="0 or 1"
+        )
+    return values.astype(np.int64)
+
+
+def _refuse_two(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None:
+    counts = rows.groupby(of, sort=False)[column].nunique()
+    if (counts > 1).any():
+        name = counts.index[counts > 1][0]
+        raise CohortError(
+            path, found=f"{of} {name!r} of {counts[name]} {column}s", expected=f"one {column}"
+        )
+
+
+def _refuse_constant(path: Path, table: LabelTable) -> None:
+    n_patients = len(table.truth)
+    for name, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True):
+        if n_with in (0, n_patients):
+            raise CohortError(
+                path, found=f"label {name!r} of {n_with} of {n_patients} patients",
+                expected="some with it and some without", advice="Leave it out of --labels.",
+            )  # fmt: skip
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def parse_label_prior(text: str, names: Sequence[str], *, cohort: Floats) -> Floats:
+    """Share of patients with each label.
+
+    Parameters
+    ----------
+    text
+        ``cohort``, ``balanced`` (a half of each), or shares such as ``any=0.4,epidural=0.02``.
+    names
+        Names of the labels.
+    cohort
+        Shares that ``cohort`` stands for, shape (labels,).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (labels,), above 0 and below 1.
+
+    Raises
+    ------
+    KnownError
+        If the text is none of these, or lacks a label.
+    """
+    if text == "cohort":
+        return cohort
+    if text == "balanced":
+        return np.full(len(names), 0.5)
+    try:
+        shares = {n.strip(): float(v) for n, v in (part.split("=") for part in text.split(","))}
+        values = np.array([shares[name] for name in names])
+    except (KeyError, ValueError):
+        values = np.empty(0)
+    if len(values) != len(text.split(",")) or not ((values > 0) & (values < 1)).all():
+        example = ",".join(f"{name}={share:.2g}" for name, share in zip(names, cohort, strict=True))
+        raise KnownError(
+            f"prior {text!r}", found="no shares of all labels",
+            expected=f"cohort, balanced, or shares above 0 and below 1 such as {example}",
+        )  # fmt: skip
+    return values

@@ -1,0 +1,3 @@
+"""Pages and figures for people: run report, cohort report, model card."""
+
+from __future__ import annotations

@@ -1,0 +1,223 @@
+"""The cohort table as it is, faults included: one row a slide, one a patient, one a column."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from features.utils.tables import find_column, read_table
+from mil.data.cohort import without_suffix
+
+__all__ = [
+    "ALL",
+    "NO_LABEL",
+    "OTHERS",
+    "SEVERAL",
+    "Column",
+    "SlideTable",
+    "natural_key",
+    "read_slide_table",
+]
+
+ALL = "all"
+"""The one group of slides of a table without labels."""
+NO_LABEL = "(none)"
+"""Stands for an empty cell of a label or centre."""
+SEVERAL = "(several)"
+"""Label or centre of a patient whose slides disagree."""
+OTHERS = "(others)"
+"""All labels but the commonest, where there are too many to look at."""
+
+_MOST_LABELS = 12
+_N_FREQUENT = 10
+_WHOLE = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the table."""
+
+    name: str
+    """Its name."""
+    role: str
+    """What it is taken for, e.g. ``patient id``; empty for a column that nothing here needs."""
+    kind: str
+    """``text``, ``number``, ``whole number`` or ``empty``, by all its values."""
+    n_missing: int
+    """Empty cells."""
+    n_distinct: int
+    """Different values, without the empty one."""
+    frequent: tuple[tuple[str, int], ...]
+    """The ten commonest values and their counts, commonest first."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SlideTable:
+    """What stands in a cohort table."""
+
+    path: Path
+    """The table."""
+    n_rows: int
+    """Rows under the header."""
+    n_rows_repeated: int
+    """Rows that equal an earlier one in every cell."""
+    n_rows_left_out: int
+    """Rows without a slide or patient id; nothing below counts them."""
+    columns: tuple[Column, ...]
+    """Its columns, in order."""
+    rows: pd.DataFrame
+    """The rows that count: ``slide``, ``patient`` and, where the table has them, ``label`` and
+    ``centre``; as :func:`mil.data.cohort.read_slide_rows` gives them."""
+    slides: pd.DataFrame
+    """One row a slide: ``slide``, ``patient``, ``label``, ``centre``, ``image``; text."""
+    patients: pd.DataFrame
+    """One row a patient: ``patient``, ``label``, ``centre``, ``n_slides``."""
+    classes: tuple[str, ...]
+    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. Of more
+    than twelve the eleven commonest stay, and the rest is :data:`OTHERS`."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the table has a column of labels."""
+        return "label" in self.rows
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """Labels that stand in the table as such."""
+        return tuple(c for c in self.classes if c not in {ALL, NO_LABEL, SEVERAL, OTHERS})
+
+    @property
+    def n_centres(self) -> int:
+        """Centres that the table names."""
+        return len(set(self.slides["centre"]) - {"", NO_LABEL})
+
+    @property
+    def has_centres(self) -> bool:
+        """Whether the table names centres."""
+        return "centre" in self.rows
+
+    @property
+    def has_image_numbers(self) -> bool:
+        """Whether the table numbers the slides of a patient."""
+        return bool((self.slides["image"] != "").any())
+
+
+def read_slide_table(path: Path, *, label: str | None = None) -> SlideTable:
+    """Read a cohort table without refusing what training would refuse.
+
+    Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
+    ``center_id`` and ``image_num``. Others are counted and described.
+
+    Parameters
+    ----------
+    path
+        The table.
+    label
+        Column of the labels, where a table has several; None for ``label``, if there is one.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be read, is empty, has no slide ids or no patient ids, or lacks the
+        column that ``label`` names.
+    """
+    table = read_table(path)
+    # A series has a bag, whose images may have ids as well.
+    ids = ["bag_id"] if "bag_id" in table else ["image_id", "slide_id"]
+    names = {
+        "slide": find_column(table, ids, where=path, what="slide ids"),
+        "patient": find_column(table, ["patient_id"], where=path, what="patient ids"),
+    }
+    optional = {"label": "label", "centre": "center_id", "image": "image_num"}
+    names |= {role: name for role, name in optional.items() if name in table.columns}
+    if label is not None:
+        names["label"] = find_column(table, [label], where=path, what="a column of labels")
+    whole = table[(table[names["slide"]] != "") & (table[names["patient"]] != "")]
+    rows = pd.DataFrame({role: whole[name] for role, name in names.items() if role != "image"})
+    rows["slide"] = rows["slide"].map(without_suffix)
+    slides = _slides(rows, whole[names["image"]] if "image" in names else None)
+    patients = _patients(slides)
+    found = set(slides["label"]) | set(patients["label"])
+    return SlideTable(
+        path=path,
+        n_rows=len(table),
+        n_rows_repeated=int(table.duplicated().sum()),
+        n_rows_left_out=len(table) - len(whole),
+        columns=tuple(_column(table[name], names) for name in table.columns),
+        rows=rows,
+        slides=slides,
+        patients=patients,
+        classes=tuple(sorted(found)) or (ALL,),
+    )
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which ``2`` comes before ``11``.
+
+    Examples
+    --------
+    >>> sorted(["centre 11", "centre 2", "other"], key=natural_key)
+    ['centre 2', 'centre 11', 'other']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts)
+
+
+def _slides(rows: pd.DataFrame, images: pd.Series[str] | None) -> pd.DataFrame:
+    """One row a slide, its first; what the table does not say is filled in."""
+    slides = rows.assign(image="" if images is None else images)
+    for column, empty in (("label", ALL), ("centre", "")):
+        if column not in slides:
+            slides[column] = empty
+        else:
+            slides[column] = slides[column].replace("", NO_LABEL)
+    slides = slides.drop_duplicates("slide").reset_index(drop=True)
+    counts = slides["label"].value_counts()
+    if len(counts) > _MOST_LABELS:
+        common = slides["label"].isin(counts.index[: _MOST_LABELS - 1])
+        slides["label"] = slides["label"].where(common, OTHERS)
+    return slides
+
+
+def _patients(slides: pd.DataFrame) -> pd.DataFrame:
+    """One row a patient, in order of first appearance."""
+    grouped = slides.groupby("patient", sort=False)
+    patients = grouped[["label", "centre"]].agg(_only)
+    patients["n_slides"] = grouped.size()
+    return patients.reset_index()
+
+
+def _only(values: pd.Series[str]) -> str:
+    """The value that all known ones share."""
+    known = set(values) - {NO_LABEL}
+    return SEVERAL if len(known) > 1 else known.pop() if known else NO_LABEL
+
+
+def _column(values: pd.Series[str], names: dict[str, str]) -> Column:
+    roles = {
+        "slide": "slide id", "patient": "patient id", "label": "label", "centre": "centre",
+        "image": "number of the slide within its patient",
+    }  # fmt: skip
+    filled = values[values != ""]
+    counts = filled.value_counts()
+    frequent = sorted(counts.items(), key=lambda found: (-found[1], natural_key(str(found[0]))))
+    return Column(
+        name=str(values.name),
+        role=next((roles[role] for role, name in names.items() if name == values.name), ""),
+        kind=_kind(filled),
+        n_missing=len(values) - len(filled),
+        n_distinct=len(counts),
+        frequent=tuple((str(value), int(n)) for value, n in frequent[:_N_FREQUENT]),
+    )
+
+
+def _kind(filled: pd.Series[str]) -> str:
+    if filled.empty:
+        return "empty"
+    if filled.str.fullmatch(_WHOLE).all():
+        return "whole number"
+    return "number" if filled.str.fullmatch(_NUMBER).all() else "text"

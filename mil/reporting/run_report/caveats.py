@@ -1,0 +1,83 @@
+"""What a reader of a run must know besides its scores."""
+
+from __future__ import annotations
+
+from features.bags.bag import UNKNOWN
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort
+from mil.data.filtered_bags import filter_notes
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import OutOfFold
+from mil.training.ensemble import LEAST_TO_STOP_ON
+
+__all__ = ["run_notes", "unlabelled_notes"]
+
+
+def run_notes(
+    cohort: Cohort, bags: PatientBags, found: OutOfFold, settings: TrainSettings
+) -> tuple[str, ...]:
+    """Who was left out, who stands there twice, what is not known, and how heads were stopped."""
+    notes = []
+    if bags.missing_slides:
+        names = ", ".join(bags.missing_slides[:3])
+        notes.append(f"slides without a bag: {len(bags.missing_slides)}, first {names}")
+    n_left_out = len(cohort.patients) - len(found.patient_ids)
+    if n_left_out:
+        notes.append(f"patients without a tile, left out: {n_left_out}")
+    if bags.fingerprint.weights_sha256 == UNKNOWN:
+        notes.append(
+            "the bags were imported: weights and preprocessing of their backbone are unknown, so "
+            "that they belong together rests on your word, and no new slide can be embedded alike"
+        )
+    notes += _copy_notes(bags)
+    notes += filter_notes(bags)
+    if bags.marks and not settings.mixup:
+        n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
+        notes.append(
+            f"labels of single images taught the attention on {n_taught} patients, in each fold on "
+            "those it learned from"
+        )
+    if n_views := bags.fingerprint.n_views:
+        notes.append(
+            f"tiles have {n_views} views each, and every step of training drew one look at each "
+            "tile; scores are of plain tiles, but for 'views averaged' (cross-fitted), which is "
+            "what 'mil infer --tta' gives"
+        )
+    if not settings.early_stopping:
+        notes.append(
+            f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "
+            f"was trained for {settings.fixed_steps} steps instead of being stopped early"
+        )
+    return tuple(notes)
+
+
+def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
+    """That one slide stands under two patients, and what was done about it."""
+    copies = bags.copies()
+    if not copies:
+        return ()
+    one, other = copies[0]
+    note = (
+        f"slides of two patients that are copies of each other: {len(copies)}, first "
+        f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; no fold "
+        "learned from one of them and judged the other, but both count in the scores: see "
+        "'mil audit', and give copies one patient id"
+    )
+    return (note,)
+
+
+def unlabelled_notes(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
+    """How many unlabelled patients the whitening saw, and which were left out."""
+    known = bags.same_patients(unlabelled)
+    n_used = sum(name not in known for name in unlabelled.filled())
+    notes = [f"whitening was also fitted on {n_used} patients without using a label of theirs"]
+    if known:
+        few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])
+        notes.append(
+            f"unlabelled patients left out as patients of the cohort, by id or by the content of a "
+            f"slide: {len(known)} ({few}{', …' if len(known) > 3 else ''})"
+        )
+    if unlabelled.missing_slides:
+        names = ", ".join(unlabelled.missing_slides[:3])
+        notes.append(f"unlabelled slides without a bag: {len(unlabelled.missing_slides)}, {names}")
+    return tuple(notes)

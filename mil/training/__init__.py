@@ -1,0 +1,3 @@
+"""Training: configuration, trainer, ensembles, cross-validation, checkpoints."""
+
+from __future__ import annotations

@@ -1,0 +1,336 @@
+"""Out-of-fold logits: every patient judged by an ensemble that never saw it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from features.parallel.base import Engine
+from features.parallel.local import Here
+from mil.calibration import Calibrator, build_calibrator, cross_fit
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort
+from mil.data.patient_groups import Sharing, leaders
+from mil.data.splits import Fold, SplitBy, make_folds
+from mil.heads import Head
+from mil.training.checkpoints import Checkpoints
+from mil.training.config import TrainSettings
+from mil.training.ensemble import LEAST_TO_STOP_ON, tasks_at_once
+from mil.training.fold_jobs import Assignment, Bench, Judge, inside_of
+from mil.training.trainer import EpochRecord
+
+__all__ = [
+    "OutOfFold",
+    "cross_fitted_probabilities",
+    "cross_validate",
+    "fit_calibrator",
+    "inner_folds",
+    "nested_probabilities",
+    "with_stopping_rule",
+]
+
+_LEAST_COMPONENTS = 8
+_IMAGES_A_COMPONENT = 30
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutOfFold:
+    """What ensembles say of patients they did not see."""
+
+    patient_ids: tuple[str, ...]
+    """Patients that have tiles, in the cohort's order."""
+    labels: npt.NDArray[np.int64]
+    """Class index of each, shape (patients,)."""
+    logits: Floats
+    """Mean logit of the ensemble, shape (repeats, patients, classes)."""
+    fold: npt.NDArray[np.int64]
+    """Fold in which each was judged, shape (repeats, patients)."""
+    history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
+    """Learning curves by repeat and fold."""
+    heads: Mapping[tuple[int, int], tuple[Head, ...]]
+    """The ensembles themselves, by repeat and fold."""
+    sharing: Sharing = ()
+    """Pairs of patients who share a slide."""
+    averaged: Floats | None = None
+    """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
+
+    def over_views(self) -> OutOfFold | None:
+        """What is said where logits are averaged over views; None without views."""
+        if self.averaged is None:
+            return None
+        return replace(self, logits=self.averaged, averaged=None)
+
+
+def cross_validate(
+    bags: PatientBags,
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    *,
+    settings: TrainSettings,
+    seed: int,
+    on_head: Callable[[], None] = lambda: None,
+    kept: Checkpoints | None = None,
+    engine: Engine | None = None,
+    within: Fold | None = None,
+) -> OutOfFold:
+    """Judge every patient once a repeat by an ensemble trained on the other folds.
+
+    What trains a fold receives a store that does not hold the fold's test patients; those are only
+    shown to the finished ensemble. A tile filter that learned from some of them is fitted again
+    without them before anything else. Patients without tiles are neither learned from nor judged.
+
+    Parameters
+    ----------
+    bags
+        Bags of the cohort.
+    cohort
+        Patients and labels.
+    folds
+        From :func:`mil.data.splits.patient_folds`.
+    settings
+        How ensembles are trained.
+    seed
+        Decides everything random.
+    on_head
+        Called after each head, and for heads of folds that are taken over.
+    kept
+        Finished folds are kept there and taken over from there.
+    engine
+        Has ensembles trained by judges that hold these bags; None does it here, one after the
+        other. The numbers are the same.
+    within
+        The fold in whose training part all this happens, where the engine's judges hold the bags
+        of all patients and ``bags`` are those of :func:`mil.training.fold_jobs.inside_of`.
+
+    Raises
+    ------
+    RunError
+        If training a fold ends every worker of the engine that tries it.
+    """
+    names = bags.filled()
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    places = {name: index for index, name in enumerate(names)}
+    n_repeats = 1 + max(fold.repeat for fold in folds)
+    logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
+    averaged = np.full_like(logits, np.nan)
+    judged_in = np.full((n_repeats, len(names)), -1, np.int64)
+    history, heads = {}, {}
+    at_once = tasks_at_once(bags, settings)
+    groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
+    assignments = [
+        Assignment(
+            folds=group,
+            labels=labels,
+            n_classes=len(cohort.classes),
+            settings=settings,
+            seeds=tuple((seed, 1, fold.repeat, fold.index) for fold in group),
+            within=within,
+        )
+        for group in groups
+    ]
+    bench = Bench(engine or Here(Judge(bags)), kept=kept, on_head=on_head)
+    for group, judgements in zip(groups, bench.judge(assignments), strict=True):
+        for fold, judged in zip(group, judgements, strict=True):
+            history[fold.repeat, fold.index] = judged.history
+            heads[fold.repeat, fold.index] = judged.heads
+            for name, logit in judged.logits.items():
+                logits[fold.repeat, places[name]] = logit
+                judged_in[fold.repeat, places[name]] = fold.index
+            for name, logit in judged.averaged.items():
+                averaged[fold.repeat, places[name]] = logit
+    return OutOfFold(
+        patient_ids=names,
+        labels=np.array([labels[name] for name in names], np.int64),
+        logits=logits,
+        fold=judged_in,
+        history=history,
+        heads=heads,
+        sharing=bags.sharing(),
+        averaged=averaged if bags.views else None,
+    )
+
+
+def inner_folds(
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    *,
+    by: SplitBy,
+    n_folds: int,
+    seed: int,
+    sharing: Sharing = (),
+) -> tuple[tuple[Fold, ...], ...]:
+    """Folds inside the training patients of each fold, made as the folds themselves.
+
+    Raises
+    ------
+    SplitError
+        If a fold's training patients cannot be split so.
+    """
+    return tuple(
+        make_folds(
+            _restricted(cohort, fold.train_ids),
+            by=by,
+            n_folds=n_folds,
+            n_repeats=1,
+            seed=_inner_seed(seed, fold),
+            sharing=sharing,
+        )
+        for fold in folds
+    )
+
+
+def nested_probabilities(
+    bags: PatientBags,
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    found: OutOfFold,
+    *,
+    inner: Sequence[Sequence[Fold]],
+    settings: TrainSettings,
+    seed: int,
+    calibrator: str = "platt",
+    on_head: Callable[[], None] = lambda: None,
+    kept: Checkpoints | None = None,
+    engine: Engine | None = None,
+) -> Floats:
+    """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
+
+    For each fold, the calibrator's own fitting points come from a cross-validation inside the
+    fold's training patients, whose heads are handed a store of these patients only.
+
+    Parameters
+    ----------
+    bags, cohort, folds, settings, seed, on_head, kept, engine
+        As for :func:`cross_validate`.
+    found
+        What it gave for these.
+    inner
+        From :func:`inner_folds`, for each fold.
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (repeats, patients, classes).
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown, or a class has fewer than three patients in a fold's training
+        part.
+    """
+    proba = np.full(found.logits.shape, np.nan)
+    for fold, inner_of_fold in zip(folds, inner, strict=True):
+        inside = cross_validate(
+            inside_of(bags, fold),
+            _restricted(cohort, fold.train_ids),
+            inner_of_fold,
+            settings=settings,
+            seed=_inner_seed(seed, fold),
+            on_head=on_head,
+            kept=kept,
+            engine=engine or Here(Judge(bags)),
+            within=fold,
+        )
+        fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
+        judged = found.fold[fold.repeat] == fold.index
+        proba[fold.repeat, judged] = fitted.predict_proba(found.logits[fold.repeat, judged])
+    return proba
+
+
+def with_stopping_rule(
+    settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
+) -> TrainSettings:
+    """The settings, with what the number of patients decides; the same for every ensemble.
+
+    Early stopping is used where every ensemble has patients enough for it. A third as many
+    components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
+    most ``settings.n_components``: with more, few patients are fitted by heart. Of series of images
+    as many are kept as there are thirties of images, if that is more: slices differ by their place
+    in a scan before all else, and what one of them shows comes later among the components.
+
+    Parameters
+    ----------
+    settings
+        How ensembles are trained.
+    cohort
+        Patients that have tiles.
+    folds
+        All splits on whose training patients an ensemble will learn.
+    n_images
+        Images of series that all patients have; 0 for tiles of slides.
+    """
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
+    n_patients = min(len(fold.train_ids) for fold in folds)
+    return replace(
+        settings,
+        early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts,
+        n_components=min(
+            settings.n_components,
+            max(_LEAST_COMPONENTS, n_patients // 3, n_images // _IMAGES_A_COMPONENT),
+        ),
+    )
+
+
+def fit_calibrator(
+    found: OutOfFold, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
+) -> Calibrator:
+    """Calibrator fitted on out-of-fold logits.
+
+    Parameters
+    ----------
+    found
+        Out-of-fold logits.
+    rows
+        Which of them to use, shape (repeats, patients), bool. A patient with several rows counts
+        once altogether.
+    calibrator
+        Name, see :func:`mil.calibration.build_calibrator`.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibrator is unknown or a class has fewer than three patients among the rows.
+    """
+    return build_calibrator(calibrator, n_classes=found.logits.shape[2]).fit(
+        found.logits[rows],
+        np.broadcast_to(found.labels, rows.shape)[rows],
+        groups=np.broadcast_to(np.arange(len(found.labels)), rows.shape)[rows],
+    )
+
+
+def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -> Floats:
+    """Probabilities at the balanced prior whose calibrator was fitted on other patients.
+
+    For each fold of each repeat, the calibrator is fitted on that repeat's other folds, without
+    patients who share a slide with one of the fold. These are cross-fitted and not nested: other
+    patients' logits may come from heads that had learned from the patient judged.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (repeats, patients, classes).
+    """
+    standing = leaders(found.patient_ids, found.sharing)
+    return cross_fit(
+        found.logits, found.labels, found.fold, calibrator=calibrator, standing=standing
+    ).proba
+
+
+def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:
+    wanted = set(patient_ids)
+    return replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in wanted))
+
+
+def _inner_seed(seed: int, fold: Fold) -> int:
+    """A seed of the fold's own, for what happens inside its training patients."""
+    drawn = np.random.SeedSequence((seed, 3, fold.repeat, fold.index)).generate_state(1)
+    return int(drawn[0])

@@ -1,0 +1,300 @@
+"""Ensembles of heads from the patients they may see."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mil.data.bags import PatientBags
+from mil.data.patient_groups import deal_undivided, leaders
+from mil.data.splits import stratified_parts
+from mil.errors import RunError, SplitError
+from mil.heads import Head, Whitening, build_head
+from mil.heads.whitening import fit_whitening
+from mil.training.config import TrainSettings
+from mil.training.feature_cache import Shelf, ShelfPlan, falling_blocks, fill_shelves
+from mil.training.trainer import EpochRecord, Lesson, teach, tiles_at_once
+
+__all__ = [
+    "LEAST_TO_STOP_ON",
+    "Ensemble",
+    "Task",
+    "logits_together",
+    "tasks_at_once",
+    "train_ensemble",
+    "train_ensembles",
+]
+
+LEAST_TO_STOP_ON = 5
+"""Patients of each class that an inner fold must hold for its loss to mean anything."""
+_MOST_BYTES = 2**30
+_SHARE_OF_DEVICE = 4
+_TILES_JUDGED_AT_ONCE = 16_384  # some heads hold numbers of every pair of a patient's tiles
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What one ensemble is made of."""
+
+    bags: PatientBags
+    """The patients to learn from: a store that holds no others."""
+    labels: Mapping[str, int]
+    """Class index by patient id, of at least these patients."""
+    seed: Sequence[int]
+    """Numbers that decide everything random."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ensemble:
+    """Heads whose mean logit is the answer."""
+
+    heads: tuple[Head, ...]
+    """The heads, in evaluation mode, on the CPU."""
+    history: tuple[EpochRecord, ...]
+    """Learning curves of all of them."""
+
+
+def train_ensemble(
+    bags: PatientBags,
+    labels: Mapping[str, int],
+    *,
+    n_classes: int,
+    settings: TrainSettings,
+    seed: Sequence[int],
+    on_head: Callable[[], None] = lambda: None,
+) -> Ensemble:
+    """Train the heads of one ensemble.
+
+    Whitening is fitted on these patients and the store's unlabelled ones, without labels. With
+    early stopping each head is stopped on another inner fold of these patients and learns from the
+    rest; without it all heads learn from all patients and differ by their start and the order of
+    patients. Where tiles have views, each step draws one look at each tile; whitening and stopping
+    see plain tiles.
+
+    Parameters
+    ----------
+    bags
+        The patients to learn from: a store that holds no others.
+    labels
+        Class index by patient id, of at least these patients.
+    n_classes
+        Number of classes.
+    settings
+        How.
+    seed
+        Numbers that decide everything random; the same ones give the same heads on one machine.
+    on_head
+        Called when a head is done.
+
+    Raises
+    ------
+    SplitError
+        If a class has no patient with tiles, or too few for early stopping.
+    """
+    task = Task(bags=bags, labels=labels, seed=seed)
+    return train_ensembles([task], n_classes=n_classes, settings=settings, on_head=on_head)[0]
+
+
+def train_ensembles(
+    tasks: Sequence[Task],
+    *,
+    n_classes: int,
+    settings: TrainSettings,
+    on_head: Callable[[], None] = lambda: None,
+) -> tuple[Ensemble, ...]:
+    """Train ensembles side by side, each as :func:`train_ensemble` does and from its bags only.
+
+    Each draws its random numbers from a stream of its own, so that who is trained beside whom
+    changes the last bit of sums at most. The same tasks together give the same heads. Where the
+    device has not the memory for all of them, they are trained in two halves, and so on.
+
+    Parameters
+    ----------
+    tasks
+        One an ensemble; :func:`tasks_at_once` says how many are well trained together.
+    n_classes, settings, on_head
+        As for :func:`train_ensemble`.
+
+    Raises
+    ------
+    SplitError
+        As :func:`train_ensemble`.
+    RunError
+        If the device has not the memory for one of them.
+    """
+    try:
+        return _train(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(tasks) == 1:
+            raise RunError(
+                f"device {settings.device}",
+                found="out of memory with a single ensemble on it",
+                expected="memory for the tiles of all its patients",
+                advice="End other programs on it, and the same command goes on with the finished "
+                "folds; or train with --device cpu.",
+            ) from error
+    if torch.cuda.is_available():  # what all of them together have taken is of no use any more
+        torch.cuda.empty_cache()
+    half = len(tasks) // 2
+    return tuple(
+        ensemble
+        for part in (tasks[:half], tasks[half:])
+        for ensemble in train_ensembles(
+            part, n_classes=n_classes, settings=settings, on_head=on_head
+        )
+    )
+
+
+def _train(
+    tasks: Sequence[Task], *, n_classes: int, settings: TrainSettings, on_head: Callable[[], None]
+) -> tuple[Ensemble, ...]:
+    device = torch.device(settings.device)
+    desks = [
+        _prepare(task, n_classes=n_classes, settings=settings, device=device) for task in tasks
+    ]
+    shelf = Shelf.joined(fill_shelves([desk.plan for desk in desks]))
+    lessons, n_before = [], 0
+    for desk in desks:
+        lessons += [lesson.moved(n_before) for lesson in desk.lessons]
+        n_before += len(desk.plan.patient_ids)
+    # A stream of random numbers of its own leaves the caller's global one untouched.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        heads = [
+            _new_head(desk.plan.whitening, task, member, n_classes=n_classes, settings=settings).to(
+                device
+            )
+            for desk, task in zip(desks, tasks, strict=True)
+            for member in range(settings.n_members)
+        ]
+        curves = teach(
+            heads, lessons, shelf, n_classes=n_classes, settings=settings, on_head=on_head
+        )
+    ensembles = []
+    for first in range(0, len(heads), settings.n_members):
+        own = slice(first, first + settings.n_members)
+        history = tuple(record for curve in curves[own] for record in curve)
+        done = tuple(head.eval().cpu() for head in heads[own])
+        ensembles.append(Ensemble(heads=done, history=history))
+    return tuple(ensembles)
+
+
+def tasks_at_once(bags: PatientBags, settings: TrainSettings) -> int:
+    """How many ensembles are well trained together: as many as keep the device busy and fit.
+
+    It depends on nothing but the bags' sizes, the settings, and the device's memory.
+
+    Parameters
+    ----------
+    bags
+        Patients of all of them.
+    settings
+        How they are trained.
+    """
+    device = torch.device(settings.device)
+    lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
+    n_tiles = settings.n_members * settings.batch_patients * min(settings.max_tiles, max(lengths))
+    n_bytes = 4 * settings.n_components * sum(lengths) * bags.n_looks
+    room = _MOST_BYTES
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory // _SHARE_OF_DEVICE
+    return max(1, min(tiles_at_once(device) // n_tiles, room // n_bytes))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Desk:
+    """What the heads of one ensemble learn from."""
+
+    plan: ShelfPlan
+    """Its patients, and the whitening that is fitted on them."""
+    lessons: tuple[Lesson, ...]
+    """One a head."""
+
+
+def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: torch.device) -> _Desk:
+    names = task.bags.filled()
+    classes = np.array([task.labels[name] for name in names], np.int64)
+    _require_enough(np.bincount(classes, minlength=n_classes), settings)
+    whitening = fit_whitening(*task.bags.without_labels(), settings.n_components, device=device)
+    parts = deal_undivided(
+        leaders(names, task.bags.sharing()),
+        lambda patients: stratified_parts(
+            classes[patients], n_parts=settings.n_inner_parts, seed=task.seed
+        ),
+    )
+    stream = torch.Generator(device).manual_seed(_one_seed(task.seed))
+    lessons = []
+    for member in range(settings.n_members):
+        stops = (parts == member) & settings.early_stopping
+        learned, stopped_on = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~stops, stops))
+        lessons.append(Lesson(member=member, learned=learned, stopped_on=stopped_on, stream=stream))
+    plan = ShelfPlan(bags=task.bags, patient_ids=names, labels=classes, whitening=whitening)
+    return _Desk(plan=plan, lessons=tuple(lessons))
+
+
+def _require_enough(counts: npt.NDArray[np.int64], settings: TrainSettings) -> None:
+    found = f"{counts.tolist()} patients with tiles in each class"
+    if not counts.all():
+        raise SplitError("training", found=found, expected="at least one of each")
+    least = LEAST_TO_STOP_ON * settings.n_inner_parts
+    if settings.early_stopping and counts.min() < least:
+        raise SplitError("early stopping", found=found, expected=f"at least {least} of each")
+
+
+def _new_head(
+    whitening: Whitening, task: Task, member: int, *, n_classes: int, settings: TrainSettings
+) -> Head:
+    torch.manual_seed(_one_seed((*task.seed, member)))
+    dim, n_components = whitening.matrix.shape
+    head = build_head(settings.head, dim=dim, n_components=n_components, n_classes=n_classes)
+    head.whitening.load_state_dict(whitening.state_dict())
+    return head
+
+
+def logits_together(
+    heads: Sequence[Head], bags: PatientBags, names: Sequence[str], *, device: torch.device
+) -> npt.NDArray[np.float64]:
+    """Logits of each head for many patients at once.
+
+    Equal to those of :func:`mil.heads.ensemble.look_outputs` patient by patient. The same but for
+    the last bits of sums. An accelerator is spared thousands of small products; a processor gains
+    nothing.
+
+    Parameters
+    ----------
+    heads
+        Heads of an ensemble, on the CPU.
+    bags
+        A store of at least these patients.
+    names
+        Patients, each with a tile.
+    device
+        Where it is computed.
+
+    Returns
+    -------
+    numpy.ndarray
+        Logits of shape (looks, heads, patients, classes), float64.
+    """
+    near = [copy.deepcopy(head).to(device) for head in heads]
+    unasked = np.zeros(len(names), np.int64)
+    plan = ShelfPlan(bags=bags, patient_ids=names, labels=unasked, whitening=near[0].whitening)
+    (shelf,) = fill_shelves([plan])
+    falling = shelf.lengths.argsort(descending=True, stable=True)
+    blocks = falling_blocks(shelf.lengths[falling].tolist(), _TILES_JUDGED_AT_ONCE)
+    found = []
+    with torch.inference_mode():
+        for block in blocks:
+            looks = [shelf.spread(falling[block], look=look) for look in range(shelf.n_looks)]
+            said = [torch.stack([head.score(*batch).logits for head in near]) for batch in looks]
+            found.append(torch.stack(said))  # (looks, heads, patients of the block, classes)
+    in_order = torch.cat(found, dim=2)[:, :, falling.argsort()]
+    return in_order.double().cpu().numpy()
+
+
+def _one_seed(numbers: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)

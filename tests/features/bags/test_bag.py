@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from features.bags.bag import require_same_fingerprint
+from features.errors import BagError
+from tests.fakes import make_bag, make_series
+
+
+def test_the_field_that_differs_is_named() -> None:
+    print_a = make_bag("a").meta.fingerprint
+    print_b = replace(print_a, target_mpp=1.0)
+    require_same_fingerprint(print_a, [("a", print_a)], source="the run 'r'")
+    with pytest.raises(BagError, match=r"b: target_mpp is 1\.0; expected 0\.5 as in the run 'r'"):
+        require_same_fingerprint(print_a, [("a", print_a), ("b", print_b)], source="the run 'r'")
+
+
+def test_some_rows_of_a_bag_keep_what_belongs_to_them() -> None:
+    rows = np.array([True, False, True])
+    series = make_series("scan", n_images=3)
+    some_images = series.only(rows, meta=series.meta)
+    assert some_images.order is not None
+    assert some_images.order.tolist() == [0, 2]
+    assert some_images.source == ("scan_0.png", "scan_2.png")
+    tiles = make_bag("s1", n_tiles=3)
+    some = tiles.only(rows, meta=tiles.meta)
+    np.testing.assert_array_equal(some.coords_px0, tiles.coords_px0[rows])
+    np.testing.assert_array_equal(some.features, tiles.features[rows])
+    assert some.order is None
+
+
+def test_views_that_are_not_what_the_fingerprint_says_are_refused() -> None:
+    bag = make_bag("s1", n_views=2)
+    with pytest.raises(BagError, match=r"s1: no views; expected views of shape \(4, 2, 8\)"):
+        replace(bag, views=None)
+    plain = replace(bag.meta, fingerprint=replace(bag.meta.fingerprint, views=""))
+    with pytest.raises(BagError, match=r"views of shape \(4, 2, 8\); expected no views"):
+        replace(bag, meta=plain)
+
+
+def test_bags_with_and_without_views_are_not_mixed() -> None:
+    with_views, without = (make_bag("s", n_views=n).meta.fingerprint for n in (2, 0))
+    with pytest.raises(BagError, match=r"b: views is ''; expected '.*\"n_views\":2.*"):
+        require_same_fingerprint(with_views, [("b", without)], source="the run 'r'")

@@ -1,0 +1,595 @@
+"""Bags of other programs, on files written to their layouts, and a stored sample of our own.
+
+The sample ``tests/data/bag-v1.h5`` was written once, by format version 1, and must never be
+written again. It came from this script, run in the folder of the project::
+
+    from pathlib import Path
+    from features.bags.h5 import write_bag
+    from tests.fakes import make_bag
+
+    write_bag(Path("tests/data/bag-v1.h5"), make_bag("sample", n_tiles=12, dim=8, seed=1))
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from features.bags.bag import UNKNOWN, Bag, require_same_fingerprint
+from features.bags.convert import Exchanged, export_bags, import_bags
+from features.bags.formats.base import Given, unknown_of
+from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
+from features.bags.verify import verify_bags
+from features.embedding.config import settings_like
+from features.errors import BagError, OutputError
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from tests.fakes import make_bag
+
+SAMPLE = Path(__file__).parents[2] / "data" / "bag-v1.h5"
+FEATURES = np.arange(24, dtype=np.float32).reshape(3, 8) / 16
+COORDS = np.array([[448, 896], [0, 0], [896, 0]])
+IN_ORDER = [1, 2, 0]
+"""Rows of ``COORDS`` in reading order."""
+
+
+def quiet(n_done: int, n_all: int) -> None:
+    """Nobody watches."""
+
+
+def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, Exchanged]:
+    """Import a folder of one slide."""
+    bags_dir = source.parent / "imported"
+    (outcome,) = import_bags(source, bags_dir, layout=layout, given=Given(**given), on_slide=quiet)
+    assert outcome.problem == ""
+    return read_bag(bags_dir / f"{outcome.slide_id}.h5"), outcome
+
+
+def refused(source: Path, layout: str, **given: object) -> str:
+    """Why a folder of one slide cannot be imported."""
+    bags_dir = source.parent / "imported"
+    (outcome,) = import_bags(source, bags_dir, layout=layout, given=Given(**given), on_slide=quiet)
+    assert list(bags_dir.iterdir()) == []
+    return outcome.problem
+
+
+def write_h5(path: Path, *, attributes: dict[str, object] | None = None, **arrays: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name.replace("__", "/"), data=array)
+        file.attrs.update(attributes or {})
+
+
+def write_pt(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+
+
+# Our own format, years from now.
+
+
+def test_a_bag_of_version_1_stays_readable() -> None:
+    bag = read_bag(SAMPLE)
+    assert bag.features.shape == (12, 8)
+    assert bag.features.dtype == np.float16
+    assert bag.features_sha256 == (
+        "e5a16d84327ac4db8f39aa9afed5c2fad0e628550e8fede272e4f503268adf08"
+    )
+    assert bag.features[0, :3].tolist() == [-1.1455078125, -0.529296875, -0.2186279296875]
+    assert bag.coords_px0[:5].tolist() == [[0, 0], [448, 0], [896, 0], [1344, 0], [0, 448]]
+    np.testing.assert_array_equal(bag.tissue_fraction, np.ones(12, np.float32))
+    meta = bag.meta
+    assert (meta.slide_id, meta.mpp_x, meta.mpp_source) == ("sample", 0.25, "assumed")
+    assert (meta.width_px0, meta.span_x_px0, meta.n_tried) == (1792, 448.0, 12)
+    assert meta.background_rgb == (255, 255, 255)
+    assert meta.fingerprint.encoder == "fake"
+    assert json.loads(meta.fingerprint.transform) == {"input_px": 224}
+    assert (meta.fingerprint.tile_px, meta.fingerprint.target_mpp) == (224, 0.5)
+
+
+def test_the_stored_sample_is_small() -> None:
+    assert SAMPLE.stat().st_size < 20_000
+
+
+# Files in the layouts of others.
+
+
+def test_clam_gives_embeddings_and_corners(tmp_path: Path) -> None:
+    write_h5(tmp_path / "clam/h5_files/s1.h5", features=FEATURES, coords=COORDS.astype(np.int32))
+    bag, outcome = bring_in(tmp_path / "clam", "clam")
+    np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+    assert bag.meta.fingerprint.encoder == bag.meta.fingerprint.weights_sha256 == UNKNOWN
+    assert outcome.unknown == unknown_of(bag.meta)
+    for name in ("encoder", "mpp", "size", "target_mpp", "tile_px", "transform", "weights_sha256"):
+        assert name in outcome.unknown
+    assert "coords" not in outcome.unknown
+
+
+def test_clam_tensors_take_their_places_from_patches(tmp_path: Path) -> None:
+    write_pt(tmp_path / "clam/pt_files/s1.pt", torch.from_numpy(FEATURES))
+    patches = tmp_path / "clam/patches/s1.h5"
+    write_h5(patches, coords=COORDS)
+    with h5py.File(patches, "r+") as file:
+        file["coords"].attrs.update(
+            {"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0), "level_dim": (500, 400)}
+        )
+    bag, outcome = bring_in(tmp_path / "clam", "clam", encoder="resnet50", target_mpp=1.0)
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+    assert (bag.meta.width_px0, bag.meta.height_px0) == (2000, 1600)
+    assert bag.meta.span_x_px0 == 1024
+    assert bag.meta.fingerprint.tile_px == 256
+    assert bag.meta.fingerprint.encoder == "resnet50"
+    assert not {"encoder", "size", "target_mpp", "tile_px"} & set(outcome.unknown)
+
+
+def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
+    write_h5(path, features=features, coords=coords)
+    with h5py.File(path, "r+") as file:
+        file["features"].attrs.update({"name": "s1", "savetodir": "/x", "encoder": "uni_v1"})
+        file["coords"].attrs.update(
+            {
+                "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40,
+                "target_magnification": 20, "overlap": 0, "name": "s1", "savetodir": "/x",
+                "level0_width": 2000, "level0_height": 1600, "note": h5py.Empty("f"),
+            }
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["", "features_uni_v1", "20x_256px_0px_overlap/features_uni_v1"])
+def test_trident_says_most_of_its_making(tmp_path: Path, where: str) -> None:
+    write_trident(tmp_path / "job" / where / "s1.h5", FEATURES, COORDS)
+    bag, outcome = bring_in(tmp_path / "job", "trident")
+    np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
+    made = bag.meta.fingerprint
+    assert (made.encoder, made.tile_px, made.target_mpp) == ("uni_v1", 256, 0.5)
+    assert (bag.meta.mpp_x, bag.meta.mpp_source) == (0.25, "assumed")
+    assert (bag.meta.span_x_px0, bag.meta.width_px0) == (512, 2000)
+    assert {"mpp", "weights_sha256"} <= set(outcome.unknown)
+    assert not {"encoder", "overlap_px", "size", "target_mpp", "tile_px"} & set(outcome.unknown)
+
+
+def test_a_leading_batch_axis_is_dropped(tmp_path: Path) -> None:
+    write_trident(tmp_path / "job/s1.h5", FEATURES[None], COORDS[None])
+    bag, _ = bring_in(tmp_path / "job", "trident")
+    np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+
+
+def test_a_batch_of_two_is_refused(tmp_path: Path) -> None:
+    write_trident(tmp_path / "job/s1.h5", np.stack([FEATURES, FEATURES]), COORDS)
+    assert "features of shape (2, 3, 8)" in refused(tmp_path / "job", "trident")
+
+
+def test_a_slide_without_tiles_becomes_a_bag_without_tiles(tmp_path: Path) -> None:
+    write_trident(tmp_path / "job/s1.h5", FEATURES[:0], COORDS[:0])
+    bag, _ = bring_in(tmp_path / "job", "trident")
+    assert bag.features.shape == (0, 8)
+    assert bag.meta.empty_reason == "the trident file holds no tile"
+    assert verify_bags(tmp_path / "imported", on_bag=quiet).n_bad == 0
+
+
+def test_slides_without_tiles_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    contents = set()
+    for name in ("s1", "s2"):
+        write_trident(tmp_path / name / f"job/{name}.h5", FEATURES[:0], COORDS[:0])
+        contents.add(bring_in(tmp_path / name / "job", "trident")[0].meta.slide_content_id)
+    assert len(contents) == 2
+
+
+def test_embeddings_of_several_encoders_must_be_chosen_from(tmp_path: Path) -> None:
+    for name in ("uni_v1", "resnet50"):
+        write_trident(tmp_path / f"job/features_{name}/s1.h5", FEATURES, COORDS)
+    with pytest.raises(BagError, match="bags in several folders"):
+        import_bags(
+            tmp_path / "job", tmp_path / "b", layout="trident", given=Given(), on_slide=quiet
+        )
+
+
+STAMP = {
+    "stamp_version": "2.4.0", "extractor": "uni2", "unit": "um", "tile_size_um": 256.0,
+    "tile_size_px": 224, "code_hash": "x", "feat_type": "tile",
+}  # fmt: skip
+
+
+def test_stamp_counts_in_micrometres(tmp_path: Path) -> None:
+    write_h5(
+        tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES.astype(np.float16),
+        coords=(COORDS / 448 * 256).astype(np.float32),
+    )  # fmt: skip
+    bag, outcome = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 512)
+    made = bag.meta.fingerprint
+    assert (made.encoder, made.tile_px, made.target_mpp) == ("uni2", 224, pytest.approx(256 / 224))
+    assert bag.meta.span_x_px0 == pytest.approx(512, rel=1e-4)
+    assert bag.meta.mpp_source == "given"
+    assert "mpp" not in outcome.unknown
+
+
+def test_stamp_in_micrometres_is_placed_at_the_assumed_resolution_if_none_is_given(
+    tmp_path: Path,
+) -> None:
+    write_h5(
+        tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES, coords=COORDS / 448 * 256.0
+    )
+    bag, outcome = bring_in(tmp_path / "stamp", "stamp", mpp_by_slide={"other": 0.5})
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
+    assert bag.meta.mpp_source == "assumed"
+    assert "mpp" in outcome.unknown
+
+
+def test_early_stamp_without_a_unit_is_known_by_its_step(tmp_path: Path) -> None:
+    write_h5(tmp_path / "stamp/s1.h5", feats=FEATURES, coords=COORDS // 2)
+    bag, _ = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] // 448 * 512)
+    assert bag.meta.fingerprint.tile_px == 224
+
+
+def test_stamp_without_unit_or_known_step_is_refused(tmp_path: Path) -> None:
+    write_h5(tmp_path / "stamp/s1.h5", feats=FEATURES, coords=COORDS)
+    assert "coords without a unit" in refused(tmp_path / "stamp", "stamp")
+
+
+def test_stamp_of_the_second_kind_of_attributes(tmp_path: Path) -> None:
+    write_h5(
+        tmp_path / "stamp/s1.h5", attributes={"unit": "um", "tile_size": 256.0},
+        patch_embeddings=FEATURES, coords=COORDS / 448 * 256.0,
+    )  # fmt: skip
+    bag, outcome = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.25)
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
+    assert {"encoder", "tile_px", "target_mpp"} <= set(outcome.unknown)
+
+
+def test_atlaspatch_keeps_embeddings_in_a_group_and_places_in_five_columns(tmp_path: Path) -> None:
+    rows = np.hstack([COORDS, np.full((3, 3), (512, 512, 0))]).astype(np.int32)
+    said = {
+        "patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "overlap": 0,
+        "level0_width": 2000, "level0_height": 1600, "mpp": 0.2527,
+    }  # fmt: skip
+    write_h5(
+        tmp_path / "atlas/patches/s1.h5", attributes=said, coords=rows,
+        features__uni_v1=FEATURES, features__resnet50=-FEATURES,
+    )  # fmt: skip
+    bag, outcome = bring_in(tmp_path / "atlas", "atlaspatch", encoder="resnet50")
+    np.testing.assert_array_equal(bag.features, -FEATURES[IN_ORDER])
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+    assert (bag.meta.mpp_x, bag.meta.mpp_source) == (0.2527, "file")
+    assert "mpp" not in outcome.unknown
+    for path in (tmp_path / "imported").iterdir():
+        path.unlink()
+    assert "embeddings of resnet50, uni_v1; expected one" in refused(
+        tmp_path / "atlas", "atlaspatch"
+    )
+    assert "expected 'conch'" in refused(tmp_path / "atlas", "atlaspatch", encoder="conch")
+
+
+def write_slideflow(folder: Path, tile_um: object) -> None:
+    write_pt(folder / "s1.pt", torch.from_numpy(FEATURES))
+    np.savez(folder / "s1.index.npz", arr_0=COORDS + 224)
+    config = {"extractor": {"class": "a.b.CTransPath"}, "tile_px": 224, "tile_um": tile_um}
+    (folder / "bags_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("tile_um", [112, "20x"])
+def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
+    write_slideflow(tmp_path / "sf", tile_um)
+    bag, outcome = bring_in(tmp_path / "sf", "slideflow", slide_mpp=0.25)
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+    made = bag.meta.fingerprint
+    assert (made.encoder, made.tile_px, made.target_mpp) == ("CTransPath", 224, 0.5)
+    assert "mpp" not in outcome.unknown
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.from_numpy(FEATURES),
+        torch.from_numpy(FEATURES)[None],
+        torch.from_numpy(FEATURES).to(torch.bfloat16),
+        {"feats": torch.from_numpy(FEATURES), "label": 1},
+        {"features": torch.from_numpy(FEATURES).double()},
+    ],
+)
+def test_tensors_and_dictionaries_of_tensors_are_read(tmp_path: Path, content: object) -> None:
+    write_pt(tmp_path / "pt/s1.pt", content)
+    bag, outcome = bring_in(tmp_path / "pt", "torch", encoder="resnet50")
+    np.testing.assert_allclose(bag.features, FEATURES, rtol=1e-2)
+    assert "coords" in outcome.unknown
+    assert (bag.coords_px0 == -1).all()
+    assert verify_bags(tmp_path / "imported", on_bag=quiet).n_bad == 0
+
+
+def test_a_dictionary_may_bring_its_places(tmp_path: Path) -> None:
+    write_pt(
+        tmp_path / "pt/s1.pt",
+        {"features": torch.from_numpy(FEATURES), "coords": torch.from_numpy(COORDS)},
+    )
+    bag, outcome = bring_in(tmp_path / "pt", "torch")
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+    assert "coords" not in outcome.unknown
+
+
+# Files that mean harm or are broken.
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("layout", ["torch", "clam", "slideflow"])
+@pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))])
+def test_a_pickle_that_would_run_a_program_is_refused(
+    tmp_path: Path, save: Callable[[object, Path], object], layout: str
+) -> None:
+    (tmp_path / "pt").mkdir()
+    save({"features": Harm(tmp_path / "harmed")}, tmp_path / "pt/s1.pt")
+    assert "it was not loaded" in refused(tmp_path / "pt", layout)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    write_pt(tmp_path / "pt/s1.pt", torch.zeros(1, 8).expand(10**12, 8))
+    assert "a tensor that claims (1000000000000, 8) values" in refused(tmp_path / "pt", "torch")
+
+
+def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
+    write_pt(tmp_path / "plain.pt", torch.zeros(100_000, 8))
+    (tmp_path / "pt").mkdir()
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "pt/s1.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part))
+    assert "an archive that unpacks to" in refused(tmp_path / "pt", "torch")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"label": 1}, "no tensor"),
+        ({"x": torch.zeros(2)}, "a dictionary of 'x'"),
+        (torch.zeros(3, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3), "features of shape (3,)"),
+        (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
+        (torch.full((2, 8), float("nan")), "2 of 2 embeddings hold NaN"),
+    ],
+)
+def test_other_tensors_are_refused(tmp_path: Path, content: object, said: str) -> None:
+    write_pt(tmp_path / "pt/s1.pt", content)
+    assert said in refused(tmp_path / "pt", "torch")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 10, 300, -30])
+def test_truncated_tensors_are_refused(tmp_path: Path, n_bytes: int) -> None:
+    write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
+    whole = (tmp_path / "pt/s1.pt").read_bytes()
+    (tmp_path / "pt/s1.pt").write_bytes(whole[:n_bytes])
+    assert "s1.pt: no" in refused(tmp_path / "pt", "torch")
+
+
+def test_an_index_that_numpy_stumbles_over_is_refused(tmp_path: Path) -> None:
+    write_slideflow(tmp_path / "sf", 112)
+    for header in (b"{'descr': '<i8', (", b"no array at all"):
+        npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        with zipfile.ZipFile(tmp_path / "sf/s1.index.npz", "w") as archive:
+            archive.writestr("arr_0.npy", npy if header.startswith(b"{") else header)
+        assert "s1" in refused(tmp_path / "sf", "slideflow")
+
+
+def test_a_pickled_index_is_refused(tmp_path: Path) -> None:
+    write_slideflow(tmp_path / "sf", 112)
+    harm = np.array([Harm(tmp_path / "harmed")], dtype=object)
+    np.savez(tmp_path / "sf/s1.index.npz", arr_0=harm, allow_pickle=True)
+    assert "Object arrays cannot be loaded" in refused(tmp_path / "sf", "slideflow")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "3"])
+def test_a_broken_configuration_is_refused_or_taken_for_silent(
+    tmp_path: Path, content: str
+) -> None:
+    write_slideflow(tmp_path / "sf", 112)
+    (tmp_path / "sf/bags_config.json").write_text(content)
+    if content == "3":
+        assert bring_in(tmp_path / "sf", "slideflow")[0].meta.fingerprint.encoder == UNKNOWN
+    else:
+        assert "bags_config.json: not readable" in refused(tmp_path / "sf", "slideflow")
+
+
+@pytest.mark.parametrize("coords", [COORDS[:2], np.full((3, 2), np.nan), COORDS[:, :1]])
+def test_places_that_do_not_fit_are_refused(tmp_path: Path, coords: np.ndarray) -> None:
+    write_h5(tmp_path / "clam/s1.h5", features=FEATURES, coords=coords)
+    assert "coords of shape" in refused(tmp_path / "clam", "clam")
+
+
+def test_a_link_out_of_a_foreign_file_is_not_followed(tmp_path: Path) -> None:
+    write_h5(tmp_path / "secret.h5", uni=FEATURES)
+    write_h5(tmp_path / "atlas/s1.h5", coords=COORDS)
+    with h5py.File(tmp_path / "atlas/s1.h5", "r+") as file:
+        file["features"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/")
+    assert "is a link to somewhere else" in refused(tmp_path / "atlas", "atlaspatch")
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_h5(tmp_path / "clam/s1.h5", features=FEATURES, coords=COORDS)
+    (tmp_path / "clam/s2.h5").write_bytes(b"no bag")
+    write_h5(tmp_path / "clam/s3.h5", other=FEATURES)
+    outcomes = import_bags(
+        tmp_path / "clam", tmp_path / "b", layout="clam", given=Given(), on_slide=quiet
+    )
+    assert [outcome.slide_id for outcome in outcomes if outcome.problem] == ["s2", "s3"]
+    assert list(find_bags(tmp_path / "b")) == ["s1"]
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    write_h5(tmp_path / "clam/s1.h5", features=FEATURES, coords=COORDS)
+    write_bag(tmp_path / "s1.h5", make_bag("s1"))
+    for source, layout, out in ((tmp_path / "clam", "clam", tmp_path),):
+        with pytest.raises(OutputError, match="there is something already"):
+            import_bags(source, out, layout=layout, given=Given(), on_slide=quiet)
+        with pytest.raises(OutputError, match="there is something already"):
+            export_bags(tmp_path, out, layout=layout, on_slide=quiet)
+
+
+def test_a_folder_without_such_bags_is_an_error(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BagError, match="no such"):
+            import_bags(source, tmp_path / "b", layout="clam", given=Given(), on_slide=quiet)
+
+
+# There and back.
+
+
+def write_ours(folder: Path, *, n_views: int = 0) -> dict[str, Bag]:
+    folder.mkdir()
+    bags = {
+        "s1": make_bag("s1", n_tiles=7, n_views=n_views),
+        "s2": make_bag("s2", n_tiles=1, n_views=n_views),
+        "s3": make_bag("s3", n_tiles=0, n_views=n_views, empty_reason="no tissue"),
+    }
+    for name, bag in bags.items():
+        write_bag(folder / f"{name}.h5", bag)
+    return bags
+
+
+@pytest.mark.parametrize("layout", ["clam", "trident", "stamp", "slideflow", "torch"])
+def test_export_and_import_give_the_same_bags(tmp_path: Path, layout: str) -> None:
+    bags = write_ours(tmp_path / "ours")
+    told = export_bags(tmp_path / "ours", tmp_path / "theirs", layout=layout, on_slide=quiet)
+    assert [outcome.problem for outcome in told] == ["", "", ""]
+    told = import_bags(
+        tmp_path / "theirs", tmp_path / "back", layout=layout,
+        given=Given(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
+    )  # fmt: skip
+    assert [outcome.problem for outcome in told] == ["", "", ""]
+    for name, bag in bags.items():
+        back = read_bag(tmp_path / "back" / f"{name}.h5")
+        np.testing.assert_array_equal(back.features, bag.features)
+        np.testing.assert_array_equal(back.coords_px0, bag.coords_px0)
+        assert back.features.dtype == bag.features.dtype
+        assert back.meta.span_x_px0 == bag.meta.span_x_px0
+        assert back.meta.fingerprint.target_mpp == 0.5
+    checked = verify_bags(tmp_path / "back", on_bag=quiet)
+    assert (checked.n_bad, checked.n_fingerprints) == (0, 1)
+
+
+def test_views_stay_behind_where_others_have_no_place_for_them(tmp_path: Path) -> None:
+    bags = write_ours(tmp_path / "ours", n_views=2)
+    export_bags(tmp_path / "ours", tmp_path / "theirs", layout="torch", on_slide=quiet)
+    import_bags(
+        tmp_path / "theirs", tmp_path / "back", layout="torch", given=Given(), on_slide=quiet
+    )
+    back = read_bag(tmp_path / "back" / "s1.h5")
+    np.testing.assert_array_equal(back.features, bags["s1"].features)
+    assert back.views is None
+
+
+@pytest.mark.parametrize("layout", ["trident", "stamp", "slideflow"])
+def test_the_encoder_comes_back_where_the_layout_has_room(tmp_path: Path, layout: str) -> None:
+    write_ours(tmp_path / "ours")
+    export_bags(tmp_path / "ours", tmp_path / "theirs", layout=layout, on_slide=quiet)
+    import_bags(
+        tmp_path / "theirs", tmp_path / "back", layout=layout, given=Given(), on_slide=quiet
+    )
+    made = read_meta(tmp_path / "back/s1.h5").fingerprint
+    assert (made.encoder, made.tile_px, made.target_mpp) == ("fake", 224, 0.5)
+
+
+def test_stamp_files_state_their_unit_and_tile(tmp_path: Path) -> None:
+    write_ours(tmp_path / "ours")
+    export_bags(tmp_path / "ours", tmp_path / "theirs", layout="stamp", on_slide=quiet)
+    with h5py.File(tmp_path / "theirs/s1.h5") as file:
+        assert file["feats"].dtype == np.float16
+        assert file["coords"].dtype == np.float32
+        assert file["coords"][1].tolist() == [112.0, 0.0]
+        assert dict(file.attrs)["tile_size_um"] == 112.0
+        assert dict(file.attrs)["unit"] == "um"
+
+
+def test_bags_without_places_go_only_where_none_are_needed(tmp_path: Path) -> None:
+    write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
+    bring_in(tmp_path / "pt", "torch")
+    for layout in ("clam", "stamp"):
+        (told,) = export_bags(
+            tmp_path / "imported", tmp_path / layout, layout=layout, on_slide=quiet
+        )
+        assert "coords" in told.problem
+    (told,) = export_bags(tmp_path / "imported", tmp_path / "out", layout="torch", on_slide=quiet)
+    assert told.problem == ""
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["s1.pt"]
+
+
+def test_bags_made_differently_are_not_exported_together(tmp_path: Path) -> None:
+    write_ours(tmp_path / "ours")
+    bag = make_bag("s4")
+    other = replace(bag.meta, fingerprint=replace(bag.meta.fingerprint, encoder="../another"))
+    write_bag(tmp_path / "ours/s4.h5", replace(bag, meta=other))
+    told = export_bags(tmp_path / "ours", tmp_path / "out", layout="trident", on_slide=quiet)
+    assert [outcome.slide_id for outcome in told if outcome.problem] == ["s4"]
+
+
+def test_an_encoder_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    bag = make_bag("s1")
+    other = replace(bag.meta, fingerprint=replace(bag.meta.fingerprint, encoder="/../../x"))
+    (tmp_path / "ours").mkdir()
+    write_bag(tmp_path / "ours/s1.h5", replace(bag, meta=other))
+    export_bags(tmp_path / "ours", tmp_path / "out", layout="trident", on_slide=quiet)
+    (path,) = tmp_path.glob("out/*/features_*/s1.h5")
+    assert path.parent.name == "features__.._.._x"
+
+
+def test_layouts_that_are_only_read_cannot_be_written(tmp_path: Path) -> None:
+    write_ours(tmp_path / "ours")
+    with pytest.raises(BagError, match="imported only"):
+        export_bags(tmp_path / "ours", tmp_path / "out", layout="atlaspatch", on_slide=quiet)
+
+
+# The other half reads them like its own.
+
+
+def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> None:
+    for name in ("s1", "s2"):
+        write_trident(tmp_path / f"job/{name}.h5", FEATURES, COORDS)
+    import_bags(
+        tmp_path / "job", tmp_path / "bags", layout="trident", given=Given(), on_slide=quiet
+    )
+    table = tmp_path / "train.csv"
+    table.write_text("image_id,patient_id,label\ns1,p1,CE\ns2,p2,LAA\n")
+    store = load_patient_bags(read_cohort(table, labelled=True), find_bags(tmp_path / "bags"))
+    np.testing.assert_array_equal(store.features["p1"], FEATURES[IN_ORDER])
+    assert store.fingerprint.encoder == "uni_v1"
+    assert len({note.content_id for note in store.slides}) == 1  # equal embeddings
+    with pytest.raises(BagError, match="encoder is 'fake'"):
+        require_same_fingerprint(
+            store.fingerprint, [("s3", make_bag("s3").meta.fingerprint)], source="the run"
+        )
+
+
+def test_no_slide_can_be_embedded_to_match_imported_bags(tmp_path: Path) -> None:
+    write_trident(tmp_path / "job/s1.h5", FEATURES, COORDS)
+    bag, _ = bring_in(tmp_path / "job", "trident")
+    with pytest.raises(BagError, match="how their tiles were made is unknown"):
+        settings_like(bag.meta.fingerprint, batch_tiles=1, n_workers=1)
+
+
+def test_a_bag_under_the_name_of_another_slide_is_refused(tmp_path: Path) -> None:
+    write_bag(tmp_path / "s1.h5", make_bag("s2"))
+    table = tmp_path / "train.csv"
+    table.write_text("image_id,patient_id\ns1,p1\n")
+    with pytest.raises(BagError, match="the bag of slide 's2'; expected that of 's1'"):
+        load_patient_bags(read_cohort(table, labelled=False), find_bags(tmp_path))

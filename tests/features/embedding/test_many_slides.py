@@ -1,0 +1,54 @@
+"""Folders of very many slides, and runs that never seem to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from features.slides.manifest import require_distinct_ids
+from features.slides.reader import find_slides
+
+N_SLIDES = 50_000
+
+
+@pytest.mark.slow
+def test_fifty_thousand_slides_are_found_in_little_memory(tmp_path: Path) -> None:
+    for number in range(N_SLIDES):
+        (tmp_path / f"{number:06d}.tif").touch()  # empty: whoever opened one would fail
+    tracemalloc.start()
+    try:
+        found = find_slides([tmp_path])
+        require_distinct_ids(found, option="--bags")
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == N_SLIDES
+    assert most_bytes < 2000 * N_SLIDES
+
+
+def test_the_files_of_one_dicom_slide_are_told_from_slides_however_many_they_are(
+    tmp_path: Path,
+) -> None:
+    for number in range(5000):
+        (tmp_path / f"{number:06d}.dcm").touch()
+    assert find_slides([tmp_path]) == [tmp_path / "000000.dcm"]
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_stay_flat_over_many_slides() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.endurance", "--slides", "400", "--every", "50"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    samples = told["samples"]
+    assert told["n_tiles"] >= 400
+    early, late = samples[: len(samples) // 2], samples[len(samples) // 2 :]
+    for what in ("n_files", "n_threads"):
+        assert max(s[what] for s in late) <= max(s[what] for s in early) + 8
+    assert late[-1]["rss_mb"] - early[1]["rss_mb"] < 30

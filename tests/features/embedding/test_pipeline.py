@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import timm
+import torch
+from safetensors.torch import save_file
+
+from features.bags.bag import BagMeta
+from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
+from features.embedding import pipeline, worker
+from features.embedding.config import EmbedSettings, fingerprint_of, settings_like
+from features.embedding.pipeline import embed_slide, embed_slides
+from features.embedding.results import SlideOutcome
+from features.encoders.encoder import Encoder, FrozenEncoder, load_encoder
+from features.encoders.transfer import Arrival
+from features.errors import BagError, SlideError, TableError
+from features.slides.file_info import content_id
+from features.slides.manifest import read_mpp_table, read_slide_table
+from features.slides.reader import find_slides
+from features.tiling.augmentation import ViewSettings
+from features.tiling.grid import TileSettings
+from features.tiling.tissue import TissueSettings
+from features.utils.paths import url_of
+from features.visualization.preview import PreviewFolder
+from tests.fakes import make_bag
+from tests.features.slides.test_ome_zarr import write as write_zarr
+
+SETTINGS = EmbedSettings(
+    tiles=TileSettings(tile_px=160), tissue=TissueSettings(), batch_tiles=8, n_workers=2
+)
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
+    def tiles_done(self, n_tiles: int) -> None: ...
+    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def noted(self, text: str) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
+    return load_encoder("test_vit", weights_path=path, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Iterator[Path]:
+    """Two painted slides, one blank, one that is no slide."""
+    from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number, plan in enumerate(plan_cohort(n_patients=2, seed=1, signal=1.0)[:2]):
+        write_slide(folder / f"s{number}.tif", paint_clot(plan)[600:2600, 600:2600])
+    write_slide(folder / "blank.tif", np.full((900, 900, 3), (196, 211, 192), np.uint8))
+    (folder / "broken.tif").write_bytes(b"II*\x00 no more")
+    return folder
+
+
+def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideOutcome]:
+    defaults = {
+        "settings": SETTINGS, "given_mpp": {}, "overwrite": False, "progress": Silent(),
+    }  # fmt: skip
+    return embed_slides(find_slides([slides]), bags, encoder, **{**defaults, **options})
+
+
+def test_a_folder_becomes_bags_and_a_bad_slide_stops_no_other(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}
+    assert {name: o.status for name, o in outcomes.items()} == {
+        "s0": "done", "s1": "done", "blank": "empty", "broken": "failed",
+    }  # fmt: skip
+    assert list(find_bags(tmp_path / "bags")) == ["blank", "s0", "s1"]
+    bag = read_bag(tmp_path / "bags" / "s0.h5")
+    assert bag.features.shape == (outcomes["s0"].n_tiles, encoder.dim)
+    assert bag.meta.mpp_source == "assumed"
+    assert bag.meta.n_tried == len(bag.features) > 0
+    assert read_bag(tmp_path / "bags" / "blank.h5").meta.empty_reason == "no tissue found"
+    table = pd.read_csv(tmp_path / "bags" / "embed.csv", dtype=str, keep_default_na=False)
+    assert table.set_index("slide_id")["status"].to_dict()["broken"] == "failed"
+    assert "no reader can open it" in table.set_index("slide_id")["message"]["broken"]
+
+
+def test_finished_slides_are_skipped_and_the_same_bytes_come_again(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    run(slides, tmp_path / "bags", encoder)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")}
+    (tmp_path / "bags" / "s1.h5").write_bytes(before["s1.h5"][:5000])  # as if it had been cut off
+    statuses = {o.slide_id: o.status for o in run(slides, tmp_path / "bags", encoder)}
+    assert statuses == {"s0": "skipped", "s1": "done", "blank": "skipped", "broken": "failed"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
+    again = run(slides, tmp_path / "bags", encoder, overwrite=True)
+    assert {o.status for o in again} == {"done", "empty", "failed"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
+
+
+def test_a_folder_of_other_settings_is_not_mixed(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    run(slides, tmp_path / "bags", encoder)
+    other = EmbedSettings(tiles=TileSettings(tile_px=160, target_mpp=1.0), tissue=TissueSettings())
+    with pytest.raises(BagError, match=r"target_mpp is 0\.5; expected 1\.0.*--overwrite"):
+        run(slides, tmp_path / "bags", encoder, settings=other)
+
+
+def fill(slides: Path, bags: Path, encoder: Encoder, n_bags: int) -> None:
+    """Slides that nobody may open, each with a finished bag."""
+    bags.mkdir()
+    made = fingerprint_of(encoder, SETTINGS)
+    for number in range(n_bags):
+        name = f"finished{number:02d}"
+        (slides / f"{name}.tif").write_bytes(b"not to be opened")
+        bag = make_bag(name, dim=encoder.dim)
+        write_bag(bags / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=made)))
+
+
+def test_work_begins_before_the_bags_that_are_there_are_opened(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(slides, tmp_path / "bags", encoder, 40)
+    opened: list[Path] = []
+    opened_before: list[int] = []
+
+    class Watching(Silent):
+        def slide_started(self, slide_id: str, n_tiles: int) -> None:
+            opened_before.append(len([path for path in opened if path.name.startswith("fin")]))
+
+    def watch(path: Path) -> BagMeta:
+        opened.append(path)
+        return read_meta(path)
+
+    monkeypatch.setattr(worker, "read_meta", watch)
+    outcomes = run(slides, tmp_path / "bags", encoder, progress=Watching())
+    assert len(opened_before) == 3
+    assert max(opened_before) <= pipeline._BAGS_LOOKED_AT < 40
+    assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
+    assert [o.slide_id for o in outcomes] == sorted(path.stem for path in slides.iterdir())
+    assert sum(o.status == "skipped" for o in outcomes) == 40
+
+
+def test_one_bag_of_other_settings_among_many_stops_the_run(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    fill(slides, tmp_path / "bags", encoder, 40)
+    odd = read_bag(tmp_path / "bags" / "finished01.h5")
+    made = replace(odd.meta.fingerprint, target_mpp=2.0)
+    write_bag(
+        tmp_path / "bags" / "finished01.h5", replace(odd, meta=replace(odd.meta, fingerprint=made))
+    )
+    with pytest.raises(BagError, match=r"finished01\.h5: target_mpp is 2\.0; expected 0\.5"):
+        run(slides, tmp_path / "bags", encoder)
+
+
+def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    with_views = replace(SETTINGS, views=ViewSettings(n_views=2, seed=3))
+    run(slides, tmp_path / "plain", encoder)
+    run(slides, tmp_path / "bags", encoder, settings=with_views)
+    plain, bag = (read_bag(tmp_path / name / "s0.h5") for name in ("plain", "bags"))
+    np.testing.assert_array_equal(bag.features, plain.features)
+    assert bag.views is not None
+    assert bag.views.shape == (len(plain.features), 2, encoder.dim)
+    assert json.loads(bag.meta.fingerprint.views)["seed"] == 3
+    assert "torchvision" in json.loads(bag.meta.software)
+    assert read_bag(tmp_path / "bags" / "blank.h5").views.shape == (0, 2, encoder.dim)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")}
+    other = replace(with_views, n_workers=1)
+    run(slides, tmp_path / "bags", encoder, settings=other, overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
+    with pytest.raises(BagError, match=r"views is '.*\"seed\":3.*expected ''"):
+        run(slides, tmp_path / "bags", encoder)
+
+
+def test_two_slides_of_one_name_are_refused(slides: Path, tmp_path: Path, encoder: Encoder) -> None:
+    (slides / "more").mkdir()
+    (slides / "more" / "s0.tiff").write_bytes(b"x")
+    with pytest.raises(SlideError, match="slide 's0': 2 files of that name"):
+        run(slides, tmp_path / "bags", encoder)
+
+
+def test_a_given_resolution_changes_the_tiles_and_is_recorded(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    run(slides, tmp_path / "a", encoder)
+    run(slides, tmp_path / "b", encoder, given_mpp={"s0": 0.5})
+    assumed, given = (read_bag(tmp_path / name / "s0.h5") for name in ("a", "b"))
+    assert (given.meta.mpp_source, given.meta.mpp_x) == ("given", 0.5)
+    assert given.meta.span_x_px0 == assumed.meta.span_x_px0 / 2
+    assert len(given.features) > 2 * len(assumed.features)
+
+
+def test_an_implausible_given_resolution_fails_that_slide_only(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    outcomes = {o.slide_id: o for o in run(slides, tmp_path, encoder, given_mpp={"s0": 400.0})}
+    assert outcomes["s0"].status == "failed"
+    assert "400 µm/px" in outcomes["s0"].message
+    assert outcomes["s1"].status == "done"
+
+
+def test_previews_show_what_became_of_each_slide(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    folder = PreviewFolder(tmp_path / "previews")
+    outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, preview=folder)}
+    rows = {row.slide_id: row for row in folder.rows()}
+    assert {name: row.status for name, row in rows.items()} == {
+        name: outcome.status for name, outcome in outcomes.items()
+    }
+    assert {row.slide_id: row.n_kept or 0 for row in folder.rows()} == {
+        name: outcome.n_tiles for name, outcome in outcomes.items()
+    }
+    assert rows["broken"].message == outcomes["broken"].message
+    assert "Preview of 4 slides" in folder.index_path.read_text()
+    assert {p.stem for p in folder.folder.glob("*.jpg")} == {"s0", "s1", "blank"}
+
+
+def test_a_slide_with_many_broken_tiles_fails(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    path = slides / "s0.tif"
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle - len(data) // 4 : middle + len(data) // 4] = b"\xff" * (len(data) // 4 * 2)
+    path.write_bytes(data)
+    outcome = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}["s0"]
+    assert outcome.status == "failed"
+    assert "s0.h5" not in {p.name for p in (tmp_path / "bags").iterdir()}
+
+
+@pytest.mark.parametrize("n_views", [0, 3])
+def test_settings_come_back_from_a_fingerprint(encoder: Encoder, n_views: int) -> None:
+    settings = replace(SETTINGS, views=ViewSettings(n_views=n_views, hue=0.01))
+    made = fingerprint_of(encoder, settings)
+    again = settings_like(made, batch_tiles=8, n_workers=2)
+    assert again == (settings if n_views else SETTINGS)
+    assert fingerprint_of(encoder, again) == made
+
+
+def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").touch()
+    table = tmp_path / "t.csv"
+    table.write_text("path\na.tif\n")
+    assert read_slide_table(table) == [tmp_path / "a.tif"]
+    table.write_text("path\na.tif\ns3://bucket/b.zarr\n")
+    assert list(map(url_of, read_slide_table(table))) == [None, "s3://bucket/b.zarr"]
+    table.write_text("path\ngone.tif\n")
+    with pytest.raises(TableError, match="row 2: no file"):
+        read_slide_table(table)
+    table.write_text("slide_id,mpp\n049194,0.25\nb.tif,0.5\n")
+    assert read_mpp_table(table) == {"049194": 0.25, "b": 0.5}
+    table.write_text("slide_id,mpp\na,fine\n")
+    with pytest.raises(TableError, match="mpp 'fine'"):
+        read_mpp_table(table)
+
+
+def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    with tifffile.TiffFile(slides / "s0.tif") as tiff:
+        pixels = tiff.asarray()
+    url = f"memory://{uuid4().hex}/s.ome.zarr"
+    bags = []
+    for place in (tmp_path / "s.ome.zarr", url):
+        write_zarr(place, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
+        (slide,) = find_slides([place])
+        bag = embed_slide(slide, encoder, settings=SETTINGS, given_mpp=None, progress=Silent())
+        write_bag(tmp_path / "s.h5", bag)
+        bags.append(read_bag(tmp_path / "s.h5"))
+    fsspec.filesystem("memory").rm(url.rpartition("/")[0], recursive=True)
+    assert bags[0].meta == bags[1].meta
+    assert (bags[0].meta.slide_id, bags[0].meta.mpp_source) == ("s", "file")
+    assert len(bags[0].features) > 0
+    np.testing.assert_array_equal(bags[0].features, bags[1].features)
+    assert json.loads(bags[0].meta.software)["zarr"][0].isdigit()
+    assert bags[0].meta.slide_content_id == content_id(tmp_path / "s.ome.zarr")
+
+
+def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def noted(self, text: str) -> None:
+            self.said.append(text)
+
+    run(slides, tmp_path / "whole", encoder)
+    assert isinstance(encoder, FrozenEncoder)
+    monkeypatch.setattr(encoder, "batch_tiles", encoder.batch_tiles)  # set back in the end
+    monkeypatch.setattr(encoder, "_input", encoder._input)
+    forward = encoder._begin_batch
+
+    def short_of_memory(tiles: np.ndarray) -> Arrival:
+        if encoder.batch_tiles > 16:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return forward(tiles)
+
+    monkeypatch.setattr(encoder, "_begin_batch", short_of_memory)
+    listening = Listening()
+    outcomes = run(slides, tmp_path / "bags", encoder, progress=listening)
+    assert listening.said == [
+        "cpu ran out of memory; the backbone goes on as 'eager float32 batch 16'"
+    ]
+    assert sum(outcome.status == "failed" for outcome in outcomes) == 1  # the one that is no slide
+    bag, same = (read_bag(tmp_path / name / "s0.h5") for name in ("bags", "whole"))
+    np.testing.assert_allclose(bag.features, same.features, rtol=2e-3, atol=1e-3)
+    assert json.loads(bag.meta.software)["execution"] == "eager float32 batch 16"

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from features.encoders import runtime
+from features.encoders.runtime import (
+    EAGER,
+    Network,
+    Way,
+    choose_execution,
+    measure_network,
+    parse_execution,
+    prepare_network,
+    ways_on,
+)
+from features.encoders.weights import build_untrained
+from features.errors import EncoderError
+
+CUDA = torch.device("cuda")
+ONNX, COMPILED = Way(engine="onnx"), Way(engine="compile")
+
+
+def tiny(name: str = "test_efficientnet") -> nn.Module:
+    torch.manual_seed(0)
+    return build_untrained(name).eval().requires_grad_(requires_grad=False)
+
+
+def pixels(n_tiles: int = 4) -> Tensor:
+    return torch.randn(n_tiles, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Ways that start at once and run as fast as said: nothing is left to the machine."""
+    rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
+
+    def start(model: nn.Module, way: Way, example: Tensor) -> tuple[Network, float]:
+        return lambda pixels: torch.tensor(rates[way.engine]), 1e-6
+
+    monkeypatch.setattr(runtime, "_start", start)
+    monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
+    return rates
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_vit"])
+def test_onnx_gives_the_embeddings_of_plain_float32(name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    model, batch = tiny(name), pixels()
+    with torch.inference_mode():
+        expected = model(batch)
+        found = prepare_network(model, ONNX, example=batch)(batch)
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_embeddings_of_plain_float32_wherever_a_tile_lies() -> None:
+    model, batch = tiny(), pixels()
+    try:
+        network = prepare_network(model, COMPILED, example=batch)
+    except EncoderError as error:
+        pytest.skip(f"no compiler: {error}")
+    with torch.inference_mode():
+        expected, found, turned = model(batch), network(batch), network(batch.flip(0))
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
+    assert torch.equal(turned.flip(0), found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_what_is_chosen_on_cuda_is_near_plain_float32_of_the_cpu() -> None:
+    model, batch = tiny(), pixels(16)
+    with torch.inference_mode():
+        expected = model(batch)
+        choice = choose_execution(model.cuda(), example=batch.cuda(), ways=ways_on(CUDA)[:3])
+        found = choice.network(batch.cuda()).cpu()
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2e-2
+
+
+def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
+    choice = choose_execution(tiny(), example=pixels())
+    assert choice.way == ONNX
+    assert [(t.way, t.tiles_per_s) for t in choice.trials] == [
+        (EAGER, 30.0), (ONNX, 90.0), (COMPILED, 60.0),
+    ]  # fmt: skip
+    speeds["eager"] = 100.0
+    assert choose_execution(tiny(), example=pixels()).way == EAGER
+
+
+@pytest.mark.parametrize(
+    ("n_tiles", "tried"), [(16, 0), (300, 1), (1_000, 2), (20_000, 3), (None, 3)]
+)
+def test_nothing_is_started_that_cannot_pay_back(
+    speeds: dict[str, float], n_tiles: int | None, tried: int
+) -> None:
+    choice = choose_execution(tiny(), example=pixels(), n_tiles_expected=n_tiles)
+    assert sum(not trial.refused for trial in choice.trials) == tried
+    for trial in choice.trials[tried:]:
+        assert trial.refused == f"{n_tiles:,} tiles are too few to pay back its start"
+
+
+def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
+    choice = choose_execution(tiny(), example=pixels(), ways=[ONNX])
+    assert choice.way == EAGER
+    assert choice.trials[1].refused == "its embeddings are 1.0e-02 off"
+    assert math.isnan(choice.trials[1].tiles_per_s)
+    with pytest.raises(EncoderError, match=r"1\.0e-02 off; expected at most 1e-03"):
+        prepare_network(tiny(), ONNX, example=pixels())
+
+
+def test_a_way_that_gives_nan_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
+    assert choose_execution(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+
+
+def test_without_a_compiler_plain_float32_is_taken_quietly(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(model: nn.Module, **options: object) -> Network:
+        def run(pixels: Tensor) -> Tensor:
+            raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\nand a long story")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    choice = choose_execution(tiny(), example=pixels(), ways=[COMPILED])
+    assert choice.way == EAGER
+    assert choice.trials[1].refused == (
+        "it cannot run here (InvalidCxxCompiler: no working C++ compiler)"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_the_extra_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EncoderError, match=r"onnxruntime.*pip install 'mil-slides\[onnx\]'"):
+        prepare_network(tiny(), ONNX, example=pixels())
+    assert choose_execution(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+
+
+def test_onnx_runs_in_float32_on_a_cpu_only() -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(EncoderError, match="float16 on cpu; expected float32 on cpu"):
+        prepare_network(tiny(), Way(engine="onnx", precision="float16"), example=pixels())
+
+
+def test_ways_are_read_as_they_are_written() -> None:
+    assert parse_execution("onnx") == (ONNX, None)
+    assert parse_execution("compile bfloat16") == (
+        Way(engine="compile", precision="bfloat16"), None,
+    )  # fmt: skip
+    assert parse_execution(f"{EAGER} batch 64") == (EAGER, 64)
+    for wrong in ("fast", "onnx int8", "eager float32 batch", ""):
+        with pytest.raises(EncoderError, match=r"no such way.*auto, eager, onnx, compile"):
+            parse_execution(wrong)
+
+
+def test_reduced_precision_is_tried_on_cuda_only() -> None:
+    for kind in ("cpu", "mps", "meta"):
+        ways = ways_on(torch.device(kind))
+        assert ways[0] == EAGER
+        assert {way.precision for way in ways} == {"float32"}
+
+
+def test_a_network_is_measured_in_tiles_a_second() -> None:
+    n_calls = 0
+
+    def network(batch: Tensor) -> Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        return batch
+
+    assert measure_network(network, pixels(3)) > 0
+    assert 3 <= n_calls <= 51

@@ -1,0 +1,127 @@
+"""Memory of batches, and what is on its way to and from a device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from features.embedding.batching import embed_works
+from features.encoders.transfer import Arrival, BatchMemory, Courier, Delivery
+from features.slides.base import RgbArray
+from tests.features.embedding.test_batching import MeanEncoder, embed, work_on
+
+CPU = torch.device("cpu")
+
+
+class LateEvent:
+    """Stands for a GPU that does its work only when somebody waits for it."""
+
+    def __init__(self, tiles: RgbArray, values: torch.Tensor) -> None:
+        self.tiles, self.values = tiles, values
+        self.happened = False
+
+    def query(self) -> bool:
+        return self.happened
+
+    def synchronize(self) -> None:
+        self.happened = True
+        self.values[:] = torch.from_numpy(self.tiles.mean(axis=(1, 2)))
+
+
+class LateEncoder(MeanEncoder):
+    """Means of the channels, from pixels as they are when somebody waits."""
+
+    def begin(self, tiles: RgbArray) -> Delivery:
+        self.sizes.append(len(tiles))
+        values = torch.full((len(tiles), 3), torch.nan)
+        return Delivery([Arrival(values, LateEvent(tiles, values))], axis=0)  # type: ignore[arg-type]
+
+
+def random_tiles(n_tiles: int, seed: int = 0) -> list[RgbArray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (n_tiles, 8, 8, 3), np.uint8))
+
+
+def test_memory_that_came_back_is_used_for_the_next_batch_of_its_shape() -> None:
+    memory = BatchMemory(pinned=False)
+    first = memory.stack(random_tiles(4))
+    second = memory.stack(random_tiles(4, seed=1))
+    assert not np.shares_memory(first, second)
+    memory.give_back(first)
+    assert not np.shares_memory(memory.stack(random_tiles(3, seed=2)), first)
+    third = memory.stack(random_tiles(4, seed=3))
+    assert np.shares_memory(third, first)
+    np.testing.assert_array_equal(third, random_tiles(4, seed=3))
+    np.testing.assert_array_equal(second, random_tiles(4, seed=1))
+
+
+def test_batches_whose_embeddings_come_late_keep_their_pixels_until_then() -> None:
+    works = [work_on(n, seed=n) for n in (11, 3, 26, 8)]
+    expected = embed([work_on(n, seed=n) for n in (11, 3, 26, 8)], MeanEncoder())
+    for work, same in zip(embed(works, LateEncoder()), expected, strict=True):
+        np.testing.assert_allclose(work.features, same.features, rtol=1e-5)
+
+
+def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch() -> None:
+    class Breaking(LateEvent):
+        def synchronize(self) -> None:
+            message = "the device fell off the bus"
+            raise RuntimeError(message)
+
+    class BreakingEncoder(MeanEncoder):
+        def begin(self, tiles: RgbArray) -> Delivery:
+            if len(self.sizes) != 1:
+                return super().begin(tiles)
+            self.sizes.append(0)
+            values = torch.empty((len(tiles), 3))
+            return Delivery([Arrival(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
+
+    works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
+    found = list(
+        embed_works(
+            works, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
+        )
+    )  # fmt: skip
+    assert len(found) == 3
+    assert [str(work.fault or "") for work in works] == ["", "the device fell off the bus", ""]
+
+
+def test_parts_arrive_together_and_in_their_order() -> None:
+    tiles = np.stack(random_tiles(2))
+    values = torch.zeros((2, 3))
+    late = Arrival(values, LateEvent(tiles, values))  # type: ignore[arg-type]
+    here = Arrival(torch.ones((2, 1)), None)
+    delivery = Delivery([here, late], axis=1)
+    assert not delivery.is_here
+    expected = np.hstack([np.ones((2, 1)), tiles.mean(axis=(1, 2))])
+    np.testing.assert_allclose(delivery.wait(), expected, rtol=1e-6)
+    assert delivery.is_here
+
+
+def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
+    tiles = np.stack(random_tiles(2))
+    tiles.flags.writeable = False
+    courier = Courier(CPU)
+    np.testing.assert_array_equal(courier.send(tiles).numpy(), tiles)
+    arrival = courier.fetch(torch.ones((2, 3), dtype=torch.float16))
+    assert arrival.is_here
+    assert arrival.wait().dtype == np.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_pinned_batches_go_to_a_gpu_and_come_back_whole() -> None:
+    device = torch.device("cuda")
+    memory, courier = BatchMemory(pinned=True), Courier(device)
+    arrivals, expected = [], []
+    for seed in range(50):
+        batch = memory.stack(random_tiles(64, seed))
+        assert torch.from_numpy(batch).is_pinned()
+        sent = courier.send(batch)
+        arrivals.append(courier.fetch(sent.float().mean(dim=(1, 2))))
+        expected.append(batch.mean(axis=(1, 2)))
+        if len(arrivals) % 5 == 0:
+            arrivals[-1].wait()
+            memory.give_back(batch)
+    for arrival, means in zip(arrivals, expected, strict=True):
+        np.testing.assert_allclose(arrival.wait(), means, rtol=1e-5)

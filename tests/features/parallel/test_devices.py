@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from features.errors import KnownError
+from features.parallel.devices import choose_device, parse_devices
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(KnownError, match="device 'warp'"):
+        choose_device("warp")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_auto_is_cuda_or_the_processor_and_nothing_that_was_never_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+
+
+def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert parse_devices("auto") == ("cuda:0", "cuda:1", "cuda:2")
+    assert parse_devices("cuda:0,2") == parse_devices("cuda:0,cuda:2") == ("cuda:0", "cuda:2")
+    assert parse_devices("cuda:1") == ("cuda:1",)
+    assert parse_devices("cpu,cpu") == ("cpu", "cpu")
+    for wrong in ("cuda:0,3", "cpu,1", "cuda:0,", "cpu,warp"):
+        with pytest.raises(KnownError, match="this machine has cpu, cuda:0, cuda:1, cuda:2"):
+            parse_devices(wrong)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert parse_devices("auto") == ("auto",)

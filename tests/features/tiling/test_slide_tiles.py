@@ -1,0 +1,37 @@
+"""What there is to embed on a slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from features.slides.reader import find_slides
+from features.tiling.grid import TileSettings
+from features.tiling.slide_tiles import survey_slide
+from features.tiling.tissue import TissueSettings
+from tests.fakes import real_data
+
+
+def corners(path: Path) -> np.ndarray:
+    with survey_slide(
+        path, tiles=TileSettings(), tissue=TissueSettings(), given_mpp=None
+    ) as survey:
+        return survey.grid.coords_px0
+
+
+@real_data
+def test_a_slide_has_the_same_tiles_as_svs_as_pyramid_and_as_dicom(mil_data: Path) -> None:
+    folder = mil_data / "slides"
+    found = [
+        corners(path)
+        for path in (
+            folder / "cmu-1-small-region.svs",
+            folder / "cmu-1-small-region.pyramid.tiff",
+            *find_slides([folder / "cmu-1-small-region.dicom"]),
+        )
+    ]
+    assert len(found) == 3
+    assert len(found[0]) == 53
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])

@@ -1,0 +1,207 @@
+"""Tissue on painted slides of which the truth is known, on blank ones, and on real pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from features.errors import KnownError
+from features.slides.base import RgbArray
+from features.tiling.tissue import TissueMask, TissueSettings, find_tissue, overview_downsample
+from tests.fakes import real_data
+
+GLASSES_RGB = [(255, 255, 255), (196, 211, 192), (211, 226, 207), (234, 216, 254), (255, 241, 255)]
+LIGHTS = ["even", "tilted", "vignette"]
+NOISES = [0.0, 4.0, 12.0]
+
+Bools = npt.NDArray[np.bool_]
+
+
+def find(overview: RgbArray, settings: TissueSettings | None = None) -> TissueMask:
+    return find_tissue(overview, downsample=32, mpp=0.25, settings=settings or TissueSettings())
+
+
+def iou(one: Bools, other: Bools) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+def paint_truth(rng: np.random.Generator, shape: tuple[int, int] = (400, 520)) -> Bools:
+    """Some ragged islands."""
+    rows, columns = np.indices(shape)
+    height = np.full(shape, -1.0)
+    for _ in range(3):
+        y, x = rng.uniform(0.25, 0.75, 2) * shape
+        long, short = rng.uniform(60, 130), rng.uniform(40, 80)
+        height = np.maximum(height, 1 - ((rows - y) / short) ** 2 - ((columns - x) / long) ** 2)
+    return height + ndimage.gaussian_filter(rng.normal(size=shape), 8) * 4 > 0
+
+
+def paint_tissue(rng: np.random.Generator, shape: tuple[int, int], glass: object) -> RgbArray:
+    """Colours from pale to deep pink and red as stains leave of the glass's light."""
+    tone = ndimage.gaussian_filter(rng.normal(size=shape), 5)
+    tone = np.clip(0.5 + tone / tone.std() / 4, 0, 1)[..., None]
+    pale, deep = np.array([0.93, 0.74, 0.82]), np.array([0.6, 0.2, 0.35])
+    return np.asarray(glass) * (pale + (deep - pale) * tone)
+
+
+def light_of(kind: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Share of the light at each place, 1 at the brightest."""
+    y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
+    share = {"even": np.ones(shape), "tilted": 0.93 + 0.07 * (x + y) / 2,
+             "vignette": 1 - 0.06 * (x**2 + y**2)}[kind]  # fmt: skip
+    return share[..., None]
+
+
+def photograph(scene: object, kind: str, noise: float, rng: np.random.Generator) -> RgbArray:
+    picture = np.asarray(scene) * light_of(kind, np.shape(scene)[:2])
+    return np.clip(np.rint(picture + rng.normal(0, noise, picture.shape)), 0, 255).astype(np.uint8)
+
+
+def blank(glass: tuple[int, int, int], shape: tuple[int, int] = (300, 400)) -> RgbArray:
+    return np.full((*shape, 3), glass, np.uint8)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("light", LIGHTS)
+@pytest.mark.parametrize("glass", GLASSES_RGB)
+def test_tissue_is_found_on_every_glass_in_every_light(
+    glass: tuple[int, int, int], light: str, noise: float
+) -> None:
+    rng = np.random.default_rng(sum(glass) + int(noise))
+    truth = paint_truth(rng)
+    scene = np.where(truth[..., None], paint_tissue(rng, truth.shape, glass), glass)
+    found = find(photograph(scene, light, noise, rng))
+    assert iou(found.mask, truth) >= 0.95
+    assert np.abs(np.subtract(found.background_rgb, glass)).max() <= 22  # as bright as anywhere
+    assert found.threshold >= TissueSettings().floor_distance
+
+
+@pytest.mark.parametrize("noise", [*NOISES, 25.0])
+@pytest.mark.parametrize("light", LIGHTS)
+@pytest.mark.parametrize("glass", GLASSES_RGB)
+def test_a_blank_slide_has_no_tissue(glass: tuple[int, int, int], light: str, noise: float) -> None:
+    rng = np.random.default_rng(3)
+    found = find(photograph(blank(glass), light, noise, rng))
+    assert not found.mask.any()
+
+
+def disc(shape: tuple[int, int], y: int, x: int, radius: float) -> Bools:
+    rows, columns = np.indices(shape)
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def test_strongly_tilted_light_is_followed() -> None:
+    truth = disc((400, 400), 150, 220, 70)
+    light = np.linspace(0.8, 1.0, 400)[None, :, None]
+    rng = np.random.default_rng(0)
+    scene = np.where(truth[..., None], (215, 130, 165), (235, 235, 235)) * light
+    found = find(photograph(scene, "even", 2.0, rng))
+    assert iou(found.mask, truth) >= 0.95
+
+
+def test_specks_go_and_small_holes_close_by_their_area() -> None:
+    truth = disc((200, 200), 100, 100, 60)
+    speck, hole, lumen = (disc((200, 200), *place) for place in
+                          ((20, 20, 4), (80, 80, 4), (120, 120, 12)))  # fmt: skip
+    picture = blank((240, 240, 240), (200, 200))
+    picture[(truth | speck) & ~hole & ~lumen] = (190, 90, 130)
+    # A disc of 4 px radius at 8 µm/px has 3,100 µm², one of 12 px 29,000.
+    found = find(picture).mask
+    assert not found[speck].any()
+    assert found[hole].all()
+    assert not found[120, 120]
+    finer = find(picture, TissueSettings(least_speck_um2=1000.0, least_hole_um2=1000.0)).mask
+    assert finer[20, 20]
+    assert not finer[80, 80]
+
+
+def test_a_single_small_biopsy_is_not_taken_for_dust() -> None:
+    picture = blank((240, 240, 240))
+    biopsy = disc((300, 400), 100, 100, 3)
+    picture[biopsy] = (160, 60, 110)
+    assert iou(find(picture).mask, biopsy) > 0.6
+
+
+@pytest.mark.parametrize("fill", [(255, 255, 255), (0, 0, 0)])
+def test_fill_beside_the_scanned_area_is_no_tissue(fill: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(5)
+    truth = disc((300, 400), 150, 120, 60)
+    picture = blank((205, 205, 208))
+    picture[truth] = (190, 90, 130)
+    picture = photograph(picture, "even", 1.0, rng)
+    picture[:, 260:] = fill
+    found = find(picture)
+    assert iou(found.mask, truth) >= 0.95
+    assert np.abs(np.subtract(found.background_rgb, (205, 205, 208))).max() <= 2
+
+
+def test_pale_tissue_counts_for_its_texture() -> None:
+    rng = np.random.default_rng(6)
+    truth = disc((300, 400), 150, 200, 80)
+    weave = ndimage.gaussian_filter(rng.normal(size=truth.shape), 1.2)
+    picture = np.full((*truth.shape, 3), 240.0)
+    # On average 8 grey levels below the glass: less than the least distance taken for tissue.
+    picture[truth] = (232 + 9 * weave / weave.std())[truth][:, None]
+    found = find(photograph(picture, "even", 1.0, rng)).mask
+    assert found[truth].mean() > 0.9
+    assert found[~truth].mean() < 0.01
+
+
+def test_a_picture_of_tissue_alone_is_tissue() -> None:
+    rng = np.random.default_rng(7)
+    picture = photograph(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
+    found = find(picture)
+    assert found.mask.mean() > 0.99
+    assert found.background_rgb == (255, 255, 255)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 3)])
+def test_tiny_pictures_have_a_mask_too(shape: tuple[int, int]) -> None:
+    found = find(blank((240, 240, 240), shape))
+    assert found.mask.shape == shape
+    assert not found.mask.any()
+
+
+def test_the_picture_looked_at_has_about_the_resolution_asked() -> None:
+    settings = TissueSettings(mask_mpp=8.0)
+    assert [overview_downsample(mpp, settings) for mpp in (0.25, 0.499, 8.0, 20.0)] == [
+        32,
+        16,
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mask_mpp": 0.0}, {"floor_distance": 0.0}, {"least_speck_um2": -1.0},
+     {"least_hole_um2": float("nan")}],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(KnownError, match=f"tissue: {next(iter(wrong))} is "):
+        TissueSettings(**wrong)
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("histoprep/slide.jpeg", 0.6, 0.85),  # prostate, its glands open
+        ("histoprep/slide_with_ink.jpeg", 0.25, 0.35),  # a long core; grey glass, white fill
+        ("histoprep/tma_spots.jpeg", 0.06, 0.1),  # 92 cores on white
+        ("histolab/diagnostic-slide-thumb-rgb.png", 0.6, 0.8),
+        ("histolab/no-tissue.png", 0.0, 0.002),
+        ("histolab/no-tissue2.png", 0.0, 0.01),
+        ("histolab/almost-white-1.png", 0.0, 0.001),
+    ],
+)
+def test_real_pictures_hold_as_much_tissue_as_one_sees(
+    mil_data: Path, name: str, least: float, most: float
+) -> None:
+    picture = np.asarray(Image.open(mil_data / "images" / name).convert("RGB"))
+    assert least <= find(picture).mask.mean() <= most

@@ -1,0 +1,100 @@
+"""CSV tables as programs of all kinds and countries write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import TableError
+from features.slides.manifest import read_mpp_table
+from features.utils.tables import read_table
+
+ROWS = (("image_id", "patient_id"), ("049194_0", "Müller"), ("588e11_0", "切片"))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_spreadsheets_save_is_read_to_the_letter(
+    tmp_path: Path, separator: str, line_end: str, encoding: str
+) -> None:
+    path = tmp_path / "t.csv"
+    text = line_end.join(separator.join(row) for row in ROWS) + line_end
+    path.write_bytes(text.encode(encoding))
+    table = read_table(path)
+    assert tuple(table.columns) == ROWS[0]
+    assert [tuple(row) for row in table.to_numpy()] == list(ROWS[1:])
+
+
+def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'"image_id","note"\r\n"a","red, and\r\nwhite"\r\n')
+    table = read_table(path)
+    assert table["image_id"].tolist() == ["a"]
+    assert table["note"].tolist() == ["red, and\nwhite"]
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ('"red, pen","red, ink",n', ["red, pen", "red, ink", "n"]),
+        ('id;"a,b,c,d";n', ["id", "a,b,c,d", "n"]),
+        ('id;"5"" tile,\nof \t\t\tslide";n', ["id", '5" tile,\nof \t\t\tslide', "n"]),
+        ('id,5" tile;2" tile,n', ["id", '5" tile;2" tile', "n"]),
+        ("\n\nid\ta;b\tn", ["id", "a;b", "n"]),
+    ],
+    ids=["begin alike", "other separators", "over two lines", "inches", "behind empty lines"],
+)
+def test_a_name_in_quotes_may_hold_separators_and_line_ends(
+    tmp_path: Path, header: str, names: list[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    separator = next(mark for mark in ",;\t" if f"{mark}n" in header)
+    path.write_text(f"{header}\n{separator.join('xyz')}\n")
+    table = read_table(path)
+    assert table.columns.tolist() == names
+    assert table.to_numpy().tolist() == [["x", "y", "z"]]
+
+
+@pytest.mark.parametrize("header", ['"a","a"', '"a, b","a, b "', "a,b,a"])
+def test_a_name_that_stands_twice_is_told_as_it_reads(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n1,2\n")
+    with pytest.raises(TableError, match=r"column '(a|a, b)' stands there twice"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "rows", ["a,Doe, Jane\nb,x\n", "b,x\na,Doe, Jane\n", "a,Doe, Jane\nb,Doe, John\n"]
+)
+def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut(
+    tmp_path: Path, rows: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"image_id,patient_id\n{rows}")
+    with pytest.raises(TableError, match=r"row [23]: 3 cells; expected 2.*quotation marks"):
+        read_table(path)
+
+
+def test_empty_cells_beyond_the_header_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("image_id,patient_id\na,x,\nb,y,\n")
+    assert read_table(path).to_numpy().tolist() == [["a", "x"], ["b", "y"]]
+
+
+def test_an_encoding_that_does_not_tell_itself_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("image_id,patient_id\na,Müller\n".encode("cp1252"))
+    with pytest.raises(TableError, match=r"byte 23 is not UTF-8 text.*Save it as CSV \(UTF-8\)"):
+        read_table(path)
+    path.write_bytes("image_id,patient_id\n".encode("utf-16") + b"\x00")
+    with pytest.raises(TableError, match="is not UTF-8 text"):
+        read_table(path)
+
+
+def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "mpp.csv"
+    path.write_text("slide_id;mpp\na;0.5\nb;0,25\n")
+    with pytest.raises(TableError, match=r"row 3: mpp '0,25'.*decimal point, such as 0\.25"):
+        read_mpp_table(path)

@@ -1,0 +1,161 @@
+"""Labels of single images: read, given to bags, and learned from without a leak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.bags.h5 import write_bag
+from features.errors import BagError
+from mil.data.bags import PatientBags, load_patient_bags
+from mil.data.cohort import Cohort, Patient
+from mil.data.instance_labels import read_image_labels
+from mil.data.splits import Fold
+from mil.errors import CohortError
+from mil.heads.ensemble import member_outputs
+from mil.heads.random_streams import Luck
+from mil.training.checkpoints import Checkpoints
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import cross_validate
+from mil.training.ensemble import train_ensemble
+from mil.training.feature_cache import Shelf
+from mil.training.losses import attention_loss
+from tests.fakes import make_series
+
+N_PATIENTS, N_IMAGES = 24, 10
+SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=30)
+
+
+def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("bag_id,path,any,label\ns,x/1.dcm,1,0\n")
+    assert read_image_labels(tmp_path / "a.csv", ["any", "label"]) == {("s", "x/1.dcm"): 1}
+    assert read_image_labels(tmp_path / "a.csv", ["ill", "label"]) == {("s", "x/1.dcm"): 0}
+    (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,yes\n")
+    with pytest.raises(CohortError, match="row 2: label is 'yes'"):
+        read_image_labels(tmp_path / "a.csv", ["label"])
+    (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,1\ns,x/1.dcm,0\n")
+    with pytest.raises(CohortError, match=r"row 2: label of image 'x/1\.dcm' is 0 and 1"):
+        read_image_labels(tmp_path / "a.csv", ["label"])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, PatientBags, dict]:
+    """Series of which every second has two images that are a little raised, and all labels."""
+    folder = tmp_path_factory.mktemp("bags")
+    rng, patients, paths, shown = np.random.default_rng(0), [], {}, {}
+    for number in range(N_PATIENTS):
+        name, bag = f"s{number}", make_series(f"s{number}", n_images=N_IMAGES, dim=8, seed=3)
+        raised = rng.choice(N_IMAGES, 2, replace=False) if number % 2 else []
+        for place in raised:
+            bag.features[place, 0] += np.float16(1.5)
+        shown |= {
+            (name, source): int(place in raised) for place, source in enumerate(bag.source or ())
+        }
+        paths[name] = folder / f"{name}.h5"
+        write_bag(paths[name], bag)
+        label = "ill" if number % 2 else "a well one"
+        patients.append(
+            Patient(patient_id=f"p{number}", slide_ids=(name,), label=label, center_id=None)
+        )
+    cohort = Cohort(path=folder, patients=tuple(patients), classes=("a well one", "ill"))
+    return cohort, load_patient_bags(cohort, paths), shown
+
+
+def test_bags_know_which_images_have_which_label(world: tuple) -> None:
+    _, bags, shown = world
+    some = {key: value for key, value in shown.items() if key[0] in ("s0", "s1")}
+    marked = bags.with_image_labels(some)
+    assert marked.marks["p0"].tolist() == [0] * N_IMAGES
+    assert sorted(marked.marks["p1"].tolist()) == [0] * 8 + [1] * 2
+    assert (marked.marks["p2"] == -1).all()
+    assert list(marked.restricted_to(["p1"]).marks) == ["p1"]
+    with pytest.raises(BagError, match="1, and none is of an image of a bag"):
+        bags.with_image_labels({("s0", "another.png"): 1})
+
+
+def test_the_attention_is_pulled_to_images_that_show_something() -> None:
+    attention = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0]])
+    marks = torch.tensor([[1, 0, -1], [0, 0, 0], [-1, 1, 1], [1, 0, 0]])
+    mask = torch.tensor([[True] * 3] * 3 + [[True, True, False]])
+    losses = attention_loss(attention, mask, marks).tolist()
+    np.testing.assert_allclose(losses, [-np.log(0.4), 0, 0, -np.log(0.5)], rtol=1e-5)
+
+
+def test_labels_stay_with_their_images_where_some_are_drawn() -> None:
+    lengths = torch.tensor([30, 4])
+    numbers = torch.arange(34)
+    shelf = Shelf(
+        tiles=numbers[:, None].float(), starts=torch.tensor([0, 30]), lengths=lengths,
+        labels=torch.zeros(2, dtype=torch.int64), marks=(numbers % 3 == 0).to(torch.int8),
+    )  # fmt: skip
+    batch, marks = Shelf.joined([shelf, shelf]).draw_marked(torch.tensor([0, 3]), 8, Luck())
+    assert marks is not None
+    expected = (batch.features[..., 0] % 3 == 0).to(torch.int8)
+    assert (marks == expected)[batch.mask].all()
+
+
+def test_attention_that_is_taught_lies_better_on_new_patients(world: tuple) -> None:
+    cohort, bags, shown = world
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    learned, new = cohort.patient_ids[:16], cohort.patient_ids[17::2]
+
+    def share_on_shown(store: PatientBags) -> float:
+        ensemble = train_ensemble(
+            store.restricted_to(learned), labels, n_classes=2, settings=SETTINGS, seed=(0,)
+        )
+        truth = bags.with_image_labels(shown).marks
+        return float(
+            np.mean(
+                [
+                    member_outputs(ensemble.heads, bags.features[p])[1].mean(0)[truth[p] == 1].sum()
+                    for p in new
+                ]
+            )
+        )
+
+    plain, taught = share_on_shown(bags), share_on_shown(bags.with_image_labels(shown))
+    assert taught > plain
+
+
+def test_labels_of_images_of_patients_judged_change_nothing_that_is_said_of_them(
+    world: tuple,
+) -> None:
+    cohort, bags, shown = world
+    judged = cohort.patient_ids[:8]
+    fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids[8:], test_ids=judged)
+    other = Fold(repeat=0, index=1, train_ids=judged, test_ids=cohort.patient_ids[8:])
+    turned = {
+        key: 1 - value if key[0] in {f"s{n}" for n in range(8)} else value
+        for key, value in shown.items()
+    }
+
+    def said(labels: dict) -> np.ndarray:
+        found = cross_validate(
+            bags.with_image_labels(labels), cohort, [fold, other], settings=SETTINGS, seed=0
+        )
+        return found.logits[0]
+
+    first, second = said(shown), said(turned)
+    np.testing.assert_array_equal(first[:8], second[:8])
+    assert np.abs(first[8:] - second[8:]).max() > 1e-3  # those who learned from them
+
+
+def test_folds_kept_from_other_labels_of_images_are_not_taken_over(
+    world: tuple, tmp_path: Path
+) -> None:
+    cohort, bags, shown = world
+    fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids[:12], test_ids=())
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    names = {
+        Checkpoints(tmp_path, store).names(
+            [fold], labels, n_classes=2, settings=SETTINGS, seeds=[(0,)]
+        )[0]
+        for store in (
+            bags, bags.with_image_labels(shown),
+            bags.with_image_labels({key: 1 - value for key, value in shown.items()}),
+        )
+    }  # fmt: skip
+    assert len(names) == 3

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mil.data.cohort import Cohort, Patient
+from mil.errors import PredictionsError
+from mil.evaluation.predictions import average_predictions, read_predictions
+
+COHORT = Cohort(
+    path=Path("train.csv"),
+    patients=(
+        Patient(patient_id="049194", slide_ids=("a", "b"), label="CE", center_id=None),
+        Patient(patient_id="588e11", slide_ids=("c",), label="LAA", center_id=None),
+        Patient(patient_id="p3", slide_ids=("d",), label="CE", center_id=None),
+    ),
+    classes=("CE", "LAA"),
+)
+
+
+def read(folder: Path, *rows: str, class_name: str | None = None) -> np.ndarray:
+    path = folder / "p.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return read_predictions(path, COHORT, class_name=class_name)
+
+
+def test_a_table_of_patients_is_put_in_the_cohorts_order(tmp_path: Path) -> None:
+    proba = read(tmp_path, "patient_id,CE,LAA", "p3,0.2,0.8", "049194,.6,.2", "588e11,0.5,0.5")
+    np.testing.assert_allclose(proba, [[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]])
+
+
+def test_slides_are_averaged_to_patients(tmp_path: Path) -> None:
+    rows = ["image_id,LAA", "a.tif,0.2", "b,0.6", "c,0.9", "d,0.1"]
+    proba = read(tmp_path, *rows, class_name="LAA")
+    np.testing.assert_allclose(proba[:, 1], [0.4, 0.9, 0.1])
+    np.testing.assert_allclose(read(tmp_path, *rows, class_name="CE")[:, 0], [0.4, 0.9, 0.1])
+
+
+def test_a_one_that_was_rounded_on_its_way_is_a_one(tmp_path: Path) -> None:
+    rows = ["patient_id,LAA", "p3,1.0000005", "049194,0", "588e11,.5"]
+    proba = read(tmp_path, *rows, class_name="LAA")
+    assert proba.min() == 0
+    assert proba.max() == 1
+
+
+def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
+    rows = ["image_id,patient_id,label,fold1,predictions", "a,x,CE,0,.1", "b,x,CE,1,.2"]
+    proba = read(tmp_path, *rows, "c,x,LAA,0,.3", "d,x,CE,0,.4", class_name="LAA")
+    np.testing.assert_allclose(proba[:, 1], [0.15, 0.3, 0.4])
+
+
+FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "class_name", "said"),
+    [
+        (["patient_id,predictions", "049194,.5"], None, r"no column 'CE'.*--class"),
+        (["patient_id,predictions", "049194,.5"], "XX", "no such class.*expected CE or LAA"),
+        (["patient,CE,LAA", "049194,.5,.5"], None, "expected 'patient_id'"),
+        (["patient_id,CE,LAA", *FULL[:2]], None, r"no row for 1 of 3 patients \(p3\)"),
+        (["patient_id,CE,LAA", *FULL, "p9,.5,.5"], None, r"1 patients that train.csv does not"),
+        (["patient_id,CE,LAA", *FULL, FULL[0]], None, r"1 patients more than once \(049194\)"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,x,.5"], None, "row 4: CE is 'x'"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,nan,.5"], None, "row 4: CE is 'nan'"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,-1,.5"], None, "row 4: CE is '-1'"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,5.5,.5"], None, "row 4: CE is '5.5'; .* 0 to 1"),
+        (["patient_id,CE,LAA", *FULL[:2], "p3,0,0"], None, "row 4: all probabilities are 0"),
+        (["patient_id,p", "049194,.5", "588e11,2", "p3,.5"], "LAA", "row 3: p is '2'"),
+        (["patient_id,x,y", *FULL], "LAA", "2 columns of numbers"),
+    ],
+)
+def test_each_fault_has_its_own_line(
+    tmp_path: Path, rows: list[str], class_name: str | None, said: str
+) -> None:
+    with pytest.raises(PredictionsError, match=said):
+        read(tmp_path, *rows, class_name=class_name)
+
+
+@given(
+    values=st.lists(st.floats(0.01, 0.99), min_size=2, max_size=4),
+)
+def test_averages_stay_probabilities_between_their_parts(values: list[float]) -> None:
+    parts = [np.array([[v, 1 - v]]) for v in values]
+    for how in ("probability", "logit"):
+        mean = average_predictions(parts, how=how)
+        assert mean.sum() == pytest.approx(1)
+        assert min(values) - 1e-9 <= mean[0, 0] <= max(values) + 1e-9
+
+
+def test_the_average_of_logits_is_the_average_of_logits() -> None:
+    parts = [np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]])]
+    mean = average_predictions(parts, how="logit")
+    logits = [np.log(part[0, 0] / part[0, 1]) for part in parts]
+    assert np.log(mean[0, 0] / mean[0, 1]) == pytest.approx(np.mean(logits))
+
+
+def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(
+        PredictionsError, match=r"row 2: CE is '0,61'.*decimal point, such as 0\.61"
+    ):
+        read(tmp_path, "patient_id;CE;LAA", "p3;0,61;0,39")

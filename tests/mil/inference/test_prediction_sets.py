@@ -1,0 +1,162 @@
+"""Coverage of prediction sets over whole trainings, and sets as a bundle keeps them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+from features.bags.h5 import find_bags, write_bag
+from mil.calibration.priors import balanced
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.data.splits import patient_folds
+from mil.errors import RunError
+from mil.heads.ensemble import member_outputs
+from mil.inference.bundle import Run, load_run
+from mil.inference.predict import predict_patients, write_details
+from mil.inference.prediction_sets import fit_sets
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import cross_validate
+from tests.benchmarks.coverage import Situation, simulate
+from tests.fakes import make_bag, write_cohort
+from tests.mil.training.test_ensemble import noise_cohort, states
+
+FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+
+
+def check_coverage(situation: Situation, *, n_cohorts: int) -> None:
+    """Above what is guaranteed, and about what is aimed at, beyond what chance explains."""
+    found = simulate(situation, n_cohorts=n_cohorts)
+    for of_class, kept in zip(found["covered"], found["guaranteed"], strict=True):
+        scatter = 4 * of_class["standard_error"]
+        assert of_class["mean"] + scatter > kept
+        assert of_class["mean"] + scatter > situation.coverage
+    if situation.signal > 0:
+        assert found["auroc"] > 0.7
+        assert 0.2 < found["one_class"] < 0.9
+
+
+def test_whole_trainings_cover_what_they_aim_at() -> None:
+    check_coverage(Situation(n_patients=45, coverage=0.8), n_cohorts=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "situation",
+    [
+        Situation(),
+        Situation(n_patients=30),
+        Situation(n_patients=120),
+        Situation(signal=0.0),
+        Situation(coverage=0.8),
+        Situation(centre_shift=0.5),
+        Situation(head="gated"),
+    ],
+    ids=["usual", "few patients", "many patients", "no signal", "0.8", "centres", "gated"],
+)
+def test_whole_trainings_cover_what_they_aim_at_in_every_situation(situation: Situation) -> None:
+    check_coverage(situation, n_cohorts=60)
+
+
+def test_sets_are_those_of_the_heads_that_a_patient_was_kept_from() -> None:
+    bags, cohort = noise_cohort(36, 2, shift=0.3)
+    folds = patient_folds(cohort, n_folds=3, n_repeats=2, seed=0)
+    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    sets = fit_sets(found)
+    assert [states(heads) for heads in sets.heads] == [states(found.heads[0, k]) for k in range(3)]
+    for index, name in enumerate(found.patient_ids):
+        heads = sets.heads[found.fold[0, index]]
+        np.testing.assert_array_equal(
+            member_outputs(heads, bags.features[name])[0].mean(axis=0), found.logits[0, index]
+        )
+    assert sets.conformal.counts.tolist() == [24, 12]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bags, a run, and a table of new patients, a known one and one without slides."""
+    folder = tmp_path_factory.mktemp("world")
+    cohort = read_cohort(write_cohort(folder, n_patients=45, shift=0.5), labelled=True)
+    bags = load_patient_bags(cohort, find_bags(folder / "bags"))
+    fit_run(
+        cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        on_head=lambda done, total: None,
+    )  # fmt: skip
+    rows = ["image_id,patient_id", "001_0,001", "gone_0,gone"]
+    for number in range(12):
+        name = f"new{number}"
+        write_bag(folder / "bags" / f"{name}.h5", make_bag(name, dim=16, shift=0.5 * (number % 2)))
+        rows.append(f"{name},{name}")
+    (folder / "test.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def details(world: Path, run: Run, out: Path, *, coverage: float = 0.9, abstain: bool = False):
+    cohort = read_cohort(world / "test.csv", labelled=False)
+    found = predict_patients(
+        run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage
+    )
+    write_details(out, found, classes=run.classes, abstain=abstain)
+    return found, pd.read_csv(out, dtype=str, keep_default_na=False)
+
+
+def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path: Path) -> None:
+    run = load_run(world / "run")
+    found, table = details(world, run, tmp_path / "d.csv", coverage=0.6)
+    assert "look_at" not in table
+    assert table["set"].tolist()[:2] == ["CE|LAA", "CE|LAA"]  # seen in training, and no slide
+    assert {"CE", "LAA"} <= set(table["set"])
+    for prediction, cell in zip(found[2:], table["set"][2:], strict=True):
+        tiles = load_patient_bags(
+            read_cohort(world / "test.csv", labelled=False), find_bags(world / "bags")
+        ).features[prediction.patient_id]
+        left = run.sets.of_patient(tiles, coverage=0.6)
+        names = [name for name, is_left in zip(run.classes, left, strict=True) if is_left]
+        assert cell == ("|".join(names) or "(none)")
+
+
+def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabilities(
+    world: Path, tmp_path: Path
+) -> None:
+    run = load_run(world / "run")
+    marked, table = details(world, run, tmp_path / "a.csv", abstain=True)
+    plain, _ = details(world, run, tmp_path / "b.csv")
+    assert table["look_at"].tolist() == [
+        str(cell not in ("CE", "LAA")).lower() for cell in table["set"]
+    ]
+    for one, other in zip(marked, plain, strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+def test_folds_by_centre_guarantee_nothing(world: Path) -> None:
+    run = load_run(world / "run")
+    assert run.guaranteed(0.9) is not None
+    assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed(0.9) is None
+
+
+@pytest.mark.parametrize("damage", ["absent", "no sets", "half", "numbers", "classes"])
+def test_damaged_sets_are_a_damaged_run(world: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    heads = run / "fold_heads.safetensors"
+    if damage == "absent":
+        heads.unlink()
+    elif damage == "no sets":
+        (run / "sets.json").unlink()
+    elif damage == "half":
+        heads.write_bytes(heads.read_bytes()[:1000])
+    elif damage == "numbers":
+        tensors = load_file(heads)
+        tensors["0.whitening.mean"][0] = float("nan")
+        save_file(tensors, heads)
+    else:
+        (run / "sets.json").write_text('{"strangeness": {"CE": [[1.0]]}}')
+    with pytest.raises(RunError, match="damaged"):
+        load_run(run)

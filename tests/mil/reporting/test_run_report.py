@@ -1,0 +1,611 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape, unescape
+from html.parser import HTMLParser
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc_curve
+
+from features.bags.bag import Fingerprint
+from features.bags.h5 import find_bags, write_bag
+from mil.data.bags import PatientBags, SlideNote, load_patient_bags
+from mil.data.cohort import Patient, read_cohort
+from mil.errors import RunError
+from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
+from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
+from mil.reporting.figures import Picture
+from mil.reporting.figures import draw as draw_figure
+from mil.reporting.run_report import (
+    gains,
+    mean_logistic_probabilities,
+    shortcut_probabilities,
+    write_report,
+)
+from mil.reporting.run_report.calibration import measure_reliability
+from mil.reporting.run_report.data import Evidence, read_evidence
+from mil.reporting.run_report.subgroups import score_centres, score_folds, score_repeats
+from mil.reporting.run_report.tables import calibration_table, confusion_table, findings
+from mil.train_run import fit_run
+from mil.training.config import TrainSettings
+from mil.training.cross_validation import OutOfFold
+from tests.browser import CHROMIUM
+from tests.fakes import FINGERPRINT, make_bag, write_cohort
+
+FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
+CLASSES = ("<b>A</b>", 'B & "C"', "$D$")
+CLASSES_SORTED = tuple(sorted(CLASSES))
+CENTRE = "</td><img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Figures, links, targets and table cells of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.figures: list[dict[str, str | None]] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.tags.append(tag)
+        if tag == "img":
+            self.figures.append(named)
+        if tag == "a":
+            self.links.append(str(named["href"]))
+        if "id" in named:
+            self.ids.append(str(named["id"]))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(" ".join(data.split()))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two classes, no centres, two repeats."""
+    folder = tmp_path_factory.mktemp("two")
+    return train(write_cohort(folder, n_patients=30, shift=0.7), n_repeats=2)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three classes with nested scores, hostile names, and gaps in the cohort."""
+    folder = tmp_path_factory.mktemp("three")
+    (folder / "bags").mkdir()
+    rows = ["image_id,patient_id,label,center_id"]
+    for number in range(27):
+        label = number % 3
+        bag = make_bag(f"s{number}", n_tiles=6, dim=8)
+        bag.features[:] += np.float16(label)
+        bag.meta.__dict__.update(n_failed=2 * (number == 3))
+        write_bag(folder / "bags" / f"s{number}.h5", bag)
+        quoted = CLASSES[label].replace('"', '""')
+        rows.append(f's{number},<script>{number},"{quoted}",{CENTRE if number % 2 else "1"}')
+    write_bag(folder / "bags" / "bare.h5", make_bag("bare", n_tiles=0, empty_reason="none"))
+    rows += ["bare,bare patient,$D$,1", "gone&,<script>0,<b>A</b>,1"]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return train(folder / "train.csv", nested=True)
+
+
+def train(table: Path, *, n_repeats: int = 1, nested: bool = False) -> Path:
+    cohort = read_cohort(table, labelled=True)
+    bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
+    fit_run(
+        cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, settings=FAST,
+        on_head=lambda done, total: None, nested=nested,
+        failures={"gone&": "cannot be <opened>", "s1": "was embedded again since"},
+    )  # fmt: skip
+    return table.parent / "run"
+
+
+def page_of(run: Path) -> Page:
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def evidence_of(
+    labels: np.ndarray, proba: np.ndarray, *, centres: tuple[str, ...] = (), n_folds: int = 3
+) -> Evidence:
+    """One repeat of predictions."""
+    n = len(labels)
+    return Evidence(
+        classes=tuple("ABCD"[: proba.shape[1]]),
+        patient_ids=tuple(map(str, range(n))),
+        labels=labels.astype(np.int64),
+        centres=centres or ("",) * n,
+        n_slides=np.ones(n, np.int64),
+        n_tiles=np.ones(n, np.int64),
+        fold=(np.arange(n) % n_folds)[None],
+        proba=dict.fromkeys(("calibrated", "raw", "mean + logistic"), proba[None]),
+        notes=(),
+        incomplete_slides=(),
+        patients_without_tiles=(),
+    )
+
+
+def draw(n: int = 80, *, seed: int = 0, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of two classes, with ties, and the truth."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3 // 2
+    p = np.round(1 / (1 + np.exp(-rng.normal(size=n) - signal * (labels - 0.5))), 1)
+    p = p.clip(0.05, 0.95)
+    return np.stack([1 - p, p], axis=1), labels
+
+
+def test_the_numbers_on_the_page_are_those_of_scores_json(two: Path) -> None:
+    scores = json.loads((two / "scores.json").read_text())
+    text = " ".join(page_of(two).text).replace("−", "-")
+    kinds = ("calibrated", "raw", "mean + logistic", "cohort prior", "constant")
+    shortcuts = ("shortcut: slides", "shortcut: tiles", "shortcut: all")
+    baselines = ("mean + logistic", "cohort prior", "constant", *shortcuts)
+    found = [scores[kind] for kind in kinds] + [scores["gains"][name] for name in baselines]
+    for of_kind in found:
+        for metric in ("weighted_log_loss", "auroc"):
+            low, high = of_kind[metric]["interval"]
+            said = Interval(value=of_kind[metric]["value"], low=low, high=high)
+            assert str(said) in text
+    headline = re.search(r"weighted log loss ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
+    assert headline is not None
+    assert headline[1] == f"{scores['calibrated']['weighted_log_loss']['value']:.4f}"
+
+
+def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
+    scores = json.loads((two / "scores.json").read_text())
+    evidence = read_evidence(two, classes=("CE", "LAA"))
+    assert evidence.fold.shape == (2, 30)
+    for kind, values in evidence.proba.items():
+        for name, metric in (("auroc", auroc), ("weighted_log_loss", weighted_log_loss)):
+            of_repeats = [metric(repeat, evidence.labels) for repeat in values]
+            assert scores[kind][name]["value"] == pytest.approx(np.mean(of_repeats))
+    table = pd.read_csv(two / "out_of_fold.csv")
+    np.testing.assert_allclose(table[["CE", "LAA"]], evidence.mean["calibrated"])
+    assert scores["gains"]["constant"]["auroc"]["value"] == pytest.approx(
+        scores["calibrated"]["auroc"]["value"] - 0.5
+    )
+    shortcuts = {"shortcut: slides", "shortcut: tiles", "shortcut: all"}
+    assert {name for name in scores if name.startswith("shortcut")} == shortcuts
+    assert shortcuts < set(scores["gains"])
+
+
+def test_what_kind_of_score_it_is_and_what_that_means_is_said(two: Path) -> None:
+    text = " ".join(page_of(two).text)
+    assert "All scores are cross-fitted : the heads that judged a patient had never seen it" in text
+    assert "They are not nested" in text
+    assert "Scores are means over 2 cross-validations with other folds" in text
+
+
+def test_nested_scores_are_named_so_and_stand_beside_the_cross_fitted_ones(three: Path) -> None:
+    scores = json.loads((three / "scores.json").read_text())
+    text = " ".join(page_of(three).text)
+    assert "Scores of the calibrated run are nested : neither the heads" in text
+    assert "All scores are" not in text
+    evidence = read_evidence(three, classes=CLASSES_SORTED)
+    for kind in ("calibrated", "cross-fitted"):
+        score = scores[kind]["auroc"]
+        assert score["value"] == pytest.approx(auroc(evidence.mean[kind], evidence.labels))
+        assert f"{score['value']:.4f} [{score['interval'][0]:.4f}" in text
+
+
+def test_written_again_from_the_files_the_page_has_the_same_bytes(two: Path) -> None:
+    before = (two / "report.html").read_bytes()
+    assert write_report(two) == two / "report.html"
+    assert (two / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("fixture", "n_figures"), [("two", 11), ("three", 20)])
+def test_every_figure_is_there_with_words_for_it(
+    fixture: str, n_figures: int, request: pytest.FixtureRequest
+) -> None:
+    page = page_of(request.getfixturevalue(fixture))
+    assert len(page.figures) == n_figures
+    for figure in page.figures:
+        assert str(figure["src"]).startswith("data:image/")
+        assert len(str(figure["alt"])) > 30
+    assert all(link[1:] in page.ids for link in page.links)
+    assert page.links
+
+
+def test_what_a_legend_names_is_told_apart_without_any_colour(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+
+    def keep(paint: Callable[[Figure], None], **how: Any) -> Picture:
+        figures.append(Figure())
+        paint(figures[-1])
+        return draw_figure(paint, **how)
+
+    monkeypatch.setattr("mil.reporting.run_report.figures.draw", keep)
+    write_report(three)
+    legends = [
+        legend
+        for figure in figures
+        for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes))
+        if legend is not None
+    ]
+    assert len(legends) > 8
+    for legend in legends:
+        looks = [_look_in_grey(handle) for handle in legend.legend_handles]
+        for one, other in combinations(looks, 2):
+            assert one[1:] != other[1:] or abs(one[0] - other[0]) > 0.2, legend.get_texts()
+
+
+def _look_in_grey(handle: Any) -> tuple[object, ...]:
+    """Lightness, line, marker and fill of what stands in a legend."""
+    if not isinstance(handle, Line2D):  # bars of error around a line, which nothing else has
+        return (0.0, type(handle))
+    grey = float(np.dot(to_rgb(handle.get_color()), (0.299, 0.587, 0.114)))
+    opacity = 1.0 if handle.get_alpha() is None else float(handle.get_alpha())
+    return (
+        1 - opacity * (1 - grey), handle.get_linestyle(), handle.get_marker(),
+        handle.get_fillstyle(),
+    )  # fmt: skip
+
+
+def test_hostile_names_stay_names(three: Path) -> None:
+    html = (three / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "b" in page.tags
+    assert "<b>A" not in html
+    assert "onerror" not in {key for figure in page.figures for key in figure}
+    for name in ("<script>7", *CLASSES, CENTRE):
+        assert escape(name, quote=False) in html.replace("&#34;", '"')
+
+
+def test_who_was_not_judged_is_named(three: Path) -> None:
+    text = " ".join(page_of(three).text)
+    assert "Slides without a bag: 1, first gone&." in text
+    assert "Patients without a tile, in no score: bare patient." in text
+    html = (three / "report.html").read_text(encoding="utf-8")
+    part = html[html.index("Slides that are not all there") : html.index('id="learning"')]
+    assert [unescape(" | ".join(row)) for row in _rows_of(part)] == [
+        "<script>0 | no bag: cannot be <opened>",
+        "<script>3 | 2 of 6 tiles could not be decoded",
+        "bare patient | no tile: none",
+    ]
+
+
+def test_all_patients_stand_on_the_page_worst_first(three: Path) -> None:
+    html = (three / "report.html").read_text(encoding="utf-8")
+    part = html[html.index('id="patients"') : html.index('id="cohort"')]
+    ids = re.findall(r'<th scope="row">&lt;script&gt;(\d+)</th>', part)
+    assert sorted(ids, key=int) == [str(number) for number in range(27)]
+    losses = [float(row[-4]) for row in _rows_of(part)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def _rows_of(html: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)
+    return [cells for row in rows if (cells := re.findall(r"<td[^>]*>(.*?)</td>", row))]
+
+
+def test_a_gain_is_positive_where_the_run_is_better_and_nothing_against_itself() -> None:
+    proba, labels = draw(300, signal=2.0)
+    worse = np.full_like(proba, 0.5)
+    found = gains(
+        proba[None], {"worse": worse[None], "same": proba[None]}, labels, n_resamples=200, seed=0
+    )
+    for metric in ("weighted_log_loss", "auroc"):
+        assert found["worse"][metric].low > 0
+        assert found["same"][metric] == Interval(value=0, low=0, high=0)
+    turned = gains(worse[None], {"better": proba[None]}, labels, n_resamples=200, seed=0)
+    assert turned["better"]["auroc"].high < 0
+    assert turned["better"]["weighted_log_loss"].value == pytest.approx(
+        -found["worse"]["weighted_log_loss"].value
+    )
+
+
+def test_of_several_repeats_the_mean_gain_counts_and_not_the_gain_of_the_mean() -> None:
+    repeats = [draw(120, seed=seed)[0] for seed in (1, 2)]
+    labels = draw(120)[1]
+    constant = np.full((2, 120, 2), 0.5)
+    found = gains(np.stack(repeats), {"constant": constant}, labels, n_resamples=2, seed=0)
+    expected = np.mean([auroc(one, labels) for one in repeats]) - 0.5
+    assert found["constant"]["auroc"].value == pytest.approx(expected)
+
+
+def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
+    proba, labels = draw(200, signal=2.0)
+    truth = np.eye(2)[labels]
+    better = 0.97 * proba + 0.03 * truth
+    metrics = {"loss": weighted_log_loss}
+    one, other = (
+        stratified_bootstrap(metrics, values, labels, n_resamples=200, seed=0)["loss"]
+        for values in (better, proba)
+    )
+    assert one.high > other.low
+    gain = gains(better[None], {"proba": proba[None]}, labels, n_resamples=200, seed=0)["proba"]
+    assert gain["weighted_log_loss"].low > 0
+
+
+@pytest.mark.parametrize(
+    ("against_constant", "against_regression", "level", "said"),
+    [
+        (0.1, 0.1, "good", "better than a constant answer and better than a logistic"),
+        (0.1, 0.0, "good", "not shown to differ from a logistic regression"),
+        (0.1, -0.1, "warning", "better than a constant answer and worse than a logistic"),
+        (0.0, 0.1, "warning", "not shown to differ from a constant answer"),
+    ],
+)
+def test_the_verdict_goes_by_whether_the_interval_excludes_0(
+    against_constant: float, against_regression: float, level: str, said: str
+) -> None:
+    def interval(middle: float) -> dict[str, Interval]:
+        found = Interval(value=middle, low=middle - 0.05, high=middle + 0.05)
+        return {"weighted_log_loss": found, "auroc": found}
+
+    for found in findings({
+        "constant": interval(against_constant), "mean + logistic": interval(against_regression)
+    }):  # fmt: skip
+        assert found[0] == level
+        assert said in found[1]
+
+
+def test_the_best_shortcut_is_the_one_to_beat() -> None:
+    def gain(low: float) -> dict[str, Interval]:
+        found = Interval(value=low + 0.1, low=low, high=low + 0.2)
+        return {"weighted_log_loss": found, "auroc": found}
+
+    baselines = {"constant": gain(0.3), "mean + logistic": gain(0.1), "shortcut: slides": gain(0.2)}
+    words = (
+        "better than a constant answer, {} shortcuts that see no tissue and better than a logistic"
+    )
+    assert {level for level, _ in findings(baselines)} == {"good"}
+    assert words.format("better than") in findings(baselines)[0][1]
+    beaten = findings({**baselines, "shortcut: centre": gain(-0.1)})
+    assert {level for level, _ in beaten} == {"warning"}
+    assert words.format("not shown to differ from") in beaten[0][1]
+
+
+def test_a_shortcut_is_found_where_there_is_one_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    names = [f"{number}" for number in range(80)]
+    patients = [
+        Patient(patient_id=name, slide_ids=(name,), label=str(label), center_id=f"{label}")
+        for name, label in zip(names, labels, strict=True)
+    ]
+    n_tiles = rng.integers(1, 100, 80)
+    bags = PatientBags(
+        features={}, fingerprint=FINGERPRINT,
+        slides=tuple(
+            SlideNote(slide_id=name, patient_id=name, n_tiles=int(n), content_id="",
+                      features_sha256="")
+            for name, n in zip(names, n_tiles, strict=True)
+        ),
+    )  # fmt: skip
+    found = OutOfFold(
+        patient_ids=tuple(names), labels=labels, logits=np.zeros((2, 80, 2)), history={}, heads={},
+        fold=rng.integers(0, 4, (2, 80)),
+    )  # fmt: skip
+    proba = shortcut_probabilities(patients, bags, found, calibrator="platt")
+    assert list(proba) == ["shortcut: centre", "shortcut: tiles", "shortcut: all"]
+    area = {name: np.mean([auroc(one, labels) for one in of]) for name, of in proba.items()}
+    assert area["shortcut: centre"] == area["shortcut: all"] == 1
+    assert area["shortcut: tiles"] < 0.65
+    few = [replace(patient, center_id="1") for patient in patients]
+    alone = shortcut_probabilities(few, bags, found, calibrator="platt")
+    assert list(alone) == ["shortcut: tiles"]
+
+
+@given(st.integers(0, 99), st.integers(6, 60))
+def test_the_roc_curve_is_the_one_scikit_learn_draws(seed: int, n: int) -> None:
+    proba, labels = draw(n, seed=seed)
+    curve = roc_curve(proba[:, 1], labels == 1, seed=0)
+    false, true, _ = sklearn_roc_curve(labels, proba[:, 1])
+    np.testing.assert_allclose(curve.y[1:], np.interp(curve.x, false, true)[1:], atol=1e-9)
+    assert (curve.low <= curve.high).all()
+    area = np.trapezoid(curve.y, curve.x)
+    assert area == pytest.approx(roc_auc_score(labels, proba[:, 1]), abs=0.05)
+
+
+def test_precision_is_that_of_the_first_threshold_that_finds_enough() -> None:
+    values = np.array([0.9, 0.8, 0.8, 0.6, 0.2, 0.1])
+    positive = np.array([True, True, False, False, True, False])
+    curve = precision_recall_curve(values, positive, seed=0)
+    read = {recall: curve.y[round(recall * 100) - 1] for recall in (0.33, 0.34, 0.66, 0.67, 1.0)}
+    assert read == pytest.approx({0.33: 1, 0.34: 2 / 3, 0.66: 2 / 3, 0.67: 3 / 5, 1.0: 3 / 5})
+    proba, labels = draw(400)
+    smooth = precision_recall_curve(proba[:, 1], labels == 1, seed=0)
+    assert smooth.y.mean() == pytest.approx(average_precision_score(labels, proba[:, 1]), abs=0.01)
+
+
+def test_net_benefit_is_hits_less_weighed_alarms() -> None:
+    values, positive = np.array([0.9, 0.6, 0.5, 0.1]), np.array([True, False, True, False])
+    curve = net_benefit_curve(values, positive, seed=0)
+    at = dict(zip(curve.x.round(2).tolist(), curve.y.tolist(), strict=True))
+    assert at[0.5] == pytest.approx((2 - 1 * 1) / 4)
+    assert at[0.8] == pytest.approx(1 / 4)
+    assert at[0.05] == pytest.approx(treat_all(np.array([0.05]), 0.5)[0])
+    assert at[0.95] == 0
+
+
+def test_bands_hold_the_curve_and_narrow_with_more_patients() -> None:
+    widths = []
+    for n in (60, 960):
+        proba, labels = draw(n)
+        curve = roc_curve(proba[:, 1], labels == 1, seed=0)
+        assert ((curve.low <= curve.y + 1e-9) & (curve.y <= curve.high + 1e-9)).mean() > 0.9
+        widths.append((curve.high - curve.low).mean())
+    assert widths[1] < widths[0] / 2.5
+
+
+def test_a_group_without_a_class_has_counts_and_no_score() -> None:
+    proba, labels = draw(60)
+    centres = tuple("one-sided" if label == 0 and i < 30 else "mixed"
+                    for i, label in enumerate(labels))  # fmt: skip
+    evidence = evidence_of(labels, proba, centres=centres)
+    mixed, one_sided = score_centres(evidence, seed=0)
+    assert (one_sided.name, one_sided.counts, one_sided.scores) == ("one-sided", (20, 0), {})
+    assert mixed.scores["auroc"].low < mixed.scores["auroc"].value < mixed.scores["auroc"].high
+    (repeat,) = score_repeats(evidence)
+    assert repeat.scores["auroc"].value == pytest.approx(auroc(proba, labels))
+    assert sum(sum(fold.counts) for fold in score_folds(evidence)[0]) == 60
+    assert score_centres(evidence_of(labels, proba), seed=0) == ()
+
+
+def test_the_confusion_matrix_counts_and_shares_by_true_class() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 2])
+    proba = np.eye(3)[[0, 0, 0, 1, 2, 2]]
+    table = confusion_table(evidence_of(labels, proba))
+    assert table.rows == (
+        ("A", "3 (75 %)", "1 (25 %)", "0 (0 %)", "4"),
+        ("B", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
+        ("C", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
+    )
+
+
+def test_overconfident_probabilities_show_in_slope_and_error() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=600)
+    labels = (rng.random(600) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    p = 1 / (1 + np.exp(-3 * logits))
+    found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
+    assert found.slope == pytest.approx(1 / 3, abs=0.1)
+    assert found.intercept == pytest.approx(0, abs=0.2)
+    assert found.error.value > found.error.if_perfect_high
+    assert len(found.bins[1]) == 10
+
+
+def test_probabilities_that_lean_to_a_class_show_in_the_intercept() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=600)
+    labels = (rng.random(600) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    p = 1 / (1 + np.exp(-logits - 1))
+    found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
+    assert found.intercept == pytest.approx(-1, abs=0.2)
+    table = calibration_table({"raw": found})
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert shown["slope (1 is right)"] == f"{found.slope:.2f}"
+    assert shown["intercept (0 is right)"] == f"−{-found.intercept:.2f}"
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[PatientBags, OutOfFold]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    names = tuple(map(str, range(40)))
+    features = {name: (rng.normal(size=(9, 8)) + label).astype(np.float16)
+                for name, label in zip(names, labels, strict=True)}  # fmt: skip
+    fingerprint = Fingerprint(**{**FINGERPRINT.__dict__, "dim": 8})
+    found = OutOfFold(
+        patient_ids=names, labels=labels, logits=np.zeros((2, 40, 2)), history={}, heads={},
+        fold=np.stack([np.arange(40) // 2 % 4, np.arange(40) // 10]),
+    )  # fmt: skip
+    return PatientBags(features=features, fingerprint=fingerprint, slides=()), found
+
+
+def test_the_regression_finds_what_means_tell(judged: tuple[PatientBags, OutOfFold]) -> None:
+    bags, found = judged
+    proba = mean_logistic_probabilities(bags, found, calibrator="platt", seed=0)
+    assert proba.shape == (2, 40, 2)
+    np.testing.assert_allclose(proba.sum(axis=2), 1)
+    assert auroc(proba.mean(axis=0), found.labels) > 0.9
+
+
+def test_the_regression_never_sees_the_label_of_whom_it_judges(
+    judged: tuple[PatientBags, OutOfFold],
+) -> None:
+    bags, found = judged
+    turned = found.labels.copy()
+    turned[7] = 1 - turned[7]
+    before, after = (
+        mean_logistic_probabilities(bags, one, calibrator="none", seed=0)
+        for one in (found, replace(found, labels=turned))
+    )
+    np.testing.assert_array_equal(before[:, 7], after[:, 7])
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("judged.csv", None, "no judged.csv in it; .*Copy the run again"),
+        ("judged.csv", "repeat,fold\n0,0\n", "damaged"),
+        ("notes.json", None, "no notes.json in it"),
+        ("notes.json", "{", "damaged"),
+        ("notes.json", "[]", "damaged"),
+        ("scores.json", "{}", "scores.json: cannot be read"),
+        ("scores.json", "[]", "scores.json: cannot be read"),
+        ("history.csv", None, "history.csv: cannot be read"),
+        ("history.csv", "repeat\n0\n", "history.csv: cannot be read"),
+    ],
+)
+def test_a_run_without_its_files_is_refused_in_a_line(
+    two: Path, tmp_path: Path, name: str, content: str | None, said: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two, copy)
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    before = (copy / "report.html").read_bytes()
+    with pytest.raises(RunError, match=said):
+        write_report(copy)
+    assert (copy / "report.html").read_bytes() == before
+
+
+def test_judgements_that_lack_a_row_are_refused(two: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two, copy)
+    lines = (copy / "judged.csv").read_text().splitlines(keepends=True)
+    (copy / "judged.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(RunError, match="damaged"):
+        write_report(copy)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it shows the page")
+@pytest.mark.parametrize("width_px", [1200, 500])
+def test_a_browser_shows_all_figures_without_errors_or_sideways_scrolling(
+    three: Path, tmp_path: Path, width_px: int
+) -> None:
+    script = """<script>
+      addEventListener("load", () => {
+        const pictures = [...document.images];
+        const told = {
+          broken: pictures.filter((i) => !i.complete || !i.naturalWidth).length,
+          pictures: pictures.length,
+          window: window.innerWidth,
+          page: document.documentElement.scrollWidth,
+        };
+        document.body.innerHTML = "";
+        document.body.append("told:" + JSON.stringify(told) + ":end");
+      });
+    </script></body>"""
+    html = (three / "report.html").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    opened = html.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    page.write_text(opened.replace("</body>", script), encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width_px},900", "--dump-dom",
+         page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r"told:(\{.*\}):end", done.stdout)
+    assert found is not None
+    told = json.loads(found[1])
+    assert (told["broken"], told["pictures"]) == (0, 20)
+    assert told["window"] == width_px
+    assert told["page"] <= told["window"]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from features.bags.h5 import find_bags
+from features.parallel.base import Engine
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.data.splits import make_folds
+from mil.errors import RunError
+from mil.train_run import fit_run
+from mil.training import fold_jobs
+from mil.training.checkpoints import Checkpoints
+from mil.training.config import TrainSettings
+from mil.training.ensemble import train_ensemble
+from mil.training.fold_jobs import Assignment, Bench, Judges, judges_here, judges_on_ray
+from tests.fakes import write_cohort
+
+SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("judging"), n_patients=24, shift=1.0)
+
+
+def fit(
+    table: Path, run: Path, judges: Judges, *, n_heads: list[int], nested: bool = False
+) -> None:
+    cohort = read_cohort(table, labelled=True)
+    fit_run(
+        cohort, load_patient_bags(cohort, find_bags(table.parent / "bags")), run, n_folds=3,
+        n_repeats=2, seed=1, settings=SETTINGS, nested=nested, judges=judges,
+        on_head=lambda done, total: n_heads.append(done),
+    )  # fmt: skip
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_finished_assignments_are_taken_over_and_the_others_done(
+    table: Path, tmp_path: Path
+) -> None:
+    cohort = read_cohort(table, labelled=True)
+    bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    folds = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
+    assignments = [
+        Assignment(folds=(f,), labels=labels, n_classes=2, settings=SETTINGS, seeds=((0, f.index),))
+        for f in folds
+    ]
+    kept = Checkpoints(tmp_path / "kept", bags)
+    heads: list[str] = []
+    with judges_here(bags) as engine:
+        first = Bench(engine, kept=kept, on_head=lambda: heads.append("new")).judge(assignments[:2])
+        assert len(heads) == 2 * SETTINGS.n_members
+        again = Bench(_Only(engine, 2), kept=kept, on_head=lambda: heads.append("known"))
+        judged = again.judge(assignments)
+    assert len(heads) == 5 * SETTINGS.n_members
+    for (one,), (other,), fold in zip(first, judged, folds, strict=False):
+        assert set(one.logits) == set(fold.test_ids)
+        assert {name: row.tolist() for name, row in one.logits.items()} == {
+            name: row.tolist() for name, row in other.logits.items()
+        }
+
+
+class _Only:
+    """An engine that is given nothing but one assignment."""
+
+    card = None
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        self._engine, self._number = engine, number
+
+    def run(self, jobs, watcher, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
+        assert [number for number, _ in jobs] == [self._number]
+        self._engine.run(jobs, watcher, stop=stop)
+
+
+def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) -> None:
+    class Deadly:
+        card = None
+
+        def run(self, jobs, watcher, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
+            watcher.lost(jobs[0], "it ran out of memory")
+
+    cohort = read_cohort(table, labelled=True)
+    (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
+    job = Assignment(folds=(fold,), labels={}, n_classes=2, settings=SETTINGS, seeds=((0,),))
+    with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
+        Bench(Deadly(), kept=None, on_head=lambda: None).judge([job])
+
+
+def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        asked.append("device")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    asked: list[str] = []
+    monkeypatch.setattr(fold_jobs, "logits_together", short)
+    cohort = read_cohort(table, labelled=True)
+    bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    ensemble = train_ensemble(bags, labels, n_classes=2, settings=SETTINGS, seed=(0,))
+    near, far = (
+        dict(fold_jobs._looks(ensemble, bags, cohort.patient_ids, device=torch.device(name)))
+        for name in ("cpu", "meta")
+    )
+    assert asked == ["device"]
+    assert list(near) == list(far) == list(cohort.patient_ids)
+    assert all(np.array_equal(near[name], far[name]) for name in near)
+
+
+@pytest.mark.slow
+def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    notes: list[str] = []
+
+    class Counting(list[int]):
+        def append(self, done: int) -> None:
+            if not self:
+                _kill_an_actor()
+            super().append(done)
+
+    fit(table, tmp_path / "here" / "run", judges_here, n_heads=[], nested=True)
+    on_ray = partial(judges_on_ray, address=None, device="cpu", on_note=notes.append)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        fit(table, tmp_path / "there" / "run", on_ray, n_heads=Counting(), nested=True)
+    finally:
+        ray.shutdown()
+    assert files_of(tmp_path / "there" / "run") == files_of(tmp_path / "here" / "run")
+    assert any("died" in note for note in notes)
+
+
+def _kill_an_actor() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::_Actor"):
+            process.kill()
+            return
+    raise AssertionError("no actor is there")
