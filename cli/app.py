@@ -23,13 +23,18 @@ from cli.commands.report import report
 from cli.commands.score import score
 from cli.commands.train import train
 from cli.commands.view import view
-from cli.console import KnownErrorGroup, PlainCommand, allow_more_files, print_anything
+from cli.console import (
+    ErrorHandlingGroup,
+    PlainCommand,
+    raise_open_file_limit,
+    set_error_tolerant_streams,
+)
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mil",
-    cls=KnownErrorGroup,
+    cls=ErrorHandlingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -78,6 +83,6 @@ def common(
 
 def main() -> None:
     """Run the command line; usage and completion call it ``mil`` however it was started."""
-    allow_more_files()
-    print_anything()
+    raise_open_file_limit()
+    set_error_tolerant_streams()
     app(prog_name="mil")

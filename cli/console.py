@@ -27,24 +27,24 @@ from rich.progress import (
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_KNOWN_ERROR",
     "EXIT_PARTLY_FAILED",
-    "KnownErrorGroup",
+    "ErrorHandlingGroup",
     "PlainCommand",
     "PlainGroup",
-    "allow_more_files",
     "finish_on_interrupt",
-    "notes",
-    "print_anything",
     "print_json",
     "printable",
     "progress_bar",
-    "results",
-    "step",
+    "raise_open_file_limit",
+    "set_error_tolerant_streams",
+    "spinner",
+    "stderr",
+    "stdout",
 ]
 
 EXIT_KNOWN_ERROR = 1
@@ -66,10 +66,10 @@ class _PlainConsole(Console):
         return super().render_str(printable(text, kept="\n"), **options)
 
 
-notes = _PlainConsole(stderr=True)
+stderr = _PlainConsole(stderr=True)
 """Progress, warnings and errors."""
 
-results = _PlainConsole()
+stdout = _PlainConsole()
 """What was asked for; nothing else goes to standard output."""
 
 
@@ -97,19 +97,19 @@ class PlainGroup(TyperGroup):
         return _without_values(super().get_params(ctx))
 
 
-class KnownErrorGroup(PlainGroup):
+class ErrorHandlingGroup(PlainGroup):
     """A command group in which a known error is one line and exit code 1, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KnownError as error:
-            notes.print("error:", style="bold red", end=" ")
-            notes.print(printable(str(error)))
+        except MilError as error:
+            stderr.print("error:", style="bold red", end=" ")
+            stderr.print(printable(str(error)))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
-            notes.print("stopped; what was finished is kept")
+            stderr.print("stopped; what was finished is kept")
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -154,16 +154,16 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=notes,
+        console=stderr,
         transient=True,
     ) as progress:
         yield progress
 
 
 @contextmanager
-def step(description: str) -> Iterator[None]:
+def spinner(description: str) -> Iterator[None]:
     """A spinner on standard error while something without a known end goes on."""
-    with notes.status(description):
+    with stderr.status(description):
         yield
 
 
@@ -185,7 +185,7 @@ def finish_on_interrupt() -> Iterator[Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        notes.print("finishing the slides in work; Ctrl-C again stops at once")
+        stderr.print("finishing the slides in work; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, ask)
     try:
@@ -205,7 +205,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def allow_more_files() -> None:
+def raise_open_file_limit() -> None:
     """Raise the limit of open files as far as this process may; macOS begins at 256."""
     try:
         import resource
@@ -217,7 +217,7 @@ def allow_more_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def print_anything() -> None:
+def set_error_tolerant_streams() -> None:
     """Let characters that the terminal's encoding lacks, such as µ, be printed as ``?``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -20,18 +20,18 @@ from PIL import Image
 from features.bags.h5 import find_bags
 from features.slides.reader import open_slide
 from features.visualization.heatmap import (
-    Scale,
+    ColorScale,
     draw_heatmap,
     draw_plain,
     picture_downsample,
-    tile_places,
+    tile_layout,
 )
-from mil.calibration import ShrunkenPlatt
+from mil.calibration import PlattScaling
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import read_cohort
 from mil.evaluation.reliability import reliability_table
 from mil.inference.attention import Explanation, explain_patients
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
 
 __all__ = ["draw_attention", "draw_calibration", "draw_demo", "main"]
@@ -44,7 +44,7 @@ _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 
 def draw_demo(demo: Path, path: Path) -> None:
     """A held-out slide, where the heads looked on it, and how reliable the run is."""
-    run = load_run(demo / "runs" / "demo")
+    run = load_bundle(demo / "runs" / "demo")
     cohort = read_cohort(demo / "test.csv", labelled=False)
     explained = explain_patients(run, cohort, find_bags(demo / "bags"), prior=balanced(run.classes))
     chosen = max(explained, key=lambda found: len(found.slides[0].attention))
@@ -68,12 +68,12 @@ def draw_demo(demo: Path, path: Path) -> None:
 def _pictures(explanation: Explanation, demo: Path) -> tuple[Image.Image, Image.Image]:
     """The first slide of a patient as it is, and under its attention."""
     looked_at = explanation.slides[0]
-    places = tile_places(looked_at.meta, looked_at.coords_px0)
+    places = tile_layout(looked_at.meta, looked_at.coords_px0)
     assert places is not None  # noqa: S101 - painted tiles have places
     slide = open_slide(demo / "slides" / f"{looked_at.meta.slide_id}.tif")
     overview = slide.overview(downsample=picture_downsample(places))
     slide.close()
-    scale = Scale(palette="viridis", low=0.0, high=100.0, words="attention, percentile")
+    scale = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention, percentile")
     facts = [f"{len(looked_at.attention)} tiles"]
     name = looked_at.meta.slide_id
     return draw_plain(places, overview, title=name, facts=facts), draw_heatmap(
@@ -137,7 +137,7 @@ def draw_calibration(path: Path) -> None:
     truth = rng.normal(np.where(labels == 1, 0.5, -0.5), 1.0)  # its own logit at equal shares
     told = 2.5 * truth - 1.2
     logits = np.stack([np.zeros_like(told), told], axis=1)
-    fitted = ShrunkenPlatt().fit(logits, labels)
+    fitted = PlattScaling().fit(logits, labels)
     figure = Figure(figsize=(8.2, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
     line = np.linspace(-8, 8, 200)

@@ -2,11 +2,11 @@
 
 ::
 
-    KnownError            anything we can explain in one line; exit code 1
+    MilError            anything we can explain in one line; exit code 1
     ├── TableError        a CSV table that cannot be used
     ├── OutputError       a file or folder that cannot be written
     ├── SlideError        a slide that cannot be opened or read
-    │   ├── StackError    several pictures where one is the slide
+    │   ├── MultiImageError    several pictures where one is the slide
     │   └── TileError     one region of it that cannot be decoded
     ├── ResolutionError   a resolution that cannot be had from this slide
     ├── EncoderError      a backbone or its weights
@@ -21,74 +21,72 @@ __all__ = [
     "BagError",
     "EncoderError",
     "FilterError",
-    "KnownError",
+    "MilError",
+    "MultiImageError",
     "OutputError",
     "ResolutionError",
     "SlideError",
-    "StackError",
     "TableError",
     "TileError",
 ]
 
 
-class KnownError(Exception):
+class MilError(Exception):
     """A failure that a person can mend, said in one line.
 
     Parameters
     ----------
     where
         The file, row, slide or patient concerned.
-    found
+    actual
         What is there.
     expected
-        What should have been there; empty where ``found`` says it all.
-    advice
+        What should have been there; empty where ``actual`` says it all.
+    hint
         What to do next, as a full sentence; empty where it is obvious.
 
     Examples
     --------
-    >>> print(KnownError("train.csv", found="no column 'label'", expected="one label a slide"))
+    >>> print(MilError("train.csv", actual="no column 'label'", expected="one label a slide"))
     train.csv: no column 'label'; expected one label a slide
     """
 
-    def __init__(self, where: object, *, found: str, expected: str = "", advice: str = "") -> None:
+    def __init__(self, where: object, *, actual: str, expected: str = "", hint: str = "") -> None:
         self.where = str(where)
-        self.found = found
+        self.actual = actual
         self.expected = expected
-        self.advice = advice
-        super().__init__(where, found, expected, advice)
+        self.hint = hint
+        super().__init__(where, actual, expected, hint)
 
     def __str__(self) -> str:
         """The message in one line: where, what was found, what was expected, what to do."""
-        text = f"{self.where}: {self.found}"
+        text = f"{self.where}: {self.actual}"
         if self.expected:
             text += f"; expected {self.expected}"
-        return f"{text}. {self.advice}" if self.advice else text
+        return f"{text}. {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way back from a worker process (keyword-only arguments do not by default)."""
-        return _rebuild, (type(self), self.where, self.found, self.expected, self.advice)
+        return _rebuild, (type(self), self.where, self.actual, self.expected, self.hint)
 
 
-def _rebuild(
-    kind: type[KnownError], where: str, found: str, expected: str, advice: str
-) -> KnownError:
-    return kind(where, found=found, expected=expected, advice=advice)
+def _rebuild(kind: type[MilError], where: str, actual: str, expected: str, hint: str) -> MilError:
+    return kind(where, actual=actual, expected=expected, hint=hint)
 
 
-class TableError(KnownError):
+class TableError(MilError):
     """A CSV table that cannot be read or lacks what is needed."""
 
 
-class OutputError(KnownError):
+class OutputError(MilError):
     """A file or folder that cannot be written."""
 
 
-class SlideError(KnownError):
+class SlideError(MilError):
     """A slide that no reader can open, or whose pixels cannot be read."""
 
 
-class StackError(SlideError):
+class MultiImageError(SlideError):
     """A file of several pictures of one size, of which nobody says which is the slide."""
 
 
@@ -96,17 +94,17 @@ class TileError(SlideError):
     """One region of a slide that cannot be decoded, even on a fresh handle."""
 
 
-class ResolutionError(KnownError):
+class ResolutionError(MilError):
     """A resolution that is implausible or cannot be had from the slide."""
 
 
-class EncoderError(KnownError):
+class EncoderError(MilError):
     """A backbone that does not exist, or weights that are missing or do not fit."""
 
 
-class FilterError(KnownError):
+class FilterError(MilError):
     """A tile filter that cannot be fitted, read, or applied to these embeddings."""
 
 
-class BagError(KnownError):
+class BagError(MilError):
     """A bag file that is missing, damaged, incomplete or of another make."""

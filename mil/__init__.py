@@ -5,7 +5,7 @@ The road of a training: :mod:`mil.data.cohort` (who), :mod:`mil.data.bags` (thei
 :mod:`mil.training.cross_validation` over :mod:`mil.training.fold_jobs` (each fold's ensemble judges
 those it was kept from), :mod:`mil.training.ensemble` over :mod:`mil.training.trainer` (an ensemble,
 and the loop in which its heads learn), :mod:`mil.calibration`, :mod:`mil.inference.conformal`,
-:mod:`mil.inference.bundle` (what is kept), :mod:`mil.reporting.run_report`. :mod:`mil.train_run`
+:mod:`mil.inference.bundle` (what is kept), :mod:`mil.reporting.run_report`. :mod:`mil.training_run`
 walks it from end to end; :mod:`mil.inference.predict` applies what came of it.
 """
 

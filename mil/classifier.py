@@ -20,13 +20,13 @@ from features.bags.bag import UNKNOWN, Fingerprint
 from features.parallel.devices import choose_device
 from mil.calibration import Calibrator, build_calibrator
 from mil.calibration.priors import shift_prior
-from mil.data.bags import Features, PatientBags, SlideNote
+from mil.data.bags import Features, PatientBags, SlideRecord
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold, patient_folds
 from mil.errors import InputError
-from mil.heads.ensemble import member_outputs
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import cross_validate, fit_calibrator, with_stopping_rule
+from mil.heads.ensemble import predict_members
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import cross_validate, fit_calibrator, resolve_stopping
 from mil.training.ensemble import train_ensemble
 from mil.training.trainer import EpochRecord
 
@@ -60,8 +60,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
 learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
 feature_noise, mixup, device
-        As in :class:`mil.training.config.TrainSettings`. Heads are stopped early where the patients
-        suffice, see :func:`mil.training.cross_validation.with_stopping_rule`.
+        As in :class:`mil.training.config.TrainConfig`. Heads are stopped early where the patients
+        suffice, see :func:`mil.training.cross_validation.resolve_stopping`.
     random_state
         Decides everything random: an int, a ``numpy.random.RandomState``, or None for another
         result every time.
@@ -175,7 +175,7 @@ feature_noise, mixup, device
             be. It is a ValueError.
         RunError
             If a setting is unknown or out of its range.
-        KnownError
+        MilError
             If the device does not exist here.
         CalibrationError
             If the calibrator is unknown or has too few patients of a class.
@@ -184,14 +184,14 @@ feature_noise, mixup, device
             they are kept in one fold.
         """
         if self.prior not in ("balanced", "cohort"):
-            raise InputError("prior", found=repr(self.prior), expected="'balanced' or 'cohort'")
+            raise InputError("prior", actual=repr(self.prior), expected="'balanced' or 'cohort'")
         arrays = _as_bags(bags)
         classes, labels = _as_labels(y, arrays)
         store, cohort = _as_cohort(arrays, labels, groups)
         if unlabelled is not None and len(unlabelled):
             others = _as_bags(unlabelled, dim=store.fingerprint.dim)
-            store = store.with_unlabelled(_as_strangers(others, store.fingerprint))
-        settings = TrainSettings(**{f.name: getattr(self, f.name) for f in _settings()})
+            store = store.with_unlabelled(_unseen_cohort(others, store.fingerprint))
+        settings = TrainConfig(**{f.name: getattr(self, f.name) for f in _settings()})
         settings = replace(settings, device=str(choose_device(self.device)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_ = classes
@@ -200,12 +200,12 @@ feature_noise, mixup, device
         if not self.class_counts_.all():
             raise InputError(
                 "bags",
-                found=f"{self.class_counts_.tolist()} patients with tiles of each class",
+                actual=f"{self.class_counts_.tolist()} patients with tiles of each class",
                 expected="at least one of each",
             )
         everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
         folds = self._folds(store, cohort, seed) if self.calibrator is not None else (everyone,)
-        settings = with_stopping_rule(settings, cohort, folds)
+        settings = resolve_stopping(settings, cohort, folds)
         self.calibrator_ = self._calibrate(store, cohort, folds, settings=settings, seed=seed)
         ensemble = train_ensemble(
             store,
@@ -233,7 +233,7 @@ feature_noise, mixup, device
         if filled.any():
             logits = np.stack(
                 [
-                    member_outputs(self.heads_, tiles)[0].mean(axis=0)
+                    predict_members(self.heads_, tiles)[0].mean(axis=0)
                     for tiles in arrays
                     if len(tiles)
                 ]
@@ -264,7 +264,7 @@ feature_noise, mixup, device
         It says where the heads looked, not that a tile speaks for a class.
         """
         return [
-            member_outputs(self.heads_, tiles)[1].mean(axis=0) if len(tiles) else np.empty(0)
+            predict_members(self.heads_, tiles)[1].mean(axis=0) if len(tiles) else np.empty(0)
             for tiles in self._checked(bags)
         ]
 
@@ -272,9 +272,9 @@ feature_noise, mixup, device
         if self.n_folds % 1 or self.n_folds < 2 or self.class_counts_.min() < self.n_folds:
             raise InputError(
                 "n_folds",
-                found=f"{self.n_folds} for {self.class_counts_.tolist()} patients of each class",
+                actual=f"{self.n_folds} for {self.class_counts_.tolist()} patients of each class",
                 expected="a whole number, 2 or more, and no more than patients of any class",
-                advice="Use fewer folds, or calibrator=None.",
+                hint="Use fewer folds, or calibrator=None.",
             )
         sharing = store.sharing()
         return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed, sharing=sharing)
@@ -285,7 +285,7 @@ feature_noise, mixup, device
         cohort: Cohort,
         folds: Sequence[Fold],
         *,
-        settings: TrainSettings,
+        settings: TrainConfig,
         seed: int,
     ) -> Calibrator | None:
         if self.calibrator is None:
@@ -307,27 +307,27 @@ feature_noise, mixup, device
 
 def _settings() -> list[Any]:
     """Fields of the training settings that are parameters here."""
-    return [field for field in fields(TrainSettings) if field.name != "early_stopping"]
+    return [field for field in fields(TrainConfig) if field.name != "early_stopping"]
 
 
 def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[Features]:
     """Bags as finite float16 or float32 arrays with one dim."""
     if len(bags) == 0:
-        raise InputError("bags", found="none", expected="one or more arrays of shape (tiles, dim)")
+        raise InputError("bags", actual="none", expected="one or more arrays of shape (tiles, dim)")
     arrays = [np.asarray(bag) for bag in bags]
     expected = dim or (arrays[0].shape[1] if arrays[0].ndim == 2 else 0)
     for index, tiles in enumerate(arrays):
         if tiles.ndim != 2 or tiles.shape[1] != expected or tiles.dtype.kind not in "fiu":
             raise InputError(
                 f"bag {index}",
-                found=f"{tiles.dtype} of shape {tiles.shape}",
+                actual=f"{tiles.dtype} of shape {tiles.shape}",
                 expected=f"numbers of shape (tiles, {expected or 'dim'})",
             )
         if tiles.dtype not in (np.float16, np.float32):
             with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
                 arrays[index] = tiles.astype(np.float32)
         if not np.isfinite(arrays[index]).all():
-            raise InputError(f"bag {index}", found="NaN or infinity", expected="finite float32")
+            raise InputError(f"bag {index}", actual="NaN or infinity", expected="finite float32")
     return arrays
 
 
@@ -338,15 +338,15 @@ def _as_labels(
     if np.ndim(y) == 2 and np.shape(y)[1] > 1:
         raise InputError(
             "y",
-            found=f"labels of shape {np.shape(y)}",
+            actual=f"labels of shape {np.shape(y)}",
             expected="one label a bag, shape (bags,)",
-            advice="For several labels a bag, wrap it: sklearn.multioutput.MultiOutputClassifier.",
+            hint="For several labels a bag, wrap it: sklearn.multioutput.MultiOutputClassifier.",
         )
     check_classification_targets(y)
     classes, labels = np.unique(column_or_1d(y), return_inverse=True)
     if len(classes) < 2:
         raise InputError(
-            "y", found=f"one class only, {classes.tolist()[0]!r}", expected="two or more"
+            "y", actual=f"one class only, {classes.tolist()[0]!r}", expected="two or more"
         )
     return classes, labels.astype(np.int64)
 
@@ -359,7 +359,7 @@ def _as_cohort(
     check_consistent_length(arrays, given)
     if pd.isna(given).any():
         row = int(np.flatnonzero(pd.isna(given))[0])
-        raise InputError("groups", found=f"none for bag {row}", expected="a patient for each bag")
+        raise InputError("groups", actual=f"none for bag {row}", expected="a patient for each bag")
     names, owners = np.unique(given, return_inverse=True)
     features, patients, notes = {}, [], []
     for owner in dict.fromkeys(owners.tolist()):  # in the order of the bags
@@ -367,14 +367,14 @@ def _as_cohort(
         if len(np.unique(labels[rows])) > 1:
             raise InputError(
                 f"patient {names.tolist()[owner]!r}",
-                found=f"{len(np.unique(labels[rows]))} labels",
+                actual=f"{len(np.unique(labels[rows]))} labels",
                 expected="one label for all bags of a patient",
             )
         tiles = np.concatenate([arrays[row] for row in rows])
         if len(tiles):
             name = str(owner)
             features[name] = tiles
-            notes += [_note(name, arrays[row]) for row in rows]
+            notes += [_slide_record(name, arrays[row]) for row in rows]
             patients.append(
                 Patient(patient_id=name, slide_ids=(), label=str(labels[rows[0]]), center_id=None)
             )
@@ -385,20 +385,20 @@ def _as_cohort(
     return PatientBags(features=features, fingerprint=fingerprint, slides=tuple(notes)), cohort
 
 
-def _as_strangers(arrays: Sequence[Features], fingerprint: Fingerprint) -> PatientBags:
+def _unseen_cohort(arrays: Sequence[Features], fingerprint: Fingerprint) -> PatientBags:
     """Patients of their own, whatever names the labelled ones have."""
     features = {f"unlabelled {index}": tiles for index, tiles in enumerate(arrays)}
     return PatientBags(
         features=features,
         fingerprint=fingerprint,
-        slides=tuple(_note(name, tiles) for name, tiles in features.items()),
+        slides=tuple(_slide_record(name, tiles) for name, tiles in features.items()),
     )
 
 
-def _note(name: str, tiles: Features) -> SlideNote:
+def _slide_record(name: str, tiles: Features) -> SlideRecord:
     """A bag told by its bytes."""
     digest = hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
-    return SlideNote(
+    return SlideRecord(
         slide_id=name, patient_id=name, n_tiles=len(tiles), content_id="", features_sha256=digest
     )
 

@@ -2,7 +2,7 @@
 
 ::
 
-    KnownError              (features.errors)
+    MilError              (features.errors)
     ├── CohortError         patients, slides or labels that contradict each other
     ├── SplitError          a cohort that cannot be split as asked
     ├── PredictionsError    a predictions table that cannot be scored
@@ -11,7 +11,7 @@
     └── RunError            a model bundle that is missing, damaged or of another make
 """
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = [
     "CalibrationError",
@@ -23,25 +23,25 @@ __all__ = [
 ]
 
 
-class CohortError(KnownError):
+class CohortError(MilError):
     """Patients, slides or labels that contradict each other or cannot be found."""
 
 
-class SplitError(KnownError):
+class SplitError(MilError):
     """A cohort too small or too one-sided for the split asked for."""
 
 
-class PredictionsError(KnownError):
+class PredictionsError(MilError):
     """A predictions table that cannot be read as probabilities of known patients."""
 
 
-class CalibrationError(KnownError):
+class CalibrationError(MilError):
     """Logits and labels that no calibrator can be fitted on."""
 
 
-class InputError(KnownError, ValueError):
+class InputError(MilError, ValueError):
     """Arguments that cannot be used; a ValueError, as scikit-learn's users expect."""
 
 
-class RunError(KnownError):
+class RunError(MilError):
     """A model bundle that is missing, damaged or of another make."""

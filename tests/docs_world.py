@@ -18,11 +18,17 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from features.bags.h5 import find_bags
-from features.slides.synthetic import SlidePlan, paint_clot, paint_cohort, plan_cohort, write_slide
+from features.slides.synthetic import (
+    SyntheticSlide,
+    make_cohort,
+    render_slide,
+    write_slide,
+    write_synthetic_cohort,
+)
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.scans import write_scan
 
 __all__ = ["PREPARATIONS", "build_world", "copy_world"]
@@ -36,8 +42,10 @@ _CT_LABELS = (
 
 def build_world(folder: Path) -> None:
     """Slides of 24 patients and two unlabelled ones, their bags, tables, a run, predictions."""
-    plan = _small(plan_cohort(n_patients=_N_TRAIN + _N_TEST, seed=3, signal=1.0))
-    paint_cohort(folder, plan, n_test_patients=_N_TEST, n_workers=1, on_slide=lambda: None)
+    plan = _small(make_cohort(n_patients=_N_TRAIN + _N_TEST, seed=3, signal=1.0))
+    write_synthetic_cohort(
+        folder, plan, n_test_patients=_N_TEST, n_workers=1, on_slide=lambda: None
+    )
     _paint_others(folder)
     for name in ("train", "test"):
         (folder / name).mkdir()
@@ -56,9 +64,9 @@ def train(folder: Path) -> None:
     cohort = read_cohort(folder / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(folder / "bags"))
     shutil.rmtree(folder / "runs", ignore_errors=True)
-    fit_run(
+    train_run(
         cohort, bags, folder / "runs" / "first", n_folds=2, n_repeats=1, seed=0,
-        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=10),
+        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=10),
         on_head=lambda done, total: None,
     )  # fmt: skip
 
@@ -78,7 +86,7 @@ def copy_world(world: Path, folder: Path) -> None:
     shutil.copytree(world, folder, copy_function=copy)
 
 
-def _small(plan: list[SlidePlan]) -> list[SlidePlan]:
+def _small(plan: list[SyntheticSlide]) -> list[SyntheticSlide]:
     """Slides of few tiles, the first two of patients whom the documents name."""
     names = dict(zip(dict.fromkeys(slide.patient_id for slide in plan), _KNOWN_IDS, strict=False))
     return [
@@ -93,10 +101,10 @@ def _small(plan: list[SlidePlan]) -> list[SlidePlan]:
 def _paint_others(folder: Path) -> None:
     """``other/`` and ``other.csv``: slides without labels."""
     (folder / "other").mkdir()
-    plan = _small(plan_cohort(n_patients=_N_OTHER, seed=4, signal=1.0))
+    plan = _small(make_cohort(n_patients=_N_OTHER, seed=4, signal=1.0))
     plan = [replace(slide, patient_id=f"0ther{n}") for n, slide in enumerate(plan)]
     for slide in plan:
-        write_slide(folder / "other" / f"{slide.slide_id}.tif", paint_clot(slide))
+        write_slide(folder / "other" / f"{slide.slide_id}.tif", render_slide(slide))
     pd.DataFrame(
         [(s.slide_id, s.patient_id) for s in plan], columns=["image_id", "patient_id"]
     ).to_csv(folder / "other.csv", index=False)
@@ -114,11 +122,11 @@ def _labels(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for table, name in (("train.csv", "labels.csv"), ("test.csv", "truth.csv")):
         slides = pd.read_csv(folder / table, dtype=str).rename(columns={"image_id": "slide_id"})
-        of_patient = {
+        predict_set = {
             patient: rng.permutation([number % 2, number // 2 % 2])
             for number, patient in enumerate(slides["patient_id"].unique())
         }
-        marks = np.array([of_patient[patient] for patient in slides["patient_id"]])
+        marks = np.array([predict_set[patient] for patient in slides["patient_id"]])
         slides = slides[["slide_id", "patient_id"]].assign(
             any=marks.max(axis=1), epidural=marks[:, 0], subdural=marks[:, 1]
         )
@@ -174,8 +182,8 @@ def _examples(folder: Path) -> None:
     (folder / "crops").mkdir()
     rng = np.random.default_rng(0)
     rows = []
-    for number, slide in enumerate(_small(plan_cohort(n_patients=5, seed=9, signal=1.0))[:5]):
-        tissue = Image.fromarray(paint_clot(slide)).crop((150, 100, 1046, 996)).resize((448, 448))
+    for number, slide in enumerate(_small(make_cohort(n_patients=5, seed=9, signal=1.0))[:5]):
+        tissue = Image.fromarray(render_slide(slide)).crop((150, 100, 1046, 996)).resize((448, 448))
         ink = np.clip(rng.normal((200, 30, 50), 2, (224, 224, 3)), 0, 255).astype(np.uint8)
         for label, picture in (("keep", tissue), ("drop", Image.fromarray(ink))):
             path = f"crops/{label}_{number}.png"

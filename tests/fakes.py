@@ -13,7 +13,7 @@ import pytest
 from features.bags.bag import IMAGE, Bag, BagMeta, Fingerprint, as_json
 from features.bags.h5 import write_bag
 from features.errors import TileError
-from features.filters.classifier import Examples, SeenSlide, TileFilter, TileRecipe
+from features.filters.classifier import EmbeddingSpec, ExampleSlide, LabelledTiles, TileFilter
 from features.filters.training import fit_filter
 from features.slides.base import Level
 
@@ -133,19 +133,19 @@ def make_examples(
     seed: int = 0,
     slide_ids: Sequence[str] = (),
     patient_ids: Sequence[str] = (),
-) -> Examples:
+) -> LabelledTiles:
     """Ten tiles a slide, noise like that of bags; the first four, raised by 3, are to drop."""
     rng = np.random.default_rng([seed, 77])
     slide = np.repeat(np.arange(n_slides), 10)
     drop = np.tile(np.arange(10) < 4, n_slides)
     names = [*slide_ids, *(f"s{number}" for number in range(len(slide_ids), n_slides))]
     owners = [*patient_ids, *[""] * n_slides]
-    return Examples(
+    return LabelledTiles(
         features=(rng.normal(size=(len(slide), dim)) + 3 * drop[:, None]).astype(np.float16),
         drop=drop,
         slide=slide,
         slides=tuple(
-            SeenSlide(slide_id=name, patient_id=owner)
+            ExampleSlide(slide_id=name, patient_id=owner)
             for name, owner in zip(names, owners, strict=False)
         ),
     )
@@ -155,7 +155,7 @@ def make_filter(*, n_slides: int, dim: int = 8, **examples: Any) -> TileFilter:
     """A filter of bags as :func:`make_bag` makes them, which drops tiles that are raised by 3."""
     return fit_filter(
         make_examples(n_slides=n_slides, dim=dim, **examples),
-        recipe=TileRecipe.of(replace(FINGERPRINT, dim=dim)),
+        recipe=EmbeddingSpec.of(replace(FINGERPRINT, dim=dim)),
     )
 
 
@@ -197,7 +197,7 @@ class FakeSlide:
                 and y < y_px + height_px
                 and y_px < y + height
             ):
-                raise TileError(self.path, found=f"nothing at ({x_px}, {y_px})")
+                raise TileError(self.path, actual=f"nothing at ({x_px}, {y_px})")
         picture = np.full((height_px, width_px, 3), 255, np.uint8)
         part = self._pixels[level][y_px : y_px + height_px, x_px : x_px + width_px]
         picture[: part.shape[0], : part.shape[1]] = part

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from cli.viewer.content import ViewedRun
+from cli.viewer.content import ViewerState
 from features.bags.h5 import find_bags
 from mil.calibration.priors import balanced
 from mil.data.cohort import read_cohort
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
 from tests.cli.test_filter import pen, tissue
 from tests.cli.test_view import ask, serve
@@ -152,9 +152,9 @@ def test_commands_that_only_look_take_any_name(world: Path) -> None:
     done("bags", "verify", bags)
     done("audit", cohort, "--bags", bags)
     table = read_cohort(cohort, labelled=False)
-    model = load_run(run)
+    model = load_bundle(run)
     prior = balanced(model.classes)
-    viewed = ViewedRun(
+    viewed = ViewerState(
         model, table, predict_patients(model, table, bags, prior=prior), bags=find_bags(bags),
         prior=prior, paths={slide_id(3): world / "Schnitte ä" / f"{slide_id(3)}.png"},
     )  # fmt: skip

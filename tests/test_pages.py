@@ -15,21 +15,21 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from cli.viewer.content import ViewedRun
+from cli.viewer.content import ViewerState
 from cli.viewer.server import ViewServer
 from features.bags.h5 import bag_path, find_bags, write_bag
 from features.slides.base import RgbArray
 from features.slides.synthetic import write_slide
-from features.visualization.deepzoom import SlideZoom, Window
+from features.visualization.deepzoom import DeepZoomReader, Region
 from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
 from mil.multilabel.table import read_label_table
-from mil.multilabel.train import fit_labels
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.multilabel.train import train_labels
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.browser import CHROMIUM, Tab, open_tab
 from tests.fakes import make_bag
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 PHONE, DESK = (360, 740), (1280, 900)
 A4_PX, A4_LANDSCAPE_PX = 703, 1046
 """186 and 277 mm within the margins, CSS px."""
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 LONG = "a-patient-with-a-name-much-longer-than-a-phone-is-wide-0123456789"
 PAGES = {
     "describe": "describe.html",
@@ -83,13 +83,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{table}.csv").write_text("\n".join([head, *lines]) + "\n")
         cohort = read_cohort(folder / f"{table}.csv", labelled=True)
         bags = load_patient_bags(cohort, find_bags(folder / "bags"))
-        fit_run(
+        train_run(
             cohort, bags, folder / "runs" / table, n_folds=3, n_repeats=2, seed=0, settings=FAST,
             on_head=lambda done, total: None,
         )  # fmt: skip
     (folder / "labels.csv").write_text("\n".join(["image_id,patient_id,left,right", *labels]))
     table = read_label_table(folder / "labels.csv", ["left", "right"])
-    fit_labels(
+    train_labels(
         table, load_patient_bags(table.patients, find_bags(folder / "bags")),
         folder / "runs" / "labels", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda label, done, total: None,
@@ -113,10 +113,10 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def server(world: Path) -> Iterator[ViewServer]:
-    run = load_run(world / "runs" / "two")
+    run = load_bundle(world / "runs" / "two")
     cohort = read_cohort(world / "two.csv", labelled=False)
     prior = balanced(run.classes)
-    viewed = ViewedRun(
+    viewed = ViewerState(
         run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
         bags=find_bags(world / "bags"), prior=prior,
         paths={path.stem: path for path in (world / "slides").iterdir()},
@@ -231,13 +231,13 @@ def test_the_viewer_says_that_it_waits_for_a_slide(
     show(tab, server.url, DESK)
     tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
     tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded() && byId('busy').hidden")
-    may_read, read = threading.Event(), SlideZoom.read
+    may_read, read = threading.Event(), DeepZoomReader.read
 
-    def wait_and_read(zoom: SlideZoom, window: Window) -> RgbArray:
+    def wait_and_read(zoom: DeepZoomReader, window: Region) -> RgbArray:
         may_read.wait(60)
         return read(zoom, window)
 
-    monkeypatch.setattr(SlideZoom, "read", wait_and_read)
+    monkeypatch.setattr(DeepZoomReader, "read", wait_and_read)
     tab.evaluate("openPatient(5)")
     tab.wait_for("!byId('busy').hidden && byId('busy').textContent.startsWith('Reading')")
     may_read.set()

@@ -13,9 +13,9 @@ import torch
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
 from features.encoders.weights import read_checkpoint
-from features.errors import KnownError
+from features.errors import MilError
 from features.filters.classifier import read_filter
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -45,7 +45,7 @@ class Harm:
         return Path.touch, (self.path,)
 
 
-def as_bag(folder: Path, content: bytes) -> object:
+def to_bag(folder: Path, content: bytes) -> object:
     (folder / "s.h5").write_bytes(content)
     return read_bag(folder / "s.h5")
 
@@ -72,27 +72,27 @@ def as_pack(folder: Path, content: bytes) -> object:
 
 def as_run(folder: Path, content: bytes) -> object:
     (folder / "model.json").write_bytes(content)
-    return load_run(folder)
+    return load_bundle(folder)
 
 
-@pytest.mark.parametrize("read", [as_bag, as_filter, as_weights, as_tensors, as_pack, as_run])
+@pytest.mark.parametrize("read", [to_bag, as_filter, as_weights, as_tensors, as_pack, as_run])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_in_the_place_of_any_file_is_refused_and_not_run(
     tmp_path: Path, read: Callable[[Path, bytes], object], protocol: int
 ) -> None:
     content = pickle.dumps({"weight": Harm(tmp_path / "harmed")}, protocol=protocol)
-    with pytest.raises(KnownError) as caught:
+    with pytest.raises(MilError) as caught:
         read(tmp_path, content)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "harmed").exists()
 
 
-@pytest.mark.parametrize("read", [as_bag, as_filter, as_weights, as_tensors, as_pack, as_run])
+@pytest.mark.parametrize("read", [to_bag, as_filter, as_weights, as_tensors, as_pack, as_run])
 def test_a_torch_file_with_code_in_the_place_of_any_file_is_refused_and_not_run(
     tmp_path: Path, read: Callable[[Path, bytes], object]
 ) -> None:
     torch.save({"weight": Harm(tmp_path / "harmed")}, tmp_path / "evil")
-    with pytest.raises(KnownError):
+    with pytest.raises(MilError):
         read(tmp_path, (tmp_path / "evil").read_bytes())
     assert not (tmp_path / "harmed").exists()
 

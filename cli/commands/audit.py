@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cli.console import print_json, progress_bar, results, step
+from cli.console import print_json, progress_bar, spinner, stdout
 from cli.options import JsonOutput
 from cli.shared.output import print_findings
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.audit import AuditReport
@@ -65,7 +65,7 @@ def audit(
     Exit codes: 0 no leak was found, whatever else was; 1 a leak, or a table or bag that cannot be
     used; 2 usage.
     """
-    with step("loading"):
+    with spinner("loading"):
         from mil.audit import audit as run_audit
 
     with progress_bar("") as bars:
@@ -93,20 +93,20 @@ def _print_report(report: AuditReport, *, bags: Path | None) -> None:
     if report.predictability:
         _print_shortcuts(report)
     looked_at = ", ".join(
-        f"{counted(report.n_patients[side], 'patients')} and "
-        f"{counted(report.n_slides[side], 'slides')} in {side}"
+        f"{pluralize(report.n_patients[side], 'patients')} and "
+        f"{pluralize(report.n_slides[side], 'slides')} in {side}"
         for side in report.n_patients
     )
-    results.print(
+    stdout.print(
         f"Looked at {looked_at}, "
         + (
             "at tables only: add --bags to find copies."
             if bags is None
-            else f"{counted(report.n_bags, 'bags')}."
+            else f"{pluralize(report.n_bags, 'bags')}."
         )
     )
     n_leaks = sum(finding.severity == "error" for finding in report.findings)
-    results.print(f"Leaks: {n_leaks}." if n_leaks else "No leak found.")
+    stdout.print(f"Leaks: {n_leaks}." if n_leaks else "No leak found.")
 
 
 def _print_shortcuts(report: AuditReport) -> None:
@@ -125,9 +125,9 @@ def _print_shortcuts(report: AuditReport) -> None:
             f"{found.p_value:.3f}",
             str(found.n_patients),
         )
-    results.print(table)
-    results.print(
+    stdout.print(table)
+    stdout.print(
         "Score: cross-validated AUROC for labels, balanced accuracy for centres; below chance "
         "means no information. p: share of shuffled truths that score as high."
     )
-    results.print("Intervals: class-stratified bootstrap over patients.")
+    stdout.print("Intervals: class-stratified bootstrap over patients.")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cli.console import notes, print_json, progress_bar, results, step
+from cli.console import print_json, progress_bar, spinner, stderr, stdout
 from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.encoders.registry import Backbone
+    from features.encoders.registry import EncoderInfo
 
 __all__ = ["backbones"]
 
@@ -55,12 +55,12 @@ def backbones(
 
     Exit codes: 0 done, 1 no such name, 2 usage.
     """
-    with step("loading timm"):
-        from features.encoders.registry import describe_backbone, find_backbones
+    with spinner("loading timm"):
+        from features.encoders.registry import encoder_info, list_encoders
 
-        names = find_backbones(pattern)
+        names = list_encoders(pattern)
     with progress_bar("backbones") as bars:
-        found = [describe_backbone(name) for name in bars.track(names, description="looking")]
+        found = [encoder_info(name) for name in bars.track(names, description="looking")]
     speeds = _measure(found, device, batch, execution) if measure else {}
     if as_json:
         print_json({"backbones": [asdict(one) | speeds.get(one.name, {}) for one in found]})
@@ -69,7 +69,7 @@ def backbones(
 
 
 def _measure(
-    found: list[Backbone], device: str, batch: int, execution: str
+    found: list[EncoderInfo], device: str, batch: int, execution: str
 ) -> dict[str, dict[str, object]]:
     """Speed of each backbone that can serve, or why it has none, by name."""
     from features.encoders.registry import measure_backbone
@@ -85,14 +85,14 @@ def _measure(
                     name, device=chosen, batch_tiles=batch, execution=execution
                 )
             except EncoderError as error:
-                notes.print(f"not measured: {name}: {error}", style="yellow")
+                stderr.print(f"not measured: {name}: {error}", style="yellow")
             else:
                 speeds[name] = {"tiles_per_s": rate, "execution": ran}
     return speeds
 
 
-def _print(found: list[Backbone], speeds: dict[str, dict[str, object]]) -> None:
-    table = Table(title=counted(len(found), "backbones"), title_justify="left")
+def _print(found: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> None:
+    table = Table(title=pluralize(len(found), "backbones"), title_justify="left")
     table.add_column("name", overflow="fold")
     for name in ("input px", "dim", "parameters"):
         table.add_column(name, justify="right")
@@ -107,12 +107,12 @@ def _print(found: list[Backbone], speeds: dict[str, dict[str, object]]) -> None:
         if speeds:
             cells.append(f"{speeds.get(one.name, {}).get('tiles_per_s', float('nan')):.3g}")
         table.add_row(*cells)
-    results.print(table)
+    stdout.print(table)
     for one in found:
         if one.unusable:
-            notes.print(f"cannot serve: {one.name}: {one.unusable}", style="yellow")
+            stderr.print(f"cannot serve: {one.name}: {one.unusable}", style="yellow")
     if speeds:
         ways = sorted({str(speed["execution"]) for speed in speeds.values()})
-        results.print(
+        stdout.print(
             f"tiles/s: measured here with random weights, {', '.join(ways)}; reading not included."
         )

@@ -18,19 +18,19 @@ from cli.console import (
     EXIT_PARTLY_FAILED,
     PlainCommand,
     PlainGroup,
-    notes,
     print_json,
     progress_bar,
-    results,
-    step,
+    spinner,
+    stderr,
+    stdout,
 )
 from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, flag
 from cli.shared.arguments import folder_for_bags
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.bags.convert import Exchanged
-    from features.bags.verify import FolderCheck
+    from features.bags.convert import ConversionResult
+    from features.bags.verify import FolderReport
 
 __all__ = ["ExportLayout", "ImportLayout", "bags"]
 
@@ -82,7 +82,7 @@ def verify(
 
     Exit codes: 0 all good, 1 none is good, 2 usage, 3 some are bad.
     """
-    with step("loading"):
+    with spinner("loading"):
         from features.bags.isolated_reader import IsolatedReader
         from features.bags.verify import verify_bags
     with _counting("bags") as on_bag, IsolatedReader() as reader:
@@ -141,12 +141,12 @@ def import_(
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
     folder_for_bags(bags_dir)
-    with step("loading"):
+    with spinner("loading"):
         from features.bags.convert import import_bags
-        from features.bags.formats.base import Given
+        from features.bags.formats.base import ImportDefaults
         from features.slides.manifest import read_mpp_table
 
-        given = Given(
+        given = ImportDefaults(
             encoder=backbone,
             tile_px=tile_px or 0,
             target_mpp=mpp or 0.0,
@@ -174,7 +174,7 @@ def export(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
-    with step("loading"):
+    with spinner("loading"):
         from features.bags.convert import export_bags
     with _counting("slides") as on_slide:
         outcomes = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
@@ -203,18 +203,18 @@ def pack(
 
     Exit codes: 0 done, 1 bags cannot be used or the store not be written, 2 usage.
     """
-    with step("loading"):
-        from features.bags.store_writer import pack_bags
+    with spinner("loading"):
+        from features.bags.store_writer import write_store
         from features.filters.classifier import copy_filter
     with _counting("bags") as on_bag:
-        packed = pack_bags(
+        packed = write_store(
             bags_dir, out, overwrite=overwrite, on_bag=on_bag, copy_filter=copy_filter
         )
     if as_json:
         print_json({"source": str(bags_dir), "out": str(out), **asdict(packed)})
     else:
-        results.print(
-            f"{counted(packed.n_bags, 'bags')}, {counted(packed.n_tiles, 'tiles')}, "
+        stdout.print(
+            f"{pluralize(packed.n_bags, 'bags')}, {pluralize(packed.n_tiles, 'tiles')}, "
             f"{packed.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
         )
 
@@ -236,7 +236,7 @@ def _leave(*, n_bad: int, n_all: int) -> None:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_bad == n_all else EXIT_PARTLY_FAILED)
 
 
-def _checked(found: FolderCheck, bags_dir: Path) -> dict[str, object]:
+def _checked(found: FolderReport, bags_dir: Path) -> dict[str, object]:
     return {
         "bags": str(bags_dir),
         "n_bags": len(found.bags),
@@ -250,14 +250,14 @@ def _checked(found: FolderCheck, bags_dir: Path) -> dict[str, object]:
     }
 
 
-def _print_check(found: FolderCheck, bags_dir: Path) -> None:
+def _print_check(found: FolderReport, bags_dir: Path) -> None:
     summary = _checked(found, bags_dir)
     table = Table(title=f"Bags in {bags_dir}", title_justify="left")
     for name in ("bags", "bad", "empty", "imported", "tiles", "ways of making"):
         table.add_column(name, justify="right")
     keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
     table.add_row(*(f"{summary[key]:,}" for key in keys))
-    results.print(table)
+    stdout.print(table)
     if found.n_bad:
         bad = Table(title="Bad bags", title_justify="left")
         bad.add_column("slide")
@@ -265,16 +265,16 @@ def _print_check(found: FolderCheck, bags_dir: Path) -> None:
         for bag in found.bags:
             for problem in bag.problems:
                 bad.add_row(bag.slide_id, problem)
-        results.print(bad)
+        stdout.print(bad)
     if found.constant_features:
-        results.print(
-            f"{counted(len(found.constant_features), 'features')} with the same number on all "
+        stdout.print(
+            f"{pluralize(len(found.constant_features), 'features')} with the same number on all "
             "tiles, which says nothing, but does no harm."
         )
 
 
 def _report(
-    outcomes: list[Exchanged], *, source: Path, out: Path, layout: str, as_json: bool
+    outcomes: list[ConversionResult], *, source: Path, out: Path, layout: str, as_json: bool
 ) -> None:
     failed = {outcome.slide_id: outcome.problem for outcome in outcomes if outcome.problem}
     n_tiles = sum(outcome.n_tiles for outcome in outcomes)
@@ -292,8 +292,8 @@ def _report(
             "failed": failed,
         })  # fmt: skip
     else:
-        results.print(
-            f"{n_done:,} of {counted(len(outcomes), 'slides')}, {counted(n_tiles, 'tiles')}: "
+        stdout.print(
+            f"{n_done:,} of {pluralize(len(outcomes), 'slides')}, {pluralize(n_tiles, 'tiles')}: "
             f"{source} -> {out}",
         )
         if unknown:
@@ -301,7 +301,7 @@ def _report(
                 name if n_slides == n_done else f"{name} (of {n_slides})"
                 for name, n_slides in sorted(unknown.items())
             )
-            results.print(f"Unknown about their making: {told}.")
+            stdout.print(f"Unknown about their making: {told}.")
     for problem in failed.values():
-        notes.print(f"failed: {problem}", style="yellow")
+        stderr.print(f"failed: {problem}", style="yellow")
     _leave(n_bad=len(failed), n_all=len(outcomes))

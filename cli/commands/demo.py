@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from cli.console import notes, progress_bar, results
-from features.utils.hardware import N_CORES
+from cli.console import progress_bar, stderr, stdout
+from features.utils.hardware import CPU_COUNT
 
 __all__ = ["demo"]
 
@@ -50,21 +50,21 @@ def demo(
 
     Exit codes: 0 done, 2 usage, else that of the command that failed.
     """
-    from features.slides.synthetic import paint_cohort, plan_cohort
+    from features.slides.synthetic import make_cohort, write_synthetic_cohort
 
     started = time.monotonic()
-    results.print(
+    stdout.print(
         "These slides are SYNTHETIC: painted tissue whose mixture depends on the class. Scores on "
         "them show that the road works, nothing more."
     )
-    plan = plan_cohort(n_patients=train_patients + test_patients, seed=seed, signal=signal)
+    plan = make_cohort(n_patients=train_patients + test_patients, seed=seed, signal=signal)
     with progress_bar("slides") as bars:
         task = bars.add_task("painting", total=len(plan))
-        paint_cohort(
+        write_synthetic_cohort(
             out,
             plan,
             n_test_patients=test_patients,
-            n_workers=N_CORES,
+            n_workers=CPU_COUNT,
             on_slide=lambda: bars.advance(task),
         )
     bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
@@ -76,22 +76,22 @@ def demo(
     )  # fmt: skip
     _run("infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission)
     _run("score", submission, "--cohort", out / "test_labels.csv")
-    results.print(f"Everything lies in {out}/ ({time.monotonic() - started:.0f} s):")
+    stdout.print(f"Everything lies in {out}/ ({time.monotonic() - started:.0f} s):")
     for path, words in (
         (out / "slides", "painted slides, tables beside them"),
         (bags, "one bag of embeddings a slide"),
         (run, "the model bundle"),
         (submission, "one row a held-out patient"),
     ):
-        results.print(f"  {path}: {words}")
+        stdout.print(f"  {path}: {words}")
 
 
 def _run(*arguments: object) -> None:
     """Print a command and run it as a user would, in a process of its own."""
     words = [str(argument) for argument in arguments]
-    results.print(f"\n$ mil {shlex.join(words)}", style="bold")
+    stdout.print(f"\n$ mil {shlex.join(words)}", style="bold")
     sys.stdout.flush()
     code = subprocess.run([sys.executable, "-m", "cli", *words], check=False).returncode  # noqa: S603
     if code:
-        notes.print(f"that command ended with exit code {code}", style="bold red")
+        stderr.print(f"that command ended with exit code {code}", style="bold red")
         raise typer.Exit(code)

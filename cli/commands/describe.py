@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
 from cli.options import JsonOutput
 from cli.shared.output import print_findings
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mil.reporting.cohort_report import Description, SlideFiles, SlideHeader, SlideTable
+    from mil.reporting.cohort_report import CohortSummary, SlideFiles, SlideHeader, SlideTable
 
 __all__ = ["describe"]
 
@@ -77,10 +77,9 @@ def describe(
 
     Exit codes: 0 done, 1 table or bags cannot be used, 2 usage, 3 some slides cannot be opened.
     """
-    with step("loading"):
-        from features.utils.files import make_folder, written_beside
-        from mil.reporting.cohort_report import describe as describe_cohort
-        from mil.reporting.cohort_report import render_description
+    with spinner("loading"):
+        from features.utils.files import atomic_write, make_folder
+        from mil.reporting.cohort_report import render_description, summarize_cohort
 
     with progress_bar("") as bars:
         task = bars.add_task("reading the table", total=None)
@@ -93,13 +92,13 @@ def describe(
                 return None
             return _read_slides(slides, table, n_a_label=gallery, on_step=on_step)
 
-        found = describe_cohort(
+        found = summarize_cohort(
             train, files_of=read_slides, bags_dir=bags, on_step=on_step, label=label
         )
         on_step("drawing", 0, 1)
         html = render_description(found)
     make_folder(out.parent)
-    with written_beside(out) as beside:
+    with atomic_write(out) as beside:
         beside.write_text(html, encoding="utf-8", errors="replace")
     if as_json:
         print_json({"page": str(out), **found.as_dict()})
@@ -111,7 +110,7 @@ def describe(
 
 def _read_slides(folder: Path, table: SlideTable, *, n_a_label: int, on_step: OnStep) -> SlideFiles:
     """Headers of all slides of a folder, and overviews of a few."""
-    from features.errors import KnownError
+    from features.errors import MilError
     from features.slides.reader import find_slides
     from mil.reporting.cohort_report import SlideFiles, choose_for_gallery
 
@@ -122,7 +121,7 @@ def _read_slides(folder: Path, table: SlideTable, *, n_a_label: int, on_step: On
     for done, (slide_id, path) in enumerate(paths.items(), start=1):
         try:
             headers[slide_id] = _read_header(slide_id, path, content_ids.get(slide_id, ""))
-        except KnownError as error:
+        except MilError as error:
             failures[slide_id] = str(error)
         on_step("reading headers", done, len(paths))
     thumbnails: dict[str, Image.Image] = {}
@@ -130,7 +129,7 @@ def _read_slides(folder: Path, table: SlideTable, *, n_a_label: int, on_step: On
     for done, slide_id in enumerate(chosen, start=1):
         try:
             thumbnails[slide_id] = _read_thumbnail(paths[slide_id])
-        except KnownError as error:
+        except MilError as error:
             failures[slide_id] = str(error)
         on_step("reading overviews", done, len(chosen))
     return SlideFiles(headers=headers, failures=failures, thumbnails=thumbnails)
@@ -143,7 +142,8 @@ def _by_id(paths: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         if found.setdefault(slide_id_of(path), path) != path:
-            notes.print(f"not looked at: {path}, whose name {found[slide_id_of(path)]} has already",
+            stderr.print(f"not looked at: {path}, whose name {found[slide_id_of(path)]} "
+            "has already",
                         style="yellow")  # fmt: skip
     return found
 
@@ -151,7 +151,7 @@ def _by_id(paths: list[Path]) -> dict[str, Path]:
 def _ids_of_equal_sizes(paths: Mapping[str, Path], *, on_step: OnStep) -> dict[str, str]:
     """Content of those files that have the size of another: only they can be copies."""
     from features.errors import SlideError
-    from features.slides.file_info import content_id, stored_bytes
+    from features.slides.file_info import content_hash, stored_bytes
 
     sizes = {slide_id: stored_bytes(path) for slide_id, path in paths.items()}
     counts = Counter(sizes.values())
@@ -159,7 +159,7 @@ def _ids_of_equal_sizes(paths: Mapping[str, Path], *, on_step: OnStep) -> dict[s
     found = {}
     for done, slide_id in enumerate(alike, start=1):
         with suppress(SlideError):  # said when its header is read
-            found[slide_id] = content_id(paths[slide_id])
+            found[slide_id] = content_hash(paths[slide_id])
         on_step("comparing files of equal size", done, len(alike))
     return found
 
@@ -203,12 +203,14 @@ def _read_thumbnail(path: Path) -> Image.Image:
         slide.close()
 
 
-def _print_summary(found: Description, page: Path) -> None:
+def _print_summary(found: CohortSummary, page: Path) -> None:
     print_findings(found.findings)
     table = found.table
-    told = f"{counted(len(table.slides), 'slides')} of {counted(len(table.patients), 'patients')}"
+    told = (
+        f"{pluralize(len(table.slides), 'slides')} of {pluralize(len(table.patients), 'patients')}"
+    )
     if table.labelled:
         counts = ", ".join(f"{n} {name}" for name, n in found.labels["patients"].items())
         told += f" ({counts})"
-    results.print(f"{told}.")
-    results.print(f"Look at {page}")
+    stdout.print(f"{told}.")
+    stdout.print(f"Look at {page}")

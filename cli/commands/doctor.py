@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cli.console import EXIT_KNOWN_ERROR, print_json, results, step
+from cli.console import EXIT_KNOWN_ERROR, print_json, spinner, stdout
 from cli.options import JsonOutput
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from cli.doctor_checks.base import Finding
+    from cli.doctor_checks.base import CheckResult
 
 __all__ = ["doctor"]
 
@@ -34,10 +34,10 @@ def doctor(*, as_json: JsonOutput = False) -> None:
 
     Exit codes: 0 nothing failed, 1 something failed.
     """
-    from cli.doctor_checks.run import examine_all
+    from cli.doctor_checks.run import run_checks
 
-    with step("looking at software, machine, readers and backbone"):
-        findings = [finding for part in examine_all() for finding in part]
+    with spinner("looking at software, machine, readers and backbone"):
+        findings = [finding for part in run_checks() for finding in part]
     n_failed = sum(finding.status == "failed" for finding in findings)
     if as_json:
         print_json({"ok": not n_failed, "findings": [asdict(finding) for finding in findings]})
@@ -47,7 +47,7 @@ def doctor(*, as_json: JsonOutput = False) -> None:
         raise typer.Exit(EXIT_KNOWN_ERROR)
 
 
-def _print(findings: list[Finding]) -> None:
+def _print(findings: list[CheckResult]) -> None:
     table = Table()
     for name in ("part", "looked at", "", "found"):
         table.add_column(name, overflow="fold")
@@ -60,11 +60,11 @@ def _print(findings: list[Finding]) -> None:
             Text(finding.found),
         )
         part = finding.part
-    results.print(table)
+    stdout.print(table)
     for finding in findings:
         if finding.status != "ok":
-            results.print(f"{finding.status}: {finding.name}: {finding.advice}")
+            stdout.print(f"{finding.status}: {finding.name}: {finding.advice}")
     counts = Counter(finding.status for finding in findings)
-    results.print(
-        f"{counts['ok']} ok, {counted(counts['note'], 'notes')}, {counts['failed']} failed"
+    stdout.print(
+        f"{counts['ok']} ok, {pluralize(counts['note'], 'notes')}, {counts['failed']} failed"
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cli.commands.embed_series import embed_table
-from cli.console import finish_on_interrupt, notes, print_json, progress_bar, results, step
+from cli.commands.embed_series import embed_series_command
+from cli.console import finish_on_interrupt, print_json, progress_bar, spinner, stderr, stdout
 from cli.options import (
     TILES,
     Address,
@@ -40,21 +40,26 @@ from cli.options import (
 )
 from cli.shared.arguments import (
     folder_for_bags,
-    given_mpp_of,
-    part_of,
-    refuse,
+    reject_options,
     require_one_resolution,
     require_ray_for_address,
-    slides_of,
+    resolve_mpp_table,
+    resolve_slides,
+    select_shard,
     tile_settings,
 )
-from cli.shared.embed_progress import SlideBars, report_outcomes
-from cli.shared.executors import TILES_A_SLIDE, Work, everywhere, running
-from features.utils.hardware import N_CORES
-from features.utils.text import counted
+from cli.shared.embed_progress import EmbedProgressBars, report_outcomes
+from cli.shared.executors import (
+    EXPECTED_TILES_PER_SLIDE,
+    EmbedOptions,
+    absolute_path,
+    open_executor,
+)
+from features.utils.hardware import CPU_COUNT
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.embedding.config import EmbedSettings
+    from features.embedding.config import EmbedConfig
     from features.encoders.encoder import Encoder
     from features.filters.classifier import TileFilter
 
@@ -192,21 +197,21 @@ def embed(
     if (series is None) == (not paths):
         raise typer.BadParameter("give either slides or --series", param_hint="--series")
     if engine is EngineName.ray:  # whose machines have other working folders
-        paths, bags = [everywhere(path) for path in paths or []], everywhere(bags)
-        series = series and everywhere(series)
-    work = Work(
+        paths, bags = [absolute_path(path) for path in paths or []], absolute_path(bags)
+        series = series and absolute_path(series)
+    work = EmbedOptions(
         backbone=backbone, weights=weights, execution=execution, batch=batch, device=device,
         engine=engine, address=address, workers=workers, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
     if series is not None:
-        refuse(
+        reject_options(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
              "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap,
              "--filter": tile_filter, "--views": views,
              "--stain-norm": stain_norm is not StainNorm.none},
             "goes with slides, not with --series",
         )  # fmt: skip
-        embed_table(
+        embed_series_command(
             series, bags, work=work, windows=windows, tile_px=tile_px, max_failed=max_failed,
             shard=shard,
         )  # fmt: skip
@@ -217,19 +222,19 @@ def embed(
     )  # fmt: skip
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     folder_for_bags(bags)
-    slides = part_of(slides_of(paths or []), shard)
-    given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    slides = select_shard(resolve_slides(paths or []), shard)
+    given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     sieve = None if tile_filter is None else _read_filter(tile_filter, slides)
-    with step("loading torch"):
-        from features.embedding.config import EmbedSettings
-        from features.tiling.augmentation import ViewSettings
+    with spinner("loading torch"):
+        from features.embedding.config import EmbedConfig
+        from features.tiling.augmentation import AugmentationConfig
         from features.tiling.tissue import TissueSettings
 
-    settings = EmbedSettings(
-        tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or N_CORES,
-        max_failed=EmbedSettings.max_failed if max_failed is None else max_failed,
+    settings = EmbedConfig(
+        tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or CPU_COUNT,
+        max_failed=EmbedConfig.max_failed if max_failed is None else max_failed,
         tile_filter=sieve, stain_norm=stain_norm.value,
-        views=ViewSettings(n_views=views, seed=views_seed),
+        views=AugmentationConfig(n_views=views, seed=views_seed),
     )  # fmt: skip
     if dry_run:
         _estimate(slides, work=work, settings=settings, given_mpp=given)
@@ -238,13 +243,13 @@ def embed(
 
 
 def _estimate(
-    slides: list[Path], *, work: Work, settings: EmbedSettings, given_mpp: Mapping[str, float]
+    slides: list[Path], *, work: EmbedOptions, settings: EmbedConfig, given_mpp: Mapping[str, float]
 ) -> None:
     """Print what embedding would take, on the first of the devices."""
     from features.parallel.devices import parse_devices
 
-    request = work.request(n_tiles_expected=len(slides) * TILES_A_SLIDE)
-    with step("loading the backbone"):
+    request = work.request(n_tiles_expected=len(slides) * EXPECTED_TILES_PER_SLIDE)
+    with spinner("loading the backbone"):
         encoder = replace(request, device=parse_devices(work.device)[0]).load(None)
     print_estimate(slides, encoder, settings=settings, given_mpp=given_mpp, as_json=work.as_json)
 
@@ -253,23 +258,23 @@ def _embed(
     slides: list[Path],
     bags_dir: Path,
     *,
-    work: Work,
-    settings: EmbedSettings,
+    work: EmbedOptions,
+    settings: EmbedConfig,
     given_mpp: Mapping[str, float],
     preview: Path | None,
 ) -> None:
     """Embed under progress bars and tell what became of each slide."""
-    from features.embedding.config import fingerprint_of
+    from features.embedding.config import make_fingerprint
     from features.embedding.pipeline import embed_slides_by
-    from features.visualization.preview import PreviewFolder
+    from features.visualization.preview import PreviewWriter
 
     plan = work.plan(
         bags_dir,
-        n_tiles_expected=len(slides) * TILES_A_SLIDE,
-        fingerprint=partial(fingerprint_of, settings=settings),
+        n_tiles_expected=len(slides) * EXPECTED_TILES_PER_SLIDE,
+        fingerprint=partial(make_fingerprint, settings=settings),
     )
     with (
-        running(plan, engine=work.engine, address=work.address) as embedders,
+        open_executor(plan, engine=work.engine, address=work.address) as embedders,
         progress_bar("tiles") as bars,
         finish_on_interrupt() as stop,
     ):
@@ -280,8 +285,8 @@ def _embed(
             settings=settings,
             given_mpp=given_mpp,
             overwrite=work.overwrite,
-            progress=SlideBars(bars, n_slides=len(slides)),
-            preview=None if preview is None else PreviewFolder(everywhere(preview)),
+            progress=EmbedProgressBars(bars, n_slides=len(slides)),
+            preview=None if preview is None else PreviewWriter(absolute_path(preview)),
             stop=stop,
         )
     report_outcomes(
@@ -297,7 +302,7 @@ def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
     tile_filter = read_filter(path)
     seen = {slide.slide_id for slide in tile_filter.examples.slides}
     if n_seen := len(seen.intersection(map(slide_id_of, slides))):
-        notes.print(
+        stderr.print(
             f"warning: the filter learned from {n_seen} of these slides: 'mil train' will refuse "
             "bags made with it. Embed without --filter and give it to 'mil train --filter', which "
             "fits it again in each fold.",
@@ -310,7 +315,7 @@ def print_estimate(
     slides: list[Path],
     encoder: Encoder,
     *,
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     given_mpp: Mapping[str, float],
     as_json: bool,
 ) -> None:
@@ -326,7 +331,7 @@ def print_estimate(
     if as_json:
         print_json(asdict(found))
         return
-    title = f"{counted(found.n_slides, 'slides')}, nothing written"
+    title = f"{pluralize(found.n_slides, 'slides')}, nothing written"
     table = Table(title=title, title_justify="left")
     for name in ("tiles", "bags", "decoding", "backbone", "finding tissue", "in all"):
         table.add_column(name, justify="right")
@@ -335,10 +340,10 @@ def print_estimate(
         f"{found.backbone_tiles_per_s:,.0f} tiles/s", f"{found.survey_s:,.0f} s",
         _duration(found.hours),
     )  # fmt: skip
-    results.print(table)
-    results.print("Hours are for this machine and these options; rules may leave tiles out.")
+    stdout.print(table)
+    stdout.print("Hours are for this machine and these options; rules may leave tiles out.")
     for message in found.failures.values():
-        notes.print(f"failed: {message}", style="yellow")
+        stderr.print(f"failed: {message}", style="yellow")
 
 
 def _duration(hours: float) -> str:

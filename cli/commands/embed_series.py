@@ -5,40 +5,40 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from cli.console import finish_on_interrupt, progress_bar, step
-from cli.shared.arguments import part_of
-from cli.shared.embed_progress import SlideBars, report_outcomes
-from cli.shared.executors import Work, images_expected, running
-from features.utils.hardware import N_CORES
+from cli.console import finish_on_interrupt, progress_bar, spinner
+from cli.shared.arguments import select_shard
+from cli.shared.embed_progress import EmbedProgressBars, report_outcomes
+from cli.shared.executors import EmbedOptions, images_expected, open_executor
+from features.utils.hardware import CPU_COUNT
 
-__all__ = ["embed_table"]
+__all__ = ["embed_series_command"]
 
 
-def embed_table(
+def embed_series_command(
     table: Path,
     bags_dir: Path,
     *,
-    work: Work,
+    work: EmbedOptions,
     windows: str,
     tile_px: int,
     max_failed: float | None,
     shard: str | None,
 ) -> None:
     """Embed what a table or folder lists, as the options of ``mil embed`` say."""
-    with step("reading the table"):
+    with spinner("reading the table"):
         from features.series.manifest import read_series
         from features.series.windowing import parse_windows
 
-        specs = part_of(list(read_series(table)), shard)
+        specs = select_shard(list(read_series(table)), shard)
         channels = parse_windows(windows)
-    with step("loading torch"):
-        from features.series.config import SeriesSettings, fingerprint_of_series
+    with spinner("loading torch"):
+        from features.series.config import SeriesConfig, fingerprint_of_series
         from features.series.pipeline import embed_series_by
 
-    settings = SeriesSettings(
+    settings = SeriesConfig(
         side_px=tile_px, windows=channels, batch_images=work.batch,
-        n_workers=work.workers or N_CORES,
-        max_failed=SeriesSettings.max_failed if max_failed is None else max_failed,
+        n_workers=work.workers or CPU_COUNT,
+        max_failed=SeriesConfig.max_failed if max_failed is None else max_failed,
     )  # fmt: skip
     plan = work.plan(
         bags_dir,
@@ -46,13 +46,13 @@ def embed_table(
         fingerprint=partial(fingerprint_of_series, settings=settings),
     )
     with (
-        running(plan, engine=work.engine, address=work.address) as embedders,
+        open_executor(plan, engine=work.engine, address=work.address) as embedders,
         progress_bar("images") as bars,
         finish_on_interrupt() as stop,
     ):
         outcomes = embed_series_by(
             embedders, specs, bags_dir, settings=settings, overwrite=work.overwrite,
-            progress=SlideBars(bars, n_slides=len(specs), what="series"), stop=stop,
+            progress=EmbedProgressBars(bars, n_slides=len(specs), what="series"), stop=stop,
         )  # fmt: skip
     report_outcomes(
         outcomes, bags_dir, n_asked_for=len(specs), stopped=stop.is_set(), as_json=work.as_json,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, notes, print_json, progress_bar, results, step
+from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
 from cli.options import BagsPlace, JsonOutput, PictureSlides, Prior, RunDir
 from cli.shared.arguments import files_of
-from cli.shared.runs import newest_run, prior_of
-from features.utils.text import counted
+from cli.shared.runs import newest_run, resolve_prior
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mil.data.cohort import Cohort
     from mil.inference.attention import Explanation, SlideAttention
     from mil.inference.attention_agreement import PatientAgreement
-    from mil.inference.bundle import Run
+    from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
-    from mil.reporting.explanation_page import SlideView, Words
+    from mil.reporting.explanation_page import SlideView, Terms
 
 __all__ = ["explain"]
 
@@ -92,28 +92,28 @@ def explain(
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides have no picture.
     """
     _require_one_question(patients=patients, patient=patient, slide=slide)
-    with step("loading the run"):
+    with spinner("loading the run"):
         from features.bags.store import open_bags
-        from features.series.config import is_of_series
+        from features.series.config import is_series_fingerprint
         from features.utils.files import make_folder
-        from mil.data.instance_labels import read_image_labels
+        from mil.data.instance_labels import read_instance_labels
         from mil.inference.attention import explain_patients
         from mil.inference.attention_agreement import measure_agreement, summarise
-        from mil.inference.bundle import load_run
+        from mil.inference.bundle import load_bundle
         from mil.reporting.explanation_page import OF_SERIES, OF_SLIDES, write_index
 
-        model = load_run(run or newest_run())
-        words = OF_SERIES if is_of_series(model.fingerprint) else OF_SLIDES
-        shares = prior_of(model, prior)
+        model = load_bundle(run or newest_run())
+        words = OF_SERIES if is_series_fingerprint(model.fingerprint) else OF_SLIDES
+        shares = resolve_prior(model, prior)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
         open_bags(bags)  # refused where there is none: all pages would be empty
-        files = _Files(
+        files = _SourceFiles(
             slides=files_of(cohort, slides, option="--slides") if slides else None,
             series=_series_of(cohort, series) if series else None,
         )
         labels = None
         if image_labels is not None:
-            labels = read_image_labels(image_labels, [model.classes[-1], "label"])
+            labels = read_instance_labels(image_labels, [model.classes[-1], "label"])
         explanations = explain_patients(model, cohort, bags, prior=shares)
         make_folder(out)
     predictions: list[PatientPrediction] = []
@@ -162,7 +162,7 @@ def _cohort_of(table: Path, wanted: Sequence[str]) -> Cohort:
     for patient_id in wanted:
         if patient_id not in cohort.patient_ids:
             raise CohortError(
-                table, found=f"no patient {patient_id!r} among {len(cohort.patients)}",
+                table, actual=f"no patient {patient_id!r} among {len(cohort.patients)}",
                 expected="a patient_id of the table, to the letter",
             )  # fmt: skip
     some = [each for each in cohort.patients if not wanted or each.patient_id in wanted]
@@ -178,15 +178,15 @@ def _alone(slide: str, bags_dir: Path) -> Cohort:
     slide_id = without_suffix(slide)
     if slide_id not in open_bags(bags_dir, may_be_empty=True):
         raise BagError(
-            bags_dir, found=f"slide {slide_id!r} has no bag", expected="one bag a slide",
-            advice="Check --bags, or embed the slide with 'mil embed'.",
+            bags_dir, actual=f"slide {slide_id!r} has no bag", expected="one bag a slide",
+            hint="Check --bags, or embed the slide with 'mil embed'.",
         )  # fmt: skip
     alone = Patient(patient_id=slide_id, slide_ids=(slide_id,), label=None, center_id=None)
     return Cohort(path=bags_dir, patients=(alone,), classes=())
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files:
+class _SourceFiles:
     """What bags were made from, by slide id; None where it was not given."""
 
     slides: Mapping[str, Path] | None
@@ -203,12 +203,12 @@ def _series_of(cohort: Cohort, table: Path) -> dict[str, SeriesSpec]:
 
 def _explain_one(
     explanation: Explanation,
-    run: Run,
+    run: ModelBundle,
     shares: npt.NDArray[np.float64],
     out: Path,
     *,
-    files: _Files,
-    words: Words,
+    files: _SourceFiles,
+    words: Terms,
     top: int,
 ) -> list[SlideView]:
     """Write page and exports of one patient."""
@@ -240,7 +240,7 @@ def _explain_one(
 
 
 def _summarise(
-    run: Run,
+    run: ModelBundle,
     predictions: Sequence[PatientPrediction],
     shares: npt.NDArray[np.float64],
     out: Path,
@@ -274,38 +274,39 @@ def _print_summary(summary: Mapping[str, object], prior: str) -> None:
     told = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
     n_patients = summary["n_patients"]
     assert isinstance(n_patients, int)  # noqa: S101 - as above
-    results.print(f"{counted(n_patients, 'patients')} explained (run {summary['run']})")
-    results.print(f"The probabilities are for a prior of {told} ({prior}).")
+    stdout.print(f"{pluralize(n_patients, 'patients')} explained (run {summary['run']})")
+    stdout.print(f"The probabilities are for a prior of {told} ({prior}).")
     if isinstance(beside := summary.get("attention"), dict):
-        results.print(
-            f"Attention beside labels of images, {counted(beside['n_patients'], 'patients')} with "
+        stdout.print(
+            f"Attention beside labels of images, "
+            f"{pluralize(beside['n_patients'], 'patients')} with "
             "both: "
             f"AUROC {beside['auroc']:.3f}; the most attended image is labelled in "
             f"{100 * beside['hits']:.0f} % (by chance {100 * beside['chance']:.0f} %)."
         )
-    results.print(f"Look at {summary['page']}")
+    stdout.print(f"Look at {summary['page']}")
 
 
 def _warn(
-    predictions: Sequence[PatientPrediction], unseen: Mapping[str, str], words: Words
+    predictions: Sequence[PatientPrediction], unseen: Mapping[str, str], words: Terms
 ) -> None:
     """Say what a reader of the pages must know."""
     n_seen = sum(bool(p.seen_as) for p in predictions)
     if n_seen:
-        notes.print(
+        stderr.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their "
             f"{words.slide}s); their pages say so",
             style="yellow",
         )
     n_incomplete = sum(p.status != "ok" for p in predictions)
     if n_incomplete:
-        notes.print(
-            f"warning: {counted(n_incomplete, 'patients')} with {words.slide}s without bag or "
+        stderr.print(
+            f"warning: {pluralize(n_incomplete, 'patients')} with {words.slide}s without bag or "
             f"without {words.tile}s",
             style="yellow",
         )
     for slide_id, reason in list(unseen.items())[:_MOST_NAMED]:
         told = f"{words.slide} {slide_id} has no picture: {reason}"
-        notes.print(told, style="yellow")
+        stderr.print(told, style="yellow")
     if len(unseen) > _MOST_NAMED:
-        notes.print(f"and {len(unseen) - _MOST_NAMED} more; --json lists all", style="yellow")
+        stderr.print(f"and {len(unseen) - _MOST_NAMED} more; --json lists all", style="yellow")

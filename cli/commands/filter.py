@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.console import PlainCommand, PlainGroup, print_json, progress_bar, results, step
+from cli.console import PlainCommand, PlainGroup, print_json, progress_bar, spinner, stdout
 from cli.options import (
     Backbone,
     Batch,
@@ -22,9 +22,9 @@ from cli.options import (
     TilePx,
     Weights,
 )
-from cli.shared.arguments import given_mpp_of, require_one_resolution
+from cli.shared.arguments import require_one_resolution, resolve_mpp_table
 from cli.shared.executors import load_encoder_for
-from features.utils.text import counted, percent
+from features.utils.text import percent, pluralize
 
 if TYPE_CHECKING:
     from features.filters.classifier import TileFilter
@@ -86,14 +86,14 @@ def fit(
     Exit codes: 0 done, 1 examples cannot be used or are too few, 2 usage.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
-    with step("loading the backbone"):
-        from features.filters.classifier import TileRecipe, write_filter
+    with spinner("loading the backbone"):
+        from features.filters.classifier import EmbeddingSpec, write_filter
         from features.filters.examples import embed_examples, read_example_table
         from features.filters.training import fit_filter
 
         rows = read_example_table(table)
         slides = [row.slide_path for row in rows if row.slide_path is not None]
-        given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+        given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
         encoder = load_encoder_for(
             None, backbone, weights=weights, device=device, batch=batch, execution=execution,
             n_slides=1,
@@ -104,8 +104,8 @@ def fit(
             rows, encoder, tile_px=tile_px, target_mpp=mpp, given_mpp=given,
             on_row=lambda: bars.advance(task),
         )  # fmt: skip
-    with step("fitting"):
-        recipe = TileRecipe(
+    with spinner("fitting"):
+        recipe = EmbeddingSpec(
             encoder=encoder.name, weights_sha256=encoder.weights_sha256,
             transform=encoder.preprocessing.as_json(), dim=encoder.dim, tile_px=tile_px,
             target_mpp=mpp,
@@ -131,7 +131,7 @@ def show(
 
     Exit codes: 0 done, 1 the file cannot be used, 2 usage.
     """
-    with step("reading"):
+    with spinner("reading"):
         from features.filters.classifier import read_filter
 
         found = read_filter(file)
@@ -168,7 +168,7 @@ def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
 
 def _print(tile_filter: TileFilter, path: Path) -> None:
     told = _summary(tile_filter, path)
-    results.print(
+    stdout.print(
         f"Filter {told['sha256'][:12]} in {path}: drops tiles of {told['tile_px']} px at "
         f"{told['target_mpp']:g} µm/px, embedded by {told['encoder']}, from a probability of "
         f"{told['threshold']:g} on.",
@@ -182,16 +182,17 @@ def _print(tile_filter: TileFilter, path: Path) -> None:
                       f"{told['n_tiles_drop']:,}")  # fmt: skip
         table.add_row("to keep", f"{counts.n_dropped_wrongly:,}", f"{counts.n_kept_rightly:,}",
                       f"{told['n_tiles_keep']:,}")  # fmt: skip
-        results.print(table)
-        results.print(
+        stdout.print(table)
+        stdout.print(
             f"Of the tiles dropped, {percent(counts.precision, digits=1)} were to be dropped "
             f"(precision); of those to drop, {percent(counts.recall, digits=1)} were dropped "
             "(recall)."
         )
     n_known = sum(bool(slide["content_id"]) for slide in told["slides"])
-    results.print(
+    stdout.print(
         f"Fitted on {told['n_tiles_drop']:,} tiles to drop and {told['n_tiles_keep']:,} to keep of "
         f"{len(told['slides'])} slides ({told['n_groups']} patients or slides, never on two sides "
-        f"of a split; the content of {counted(n_known, 'slide files')} is known); regularisation C "
+        f"of a split; the content of {pluralize(n_known, 'slide files')} is known); "
+        "regularisation C "
         f"{told['strength']:g}."
     )

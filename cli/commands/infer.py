@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, notes, print_json, results, step
+from cli.console import EXIT_PARTLY_FAILED, print_json, spinner, stderr, stdout
 from cli.options import (
     BagsPlace,
     Batch,
@@ -22,19 +22,19 @@ from cli.options import (
     Workers,
     flag,
 )
-from cli.shared.arguments import refuse, require_one_resolution
+from cli.shared.arguments import reject_options, require_one_resolution
 from cli.shared.embed_missing import embed_missing_series, embed_missing_slides
 from cli.shared.multilabel import infer_labels, shares_of
-from cli.shared.runs import newest_run, prior_of
-from features.utils.hardware import N_CORES
-from features.utils.text import counted
+from cli.shared.runs import newest_run, resolve_prior
+from features.utils.hardware import CPU_COUNT
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from mil.data.cohort import Cohort
-    from mil.inference.bundle import Run
+    from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
 
 __all__ = ["infer"]
@@ -106,7 +106,7 @@ def infer(
     weights: Weights = None,
     batch: Batch = 64,
     device: Device = "auto",
-    workers: Workers = N_CORES,
+    workers: Workers = CPU_COUNT,
 ) -> None:
     """Write one row of calibrated probabilities for every patient asked for.
 
@@ -128,25 +128,25 @@ def infer(
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     if slides is not None and series is not None:
         raise typer.BadParameter("give either --slides or --series", param_hint="--series")
-    with step("loading the run"):
+    with spinner("loading the run"):
         from features.bags.store import open_bags
         from mil.data.cohort import read_cohort
-        from mil.inference.bundle import load_run
-        from mil.multilabel.train import is_label_run, load_label_run
+        from mil.inference.bundle import load_bundle
+        from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
 
         chosen = run or newest_run(several_labels=True)
-        several = load_label_run(chosen) if is_label_run(chosen) else None
+        several = load_multilabel_bundle(chosen) if is_multilabel_bundle(chosen) else None
         if several is not None:
-            refuse(
+            reject_options(
                 {"--tta": tta, "--abstain": abstain, "--coverage": coverage},
                 "does not go with a run of several labels",
             )
         # All labels were trained on the same bags, so any of their runs tells how to make more.
-        model = load_run(chosen) if several is None else several.runs[several.names[0]]
+        model = load_bundle(chosen) if several is None else several.runs[several.names[0]]
         if tta:
-            model.over_views()  # refused before slides are embedded, as is a prior
+            model.with_view_calibrator()  # refused before slides are embedded, as is a prior
         stated = prior or ("balanced" if several is None else "cohort")
-        shares = prior_of(model, stated) if several is None else shares_of(several, stated)
+        shares = resolve_prior(model, stated) if several is None else shares_of(several, stated)
         cohort = read_cohort(patients, labelled=False)
         if slides is None and series is None:
             open_bags(bags)  # refused where there is none: all patients would get the prior
@@ -166,7 +166,7 @@ def infer(
 
 
 def _infer_classes(
-    run: Run,
+    run: ModelBundle,
     cohort: Cohort,
     bags: Path,
     out: Path,
@@ -185,7 +185,7 @@ def _infer_classes(
     from mil.inference.predict import predict_patients, write_details, write_predictions
 
     (stated, shares), coverage = prior, coverage or COVERAGE
-    with step("predicting"):
+    with spinner("predicting"):
         predictions = predict_patients(run, cohort, bags, prior=shares, coverage=coverage, tta=tta)
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=run.classes)
@@ -193,7 +193,7 @@ def _infer_classes(
     summary = {
         **_summarise(run, predictions, shares, stated, out, details),
         **_summarise_sets(run, predictions, coverage),
-        **({"n_to_look_at": sum(p.is_to_look_at for p in predictions)} if abstain else {}),
+        **({"n_to_look_at": sum(p.needs_review for p in predictions)} if abstain else {}),
         "views_averaged": run.fingerprint.n_views if tta else 0,
     }
     if as_json:
@@ -205,7 +205,7 @@ def _infer_classes(
 
 
 def _embed_missing(
-    run: Run,
+    run: ModelBundle,
     cohort: Cohort,
     bags: Path,
     *,
@@ -226,7 +226,7 @@ def _embed_missing(
 
 
 def _summarise(
-    run: Run,
+    run: ModelBundle,
     predictions: list[PatientPrediction],
     shares: npt.NDArray[np.float64],
     prior: str,
@@ -246,7 +246,7 @@ def _summarise(
 
 
 def _summarise_sets(
-    run: Run, predictions: list[PatientPrediction], coverage: float
+    run: ModelBundle, predictions: list[PatientPrediction], coverage: float
 ) -> dict[str, object]:
     return {
         "coverage": coverage,
@@ -261,19 +261,19 @@ def _print_summary(summary: dict[str, object]) -> None:
     shares = ", ".join(f"{name} {share:.3f}" for name, share in prior.items())
     n_patients = summary["n_patients"]
     assert isinstance(n_patients, int)  # noqa: S101 - as above
-    patients = counted(n_patients, "patients")
-    results.print(f"{patients} into {summary['out']} (run {summary['run']})")
-    results.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
+    patients = pluralize(n_patients, "patients")
+    stdout.print(f"{patients} into {summary['out']} (run {summary['run']})")
+    stdout.print(f"The probabilities are for a prior of {shares} ({summary['prior_asked_for']}).")
     sets = summary["sets"]
     assert isinstance(sets, dict)  # noqa: S101 - as above
     counts = ", ".join(f"{n} {name}" for name, n in sets.items())
-    results.print(f"Prediction sets that aim at {summary['coverage']:g}: {counts}")
+    stdout.print(f"Prediction sets that aim at {summary['coverage']:g}: {counts}")
     if isinstance(kept := summary["guaranteed"], dict):
         shares = ", ".join(f"{name} {share:.2f}" for name, share in kept.items())
-        results.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
+        stdout.print(f"Guaranteed coverage, of new patients like those of training: {shares}")
     if "n_to_look_at" in summary:
-        results.print(f"Patients marked to look at: {summary['n_to_look_at']}")
-    results.print(f"Slides, tiles, set, spread and status of each patient: {summary['details']}")
+        stdout.print(f"Patients marked to look at: {summary['n_to_look_at']}")
+    stdout.print(f"Slides, tiles, set, spread and status of each patient: {summary['details']}")
 
 
 def _warn(predictions: list[PatientPrediction]) -> None:
@@ -286,44 +286,44 @@ def _warn(predictions: list[PatientPrediction]) -> None:
     counts = Counter(p.status for p in predictions)
     for status, words in meaning.items():
         if counts[status]:  # type: ignore[index]
-            patients = counted(counts[status], "patients")  # type: ignore[index]
-            notes.print(f"warning: {patients} {words}", style="yellow")
+            patients = pluralize(counts[status], "patients")  # type: ignore[index]
+            stderr.print(f"warning: {patients} {words}", style="yellow")
     if n_seen := sum(bool(p.seen_as) for p in predictions):
-        notes.print(
+        stderr.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their slides): use "
             "the out-of-fold columns of the details for them",
             style="yellow",
         )
     if n_seen := sum(p.seen_by_filter and not p.seen_as for p in predictions):
-        notes.print(
+        stderr.print(
             f"warning: the run's tile filter learned from slides of {n_seen} of these patients: "
             "scores on them are not of unseen patients",
             style="yellow",
         )
     n_whitened = sum(p.seen_unlabelled for p in predictions)
     if n_whitened:
-        notes.print(
+        stderr.print(
             f"note: the run's whitening was fitted on {n_whitened} of these patients, without "
             "labels: their prediction sets hold all classes",
             style="yellow",
         )
 
 
-def _warn_of_sets(run: Run, coverage: float) -> None:
+def _warn_of_sets(run: ModelBundle, coverage: float) -> None:
     """Say what keeps prediction sets from meaning much."""
-    few = run.sets.conformal.too_few(coverage)
+    few = run.sets.conformal.undersized(coverage)
     if few.any():
-        from mil.inference.conformal import least_patients
+        from mil.inference.conformal import min_calibration_size
 
         names = ", ".join(name for name, is_few in zip(run.classes, few, strict=True) if is_few)
-        notes.print(
-            f"note: at a coverage of {coverage:g} a class needs {least_patients(coverage)} "
+        stderr.print(
+            f"note: at a coverage of {coverage:g} a class needs {min_calibration_size(coverage)} "
             f"training patients to be ruled out, too few are of {names}: every set holds all "
             "classes",
             style="yellow",
         )
     elif run.guaranteed(coverage) is None:
-        notes.print(
+        stderr.print(
             "note: the run's folds were made by centre, or a filter drops tiles: no coverage of "
             "prediction sets is guaranteed",
             style="yellow",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, notes, print_json, results
+from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, stderr, stdout
 from cli.options import JsonOutput, SlideMpp, SlidePaths
-from cli.shared.arguments import slides_of
+from cli.shared.arguments import resolve_slides
 
 if TYPE_CHECKING:
     from features.slides.base import Slide
@@ -26,10 +26,10 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
 
     Exit codes: 0 all could be opened, 1 none, 2 usage, 3 some.
     """
-    from features.errors import KnownError
+    from features.errors import MilError
     from features.slides.reader import open_slide
 
-    slides = slides_of(paths)
+    slides = resolve_slides(paths)
     found: list[dict[str, object]] = []
     failed: dict[str, str] = {}
     for path in slides:
@@ -39,7 +39,7 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
                 found.append(_describe(slide, slide_mpp))
             finally:
                 slide.close()
-        except KnownError as error:
+        except MilError as error:
             failed[str(path)] = str(error)
     if as_json:
         print_json({"slides": found, "failed": failed})
@@ -47,7 +47,7 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
         for described in found:
             _print(described)
         for message in failed.values():
-            notes.print(f"failed: {message}", style="yellow")
+            stderr.print(f"failed: {message}", style="yellow")
     if failed:
         raise typer.Exit(EXIT_PARTLY_FAILED if found else EXIT_KNOWN_ERROR)
 
@@ -95,7 +95,7 @@ def _print(described: dict[str, object]) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
-    results.print(table)
+    stdout.print(table)
 
 
 def _pair(mpp: object) -> str:

@@ -12,10 +12,10 @@ from rich.table import Table
 from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
-    notes,
     print_json,
     progress_bar,
-    results,
+    stderr,
+    stdout,
 )
 from cli.options import (
     JsonOutput,
@@ -30,10 +30,15 @@ from cli.options import (
     TilePx,
     Workers,
 )
-from cli.shared.arguments import given_mpp_of, require_one_resolution, slides_of, tile_settings
-from cli.shared.embed_progress import SlideBars
-from features.utils.hardware import N_CORES
-from features.utils.text import counted
+from cli.shared.arguments import (
+    require_one_resolution,
+    resolve_mpp_table,
+    resolve_slides,
+    tile_settings,
+)
+from cli.shared.embed_progress import EmbedProgressBars
+from features.utils.hardware import CPU_COUNT
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from features.visualization.preview_page import PreviewRow
@@ -56,7 +61,7 @@ def preview(
     min_tissue: MinTissue = 0.3,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
-    workers: Workers = N_CORES,
+    workers: Workers = CPU_COUNT,
 ) -> None:
     """Draw slides with their tissue and tiles, and why tiles are left out; embeds nothing.
 
@@ -75,18 +80,18 @@ def preview(
         mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
         rules=rules,
     )  # fmt: skip
-    from features.slides.manifest import require_distinct_ids
+    from features.slides.manifest import check_unique_ids
     from features.slides.reader import slide_id_of
     from features.tiling.tissue import TissueSettings
-    from features.visualization.preview import PreviewFolder, preview_slide
+    from features.visualization.preview import PreviewWriter, preview_slide
 
-    slides = slides_of(paths)
-    given = given_mpp_of(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
-    require_distinct_ids(slides, option="--out")
-    folder = PreviewFolder(out)
+    slides = resolve_slides(paths)
+    given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    check_unique_ids(slides, option="--out")
+    folder = PreviewWriter(out)
     rows: list[PreviewRow] = []
     with progress_bar("tiles") as progress:
-        bars = SlideBars(progress, n_slides=len(slides))
+        bars = EmbedProgressBars(progress, n_slides=len(slides))
         try:
             for path in slides:
                 row = preview_slide(
@@ -132,7 +137,7 @@ def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
 
 def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     summary = _summary(rows, page)
-    title = f"{counted(len(rows), 'slides')} into {page.parent}"
+    title = f"{pluralize(len(rows), 'slides')} into {page.parent}"
     table = Table(title=title, title_justify="left")
     columns = {
         "with tiles": "n_done", "without": "n_empty", "failed": "n_failed",
@@ -142,13 +147,13 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     for name in columns:
         table.add_column(name, justify="right")
     table.add_row(*(f"{summary[key]:,}" for key in columns.values()))
-    results.print(table)
+    stdout.print(table)
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
-        results.print(f"Tiles left out: {told}.")
-    results.print(f"Look at {page}")
+        stdout.print(f"Tiles left out: {told}.")
+    stdout.print(f"Look at {page}")
     n_assumed = sum(row.mpp_source == "assumed" for row in rows)
     if n_assumed:
-        slides = counted(n_assumed, "slides")
-        notes.print(f"{slides} with an assumed resolution of 0.25 µm/px", style="yellow")
+        slides = pluralize(n_assumed, "slides")
+        stderr.print(f"{slides} with an assumed resolution of 0.25 µm/px", style="yellow")

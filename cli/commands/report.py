@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import print_json, results, step
+from cli.console import print_json, spinner, stdout
 from cli.options import JsonOutput
 
 __all__ = ["report"]
@@ -38,11 +38,11 @@ def report(
     """
     if explanations is not None and not explanations.is_dir():
         raise typer.BadParameter(f"{explanations} is no folder", param_hint="--explanations")
-    with step("drawing the report"):
+    with spinner("drawing the report"):
         from mil.reporting.run_report import write_report
 
         page = write_report(run, explanations=explanations)
     if as_json:
         print_json({"report": str(page)})
     else:
-        results.print(f"The report lies in {page}")
+        stdout.print(f"The report lies in {page}")

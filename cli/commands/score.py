@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import print_json, results, step
+from cli.console import print_json, spinner, stdout
 from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
 from cli.shared.multilabel import read_labels, score_label_files
 from cli.shared.output import (
+    calibration_as_dict,
     print_calibration_note,
     print_reliability,
     print_scores,
-    told_of_calibration,
 )
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _score_files(
     **options: Any,
 ) -> None:
     """Score files of one class a patient; ``options`` are those of ``ScoreSettings``."""
-    with step("scoring"):
+    with spinner("scoring"):
         from mil.calibration.priors import parse_prior
         from mil.data.cohort import read_cohort
         from mil.evaluation.predictions import average_predictions, read_predictions
@@ -186,7 +186,7 @@ def _score_files(
             "prior": _stated(labelled, settings),
             "interval": INTERVAL_NOTE,
             "baselines": baseline_losses(labelled),
-            **told_of_calibration(settings),
+            **calibration_as_dict(settings),
             "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
         })  # fmt: skip
         return
@@ -197,7 +197,7 @@ def _score_files(
         if settings.calibrator == "auto":
             picks = ", ".join(f"{kind} {count}" for kind, count in found.calibrators.items())
             n_fits = settings.n_folds * settings.n_repeats
-            results.print(f"Picked by auto, of {n_fits} fits: {picks}.")
+            stdout.print(f"Picked by auto, of {n_fits} fits: {picks}.")
     _print_notes(labelled, settings, prior=prior)
 
 
@@ -210,14 +210,14 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
     from mil.evaluation.scoring import INTERVAL_NOTE, baseline_losses
 
     baselines = baseline_losses(cohort)
-    results.print(
+    stdout.print(
         f"Weighted log loss without looking: {baselines['constant']:.4f} for equal probabilities, "
         f"{baselines['cohort_prior']:.4f} for the cohort's shares."
     )
     told = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
-    results.print(
+    stdout.print(
         f"Brier, calibration error, reliability and accuracy are read at a prior of {told} "
         f"({prior}); all else at the balanced one."
     )
-    results.print(f"{INTERVAL_NOTE}.")
+    stdout.print(f"{INTERVAL_NOTE}.")
     print_calibration_note(settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.console import print_json, progress_bar, results, step
+from cli.console import print_json, progress_bar, spinner, stdout
 from cli.options import (
     FOLDS,
     Address,
@@ -26,14 +26,14 @@ from cli.options import (
     Labels,
     flag,
 )
-from cli.shared.arguments import refuse, require_ray_for_address
-from cli.shared.executors import everywhere, print_note
+from cli.shared.arguments import reject_options, require_ray_for_address
+from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
 
 if TYPE_CHECKING:
     from mil.data.bags import PatientBags
     from mil.data.cohort import Cohort
-    from mil.train_run import FitSummary
+    from mil.training_run import TrainingSummary
 
 __all__ = ["By", "train"]
 
@@ -168,40 +168,44 @@ def train(
     """
     require_ray_for_address(engine, address)
     if by is By.centre:
-        refuse({"--folds": folds}, "goes with --by patient: by centre there is one fold a centre")
+        reject_options(
+            {"--folds": folds}, "goes with --by patient: by centre there is one fold a centre"
+        )
     if labels is not None or tile_filter is not None:
-        refuse({"--unlabelled": unlabelled}, "does not go with --labels or --filter")
+        reject_options({"--unlabelled": unlabelled}, "does not go with --labels or --filter")
     if tile_filter is not None:
-        refuse({"--image-labels": image_labels}, "does not go with --filter")
-    with step("loading torch"):
+        reject_options({"--image-labels": image_labels}, "does not go with --filter")
+    with spinner("loading torch"):
         from features.bags.store import open_bags
         from features.embedding.results import read_failures
         from features.filters.classifier import read_filter
         from features.parallel.devices import choose_device
         from mil.data.bags import load_patient_bags
         from mil.data.cohort import read_cohort
-        from mil.data.filtered_bags import filter_bags
-        from mil.training.checkpoints import sole_training
-        from mil.training.config import TrainSettings
-        from mil.training.fold_jobs import Judges, judges_here, judges_on_ray
+        from mil.data.filtered_bags import apply_tile_filter
+        from mil.training.checkpoints import run_lock
+        from mil.training.config import TrainConfig
+        from mil.training.fold_jobs import Judges, local_fold_executor, ray_fold_executor
 
     several = None if labels is None else read_labels(cohort, labels)
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
     folder = run or _next_run()
-    context.with_resource(sole_training(folder))  # until the command ends
+    context.with_resource(run_lock(folder))  # until the command ends
     _require_free(folder, overwrite=overwrite)
-    with step("reading bags"):
-        places = open_bags(bags if engine is EngineName.local else everywhere(bags))
-        loaded = filter_bags(
+    with spinner("reading bags"):
+        places = open_bags(bags if engine is EngineName.local else absolute_path(bags))
+        loaded = apply_tile_filter(
             load_patient_bags(table, places), table, bags_dir=bags,
             tile_filter=None if tile_filter is None else read_filter(tile_filter),
         )  # fmt: skip
         others = read_cohort(unlabelled, labelled=False) if unlabelled else None
         strangers = load_patient_bags(others, places) if others else None
-    settings = TrainSettings(head=head, device=str(choose_device(device)))
-    judges: Judges = judges_here
+    settings = TrainConfig(head=head, device=str(choose_device(device)))
+    judges: Judges = local_fold_executor
     if engine is EngineName.ray:
-        judges = partial(judges_on_ray, address=address, device=settings.device, on_note=print_note)
+        judges = partial(
+            ray_fold_executor, address=address, device=settings.device, on_note=print_warning
+        )
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
         "settings": settings, "calibrator": calibrator, "nested": nested, "judges": judges,
@@ -225,16 +229,16 @@ def _train_classes(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train one run and print what it came to; ``options`` go to ``fit_run``."""
-    from mil.data.instance_labels import read_image_labels
-    from mil.train_run import fit_run
+    """Train one run and print what it came to; ``options`` go to ``train_run``."""
+    from mil.data.instance_labels import read_instance_labels
+    from mil.training_run import train_run
 
     if image_labels is not None:
-        shown = read_image_labels(image_labels, [cohort.classes[-1], "label"])
+        shown = read_instance_labels(image_labels, [cohort.classes[-1], "label"])
         bags = bags.with_image_labels(shown)
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
-        summary = fit_run(
+        summary = train_run(
             cohort,
             bags,
             run_dir,
@@ -243,7 +247,7 @@ def _train_classes(
             on_step=lambda what: bars.update(task, description=what),
         )
     for note in summary.notes:
-        print_note(note)
+        print_warning(note)
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -260,25 +264,25 @@ def _require_free(run: Path, *, overwrite: bool) -> None:
     from mil.errors import RunError
 
     if run.exists() and not run.is_dir():
-        raise RunError(run, found="a file", expected="a folder for the run")
+        raise RunError(run, actual="a file", expected="a folder for the run")
     if run.is_dir() and any(run.iterdir()):
         if not overwrite:
             raise RunError(
                 run,
-                found="a folder that is not empty",
+                actual="a folder that is not empty",
                 expected="a new one",
-                advice="Name another with --run, or replace it with --overwrite.",
+                hint="Name another with --run, or replace it with --overwrite.",
             )
         if not any((run / name).is_file() for name in ("model.json", "labels.json")):
             raise RunError(
                 run,
-                found="a folder with other things in it",
+                actual="a folder with other things in it",
                 expected="a finished run to overwrite",
-                advice="Name another with --run.",
+                hint="Name another with --run.",
             )
 
 
-def _print_summary(summary: FitSummary) -> None:
+def _print_summary(summary: TrainingSummary) -> None:
     from mil.inference.conformal import COVERAGE
 
     table = Table(
@@ -290,15 +294,15 @@ def _print_summary(summary: FitSummary) -> None:
         table.add_column(name, justify="right")
     for name, scores in summary.scores.items():
         table.add_row(name, *(str(score) for score in scores.values()))
-    results.print(table)
-    results.print(
+    stdout.print(table)
+    stdout.print(
         "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
         "not in them."
     )
     kept = summary.guaranteed
     told = ", ".join(f"{name} {share:.2f}" for name, share in kept.items()) if kept else "none"
-    results.print(
+    stdout.print(
         f"Prediction sets that aim at {COVERAGE:g} leave one class to {summary.one_class:.2f} of "
         f"the patients; guaranteed coverage: {told}",
     )
-    results.print(f"The run lies in {summary.path}")
+    stdout.print(f"The run lies in {summary.path}")

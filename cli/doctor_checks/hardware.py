@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from cli.doctor_checks.base import Finding, Status, found_by
-from features.utils.hardware import N_CORES, free_memory
+from cli.doctor_checks.base import CheckResult, Status, run_check
+from features.utils.hardware import CPU_COUNT, available_memory
 
-__all__ = ["examine"]
+__all__ = ["check"]
 
 _GB = 1e9
 _LEAST_MEMORY_GB = 2.0
@@ -24,11 +24,11 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
-def examine() -> list[Finding]:
+def check() -> list[CheckResult]:
     """Cores, memory, GPUs, disks, shared memory, and the limit of open files."""
-    free_gb = free_memory() / _GB
+    free_gb = available_memory() / _GB
     findings = [
-        _finding("cores", f"{N_CORES} for this process, {torch.get_num_threads()} used by torch"),
+        _finding("cores", f"{CPU_COUNT} for this process, {torch.get_num_threads()} used by torch"),
         _finding(
             "memory", f"{free_gb:.1f} GB free",
             status="ok" if free_gb >= _LEAST_MEMORY_GB else "note",
@@ -45,10 +45,10 @@ def examine() -> list[Finding]:
     return findings
 
 
-def _devices() -> list[Finding]:
+def _devices() -> list[CheckResult]:
     """A line for each GPU, after a sum on it; or why there is none."""
     if torch.backends.mps.is_available():
-        return [found_by("machine", "mps", _mps, advice="Use --device cpu.")]
+        return [run_check("machine", "mps", _mps, advice="Use --device cpu.")]
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} sees none"
         if _NVIDIA_DRIVER.exists():
@@ -63,7 +63,7 @@ def _devices() -> list[Finding]:
             _finding("GPU", f"none ({built})", status="note", advice="The CPU does the work.")
         ]  # fmt: skip
     return [
-        found_by(
+        run_check(
             "machine", f"cuda:{index}", partial(_cuda, index),
             advice="Update its driver, or torch; until then leave it out with --device.",
         )
@@ -89,7 +89,7 @@ def _add_on(device: str) -> None:
         raise ArithmeticError("1 + 1 is not 2 on it")
 
 
-def _disk(name: str, folder: Path) -> Finding:
+def _disk(name: str, folder: Path) -> CheckResult:
     """Room in a folder, and whether one may write there."""
 
     def look() -> str:
@@ -99,14 +99,14 @@ def _disk(name: str, folder: Path) -> Finding:
             raise OSError(f"{folder}: {free_gb:.2f} GB free")
         return f"{folder}: {free_gb:,.0f} GB free"
 
-    return found_by(
+    return run_check(
         "machine", name, look,
         advice=f"Free {_LEAST_DISK_GB:g} GB, or work in a folder that can be written to; TMPDIR "
         "names the one for temporary files.",
     )  # fmt: skip
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> CheckResult:
     free_gb = shutil.disk_usage(_SHARED_MEMORY).free / _GB
     return _finding(
         "shared memory", f"{free_gb:.1f} GB free",
@@ -115,7 +115,7 @@ def _shared_memory() -> Finding:
     )  # fmt: skip
 
 
-def _open_files() -> Finding:
+def _open_files() -> CheckResult:
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,8 +127,8 @@ def _open_files() -> Finding:
     )  # fmt: skip
 
 
-def _finding(name: str, found: str, *, status: Status = "ok", advice: str = "") -> Finding:
-    return Finding(
+def _finding(name: str, found: str, *, status: Status = "ok", advice: str = "") -> CheckResult:
+    return CheckResult(
         part="machine", name=name, status=status, found=found,
         advice="" if status == "ok" else advice,
     )  # fmt: skip

@@ -9,9 +9,9 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from cli.doctor_checks.base import Finding
+from cli.doctor_checks.base import CheckResult
 
-__all__ = ["examine"]
+__all__ = ["check"]
 
 _DISTRIBUTION = "mil-slides"
 _SHOWN = {"mil-slides", "torch", "timm", "openslide-python", "tifffile", "imagecodecs", "zarr"}
@@ -25,7 +25,7 @@ _USES = {
 }
 
 
-def examine() -> list[Finding]:
+def check() -> list[CheckResult]:
     """Python, the program, the packages it needs, and its extras."""
     findings = [_line("Python", f"{platform.python_version()} ({sys.executable})")]
     try:
@@ -41,7 +41,7 @@ def examine() -> list[Finding]:
     return [*findings, *(_extra(name, required) for name in sorted(extras))]
 
 
-def _needed(required: Sequence[Requirement]) -> list[Finding]:
+def _needed(required: Sequence[Requirement]) -> list[CheckResult]:
     """A line for each package that is known by name or not as it should be, one for the rest."""
     findings, n_others = [], 0
     for one in sorted(required, key=lambda one: one.name):
@@ -55,7 +55,7 @@ def _needed(required: Sequence[Requirement]) -> list[Finding]:
     return [*findings, _line("other packages", f"{n_others}, all new enough")]
 
 
-def _libraries() -> Finding:
+def _libraries() -> CheckResult:
     """Libraries below the packages that read slides and bags."""
     import h5py
     import openslide
@@ -65,7 +65,7 @@ def _libraries() -> Finding:
     )
 
 
-def _extra(name: str, required: Sequence[Requirement]) -> Finding:
+def _extra(name: str, required: Sequence[Requirement]) -> CheckResult:
     own = [
         one
         for one in required
@@ -76,7 +76,7 @@ def _extra(name: str, required: Sequence[Requirement]) -> Finding:
     wrong = [f"{one.name}: {text}" for one in own if (text := _wrong_with(one))]
     what = f"extra '{name}'"
     if wrong:
-        return Finding(
+        return CheckResult(
             part="software", name=what, status="note", found=", ".join(wrong),
             advice=f"For {_USES.get(name, name)}: pip install '{_DISTRIBUTION}[{name}]'",
         )  # fmt: skip
@@ -94,11 +94,11 @@ def _wrong_with(required: Requirement) -> str:
     return "" if is_new_enough else f"{version}, needs {required.specifier}"
 
 
-def _line(name: str, found: str) -> Finding:
-    return Finding(part="software", name=name, status="ok", found=found)
+def _line(name: str, found: str) -> CheckResult:
+    return CheckResult(part="software", name=name, status="ok", found=found)
 
 
-def _missing(name: str, *, found: str = "not installed", advice: str) -> Finding:
-    return Finding(
+def _missing(name: str, *, found: str = "not installed", advice: str) -> CheckResult:
+    return CheckResult(
         part="software", name=name, status="failed", found=found, advice=f"Install it: {advice}"
     )

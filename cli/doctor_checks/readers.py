@@ -12,16 +12,16 @@ import tifffile
 import zarr
 from PIL import Image
 
-from cli.doctor_checks.base import Finding, found_by
+from cli.doctor_checks.base import CheckResult, run_check
 from features.bags.bag import Bag, BagMeta, Fingerprint
 from features.bags.h5 import read_bag, write_bag
 from features.slides.backends.image import ImageSlide
-from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import RgbArray, Slide
 
-__all__ = ["examine"]
+__all__ = ["check"]
 
 _SIDE_PX = 256
 _LARGEST_ERROR = 8.0
@@ -37,17 +37,17 @@ _ADVICE = {
 }
 
 
-def examine() -> list[Finding]:
+def check() -> list[CheckResult]:
     """TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as folder:
         return [
             *(
-                found_by("readers", f"TIFF, {name}", partial(_tiff, Path(folder), name),
+                run_check("readers", f"TIFF, {name}", partial(_tiff, Path(folder), name),
                          advice=_ADVICE["tiff"])
                 for name in _COMPRESSIONS
             ),
             *(
-                found_by("readers", name, partial(look, Path(folder)), advice=_ADVICE[kind])
+                run_check("readers", name, partial(look, Path(folder)), advice=_ADVICE[kind])
                 for kind, name, look in _OTHERS
             ),
         ]  # fmt: skip
@@ -72,7 +72,7 @@ def _zarr(folder: Path) -> str:
     axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space"} for n in "yx")]
     image = {"axes": axes, "datasets": [{"path": "0"}]}
     root.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    return _compare(ZarrSlide, path)
+    return _compare(OmeZarrSlide, path)
 
 
 def _image(folder: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 
-from cli.doctor_checks.base import Finding
+from cli.doctor_checks.base import CheckResult
 
-__all__ = ["PARTS", "examine_all"]
+__all__ = ["PARTS", "run_checks"]
 
 PARTS = {
     "software": "packages",
@@ -18,7 +18,7 @@ PARTS = {
 """Module of this package that checks each part, the quickest first."""
 
 
-def examine_all() -> Iterator[list[Finding]]:
+def run_checks() -> Iterator[list[CheckResult]]:
     """What was found of each part, in the order of :data:`PARTS`.
 
     A part is loaded only when it is its turn: a package that cannot be imported fails its own part
@@ -31,7 +31,7 @@ def examine_all() -> Iterator[list[Finding]]:
         except Exception as error:  # noqa: BLE001 - a broken installation breaks in any way
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             yield [
-                Finding(
+                CheckResult(
                     part=part, name="all of it", status="failed", found=said,
                     advice="Install again: pip install --force-reinstall mil-slides",
                 )

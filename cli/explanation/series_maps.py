@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from features.errors import KnownError
-from features.series.config import series_settings_like
+from features.errors import MilError
+from features.series.config import series_config_from_fingerprint
 from features.series.manifest import SeriesSpec
 from features.series.series import open_series
 from features.slides.base import RgbArray
 from mil.inference.attention import SlideAttention
 from mil.inference.attention_export import write_tile_table
 from mil.reporting.explanation_page import MapView, SlideView, TileView
-from mil.reporting.figures import MARK_COLOUR, class_styles, draw, embed_image
+from mil.reporting.figures import MARK_COLOUR, class_styles, embed_image, render_figure
 
 __all__ = ["show_series"]
 
@@ -66,7 +66,7 @@ def show_series(
     if spec is not None:
         try:
             pictures, note = _read_images(spec, slide, [*most, *least]), ""
-        except KnownError as error:
+        except MilError as error:
             note = f"{error}."
     return SlideView(
         slide=slide,
@@ -82,7 +82,7 @@ def _read_images(
     spec: SeriesSpec, slide: SlideAttention, indices: Sequence[int]
 ) -> dict[int, RgbArray]:
     """Images as they were embedded, by their place in the bag."""
-    settings = series_settings_like(slide.meta.fingerprint)
+    settings = series_config_from_fingerprint(slide.meta.fingerprint)
     opened = open_series(spec, windows=settings.windows, side_px=settings.side_px)
     places = {image.source: place for place, image in enumerate(opened.images)}
     found = {}
@@ -112,7 +112,9 @@ def _by_place(slide: SlideAttention) -> MapView:
         f"{100 * slide.attention[highest]:.1f} %"
     )
     return MapView(
-        key="place", label="attention by place", picture=draw(paint, alt=alt, height_in=2.6)
+        key="place",
+        label="attention by place",
+        picture=render_figure(paint, alt=alt, height_in=2.6),
     )
 
 

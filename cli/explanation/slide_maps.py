@@ -15,18 +15,18 @@ from features.errors import SlideError, TileError
 from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide
 from features.tiling.grid import read_tile
-from features.utils.text import counted
+from features.utils.text import pluralize
 from features.visualization.caption import printable
 from features.visualization.heatmap import (
-    Scale,
-    TilePlaces,
+    ColorScale,
+    TileLayout,
     draw_heatmap,
     draw_plain,
-    grid_of,
+    grid_from_layout,
     picture_downsample,
-    tile_places,
+    tile_layout,
 )
-from features.visualization.pyramid_tiff import write_overlay
+from features.visualization.pyramid_tiff import write_heatmap_tiff
 from mil.inference.attention import Explanation, SlideAttention
 from mil.inference.attention_export import write_geojson, write_tile_table
 from mil.reporting.explanation_page import MapView, SlideView, TileView
@@ -40,7 +40,7 @@ _TILE_PX = 224
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Tissue:
+class _SlidePixels:
     """Pixels of a slide, as far as they can be had."""
 
     overview: RgbArray | None = None
@@ -55,7 +55,7 @@ class _Map:
     key: str
     label: str
     values: npt.NDArray[np.float64]
-    scale: Scale
+    scale: ColorScale
 
 
 def show_slide(
@@ -97,7 +97,7 @@ def show_slide(
     name = slide.meta.slide_id
     write_tile_table(folder / f"{name}.csv", slide, classes=classes)
     most, least = slide.most(top).tolist(), slide.least(top).tolist()
-    places = tile_places(slide.meta, slide.coords_px0)
+    places = tile_layout(slide.meta, slide.coords_px0)
     if places is None:
         return SlideView(
             slide=slide, files={"table (CSV)": f"{name}.csv"},
@@ -105,10 +105,10 @@ def show_slide(
             least=[TileView(index=i, picture=None) for i in least],
             note="its bag does not know where on the slide its tiles lie.",
         )  # fmt: skip
-    tissue = _read_tissue(path, places, slide.meta, [*most, *least]) if path else _Tissue()
+    tissue = _read_tissue(path, places, slide.meta, [*most, *least]) if path else _SlidePixels()
     maps = _maps(explanation, slide, classes)
     write_geojson(folder / f"{name}.geojson", slide, span_px0=places.span_px0, classes=classes)
-    downsample = write_overlay(
+    downsample = write_heatmap_tiff(
         folder / f"{name}.overlay.tif", places, maps[0].values, scale=maps[0].scale
     )
     return SlideView(
@@ -126,27 +126,29 @@ def show_slide(
     )
 
 
-def _read_tissue(path: Path, places: TilePlaces, meta: BagMeta, tiles: Sequence[int]) -> _Tissue:
+def _read_tissue(
+    path: Path, places: TileLayout, meta: BagMeta, tiles: Sequence[int]
+) -> _SlidePixels:
     """The overview and some tiles of a slide; the reason where it cannot be read."""
     try:
         slide = open_slide(path)
     except SlideError as error:
-        return _Tissue(note=f"{error}.")
+        return _SlidePixels(note=f"{error}.")
     try:
         _require_same_size(slide, meta)
         overview = slide.overview(downsample=picture_downsample(places))
-        return _Tissue(overview=overview, tiles=dict(_read_tiles(slide, places, meta, tiles)))
+        return _SlidePixels(overview=overview, tiles=dict(_read_tiles(slide, places, meta, tiles)))
     except SlideError as error:
-        return _Tissue(note=f"{error}.")
+        return _SlidePixels(note=f"{error}.")
     finally:
         slide.close()
 
 
 def _read_tiles(
-    slide: Slide, places: TilePlaces, meta: BagMeta, tiles: Sequence[int]
+    slide: Slide, places: TileLayout, meta: BagMeta, tiles: Sequence[int]
 ) -> Iterator[tuple[int, RgbArray]]:
     """Pixels of tiles as they were embedded; those that cannot be decoded are left out."""
-    grid = grid_of(places, meta)
+    grid = grid_from_layout(places, meta)
     for index in tiles:
         try:
             yield index, read_tile(slide, grid, index)
@@ -160,9 +162,9 @@ def _require_same_size(slide: Slide, meta: BagMeta) -> None:
     if all(expected) and found != expected:
         raise SlideError(
             slide.path,
-            found=f"{found[0]:,} × {found[1]:,} px",
+            actual=f"{found[0]:,} × {found[1]:,} px",
             expected=f"{expected[0]:,} × {expected[1]:,} px, as its bag says",
-            advice="Name the slides that the bags were made from with --slides",
+            hint="Name the slides that the bags were made from with --slides",
         )
 
 
@@ -173,38 +175,43 @@ def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str
     maps = [
         _Map(
             key="percentile", label="attention, percentile", values=slide.percentile,
-            scale=Scale(
+            scale=ColorScale(
                 palette="viridis", low=0.0, high=100.0,
                 words="attention: percentile in the patient, 0 to 100",
             ),
         ),
         _Map(
             key="raw", label="attention, raw", values=slide.attention,
-            scale=Scale(
+            scale=ColorScale(
                 palette="viridis", low=0.0, high=largest,
                 words=f"attention: 0 to {largest:.3g} ({times:.1f} × equal share)",
             ),
         ),
     ]  # fmt: skip
     leading = explanation.leading_class
-    leaning = slide.leaning(leading)
-    if leaning is not None:
-        parts = [each.leaning(leading) for each in explanation.slides]
+    signed_contribution = slide.signed_contribution(leading)
+    if signed_contribution is not None:
+        parts = [each.signed_contribution(leading) for each in explanation.slides]
         most = max(float(np.abs(part).max()) for part in parts if part is not None)
         name = printable(classes[leading])
         words = f"−{most:.2g} (against {name}) to +{most:.2g} (for {name})"
-        scale = Scale(palette="cividis", low=-most, high=most, words=words)
+        scale = ColorScale(palette="cividis", low=-most, high=most, words=words)
         maps.append(
-            _Map(key="contribution", label=f"contribution to {name}", values=leaning, scale=scale)
+            _Map(
+                key="contribution",
+                label=f"contribution to {name}",
+                values=signed_contribution,
+                scale=scale,
+            )
         )
     return maps
 
 
 def _draw(
-    maps: Sequence[_Map], places: TilePlaces, overview: RgbArray | None, slide: SlideAttention
+    maps: Sequence[_Map], places: TileLayout, overview: RgbArray | None, slide: SlideAttention
 ) -> Iterator[MapView]:
     name = slide.meta.slide_id
-    of_tiles = counted(len(slide.attention), "tiles")
+    of_tiles = pluralize(len(slide.attention), "tiles")
     facts = [of_tiles, f"{100 * slide.share:.1f} % of the patient's attention"]
     x_px0, y_px0 = slide.coords_px0[slide.most(1)[0]].tolist()
     for each in maps:
@@ -229,7 +236,7 @@ def _draw(
         )  # fmt: skip
 
 
-def _tile_view(index: int, tissue: _Tissue, slide: SlideAttention) -> TileView:
+def _tile_view(index: int, tissue: _SlidePixels, slide: SlideAttention) -> TileView:
     pixels = tissue.tiles.get(index)
     if pixels is None:
         return TileView(index=index, picture=None)

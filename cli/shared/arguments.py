@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = [
     "files_of",
     "folder_for_bags",
-    "given_mpp_of",
-    "part_of",
-    "refuse",
+    "reject_options",
     "require_one_resolution",
     "require_ray_for_address",
-    "slides_of",
+    "resolve_mpp_table",
+    "resolve_slides",
+    "select_shard",
     "tile_settings",
 ]
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 def folder_for_bags(bags: Path) -> Path:
     """The folder to write bags to; a packed store takes none."""
-    from features.bags.store import is_pack
+    from features.bags.store import is_bag_store
 
-    if is_pack(bags):
+    if is_bag_store(bags):
         raise typer.BadParameter(
             f"{str(bags)!r} is a packed store, to which no bag can be added: name a folder",
             param_hint="--bags",
@@ -59,7 +59,7 @@ def tile_settings(
     )  # fmt: skip
 
 
-def slides_of(paths: list[Path]) -> list[Path]:
+def resolve_slides(paths: list[Path]) -> list[Path]:
     """Slides named by files, folders, URLs and CSV tables."""
     from features.slides.manifest import read_slide_table
     from features.slides.reader import find_slides
@@ -69,7 +69,7 @@ def slides_of(paths: list[Path]) -> list[Path]:
     return sorted(dict.fromkeys([*listed, *found]))
 
 
-def part_of(slides: list[T], shard: str | None) -> list[T]:
+def select_shard(slides: list[T], shard: str | None) -> list[T]:
     """Part I of N of the slides or series: every Nth from the Ith on; all where shard is None."""
     if shard is None:
         return slides
@@ -80,7 +80,7 @@ def part_of(slides: list[T], shard: str | None) -> list[T]:
     return slides[number - 1 :: n_parts]
 
 
-def refuse(given: Mapping[str, object], why: str) -> None:
+def reject_options(given: Mapping[str, object], why: str) -> None:
     """Refuse the first option of these that was given."""
     for option, value in given.items():
         if value:
@@ -99,7 +99,7 @@ def require_ray_for_address(engine: EngineName, address: str | None) -> None:
         raise typer.BadParameter("goes with --engine ray", param_hint="--address")
 
 
-def given_mpp_of(
+def resolve_mpp_table(
     slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
 ) -> dict[str, float]:
     """µm per level-0 px by slide id, where the user knows better than the files."""
@@ -129,15 +129,15 @@ def files_of(cohort: Cohort, folder: Path, *, option: str) -> dict[str, Path]:
         If none of them is there, or two have the same name.
     """
     from features.errors import SlideError
-    from features.slides.manifest import require_distinct_ids
+    from features.slides.manifest import check_unique_ids
     from features.slides.reader import find_slides, slide_id_of
 
     wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
     found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
     if not found:
         raise SlideError(
-            folder, found=f"none of the {len(wanted)} slides (first: {min(wanted)!r}) is in it",
+            folder, actual=f"none of the {len(wanted)} slides (first: {min(wanted)!r}) is in it",
             expected="files named after the slide ids",
         )  # fmt: skip
-    require_distinct_ids(found, option=option)
+    check_unique_ids(found, option=option)
     return {slide_id_of(path): path for path in found}

@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.console import progress_bar, step
-from cli.shared.arguments import given_mpp_of
-from cli.shared.embed_progress import SlideBars, print_failures
+from cli.console import progress_bar, spinner
+from cli.shared.arguments import resolve_mpp_table
+from cli.shared.embed_progress import EmbedProgressBars, print_failures
 from cli.shared.executors import images_expected, load_encoder_for
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.embedding.results import SlideOutcome
+    from features.embedding.results import SlideResult
     from features.encoders.encoder import Encoder
     from mil.data.cohort import Cohort
-    from mil.inference.bundle import Run
+    from mil.inference.bundle import ModelBundle
 
 __all__ = ["embed_missing_series", "embed_missing_slides"]
 
 
 def embed_missing_slides(
-    run: Run,
+    run: ModelBundle,
     cohort: Cohort,
     slides: Path,
     bags_dir: Path,
@@ -35,7 +35,7 @@ def embed_missing_slides(
     batch: int,
 ) -> int:
     """Embed the cohort's slides that have no bag yet; returns how many failed."""
-    from features.embedding.config import settings_like
+    from features.embedding.config import config_from_fingerprint
     from features.embedding.pipeline import embed_slides
     from features.slides.reader import find_slides, slide_id_of
 
@@ -44,26 +44,26 @@ def embed_missing_slides(
     if not paths:
         return 0
     _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
-    with step("loading the backbone"):
-        settings = settings_like(
+    with spinner("loading the backbone"):
+        settings = config_from_fingerprint(
             run.fingerprint, batch_tiles=batch, n_workers=workers, tile_filter=run.tile_filter
         )
-        given = given_mpp_of(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
+        given = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
         encoder = _encoder_of(
             run, bags_dir, weights=weights, device=device, batch=batch, n_slides=len(paths)
         )
 
-    def embed(bars: SlideBars) -> list[SlideOutcome]:
+    def embed(bars: EmbedProgressBars) -> list[SlideResult]:
         return embed_slides(
             paths, bags_dir, encoder, settings=settings, given_mpp=given, overwrite=False,
             progress=bars,
         )  # fmt: skip
 
-    return _shown(embed, bags_dir, n_bags=len(paths), words=("slides", "tiles"))
+    return _with_progress(embed, bags_dir, n_bags=len(paths), words=("slides", "tiles"))
 
 
 def embed_missing_series(
-    run: Run,
+    run: ModelBundle,
     cohort: Cohort,
     series: Path,
     bags_dir: Path,
@@ -74,7 +74,7 @@ def embed_missing_series(
     batch: int,
 ) -> int:
     """Embed the cohort's series that have no bag yet; returns how many failed."""
-    from features.series.config import series_settings_like
+    from features.series.config import series_config_from_fingerprint
     from features.series.manifest import read_series
     from features.series.pipeline import embed_series
 
@@ -83,19 +83,21 @@ def embed_missing_series(
     if not specs:
         return 0
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
-    with step("loading the backbone"):
-        settings = series_settings_like(run.fingerprint, batch_images=batch, n_workers=workers)
+    with spinner("loading the backbone"):
+        settings = series_config_from_fingerprint(
+            run.fingerprint, batch_images=batch, n_workers=workers
+        )
         encoder = _encoder_of(
             run, bags_dir, weights=weights, device=device, batch=batch,
             n_tiles_expected=images_expected(specs),
         )  # fmt: skip
 
-    def embed(bars: SlideBars) -> list[SlideOutcome]:
+    def embed(bars: EmbedProgressBars) -> list[SlideResult]:
         return embed_series(
             specs, bags_dir, encoder, settings=settings, overwrite=False, progress=bars
         )
 
-    return _shown(embed, bags_dir, n_bags=len(specs), words=("series", "images"))
+    return _with_progress(embed, bags_dir, n_bags=len(specs), words=("series", "images"))
 
 
 def _without_bag(cohort: Cohort, bags_dir: Path) -> set[str]:
@@ -106,20 +108,20 @@ def _without_bag(cohort: Cohort, bags_dir: Path) -> set[str]:
 
 
 def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
-    from features.bags.store import is_pack
+    from features.bags.store import is_bag_store
     from features.errors import BagError
 
-    if is_pack(bags_dir):
+    if is_bag_store(bags_dir):
         raise BagError(
             bags_dir,
-            found=f"{counted(n_missing, 'slides')} without a bag in it, first {first!r}",
+            actual=f"{pluralize(n_missing, 'slides')} without a bag in it, first {first!r}",
             expected="all slides of the table: to a packed store nothing can be added",
-            advice="Name a folder of bags, or leave out what they would be made of.",
+            hint="Name a folder of bags, or leave out what they would be made of.",
         )
 
 
 def _encoder_of(
-    run: Run,
+    run: ModelBundle,
     bags_dir: Path,
     *,
     weights: list[Path] | None,
@@ -138,16 +140,16 @@ def _encoder_of(
     if encoder.weights_sha256 != run.fingerprint.weights_sha256:
         raise RunError(
             run.path,
-            found=f"weights {encoder.weights_sha256[:12]}… for backbone "
+            actual=f"weights {encoder.weights_sha256[:12]}… for backbone "
             f"{run.fingerprint.encoder!r}",
             expected=f"{run.fingerprint.weights_sha256[:12]}…, which its bags were made with",
-            advice="Name their checkpoint with --weights.",
+            hint="Name their checkpoint with --weights.",
         )
     return encoder
 
 
-def _shown(
-    embed: Callable[[SlideBars], list[SlideOutcome]],
+def _with_progress(
+    embed: Callable[[EmbedProgressBars], list[SlideResult]],
     bags_dir: Path,
     *,
     n_bags: int,
@@ -155,6 +157,6 @@ def _shown(
 ) -> int:
     """Embed under progress bars; returns how many failed."""
     with progress_bar(words[1]) as bars:
-        outcomes = embed(SlideBars(bars, n_slides=n_bags, what=words[0]))
+        outcomes = embed(EmbedProgressBars(bars, n_slides=n_bags, what=words[0]))
     print_failures(outcomes, bags_dir, what=words[0])
     return sum(outcome.status == "failed" for outcome in outcomes)

@@ -14,21 +14,21 @@ from cli.console import (
     EXIT_INTERRUPTED,
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
-    notes,
     print_json,
     printable,
-    results,
+    stderr,
+    stdout,
 )
-from features.utils.text import counted
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.embedding.results import SlideOutcome
+    from features.embedding.results import SlideResult
 
-__all__ = ["Ended", "SlideBars", "print_failures", "report_outcomes"]
+__all__ = ["EmbedProgressBars", "SlideStatus", "print_failures", "report_outcomes"]
 
 
 def report_outcomes(
-    outcomes: list[SlideOutcome],
+    outcomes: list[SlideResult],
     bags_dir: Path,
     *,
     n_asked_for: int,
@@ -59,8 +59,8 @@ def report_outcomes(
         _print_summary(outcomes, bags_dir, words)
     print_failures(outcomes, bags_dir, what=words[0])
     if stopped:
-        notes.print(
-            f"stopped after {len(outcomes)} of {counted(n_asked_for, words[0])}; "
+        stderr.print(
+            f"stopped after {len(outcomes)} of {pluralize(n_asked_for, words[0])}; "
             "the same command goes on"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -68,7 +68,7 @@ def report_outcomes(
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(outcomes) else EXIT_PARTLY_FAILED)
 
 
-class Ended(Protocol):
+class SlideStatus(Protocol):
     """What became of a slide, as far as the bars care."""
 
     @property
@@ -82,7 +82,7 @@ class Ended(Protocol):
         ...
 
 
-class SlideBars:
+class EmbedProgressBars:
     """Two bars: slides or series done, and tiles done of all tiles found so far."""
 
     def __init__(self, bars: Progress, *, n_slides: int, what: str = "slides") -> None:
@@ -102,7 +102,7 @@ class SlideBars:
         """Move it."""
         self._bars.advance(self._tiles, n_tiles)
 
-    def slide_ended(self, outcome: Ended) -> None:
+    def slide_ended(self, outcome: SlideStatus) -> None:
         """Move the bar of slides, and say at once when one failed."""
         self._bars.advance(self._slides)
         if outcome.status == "failed":
@@ -113,17 +113,18 @@ class SlideBars:
         self._bars.console.print(f"note: {text}", style="yellow")
 
 
-def print_failures(outcomes: list[SlideOutcome], bags_dir: Path, *, what: str = "slides") -> None:
+def print_failures(outcomes: list[SlideResult], bags_dir: Path, *, what: str = "slides") -> None:
     """Say on standard error how many failed, and where to read more."""
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed:
-        notes.print(
-            f"{len(failed)} of {counted(len(outcomes), what)} failed; see {bags_dir / 'embed.csv'}",
+        stderr.print(
+            f"{len(failed)} of {pluralize(len(outcomes), what)} failed; see "
+            f"{bags_dir / 'embed.csv'}",
             style="bold yellow",
         )
 
 
-def _summary(outcomes: list[SlideOutcome], bags_dir: Path) -> dict[str, object]:
+def _summary(outcomes: list[SlideResult], bags_dir: Path) -> dict[str, object]:
     counts = Counter(outcome.status for outcome in outcomes)
     left_out: Counter[str] = Counter()
     for outcome in outcomes:
@@ -142,12 +143,12 @@ def _summary(outcomes: list[SlideOutcome], bags_dir: Path) -> dict[str, object]:
     }
 
 
-def _mpp_counts(outcomes: list[SlideOutcome]) -> list[tuple[str, int]]:
+def _mpp_counts(outcomes: list[SlideResult]) -> list[tuple[str, int]]:
     """How many slides have which resolution, commonest first."""
     return Counter(f"{o.mpp:.3g}" for o in outcomes if o.mpp_source).most_common()
 
 
-def _mpp_outliers(outcomes: list[SlideOutcome]) -> dict[str, float]:
+def _mpp_outliers(outcomes: list[SlideResult]) -> dict[str, float]:
     """Slides whose resolution is far from the others'."""
     from features.slides.resolution import mpp_outliers
 
@@ -155,33 +156,33 @@ def _mpp_outliers(outcomes: list[SlideOutcome]) -> dict[str, float]:
     return {slide_id: known[slide_id] for slide_id in mpp_outliers(known)}
 
 
-def _print_summary(outcomes: list[SlideOutcome], bags_dir: Path, words: tuple[str, str]) -> None:
+def _print_summary(outcomes: list[SlideResult], bags_dir: Path, words: tuple[str, str]) -> None:
     summary = _summary(outcomes, bags_dir)
-    title = f"{counted(len(outcomes), words[0])} into {bags_dir}"
+    title = f"{pluralize(len(outcomes), words[0])} into {bags_dir}"
     table = Table(title=title, title_justify="left")
     for name in ("embedded", "empty", "skipped", "failed", words[1], f"{words[1]} failed"):
         table.add_column(name, justify="right")
     keys = ("n_done", "n_empty", "n_skipped", "n_failed", "n_tiles", "n_tiles_failed")
     table.add_row(*(f"{summary[key]:,}" for key in keys))
-    results.print(table)
+    stdout.print(table)
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         advice = " (--rules none turns the rules off)" if words[1] == "tiles" else ""
-        results.print(f"{words[1].capitalize()} left out: {told}{advice}.")
+        stdout.print(f"{words[1].capitalize()} left out: {told}{advice}.")
     told = ", ".join(f"{mpp} ({count})" for mpp, count in _mpp_counts(outcomes)[:6])
     if told:
-        results.print(f"µm/px of the {words[0]}: {told}")
+        stdout.print(f"µm/px of the {words[0]}: {told}")
     if outliers := _mpp_outliers(outcomes):
         told = ", ".join(f"{name} {mpp:.3g}" for name, mpp in list(outliers.items())[:5])
-        notes.print(
-            f"warning: the resolution of {counted(len(outliers), words[0])} is far from the "
+        stderr.print(
+            f"warning: the resolution of {pluralize(len(outliers), words[0])} is far from the "
             f"others': {told}",
             style="yellow",
         )
     n_assumed = sum(outcome.mpp_source == "assumed" for outcome in outcomes)
     if n_assumed:
-        results.print(
-            f"{counted(n_assumed, 'slides')} without a plausible resolution: 0.25 µm/px was "
+        stdout.print(
+            f"{pluralize(n_assumed, 'slides')} without a plausible resolution: 0.25 µm/px was "
             "assumed. If you know it, give --slide-mpp or --mpp-table."
         )

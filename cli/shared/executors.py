@@ -9,62 +9,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.console import notes, step
+from cli.console import spinner, stderr
 from cli.options import EngineName
 
 if TYPE_CHECKING:
     from features.bags.bag import Fingerprint
-    from features.embedding.distributed import EmbedderPlan
-    from features.encoders.config import EncoderRequest
+    from features.embedding.distributed import WorkerFactory
+    from features.encoders.config import EncoderConfig
     from features.encoders.encoder import Encoder
-    from features.parallel.base import Engine
+    from features.parallel.base import Executor
     from features.series.manifest import SeriesSpec
 
 __all__ = []
 
 
 @contextmanager
-def running(plan: EmbedderPlan, *, engine: EngineName, address: str | None) -> Iterator[Engine]:
+def open_executor(
+    plan: WorkerFactory, *, engine: EngineName, address: str | None
+) -> Iterator[Executor]:
     """Embedders as planned: here, one a device of this machine, or on a Ray cluster."""
     from features.embedding.distributed import (
-        embedder_here,
-        embedders_in_processes,
-        embedders_on_ray,
+        local_executor,
+        process_executor,
+        ray_executor,
     )
     from features.parallel.devices import parse_devices
 
     with ExitStack() as stack:
-        with step("loading the backbone"):
+        with spinner("loading the backbone"):
             if engine is EngineName.ray:
-                yielded: Engine = stack.enter_context(
-                    embedders_on_ray(plan, address, on_note=print_note)
+                yielded: Executor = stack.enter_context(
+                    ray_executor(plan, address, on_note=print_warning)
                 )
             elif len(devices := parse_devices(plan.encoder.device)) > 1:
                 yielded = stack.enter_context(
-                    embedders_in_processes(plan, devices, on_note=print_note)
+                    process_executor(plan, devices, on_note=print_warning)
                 )
             else:
-                yielded = stack.enter_context(embedder_here(plan))
+                yielded = stack.enter_context(local_executor(plan))
         # What is loaded stays to the end; to look through it for garbage takes half a second.
         gc.freeze()
         stack.callback(gc.unfreeze)
         yield yielded
 
 
-def print_note(text: str) -> None:
+def print_warning(text: str) -> None:
     """Say something on standard error, above any progress bar."""
-    notes.print(f"note: {text}", style="yellow")
+    stderr.print(f"note: {text}", style="yellow")
 
 
-def everywhere(path: Path) -> Path:
+def absolute_path(path: Path) -> Path:
     """A path that means the same in other folders; a URL stays as it is."""
-    from features.utils.paths import url_of
+    from features.utils.paths import parse_url
 
-    return path if url_of(path) else path.absolute()
+    return path if parse_url(path) else path.absolute()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class EmbedOptions:
     """Backbone, machine and manner, alike for slides and for series of images."""
 
     backbone: str
@@ -88,7 +90,7 @@ class Work:
     as_json: bool
     """Whether the summary is for a program."""
 
-    def request(self, *, n_tiles_expected: int) -> EncoderRequest:
+    def request(self, *, n_tiles_expected: int) -> EncoderConfig:
         """The backbone that is asked for; with few tiles nothing that is slow to start."""
         return request_encoder(
             self.backbone, weights=self.weights, device=self.device, batch=self.batch,
@@ -101,18 +103,18 @@ class Work:
         *,
         n_tiles_expected: int,
         fingerprint: Callable[[Encoder], Fingerprint],
-    ) -> EmbedderPlan:
+    ) -> WorkerFactory:
         """What each worker needs to know to make bags."""
-        from features.embedding.distributed import EmbedderPlan
+        from features.embedding.distributed import WorkerFactory
 
-        return EmbedderPlan(
+        return WorkerFactory(
             bags_dir=bags_dir, encoder=self.request(n_tiles_expected=n_tiles_expected),
             batch_tiles=self.batch, n_workers=self.workers, fingerprint=fingerprint,
             overwrite=self.overwrite,
         )  # fmt: skip
 
 
-TILES_A_SLIDE = 200
+EXPECTED_TILES_PER_SLIDE = 200
 """A guess, made before any slide is opened."""
 
 _IMAGES_A_SERIES = 40
@@ -132,7 +134,7 @@ def request_encoder(
     batch: int,
     execution: str,
     n_tiles_expected: int,
-) -> EncoderRequest:
+) -> EncoderConfig:
     """What the options ask for.
 
     Parameters
@@ -144,10 +146,10 @@ def request_encoder(
     n_tiles_expected
         Tiles to be embedded; for few of them nothing is started that takes long to start.
     """
-    from features.encoders.config import EncoderRequest
+    from features.encoders.config import EncoderConfig
 
     paths = tuple(None if str(path) == _INSTALLED else path.absolute() for path in weights or ())
-    return EncoderRequest(
+    return EncoderConfig(
         name=name, weights=paths, device=device, batch_tiles=batch, execution=execution,
         n_tiles_expected=n_tiles_expected,
     )  # fmt: skip
@@ -179,5 +181,5 @@ def load_encoder_for(
     """
     return request_encoder(
         name, weights=weights, device=device, batch=batch, execution=execution,
-        n_tiles_expected=n_tiles_expected or n_slides * TILES_A_SLIDE,
+        n_tiles_expected=n_tiles_expected or n_slides * EXPECTED_TILES_PER_SLIDE,
     ).load(bags_dir)  # fmt: skip

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from cli.console import notes, print_json, progress_bar, results, step
-from cli.shared.output import print_calibration_note, print_reliability, told_of_calibration
-from features.utils.text import counted
+from cli.console import print_json, progress_bar, spinner, stderr, stdout
+from cli.shared.output import calibration_as_dict, print_calibration_note, print_reliability
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mil.evaluation.metrics import Interval
     from mil.inference.predict import PatientPrediction
     from mil.multilabel.table import LabelTable
-    from mil.multilabel.train import LabelRun, LabelSummary
+    from mil.multilabel.train import LabelSummary, MultiLabelBundle
 
 __all__ = ["infer_labels", "read_labels", "score_label_files", "shares_of", "train_labels"]
 
@@ -43,13 +43,13 @@ def train_labels(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train one run a label and print what they came to; ``options`` go to ``fit_labels``."""
-    from mil.data.instance_labels import read_image_labels
-    from mil.multilabel.train import fit_labels
+    """Train one run a label and print what they came to; ``options`` go to ``train_labels``."""
+    from mil.data.instance_labels import read_instance_labels
+    from mil.multilabel.train import train_labels
 
     if image_labels is not None:
         options["image_labels"] = {
-            name: read_image_labels(image_labels, [name]) for name in table.names
+            name: read_instance_labels(image_labels, [name]) for name in table.names
         }
     with progress_bar("heads") as bars:
         tasks = {name: bars.add_task(name, total=None, visible=False) for name in table.names}
@@ -60,16 +60,16 @@ def train_labels(
         def on_step(label: str, what: str) -> None:
             bars.update(tasks[label], description=f"{label}: {what}")
 
-        summary = fit_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
+        summary = train_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
     for note in dict.fromkeys(note for found in summary.labels.values() for note in found.notes):
-        notes.print(f"note: {note}", style="yellow")
+        stderr.print(f"note: {note}", style="yellow")
     if as_json:
         print_json(summary.as_dict())
     else:
         _print_training(summary)
 
 
-def shares_of(run: LabelRun, stated: str) -> npt.NDArray[np.float64]:
+def shares_of(run: MultiLabelBundle, stated: str) -> npt.NDArray[np.float64]:
     """Shares of patients with each label that ``--prior`` states, shape (labels,)."""
     from mil.multilabel.table import parse_label_prior
 
@@ -77,7 +77,7 @@ def shares_of(run: LabelRun, stated: str) -> npt.NDArray[np.float64]:
 
 
 def infer_labels(
-    run: LabelRun,
+    run: MultiLabelBundle,
     cohort: Cohort,
     bags_dir: Path,
     out: Path,
@@ -92,7 +92,7 @@ def infer_labels(
     from mil.multilabel.predict import predict_labels, write_label_details, write_label_predictions
 
     stated, shares = prior
-    with step("predicting"):
+    with spinner("predicting"):
         predictions = predict_labels(run, cohort, bags_dir, prior=shares)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
@@ -113,9 +113,9 @@ def infer_labels(
         })  # fmt: skip
     else:
         told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
-        results.print(f"{counted(len(first), 'patients')} into {out} (run {run.path})")
-        results.print(f"One column a label, for shares of {told} ({stated}).")
-        results.print(f"Status and spread of each patient: {details}")
+        stdout.print(f"{pluralize(len(first), 'patients')} into {out} (run {run.path})")
+        stdout.print(f"One column a label, for shares of {told} ({stated}).")
+        stdout.print(f"Status and spread of each patient: {details}")
     return first
 
 
@@ -130,7 +130,7 @@ def score_label_files(
     **options: Any,
 ) -> None:
     """Score files with one column a label; ``options`` are those of ``ScoreSettings``."""
-    from mil.evaluation.metrics import paired
+    from mil.evaluation.metrics import as_two_columns
     from mil.evaluation.scoring import ScoreSettings
     from mil.multilabel.scoring import average_labels, read_label_predictions, score_labels
     from mil.multilabel.table import parse_label_prior
@@ -139,8 +139,10 @@ def score_label_files(
     of_file, read_at = (
         parse_label_prior(text, table.names, cohort=shares) for text in (file_prior, prior)
     )
-    settings = ScoreSettings(file_prior=paired(of_file), prior=paired(read_at), **options)
-    with step("scoring"):
+    settings = ScoreSettings(
+        file_prior=as_two_columns(of_file), prior=as_two_columns(read_at), **options
+    )
+    with spinner("scoring"):
         tables = {str(path): read_label_predictions(path, table) for path in files}
         if len(tables) > 1:
             name = f"mean {average} of {len(tables)}"
@@ -154,18 +156,18 @@ def score_label_files(
         print_json({
             "n_patients": len(table.truth),
             "label_counts": counts,
-            **told_of_calibration(settings),
+            **calibration_as_dict(settings),
             "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
         })  # fmt: skip
         return
     for name, found in scored.items():
-        _print_losses(f"{name}, {counted(len(table.truth), 'patients')}", found.losses)
+        _print_losses(f"{name}, {pluralize(len(table.truth), 'patients')}", found.losses)
         for kind in next(iter(found.labels.values())).scores:
             _print_labels({n: of.scores[kind] for n, of in found.labels.items()}, counts, kind=kind)
         for label, of_label in found.labels.items():
             for kind, described in of_label.reliability.items():
                 print_reliability(f"{name}, {label}", kind, described)
-    results.print(
+    stdout.print(
         "Weighted log loss: mean over labels at the shares of these patients, 'any' twice. Of a "
         "single label it weighs both answers alike, so that a constant has 0.6931. Intervals: "
         "95 %, bootstrap over patients."
@@ -177,7 +179,7 @@ def _print_training(summary: LabelSummary) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
     scores = {name: found.scores["calibrated"] for name, found in summary.labels.items()}
     _print_labels(scores, None, kind="calibrated")
-    results.print(f"The run lies in {summary.path}; each label has its own in labels/")
+    stdout.print(f"The run lies in {summary.path}; each label has its own in labels/")
 
 
 def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
@@ -186,7 +188,7 @@ def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
     table.add_column("weighted log loss", justify="right")
     for kind, loss in losses.items():
         table.add_row(kind, str(loss))
-    results.print(table)
+    stdout.print(table)
 
 
 def _print_labels(
@@ -203,4 +205,4 @@ def _print_labels(
     for label, found in scores.items():
         told = [] if counts is None else [f"{counts[label]:,}"]
         table.add_row(label, *told, *(str(found[name]) for name in shown))
-    results.print(table)
+    stdout.print(table)

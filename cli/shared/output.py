@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from cli.console import results
-from features.utils.text import counted
+from cli.console import stdout
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.audit import Finding
@@ -27,7 +27,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         text = Text()
         text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
         text.append(f"{finding.message}. {finding.advice}".rstrip())
-        results.print(text)
+        stdout.print(text)
 
 
 _TITLES = {
@@ -56,7 +56,7 @@ def print_scores(
     n_patients
         Patients scored.
     """
-    table = Table(title=f"{name}: {counted(n_patients, 'patients')}", title_justify="left")
+    table = Table(title=f"{name}: {pluralize(n_patients, 'patients')}", title_justify="left")
     table.add_column("score")
     for kind in kinds:
         table.add_column(kind, justify="right")
@@ -67,7 +67,7 @@ def print_scores(
             found = scores[key]
             cells += [f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
         table.add_row(title, *cells)
-    results.print(table)
+    stdout.print(table)
 
 
 def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> None:
@@ -92,22 +92,22 @@ def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> Non
                 f"{row['observed']:.3f}",
                 f"{row['observed_low']:.3f} to {row['observed_high']:.3f}",
             )
-        results.print(table)
+        stdout.print(table)
         parts = of_class["brier"]
-        results.print(
+        stdout.print(
             f"Brier of {class_name}: {parts['brier']:.4f} = reliability {parts['reliability']:.4f} "
             f"- resolution {parts['resolution']:.4f} + uncertainty {parts['uncertainty']:.4f} "
             f"+ within bins {parts['within_bins']:.4f}"
         )
     error = described["calibration_error"]
-    results.print(
+    stdout.print(
         f"Calibration error {error['value']:.4f}. It is biased upwards: perfect probabilities of "
         f"this spread would show {error['if_perfect']:.4f} on average, and up to "
         f"{error['if_perfect_high']:.4f} in 95 of 100 samples."
     )
 
 
-def told_of_calibration(settings: ScoreSettings) -> dict[str, object]:
+def calibration_as_dict(settings: ScoreSettings) -> dict[str, object]:
     """How calibrated scores came about, for JSON; nothing where none were asked for."""
     from mil.evaluation.scoring import CROSS_FITTED_NOTE
 
@@ -129,7 +129,7 @@ def print_calibration_note(settings: ScoreSettings) -> None:
     from mil.evaluation.scoring import CROSS_FITTED_NOTE
 
     if settings.calibrator is not None:
-        results.print(
-            f"Calibrated by {settings.calibrator}, {counted(settings.n_repeats, 'repeats')} of "
+        stdout.print(
+            f"Calibrated by {settings.calibrator}, {pluralize(settings.n_repeats, 'repeats')} of "
             f"{settings.n_folds} folds: {CROSS_FITTED_NOTE}."
         )

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from mil.inference.bundle import Run
+    from mil.inference.bundle import ModelBundle
 
-__all__ = ["newest_run", "prior_of"]
+__all__ = ["newest_run", "resolve_prior"]
 
 
 def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
@@ -32,14 +32,14 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
     if not found:
         raise RunError(
             runs_dir,
-            found="no finished run in it",
+            actual="no finished run in it",
             expected="a folder that 'mil train' wrote",
-            advice="Train one, or name another with --run.",
+            hint="Train one, or name another with --run.",
         )
     return found[-1].parent
 
 
-def prior_of(run: Run, stated: str) -> npt.NDArray[np.float64]:
+def resolve_prior(run: ModelBundle, stated: str) -> npt.NDArray[np.float64]:
     """Shares of the run's classes that ``--prior`` states, shape (classes,)."""
     from mil.calibration.priors import parse_prior
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cli.viewer.images import draw_colours, draw_tile, draw_window
-from cli.viewer.slide_cache import SlideShelf
+from cli.viewer.images import draw_colours, draw_tile, render_region
+from cli.viewer.slide_cache import SlideCache
 from cli.viewer.slides import ViewedSlide, view_slide
-from features.bags.bag import BagPlace
-from features.utils.hardware import N_CORES
+from features.bags.bag import BagRef
+from features.utils.hardware import CPU_COUNT
 from features.visualization.caption import printable
 from mil.data.cohort import Cohort
 from mil.inference.attention import Explanation, explain_patients
-from mil.inference.bundle import Run
+from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
 
-__all__ = ["N_AT_ONCE", "ViewedRun"]
+__all__ = ["N_AT_ONCE", "ViewerState"]
 
-N_AT_ONCE = min(max(2, N_CORES), 6)
+N_AT_ONCE = min(max(2, CPU_COUNT), 6)
 """Pictures that a page asks for at a time: decoding keeps a core busy each."""
 
 _KEPT_PATIENTS = 8
@@ -37,7 +37,7 @@ _STATUS = {
 }
 
 
-class ViewedRun:
+class ViewerState:
     """A run, its patients, and pictures of their slides.
 
     Patients and slides are addressed by their place in the cohort, never by name or path. What is
@@ -61,11 +61,11 @@ class ViewedRun:
 
     def __init__(
         self,
-        run: Run,
+        run: ModelBundle,
         cohort: Cohort,
         predictions: list[PatientPrediction],
         *,
-        bags: Mapping[str, BagPlace],
+        bags: Mapping[str, BagRef],
         prior: npt.NDArray[np.float64],
         paths: Mapping[str, Path] | None,
     ) -> None:
@@ -76,7 +76,7 @@ class ViewedRun:
             for number, patient in enumerate(cohort.patients)
             for slide_id in patient.slide_ids
         ]
-        self._shelf = SlideShelf()
+        self._shelf = SlideCache()
         self._explained = lru_cache(_KEPT_PATIENTS)(self._explain)
         self._viewed = lru_cache(_KEPT_SLIDES)(self._view)
         self._pictures = lru_cache(_KEPT_PICTURES)(self._draw)
@@ -140,7 +140,7 @@ class ViewedRun:
         if window is None:
             raise KeyError(slide, level, column, row)
         if what == "slide":
-            return draw_window(viewed, window, self._shelf)
+            return render_region(viewed, window, self._shelf)
         return draw_colours(viewed, window)
 
     def _view(self, slide: int) -> ViewedSlide:

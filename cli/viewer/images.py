@@ -8,22 +8,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from cli.viewer.slide_cache import SlideShelf
+from cli.viewer.slide_cache import SlideCache
 from cli.viewer.slides import ViewedSlide
 from features.errors import SlideError
 from features.tiling.grid import read_tile
-from features.visualization.deepzoom import Window, colour_window
-from features.visualization.heatmap import Scale, colours, grid_of
+from features.visualization.deepzoom import Region, colour_window
+from features.visualization.heatmap import ColorScale, colours, grid_from_layout
 
-__all__ = ["draw_colours", "draw_legend", "draw_tile", "draw_window"]
+__all__ = ["draw_colours", "draw_legend", "draw_tile", "render_region"]
 
-_SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="percentile in the patient")
+_SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile in the patient")
 _GROUND_RGB = (240, 240, 240)
 _DAMAGED_RGB = (120, 120, 120)
 _JPEG_QUALITY = 85
 
 
-def draw_window(slide: ViewedSlide, window: Window, shelf: SlideShelf) -> bytes:
+def render_region(slide: ViewedSlide, window: Region, shelf: SlideCache) -> bytes:
     """A window of a slide as JPEG: plain ground without its file, crossed where it is damaged."""
     if slide.path is None:
         ground = Image.new("RGB", (window.width_px, window.height_px), _GROUND_RGB)
@@ -35,7 +35,7 @@ def draw_window(slide: ViewedSlide, window: Window, shelf: SlideShelf) -> bytes:
         return _encode(_crossed(window.width_px, window.height_px), "JPEG")
 
 
-def draw_colours(slide: ViewedSlide, window: Window) -> bytes:
+def draw_colours(slide: ViewedSlide, window: Region) -> bytes:
     """The percentiles of a slide's tiles within a window, as PNG; transparent off the tiles.
 
     Raises
@@ -49,7 +49,7 @@ def draw_colours(slide: ViewedSlide, window: Window) -> bytes:
     return _encode(Image.fromarray(rgba), "PNG")
 
 
-def draw_tile(slide: ViewedSlide, index: int, shelf: SlideShelf) -> bytes:
+def draw_tile(slide: ViewedSlide, index: int, shelf: SlideCache) -> bytes:
     """One tile as the backbone saw it, as PNG; crossed where it is damaged.
 
     Raises
@@ -62,7 +62,7 @@ def draw_tile(slide: ViewedSlide, index: int, shelf: SlideShelf) -> bytes:
     places, meta = slide.places, slide.shown.meta
     if not 0 <= index < len(places.coords_px0):
         raise KeyError(index)
-    grid = grid_of(places, meta)
+    grid = grid_from_layout(places, meta)
     try:
         with shelf.lend(slide.path) as lent:
             return _encode(Image.fromarray(read_tile(lent.slide, grid, index)), "PNG")

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
-from cli.viewer.content import ViewedRun
+from cli.viewer.content import ViewerState
 from cli.viewer.images import draw_legend
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = ["ViewServer"]
 
@@ -65,7 +65,7 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, viewed: ViewedRun, *, port: int = 0) -> None:
+    def __init__(self, viewed: ViewerState, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.token = secrets.token_urlsafe(24)
         """Secret that every address begins with."""
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.FORBIDDEN)
         except KeyError:
             self._refuse(HTTPStatus.NOT_FOUND)
-        except KnownError as error:
+        except MilError as error:
             told = json.dumps({"error": str(error)}).encode()
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", told)
 
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _routes(viewed: ViewedRun) -> dict[str, Callable[..., Answer]]:
+def _routes(viewed: ViewerState) -> dict[str, Callable[..., Answer]]:
     """Answers by the pattern of their address."""
     window = f"{_NUMBER}/{_NUMBER}_{_NUMBER}"
     return {

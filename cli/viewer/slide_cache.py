@@ -11,9 +11,9 @@ from threading import Lock
 
 from features.slides.base import Slide
 from features.slides.reader import open_slide
-from features.visualization.deepzoom import SlideZoom
+from features.visualization.deepzoom import DeepZoomReader
 
-__all__ = ["OpenSlide", "SlideShelf"]
+__all__ = ["OpenSlide", "SlideCache"]
 
 _MOST_OPEN = 2  # each keeps an overview and what it decoded last, up to three quarters of a GiB
 
@@ -24,13 +24,13 @@ class OpenSlide:
 
     slide: Slide
     """Open slide."""
-    zoom: SlideZoom
+    zoom: DeepZoomReader
     """Its pyramid."""
     n_users: int = 0
     """Threads that read from it just now."""
 
 
-class SlideShelf:
+class SlideCache:
     """Opens slides when they are asked for, and closes the longest unused of more than two.
 
     Safe for threads; a slide that somebody reads from is never closed.
@@ -54,7 +54,7 @@ class SlideShelf:
             lent = self._open.get(path)
             if lent is None:
                 slide = open_slide(path)
-                lent = self._open[path] = OpenSlide(slide=slide, zoom=SlideZoom(slide))
+                lent = self._open[path] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
             self._open.move_to_end(path)
             lent.n_users += 1
             self._shrink()

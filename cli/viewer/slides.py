@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.viewer.slide_cache import SlideShelf
+from cli.viewer.slide_cache import SlideCache
 from features.bags.bag import BagMeta
 from features.errors import SlideError
 from features.visualization.caption import printable
 from features.visualization.deepzoom import DeepZoom
-from features.visualization.heatmap import TilePlaces, tile_places
+from features.visualization.heatmap import TileLayout, tile_layout
 from mil.inference.attention import SlideAttention
 
 __all__ = ["ViewedSlide", "view_slide"]
@@ -24,7 +24,7 @@ class ViewedSlide:
     """Its name."""
     shown: SlideAttention | None
     """Its tiles; None where it has no bag or no tile."""
-    places: TilePlaces | None
+    places: TileLayout | None
     """Where they lie; None where that is not known."""
     path: Path | None
     """Its file; None where there is none that fits."""
@@ -38,7 +38,7 @@ def view_slide(
     slide_id: str,
     shown: SlideAttention | None,
     path: Path | None,
-    shelf: SlideShelf,
+    shelf: SlideCache,
     *,
     has_bag: bool,
     expects_file: bool,
@@ -61,7 +61,7 @@ def view_slide(
         Whether a folder of slides was named, so that a missing file is worth a word.
     """
     notes = []
-    places = None if shown is None else tile_places(shown.meta, shown.coords_px0)
+    places = None if shown is None else tile_layout(shown.meta, shown.coords_px0)
     if shown is None:
         notes.append("No colours: its bag holds no tile." if has_bag else "No colours: no bag.")
     elif places is None:
@@ -75,14 +75,14 @@ def view_slide(
         try:
             zoom = _zoom_of_file(path, None if shown is None else shown.meta, shelf)
         except SlideError as error:
-            notes.append(printable(f"No picture: {error.found}; expected {error.expected}."))
+            notes.append(printable(f"No picture: {error.actual}; expected {error.expected}."))
             path = None
     return ViewedSlide(
         slide_id=slide_id, shown=shown, places=places, path=path, zoom=zoom, notes=tuple(notes)
     )
 
 
-def _zoom_of_file(path: Path, meta: BagMeta | None, shelf: SlideShelf) -> DeepZoom:
+def _zoom_of_file(path: Path, meta: BagMeta | None, shelf: SlideCache) -> DeepZoom:
     """The pyramid over a slide's file, which must be of the size that its bag tells, if it does."""
     with shelf.lend(path) as lent:
         zoom = lent.zoom.zoom
@@ -91,7 +91,7 @@ def _zoom_of_file(path: Path, meta: BagMeta | None, shelf: SlideShelf) -> DeepZo
     if all(expected) and found != expected:
         raise SlideError(
             path,
-            found=f"the file has {found[0]:,} × {found[1]:,} px",
+            actual=f"the file has {found[0]:,} × {found[1]:,} px",
             expected=f"{expected[0]:,} × {expected[1]:,} px, as its bag says",
         )
     return zoom

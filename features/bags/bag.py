@@ -16,20 +16,20 @@ from features.errors import BagError
 
 __all__ = [
     "IMAGE",
-    "NOWHERE",
     "TILE",
     "UNKNOWN",
+    "UNKNOWN_COORD",
     "Bag",
-    "BagHead",
+    "BagInfo",
     "BagMeta",
-    "BagPlace",
+    "BagRef",
+    "BagSource",
     "Fingerprint",
-    "PlacedBag",
     "as_json",
+    "check_fingerprint",
     "is_plain_id",
     "meta_attributes",
-    "meta_from",
-    "require_same_fingerprint",
+    "meta_from_attrs",
 ]
 
 UNKNOWN = "unknown"
@@ -42,7 +42,7 @@ IMAGE = "image"
 """Kind of a bag whose instances are images of a series: they have an order and a source, and no
 place."""
 
-NOWHERE = -1
+UNKNOWN_COORD = -1
 """Both coordinates of an instance whose place is not known."""
 
 _KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
@@ -106,7 +106,7 @@ class BagMeta:
     span_y_px0: float
     """Height of a tile in level-0 px."""
     slide_content_id: str
-    """Content of the slide file, see :func:`features.slides.file_info.content_id`."""
+    """Content of the slide file, see :func:`features.slides.file_info.content_hash`."""
     background_rgb: tuple[int, int, int] = (255, 255, 255)
     """Colour of the slide's glass."""
     min_tissue_used: float = 0.0
@@ -155,13 +155,13 @@ class Bag:
         if self.coords_px0.shape != (n_tiles, 2) or self.tissue_fraction.shape != (n_tiles,):
             raise BagError(
                 self.meta.slide_id,
-                found=f"coords {self.coords_px0.shape}, tissue {self.tissue_fraction.shape}",
+                actual=f"coords {self.coords_px0.shape}, tissue {self.tissue_fraction.shape}",
                 expected=f"({n_tiles}, 2) and ({n_tiles},), one row an embedding",
             )
         if dim != self.meta.fingerprint.dim:
             raise BagError(
                 self.meta.slide_id,
-                found=f"embeddings of {dim} numbers",
+                actual=f"embeddings of {dim} numbers",
                 expected=f"{self.meta.fingerprint.dim}, as its fingerprint says",
             )
         n_views = self.meta.fingerprint.n_views
@@ -169,7 +169,7 @@ class Bag:
         wanted = f"views of shape {(n_tiles, n_views, dim)}" if n_views else "no views"
         if found != wanted:
             raise BagError(
-                self.meta.slide_id, found=found, expected=f"{wanted}, as its fingerprint says"
+                self.meta.slide_id, actual=found, expected=f"{wanted}, as its fingerprint says"
             )
         object.__setattr__(self, "features_sha256", _hash_of(self.features))
         object.__setattr__(self, "views_sha256", "" if self.views is None else _hash_of(self.views))
@@ -196,7 +196,7 @@ class Bag:
         """
         return cls(
             features=features,
-            coords_px0=np.full((len(features), 2), NOWHERE, np.int64),
+            coords_px0=np.full((len(features), 2), UNKNOWN_COORD, np.int64),
             tissue_fraction=np.full(len(features), np.nan, np.float32),
             meta=meta,
             order=order,
@@ -226,7 +226,7 @@ class Bag:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BagHead:
+class BagInfo:
     """A bag without its arrays."""
 
     meta: BagMeta
@@ -239,7 +239,7 @@ class BagHead:
     """Type of the embeddings of views; None without views."""
 
 
-class PlacedBag(Protocol):
+class BagSource(Protocol):
     """A bag that is no file of its own, but lies among others."""
 
     def __hash__(self) -> int:
@@ -258,12 +258,12 @@ class PlacedBag(Protocol):
         """As :func:`read_views`."""
         ...
 
-    def read_head(self) -> BagHead:
-        """As :func:`read_head`."""
+    def read_bag_info(self) -> BagInfo:
+        """As :func:`read_bag_info`."""
         ...
 
 
-BagPlace = Path | PlacedBag
+BagRef = Path | BagSource
 """Where a bag lies: its own HDF5 file, or a place in a packed store; read alike."""
 
 
@@ -272,7 +272,7 @@ def is_plain_id(slide_id: str) -> bool:
     return bool(slide_id) and slide_id[0] != "." and not {"/", "\\", "\0"} & set(slide_id)
 
 
-def require_same_fingerprint(
+def check_fingerprint(
     expected: Fingerprint, found: Iterable[tuple[object, Fingerprint]], *, source: str
 ) -> None:
     """Refuse bags that were not made as expected.
@@ -301,9 +301,9 @@ def require_same_fingerprint(
         )
         raise BagError(
             where,
-            found=f"{name} is {getattr(other, name)!r}",
+            actual=f"{name} is {getattr(other, name)!r}",
             expected=f"{getattr(expected, name)!r} as in {source}",
-            advice="Embed all slides with the same settings, or choose bags that were.",
+            hint="Embed all slides with the same settings, or choose bags that were.",
         )
 
 
@@ -319,11 +319,11 @@ def _require_whole_series(bag: Bag) -> None:
     if told != expected:
         raise BagError(
             bag.meta.slide_id,
-            found=f"order and source {told} of {n_images} embeddings of kind {bag.meta.kind!r}",
+            actual=f"order and source {told} of {n_images} embeddings of kind {bag.meta.kind!r}",
             expected=f"{expected}",
         )
     if bag.order is not None and (np.diff(bag.order) <= 0).any():
-        raise BagError(bag.meta.slide_id, found="images out of order", expected="a rising order")
+        raise BagError(bag.meta.slide_id, actual="images out of order", expected="a rising order")
 
 
 def meta_attributes(meta: BagMeta) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def meta_attributes(meta: BagMeta) -> dict[str, Any]:
     return {**flat, **{p.name: getattr(meta.fingerprint, p.name) for p in fields(Fingerprint)}}
 
 
-def meta_from(attributes: Mapping[str, Any]) -> BagMeta:
+def meta_from_attrs(attributes: Mapping[str, Any]) -> BagMeta:
     """The way back from :func:`meta_attributes`; what an older bag lacks has its default.
 
     Raises

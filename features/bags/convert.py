@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bags.bag import TILE, Bag, BagPlace, Fingerprint, require_same_fingerprint
-from features.bags.formats.base import Given, as_bag, unknown_of
-from features.bags.formats.registry import LAYOUTS
-from features.bags.h5 import bag_path, read_bag_of, write_bag
+from features.bags.bag import TILE, Bag, BagRef, Fingerprint, check_fingerprint
+from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
+from features.bags.formats.registry import BAG_FORMATS
+from features.bags.h5 import bag_path, read_slide_bag, write_bag
 from features.bags.store import open_bags
-from features.errors import BagError, KnownError, OutputError
+from features.errors import BagError, MilError, OutputError
 from features.utils.files import make_folder
 
-__all__ = ["Exchanged", "OnSlide", "export_bags", "import_bags"]
+__all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
 Place = TypeVar("Place")
 
@@ -24,7 +24,7 @@ OnSlide = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchanged:
+class ConversionResult:
     """What became of one slide."""
 
     slide_id: str
@@ -38,8 +38,8 @@ class Exchanged:
 
 
 def import_bags(
-    source: Path, bags_dir: Path, *, layout: str, given: Given, on_slide: OnSlide
-) -> list[Exchanged]:
+    source: Path, bags_dir: Path, *, layout: str, given: ImportDefaults, on_slide: OnSlide
+) -> list[ConversionResult]:
     """Read another program's bags and write each as a bag of ours.
 
     One that cannot be read does not stop the others.
@@ -51,7 +51,7 @@ def import_bags(
     bags_dir
         New or empty folder for the bags.
     layout
-        A name of :data:`features.bags.formats.registry.LAYOUTS`.
+        A name of :data:`features.bags.formats.registry.BAG_FORMATS`.
     given
         What the user adds to what the files say.
     on_slide
@@ -64,23 +64,27 @@ def import_bags(
     OutputError
         If ``bags_dir`` holds anything, or cannot be written.
     """
-    form = LAYOUTS[layout]
+    form = BAG_FORMATS[layout]
     if not source.is_dir():
-        raise BagError(source, found="there is no such folder", expected=f"bags of {layout}")
+        raise BagError(source, actual="there is no such folder", expected=f"bags of {layout}")
     paths = form.find(source)
     _new_folder(bags_dir)
 
-    def bring(slide_id: str, path: Path) -> Exchanged:
+    def bring(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
         foreign = form.read(path, encoder=given.encoder)
-        bag = as_bag(foreign, path=path, slide_id=slide_id, layout=layout, given=given)
+        bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, given=given)
         write_bag(target, bag)
-        return Exchanged(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_of(bag.meta))
+        return ConversionResult(
+            slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)
+        )
 
-    return _each(paths, bring, on_slide)
+    return _convert_each(paths, bring, on_slide)
 
 
-def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) -> list[Exchanged]:
+def export_bags(
+    bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide
+) -> list[ConversionResult]:
     """Write a folder of bags as another program wants them.
 
     Parameters
@@ -90,7 +94,7 @@ def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) ->
     out
         New or empty folder.
     layout
-        A name of :data:`features.bags.formats.registry.LAYOUTS` that can be written.
+        A name of :data:`features.bags.formats.registry.BAG_FORMATS` that can be written.
     on_slide
         Told after each slide.
 
@@ -101,29 +105,29 @@ def export_bags(bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide) ->
     OutputError
         If ``out`` holds anything, or cannot be written.
     """
-    form = LAYOUTS[layout]
+    form = BAG_FORMATS[layout]
     write = form.write
     if write is None:
-        raise BagError(layout, found="a layout that can be imported only")
+        raise BagError(layout, actual="a layout that can be imported only")
     paths = open_bags(bags_dir)
     _new_folder(out)
     made: list[Fingerprint] = []
 
-    def bring(slide_id: str, path: BagPlace) -> Exchanged:
-        bag = read_bag_of(slide_id, path)
+    def bring(slide_id: str, path: BagRef) -> ConversionResult:
+        bag = read_slide_bag(slide_id, path)
         made.append(bag.meta.fingerprint)
-        require_same_fingerprint(made[0], [(path, made[-1])], source="the first bag exported")
-        unknown = unknown_of(bag.meta)
-        _refuse_unfit(path, bag, lacking=form.needs & set(unknown), layout=layout)
+        check_fingerprint(made[0], [(path, made[-1])], source="the first bag exported")
+        unknown = unknown_fields(bag.meta)
+        _check_exportable(path, bag, lacking=form.needs & set(unknown), layout=layout)
         write(out, bag)
-        return Exchanged(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
+        return ConversionResult(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
 
-    return _each(paths, bring, on_slide)
+    return _convert_each(paths, bring, on_slide)
 
 
-def _each(
-    places: Mapping[str, Place], bring: Callable[[str, Place], Exchanged], on_slide: OnSlide
-) -> list[Exchanged]:
+def _convert_each(
+    places: Mapping[str, Place], bring: Callable[[str, Place], ConversionResult], on_slide: OnSlide
+) -> list[ConversionResult]:
     """Bring slides over one by one; what is wrong with one stays with it."""
     outcomes = []
     for slide_id in places:
@@ -131,8 +135,8 @@ def _each(
             outcome = bring(slide_id, places[slide_id])
         except OutputError:
             raise
-        except KnownError as error:
-            outcome = Exchanged(slide_id=slide_id, problem=str(error))
+        except MilError as error:
+            outcome = ConversionResult(slide_id=slide_id, problem=str(error))
         outcomes.append(outcome)
         on_slide(len(outcomes), len(places))
     return outcomes
@@ -142,20 +146,20 @@ def _new_folder(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(
             path,
-            found="there is something already",
+            actual="there is something already",
             expected="a new or empty folder",
-            advice="Name another folder, or empty this one.",
+            hint="Name another folder, or empty this one.",
         )
     make_folder(path)
 
 
-def _refuse_unfit(path: BagPlace, bag: Bag, *, lacking: Collection[str], layout: str) -> None:
+def _check_exportable(path: BagRef, bag: Bag, *, lacking: Collection[str], layout: str) -> None:
     if bag.meta.kind != TILE:
-        raise BagError(path, found=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
+        raise BagError(path, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
     if lacking:
         raise BagError(
             path,
-            found=f"{', '.join(sorted(lacking))} unknown",
+            actual=f"{', '.join(sorted(lacking))} unknown",
             expected=f"known, as {layout} needs it",
-            advice="Import the bags again and give what is missing.",
+            hint="Import the bags again and give what is missing.",
         )

@@ -1,4 +1,4 @@
-"""Bags in HDF5 files, one a slide or series; :data:`BagPlace` is read alike wherever it lies.
+"""Bags in HDF5 files, one a slide or series; :data:`BagRef` is read alike wherever it lies.
 
 The layout is documented in ``docs/reference/bag.md``. Tools that read ``features`` and ``coords``
 (CLAM, TRIDENT, torchmil and others) read these files as they are.
@@ -19,29 +19,29 @@ import numpy.typing as npt
 from features.bags.bag import (
     IMAGE,
     Bag,
-    BagHead,
+    BagInfo,
     BagMeta,
-    BagPlace,
+    BagRef,
     Fingerprint,
     is_plain_id,
     meta_attributes,
-    meta_from,
+    meta_from_attrs,
 )
-from features.bags.safe_hdf5 import created, find_item, opened, read_array, read_attributes
+from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
-    "as_stored",
     "bag_path",
     "find_bags",
     "read_bag",
-    "read_bag_of",
+    "read_bag_info",
     "read_features",
-    "read_head",
     "read_meta",
+    "read_slide_bag",
     "read_views",
+    "to_storage_dtype",
     "trident_attributes",
     "write_bag",
 ]
@@ -71,7 +71,7 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
     """
     if not is_plain_id(slide_id):
         raise BagError(
-            repr(slide_id), found="not usable as a file name", expected="a plain slide id"
+            repr(slide_id), actual="not usable as a file name", expected="a plain slide id"
         )
     return bags_dir / f"{slide_id}.h5"
 
@@ -97,19 +97,19 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     if not bags_dir.is_dir():
         raise BagError(
             bags_dir,
-            found="there is no such folder",
+            actual="there is no such folder",
             expected="a folder of bags",
-            advice="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
+            hint="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
         )
     raise BagError(
         bags_dir,
-        found="no bag (*.h5) in it",
+        actual="no bag (*.h5) in it",
         expected="one a slide",
-        advice="Make them with 'mil embed SLIDES --bags DIR'.",
+        hint="Make them with 'mil embed SLIDES --bags DIR'.",
     )
 
 
-def as_stored(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+def to_storage_dtype(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """Embeddings as bags store them: float16 unless one would overflow, then float32."""
     largest = float(np.abs(features).max(initial=0.0))
     return features.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
@@ -130,7 +130,7 @@ def write_bag(path: Path, bag: Bag) -> None:
     made = bag.meta.fingerprint
     features = _storable(path, bag.features)
     views = None if bag.views is None else _storable(path, bag.views)
-    with created(path) as file:
+    with create_h5(path) as file:
         _write(file, "features", features, (_CHUNK_ROWS, made.dim))
         if bag.order is not None and bag.source is not None:
             _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
@@ -154,7 +154,7 @@ def write_bag(path: Path, bag: Bag) -> None:
         file.attrs["complete"] = True
 
 
-def read_bag(place: BagPlace) -> Bag:
+def read_bag(place: BagRef) -> Bag:
     """Read a bag.
 
     Raises
@@ -188,14 +188,14 @@ def read_bag(place: BagPlace) -> Bag:
     if n_embedded != len(bag.features):
         raise BagError(
             place,
-            found=f"{len(bag.features)} embeddings",
+            actual=f"{len(bag.features)} embeddings",
             expected=f"{n_embedded}, as its attribute n_embedded says",
-            advice=_ADVICE,
+            hint=_ADVICE,
         )
     return bag
 
 
-def read_bag_of(slide_id: str, place: BagPlace) -> Bag:
+def read_slide_bag(slide_id: str, place: BagRef) -> Bag:
     """Read the bag of a slide, and refuse one that says it is another's.
 
     What a bag says about itself names files that are written later, so nobody else's word is taken
@@ -210,14 +210,14 @@ def read_bag_of(slide_id: str, place: BagPlace) -> Bag:
     if bag.meta.slide_id != slide_id:
         raise BagError(
             place,
-            found=f"the bag of slide {bag.meta.slide_id!r}",
+            actual=f"the bag of slide {bag.meta.slide_id!r}",
             expected=f"that of {slide_id!r}",
-            advice="Name the file after its slide, or embed the slide again.",
+            hint="Name the file after its slide, or embed the slide again.",
         )
     return bag
 
 
-def read_meta(place: BagPlace) -> BagMeta:
+def read_meta(place: BagRef) -> BagMeta:
     """Read what a bag says about itself, without its arrays.
 
     Raises
@@ -226,12 +226,12 @@ def read_meta(place: BagPlace) -> BagMeta:
         As :func:`read_bag`.
     """
     if not isinstance(place, Path):
-        return place.read_head().meta
+        return place.read_bag_info().meta
     with _opened(place) as file:
         return _meta(place, read_attributes(file))
 
 
-def read_head(place: BagPlace) -> BagHead:
+def read_bag_info(place: BagRef) -> BagInfo:
     """Read what a bag says about itself, and how many embeddings of which type it holds.
 
     Raises
@@ -240,18 +240,18 @@ def read_head(place: BagPlace) -> BagHead:
         As :func:`read_bag`.
     """
     if not isinstance(place, Path):
-        return place.read_head()
+        return place.read_bag_info()
     with _opened(place) as file:
         features, views = find_item(file, "features"), find_item(file, "views")
         if not isinstance(features, h5py.Dataset) or features.ndim != 2:
-            raise BagError(place, found="no 2-dimensional dataset 'features'")
-        return BagHead(
+            raise BagError(place, actual="no 2-dimensional dataset 'features'")
+        return BagInfo(
             meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype,
             views_dtype=views.dtype if isinstance(views, h5py.Dataset) else None,
         )  # fmt: skip
 
 
-def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
+def read_features(place: BagRef) -> npt.NDArray[np.floating[Any]]:
     """Read the embeddings of a bag and nothing else, shape (n, dim).
 
     Raises
@@ -265,7 +265,7 @@ def read_features(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
         return read_array(file, "features", ndim=(2,), kinds="f")
 
 
-def read_views(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
+def read_views(place: BagRef) -> npt.NDArray[np.floating[Any]]:
     """Read the embeddings of a bag's views and nothing else, shape (n, n_views, dim).
 
     Raises
@@ -280,7 +280,7 @@ def read_views(place: BagPlace) -> npt.NDArray[np.floating[Any]]:
 
 
 def _opened(path: Path) -> AbstractContextManager[h5py.File]:
-    return opened(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
+    return open_h5(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
 
 
 def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
@@ -289,11 +289,11 @@ def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
         n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise BagError(
             path,
-            found=f"{n_bad} of {len(array)} embeddings hold NaN or infinity",
+            actual=f"{n_bad} of {len(array)} embeddings hold NaN or infinity",
             expected="finite numbers",
-            advice="Try --device cpu; if it stays, the weights are damaged.",
+            hint="Try --device cpu; if it stays, the weights are damaged.",
         )
-    return as_stored(array)
+    return to_storage_dtype(array)
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:
@@ -332,16 +332,16 @@ def trident_attributes(meta: BagMeta) -> dict[str, Any]:
 
 def _meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
     if attributes.get("format") != FORMAT:
-        raise BagError(path, found=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
+        raise BagError(path, actual=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
     if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
         raise BagError(
             path,
-            found=f"format version {version}",
+            actual=f"format version {version}",
             expected=f"at most {FORMAT_VERSION}",
-            advice="Install the version of this program that wrote it, or a later one.",
+            hint="Install the version of this program that wrote it, or a later one.",
         )
     if not attributes.get("complete", False):
         raise BagError(
-            path, found="not complete", expected="a finished bag", advice="Run 'mil embed' again."
+            path, actual="not complete", expected="a finished bag", hint="Run 'mil embed' again."
         )
-    return meta_from(attributes)
+    return meta_from_attrs(attributes)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from features.bags.bag import Bag, BagPlace
+from features.bags.bag import Bag, BagRef
 from features.bags.h5 import read_bag
 from features.errors import BagError
 
@@ -52,7 +52,7 @@ class IsolatedReader:
     ) -> None:
         self._stop()
 
-    def read(self, path: BagPlace) -> Bag:
+    def read(self, path: BagRef) -> Bag:
         """Read one bag; what is no HDF5 file, but packed, in this process.
 
         Raises
@@ -70,11 +70,11 @@ class IsolatedReader:
             pipe.send(path)
             if not pipe.poll(allowed_s):
                 self._stop()
-                raise BagError(path, found=f"not read within {allowed_s:.0f} s")
+                raise BagError(path, actual=f"not read within {allowed_s:.0f} s")
             answer: Bag | BagError = pipe.recv()
         except (EOFError, OSError) as error:
             self._stop()
-            raise BagError(path, found="reading it ends the program that reads") from error
+            raise BagError(path, actual="reading it ends the program that reads") from error
         if isinstance(answer, BagError):
             raise answer
         return answer

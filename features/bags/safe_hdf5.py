@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import BagError
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 
-__all__ = ["created", "find_item", "opened", "read_array", "read_attributes"]
+__all__ = ["create_h5", "find_item", "open_h5", "read_array", "read_attributes"]
 
 _LARGEST_EXPANSION = 20
 """Times the file's size that a compressed dataset may take; embeddings hardly reach 4."""
@@ -48,7 +48,7 @@ _LARGEST_ATTRIBUTE_BYTES = 1 << 20
 
 
 @contextmanager
-def created(path: Path) -> Iterator[h5py.File]:
+def create_h5(path: Path) -> Iterator[h5py.File]:
     """Give a new file, which is written whole when the block ends well, or not at all.
 
     It is put together in memory: the library itself does not survive a full disk.
@@ -61,12 +61,12 @@ def created(path: Path) -> Iterator[h5py.File]:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         yield file
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(content.getbuffer())
 
 
 @contextmanager
-def opened(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
+def open_h5(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
     """Open a file for reading; whatever HDF5 dislikes, then or later, becomes a BagError.
 
     Parameters
@@ -84,31 +84,31 @@ def opened(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
         If it is missing, no HDF5, or turns out damaged inside the block.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - Path raises an error where a name is too long
-        raise BagError(path, found="there is no such bag", expected="a file")
+        raise BagError(path, actual="there is no such bag", expected="a file")
     with ExitStack() as stack:
         try:
-            raw = stack.enter_context(_Watched(path))
+            raw = stack.enter_context(_CheckedFile(path))
             file = h5py.File(path, "r", driver="fileobj", fileobj=raw)
         except _COMPLAINTS as error:
             raise BagError(
-                path, found="not readable as HDF5", expected=expected, advice=advice
+                path, actual="not readable as HDF5", expected=expected, hint=advice
             ) from error
-        with _as_damage(path, expected=expected, advice=advice), file:
+        with _translate_errors(path, expected=expected, advice=advice), file:
             if file.id.get_create_plist().get_sizes() != _SIZES:
                 raise OSError("addresses of another size than eight bytes")
             yield file
 
 
 @contextmanager
-def _as_damage(path: Path, *, expected: str, advice: str) -> Iterator[None]:
+def _translate_errors(path: Path, *, expected: str, advice: str) -> Iterator[None]:
     try:
         yield
     except _COMPLAINTS as error:
         text = " ".join(str(error).split())
-        raise BagError(path, found=f"damaged ({text})", expected=expected, advice=advice) from error
+        raise BagError(path, actual=f"damaged ({text})", expected=expected, hint=advice) from error
 
 
-class _Watched(io.FileIO):
+class _CheckedFile(io.FileIO):
     """A file that the HDF5 library reads through; heaps without an end are errors.
 
     The library steps from text to text of a heap by the lengths that stand there, and goes round
@@ -172,7 +172,7 @@ def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
         if item.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
             raise BagError(
                 file.filename,
-                found=f"{name!r} is a link to somewhere else, which is not followed",
+                actual=f"{name!r} is a link to somewhere else, which is not followed",
                 expected="data in the file itself",
             )
         item = item[part]
@@ -208,26 +208,26 @@ def read_array(
     """
     dataset = find_item(file, name)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
-        raise BagError(file.filename, found=f"no {ndim[0]}-dimensional dataset {name!r}")
+        raise BagError(file.filename, actual=f"no {ndim[0]}-dimensional dataset {name!r}")
     if dataset.dtype.kind not in kinds:
-        raise BagError(file.filename, found=f"{name!r} holds {dataset.dtype}", expected="numbers")
+        raise BagError(file.filename, actual=f"{name!r} holds {dataset.dtype}", expected="numbers")
     if dataset.is_virtual or dataset.external:
         raise BagError(
             file.filename,
-            found=f"the values of {name!r} lie in other files, which are not opened",
+            actual=f"the values of {name!r} lie in other files, which are not opened",
             expected="data in the file itself",
         )
     if strange := _filters_of(dataset) - _FILTERS.keys():
         raise BagError(
             file.filename,
-            found=f"the values of {name!r} are packed by filter {min(strange)}, a plug-in",
+            actual=f"the values of {name!r} are packed by filter {min(strange)}, a plug-in",
             expected=f"one of {', '.join(_FILTERS.values())}",
         )
     n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
     if n_bytes > (n_allowed := _allowed_bytes(file, dataset)):
         raise BagError(
             file.filename,
-            found=f"{name!r} claims {dataset.shape} values, {n_bytes:,} bytes",
+            actual=f"{name!r} claims {dataset.shape} values, {n_bytes:,} bytes",
             expected=f"at most {n_allowed:,}, from what the file holds",
         )
     return np.asarray(dataset[()])
@@ -254,10 +254,10 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
         if n_bytes > _LARGEST_ATTRIBUTE_BYTES:
             raise BagError(
                 item.file.filename,
-                found=f"attribute {name!r} of {n_bytes:,} bytes",
+                actual=f"attribute {name!r} of {n_bytes:,} bytes",
                 expected=f"at most {_LARGEST_ATTRIBUTE_BYTES:,}",
             )
-        values[name] = None if _is_bottomless(attribute) else _plain(item.attrs[name])
+        values[name] = None if _is_variable_length(attribute) else _plain(item.attrs[name])
     return values
 
 
@@ -268,7 +268,7 @@ def _allowed_bytes(file: h5py.File, dataset: h5py.Dataset) -> int:
     return min(n_file_bytes, int(dataset.id.get_storage_size()))
 
 
-def _is_bottomless(attribute: Any) -> bool:
+def _is_variable_length(attribute: Any) -> bool:
     """Whether a few bytes of it may point to any number of values."""
     if not attribute.dtype.hasobject:
         return False
@@ -278,8 +278,8 @@ def _is_bottomless(attribute: Any) -> bool:
 
 def _filters_of(dataset: h5py.Dataset) -> set[int]:
     """Numbers of the filters that its values went through."""
-    created = dataset.id.get_create_plist()
-    return {created.get_filter(place)[0] for place in range(created.get_nfilters())}
+    create_h5 = dataset.id.get_create_plist()
+    return {create_h5.get_filter(place)[0] for place in range(create_h5.get_nfilters())}
 
 
 def _plain(value: Any) -> Any:

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import BagError
-from features.utils.paths import url_of
+from features.utils.paths import parse_url
 
-__all__ = ["Files", "PlainRows", "files_at", "read_json"]
+__all__ = ["ObjectStore", "ShardedArray", "open_object_store", "read_json"]
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype("u1"),
@@ -38,7 +38,7 @@ _MOST = 2**40
 """Rows, columns or bytes of a row that nobody has; keeps products of claims small."""
 
 
-class Files(Protocol):
+class ObjectStore(Protocol):
     """Named files below one place."""
 
     where: str
@@ -53,7 +53,7 @@ class Files(Protocol):
         ...
 
 
-def files_at(place: Path | str) -> Files:
+def open_object_store(place: Path | str) -> ObjectStore:
     """Files of a folder, or behind a URL that fsspec knows.
 
     Raises
@@ -61,11 +61,11 @@ def files_at(place: Path | str) -> Files:
     BagError
         If the URL cannot be served.
     """
-    url = url_of(place)
+    url = parse_url(place)
     return _Remote(url) if url else _Local(Path(place))
 
 
-def read_json(files: Files, key: str) -> Any:
+def read_json(files: ObjectStore, key: str) -> Any:
     """What a JSON file of at most 1 MiB says; None where there is none.
 
     Raises
@@ -79,7 +79,7 @@ def read_json(files: Files, key: str) -> Any:
     if n_bytes > _MOST_JSON_BYTES:
         raise BagError(
             files.where,
-            found=f"{key} of {n_bytes:,} bytes",
+            actual=f"{key} of {n_bytes:,} bytes",
             expected=f"at most {_MOST_JSON_BYTES:,}",
         )
     content = bytearray(n_bytes)
@@ -87,10 +87,10 @@ def read_json(files: Files, key: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BagError(files.where, found=f"{key} is no JSON") from error
+        raise BagError(files.where, actual=f"{key} is no JSON") from error
 
 
-class PlainRows:
+class ShardedArray:
     """One array of a packed store.
 
     Parameters
@@ -106,17 +106,17 @@ class PlainRows:
         If it is missing, or laid out in another way than plain shards of rows.
     """
 
-    def __init__(self, files: Files, name: str) -> None:
+    def __init__(self, files: ObjectStore, name: str) -> None:
         self._files, self._name = files, name
         about = read_json(files, f"{name}/zarr.json")
         if about is None:
-            raise BagError(files.where, found=f"no array {name!r}", expected="a packed store")
+            raise BagError(files.where, actual=f"no array {name!r}", expected="a packed store")
         try:
             self.shape, self.dtype, self._shard_rows, self._chunk_rows = _layout_of(about)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise BagError(
                 files.where,
-                found=f"array {name!r} is laid out in another way ({error})",
+                actual=f"array {name!r} is laid out in another way ({error})",
                 expected="plain shards of rows, as 'mil bags pack' writes them",
             ) from error
         self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -134,7 +134,7 @@ class PlainRows:
         """
         if not 0 <= first <= first + n_rows <= self.shape[0]:
             raise self._damaged(f"rows {first} to {first + n_rows}", f"at most {self.shape[0]}")
-        stretches = self._stretches(first, n_rows)
+        stretches = self._shard_slices(first, n_rows)
         for shard, _, _ in stretches:
             self._check(shard)
         rows = np.empty((n_rows, *self.shape[1:]), self.dtype)
@@ -148,7 +148,7 @@ class PlainRows:
             done += len(part)
         return rows
 
-    def _stretches(self, first: int, n_rows: int) -> list[tuple[int, int, int]]:
+    def _shard_slices(self, first: int, n_rows: int) -> list[tuple[int, int, int]]:
         """Shard, first row in it, and rows, for every shard that holds some of the rows."""
         parts = []
         while n_rows:
@@ -185,7 +185,7 @@ class PlainRows:
 
     def _damaged(self, found: str, expected: str) -> BagError:
         return BagError(
-            self._files.where, found=found, expected=expected, advice="Pack the bags again."
+            self._files.where, actual=found, expected=expected, hint="Pack the bags again."
         )
 
 
@@ -241,8 +241,8 @@ class _Local:
     def read_into(self, key: str, start: int, target: memoryview) -> int:
         if self._stamp_now() != self._stamp:
             raise BagError(
-                self.where, found="another store than a moment ago", expected="the same one",
-                advice="Leave bags alone while they are read.",
+                self.where, actual="another store than a moment ago", expected="the same one",
+                hint="Leave bags alone while they are read.",
             )  # fmt: skip
         done = 0
         try:
@@ -263,7 +263,9 @@ class _Local:
 
     def _unreadable(self, key: str, error: OSError) -> BagError:
         return BagError(
-            self.where, found=f"{key} cannot be read ({error.strerror or error})", expected="a file"
+            self.where,
+            actual=f"{key} cannot be read ({error.strerror or error})",
+            expected="a file",
         )
 
 
@@ -300,6 +302,6 @@ class _Remote:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return BagError(
             self.where,
-            found=f"{key} cannot be read ({said})",
+            actual=f"{key} cannot be read ({said})",
             expected="an object there, and leave to read it",
         )

@@ -16,21 +16,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import Bag, BagHead, BagMeta, BagPlace, Fingerprint, is_plain_id, meta_from
+from features.bags.bag import (
+    Bag,
+    BagInfo,
+    BagMeta,
+    BagRef,
+    Fingerprint,
+    is_plain_id,
+    meta_from_attrs,
+)
 from features.bags.h5 import find_bags
-from features.bags.shard_reader import Files, PlainRows, files_at, read_json
+from features.bags.shard_reader import ObjectStore, ShardedArray, open_object_store, read_json
 from features.errors import BagError
-from features.utils.paths import url_of
+from features.utils.paths import parse_url
 
 __all__ = [
     "PACK_FORMAT",
     "PACK_VERSION",
     "TABLE",
     "VIEWS",
-    "Pack",
-    "PackedBag",
+    "BagStore",
+    "StoredBag",
     "arrays_of",
-    "is_pack",
+    "is_bag_store",
     "open_bags",
 ]
 
@@ -60,7 +68,7 @@ _FLOATS: dict[str, np.dtype[Any]] = {
 _ADVICE = "Pack the bags again with 'mil bags pack'."
 
 
-def open_bags(place: Path, *, may_be_empty: bool = False) -> Mapping[str, BagPlace]:
+def open_bags(place: Path, *, may_be_empty: bool = False) -> Mapping[str, BagRef]:
     """All bags of a folder or of a packed store by slide id, sorted.
 
     Parameters
@@ -75,7 +83,7 @@ def open_bags(place: Path, *, may_be_empty: bool = False) -> Mapping[str, BagPla
     BagError
         If there is nothing, or no bag in it, or the store is not to be trusted.
     """
-    return Pack(place) if is_pack(place) else find_bags(place, may_be_empty=may_be_empty)
+    return BagStore(place) if is_bag_store(place) else find_bags(place, may_be_empty=may_be_empty)
 
 
 def arrays_of(fingerprint: Fingerprint) -> Mapping[str, str]:
@@ -83,12 +91,12 @@ def arrays_of(fingerprint: Fingerprint) -> Mapping[str, str]:
     return {**_PLAIN_ARRAYS, VIEWS: VIEWS} if fingerprint.n_views else _PLAIN_ARRAYS
 
 
-def is_pack(place: Path) -> bool:
+def is_bag_store(place: Path) -> bool:
     """Whether a place is a zarr store; what lies behind a URL can be nothing else."""
-    return url_of(place) is not None or (place / "zarr.json").is_file()
+    return parse_url(place) is not None or (place / "zarr.json").is_file()
 
 
-class Pack(Mapping[str, BagPlace]):
+class BagStore(Mapping[str, BagRef]):
     """Bags of a packed store by slide id, sorted; no bag is read before it is asked for.
 
     Parameters
@@ -103,7 +111,7 @@ class Pack(Mapping[str, BagPlace]):
     """
 
     def __init__(self, place: Path) -> None:
-        files = files_at(place)
+        files = open_object_store(place)
         self.where = files.where
         attributes = _attributes_of(files)
         self._columns = _table_of(files)
@@ -114,15 +122,15 @@ class Pack(Mapping[str, BagPlace]):
             self._starts = [0, *accumulate(map(_count, self._columns["n_tiles"]))]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its table of bags is damaged ({error!r:.100})") from error
-        self._arrays = {name: PlainRows(files, name) for name in names}
+        self._arrays = {name: ShardedArray(files, name) for name in names}
         self._check_sizes()
 
-    def __getitem__(self, slide_id: str) -> PackedBag:
+    def __getitem__(self, slide_id: str) -> StoredBag:
         """The bag of a slide, not read yet."""
         row = self._rows[slide_id]
         values = {name: column[row] for name, column in self._columns.items()}
         try:
-            return PackedBag(
+            return StoredBag(
                 where=f"{self.where}, bag {slide_id!r}",
                 meta=_meta_of(values, self.fingerprint),
                 first_row=self._starts[row],
@@ -158,12 +166,12 @@ class Pack(Mapping[str, BagPlace]):
 
     def _damaged(self, found: str) -> BagError:
         return BagError(
-            self.where, found=found, expected=f"a whole {PACK_FORMAT} store", advice=_ADVICE
+            self.where, actual=found, expected=f"a whole {PACK_FORMAT} store", hint=_ADVICE
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PackedBag:
+class StoredBag:
     """One bag of a pack; knows its own rows and no other bag."""
 
     where: str
@@ -182,7 +190,7 @@ class PackedBag:
     """Type of the embeddings of views; None without views."""
     series: Mapping[str, Any]
     """Order and source of images; empty in a bag of tiles."""
-    arrays: Mapping[str, PlainRows]
+    arrays: Mapping[str, ShardedArray]
     """The store's arrays."""
 
     def __str__(self) -> str:
@@ -209,9 +217,9 @@ class PackedBag:
             if now != then:
                 raise BagError(
                     self.where,
-                    found=f"embeddings with hash {now[:12]}…",
+                    actual=f"embeddings with hash {now[:12]}…",
                     expected=f"{then[:12]}…, as when they were packed",
-                    advice=_ADVICE,
+                    hint=_ADVICE,
                 )
         return bag
 
@@ -234,12 +242,12 @@ class PackedBag:
             If it has no views, or its rows cannot be read.
         """
         if self.views_dtype is None:
-            raise BagError(self.where, found="no views", expected="a bag with views of its tiles")
+            raise BagError(self.where, actual="no views", expected="a bag with views of its tiles")
         return self._read(VIEWS).astype(self.views_dtype, copy=False)
 
-    def read_head(self) -> BagHead:
+    def read_bag_info(self) -> BagInfo:
         """The bag without its arrays; nothing is read for it."""
-        return BagHead(
+        return BagInfo(
             meta=self.meta, n_tiles=self.n_tiles, dtype=self.dtype, views_dtype=self.views_dtype
         )
 
@@ -247,56 +255,58 @@ class PackedBag:
         return self.arrays[name].read(self.first_row, self.n_tiles)
 
 
-def _attributes_of(files: Files) -> Mapping[str, Any]:
+def _attributes_of(files: ObjectStore) -> Mapping[str, Any]:
     """Attributes of a store that says it is a whole pack."""
     root = read_json(files, "zarr.json")
     attributes = root.get("attributes") if isinstance(root, dict) else None
     if root is None:
         raise BagError(
             files.where,
-            found="there is no zarr store",
+            actual="there is no zarr store",
             expected="one that 'mil bags pack' wrote",
-            advice="Name a folder of bags, or a packed store, with --bags.",
+            hint="Name a folder of bags, or a packed store, with --bags.",
         )
     if not isinstance(attributes, dict) or attributes.get("format") != PACK_FORMAT:
-        raise BagError(files.where, found="a zarr store of another kind", expected=PACK_FORMAT)
+        raise BagError(files.where, actual="a zarr store of another kind", expected=PACK_FORMAT)
     version = attributes.get("format_version")
     if not isinstance(version, int) or version > PACK_VERSION:
         raise BagError(
             files.where,
-            found=f"format version {version}",
+            actual=f"format version {version}",
             expected=f"at most {PACK_VERSION}",
-            advice="Install the version of this program that wrote it, or a later one.",
+            hint="Install the version of this program that wrote it, or a later one.",
         )
     if attributes.get("complete") is not True:
         raise BagError(
             files.where,
-            found="not complete: packing was stopped, or still goes on",
+            actual="not complete: packing was stopped, or still goes on",
             expected="a finished store",
-            advice=_ADVICE,
+            hint=_ADVICE,
         )
     return attributes
 
 
-def _table_of(files: Files) -> dict[str, list[Any]]:
+def _table_of(files: ObjectStore) -> dict[str, list[Any]]:
     """Columns of the table of bags."""
-    rows = PlainRows(files, TABLE)
+    rows = ShardedArray(files, TABLE)
     n_bytes = rows.shape[0]
     if rows.dtype != np.uint8 or len(rows.shape) != 1 or n_bytes > _MOST_TABLE_BYTES:
-        raise BagError(files.where, found=f"a table of {n_bytes:,} bytes", expected="a smaller one")
+        raise BagError(
+            files.where, actual=f"a table of {n_bytes:,} bytes", expected="a smaller one"
+        )
     try:
         columns = json.loads(rows.read(0, n_bytes).tobytes())
     except (ValueError, RecursionError) as error:
-        raise BagError(files.where, found="its table of bags is no JSON", advice=_ADVICE) from error
+        raise BagError(files.where, actual="its table of bags is no JSON", hint=_ADVICE) from error
     if not isinstance(columns, dict) or not all(isinstance(c, list) for c in columns.values()):
-        raise BagError(files.where, found="its table of bags has no columns", advice=_ADVICE)
+        raise BagError(files.where, actual="its table of bags has no columns", hint=_ADVICE)
     return columns
 
 
 def _meta_of(values: Mapping[str, Any], fingerprint: Fingerprint) -> BagMeta:
     plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     made = {part.name: getattr(fingerprint, part.name) for part in fields(Fingerprint)}
-    return meta_from({**plain, **made})
+    return meta_from_attrs({**plain, **made})
 
 
 def _series_of(values: Mapping[str, Any]) -> dict[str, Any]:

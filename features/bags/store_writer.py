@@ -19,20 +19,20 @@ from zarr.storage import FsspecStore, LocalStore
 
 from features.bags.bag import (
     Bag,
-    BagHead,
-    BagPlace,
+    BagInfo,
+    BagRef,
     Fingerprint,
+    check_fingerprint,
     meta_attributes,
-    require_same_fingerprint,
 )
-from features.bags.h5 import read_bag, read_head
-from features.bags.shard_reader import files_at, read_json
+from features.bags.h5 import read_bag, read_bag_info
+from features.bags.shard_reader import open_object_store, read_json
 from features.bags.store import PACK_FORMAT, PACK_VERSION, TABLE, VIEWS, arrays_of, open_bags
-from features.errors import BagError, KnownError, OutputError
-from features.utils.files import folder_beside
-from features.utils.paths import url_of
+from features.errors import BagError, MilError, OutputError
+from features.utils.files import atomic_folder
+from features.utils.paths import parse_url
 
-__all__ = ["Packed", "pack_bags"]
+__all__ = ["StoreSummary", "write_store"]
 
 _SHARD_BYTES = 64 << 20
 _CHUNK_BYTES = 256 << 10
@@ -44,7 +44,7 @@ _ROW_TYPES: dict[str, np.dtype[Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class StoreSummary:
     """What a packed store holds."""
 
     n_bags: int
@@ -55,14 +55,14 @@ class Packed:
     """Bytes of their arrays."""
 
 
-def pack_bags(
+def write_store(
     bags: Path,
     store: Path,
     *,
     overwrite: bool,
     on_bag: Callable[[int, int], None],
     copy_filter: Callable[[Path, Path, str], None] | None = None,
-) -> Packed:
+) -> StoreSummary:
     """Copy all bags into one sharded zarr store that is read as they are.
 
     Bags are looked through first, so that nothing is written where they do not belong together;
@@ -93,32 +93,32 @@ def pack_bags(
     """
     places = open_bags(bags)
     heads = _heads_of(places)
-    _require_room(store, overwrite=overwrite)
-    with _filled(store) as filled:
-        packer = _Packer(filled, heads)
+    _check_target(store, overwrite=overwrite)
+    with _open_new_store(store) as filled:
+        packer = _StoreWriter(filled, heads)
         for number, (slide_id, place) in enumerate(places.items(), start=1):
             packer.add(slide_id, _read_same(place, heads[slide_id]))
             on_bag(number, len(places))
         packer.finish()
         if copy_filter and isinstance(filled, LocalStore):
             copy_filter(bags, filled.root, packer.fingerprint.filter_sha256)
-    return Packed(n_bags=len(places), n_tiles=packer.n_tiles, n_bytes=packer.n_bytes)
+    return StoreSummary(n_bags=len(places), n_tiles=packer.n_tiles, n_bytes=packer.n_bytes)
 
 
-def _heads_of(places: Mapping[str, BagPlace]) -> dict[str, BagHead]:
+def _heads_of(places: Mapping[str, BagRef]) -> dict[str, BagInfo]:
     """What each bag says about itself; all made alike and named after their slides."""
-    heads: dict[str, BagHead] = {}
+    heads: dict[str, BagInfo] = {}
     for slide_id, place in places.items():
-        head = read_head(place)
+        head = read_bag_info(place)
         if head.meta.slide_id != slide_id:
             raise BagError(
                 place,
-                found=f"the bag of slide {head.meta.slide_id!r}",
+                actual=f"the bag of slide {head.meta.slide_id!r}",
                 expected=f"that of {slide_id!r}",
-                advice="Name the file after its slide.",
+                hint="Name the file after its slide.",
             )
         first = next(iter(heads.values()), head)
-        require_same_fingerprint(
+        check_fingerprint(
             first.meta.fingerprint,
             [(place, head.meta.fingerprint)],
             source=f"the bag of {first.meta.slide_id!r}",
@@ -127,28 +127,28 @@ def _heads_of(places: Mapping[str, BagPlace]) -> dict[str, BagHead]:
     return heads
 
 
-def _read_same(place: BagPlace, head: BagHead) -> Bag:
+def _read_same(place: BagRef, head: BagInfo) -> Bag:
     """The bag, which must be what its head was."""
     bag = read_bag(place)
     if bag.meta != head.meta or len(bag.features) != head.n_tiles:
         raise BagError(
             place,
-            found="another bag than a moment ago",
+            actual="another bag than a moment ago",
             expected="bags that stay as they are while they are packed",
-            advice="Wait until whatever writes them has ended, and pack again.",
+            hint="Wait until whatever writes them has ended, and pack again.",
         )
     return bag
 
 
-def _require_room(store: Path, *, overwrite: bool) -> None:
+def _check_target(store: Path, *, overwrite: bool) -> None:
     """Refuse to write among other things, and over a pack without being asked to."""
-    where = url_of(store) or store
-    root = read_json(files_at(store), "zarr.json")
+    where = parse_url(store) or store
+    root = read_json(open_object_store(store), "zarr.json")
     if root is None:
         if _holds_anything(store):
             raise OutputError(
-                where, found="there is something already", expected="a new or empty folder",
-                advice="Name another place with --out.",
+                where, actual="there is something already", expected="a new or empty folder",
+                hint="Name another place with --out.",
             )  # fmt: skip
         return
     attributes = root.get("attributes") if isinstance(root, dict) else None
@@ -156,14 +156,14 @@ def _require_room(store: Path, *, overwrite: bool) -> None:
     if not (is_ours and overwrite):
         raise OutputError(
             where,
-            found="there is a packed store already" if is_ours else "there is another zarr store",
+            actual="there is a packed store already" if is_ours else "there is another zarr store",
             expected="nothing there",
-            advice="Replace it with --overwrite." if is_ours else "Name another place with --out.",
+            hint="Replace it with --overwrite." if is_ours else "Name another place with --out.",
         )
 
 
 def _holds_anything(place: Path) -> bool:
-    system, root = fsspec.core.url_to_fs(url_of(place) or str(place))
+    system, root = fsspec.core.url_to_fs(parse_url(place) or str(place))
     try:
         return bool(system.isfile(root) or system.ls(root, detail=False))
     except FileNotFoundError:
@@ -171,11 +171,11 @@ def _holds_anything(place: Path) -> bool:
 
 
 @contextmanager
-def _filled(place: Path) -> Iterator[Store]:
+def _open_new_store(place: Path) -> Iterator[Store]:
     """A zarr store to fill, whole at ``place`` only when the block has ended well."""
-    url = url_of(place)
+    url = parse_url(place)
     if url is None:
-        with folder_beside(place) as beside, _as_output_error(place):
+        with atomic_folder(place) as beside, _as_output_error(place):
             yield LocalStore(beside)
         return
     with _as_output_error(url):
@@ -190,21 +190,21 @@ def _filled(place: Path) -> Iterator[Store]:
 def _as_output_error(where: object) -> Iterator[None]:
     try:
         yield
-    except KnownError:
+    except MilError:
         raise
     except Exception as error:  # fsspec and zarr meet what is wrong in too many ways to list
         said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise OutputError(
             where,
-            found=f"cannot be written ({' '.join(said.split())})",
-            advice="Check free space and permissions there; then pack again.",
+            actual=f"cannot be written ({' '.join(said.split())})",
+            hint="Check free space and permissions there; then pack again.",
         ) from error
 
 
-class _Packer:
+class _StoreWriter:
     """Fills the arrays of a store shard by shard, and then says that it is whole."""
 
-    def __init__(self, store: Store, heads: Mapping[str, BagHead]) -> None:
+    def __init__(self, store: Store, heads: Mapping[str, BagInfo]) -> None:
         self._store, self._heads = store, heads
         self._rest: dict[str, dict[str, Any]] = {}
         self.n_tiles = sum(head.n_tiles for head in heads.values())

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import TILE, Bag, BagMeta, BagPlace, Fingerprint
-from features.bags.formats.base import unknown_of
+from features.bags.bag import TILE, Bag, BagMeta, BagRef, Fingerprint
+from features.bags.formats.base import unknown_fields
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
 from features.errors import BagError
 
-__all__ = ["BagCheck", "FolderCheck", "verify_bags"]
+__all__ = ["BagReport", "FolderReport", "verify_bags"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BagCheck:
+class BagReport:
     """What was found about one bag."""
 
     slide_id: str
@@ -37,10 +37,10 @@ class BagCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderCheck:
+class FolderReport:
     """What was found about a folder of bags."""
 
-    bags: tuple[BagCheck, ...]
+    bags: tuple[BagReport, ...]
     """One a bag, by name."""
     n_fingerprints: int
     """Ways in which its readable bags were made; 1 in a good folder."""
@@ -55,7 +55,7 @@ class FolderCheck:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Read:
+class _BagSummary:
     """What is kept of a bag that could be read, when its arrays are gone."""
 
     made: Fingerprint
@@ -67,8 +67,8 @@ def verify_bags(
     bags_dir: Path,
     *,
     on_bag: Callable[[int, int], None],
-    read: Callable[[BagPlace], Bag] = read_bag,
-) -> FolderCheck:
+    read: Callable[[BagRef], Bag] = read_bag,
+) -> FolderReport:
     """Read every bag of a folder and say what is wrong with it.
 
     One bag is in memory at a time. Bags made otherwise than most of the folder count as bad.
@@ -88,16 +88,16 @@ def verify_bags(
         If there is no bag, or the store is not to be trusted.
     """
     paths = open_bags(bags_dir)
-    checks: list[BagCheck] = []
-    readable: dict[str, _Read] = {}
+    checks: list[BagReport] = []
+    readable: dict[str, _BagSummary] = {}
     for slide_id in paths:
         try:
             bag = read(paths[slide_id])
         except BagError as error:
-            checks.append(BagCheck(slide_id=slide_id, problems=(error.found,)))
+            checks.append(BagReport(slide_id=slide_id, problems=(error.actual,)))
         else:
             checks.append(_check(slide_id, bag))
-            readable[slide_id] = _Read(
+            readable[slide_id] = _BagSummary(
                 made=bag.meta.fingerprint,
                 least=bag.features.min(axis=0, initial=np.inf),
                 largest=bag.features.max(axis=0, initial=-np.inf),
@@ -105,15 +105,15 @@ def verify_bags(
         on_bag(len(checks), len(paths))
     makes = Counter(found.made for found in readable.values())
     usual = makes.most_common(1)[0][0] if makes else None
-    return FolderCheck(
+    return FolderReport(
         bags=tuple(_with_make(check, readable.get(check.slide_id), usual) for check in checks),
         n_fingerprints=len(makes),
         constant_features=_constant([r for r in readable.values() if r.made == usual]),
     )
 
 
-def _check(slide_id: str, bag: Bag) -> BagCheck:
-    unknown = unknown_of(bag.meta)
+def _check(slide_id: str, bag: Bag) -> BagReport:
+    unknown = unknown_fields(bag.meta)
     problems = [*_about_meta(slide_id, bag), *_about_features(bag.features)]
     if bag.views is not None:
         problems += _about_views(bag.features, bag.views)
@@ -123,7 +123,7 @@ def _check(slide_id: str, bag: Bag) -> BagCheck:
             problems += _about_coords(bag)
         if "tissue_fraction" not in unknown:
             problems += _about_tissue(bag.tissue_fraction)
-    return BagCheck(
+    return BagReport(
         slide_id=slide_id, n_tiles=len(bag.features), problems=tuple(problems), unknown=unknown
     )
 
@@ -190,7 +190,7 @@ def _about_tissue(tissue_fraction: npt.NDArray[np.float32]) -> Iterator[str]:
         yield f"{n_odd} tissue fractions are not between 0 and 1"
 
 
-def _with_make(check: BagCheck, read: _Read | None, usual: Fingerprint | None) -> BagCheck:
+def _with_make(check: BagReport, read: _BagSummary | None, usual: Fingerprint | None) -> BagReport:
     """The check with a problem more if the bag was made otherwise than most."""
     if read is None or usual is None or read.made == usual:
         return check
@@ -202,7 +202,7 @@ def _with_make(check: BagCheck, read: _Read | None, usual: Fingerprint | None) -
     return replace(check, problems=(*check.problems, problem))
 
 
-def _constant(reads: list[_Read]) -> tuple[int, ...]:
+def _constant(reads: list[_BagSummary]) -> tuple[int, ...]:
     if not reads:
         return ()
     least = np.min([read.least for read in reads], axis=0)

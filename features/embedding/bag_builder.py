@@ -8,19 +8,19 @@ from collections import Counter
 from importlib import metadata
 
 from features.bags.bag import Bag, BagMeta, as_json
-from features.embedding.batching import SlideWork
-from features.embedding.config import EmbedSettings, fingerprint_of
+from features.embedding.batching import SlideBuffer
+from features.embedding.config import EmbedConfig, make_fingerprint
 from features.embedding.results import counts_text
 from features.encoders.encoder import Encoder
 from features.errors import SlideError
-from features.slides.file_info import content_id
+from features.slides.file_info import content_hash
 from features.slides.reader import slide_id_of
-from features.tiling.slide_tiles import Survey
+from features.tiling.slide_tiles import SlideTiles
 
-__all__ = ["bag_of", "software_of"]
+__all__ = ["build_bag", "software_versions"]
 
 
-def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -> Bag:
+def build_bag(work: SlideBuffer[SlideTiles], encoder: Encoder, settings: EmbedConfig) -> Bag:
     """The bag of a slide whose tiles are all dealt with.
 
     Raises
@@ -35,10 +35,10 @@ def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -
     if n_failed > settings.max_failed * n_tried:
         raise SlideError(
             survey.slide.path,
-            found=f"{n_failed} of {n_tried} tiles cannot be decoded, "
+            actual=f"{n_failed} of {n_tried} tiles cannot be decoded, "
             f"first: {next(iter(work.failures.values()))}",
             expected=f"at most {settings.max_failed:.0%}",
-            advice="Copy or export the slide again, or allow more with --max-failed.",
+            hint="Copy or export the slide again, or allow more with --max-failed.",
         )
     return Bag(
         features=work.features,
@@ -49,12 +49,12 @@ def bag_of(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -
     )
 
 
-def _describe(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings) -> BagMeta:
+def _describe(work: SlideBuffer[SlideTiles], encoder: Encoder, settings: EmbedConfig) -> BagMeta:
     survey = work.survey
     slide, resolution, grid = survey.slide, survey.resolution, survey.grid
     return BagMeta(
         slide_id=slide_id_of(slide.path),
-        fingerprint=fingerprint_of(encoder, settings),
+        fingerprint=make_fingerprint(encoder, settings),
         width_px0=slide.levels[0].width_px,
         height_px0=slide.levels[0].height_px,
         mpp_x=resolution.mpp_x,
@@ -62,24 +62,24 @@ def _describe(work: SlideWork[Survey], encoder: Encoder, settings: EmbedSettings
         mpp_source=resolution.source,
         span_x_px0=grid.span_x_px0,
         span_y_px0=grid.span_y_px0,
-        slide_content_id=content_id(slide.path),
+        slide_content_id=content_hash(slide.path),
         background_rgb=survey.tissue.background_rgb,
         min_tissue_used=grid.min_tissue_used,
         n_tried=survey.n_tiles,
         n_failed=len(work.failures),
         left_out=as_json(**Counter(work.left_out.values())),
         empty_reason=_empty_reason(work),
-        software=software_of(encoder, *_packages_of(settings)),
+        software=software_versions(encoder, *_packages_of(settings)),
     )
 
 
-def _packages_of(settings: EmbedSettings) -> list[str]:
+def _packages_of(settings: EmbedConfig) -> list[str]:
     """What else decides about pixels with these settings."""
     views = ["torchvision"] if settings.views.n_views else []
     return views if settings.stain_norm == "none" else [*views, "macenko-pca"]
 
 
-def _empty_reason(work: SlideWork[Survey]) -> str:
+def _empty_reason(work: SlideBuffer[SlideTiles]) -> str:
     if len(work.kept):
         return ""
     if not work.survey.n_found:
@@ -88,7 +88,7 @@ def _empty_reason(work: SlideWork[Survey]) -> str:
     return f"all {work.survey.n_tiles} tiles left out: {counts}"
 
 
-def software_of(encoder: Encoder, *also: str) -> str:
+def software_versions(encoder: Encoder, *also: str) -> str:
     """Versions of what decides about pixels and embeddings, as JSON.
 
     Parameters

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features.encoders.encoder import Encoder
-from features.encoders.transfer import BatchMemory, Delivery
+from features.encoders.transfer import ConcatResult, PinnedBufferPool
 from features.errors import TileError
 from features.filters.classifier import REASON, TileFilter
 from features.slides.base import RgbArray
-from features.tiling.transforms import Looks
+from features.tiling.transforms import TileTransform
 
-__all__ = ["Instances", "SlideWork", "embed_works"]
+__all__ = ["Instances", "SlideBuffer", "encode_slides"]
 
 _BATCHES_AHEAD = 6
 _BATCHES_ON_DEVICE = 2
@@ -50,7 +50,7 @@ class Instances(Protocol):
 S = TypeVar("S", bound=Instances)
 
 
-class SlideWork(Generic[S]):
+class SlideBuffer(Generic[S]):
     """A slide, or whatever else becomes one bag, on its way through the backbone.
 
     Parameters
@@ -81,7 +81,7 @@ class SlideWork(Generic[S]):
         survey: S,
         *,
         dim: int,
-        looks: Looks | None = None,
+        looks: TileTransform | None = None,
         tile_filter: TileFilter | None = None,
     ) -> None:
         self.survey = survey
@@ -157,20 +157,20 @@ class SlideWork(Generic[S]):
         self._n_left -= 1
 
 
-class _Place(NamedTuple):
+class _TileRef(NamedTuple):
     """Where an embedding belongs."""
 
-    work: SlideWork[Any]
+    work: SlideBuffer[Any]
     number: int
     look: int
 
 
-class _Running(NamedTuple):
+class _PendingBatch(NamedTuple):
     """A batch that the backbone is at work on."""
 
-    places: list[_Place]
+    places: list[_TileRef]
     pixels: RgbArray
-    sent: Future[Delivery]
+    sent: Future[ConcatResult]
 
     @property
     def is_back(self) -> bool:
@@ -180,22 +180,22 @@ class _Running(NamedTuple):
         )
 
 
-class _Item(NamedTuple):
+class _TileFuture(NamedTuple):
     """A tile being read; without ``tile`` the announcement of a slide."""
 
-    work: SlideWork[Any]
+    work: SlideBuffer[Any]
     number: int
     tile: Future[RgbArray | str | TileError] | None
 
 
-def embed_works(
-    works: Iterable[SlideWork[S]],
+def encode_slides(
+    works: Iterable[SlideBuffer[S]],
     encoder: Encoder,
     *,
     batch_tiles: int,
     n_workers: int,
     on_tiles: Callable[[int], None],
-) -> Iterator[SlideWork[S]]:
+) -> Iterator[SlideBuffer[S]]:
     """Embed the tiles of slides, one after the other, and yield each slide when it is done.
 
     One thread takes slides from ``works`` and hands their tiles to threads that decode, resample
@@ -218,7 +218,7 @@ def embed_works(
 
     Yields
     ------
-    SlideWork
+    SlideBuffer
         Each slide once all its tiles are dealt with.
     """
     ahead = _BATCHES_AHEAD * batch_tiles
@@ -228,8 +228,8 @@ def embed_works(
             works, n_ahead=ahead, n_workers=n_workers, yields=encoder.device.type == "cpu"
         ) as items,
     ):
-        lane = _Lane(device, encoder, on_tiles)
-        batch: list[tuple[_Place, RgbArray]] = []
+        lane = _EncoderQueue(device, encoder, on_tiles)
+        batch: list[tuple[_TileRef, RgbArray]] = []
         for work, number, tile in items:
             if tile is None:
                 if work.is_done:  # a slide without tiles
@@ -237,7 +237,9 @@ def embed_works(
                 continue
             found = _result(tile)
             if isinstance(found, np.ndarray):
-                batch += [(_Place(work, number, look), pixels) for look, pixels in enumerate(found)]
+                batch += [
+                    (_TileRef(work, number, look), pixels) for look, pixels in enumerate(found)
+                ]
             else:
                 work.drop(number, found)
                 on_tiles(1)
@@ -252,7 +254,7 @@ def embed_works(
         yield from lane.collect(most=0)
 
 
-class _Lane:
+class _EncoderQueue:
     """Batches on their way through the backbone, in a thread that feeds it."""
 
     def __init__(
@@ -261,27 +263,27 @@ class _Lane:
         self._device = device
         self._encoder = encoder
         self._on_tiles = on_tiles
-        self._memory = BatchMemory(pinned=encoder.device.type == "cuda")
-        self._running: deque[_Running] = deque()
+        self._memory = PinnedBufferPool(pinned=encoder.device.type == "cuda")
+        self._running: deque[_PendingBatch] = deque()
 
-    def send(self, batch: list[tuple[_Place, RgbArray]]) -> None:
+    def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
         pixels = self._memory.stack([tile for _, tile in batch])
         sent = self._device.submit(self._encoder.begin, pixels)
-        self._running.append(_Running([place for place, _ in batch], pixels, sent))
+        self._running.append(_PendingBatch([place for place, _ in batch], pixels, sent))
 
-    def collect(self, *, most: int) -> Iterator[SlideWork[Any]]:
+    def collect(self, *, most: int) -> Iterator[SlideBuffer[Any]]:
         """Hand out embeddings that are there, and wait while more than ``most`` batches run.
 
         Yields slides that are done now.
         """
         while len(self._running) > most or (self._running and self._running[0].is_back):
             batch = self._running.popleft()
-            yield from _hand_out(batch)
+            yield from _scatter(batch)
             self._memory.give_back(batch.pixels)
             self._on_tiles(sum(not place.look for place in batch.places))
 
 
-def _hand_out(batch: _Running) -> Iterator[SlideWork[Any]]:
+def _scatter(batch: _PendingBatch) -> Iterator[SlideBuffer[Any]]:
     """Hand the embeddings of a batch to their slides; yields those that are done now."""
     try:
         embeddings = batch.sent.result().wait()
@@ -312,12 +314,12 @@ class _Reader:
     """
 
     def __init__(
-        self, works: Iterable[SlideWork[Any]], *, n_ahead: int, n_workers: int, yields: bool
+        self, works: Iterable[SlideBuffer[Any]], *, n_ahead: int, n_workers: int, yields: bool
     ) -> None:
         self._works = works
         self._n_workers = n_workers
-        self._initializer = _be_nice if yields else None
-        self._queue: Queue[_Item | BaseException | None] = Queue(n_ahead)
+        self._initializer = _lower_priority if yields else None
+        self._queue: Queue[_TileFuture | BaseException | None] = Queue(n_ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
 
@@ -332,7 +334,7 @@ class _Reader:
                 self._queue.get_nowait()
             self._thread.join(_PATIENCE_S)
 
-    def __iter__(self) -> Iterator[_Item]:
+    def __iter__(self) -> Iterator[_TileFuture]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -352,14 +354,14 @@ class _Reader:
         else:
             self._put(None)
 
-    def _announce(self, work: SlideWork[Any], pool: ThreadPoolExecutor) -> None:
-        self._put(_Item(work, -1, None))
+    def _announce(self, work: SlideBuffer[Any], pool: ThreadPoolExecutor) -> None:
+        self._put(_TileFuture(work, -1, None))
         for number in range(work.survey.n_tiles):
             if self._closed.is_set():
                 return
-            self._put(_Item(work, number, pool.submit(work.read, number)))
+            self._put(_TileFuture(work, number, pool.submit(work.read, number)))
 
-    def _put(self, item: _Item | BaseException | None) -> None:
+    def _put(self, item: _TileFuture | BaseException | None) -> None:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=_PATIENCE_S)
@@ -368,7 +370,7 @@ class _Reader:
             return
 
 
-def _be_nice() -> None:
+def _lower_priority() -> None:
     """Let the other threads of this process go first; Linux counts niceness by thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -9,24 +9,24 @@ from typing import Any
 from features.bags.bag import UNKNOWN, Fingerprint, as_json
 from features.encoders.encoder import Encoder
 from features.errors import BagError
-from features.filters.classifier import TileFilter, require_recipe
-from features.tiling.augmentation import ViewSettings
+from features.filters.classifier import TileFilter, check_compatible
+from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.stain import STAIN_NORMS, require_stain_norm
 from features.tiling.tissue import TissueSettings
 
-__all__ = ["EmbedSettings", "fingerprint_of", "settings_like"]
+__all__ = ["EmbedConfig", "config_from_fingerprint", "make_fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings:
+class EmbedConfig:
     """How slides become bags."""
 
     tiles: TileSettings
     """Size, resolution and choice of tiles."""
     tissue: TissueSettings
     """How tissue is told from glass."""
-    views: ViewSettings = field(default_factory=ViewSettings)
+    views: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Views of each tile besides the plain one."""
     stain_norm: str = "none"
     """How stains are made alike: a name of :data:`features.tiling.stain.STAIN_NORMS`."""
@@ -43,7 +43,7 @@ class EmbedSettings:
         require_stain_norm(self.stain_norm)
 
 
-def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
+def make_fingerprint(encoder: Encoder, settings: EmbedConfig) -> Fingerprint:
     """How bags of this encoder and these settings are told from others.
 
     Raises
@@ -71,17 +71,17 @@ def fingerprint_of(encoder: Encoder, settings: EmbedSettings) -> Fingerprint:
         views=as_json(**asdict(settings.views)) if settings.views.n_views else "",
     )
     if tile_filter is not None:
-        require_recipe(tile_filter, fingerprint, source="the bags to be made")
+        check_compatible(tile_filter, fingerprint, source="the bags to be made")
     return fingerprint
 
 
-def settings_like(
+def config_from_fingerprint(
     fingerprint: Fingerprint,
     *,
     batch_tiles: int,
     n_workers: int,
     tile_filter: TileFilter | None = None,
-) -> EmbedSettings:
+) -> EmbedConfig:
     """Settings that make bags of this fingerprint, given the same encoder and tile filter.
 
     Raises
@@ -93,19 +93,19 @@ def settings_like(
     if fingerprint.weights_sha256 == UNKNOWN:
         raise BagError(
             "the run's bags",
-            found="imported from another program: how their tiles were made is unknown",
+            actual="imported from another program: how their tiles were made is unknown",
             expected="bags made by 'mil embed'",
-            advice="Import the bags of these slides as well, and leave --slides out.",
+            hint="Import the bags of these slides as well, and leave --slides out.",
         )
     tissue: dict[str, Any] = json.loads(fingerprint.tissue)
     if "images" in tissue:
         raise BagError(
             "the run's bags",
-            found="series of images, which are not found on slides",
+            actual="series of images, which are not found on slides",
             expected="bags of slides",
-            advice="Embed these series with 'mil embed --series', and leave --slides out.",
+            hint="Embed these series with 'mil embed --series', and leave --slides out.",
         )
-    return EmbedSettings(
+    return EmbedConfig(
         tiles=TileSettings(
             tile_px=fingerprint.tile_px,
             target_mpp=fingerprint.target_mpp,
@@ -115,7 +115,7 @@ def settings_like(
             max_tiles=tissue.pop("max_tiles"),
         ),
         tissue=TissueSettings(**tissue),
-        views=ViewSettings(**json.loads(fingerprint.views or "{}")),
+        views=AugmentationConfig(**json.loads(fingerprint.views or "{}")),
         stain_norm=_stain_norm_of(fingerprint),
         batch_tiles=batch_tiles,
         n_workers=n_workers,
@@ -130,7 +130,7 @@ def _stain_norm_of(fingerprint: Fingerprint) -> str:
             return name
     raise BagError(
         "the run's bags",
-        found=f"stains made alike by {fingerprint.stain_norm}",
+        actual=f"stains made alike by {fingerprint.stain_norm}",
         expected=f"{' or '.join(filter(None, STAIN_NORMS.values()))}, or nothing",
-        advice="Install the version of this program that made them.",
+        hint="Install the version of this program that made them.",
     )

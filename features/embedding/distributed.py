@@ -14,27 +14,27 @@ from pathlib import Path
 import torch
 
 from features.bags.bag import Fingerprint
-from features.embedding.worker import Embedder
-from features.encoders.config import EncoderRequest, pinned_execution
+from features.embedding.worker import EmbeddingWorker
+from features.encoders.config import EncoderConfig, recorded_runtime
 from features.encoders.encoder import Encoder
-from features.errors import KnownError, OutputError
-from features.parallel.local import Here
-from features.parallel.pool import Crew, Lines
-from features.parallel.processes import Processes
-from features.parallel.ray_cluster import RayActors, connected, shares_of_cluster
-from features.utils.files import make_folder, not_written
-from features.utils.hardware import N_CORES
+from features.errors import MilError, OutputError
+from features.parallel.local import LocalExecutor
+from features.parallel.pool import Transport, WorkerPool
+from features.parallel.processes import ProcessTransport
+from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
+from features.utils.files import make_folder, write_error
+from features.utils.hardware import CPU_COUNT
 
-__all__ = ["EmbedderPlan", "embedder_here", "embedders_in_processes", "embedders_on_ray"]
+__all__ = ["WorkerFactory", "local_executor", "process_executor", "ray_executor"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedderPlan:
+class WorkerFactory:
     """Makes an embedder where it is to work; survives pickling."""
 
     bags_dir: Path
     """Folder of the bags, which all share."""
-    encoder: EncoderRequest
+    encoder: EncoderConfig
     """The backbone."""
     fingerprint: Callable[[Encoder], Fingerprint]
     """How the bags will say they were made."""
@@ -54,12 +54,12 @@ class EmbedderPlan:
     version: str = field(default_factory=lambda: metadata.version("mil-slides"))
     """Version of the program that made the plan."""
 
-    def __call__(self) -> Embedder:
+    def __call__(self) -> EmbeddingWorker:
         """Make the embedder, here.
 
         Raises
         ------
-        KnownError
+        MilError
             If this machine has another version of the program, or does not share the folder.
         EncoderError
             If the backbone cannot be had here.
@@ -68,13 +68,13 @@ class EmbedderPlan:
         if self.n_threads is not None:
             torch.set_num_threads(self.n_threads)
         encoder = self.encoder.load(self.bags_dir)
-        return Embedder(
+        return EmbeddingWorker(
             self.bags_dir, encoder, fingerprint=self.fingerprint(encoder),
-            batch_tiles=self.batch_tiles, n_workers=self.n_workers or N_CORES,
+            batch_tiles=self.batch_tiles, n_workers=self.n_workers or CPU_COUNT,
             overwrite=self.overwrite, n_embedders=self.n_embedders,
         )  # fmt: skip
 
-    def on(self, device: str, *, n_embedders: int, n_workers: int) -> EmbedderPlan:
+    def on(self, device: str, *, n_embedders: int, n_workers: int) -> WorkerFactory:
         """The plan for one of several embedders."""
         n_tiles = self.encoder.n_tiles_expected
         encoder = replace(
@@ -89,30 +89,30 @@ class EmbedderPlan:
         host = socket.gethostname()
         version = metadata.version("mil-slides")
         if version != self.version:
-            raise KnownError(
-                f"machine {host}", found=f"mil-slides {version}", expected=self.version,
-                advice="Install the same version everywhere.",
+            raise MilError(
+                f"machine {host}", actual=f"mil-slides {version}", expected=self.version,
+                hint="Install the same version everywhere.",
             )  # fmt: skip
         if self.mark is not None and not self.mark.is_file():
             raise OutputError(
                 self.bags_dir,
-                found=f"on {host} it is not the folder that this command has",
+                actual=f"on {host} it is not the folder that this command has",
                 expected="one folder that all machines share",
-                advice="Name a folder on a shared file system with --bags, by a path that is the "
+                hint="Name a folder on a shared file system with --bags, by a path that is the "
                 "same everywhere.",
             )
 
 
 @contextmanager
-def embedder_here(plan: EmbedderPlan) -> Iterator[Here]:
+def local_executor(plan: WorkerFactory) -> Iterator[LocalExecutor]:
     """One embedder in this process."""
     with closing(plan()) as embedder:
-        yield Here(embedder)
+        yield LocalExecutor(embedder)
 
 
-def embedders_in_processes(
-    plan: EmbedderPlan, devices: Sequence[str], *, on_note: Callable[[str], None]
-) -> Crew:
+def process_executor(
+    plan: WorkerFactory, devices: Sequence[str], *, on_note: Callable[[str], None]
+) -> WorkerPool:
     """Embedders in processes of their own on this machine, one a device.
 
     Parameters
@@ -124,18 +124,18 @@ def embedders_in_processes(
     on_note
         Told what a person should know, e.g. that a process died.
     """
-    n_workers = plan.n_workers or max(1, N_CORES // len(devices))
+    n_workers = plan.n_workers or max(1, CPU_COUNT // len(devices))
     hires = {
         place: plan.on(device, n_embedders=len(devices), n_workers=n_workers)
         for place, device in zip(_places(devices), devices, strict=True)
     }
-    return _crew(plan, Processes(hires), on_note)
+    return _crew(plan, ProcessTransport(hires), on_note)
 
 
 @contextmanager
-def embedders_on_ray(
-    plan: EmbedderPlan, address: str | None, *, on_note: Callable[[str], None]
-) -> Iterator[Crew]:
+def ray_executor(
+    plan: WorkerFactory, address: str | None, *, on_note: Callable[[str], None]
+) -> Iterator[WorkerPool]:
     """Embedders on a Ray cluster, one a GPU; where there are none, one a node.
 
     Parameters
@@ -143,18 +143,18 @@ def embedders_on_ray(
     plan
         How they are made; its paths must be absolute.
     address
-        Address of the cluster; see :func:`features.parallel.ray_cluster.connected`.
+        Address of the cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
     on_note
         Told what a person should know, e.g. that a worker died.
 
     Raises
     ------
-    KnownError
+    MilError
         If Ray is not installed or not there, the cluster has no room, or its machines do not share
         the folder of bags.
     """
-    with connected(address), _marked(plan.bags_dir) as mark:
-        share = shares_of_cluster(device=plan.encoder.device, n_cpus=plan.n_workers)
+    with ray_connection(address), _marked(plan.bags_dir) as mark:
+        share = plan_actors(device=plan.encoder.device, n_cpus=plan.n_workers)
         hire = replace(plan, mark=mark).on(
             "cuda" if share.n_gpus else "cpu", n_embedders=share.n_actors, n_workers=share.n_cpus
         )
@@ -162,14 +162,14 @@ def embedders_on_ray(
             f"on Ray: {share.n_actors} embedders with {share.n_cpus} cores"
             + " and a GPU each" * share.n_gpus
         )
-        with _crew(plan, RayActors(hire, share), on_note) as crew:
+        with _crew(plan, RayTransport(hire, share), on_note) as crew:
             yield crew
 
 
-def _crew(plan: EmbedderPlan, lines: Lines, on_note: Callable[[str], None]) -> Crew:
+def _crew(plan: WorkerFactory, lines: Transport, on_note: Callable[[str], None]) -> WorkerPool:
     """A crew whose first worker chooses how the backbone runs, if the folder has not settled it."""
-    unsettled = pinned_execution(plan.bags_dir) is None
-    return Crew(lines, first_alone=unsettled, on_note=on_note)
+    unsettled = recorded_runtime(plan.bags_dir) is None
+    return WorkerPool(lines, first_alone=unsettled, on_note=on_note)
 
 
 def _places(devices: Sequence[str]) -> list[str]:
@@ -189,7 +189,7 @@ def _marked(folder: Path) -> Iterator[Path]:
     try:
         mark.touch()
     except OSError as error:
-        raise not_written(folder, error) from error
+        raise write_error(folder, error) from error
     try:
         yield mark
     finally:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from features.embedding.batching import SlideWork
-from features.embedding.config import EmbedSettings
+from features.embedding.batching import SlideBuffer
+from features.embedding.config import EmbedConfig
 from features.encoders.encoder import Encoder
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
 from features.slides.reader import slide_id_of
-from features.tiling.slide_tiles import Survey, survey_slide
-from features.tiling.stain import recolour_of
-from features.tiling.transforms import Looks
+from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
+from features.tiling.stain import build_stain_normalizer
+from features.tiling.transforms import TileTransform
 
 __all__ = ["Estimate", "estimate_embedding"]
 
@@ -53,7 +53,7 @@ def estimate_embedding(
     paths: Sequence[Path],
     encoder: Encoder,
     *,
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     given_mpp: Mapping[str, float],
     on_slide: Callable[[], None],
 ) -> Estimate:
@@ -79,7 +79,7 @@ def estimate_embedding(
     for path in paths:
         slide_id = slide_id_of(path)
         try:
-            with survey_slide(
+            with open_slide_tiles(
                 path, tiles=settings.tiles, tissue=settings.tissue,
                 given_mpp=given_mpp.get(slide_id),
             ) as survey:  # fmt: skip
@@ -88,7 +88,7 @@ def estimate_embedding(
                     before = time.monotonic()
                     rates = _measure(survey, encoder, settings)
                     measured_s = time.monotonic() - before
-        except KnownError as error:
+        except MilError as error:
             failures[slide_id] = str(error)
         on_slide()
     survey_s = time.monotonic() - started - measured_s
@@ -107,14 +107,14 @@ def estimate_embedding(
     )
 
 
-def _measure(survey: Survey, encoder: Encoder, settings: EmbedSettings) -> tuple[float, float]:
+def _measure(survey: SlideTiles, encoder: Encoder, settings: EmbedConfig) -> tuple[float, float]:
     """Tiles a second of decoding and of the backbone, each on its own."""
     pictures: list[RgbArray] = []
     n_read, n_tiles = 0, survey.n_tiles
     started = time.monotonic()
-    recolour = recolour_of(settings.stain_norm, survey)
-    looks = Looks(survey, views=settings.views, recolour=recolour)
-    work = SlideWork(survey, dim=encoder.dim, looks=looks)
+    recolour = build_stain_normalizer(settings.stain_norm, survey)
+    looks = TileTransform(survey, views=settings.views, recolour=recolour)
+    work = SlideBuffer(survey, dim=encoder.dim, looks=looks)
     with ThreadPoolExecutor(settings.n_workers) as pool:
         while n_read < n_tiles and len(pictures) < settings.batch_tiles:
             ahead = range(n_read, min(n_tiles, n_read + 4 * settings.n_workers))

@@ -13,33 +13,33 @@ from typing import Any, Protocol
 
 from features.bags.bag import Bag, Fingerprint
 from features.bags.h5 import find_bags
-from features.embedding.bag_builder import bag_of
-from features.embedding.batching import SlideWork, embed_works
-from features.embedding.config import EmbedSettings, fingerprint_of
-from features.embedding.results import SlideOutcome, write_outcomes
+from features.embedding.bag_builder import build_bag
+from features.embedding.batching import SlideBuffer, encode_slides
+from features.embedding.config import EmbedConfig, make_fingerprint
+from features.embedding.results import SlideResult, write_results
 from features.embedding.worker import (
-    BatchHalved,
-    Embedder,
-    EmbedderCard,
-    FolderFull,
+    BatchSizeReduced,
+    EmbeddingWorker,
+    OutputFull,
     Source,
-    SourceBegun,
+    SourceStarted,
     TilesDone,
-    finished_bag,
+    WorkerInfo,
+    read_finished_bag,
 )
 from features.encoders.encoder import Encoder
 from features.errors import OutputError
-from features.filters.classifier import keep_filter
-from features.parallel.base import Engine
-from features.parallel.local import Here
-from features.parallel.locks import Claims
-from features.slides.manifest import require_distinct_ids
+from features.filters.classifier import save_filter_copy
+from features.parallel.base import Executor
+from features.parallel.local import LocalExecutor
+from features.parallel.locks import FolderLocks
+from features.slides.manifest import check_unique_ids
 from features.slides.reader import slide_id_of
-from features.tiling.slide_tiles import Survey, survey_slide
-from features.tiling.stain import recolour_of
-from features.tiling.transforms import Looks
+from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
+from features.tiling.stain import build_stain_normalizer
+from features.tiling.transforms import TileTransform
 from features.utils.files import make_folder
-from features.visualization.preview import PreviewFolder
+from features.visualization.preview import PreviewWriter
 
 __all__ = [
     "EmbedProgress",
@@ -65,7 +65,7 @@ class EmbedProgress(Protocol):
         """Called after each batch."""
         ...
 
-    def slide_ended(self, outcome: SlideOutcome) -> None:
+    def slide_ended(self, outcome: SlideResult) -> None:
         """Called when a slide is dealt with."""
         ...
 
@@ -78,7 +78,7 @@ def embed_slide(
     path: Path,
     encoder: Encoder,
     *,
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     given_mpp: float | None,
     progress: EmbedProgress,
 ) -> Bag:
@@ -112,11 +112,11 @@ def embed_slide(
     source = _SlideSource(path=path, settings=settings, given_mpp=given_mpp)
     with source.open() as survey:
         progress.slide_started(source.bag_id, survey.n_tiles)
-        for work in embed_works(
+        for work in encode_slides(
             [source.work_on(survey, dim=encoder.dim)], encoder, batch_tiles=settings.batch_tiles,
             n_workers=settings.n_workers, on_tiles=progress.tiles_done,
         ):  # fmt: skip
-            return source.bag_of(work, encoder)
+            return source.build_bag(work, encoder)
     raise AssertionError("a slide always comes back")
 
 
@@ -125,13 +125,13 @@ def embed_slides(
     bags_dir: Path,
     encoder: Encoder,
     *,
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     given_mpp: Mapping[str, float],
     overwrite: bool,
     progress: EmbedProgress,
-    preview: PreviewFolder | None = None,
+    preview: PreviewWriter | None = None,
     stop: Event | None = None,
-) -> list[SlideOutcome]:
+) -> list[SlideResult]:
     """Embed a set of slides, each into ``bags_dir/<slide_id>.h5``.
 
     A slide with a finished bag is skipped, one that fails does not stop the others, and what
@@ -162,7 +162,7 @@ def embed_slides(
 
     Returns
     -------
-    list of SlideOutcome
+    list of SlideResult
         One a slide that was dealt with, in the order of ``paths``.
 
     Raises
@@ -177,29 +177,29 @@ def embed_slides(
         If the folder cannot be written to any more, e.g. for want of space.
     """
     with closing(
-        Embedder(
-            bags_dir, encoder, fingerprint=fingerprint_of(encoder, settings),
+        EmbeddingWorker(
+            bags_dir, encoder, fingerprint=make_fingerprint(encoder, settings),
             batch_tiles=settings.batch_tiles, n_workers=settings.n_workers, overwrite=overwrite,
         )
     ) as embedder:  # fmt: skip
         return embed_slides_by(
-            Here(embedder), paths, bags_dir, settings=settings, given_mpp=given_mpp,
+            LocalExecutor(embedder), paths, bags_dir, settings=settings, given_mpp=given_mpp,
             overwrite=overwrite, progress=progress, preview=preview, stop=stop,
         )  # fmt: skip
 
 
 def embed_slides_by(
-    engine: Engine,
+    engine: Executor,
     paths: Sequence[Path],
     bags_dir: Path,
     *,
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     given_mpp: Mapping[str, float],
     overwrite: bool,
     progress: EmbedProgress,
-    preview: PreviewFolder | None = None,
+    preview: PreviewWriter | None = None,
     stop: Event | None = None,
-) -> list[SlideOutcome]:
+) -> list[SlideResult]:
     """Embed a set of slides by an engine whose workers are embedders; see :func:`embed_slides`.
 
     Parameters
@@ -209,7 +209,7 @@ def embed_slides_by(
     paths, bags_dir, settings, given_mpp, overwrite, progress, preview, stop
         As for :func:`embed_slides`.
     """
-    require_distinct_ids(paths, option="--bags")
+    check_unique_ids(paths, option="--bags")
     sources = [
         _SlideSource(
             path=path, settings=settings, given_mpp=given_mpp.get(slide_id_of(path)),
@@ -218,7 +218,7 @@ def embed_slides_by(
         for path in paths
     ]  # fmt: skip
     if settings.tile_filter is not None:
-        keep_filter(make_folder(bags_dir), settings.tile_filter)
+        save_filter_copy(make_folder(bags_dir), settings.tile_filter)
     try:
         return embed_sources(
             engine, sources, bags_dir, overwrite=overwrite, progress=progress, stop=stop
@@ -229,14 +229,14 @@ def embed_slides_by(
 
 
 def embed_sources(
-    engine: Engine,
+    engine: Executor,
     sources: Sequence[Source[Any]],
     bags_dir: Path,
     *,
     overwrite: bool,
     progress: EmbedProgress,
     stop: Event | None = None,
-) -> list[SlideOutcome]:
+) -> list[SlideResult]:
     """Embed whatever becomes bags, as :func:`embed_slides` does slides.
 
     Parameters
@@ -250,7 +250,7 @@ def embed_sources(
 
     Returns
     -------
-    list of SlideOutcome
+    list of SlideResult
         One a source that was dealt with, in their order.
 
     Raises
@@ -260,8 +260,8 @@ def embed_sources(
     OutputError
         If the folder cannot be written to any more, e.g. for want of space.
     """
-    with Claims(make_folder(bags_dir) / ".claims") as claims:
-        run = _Run(
+    with FolderLocks(make_folder(bags_dir) / ".claims") as claims:
+        run = _EmbeddingRun(
             sources=sources, bags_dir=bags_dir, progress=progress, stop=stop or Event(),
             claims=claims,
         )  # fmt: skip
@@ -273,36 +273,36 @@ class _SlideSource:
     """A slide that becomes a bag."""
 
     path: Path
-    settings: EmbedSettings
+    settings: EmbedConfig
     given_mpp: float | None
-    preview: PreviewFolder | None = None
+    preview: PreviewWriter | None = None
 
     @cached_property
     def bag_id(self) -> str:
         return slide_id_of(self.path)
 
-    def open(self) -> AbstractContextManager[Survey]:
-        return survey_slide(
+    def open(self) -> AbstractContextManager[SlideTiles]:
+        return open_slide_tiles(
             self.path, tiles=self.settings.tiles, tissue=self.settings.tissue,
             given_mpp=self.given_mpp,
         )  # fmt: skip
 
-    def work_on(self, opened: Survey, *, dim: int) -> SlideWork[Survey]:
-        recolour = recolour_of(self.settings.stain_norm, opened)
-        looks = Looks(opened, views=self.settings.views, recolour=recolour)
-        return SlideWork(opened, dim=dim, looks=looks, tile_filter=self.settings.tile_filter)
+    def work_on(self, opened: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
+        recolour = build_stain_normalizer(self.settings.stain_norm, opened)
+        looks = TileTransform(opened, views=self.settings.views, recolour=recolour)
+        return SlideBuffer(opened, dim=dim, looks=looks, tile_filter=self.settings.tile_filter)
 
-    def bag_of(self, work: SlideWork[Survey], encoder: Encoder) -> Bag:
+    def build_bag(self, work: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
         if self.preview is not None and work.fault is None:
             self.preview.add(work.survey, left_out=work.left_out, failed=work.failures)
-        return bag_of(work, encoder, self.settings)
+        return build_bag(work, encoder, self.settings)
 
     def note_failure(self, message: str) -> None:
         if self.preview is not None:
             self.preview.add_failure(self.path, message)
 
 
-class _Run:
+class _EmbeddingRun:
     """One go over a set of sources: what is left to do, and what became of each."""
 
     def __init__(
@@ -312,16 +312,16 @@ class _Run:
         bags_dir: Path,
         progress: EmbedProgress,
         stop: Event,
-        claims: Claims,
+        claims: FolderLocks,
     ) -> None:
         self._sources, self._bags_dir = sources, bags_dir
         self._progress, self._stop, self._claims = progress, stop, claims
-        self._outcomes: dict[str, SlideOutcome] = {}
+        self._outcomes: dict[str, SlideResult] = {}
         self._full: OutputError | None = None
         self._lock = Lock()
         self._saved_at = time.monotonic()
 
-    def go(self, engine: Engine, *, overwrite: bool) -> list[SlideOutcome]:
+    def go(self, engine: Executor, *, overwrite: bool) -> list[SlideResult]:
         there = {} if overwrite else find_bags(self._bags_dir, may_be_empty=True)
         old = [source for source in self._sources if source.bag_id in there]
         self._refuse_other_settings(engine, old)
@@ -335,11 +335,11 @@ class _Run:
             raise self._full
         return self._in_order()
 
-    def _embed(self, engine: Engine, left: Sequence[Source[Any]]) -> None:
+    def _embed(self, engine: Executor, left: Sequence[Source[Any]]) -> None:
         if left and not self._stop.is_set():
             engine.run(left, self, stop=self._stop)
 
-    def done(self, source: Source[Any], outcome: SlideOutcome) -> None:
+    def done(self, source: Source[Any], outcome: SlideResult) -> None:
         with self._lock:
             self._outcomes[source.bag_id] = outcome
             due = time.monotonic() - self._saved_at > _SECONDS_BETWEEN_TABLES
@@ -350,23 +350,23 @@ class _Run:
             self._write_outcomes()
 
     def lost(self, source: Source[Any], reason: str) -> None:
-        outcome = SlideOutcome.of_failure(
+        outcome = SlideResult.of_failure(
             source.path, f"{source.path}: {reason}", slide_id=source.bag_id, seconds=0.0
         )
         source.note_failure(outcome.message)
         self.done(source, outcome)
 
-    def told(self, news: SourceBegun | TilesDone | BatchHalved | FolderFull) -> None:
+    def told(self, news: SourceStarted | TilesDone | BatchSizeReduced | OutputFull) -> None:
         match news:
-            case SourceBegun(bag_id, n_tiles):
+            case SourceStarted(bag_id, n_tiles):
                 self._progress.slide_started(bag_id, n_tiles)
             case TilesDone(n_tiles):
                 self._progress.tiles_done(n_tiles)
-            case BatchHalved(device, execution):
+            case BatchSizeReduced(device, execution):
                 self._progress.noted(
                     f"{device} ran out of memory; the backbone goes on as {execution!r}"
                 )
-            case FolderFull(error):
+            case OutputFull(error):
                 self._give_up(error)
 
     def _give_up(self, error: OutputError) -> None:
@@ -375,16 +375,16 @@ class _Run:
 
     def _write_outcomes(self) -> None:
         try:
-            write_outcomes(self._bags_dir, self._in_order(), self._claims)
+            write_results(self._bags_dir, self._in_order(), self._claims)
         except OutputError as error:
             self._give_up(error)
 
-    def _refuse_other_settings(self, engine: Engine, old: Sequence[Source[Any]]) -> None:
+    def _refuse_other_settings(self, engine: Executor, old: Sequence[Source[Any]]) -> None:
         """Look at a few of the bags there, so that nothing is added where it does not belong."""
         for source in old[:: max(1, -(-len(old) // _BAGS_LOOKED_AT))]:
-            finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
+            read_finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
 
-    def _skip_finished(self, engine: Engine, old: Sequence[Source[Any]]) -> list[Source[Any]]:
+    def _skip_finished(self, engine: Executor, old: Sequence[Source[Any]]) -> list[Source[Any]]:
         """Sources whose bag is damaged, to be made again.
 
         Bags are opened only now, when all that has none is done: work began at once, however many
@@ -394,21 +394,21 @@ class _Run:
         for source in old:
             if self._stop.is_set():
                 break
-            meta = finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
+            meta = read_finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
             if meta is None:
                 left.append(source)
             else:
-                self.done(source, SlideOutcome.of_bag(source.path, meta, status="skipped"))
+                self.done(source, SlideResult.of_bag(source.path, meta, status="skipped"))
         return left
 
-    def _in_order(self) -> list[SlideOutcome]:
+    def _in_order(self) -> list[SlideResult]:
         with self._lock:
             names = [source.bag_id for source in self._sources]
             return [self._outcomes[name] for name in names if name in self._outcomes]
 
 
-def _fingerprint_of(engine: Engine) -> Fingerprint:
+def _fingerprint_of(engine: Executor) -> Fingerprint:
     """How the bags of an engine's embedders will say they were made."""
     card = engine.card
-    assert isinstance(card, EmbedderCard)  # noqa: S101 - the workers are embedders
+    assert isinstance(card, WorkerInfo)  # noqa: S101 - the workers are embedders
     return card.fingerprint

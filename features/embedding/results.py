@@ -12,10 +12,10 @@ from typing import Literal
 
 from features.bags.bag import BagMeta
 from features.errors import TableError
-from features.parallel.locks import Claims
+from features.parallel.locks import FolderLocks
 from features.utils.tables import read_table, write_table
 
-__all__ = ["SlideOutcome", "Status", "counts_text", "read_failures", "write_outcomes"]
+__all__ = ["SlideResult", "Status", "counts_text", "read_failures", "write_results"]
 
 _TABLE_PATIENCE_S = 60.0
 
@@ -24,7 +24,7 @@ Status = Literal["done", "empty", "skipped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideOutcome:
+class SlideResult:
     """What became of one slide; one row of ``embed.csv``."""
 
     slide_id: str
@@ -57,7 +57,7 @@ class SlideOutcome:
         status: Status,
         seconds: float = 0.0,
         message: str = "",
-    ) -> SlideOutcome:
+    ) -> SlideResult:
         """Outcome of a slide that has a bag; ``message`` where its being empty is not all."""
         left_out: dict[str, int] = json.loads(meta.left_out)
         return cls(
@@ -74,7 +74,7 @@ class SlideOutcome:
         )
 
     @classmethod
-    def of_failure(cls, path: Path, message: str, *, slide_id: str, seconds: float) -> SlideOutcome:
+    def of_failure(cls, path: Path, message: str, *, slide_id: str, seconds: float) -> SlideResult:
         """Outcome of a slide that has no bag, and why."""
         return cls(
             slide_id=slide_id,
@@ -85,7 +85,7 @@ class SlideOutcome:
         )
 
 
-def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome], claims: Claims) -> None:
+def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], claims: FolderLocks) -> None:
     """Bring ``embed.csv`` up to date: rows of other slides stay as they are.
 
     A skipped slide keeps its earlier row, which says how it was made. Processes that share the
@@ -115,7 +115,7 @@ def write_outcomes(bags_dir: Path, outcomes: Sequence[SlideOutcome], claims: Cla
         if rows:
             import pandas as pd  # noqa: PLC0415 - takes 0.3 s; slides are in work by now
 
-            names = [part.name for part in fields(SlideOutcome)]
+            names = [part.name for part in fields(SlideResult)]
             table = pd.DataFrame(list(rows.values()), columns=names)
             write_table(path, table, float_format="%.6g")
     finally:

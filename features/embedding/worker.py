@@ -14,25 +14,25 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
-from features.bags.bag import Bag, BagMeta, Fingerprint, require_same_fingerprint
+from features.bags.bag import Bag, BagMeta, Fingerprint, check_fingerprint
 from features.bags.h5 import bag_path, read_meta, write_bag
-from features.embedding.batching import Instances, SlideWork, embed_works
-from features.embedding.results import SlideOutcome, Status
+from features.embedding.batching import Instances, SlideBuffer, encode_slides
+from features.embedding.results import SlideResult, Status
 from features.encoders.encoder import Encoder
-from features.errors import BagError, KnownError, OutputError
-from features.parallel.base import Deal, Desk
-from features.parallel.locks import Claims
-from features.utils.files import HANDLES_ADVICE, leftovers_in, make_folder
+from features.errors import BagError, MilError, OutputError
+from features.parallel.base import Job, JobQueue
+from features.parallel.locks import FolderLocks
+from features.utils.files import OPEN_FILES_HINT, find_temporary_files, make_folder
 
 __all__ = [
-    "BatchHalved",
-    "Embedder",
-    "EmbedderCard",
-    "FolderFull",
+    "BatchSizeReduced",
+    "EmbeddingWorker",
+    "OutputFull",
     "Source",
-    "SourceBegun",
+    "SourceStarted",
     "TilesDone",
-    "finished_bag",
+    "WorkerInfo",
+    "read_finished_bag",
 ]
 
 _SURVEYS_AHEAD = 1
@@ -60,16 +60,16 @@ class Source(Protocol[S]):
         """Open it and find what is to be embedded."""
         ...
 
-    def work_on(self, opened: S, *, dim: int) -> SlideWork[S]:
+    def work_on(self, opened: S, *, dim: int) -> SlideBuffer[S]:
         """What is to be done with it now that it is open, for embeddings of length ``dim``."""
         ...
 
-    def bag_of(self, work: SlideWork[S], encoder: Encoder) -> Bag:
+    def build_bag(self, work: SlideBuffer[S], encoder: Encoder) -> Bag:
         """The bag, once everything is dealt with.
 
         Raises
         ------
-        KnownError
+        MilError
             If more of it failed than may.
         """
         ...
@@ -80,7 +80,7 @@ class Source(Protocol[S]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedderCard:
+class WorkerInfo:
     """What all embedders of a run have in common."""
 
     fingerprint: Fingerprint
@@ -95,7 +95,7 @@ class EmbedderCard:
 
 
 @dataclass(frozen=True)
-class SourceBegun:
+class SourceStarted:
     """News: what is to be embedded of a source is known."""
 
     bag_id: str
@@ -113,7 +113,7 @@ class TilesDone:
 
 
 @dataclass(frozen=True)
-class BatchHalved:
+class BatchSizeReduced:
     """News: the device had not the memory for a batch, and the backbone now sees fewer tiles."""
 
     device: str
@@ -123,7 +123,7 @@ class BatchHalved:
 
 
 @dataclass(frozen=True)
-class FolderFull:
+class OutputFull:
     """News: nothing more can be written, and every other source would end the same way."""
 
     error: OutputError
@@ -134,9 +134,9 @@ class FolderFull:
 class _Job(Generic[S]):
     """A source in work."""
 
-    deal: Deal
+    deal: Job
     """Where it came from."""
-    work: SlideWork[S]
+    work: SlideBuffer[S]
     """What is known of it so far."""
     opened: ExitStack
     """Closes it."""
@@ -150,7 +150,7 @@ class _Job(Generic[S]):
         return source
 
     @classmethod
-    def open(cls, deal: Deal, *, dim: int) -> _Job[S]:
+    def open(cls, deal: Job, *, dim: int) -> _Job[S]:
         """Open a source for embeddings of length ``dim``."""
         started = time.monotonic()
         with ExitStack() as opened:  # closed at once where the work cannot be prepared
@@ -158,7 +158,7 @@ class _Job(Generic[S]):
             return cls(deal=deal, work=work, opened=opened.pop_all(), started=started)
 
 
-class Embedder:
+class EmbeddingWorker:
     """A worker that makes bags in a folder; several may share it, each bag is made by one.
 
     Parameters
@@ -194,20 +194,20 @@ class Embedder:
         self.batch_tiles, self.n_workers = batch_tiles, n_workers
         self.overwrite = overwrite
         self.seconds_between_news = max(_SECONDS_BETWEEN_NEWS, n_embedders / _MOST_NEWS_PER_S)
-        self.card = EmbedderCard(fingerprint=fingerprint, execution=encoder.execution)
-        self.claims = Claims(bags_dir / ".claims").__enter__()
-        self._leftovers = leftovers_in(bags_dir)
+        self.card = WorkerInfo(fingerprint=fingerprint, execution=encoder.execution)
+        self.claims = FolderLocks(bags_dir / ".claims").__enter__()
+        self._leftovers = find_temporary_files(bags_dir)
 
     def close(self) -> None:
         """Give back what is claimed."""
         self.claims.__exit__(None, None, None)
 
-    def work(self, desk: Desk) -> None:
+    def work(self, desk: JobQueue) -> None:
         """Make bags until there is no source for now; batches do not stop at a source's border."""
-        shift = _Shift(self, desk)
+        shift = _WorkerRun(self, desk)
         behind: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
-            for work in embed_works(
+            for work in encode_slides(
                 shift.works(), self.encoder, batch_tiles=self.batch_tiles,
                 n_workers=self.n_workers, on_tiles=shift.count,
             ):  # fmt: skip
@@ -218,26 +218,26 @@ class Embedder:
                 behind.popleft().result()
         shift.tell_of_tiles()
 
-    def tidy(self, bag_id: str, *, look_again: bool) -> None:
+    def remove_temporary_files(self, bag_id: str, *, look_again: bool) -> None:
         """Remove what was left of a bag by a process that was killed; its claim must be ours."""
         if look_again:
-            self._leftovers = leftovers_in(self.bags_dir)
+            self._leftovers = find_temporary_files(self.bags_dir)
         for part in self._leftovers.get(f"{bag_id}.h5", ()):
             part.unlink(missing_ok=True)
 
 
-class _Shift:
+class _WorkerRun:
     """What an embedder does from a desk's first job until there is none for now."""
 
-    def __init__(self, embedder: Embedder, desk: Desk) -> None:
+    def __init__(self, embedder: EmbeddingWorker, desk: JobQueue) -> None:
         self._embedder, self._desk = embedder, desk
-        self._jobs: dict[SlideWork[Instances], _Job[Instances]] = {}
+        self._jobs: dict[SlideBuffer[Instances], _Job[Instances]] = {}
         self._lock = Lock()
         self._execution = embedder.encoder.execution
         self._n_untold = 0
         self._told_at = time.monotonic()
 
-    def works(self) -> Iterator[SlideWork[Instances]]:
+    def works(self) -> Iterator[SlideBuffer[Instances]]:
         """Open sources, the next one while this one is read; runs in the thread that reads."""
         ahead: deque[Future[_Job[Instances] | None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="survey") as pool:
@@ -265,74 +265,74 @@ class _Shift:
         encoder = self._embedder.encoder
         if encoder.execution != self._execution:
             self._execution = encoder.execution
-            self._desk.tell(BatchHalved(str(encoder.device), encoder.execution))
+            self._desk.tell(BatchSizeReduced(str(encoder.device), encoder.execution))
 
-    def finish(self, work: SlideWork[Instances]) -> None:
+    def finish(self, work: SlideBuffer[Instances]) -> None:
         """Write the bag of a source; whatever is wrong with it stays with it."""
         job = self._jobs.pop(work)
         source = job.source
         try:
             with job.opened:
-                bag = source.bag_of(work, self._embedder.encoder)
+                bag = source.build_bag(work, self._embedder.encoder)
             write_bag(bag_path(self._embedder.bags_dir, source.bag_id), bag)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
             self._fail(job.deal, error, seconds=time.monotonic() - job.started)
             return
         status: Status = "done" if len(bag.features) else "empty"
-        outcome = SlideOutcome.of_bag(
+        outcome = SlideResult.of_bag(
             source.path, bag.meta, status=status, seconds=time.monotonic() - job.started,
             message=next(iter(work.failures.values()), ""),
         )  # fmt: skip
         self._end(job.deal, outcome)
 
-    def _open(self, deal: Deal) -> _Job[Instances] | None:
+    def _open(self, deal: Job) -> _Job[Instances] | None:
         """A source ready to be read; None where it is done, held by others, or cannot be opened."""
         started = time.monotonic()
         source: Source[Instances] = deal.job
         embedder = self._embedder
         try:
             if not embedder.claims.take(source.bag_id):
-                self._desk.put_back(deal)
+                self._desk.requeue(deal)
                 return None
             if not embedder.overwrite and (
-                meta := finished_bag(embedder.bags_dir, source.bag_id, embedder.card.fingerprint)
+                meta := read_finished_bag(
+                    embedder.bags_dir, source.bag_id, embedder.card.fingerprint
+                )
             ):
-                self._end(deal, SlideOutcome.of_bag(source.path, meta, status="skipped"))
+                self._end(deal, SlideResult.of_bag(source.path, meta, status="skipped"))
                 return None
-            embedder.tidy(source.bag_id, look_again=deal.n_deaths > 0)
+            embedder.remove_temporary_files(source.bag_id, look_again=deal.n_crashes > 0)
             return _Job.open(deal, dim=embedder.encoder.dim)
         except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
             self._fail(deal, error, seconds=time.monotonic() - started)
             return None
 
-    def _opened(self, job: _Job[Instances] | None) -> Iterator[SlideWork[Instances]]:
+    def _opened(self, job: _Job[Instances] | None) -> Iterator[SlideBuffer[Instances]]:
         if job is not None:
             self._jobs[job.work] = job
-            self._desk.tell(SourceBegun(job.source.bag_id, job.work.survey.n_tiles))
+            self._desk.tell(SourceStarted(job.source.bag_id, job.work.survey.n_tiles))
             yield job.work
 
-    def _fail(self, deal: Deal, error: Exception, *, seconds: float) -> None:
+    def _fail(self, deal: Job, error: Exception, *, seconds: float) -> None:
         source: Source[Instances] = deal.job
         text = str(error)
-        if not isinstance(error, KnownError):
+        if not isinstance(error, MilError):
             text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
         if isinstance(error, OutputError):
-            self._desk.tell(FolderFull(error))
+            self._desk.tell(OutputFull(error))
         elif os.strerror(errno.EMFILE) in text:  # said by readers in as many ways as there are
-            text = f"{text.rstrip('.')}. {HANDLES_ADVICE}"
-        outcome = SlideOutcome.of_failure(
-            source.path, text, slide_id=source.bag_id, seconds=seconds
-        )
+            text = f"{text.rstrip('.')}. {OPEN_FILES_HINT}"
+        outcome = SlideResult.of_failure(source.path, text, slide_id=source.bag_id, seconds=seconds)
         if not isinstance(error, OutputError):  # which is no fault of the source
             source.note_failure(outcome.message)
         self._end(deal, outcome)
 
-    def _end(self, deal: Deal, outcome: SlideOutcome) -> None:
+    def _end(self, deal: Job, outcome: SlideResult) -> None:
         self._embedder.claims.release(deal.job.bag_id)
         self._desk.done(deal, outcome)
 
 
-def finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
+def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
     """What a whole bag says of itself; None where there is none, or a damaged one.
 
     Raises
@@ -345,7 +345,7 @@ def finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMe
         meta = read_meta(path)
     except BagError:
         return None
-    require_same_fingerprint(
+    check_fingerprint(
         fingerprint,
         [(path, meta.fingerprint)],
         source="the settings asked for (--overwrite embeds again, --bags names another folder)",

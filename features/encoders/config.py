@@ -11,13 +11,13 @@ from pathlib import Path
 from features.encoders.encoder import BATCH_TILES, Encoder, load_encoder
 from features.errors import EncoderError
 from features.parallel.devices import choose_device
-from features.utils.files import make_folder, not_written
+from features.utils.files import make_folder, write_error
 
-__all__ = ["EncoderRequest", "pin_execution", "pinned_execution"]
+__all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderRequest:
+class EncoderConfig:
     """A backbone that somebody asks for, here or in another process."""
 
     name: str
@@ -47,18 +47,18 @@ class EncoderRequest:
         EncoderError
             If it cannot be had, or the folder's bags were made in another way than is asked for.
         """
-        pinned = None if bags_dir is None else pinned_execution(bags_dir)
+        pinned = None if bags_dir is None else recorded_runtime(bags_dir)
         if pinned and self.execution != "auto" and not pinned.startswith(self.execution):
             raise EncoderError(
                 bags_dir,
-                found=f"bags made with {pinned!r}",
+                actual=f"bags made with {pinned!r}",
                 expected=f"--execution {self.execution}",
-                advice="Leave --execution out, or name another folder with --bags.",
+                hint="Leave --execution out, or name another folder with --bags.",
             )
         encoder = self._load(pinned or self.execution)
         if bags_dir is None or pinned:
             return encoder
-        settled = pin_execution(make_folder(bags_dir), encoder.execution)
+        settled = record_runtime(make_folder(bags_dir), encoder.execution)
         return encoder if settled == encoder.execution else self._load(settled)
 
     def _load(self, execution: str) -> Encoder:
@@ -77,7 +77,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What FAT and some network file systems answer, which have no hard links."""
 
 
-def pinned_execution(bags_dir: Path) -> str | None:
+def recorded_runtime(bags_dir: Path) -> str | None:
     """The way in which the bags of a folder are made, e.g. ``onnx float32 batch 64``.
 
     None where nothing was chosen yet.
@@ -88,7 +88,7 @@ def pinned_execution(bags_dir: Path) -> str | None:
         return None
 
 
-def pin_execution(bags_dir: Path, execution: str) -> str:
+def record_runtime(bags_dir: Path, execution: str) -> str:
     """Choose for a folder; where another process was first, its choice stands.
 
     Returns
@@ -107,11 +107,11 @@ def pin_execution(bags_dir: Path, execution: str) -> str:
         with suppress(FileExistsError):
             _name(beside, bags_dir / _NAME)
     except OSError as error:
-        raise not_written(bags_dir, error) from error
+        raise write_error(bags_dir, error) from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-    return pinned_execution(bags_dir) or execution
+    return recorded_runtime(bags_dir) or execution
 
 
 def _name(beside: Path, path: Path) -> None:

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.encoders.preprocessing import JoinedPreprocessing, Preprocessing, preprocessing_of
+from features.encoders.preprocessing import (
+    ConcatPreprocessing,
+    Preprocessing,
+    resolve_preprocessing,
+)
 from features.encoders.runtime import (
     EAGER,
     Network,
-    Trial,
-    Way,
-    choose_execution,
+    Runtime,
+    RuntimeTrial,
+    compile_model,
     measure_network,
     parse_execution,
-    prepare_network,
+    select_runtime,
 )
-from features.encoders.transfer import Arrival, Courier, Delivery
+from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
 from features.encoders.weights import DEFAULT_BACKBONE, build_pretrained, hash_weights
 from features.errors import EncoderError
 from features.slides.base import RgbArray
@@ -31,9 +35,9 @@ from features.slides.base import RgbArray
 __all__ = [
     "BATCH_TILES",
     "DEFAULT_BACKBONE",
+    "ConcatEncoder",
     "Encoder",
-    "FrozenEncoder",
-    "JoinedEncoder",
+    "TimmEncoder",
     "load_encoder",
     "measure_dim",
 ]
@@ -56,7 +60,7 @@ class Encoder(Protocol):
         ...
 
     @property
-    def preprocessing(self) -> Preprocessing | JoinedPreprocessing:
+    def preprocessing(self) -> Preprocessing | ConcatPreprocessing:
         """What is done to tiles first."""
         ...
 
@@ -75,7 +79,7 @@ class Encoder(Protocol):
         """How it runs, e.g. ``onnx float32 batch 64``; of several, joined by ``+``."""
         ...
 
-    def begin(self, tiles: RgbArray) -> Delivery:
+    def begin(self, tiles: RgbArray) -> ConcatResult:
         """Begin with tiles, shape (n, height_px, width_px, 3), uint8; their embeddings follow.
 
         The tiles must not change before.
@@ -87,7 +91,7 @@ class Encoder(Protocol):
         ...
 
 
-class FrozenEncoder:
+class TimmEncoder:
     """A frozen backbone on a device, run with batches of one fixed shape.
 
     Whatever number of tiles comes, the network sees ``batch_tiles`` at a time, the last batch
@@ -141,12 +145,12 @@ class FrozenEncoder:
         model.eval().requires_grad_(requires_grad=False)
         model = model.to(device).to(memory_format=torch.channels_last)
         self._input: Tensor | None = None
-        self._courier = Courier(device)
+        self._courier = DeviceTransfer(device)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
         self.dim = measure_dim(model, name, self._noise(1))
-        self.trials: tuple[Trial, ...] = ()
+        self.trials: tuple[RuntimeTrial, ...] = ()
         way = None
         if execution != "auto":
             way, recorded_tiles = parse_execution(execution)
@@ -160,7 +164,7 @@ class FrozenEncoder:
         """How it runs, e.g. ``onnx float32 batch 64``."""
         return f"{self._way} batch {self.batch_tiles}"
 
-    def begin(self, tiles: RgbArray) -> Delivery:
+    def begin(self, tiles: RgbArray) -> ConcatResult:
         """Begin with tiles: a GPU is sent them and their network, and nobody waits for it.
 
         Parameters
@@ -179,7 +183,7 @@ class FrozenEncoder:
         EncoderError
             If the device has not the memory for a single tile.
         """
-        nothing = Arrival(torch.empty((0, self.dim)), None)
+        nothing = AsyncResult(torch.empty((0, self.dim)), None)
         parts, start = [nothing], 0
         while start < len(tiles):
             part = tiles[start : start + self.batch_tiles]
@@ -189,7 +193,7 @@ class FrozenEncoder:
                 self._halve_batch(error)
             else:
                 start += len(part)
-        return Delivery(parts, axis=0)
+        return ConcatResult(parts, axis=0)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
@@ -199,7 +203,7 @@ class FrozenEncoder:
         """Tiles a second through the network on a batch that lies ready, in about a second."""
         return measure_network(self._network, self._noise(self.batch_tiles))
 
-    def _begin_batch(self, tiles: RgbArray) -> Arrival:
+    def _begin_batch(self, tiles: RgbArray) -> AsyncResult:
         n_tiles = len(tiles)
         if n_tiles < self.batch_tiles:
             filled = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
@@ -243,14 +247,14 @@ class FrozenEncoder:
         return torch.addcmul(self._shift, self._input, self._scale, out=self._input)
 
     def _prepare_network(
-        self, model: nn.Module, way: Way | None, n_tiles_expected: int | None
-    ) -> tuple[Network, Way]:
+        self, model: nn.Module, way: Runtime | None, n_tiles_expected: int | None
+    ) -> tuple[Network, Runtime]:
         if way == EAGER:
             return model, EAGER
         example = self._noise(self.batch_tiles)
         if way is not None:
-            return prepare_network(model, way, example=example), way
-        choice = choose_execution(model, example=example, n_tiles_expected=n_tiles_expected)
+            return compile_model(model, way, example=example), way
+        choice = select_runtime(model, example=example, n_tiles_expected=n_tiles_expected)
         self.trials = choice.trials
         return choice.network, choice.way
 
@@ -262,7 +266,7 @@ class FrozenEncoder:
             return self._prepare(torch.from_numpy(noise).to(self.device))
 
 
-class JoinedEncoder:
+class ConcatEncoder:
     """Several backbones side by side: an embedding is theirs, one after the other.
 
     Parameters
@@ -271,11 +275,11 @@ class JoinedEncoder:
         The backbones, each with its own weights and preprocessing, on one device.
     """
 
-    def __init__(self, parts: Sequence[FrozenEncoder]) -> None:
+    def __init__(self, parts: Sequence[TimmEncoder]) -> None:
         self._parts = tuple(parts)
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
-        self.preprocessing = JoinedPreprocessing(tuple(part.preprocessing for part in parts))
+        self.preprocessing = ConcatPreprocessing(tuple(part.preprocessing for part in parts))
         self.dim = sum(part.dim for part in parts)
         self.device = parts[0].device
         self.trials = tuple(trial for part in parts for trial in part.trials)
@@ -285,12 +289,12 @@ class JoinedEncoder:
         """How each runs, joined by ``+``."""
         return "+".join(part.execution for part in self._parts)
 
-    def begin(self, tiles: RgbArray) -> Delivery:
+    def begin(self, tiles: RgbArray) -> ConcatResult:
         """Begin with tiles, shape (n, height_px, width_px, 3), uint8; as one backbone does.
 
         Each backbone's part of an embedding comes in the order of the name.
         """
-        return Delivery([part.begin(tiles) for part in self._parts], axis=1)
+        return ConcatResult([part.begin(tiles) for part in self._parts], axis=1)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
@@ -344,14 +348,14 @@ def load_encoder(
     for one, path, way in zip(names, paths, ways, strict=True):
         model = build_pretrained(one, weights_path=path)
         try:
-            encoder = FrozenEncoder(
-                model, name=one, preprocessing=preprocessing_of(model), device=device,
+            encoder = TimmEncoder(
+                model, name=one, preprocessing=resolve_preprocessing(model), device=device,
                 batch_tiles=batch_tiles, execution=way, n_tiles_expected=n_tiles_expected,
             )  # fmt: skip
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory(one, device) from error
         parts.append(encoder)
-    return parts[0] if len(parts) == 1 else JoinedEncoder(parts)
+    return parts[0] if len(parts) == 1 else ConcatEncoder(parts)
 
 
 def _paths_of(
@@ -364,7 +368,7 @@ def _paths_of(
     if len(paths) != len(names):
         raise EncoderError(
             f"backbone {'+'.join(names)!r}",
-            found=f"{len(paths)} checkpoints for {len(names)} backbones",
+            actual=f"{len(paths)} checkpoints for {len(names)} backbones",
             expected="one each, in their order, or none at all",
         )
     return paths
@@ -373,9 +377,9 @@ def _paths_of(
 def _no_memory(name: str, device: torch.device) -> EncoderError:
     return EncoderError(
         f"device {device}",
-        found=f"out of memory with a single tile through backbone {name!r}",
+        actual=f"out of memory with a single tile through backbone {name!r}",
         expected="memory for the backbone and a tile",
-        advice="End other programs on it, or choose another with --device, or --device cpu; what "
+        hint="End other programs on it, or choose another with --device, or --device cpu; what "
         "is finished is kept.",
     )
 
@@ -406,7 +410,7 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
         shape = f"an output of shape {tuple(output.shape)}"
     raise EncoderError(
         f"backbone {name!r}",
-        found=f"{shape} for one tile",
+        actual=f"{shape} for one tile",
         expected="one vector a tile",
-        advice="Choose a model that pools its features, such as an image classifier.",
+        hint="Choose a model that pools its features, such as an image classifier.",
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from features.bags.bag import as_json
 
-__all__ = ["JoinedPreprocessing", "Preprocessing", "preprocessing_of"]
+__all__ = ["ConcatPreprocessing", "Preprocessing", "resolve_preprocessing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class JoinedPreprocessing:
+class ConcatPreprocessing:
     """What several backbones want done to a tile, each for itself."""
 
     parts: tuple[Preprocessing, ...]
@@ -47,7 +47,7 @@ class JoinedPreprocessing:
         return as_json(parts=[part.__dict__ for part in self.parts])
 
 
-def preprocessing_of(model: nn.Module) -> Preprocessing:
+def resolve_preprocessing(model: nn.Module) -> Preprocessing:
     """What timm's data configuration says of a model.
 
     Parameters

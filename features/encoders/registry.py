@@ -9,16 +9,16 @@ import torch
 from huggingface_hub import CacheNotFound, scan_cache_dir
 from timm.models import get_pretrained_cfg
 
-from features.encoders.encoder import FrozenEncoder, measure_dim
-from features.encoders.preprocessing import preprocessing_of
+from features.encoders.encoder import TimmEncoder, measure_dim
+from features.encoders.preprocessing import resolve_preprocessing
 from features.encoders.weights import DEFAULT_BACKBONE, build_untrained, require_known, weights_here
 from features.errors import EncoderError
 
 __all__ = [
     "WELL_TRIED",
-    "Backbone",
-    "describe_backbone",
-    "find_backbones",
+    "EncoderInfo",
+    "encoder_info",
+    "list_encoders",
     "measure_backbone",
 ]
 
@@ -38,7 +38,7 @@ WELL_TRIED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone:
+class EncoderInfo:
     """What is known of a backbone without its weights."""
 
     name: str
@@ -57,7 +57,7 @@ class Backbone:
     """Why it cannot serve; empty if it can."""
 
 
-def find_backbones(pattern: str | None = None) -> list[str]:
+def list_encoders(pattern: str | None = None) -> list[str]:
     """Names in timm, in alphabetical order.
 
     Parameters
@@ -78,13 +78,13 @@ def find_backbones(pattern: str | None = None) -> list[str]:
         require_known(pattern)  # says what comes close
         raise EncoderError(
             f"backbone {pattern!r}",
-            found="timm knows no such name",
-            advice="Use wildcards, e.g. 'mil backbones \"*vit*\"'.",
+            actual="timm knows no such name",
+            hint="Use wildcards, e.g. 'mil backbones \"*vit*\"'.",
         )
     return found
 
 
-def describe_backbone(name: str) -> Backbone:
+def encoder_info(name: str) -> EncoderInfo:
     """What is known of a backbone, from a copy of it without memory for its weights.
 
     Nothing is loaded or computed: the network is laid out on torch's meta device, which knows
@@ -95,14 +95,14 @@ def describe_backbone(name: str) -> Backbone:
     name
         Name in timm, with or without a tag.
     """
-    about = Backbone(name=name, licence=_licence(name), weights_here=weights_here(name))
+    about = EncoderInfo(name=name, licence=_licence(name), weights_here=weights_here(name))
     try:
         with torch.device("meta"):
             model = build_untrained(name).eval()
-            side = preprocessing_of(model).input_px
+            side = resolve_preprocessing(model).input_px
             dim = measure_dim(model, name, torch.empty(1, 3, side, side))
     except EncoderError as error:
-        return replace(about, unusable=error.found)
+        return replace(about, unusable=error.actual)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return replace(about, unusable=f"not known without weights ({reason[:80]})")
@@ -133,8 +133,8 @@ def measure_backbone(
     """
     torch.manual_seed(0)
     model = build_untrained(name)
-    encoder = FrozenEncoder(
-        model, name=name, preprocessing=preprocessing_of(model), device=device,
+    encoder = TimmEncoder(
+        model, name=name, preprocessing=resolve_preprocessing(model), device=device,
         batch_tiles=batch_tiles, execution=execution,
     )  # fmt: skip
     return encoder.measure(), encoder.execution

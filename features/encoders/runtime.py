@@ -21,15 +21,15 @@ from features.errors import EncoderError
 
 __all__ = [
     "EAGER",
-    "Choice",
     "Network",
-    "Trial",
-    "Way",
-    "choose_execution",
+    "Runtime",
+    "RuntimeChoice",
+    "RuntimeTrial",
+    "candidate_runtimes",
+    "compile_model",
     "measure_network",
     "parse_execution",
-    "prepare_network",
-    "ways_on",
+    "select_runtime",
 ]
 
 Network = Callable[[Tensor], Tensor]
@@ -59,7 +59,7 @@ _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Runtime:
     """One way to run a network."""
 
     engine: str
@@ -72,15 +72,15 @@ class Way:
         return f"{self.engine} {self.precision}"
 
 
-EAGER = Way(engine="eager")
+EAGER = Runtime(engine="eager")
 """The way all others are checked against."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class RuntimeTrial:
     """What came of trying one way."""
 
-    way: Way
+    way: Runtime
     """The way."""
     start_s: float = math.nan
     """Seconds to export, compile and check it; NaN if it was not started."""
@@ -93,18 +93,18 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class RuntimeChoice:
     """The fastest way that is right, and how it was found."""
 
-    way: Way
+    way: Runtime
     """The way chosen."""
     network: Network
     """The network, run in that way."""
-    trials: tuple[Trial, ...]
+    trials: tuple[RuntimeTrial, ...]
     """All ways that were looked at, in the order of looking."""
 
 
-def parse_execution(text: str) -> tuple[Way, int | None]:
+def parse_execution(text: str) -> tuple[Runtime, int | None]:
     """Way and batch of a text such as ``onnx``, ``compile float16`` or ``eager float32 batch 64``.
 
     Returns
@@ -121,15 +121,15 @@ def parse_execution(text: str) -> tuple[Way, int | None]:
     if match is None or match[1] not in _START_S or (match[2] or "float32") not in _PRECISIONS:
         raise EncoderError(
             f"execution {text!r}",
-            found="no such way to run a backbone",
+            actual="no such way to run a backbone",
             expected=f"auto, {', '.join(_START_S)}, or one of these with a precision "
             f"({', '.join(_PRECISIONS)})",
         )
     batch_tiles = int(match[3]) if match[3] else None
-    return Way(engine=match[1], precision=match[2] or "float32"), batch_tiles
+    return Runtime(engine=match[1], precision=match[2] or "float32"), batch_tiles
 
 
-def ways_on(device: torch.device) -> list[Way]:
+def candidate_runtimes(device: torch.device) -> list[Runtime]:
     """Ways worth trying on a kind of device, plain float32 first, then the cheapest to start.
 
     bfloat16 on a CPU is not among them: its embeddings of the default backbone are 6 % off, and
@@ -140,14 +140,14 @@ def ways_on(device: torch.device) -> list[Way]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             half.append("bfloat16")
         precisions = [*half, "float32"]
-        reduced = [Way(engine="eager", precision=name) for name in half]
-        return [EAGER, *reduced, *(Way(engine="compile", precision=p) for p in precisions)]
+        reduced = [Runtime(engine="eager", precision=name) for name in half]
+        return [EAGER, *reduced, *(Runtime(engine="compile", precision=p) for p in precisions)]
     if device.type == "cpu":
-        return [EAGER, Way(engine="onnx"), Way(engine="compile")]
+        return [EAGER, Runtime(engine="onnx"), Runtime(engine="compile")]
     return [EAGER]
 
 
-def prepare_network(model: nn.Module, way: Way, *, example: Tensor) -> Network:
+def compile_model(model: nn.Module, way: Runtime, *, example: Tensor) -> Network:
     """A frozen model, made ready to run in one way and compared with plain float32.
 
     Parameters
@@ -170,13 +170,13 @@ def prepare_network(model: nn.Module, way: Way, *, example: Tensor) -> Network:
     return _start(model, way, example)[0]
 
 
-def choose_execution(
+def select_runtime(
     model: nn.Module,
     *,
     example: Tensor,
-    ways: Sequence[Way] | None = None,
+    ways: Sequence[Runtime] | None = None,
     n_tiles_expected: int | None = None,
-) -> Choice:
+) -> RuntimeChoice:
     """Try the ways on this machine and take the fastest that gives the right embeddings.
 
     Each way is started, compared with plain float32 on the example and timed for about a second.
@@ -195,21 +195,21 @@ def choose_execution(
         Tiles that are to be embedded, where known.
     """
     if n_tiles_expected is not None and n_tiles_expected <= _FEW_BATCHES * len(example):
-        return Choice(way=EAGER, network=model, trials=())
+        return RuntimeChoice(way=EAGER, network=model, trials=())
     best, network = _try(model, EAGER, example)
     trials = [best]
-    for way in ways_on(example.device) if ways is None else ways:
+    for way in candidate_runtimes(example.device) if ways is None else ways:
         if way == EAGER:
             continue
         if not _pays_back(way, best.tiles_per_s, n_tiles_expected):
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
-            trials.append(Trial(way=way, refused=refused))
+            trials.append(RuntimeTrial(way=way, refused=refused))
             continue
         trial, tried = _try(model, way, example)
         trials.append(trial)
         if trial.tiles_per_s > best.tiles_per_s:  # false for NaN
             best, network = trial, tried
-    return Choice(way=best.way, network=network, trials=tuple(trials))
+    return RuntimeChoice(way=best.way, network=network, trials=tuple(trials))
 
 
 def measure_network(network: Network, example: Tensor) -> float:
@@ -236,7 +236,7 @@ def measure_network(network: Network, example: Tensor) -> float:
     return len(example) / median(times)
 
 
-def _in_precision(network: Network, way: Way) -> Network:
+def _in_precision(network: Network, way: Runtime) -> Network:
     dtype = _PRECISIONS[way.precision]
     if dtype is None:
         return network
@@ -249,26 +249,26 @@ def _in_precision(network: Network, way: Way) -> Network:
     return run
 
 
-def _pays_back(way: Way, tiles_per_s: float, n_tiles: int | None) -> bool:
+def _pays_back(way: Runtime, tiles_per_s: float, n_tiles: int | None) -> bool:
     """Whether the time a way could save at best exceeds what its start takes."""
     if n_tiles is None:
         return True
     return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[way.engine]
 
 
-def _try(model: nn.Module, way: Way, example: Tensor) -> tuple[Trial, Network]:
+def _try(model: nn.Module, way: Runtime, example: Tensor) -> tuple[RuntimeTrial, Network]:
     """Start a way and time it; one that cannot be used is told and not measured."""
     started = time.perf_counter()
     try:
         network, error = _start(model, way, example)
     except EncoderError as refusal:
-        return Trial(way=way, refused=refusal.found), model
+        return RuntimeTrial(way=way, refused=refusal.actual), model
     start_s = time.perf_counter() - started
     rate = measure_network(network, example)
-    return Trial(way=way, start_s=start_s, relative_error=error, tiles_per_s=rate), network
+    return RuntimeTrial(way=way, start_s=start_s, relative_error=error, tiles_per_s=rate), network
 
 
-def _start(model: nn.Module, way: Way, example: Tensor) -> tuple[Network, float]:
+def _start(model: nn.Module, way: Runtime, example: Tensor) -> tuple[Network, float]:
     """The network run in one way, and how far off its embeddings are."""
     if way.engine == "onnx":
         _require_onnx(way, example.device)
@@ -283,42 +283,42 @@ def _start(model: nn.Module, way: Way, example: Tensor) -> tuple[Network, float]
         reason = next(iter(str(failure).strip().splitlines()), "") or type(failure).__name__
         raise EncoderError(
             f"execution '{way}'",
-            found=f"it cannot run here ({reason[:160]})",
-            advice=_ADVICE,
+            actual=f"it cannot run here ({reason[:160]})",
+            hint=_ADVICE,
         ) from failure
     limit = _LARGEST_ERROR[way.precision]
     if not error <= limit:  # so that NaN is refused as well
         raise EncoderError(
             f"execution '{way}'",
-            found=f"its embeddings are {error:.1e} off",
+            actual=f"its embeddings are {error:.1e} off",
             expected=f"at most {limit:.0e} of plain float32",
-            advice=_ADVICE,
+            hint=_ADVICE,
         )
     return network, error
 
 
-def _network(model: nn.Module, way: Way, example: Tensor) -> Network:
+def _network(model: nn.Module, way: Runtime, example: Tensor) -> Network:
     if way.engine == "onnx":
         return _onnx_network(model, example)
     network = torch.compile(model, dynamic=False) if way.engine == "compile" else model
     return _in_precision(network, way)
 
 
-def _require_onnx(way: Way, device: torch.device) -> None:
+def _require_onnx(way: Runtime, device: torch.device) -> None:
     packages = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
             f"execution '{way}'",
-            found=f"not installed: {', '.join(missing)}",
-            advice="Install them: pip install 'mil-slides[onnx]'",
+            actual=f"not installed: {', '.join(missing)}",
+            hint="Install them: pip install 'mil-slides[onnx]'",
         )
     if device.type != "cpu" or way.precision != "float32":
         raise EncoderError(
             f"execution '{way}'",
-            found=f"{way.precision} on {device}",
+            actual=f"{way.precision} on {device}",
             expected="float32 on cpu",
-            advice=_ADVICE,
+            hint=_ADVICE,
         )
 
 

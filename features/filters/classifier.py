@@ -23,23 +23,23 @@ from safetensors.numpy import save
 
 from features.bags.bag import Bag, Fingerprint, as_json
 from features.errors import FilterError
-from features.utils.files import written_beside
-from features.utils.paths import url_of
+from features.utils.files import atomic_write
+from features.utils.paths import parse_url
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "REASON",
-    "Examples",
-    "HeldOutCounts",
-    "SeenSlide",
+    "ConfusionCounts",
+    "EmbeddingSpec",
+    "ExampleSlide",
+    "LabelledTiles",
     "TileFilter",
-    "TileRecipe",
-    "keep_filter",
+    "apply_filter",
+    "check_compatible",
+    "load_filter_copy",
     "read_filter",
-    "read_kept_filter",
-    "require_recipe",
-    "sift_bag",
+    "save_filter_copy",
     "write_filter",
 ]
 
@@ -57,7 +57,7 @@ _TENSORS = ("coef", "drop", "features", "slide")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileRecipe:
+class EmbeddingSpec:
     """What a tile's embedding must agree in for a filter to judge it."""
 
     encoder: str
@@ -74,20 +74,20 @@ class TileRecipe:
     """Resolution of a tile in µm per px."""
 
     @classmethod
-    def of(cls, fingerprint: Fingerprint) -> TileRecipe:
+    def of(cls, fingerprint: Fingerprint) -> EmbeddingSpec:
         """The part of a bag's fingerprint that a filter depends on."""
         return cls(**{part.name: getattr(fingerprint, part.name) for part in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenSlide:
+class ExampleSlide:
     """A slide that examples come from."""
 
     slide_id: str
     """Its name."""
     content_id: str = ""
-    """Content of its file, see :func:`features.slides.file_info.content_id`; empty where it is not
-    known."""
+    """Content of its file, see :func:`features.slides.file_info.content_hash`; empty where it is
+    not known."""
     patient_id: str = ""
     """Whose it is; empty where that was not said."""
 
@@ -98,7 +98,7 @@ class SeenSlide:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
+class LabelledTiles:
     """Embeddings of tiles of which a person said whether to keep or to drop them."""
 
     features: npt.NDArray[np.floating[Any]]
@@ -107,17 +107,17 @@ class Examples:
     """Shape (tiles,): True on tiles to be left out."""
     slide: npt.NDArray[np.int64]
     """Shape (tiles,): index into ``slides`` of the slide each comes from."""
-    slides: tuple[SeenSlide, ...]
+    slides: tuple[ExampleSlide, ...]
     """The slides."""
 
     def groups(self) -> npt.NDArray[np.int64]:
-        """Number of the patient or slide of each tile, shape (tiles,); see SeenSlide.group."""
+        """Number of the patient or slide of each tile, shape (tiles,); see ExampleSlide.group."""
         names = sorted({slide.group for slide in self.slides})
         return np.array([names.index(slide.group) for slide in self.slides], np.int64)[self.slide]
 
     def of_patient(
         self, patient_id: str, *, slide_ids: Collection[str], content_ids: Collection[str]
-    ) -> frozenset[SeenSlide]:
+    ) -> frozenset[ExampleSlide]:
         """Slides here that are a patient's: by its id, by a slide's id, or by a slide's content.
 
         Where one slide is the patient's, so are all that were given the same patient here.
@@ -136,11 +136,11 @@ class Examples:
         }
         return frozenset(slide for slide in self.slides if slide.group in found)
 
-    def without(self, slides: Collection[SeenSlide]) -> Examples:
+    def without(self, slides: Collection[ExampleSlide]) -> LabelledTiles:
         """The examples of all other slides."""
         rows = np.array([slide not in slides for slide in self.slides], bool)[self.slide]
         places = np.cumsum([slide not in slides for slide in self.slides]) - 1
-        return Examples(
+        return LabelledTiles(
             features=self.features[rows],
             drop=self.drop[rows],
             slide=places[self.slide[rows]].astype(np.int64),
@@ -149,7 +149,7 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutCounts:
+class ConfusionCounts:
     """How filters judged examples of patients or slides that they had not learned from."""
 
     n_dropped_rightly: int
@@ -177,7 +177,7 @@ class HeldOutCounts:
 class TileFilter:
     """A fitted filter; frozen, and the same file gives the same decisions everywhere."""
 
-    recipe: TileRecipe
+    recipe: EmbeddingSpec
     """How the embeddings must have been made."""
     coef: npt.NDArray[np.float64]
     """Weights of an embedding's numbers as they are, standardisation included, shape (dim,)."""
@@ -187,9 +187,9 @@ class TileFilter:
     """Probability from which on a tile is dropped, above 0 and below 1."""
     strength: float
     """Inverse strength of regularisation that was chosen (C)."""
-    held_out: HeldOutCounts | None
+    held_out: ConfusionCounts | None
     """How it does on slides it has not seen; None for one fitted again inside a fold."""
-    examples: Examples
+    examples: LabelledTiles
     """What it learned from."""
     software: str
     """Versions of what made it, as JSON."""
@@ -221,7 +221,7 @@ class TileFilter:
         return hashlib.sha256(_as_bytes(self)).hexdigest()
 
 
-def sift_bag(tile_filter: TileFilter, bag: Bag) -> Bag:
+def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
     """The bag without the tiles that a filter drops, which are counted in ``left_out``."""
     kept = ~tile_filter.drops(bag.features)
     left_out = json.loads(bag.meta.left_out)
@@ -234,7 +234,7 @@ def sift_bag(tile_filter: TileFilter, bag: Bag) -> Bag:
     return bag.only(kept, meta=meta)
 
 
-def require_recipe(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
+def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
     """Refuse a filter that was fitted on other embeddings than it is to judge.
 
     Parameters
@@ -254,18 +254,18 @@ def require_recipe(tile_filter: TileFilter, fingerprint: Fingerprint, *, source:
     if fingerprint.stain_norm:
         raise FilterError(
             "the tile filter",
-            found="fitted on tiles whose stains were left alone",
+            actual="fitted on tiles whose stains were left alone",
             expected=f"the same of {source}, whose stains are made alike",
-            advice="Leave out --filter or --stain-norm.",
+            hint="Leave out --filter or --stain-norm.",
         )
-    own, other = asdict(tile_filter.recipe), asdict(TileRecipe.of(fingerprint))
+    own, other = asdict(tile_filter.recipe), asdict(EmbeddingSpec.of(fingerprint))
     for name, value in own.items():
         if other[name] != value:
             raise FilterError(
                 "the tile filter",
-                found=f"fitted on tiles whose {name} is {value!r}",
+                actual=f"fitted on tiles whose {name} is {value!r}",
                 expected=f"{other[name]!r} as in {source}",
-                advice="Fit it again with the same backbone, --mpp and --tile-px.",
+                hint="Fit it again with the same backbone, --mpp and --tile-px.",
             )
 
 
@@ -277,11 +277,11 @@ def write_filter(path: Path, tile_filter: TileFilter) -> None:
     OutputError
         If the file cannot be written.
     """
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(_as_bytes(tile_filter))
 
 
-def keep_filter(bags_dir: Path, tile_filter: TileFilter) -> None:
+def save_filter_copy(bags_dir: Path, tile_filter: TileFilter) -> None:
     """Put a copy of the filter beside the bags it helped to make, for whoever trains on them.
 
     Raises
@@ -294,7 +294,7 @@ def keep_filter(bags_dir: Path, tile_filter: TileFilter) -> None:
         write_filter(path, tile_filter)
 
 
-def read_kept_filter(bags_dir: Path, sha256: str) -> TileFilter:
+def load_filter_copy(bags_dir: Path, sha256: str) -> TileFilter:
     """Read the filter of this hash that lies beside bags.
 
     Raises
@@ -305,7 +305,7 @@ def read_kept_filter(bags_dir: Path, sha256: str) -> TileFilter:
     tile_filter = read_filter(path := _kept_path(bags_dir, sha256))
     if tile_filter.sha256 != sha256:
         raise FilterError(
-            path, found=f"filter {tile_filter.sha256[:12]}…", expected=f"{sha256[:12]}…"
+            path, actual=f"filter {tile_filter.sha256[:12]}…", expected=f"{sha256[:12]}…"
         )
     return tile_filter
 
@@ -321,10 +321,10 @@ def copy_filter(bags_dir: Path, target_dir: Path, sha256: str) -> None:
     OutputError
         If the target folder cannot be written to.
     """
-    if not sha256 or url_of(bags_dir) is not None:
+    if not sha256 or parse_url(bags_dir) is not None:
         return
     with suppress(FilterError):
-        keep_filter(target_dir, read_kept_filter(bags_dir, sha256))
+        save_filter_copy(target_dir, load_filter_copy(bags_dir, sha256))
 
 
 def read_filter(path: Path) -> TileFilter:
@@ -339,17 +339,17 @@ def read_filter(path: Path) -> TileFilter:
         with safe_open(path, framework="np") as file:
             described = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             if not isinstance(described, dict):
-                raise FilterError(path, found="another kind of file", expected=_EXPECTED)
+                raise FilterError(path, actual="another kind of file", expected=_EXPECTED)
             _require_version(path, described)
             return _parse(described, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
-        raise FilterError(path, found="there is no such file", expected=_EXPECTED) from error
+        raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FilterError(
             path,
-            found=f"not readable ({' '.join(str(error).split())[:200]})",
+            actual=f"not readable ({' '.join(str(error).split())[:200]})",
             expected=_EXPECTED,
-            advice="Copy it again, or fit it again with 'mil filter fit'.",
+            hint="Copy it again, or fit it again with 'mil filter fit'.",
         ) from error
 
 
@@ -365,9 +365,9 @@ def _require_version(path: Path, described: Mapping[str, Any]) -> None:
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise FilterError(
             path,
-            found=f"format version {version!r}",
+            actual=f"format version {version!r}",
             expected=f"at most {FORMAT_VERSION}",
-            advice="Install the version of this program that wrote it, or a later one.",
+            hint="Install the version of this program that wrote it, or a later one.",
         )
 
 
@@ -394,16 +394,16 @@ def _as_bytes(tile_filter: TileFilter) -> bytes:
 
 
 def _parse(described: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> TileFilter:
-    slides = tuple(SeenSlide(**slide) for slide in described["slides"])
+    slides = tuple(ExampleSlide(**slide) for slide in described["slides"])
     held_out = described["held_out"]
     found = TileFilter(
-        recipe=TileRecipe(**described["recipe"]),
+        recipe=EmbeddingSpec(**described["recipe"]),
         coef=tensors["coef"],
         intercept=float(described["intercept"]),
         threshold=float(described["threshold"]),
         strength=float(described["strength"]),
-        held_out=None if held_out is None else HeldOutCounts(**held_out),
-        examples=Examples(
+        held_out=None if held_out is None else ConfusionCounts(**held_out),
+        examples=LabelledTiles(
             features=tensors["features"], drop=tensors["drop"], slide=tensors["slide"],
             slides=slides,
         ),

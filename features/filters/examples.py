@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.h5 import as_stored
+from features.bags.h5 import to_storage_dtype
 from features.encoders.encoder import Encoder
 from features.errors import TableError
-from features.filters.classifier import Examples, SeenSlide
+from features.filters.classifier import ExampleSlide, LabelledTiles
 from features.slides.base import RgbArray, Slide
-from features.slides.file_info import content_id
+from features.slides.file_info import content_hash
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import resolve_mpp
 from features.tiling.grid import TileGrid, read_tile
-from features.utils.paths import url_of, without_slide_suffix
+from features.utils.paths import parse_url, strip_slide_suffix
 from features.utils.tables import find_column, read_table
 
 __all__ = ["ExampleRow", "embed_examples", "read_example_table"]
@@ -91,7 +91,7 @@ def embed_examples(
     target_mpp: float,
     given_mpp: Mapping[str, float],
     on_row: Callable[[], None] = lambda: None,
-) -> Examples:
+) -> LabelledTiles:
     """Cut the examples into tiles and embed them.
 
     An image larger than a tile is cut into all whole tiles it holds, each with its answer.
@@ -131,8 +131,8 @@ def embed_examples(
         embeddings.append(encoder.embed(np.stack(batch)))
     slides = _seen_slides(rows)
     places = {slide.slide_id: place for place, slide in enumerate(slides)}
-    return Examples(
-        features=as_stored(np.concatenate(embeddings)),
+    return LabelledTiles(
+        features=to_storage_dtype(np.concatenate(embeddings)),
         drop=np.array([row.drop for row in sources], bool),
         slide=np.array([places[row.slide_id] for row in sources], np.int64),
         slides=slides,
@@ -142,24 +142,24 @@ def embed_examples(
 def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> ExampleRow:
     label, image, slide = (cells.get(name, "") for name in ("label", "path", "slide_path"))
     if label.lower() not in _ANSWERS:
-        raise TableError(where, found=f"label {label!r}", expected="keep or drop")
+        raise TableError(where, actual=f"label {label!r}", expected="keep or drop")
     if not image and not slide:
-        raise TableError(where, found="neither path nor slide_path", expected="one of them")
+        raise TableError(where, actual="neither path nor slide_path", expected="one of them")
     named = cells.get("slide_id") or cells.get("image_id") or ""
     if not named and not slide:
         raise TableError(
             where,
-            found="no slide_id",
+            actual="no slide_id",
             expected="the slide that the image comes from",
-            advice="Without it tiles of one slide would be learned from and judged at once.",
+            hint="Without it tiles of one slide would be learned from and judged at once.",
         )
     return ExampleRow(
         where=where,
         drop=_ANSWERS[label.lower()],
-        slide_id=without_slide_suffix(named) if named else slide_id_of(slide),
+        slide_id=strip_slide_suffix(named) if named else slide_id_of(slide),
         patient_id=cells.get("patient_id", ""),
         image_path=folder / image if image else None,
-        slide_path=None if not slide else Path(slide) if url_of(slide) else folder / slide,
+        slide_path=None if not slide else Path(slide) if parse_url(slide) else folder / slide,
         corner_px0=None if image else _corner(where, cells),
     )
 
@@ -170,7 +170,7 @@ def _corner(where: str, cells: Mapping[str, str]) -> tuple[int, int]:
     except ValueError as error:
         raise TableError(
             where,
-            found=f"x {cells.get('x', '')!r}, y {cells.get('y', '')!r}",
+            actual=f"x {cells.get('x', '')!r}, y {cells.get('y', '')!r}",
             expected="whole numbers, the tile's upper left corner in level-0 px",
         ) from error
 
@@ -181,7 +181,7 @@ def _refuse_twice(rows: Sequence[ExampleRow]) -> None:
         tile = row.image_path or (row.slide_path, row.corner_px0)
         if tile in known:
             raise TableError(
-                row.where, found=f"the same tile as in {known[tile]}", expected="each tile once"
+                row.where, actual=f"the same tile as in {known[tile]}", expected="each tile once"
             )
         known[tile] = row.where
 
@@ -195,20 +195,20 @@ def _refuse_two(
         if value and known.setdefault(row.slide_id, value) != value:
             raise TableError(
                 row.where,
-                found=f"{what} {str(value)!r} for slide {row.slide_id!r}, which has "
+                actual=f"{what} {str(value)!r} for slide {row.slide_id!r}, which has "
                 f"{str(known[row.slide_id])!r} above",
                 expected=f"one {what} a slide",
             )
 
 
-def _seen_slides(rows: Sequence[ExampleRow]) -> tuple[SeenSlide, ...]:
+def _seen_slides(rows: Sequence[ExampleRow]) -> tuple[ExampleSlide, ...]:
     """The slides of a table, in order, with what any of their rows says of them."""
     patients = {row.slide_id: row.patient_id for row in rows if row.patient_id}
     files = {row.slide_id: row.slide_path for row in rows if row.slide_path is not None}
     return tuple(
-        SeenSlide(
+        ExampleSlide(
             slide_id=slide_id,
-            content_id=content_id(files[slide_id]) if slide_id in files else "",
+            content_id=content_hash(files[slide_id]) if slide_id in files else "",
             patient_id=patients.get(slide_id, ""),
         )
         for slide_id in dict.fromkeys(row.slide_id for row in rows)
@@ -245,9 +245,9 @@ def _cut(image: Slide, row: ExampleRow, tile_px: int) -> TileGrid:
     if min(width, height) < tile_px:
         raise TableError(
             row.where,
-            found=f"{row.image_path} of {width} × {height} px",
+            actual=f"{row.image_path} of {width} × {height} px",
             expected=f"at least {tile_px} × {tile_px} px, one tile",
-            advice="Export larger images, or give the tiles' size with --tile-px.",
+            hint="Export larger images, or give the tiles' size with --tile-px.",
         )
     columns, rows = (np.arange(0, side - tile_px + 1, tile_px) for side in (width, height))
     corners = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
@@ -262,7 +262,7 @@ def _place(
     width, height = slide.levels[0].width_px, slide.levels[0].height_px
     if not (0 <= x < width and 0 <= y < height):
         raise TableError(
-            row.where, found=f"({x}, {y})", expected=f"a place on the {width} × {height} px slide"
+            row.where, actual=f"({x}, {y})", expected=f"a place on the {width} × {height} px slide"
         )
     resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=slide.path)
     return _grid(

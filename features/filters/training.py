@@ -15,11 +15,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from features.errors import FilterError
-from features.filters.classifier import Examples, HeldOutCounts, SeenSlide, TileFilter, TileRecipe
+from features.filters.classifier import (
+    ConfusionCounts,
+    EmbeddingSpec,
+    ExampleSlide,
+    LabelledTiles,
+    TileFilter,
+)
 
-__all__ = ["LEAST_GROUPS", "STRENGTHS", "fit_filter", "refit_filter"]
+__all__ = ["C_GRID", "LEAST_GROUPS", "fit_filter", "refit_filter"]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of regularisation that are tried, the strongest regularisation first."""
 
 LEAST_GROUPS = 3
@@ -35,7 +41,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-class _Linear(NamedTuple):
+class _LinearModel(NamedTuple):
     """A weighted sum of an embedding's numbers: log odds of dropping."""
 
     coef: Floats
@@ -47,9 +53,9 @@ class _Linear(NamedTuple):
 
 
 def fit_filter(
-    examples: Examples,
+    examples: LabelledTiles,
     *,
-    recipe: TileRecipe,
+    recipe: EmbeddingSpec,
     threshold: float = 0.5,
     made_by: Mapping[str, str] | None = None,
 ) -> TileFilter:
@@ -99,7 +105,7 @@ def fit_filter(
 
 
 @lru_cache(maxsize=_REFITS_KEPT)
-def refit_filter(tile_filter: TileFilter, *, without: frozenset[SeenSlide]) -> TileFilter:
+def refit_filter(tile_filter: TileFilter, *, without: frozenset[ExampleSlide]) -> TileFilter:
     """The same filter as if it had never seen some slides, with its own choice of regularisation.
 
     Parameters
@@ -131,10 +137,10 @@ def refit_filter(tile_filter: TileFilter, *, without: frozenset[SeenSlide]) -> T
     )
 
 
-def _fit(features: Floats, drop: Bools, groups: Ints) -> _Linear:
+def _fit(features: Floats, drop: Bools, groups: Ints) -> _LinearModel:
     """Logistic regression with the regularisation that does best on parts held out in turn."""
     parts = _parts(drop, groups)
-    log_odds = np.empty((len(STRENGTHS), len(drop)))
+    log_odds = np.empty((len(C_GRID), len(drop)))
     for part in np.unique(parts):
         judged = parts == part
         for place, model in enumerate(_path(features[~judged], drop[~judged])):
@@ -143,17 +149,17 @@ def _fit(features: Floats, drop: Bools, groups: Ints) -> _Linear:
     return _path(features, drop)[int(losses.argmin())]
 
 
-def _path(features: Floats, drop: Bools) -> list[_Linear]:
-    """One regression for each of ``STRENGTHS``, each started from the one before."""
+def _path(features: Floats, drop: Bools) -> list[_LinearModel]:
+    """One regression for each of ``C_GRID``, each started from the one before."""
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
     regression = LogisticRegression(class_weight="balanced", max_iter=5000, warm_start=True)
     models = []
-    for strength in STRENGTHS:
+    for strength in C_GRID:
         regression.set_params(C=strength).fit(scaled, drop)
         coef = regression.coef_[0] / scaler.scale_
         intercept = float(regression.intercept_[0] - coef @ scaler.mean_)
-        models.append(_Linear(coef=coef, intercept=intercept, strength=strength))
+        models.append(_LinearModel(coef=coef, intercept=intercept, strength=strength))
     return models
 
 
@@ -174,13 +180,13 @@ def _parts(drop: Bools, groups: Ints) -> Ints:
     has_drop = np.array([drop[groups == name].any() for name in names])
     has_keep = np.array([not drop[groups == name].all() for name in names])
     order = np.lexsort((names, ~has_drop, has_keep))
-    part_of = np.empty(len(names), np.int64)
-    part_of[order] = np.arange(len(names)) % min(_MOST_PARTS, len(names))
-    return part_of[np.searchsorted(names, groups)]
+    select_shard = np.empty(len(names), np.int64)
+    select_shard[order] = np.arange(len(names)) % min(_MOST_PARTS, len(names))
+    return select_shard[np.searchsorted(names, groups)]
 
 
-def _count(dropped: Bools, drop: Bools) -> HeldOutCounts:
-    return HeldOutCounts(
+def _count(dropped: Bools, drop: Bools) -> ConfusionCounts:
+    return ConfusionCounts(
         n_dropped_rightly=int((dropped & drop).sum()),
         n_dropped_wrongly=int((dropped & ~drop).sum()),
         n_kept_wrongly=int((~dropped & drop).sum()),
@@ -189,7 +195,7 @@ def _count(dropped: Bools, drop: Bools) -> HeldOutCounts:
 
 
 def _require_groups(
-    examples: Examples, *, least: int, without: frozenset[SeenSlide] = frozenset()
+    examples: LabelledTiles, *, least: int, without: frozenset[ExampleSlide] = frozenset()
 ) -> None:
     groups = examples.groups()
     counts = {
@@ -203,17 +209,17 @@ def _require_groups(
     if not without:
         raise FilterError(
             "the tile filter",
-            found=found,
+            actual=found,
             expected=f"{least} or more, so that it can be judged on slides it has not seen",
-            advice="Add examples from more slides.",
+            hint="Add examples from more slides.",
         )
     names = sorted(slide.slide_id for slide in without)
     raise FilterError(
         "the tile filter",
-        found=f"{found} once slides of patients to be judged are taken out "
+        actual=f"{found} once slides of patients to be judged are taken out "
         f"({', '.join(names[:5])}{' and more' if len(names) > 5 else ''})",
         expected=f"{least} or more to fit it again without them",
-        advice="Add examples from more slides, above all of patients outside the cohort.",
+        hint="Add examples from more slides, above all of patients outside the cohort.",
     )
 
 

@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
 
-__all__ = ["Deal", "Desk", "Engine", "Hire", "Watcher", "Worker"]
+__all__ = ["Executor", "Hire", "Job", "JobListener", "JobQueue", "Worker"]
 
 
 @dataclass(frozen=True)
-class Deal:
+class Job:
     """A job in somebody's hands."""
 
     number: int
     """Its place among the jobs of a run."""
     job: Any
     """What is to be done."""
-    n_deaths: int = 0
+    n_crashes: int = 0
     """Workers that died with it in their hands."""
 
 
-class Desk(Protocol):
+class JobQueue(Protocol):
     """Where one worker gets its jobs and leaves its results; used from several threads."""
 
-    def deals(self) -> Iterator[Deal]:
+    def deals(self) -> Iterator[Job]:
         """Jobs as they are wanted; ends when there is none for now."""
         ...
 
-    def done(self, deal: Deal, result: Any) -> None:
+    def done(self, deal: Job, result: Any) -> None:
         """Leave the result of a job."""
         ...
 
-    def put_back(self, deal: Deal) -> None:
+    def requeue(self, deal: Job) -> None:
         """Give a job back that cannot be done now; it comes again a little later."""
         ...
 
@@ -50,7 +50,7 @@ class Worker(Protocol):
         """What all workers of a run must have in common; compared with ``==``, shown as text."""
         ...
 
-    def work(self, desk: Desk) -> None:
+    def work(self, desk: JobQueue) -> None:
         """Do jobs until there is none for now, and finish all that were begun."""
         ...
 
@@ -63,7 +63,7 @@ Hire = Callable[[], Worker]
 """Makes a worker where it is to work; it has to survive pickling, and so have jobs and results."""
 
 
-class Watcher(Protocol):
+class JobListener(Protocol):
     """Whoever gave the jobs; called from several threads where the work is done in this process."""
 
     def done(self, job: Any, result: Any) -> None:
@@ -79,7 +79,7 @@ class Watcher(Protocol):
         ...
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Has jobs done."""
 
     @property
@@ -87,7 +87,7 @@ class Engine(Protocol):
         """What its workers have in common."""
         ...
 
-    def run(self, jobs: Sequence[Any], watcher: Watcher, *, stop: Event) -> None:
+    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
         """Have jobs done; returns when the watcher knows of each what became of it.
 
         Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = ["choose_device", "parse_devices"]
 
@@ -17,7 +17,7 @@ def choose_device(name: str) -> torch.device:
 
     Raises
     ------
-    KnownError
+    MilError
         If the device does not exist here.
     """
     if name == "auto":
@@ -26,9 +26,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise KnownError(
+        raise MilError(
             f"device {name!r}",
-            found=str(error).splitlines()[0],
+            actual=str(error).splitlines()[0],
             expected="auto, cpu, cuda or cuda:N that this machine has",
         ) from error
     return device
@@ -43,7 +43,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
     Raises
     ------
-    KnownError
+    MilError
         If a device does not exist here.
 
     Examples
@@ -68,8 +68,8 @@ def _require(name: str, text: str) -> None:
     """Refuse a device of a list that is not here, without touching the device."""
     known = {"cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))}
     if name not in known:
-        raise KnownError(
+        raise MilError(
             f"device {name!r} of {text!r}",
-            found=f"this machine has {', '.join(sorted(known))}",
+            actual=f"this machine has {', '.join(sorted(known))}",
             expected="one of them, or auto for all GPUs",
         )

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import Any
 
-from features.parallel.base import Deal, Watcher, Worker
+from features.parallel.base import Job, JobListener, Worker
 
-__all__ = ["Here"]
+__all__ = ["LocalExecutor"]
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class Here:
+class LocalExecutor:
     """An engine of one worker, in the caller's process and thread.
 
     Parameters
@@ -30,32 +30,32 @@ class Here:
         """What the worker says of itself."""
         return self._worker.card
 
-    def run(self, jobs: Sequence[Any], watcher: Watcher, *, stop: Event) -> None:
-        """Have jobs done; see :class:`features.parallel.base.Engine`."""
-        waiting = [Deal(number, job) for number, job in enumerate(jobs)]
+    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
+        """Have jobs done; see :class:`features.parallel.base.Executor`."""
+        waiting = [Job(number, job) for number, job in enumerate(jobs)]
         while waiting and not stop.is_set():
-            desk = _Desk(waiting, watcher, stop)
+            desk = _LocalQueue(waiting, watcher, stop)
             self._worker.work(desk)
             waiting = desk.returned
             if waiting:
                 stop.wait(_SECONDS_BETWEEN_LOOKS)
 
 
-class _Desk:
-    def __init__(self, deals: Sequence[Deal], watcher: Watcher, stop: Event) -> None:
+class _LocalQueue:
+    def __init__(self, deals: Sequence[Job], watcher: JobListener, stop: Event) -> None:
         self._deals, self._watcher, self._stop = deals, watcher, stop
-        self.returned: list[Deal] = []
+        self.returned: list[Job] = []
 
-    def deals(self) -> Iterator[Deal]:
+    def deals(self) -> Iterator[Job]:
         for deal in self._deals:
             if self._stop.is_set():
                 return
             yield deal
 
-    def done(self, deal: Deal, result: Any) -> None:
+    def done(self, deal: Job, result: Any) -> None:
         self._watcher.done(deal.job, result)
 
-    def put_back(self, deal: Deal) -> None:
+    def requeue(self, deal: Job) -> None:
         self.returned.append(deal)
 
     def tell(self, news: Any) -> None:

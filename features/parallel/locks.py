@@ -12,15 +12,15 @@ from threading import Event, Thread
 from types import TracebackType
 
 from features.errors import OutputError
-from features.utils.files import make_folder, not_written
+from features.utils.files import make_folder, write_error
 
-__all__ = ["Claims"]
+__all__ = ["FolderLocks"]
 
 _BEAT_S = 10.0
 _DEAD_S = 90.0
 
 
-class Claims:
+class FolderLocks:
     """Claims on names in a folder, kept alive by a heartbeat, taken over from the dead.
 
     A claim is a small file, made with a call that fails where it exists (``O_EXCL``), which file
@@ -54,9 +54,9 @@ class Claims:
         self._clock = folder / f".clock-{self._token}"
         self._mine: set[Path] = set()
         self._stop = Event()
-        self._thread = Thread(target=self._beat, name="claims", daemon=True)
+        self._thread = Thread(target=self._heartbeat, name="claims", daemon=True)
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> FolderLocks:
         self._thread.start()
         return self
 
@@ -70,7 +70,7 @@ class Claims:
         self._thread.join()
         for path in list(self._mine):
             self._unlink(path)
-        self._sweep()
+        self._remove_stale()
         self._unlink(self._clock)
         with suppress(OSError):  # not empty: others still work
             self._folder.rmdir()
@@ -86,26 +86,26 @@ class Claims:
         try:
             return self._take(name)
         except OSError as error:
-            raise not_written(self._folder, error) from error
+            raise write_error(self._folder, error) from error
 
     def _take(self, name: str) -> bool:
         path = self._folder / f"{name}.claim"
         if self._create(path):
             self._mine.add(path)
             return True
-        if not self._is_dead(path):
+        if not self._is_stale(path):
             return False
         # Only who holds this second file may replace a dead claim, and only after one more look.
         guard = path.with_suffix(".takeover")
         if not self._create(guard):
-            if self._is_dead(guard):
+            if self._is_stale(guard):
                 self._unlink(guard)
             return False
         try:
-            if not self._is_dead(path):
+            if not self._is_stale(path):
                 return False
             beside = path.with_suffix(f".{self._token}")
-            beside.write_text(self._card())
+            beside.write_text(self._owner_record())
             beside.replace(path)
             self._mine.add(path)
             return True
@@ -119,16 +119,16 @@ class Claims:
             self._mine.discard(path)
             self._unlink(path)
 
-    def _sweep(self) -> None:
+    def _remove_stale(self) -> None:
         """Remove what the dead left behind."""
         with suppress(OSError, OutputError):
             left = [path for path in self._folder.iterdir() if path != self._clock]
             # A dead guard would keep its claim from being taken over: claims come last.
             for path in sorted(left, key=lambda path: path.suffix == ".claim"):
                 if path.suffix == ".claim":  # by way of taking it over: it may just come alive
-                    if self._is_dead(path) and self.take(path.stem):
+                    if self._is_stale(path) and self.take(path.stem):
                         self.release(path.stem)
-                elif self._is_dead(path):
+                elif self._is_stale(path):
                     self._unlink(path)
 
     def _create(self, path: Path) -> bool:
@@ -141,16 +141,16 @@ class Claims:
             return self._create(path)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(self._card())
+                file.write(self._owner_record())
         except OSError:  # a full disk: an empty claim would look alive for a while
             self._unlink(path)
             raise
         return True
 
-    def _card(self) -> str:
+    def _owner_record(self) -> str:
         return json.dumps({"token": self._token, "pid": os.getpid(), "where": _namespace()})
 
-    def _is_dead(self, path: Path) -> bool:
+    def _is_stale(self, path: Path) -> bool:
         try:
             age_s = abs(self._now() - path.stat().st_mtime)
             card = json.loads(path.read_text())
@@ -163,10 +163,10 @@ class Claims:
 
     def _now(self) -> float:
         """Seconds by the clock of the file system."""
-        self._clock.write_text(self._card())
+        self._clock.write_text(self._owner_record())
         return self._clock.stat().st_mtime
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         while not self._stop.wait(self._beat_s):
             for path in list(self._mine):
                 with suppress(OSError):

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = [
-    "Asks",
-    "Died",
     "Done",
-    "Nothing",
-    "PutBack",
-    "Quit",
+    "Idle",
+    "NoJob",
+    "Progress",
     "Ready",
-    "Refused",
-    "Rests",
-    "Told",
+    "RequestJob",
+    "Requeue",
+    "Shutdown",
+    "StartFailed",
+    "WorkerDied",
 ]
 
 
@@ -32,16 +32,16 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Refused:
+class StartFailed:
     """A worker cannot begin."""
 
-    error: KnownError
+    error: MilError
     """Why."""
 
 
 @dataclass(frozen=True)
-class Asks:
-    """A worker has room for another job; the answer is a deal or :class:`Nothing`."""
+class RequestJob:
+    """A worker has room for another job; the answer is a deal or :class:`NoJob`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class PutBack:
+class Requeue:
     """A job cannot be done now."""
 
     number: int
@@ -63,7 +63,7 @@ class PutBack:
 
 
 @dataclass(frozen=True)
-class Told:
+class Progress:
     """A worker says how far it is."""
 
     news: Any
@@ -71,12 +71,12 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Rests:
+class Idle:
     """A worker has nothing in hand and waits for a job."""
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """A worker is no more."""
 
     reason: str
@@ -84,10 +84,10 @@ class Died:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoJob:
     """To a worker: no job for now; finish what you have."""
 
 
 @dataclass(frozen=True)
-class Quit:
+class Shutdown:
     """To a worker: go home."""

@@ -8,29 +8,29 @@ from threading import Event
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from features.errors import KnownError
-from features.parallel.base import Watcher
+from features.errors import MilError
+from features.parallel.base import JobListener
 from features.parallel.messages import (
-    Asks,
-    Died,
     Done,
-    Nothing,
-    PutBack,
+    Idle,
+    NoJob,
+    Progress,
     Ready,
-    Refused,
-    Rests,
-    Told,
+    RequestJob,
+    Requeue,
+    StartFailed,
+    WorkerDied,
 )
-from features.parallel.queue import Deck
+from features.parallel.queue import CrashAwareQueue
 
-__all__ = ["Crew", "Lines"]
+__all__ = ["Transport", "WorkerPool"]
 
 _MOST_FALSE_STARTS = 3
 _PATIENCE_S = 0.2
 _SECONDS_TO_TELL = 30.0
 
 
-class Lines(Protocol):
+class Transport(Protocol):
     """Lines to workers at some places."""
 
     @property
@@ -55,12 +55,12 @@ class Lines(Protocol):
         ...
 
 
-class Crew:
+class WorkerPool:
     """An engine of many workers, each elsewhere.
 
     A worker that dies is replaced, and what it had in hand goes to the others; see
-    :class:`features.parallel.queue.Deck`. A place where workers die three times before they have
-    begun is given up.
+    :class:`features.parallel.queue.CrashAwareQueue`. A place where workers die three times before
+    they have begun is given up.
 
     Use it as a context manager: workers are started on entry.
 
@@ -75,11 +75,13 @@ class Crew:
 
     Raises
     ------
-    KnownError
+    MilError
         On entry, if no worker can begin; while running, if none is left.
     """
 
-    def __init__(self, lines: Lines, *, first_alone: bool, on_note: Callable[[str], None]) -> None:
+    def __init__(
+        self, lines: Transport, *, first_alone: bool, on_note: Callable[[str], None]
+    ) -> None:
         self._lines = lines
         self._first_alone = first_alone
         self._note = on_note
@@ -116,46 +118,48 @@ class Crew:
         """What the workers have in common."""
         return self._card
 
-    def run(self, jobs: Sequence[Any], watcher: Watcher, *, stop: Event) -> None:
-        """Have jobs done; see :class:`features.parallel.base.Engine`."""
-        deck = Deck(jobs)
+    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
+        """Have jobs done; see :class:`features.parallel.base.Executor`."""
+        deck = CrashAwareQueue(jobs)
         while deck.n_in_hand or (deck.n_waiting and not stop.is_set()):
             if not stop.is_set():
                 self._deal_to_resting(deck)
             for place, message in self._lines.receive(timeout_s=_PATIENCE_S):
                 match message:
-                    case Asks():
+                    case RequestJob():
                         deal = None if stop.is_set() else deck.deal(place)
-                        self._lines.send(place, deal or Nothing())
+                        self._lines.send(place, deal or NoJob())
                     case Done(number, result):
                         watcher.done(deck.finish(place, number), result)
-                    case PutBack(number):
-                        deck.put_back(place, number)
-                    case Told(news):
+                    case Requeue(number):
+                        deck.requeue(place, number)
+                    case Progress(news):
                         watcher.told(news)
-                    case Died(reason):
-                        self._share_out(place, reason, deck, watcher)
-                    case Refused(error):
-                        self._share_out(place, f"gave up ({error})", deck, watcher)
-                self._hear(place, message)
+                    case WorkerDied(reason):
+                        self._requeue_jobs_of(place, reason, deck, watcher)
+                    case StartFailed(error):
+                        self._requeue_jobs_of(place, f"gave up ({error})", deck, watcher)
+                self._handle(place, message)
 
     def _await_first(self) -> None:
         """Wait until a worker has begun."""
         told_at = time.monotonic() + _SECONDS_TO_TELL
         while self._card is None:
             for place, message in self._lines.receive(timeout_s=_PATIENCE_S):
-                self._hear(place, message)
+                self._handle(place, message)
             if time.monotonic() > told_at:
                 told_at = float("inf")
                 self._note(f"no worker has begun within {_SECONDS_TO_TELL:.0f} s; waiting on")
 
-    def _deal_to_resting(self, deck: Deck) -> None:
+    def _deal_to_resting(self, deck: CrashAwareQueue) -> None:
         for place in sorted(self._resting):
             if (deal := deck.deal(place)) is not None:
                 self._resting.discard(place)
                 self._lines.send(place, deal)
 
-    def _share_out(self, place: str, reason: str, deck: Deck, watcher: Watcher) -> None:
+    def _requeue_jobs_of(
+        self, place: str, reason: str, deck: CrashAwareQueue, watcher: JobListener
+    ) -> None:
         """Deal what a dead worker had in hand again, or give it up."""
         n_again, given_up = deck.drop(place)
         if (where := self._begun.get(place)) is not None:
@@ -163,32 +167,32 @@ class Crew:
         for job in given_up:
             watcher.lost(job, f"one worker after the other that had it in hand {reason}")
 
-    def _hear(self, place: str, message: object) -> None:
+    def _handle(self, place: str, message: object) -> None:
         """Keep book of who has begun, rests, and is no more."""
         match message:
             case Ready(card, where):
                 self._begun[place] = where
-                self._welcome(place, card)
-            case Rests():
+                self._register(place, card)
+            case Idle():
                 self._resting.add(place)
-            case Refused(error):
-                self._give_up(place, error)
-            case Died(reason):
+            case StartFailed(error):
+                self._retire(place, error)
+            case WorkerDied(reason):
                 self._replace(place, reason)
 
-    def _welcome(self, place: str, card: object) -> None:
+    def _register(self, place: str, card: object) -> None:
         self._card = card if self._card is None else self._card
         if card == self._card:
             self._n_false_starts[place] = 0
             self._resting.add(place)
             return
-        error = KnownError(
+        error = MilError(
             f"the worker on {place}",
-            found=str(card),
+            actual=str(card),
             expected=f"{self._card}, as the others",
-            advice="Install the same versions and weights everywhere.",
+            hint="Install the same versions and weights everywhere.",
         )
-        self._give_up(place, error)
+        self._retire(place, error)
 
     def _replace(self, place: str, reason: str) -> None:
         self._n_false_starts[place] += place not in self._begun
@@ -197,15 +201,15 @@ class Crew:
         if self._n_false_starts[place] < _MOST_FALSE_STARTS:
             self._lines.start(place)
             return
-        error = KnownError(
+        error = MilError(
             f"the worker on {place}",
-            found=f"{reason}, {_MOST_FALSE_STARTS} times before it had begun",
+            actual=f"{reason}, {_MOST_FALSE_STARTS} times before it had begun",
             expected="a worker that lives",
-            advice="Memory may be short: try fewer devices or a smaller --batch.",
+            hint="Memory may be short: try fewer devices or a smaller --batch.",
         )
-        self._give_up(place, error)
+        self._retire(place, error)
 
-    def _give_up(self, place: str, error: KnownError) -> None:
+    def _retire(self, place: str, error: MilError) -> None:
         """Go on without a place; raises if no worker has ever begun, or none is left."""
         self._begun.pop(place, None)
         self._resting.discard(place)

@@ -14,22 +14,22 @@ from threading import Lock, Thread
 from typing import NamedTuple
 
 from features.parallel.base import Hire
-from features.parallel.messages import Died, Quit, Refused
-from features.parallel.worker_loop import serve
+from features.parallel.messages import Shutdown, StartFailed, WorkerDied
+from features.parallel.worker_loop import run_worker
 
-__all__ = ["Processes"]
+__all__ = ["ProcessTransport"]
 
 _SECONDS_TO_LEAVE = 20.0
 
 
-class _Line(NamedTuple):
+class _ProcessHandle(NamedTuple):
     """A process and the pipe to it."""
 
     process: BaseProcess
     pipe: Connection
 
 
-class Processes:
+class ProcessTransport:
     """Workers in processes of their own, one a place.
 
     Parameters
@@ -40,7 +40,7 @@ class Processes:
 
     def __init__(self, hires: Mapping[str, Hire]) -> None:
         self._hires = dict(hires)
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, _ProcessHandle] = {}
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -52,10 +52,10 @@ class Processes:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_main, args=(self._hires[place], theirs), name=place)
-        with _interrupts_held_back():
+        with _block_sigint():
             process.start()
         theirs.close()
-        self._lines[place] = _Line(process, ours)
+        self._lines[place] = _ProcessHandle(process, ours)
 
     def send(self, place: str, message: object) -> None:
         """Send a message to a worker; one that is dead gets none."""
@@ -75,9 +75,9 @@ class Processes:
             except (EOFError, OSError):
                 message = None
             if message is None:
-                message = Died(_bury(self._lines.pop(place)))
-            elif isinstance(message, (Died, Refused)):
-                _bury(self._lines.pop(place))
+                message = WorkerDied(_terminate(self._lines.pop(place)))
+            elif isinstance(message, (WorkerDied, StartFailed)):
+                _terminate(self._lines.pop(place))
             found.append((place, message))
         return found
 
@@ -85,16 +85,16 @@ class Processes:
         """Send the workers of these places home, and end all others."""
         for place, line in self._lines.items():
             if place in sent_home:
-                self.send(place, Quit())
+                self.send(place, Shutdown())
             else:
                 line.process.kill()
         for line in self._lines.values():
             line.process.join(_SECONDS_TO_LEAVE)
-            _bury(line)
+            _terminate(line)
         self._lines.clear()
 
 
-def _bury(line: _Line) -> str:
+def _terminate(line: _ProcessHandle) -> str:
     """Make sure that a process is gone; returns how it ended."""
     line.pipe.close()
     line.process.join(1.0)
@@ -109,7 +109,7 @@ def _bury(line: _Line) -> str:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def _block_sigint() -> Iterator[None]:
     """A process started in this block never sees Ctrl-C, which is meant for its parent."""
     resource_tracker.ensure_running()  # which would let them through again if it began only now
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -136,4 +136,4 @@ def _main(hire: Hire, pipe: Connection) -> None:
 
     Thread(target=read, name="inbox", daemon=True).start()
     with suppress(BrokenPipeError):
-        serve(hire, send, inbox.get)
+        run_worker(hire, send, inbox.get)

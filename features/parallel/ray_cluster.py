@@ -15,12 +15,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.parallel.base import Hire
-from features.parallel.messages import Died, Quit, Refused
-from features.parallel.worker_loop import serve
+from features.parallel.messages import Shutdown, StartFailed, WorkerDied
+from features.parallel.worker_loop import run_worker
 
-__all__ = ["RayActors", "Share", "connected", "shares_of_cluster"]
+__all__ = ["ActorResources", "RayTransport", "plan_actors", "ray_connection"]
 
 _SECONDS_TO_LEAVE = 20.0
 _SECONDS_TO_ANSWER = 10.0
@@ -28,7 +28,7 @@ _LONGEST_REASON = 160
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class ActorResources:
     """What each actor takes of a cluster."""
 
     n_actors: int
@@ -40,7 +40,7 @@ class Share:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def ray_connection(address: str | None) -> Iterator[None]:
     """Be connected to a Ray cluster.
 
     Ray reports statistics of its use to its makers unless told not to: it is told not to, where
@@ -54,35 +54,35 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises
     ------
-    KnownError
+    MilError
         If Ray is not installed, or there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     where = f"Ray cluster {address}" if address else "Ray cluster"
     if importlib.util.find_spec("ray") is None:
-        raise KnownError(
-            where, found="Ray is not installed", advice="Install it: pip install 'mil-slides[ray]'"
+        raise MilError(
+            where, actual="Ray is not installed", hint="Install it: pip install 'mil-slides[ray]'"
         )
     if address is not None and "://" in address:
-        raise KnownError(
-            where, found="an address for Ray's client", expected="host:port of the cluster itself",
-            advice="Run this on a node of the cluster.",
+        raise MilError(
+            where, actual="an address for Ray's client", expected="host:port of the cluster itself",
+            hint="Run this on a node of the cluster.",
         )  # fmt: skip
     ray = _ray()
     if ray.is_initialized():
         yield
         return
     try:
-        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(
             address=address, include_dashboard=False, log_to_driver=False,
             logging_level=logging.ERROR,
         )  # fmt: skip
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise KnownError(
+        raise MilError(
             where,
-            found=f"no connection ({_last_line(error)})",
-            advice="'ray status' on a node of the cluster tells whether it runs; this command has "
+            actual=f"no connection ({_last_line(error)})",
+            hint="'ray status' on a node of the cluster tells whether it runs; this command has "
             "to run on one of its nodes.",
         ) from error
     try:
@@ -91,7 +91,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def shares_of_cluster(*, device: str, n_cpus: int | None) -> Share:
+def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
     """How a cluster is shared out: an actor a GPU, or where there is none, an actor a node.
 
     Parameters
@@ -103,7 +103,7 @@ def shares_of_cluster(*, device: str, n_cpus: int | None) -> Share:
 
     Raises
     ------
-    KnownError
+    MilError
         If no node has so much.
     """
     ray = _ray()
@@ -113,32 +113,35 @@ def shares_of_cluster(*, device: str, n_cpus: int | None) -> Share:
         if node["Alive"]
     ]
     if device not in {"auto", "cpu", "cuda"}:
-        raise KnownError(
-            f"device {device!r}", found="one device of one machine",
+        raise MilError(
+            f"device {device!r}", actual="one device of one machine",
             expected="auto, cpu or cuda on a Ray cluster",
         )  # fmt: skip
     with_gpus = [(cpus, gpus) for cpus, gpus in nodes if gpus]
     if device != "cpu" and with_gpus:
         n_cpus = n_cpus or max(1, min(cpus // gpus for cpus, gpus in with_gpus))
         n_actors = sum(min(gpus, cpus // n_cpus) for cpus, gpus in with_gpus)
-        share = Share(n_actors=n_actors, n_cpus=n_cpus, n_gpus=1)
+        share = ActorResources(n_actors=n_actors, n_cpus=n_cpus, n_gpus=1)
     elif device == "cuda":
-        share = Share(n_actors=0, n_cpus=1, n_gpus=1)
+        share = ActorResources(n_actors=0, n_cpus=1, n_gpus=1)
     else:
         n_cpus = n_cpus or min((cpus for cpus, _ in nodes if cpus), default=1)
-        share = Share(n_actors=sum(cpus // n_cpus for cpus, _ in nodes), n_cpus=n_cpus, n_gpus=0)
+        share = ActorResources(
+            n_actors=sum(cpus // n_cpus for cpus, _ in nodes), n_cpus=n_cpus, n_gpus=0
+        )
     if not share.n_actors:
-        raise KnownError(
+        raise MilError(
             "Ray cluster",
-            found=f"{len(nodes)} nodes, the largest with {max(nodes, default=(0, 0))[0]} cores and "
+            actual=f"{len(nodes)} nodes, the largest with {max(nodes, default=(0, 0))[0]} "
+            "cores and "
             f"{max((gpus for _, gpus in nodes), default=0)} GPUs",
             expected=f"one with {share.n_cpus} cores" + " and a GPU" * share.n_gpus,
-            advice="Name fewer cores with --workers, or --device cpu.",
+            hint="Name fewer cores with --workers, or --device cpu.",
         )
     return share
 
 
-class RayActors:
+class RayTransport:
     """Workers as actors of the cluster that this process is connected to.
 
     Parameters
@@ -149,7 +152,7 @@ class RayActors:
         How many, and what each takes.
     """
 
-    def __init__(self, hire: Hire, share: Share) -> None:
+    def __init__(self, hire: Hire, share: ActorResources) -> None:
         ray = _ray()
         self._ray = ray
         self._hire = self._ray.put(hire)  # it may be large, and is fetched once a machine
@@ -191,7 +194,7 @@ class RayActors:
     def close(self, *, sent_home: Collection[str]) -> None:
         """Send the workers of these places home, and end all others."""
         for place in sent_home:
-            self.send(place, Quit())
+            self.send(place, Shutdown())
         until = time.monotonic() + _SECONDS_TO_LEAVE
         while time.monotonic() < until and set(self._actors) & set(sent_home):
             self.receive(timeout_s=1.0)
@@ -206,10 +209,10 @@ class RayActors:
         try:
             message = self._ray.get(next(stream))
         except StopIteration:
-            message = Died("went home")
+            message = WorkerDied("went home")
         except self._ray.exceptions.RayError as error:
-            message = Died(f"died ({_last_line(error)})")
-        if isinstance(message, (Died, Refused)):
+            message = WorkerDied(f"died ({_last_line(error)})")
+        if isinstance(message, (WorkerDied, StartFailed)):
             del self._streams[stream]
             self._ray.kill(self._actors.pop(place))
         return place, message
@@ -231,11 +234,11 @@ class _Actor:
             yield message
 
     def _work(self, hire: Hire) -> None:
-        serve(hire, self._outbox.put, self._inbox.get)
+        run_worker(hire, self._outbox.put, self._inbox.get)
         self._outbox.put(None)
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise at once where nobody listens; Ray would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():

@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from features.errors import KnownError
-from features.parallel.base import Deal, Hire
+from features.errors import MilError
+from features.parallel.base import Hire, Job
 from features.parallel.messages import (
-    Asks,
-    Died,
     Done,
-    PutBack,
-    Quit,
+    Idle,
+    Progress,
     Ready,
-    Refused,
-    Rests,
-    Told,
+    RequestJob,
+    Requeue,
+    Shutdown,
+    StartFailed,
+    WorkerDied,
 )
 
-__all__ = ["serve"]
+__all__ = ["run_worker"]
 
 Send = Callable[[object], None]
 Receive = Callable[[], object]
 
 
-def serve(hire: Hire, send: Send, receive: Receive) -> None:
+def run_worker(hire: Hire, send: Send, receive: Receive) -> None:
     """Make a worker and let it work until it is sent home.
 
     Parameters
@@ -43,38 +43,38 @@ def serve(hire: Hire, send: Send, receive: Receive) -> None:
     try:
         with closing(hire()) as worker:
             send(Ready(worker.card, f"{socket.gethostname()}, process {os.getpid()}"))
-            while isinstance(deal := receive(), Deal):
+            while isinstance(deal := receive(), Job):
                 desk = _Desk(deal, send, receive)
                 worker.work(desk)
                 if desk.is_closed:
                     break
-                send(Rests())
-    except KnownError as error:
-        send(Refused(error))
+                send(Idle())
+    except MilError as error:
+        send(StartFailed(error))
     except Exception as error:  # noqa: BLE001 - told where somebody can replace this worker
-        send(Died(f"stopped ({type(error).__name__}: {error})"))
+        send(WorkerDied(f"stopped ({type(error).__name__}: {error})"))
 
 
 class _Desk:
-    def __init__(self, first: Deal, send: Send, receive: Receive) -> None:
+    def __init__(self, first: Job, send: Send, receive: Receive) -> None:
         self._first, self._send, self._receive = first, send, receive
         self.is_closed = False
 
-    def deals(self) -> Iterator[Deal]:
+    def deals(self) -> Iterator[Job]:
         yield self._first
         while True:
-            self._send(Asks())
+            self._send(RequestJob())
             answer = self._receive()
-            if not isinstance(answer, Deal):
-                self.is_closed = isinstance(answer, Quit)
+            if not isinstance(answer, Job):
+                self.is_closed = isinstance(answer, Shutdown)
                 return
             yield answer
 
-    def done(self, deal: Deal, result: Any) -> None:
+    def done(self, deal: Job, result: Any) -> None:
         self._send(Done(deal.number, result))
 
-    def put_back(self, deal: Deal) -> None:
-        self._send(PutBack(deal.number))
+    def requeue(self, deal: Job) -> None:
+        self._send(Requeue(deal.number))
 
     def tell(self, news: Any) -> None:
-        self._send(Told(news))
+        self._send(Progress(news))

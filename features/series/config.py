@@ -10,11 +10,16 @@ from features.encoders.encoder import Encoder
 from features.errors import BagError
 from features.series.windowing import DEFAULT_WINDOWS, Window, parse_windows
 
-__all__ = ["SeriesSettings", "fingerprint_of_series", "is_of_series", "series_settings_like"]
+__all__ = [
+    "SeriesConfig",
+    "fingerprint_of_series",
+    "is_series_fingerprint",
+    "series_config_from_fingerprint",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeriesSettings:
+class SeriesConfig:
     """How series become bags."""
 
     side_px: int = 224
@@ -29,7 +34,7 @@ class SeriesSettings:
     """Share of a series' images that may fail to decode before the series fails, 0 to 1."""
 
 
-def fingerprint_of_series(encoder: Encoder, settings: SeriesSettings) -> Fingerprint:
+def fingerprint_of_series(encoder: Encoder, settings: SeriesConfig) -> Fingerprint:
     """How bags of this encoder and these settings are told from others.
 
     A resolution is not part of it: images are scaled whole, whatever they show.
@@ -46,7 +51,7 @@ def fingerprint_of_series(encoder: Encoder, settings: SeriesSettings) -> Fingerp
     )
 
 
-def series_settings_like(fingerprint: Fingerprint, **others: int) -> SeriesSettings:
+def series_config_from_fingerprint(fingerprint: Fingerprint, **others: int) -> SeriesConfig:
     """Settings that make bags of this fingerprint, given the same encoder.
 
     Parameters
@@ -54,7 +59,7 @@ def series_settings_like(fingerprint: Fingerprint, **others: int) -> SeriesSetti
     fingerprint
         Of bags of images.
     others
-        Fields of :class:`SeriesSettings` that bags do not tell.
+        Fields of :class:`SeriesConfig` that bags do not tell.
 
     Raises
     ------
@@ -65,16 +70,16 @@ def series_settings_like(fingerprint: Fingerprint, **others: int) -> SeriesSetti
         first, second, third = (Window(**w) for w in json.loads(fingerprint.tissue)["windows"])
     except (KeyError, TypeError, ValueError) as error:
         raise BagError(
-            "the run's bags", found="bags that were not made of series of images",
+            "the run's bags", actual="bags that were not made of series of images",
             expected="bags made by 'mil embed --series'",
         ) from error  # fmt: skip
-    return SeriesSettings(side_px=fingerprint.tile_px, windows=(first, second, third), **others)
+    return SeriesConfig(side_px=fingerprint.tile_px, windows=(first, second, third), **others)
 
 
-def is_of_series(fingerprint: Fingerprint) -> bool:
+def is_series_fingerprint(fingerprint: Fingerprint) -> bool:
     """Whether bags of this fingerprint were made of series of images."""
     try:
-        series_settings_like(fingerprint)
+        series_config_from_fingerprint(fingerprint)
     except BagError:
         return False
     return True

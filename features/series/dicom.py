@@ -30,7 +30,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from features.errors import TileError
 from features.utils.image_headers import claimed_size
 
-__all__ = ["SliceHeader", "is_dicom", "read_hounsfield", "read_slice_headers"]
+__all__ = ["SliceHeader", "is_dicom", "read_hu", "read_slice_headers"]
 
 _LARGEST_BYTES = 1 << 29
 _LARGEST_PX = 1 << 25
@@ -116,19 +116,19 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
     if not height_px or not width_px:
         kind = _text(header.file_meta, "MediaStorageSOPClassUID") or ""
         if "Image Storage" in pydicom.uid.UID(kind).name:
-            raise TileError(path, found="a picture without rows or columns", expected="both")
+            raise TileError(path, actual="a picture without rows or columns", expected="both")
         return ()
     modality = _text(header, "Modality")
     if modality not in (None, "CT"):
         raise TileError(
-            path, found="a picture that is not a CT", expected="CT, whose values are HU",
-            advice="Turn pictures of other kinds into PNG first.",
+            path, actual="a picture that is not a CT", expected="CT, whose values are HU",
+            hint="Turn pictures of other kinds into PNG first.",
         )  # fmt: skip
     n_frames = _n_frames(path, header)
     n_least = 0 if header.file_meta.TransferSyntaxUID.is_compressed else n_frames
     if n_frames > 1 and n_least * height_px * width_px > path.stat().st_size:
         raise TileError(
-            path, found=f"{path.stat().st_size:,} bytes for {n_frames:,} frames of "
+            path, actual=f"{path.stat().st_size:,} bytes for {n_frames:,} frames of "
             f"{width_px:,} × {height_px:,} px", expected="a byte a pixel at least",
         )  # fmt: skip
     frames = range(n_frames) if n_frames > 1 else (None,)
@@ -154,7 +154,7 @@ def _header_of(header: Any, frame: int | None, *, size_px: tuple[int, int]) -> S
     )
 
 
-def read_hounsfield(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
+def read_hu(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
     """Hounsfield units of a slice.
 
     Stored values times the slope plus the intercept; a missing slope is 1, a missing intercept 0.
@@ -181,15 +181,15 @@ def read_hounsfield(path: Path, *, frame: int | None = None) -> npt.NDArray[np.f
         way that no installed decoder knows, or is not one grey picture.
     """
     header = _read_whole(path) if frame is None else _read_once(path, path.stat().st_mtime_ns)
-    n_frames = _refuse_odd(path, header)
+    n_frames = _check_supported(path, header)
     if (n_frames > 1) != (frame is not None) or (frame or 0) >= n_frames:
-        raise TileError(path, found=f"{n_frames} frames", expected="as many as a moment ago")
-    stored = _stored_values(path, _alone(path, header, frame))
+        raise TileError(path, actual=f"{n_frames} frames", expected="as many as a moment ago")
+    stored = _stored_values(path, _single_frame(path, header, frame))
     rescale = _group(header, frame, "PixelValueTransformationSequence")
     slope = _number(rescale, "RescaleSlope", 1.0)
     intercept = _number(rescale, "RescaleIntercept", 0)
     if slope is None or intercept is None or slope == 0:
-        raise TileError(path, found="a rescale slope or intercept that is no number")
+        raise TileError(path, actual="a rescale slope or intercept that is no number")
     if (
         int(header.BitsStored) == 12
         and not _whole(header, "PixelRepresentation")
@@ -218,26 +218,26 @@ def _read(path: Path, tags: Sequence[str], *, pixels: bool) -> Any:
     def read() -> Any:
         if path.stat().st_size > _LARGEST_BYTES:
             raise TileError(
-                path, found=f"a file of {path.stat().st_size:,} bytes",
+                path, actual=f"a file of {path.stat().st_size:,} bytes",
                 expected=f"one slice, at most {_LARGEST_BYTES:,}",
             )  # fmt: skip
         if not is_dicom(path):
-            raise TileError(path, found="no DICOM file", expected="DICM at byte 128")
+            raise TileError(path, actual="no DICOM file", expected="DICM at byte 128")
         syntax = getattr(read_file_meta_info(path), "TransferSyntaxUID", None)
         if syntax is None or not syntax.is_transfer_syntax or syntax.is_private:
-            raise TileError(path, found="no transfer syntax", expected="one that DICOM names")
+            raise TileError(path, actual="no transfer syntax", expected="one that DICOM names")
         if syntax == DeflatedExplicitVRLittleEndian:
             # Inflating it allocates whatever a few bytes ask for.
             raise TileError(
-                path, found="a deflated file",
+                path, actual="a deflated file",
                 expected="pixels stored plainly or compressed as pictures",
             )  # fmt: skip
         return pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=not pixels)
 
-    return _guarded(path, read, what="a damaged DICOM file")
+    return _translate_errors(path, read, what="a damaged DICOM file")
 
 
-def _guarded(path: Path, act: Callable[[], Any], *, what: str) -> Any:
+def _translate_errors(path: Path, act: Callable[[], Any], *, what: str) -> Any:
     """Do it; whatever the library dislikes becomes one error, told without its words."""
     try:
         return act()
@@ -248,8 +248,8 @@ def _guarded(path: Path, act: Callable[[], Any], *, what: str) -> Any:
         if not is_panic and not isinstance(error, Exception):
             raise
         raise TileError(
-            path, found=f"{what} ({type(error).__name__})", expected="a whole slice",
-            advice="Export it again.",
+            path, actual=f"{what} ({type(error).__name__})", expected="a whole slice",
+            hint="Export it again.",
         ) from error  # fmt: skip
 
 
@@ -260,41 +260,43 @@ def _n_frames(path: Path, header: Any) -> int:
     if n_frames is None or n_frames > _MOST_FRAMES:
         raise TileError(
             path,
-            found="a number of frames that is none" if n_frames is None else f"{n_frames:,} frames",
+            actual="a number of frames that is none"
+            if n_frames is None
+            else f"{n_frames:,} frames",
             expected=f"at most {_MOST_FRAMES:,} slices in a file",
         )
     return n_frames or 1
 
 
-def _refuse_odd(path: Path, header: Any) -> int:
+def _check_supported(path: Path, header: Any) -> int:
     """Refuse what is not grey pictures of a sane size; gives how many."""
     height_px, width_px = _whole(header, "Rows") or 0, _whole(header, "Columns") or 0
     if not 0 < height_px * width_px <= _LARGEST_PX:
         raise TileError(
-            path, found=f"a picture of {width_px:,} × {height_px:,} px",
+            path, actual=f"a picture of {width_px:,} × {height_px:,} px",
             expected=f"1 to {_LARGEST_PX:,} px",
         )  # fmt: skip
     bits, stored = _whole(header, "BitsAllocated"), _whole(header, "BitsStored")
     if bits not in (8, 16) or stored is None or not 1 <= stored <= bits:
-        raise TileError(path, found=f"{stored} of {bits} bits a pixel", expected="1 to 16 of 16")
+        raise TileError(path, actual=f"{stored} of {bits} bits a pixel", expected="1 to 16 of 16")
     n_channels = _whole(header, "SamplesPerPixel") or 1
     meaning = _text(header, "PhotometricInterpretation") or ""
     if n_channels != 1 or not meaning.startswith("MONO"):
         raise TileError(
-            path, found=f"a picture of {n_channels} channels", expected="a grey one",
+            path, actual=f"a picture of {n_channels} channels", expected="a grey one",
         )  # fmt: skip
     if "PixelData" not in header:
-        raise TileError(path, found="no pixels", expected="a picture")
+        raise TileError(path, actual="no pixels", expected="a picture")
     return _n_frames(path, header)
 
 
-def _alone(path: Path, header: Any, frame: int | None) -> Any:
+def _single_frame(path: Path, header: Any, frame: int | None) -> Any:
     """One frame as a file of its own would say it."""
     if frame is None:
         return header
     pixels, n_frames = header.PixelData, _n_frames(path, header)
     if header.file_meta.TransferSyntaxUID.is_compressed:
-        stream = _guarded(
+        stream = _translate_errors(
             path, lambda: get_frame(pixels, frame, number_of_frames=n_frames), what=_IN_PIECES
         )
         pixels = encapsulate([stream])
@@ -319,16 +321,16 @@ def _stored_values(path: Path, header: Any) -> npt.NDArray[np.int32]:
         n_bytes = size[0] * size[1] * int(header.BitsAllocated) // 8
         if len(header.PixelData) < n_bytes:
             raise TileError(
-                path, found=f"{len(header.PixelData):,} bytes of pixels", expected=f"{n_bytes:,}"
+                path, actual=f"{len(header.PixelData):,} bytes of pixels", expected=f"{n_bytes:,}"
             )
     else:
         _refuse_other_size(path, header, size)
-    pixels = _guarded(
+    pixels = _translate_errors(
         path, lambda: header.pixel_array,
         what=f"pixels that cannot be decoded ({syntax.name if syntax.is_compressed else 'plain'})",
     )  # fmt: skip
     if pixels.shape != size[::-1]:
-        raise TileError(path, found=f"pixels of shape {pixels.shape}", expected=f"{size[::-1]}")
+        raise TileError(path, actual=f"pixels of shape {pixels.shape}", expected=f"{size[::-1]}")
     n_bits = int(header.BitsStored)
     values = pixels.astype(np.int32) & ((1 << n_bits) - 1)
     if _whole(header, "PixelRepresentation"):
@@ -338,13 +340,13 @@ def _stored_values(path: Path, header: Any) -> npt.NDArray[np.int32]:
 
 def _refuse_other_size(path: Path, header: Any, size: tuple[int, int]) -> None:
     """Refuse a stream that claims another size than the header: decoders would believe it."""
-    stream = _guarded(
+    stream = _translate_errors(
         path, lambda: get_frame(header.PixelData, 0, number_of_frames=1), what=_IN_PIECES
     )
     claimed = claimed_size(stream)
     if claimed not in (None, size):
         raise TileError(
-            path, found=f"a stream of {claimed[0]:,} × {claimed[1]:,} px",
+            path, actual=f"a stream of {claimed[0]:,} × {claimed[1]:,} px",
             expected=f"{size[0]:,} × {size[1]:,} px, as its header says",
         )  # fmt: skip
 

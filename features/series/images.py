@@ -12,7 +12,7 @@ from features.errors import TileError
 from features.slides.base import RgbArray
 from features.slides.pixels import to_rgb
 
-__all__ = ["IMAGE_SUFFIXES", "as_square", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of names that are taken for images in a folder."""
@@ -45,7 +45,7 @@ def read_image(path: Path) -> RgbArray:
         raise
     except Exception as error:  # Pillow meets damage in more ways than it says
         raise TileError(
-            path, found=f"no image that can be read ({type(error).__name__})",
+            path, actual=f"no image that can be read ({type(error).__name__})",
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
 
@@ -56,12 +56,12 @@ def _refuse_large(path: Path, image: Image.Image) -> None:
     if width_px * height_px > _LARGEST_PX:
         raise TileError(
             path,
-            found=f"an image of {width_px} × {height_px} px",
+            actual=f"an image of {width_px} × {height_px} px",
             expected=f"at most {_LARGEST_PX:,} px",
         )
     n_bytes = path.stat().st_size
     if any(part[2] > n_bytes for part in getattr(image, "tile", ())):  # room is made up to there
-        raise TileError(path, found="an image that goes on behind the end of the file")
+        raise TileError(path, actual="an image that goes on behind the end of the file")
 
 
 def _as_rgb(image: Image.Image) -> RgbArray:
@@ -74,7 +74,7 @@ def _as_rgb(image: Image.Image) -> RgbArray:
     return to_rgb(pixels, background_rgb=(0, 0, 0))
 
 
-def as_square(pixels: RgbArray, *, side_px: int) -> RgbArray:
+def letterbox(pixels: RgbArray, *, side_px: int) -> RgbArray:
     """An image scaled to a square as a whole: its shape is kept, what is left stays black.
 
     Parameters

@@ -12,17 +12,17 @@ import pandas as pd
 
 from features.bags.h5 import bag_path
 from features.errors import TableError
-from features.utils.files import is_there
+from features.utils.files import path_exists
 from features.utils.tables import find_column, read_table
 
-__all__ = ["Listed", "SeriesSpec", "natural_key", "read_series"]
+__all__ = ["SeriesEntry", "SeriesSpec", "natural_key", "read_series"]
 
 _BAG_COLUMNS = ("bag_id", "scan_id", "series_id", "slide_id")
 _PATH_COLUMNS = ("path", "instance_path", "file")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class SeriesEntry:
     """A file or folder of images that belongs to a bag."""
 
     path: Path
@@ -39,7 +39,7 @@ class SeriesSpec:
 
     bag_id: str
     """Name of the bag."""
-    listed: tuple[Listed, ...]
+    listed: tuple[SeriesEntry, ...]
     """Its files and folders, in the order of the table."""
 
 
@@ -87,9 +87,9 @@ def _read_folder(folder: Path) -> tuple[SeriesSpec, ...]:
     if not folders:
         folders = [folder] if inside else []
     if not folders:
-        raise TableError(folder, found="an empty folder", expected="one folder of images a bag")
+        raise TableError(folder, actual="an empty folder", expected="one folder of images a bag")
     return tuple(
-        SeriesSpec(bag_id=each.resolve().name, listed=(Listed(path=each, source=each.name),))
+        SeriesSpec(bag_id=each.resolve().name, listed=(SeriesEntry(path=each, source=each.name),))
         for each in folders
     )
 
@@ -119,12 +119,12 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
     return tuple(specs)
 
 
-def _listed(table: Path, text: str, order: str, row: int) -> Listed:
+def _listed(table: Path, text: str, order: str, row: int) -> SeriesEntry:
     where = table.parent / text
-    if not is_there(where):
-        raise TableError(f"{table}, row {row}", found=f"no file {where}", expected="an image")
+    if not path_exists(where):
+        raise TableError(f"{table}, row {row}", actual=f"no file {where}", expected="an image")
     source = where.name if Path(text).is_absolute() or ".." in Path(text).parts else text
-    return Listed(path=where, source=source, order=_number(table, order, row))
+    return SeriesEntry(path=where, source=source, order=_number(table, order, row))
 
 
 def _number(table: Path, text: str, row: int) -> float | None:
@@ -135,14 +135,14 @@ def _number(table: Path, text: str, row: int) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise TableError(f"{table}, row {row}", found=f"order {text!r}", expected="a number")
+        raise TableError(f"{table}, row {row}", actual=f"order {text!r}", expected="a number")
     return number
 
 
 def _refuse_empty(path: Path, table: pd.DataFrame, column: str) -> None:
     empty = table.index[table[column] == ""]
     if len(empty):
-        raise TableError(f"{path}, row {empty[0] + 2}", found=f"no {column}", expected="a value")
+        raise TableError(f"{path}, row {empty[0] + 2}", actual=f"no {column}", expected="a value")
 
 
 def _refuse_two_patients(path: Path, table: pd.DataFrame, bag_column: str) -> None:
@@ -150,20 +150,20 @@ def _refuse_two_patients(path: Path, table: pd.DataFrame, bag_column: str) -> No
     if (counts > 1).any():
         bag = counts.index[counts > 1][0]
         raise TableError(
-            path, found=f"bag {bag!r} has {counts[bag]} patients", expected="one patient a bag"
+            path, actual=f"bag {bag!r} has {counts[bag]} patients", expected="one patient a bag"
         )
 
 
-def _refuse_twice(path: Path, bag_id: str, listed: Sequence[Listed]) -> None:
+def _refuse_twice(path: Path, bag_id: str, listed: Sequence[SeriesEntry]) -> None:
     orders = [each.order for each in listed if each.order is not None]
     if orders and len(orders) < len(listed):
         raise TableError(
-            path, found=f"bag {bag_id!r} has an order for {len(orders)} of {len(listed)} images",
+            path, actual=f"bag {bag_id!r} has an order for {len(orders)} of {len(listed)} images",
             expected="one for each, or none",
         )  # fmt: skip
     for what, values in (("order", orders), ("path", [each.path for each in listed])):
         if len(set(values)) < len(values):
             twice = next(value for value in values if values.count(value) > 1)  # type: ignore[arg-type]
             raise TableError(
-                path, found=f"bag {bag_id!r} has {what} {twice} more than once", expected="once"
+                path, actual=f"bag {bag_id!r} has {what} {twice} more than once", expected="once"
             )

@@ -11,19 +11,19 @@ from pathlib import Path
 from threading import Event
 
 from features.bags.bag import IMAGE, Bag, BagMeta, as_json
-from features.embedding.bag_builder import software_of
-from features.embedding.batching import SlideWork
+from features.embedding.bag_builder import software_versions
+from features.embedding.batching import SlideBuffer
 from features.embedding.pipeline import EmbedProgress, embed_sources
-from features.embedding.results import SlideOutcome, counts_text
-from features.embedding.worker import Embedder
+from features.embedding.results import SlideResult, counts_text
+from features.embedding.worker import EmbeddingWorker
 from features.encoders.encoder import Encoder
 from features.errors import SlideError
-from features.parallel.base import Engine
-from features.parallel.local import Here
-from features.series.config import SeriesSettings, fingerprint_of_series
+from features.parallel.base import Executor
+from features.parallel.local import LocalExecutor
+from features.series.config import SeriesConfig, fingerprint_of_series
 from features.series.manifest import SeriesSpec
-from features.series.series import OpenSeries, SeriesImage, open_series
-from features.slides.file_info import content_id
+from features.series.series import ImageSeries, SeriesImage, open_series
+from features.slides.file_info import content_hash
 
 __all__ = ["embed_series", "embed_series_by"]
 
@@ -35,11 +35,11 @@ def embed_series(
     bags_dir: Path,
     encoder: Encoder,
     *,
-    settings: SeriesSettings,
+    settings: SeriesConfig,
     overwrite: bool,
     progress: EmbedProgress,
     stop: Event | None = None,
-) -> list[SlideOutcome]:
+) -> list[SlideResult]:
     """Embed series, each into ``bags_dir/<bag_id>.h5``.
 
     As :func:`features.embedding.pipeline.embed_slides`: finished ones are skipped, one that fails
@@ -56,7 +56,7 @@ def embed_series(
 
     Returns
     -------
-    list of SlideOutcome
+    list of SlideResult
         One a series that was dealt with, in the order of ``specs``.
 
     Raises
@@ -67,27 +67,27 @@ def embed_series(
         If the folder cannot be written to any more, e.g. for want of space.
     """
     with closing(
-        Embedder(
+        EmbeddingWorker(
             bags_dir, encoder, fingerprint=fingerprint_of_series(encoder, settings),
             batch_tiles=settings.batch_images, n_workers=settings.n_workers, overwrite=overwrite,
         )
     ) as embedder:  # fmt: skip
         return embed_series_by(
-            Here(embedder), specs, bags_dir, settings=settings, overwrite=overwrite,
+            LocalExecutor(embedder), specs, bags_dir, settings=settings, overwrite=overwrite,
             progress=progress, stop=stop,
         )  # fmt: skip
 
 
 def embed_series_by(
-    engine: Engine,
+    engine: Executor,
     specs: Sequence[SeriesSpec],
     bags_dir: Path,
     *,
-    settings: SeriesSettings,
+    settings: SeriesConfig,
     overwrite: bool,
     progress: EmbedProgress,
     stop: Event | None = None,
-) -> list[SlideOutcome]:
+) -> list[SlideResult]:
     """Embed series by an engine whose workers are embedders; see :func:`embed_series`.
 
     Parameters
@@ -108,7 +108,7 @@ class _SeriesSource:
     """A series that becomes a bag."""
 
     spec: SeriesSpec
-    settings: SeriesSettings
+    settings: SeriesConfig
 
     @property
     def bag_id(self) -> str:
@@ -121,25 +121,25 @@ class _SeriesSource:
         return first if len(self.spec.listed) == 1 else first.parent
 
     @contextmanager
-    def open(self) -> Iterator[OpenSeries]:
+    def open(self) -> Iterator[ImageSeries]:
         yield open_series(
             self.spec, windows=self.settings.windows, side_px=self.settings.side_px
         )  # fmt: skip
 
-    def work_on(self, opened: OpenSeries, *, dim: int) -> SlideWork[OpenSeries]:
-        return SlideWork(opened, dim=dim)
+    def work_on(self, opened: ImageSeries, *, dim: int) -> SlideBuffer[ImageSeries]:
+        return SlideBuffer(opened, dim=dim)
 
-    def bag_of(self, work: SlideWork[OpenSeries], encoder: Encoder) -> Bag:
+    def build_bag(self, work: SlideBuffer[ImageSeries], encoder: Encoder) -> Bag:
         if work.fault is not None:
             raise work.fault
         n_failed, n_images = len(work.failures), work.survey.n_tiles - len(work.left_out)
         if n_failed > self.settings.max_failed * n_images:
             raise SlideError(
                 f"series {self.bag_id!r}",
-                found=f"{n_failed} of {n_images} images cannot be read, "
+                actual=f"{n_failed} of {n_images} images cannot be read, "
                 f"first: {next(iter(work.failures.values()))}",
                 expected=f"at most {self.settings.max_failed:.0%}",
-                advice="Export the series again, or allow more with --max-failed.",
+                hint="Export the series again, or allow more with --max-failed.",
             )
         kept = [work.survey.images[index] for index in work.kept]
         return Bag.of_series(
@@ -153,7 +153,7 @@ class _SeriesSource:
         """Nothing is shown of series besides ``embed.csv``."""
 
     def _describe(
-        self, work: SlideWork[OpenSeries], kept: Sequence[SeriesImage], encoder: Encoder
+        self, work: SlideBuffer[ImageSeries], kept: Sequence[SeriesImage], encoder: Encoder
     ) -> BagMeta:
         width_px, height_px, spacing_um = _geometry(kept)
         left_out = Counter(work.left_out.values())
@@ -173,7 +173,7 @@ class _SeriesSource:
             n_failed=len(work.failures),
             left_out=as_json(**left_out),
             empty_reason="" if kept else f"all images left out: {counts_text(left_out)}",
-            software=software_of(encoder, *_DECODERS),
+            software=software_versions(encoder, *_DECODERS),
             kind=IMAGE,
         )
 
@@ -190,5 +190,5 @@ def _content_of(paths: Iterable[Path]) -> str:
     """Tells a series by the contents of its files in order, whatever they are called."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(content_id(path).encode())
+        digest.update(content_hash(path).encode())
     return digest.hexdigest()

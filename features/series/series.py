@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import SlideError, TileError
-from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_headers
-from features.series.images import IMAGE_SUFFIXES, as_square, read_image
-from features.series.manifest import Listed, SeriesSpec, natural_key
+from features.series.dicom import SliceHeader, is_dicom, read_hu, read_slice_headers
+from features.series.images import IMAGE_SUFFIXES, letterbox, read_image
+from features.series.manifest import SeriesEntry, SeriesSpec, natural_key
 from features.series.windowing import Window
 from features.slides.base import RgbArray
 
-__all__ = ["OpenSeries", "SeriesImage", "open_series"]
+__all__ = ["ImageSeries", "SeriesImage", "open_series"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _ALIKE_MM = 0.01
@@ -40,7 +40,7 @@ class SeriesImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenSeries:
+class ImageSeries:
     """Images of one bag, those to be embedded first and in order."""
 
     images: tuple[SeriesImage, ...]
@@ -61,20 +61,20 @@ class OpenSeries:
         if image.verdict is not None:
             return image.verdict
         try:
-            return as_square(self._pixels(image), side_px=self.side_px)
+            return letterbox(self._pixels(image), side_px=self.side_px)
         except TileError as error:
             return error
 
     def _pixels(self, image: SeriesImage) -> RgbArray:
         if image.header is None:
             return read_image(image.path)
-        values_hu = read_hounsfield(image.path, frame=image.header.frame)
+        values_hu = read_hu(image.path, frame=image.header.frame)
         return np.stack([window(values_hu) for window in self.windows], axis=-1)
 
 
 def open_series(
     spec: SeriesSpec, *, windows: tuple[Window, Window, Window], side_px: int
-) -> OpenSeries:
+) -> ImageSeries:
     """Find the images of a bag and put them in order.
 
     Files that the table lists are sorted by its ``order`` where it has one. Else slices of a scan
@@ -101,10 +101,10 @@ def open_series(
         If there is no image at all, or slices belong to several studies.
     """
     files = (image for listed in spec.listed for image in _files_of(listed))
-    found = [image for file in files for image in _look(file)]
+    found = [image for file in files for image in _inspect(file)]
     if not found:
         raise SlideError(
-            f"series {spec.bag_id!r}", found="no image in it", expected="DICOM, PNG, JPEG files"
+            f"series {spec.bag_id!r}", actual="no image in it", expected="DICOM, PNG, JPEG files"
         )
     _refuse_several_studies(spec, found)
     if any(listed.path.is_dir() for listed in spec.listed):
@@ -113,10 +113,10 @@ def open_series(
     others = [each for each in found if each.verdict is not None]
     # What is left out among the ordered ones moves behind them, so that their places have no gaps.
     images = sorted([*ordered, *others], key=lambda each: each.verdict is not None)
-    return OpenSeries(images=tuple(images), windows=windows, side_px=side_px)
+    return ImageSeries(images=tuple(images), windows=windows, side_px=side_px)
 
 
-def _files_of(listed: Listed) -> Iterator[SeriesImage]:
+def _files_of(listed: SeriesEntry) -> Iterator[SeriesImage]:
     """The file itself, or all images below the folder, hidden ones left out."""
     if not listed.path.is_dir():
         yield SeriesImage(path=listed.path, source=listed.source, order=listed.order)
@@ -138,7 +138,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in (*IMAGE_SUFFIXES, *_DICOM_SUFFIXES) or is_dicom(path)
 
 
-def _look(image: SeriesImage) -> list[SeriesImage]:
+def _inspect(image: SeriesImage) -> list[SeriesImage]:
     """The image, or each frame of it, with its place in the scan or what speaks against it."""
     if image.path.suffix.lower() not in _DICOM_SUFFIXES and not is_dicom(image.path):
         return [image]
@@ -164,9 +164,9 @@ def _refuse_several_studies(spec: SeriesSpec, images: Sequence[SeriesImage]) -> 
     if len(studies) > 1:
         raise SlideError(
             f"series {spec.bag_id!r}",
-            found=f"slices of {len(studies)} studies in one bag",
+            actual=f"slices of {len(studies)} studies in one bag",
             expected="one study a bag",
-            advice="Give each study a bag id, or a folder, of its own.",
+            hint="Give each study a bag id, or a folder, of its own.",
         )
 
 

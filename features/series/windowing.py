@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = ["DEFAULT_WINDOWS", "WINDOWS", "Window", "parse_windows"]
 
@@ -50,7 +50,7 @@ def parse_windows(text: str) -> tuple[Window, Window, Window]:
 
     Raises
     ------
-    KnownError
+    MilError
         If it is anything else.
 
     Examples
@@ -74,9 +74,9 @@ def _numbers(part: str, text: str) -> Window:
     return Window(centre_hu=centre, width_hu=width)
 
 
-def _refusal(text: str, *, found: str) -> KnownError:
-    return KnownError(
+def _refusal(text: str, *, found: str) -> MilError:
+    return MilError(
         f"windows {text!r}",
-        found=found,
+        actual=found,
         expected=f"three of {', '.join(WINDOWS)} or centre/width, such as {DEFAULT_WINDOWS}",
     )

@@ -9,10 +9,10 @@ from threading import Lock
 
 from features.slides.base import RgbArray
 
-__all__ = ["DecodedCache"]
+__all__ = ["TileCache"]
 
 
-class DecodedCache:
+class TileCache:
     """Least recently used pixels under a limit of bytes, safe for threads.
 
     Two threads that want the same piece at once decode it once: the second waits for the first.

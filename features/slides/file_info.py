@@ -12,9 +12,9 @@ import tifffile
 from PIL import Image
 
 from features.errors import SlideError
-from features.utils.paths import url_of
+from features.utils.paths import parse_url
 
-__all__ = ["compression_of", "content_id", "stored_bytes"]
+__all__ = ["compression_of", "content_hash", "stored_bytes"]
 
 _BLOCK_BYTES = 1 << 20
 _WHOLE_BELOW_BYTES = 64 * _BLOCK_BYTES
@@ -23,7 +23,7 @@ _MARKS_OF_ZARR = ("zarr.json", ".zgroup")
 _METADATA_OF_ZARR = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
-def content_id(path: Path | str) -> str:
+def content_hash(path: Path | str) -> str:
     """Tell a slide by its content without reading gigabytes; a copy always has the same id.
 
     What is covered:
@@ -41,7 +41,7 @@ def content_id(path: Path | str) -> str:
     Parameters
     ----------
     path
-        A file, a folder or a URL, see :func:`features.utils.paths.url_of`.
+        A file, a folder or a URL, see :func:`features.utils.paths.parse_url`.
 
     Returns
     -------
@@ -53,13 +53,13 @@ def content_id(path: Path | str) -> str:
     SlideError
         If it is not there or cannot be read.
     """
-    url = url_of(path)
+    url = parse_url(path)
     try:
         return _id_of_url(url) if url is not None else _id_of_path(Path(path))
     except Exception as error:  # what fsspec meets behind a URL has too many kinds to list
         raise SlideError(
             url or path,
-            found=f"its content cannot be read ({type(error).__name__}: {error})",
+            actual=f"its content cannot be read ({type(error).__name__}: {error})",
             expected="a slide",
         ) from error
 
@@ -169,7 +169,7 @@ def stored_bytes(path: Path) -> int | None:
 
     A zarr folder counts whole. Of a DICOM slide in many files the one that is named counts.
     """
-    if url_of(path) is not None:
+    if parse_url(path) is not None:
         return None
     parts = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
     files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]

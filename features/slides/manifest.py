@@ -8,11 +8,11 @@ from pathlib import Path
 
 from features.errors import SlideError, TableError
 from features.slides.reader import slide_id_of
-from features.utils.files import is_there
-from features.utils.paths import url_of
+from features.utils.files import path_exists
+from features.utils.paths import parse_url
 from features.utils.tables import find_column, read_table
 
-__all__ = ["read_mpp_table", "read_slide_table", "require_distinct_ids"]
+__all__ = ["check_unique_ids", "read_mpp_table", "read_slide_table"]
 
 
 def read_mpp_table(path: Path) -> dict[str, float]:
@@ -35,9 +35,9 @@ def read_mpp_table(path: Path) -> dict[str, float]:
         except ValueError as error:
             raise TableError(
                 f"{path}, row {row}",
-                found=f"mpp {text!r}",
+                actual=f"mpp {text!r}",
                 expected="a number of µm per pixel",
-                advice="Write it with a decimal point, such as 0.25." if "," in text else "",
+                hint="Write it with a decimal point, such as 0.25." if "," in text else "",
             ) from error
     return values
 
@@ -52,14 +52,14 @@ def read_slide_table(path: Path) -> list[Path]:
     """
     table = read_table(path)
     column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
-    slides = [Path(text) if url_of(text) else path.parent / text for text in table[column]]
+    slides = [Path(text) if parse_url(text) else path.parent / text for text in table[column]]
     for row, slide in enumerate(slides, start=2):
-        if url_of(slide) is None and not is_there(slide):
-            raise TableError(f"{path}, row {row}", found=f"no file {slide}", expected="a slide")
+        if parse_url(slide) is None and not path_exists(slide):
+            raise TableError(f"{path}, row {row}", actual=f"no file {slide}", expected="a slide")
     return slides
 
 
-def require_distinct_ids(paths: Sequence[Path], *, option: str) -> None:
+def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:
     """Refuse slides whose results would have the same name.
 
     Parameters
@@ -80,7 +80,7 @@ def require_distinct_ids(paths: Sequence[Path], *, option: str) -> None:
             same = [str(path) for path in paths if slide_id_of(path) == slide_id]
             raise SlideError(
                 f"slide {slide_id!r}",
-                found=f"{n_paths} files of that name: {', '.join(same[:3])}",
+                actual=f"{n_paths} files of that name: {', '.join(same[:3])}",
                 expected="one file a slide id",
-                advice=f"Rename one, or write into different folders with {option}.",
+                hint=f"Rename one, or write into different folders with {option}.",
             )

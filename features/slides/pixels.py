@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from features.slides.base import RgbArray
 
-__all__ = ["blank", "clip_region", "to_rgb"]
+__all__ = ["clip_region", "filled_image", "to_rgb"]
 
 _AT_ONCE_PX = 1 << 20
 
 
-def blank(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
+def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
     """A picture of one colour, shape (height_px, width_px, 3)."""
     picture = np.empty((height_px, width_px, 3), np.uint8)
     if len(set(rgb)) == 1:
@@ -44,13 +44,13 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[2] in {2, 4}:  # the last channel is alpha
-        pixels = _flattened(pixels, background_rgb)
+        pixels = _flatten_alpha(pixels, background_rgb)
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     return np.ascontiguousarray(pixels[..., :3], np.uint8)
 
 
-def _flattened(
+def _flatten_alpha(
     pixels: npt.NDArray[np.uint8], background_rgb: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
     """Colours in front of the background, shape (height, width, 3), by alpha, the last channel.

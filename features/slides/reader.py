@@ -6,21 +6,21 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from features.errors import SlideError, StackError
+from features.errors import MultiImageError, SlideError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
-from features.utils.files import is_there
-from features.utils.paths import has_slide_suffix, url_of, without_slide_suffix
+from features.utils.files import path_exists
+from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 
 __all__ = ["find_slides", "open_slide", "slide_id_of"]
 
 
 def _open_zarr(path: Path | str) -> Slide:
-    from features.slides.backends.ome_zarr import ZarrSlide  # noqa: PLC0415 - takes 0.2 s, seldom needed
+    from features.slides.backends.ome_zarr import OmeZarrSlide  # noqa: PLC0415 - takes 0.2 s, seldom needed
 
-    return ZarrSlide(path)
+    return OmeZarrSlide(path)
 
 
 _READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
@@ -42,34 +42,34 @@ def open_slide(path: Path | str) -> Slide:
     ----------
     path
         The slide; a URL may come as text or as ``Path``, see
-        :func:`features.utils.paths.url_of`.
+        :func:`features.utils.paths.parse_url`.
 
     Raises
     ------
-    StackError
+    MultiImageError
         If it holds several pictures of one size.
     SlideError
         If no reader can serve; the message gives the reason of each.
     """
-    if url_of(path) is not None:
+    if parse_url(path) is not None:
         return _open_zarr(path)
     path = Path(path)
     if _is_zarr_folder(path):
         return _open_zarr(path)
-    _refuse_unreadable(path)
+    _check_readable(path)
     reasons = []
     for name, reader in _READERS:
         try:
             return reader(path)
-        except StackError:  # of which other readers would take the first
+        except MultiImageError:  # of which other readers would take the first
             raise
         except SlideError as error:
-            reasons.append(f"{name}: {error.found}")
+            reasons.append(f"{name}: {error.actual}")
     raise SlideError(
         path,
-        found=f"no reader can open it ({'; '.join(reasons)})",
+        actual=f"no reader can open it ({'; '.join(reasons)})",
         expected="a whole-slide image",
-        advice="Copy it again, or export it as tiled TIFF.",
+        hint="Copy it again, or export it as tiled TIFF.",
     )
 
 
@@ -83,7 +83,7 @@ def slide_id_of(path: Path | str) -> str:
     >>> slide_id_of("s3://bucket/006388_0.ome.zarr/")
     '006388_0'
     """
-    return without_slide_suffix(path.name if isinstance(path, Path) else Path(path).name)
+    return strip_slide_suffix(path.name if isinstance(path, Path) else Path(path).name)
 
 
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:
@@ -101,16 +101,16 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if url_of(path) is not None:
+        if parse_url(path) is not None:
             found.append(path)
-        elif not is_there(path):
-            raise SlideError(path, found="there is no such file or folder", expected="slides")
+        elif not path_exists(path):
+            raise SlideError(path, actual="there is no such file or folder", expected="slides")
         else:
             found += _search(path) if path.is_dir() and not _is_zarr_folder(path) else [path]
     if paths and not found:
         raise SlideError(
             ", ".join(map(str, paths)),
-            found="no slide in it",
+            actual="no slide in it",
             expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
         )
     return sorted(dict.fromkeys(found))
@@ -151,8 +151,8 @@ def _listed(folder: Path) -> dict[str, os.DirEntry[str]]:
             return {entry.name: entry for entry in listing if not entry.name.startswith(".")}
     except OSError as error:
         raise SlideError(
-            folder, found=f"cannot be listed ({error.strerror or error})",
-            advice="Make it readable, or name the folders beside it one by one.",
+            folder, actual=f"cannot be listed ({error.strerror or error})",
+            hint="Make it readable, or name the folders beside it one by one.",
         ) from error  # fmt: skip
 
 
@@ -160,15 +160,15 @@ def _is_zarr_folder(path: Path) -> bool:
     return path.suffix.lower() == ".zarr" and path.is_dir()
 
 
-def _refuse_unreadable(path: Path) -> None:
+def _check_readable(path: Path) -> None:
     """Say what is wrong with a file before any reader looks into it."""
     try:
         if not path.is_file():
-            raise SlideError(path, found="there is no such file", expected="a slide")
+            raise SlideError(path, actual="there is no such file", expected="a slide")
         if path.stat().st_size == 0:
-            raise SlideError(path, found="an empty file", expected="a slide",
-                             advice="Copy it again.")  # fmt: skip
+            raise SlideError(path, actual="an empty file", expected="a slide",
+                             hint="Copy it again.")  # fmt: skip
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
-        raise SlideError(path, found=f"cannot be read ({error.strerror or error})") from error
+        raise SlideError(path, actual=f"cannot be read ({error.strerror or error})") from error

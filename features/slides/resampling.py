@@ -18,12 +18,12 @@ from scipy.sparse import csr_array
 from features.slides.base import Level, RgbArray
 
 __all__ = [
-    "AreaMean",
-    "area_average",
-    "borders",
+    "AreaAccumulator",
+    "cell_edges",
     "nearest_level",
     "overview_level",
-    "overview_mean",
+    "resize_area",
+    "thumbnail_accumulator",
 ]
 
 _AT_ONCE_PX = 1 << 18
@@ -56,7 +56,7 @@ def overview_level(levels: Sequence[Level], downsample: int) -> int:
     return nearest_level(levels, downsample / 2)
 
 
-def borders(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:
+def cell_edges(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:
     """Where cells of a side begin along an axis, and where the last one ends, cut at the end.
 
     Examples
@@ -67,7 +67,7 @@ def borders(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:
     return np.append(np.arange(0, length_px, cell_px), length_px).astype(np.float64)
 
 
-def area_average(
+def resize_area(
     pixels: RgbArray,
     *,
     rows: tuple[float, float],
@@ -95,14 +95,14 @@ def area_average(
     cut = abs(rows[1] - rows[0] - height_px) + abs(columns[1] - columns[0] - width_px)
     if cut < 1e-3 and (height, width) == (height_px, width_px):
         return pixels  # nothing to average: the window is the whole picture
-    down = _shares(rows, height, height_px) @ pixels.reshape(height, -1).astype(np.float32)
+    down = _area_weights(rows, height, height_px) @ pixels.reshape(height, -1).astype(np.float32)
     across = np.ascontiguousarray(down.reshape(height_px, width, 3).swapaxes(0, 1))
-    both = _shares(columns, width, width_px) @ across.reshape(width, -1)
+    both = _area_weights(columns, width, width_px) @ across.reshape(width, -1)
     means = both.reshape(width_px, height_px, 3).swapaxes(0, 1)
     return np.ascontiguousarray(np.rint(means), np.uint8)
 
 
-class AreaMean:
+class AreaAccumulator:
     """The mean colour of every cell of a grid, gathered from rectangles in any order.
 
     A pixel on the border of two cells counts in each by the share of it that lies there.
@@ -151,7 +151,7 @@ class AreaMean:
         self._areas[place] += np.outer(down.sums, across.sums)
 
 
-def overview_mean(levels: Sequence[Level], level: int, downsample: int) -> AreaMean:
+def thumbnail_accumulator(levels: Sequence[Level], level: int, downsample: int) -> AreaAccumulator:
     """Gathers pixels of a level into an overview, see :meth:`features.slides.base.Slide`.
 
     A level is taken to show exactly what level 0 does, so that a pixel of it is as wide as the
@@ -167,13 +167,13 @@ def overview_mean(levels: Sequence[Level], level: int, downsample: int) -> AreaM
         Level-0 pixels per pixel of the overview.
     """
     whole, size = levels[0], levels[level]
-    return AreaMean(
-        rows=borders(whole.height_px, downsample) * size.height_px / whole.height_px,
-        columns=borders(whole.width_px, downsample) * size.width_px / whole.width_px,
+    return AreaAccumulator(
+        rows=cell_edges(whole.height_px, downsample) * size.height_px / whole.height_px,
+        columns=cell_edges(whole.width_px, downsample) * size.width_px / whole.width_px,
     )
 
 
-def _shares(window: tuple[float, float], length: int, n_parts: int) -> csr_array:
+def _area_weights(window: tuple[float, float], length: int, n_parts: int) -> csr_array:
     """Share of each of ``length`` pixels in each equal part of a window; rows sum to 1."""
     edges = np.linspace(*window, n_parts + 1).clip(0, length)
     return _covering(edges, length, cells_px=np.diff(edges))

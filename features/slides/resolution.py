@@ -76,9 +76,9 @@ def resolve_mpp(
             low, high = PLAUSIBLE_MPP
             raise ResolutionError(
                 where,
-                found=f"a given resolution of {given_mpp:g} µm/px",
+                actual=f"a given resolution of {given_mpp:g} µm/px",
                 expected=f"{low:g} to {high:g} µm/px",
-                advice="Give micrometres per level-0 pixel, e.g. 0.25 for a 40x scan.",
+                hint="Give micrometres per level-0 pixel, e.g. 0.25 for a 40x scan.",
             )
         return Resolution(mpp_x=given_mpp, mpp_y=given_mpp, source="given")
     if file_mpp_xy is not None and all(map(_is_plausible, file_mpp_xy)):

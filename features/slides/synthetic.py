@@ -22,10 +22,17 @@ from PIL import Image
 from scipy import ndimage
 
 from features.slides.base import RgbArray
-from features.utils.files import make_folder, written_beside
+from features.utils.files import atomic_write, make_folder
 from features.utils.tables import write_table
 
-__all__ = ["GLASSES_RGB", "SlidePlan", "paint_clot", "paint_cohort", "plan_cohort", "write_slide"]
+__all__ = [
+    "GLASSES_RGB",
+    "SyntheticSlide",
+    "make_cohort",
+    "render_slide",
+    "write_slide",
+    "write_synthetic_cohort",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -46,7 +53,7 @@ _CENTRES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidePlan:
+class SyntheticSlide:
     """All that decides one painted slide."""
 
     patient_id: str
@@ -76,9 +83,9 @@ class SlidePlan:
         return f"{self.patient_id}_{self.image_num}"
 
 
-def plan_cohort(
+def make_cohort(
     *, n_patients: int, seed: int, signal: float, classes: tuple[str, str] = ("CE", "LAA")
-) -> list[SlidePlan]:
+) -> list[SyntheticSlide]:
     """Plan of a cohort: patients of two classes in three centres, some with two slides.
 
     Clots of the second class hold more red cells on average, with a wide overlap: at ``signal`` 1
@@ -97,11 +104,11 @@ def plan_cohort(
 
     Returns
     -------
-    list of SlidePlan
+    list of SyntheticSlide
         One a slide; a patient's slides follow each other.
     """
     rng = np.random.default_rng([seed, 77])
-    plans: list[SlidePlan] = []
+    plans: list[SyntheticSlide] = []
     used: set[str] = set()
     n_first = round(n_patients * _SHARE_OF_CLASSES[0])
     labels = rng.permutation([0] * n_first + [1] * (n_patients - n_first))
@@ -111,7 +118,7 @@ def plan_cohort(
         lean = rng.normal(0, 0.7) + signal * (0.65 if label else -0.65)
         for image_num in range(1 + (number % 5 == 4)):
             plans.append(
-                SlidePlan(
+                SyntheticSlide(
                     patient_id=patient_id,
                     image_num=image_num,
                     center_id=str(centre + 1),
@@ -127,7 +134,7 @@ def plan_cohort(
     return plans
 
 
-def paint_clot(plan: SlidePlan) -> RgbArray:
+def render_slide(plan: SyntheticSlide) -> RgbArray:
     """The picture of a planned slide, shape (height_px0, width_px0, 3), at 0.25 µm/px."""
     rng = np.random.default_rng(plan.seed)
     shape = (plan.height_px0, plan.width_px0)
@@ -158,16 +165,16 @@ def write_slide(path: Path, pixels: RgbArray) -> None:
     OutputError
         If the file cannot be written.
     """
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         tifffile.imwrite(
             beside, pixels, photometric="rgb", tile=(128, 128), compression="lzw",
             resolution=(10, 10), resolutionunit="CENTIMETER", metadata=None,
         )  # fmt: skip
 
 
-def paint_cohort(
+def write_synthetic_cohort(
     folder: Path,
-    plan: Sequence[SlidePlan],
+    plan: Sequence[SyntheticSlide],
     *,
     n_test_patients: int,
     n_workers: int,
@@ -183,7 +190,7 @@ def paint_cohort(
     folder
         Where to.
     plan
-        From :func:`plan_cohort`.
+        From :func:`make_cohort`.
     n_test_patients
         Patients held out.
     n_workers
@@ -210,13 +217,13 @@ def paint_cohort(
             on_slide()
 
 
-def _paint_one(job: tuple[Path, SlidePlan]) -> None:
+def _paint_one(job: tuple[Path, SyntheticSlide]) -> None:
     path, plan = job
     if not path.is_file():
-        write_slide(path, paint_clot(plan))
+        write_slide(path, render_slide(plan))
 
 
-def _write_tables(folder: Path, plan: Sequence[SlidePlan], *, n_test_patients: int) -> None:
+def _write_tables(folder: Path, plan: Sequence[SyntheticSlide], *, n_test_patients: int) -> None:
     patients = list(dict.fromkeys(slide.patient_id for slide in plan))
     held_out = set(patients[len(patients) - n_test_patients :])
     rows = [

@@ -9,12 +9,19 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
 
-__all__ = ["RULES", "Rule", "TileJudge", "parse_rules", "require_rules", "rule_judge"]
+__all__ = [
+    "RULES",
+    "ArtifactDetector",
+    "ArtifactRule",
+    "artifact_detector",
+    "parse_rules",
+    "require_rules",
+]
 
-TileJudge = Callable[[RgbArray], str]
+ArtifactDetector = Callable[[RgbArray], str]
 """Names the reason why a tile, shape (tile_px, tile_px, 3), is left out; empty if it is kept."""
 
 _STRIDE = 2  # colours are judged on every second pixel of every second row
@@ -23,7 +30,7 @@ _SEEN = 0.12  # share of the glass's light that something in a tile takes away, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class ArtifactRule:
     """One reason to leave a tile out."""
 
     name: str
@@ -81,35 +88,35 @@ def _is_blurred(view: _View) -> bool:
     return float(fine.std()) < _BLUR_RATIO * float(coarse.std())
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, ArtifactRule] = {
     rule.name: rule
     for rule in (
-        Rule(
+        ArtifactRule(
             name="dark",
             meaning="black fill, black ink, borders of the scan: more than half of the tile lets "
             "less than 25 % of the glass's light through in every channel",
             applies=_is_dark,
         ),
-        Rule(
+        ArtifactRule(
             name="ink",
             meaning="green or blue pen: over 20 % of the tile lets clearly more green than red "
             "light through (by 12 % of the glass's), which no red or purple stain does. Red "
             "ink has the colour of red cells and is not told from them",
             applies=_is_ink,
         ),
-        Rule(
+        ArtifactRule(
             name="grey",
             meaning="edges of coverslips, bubbles, dust, scratches: 80 % of what is darker than "
             "the glass by 12 % has no colour (channels within 6 %)",
             applies=_is_grey,
         ),
-        Rule(
+        ArtifactRule(
             name="fold",
             meaning="tissue folded until nothing is seen in it: over half of the tile lets less "
             "than 35 % of the red light through, where stains are clearest",
             applies=_is_fold,
         ),
-        Rule(
+        ArtifactRule(
             name="blur",
             meaning="out of focus: in tissue, detail finer than 3 px is less than 0.18 of that of "
             "3 to 9 px (standard deviations of the grey value)",
@@ -130,7 +137,7 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
     Raises
     ------
-    KnownError
+    MilError
         If there is no rule of a name.
 
     Examples
@@ -150,17 +157,17 @@ def require_rules(names: Sequence[str]) -> None:
 
     Raises
     ------
-    KnownError
+    MilError
         If there is no rule of a name.
     """
     unknown = [name for name in names if name not in RULES]
     if unknown:
-        raise KnownError(
-            "tile rules", found=f"{unknown[0]!r}", expected=f"any of {', '.join(RULES)}"
+        raise MilError(
+            "tile rules", actual=f"{unknown[0]!r}", expected=f"any of {', '.join(RULES)}"
         )
 
 
-def rule_judge(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> TileJudge:
+def artifact_detector(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> ArtifactDetector:
     """Judge of the tiles of one slide by these rules.
 
     Parameters

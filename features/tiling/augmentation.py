@@ -10,14 +10,14 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
 
-__all__ = ["ViewSettings", "draw_view"]
+__all__ = ["AugmentationConfig", "augment_tile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewSettings:
+class AugmentationConfig:
     """How many views of a tile there are besides the plain one, and how far they go.
 
     Every number of a view is drawn evenly from its range, the same for all slides: nothing in it
@@ -49,12 +49,12 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         if self.n_views < 0:
-            raise KnownError("views", found=f"{self.n_views} of a tile", expected="0 or more")
+            raise MilError("views", actual=f"{self.n_views} of a tile", expected="0 or more")
 
 
-def draw_view(
+def augment_tile(
     tile: RgbArray,
-    settings: ViewSettings,
+    settings: AugmentationConfig,
     *,
     number: int,
     key: str,

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray, Slide
-from features.slides.resampling import area_average, nearest_level
+from features.slides.resampling import nearest_level, resize_area
 from features.slides.resolution import Resolution
 from features.tiling.artifacts import RULES, require_rules
 from features.tiling.tissue import TissueMask
 
-__all__ = ["TileGrid", "TileSettings", "lay_tiles", "read_tile", "spread_sample"]
+__all__ = ["TileGrid", "TileSettings", "make_tile_grid", "read_tile", "subsample_tiles"]
 
 _LEAST_SHARE = 1e-6
 
@@ -40,20 +40,20 @@ class TileSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap_px < self.tile_px:
-            raise KnownError(
-                "tiles", found=f"an overlap of {self.overlap_px} px",
+            raise MilError(
+                "tiles", actual=f"an overlap of {self.overlap_px} px",
                 expected=f"0 to {self.tile_px - 1} px",
             )  # fmt: skip
         if not 0 <= self.min_tissue <= 1:
-            raise KnownError(
-                "tiles", found=f"a least tissue share of {self.min_tissue:g}", expected="0 to 1"
+            raise MilError(
+                "tiles", actual=f"a least tissue share of {self.min_tissue:g}", expected="0 to 1"
             )
         if not self.target_mpp > 0:
-            raise KnownError(
-                "tiles", found=f"a resolution of {self.target_mpp:g} µm/px", expected="above 0"
+            raise MilError(
+                "tiles", actual=f"a resolution of {self.target_mpp:g} µm/px", expected="above 0"
             )
         if self.max_tiles is not None and self.max_tiles < 1:
-            raise KnownError("tiles", found=f"at most {self.max_tiles} tiles", expected="1 or more")
+            raise MilError("tiles", actual=f"at most {self.max_tiles} tiles", expected="1 or more")
         require_rules(self.rules)
 
 
@@ -75,7 +75,7 @@ class TileGrid:
     """Least tissue share that was applied; below the setting where nothing reached that."""
 
 
-def lay_tiles(
+def make_tile_grid(
     tissue: TissueMask,
     *,
     width_px0: int,
@@ -109,7 +109,10 @@ def lay_tiles(
     shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
     if tissue.mask.any() and shares.max() <= _LEAST_SHARE:
         # All tissue lies beyond the last whole tile, at the right or lower edge.
-        columns, rows = _flush(columns, width_px0, span_x), _flush(rows, height_px0, span_y)
+        columns, rows = (
+            _edge_aligned(columns, width_px0, span_x),
+            _edge_aligned(rows, height_px0, span_y),
+        )
         shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
         shares[shares < shares.max()] = 0
     least = _threshold(shares, settings.min_tissue)
@@ -124,7 +127,7 @@ def lay_tiles(
     )
 
 
-def spread_sample(grid: TileGrid, max_tiles: int | None, *, seed: int) -> TileGrid:
+def subsample_tiles(grid: TileGrid, max_tiles: int | None, *, seed: int) -> TileGrid:
     """At most so many tiles of a grid, spread over its area, in reading order.
 
     The tiles are put in the order of a curve that keeps neighbours together (Morton, 1966), cut
@@ -201,7 +204,7 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
     columns = (left - x_px, right - x_px)
     rows = (top - y_px, bottom - y_px)
     if min(right - left, bottom - top) >= grid.tile_px * (1 - 1e-6):
-        return area_average(
+        return resize_area(
             pixels, rows=rows, columns=columns, height_px=grid.tile_px, width_px=grid.tile_px
         )
     box = (max(0.0, columns[0]), max(0.0, rows[0]),
@@ -218,7 +221,9 @@ def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int
     return np.asarray(starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)])
 
 
-def _flush(starts: npt.NDArray[np.int64], length_px0: int, span: float) -> npt.NDArray[np.int64]:
+def _edge_aligned(
+    starts: npt.NDArray[np.int64], length_px0: int, span: float
+) -> npt.NDArray[np.int64]:
     """Tiles along one axis, and one more that ends at the edge."""
     return np.unique(np.append(starts, max(0, int(length_px0 - span))))
 

@@ -14,15 +14,15 @@ from features.errors import TileError
 from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import Resolution, resolve_mpp
-from features.tiling.artifacts import TileJudge, rule_judge
-from features.tiling.grid import TileGrid, TileSettings, lay_tiles, read_tile, spread_sample
-from features.tiling.tissue import TissueMask, TissueSettings, find_tissue, overview_downsample
+from features.tiling.artifacts import ArtifactDetector, artifact_detector
+from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
+from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
 
-__all__ = ["Survey", "read_tile_or_reason", "read_tiles", "survey_slide"]
+__all__ = ["SlideTiles", "iter_tiles", "load_tile", "open_slide_tiles"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Survey:
+class SlideTiles:
     """An open slide and where to look on it."""
 
     slide: Slide
@@ -37,7 +37,7 @@ class Survey:
     """Tiles to read."""
     n_found: int
     """Tiles with enough tissue, before some were drawn to keep within ``max_tiles``."""
-    judge: TileJudge
+    judge: ArtifactDetector
     """Says why a tile is left out once it has been read."""
 
     @property
@@ -47,13 +47,13 @@ class Survey:
 
     def read(self, index: int) -> RgbArray | str | TileError:
         """Pixels of a tile, or the rule that leaves it out, or why it cannot be decoded."""
-        return read_tile_or_reason(self.slide, self.grid, self.judge, index)
+        return load_tile(self.slide, self.grid, self.judge, index)
 
 
 @contextmanager
-def survey_slide(
+def open_slide_tiles(
     path: Path, *, tiles: TileSettings, tissue: TissueSettings, given_mpp: float | None
-) -> Iterator[Survey]:
+) -> Iterator[SlideTiles]:
     """Open a slide and find its tissue and tiles; closes it in the end.
 
     Parameters
@@ -77,31 +77,33 @@ def survey_slide(
     slide = open_slide(path)
     try:
         resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)
-        downsample = overview_downsample(resolution.mpp, tissue)
+        downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
-        found = find_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)
-        grid = lay_tiles(
+        found = segment_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)
+        grid = make_tile_grid(
             found,
             width_px0=slide.levels[0].width_px,
             height_px0=slide.levels[0].height_px,
             resolution=resolution,
             settings=tiles,
         )
-        yield Survey(
+        yield SlideTiles(
             slide=slide,
             resolution=resolution,
             overview=overview,
             tissue=found,
-            grid=spread_sample(grid, tiles.max_tiles, seed=zlib.crc32(slide_id_of(path).encode())),
+            grid=subsample_tiles(
+                grid, tiles.max_tiles, seed=zlib.crc32(slide_id_of(path).encode())
+            ),
             n_found=len(grid.coords_px0),
-            judge=rule_judge(tiles.rules, glass_rgb=found.background_rgb),
+            judge=artifact_detector(tiles.rules, glass_rgb=found.background_rgb),
         )
     finally:
         slide.close()
 
 
-def read_tile_or_reason(
-    slide: Slide, grid: TileGrid, judge: TileJudge, index: int
+def load_tile(
+    slide: Slide, grid: TileGrid, judge: ArtifactDetector, index: int
 ) -> RgbArray | str | TileError:
     """Pixels of a tile, or the name of the rule that leaves it out, or why it cannot be decoded."""
     try:
@@ -111,8 +113,8 @@ def read_tile_or_reason(
     return judge(tile) or tile
 
 
-def read_tiles(
-    pool: ThreadPoolExecutor, slide: Slide, grid: TileGrid, judge: TileJudge, *, n_ahead: int
+def iter_tiles(
+    pool: ThreadPoolExecutor, slide: Slide, grid: TileGrid, judge: ArtifactDetector, *, n_ahead: int
 ) -> Iterator[tuple[int, RgbArray | str | TileError]]:
     """Tiles in order, with ``n_ahead`` of them being read in advance.
 
@@ -124,7 +126,7 @@ def read_tiles(
     """
     waiting: deque[tuple[int, Future[RgbArray | str | TileError]]] = deque()
     for index in range(len(grid.coords_px0)):
-        waiting.append((index, pool.submit(read_tile_or_reason, slide, grid, judge, index)))
+        waiting.append((index, pool.submit(load_tile, slide, grid, judge, index)))
         if len(waiting) > n_ahead:
             first, future = waiting.popleft()
             yield first, future.result()

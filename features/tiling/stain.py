@@ -11,11 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import as_json
-from features.errors import KnownError, SlideError
+from features.errors import MilError, SlideError
 from features.slides.base import RgbArray
-from features.tiling.slide_tiles import Survey, read_tile_or_reason
+from features.tiling.slide_tiles import SlideTiles, load_tile
 
-__all__ = ["STAIN_NORMS", "Macenko", "Recolour", "recolour_of", "require_stain_norm"]
+__all__ = [
+    "STAIN_NORMS",
+    "MacenkoNormalizer",
+    "Recolour",
+    "build_stain_normalizer",
+    "require_stain_norm",
+]
 
 Recolour = Callable[[RgbArray], RgbArray]
 """Gives pixels, shape (height, width, 3), uint8, other colours."""
@@ -43,22 +49,20 @@ def require_stain_norm(name: str) -> None:
 
     Raises
     ------
-    KnownError
+    MilError
         If there is no such way, or its package is missing.
     """
     if name not in STAIN_NORMS:
-        raise KnownError(
-            "stain normalisation", found=f"{name!r}", expected=" or ".join(STAIN_NORMS)
-        )
+        raise MilError("stain normalisation", actual=f"{name!r}", expected=" or ".join(STAIN_NORMS))
     if name != "none" and importlib.util.find_spec(_PACKAGE) is None:
-        raise KnownError(
+        raise MilError(
             "stain normalisation",
-            found="the package macenko-pca is not installed",
-            advice="Install it: pip install 'mil-slides[stain]'",
+            actual="the package macenko-pca is not installed",
+            hint="Install it: pip install 'mil-slides[stain]'",
         )
 
 
-def recolour_of(name: str, survey: Survey) -> Recolour | None:
+def build_stain_normalizer(name: str, survey: SlideTiles) -> Recolour | None:
     """What is done to the colours of a slide's tiles; None for nothing.
 
     Looks at 16 tiles of the slide, always the same ones.
@@ -79,21 +83,21 @@ def recolour_of(name: str, survey: Survey) -> Recolour | None:
         return None
     tiles: list[RgbArray] = []
     for index in np.random.default_rng(0).permutation(survey.n_tiles).tolist():
-        found = read_tile_or_reason(survey.slide, survey.grid, survey.judge, index)
+        found = load_tile(survey.slide, survey.grid, survey.judge, index)
         if isinstance(found, np.ndarray):
             tiles.append(found)
         if len(tiles) == _TILES_LOOKED_AT:
             break
     if not tiles:
         return None  # there is nothing to embed
-    return Macenko(
+    return MacenkoNormalizer(
         np.concatenate(tiles),
         glass_rgb=survey.tissue.background_rgb,
         where=survey.slide.path,
     )
 
 
-class Macenko:
+class MacenkoNormalizer:
     """Brings the stains of one slide to those of a fixed reference (Macenko et al., 2009).
 
     The two stains are found once for the slide, as the outermost directions of its optical
@@ -128,7 +132,7 @@ class Macenko:
         self._stains = _basis(found[:, first], found[:, 1 - first])
         self._reference = _basis(haematoxylin, eosin)
         _require_two(self._stains, where)
-        amounts = self._amounts(pixels).reshape(-1, 3)[:, :2]
+        amounts = self._concentrations(pixels).reshape(-1, 3)[:, :2]
         strong = np.percentile(amounts, _PERCENTILE, axis=0)
         if not (strong > 0).all():
             raise _one_stain(where)
@@ -143,7 +147,7 @@ class Macenko:
         pixels
             Shape (height, width, 3), uint8.
         """
-        amounts = self._amounts(pixels) * self._gain
+        amounts = self._concentrations(pixels) * self._gain
         light = self._library.reconstruct_rgb(amounts, self._reference, bg_int=255.0)
         return np.asarray(np.rint(np.clip(light, 0, 255)), np.uint8)
 
@@ -162,7 +166,7 @@ class Macenko:
             raise _one_stain(where) from error
         return found
 
-    def _amounts(self, pixels: RgbArray) -> npt.NDArray[np.float32]:
+    def _concentrations(self, pixels: RgbArray) -> npt.NDArray[np.float32]:
         """Amounts of the stains and of what is neither, shape (height, width, 3)."""
         amounts: npt.NDArray[np.float32] = self._library.rgb_color_deconvolution(
             _as_light(pixels), self._stains, bg_int=self._glass
@@ -196,7 +200,7 @@ def _require_two(stains: npt.NDArray[np.float32], where: object) -> None:
 def _one_stain(where: object) -> SlideError:
     return SlideError(
         where,
-        found="two stains cannot be told apart",
+        actual="two stains cannot be told apart",
         expected="a slide with two stains",
-        advice="Embed these slides without --stain-norm.",
+        hint="Embed these slides without --stain-norm.",
     )

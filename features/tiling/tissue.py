@@ -11,10 +11,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
 
-__all__ = ["TissueMask", "TissueSettings", "find_tissue", "overview_downsample"]
+__all__ = ["TissueMask", "TissueSettings", "mask_downsample", "segment_tissue"]
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -56,16 +56,16 @@ class TissueSettings:
         """Refuse what cannot be meant."""
         for name, least in (("mask_mpp", 0.05), ("floor_distance", 1.0)):
             if not least <= getattr(self, name) < math.inf:
-                raise KnownError(
+                raise MilError(
                     "tissue",
-                    found=f"{name} is {getattr(self, name):g}",
+                    actual=f"{name} is {getattr(self, name):g}",
                     expected=f"{least:g} or more",
                 )
         for name in ("least_speck_um2", "least_hole_um2"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise KnownError(
+                raise MilError(
                     "tissue",
-                    found=f"{name} is {getattr(self, name):g}",
+                    actual=f"{name} is {getattr(self, name):g}",
                     expected="an area, 0 or more",
                 )
 
@@ -84,18 +84,18 @@ class TissueMask:
     """Distance to the glass from which on a pixel was tissue, grey levels."""
 
 
-def overview_downsample(mpp: float, settings: TissueSettings) -> int:
+def mask_downsample(mpp: float, settings: TissueSettings) -> int:
     """Level-0 px per px of the mask for a slide of that resolution in µm/px; at least 1.
 
     Examples
     --------
-    >>> overview_downsample(0.25, TissueSettings())
+    >>> mask_downsample(0.25, TissueSettings())
     32
     """
     return max(1, round(settings.mask_mpp / mpp))
 
 
-def find_tissue(
+def segment_tissue(
     overview: RgbArray, *, downsample: int, mpp: float, settings: TissueSettings
 ) -> TissueMask:
     """Tissue of a slide, whatever the colour of its glass.
@@ -140,10 +140,10 @@ def find_tissue(
     distance[_black_fill(smooth, roughness)] = 0
     threshold = float(np.clip(_otsu(distance), floor, floor + settings.floor_distance))
     px_um2 = (downsample * mpp) ** 2
-    mask = _without_specks(distance, threshold, settings.least_speck_um2 / px_um2)
+    mask = _remove_small(distance, threshold, settings.least_speck_um2 / px_um2)
     red, green, blue = np.rint(glass).astype(int).tolist()
     return TissueMask(
-        mask=_without_holes(mask, settings.least_hole_um2 / px_um2),
+        mask=_fill_small_holes(mask, settings.least_hole_um2 / px_um2),
         downsample=downsample,
         background_rgb=(red, green, blue),
         threshold=threshold,
@@ -306,7 +306,7 @@ def _otsu(distance: Floats) -> float:
     return float(edges[1:][between.argmax()])
 
 
-def _without_specks(distance: Floats, threshold: float, least_px: float) -> Bools:
+def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
     """Islands of at least ``least_px`` pixels; where there is none, the largest distinct one.
 
     On a slide whose true resolution is unknown the area in µm² may be wrong by far; a single
@@ -323,7 +323,7 @@ def _without_specks(distance: Floats, threshold: float, least_px: float) -> Bool
     return island if distinct else mask
 
 
-def _without_holes(mask: Bools, least_px: float) -> Bools:
+def _fill_small_holes(mask: Bools, least_px: float) -> Bools:
     """Fill holes of fewer than ``least_px`` pixels; what is open to the border is no hole."""
     glass = np.pad(~mask, 1, constant_values=True)
     labels, _ = ndimage.label(glass, structure=_EIGHT_NEIGHBOURS)

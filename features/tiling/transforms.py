@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from features.slides.base import RgbArray
-from features.slides.file_info import content_id
-from features.tiling.augmentation import ViewSettings, draw_view
-from features.tiling.slide_tiles import Survey
+from features.slides.file_info import content_hash
+from features.tiling.augmentation import AugmentationConfig, augment_tile
+from features.tiling.slide_tiles import SlideTiles
 from features.tiling.stain import Recolour
 
-__all__ = ["Looks"]
+__all__ = ["TileTransform"]
 
 
-class Looks:
+class TileTransform:
     """Shows the tiles of a slide as a backbone is to see them.
 
     A tile is judged as it is, then recoloured, then its views are drawn.
@@ -35,19 +35,19 @@ class Looks:
 
     def __init__(
         self,
-        survey: Survey,
+        survey: SlideTiles,
         *,
-        views: ViewSettings | None = None,
+        views: AugmentationConfig | None = None,
         recolour: Recolour | None = None,
     ) -> None:
         self._survey = survey
-        self._views = views or ViewSettings()
+        self._views = views or AugmentationConfig()
         self._recolour = recolour
         self._glass_rgb = survey.tissue.background_rgb
         if recolour is not None:
             red, green, blue = recolour(np.array([[self._glass_rgb]], np.uint8))[0, 0].tolist()
             self._glass_rgb = (red, green, blue)
-        self._content_id = content_id(survey.slide.path) if self._views.n_views else ""
+        self._content_id = content_hash(survey.slide.path) if self._views.n_views else ""
         self.n_looks = 1 + self._views.n_views
 
     def at(self, tile: RgbArray, index: int) -> RgbArray:
@@ -70,7 +70,7 @@ class Looks:
             tile = self._recolour(tile)
         x, y = survey.grid.coords_px0[index].tolist()
         views = [
-            draw_view(
+            augment_tile(
                 tile, self._views, number=number, key=f"{self._content_id} {x} {y}",
                 glass_rgb=self._glass_rgb,
             )

@@ -13,16 +13,16 @@ from pathlib import Path
 from features.errors import OutputError
 
 __all__ = [
-    "HANDLES_ADVICE",
-    "folder_beside",
-    "is_there",
-    "leftovers_in",
+    "OPEN_FILES_HINT",
+    "atomic_folder",
+    "atomic_write",
+    "find_temporary_files",
     "make_folder",
-    "not_written",
-    "written_beside",
+    "path_exists",
+    "write_error",
 ]
 
-HANDLES_ADVICE = "Raise the limit with 'ulimit -n 4096' and give the same command again."
+OPEN_FILES_HINT = "Raise the limit with 'ulimit -n 4096' and give the same command again."
 """What to do where a process has too many files open."""
 
 _FULL = "Free some space; what is finished is kept, and the same command goes on."
@@ -33,8 +33,8 @@ _ADVICE = {
     errno.ENOTDIR: _GONE,
     errno.ESTALE: _GONE,
     errno.ENODEV: _GONE,
-    errno.EMFILE: HANDLES_ADVICE,
-    errno.ENFILE: HANDLES_ADVICE,
+    errno.EMFILE: OPEN_FILES_HINT,
+    errno.ENFILE: OPEN_FILES_HINT,
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
@@ -47,7 +47,7 @@ _PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that replaces it when the block ends well.
 
     A reader therefore sees the old file or the whole new one, never a part. The temporary name
@@ -76,14 +76,14 @@ def written_beside(path: Path) -> Iterator[Path]:
         _flush(beside)
         beside.replace(path)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a new hidden folder beside ``path`` that replaces it when the block ends well.
 
     Its files are on disk before it has the name. An older folder of that name stays until then.
@@ -116,10 +116,10 @@ def folder_beside(path: Path) -> Iterator[Path]:
             path.rename(old)
         beside.rename(path)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
     except OutputError as error:
         where = error.where.replace(str(beside), str(path))
-        raise OutputError(where, found=error.found, advice=error.advice) from error
+        raise OutputError(where, actual=error.actual, hint=error.hint) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -127,7 +127,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def leftovers_in(folder: Path) -> dict[str, list[Path]]:
+def find_temporary_files(folder: Path) -> dict[str, list[Path]]:
     """What processes that were killed, or are at work now, left beside files, by the file's name.
 
     Whoever alone may write a file now may remove what lies beside it.
@@ -140,7 +140,7 @@ def leftovers_in(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether a path leads to anything; one that no file system could hold does not.
 
     ``Path.exists`` raises an error where a name is too long.
@@ -165,8 +165,8 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise OutputError(
             path,
-            found=f"cannot be used as a folder ({error.strerror or error})",
-            advice="Name another folder, or make this one writable.",
+            actual=f"cannot be used as a folder ({error.strerror or error})",
+            hint="Name another folder, or make this one writable.",
         ) from error
     return path
 
@@ -176,10 +176,10 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def not_written(path: Path, error: OSError) -> OutputError:
+def write_error(path: Path, error: OSError) -> OutputError:
     """The error that says why a file or folder cannot be written, and what to do about it."""
     return OutputError(
         path,
-        found=f"cannot be written ({error.strerror or error})",
-        advice=_ADVICE.get(error.errno or 0, "Check free space and permissions of the folder."),
+        actual=f"cannot be written ({error.strerror or error})",
+        hint=_ADVICE.get(error.errno or 0, "Check free space and permissions of the folder."),
     )

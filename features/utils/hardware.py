@@ -6,15 +6,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["N_CORES", "free_memory"]
+__all__ = ["CPU_COUNT", "available_memory"]
 
-N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CPU_COUNT = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 """Cores this process may use, which may be fewer than the machine has."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_memory() -> int:
+def available_memory() -> int:
     """Bytes of memory that are free for this process.
 
     On Linux what the kernel says is available, or what is left of the container's limit if that is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["has_slide_suffix", "url_of", "without_slide_suffix"]
+__all__ = ["has_slide_suffix", "parse_url", "strip_slide_suffix"]
 
 _SUFFIX = re.compile(
     r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g"
@@ -26,18 +26,18 @@ def has_slide_suffix(name: str) -> bool:
     return bool(_SUFFIX.search(name))
 
 
-def without_slide_suffix(name: str) -> str:
+def strip_slide_suffix(name: str) -> str:
     """A name without the suffix of a slide; any other name as it is.
 
     Examples
     --------
-    >>> without_slide_suffix("006388_0.ome.zarr"), without_slide_suffix("12.5")
+    >>> strip_slide_suffix("006388_0.ome.zarr"), strip_slide_suffix("12.5")
     ('006388_0', '12.5')
     """
     return _SUFFIX.sub("", name)
 
 
-def url_of(path: Path | str) -> str | None:
+def parse_url(path: Path | str) -> str | None:
     """The URL that a path stands for; None for a path of this machine.
 
     ``Path`` turns ``s3://bucket`` into ``s3:/bucket``; here it gets its slash back, so URLs may
@@ -45,11 +45,11 @@ def url_of(path: Path | str) -> str | None:
 
     Examples
     --------
-    >>> url_of(Path("s3://bucket/006388_0.ome.zarr"))
+    >>> parse_url(Path("s3://bucket/006388_0.ome.zarr"))
     's3://bucket/006388_0.ome.zarr'
-    >>> url_of(Path("file:///slides/006388_0.zarr"))
+    >>> parse_url(Path("file:///slides/006388_0.zarr"))
     'file:///slides/006388_0.zarr'
-    >>> url_of("slides/006388_0.zarr") is None
+    >>> parse_url("slides/006388_0.zarr") is None
     True
     """
     text = path if isinstance(path, str) else path.as_posix()

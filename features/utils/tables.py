@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.errors import TableError
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,14 +72,14 @@ def read_table(path: Path) -> pd.DataFrame:
         with suppress(csv.Error):
             _refuse_long_rows(path, text, separator)
         reason = " ".join(str(error).split())
-        raise TableError(path, found=f"not a table ({reason})", expected="a CSV table") from error
+        raise TableError(path, actual=f"not a table ({reason})", expected="a CSV table") from error
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TableError(path, found=f"column {twice[0]!r} stands there twice", expected="once")
+        raise TableError(path, actual=f"column {twice[0]!r} stands there twice", expected="once")
     table.columns = table.columns.str.strip()
     if table.empty:
-        raise TableError(path, found="no rows under the header", expected="at least one row")
+        raise TableError(path, actual="no rows under the header", expected="at least one row")
     stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
-    return _with_texts(stripped, _unguarded)
+    return _map_cells(stripped, _unescape_formula)
 
 
 def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
@@ -103,8 +103,8 @@ def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = N
     OutputError
         If the file cannot be written.
     """
-    guarded = _with_texts(table, _guarded)
-    with written_beside(path) as beside:
+    guarded = _map_cells(table, _escape_formula)
+    with atomic_write(path) as beside:
         guarded.to_csv(beside, index=False, float_format=float_format, lineterminator="\n")
 
 
@@ -118,16 +118,16 @@ def _read_text(path: Path) -> str:
         has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if has_mark else "utf-8-sig")
     except FileNotFoundError as error:
-        raise TableError(path, found="there is no such file", expected="a CSV table") from error
+        raise TableError(path, actual="there is no such file", expected="a CSV table") from error
     except UnicodeDecodeError as error:
         raise TableError(
             path,
-            found=f"byte {error.start} is not UTF-8 text",
+            actual=f"byte {error.start} is not UTF-8 text",
             expected="a CSV table",
-            advice="Save it as CSV (UTF-8), which Excel offers beside plain CSV.",
+            hint="Save it as CSV (UTF-8), which Excel offers beside plain CSV.",
         ) from error
     except OSError as error:
-        raise TableError(path, found=f"cannot be read ({error.strerror or error})") from error
+        raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -139,9 +139,9 @@ def _refuse_long_rows(path: Path, text: str, separator: str) -> None:
         if any(cell.strip() for cell in cells[n_columns:]):
             raise TableError(
                 f"{path}, row {number}",
-                found=f"{len(cells)} cells",
+                actual=f"{len(cells)} cells",
                 expected=f"{n_columns}, as in the header",
-                advice=f"Put quotation marks around a cell that holds {separator!r}.",
+                hint=f"Put quotation marks around a cell that holds {separator!r}.",
             )
 
 
@@ -172,13 +172,13 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
     close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_LIKELY)
     raise TableError(
         where,
-        found=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
+        actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
         expected=what,
-        advice=f"Did you mean {close[0]!r}? Rename it in the table." if close else "",
+        hint=f"Did you mean {close[0]!r}? Rename it in the table." if close else "",
     )
 
 
-def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
+def _map_cells(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
     """A table whose names and texts are changed."""
     import pandas as pd  # noqa: PLC0415 - as above
 
@@ -191,14 +191,14 @@ def _with_texts(table: pd.DataFrame, change: Callable[[object], object]) -> pd.D
     return changed
 
 
-def _guarded(value: object) -> object:
+def _escape_formula(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = value.strip()  # spreadsheets look through white space before a formula
     return f"{_GUARD}{text}" if _FORMULA.match(text) and not _is_number(text) else value
 
 
-def _unguarded(value: object) -> object:
+def _unescape_formula(value: object) -> object:
     if isinstance(value, str) and value.startswith(_GUARD) and _FORMULA.match(value):
         return value.removeprefix(_GUARD)
     return value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["counted", "percent"]
+__all__ = ["percent", "pluralize"]
 
 
-def counted(number: int, nouns: str) -> str:
+def pluralize(number: int, nouns: str) -> str:
     """How many there are, for a noun in the plural; of one it is taken off.
 
     Examples

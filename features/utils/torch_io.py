@@ -13,7 +13,7 @@ import torch
 
 from features.utils.pickles import require_plain_pickle
 
-__all__ = ["load_torch"]
+__all__ = ["safe_torch_load"]
 
 _ARCHIVE = b"PK\x03\x04"
 """How a file begins that PyTorch reads as an archive; any other is a pickle, whatever ends it."""
@@ -23,7 +23,7 @@ _GROWING = (b"bytearray", b"_codecs")
 """Names by which a pickle of some bytes asks for gigabytes; no tensor needs them."""
 
 
-def load_torch(path: Path) -> object:
+def safe_torch_load(path: Path) -> object:
     """What a file holds: tensors and plain containers of them.
 
     Such a file is a pickle, and an ordinary pickle can run any program. PyTorch's own restricted

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from features.slides.base import RgbArray, Slide
-from features.slides.resampling import area_average, borders, nearest_level
-from features.visualization.heatmap import Scale, TilePlaces, colours_on_tiles, raster
+from features.slides.resampling import cell_edges, nearest_level, resize_area
+from features.visualization.heatmap import ColorScale, TileLayout, colours_on_tiles, rasterize
 
-__all__ = ["ZOOM_TILE_PX", "DeepZoom", "SlideZoom", "Window", "colour_window"]
+__all__ = ["ZOOM_TILE_PX", "DeepZoom", "DeepZoomReader", "Region", "colour_window"]
 
 ZOOM_TILE_PX = 256
 """Side of a tile of the pyramid, px."""
@@ -26,7 +26,7 @@ _MOST_OVERVIEW_PX = 80 << 20  # 240 MB; several times that while it is gathered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Region:
     """A rectangle of one level of a pyramid."""
 
     downsample: int
@@ -59,7 +59,7 @@ class DeepZoom:
         """The level that is as fine as the picture itself."""
         return math.ceil(math.log2(max(self.width_px0, self.height_px0)))
 
-    def window(self, level: int, column: int, row: int) -> Window | None:
+    def window(self, level: int, column: int, row: int) -> Region | None:
         """What a tile shows; None where there is no such tile.
 
         Examples
@@ -78,7 +78,7 @@ class DeepZoom:
         height = math.ceil(self.height_px0 / downsample)
         if not (0 <= left < width and 0 <= top < height):
             return None
-        return Window(
+        return Region(
             downsample=downsample,
             left_px=left,
             top_px=top,
@@ -87,7 +87,7 @@ class DeepZoom:
         )
 
 
-class SlideZoom:
+class DeepZoomReader:
     """Windows of an open slide, each px the mean of the level-0 square that it covers.
 
     Fine windows come from the slide's coarsest level that is fine enough. Where a px would be the
@@ -117,7 +117,7 @@ class SlideZoom:
         while size.width_px * size.height_px / self._overview_downsample**2 > _MOST_OVERVIEW_PX:
             self._overview_downsample *= 2
 
-    def read(self, window: Window) -> RgbArray:
+    def read(self, window: Region) -> RgbArray:
         """Pixels of a window, shape (height_px, width_px, 3).
 
         Raises
@@ -131,7 +131,7 @@ class SlideZoom:
             return self._from_overview(window)
         return self._from_level(window, level)
 
-    def _from_overview(self, window: Window) -> RgbArray:
+    def _from_overview(self, window: Region) -> RgbArray:
         with self._lock:
             if not self._halves:
                 self._halves = self._read_overview()
@@ -144,13 +144,13 @@ class SlideZoom:
         downsample = self._overview_downsample
         halves = {downsample: self._slide.overview(downsample=downsample)}
         while downsample < 1 << self.zoom.last_level:
-            rows_px0 = np.diff(borders(self.zoom.height_px0, downsample))
-            columns_px0 = np.diff(borders(self.zoom.width_px0, downsample))
+            rows_px0 = np.diff(cell_edges(self.zoom.height_px0, downsample))
+            columns_px0 = np.diff(cell_edges(self.zoom.width_px0, downsample))
             halves[2 * downsample] = _halved(halves[downsample], rows_px0, columns_px0)
             downsample *= 2
         return halves
 
-    def _from_level(self, window: Window, level: int) -> RgbArray:
+    def _from_level(self, window: Region, level: int) -> RgbArray:
         """What a window covers of a level, which is taken to show exactly what level 0 does."""
         whole, size = self._slide.levels[0], self._slide.levels[level]
         scale_x = window.downsample * size.width_px / whole.width_px
@@ -165,14 +165,14 @@ class SlideZoom:
         )  # fmt: skip
         if scale_x == scale_y == (factor := round(scale_x)):
             return _reduced(pixels, factor)
-        return area_average(
+        return resize_area(
             pixels, rows=(top - y_px, bottom - y_px), columns=(left - x_px, right - x_px),
             height_px=window.height_px, width_px=window.width_px,
         )  # fmt: skip
 
 
 def _reduced(pixels: RgbArray, factor: int) -> RgbArray:
-    """Means of squares, and of what is left of them at the end: as `area_average`, but quicker."""
+    """Means of squares, and of what is left of them at the end: as `resize_area`, but quicker."""
     return pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
@@ -203,7 +203,7 @@ def _mean_of_pairs(
 
 
 def colour_window(
-    places: TilePlaces, values: npt.NDArray[np.float64], window: Window, *, scale: Scale
+    places: TileLayout, values: npt.NDArray[np.float64], window: Region, *, scale: ColorScale
 ) -> npt.NDArray[np.uint8]:
     """Tiles of a slide filled with the colour of their number, within a window.
 
@@ -223,7 +223,7 @@ def colour_window(
     numpy.ndarray
         RGBA, shape (height_px, width_px, 4), uint8; transparent off the tiles.
     """
-    numbers = raster(
+    numbers = rasterize(
         places,
         values,
         downsample=window.downsample,

@@ -18,16 +18,16 @@ from features.tiling.grid import TileGrid
 from features.visualization.caption import draw_caption, scale_bar
 
 __all__ = [
-    "Scale",
-    "TilePlaces",
+    "ColorScale",
+    "TileLayout",
     "colours",
     "colours_on_tiles",
     "draw_heatmap",
     "draw_plain",
-    "grid_of",
+    "grid_from_layout",
     "picture_downsample",
-    "raster",
-    "tile_places",
+    "rasterize",
+    "tile_layout",
 ]
 
 Floats = npt.NDArray[np.floating]
@@ -40,7 +40,7 @@ _BAR_PX = (220, 18)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TilePlaces:
+class TileLayout:
     """Where the tiles of a slide lie."""
 
     coords_px0: npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class TilePlaces:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class ColorScale:
     """How numbers become colours.
 
     Both palettes grow lighter all the way, so that they read in grey, and are told apart by people
@@ -74,7 +74,7 @@ class Scale:
     """What the colours mean, for the legend."""
 
 
-def tile_places(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TilePlaces | None:
+def tile_layout(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TileLayout | None:
     """Places of tiles as a bag tells them; None where it does not know them.
 
     Bags that were imported may know neither the slide's size nor how far a tile reaches: tiles then
@@ -94,7 +94,7 @@ def tile_places(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TilePlaces 
     if not (coords_px0 >= 0).any() or not all(span):
         return None
     width, height = np.ceil(coords_px0.max(axis=0) + span).astype(int).tolist()
-    return TilePlaces(
+    return TileLayout(
         coords_px0=coords_px0,
         span_px0=span,
         size_px0=(meta.width_px0 or width, meta.height_px0 or height),
@@ -103,13 +103,13 @@ def tile_places(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TilePlaces 
     )
 
 
-def picture_downsample(places: TilePlaces) -> int:
+def picture_downsample(places: TileLayout) -> int:
     """Level-0 px per px of a picture whose long side is at most 1,200 px."""
     return max(1, math.ceil(max(places.size_px0) / _LONG_SIDE_PX))
 
 
-def raster(
-    places: TilePlaces,
+def rasterize(
+    places: TileLayout,
     values: npt.NDArray[np.float64],
     *,
     downsample: int,
@@ -154,7 +154,7 @@ def raster(
     return sums
 
 
-def colours(values: Floats, scale: Scale) -> RgbArray:
+def colours(values: Floats, scale: ColorScale) -> RgbArray:
     """Colour of each number, shape (*values.shape, 3), uint8; NaN is as the lowest number."""
     palette = mpl.colormaps[scale.palette](np.arange(256), bytes=True)[:, :3]
     part = (np.nan_to_num(values, nan=scale.low) - scale.low) / ((scale.high - scale.low) or 1.0)
@@ -162,7 +162,7 @@ def colours(values: Floats, scale: Scale) -> RgbArray:
     return np.asarray(palette[places], np.uint8)
 
 
-def colours_on_tiles(numbers: npt.NDArray[np.float32], scale: Scale) -> npt.NDArray[np.uint8]:
+def colours_on_tiles(numbers: npt.NDArray[np.float32], scale: ColorScale) -> npt.NDArray[np.uint8]:
     """Colours of a raster, RGBA, shape (height, width, 4), uint8; transparent where it is NaN."""
     on_tiles = np.isfinite(numbers)
     rgba = np.dstack([colours(numbers, scale), np.where(on_tiles, 255, 0).astype(np.uint8)])
@@ -171,10 +171,10 @@ def colours_on_tiles(numbers: npt.NDArray[np.float32], scale: Scale) -> npt.NDAr
 
 
 def draw_heatmap(
-    places: TilePlaces,
+    places: TileLayout,
     values: npt.NDArray[np.float64],
     *,
-    scale: Scale,
+    scale: ColorScale,
     overview: RgbArray | None,
     title: str,
     facts: Sequence[str],
@@ -197,7 +197,7 @@ def draw_heatmap(
         For the caption.
     """
     downsample = picture_downsample(places)
-    numbers = raster(places, values, downsample=downsample)
+    numbers = rasterize(places, values, downsample=downsample)
     on_tiles = np.isfinite(numbers)
     ground = np.full((*numbers.shape, 3), 255, np.uint8) if overview is None else overview.copy()
     opacity = 1.0 if overview is None else _OPACITY
@@ -212,7 +212,7 @@ def draw_heatmap(
 
 
 def draw_plain(
-    places: TilePlaces, overview: RgbArray, *, title: str, facts: Sequence[str]
+    places: TileLayout, overview: RgbArray, *, title: str, facts: Sequence[str]
 ) -> Image.Image:
     """The same picture of a slide without any colour on it."""
     return _with_caption(
@@ -223,7 +223,7 @@ def draw_plain(
 
 def _with_caption(
     slide: Image.Image,
-    places: TilePlaces,
+    places: TileLayout,
     downsample: int,
     *,
     title: str,
@@ -242,7 +242,7 @@ def _with_caption(
     return picture
 
 
-def _bar(scale: Scale) -> Image.Image:
+def _bar(scale: ColorScale) -> Image.Image:
     """The palette from low to high, framed."""
     width, height = _BAR_PX
     row = colours(np.linspace(scale.low, scale.high, width), scale)
@@ -251,7 +251,7 @@ def _bar(scale: Scale) -> Image.Image:
     return Image.fromarray(bar)
 
 
-def _ends_px0(places: TilePlaces) -> npt.NDArray[np.float64]:
+def _ends_px0(places: TileLayout) -> npt.NDArray[np.float64]:
     """Lower right corners, shape (tiles, 2): where the neighbour begins, if there is one.
 
     Corners are whole px and spans often are not, so that neighbours seem up to a px apart.
@@ -276,7 +276,7 @@ _TILE_PX = 224
 """Of bags from elsewhere that do not say it."""
 
 
-def grid_of(places: TilePlaces, meta: BagMeta) -> TileGrid:
+def grid_from_layout(places: TileLayout, meta: BagMeta) -> TileGrid:
     """The grid whose tiles a bag holds; their shares of tissue are not kept and stand as 1.
 
     Parameters

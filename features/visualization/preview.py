@@ -10,16 +10,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Protocol
 
-from features.errors import KnownError, OutputError, TileError
+from features.errors import MilError, OutputError, TileError
 from features.slides.reader import slide_id_of
 from features.tiling.grid import TileSettings
-from features.tiling.slide_tiles import Survey, read_tiles, survey_slide
+from features.tiling.slide_tiles import SlideTiles, iter_tiles, open_slide_tiles
 from features.tiling.tissue import TissueSettings
-from features.utils.files import make_folder, not_written, written_beside
+from features.utils.files import atomic_write, make_folder, write_error
 from features.visualization.preview_page import PreviewRow, render_page
-from features.visualization.thumbnail import draw_survey
+from features.visualization.thumbnail import draw_tiling
 
-__all__ = ["PreviewFolder", "PreviewProgress", "preview_slide"]
+__all__ = ["PreviewProgress", "PreviewWriter", "preview_slide"]
 
 _KIND = "mil preview"
 _VERSION = 1
@@ -39,7 +39,7 @@ class PreviewProgress(Protocol):
         ...
 
 
-class PreviewFolder:
+class PreviewWriter:
     """Pictures ``<slide_id>.jpg``, their numbers ``<slide_id>.json``, and ``index.html``.
 
     Every file is written whole or not at all, and the page is made of all numbers in the folder,
@@ -67,7 +67,7 @@ class PreviewFolder:
 
     def add(
         self,
-        survey: Survey,
+        survey: SlideTiles,
         *,
         left_out: Mapping[int, str],
         failed: Collection[int],
@@ -93,11 +93,11 @@ class PreviewFolder:
         OutputError
             If a file cannot be written.
         """
-        picture, picture_px = draw_survey(
+        picture, picture_px = draw_tiling(
             survey, left_out=left_out, failed=failed, tiles_read=tiles_read
         )
         slide_id = slide_id_of(survey.slide.path)
-        with written_beside(self.folder / f"{slide_id}.jpg") as beside:
+        with atomic_write(self.folder / f"{slide_id}.jpg") as beside:
             # Thin coloured lines do not survive the usual halving of the colours.
             picture.save(beside, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         row = _row_of(survey, left_out, len(failed), picture_px=picture_px, tiles_read=tiles_read)
@@ -120,7 +120,7 @@ class PreviewFolder:
             try:
                 picture_path.unlink(missing_ok=True)
             except OSError as error:
-                raise not_written(picture_path, error) from error
+                raise write_error(picture_path, error) from error
         known = {} if drawn is None else asdict(drawn)
         row = PreviewRow(**{
             **known, "slide_id": slide_id, "status": "failed", "message": " ".join(message.split()),
@@ -142,19 +142,19 @@ class PreviewFolder:
             If it cannot be written.
         """
         html = render_page(self.rows(), self.folder)
-        with written_beside(self.index_path) as beside:
+        with atomic_write(self.index_path) as beside:
             beside.write_text(html, encoding="utf-8", errors="replace")
         return self.index_path
 
     def _write(self, row: PreviewRow) -> None:
         content = {"kind": _KIND, "version": _VERSION, **asdict(row)}
-        with written_beside(self.folder / f"{row.slide_id}.json") as beside:
+        with atomic_write(self.folder / f"{row.slide_id}.json") as beside:
             beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def preview_slide(
     path: Path,
-    folder: PreviewFolder,
+    folder: PreviewWriter,
     *,
     tiles: TileSettings,
     tissue: TissueSettings,
@@ -190,7 +190,7 @@ def preview_slide(
         If a file cannot be written; an older picture of the slide then stays.
     """
     try:
-        with survey_slide(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as survey:
+        with open_slide_tiles(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as survey:
             progress.slide_started(slide_id_of(path), survey.n_tiles)
             left_out: dict[int, str] = {}
             failed: set[int] = set()
@@ -201,19 +201,19 @@ def preview_slide(
             )
     except OutputError:  # no fault of the slide
         raise
-    except KnownError as error:
+    except MilError as error:
         return folder.add_failure(path, str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
         return folder.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {error}")
 
 
 def _judge(
-    survey: Survey, n_workers: int, progress: PreviewProgress
+    survey: SlideTiles, n_workers: int, progress: PreviewProgress
 ) -> tuple[dict[int, str], set[int]]:
     left_out: dict[int, str] = {}
     failed: set[int] = set()
     with ThreadPoolExecutor(n_workers, thread_name_prefix="decode") as pool:
-        for index, tile in read_tiles(
+        for index, tile in iter_tiles(
             pool, survey.slide, survey.grid, survey.judge, n_ahead=_TILES_AHEAD
         ):
             if isinstance(tile, TileError):
@@ -225,7 +225,7 @@ def _judge(
 
 
 def _row_of(
-    survey: Survey,
+    survey: SlideTiles,
     left_out: Mapping[int, str],
     n_failed: int,
     *,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from features.slides.resolution import OUTLIER_FACTOR, mpp_outliers
 from features.tiling.artifacts import RULES
-from features.visualization.thumbnail import in_order, swatch
+from features.visualization.thumbnail import legend_patch, sort_rules
 
 __all__ = ["PreviewRow", "known_mpp", "render_page"]
 
@@ -99,9 +99,9 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
         rows=rows,
         links={row.slide_id: _link(row.slide_id) for row in rows},
         thumbnails={row.slide_id: _thumbnail(row, folder) for row in rows},
-        rules=in_order(left_out),
+        rules=sort_rules(left_out),
         left_out=left_out,
-        meanings=_meanings(left_out),
+        meanings=_legend_rows(left_out),
         totals={
             name: sum(getattr(row, name) or 0 for row in rows)
             for name in ("n_found", "n_read", "n_kept", "n_failed")
@@ -119,15 +119,17 @@ def known_mpp(rows: Sequence[PreviewRow]) -> dict[str, float]:
     return {row.slide_id: row.mpp for row in rows if row.mpp is not None}
 
 
-def _meanings(left_out: Collection[str]) -> list[tuple[str, str, str]]:
+def _legend_rows(left_out: Collection[str]) -> list[tuple[str, str, str]]:
     """Name, small picture and meaning of everything that pictures may show."""
     fixed = {
         "tissue": "outline of what was found to be tissue",
         "kept": "tiles that stay",
         "failed": "tiles that could not be decoded",
     }
-    rules = {name: RULES[name].meaning if name in RULES else "" for name in in_order(left_out)}
-    return [(name, _data_uri(swatch(name), "PNG"), text) for name, text in (fixed | rules).items()]
+    rules = {name: RULES[name].meaning if name in RULES else "" for name in sort_rules(left_out)}
+    return [
+        (name, _data_uri(legend_patch(name), "PNG"), text) for name, text in (fixed | rules).items()
+    ]
 
 
 def _mpp_counts(rows: Sequence[PreviewRow]) -> list[tuple[float, str, int]]:

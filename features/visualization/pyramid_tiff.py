@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.utils.files import written_beside
-from features.visualization.heatmap import Scale, TilePlaces, colours_on_tiles, raster
+from features.utils.files import atomic_write
+from features.visualization.heatmap import ColorScale, TileLayout, colours_on_tiles, rasterize
 
-__all__ = ["overlay_downsample", "write_overlay"]
+__all__ = ["overlay_downsample", "write_heatmap_tiff"]
 
 _LEAST_TILE_PX = 16  # a tile of the slide, in the overlay
 _MOST_LONG_PX = 8192
@@ -21,7 +21,7 @@ _SEGMENT_PX = 256
 _UM_PER_CM = 10_000
 
 
-def overlay_downsample(places: TilePlaces) -> int:
+def overlay_downsample(places: TileLayout) -> int:
     """Level-0 px per px of the overlay's finest level: a power of two.
 
     The coarsest at which a tile is at least 16 px wide and high, as long as the overlay stays
@@ -36,8 +36,8 @@ def overlay_downsample(places: TilePlaces) -> int:
     return downsample
 
 
-def write_overlay(
-    path: Path, places: TilePlaces, values: npt.NDArray[np.float64], *, scale: Scale
+def write_heatmap_tiff(
+    path: Path, places: TileLayout, values: npt.NDArray[np.float64], *, scale: ColorScale
 ) -> int:
     """Write numbers of tiles as a tiled RGBA pyramid; transparent off the tiles.
 
@@ -67,10 +67,10 @@ def write_overlay(
     """
     first = overlay_downsample(places)
     mpp_x, mpp_y = places.mpp_xy
-    with written_beside(path) as beside, tifffile.TiffWriter(beside) as tiff:
+    with atomic_write(path) as beside, tifffile.TiffWriter(beside) as tiff:
         for downsample in _downsamples(places, first):
             tiff.write(
-                colours_on_tiles(raster(places, values, downsample=downsample), scale),
+                colours_on_tiles(rasterize(places, values, downsample=downsample), scale),
                 photometric="rgb",
                 extrasamples=["unassalpha"],
                 tile=(_SEGMENT_PX, _SEGMENT_PX),
@@ -85,7 +85,7 @@ def write_overlay(
     return first
 
 
-def _downsamples(places: TilePlaces, first: int) -> Iterator[int]:
+def _downsamples(places: TileLayout, first: int) -> Iterator[int]:
     """Downsamples of the levels, down to one that fits a single segment."""
     yield first
     while max(places.size_px0) / first > _SEGMENT_PX:

@@ -18,10 +18,10 @@ from features.slides.base import RgbArray
 from features.slides.reader import slide_id_of
 from features.slides.resampling import overview_level
 from features.tiling.artifacts import RULES
-from features.tiling.slide_tiles import Survey
+from features.tiling.slide_tiles import SlideTiles
 from features.visualization.caption import draw_caption, scale_bar
 
-__all__ = ["draw_survey", "in_order", "swatch"]
+__all__ = ["draw_tiling", "legend_patch", "sort_rules"]
 
 Bools = npt.NDArray[np.bool_]
 Rgb = tuple[int, int, int]
@@ -48,8 +48,8 @@ _SOURCES = {"file": "from the file", "given": "given", "assumed": "assumed"}
 _SWATCH_PX = (34, 20)
 
 
-def draw_survey(
-    survey: Survey,
+def draw_tiling(
+    survey: SlideTiles,
     *,
     left_out: Mapping[int, str],
     failed: Collection[int],
@@ -105,7 +105,7 @@ def draw_survey(
     return picture, (width, height)
 
 
-def swatch(name: str) -> Image.Image:
+def legend_patch(name: str) -> Image.Image:
     """How ``tissue``, ``kept``, ``failed`` or the tiles of a rule look in the picture, small."""
     pixels = np.full((_SWATCH_PX[1], _SWATCH_PX[0], 3), 255, np.uint8)
     box = np.array([[0, 0, _SWATCH_PX[0] - 1, _SWATCH_PX[1] - 1]])
@@ -124,12 +124,12 @@ def swatch(name: str) -> Image.Image:
     return image
 
 
-def in_order(names: Collection[str]) -> list[str]:
+def sort_rules(names: Collection[str]) -> list[str]:
     """Names of rules in the order in which they are asked, others after them."""
     return sorted(names, key=lambda name: (_place_of(name), name))
 
 
-def _ground(survey: Survey) -> tuple[RgbArray, float]:
+def _ground(survey: SlideTiles) -> tuple[RgbArray, float]:
     """The slide's picture to draw on, and its px per level-0 px.
 
     The overview of the survey was made for finding tissue and is small on a small slide; where a
@@ -150,14 +150,14 @@ def _ground(survey: Survey) -> tuple[RgbArray, float]:
     return np.array(image), image.width / overview.shape[1] / downsample
 
 
-def _level_px(survey: Survey, downsample: int) -> int:
+def _level_px(survey: SlideTiles, downsample: int) -> int:
     """Pixels of the level that an overview of that downsample is made from."""
     levels = survey.slide.levels
     level = levels[overview_level(levels, downsample)]
     return level.width_px * level.height_px
 
 
-def _facts(survey: Survey) -> list[str]:
+def _facts(survey: SlideTiles) -> list[str]:
     """Size, resolution and reader in words."""
     first, resolution = survey.slide.levels[0], survey.resolution
     width_mm = first.width_px * resolution.mpp_x / 1000
@@ -174,22 +174,25 @@ def _facts(survey: Survey) -> list[str]:
 
 
 def _legend(
-    survey: Survey, counts: Counter[str], n_failed: int, *, tiles_read: bool
+    survey: SlideTiles, counts: Counter[str], n_failed: int, *, tiles_read: bool
 ) -> list[tuple[Image.Image, str]]:
     n_tiles = survey.n_tiles
     n_kept = n_tiles - counts.total() - n_failed
     drawn = f" of {survey.n_found:,} found" if survey.n_found > n_tiles else ""
     entries = [
-        (swatch("tissue"), f"tissue {100 * survey.tissue.mask.mean():.1f} %"),
-        (swatch("kept"), f"{n_kept:,} tiles {'kept' if tiles_read else 'laid, not read'}{drawn}"),
-        *((swatch(name), f"{counts[name]:,} {name}") for name in in_order(counts)),
+        (legend_patch("tissue"), f"tissue {100 * survey.tissue.mask.mean():.1f} %"),
+        (
+            legend_patch("kept"),
+            f"{n_kept:,} tiles {'kept' if tiles_read else 'laid, not read'}{drawn}",
+        ),
+        *((legend_patch(name), f"{counts[name]:,} {name}") for name in sort_rules(counts)),
     ]
     if n_failed:
-        entries.append((swatch("failed"), f"{n_failed:,} not decoded"))
+        entries.append((legend_patch("failed"), f"{n_failed:,} not decoded"))
     return entries
 
 
-def _boxes(survey: Survey, scale: float, *, width: int, height: int) -> npt.NDArray[np.int64]:
+def _boxes(survey: SlideTiles, scale: float, *, width: int, height: int) -> npt.NDArray[np.int64]:
     """Tiles in the picture: left, top, right, bottom (the neighbour's first px); (n_tiles, 4)."""
     grid = survey.grid
     span = (grid.span_x_px0, grid.span_y_px0)

@@ -2,6 +2,6 @@
 
 from mil.audit.findings import Finding, Severity
 from mil.audit.run import AuditReport, audit
-from mil.audit.shortcuts import Predictability
+from mil.audit.shortcuts import ShortcutScore
 
-__all__ = ["AuditReport", "Finding", "Predictability", "Severity", "audit"]
+__all__ = ["AuditReport", "Finding", "Severity", "ShortcutScore", "audit"]

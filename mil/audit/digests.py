@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import Bag, BagPlace, Fingerprint, require_same_fingerprint
+from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint
 from features.bags.h5 import read_bag
 from features.errors import BagError
-from mil.audit.tables import Side
+from mil.audit.tables import Split
 
-__all__ = ["Owner", "SlideDigest", "find_owners", "read_digests"]
+__all__ = ["SlideDigest", "TableEntry", "find_owners", "read_digests"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
+class TableEntry:
     """Where a slide stands in the tables."""
 
     slide_id: str
@@ -43,7 +43,7 @@ class SlideDigest:
 
     slide_id: str
     """Name of the slide."""
-    path: BagPlace
+    path: BagRef
     """Its bag."""
     fingerprint: Fingerprint
     """How the bag was made."""
@@ -65,15 +65,15 @@ class SlideDigest:
     """Mean embedding, shape (dim,); zeros without tiles."""
 
 
-def find_owners(sides: Sequence[Side]) -> dict[str, Owner]:
+def find_owners(sides: Sequence[Split]) -> dict[str, TableEntry]:
     """Where each slide stands, by slide id, in order of first appearance."""
-    found: dict[str, Owner] = {}
+    found: dict[str, TableEntry] = {}
     for side in sides:
         for row in side.rows.to_dict("records"):
             slide_id = str(row["slide"])
             labels = {str(row["label"])} if "label" in row else set()
             known = found.get(slide_id)
-            found[slide_id] = Owner(
+            found[slide_id] = TableEntry(
                 slide_id=slide_id,
                 sides=frozenset({side.name, *(known.sides if known else ())}),
                 patient_ids=frozenset({row["patient"], *(known.patient_ids if known else ())}),
@@ -83,7 +83,7 @@ def find_owners(sides: Sequence[Side]) -> dict[str, Owner]:
 
 
 def read_digests(
-    slide_ids: Iterable[str], bag_paths: Mapping[str, BagPlace], *, on_slide: Callable[[], None]
+    slide_ids: Iterable[str], bag_paths: Mapping[str, BagRef], *, on_slide: Callable[[], None]
 ) -> dict[str, SlideDigest]:
     """Read bags one after the other and keep a digest of each; slides without one are left out.
 
@@ -109,12 +109,12 @@ def read_digests(
     if not found:
         raise BagError(
             "bags",
-            found="no slide of the tables has one",
+            actual="no slide of the tables has one",
             expected="a bag named after each slide",
-            advice="Check --bags, and that slide ids equal file names without suffix.",
+            hint="Check --bags, and that slide ids equal file names without suffix.",
         )
     first = next(iter(found.values()))
-    require_same_fingerprint(
+    check_fingerprint(
         first.fingerprint,
         ((digest.path, digest.fingerprint) for digest in found.values()),
         source=f"the bag of {first.slide_id!r}",
@@ -122,7 +122,7 @@ def read_digests(
     return found
 
 
-def _read_digest(slide_id: str, path: BagPlace) -> SlideDigest:
+def _read_digest(slide_id: str, path: BagRef) -> SlideDigest:
     bag = read_bag(path)
     return SlideDigest(
         slide_id=slide_id,

@@ -24,16 +24,16 @@ import numpy.typing as npt
 from features.bags.bag import Bag
 from features.bags.h5 import read_bag
 from features.utils.text import percent
-from mil.audit.digests import Owner, SlideDigest
-from mil.audit.findings import Finding, Severity, listed
+from mil.audit.digests import SlideDigest, TableEntry
+from mil.audit.findings import Finding, Severity, abbreviate
 
 __all__ = [
     "LEAST_AGREEING_TILES",
     "LEAST_AGREEMENT",
     "Agreement",
-    "agreement",
     "find_identical",
     "find_near_duplicates",
+    "match_tiles",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -78,10 +78,10 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class _Copies:
+class _DuplicateFinding:
     """Slides that are one, in words."""
 
-    owners: tuple[Owner, ...]
+    owners: tuple[TableEntry, ...]
     detail: str = ""
 
     @property
@@ -109,7 +109,7 @@ _ADVICE = {
 
 
 def find_identical(
-    digests: Mapping[str, SlideDigest], owners: Mapping[str, Owner]
+    digests: Mapping[str, SlideDigest], owners: Mapping[str, TableEntry]
 ) -> list[Finding]:
     """Slides of different names with the same file content or the same embeddings."""
     by_content = _groups(digests, lambda digest: digest.content_id)
@@ -127,15 +127,15 @@ def find_identical(
 
 def find_near_duplicates(
     digests: Mapping[str, SlideDigest],
-    owners: Mapping[str, Owner],
+    owners: Mapping[str, TableEntry],
     *,
     on_pair: Callable[[int, int], None],
 ) -> list[Finding]:
     """Slides of different patients that show the same tissue: re-scans, re-encoded copies, crops.
 
     For every slide the three most similar slides of other patients, by the cosine of mean
-    embeddings, are compared tile by tile, see :func:`agreement`. Slides of whose tiles nobody knows
-    where they lie are left out.
+    embeddings, are compared tile by tile, see :func:`match_tiles`. Slides of whose tiles nobody
+    knows where they lie are left out.
 
     Parameters
     ----------
@@ -163,15 +163,17 @@ def find_near_duplicates(
     read = lru_cache(maxsize=_N_KEPT)(read_bag)
     found = []
     for done, (first, second, cosine) in enumerate(pairs, start=1):
-        fit = agreement(read(first.path), read(second.path), centre=centre)
+        fit = match_tiles(read(first.path), read(second.path), centre=centre)
         if fit.is_copy:
             detail = f": {percent(fit.share)} of tiles agree, cosine of means {cosine:.2f}"
-            found.append(_Copies((owners[first.slide_id], owners[second.slide_id]), detail))
+            found.append(
+                _DuplicateFinding((owners[first.slide_id], owners[second.slide_id]), detail)
+            )
         on_pair(done, len(pairs))
     return list(_by_severity("near_duplicate", "show the same tissue", found))
 
 
-def agreement(first: Bag, second: Bag, *, centre: Floats) -> Agreement:
+def match_tiles(first: Bag, second: Bag, *, centre: Floats) -> Agreement:
     """Count tiles of the smaller bag whose best matches in the other lie at one displacement.
 
     Parameters
@@ -211,7 +213,7 @@ def _places(bag: Bag) -> Floats:
 
 
 def _candidates(
-    usable: Sequence[SlideDigest], owners: Mapping[str, Owner], centre: Floats
+    usable: Sequence[SlideDigest], owners: Mapping[str, TableEntry], centre: Floats
 ) -> list[tuple[SlideDigest, SlideDigest, float]]:
     """Each slide with its nearest slides of other patients; no pair twice, no identical files."""
     means = _directions(np.stack([digest.mean for digest in usable]), centre)
@@ -228,7 +230,9 @@ def _candidates(
     return [(usable[a], usable[b], cosine) for (a, b), cosine in sorted(pairs.items())]
 
 
-def _may_be_compared(first: SlideDigest, second: SlideDigest, owners: Mapping[str, Owner]) -> bool:
+def _may_be_compared(
+    first: SlideDigest, second: SlideDigest, owners: Mapping[str, TableEntry]
+) -> bool:
     known = (
         first.features_sha256 == second.features_sha256
         or first.content_id == second.content_id != ""
@@ -249,13 +253,13 @@ def _groups(
 
 
 def _findings(
-    kind: str, verb: str, groups: Iterable[Sequence[str]], owners: Mapping[str, Owner]
+    kind: str, verb: str, groups: Iterable[Sequence[str]], owners: Mapping[str, TableEntry]
 ) -> Iterator[Finding]:
-    copies = [_Copies(tuple(owners[name] for name in group)) for group in groups]
+    copies = [_DuplicateFinding(tuple(owners[name] for name in group)) for group in groups]
     return _by_severity(kind, verb, copies)
 
 
-def _by_severity(kind: str, verb: str, copies: Sequence[_Copies]) -> Iterator[Finding]:
+def _by_severity(kind: str, verb: str, copies: Sequence[_DuplicateFinding]) -> Iterator[Finding]:
     """One finding for all copies that are equally bad."""
     for severity in Severity:
         subjects = tuple(str(found) for found in copies if found.severity is severity)
@@ -264,7 +268,7 @@ def _by_severity(kind: str, verb: str, copies: Sequence[_Copies]) -> Iterator[Fi
             yield Finding(
                 severity=severity,
                 kind=kind,
-                message=f"slides {of_whom}{verb}: {listed(subjects)}",
+                message=f"slides {of_whom}{verb}: {abbreviate(subjects)}",
                 advice=_ADVICE[severity],
                 subjects=subjects,
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Finding", "Severity", "listed"]
+__all__ = ["Finding", "Severity", "abbreviate"]
 
 _N_NAMED = 3
 
@@ -48,7 +48,7 @@ class Finding:
         }
 
 
-def listed(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """The first few names and how many more there are: ``a, b, c and 4 more``."""
     more = len(names) - _N_NAMED
     return ", ".join(names[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.bags.store import open_bags
-from mil.audit.digests import Owner, SlideDigest, find_owners, read_digests
+from mil.audit.digests import SlideDigest, TableEntry, find_owners, read_digests
 from mil.audit.duplicates import find_identical, find_near_duplicates
-from mil.audit.findings import Finding, Severity, listed
+from mil.audit.findings import Finding, Severity, abbreviate
 from mil.audit.shortcuts import (
     LEAST_OF_A_CLASS,
-    Predictability,
+    ShortcutScore,
     audit_shortcuts,
     measure_shortcuts,
 )
 from mil.audit.tables import (
-    audit_lookalikes,
-    audit_sides,
+    audit_overlap,
+    audit_similar_ids,
     audit_sizes,
     audit_table,
     read_side,
@@ -31,7 +31,7 @@ __all__ = ["AuditReport", "audit"]
 OnStep = Callable[[str, int, int], None]
 
 
-def _say_nothing(what: str, done: int, total: int) -> None:
+def _no_progress(what: str, done: int, total: int) -> None:
     """Show no progress."""
     del what, done, total
 
@@ -48,7 +48,7 @@ class AuditReport:
     """Bags looked at; 0 if only tables were audited."""
     findings: tuple[Finding, ...]
     """What was found, worst first."""
-    predictability: tuple[Predictability, ...]
+    predictability: tuple[ShortcutScore, ...]
     """The shortcut report."""
 
     @property
@@ -75,7 +75,7 @@ def audit(
     bags_dir: Path | None = None,
     n_folds: int = 5,
     seed: int = 0,
-    on_step: OnStep = _say_nothing,
+    on_step: OnStep = _no_progress,
 ) -> AuditReport:
     """Look for leaks and shortcuts before anything is trained.
 
@@ -106,15 +106,15 @@ def audit(
         sides.append(read_side(test, name="test"))
     findings = [finding for side in sides for finding in audit_table(side)]
     if test is not None:
-        findings += audit_sides(*sides)
-    findings += audit_lookalikes(sides)
+        findings += audit_overlap(*sides)
+    findings += audit_similar_ids(sides)
     owners = find_owners(sides)
     digests: Mapping[str, SlideDigest] = {}
     if bags_dir is not None:
         digests = _read(bags_dir, owners, on_step)
         findings += _audit_bags(digests, owners, on_step)
     cohort = _cohort(train, findings)
-    measured: tuple[Predictability, ...] = ()
+    measured: tuple[ShortcutScore, ...] = ()
     if cohort is not None:
         on_step("measuring shortcuts", 0, 1)
         measured = measure_shortcuts(cohort, digests, n_folds=n_folds, seed=seed)
@@ -131,7 +131,7 @@ def audit(
 
 
 def _read(
-    bags_dir: Path, owners: Mapping[str, Owner], on_step: OnStep
+    bags_dir: Path, owners: Mapping[str, TableEntry], on_step: OnStep
 ) -> Mapping[str, SlideDigest]:
     n_done = 0
 
@@ -144,7 +144,7 @@ def _read(
 
 
 def _audit_bags(
-    digests: Mapping[str, SlideDigest], owners: Mapping[str, Owner], on_step: OnStep
+    digests: Mapping[str, SlideDigest], owners: Mapping[str, TableEntry], on_step: OnStep
 ) -> list[Finding]:
     missing = tuple(slide_id for slide_id in owners if slide_id not in digests)
     found = find_identical(digests, owners)
@@ -157,7 +157,7 @@ def _audit_bags(
                 severity=Severity.warning,
                 kind="slide_without_bag",
                 message=f"{len(missing)} of {len(owners)} slides have no bag and were not looked "
-                f"at: {listed(missing)}",
+                f"at: {abbreviate(missing)}",
                 advice="Embed them with 'mil embed', and audit again.",
                 subjects=missing,
             )
@@ -169,7 +169,8 @@ def _audit_bags(
                 severity=Severity.note,
                 kind="places_not_known",
                 message=f"{len(nowhere)} of {len(digests)} bags hold series of images or do not "
-                f"say where tiles lie: {listed(nowhere)}; copies among them are told by file and "
+                f"say where tiles lie: {abbreviate(nowhere)}; copies among them are told "
+                "by file and "
                 "by embeddings only, not when scanned or embedded again",
                 advice="",
                 subjects=nowhere,

@@ -20,11 +20,11 @@ from sklearn.preprocessing import StandardScaler
 from mil.audit.digests import SlideDigest
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Patient
-from mil.data.splits import patient_folds, stratified_parts
+from mil.data.splits import patient_folds, stratified_fold_ids
 from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy, stratified_bootstrap
-from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_model, table_columns
+from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
 
-__all__ = ["LEAST_OF_A_CLASS", "Predictability", "audit_shortcuts", "measure_shortcuts"]
+__all__ = ["LEAST_OF_A_CLASS", "ShortcutScore", "audit_shortcuts", "measure_shortcuts"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ _MOST_COMPONENTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictability:
+class ShortcutScore:
     """How well one thing predicts another, judged on patients the small model had not seen."""
 
     source: str
@@ -77,7 +77,7 @@ class Predictability:
 
 def measure_shortcuts(
     cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
-) -> tuple[Predictability, ...]:
+) -> tuple[ShortcutScore, ...]:
     """Measure what predicts the label without tissue, and whether embeddings betray the centre.
 
     The small model is a logistic regression with squares and products, classes weighted equally.
@@ -99,7 +99,9 @@ def measure_shortcuts(
     tuple
         One entry a source that varies at all; empty if a class has fewer than ten patients.
     """
-    of_table = ((name, cohort, values) for name, values in table_columns(cohort.patients).items())
+    of_table = (
+        (name, cohort, values) for name, values in shortcut_features(cohort.patients).items()
+    )
     columns = [*of_table, *_slide_columns(cohort, digests)]
     if len(columns) > 1:
         shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
@@ -115,7 +117,7 @@ def measure_shortcuts(
     return tuple(found)
 
 
-def audit_shortcuts(measured: tuple[Predictability, ...]) -> list[Finding]:
+def audit_shortcuts(measured: tuple[ShortcutScore, ...]) -> list[Finding]:
     """What the measured shortcuts mean."""
     found = [_about_label(m) for m in measured if m.target == "label" and m.is_above_chance]
     centre_tells = any(
@@ -129,7 +131,7 @@ def audit_shortcuts(measured: tuple[Predictability, ...]) -> list[Finding]:
     return found
 
 
-def _about_label(measured: Predictability) -> Finding:
+def _about_label(measured: ShortcutScore) -> Finding:
     score = measured.score
     return Finding(
         severity=Severity.warning,
@@ -143,7 +145,7 @@ def _about_label(measured: Predictability) -> Finding:
     )
 
 
-def _about_centre(measured: Predictability, *, centre_tells: bool) -> Finding:
+def _about_centre(measured: ShortcutScore, *, centre_tells: bool) -> Finding:
     score = measured.score
     message = (
         f"mean embeddings tell the centre: balanced accuracy {score.value:.3f} "
@@ -233,7 +235,7 @@ def _smallest_class(cohort: Cohort) -> int:
 
 def _label_from(
     values: Floats, cohort: Cohort, *, source: str, n_folds: int, seed: int, n_compared: int
-) -> Predictability:
+) -> ShortcutScore:
     folds = patient_folds(
         cohort, n_folds=min(n_folds, _smallest_class(cohort)), n_repeats=_N_REPEATS, seed=seed
     )
@@ -242,7 +244,7 @@ def _label_from(
     for fold in folds:
         parts[fold.repeat, [places[name] for name in fold.test_ids]] = fold.index
     proba = _out_of_fold(shortcut_model(source), values, cohort.labels, parts)
-    return Predictability(
+    return ShortcutScore(
         source=source,
         target="label",
         metric="auroc",
@@ -254,7 +256,7 @@ def _label_from(
 
 def _centre_from_embeddings(
     cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
-) -> Iterator[Predictability]:
+) -> Iterator[ShortcutScore]:
     """Whether the mean embedding of a patient tells the centre; of centres with ten patients."""
     means, centres = [], []
     for patient in cohort.patients:
@@ -272,7 +274,7 @@ def _centre_from_embeddings(
     truth = np.unique(indices[kept], return_inverse=True)[1].astype(np.int64)
     n_parts = min(n_folds, int(counts[enough].min()))
     parts = np.stack(
-        [stratified_parts(truth, n_parts=n_parts, seed=(seed, r)) for r in range(_N_REPEATS)]
+        [stratified_fold_ids(truth, n_parts=n_parts, seed=(seed, r)) for r in range(_N_REPEATS)]
     )
     n_components = min(_MOST_COMPONENTS, values.shape[1], len(values) // 2)
     model = make_pipeline(
@@ -280,7 +282,7 @@ def _centre_from_embeddings(
         PCA(n_components, whiten=True, random_state=seed),
         LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000),
     )
-    yield Predictability(
+    yield ShortcutScore(
         source="mean embedding",
         target="centre",
         metric="balanced_accuracy",

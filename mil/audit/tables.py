@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from features.utils.text import counted
-from mil.audit.findings import Finding, Severity, listed
+from features.utils.text import pluralize
+from mil.audit.findings import Finding, Severity, abbreviate
 from mil.data.cohort import Cohort, read_slide_rows
 from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
 
-__all__ = ["Side", "audit_lookalikes", "audit_sides", "audit_sizes", "audit_table", "read_side"]
+__all__ = ["Split", "audit_overlap", "audit_similar_ids", "audit_sizes", "audit_table", "read_side"]
 
 _LEAST_OF_A_CLASS_IN_A_FOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Side:
+class Split:
     """One table of the audit."""
 
     name: str
@@ -37,7 +37,7 @@ class Side:
         return set(self.rows["patient"])
 
 
-def read_side(path: Path, *, name: str) -> Side:
+def read_side(path: Path, *, name: str) -> Split:
     """Read one table; only the training side needs labels.
 
     Raises
@@ -47,10 +47,10 @@ def read_side(path: Path, *, name: str) -> Side:
     CohortError
         If a cell is empty or an id was turned into a number.
     """
-    return Side(name=name, path=path, rows=read_slide_rows(path, labelled=name == "train"))
+    return Split(name=name, path=path, rows=read_slide_rows(path, labelled=name == "train"))
 
 
-def audit_table(side: Side) -> list[Finding]:
+def audit_table(side: Split) -> list[Finding]:
     """Rows of one table that contradict each other; training refuses all of them."""
     rows = side.rows
     owners = rows.groupby("slide")["patient"].nunique()
@@ -63,8 +63,8 @@ def audit_table(side: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="slide_of_two_patients",
-                message=f"{side.path}: {counted(len(shared), 'slides')} of two patients or more: "
-                f"{listed(shared)}; folds of patients would hold it on both sides",
+                message=f"{side.path}: {pluralize(len(shared), 'slides')} of two patients or more: "
+                f"{abbreviate(shared)}; folds of patients would hold it on both sides",
                 advice="Find out whose it is, and leave the other rows out.",
                 subjects=tuple(shared),
             )
@@ -74,8 +74,8 @@ def audit_table(side: Side) -> list[Finding]:
             Finding(
                 severity=Severity.warning,
                 kind="slide_listed_twice",
-                message=f"{side.path}: {counted(len(again), 'slides')} listed twice: "
-                f"{listed(again)}",
+                message=f"{side.path}: {pluralize(len(again), 'slides')} listed twice: "
+                f"{abbreviate(again)}",
                 advice="Keep one row a slide.",
                 subjects=tuple(again),
             )
@@ -86,7 +86,7 @@ def audit_table(side: Side) -> list[Finding]:
     return found
 
 
-def audit_sides(train: Side, test: Side) -> list[Finding]:
+def audit_overlap(train: Split, test: Split) -> list[Finding]:
     """Patients and slides that stand both in the training and in the test table."""
     found = []
     patients = sorted(train.patient_ids & test.patient_ids)
@@ -95,8 +95,8 @@ def audit_sides(train: Side, test: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="patient_on_two_sides",
-                message=f"{counted(len(patients), 'patients')} both in {train.path} and in "
-                f"{test.path}: {listed(patients)}",
+                message=f"{pluralize(len(patients), 'patients')} both in {train.path} and in "
+                f"{test.path}: {abbreviate(patients)}",
                 advice="Take them out of one table; scores on them say nothing of new patients.",
                 subjects=tuple(patients),
             )
@@ -107,8 +107,8 @@ def audit_sides(train: Side, test: Side) -> list[Finding]:
             Finding(
                 severity=Severity.error,
                 kind="slide_on_two_sides",
-                message=f"{counted(len(slides), 'slides')} both in {train.path} and in "
-                f"{test.path}: {listed(slides)}",
+                message=f"{pluralize(len(slides), 'slides')} both in {train.path} and in "
+                f"{test.path}: {abbreviate(slides)}",
                 advice="Take them out of one table.",
                 subjects=tuple(slides),
             )
@@ -116,7 +116,7 @@ def audit_sides(train: Side, test: Side) -> list[Finding]:
     return found
 
 
-def audit_lookalikes(sides: Sequence[Side]) -> list[Finding]:
+def audit_similar_ids(sides: Sequence[Split]) -> list[Finding]:
     """Patient ids that differ in capitals or leading zeros only, perhaps one patient's."""
     forms = defaultdict(set)
     for name in set().union(*(side.patient_ids for side in sides)):
@@ -128,7 +128,8 @@ def audit_lookalikes(sides: Sequence[Side]) -> list[Finding]:
         Finding(
             severity=Severity.warning,
             kind="lookalike_patients",
-            message="patient ids that differ in capitals or leading zeros only: " + listed(alike),
+            message="patient ids that differ in capitals or leading zeros only: "
+            + abbreviate(alike),
             advice="If they are one patient, write the id alike everywhere.",
             subjects=tuple(alike),
         )
@@ -150,7 +151,7 @@ def audit_sizes(cohort: Cohort, *, n_folds: int, seed: int) -> list[Finding]:
     return found
 
 
-def _two_values(side: Side, column: str) -> list[Finding]:
+def _two_values(side: Split, column: str) -> list[Finding]:
     n_values = side.rows.groupby("patient")[column].nunique()
     names = sorted(n_values[n_values > 1].index)
     if not names:
@@ -159,8 +160,9 @@ def _two_values(side: Side, column: str) -> list[Finding]:
         Finding(
             severity=Severity.warning,
             kind=f"patient_with_two_{column}s",
-            message=f"{side.path}: {counted(len(names), 'patients')} with more than one {column}: "
-            f"{listed(names)}",
+            message=f"{side.path}: {pluralize(len(names), 'patients')} with more than one "
+            f"{column}: "
+            f"{abbreviate(names)}",
             advice=f"Give each patient one {column}; training refuses the table as it is.",
             subjects=tuple(names),
         )
@@ -173,7 +175,7 @@ def _small_classes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.warning,
                 kind="class_too_small",
-                message=f"class {name!r} has {counted(count, 'patients')}, too few for {n_folds} "
+                message=f"class {name!r} has {pluralize(count, 'patients')}, too few for {n_folds} "
                 "folds",
                 advice=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
                 subjects=(name,),
@@ -182,7 +184,7 @@ def _small_classes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.note,
                 kind="fold_small",
-                message=f"class {name!r} has {counted(count, 'patients')}: a fold judges "
+                message=f"class {name!r} has {pluralize(count, 'patients')}: a fold judges "
                 f"{count // n_folds} of them or one more",
                 advice="Read scores over all folds and their interval, never a single fold's.",
                 subjects=(name,),
@@ -201,7 +203,7 @@ def _one_sided_centres(cohort: Cohort) -> list[Finding]:
         Finding(
             severity=Severity.note,
             kind="centre_with_one_class",
-            message=f"centres with patients of one class only: {listed(names)}",
+            message=f"centres with patients of one class only: {abbreviate(names)}",
             advice="Look at the shortcut report; with --by centre they get no AUROC of their own.",
             subjects=tuple(names),
         )

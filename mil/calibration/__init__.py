@@ -3,7 +3,7 @@
 One calibrator a file; importing the package makes all of them known.
 """
 
-from mil.calibration.auto import Automatic
+from mil.calibration.auto import AutoCalibrator
 from mil.calibration.base import (
     LEAST_OF_A_CLASS,
     Calibrator,
@@ -13,23 +13,23 @@ from mil.calibration.base import (
     logits_of,
     register_calibrator,
 )
-from mil.calibration.beta import Beta
+from mil.calibration.beta import BetaCalibration
 from mil.calibration.cross_fit import CrossFitted, cross_fit
-from mil.calibration.dirichlet import Dirichlet
-from mil.calibration.identity import Uncalibrated
-from mil.calibration.platt import ShrunkenPlatt
-from mil.calibration.temperature import Temperature
+from mil.calibration.dirichlet import DirichletCalibration
+from mil.calibration.identity import IdentityCalibrator
+from mil.calibration.platt import PlattScaling
+from mil.calibration.temperature import TemperatureScaling
 
 __all__ = [
     "LEAST_OF_A_CLASS",
-    "Automatic",
-    "Beta",
+    "AutoCalibrator",
+    "BetaCalibration",
     "Calibrator",
     "CrossFitted",
-    "Dirichlet",
-    "ShrunkenPlatt",
-    "Temperature",
-    "Uncalibrated",
+    "DirichletCalibration",
+    "IdentityCalibrator",
+    "PlattScaling",
+    "TemperatureScaling",
     "build_calibrator",
     "calibrator_from_dict",
     "calibrator_names",

@@ -17,11 +17,11 @@ from mil.calibration.base import (
     register_calibrator,
 )
 from mil.calibration.penalized_fit import weigh
-from mil.calibration.platt import ShrunkenPlatt
-from mil.data.splits import stratified_parts
+from mil.calibration.platt import PlattScaling
+from mil.data.splits import stratified_fold_ids
 from mil.errors import CalibrationError
 
-__all__ = ["Automatic"]
+__all__ = ["AutoCalibrator"]
 
 _N_PARTS = 5
 _LEAST_TO_CHOOSE = 10
@@ -29,7 +29,7 @@ _LEAST_PROBABILITY = 1e-15
 
 
 @register_calibrator("auto")
-class Automatic(Calibrator):
+class AutoCalibrator(Calibrator):
     """Whichever calibrator an inner cross-validation finds, with a bias to fewer parameters.
 
     Within the patients it is given, each candidate is fitted on four fifths and judged on the rest
@@ -55,7 +55,7 @@ class Automatic(Calibrator):
     def __init__(
         self, *, picked: Calibrator | None = None, losses: Mapping[str, float] | None = None
     ) -> None:
-        self.picked_: Calibrator = ShrunkenPlatt() if picked is None else picked
+        self.picked_: Calibrator = PlattScaling() if picked is None else picked
         self.losses_: dict[str, float] = dict(losses or {})
 
     @classmethod
@@ -71,13 +71,15 @@ class Automatic(Calibrator):
         name = "platt"
         self.losses_ = {}
         if np.bincount(labels[first], minlength=n_classes).min() >= _LEAST_TO_CHOOSE:
-            parts = stratified_parts(labels[first], n_parts=_N_PARTS, seed=(len(patients),))[owner]
+            parts = stratified_fold_ids(labels[first], n_parts=_N_PARTS, seed=(len(patients),))[
+                owner
+            ]
             mass = weigh(logits, labels, groups).mass
             losses = {
                 kind: _held_out(kind, logits, labels, owners, parts)
                 for kind in _candidates(n_classes)
             }
-            name = _plainest(losses, mass, owner, labels[first])
+            name = _one_standard_error_choice(losses, mass, owner, labels[first])
             self.losses_ = {
                 kind: float(np.average(found, weights=mass)) for kind, found in losses.items()
             }
@@ -103,7 +105,9 @@ class Automatic(Calibrator):
             or not isinstance(picked, Mapping)
             or not isinstance(losses, Mapping)
         ):
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected="what it picked")
+            raise CalibrationError(
+                "calibrator", actual=f"{dict(values)}", expected="what it picked"
+            )
         return cls(picked=calibrator_from_dict(picked), losses=losses)
 
 
@@ -130,7 +134,7 @@ def _held_out(name: str, logits: Floats, labels: Ints, owners: Ints, parts: Ints
     return losses
 
 
-def _plainest(
+def _one_standard_error_choice(
     losses: Mapping[str, Floats], mass: Floats, owner: Ints, labels_of_patients: Ints
 ) -> str:
     """First of the candidates that is within one standard error of the best."""

@@ -127,7 +127,7 @@ def build_calibrator(name: str, *, n_classes: int) -> Calibrator:
     if name not in calibrator_names(n_classes):
         raise CalibrationError(
             f"calibrator {name!r}",
-            found=f"not for {n_classes} classes" if name in _KNOWN else "unknown",
+            actual=f"not for {n_classes} classes" if name in _KNOWN else "unknown",
             expected=" or ".join(calibrator_names(n_classes)),
         )
     return _KNOWN[name]()
@@ -144,7 +144,7 @@ def calibrator_from_dict(values: Mapping[str, Any]) -> Calibrator:
     kinds = {known.kind: known for known in _KNOWN.values()}
     if values.get("kind") not in kinds:
         raise CalibrationError(
-            "calibrator", found=f"kind {values.get('kind')!r}", expected=" or ".join(sorted(kinds))
+            "calibrator", actual=f"kind {values.get('kind')!r}", expected=" or ".join(sorted(kinds))
         )
     return kinds[values["kind"]].from_dict(values)
 
@@ -164,7 +164,7 @@ def read_numbers(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
     if numbers.ndim != n_axes or not np.isfinite(numbers).all():
         raise CalibrationError(
             f"calibrator {values.get('kind')!r}",
-            found=f"{key} = {values.get(key)!r}",
+            actual=f"{key} = {values.get(key)!r}",
             expected=f"finite numbers in {n_axes} axes",
         )
     return numbers

@@ -14,21 +14,21 @@ from mil.calibration.penalized_fit import (
     RIDGE_SLOPE,
     bias_terms,
     class_terms,
-    fit_loglinear,
+    fit_penalized_softmax,
     weigh,
 )
 from mil.errors import CalibrationError
 
-__all__ = ["Beta"]
+__all__ = ["BetaCalibration"]
 
 
 @register_calibrator("beta")
-class Beta(Calibrator):
+class BetaCalibration(Calibrator):
     """``logit q = a ln p - b ln(1 - p) + c`` with ``a, b >= 0`` (Kull et al., 2017); two classes.
 
     The family holds the identity (a = b = 1, c = 0) and, with a = b, Platt's sigmoid; a and b that
     differ bend the map where one class is overconfident and the other is not. Targets, weights and
-    ridge are those of :class:`mil.calibration.platt.ShrunkenPlatt`, half of its ridge for either
+    ridge are those of :class:`mil.calibration.platt.PlattScaling`, half of its ridge for either
     slope. Neither slope is negative, so patients are never re-ranked in reverse.
 
     Attributes
@@ -61,7 +61,7 @@ class Beta(Calibrator):
         """Fit slopes and biases, see :meth:`mil.calibration.base.Calibrator.fit`."""
         evidence = weigh(logits, labels, groups)
         terms = class_terms(log_softmax(logits, axis=1) / evidence.spread)
-        found = fit_loglinear(
+        found = fit_penalized_softmax(
             np.concatenate([terms, bias_terms(len(logits), 2)]),
             evidence,
             ridge=np.array([RIDGE_SLOPE / 2] * 2 + [RIDGE_BIAS] * 2),
@@ -86,5 +86,5 @@ class Beta(Calibrator):
         slopes = read_numbers(values, "slopes", n_axes=1)
         bias = read_numbers(values, "bias", n_axes=1)
         if values.get("kind") != cls.kind or len(slopes) != 2 or (slopes < 0).any():
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected="two slopes")
+            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected="two slopes")
         return cls(slopes=slopes.tolist(), bias=bias.tolist())

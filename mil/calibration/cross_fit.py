@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mil.calibration.auto import Automatic
+from mil.calibration.auto import AutoCalibrator
 from mil.calibration.base import Floats, Ints, build_calibrator
 
 __all__ = ["CrossFitted", "cross_fit"]
@@ -43,8 +43,8 @@ def cross_fit(
     calibrator
         Name, see :func:`mil.calibration.base.build_calibrator`.
     standing
-        From :func:`mil.data.patient_groups.leaders`, shape (patients,); by default everybody's own
-        place.
+        From :func:`mil.data.patient_groups.group_ids`, shape (patients,); by default everybody's
+        own place.
 
     Raises
     ------
@@ -63,5 +63,5 @@ def cross_fit(
                 logits[repeat, seen], labels[seen]
             )
             proba[repeat, judged] = fitted.predict_proba(logits[repeat, judged])
-            kinds[(fitted.picked_ if isinstance(fitted, Automatic) else fitted).kind] += 1
+            kinds[(fitted.picked_ if isinstance(fitted, AutoCalibrator) else fitted).kind] += 1
     return CrossFitted(proba=proba, kinds=dict(kinds))

@@ -13,18 +13,18 @@ from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
     RIDGE_SLOPE,
     bias_terms,
-    fit_loglinear,
+    fit_penalized_softmax,
     weigh,
 )
 from mil.errors import CalibrationError
 
-__all__ = ["Dirichlet"]
+__all__ = ["DirichletCalibration"]
 
 _RIDGE_OFF_DIAGONAL = 5.0
 
 
 @register_calibrator("dirichlet")
-class Dirichlet(Calibrator):
+class DirichletCalibration(Calibrator):
     """``softmax(matrix_ @ ln p + bias_)`` (Kull et al., 2019) for three or more classes.
 
     Off the diagonal the matrix is held to 0 by a ridge ten times that of a slope, and the biases by
@@ -73,7 +73,7 @@ class Dirichlet(Calibrator):
         terms = np.zeros((n_classes**2, n, n_classes))
         terms[np.arange(n_classes**2), :, into] = logs.T[of]
         ridge = np.where(into == of, RIDGE_SLOPE / n_classes, _RIDGE_OFF_DIAGONAL)
-        found = fit_loglinear(
+        found = fit_penalized_softmax(
             np.concatenate([terms, bias_terms(n, n_classes)]),
             evidence,
             ridge=np.concatenate([ridge, np.full(n_classes, RIDGE_BIAS)]),
@@ -98,5 +98,5 @@ class Dirichlet(Calibrator):
         matrix = read_numbers(values, "matrix", n_axes=2)
         bias = read_numbers(values, "bias", n_axes=1)
         if values.get("kind") != cls.kind or matrix.shape != (len(bias), len(bias)):
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected="a matrix")
+            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected="a matrix")
         return cls(matrix=matrix.tolist(), bias=bias.tolist())

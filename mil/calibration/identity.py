@@ -12,11 +12,11 @@ from mil.calibration.base import Calibrator, Floats, Ints, register_calibrator
 from mil.calibration.penalized_fit import weigh
 from mil.errors import CalibrationError
 
-__all__ = ["Uncalibrated"]
+__all__ = ["IdentityCalibrator"]
 
 
 @register_calibrator("none")
-class Uncalibrated(Calibrator):
+class IdentityCalibrator(Calibrator):
     """The logits taken at their word; nothing is fitted."""
 
     kind = "none"
@@ -44,5 +44,5 @@ class Uncalibrated(Calibrator):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what :meth:`as_dict` gave."""
         if values.get("kind") != cls.kind:
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected=cls.kind)
+            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected=cls.kind)
         return cls()

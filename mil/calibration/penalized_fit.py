@@ -8,17 +8,17 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from features.utils.text import counted
+from features.utils.text import pluralize
 from mil.calibration.base import LEAST_OF_A_CLASS, Floats, Ints
 from mil.errors import CalibrationError
 
 __all__ = [
     "RIDGE_BIAS",
     "RIDGE_SLOPE",
-    "Evidence",
+    "CalibrationData",
     "bias_terms",
     "class_terms",
-    "fit_loglinear",
+    "fit_penalized_softmax",
     "weigh",
 ]
 
@@ -30,7 +30,7 @@ RIDGE_BIAS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
+class CalibrationData:
     """Patients to fit on, weighed and smoothed."""
 
     centred: Floats
@@ -43,7 +43,7 @@ class Evidence:
     """Shape (n,): the same total for every class, the number of patients for all."""
 
 
-def weigh(logits: Floats, labels: Ints, groups: Ints | None) -> Evidence:
+def weigh(logits: Floats, labels: Ints, groups: Ints | None) -> CalibrationData:
     """Give every class the same weight, and smooth the truth as Platt (1999) did.
 
     Platt's targets treat a class of n patients as if one more of each class had been seen there,
@@ -68,7 +68,7 @@ def weigh(logits: Floats, labels: Ints, groups: Ints | None) -> Evidence:
     _refuse(logits, per_class)
     centred = logits - logits.mean(axis=1, keepdims=True)
     smoothing = (n_classes / (per_class + n_classes))[labels, None]
-    return Evidence(
+    return CalibrationData(
         centred=centred,
         spread=float(np.sqrt(np.average((centred**2).mean(axis=1), weights=each))) or 1.0,
         truth=np.eye(n_classes)[labels] * (1 - smoothing) + smoothing / n_classes,
@@ -76,7 +76,9 @@ def weigh(logits: Floats, labels: Ints, groups: Ints | None) -> Evidence:
     )
 
 
-def fit_loglinear(terms: Floats, evidence: Evidence, *, ridge: Floats, positive: Ints) -> Floats:
+def fit_penalized_softmax(
+    terms: Floats, evidence: CalibrationData, *, ridge: Floats, positive: Ints
+) -> Floats:
     """Factors of terms whose sum is the logit, by penalised maximum likelihood.
 
     ``softmax(sum_j factor_j * terms_j)``; the loss is convex, so what is found is the minimum.
@@ -135,13 +137,13 @@ def _refuse(logits: Floats, per_class: Floats) -> None:
     if not np.isfinite(logits).all():
         n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise CalibrationError(
-            "calibration", found=f"{n_bad} rows with NaN or infinity", expected="finite logits"
+            "calibration", actual=f"{n_bad} rows with NaN or infinity", expected="finite logits"
         )
     if per_class.min() < LEAST_OF_A_CLASS - 1e-9:
         raise CalibrationError(
             "calibration",
-            found=f"{counted(round(per_class.min()), 'patients')} of class "
+            actual=f"{pluralize(round(per_class.min()), 'patients')} of class "
             f"{per_class.argmin() + 1} of {len(per_class)}, in order of names",
             expected=f"at least {LEAST_OF_A_CLASS} of each class",
-            advice="Use fewer folds or more patients.",
+            hint="Use fewer folds or more patients.",
         )

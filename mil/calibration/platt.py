@@ -9,14 +9,20 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.calibration.base import Calibrator, Floats, Ints, read_numbers, register_calibrator
-from mil.calibration.penalized_fit import RIDGE_BIAS, RIDGE_SLOPE, bias_terms, fit_loglinear, weigh
+from mil.calibration.penalized_fit import (
+    RIDGE_BIAS,
+    RIDGE_SLOPE,
+    bias_terms,
+    fit_penalized_softmax,
+    weigh,
+)
 from mil.errors import CalibrationError
 
-__all__ = ["ShrunkenPlatt"]
+__all__ = ["PlattScaling"]
 
 
 @register_calibrator("platt")
-class ShrunkenPlatt(Calibrator):
+class PlattScaling(Calibrator):
     """One slope and a bias for each class, shrunken towards "I do not know".
 
     ``probabilities = softmax(slope_ * logits + bias_)`` with ``slope_ >= 0`` and biases that sum to
@@ -54,7 +60,7 @@ class ShrunkenPlatt(Calibrator):
         """Fit slope and biases, see :meth:`mil.calibration.base.Calibrator.fit`."""
         evidence = weigh(logits, labels, groups)
         n, n_classes = logits.shape
-        found = fit_loglinear(
+        found = fit_penalized_softmax(
             np.concatenate([evidence.centred[None] / evidence.spread, bias_terms(n, n_classes)]),
             evidence,
             ridge=np.array([RIDGE_SLOPE, *[RIDGE_BIAS] * n_classes]),
@@ -79,5 +85,5 @@ class ShrunkenPlatt(Calibrator):
         slope = float(read_numbers(values, "slope", n_axes=0))
         bias = read_numbers(values, "bias", n_axes=1)
         if values.get("kind") != cls.kind or slope < 0:
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected="a Platt slope")
+            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected="a Platt slope")
         return cls(slope=slope, bias=bias.tolist())

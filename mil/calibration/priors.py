@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = ["balanced", "parse_prior", "shift_prior"]
 
@@ -38,7 +38,7 @@ def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) ->
 
     Raises
     ------
-    KnownError
+    MilError
         If the text is none of these, names a class wrongly, or the shares do not sum to 1.
 
     Examples
@@ -95,10 +95,10 @@ def _parse_shares(text: str, classes: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def _refusal(text: str, classes: Sequence[str], *, found: str) -> KnownError:
+def _refusal(text: str, classes: Sequence[str], *, found: str) -> MilError:
     example = ",".join(f"{name}={1 / len(classes):.2g}" for name in classes)
-    return KnownError(
+    return MilError(
         f"prior {text!r}",
-        found=found,
+        actual=found,
         expected=f"balanced, cohort, or positive shares that sum to 1 such as {example}",
     )

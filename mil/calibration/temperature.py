@@ -9,18 +9,18 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.calibration.base import Calibrator, Floats, Ints, read_numbers, register_calibrator
-from mil.calibration.penalized_fit import RIDGE_SLOPE, fit_loglinear, weigh
+from mil.calibration.penalized_fit import RIDGE_SLOPE, fit_penalized_softmax, weigh
 from mil.errors import CalibrationError
 
-__all__ = ["Temperature"]
+__all__ = ["TemperatureScaling"]
 
 
 @register_calibrator("temperature")
-class Temperature(Calibrator):
+class TemperatureScaling(Calibrator):
     """``softmax(slope_ * logits)`` with ``slope_ >= 0`` (Guo et al., 2017).
 
     The slope is 1 / temperature: it stays a number where the logits say nothing and the temperature
-    would be infinite. It is shrunken as in :class:`mil.calibration.platt.ShrunkenPlatt`; no class
+    would be infinite. It is shrunken as in :class:`mil.calibration.platt.PlattScaling`; no class
     is favoured, so a shift common to all patients stays uncorrected.
 
     Attributes
@@ -43,7 +43,7 @@ class Temperature(Calibrator):
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
         """Fit the slope, see :meth:`mil.calibration.base.Calibrator.fit`."""
         evidence = weigh(logits, labels, groups)
-        found = fit_loglinear(
+        found = fit_penalized_softmax(
             evidence.centred[None] / evidence.spread,
             evidence,
             ridge=np.array([RIDGE_SLOPE]),
@@ -65,5 +65,5 @@ class Temperature(Calibrator):
         """Read what :meth:`as_dict` gave."""
         slope = float(read_numbers(values, "slope", n_axes=0))
         if values.get("kind") != cls.kind or slope < 0:
-            raise CalibrationError("calibrator", found=f"{dict(values)}", expected="a slope >= 0")
+            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected="a slope >= 0")
         return cls(slope=slope)

@@ -12,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from features.bags.bag import Bag, BagPlace, Fingerprint, require_same_fingerprint
-from features.bags.h5 import read_bag_of, read_features, read_views
+from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint
+from features.bags.h5 import read_features, read_slide_bag, read_views
 from features.errors import BagError
 from features.filters.classifier import TileFilter
-from features.utils.hardware import free_memory
+from features.utils.hardware import available_memory
 from mil.data.cohort import Cohort, Patient
-from mil.data.patient_groups import Sharing
+from mil.data.patient_groups import LinkedPairs
 
 __all__ = [
     "Batch",
+    "FeatureMapping",
     "Features",
-    "LazyFeatures",
+    "OnDiskFeatures",
     "PatientBags",
-    "SlideNote",
-    "StoredFeatures",
-    "identities",
+    "SlideRecord",
+    "content_keys",
     "load_patient_bags",
     "restrict",
 ]
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideNote:
+class SlideRecord:
     """What is remembered of a slide whose bag was read."""
 
     slide_id: str
@@ -71,14 +71,14 @@ class SlideNote:
     """Images of a series, in the order of its bag; empty for tiles of a slide."""
 
     @property
-    def identities(self) -> tuple[tuple[str, str], ...]:
-        """What a copy of the slide shares with it, see :func:`identities`."""
-        return identities(
+    def content_keys(self) -> tuple[tuple[str, str], ...]:
+        """What a copy of the slide shares with it, see :func:`content_keys`."""
+        return content_keys(
             content_id=self.content_id, features_sha256=self.features_sha256, n_tiles=self.n_tiles
         )
 
 
-class LazyFeatures(Mapping[str, Features], ABC):
+class FeatureMapping(Mapping[str, Features], ABC):
     """Embeddings by patient that are made whenever they are asked for."""
 
     tile_filter: TileFilter | None = None
@@ -90,15 +90,15 @@ class LazyFeatures(Mapping[str, Features], ABC):
         """Embeddings by patient."""
 
     @abstractmethod
-    def restricted_to(self, patient_ids: Sequence[str]) -> LazyFeatures:
+    def subset(self, patient_ids: Sequence[str]) -> FeatureMapping:
         """These patients only, in this order; the others cannot be reached from it."""
 
-    def held_out(self, patient_ids: Iterable[str]) -> LazyFeatures:  # noqa: ARG002 - for others
+    def held_out(self, patient_ids: Iterable[str]) -> FeatureMapping:  # noqa: ARG002 - for others
         """The same patients, as they are where nothing was learned from the ones named."""
         return self
 
 
-class StoredFeatures(LazyFeatures):
+class OnDiskFeatures(FeatureMapping):
     """Embeddings by patient that stay in their files and are read whenever they are asked for.
 
     Parameters
@@ -115,7 +115,7 @@ class StoredFeatures(LazyFeatures):
 
     def __init__(
         self,
-        files: Mapping[str, tuple[BagPlace, ...]],
+        files: Mapping[str, tuple[BagRef, ...]],
         n_tiles: Mapping[str, int],
         *,
         dim: int,
@@ -146,9 +146,9 @@ class StoredFeatures(LazyFeatures):
         if tiles.shape != (expected := (self.n_tiles[patient_id], *row)):
             raise BagError(
                 files[0],
-                found=f"embeddings of patient {patient_id!r} have shape {tiles.shape}",
+                actual=f"embeddings of patient {patient_id!r} have shape {tiles.shape}",
                 expected=f"{expected}, as a moment ago",
-                advice="Leave bags alone while they are trained on.",
+                hint="Leave bags alone while they are trained on.",
             )
         return tiles
 
@@ -158,9 +158,9 @@ class StoredFeatures(LazyFeatures):
     def __len__(self) -> int:
         return len(self._files)
 
-    def restricted_to(self, patient_ids: Sequence[str]) -> StoredFeatures:
+    def subset(self, patient_ids: Sequence[str]) -> OnDiskFeatures:
         """These patients only, in this order; files of others cannot be reached from it."""
-        return StoredFeatures(
+        return OnDiskFeatures(
             {name: self._files[name] for name in patient_ids},
             {name: self.n_tiles[name] for name in patient_ids},
             dim=self._dim,
@@ -173,14 +173,14 @@ class PatientBags:
     """Bags by patient: all tiles of all its slides, in the order of the cohort table.
 
     A store holds what may be seen and nothing else. Training gets a store made by
-    :meth:`restricted_to`, so patients kept for judging cannot be reached from it.
+    :meth:`subset`, so patients kept for judging cannot be reached from it.
     """
 
     features: Mapping[str, Features]
     """By patient id: shape (tiles, dim), float16 or float32; may have 0 rows."""
     fingerprint: Fingerprint
     """How all of them were made."""
-    slides: tuple[SlideNote, ...]
+    slides: tuple[SlideRecord, ...]
     """Slides they were read from."""
     missing_slides: tuple[str, ...] = ()
     """Slides of the cohort without a bag."""
@@ -202,7 +202,7 @@ class PatientBags:
         """Patients in the store, in order."""
         return tuple(self.features)
 
-    def restricted_to(self, patient_ids: Iterable[str]) -> PatientBags:
+    def subset(self, patient_ids: Iterable[str]) -> PatientBags:
         """A store of these patients only, in this order; the others are not in it at all."""
         wanted = list(patient_ids)
         kept = set(wanted)
@@ -222,7 +222,7 @@ class PatientBags:
         Where no filter drops tiles as they are read, or it saw none of them anyhow, this is the
         store itself.
         """
-        if not isinstance(self.features, LazyFeatures):
+        if not isinstance(self.features, FeatureMapping):
             return self
         features = self.features.held_out(patient_ids)
         if features is self.features:
@@ -246,7 +246,7 @@ class PatientBags:
                 (f"{n.slide_id}, {n.sources[0]}" for n in self.slides if n.sources), "none"
             )
             raise BagError(
-                "labels of images", found=f"{len(labels):,}, and none is of an image of a bag",
+                "labels of images", actual=f"{len(labels):,}, and none is of an image of a bag",
                 expected=f"slide and source as bags name them (first: {first})",
             )  # fmt: skip
         return replace(self, marks={name: np.array(own, np.int8) for name, own in marks.items()})
@@ -263,36 +263,36 @@ class PatientBags:
             If their bags were made otherwise.
         """
         named = [(note.slide_id, others.fingerprint) for note in others.slides[:1]]
-        require_same_fingerprint(self.fingerprint, named, source="the labelled bags")
+        check_fingerprint(self.fingerprint, named, source="the labelled bags")
         known = self.same_patients(others)
         strangers = [name for name in others.filled() if name not in known]
-        return replace(self, unlabelled=others.restricted_to(strangers))
+        return replace(self, unlabelled=others.subset(strangers))
 
     def same_patients(self, others: PatientBags) -> dict[str, str]:
         """Patients of ``others`` who are ones of this store, and which.
 
         Told by id, by the content of a slide's file, or by its embeddings.
         """
-        owners = {each: note.patient_id for note in self.slides for each in note.identities}
+        owners = {each: note.patient_id for note in self.slides for each in note.content_keys}
         known = {name: name for name in others.patient_ids if name in self.features}
         for note in others.slides:
-            for each in note.identities:
+            for each in note.content_keys:
                 if each in owners:
                     known.setdefault(note.patient_id, owners[each])
         return known
 
-    def copies(self) -> tuple[tuple[SlideNote, SlideNote], ...]:
+    def copies(self) -> tuple[tuple[SlideRecord, SlideRecord], ...]:
         """Slides of two patients that are one, told by file content or by embeddings."""
-        first: dict[tuple[str, str], SlideNote] = {}
+        first: dict[tuple[str, str], SlideRecord] = {}
         found = {}
         for note in self.slides:
-            for each in note.identities:
+            for each in note.content_keys:
                 known = first.setdefault(each, note)
                 if known.patient_id != note.patient_id:
                     found[known.slide_id, note.slide_id] = known, note
         return tuple(found.values())
 
-    def sharing(self) -> Sharing:
+    def sharing(self) -> LinkedPairs:
         """Pairs of patients under both of whom one slide stands, see :meth:`copies`."""
         return tuple((one.patient_id, other.patient_id) for one, other in self.copies())
 
@@ -306,7 +306,7 @@ class PatientBags:
     @property
     def n_tiles(self) -> Mapping[str, int]:
         """Embeddings by patient."""
-        if isinstance(self.features, LazyFeatures):
+        if isinstance(self.features, FeatureMapping):
             return self.features.n_tiles
         return {name: len(tiles) for name, tiles in self.features.items()}
 
@@ -321,7 +321,7 @@ class PatientBags:
 
 
 def load_patient_bags(
-    cohort: Cohort, bag_paths: Mapping[str, BagPlace], *, most_bytes: int | None = None
+    cohort: Cohort, bag_paths: Mapping[str, BagRef], *, most_bytes: int | None = None
 ) -> PatientBags:
     """Read the bags of a cohort, and keep them in memory where there is room.
 
@@ -349,22 +349,22 @@ def load_patient_bags(
     if not present:
         raise BagError(
             cohort.path,
-            found=f"none of its {cohort.n_slides} slides has a bag (first: {missing[0]!r})",
+            actual=f"none of its {cohort.n_slides} slides has a bag (first: {missing[0]!r})",
             expected="a bag named after each slide",
-            advice="Check --bags, and that slide ids equal file names without suffix.",
+            hint="Check --bags, and that slide ids equal file names without suffix.",
         )
-    room = free_memory() // 2 if most_bytes is None else most_bytes
+    room = available_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
     views: dict[str, Features] = {}
-    files: dict[str, tuple[BagPlace, ...]] = {}
-    notes: list[SlideNote] = []
+    files: dict[str, tuple[BagRef, ...]] = {}
+    notes: list[SlideRecord] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
-        bags = [read_bag_of(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
+        bags = [read_slide_bag(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
         first = first or (bags[0].meta.fingerprint if bags else None)
         if first is not None:
             found = [(bag_paths[bag.meta.slide_id], bag.meta.fingerprint) for bag in bags]
-            require_same_fingerprint(first, found, source=f"the bag of {present[0]!r}")
+            check_fingerprint(first, found, source=f"the bag of {present[0]!r}")
         files[patient.patient_id] = tuple(bag_paths[bag.meta.slide_id] for bag in bags)
         notes += [_note(patient, bag) for bag in bags]
         room -= sum(bag.features.nbytes + _views_of(bag).nbytes for bag in bags)
@@ -380,8 +380,8 @@ def load_patient_bags(
         (_in_memory(features, (first.dim,)), _in_memory(views, (first.n_views, first.dim)))
         if room >= 0
         else (
-            StoredFeatures(files, n_tiles, dim=first.dim),
-            StoredFeatures(files, n_tiles, dim=first.dim, n_views=first.n_views),
+            OnDiskFeatures(files, n_tiles, dim=first.dim),
+            OnDiskFeatures(files, n_tiles, dim=first.dim, n_views=first.n_views),
         )
     )
     return PatientBags(
@@ -397,12 +397,12 @@ def restrict(
     features: Mapping[str, Features], patient_ids: Sequence[str]
 ) -> Mapping[str, Features]:
     """Embeddings of these patients only, in this order."""
-    if isinstance(features, LazyFeatures):
-        return features.restricted_to(patient_ids)
+    if isinstance(features, FeatureMapping):
+        return features.subset(patient_ids)
     return {patient_id: features[patient_id] for patient_id in patient_ids}
 
 
-def identities(
+def content_keys(
     *, content_id: str, features_sha256: str, n_tiles: int
 ) -> tuple[tuple[str, str], ...]:
     """What two copies of a slide share: the content of its file, and its embeddings.
@@ -430,15 +430,15 @@ def _in_memory(
     return {name: tiles if len(tiles) else empty for name, tiles in features.items()}
 
 
-def _count_tiles(patient_ids: Iterable[str], notes: Sequence[SlideNote]) -> dict[str, int]:
+def _count_tiles(patient_ids: Iterable[str], notes: Sequence[SlideRecord]) -> dict[str, int]:
     counts = dict.fromkeys(patient_ids, 0)
     for note in notes:
         counts[note.patient_id] += note.n_tiles
     return counts
 
 
-def _note(patient: Patient, bag: Bag) -> SlideNote:
-    return SlideNote(
+def _note(patient: Patient, bag: Bag) -> SlideRecord:
+    return SlideRecord(
         slide_id=bag.meta.slide_id,
         patient_id=patient.patient_id,
         n_tiles=len(bag.features),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.utils.paths import without_slide_suffix
+from features.utils.paths import strip_slide_suffix
 from features.utils.tables import find_column, read_table
 from mil.errors import CohortError
 
@@ -107,9 +107,9 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
     if len(classes) == 1:
         raise CohortError(
             path,
-            found=f"one class only, {classes[0]!r}, for all {named['patient'].nunique()} patients",
+            actual=f"one class only, {classes[0]!r}, for all {named['patient'].nunique()} patients",
             expected="two or more",
-            advice="Check the column 'label'.",
+            hint="Check the column 'label'.",
         )
     return Cohort(path=path, patients=_group(named), classes=classes)
 
@@ -148,7 +148,7 @@ def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
         named["centre"] = table["center_id"]
     _refuse_empty_cells(path, named.drop(columns="centre", errors="ignore"))
     for column in ("slide", "patient"):
-        _refuse_spoilt_ids(path, named[column])
+        _check_mangled_ids(path, named[column])
     named["slide"] = named["slide"].map(without_suffix)
     return named
 
@@ -156,7 +156,7 @@ def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
 def without_suffix(slide: str) -> str:
     """A slide id without the suffix of a slide or bag file."""
     name = _BAG_SUFFIX.sub("", slide)
-    return name if name != slide else without_slide_suffix(slide)
+    return name if name != slide else strip_slide_suffix(slide)
 
 
 def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
@@ -180,21 +180,21 @@ def _refuse_empty_cells(path: Path, named: pd.DataFrame) -> None:
         if len(empty):
             raise CohortError(
                 f"{path}, row {empty[0] + 2}",
-                found=f"no {column}",
+                actual=f"no {column}",
                 expected="a value in every row",
-                advice=f"{len(empty)} rows lack one." if len(empty) > 1 else "",
+                hint=f"{len(empty)} rows lack one." if len(empty) > 1 else "",
             )
 
 
-def _refuse_spoilt_ids(path: Path, ids: pd.Series[str]) -> None:
+def _check_mangled_ids(path: Path, ids: pd.Series[str]) -> None:
     """Tell ids that were turned into numbers on their way, such as 5.88e+13 for 588e11."""
     spoilt = ids[ids.str.fullmatch(_SPOILT_ID)]
     if len(spoilt):
         raise CohortError(
             f"{path}, row {spoilt.index[0] + 2}",
-            found=f"id {spoilt.iloc[0]!r}, which looks like an id turned into a number",
+            actual=f"id {spoilt.iloc[0]!r}, which looks like an id turned into a number",
             expected="ids as they were given, such as 049194 or 588e11",
-            advice="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
+            hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
         )
 
 
@@ -209,10 +209,10 @@ def _refuse_slides_that_return(path: Path, named: pd.DataFrame) -> None:
         if len(owners) > 1:
             raise CohortError(
                 where,
-                found=f"slide {slide!r} of {len(owners)} patients: {', '.join(owners)}",
+                actual=f"slide {slide!r} of {len(owners)} patients: {', '.join(owners)}",
                 expected="one patient a slide",
             )
-        raise CohortError(where, found=f"slide {slide!r} {count} times", expected="once")
+        raise CohortError(where, actual=f"slide {slide!r} {count} times", expected="once")
 
 
 def _refuse_two_values(path: Path, named: pd.DataFrame, column: str) -> None:
@@ -223,9 +223,9 @@ def _refuse_two_values(path: Path, named: pd.DataFrame, column: str) -> None:
         rows = named[named["patient"] == patient]
         raise CohortError(
             f"{path}, rows {_rows(rows)}",
-            found=f"patient {patient!r} has {column}s {', '.join(sorted(set(rows[column])))}",
+            actual=f"patient {patient!r} has {column}s {', '.join(sorted(set(rows[column])))}",
             expected=f"one {column} a patient",
-            advice=f"{len(twice)} patients are concerned." if len(twice) > 1 else "",
+            hint=f"{len(twice)} patients are concerned." if len(twice) > 1 else "",
         )
 
 

@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import FilterError
-from features.filters.classifier import SeenSlide, TileFilter, read_kept_filter, require_recipe
+from features.filters.classifier import ExampleSlide, TileFilter, check_compatible, load_filter_copy
 from features.filters.training import refit_filter
 from features.utils.text import percent
-from mil.data.bags import Features, LazyFeatures, PatientBags, restrict
+from mil.data.bags import FeatureMapping, Features, PatientBags, restrict
 from mil.data.cohort import Cohort
 
-__all__ = ["FilteredFeatures", "filter_bags", "filter_notes"]
+__all__ = ["FilteredFeatures", "apply_tile_filter", "filter_notes"]
 
-Seen = Mapping[str, frozenset[SeenSlide]]
+Seen = Mapping[str, frozenset[ExampleSlide]]
 """By patient id: slides of the filter's examples that are the patient's; others are absent."""
 
 _MOST_NAMED = 5
 
 
-class FilteredFeatures(LazyFeatures):
+class FilteredFeatures(FeatureMapping):
     """Embeddings by patient without the tiles that a filter drops.
 
     Parameters
@@ -69,7 +69,7 @@ class FilteredFeatures(LazyFeatures):
         """Tiles that the filter drops, of all patients."""
         return sum(int((~self._kept[patient_id]).sum()) for patient_id in self.n_tiles)
 
-    def restricted_to(self, patient_ids: Sequence[str]) -> FilteredFeatures:
+    def subset(self, patient_ids: Sequence[str]) -> FilteredFeatures:
         """These patients only, in this order, through the same filter."""
         fewer = restrict(self._features, patient_ids)
         seen = {name: self.seen[name] for name in patient_ids if name in self.seen}
@@ -83,7 +83,7 @@ class FilteredFeatures(LazyFeatures):
         FilterError
             If too few examples are left to fit it again.
         """
-        nothing: frozenset[SeenSlide] = frozenset()
+        nothing: frozenset[ExampleSlide] = frozenset()
         known = set(self.tile_filter.examples.slides)
         without = known & nothing.union(*(self.seen.get(name, nothing) for name in patient_ids))
         if not without:
@@ -92,7 +92,7 @@ class FilteredFeatures(LazyFeatures):
         return FilteredFeatures(self._features, refitted, seen=self.seen)
 
 
-def filter_bags(
+def apply_tile_filter(
     bags: PatientBags, cohort: Cohort, *, bags_dir: Path, tile_filter: TileFilter | None
 ) -> PatientBags:
     """Bags of a cohort through a filter: the one given, or the one they were embedded with.
@@ -126,11 +126,11 @@ def filter_bags(
     if bags.views:
         raise FilterError(
             "the bags",
-            found="views of tiles in them, which a filter cannot drop as they are read",
+            actual="views of tiles in them, which a filter cannot drop as they are read",
             expected="bags without views",
-            advice="Embed with both --views and --filter instead.",
+            hint="Embed with both --views and --filter instead.",
         )
-    require_recipe(tile_filter, bags.fingerprint, source="the bags")
+    check_compatible(tile_filter, bags.fingerprint, source="the bags")
     seen = _seen(tile_filter, cohort, bags)
     features = FilteredFeatures(bags.features, tile_filter, seen=seen)
     return replace(bags, features=features, tile_filter=tile_filter)
@@ -160,20 +160,20 @@ def _made_with(
     if given is not None and given.sha256 != sha256:
         raise FilterError(
             bags_dir,
-            found=f"bags embedded with filter {sha256[:12]}…",
+            actual=f"bags embedded with filter {sha256[:12]}…",
             expected=f"bags embedded without one, or with the one given, {given.sha256[:12]}…",
-            advice="Embed the slides without --filter to use another one here.",
+            hint="Embed the slides without --filter to use another one here.",
         )
-    tile_filter = given or read_kept_filter(bags_dir, sha256)
+    tile_filter = given or load_filter_copy(bags_dir, sha256)
     if seen := _seen(tile_filter, cohort, bags):
         names = sorted({slide.slide_id for slides in seen.values() for slide in slides})
         raise FilterError(
             bags_dir,
-            found=f"bags embedded with a filter that learned from {len(names)} slides of "
+            actual=f"bags embedded with a filter that learned from {len(names)} slides of "
             f"{len(seen)} patients of the cohort ({', '.join(names[:_MOST_NAMED])}"
             f"{' and more' if len(names) > _MOST_NAMED else ''})",
             expected="a filter that saw nobody who is judged",
-            advice="Embed the slides without --filter and give it to 'mil train --filter', which "
+            hint="Embed the slides without --filter and give it to 'mil train --filter', which "
             "fits it again in each fold, or fit one on slides of other patients.",
         )
     return tile_filter
@@ -181,7 +181,7 @@ def _made_with(
 
 def _seen(
     tile_filter: TileFilter, cohort: Cohort, bags: PatientBags
-) -> dict[str, frozenset[SeenSlide]]:
+) -> dict[str, frozenset[ExampleSlide]]:
     """Examples of the filter by patient of the cohort, told by patient, slide or content."""
     contents: dict[str, set[str]] = {}
     for note in bags.slides:

@@ -9,13 +9,13 @@ from features.utils.tables import find_column, read_table
 from mil.data.cohort import without_suffix
 from mil.errors import CohortError
 
-__all__ = ["ImageLabels", "read_image_labels"]
+__all__ = ["ImageLabels", "read_instance_labels"]
 
 ImageLabels = Mapping[tuple[str, str], int]
 """1 for images that show something, 0 for the others, by bag and source."""
 
 
-def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
+def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
     """Labels of single images: ``slide_id`` (or ``bag_id``), ``source`` (or ``path``), 0 or 1.
 
     Parameters
@@ -40,7 +40,7 @@ def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str],
     if odd.any():
         row = int(table.index[odd][0])
         raise CohortError(
-            f"{path}, row {row + 2}", found=f"{label} is {table[label][row]!r}", expected="0 or 1"
+            f"{path}, row {row + 2}", actual=f"{label} is {table[label][row]!r}", expected="0 or 1"
         )
     keys = list(zip(table[bag].map(without_suffix), table[source], strict=True))
     answers = table[label].astype(int).tolist()
@@ -48,7 +48,7 @@ def read_image_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str],
     for row, (key, answer) in enumerate(zip(keys, answers, strict=True)):
         if found[key] != answer:
             raise CohortError(
-                f"{path}, row {row + 2}", found=f"{label} of image {key[1]!r} is 0 and 1",
+                f"{path}, row {row + 2}", actual=f"{label} of image {key[1]!r} is 0 and 1",
                 expected="one answer an image",
             )  # fmt: skip
     return found

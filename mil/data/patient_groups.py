@@ -9,15 +9,15 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Sharing", "deal_undivided", "leaders"]
+__all__ = ["LinkedPairs", "assign_groups", "group_ids"]
 
 Ints = npt.NDArray[np.int64]
-Sharing = Sequence[tuple[str, str]]
+LinkedPairs = Sequence[tuple[str, str]]
 """Pairs of ids of patients under both of whom one slide stands. What one of them taught would be
 asked again of the other."""
 
 
-def leaders(patient_ids: Sequence[str], sharing: Sharing) -> Ints:
+def group_ids(patient_ids: Sequence[str], sharing: LinkedPairs) -> Ints:
     """Who stands for each patient: the first of those who share slides, directly or by others.
 
     Parameters
@@ -45,13 +45,13 @@ def leaders(patient_ids: Sequence[str], sharing: Sharing) -> Ints:
     return np.asarray(first[of_group], np.int64)
 
 
-def deal_undivided(standing: Ints, deal: Callable[[Ints], Ints]) -> Ints:
+def assign_groups(standing: Ints, deal: Callable[[Ints], Ints]) -> Ints:
     """Parts of all patients where only those who stand for others or themselves are dealt.
 
     Parameters
     ----------
     standing
-        From :func:`leaders`, shape (patients,).
+        From :func:`group_ids`, shape (patients,).
     deal
         Given places of patients, shape (n,), the part of each, shape (n,).
 

@@ -13,20 +13,20 @@ import pandas as pd
 
 from features.utils.tables import write_table
 from mil.data.cohort import Cohort
-from mil.data.patient_groups import Sharing, deal_undivided, leaders
+from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.errors import SplitError
 
 __all__ = [
     "CentreSpread",
     "Fold",
     "SplitBy",
-    "centre_folds",
     "centre_spread",
-    "folds_of_parts",
+    "folds_from_ids",
+    "leave_one_centre_out",
     "make_folds",
     "patient_folds",
     "split_notes",
-    "stratified_parts",
+    "stratified_fold_ids",
     "write_folds",
 ]
 
@@ -75,9 +75,9 @@ def make_folds(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    sharing: Sharing = (),
+    sharing: LinkedPairs = (),
 ) -> tuple[Fold, ...]:
-    """Folds as asked for, see :func:`patient_folds` and :func:`centre_folds`.
+    """Folds as asked for, see :func:`patient_folds` and :func:`leave_one_centre_out`.
 
     By centre, ``n_folds`` and ``seed`` decide nothing. No fold learns from a patient who shares a
     slide with one it judges.
@@ -88,12 +88,12 @@ def make_folds(
         If the cohort cannot be split so.
     """
     if by == "centre":
-        return centre_folds(cohort, n_repeats=n_repeats, sharing=sharing)
+        return leave_one_centre_out(cohort, n_repeats=n_repeats, sharing=sharing)
     return patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=sharing)
 
 
 def patient_folds(
-    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, sharing: Sharing = ()
+    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, sharing: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
     """Stratified folds of patients: each patient is judged exactly once a repeat.
 
@@ -107,34 +107,36 @@ def patient_folds(
     SplitError
         If a class has fewer patients than there are folds.
     """
-    standing = leaders(cohort.patient_ids, sharing)
+    standing = group_ids(cohort.patient_ids, sharing)
     counts = np.bincount(cohort.labels[np.unique(standing)], minlength=len(cohort.classes))
     for name, count in zip(cohort.classes, counts.tolist(), strict=True):
         if count < n_folds:
             once = ", those who share a slide counted once" if sharing else ""
             raise SplitError(
                 cohort.path,
-                found=f"{count} patients of class {name!r}{once}",
+                actual=f"{count} patients of class {name!r}{once}",
                 expected=f"at least {n_folds}, one for each fold",
-                advice=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
+                hint=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
             )
     centres = _centre_indices(cohort)
     folds: list[Fold] = []
     for repeat in range(n_repeats):
 
         def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
-            return stratified_parts(
+            return stratified_fold_ids(
                 cohort.labels[patients],
                 n_parts=n_folds,
                 seed=(seed, repeat),
                 groups=centres[patients],
             )
 
-        folds += folds_of_parts(cohort, deal_undivided(standing, deal), repeat=repeat)
+        folds += folds_from_ids(cohort, assign_groups(standing, deal), repeat=repeat)
     return tuple(folds)
 
 
-def centre_folds(cohort: Cohort, *, n_repeats: int = 1, sharing: Sharing = ()) -> tuple[Fold, ...]:
+def leave_one_centre_out(
+    cohort: Cohort, *, n_repeats: int = 1, sharing: LinkedPairs = ()
+) -> tuple[Fold, ...]:
     """Leave one centre out: the patients of each centre are judged by what the others taught.
 
     Folds stand in the order of the centres' names. A repeat has the same folds again; what is
@@ -153,20 +155,20 @@ def centre_folds(cohort: Cohort, *, n_repeats: int = 1, sharing: Sharing = ()) -
     if len(names) < 2:
         raise SplitError(
             cohort.path,
-            found=f"one centre only, {names[0]!r}",
+            actual=f"one centre only, {names[0]!r}",
             expected="two or more, to leave one out",
-            advice="Use --by patient.",
+            hint="Use --by patient.",
         )
     for label, class_name in enumerate(cohort.classes):
         at = np.unique(centres[cohort.labels == label])
         if len(at) == 1:
             raise SplitError(
                 cohort.path,
-                found=f"class {class_name!r} at centre {names[at[0]]!r} only",
+                actual=f"class {class_name!r} at centre {names[at[0]]!r} only",
                 expected="each class at two centres or more, to be learned without any one of them",
-                advice="Use --by patient; centre and class cannot be told apart here.",
+                hint="Use --by patient; centre and class cannot be told apart here.",
             )
-    folds = folds_of_parts(cohort, centres, repeat=0, sharing=sharing)
+    folds = folds_from_ids(cohort, centres, repeat=0, sharing=sharing)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
 
 
@@ -202,7 +204,7 @@ def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[
     return (f"{note} {spread.difference:.3f} ({shares})",)
 
 
-def stratified_parts(
+def stratified_fold_ids(
     labels: Ints, *, n_parts: int, seed: Sequence[int], groups: Ints | None = None
 ) -> Ints:
     """A part for each patient, every class spread evenly over the parts.
@@ -237,8 +239,8 @@ def stratified_parts(
     return parts
 
 
-def folds_of_parts(
-    cohort: Cohort, parts: Ints, *, repeat: int, sharing: Sharing = ()
+def folds_from_ids(
+    cohort: Cohort, parts: Ints, *, repeat: int, sharing: LinkedPairs = ()
 ) -> list[Fold]:
     """A fold for each part, which is judged while the others teach.
 
@@ -254,7 +256,7 @@ def folds_of_parts(
         Who shares a slide: those who do so with a patient judged do not teach.
     """
     ids = np.array(cohort.patient_ids)
-    standing = leaders(cohort.patient_ids, sharing)
+    standing = group_ids(cohort.patient_ids, sharing)
     return [
         Fold(
             repeat=repeat,
@@ -318,10 +320,10 @@ def _refuse_patients_without_centre(cohort: Cohort) -> None:
     if without:
         raise SplitError(
             cohort.path,
-            found=f"{len(without)} of {len(cohort.patients)} patients without a centre "
+            actual=f"{len(without)} of {len(cohort.patients)} patients without a centre "
             f"(first: {without[0]!r})",
             expected="a column 'center_id' with a value in every row, to leave one centre out",
-            advice="Add it, or use --by patient.",
+            hint="Add it, or use --by patient.",
         )
 
 

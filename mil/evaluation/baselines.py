@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from mil.calibration import cross_fit, logits_of
 from mil.data.bags import PatientBags
 from mil.data.cohort import Patient
-from mil.data.patient_groups import leaders
-from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_model, table_columns
-from mil.training.cross_validation import OutOfFold
+from mil.data.patient_groups import group_ids
+from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
+from mil.training.cross_validation import OutOfFoldPredictions
 
 __all__ = ["SHORTCUT", "mean_logistic_probabilities", "shortcut_probabilities"]
 
@@ -32,7 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 def mean_logistic_probabilities(
-    bags: PatientBags, found: OutOfFold, *, calibrator: str, seed: int
+    bags: PatientBags, found: OutOfFoldPredictions, *, calibrator: str, seed: int
 ) -> npt.NDArray[np.float64]:
     """Cross-fitted probabilities of a logistic regression on each patient's mean embedding.
 
@@ -76,7 +76,7 @@ def mean_logistic_probabilities(
 
 
 def shortcut_probabilities(
-    patients: Sequence[Patient], bags: PatientBags, found: OutOfFold, *, calibrator: str
+    patients: Sequence[Patient], bags: PatientBags, found: OutOfFoldPredictions, *, calibrator: str
 ) -> dict[str, Floats]:
     """Cross-fitted probabilities from what goes along with a patient's slides and is no tissue.
 
@@ -103,7 +103,7 @@ def shortcut_probabilities(
     n_tiles: Counter[str] = Counter()
     for note in bags.slides:
         n_tiles[note.patient_id] += note.n_tiles
-    columns = table_columns([named[name] for name in found.patient_ids])
+    columns = shortcut_features([named[name] for name in found.patient_ids])
     tiles = np.log1p([[n_tiles[name]] for name in found.patient_ids])
     if np.ptp(tiles) > 0:
         columns["tiles"] = tiles
@@ -120,7 +120,7 @@ def shortcut_probabilities(
 
 
 def _cross_fitted(
-    found: OutOfFold,
+    found: OutOfFoldPredictions,
     *,
     columns: Callable[[Bools], Floats],
     model: Callable[[int], Pipeline],
@@ -133,7 +133,7 @@ def _cross_fitted(
     to so many patients.
     """
     logits = np.full(found.logits.shape, np.nan)
-    standing = leaders(found.patient_ids, found.sharing)
+    standing = group_ids(found.patient_ids, found.sharing)
     for repeat, of_repeat in enumerate(found.fold):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold

@@ -8,13 +8,13 @@ from scipy.special import softmax
 from mil.calibration.base import Floats, Ints, logits_of
 from mil.evaluation.metrics import prior_weights
 
-__all__ = ["calibration_line", "intercept_of"]
+__all__ = ["calibration_slope_and_intercepts", "intercept_of"]
 
 _N_STEPS = 30
 _TOLERANCE = 1e-8
 
 
-def calibration_line(proba: Floats, labels: Ints) -> tuple[float, Floats]:
+def calibration_slope_and_intercepts(proba: Floats, labels: Ints) -> tuple[float, Floats]:
     """Slope and intercepts that would bring probabilities right (Cox, 1958).
 
     Maximum likelihood of ``softmax(slope * ln p + intercepts)``, every class weighed alike, so
@@ -60,7 +60,7 @@ def calibration_line(proba: Floats, labels: Ints) -> tuple[float, Floats]:
 
 
 def intercept_of(intercepts: Floats) -> float:
-    """One number for all intercepts of :func:`calibration_line`.
+    """One number for all intercepts of :func:`calibration_slope_and_intercepts`.
 
     Of two classes, Cox's intercept for the second: above 0, its probabilities are too low. Of more,
     the largest distance of any from 0.

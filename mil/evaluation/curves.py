@@ -38,7 +38,7 @@ class Curve:
 
 def roc_curve(values: Floats, positive: Bools, *, seed: int) -> Curve:
     """Share of the class that is found against share of the others that is taken for it."""
-    true, false = _rates(values, positive, _multiplicities(positive, seed=seed))
+    true, false = _rates(values, positive, _bootstrap_counts(positive, seed=seed))
     found = [np.interp(_GRID, x, y) for x, y in zip(false, true, strict=True)]
     return _with_band(_GRID, np.stack(found))
 
@@ -50,7 +50,7 @@ def precision_recall_curve(values: Floats, positive: Bools, *, seed: int) -> Cur
     thresholds the precision of the lower one is given (Davis and Goadrich, 2006: a straight line
     would flatter).
     """
-    true, false = _rates(values, positive, _multiplicities(positive, seed=seed))
+    true, false = _rates(values, positive, _bootstrap_counts(positive, seed=seed))
     n_positive = positive.sum()
     n_negative = len(positive) - n_positive
     recalls = _GRID[1:]
@@ -68,7 +68,7 @@ def net_benefit_curve(values: Floats, positive: Bools, *, seed: int) -> Curve:
     True positives less false positives weighed by the odds of the threshold, a patient. ``values``
     must be for the class shares of the sample.
     """
-    counts = _multiplicities(positive, seed=seed).astype(np.float64)
+    counts = _bootstrap_counts(positive, seed=seed).astype(np.float64)
     acts = (values[:, None] >= _THRESHOLDS).astype(np.float64)
     hits = (counts * positive) @ acts
     alarms = (counts * ~positive) @ acts
@@ -81,7 +81,7 @@ def treat_all(thresholds: Floats, share: float) -> Floats:
     return np.asarray(share - (1 - share) * thresholds / (1 - thresholds), np.float64)
 
 
-def _multiplicities(positive: Bools, *, seed: int) -> npt.NDArray[np.int64]:
+def _bootstrap_counts(positive: Bools, *, seed: int) -> npt.NDArray[np.int64]:
     """How often each patient is in each sample, shape (1 + resamples, n); first all once."""
     rng = np.random.default_rng(seed)
     counts = np.ones((1 + _N_RESAMPLES, len(positive)), np.int64)

@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from features.errors import KnownError
+from features.errors import MilError
 
 __all__ = [
     "Interval",
     "Metric",
     "accuracy",
+    "as_two_columns",
     "auroc",
     "balanced_accuracy",
     "brier_score",
-    "calibration_error",
     "equal_mass_bins",
-    "paired",
+    "expected_calibration_error",
     "prior_weights",
     "stratified_bootstrap",
     "weighted_log_loss",
@@ -90,19 +90,19 @@ def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | No
 
     Raises
     ------
-    KnownError
+    MilError
         If a row sums to 0 (it has no rescaled form) or a class does not occur.
     """
     sums = proba.sum(axis=1, keepdims=True)
     if not (sums > 0).all():
         row = int(np.flatnonzero(sums[:, 0] <= 0)[0])
-        raise KnownError(f"row {row}", found="probabilities that sum to 0", expected="above 0")
+        raise MilError(f"row {row}", actual="probabilities that sum to 0", expected="above 0")
     clipped = np.clip(proba / sums, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     losses = -np.log(clipped[np.arange(len(labels)), labels])
     n_classes = proba.shape[1]
     counts = np.bincount(labels, minlength=n_classes)
     if not counts.all():
-        raise KnownError("log loss", found=f"{counts.tolist()} patients of each class",
+        raise MilError("log loss", actual=f"{counts.tolist()} patients of each class",
                          expected="at least one of each")  # fmt: skip
     means = np.bincount(labels, losses, minlength=n_classes) / counts
     weights = np.ones(n_classes) if class_weights is None else class_weights
@@ -132,7 +132,7 @@ def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -
     return float(np.average(((proba - truth) ** 2).sum(axis=1), weights=weights))
 
 
-def calibration_error(
+def expected_calibration_error(
     proba: Floats, labels: Ints, *, weights: Floats | None = None, n_bins: int = 10
 ) -> float:
     """Expected calibration error over bins of equal mass, mean of the classes.
@@ -283,6 +283,6 @@ def _binary_calibration_error(
     return float(np.abs(gaps).sum() / mass.sum())
 
 
-def paired(proba: Floats) -> Floats:
+def as_two_columns(proba: Floats) -> Floats:
     """Probabilities of one label, shape (...,), as those of not having and having it, (..., 2)."""
     return np.stack([1 - proba, proba], axis=-1)

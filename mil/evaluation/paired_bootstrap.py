@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 
-__all__ = ["gains"]
+__all__ = ["paired_differences"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 _METRICS = {"weighted_log_loss": (weighted_log_loss, -1.0), "auroc": (auroc, 1.0)}
 
 
-def gains(
+def paired_differences(
     proba: Floats, baselines: Mapping[str, Floats], labels: Ints, *, n_resamples: int, seed: int
 ) -> dict[str, dict[str, Interval]]:
     """How much better predictions are than each baseline, with 95 % intervals.

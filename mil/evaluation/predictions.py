@@ -101,23 +101,23 @@ def _find_columns(
     if slide_column is None and "patient_id" not in table:
         raise PredictionsError(
             path,
-            found=f"columns {', '.join(table.columns)}",
+            actual=f"columns {', '.join(table.columns)}",
             expected="'patient_id', or 'image_id' (or 'slide_id') for a table of slides",
         )
     id_name = slide_column or "patient_id"
     if class_name is not None:
         if class_name not in cohort.classes:
             raise PredictionsError(
-                f"--class {class_name}", found="no such class in the labels",
+                f"--class {class_name}", actual="no such class in the labels",
                 expected=" or ".join(cohort.classes),
             )  # fmt: skip
         return _Columns(id_name, slide_column is not None, (_single_column(path, table, cohort),))
     if absent := [name for name in cohort.classes if name not in table]:
         raise PredictionsError(
             path,
-            found=f"no column {absent[0]!r} among {', '.join(table.columns)}",
+            actual=f"no column {absent[0]!r} among {', '.join(table.columns)}",
             expected=f"one column a class: {', '.join(cohort.classes)}",
-            advice="If one column holds the probability of a single class, name it with --class.",
+            hint="If one column holds the probability of a single class, name it with --class.",
         )
     return _Columns(id_name, slide_column is not None, cohort.classes)
 
@@ -136,9 +136,9 @@ def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
     if len(numbers) != 1:
         raise PredictionsError(
             path,
-            found=f"{len(numbers)} columns of numbers ({', '.join(numbers[:5])})",
+            actual=f"{len(numbers)} columns of numbers ({', '.join(numbers[:5])})",
             expected="one column of probabilities",
-            advice=f"Name it {_PROBABILITY_NAMES[2]!r}.",
+            hint=f"Name it {_PROBABILITY_NAMES[2]!r}.",
         )
     return numbers[0]
 
@@ -158,9 +158,9 @@ def _read_values(
         text = table[columns.names[column]].iloc[row]
         raise PredictionsError(
             f"{path}, row {row + 2}",
-            found=f"{columns.names[column]} is {text!r}",
+            actual=f"{columns.names[column]} is {text!r}",
             expected="a probability, from 0 to 1",
-            advice="Write it with a decimal point, such as 0.61." if "," in text else "",
+            hint="Write it with a decimal point, such as 0.61." if "," in text else "",
         )
     values = np.minimum(values, 1)
     if class_name is not None:
@@ -169,7 +169,7 @@ def _read_values(
     if not (sums > 0).all():
         row = int(np.flatnonzero(sums[:, 0] == 0)[0])
         raise PredictionsError(
-            f"{path}, row {row + 2}", found="all probabilities are 0", expected="a sum above 0"
+            f"{path}, row {row + 2}", actual="all probabilities are 0", expected="a sum above 0"
         )
     return np.asarray(values / sums)
 
@@ -178,7 +178,7 @@ def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
     """Complement of one class's probability; only two classes leave no doubt about it."""
     if len(cohort.classes) != 2:
         raise PredictionsError(
-            f"--class {class_name}", found=f"{len(cohort.classes)} classes in the labels",
+            f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
             expected="two, so that the other's probability is known",
         )  # fmt: skip
     pair = np.stack([1 - values, values], axis=1)
@@ -191,22 +191,23 @@ def _refuse_mismatch(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slid
     if twice := sorted(ids[ids.duplicated()]):
         raise PredictionsError(
             path,
-            found=f"{len(twice)} {what} more than once ({_some(twice)})",
+            actual=f"{len(twice)} {what} more than once ({_abbreviate(twice)})",
             expected="one row each",
         )
     if unknown := sorted(set(ids) - known):
         raise PredictionsError(
             path,
-            found=f"{len(unknown)} {what} that {cohort.path} does not have ({_some(unknown)})",
+            actual=f"{len(unknown)} {what} that {cohort.path} does not have "
+            f"({_abbreviate(unknown)})",
             expected="predictions and labels of the same patients",
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(
             path,
-            found=f"no row for {len(missing)} of {len(known)} {what} ({_some(missing)})",
+            actual=f"no row for {len(missing)} of {len(known)} {what} ({_abbreviate(missing)})",
             expected="a row for each",
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from mil.calibration.priors import shift_prior
 from mil.evaluation.metrics import (
-    calibration_error,
     equal_mass_bins,
+    expected_calibration_error,
     prior_weights,
     wilson_interval,
 )
 
 __all__ = [
-    "BrierParts",
+    "BrierDecomposition",
     "ExpectedError",
     "ReliabilityBin",
     "brier_parts",
@@ -65,7 +65,7 @@ class ExpectedError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrierParts:
+class BrierDecomposition:
     """Parts of one class's Brier score; ``brier`` is their signed sum, exactly."""
 
     brier: float
@@ -146,9 +146,11 @@ def expected_error(
     for _ in range(n_draws):
         below = rng.uniform(size=(n, 1)) >= drawn_from[:, :-1]
         drawn = below.sum(axis=1).astype(np.int64)
-        errors.append(calibration_error(proba, drawn, weights=factors[drawn], n_bins=n_bins))
+        errors.append(
+            expected_calibration_error(proba, drawn, weights=factors[drawn], n_bins=n_bins)
+        )
     return ExpectedError(
-        value=calibration_error(proba, labels, weights=factors[labels], n_bins=n_bins),
+        value=expected_calibration_error(proba, labels, weights=factors[labels], n_bins=n_bins),
         if_perfect=float(np.mean(errors)),
         if_perfect_high=float(np.quantile(errors, 0.95)),
     )
@@ -156,7 +158,7 @@ def expected_error(
 
 def brier_parts(
     proba: Floats, labels: Ints, index: int, *, prior: Floats, n_bins: int = 10
-) -> BrierParts:
+) -> BrierDecomposition:
     """Brier score of one class in parts (Murphy, 1973; within bins Stephenson et al., 2008).
 
     ``brier = reliability - resolution + uncertainty + within_bins``. Over all classes the scores
@@ -176,7 +178,7 @@ def brier_parts(
     observed = np.bincount(bins, mass * truth) / of_bin
     overall = float(mass @ truth)
     apart = values - promised[bins]
-    return BrierParts(
+    return BrierDecomposition(
         brier=float(mass @ (values - truth) ** 2),
         reliability=float(of_bin @ (promised - observed) ** 2),
         resolution=float(of_bin @ (observed - overall) ** 2),

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.utils.text import counted
+from features.utils.text import pluralize
 from mil.calibration import CrossFitted, cross_fit, logits_of
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import Cohort
-from mil.data.splits import stratified_parts
+from mil.data.splits import stratified_fold_ids
 from mil.errors import CalibrationError
-from mil.evaluation.calibration_slope import calibration_line, intercept_of
+from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
 from mil.evaluation.metrics import (
     Interval,
     Metric,
@@ -23,7 +23,7 @@ from mil.evaluation.metrics import (
     auroc,
     balanced_accuracy,
     brier_score,
-    calibration_error,
+    expected_calibration_error,
     prior_weights,
     stratified_bootstrap,
     weighted_log_loss,
@@ -33,8 +33,8 @@ from mil.evaluation.reliability import brier_parts, expected_error, reliability_
 __all__ = [
     "CROSS_FITTED_NOTE",
     "INTERVAL_NOTE",
+    "ScoreReport",
     "ScoreSettings",
-    "Scored",
     "baseline_losses",
     "calibrate_predictions",
     "describe_reliability",
@@ -82,7 +82,7 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class ScoreReport:
     """What was found of a set of predictions, by kind: raw, and calibrated where asked for."""
 
     scores: Mapping[str, Mapping[str, Interval]]
@@ -108,7 +108,7 @@ class Scored:
         return plain
 
 
-def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Scored:
+def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> ScoreReport:
     """Score one model's predictions, raw and, where asked for, after cross-fitted calibration.
 
     Parameters
@@ -140,7 +140,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
         )
         kinds["calibrated"] = (found.proba, balanced(cohort.classes))
         calibrators, calibrated = found.kinds, found.proba
-    return Scored(
+    return ScoreReport(
         scores={
             kind: score_predictions(
                 values,
@@ -207,13 +207,13 @@ def calibrate_predictions(
     """
     if n_folds > len(labels):
         raise CalibrationError(
-            "folds", found=f"{n_folds} for {counted(len(labels), 'patients')}",
+            "folds", actual=f"{n_folds} for {pluralize(len(labels), 'patients')}",
             expected="no more than patients",
         )  # fmt: skip
     even = np.full(len(file_prior), 1 / len(file_prior))
-    logits = logits_of(_shifted(proba, old=file_prior, new=even))
+    logits = logits_of(_at_prior(proba, old=file_prior, new=even))
     folds = np.stack(
-        [stratified_parts(labels, n_parts=n_folds, seed=(seed, r)) for r in range(n_repeats)]
+        [stratified_fold_ids(labels, n_parts=n_folds, seed=(seed, r)) for r in range(n_repeats)]
     )
     repeated = np.broadcast_to(logits, (n_repeats, *logits.shape))
     return cross_fit(repeated, labels, folds, calibrator=calibrator)
@@ -258,12 +258,14 @@ def score_predictions(
         "weighted_log_loss": weighted_log_loss,
         "auroc": auroc,
         "balanced_accuracy": balanced_accuracy,
-        "calibration_slope": lambda p, y: calibration_line(p, y)[0],
-        "calibration_intercept": lambda p, y: intercept_of(calibration_line(p, y)[1]),
+        "calibration_slope": lambda p, y: calibration_slope_and_intercepts(p, y)[0],
+        "calibration_intercept": lambda p, y: intercept_of(
+            calibration_slope_and_intercepts(p, y)[1]
+        ),
     }
     at_prior: dict[str, Metric] = {
         "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
-        "calibration_error": lambda p, y: calibration_error(p, y, weights=weights(y)),
+        "calibration_error": lambda p, y: expected_calibration_error(p, y, weights=weights(y)),
         "accuracy": lambda p, y: accuracy(p, y, weights=weights(y)),
     }
     return {
@@ -271,7 +273,7 @@ def score_predictions(
         for shares, metrics in ((even, at_even), (prior, at_prior))
         for name, score in stratified_bootstrap(
             metrics,
-            _shifted(proba, old=file_prior, new=shares),
+            _at_prior(proba, old=file_prior, new=shares),
             labels,
             n_resamples=n_resamples,
             seed=seed,
@@ -305,7 +307,7 @@ def describe_reliability(
         Of the draws that tell the error's bias.
     """
     mean = proba if proba.ndim == 2 else proba.mean(axis=0)
-    at_prior = _shifted(mean, old=file_prior, new=prior)
+    at_prior = _at_prior(mean, old=file_prior, new=prior)
     shown = range(1, 2) if len(classes) == 2 else range(len(classes))
     return {
         "calibration_error": asdict(expected_error(at_prior, labels, prior=prior, seed=seed)),
@@ -331,7 +333,7 @@ def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
     }
 
 
-def _shifted(proba: Floats, *, old: Floats, new: Floats) -> Floats:
+def _at_prior(proba: Floats, *, old: Floats, new: Floats) -> Floats:
     """No shift, no rounding: what the file says is scored as it stands."""
     if np.allclose(new, old, rtol=0, atol=1e-12):
         return proba

@@ -16,13 +16,13 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from mil.data.cohort import Patient
 
-__all__ = ["ALL_SHORTCUTS", "shortcut_model", "table_columns"]
+__all__ = ["ALL_SHORTCUTS", "shortcut_features", "shortcut_model"]
 
 ALL_SHORTCUTS = "all"
 """Name of all columns side by side."""
 
 
-def table_columns(patients: Sequence[Patient]) -> dict[str, npt.NDArray[np.float64]]:
+def shortcut_features(patients: Sequence[Patient]) -> dict[str, npt.NDArray[np.float64]]:
     """What a cohort table alone tells of patients, where they differ in it.
 
     Parameters

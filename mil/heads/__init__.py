@@ -18,12 +18,12 @@ from mil.heads.base import (
     head_names,
     register_head,
 )
-from mil.heads.stacked import HeadStack, can_stack
+from mil.heads.stacked import StackedHeads, can_stack
 
 __all__ = [
     "Head",
     "HeadOutput",
-    "HeadStack",
+    "StackedHeads",
     "Whitening",
     "additive",
     "attention",

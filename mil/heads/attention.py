@@ -11,9 +11,9 @@ from mil.heads.base import (
     HIDDEN,
     Head,
     HeadOutput,
-    embed_tiles,
+    fast_tanh,
+    instance_projection,
     masked_softmax,
-    quick_tanh,
     register_head,
 )
 
@@ -32,7 +32,7 @@ class AttentionHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.look = nn.Linear(HIDDEN, HIDDEN)
         self.weigh = nn.Linear(HIDDEN, 1)
         self.classify: nn.Module = nn.Linear(HIDDEN, n_classes)
@@ -49,7 +49,7 @@ class AttentionHead(Head):
 
     def gaze(self, hidden: Tensor) -> Tensor:
         """What the attention looks at, shape (batch, tiles, hidden)."""
-        return quick_tanh(self.look(hidden))
+        return fast_tanh(self.look(hidden))
 
     def conclude(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
         """Logits from ``hidden`` (batch, tiles, hidden) and ``attention`` (batch, tiles)."""
@@ -79,7 +79,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        bent, gate = quick_tanh(x), torch.sigmoid(y)
+        bent, gate = fast_tanh(x), torch.sigmoid(y)
         ctx.save_for_backward(bent, gate)
         return bent * gate
 

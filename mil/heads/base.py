@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mil.errors import RunError
-from mil.heads.random_streams import Luck
+from mil.heads.random_streams import RandomStreams
 
 __all__ = [
     "HIDDEN",
@@ -19,11 +19,11 @@ __all__ = [
     "HeadOutput",
     "Whitening",
     "build_head",
-    "embed_tiles",
+    "fast_tanh",
     "head_names",
+    "instance_projection",
     "masked_max",
     "masked_softmax",
-    "quick_tanh",
     "register_head",
 ]
 
@@ -157,7 +157,7 @@ def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Hea
         If there is no head of that name.
     """
     if name not in _HEADS:
-        raise RunError(f"head {name!r}", found="unknown", expected=" or ".join(head_names()))
+        raise RunError(f"head {name!r}", actual="unknown", expected=" or ".join(head_names()))
     return _HEADS[name](dim=dim, n_components=n_components, n_classes=n_classes)
 
 
@@ -168,7 +168,7 @@ class ByteDropout(nn.Module):
     quarter of a training step; eight bytes at once take a sixth of that.
     """
 
-    luck = Luck()
+    luck = RandomStreams()
     """Where its random numbers come from: torch's own stream, unless one is set."""
 
     def __init__(self, n_of_256: int) -> None:
@@ -183,12 +183,12 @@ class ByteDropout(nn.Module):
         return x * kept.mul_(256 / (256 - self._n_of_256))
 
 
-def embed_tiles(n_components: int) -> nn.Sequential:
+def instance_projection(n_components: int) -> nn.Sequential:
     """How heads see a tile: a linear map of its whitened components, ReLU, dropout."""
     return nn.Sequential(nn.Linear(n_components, HIDDEN), nn.ReLU(), ByteDropout(_DROPPED_OF_256))
 
 
-def quick_tanh(x: Tensor) -> Tensor:
+def fast_tanh(x: Tensor) -> Tensor:
     """Tanh by way of the sigmoid, which CPUs compute several times faster."""
     return 2 * torch.sigmoid(2 * x) - 1
 

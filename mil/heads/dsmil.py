@@ -10,19 +10,19 @@ from mil.heads.base import (
     HIDDEN,
     Head,
     HeadOutput,
-    embed_tiles,
+    instance_projection,
     masked_max,
     masked_softmax,
     register_head,
 )
 
-__all__ = ["DualStreamHead"]
+__all__ = ["DsmilHead"]
 
 _WEIGHT = 0.5
 
 
 @register_head("dsmil")
-class DualStreamHead(Head):
+class DsmilHead(Head):
     """Dual-stream pooling (Li, Li and Eliceiri, 2021).
 
     First stream: ``z_t = W h_t + b`` and its max over tiles by class; the tile of that max is the
@@ -35,7 +35,7 @@ class DualStreamHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.judge = nn.Linear(HIDDEN, n_classes)
         self.query = nn.Linear(HIDDEN, HIDDEN)
         self.classify = nn.Linear(n_classes * HIDDEN, n_classes)

@@ -11,10 +11,10 @@ import torch
 from mil.data.bags import Features
 from mil.heads.base import Head
 
-__all__ = ["look_outputs", "member_outputs"]
+__all__ = ["predict_members", "predict_views"]
 
 
-def member_outputs(
+def predict_members(
     heads: Sequence[Head], tiles: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each head says of one patient.
@@ -42,7 +42,7 @@ def member_outputs(
     return logits, attention
 
 
-def look_outputs(
+def predict_views(
     heads: Sequence[Head], tiles: Features, views: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each head says of one patient by each look at its tiles: the plain one, then the views.
@@ -63,5 +63,5 @@ def look_outputs(
         float64.
     """
     looks = [tiles, *np.moveaxis(views, 1, 0)]
-    logits, attention = zip(*(member_outputs(heads, look) for look in looks), strict=True)
+    logits, attention = zip(*(predict_members(heads, look) for look in looks), strict=True)
     return np.stack(logits), np.stack(attention)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from mil.heads.attention import GatedAttentionHead
 from mil.heads.base import HIDDEN, HeadOutput, register_head
 
-__all__ = ["OrderedHead"]
+__all__ = ["SequenceAttentionHead"]
 
 _N_WAVES = 4
 
 
 @register_head("ordered")
-class OrderedHead(GatedAttentionHead):
+class SequenceAttentionHead(GatedAttentionHead):
     """Gated attention over instances that see their neighbours and know their place.
 
     To what a head keeps of an instance, linear maps add what it keeps of the one before and of the
@@ -40,11 +40,16 @@ class OrderedHead(GatedAttentionHead):
         nothing = torch.zeros_like(hidden[:, :1])
         earlier = torch.cat([nothing, hidden[:, :-1]], dim=1)
         later = torch.cat([hidden[:, 1:], nothing], dim=1)
-        seen = hidden + self.before(earlier) + self.after(later) + self.locate(_waves(mask))
+        seen = (
+            hidden
+            + self.before(earlier)
+            + self.after(later)
+            + self.locate(_positional_encoding(mask))
+        )
         return self.pool(torch.relu(seen), mask)
 
 
-def _waves(mask: Tensor) -> Tensor:
+def _positional_encoding(mask: Tensor) -> Tensor:
     """Relative places as sines and cosines, shape (batch, tiles, 2 x waves)."""
     steps = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
     last = (steps * mask).amax(dim=1, keepdim=True).clamp(min=1)  # (batch, 1)

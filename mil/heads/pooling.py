@@ -9,7 +9,7 @@ from mil.heads.base import (
     HIDDEN,
     Head,
     HeadOutput,
-    embed_tiles,
+    instance_projection,
     masked_max,
     masked_softmax,
     register_head,
@@ -47,7 +47,7 @@ class MaxHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.classify = nn.Linear(HIDDEN, n_classes)
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
@@ -74,7 +74,7 @@ class LogSumExpHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.classify = nn.Linear(HIDDEN, n_classes)
 
     def score(self, components: Tensor, mask: Tensor) -> HeadOutput:

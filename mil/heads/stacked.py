@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mil.heads.base import ByteDropout, Head
-from mil.heads.random_streams import Luck
+from mil.heads.random_streams import RandomStreams
 
-__all__ = ["HeadStack", "can_stack"]
+__all__ = ["StackedHeads", "can_stack"]
 
 
 def can_stack(head: Head) -> bool:
@@ -22,7 +22,7 @@ def can_stack(head: Head) -> bool:
     }
 
 
-class HeadStack:
+class StackedHeads:
     """Heads of one kind that are trained together, each on patients of its own.
 
     ``module`` is used like a single head. Its batch holds as many patients for the first head, then
@@ -37,7 +37,7 @@ class HeadStack:
         What dropout draws from.
     """
 
-    def __init__(self, heads: Sequence[Head], luck: Luck) -> None:
+    def __init__(self, heads: Sequence[Head], luck: RandomStreams) -> None:
         self.module: Head = copy.deepcopy(heads[0])
         self.n_heads = len(heads)
         if self.n_heads > 1:

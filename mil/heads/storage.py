@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mil.heads.base import Head, build_head
 
-__all__ = ["pack_heads", "unpack_heads"]
+__all__ = ["heads_from_state_dict", "heads_to_state_dict"]
 
 _WHITENING = "whitening."
 
 
-def pack_heads(heads: Sequence[Head]) -> dict[str, Tensor]:
+def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
     """Weights of an ensemble by name, on the CPU.
 
     Parameters
@@ -32,10 +32,10 @@ def pack_heads(heads: Sequence[Head]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in (shared | packed).items()}
 
 
-def unpack_heads(
+def heads_from_state_dict(
     packed: Mapping[str, Tensor], *, name: str, n_heads: int, n_classes: int
 ) -> tuple[Head, ...]:
-    """The heads that :func:`pack_heads` took, in evaluation mode, on the CPU.
+    """The heads that :func:`heads_to_state_dict` took, in evaluation mode, on the CPU.
 
     Raises
     ------

@@ -5,15 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mil.heads.base import HIDDEN, Head, HeadOutput, embed_tiles, masked_softmax, register_head
+from mil.heads.base import (
+    HIDDEN,
+    Head,
+    HeadOutput,
+    instance_projection,
+    masked_softmax,
+    register_head,
+)
 
-__all__ = ["TokensHead"]
+__all__ = ["QueryTransformerHead"]
 
 _N_TOKENS = 4
 
 
 @register_head("tokens")
-class TokensHead(Head):
+class QueryTransformerHead(Head):
     """A compact transformer over tiles, in the spirit of CCT (Hassani et al., 2021).
 
     Four learned tokens q attend to the tiles, ``softmax_t(q · K h_t / √d)``, as in the attention
@@ -25,7 +32,7 @@ class TokensHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.tokens = nn.Parameter(torch.randn(_N_TOKENS, HIDDEN))
         self.key = nn.Linear(HIDDEN, HIDDEN)
         self.value = nn.Linear(HIDDEN, HIDDEN)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mil.heads.base import HIDDEN, Head, HeadOutput, embed_tiles, masked_softmax, register_head
+from mil.heads.base import (
+    HIDDEN,
+    Head,
+    HeadOutput,
+    instance_projection,
+    masked_softmax,
+    register_head,
+)
 
 __all__ = ["MOST_TILES", "TransMilHead"]
 
@@ -33,7 +40,7 @@ class TransMilHead(Head):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
-        self.embed = embed_tiles(n_components)
+        self.embed = instance_projection(n_components)
         self.token = nn.Parameter(0.02 * torch.randn(HIDDEN))
         self.norms = nn.ModuleList(nn.LayerNorm(HIDDEN) for _ in range(3))
         self.mixes = nn.ModuleList(nn.Linear(HIDDEN, 3 * HIDDEN, bias=False) for _ in range(2))
@@ -44,7 +51,7 @@ class TransMilHead(Head):
         """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
         if mask.shape[1] <= MOST_TILES:
             return self._transform(components, mask)
-        places, kept = _spread(components[..., 0], mask)
+        places, kept = _subsample(components[..., 0], mask)
         picked = components.gather(1, places[..., None].expand(-1, -1, components.shape[2]))
         output = self._transform(picked, kept)
         attention = torch.zeros_like(mask, dtype=output.attention.dtype)
@@ -55,12 +62,12 @@ class TransMilHead(Head):
         hidden = self.embed(components)  # (batch, tiles, hidden)
         tokens = torch.cat([self.token.expand(len(hidden), 1, -1), hidden], dim=1)
         real = functional.pad(mask, (1, 0), value=True)  # (batch, 1 + tiles)
-        query, key, value = self._parts(0, tokens)
+        query, key, value = self._qkv(0, tokens)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=real[:, None, None]
         )
         tokens = tokens + self.joins[0](mixed.transpose(1, 2).flatten(2))
-        query, key, value = self._parts(1, tokens)
+        query, key, value = self._qkv(1, tokens)
         scores = torch.einsum("bph,bpth->bpt", query[:, :, 0], key) / query.shape[-1] ** 0.5
         looks = masked_softmax(scores, real[:, None])  # (batch, parts, 1 + tiles)
         mixed = torch.einsum("bpt,bpth->bph", looks, value).flatten(1)  # (batch, hidden)
@@ -69,14 +76,14 @@ class TransMilHead(Head):
         attention = masked_softmax(scores[..., 1:], mask[:, None]).mean(dim=1)
         return HeadOutput(self.classify(answer), attention)
 
-    def _parts(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each of shape (batch, parts, tokens, hidden / parts)."""
         mixed = self.mixes[layer](self.norms[layer](tokens)).unflatten(2, (3, _N_PARTS, -1))
         query, key, value = mixed.permute(2, 0, 3, 1, 4)
         return query, key, value
 
 
-def _spread(line: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _subsample(line: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """At most ``MOST_TILES`` tiles of each patient, evenly spaced along ``line``.
 
     Parameters

@@ -13,14 +13,14 @@ from features.errors import BagError
 from mil.data.bags import Features
 from mil.heads import Whitening
 
-__all__ = ["fit_whitening"]
+__all__ = ["fit_pca_whitening"]
 
 _TILES_LOOKED_AT = 4096
 _TILES_OF_A_PATIENT = (16, 256)  # of those, at least and at most
 _BAGS_AT_ONCE = 64
 
 
-def fit_whitening(
+def fit_pca_whitening(
     bags: Mapping[str, Features],
     names: Sequence[str],
     n_components: int,
@@ -51,7 +51,7 @@ def fit_whitening(
     """
     few, many = _TILES_OF_A_PATIENT
     n_tiles = min(max(_TILES_LOOKED_AT // len(names), few), many)
-    centre = _evenly_drawn(bags[names[0]], n_tiles, device).mean(dim=0)
+    centre = _subsample(bags[names[0]], n_tiles, device).mean(dim=0)
     dim = len(centre)
     moments = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     means = torch.zeros(dim, dtype=torch.float64, device=device)
@@ -59,7 +59,7 @@ def fit_whitening(
         # Moved near 0 first, so that float32 suffices for the product. Rows are weighed so that
         # the product of all with themselves is a sum over patients of means over their tiles.
         block = names[start : start + _BAGS_AT_ONCE]
-        drawn = [_evenly_drawn(bags[name], n_tiles, device) - centre for name in block]
+        drawn = [_subsample(bags[name], n_tiles, device) - centre for name in block]
         means += torch.stack([tiles.mean(dim=0) for tiles in drawn]).double().sum(dim=0)
         rows = torch.cat([tiles / len(tiles) ** 0.5 for tiles in drawn])
         moments += rows.T @ rows
@@ -67,10 +67,10 @@ def fit_whitening(
     moments = moments / len(names) - torch.outer(means, means)
     if not torch.isfinite(moments).all():
         raise BagError(
-            "embeddings", found="numbers whose squares are beyond float32",
-            expected="numbers up to about 1e18", advice="Scale them down before training.",
+            "embeddings", actual="numbers whose squares are beyond float32",
+            expected="numbers up to about 1e18", hint="Scale them down before training.",
         )  # fmt: skip
-    values, vectors = _leading(moments, min(n_components, dim))
+    values, vectors = _top_eigenvectors(moments, min(n_components, dim))
     scale = (values + values.mean() + 1e-12).rsqrt()
     whitening = Whitening(dim, len(values)).to(device)
     whitening.mean = (centre + means).float()
@@ -78,7 +78,7 @@ def fit_whitening(
     return whitening
 
 
-def _leading(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
+def _top_eigenvectors(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
     """Largest eigenvalues, falling, shape (n_kept,), and their vectors, shape (dim, n_kept).
 
     In single precision: an error is far below the floor under the scale.
@@ -94,7 +94,7 @@ def _leading(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(values.astype(np.float64)), torch.from_numpy(vectors)
 
 
-def _evenly_drawn(bag: Features, n_tiles: int, device: torch.device | None) -> Tensor:
+def _subsample(bag: Features, n_tiles: int, device: torch.device | None) -> Tensor:
     """At most so many tiles of a bag, shape (tiles, dim), float32."""
     places = np.linspace(0, len(bag) - 1, min(len(bag), n_tiles)).astype(np.int64)
     return torch.from_numpy(bag[places]).to(device).float()

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
-from features.bags.bag import Bag, BagMeta, BagPlace, require_same_fingerprint
-from features.bags.h5 import read_bag_of, read_meta
+from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint
+from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
 from mil.data.bags import Features
 from mil.data.cohort import Cohort, Patient
 from mil.heads import Head
-from mil.inference.bundle import Run
+from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction, predict_patients
 
 __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
@@ -57,7 +57,7 @@ class SlideAttention:
         """Share of the patient's attention that falls on this slide, 0 to 1."""
         return float(self.attention.sum())
 
-    def leaning(self, class_index: int) -> Floats | None:
+    def signed_contribution(self, class_index: int) -> Floats | None:
         """What each tile adds to the logit of a class beyond what it adds to all on average.
 
         Only differences between logits move a probability.
@@ -109,7 +109,7 @@ class Explanation:
 
 
 def explain_patients(
-    run: Run, cohort: Cohort, bags: Path | Mapping[str, BagPlace], *, prior: Floats
+    run: ModelBundle, cohort: Cohort, bags: Path | Mapping[str, BagRef], *, prior: Floats
 ) -> Iterator[Explanation]:
     """Prediction and attention of every patient asked for, one after the other.
 
@@ -128,7 +128,7 @@ def explain_patients(
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
     wanted = (slide for patient in cohort.patients for slide in patient.slide_ids)
     found = (places[slide] for slide in wanted if slide in places)
-    require_same_fingerprint(
+    check_fingerprint(
         run.fingerprint,
         ((place, read_meta(place).fingerprint) for place in found),
         source=f"the run {run.path}",
@@ -148,18 +148,18 @@ def percentiles(values: Floats) -> Floats:
 
 
 def _explain(
-    run: Run, cohort: Cohort, patient: Patient, places: Mapping[str, BagPlace], prior: Floats
+    run: ModelBundle, cohort: Cohort, patient: Patient, places: Mapping[str, BagRef], prior: Floats
 ) -> Explanation:
     alone = replace(cohort, patients=(patient,))
     (prediction,) = predict_patients(run, alone, places, prior=prior)
     used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [run.sift(read_bag_of(slide_id, places[slide_id])) for slide_id in used]
+    bags = [run.sift(read_slide_bag(slide_id, places[slide_id])) for slide_id in used]
     slides = _slides(run.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 
 
 def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention, ...]:
-    attention, contributions = _look(heads, np.concatenate([bag.features for bag in bags]))
+    attention, contributions = _attend(heads, np.concatenate([bag.features for bag in bags]))
     ranks = percentiles(attention)
     ends = np.cumsum([len(bag.features) for bag in bags])
     return tuple(
@@ -178,7 +178,7 @@ def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention,
     )
 
 
-def _look(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | None]:
+def _attend(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | None]:
     """Attention (tiles,) and contributions (tiles, classes), if any: means over the heads."""
     features = torch.from_numpy(np.asarray(tiles, np.float32))[None]  # (1, tiles, dim)
     mask = torch.ones(features.shape[:2], dtype=torch.bool)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mil.data.instance_labels import ImageLabels
-from mil.evaluation.metrics import auroc, paired
+from mil.evaluation.metrics import as_two_columns, auroc
 from mil.inference.attention import Explanation
 
 __all__ = ["Agreement", "PatientAgreement", "measure_agreement", "summarise"]
@@ -56,7 +56,7 @@ def measure_agreement(explanation: Explanation, labels: ImageLabels) -> PatientA
         return None
     values, answers = np.array(attention), np.array(truth, np.int64)
     return PatientAgreement(
-        auroc=auroc(paired(values), answers),
+        auroc=auroc(as_two_columns(values), answers),
         hit=bool(answers[values.argmax()]),
         share=float(answers.mean()),
     )

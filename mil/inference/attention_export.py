@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from features.utils.tables import write_table
 from mil.inference.attention import SlideAttention
 
@@ -77,7 +77,7 @@ def write_geojson(
     """
     table = tile_table(slide, classes=classes).drop(columns="slide_id")
     features = [_rectangle(row, span_px0) for row in table.to_dict("records")]
-    with written_beside(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump({"type": "FeatureCollection", "features": features}, file, allow_nan=False)
 
 

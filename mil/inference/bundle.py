@@ -16,18 +16,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from features.bags.bag import Bag, Fingerprint
-from features.errors import KnownError, TableError
-from features.filters.classifier import TileFilter, read_filter, sift_bag, write_filter
-from features.utils.files import written_beside
+from features.errors import MilError, TableError
+from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
+from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
-from mil.heads.ensemble import member_outputs
+from mil.heads.ensemble import predict_members
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Run", "TrainingSlide", "load_run", "save_run", "write_json"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "ModelBundle",
+    "TrainingSlide",
+    "load_bundle",
+    "save_bundle",
+    "write_json",
+]
 
 FORMAT = "mil-run"
 """Value of ``format`` in ``model.json``."""
@@ -62,13 +70,13 @@ class TrainingSlide:
     n_tiles: int
     """Embeddings in its bag."""
     content_id: str
-    """Content of the slide file, see :func:`features.slides.file_info.content_id`."""
+    """Content of the slide file, see :func:`features.slides.file_info.content_hash`."""
     features_sha256: str
     """Hash of its embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class ModelBundle:
     """A trained, calibrated model and what it was made of."""
 
     path: Path
@@ -123,9 +131,9 @@ class Run:
         """
         if self.tile_filter is None or self.fingerprint.filter_sha256:
             return bag
-        return sift_bag(self.tile_filter, bag)
+        return apply_filter(self.tile_filter, bag)
 
-    def over_views(self) -> Run:
+    def with_view_calibrator(self) -> ModelBundle:
         """The run as it is where logits are averaged over the views of tiles.
 
         Raises
@@ -136,14 +144,14 @@ class Run:
         if self.view_calibrator is None:
             raise RunError(
                 self.path,
-                found="a run trained on bags without views",
+                actual="a run trained on bags without views",
                 expected="views to average",
-                advice="Leave --tta out, or make bags with 'mil embed --views' and train on them.",
+                hint="Leave --tta out, or make bags with 'mil embed --views' and train on them.",
             )
         return replace(self, calibrator=self.view_calibrator)
 
 
-def save_run(run: Run) -> None:
+def save_bundle(run: ModelBundle) -> None:
     """Write heads, filter, description, slides, out-of-fold probabilities and sets to its path.
 
     ``model.json`` is written last: a folder without it is not a run.
@@ -153,7 +161,7 @@ def save_run(run: Run) -> None:
     OutputError
         If a file cannot be written.
     """
-    with written_beside(run.path / "heads.safetensors") as beside:
+    with atomic_write(run.path / "heads.safetensors") as beside:
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
             for index, head in enumerate(run.heads)
@@ -180,11 +188,11 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     OutputError
         If the file cannot be written.
     """
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_run(path: Path) -> Run:
+def load_bundle(path: Path) -> ModelBundle:
     """Read a model bundle; nothing in it is ever executed.
 
     Raises
@@ -197,7 +205,7 @@ def load_run(path: Path) -> Run:
     try:
         classes = _read_classes(described["classes"])
         fingerprint = Fingerprint(**described["fingerprint"])
-        run = Run(
+        run = ModelBundle(
             path=path,
             classes=classes,
             fingerprint=fingerprint,
@@ -218,13 +226,13 @@ def load_run(path: Path) -> Run:
             tile_filter=_read_filter(path, described.get("filter_sha256")),
             view_calibrator=_read_calibrator(described.get("view_calibrator")),
         )
-        _require_parts_that_fit(run)
+        _check_consistent(run)
     except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
     return run
 
 
-def _describe(run: Run) -> dict[str, object]:
+def _describe(run: ModelBundle) -> dict[str, object]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -258,27 +266,27 @@ def _read_description(path: Path) -> dict[str, Any]:
         if (path / "labels").is_dir():
             raise RunError(
                 path,
-                found="a run of several labels",
+                actual="a run of several labels",
                 expected="the run of one of them",
-                advice=f"Name one, such as {path / 'labels' / 'any'}.",
+                hint=f"Name one, such as {path / 'labels' / 'any'}.",
             ) from error
         raise RunError(
             path,
-            found="no model.json in it",
+            actual="no model.json in it",
             expected="the folder of a finished run",
-            advice="Make one with 'mil train', or name another with --run.",
+            hint="Make one with 'mil train', or name another with --run.",
         ) from error
     except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, f"model.json: {error}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise RunError(file, found="another format", expected=FORMAT)
+        raise RunError(file, actual="another format", expected=FORMAT)
     version = described.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise RunError(
             file,
-            found=f"format version {version!r}",
+            actual=f"format version {version!r}",
             expected=f"at most {FORMAT_VERSION}",
-            advice="Install the version of this program that wrote it, or a later one.",
+            hint="Install the version of this program that wrote it, or a later one.",
         )
     return described
 
@@ -291,7 +299,7 @@ def _read_classes(names: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _require_parts_that_fit(run: Run) -> None:
+def _check_consistent(run: ModelBundle) -> None:
     """Ask the run of one blank tile: what does not go together fails here and not in use.
 
     Raises
@@ -302,12 +310,12 @@ def _require_parts_that_fit(run: Run) -> None:
     if len(run.cohort_counts) != len(run.classes) or min(run.cohort_counts) < 1:
         raise ValueError(f"{run.cohort_counts} patients of classes {run.classes}")
     tile = np.zeros((1, run.fingerprint.dim), np.float32)
-    logits, _ = member_outputs(run.heads, tile)
+    logits, _ = predict_members(run.heads, tile)
     for calibrator in (run.calibrator, run.view_calibrator or run.calibrator):
         found = calibrator.predict_proba(logits)
         if found.shape != (len(run.heads), len(run.classes)) or not np.isfinite(found).all():
             raise ValueError("a calibrator of another number of classes, or beyond all bounds")
-    run.sets.of_patient(tile, coverage=COVERAGE)
+    run.sets.predict_set(tile, coverage=COVERAGE)
     int(run.settings["seed"])
     run.guaranteed(COVERAGE)
 
@@ -381,10 +389,10 @@ def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, npt.NDA
     return dict(zip(table["patient_id"], values, strict=True))
 
 
-def _damaged(path: Path, reason: str) -> KnownError:
+def _damaged(path: Path, reason: str) -> MilError:
     return RunError(
         path,
-        found=f"damaged ({' '.join(reason.split())[:200]})",
+        actual=f"damaged ({' '.join(reason.split())[:200]})",
         expected="a whole run",
-        advice="Copy it again, or train again with 'mil train'.",
+        hint="Copy it again, or train again with 'mil train'.",
     )

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from mil.errors import CalibrationError
 
-__all__ = ["COVERAGE", "CrossConformal", "cross_fitted_sets", "least_patients"]
+__all__ = ["COVERAGE", "CrossConformal", "cross_fitted_sets", "min_calibration_size"]
 
 COVERAGE = 0.9
 """Aimed at where nothing else is asked for."""
@@ -42,7 +42,7 @@ class CrossConformal:
         whole = all(np.isfinite(of_class).all() for of in self.strangeness for of_class in of)
         if not self.strangeness or not whole or len({len(of) for of in self.strangeness}) != 1:
             raise CalibrationError(
-                "prediction sets", found="gaps", expected="finite numbers for every fold and class"
+                "prediction sets", actual="gaps", expected="finite numbers for every fold and class"
             )
 
     @classmethod
@@ -58,7 +58,7 @@ class CrossConformal:
         folds
             Fold in which each was judged, from 0, shape (patients,).
         """
-        own = _strangeness(logits)[np.arange(len(labels)), labels]
+        own = _nonconformity(logits)[np.arange(len(labels)), labels]
         return cls(
             strangeness=tuple(
                 tuple(
@@ -89,7 +89,7 @@ class CrossConformal:
             Shape (n, classes).
         """
         stranger = np.ones(logits.shape[1:])
-        for of_fold, own in zip(self.strangeness, _strangeness(logits), strict=True):
+        for of_fold, own in zip(self.strangeness, _nonconformity(logits), strict=True):
             for index, known in enumerate(of_fold):
                 # Ties count as stranger, which can only make sets larger.
                 stranger[:, index] += len(known) - np.searchsorted(known, own[:, index])
@@ -98,8 +98,8 @@ class CrossConformal:
     def sets(self, logits: Floats, *, coverage: float) -> Bools:
         """Which classes cannot be ruled out, shape (n, classes).
 
-        All of them where any class has fewer than :func:`least_patients`: it could never be ruled
-        out, and would seem to be found where the others are.
+        All of them where any class has fewer than :func:`min_calibration_size`: it could never be
+        ruled out, and would seem to be found where the others are.
 
         Parameters
         ----------
@@ -108,13 +108,13 @@ class CrossConformal:
         coverage
             Aimed at, above 0 and below 1.
         """
-        if self.too_few(coverage).any():
+        if self.undersized(coverage).any():
             return np.ones(logits.shape[1:], np.bool_)
-        return np.asarray(self.p_values(logits) > _level(coverage))
+        return np.asarray(self.p_values(logits) > _alpha(coverage))
 
-    def too_few(self, coverage: float) -> Bools:
+    def undersized(self, coverage: float) -> Bools:
         """Which classes have too few patients ever to be ruled out, shape (classes,)."""
-        return np.asarray(self.counts < least_patients(coverage))
+        return np.asarray(self.counts < min_calibration_size(coverage))
 
     def guaranteed(self, coverage: float) -> Floats:
         """Coverage of each class below which no heads can bring the sets, shape (classes,).
@@ -127,9 +127,9 @@ class CrossConformal:
         rounded down; at most twice as many are missed.
         """
         counts, n_folds = self.counts, len(self.strangeness)
-        if self.too_few(coverage).any():
+        if self.undersized(coverage).any():
             return np.ones(len(counts))
-        most = np.floor(np.round(_level(coverage) * (counts + 1), _DIGITS))
+        most = np.floor(np.round(_alpha(coverage) * (counts + 1), _DIGITS))
         return np.asarray(np.clip(1 - 2 * (most + n_folds - 1) / (counts + n_folds), 0, 1))
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class CrossConformal:
         """
         if set(values) != set(classes) or len({len(of) for of in values.values()}) != 1:
             raise CalibrationError(
-                "prediction sets", found=", ".join(values), expected=f"folds of {classes}"
+                "prediction sets", actual=", ".join(values), expected=f"folds of {classes}"
             )
         folds = zip(*(values[name] for name in classes), strict=True)
         return cls(
@@ -162,9 +162,9 @@ class CrossConformal:
         )
 
 
-def least_patients(coverage: float) -> int:
+def min_calibration_size(coverage: float) -> int:
     """Patients of a class that it takes to ever rule it out: 9 for 0.9, 19 for 0.95."""
-    return int(np.ceil(np.round(1 / _level(coverage), _DIGITS))) - 1
+    return int(np.ceil(np.round(1 / _alpha(coverage), _DIGITS))) - 1
 
 
 def cross_fitted_sets(proba: Floats, labels: Ints, folds: Ints, *, coverage: float) -> Bools:
@@ -198,7 +198,7 @@ def cross_fitted_sets(proba: Floats, labels: Ints, folds: Ints, *, coverage: flo
     return found
 
 
-def _strangeness(logits: Floats) -> Floats:
+def _nonconformity(logits: Floats) -> Floats:
     """Of any shape (..., classes), in nats.
 
     Raw logits suffice, and need no calibrator that would have seen the patients: of two classes any
@@ -207,6 +207,6 @@ def _strangeness(logits: Floats) -> Floats:
     return np.asarray(-log_softmax(logits, axis=-1), np.float64)
 
 
-def _level(coverage: float) -> float:
+def _alpha(coverage: float) -> float:
     """Share that may be missed, freed of what binary fractions add: 1 − 0.9 is 0.1."""
     return round(1 - coverage, _DIGITS)

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.bags.bag import Bag, BagPlace, require_same_fingerprint
-from features.bags.h5 import read_bag_of
+from features.bags.bag import Bag, BagRef, check_fingerprint
+from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
 from features.utils.tables import write_table
 from mil.calibration.priors import balanced, shift_prior
-from mil.data.bags import Features, identities
+from mil.data.bags import Features, content_keys
 from mil.data.cohort import Cohort, Patient
-from mil.heads.ensemble import look_outputs, member_outputs
-from mil.inference.bundle import Run, TrainingSlide
+from mil.heads.ensemble import predict_members, predict_views
+from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 
 __all__ = ["PatientPrediction", "predict_patients", "write_details", "write_predictions"]
@@ -62,7 +62,7 @@ class PatientPrediction:
     """Whether the run's tile filter learned from slides of this patient."""
 
     @property
-    def is_to_look_at(self) -> bool:
+    def needs_review(self) -> bool:
         """Whether anything but exactly one class is left."""
         return len(self.prediction_set) != 1
 
@@ -73,9 +73,9 @@ class PatientPrediction:
 
 
 def predict_patients(
-    run: Run,
+    run: ModelBundle,
     cohort: Cohort,
-    bags: Path | Mapping[str, BagPlace],
+    bags: Path | Mapping[str, BagRef],
     *,
     prior: npt.NDArray[np.float64],
     coverage: float = COVERAGE,
@@ -111,8 +111,11 @@ def predict_patients(
         If views are to be averaged, and the run was trained without.
     """
     places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
-    model = run.over_views() if tta else run
-    trained_on, whitened_on = _Seen(run.training_slides), _Seen(run.unlabelled_slides)
+    model = run.with_view_calibrator() if tta else run
+    trained_on, whitened_on = (
+        _TrainingIndex(run.training_slides),
+        _TrainingIndex(run.unlabelled_slides),
+    )
     return [
         _predict(
             model, patient, places, trained_on, whitened_on, prior=prior, coverage=coverage, tta=tta
@@ -169,11 +172,11 @@ def write_details(
 
 
 def _predict(
-    run: Run,
+    run: ModelBundle,
     patient: Patient,
-    places: Mapping[str, BagPlace],
-    trained_on: _Seen,
-    whitened_on: _Seen,
+    places: Mapping[str, BagRef],
+    trained_on: _TrainingIndex,
+    whitened_on: _TrainingIndex,
     *,
     prior: npt.NDArray[np.float64],
     coverage: float,
@@ -214,27 +217,29 @@ def _predict(
 
 
 def _outputs(
-    run: Run, tiles: Features, views: Sequence[Features]
+    run: ModelBundle, tiles: Features, views: Sequence[Features]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Logits (heads, classes) and attention (heads, tiles), averaged over views if given."""
     if not views:
-        return member_outputs(run.heads, tiles)
-    logits, attention = look_outputs(run.heads, tiles, np.concatenate(views))
+        return predict_members(run.heads, tiles)
+    logits, attention = predict_views(run.heads, tiles, np.concatenate(views))
     return logits.mean(axis=0), attention.mean(axis=0)
 
 
-def _prediction_set(run: Run, tiles: Features | None, coverage: float) -> tuple[str, ...]:
+def _prediction_set(run: ModelBundle, tiles: Features | None, coverage: float) -> tuple[str, ...]:
     """Classes that cannot be ruled out; without tiles that no head saw none can."""
     if tiles is None:
         return run.classes
-    left = run.sets.of_patient(tiles, coverage=coverage)
+    left = run.sets.predict_set(tiles, coverage=coverage)
     return tuple(name for name, is_left in zip(run.classes, left, strict=True) if is_left)
 
 
-def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> dict[str, Bag]:
+def _read_bags(run: ModelBundle, patient: Patient, places: Mapping[str, BagRef]) -> dict[str, Bag]:
     """Bags of a patient by slide id; slides without one are left out."""
-    bags = {name: read_bag_of(name, places[name]) for name in patient.slide_ids if name in places}
-    require_same_fingerprint(
+    bags = {
+        name: read_slide_bag(name, places[name]) for name in patient.slide_ids if name in places
+    }
+    check_fingerprint(
         run.fingerprint,
         ((places[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
         source=f"the run {run.path}",
@@ -242,14 +247,14 @@ def _read_bags(run: Run, patient: Patient, places: Mapping[str, BagPlace]) -> di
     return bags
 
 
-class _Seen:
+class _TrainingIndex:
     """Patients whose slides a run has seen, by id, content of a slide, and embeddings."""
 
     def __init__(self, slides: Sequence[TrainingSlide]) -> None:
         self._owners = [slide.patient_id for slide in slides]
         self._first: dict[tuple[str, str], int] = {}
         for place, slide in enumerate(slides):
-            of_slide = identities(
+            of_slide = content_keys(
                 content_id=slide.content_id, features_sha256=slide.features_sha256,
                 n_tiles=slide.n_tiles,
             )  # fmt: skip
@@ -260,7 +265,7 @@ class _Seen:
         """The first that this one is: of the same id, or with a slide of the same content."""
         keys = [("patient", patient.patient_id)]
         for bag in bags:
-            keys += identities(
+            keys += content_keys(
                 content_id=bag.meta.slide_content_id, features_sha256=bag.features_sha256,
                 n_tiles=len(bag.features),
             )  # fmt: skip
@@ -268,7 +273,7 @@ class _Seen:
         return self._owners[min(places)] if places else ""
 
 
-def _seen_by_filter(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> bool:
+def _seen_by_filter(run: ModelBundle, patient: Patient, bags: Mapping[str, Bag]) -> bool:
     if run.tile_filter is None:
         return False
     found = run.tile_filter.examples.of_patient(
@@ -280,7 +285,7 @@ def _seen_by_filter(run: Run, patient: Patient, bags: Mapping[str, Bag]) -> bool
 
 
 def _out_of_fold(
-    run: Run, seen_as: str, prior: npt.NDArray[np.float64]
+    run: ModelBundle, seen_as: str, prior: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64] | None:
     proba = run.out_of_fold.get(seen_as)
     if proba is None:
@@ -290,7 +295,7 @@ def _out_of_fold(
 
 
 def _at_prior(
-    run: Run, logits: npt.NDArray[np.float64], prior: npt.NDArray[np.float64]
+    run: ModelBundle, logits: npt.NDArray[np.float64], prior: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Calibrated probabilities, shape (rows, classes), shifted from the balanced prior."""
     calibrated = run.calibrator.predict_proba(logits)
@@ -324,7 +329,7 @@ def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict
         "n_slides_used": len(prediction.attention_share),
         "n_tiles": sum(prediction.n_tiles.values()),
         "set": prediction.set_in_words,
-        "look_at": str(prediction.is_to_look_at).lower(),
+        "look_at": str(prediction.needs_review).lower(),
         "seen_in_training": str(bool(prediction.seen_as)).lower(),
         "seen_as": prediction.seen_as,
         "seen_by_filter": str(prediction.seen_by_filter).lower(),

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file, save
 
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from mil.data.bags import Features
 from mil.heads import Head
-from mil.heads.ensemble import member_outputs
-from mil.heads.storage import pack_heads, unpack_heads
+from mil.heads.ensemble import predict_members
+from mil.heads.storage import heads_from_state_dict, heads_to_state_dict
 from mil.inference.conformal import CrossConformal
-from mil.training.cross_validation import OutOfFold
+from mil.training.cross_validation import OutOfFoldPredictions
 
 __all__ = ["PredictionSets", "fit_sets", "read_sets", "write_sets"]
 
@@ -34,7 +34,7 @@ class PredictionSets:
     conformal: CrossConformal
     """How strange the patients looked whom they judged."""
 
-    def of_patient(self, tiles: Features, *, coverage: float) -> npt.NDArray[np.bool_]:
+    def predict_set(self, tiles: Features, *, coverage: float) -> npt.NDArray[np.bool_]:
         """Which classes cannot be ruled out, shape (classes,).
 
         Parameters
@@ -44,12 +44,12 @@ class PredictionSets:
         coverage
             Aimed at, above 0 and below 1.
         """
-        logits = [member_outputs(heads, tiles)[0].mean(axis=0) for heads in self.heads]
+        logits = [predict_members(heads, tiles)[0].mean(axis=0) for heads in self.heads]
         left = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
         return np.asarray(left[0])
 
 
-def fit_sets(found: OutOfFold) -> PredictionSets:
+def fit_sets(found: OutOfFoldPredictions) -> PredictionSets:
     """Prediction sets from the first cross-validation and its heads.
 
     See :mod:`mil.inference.conformal`. One is enough, and one alone has a guarantee. No calibrator
@@ -73,15 +73,15 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
     tensors = {
         f"{fold}.{name}": value
         for fold, heads in enumerate(sets.heads)
-        for name, value in pack_heads(heads).items()
+        for name, value in heads_to_state_dict(heads).items()
     }
-    with written_beside(folder / _HEADS) as beside:
+    with atomic_write(folder / _HEADS) as beside:
         beside.write_bytes(save(tensors))
     described = {
         "method": "cross-conformal (CV+), by class",
         "strangeness": sets.conformal.as_dict(classes),
     }
-    with written_beside(folder / _CONFORMAL) as beside:
+    with atomic_write(folder / _CONFORMAL) as beside:
         beside.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -111,5 +111,7 @@ def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) 
     for fold in range(len(conformal.strangeness)):
         start = f"{fold}."
         own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
-        ensembles.append(unpack_heads(own, name=head, n_heads=n_heads, n_classes=len(classes)))
+        ensembles.append(
+            heads_from_state_dict(own, name=head, n_heads=n_heads, n_classes=len(classes))
+        )
     return PredictionSets(heads=tuple(ensembles), conformal=conformal)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from features.utils.files import make_folder
 from mil.inference.bundle import write_json
-from mil.train_run import FitSummary
+from mil.training_run import TrainingSummary
 
-__all__ = ["FinishedLabels"]
+__all__ = ["LabelCheckpoints"]
 
 
-class FinishedLabels:
+class LabelCheckpoints:
     """Notes beside the runs of labels: what each came to, and a hash of all that decided it.
 
     A label that was trained otherwise has another hash, so its note is not found.
@@ -27,7 +27,7 @@ class FinishedLabels:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, label: str, run_dir: Path, *, decided_by: str) -> FitSummary | None:
+    def read(self, label: str, run_dir: Path, *, decided_by: str) -> TrainingSummary | None:
         """What the label came to; None where it is not done, or was done otherwise.
 
         Parameters
@@ -41,13 +41,13 @@ class FinishedLabels:
         """
         try:
             said = json.loads(self._path(label).read_text(encoding="utf-8"))
-            found = FitSummary.from_dict(said["summary"], path=run_dir)
+            found = TrainingSummary.from_dict(said["summary"], path=run_dir)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         whole = said["decided_by"] == decided_by and (run_dir / "model.json").is_file()
         return found if whole else None
 
-    def note(self, label: str, summary: FitSummary, *, decided_by: str) -> None:
+    def note(self, label: str, summary: TrainingSummary, *, decided_by: str) -> None:
         """Note that a label is done.
 
         Raises

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from mil.evaluation.metrics import Interval
 from mil.multilabel.table import LabelTable
 from mil.reporting.html import render
-from mil.train_run import FitSummary
+from mil.training_run import TrainingSummary
 
 __all__ = ["write_label_page"]
 
@@ -18,7 +18,7 @@ __all__ = ["write_label_page"]
 def write_label_page(
     path: Path,
     name: str,
-    found: Mapping[str, FitSummary],
+    found: Mapping[str, TrainingSummary],
     table: LabelTable,
     losses: Mapping[str, Interval],
 ) -> None:
@@ -60,5 +60,5 @@ def write_label_page(
             for label, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True)
         ],
     )
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(html, encoding="utf-8")

@@ -12,7 +12,7 @@ import pandas as pd
 from features.utils.tables import write_table
 from mil.data.cohort import Cohort
 from mil.inference.predict import PatientPrediction, predict_patients
-from mil.multilabel.train import LabelRun
+from mil.multilabel.train import MultiLabelBundle
 
 __all__ = ["predict_labels", "write_label_details", "write_label_predictions"]
 
@@ -21,7 +21,7 @@ Predictions = Mapping[str, list[PatientPrediction]]
 
 
 def predict_labels(
-    run: LabelRun, cohort: Cohort, bags_dir: Path, *, prior: Floats
+    run: MultiLabelBundle, cohort: Cohort, bags_dir: Path, *, prior: Floats
 ) -> dict[str, list[PatientPrediction]]:
     """Predict every patient by the bundle of each label.
 

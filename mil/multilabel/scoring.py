@@ -13,9 +13,9 @@ import pandas as pd
 
 from features.utils.tables import find_column, read_table
 from mil.errors import PredictionsError
-from mil.evaluation.metrics import Interval, paired
+from mil.evaluation.metrics import Interval, as_two_columns
 from mil.evaluation.predictions import average_predictions
-from mil.evaluation.scoring import Scored, ScoreSettings, score_model
+from mil.evaluation.scoring import ScoreReport, ScoreSettings, score_model
 from mil.multilabel.metrics import shift_labels, weighted_label_loss
 from mil.multilabel.table import LabelTable
 
@@ -31,7 +31,7 @@ class LabelScores:
     losses: Mapping[str, Interval]
     """Weighted log loss of all labels: of the ``raw`` predictions, of the ``calibrated`` ones where
     asked for, and of the ``cohort prior``, the shares of the patients scored."""
-    labels: Mapping[str, Scored]
+    labels: Mapping[str, ScoreReport]
     """What was found of each label by itself."""
 
     def as_dict(self) -> dict[str, object]:
@@ -62,14 +62,14 @@ def read_label_predictions(path: Path, table: LabelTable) -> Floats:
         row, column = np.argwhere(bad)[0]
         value = rows[table.names[column]].iloc[row]
         raise PredictionsError(
-            f"{path}, row {row + 2}", found=f"{table.names[column]} is {value!r}",
+            f"{path}, row {row + 2}", actual=f"{table.names[column]} is {value!r}",
             expected="a probability",
         )  # fmt: skip
     known = table.patients.patient_ids
     if sorted(ids) != sorted(known):
         odd = sorted(set(ids) ^ set(known)) or sorted(ids[ids.duplicated()])
         raise PredictionsError(
-            path, found=f"{len(ids)} rows for {len(known)} patients (first that differs: "
+            path, actual=f"{len(ids)} rows for {len(known)} patients (first that differs: "
             f"{odd[0]!r})", expected=f"one row for each patient of {table.patients.path}",
         )  # fmt: skip
     places = {name: place for place, name in enumerate(ids)}
@@ -86,7 +86,9 @@ def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "log
     how
         As for :func:`mil.evaluation.predictions.average_predictions`.
     """
-    pairs = [paired(np.stack(of_label)) for of_label in zip(*(t.T for t in tables), strict=True)]
+    pairs = [
+        as_two_columns(np.stack(of_label)) for of_label in zip(*(t.T for t in tables), strict=True)
+    ]
     return np.stack([average_predictions(list(pair), how=how)[:, 1] for pair in pairs], axis=1)
 
 
@@ -116,10 +118,11 @@ def score_labels(
     shares = table.truth.mean(axis=0)
     labels = {
         name: score_model(
-            paired(proba[:, place]),
+            as_two_columns(proba[:, place]),
             table.cohort_of(name),
             replace(
-                settings, file_prior=paired(file_prior[place]), prior=paired(prior[place])
+                settings, file_prior=as_two_columns(file_prior[place]),
+                prior=as_two_columns(prior[place])
             ),
         )
         for place, name in enumerate(table.names)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mil.data.patient_groups import Sharing, deal_undivided, leaders
-from mil.data.splits import Fold, folds_of_parts
+from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
+from mil.data.splits import Fold, folds_from_ids
 from mil.errors import SplitError
 from mil.multilabel.table import LabelTable
 
-__all__ = ["label_folds", "label_parts"]
+__all__ = ["iterative_stratification", "label_folds"]
 
 Ints = npt.NDArray[np.int64]
 
 
 def label_folds(
-    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, sharing: Sharing = ()
+    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, sharing: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
     """Folds of patients with every label spread evenly; each patient is judged once a repeat.
 
@@ -27,7 +27,7 @@ def label_folds(
     SplitError
         If a label has fewer patients with it, or without it, than there are folds.
     """
-    standing = leaders(table.patients.patient_ids, sharing)
+    standing = group_ids(table.patients.patient_ids, sharing)
     dealt = table.truth[np.unique(standing)]
     n_patients, with_it = len(dealt), dealt.sum(axis=0)
     fewest = np.minimum(with_it, n_patients - with_it)
@@ -35,21 +35,23 @@ def label_folds(
         rarest = int(fewest.argmin())
         raise SplitError(
             table.patients.path,
-            found=f"{with_it[rarest]} of {n_patients} patients with label {table.names[rarest]!r}",
+            actual=f"{with_it[rarest]} of {n_patients} patients with label {table.names[rarest]!r}",
             expected=f"at least {n_folds} with it and without it, one for each fold",
-            advice=f"Use fewer folds (--folds {max(2, int(fewest.min()))}), or leave it out.",
+            hint=f"Use fewer folds (--folds {max(2, int(fewest.min()))}), or leave it out.",
         )
     folds: list[Fold] = []
     for repeat in range(n_repeats):
 
         def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
-            return label_parts(table.truth[patients], n_parts=n_folds, seed=(seed, repeat))
+            return iterative_stratification(
+                table.truth[patients], n_parts=n_folds, seed=(seed, repeat)
+            )
 
-        folds += folds_of_parts(table.patients, deal_undivided(standing, deal), repeat=repeat)
+        folds += folds_from_ids(table.patients, assign_groups(standing, deal), repeat=repeat)
     return tuple(folds)
 
 
-def label_parts(truth: Ints, *, n_parts: int, seed: tuple[int, ...]) -> Ints:
+def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]) -> Ints:
     """A part for each patient, every label spread over the parts (Sechidis et al., 2011).
 
     The rarest label left is dealt first: each of its patients goes to the part that wants most of

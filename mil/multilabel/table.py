@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.utils.tables import find_column, read_table
 from mil.data.cohort import Cohort, Patient, read_slide_rows
 from mil.errors import CohortError
@@ -44,7 +44,7 @@ class LabelTable:
         )
         return replace(self.patients, patients=patients, classes=classes)
 
-    def restricted_to(self, patient_ids: Sequence[str]) -> LabelTable:
+    def subset(self, patient_ids: Sequence[str]) -> LabelTable:
         """These patients only, in the order of the table."""
         wanted = set(patient_ids)
         kept = np.array([name in wanted for name in self.patients.patient_ids], bool)
@@ -76,7 +76,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
     if bad or len(set(names)) < len(names):
         raise CohortError(
             f"labels {text!r}",
-            found=f"{bad[0]!r}" if bad else f"{len(set(names))} different names",
+            actual=f"{bad[0]!r}" if bad else f"{len(set(names))} different names",
             expected="names of columns, each once, such as any,epidural",
         )
     return names
@@ -138,7 +138,7 @@ def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[
     if values.isna().any():
         row = int(values.index[values.isna()][0])
         raise CohortError(
-            f"{path}, row {row + 2}", found=f"{name} is {column[row]!r}", expected="0 or 1"
+            f"{path}, row {row + 2}", actual=f"{name} is {column[row]!r}", expected="0 or 1"
         )
     return values.astype(np.int64)
 
@@ -148,7 +148,7 @@ def _refuse_two(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None
     if (counts > 1).any():
         name = counts.index[counts > 1][0]
         raise CohortError(
-            path, found=f"{of} {name!r} of {counts[name]} {column}s", expected=f"one {column}"
+            path, actual=f"{of} {name!r} of {counts[name]} {column}s", expected=f"one {column}"
         )
 
 
@@ -157,8 +157,8 @@ def _refuse_constant(path: Path, table: LabelTable) -> None:
     for name, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True):
         if n_with in (0, n_patients):
             raise CohortError(
-                path, found=f"label {name!r} of {n_with} of {n_patients} patients",
-                expected="some with it and some without", advice="Leave it out of --labels.",
+                path, actual=f"label {name!r} of {n_with} of {n_patients} patients",
+                expected="some with it and some without", hint="Leave it out of --labels.",
             )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def parse_label_prior(text: str, names: Sequence[str], *, cohort: Floats) -> Flo
 
     Raises
     ------
-    KnownError
+    MilError
         If the text is none of these, or lacks a label.
     """
     if text == "cohort":
@@ -198,8 +198,8 @@ def parse_label_prior(text: str, names: Sequence[str], *, cohort: Floats) -> Flo
         values = np.empty(0)
     if len(values) != len(text.split(",")) or not ((values > 0) & (values < 1)).all():
         example = ",".join(f"{name}={share:.2g}" for name, share in zip(names, cohort, strict=True))
-        raise KnownError(
-            f"prior {text!r}", found="no shares of all labels",
+        raise MilError(
+            f"prior {text!r}", actual="no shares of all labels",
             expected=f"cohort, balanced, or shares above 0 and below 1 such as {example}",
         )  # fmt: skip
     return values

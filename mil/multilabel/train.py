@@ -23,19 +23,25 @@ from mil.data.instance_labels import ImageLabels
 from mil.data.splits import Fold, SplitBy
 from mil.errors import RunError
 from mil.evaluation.metrics import Interval
-from mil.inference.bundle import Run, load_run, write_json
-from mil.multilabel.checkpoints import FinishedLabels
+from mil.inference.bundle import ModelBundle, load_bundle, write_json
+from mil.multilabel.checkpoints import LabelCheckpoints
 from mil.multilabel.metrics import shift_labels, weighted_label_loss
 from mil.multilabel.page import write_label_page
 from mil.multilabel.splits import label_folds
 from mil.multilabel.table import LabelTable
-from mil.reporting.run_report.data import read_evidence
-from mil.train_run import FitSummary, fit_run
+from mil.reporting.run_report.data import read_report_data
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
-from mil.training.fold_jobs import Judges, judges_here
+from mil.training.config import TrainConfig
+from mil.training.fold_jobs import Judges, local_fold_executor
+from mil.training_run import TrainingSummary, train_run
 
-__all__ = ["LabelRun", "LabelSummary", "fit_labels", "is_label_run", "load_label_run"]
+__all__ = [
+    "LabelSummary",
+    "MultiLabelBundle",
+    "is_multilabel_bundle",
+    "load_multilabel_bundle",
+    "train_labels",
+]
 
 _FORMAT = "mil-label-run"
 _FORMAT_VERSION = 1  # that is written; newer ones are refused
@@ -56,7 +62,7 @@ class LabelSummary:
     losses: Mapping[str, Interval]
     """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated``, out-of-fold,
     the mean over repeats, and ``cohort prior``, of the shares themselves."""
-    labels: Mapping[str, FitSummary]
+    labels: Mapping[str, TrainingSummary]
     """What each label came to."""
 
     def as_dict(self) -> dict[str, object]:
@@ -69,12 +75,12 @@ class LabelSummary:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelRun:
+class MultiLabelBundle:
     """The runs of several labels; all were trained on the same patients and bags."""
 
     path: Path
     """Their folder."""
-    runs: Mapping[str, Run]
+    runs: Mapping[str, ModelBundle]
     """Run of each label, in the order of the labels; its second class is the label."""
 
     @property
@@ -93,7 +99,7 @@ def _say_nothing(_label: str, _what: str) -> None:
     """For callers without an eye on it."""
 
 
-def fit_labels(
+def train_labels(
     table: LabelTable,
     bags: PatientBags,
     run_dir: Path,
@@ -101,13 +107,13 @@ def fit_labels(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    settings: TrainSettings,
+    settings: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[str, int, int], None],
     on_step: Callable[[str, str], None] = _say_nothing,
     by: SplitBy = "patient",
     nested: bool = False,
-    judges: Judges = judges_here,
+    judges: Judges = local_fold_executor,
     failures: Mapping[str, str] | None = None,
     image_labels: Mapping[str, ImageLabels] | None = None,
 ) -> LabelSummary:
@@ -127,7 +133,7 @@ def fit_labels(
     run_dir
         Folder of the run.
     n_folds, n_repeats, seed, settings, calibrator, by, nested, judges, failures
-        As for :func:`mil.train_run.fit_run`.
+        As for :func:`mil.training_run.train_run`.
     on_head
         Called with the label, heads done, and heads in all.
     on_step
@@ -140,18 +146,18 @@ def fit_labels(
     SplitError
         If a label has too few patients with tiles.
     CalibrationError
-        As :func:`mil.train_run.fit_run`.
+        As :func:`mil.training_run.train_run`.
     OutputError
         If the folder cannot be written.
     """
-    usable = table.restricted_to(bags.filled())
+    usable = table.subset(bags.filled())
     folds = None
     if by == "patient":
         folds = label_folds(
             usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=bags.sharing()
         )
     beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
-    finished = FinishedLabels(beside / _FINISHED)
+    finished = LabelCheckpoints(beside / _FINISHED)
     options: dict[str, Any] = {
         "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed, "settings": settings,
         "calibrator": calibrator, "by": by, "nested": nested, "failures": failures,
@@ -170,7 +176,7 @@ def fit_labels(
         decided_by = _hash_of(cohort, taught, folds or (), options)
         done = finished.read(name, place, decided_by=decided_by)
         if done is None:
-            done = fit_run(
+            done = train_run(
                 cohort, taught, place, folds=folds, judges=judges, on_head=one_more,
                 on_step=one_step, **options,
             )  # fmt: skip
@@ -191,12 +197,12 @@ def fit_labels(
     return summary
 
 
-def is_label_run(path: Path) -> bool:
+def is_multilabel_bundle(path: Path) -> bool:
     """Whether a folder is a finished run of several labels."""
     return (path / _FILE).is_file()
 
 
-def load_label_run(path: Path) -> LabelRun:
+def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
     """Read the runs of all labels.
 
     Raises
@@ -209,17 +215,19 @@ def load_label_run(path: Path) -> LabelRun:
         version, names = int(described["format_version"]), list(map(str, described["labels"]))
     except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise RunError(
-            path / _FILE, found=f"cannot be read ({type(error).__name__})",
-            expected="as 'mil train --labels' wrote it", advice="Train again.",
+            path / _FILE, actual=f"cannot be read ({type(error).__name__})",
+            expected="as 'mil train --labels' wrote it", hint="Train again.",
         ) from error  # fmt: skip
     if described.get("format") != _FORMAT or version > _FORMAT_VERSION:
         raise RunError(
-            path / _FILE, found=f"{described.get('format')!r} version {version}",
+            path / _FILE, actual=f"{described.get('format')!r} version {version}",
             expected=f"{_FORMAT!r}, at most version {_FORMAT_VERSION}",
         )  # fmt: skip
     if any("/" in name or name.startswith(".") for name in names):
-        raise RunError(path / _FILE, found=f"labels {names}", expected="names of folders")
-    return LabelRun(path=path, runs={name: load_run(path / _FOLDER / name) for name in names})
+        raise RunError(path / _FILE, actual=f"labels {names}", expected="names of folders")
+    return MultiLabelBundle(
+        path=path, runs={name: load_bundle(path / _FOLDER / name) for name in names}
+    )
 
 
 def _hash_of(
@@ -252,7 +260,7 @@ def _summarise(
     table: LabelTable,
     beside: Path,
     run_dir: Path,
-    found: Mapping[str, FitSummary],
+    found: Mapping[str, TrainingSummary],
     *,
     seed: int,
 ) -> LabelSummary:
@@ -260,7 +268,7 @@ def _summarise(
     columns = []
     for name in table.names:
         folder = beside / _FOLDER / name
-        evidence = read_evidence(folder, classes=table.cohort_of(name).classes)
+        evidence = read_report_data(folder, classes=table.cohort_of(name).classes)
         places = {patient: place for place, patient in enumerate(evidence.patient_ids)}
         order = [places[patient] for patient in table.patients.patient_ids]
         columns.append(evidence.proba["calibrated"][:, order, 1])
@@ -294,5 +302,5 @@ def _move(beside: Path, run_dir: Path) -> None:
         beside.rename(run_dir)
     except OSError as error:
         raise OutputError(
-            run_dir, found=f"cannot be replaced ({error.strerror or error})"
+            run_dir, actual=f"cannot be replaced ({error.strerror or error})"
         ) from error  # fmt: skip

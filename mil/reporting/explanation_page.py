@@ -11,11 +11,11 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from mil.inference.attention import Explanation, SlideAttention
-from mil.inference.bundle import Run
+from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
-from mil.reporting.figures import Picture
+from mil.reporting.figures import EmbeddedImage
 from mil.reporting.html import folder_name, render
 
 __all__ = [
@@ -23,15 +23,15 @@ __all__ = [
     "OF_SLIDES",
     "MapView",
     "SlideView",
+    "Terms",
     "TileView",
-    "Words",
     "write_index",
     "write_page",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Terms:
     """What pages call that which becomes a bag."""
 
     slide: str
@@ -61,7 +61,7 @@ class Words:
         }
 
 
-OF_SLIDES = Words(
+OF_SLIDES = Terms(
     slide="slide",
     tile="tile",
     nothing="no tissue on any slide",
@@ -70,7 +70,7 @@ OF_SLIDES = Words(
 )
 """For bags of tiles of slides."""
 
-OF_SERIES = Words(
+OF_SERIES = Terms(
     slide="scan",
     tile="image",
     nothing="no image of any scan",
@@ -88,7 +88,7 @@ class MapView:
     """Which: ``percentile``, ``raw``, ``contribution``, ``slide``, or ``place`` of a series."""
     label: str
     """What the switch says."""
-    picture: Picture
+    picture: EmbeddedImage
     """The map."""
 
 
@@ -98,7 +98,7 @@ class TileView:
 
     index: int
     """Its place in the bag."""
-    picture: Picture | None
+    picture: EmbeddedImage | None
     """Cut from the slide; None where there is no slide or it cannot be decoded."""
 
 
@@ -127,9 +127,9 @@ def write_page(
     explanation: Explanation,
     views: Sequence[SlideView],
     *,
-    run: Run,
+    run: ModelBundle,
     prior: npt.NDArray[np.float64],
-    words: Words = OF_SLIDES,
+    words: Terms = OF_SLIDES,
 ) -> None:
     """Write the page of a patient.
 
@@ -177,9 +177,9 @@ def write_index(
     path: Path,
     predictions: Sequence[PatientPrediction],
     *,
-    run: Run,
+    run: ModelBundle,
     prior: npt.NDArray[np.float64],
-    words: Words = OF_SLIDES,
+    words: Terms = OF_SLIDES,
 ) -> None:
     """Write the page over patients, with links to theirs.
 
@@ -211,7 +211,7 @@ def write_index(
 
 
 def _write(path: Path, html: str) -> None:
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(html, encoding="utf-8", errors="replace")
 
 
@@ -230,7 +230,7 @@ def _in_words(classes: Sequence[str], prior: npt.NDArray[np.float64]) -> str:
 
 
 def _table_of_shares(
-    explanation: Explanation, classes: Sequence[str], words: Words
+    explanation: Explanation, classes: Sequence[str], words: Terms
 ) -> dict[str, object]:
     """Slides beside each other, as the macro ``table`` takes them."""
     has_parts = explanation.logits is not None
@@ -262,7 +262,7 @@ def _table_of_shares(
 
 
 def _tiles(
-    view: SlideView, explanation: Explanation, words: Words
+    view: SlideView, explanation: Explanation, words: Terms
 ) -> dict[str, list[dict[str, object]]]:
     return {
         f"{which} attended {words.tile}s": list(_captions(view, tiles, explanation))
@@ -275,12 +275,14 @@ def _captions(
 ) -> Iterator[dict[str, object]]:
     """Picture and words of tiles."""
     slide = view.slide
-    leaning = slide.leaning(explanation.leading_class)
+    signed_contribution = slide.signed_contribution(explanation.leading_class)
     for tile in tiles:
         yield {
             "picture": tile.picture,
             "place": slide.place(tile.index),
             "times": f"{slide.attention[tile.index] * explanation.n_tiles:.2g} × equal share",
             "percentile": f"percentile {slide.percentile[tile.index]:.1f}",
-            "leaning": None if leaning is None else _signed(leaning[tile.index], ".2g"),
+            "leaning": None
+            if signed_contribution is None
+            else _signed(signed_contribution[tile.index], ".2g"),
         }

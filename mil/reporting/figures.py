@@ -10,7 +10,7 @@ How to draw::
 
     picture = draw(paint, alt="ROC curve of LAA: area 0.67", width_in=4.5, height_in=4.5)
 
-A :class:`Picture` goes onto a page as it is, through the macro ``figure`` of
+A :class:`EmbeddedImage` goes onto a page as it is, through the macro ``figure`` of
 ``templates/macros.html``. Whatever comes from a table (names of classes, centres, slides) passes
 through :func:`plain` first. Colours are those of Okabe and Ito (2008), which people with any common
 colour vision tell apart; a hatch, a marker and a line of its own go with each, so that figures also
@@ -39,12 +39,12 @@ __all__ = [
     "CHANCE_COLOUR",
     "MARK_COLOUR",
     "ClassStyle",
-    "Picture",
+    "EmbeddedImage",
     "class_styles",
     "count_ticks",
-    "draw",
     "embed_image",
     "plain",
+    "render_figure",
     "share_ticks",
 ]
 
@@ -89,7 +89,7 @@ _STYLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EmbeddedImage:
     """A figure or photograph inside a page."""
 
     uri: str
@@ -131,14 +131,14 @@ def class_styles(classes: Sequence[str]) -> tuple[ClassStyle, ...]:
     return tuple(_CLASS_STYLES[index % len(_CLASS_STYLES)] for index in range(len(classes)))
 
 
-def draw(
+def render_figure(
     paint: Callable[[Figure], None],
     *,
     alt: str,
     width_in: float = 6.4,
     height_in: float = 3.4,
     kind: Literal["svg", "png"] = "svg",
-) -> Picture:
+) -> EmbeddedImage:
     """Draw a figure in the one style.
 
     Parameters
@@ -158,7 +158,7 @@ def draw(
         paint(figure)
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     media = "image/svg+xml" if kind == "svg" else "image/png"
-    return Picture(
+    return EmbeddedImage(
         uri=_data_uri(buffer.getvalue(), media),
         alt=alt,
         width_px=round(width_in * _PX_AN_INCH),
@@ -166,13 +166,13 @@ def draw(
     )
 
 
-def embed_image(image: Image.Image, *, alt: str, most_px: int, quality: int = 82) -> Picture:
+def embed_image(image: Image.Image, *, alt: str, most_px: int, quality: int = 82) -> EmbeddedImage:
     """A photograph as JPEG, scaled down to fit a square of ``most_px``."""
     small = image.convert("RGB")
     small.thumbnail((most_px, most_px))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=quality)
-    return Picture(
+    return EmbeddedImage(
         uri=_data_uri(buffer.getvalue(), "image/jpeg"),
         alt=alt,
         width_px=small.width,

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from features.bags.bag import Fingerprint
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from features.utils.text import percent
 from mil.evaluation.metrics import Interval
-from mil.inference.bundle import Run
+from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
 
-__all__ = ["write_card"]
+__all__ = ["write_model_card"]
 
 
-def write_card(path: Path, run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> None:
+def write_model_card(
+    path: Path, run: ModelBundle, scores: Mapping[str, Mapping[str, Interval]]
+) -> None:
     """Write ``MODEL_CARD.md``.
 
     Parameters
@@ -35,11 +37,11 @@ def write_card(path: Path, run: Run, scores: Mapping[str, Mapping[str, Interval]
     OutputError
         If it cannot be written.
     """
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(_text(run, scores), encoding="utf-8")
 
 
-def _text(run: Run, scores: Mapping[str, Mapping[str, Interval]]) -> str:
+def _text(run: ModelBundle, scores: Mapping[str, Mapping[str, Interval]]) -> str:
     counts = ", ".join(
         f"{count} {name}" for name, count in zip(run.classes, run.cohort_counts, strict=True)
     )
@@ -89,7 +91,7 @@ reliability and patient by patient it is told in `report.html`.
 """
 
 
-def _judged(run: Run) -> str:
+def _judged(run: ModelBundle) -> str:
     """Folds and calibrator, in words."""
     n_repeats = run.settings["n_repeats"]
     folds = (
@@ -111,7 +113,7 @@ def _instances(made: Fingerprint) -> str:
     return f"tiles or images of\n{made.tile_px} px"
 
 
-def _filter(run: Run) -> str:
+def _filter(run: ModelBundle) -> str:
     """What is not looked at, in words."""
     if run.tile_filter is None:
         return ""
@@ -122,7 +124,7 @@ def _filter(run: Run) -> str:
     )
 
 
-def _sets(run: Run) -> str:
+def _sets(run: ModelBundle) -> str:
     """What prediction sets promise."""
     kept = run.guaranteed(COVERAGE)
     if kept is None:
@@ -143,7 +145,7 @@ def _views(n_views: int) -> str:
     return f"It learned from\n{n_views} augmented views of each tile beside the plain one."
 
 
-def _kind(run: Run) -> str:
+def _kind(run: ModelBundle) -> str:
     """What the patients judged had no part in."""
     if run.settings.get("nested"):
         return (

@@ -12,13 +12,13 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from mil.data.bags import Batch
-from mil.heads.random_streams import Luck
+from mil.heads.random_streams import RandomStreams
 
-__all__ = ["Mixture", "add_noise", "drop_tiles", "mix_bags"]
+__all__ = ["MixedBatch", "add_noise", "apply_instance_dropout", "mix_bags"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Mixture:
+class MixedBatch:
     """Bags of two patients each."""
 
     batch: Batch
@@ -29,7 +29,7 @@ class Mixture:
     """Shape (batch,), float32, 0.5 to 1: of the patient's own label; the rest is the partner's."""
 
 
-def drop_tiles(batch: Batch, share: float, luck: Luck) -> Batch:
+def apply_instance_dropout(batch: Batch, share: float, luck: RandomStreams) -> Batch:
     """The bags without each tile with probability ``share``; at least one tile of each stays.
 
     Parameters
@@ -49,7 +49,7 @@ def drop_tiles(batch: Batch, share: float, luck: Luck) -> Batch:
     return Batch(batch.features * kept[..., None], kept)
 
 
-def add_noise(batch: Batch, deviation: float, luck: Luck) -> Batch:
+def add_noise(batch: Batch, deviation: float, luck: RandomStreams) -> Batch:
     """The bags with normal noise of that standard deviation; 0 adds and draws nothing.
 
     Parameters
@@ -67,7 +67,7 @@ def add_noise(batch: Batch, deviation: float, luck: Luck) -> Batch:
     return batch._replace(features=batch.features + noise * batch.mask[..., None])
 
 
-def mix_bags(batch: Batch, alpha: float, luck: Luck, *, n_heads: int = 1) -> Mixture:
+def mix_bags(batch: Batch, alpha: float, luck: RandomStreams, *, n_heads: int = 1) -> MixedBatch:
     """Mixup (Zhang et al., 2018) for bags: tiles of two patients together, labels shared alike.
 
     A share drawn from Beta(``alpha``, ``alpha``), or its rest if that is larger, of a patient's
@@ -100,10 +100,10 @@ def mix_bags(batch: Batch, alpha: float, luck: Luck, *, n_heads: int = 1) -> Mix
     steps = torch.arange(mask.shape[1], device=device)
     kept = torch.cat([steps < n_own[:, None], steps < n_other[:, None]], dim=1)  # (batch, 2 tiles)
     mixed = torch.cat([features, features[partners]], dim=1) * kept[..., None]
-    return Mixture(batch=Batch(mixed, kept), partners=partners, shares=shares)
+    return MixedBatch(batch=Batch(mixed, kept), partners=partners, shares=shares)
 
 
-def _shuffled(batch: Batch, luck: Luck) -> Batch:
+def _shuffled(batch: Batch, luck: RandomStreams) -> Batch:
     """The same bags in random order, real tiles first."""
     drawn = luck.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
     order = drawn.argsort(dim=1)

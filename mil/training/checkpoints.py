@@ -18,23 +18,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from features.parallel.locks import Claims
-from features.utils.files import make_folder, written_beside
+from features.parallel.locks import FolderLocks
+from features.utils.files import atomic_write, make_folder
 from mil.data.bags import PatientBags
 from mil.data.splits import Fold
 from mil.errors import RunError
 from mil.heads import Head
-from mil.heads.storage import pack_heads, unpack_heads
-from mil.training.config import TrainSettings
+from mil.heads.storage import heads_from_state_dict, heads_to_state_dict
+from mil.training.config import TrainConfig
 from mil.training.trainer import EpochRecord
 
-__all__ = ["Checkpoints", "Judgement", "sole_training"]
+__all__ = ["Checkpoints", "FoldResult", "run_lock"]
 
 _LOGITS, _AVERAGED, _SAID = "logits", "averaged", "said"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judgement:
+class FoldResult:
     """What a fold's ensemble said of the patients it was kept from, and how it learned."""
 
     logits: Mapping[str, npt.NDArray[np.float64]]
@@ -73,7 +73,7 @@ class Checkpoints:
         labels: Mapping[str, int],
         *,
         n_classes: int,
-        settings: TrainSettings,
+        settings: TrainConfig,
         seeds: Sequence[Sequence[int]],
         within: Fold | None = None,
     ) -> list[str]:
@@ -117,7 +117,7 @@ class Checkpoints:
             for number in range(len(folds))
         ]
 
-    def read(self, name: str, *, head: str, n_classes: int) -> Judgement | None:
+    def read(self, name: str, *, head: str, n_classes: int) -> FoldResult | None:
         """The judgement of that name; None where there is none, or it cannot be read.
 
         Parameters
@@ -134,10 +134,10 @@ class Checkpoints:
                 said = json.loads((file.metadata() or {})[_SAID])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             logits, averaged = (tensors.pop(key).numpy() for key in (_LOGITS, _AVERAGED))
-            return Judgement(
+            return FoldResult(
                 logits=dict(zip(said["patients"], logits, strict=True)),
                 averaged=dict(zip(said["averaged"], averaged, strict=True)),
-                heads=unpack_heads(
+                heads=heads_from_state_dict(
                     tensors, name=head, n_heads=said["n_heads"], n_classes=n_classes
                 ),
                 history=tuple(
@@ -148,7 +148,7 @@ class Checkpoints:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def write(self, name: str, judgement: Judgement) -> None:
+    def write(self, name: str, judgement: FoldResult) -> None:
         """Keep a judgement, whole or not at all; numbers come back to the last bit.
 
         Raises
@@ -165,10 +165,10 @@ class Checkpoints:
         tensors = {
             _LOGITS: _rows(judgement.logits),
             _AVERAGED: _rows(judgement.averaged),
-            **pack_heads(judgement.heads),
+            **heads_to_state_dict(judgement.heads),
         }
         make_folder(self._folder)
-        with written_beside(self._path(name)) as beside:
+        with atomic_write(self._path(name)) as beside:
             beside.write_bytes(save(tensors, metadata={_SAID: json.dumps(said)}))
 
     def _path(self, name: str) -> Path:
@@ -180,10 +180,10 @@ class Checkpoints:
 
 
 @contextmanager
-def sole_training(run_dir: Path) -> Iterator[None]:
+def run_lock(run_dir: Path) -> Iterator[None]:
     """Keep other trainings, also those on other machines, from writing a run meanwhile.
 
-    A training that was killed keeps nobody away: see :class:`features.parallel.locks.Claims`.
+    A training that was killed keeps nobody away: see :class:`features.parallel.locks.FolderLocks`.
 
     Parameters
     ----------
@@ -197,13 +197,13 @@ def sole_training(run_dir: Path) -> Iterator[None]:
     OutputError
         If its parent cannot be written to.
     """
-    with Claims(run_dir.with_name(f".{run_dir.name}.claims")) as claims:
+    with FolderLocks(run_dir.with_name(f".{run_dir.name}.claims")) as claims:
         if not claims.take("training"):
             raise RunError(
                 run_dir,
-                found="another training is writing it",
+                actual="another training is writing it",
                 expected="one at a time",
-                advice="Wait until it has ended, or name another folder with --run.",
+                hint="Wait until it has ended, or name another folder with --run.",
             )
         yield
 

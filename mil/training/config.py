@@ -8,7 +8,7 @@ import numpy as np
 
 from mil.errors import RunError
 
-__all__ = ["TrainSettings"]
+__all__ = ["TrainConfig"]
 
 _SCHEDULES = ("constant", "one-cycle")
 _COUNTS = (
@@ -18,7 +18,7 @@ _COUNTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainConfig:
     """How heads are trained; the same for validation and for what is deployed."""
 
     head: str = "gated"
@@ -96,9 +96,9 @@ class TrainSettings:
                 raise _out_of_range(name, value, expected="above 0")
         if self.schedule not in _SCHEDULES:
             raise RunError(
-                f"schedule {self.schedule!r}", found="unknown", expected=" or ".join(_SCHEDULES)
+                f"schedule {self.schedule!r}", actual="unknown", expected=" or ".join(_SCHEDULES)
             )
 
 
 def _out_of_range(name: str, value: object, *, expected: str) -> RunError:
-    return RunError(name, found=str(value), expected=expected)
+    return RunError(name, actual=str(value), expected=expected)

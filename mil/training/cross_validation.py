@@ -9,28 +9,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from features.parallel.base import Engine
-from features.parallel.local import Here
+from features.parallel.base import Executor
+from features.parallel.local import LocalExecutor
 from mil.calibration import Calibrator, build_calibrator, cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
-from mil.data.patient_groups import Sharing, leaders
+from mil.data.patient_groups import LinkedPairs, group_ids
 from mil.data.splits import Fold, SplitBy, make_folds
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
-from mil.training.ensemble import LEAST_TO_STOP_ON, tasks_at_once
-from mil.training.fold_jobs import Assignment, Bench, Judge, inside_of
+from mil.training.config import TrainConfig
+from mil.training.ensemble import LEAST_TO_STOP_ON, max_parallel_ensembles
+from mil.training.fold_jobs import FoldJob, FoldRunner, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
 
 __all__ = [
-    "OutOfFold",
+    "OutOfFoldPredictions",
     "cross_fitted_probabilities",
     "cross_validate",
     "fit_calibrator",
     "inner_folds",
     "nested_probabilities",
-    "with_stopping_rule",
+    "resolve_stopping",
 ]
 
 _LEAST_COMPONENTS = 8
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OutOfFold:
+class OutOfFoldPredictions:
     """What ensembles say of patients they did not see."""
 
     patient_ids: tuple[str, ...]
@@ -55,12 +55,12 @@ class OutOfFold:
     """Learning curves by repeat and fold."""
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     """The ensembles themselves, by repeat and fold."""
-    sharing: Sharing = ()
+    sharing: LinkedPairs = ()
     """Pairs of patients who share a slide."""
     averaged: Floats | None = None
     """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
 
-    def over_views(self) -> OutOfFold | None:
+    def with_view_calibrator(self) -> OutOfFoldPredictions | None:
         """What is said where logits are averaged over views; None without views."""
         if self.averaged is None:
             return None
@@ -72,13 +72,13 @@ def cross_validate(
     cohort: Cohort,
     folds: Sequence[Fold],
     *,
-    settings: TrainSettings,
+    settings: TrainConfig,
     seed: int,
     on_head: Callable[[], None] = lambda: None,
     kept: Checkpoints | None = None,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
     within: Fold | None = None,
-) -> OutOfFold:
+) -> OutOfFoldPredictions:
     """Judge every patient once a repeat by an ensemble trained on the other folds.
 
     What trains a fold receives a store that does not hold the fold's test patients; those are only
@@ -106,7 +106,7 @@ def cross_validate(
         other. The numbers are the same.
     within
         The fold in whose training part all this happens, where the engine's judges hold the bags
-        of all patients and ``bags`` are those of :func:`mil.training.fold_jobs.inside_of`.
+        of all patients and ``bags`` are those of :func:`mil.training.fold_jobs.training_subset`.
 
     Raises
     ------
@@ -121,10 +121,10 @@ def cross_validate(
     averaged = np.full_like(logits, np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history, heads = {}, {}
-    at_once = tasks_at_once(bags, settings)
+    at_once = max_parallel_ensembles(bags, settings)
     groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
     assignments = [
-        Assignment(
+        FoldJob(
             folds=group,
             labels=labels,
             n_classes=len(cohort.classes),
@@ -134,7 +134,7 @@ def cross_validate(
         )
         for group in groups
     ]
-    bench = Bench(engine or Here(Judge(bags)), kept=kept, on_head=on_head)
+    bench = FoldRunner(engine or LocalExecutor(FoldWorker(bags)), kept=kept, on_head=on_head)
     for group, judgements in zip(groups, bench.judge(assignments), strict=True):
         for fold, judged in zip(group, judgements, strict=True):
             history[fold.repeat, fold.index] = judged.history
@@ -144,7 +144,7 @@ def cross_validate(
                 judged_in[fold.repeat, places[name]] = fold.index
             for name, logit in judged.averaged.items():
                 averaged[fold.repeat, places[name]] = logit
-    return OutOfFold(
+    return OutOfFoldPredictions(
         patient_ids=names,
         labels=np.array([labels[name] for name in names], np.int64),
         logits=logits,
@@ -163,7 +163,7 @@ def inner_folds(
     by: SplitBy,
     n_folds: int,
     seed: int,
-    sharing: Sharing = (),
+    sharing: LinkedPairs = (),
 ) -> tuple[tuple[Fold, ...], ...]:
     """Folds inside the training patients of each fold, made as the folds themselves.
 
@@ -189,15 +189,15 @@ def nested_probabilities(
     bags: PatientBags,
     cohort: Cohort,
     folds: Sequence[Fold],
-    found: OutOfFold,
+    found: OutOfFoldPredictions,
     *,
     inner: Sequence[Sequence[Fold]],
-    settings: TrainSettings,
+    settings: TrainConfig,
     seed: int,
     calibrator: str = "platt",
     on_head: Callable[[], None] = lambda: None,
     kept: Checkpoints | None = None,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
 ) -> Floats:
     """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
 
@@ -229,14 +229,14 @@ def nested_probabilities(
     proba = np.full(found.logits.shape, np.nan)
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
-            inside_of(bags, fold),
+            training_subset(bags, fold),
             _restricted(cohort, fold.train_ids),
             inner_of_fold,
             settings=settings,
             seed=_inner_seed(seed, fold),
             on_head=on_head,
             kept=kept,
-            engine=engine or Here(Judge(bags)),
+            engine=engine or LocalExecutor(FoldWorker(bags)),
             within=fold,
         )
         fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
@@ -245,9 +245,9 @@ def nested_probabilities(
     return proba
 
 
-def with_stopping_rule(
-    settings: TrainSettings, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
-) -> TrainSettings:
+def resolve_stopping(
+    settings: TrainConfig, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
+) -> TrainConfig:
     """The settings, with what the number of patients decides; the same for every ensemble.
 
     Early stopping is used where every ensemble has patients enough for it. A third as many
@@ -281,7 +281,7 @@ def with_stopping_rule(
 
 
 def fit_calibrator(
-    found: OutOfFold, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
+    found: OutOfFoldPredictions, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
 ) -> Calibrator:
     """Calibrator fitted on out-of-fold logits.
 
@@ -307,7 +307,7 @@ def fit_calibrator(
     )
 
 
-def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -> Floats:
+def cross_fitted_probabilities(found: OutOfFoldPredictions, *, calibrator: str = "platt") -> Floats:
     """Probabilities at the balanced prior whose calibrator was fitted on other patients.
 
     For each fold of each repeat, the calibrator is fitted on that repeat's other folds, without
@@ -319,7 +319,7 @@ def cross_fitted_probabilities(found: OutOfFold, *, calibrator: str = "platt") -
     numpy.ndarray
         Shape (repeats, patients, classes).
     """
-    standing = leaders(found.patient_ids, found.sharing)
+    standing = group_ids(found.patient_ids, found.sharing)
     return cross_fit(
         found.logits, found.labels, found.fold, calibrator=calibrator, standing=standing
     ).proba

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from features.utils.text import counted
+from features.utils.text import pluralize
 from mil.calibration import LEAST_OF_A_CLASS, build_calibrator
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.splits import Fold, SplitBy, make_folds
 from mil.errors import SplitError
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import inner_folds, with_stopping_rule
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import inner_folds, resolve_stopping
 
-__all__ = ["Design"]
+__all__ = ["CrossValidationPlan"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Design:
+class CrossValidationPlan:
     """A cross-validation, and the ensemble that is deployed after it."""
 
     cohort: Cohort
@@ -36,7 +36,7 @@ class Design:
     """Cross-validations with other folds."""
     nested: bool
     """Whether scores are of calibrators fitted inside each fold's training patients."""
-    settings: TrainSettings
+    settings: TrainConfig
     """How ensembles are trained, with the rule by which they stop."""
     seed: int
     """Decides everything random."""
@@ -54,16 +54,16 @@ class Design:
         n_folds: int,
         n_repeats: int,
         nested: bool,
-        settings: TrainSettings,
+        settings: TrainConfig,
         seed: int,
         calibrator: str,
-    ) -> Design:
+    ) -> CrossValidationPlan:
         """The design for a cohort, whose patients without a tile are left out.
 
         Parameters
         ----------
         cohort, bags, by, n_folds, n_repeats, nested, settings, seed, calibrator
-            As for :func:`mil.train_run.fit_run`.
+            As for :func:`mil.training_run.train_run`.
         folds
             Folds of the patients with tiles; None to make them.
 
@@ -91,7 +91,7 @@ class Design:
         return cls(
             cohort=usable, bags=bags, folds=folds, inner=inner, by=by, n_repeats=n_repeats,
             nested=nested, seed=seed, calibrator=calibrator,
-            settings=with_stopping_rule(settings, usable, every_fold, n_images=n_images),
+            settings=resolve_stopping(settings, usable, every_fold, n_images=n_images),
         )  # fmt: skip
 
     @property
@@ -122,9 +122,9 @@ def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
     if gone := [name for name in cohort.classes if name not in left]:
         raise SplitError(
             cohort.path,
-            found=f"no patient of class {gone[0]!r} has a tile",
+            actual=f"no patient of class {gone[0]!r} has a tile",
             expected="patients of every class",
-            advice="Look at embed.csv beside the bags.",
+            hint="Look at embed.csv beside the bags.",
         )
     return replace(cohort, patients=patients)
 
@@ -138,8 +138,8 @@ def _refuse_small_folds(cohort: Cohort, folds: Sequence[Fold]) -> None:
         if counts[smallest] < LEAST_OF_A_CLASS:
             raise SplitError(
                 cohort.path,
-                found=f"{counted(counts[smallest], 'patients')} of class {smallest!r} to learn "
+                actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r} to learn "
                 f"from in fold {fold.index} of repeat {fold.repeat}",
                 expected=f"at least {LEAST_OF_A_CLASS}, or nothing can be calibrated",
-                advice="Add patients of that class.",
+                hint="Add patients of that class.",
             )

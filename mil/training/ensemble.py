@@ -11,21 +11,21 @@ import numpy.typing as npt
 import torch
 
 from mil.data.bags import PatientBags
-from mil.data.patient_groups import deal_undivided, leaders
-from mil.data.splits import stratified_parts
+from mil.data.patient_groups import assign_groups, group_ids
+from mil.data.splits import stratified_fold_ids
 from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
-from mil.heads.whitening import fit_whitening
-from mil.training.config import TrainSettings
-from mil.training.feature_cache import Shelf, ShelfPlan, falling_blocks, fill_shelves
-from mil.training.trainer import EpochRecord, Lesson, teach, tiles_at_once
+from mil.heads.whitening import fit_pca_whitening
+from mil.training.config import TrainConfig
+from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
+from mil.training.trainer import EpochRecord, TrainSplit, tiles_at_once, train_heads
 
 __all__ = [
     "LEAST_TO_STOP_ON",
     "Ensemble",
-    "Task",
-    "logits_together",
-    "tasks_at_once",
+    "EnsembleTask",
+    "max_parallel_ensembles",
+    "predict_batch",
     "train_ensemble",
     "train_ensembles",
 ]
@@ -38,7 +38,7 @@ _TILES_JUDGED_AT_ONCE = 16_384  # some heads hold numbers of every pair of a pat
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
+class EnsembleTask:
     """What one ensemble is made of."""
 
     bags: PatientBags
@@ -64,7 +64,7 @@ def train_ensemble(
     labels: Mapping[str, int],
     *,
     n_classes: int,
-    settings: TrainSettings,
+    settings: TrainConfig,
     seed: Sequence[int],
     on_head: Callable[[], None] = lambda: None,
 ) -> Ensemble:
@@ -96,15 +96,15 @@ def train_ensemble(
     SplitError
         If a class has no patient with tiles, or too few for early stopping.
     """
-    task = Task(bags=bags, labels=labels, seed=seed)
+    task = EnsembleTask(bags=bags, labels=labels, seed=seed)
     return train_ensembles([task], n_classes=n_classes, settings=settings, on_head=on_head)[0]
 
 
 def train_ensembles(
-    tasks: Sequence[Task],
+    tasks: Sequence[EnsembleTask],
     *,
     n_classes: int,
-    settings: TrainSettings,
+    settings: TrainConfig,
     on_head: Callable[[], None] = lambda: None,
 ) -> tuple[Ensemble, ...]:
     """Train ensembles side by side, each as :func:`train_ensemble` does and from its bags only.
@@ -116,7 +116,7 @@ def train_ensembles(
     Parameters
     ----------
     tasks
-        One an ensemble; :func:`tasks_at_once` says how many are well trained together.
+        One an ensemble; :func:`max_parallel_ensembles` says how many are well trained together.
     n_classes, settings, on_head
         As for :func:`train_ensemble`.
 
@@ -133,9 +133,9 @@ def train_ensembles(
         if len(tasks) == 1:
             raise RunError(
                 f"device {settings.device}",
-                found="out of memory with a single ensemble on it",
+                actual="out of memory with a single ensemble on it",
                 expected="memory for the tiles of all its patients",
-                advice="End other programs on it, and the same command goes on with the finished "
+                hint="End other programs on it, and the same command goes on with the finished "
                 "folds; or train with --device cpu.",
             ) from error
     if torch.cuda.is_available():  # what all of them together have taken is of no use any more
@@ -151,13 +151,17 @@ def train_ensembles(
 
 
 def _train(
-    tasks: Sequence[Task], *, n_classes: int, settings: TrainSettings, on_head: Callable[[], None]
+    tasks: Sequence[EnsembleTask],
+    *,
+    n_classes: int,
+    settings: TrainConfig,
+    on_head: Callable[[], None],
 ) -> tuple[Ensemble, ...]:
     device = torch.device(settings.device)
     desks = [
         _prepare(task, n_classes=n_classes, settings=settings, device=device) for task in tasks
     ]
-    shelf = Shelf.joined(fill_shelves([desk.plan for desk in desks]))
+    shelf = FeatureCache.joined(build_caches([desk.plan for desk in desks]))
     lessons, n_before = [], 0
     for desk in desks:
         lessons += [lesson.moved(n_before) for lesson in desk.lessons]
@@ -171,7 +175,7 @@ def _train(
             for desk, task in zip(desks, tasks, strict=True)
             for member in range(settings.n_members)
         ]
-        curves = teach(
+        curves = train_heads(
             heads, lessons, shelf, n_classes=n_classes, settings=settings, on_head=on_head
         )
     ensembles = []
@@ -183,7 +187,7 @@ def _train(
     return tuple(ensembles)
 
 
-def tasks_at_once(bags: PatientBags, settings: TrainSettings) -> int:
+def max_parallel_ensembles(bags: PatientBags, settings: TrainConfig) -> int:
     """How many ensembles are well trained together: as many as keep the device busy and fit.
 
     It depends on nothing but the bags' sizes, the settings, and the device's memory.
@@ -206,23 +210,25 @@ def tasks_at_once(bags: PatientBags, settings: TrainSettings) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Desk:
+class _PreparedTask:
     """What the heads of one ensemble learn from."""
 
-    plan: ShelfPlan
+    plan: CacheSpec
     """Its patients, and the whitening that is fitted on them."""
-    lessons: tuple[Lesson, ...]
+    lessons: tuple[TrainSplit, ...]
     """One a head."""
 
 
-def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: torch.device) -> _Desk:
+def _prepare(
+    task: EnsembleTask, *, n_classes: int, settings: TrainConfig, device: torch.device
+) -> _PreparedTask:
     names = task.bags.filled()
     classes = np.array([task.labels[name] for name in names], np.int64)
-    _require_enough(np.bincount(classes, minlength=n_classes), settings)
-    whitening = fit_whitening(*task.bags.without_labels(), settings.n_components, device=device)
-    parts = deal_undivided(
-        leaders(names, task.bags.sharing()),
-        lambda patients: stratified_parts(
+    _check_class_counts(np.bincount(classes, minlength=n_classes), settings)
+    whitening = fit_pca_whitening(*task.bags.without_labels(), settings.n_components, device=device)
+    parts = assign_groups(
+        group_ids(names, task.bags.sharing()),
+        lambda patients: stratified_fold_ids(
             classes[patients], n_parts=settings.n_inner_parts, seed=task.seed
         ),
     )
@@ -231,22 +237,24 @@ def _prepare(task: Task, *, n_classes: int, settings: TrainSettings, device: tor
     for member in range(settings.n_members):
         stops = (parts == member) & settings.early_stopping
         learned, stopped_on = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~stops, stops))
-        lessons.append(Lesson(member=member, learned=learned, stopped_on=stopped_on, stream=stream))
-    plan = ShelfPlan(bags=task.bags, patient_ids=names, labels=classes, whitening=whitening)
-    return _Desk(plan=plan, lessons=tuple(lessons))
+        lessons.append(
+            TrainSplit(member=member, learned=learned, stopped_on=stopped_on, stream=stream)
+        )
+    plan = CacheSpec(bags=task.bags, patient_ids=names, labels=classes, whitening=whitening)
+    return _PreparedTask(plan=plan, lessons=tuple(lessons))
 
 
-def _require_enough(counts: npt.NDArray[np.int64], settings: TrainSettings) -> None:
+def _check_class_counts(counts: npt.NDArray[np.int64], settings: TrainConfig) -> None:
     found = f"{counts.tolist()} patients with tiles in each class"
     if not counts.all():
-        raise SplitError("training", found=found, expected="at least one of each")
+        raise SplitError("training", actual=found, expected="at least one of each")
     least = LEAST_TO_STOP_ON * settings.n_inner_parts
     if settings.early_stopping and counts.min() < least:
-        raise SplitError("early stopping", found=found, expected=f"at least {least} of each")
+        raise SplitError("early stopping", actual=found, expected=f"at least {least} of each")
 
 
 def _new_head(
-    whitening: Whitening, task: Task, member: int, *, n_classes: int, settings: TrainSettings
+    whitening: Whitening, task: EnsembleTask, member: int, *, n_classes: int, settings: TrainConfig
 ) -> Head:
     torch.manual_seed(_one_seed((*task.seed, member)))
     dim, n_components = whitening.matrix.shape
@@ -255,12 +263,12 @@ def _new_head(
     return head
 
 
-def logits_together(
+def predict_batch(
     heads: Sequence[Head], bags: PatientBags, names: Sequence[str], *, device: torch.device
 ) -> npt.NDArray[np.float64]:
     """Logits of each head for many patients at once.
 
-    Equal to those of :func:`mil.heads.ensemble.look_outputs` patient by patient. The same but for
+    Equal to those of :func:`mil.heads.ensemble.predict_views` patient by patient. The same but for
     the last bits of sums. An accelerator is spared thousands of small products; a processor gains
     nothing.
 
@@ -282,10 +290,10 @@ def logits_together(
     """
     near = [copy.deepcopy(head).to(device) for head in heads]
     unasked = np.zeros(len(names), np.int64)
-    plan = ShelfPlan(bags=bags, patient_ids=names, labels=unasked, whitening=near[0].whitening)
-    (shelf,) = fill_shelves([plan])
+    plan = CacheSpec(bags=bags, patient_ids=names, labels=unasked, whitening=near[0].whitening)
+    (shelf,) = build_caches([plan])
     falling = shelf.lengths.argsort(descending=True, stable=True)
-    blocks = falling_blocks(shelf.lengths[falling].tolist(), _TILES_JUDGED_AT_ONCE)
+    blocks = length_buckets(shelf.lengths[falling].tolist(), _TILES_JUDGED_AT_ONCE)
     found = []
     with torch.inference_mode():
         for block in blocks:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mil.data.bags import Batch, Features, PatientBags
 from mil.heads import Whitening
-from mil.heads.random_streams import Luck
+from mil.heads.random_streams import RandomStreams
 
-__all__ = ["Shelf", "ShelfPlan", "falling_blocks", "fill_shelves"]
+__all__ = ["CacheSpec", "FeatureCache", "build_caches", "length_buckets"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shelf:
+class FeatureCache:
     """Bags one after another in one piece of memory, on the device of training."""
 
     tiles: Tensor
@@ -37,7 +37,7 @@ class Shelf:
     without."""
 
     @classmethod
-    def joined(cls, shelves: Sequence[Shelf]) -> Shelf:
+    def joined(cls, shelves: Sequence[FeatureCache]) -> FeatureCache:
         """All of them as one; the patients of the second come after those of the first."""
         if len(shelves) == 1:
             return shelves[0]
@@ -56,7 +56,7 @@ class Shelf:
             else torch.cat([shelf.marks for shelf in shelves if shelf.marks is not None]),
         )
 
-    def draw(self, patients: Tensor, n_tiles: int, luck: Luck) -> Batch:
+    def draw(self, patients: Tensor, n_tiles: int, luck: RandomStreams) -> Batch:
         """At most so many random tiles of each patient, and a random look at each.
 
         A larger bag is cut into ``n_tiles`` stretches of one length, and one tile is drawn of
@@ -74,7 +74,7 @@ class Shelf:
         return self.draw_marked(patients, n_tiles, luck)[0]
 
     def draw_marked(
-        self, patients: Tensor, n_tiles: int, luck: Luck
+        self, patients: Tensor, n_tiles: int, luck: RandomStreams
     ) -> tuple[Batch, Tensor | None]:
         """As :meth:`draw`, with labels of the images drawn, shape (batch, tiles); None without."""
         size, device = (len(patients), n_tiles), self.tiles.device
@@ -124,7 +124,7 @@ class Shelf:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ShelfPlan:
+class CacheSpec:
     """What a shelf is to hold."""
 
     bags: PatientBags
@@ -137,7 +137,7 @@ class ShelfPlan:
     """Of their tiles, on the device of the shelf."""
 
 
-def fill_shelves(plans: Sequence[ShelfPlan]) -> list[Shelf]:
+def build_caches(plans: Sequence[CacheSpec]) -> list[FeatureCache]:
     """A shelf for each plan.
 
     A bag that several plans name is taken to the device once, where it lies in memory.
@@ -153,7 +153,7 @@ def fill_shelves(plans: Sequence[ShelfPlan]) -> list[Shelf]:
         parts.append(dict(zip(plan.patient_ids, torch.split(tiles, lengths), strict=True)))
         counts = torch.tensor(lengths, device=device)
         shelves.append(
-            Shelf(
+            FeatureCache(
                 tiles=tiles.view(-1, n_components),
                 starts=counts.cumsum(0) - counts,
                 lengths=counts,
@@ -180,7 +180,7 @@ def fill_shelves(plans: Sequence[ShelfPlan]) -> list[Shelf]:
     return shelves
 
 
-def falling_blocks(widths: Sequence[int], room: int) -> list[slice]:
+def length_buckets(widths: Sequence[int], room: int) -> list[slice]:
     """Neighbours that, padded to the widest of them, take at most ``room`` tiles; one at least.
 
     Parameters
@@ -198,7 +198,7 @@ def falling_blocks(widths: Sequence[int], room: int) -> list[slice]:
     return blocks
 
 
-def _whiten(asked: Iterable[tuple[ShelfPlan, Features, Tensor]]) -> None:
+def _whiten(asked: Iterable[tuple[CacheSpec, Features, Tensor]]) -> None:
     """Fill parts of shelves, shape (tiles, looks, n_components), with one bag, whitened."""
     loaded, near = None, torch.empty(0)
     for plan, bag, part in asked:
@@ -207,7 +207,7 @@ def _whiten(asked: Iterable[tuple[ShelfPlan, Features, Tensor]]) -> None:
         part.copy_(plan.whitening(near).view(part.shape))
 
 
-def _marks(plan: ShelfPlan, *, device: torch.device) -> Tensor | None:
+def _marks(plan: CacheSpec, *, device: torch.device) -> Tensor | None:
     """Labels of the patients' images, shape (tiles,); None where there are none."""
     if not plan.bags.marks:
         return None

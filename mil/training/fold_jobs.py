@@ -13,21 +13,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from features.parallel.base import Desk, Engine
-from features.parallel.local import Here
-from features.parallel.pool import Crew
-from features.parallel.ray_cluster import RayActors, connected, shares_of_cluster
+from features.parallel.base import Executor, JobQueue
+from features.parallel.local import LocalExecutor
+from features.parallel.pool import WorkerPool
+from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
 from mil.data.bags import PatientBags
 from mil.data.splits import Fold
 from mil.errors import RunError
-from mil.heads.ensemble import look_outputs, member_outputs
-from mil.training.checkpoints import Checkpoints, Judgement
-from mil.training.config import TrainSettings
-from mil.training.ensemble import Ensemble, Task, logits_together, train_ensembles
+from mil.heads.ensemble import predict_members, predict_views
+from mil.training.checkpoints import Checkpoints, FoldResult
+from mil.training.config import TrainConfig
+from mil.training.ensemble import Ensemble, EnsembleTask, predict_batch, train_ensembles
 
-__all__ = ["Assignment", "Bench", "Judge", "Judges", "inside_of", "judges_here", "judges_on_ray"]
+__all__ = [
+    "FoldJob",
+    "FoldRunner",
+    "FoldWorker",
+    "Judges",
+    "local_fold_executor",
+    "ray_fold_executor",
+    "training_subset",
+]
 
-Judges = Callable[[PatientBags], AbstractContextManager[Engine]]
+Judges = Callable[[PatientBags], AbstractContextManager[Executor]]
 """Given bags, an engine whose workers are judges that hold them."""
 
 
@@ -35,7 +43,7 @@ _HEAD_DONE = "a head is done"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class FoldJob:
     """Folds whose ensembles are trained together; survives pickling."""
 
     folds: tuple[Fold, ...]
@@ -44,7 +52,7 @@ class Assignment:
     """Class index by patient id, of at least those to learn from."""
     n_classes: int
     """Number of classes."""
-    settings: TrainSettings
+    settings: TrainConfig
     """How ensembles are trained."""
     seeds: tuple[tuple[int, ...], ...]
     """Numbers that decide everything random, for each fold."""
@@ -52,7 +60,7 @@ class Assignment:
     """The fold in whose training part all this happens; None for all patients."""
 
 
-class Judge:
+class FoldWorker:
     """A worker that trains the ensembles of folds and lets them judge.
 
     Parameters
@@ -73,14 +81,14 @@ class Judge:
     def close(self) -> None:
         """Nothing is held."""
 
-    def work(self, desk: Desk) -> None:
+    def work(self, desk: JobQueue) -> None:
         """Judge until there is no assignment for now."""
         for deal in desk.deals():
             _, assignment = deal.job
             judgements = self.judge(assignment, on_head=lambda: desk.tell(_HEAD_DONE))
             desk.done(deal, judgements)
 
-    def judge(self, assignment: Assignment, *, on_head: Callable[[], None]) -> list[Judgement]:
+    def judge(self, assignment: FoldJob, *, on_head: Callable[[], None]) -> list[FoldResult]:
         """What ensembles say of the patients of their folds.
 
         Parameters
@@ -103,8 +111,8 @@ class Judge:
         bags = self._bags_of(assignment.within)
         stores = [bags.held_out(fold.test_ids) for fold in assignment.folds]
         tasks = [
-            Task(
-                bags=store.restricted_to(fold.train_ids),
+            EnsembleTask(
+                bags=store.subset(fold.train_ids),
                 labels={name: assignment.labels[name] for name in fold.train_ids},
                 seed=seed,
             )
@@ -116,7 +124,7 @@ class Judge:
         )
         filled = set(bags.filled())
         return [
-            _hear(
+            _predict_held_out(
                 ensemble,
                 store,
                 [name for name in fold.test_ids if name in filled],
@@ -128,31 +136,31 @@ class Judge:
 
     def _bags_of(self, within: Fold | None) -> PatientBags:
         """Bags of all patients, or what may be seen inside the training part of a fold."""
-        return self._bags if within is None else inside_of(self._bags, within)
+        return self._bags if within is None else training_subset(self._bags, within)
 
 
-def inside_of(bags: PatientBags, fold: Fold) -> PatientBags:
+def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
     """The training patients of a fold, in whose store nothing comes from its test patients."""
-    return bags.held_out(fold.test_ids).restricted_to(fold.train_ids)
+    return bags.held_out(fold.test_ids).subset(fold.train_ids)
 
 
-def _hear(
+def _predict_held_out(
     ensemble: Ensemble,
     bags: PatientBags,
     patient_ids: Sequence[str],
     *,
     n_classes: int,
     device: torch.device,
-) -> Judgement:
+) -> FoldResult:
     """What an ensemble says of patients; zeros where a tile filter leaves nothing to look at."""
-    bags = bags.restricted_to(patient_ids)
+    bags = bags.subset(patient_ids)
     logits = {name: np.zeros(n_classes) for name in patient_ids}
     averaged: dict[str, npt.NDArray[np.float64]] = {}
     for name, looks in _looks(ensemble, bags, bags.filled(), device=device):
         logits[name] = np.asarray(looks[0].mean(axis=0))
         if bags.views:
             averaged[name] = np.asarray(looks.mean(axis=(0, 1)))
-    return Judgement(
+    return FoldResult(
         logits=logits, averaged=averaged, heads=ensemble.heads, history=ensemble.history
     )
 
@@ -167,7 +175,7 @@ def _looks(
     together = None
     if device.type != "cpu" and names:
         with suppress(torch.cuda.OutOfMemoryError):
-            together = logits_together(ensemble.heads, bags, names, device=device)
+            together = predict_batch(ensemble.heads, bags, names, device=device)
         if together is None and torch.cuda.is_available():
             torch.cuda.empty_cache()
     if together is not None:
@@ -176,12 +184,12 @@ def _looks(
     for name in names:
         tiles = bags.features[name]
         if bags.views:
-            yield name, look_outputs(ensemble.heads, tiles, bags.views[name])[0]
+            yield name, predict_views(ensemble.heads, tiles, bags.views[name])[0]
         else:
-            yield name, member_outputs(ensemble.heads, tiles)[0][None]
+            yield name, predict_members(ensemble.heads, tiles)[0][None]
 
 
-class Bench:
+class FoldRunner:
     """Judges behind an engine, and the folds that were judged before.
 
     Parameters
@@ -195,12 +203,12 @@ class Bench:
     """
 
     def __init__(
-        self, engine: Engine, *, kept: Checkpoints | None, on_head: Callable[[], None]
+        self, engine: Executor, *, kept: Checkpoints | None, on_head: Callable[[], None]
     ) -> None:
         self._engine, self._kept, self._on_head = engine, kept, on_head
-        self._judged: dict[int, list[Judgement]] = {}
+        self._judged: dict[int, list[FoldResult]] = {}
 
-    def judge(self, assignments: Sequence[Assignment]) -> list[list[Judgement]]:
+    def judge(self, assignments: Sequence[FoldJob]) -> list[list[FoldResult]]:
         """What comes of each assignment, in their order.
 
         Raises
@@ -211,12 +219,12 @@ class Bench:
         self._judged = {}
         left = []
         for number, assignment in enumerate(assignments):
-            if not self._take_over(number, assignment):
+            if not self._load_checkpoint(number, assignment):
                 left.append((number, assignment))
         self._engine.run(left, self, stop=Event())
         return [self._judged[number] for number in range(len(assignments))]
 
-    def done(self, job: tuple[int, Assignment], result: list[Judgement]) -> None:
+    def done(self, job: tuple[int, FoldJob], result: list[FoldResult]) -> None:
         """Keep the judgements of an assignment."""
         number, assignment = job
         self._judged[number] = result
@@ -224,19 +232,19 @@ class Bench:
             for name, judgement in zip(self._names(assignment), result, strict=True):
                 self._kept.write(name, judgement)
 
-    def lost(self, job: tuple[int, Assignment], reason: str) -> None:
+    def lost(self, job: tuple[int, FoldJob], reason: str) -> None:
         """Nothing can be said without these folds."""
         folds = ", ".join(f"{fold.index} of repeat {fold.repeat}" for fold in job[1].folds)
         raise RunError(
-            f"fold {folds}", found=reason, expected="a worker that lives",
-            advice="Memory may be short: what was finished is kept, and the same command goes on.",
+            f"fold {folds}", actual=reason, expected="a worker that lives",
+            hint="Memory may be short: what was finished is kept, and the same command goes on.",
         )  # fmt: skip
 
     def told(self, news: Any) -> None:  # noqa: ARG002 - there is but one kind of news
         """Count a head."""
         self._on_head()
 
-    def _take_over(self, number: int, assignment: Assignment) -> bool:
+    def _load_checkpoint(self, number: int, assignment: FoldJob) -> bool:
         """Whether all folds of an assignment were judged before."""
         if self._kept is None:
             return False
@@ -253,7 +261,7 @@ class Bench:
             self._on_head()
         return True
 
-    def _names(self, assignment: Assignment) -> list[str]:
+    def _names(self, assignment: FoldJob) -> list[str]:
         assert self._kept is not None  # noqa: S101 - names are asked for where they are used
         return self._kept.names(
             assignment.folds, assignment.labels, n_classes=assignment.n_classes,
@@ -262,15 +270,15 @@ class Bench:
 
 
 @contextmanager
-def judges_here(bags: PatientBags) -> Iterator[Engine]:
+def local_fold_executor(bags: PatientBags) -> Iterator[Executor]:
     """One judge in this process."""
-    yield Here(Judge(bags))
+    yield LocalExecutor(FoldWorker(bags))
 
 
 @contextmanager
-def judges_on_ray(
+def ray_fold_executor(
     bags: PatientBags, *, address: str | None, device: str, on_note: Callable[[str], None]
-) -> Iterator[Engine]:
+) -> Iterator[Executor]:
     """Judges on a Ray cluster, each with as many threads as this process has, and one GPU or none.
 
     As sums depend on the number of threads in the last bit, so many threads give the same bytes as
@@ -281,7 +289,7 @@ def judges_on_ray(
     bags
         Copied to every machine once. Where they lie in files, all machines share these.
     address
-        Address of the cluster; see :func:`features.parallel.ray_cluster.connected`.
+        Address of the cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
     device
         Where heads are trained: ``cpu``, or ``cuda`` for a GPU each.
     on_note
@@ -289,17 +297,17 @@ def judges_on_ray(
 
     Raises
     ------
-    KnownError
+    MilError
         If Ray is not installed or not there, or the cluster has no room.
     """
     n_threads = torch.get_num_threads()
-    with connected(address):
-        share = shares_of_cluster(device=device, n_cpus=n_threads)
+    with ray_connection(address):
+        share = plan_actors(device=device, n_cpus=n_threads)
         hire = partial(_make_judge, bags, n_threads)
-        with Crew(RayActors(hire, share), first_alone=False, on_note=on_note) as crew:
+        with WorkerPool(RayTransport(hire, share), first_alone=False, on_note=on_note) as crew:
             yield crew
 
 
-def _make_judge(bags: PatientBags, n_threads: int) -> Judge:
+def _make_judge(bags: PatientBags, n_threads: int) -> FoldWorker:
     torch.set_num_threads(n_threads)
-    return Judge(bags)
+    return FoldWorker(bags)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mil.errors import RunError
 
-__all__ = ["LOSSES", "BagLoss", "attention_loss", "bag_loss", "class_weights"]
+__all__ = ["LOSSES", "BagLoss", "bag_loss", "class_weights", "instance_attention_loss"]
 
 LOSSES = ("balanced", "cross-entropy", "focal")
 """Names of losses: class-balanced log loss (the metric itself), log loss, focal loss."""
@@ -82,7 +82,7 @@ def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: floa
         If there is no loss of that name.
     """
     if name not in LOSSES:
-        raise RunError(f"loss {name!r}", found="unknown", expected=" or ".join(LOSSES))
+        raise RunError(f"loss {name!r}", actual="unknown", expected=" or ".join(LOSSES))
     weights = class_weights(labels, n_classes)
     return BagLoss(
         weights=torch.ones_like(weights) if name == "cross-entropy" else weights,
@@ -91,7 +91,7 @@ def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: floa
     )
 
 
-def attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
+def instance_attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
     """How far the attention is from images that show something, where labels of images tell.
 
     Minus the logarithm of the share that lies on them, of all attention on images with a label: the

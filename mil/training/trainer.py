@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
-from mil.heads import Head, HeadOutput, HeadStack, can_stack
-from mil.heads.random_streams import Luck
-from mil.training.augmentation import add_noise, drop_tiles, mix_bags
-from mil.training.config import TrainSettings
-from mil.training.feature_cache import Shelf, falling_blocks
-from mil.training.losses import attention_loss, bag_loss, class_weights
+from mil.heads import Head, HeadOutput, StackedHeads, can_stack
+from mil.heads.random_streams import RandomStreams
+from mil.training.augmentation import add_noise, apply_instance_dropout, mix_bags
+from mil.training.config import TrainConfig
+from mil.training.feature_cache import FeatureCache, length_buckets
+from mil.training.losses import bag_loss, class_weights, instance_attention_loss
 
-__all__ = ["EpochRecord", "Lesson", "build_schedule", "teach", "tiles_at_once"]
+__all__ = ["EpochRecord", "TrainSplit", "build_schedule", "tiles_at_once", "train_heads"]
 
 _STEPS_BETWEEN_CHECKS = 10  # between two looks at the loss stopped on
 _TILES_TO_STOP_ON = 256  # of a patient at most
@@ -43,7 +43,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lesson:
+class TrainSplit:
     """Patients of a shelf that one head learns from and is stopped on."""
 
     member: int
@@ -55,20 +55,20 @@ class Lesson:
     stream: torch.Generator
     """Where random numbers come from, on the shelf's device; the same for a whole ensemble."""
 
-    def moved(self, n_patients: int) -> Lesson:
+    def moved(self, n_patients: int) -> TrainSplit:
         """The same, behind so many other patients of a shelf."""
         return replace(
             self, learned=self.learned + n_patients, stopped_on=self.stopped_on + n_patients
         )
 
 
-def teach(
+def train_heads(
     heads: Sequence[Head],
-    lessons: Sequence[Lesson],
-    shelf: Shelf,
+    lessons: Sequence[TrainSplit],
+    shelf: FeatureCache,
     *,
     n_classes: int,
-    settings: TrainSettings,
+    settings: TrainConfig,
     on_head: Callable[[], None],
 ) -> list[list[EpochRecord]]:
     """Train heads in place, together where they can be stacked, and leave the best weights in each.
@@ -95,9 +95,9 @@ def teach(
     list
         Learning curve of each head.
     """
-    pupils = [_Pupil(head, lesson) for head, lesson in zip(heads, lessons, strict=True)]
-    for size, some in _together(pupils, shelf, settings):
-        _Course(some, shelf, size, n_classes=n_classes, settings=settings, on_head=on_head).run()
+    pupils = [_HeadState(head, lesson) for head, lesson in zip(heads, lessons, strict=True)]
+    for size, some in _group_by_shape(pupils, shelf, settings):
+        Trainer(some, shelf, size, n_classes=n_classes, settings=settings, on_head=on_head).run()
     return [pupil.curve for pupil in pupils]
 
 
@@ -107,7 +107,7 @@ def tiles_at_once(device: torch.device) -> int:
 
 
 def build_schedule(
-    optimiser: torch.optim.Optimizer, settings: TrainSettings, *, n_steps: int
+    optimiser: torch.optim.Optimizer, settings: TrainConfig, *, n_steps: int
 ) -> LRScheduler:
     """Learning rate over at most ``n_steps`` steps."""
     if settings.schedule == "one-cycle":
@@ -118,12 +118,12 @@ def build_schedule(
 
 
 @dataclass(eq=False)
-class _Pupil:
+class _HeadState:
     """A head and how it gets on."""
 
     head: Head
     """Holds the best weights so far."""
-    lesson: Lesson
+    lesson: TrainSplit
     """Whom it learns from."""
     curve: list[EpochRecord] = field(default_factory=list)
     """Its epochs so far."""
@@ -145,7 +145,7 @@ class _Pupil:
         return True
 
 
-class _Size(NamedTuple):
+class _EpochShape(NamedTuple):
     """Of the epochs of a head."""
 
     n_steps: int
@@ -156,7 +156,7 @@ class _Size(NamedTuple):
     """Of a patient in a step, fewer if it has fewer."""
 
     @classmethod
-    def of(cls, lesson: Lesson, shelf: Shelf, settings: TrainSettings) -> _Size:
+    def of(cls, lesson: TrainSplit, shelf: FeatureCache, settings: TrainConfig) -> _EpochShape:
         """What it takes to learn from these patients."""
         n = len(lesson.learned)
         n_steps = -(-n // settings.batch_patients)
@@ -164,13 +164,13 @@ class _Size(NamedTuple):
         return cls(n_steps, -(-n // n_steps), min(settings.max_tiles, longest))
 
 
-def _together(
-    pupils: Sequence[_Pupil], shelf: Shelf, settings: TrainSettings
-) -> Iterable[tuple[_Size, list[_Pupil]]]:
+def _group_by_shape(
+    pupils: Sequence[_HeadState], shelf: FeatureCache, settings: TrainConfig
+) -> Iterable[tuple[_EpochShape, list[_HeadState]]]:
     """Pupils who can be taught at once: of one size, and one at a time if heads do not stack."""
-    alike: dict[_Size, list[_Pupil]] = {}
+    alike: dict[_EpochShape, list[_HeadState]] = {}
     for pupil in pupils:
-        alike.setdefault(_Size.of(pupil.lesson, shelf, settings), []).append(pupil)
+        alike.setdefault(_EpochShape.of(pupil.lesson, shelf, settings), []).append(pupil)
     for size, some in sorted(alike.items()):  # in one order, whoever is there
         if can_stack(some[0].head):
             yield size, some
@@ -178,24 +178,24 @@ def _together(
             yield from ((size, [pupil]) for pupil in some)
 
 
-class _Course:
+class Trainer:
     """Epochs of heads that are taught together."""
 
     def __init__(
         self,
-        pupils: Sequence[_Pupil],
-        shelf: Shelf,
-        size: _Size,
+        pupils: Sequence[_HeadState],
+        shelf: FeatureCache,
+        size: _EpochShape,
         *,
         n_classes: int,
-        settings: TrainSettings,
+        settings: TrainConfig,
         on_head: Callable[[], None],
     ) -> None:
         self._shelf, self._size, self._settings = shelf, size, settings
         self._on_head = on_head
         self._present = list(pupils)  # those in the stack, in its order
-        self._luck = Luck([pupil.lesson.stream for pupil in pupils])
-        self._stack = HeadStack([pupil.head for pupil in pupils], self._luck)
+        self._luck = RandomStreams([pupil.lesson.stream for pupil in pupils])
+        self._stack = StackedHeads([pupil.head for pupil in pupils], self._luck)
         n_fixed = max(1, round(settings.fixed_steps / size.n_steps))
         self._n_epochs = settings.max_epochs if settings.early_stopping else n_fixed
         self._losses = [
@@ -208,7 +208,7 @@ class _Course:
             for pupil in pupils
         ]
         self._exam = (
-            _Exam([pupil.lesson.stopped_on for pupil in pupils], shelf, n_classes=n_classes)
+            _Validator([pupil.lesson.stopped_on for pupil in pupils], shelf, n_classes=n_classes)
             if settings.early_stopping
             else None
         )
@@ -226,7 +226,7 @@ class _Course:
         """Teach until every head is done."""
         pause = max(1, round(_STEPS_BETWEEN_CHECKS / self._size.n_steps))
         for epoch in range(self._n_epochs):
-            train_losses = self._teach_epoch()
+            train_losses = self._train_epoch()
             stop_losses = [float("nan")] * len(self._present)
             if self._exam and epoch % pause == 0:
                 stop_losses = self._exam.losses(self._stack.module)
@@ -234,11 +234,11 @@ class _Course:
             for place, (pupil, train_loss, stop_loss) in enumerate(marks):
                 if pupil.note(epoch, train_loss, stop_loss):
                     self._stack.copy_to(place, pupil.head)
-            self._dismiss(last_epoch=epoch)
+            self._drop_finished(last_epoch=epoch)
             if not self._present:
                 break
 
-    def _dismiss(self, *, last_epoch: int) -> None:
+    def _drop_finished(self, *, last_epoch: int) -> None:
         """Let those go who are done."""
         over = last_epoch == self._n_epochs - 1
         patience = self._settings.patience if self._exam else self._n_epochs
@@ -258,7 +258,7 @@ class _Course:
             self._losses = [self._losses[place] for place in staying]
         self._present = [self._present[place] for place in staying]
 
-    def _teach_epoch(self) -> list[float]:
+    def _train_epoch(self) -> list[float]:
         """One epoch; mean loss of each head."""
         self._stack.module.train()
         losses = []
@@ -288,14 +288,14 @@ class _Course:
         """Mean loss of each head over its patients, shape (heads,)."""
         settings, luck = self._settings, self._luck
         batch, marks = self._shelf.draw_marked(patients, self._size.n_tiles, luck)
-        batch = drop_tiles(batch, settings.instance_dropout, luck)
+        batch = apply_instance_dropout(batch, settings.instance_dropout, luck)
         batch = add_noise(batch, settings.feature_noise, luck)
         truth = self._shelf.labels[patients]
         if not settings.mixup:
             output = self._stack.module.score(*batch)
             losses = self._weighted(output, batch.mask, truth)
             if marks is not None:
-                beside = attention_loss(output.attention, batch.mask, marks)
+                beside = instance_attention_loss(output.attention, batch.mask, marks)
                 losses = losses + _ATTENTION_WEIGHT * beside
         else:
             mixture = mix_bags(batch, settings.mixup, luck, n_heads=self._stack.n_heads)
@@ -329,10 +329,12 @@ class _Course:
             slope.mul_(scale)
 
 
-class _Exam:
+class _Validator:
     """What heads are stopped on: of each, patients that it does not learn from."""
 
-    def __init__(self, stopped_on: Sequence[Tensor], shelf: Shelf, *, n_classes: int) -> None:
+    def __init__(
+        self, stopped_on: Sequence[Tensor], shelf: FeatureCache, *, n_classes: int
+    ) -> None:
         self._shelf = shelf
         n_most = max(len(patients) for patients in stopped_on)
         rows, shares = [], []
@@ -346,7 +348,7 @@ class _Exam:
             shares.append(functional.pad(weights, (0, n_missing)))
         self._patients = torch.stack(rows)  # (heads, patients)
         self._shares = torch.stack(shares)  # (heads, patients): in the loss; 0 on filling
-        self._blocks = self._cut()
+        self._blocks = self._make_blocks()
 
     def losses(self, module: Head) -> list[float]:
         """Class-balanced log loss of the patients of each head, evenly spaced tiles used."""
@@ -367,10 +369,10 @@ class _Exam:
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these heads only."""
         self._patients, self._shares = self._patients[places], self._shares[places]
-        self._blocks = self._cut()
+        self._blocks = self._make_blocks()
 
-    def _cut(self) -> list[slice]:
+    def _make_blocks(self) -> list[slice]:
         """Columns that are judged at once."""
         widths = self._shelf.lengths[self._patients].amax(dim=0).clamp(max=_TILES_TO_STOP_ON)
         room = tiles_at_once(self._shares.device) // len(self._patients)
-        return falling_blocks(widths.tolist(), room)
+        return length_buckets(widths.tolist(), room)

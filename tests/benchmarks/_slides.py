@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from features.slides.synthetic import SlidePlan, paint_clot
+from features.slides.synthetic import SyntheticSlide, render_slide
 
 __all__ = ["BenchSlide", "write_bench_slide"]
 
@@ -75,11 +75,11 @@ def _encoded_tiles(
     rng: np.random.Generator, codec: str, noise_sigma: float
 ) -> tuple[list[bytes], list[bytes]]:
     """Encoded tiles of glass and of tissue."""
-    plan = SlidePlan(
+    plan = SyntheticSlide(
         patient_id="bench", image_num=0, center_id="1", label="CE", red_share=0.5, white_share=0.2,
         glass_rgb=(236, 238, 234), width_px0=_ATLAS_PX, height_px0=_ATLAS_PX, seed=3,
     )  # fmt: skip
-    clot = paint_clot(plan).astype(np.float32)
+    clot = render_slide(plan).astype(np.float32)
     glass, tissue = [], []
     while len(tissue) < _N_VARIANTS:
         y, x = rng.integers(0, _ATLAS_PX - TIFF_TILE_PX, 2)

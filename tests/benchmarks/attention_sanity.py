@@ -33,9 +33,9 @@ from sklearn.metrics import roc_auc_score
 
 from mil.data.bags import PatientBags
 from mil.heads import Head, build_head
-from mil.heads.ensemble import member_outputs
+from mil.heads.ensemble import predict_members
 from mil.inference.attention import percentiles
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
 
@@ -89,7 +89,7 @@ def generate(*, n_patients: int, n_held_out: int, seed: int = 0) -> World:
 
 
 def measure(
-    world: World, *, head: str, n_repeats: int, settings: TrainSettings
+    world: World, *, head: str, n_repeats: int, settings: TrainConfig
 ) -> tuple[dict[str, object], dict[str, Maps]]:
     """Rank correlations and AUROCs, and the maps of the first repeat by what the heads learned."""
     settings = replace(settings, head=head)
@@ -119,13 +119,13 @@ def measure(
     return result, {kind: some[0] for kind, some in maps.items()}
 
 
-def _train(world: World, settings: TrainSettings, *, seed: int) -> Sequence[Head]:
+def _train(world: World, settings: TrainConfig, *, seed: int) -> Sequence[Head]:
     return train_ensemble(
         world.bags, world.labels, n_classes=2, settings=settings, seed=(seed,)
     ).heads
 
 
-def _untrained(trained: Sequence[Head], settings: TrainSettings, *, seed: int) -> Sequence[Head]:
+def _untrained(trained: Sequence[Head], settings: TrainConfig, *, seed: int) -> Sequence[Head]:
     """Heads with random weights behind the whitening of trained ones."""
     torch.manual_seed(seed)
     n_components = trained[0].whitening.matrix.shape[1]
@@ -140,7 +140,7 @@ def _untrained(trained: Sequence[Head], settings: TrainSettings, *, seed: int) -
 
 
 def _look(heads: Sequence[Head], world: World) -> Maps:
-    return [member_outputs(heads, tiles)[1].mean(axis=0) for tiles in world.held_out]
+    return [predict_members(heads, tiles)[1].mean(axis=0) for tiles in world.held_out]
 
 
 def _agreement(some: Maps, others: Maps) -> float:
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, object] = {}
     for head in asked.heads.split(","):
         results[head], maps = measure(
-            world, head=head, n_repeats=asked.repeats, settings=TrainSettings(n_components=_DIM)
+            world, head=head, n_repeats=asked.repeats, settings=TrainConfig(n_components=_DIM)
         )
         if asked.figure and len(results) == 1:
             _draw(asked.figure, maps, world.planted)

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from mil.calibration import Automatic, build_calibrator, calibrator_names
+from mil.calibration import AutoCalibrator, build_calibrator, calibrator_names
 from mil.evaluation.metrics import weighted_log_loss
 
 __all__ = ["Distortion", "main", "measure"]
@@ -95,7 +95,7 @@ def measure(*, n_cohorts: int) -> list[dict[str, object]]:
         for place, name in enumerate(names):
             fitted = build_calibrator(name, n_classes=2).fit(logits, labels)
             excess[seed, place] = weighted_log_loss(fitted.predict_proba(new), truth) - best
-            if isinstance(fitted, Automatic):
+            if isinstance(fitted, AutoCalibrator):
                 picks[fitted.picked_.kind] += 1
     return [
         _told(name, excess[:, place], excess[:, names.index(_DEFAULT)], sizes)

@@ -38,10 +38,10 @@ from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import SplitBy, make_folds
 from mil.evaluation.metrics import auroc
-from mil.heads.ensemble import member_outputs
+from mil.heads.ensemble import predict_members
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import fit_sets
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from tests.fakes import FINGERPRINT
 
@@ -52,10 +52,10 @@ Floats = npt.NDArray[np.float64]
 _DIM = 16
 _N_NEW = 60
 _SETTINGS = {
-    "mean": TrainSettings(
+    "mean": TrainConfig(
         head="mean", n_members=1, n_components=_DIM, fixed_steps=40, learning_rate=1e-2
     ),
-    "gated": TrainSettings(n_components=_DIM),
+    "gated": TrainConfig(n_components=_DIM),
 }
 
 
@@ -166,7 +166,7 @@ def _one_cohort(
     found = cross_validate(bags, cohort, folds, settings=_SETTINGS[situation.head], seed=0)
     sets = fit_sets(found)
     logits = np.stack([
-        [member_outputs(heads, new.features[name])[0].mean(axis=0) for name in asked.patient_ids]
+        [predict_members(heads, new.features[name])[0].mean(axis=0) for name in asked.patient_ids]
         for heads in sets.heads
     ])  # fmt: skip
     return (

@@ -28,15 +28,15 @@ from statistics import median
 
 import numpy as np
 
-from features.embedding.config import EmbedSettings
+from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideOutcome
+from features.embedding.results import SlideResult
 from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.parallel.devices import choose_device
 from features.tiling.grid import TileSettings
-from features.tiling.slide_tiles import read_tiles, survey_slide
+from features.tiling.slide_tiles import iter_tiles, open_slide_tiles
 from features.tiling.tissue import TissueSettings
-from features.utils.hardware import N_CORES
+from features.utils.hardware import CPU_COUNT
 from tests.benchmarks._slides import write_bench_slide
 
 SIDE_PX = 16_384
@@ -50,11 +50,11 @@ class Silent:
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
-def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedSettings) -> int:
+def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedConfig) -> int:
     """The whole command, into a fresh folder; returns tiles embedded."""
     with tempfile.TemporaryDirectory() as bags:
         outcomes = embed_slides(
@@ -77,18 +77,18 @@ class Parts:
     n_embedded: int = 0
     backbone_s: float = 0.0
 
-    def add_decoding(self, slides: list[Path], settings: EmbedSettings) -> None:
+    def add_decoding(self, slides: list[Path], settings: EmbedConfig) -> None:
         """Read the tiles of slides; finding their tissue first is timed apart."""
         for path in slides:
             started = time.perf_counter()
-            with survey_slide(
+            with open_slide_tiles(
                 path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
             ) as survey:
                 masked = time.perf_counter()
                 with ThreadPoolExecutor(settings.n_workers) as pool:
                     self.n_decoded += sum(
                         1
-                        for _ in read_tiles(
+                        for _ in iter_tiles(
                             pool, survey.slide, survey.grid, survey.judge,
                             n_ahead=2 * settings.batch_tiles,
                         )
@@ -106,7 +106,7 @@ class Parts:
 
 
 def measure_round(
-    slides: list[Path], encoder: Encoder, settings: EmbedSettings, batch: np.ndarray
+    slides: list[Path], encoder: Encoder, settings: EmbedConfig, batch: np.ndarray
 ) -> dict[str, float]:
     """The whole, and half of each part before and after it."""
     parts = Parts()
@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=64)
     asked = parser.parse_args()
-    settings = EmbedSettings(
-        tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=asked.batch, n_workers=N_CORES
+    settings = EmbedConfig(
+        tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=asked.batch, n_workers=CPU_COUNT
     )
     started = time.perf_counter()
     encoder = load_encoder(
@@ -165,7 +165,7 @@ def main() -> None:
     middle = {key: median(one[key] for one in rounds) for key in rounds[0]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({  # noqa: T201
-        "n_cores": N_CORES, "n_rounds": asked.rounds, "n_slides": asked.slides,
+        "n_cores": CPU_COUNT, "n_rounds": asked.rounds, "n_slides": asked.slides,
         "backbone": encoder.name, "execution": encoder.execution,
         "device": str(encoder.device), "n_tiles": int(middle["n_tiles"]),
         "whole_tiles_per_s": round(middle["whole"], 1),

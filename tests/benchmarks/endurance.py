@@ -23,13 +23,13 @@ import numpy as np
 import psutil
 import torch
 
-from features.embedding.config import EmbedSettings
+from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideOutcome
-from features.encoders.encoder import FrozenEncoder
-from features.encoders.preprocessing import preprocessing_of
+from features.embedding.results import SlideResult
+from features.encoders.encoder import TimmEncoder
+from features.encoders.preprocessing import resolve_preprocessing
 from features.encoders.weights import build_untrained
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
 
@@ -70,7 +70,7 @@ class Watch:
     def tiles_done(self, n_tiles: int) -> None:
         self.n_tiles += n_tiles
 
-    def slide_ended(self, outcome: SlideOutcome) -> None:
+    def slide_ended(self, outcome: SlideResult) -> None:
         if outcome.status != "done":
             raise SystemExit(outcome.message)
         self._n_slides += 1
@@ -89,9 +89,9 @@ def paint(folder: Path, n_slides: int) -> list[Path]:
     """Slides of many names, of which every sixteenth is the same file."""
     folder.mkdir()
     (folder / "painted").mkdir()
-    plans = plan_cohort(n_patients=_N_PAINTED, seed=0, signal=1.0)[:_N_PAINTED]
+    plans = make_cohort(n_patients=_N_PAINTED, seed=0, signal=1.0)[:_N_PAINTED]
     for number, plan in enumerate(plans):
-        pixels = paint_clot(plan)
+        pixels = render_slide(plan)
         y, x = (side // 2 - _SIDE_PX0 // 2 for side in pixels.shape[:2])
         write_slide(
             folder / "painted" / f"{number}.tif", pixels[y : y + _SIDE_PX0, x : x + _SIDE_PX0]
@@ -106,11 +106,11 @@ def endure(n_slides: int, *, every: int) -> dict[str, object]:
     """Embed so many slides in this process, and look at it after every so many."""
     torch.manual_seed(0)
     model = build_untrained(_BACKBONE)
-    encoder = FrozenEncoder(
-        model, name=_BACKBONE, preprocessing=preprocessing_of(model),
+    encoder = TimmEncoder(
+        model, name=_BACKBONE, preprocessing=resolve_preprocessing(model),
         device=torch.device("cpu"), batch_tiles=16,
     )  # fmt: skip
-    settings = EmbedSettings(
+    settings = EmbedConfig(
         tiles=TileSettings(tile_px=_TILE_PX, min_tissue=0.05), tissue=TissueSettings(),
         batch_tiles=16, n_workers=2,
     )  # fmt: skip

@@ -29,11 +29,11 @@ import numpy.typing as npt
 
 from mil.data.splits import patient_folds
 from mil.evaluation.metrics import weighted_log_loss
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     cross_fitted_probabilities,
     cross_validate,
-    with_stopping_rule,
+    resolve_stopping,
 )
 from tests.benchmarks.training import generate
 
@@ -80,14 +80,14 @@ class Setting:
     patients_a_component: float | None = None
     """Patients of the smallest ensemble for each component that is kept, of 8 to 64 in all."""
 
-    def settings(self, rule: TrainSettings, *, n_patients: int) -> TrainSettings:
+    def settings(self, rule: TrainConfig, *, n_patients: int) -> TrainConfig:
         """The rule's settings, with what is given here instead."""
         given: dict[str, int] = {}
         if self.fixed_steps is not None:
             given["fixed_steps"] = self.fixed_steps
         if self.patients_a_component is not None:
             n_components = max(8, int(n_patients // self.patients_a_component))
-            given["n_components"] = min(TrainSettings().n_components, n_components)
+            given["n_components"] = min(TrainConfig().n_components, n_components)
         return replace(rule, early_stopping=False, **given)
 
 
@@ -142,7 +142,7 @@ def _losses(kind: Kind, seed: int, tried: Sequence[Setting]) -> list[float]:
         share=kind.share, n_moved=kind.n_moved, every=kind.every,
     )  # fmt: skip
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
-    rule = with_stopping_rule(TrainSettings(), cohort, folds)
+    rule = resolve_stopping(TrainConfig(), cohort, folds)
     fewest = min(len(fold.train_ids) for fold in folds)
     found = []
     for setting in tried:

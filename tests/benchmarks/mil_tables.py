@@ -41,16 +41,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from features.errors import KnownError
-from features.utils.hardware import N_CORES
+from features.errors import MilError
+from features.utils.hardware import CPU_COUNT
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold, patient_folds
 from mil.evaluation.metrics import auroc
 from mil.heads import Head, head_names
-from mil.heads.ensemble import member_outputs
-from mil.training.config import TrainSettings
-from mil.training.ensemble import LEAST_TO_STOP_ON, Task, tasks_at_once, train_ensembles
+from mil.heads.ensemble import predict_members
+from mil.training.config import TrainConfig
+from mil.training.ensemble import (
+    LEAST_TO_STOP_ON,
+    EnsembleTask,
+    max_parallel_ensembles,
+    train_ensembles,
+)
 from tests.fakes import FINGERPRINT
 
 __all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]
@@ -58,11 +63,11 @@ __all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "
 Floats = npt.NDArray[np.float64]
 _Part = tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]
 
-_FEW = TrainSettings(
+_FEW = TrainConfig(
     n_members=3, n_components=24, batch_patients=32, max_tiles=16, fixed_steps=150,
     learning_rate=3e-3, mixup=0.5,
 )  # fmt: skip
-CONFIGURATIONS: Mapping[str, TrainSettings] = {
+CONFIGURATIONS: Mapping[str, TrainConfig] = {
     "24 components": _FEW,
     "64 components": replace(_FEW, n_components=64),
 }
@@ -161,16 +166,16 @@ def read_table(path: Path) -> Table:
 
     Raises
     ------
-    KnownError
+    MilError
         If it is no such table.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             features, bag, labels = (np.asarray(file[k]) for k in ("features", "bag", "label"))
     except (OSError, KeyError, ValueError, BadZipFile) as error:
-        raise KnownError(
+        raise MilError(
             path,
-            found=f"cannot be read ({type(error).__name__})",
+            actual=f"cannot be read ({type(error).__name__})",
             expected="an .npz file of features, bag and label",
         ) from error
     if (
@@ -181,9 +186,9 @@ def read_table(path: Path) -> Table:
         or bag.dtype.kind not in "iu"
         or not np.isfinite(features).all()
     ):
-        raise KnownError(
+        raise MilError(
             path,
-            found=", ".join(
+            actual=", ".join(
                 f"{name} {array.dtype} {array.shape}"
                 for name, array in (("features", features), ("bag", bag), ("label", labels))
             ),
@@ -192,9 +197,9 @@ def read_table(path: Path) -> Table:
         )
     ids = np.unique(bag)
     if len(ids) != len(labels) or not set(labels.tolist()) <= {0, 1}:
-        raise KnownError(
+        raise MilError(
             path,
-            found=f"{len(ids)} bags and {len(labels)} labels: {sorted(set(labels.tolist()))[:5]}",
+            actual=f"{len(ids)} bags and {len(labels)} labels: {sorted(set(labels.tolist()))[:5]}",
             expected="a label, 0 or 1, for each bag",
         )
     return Table(
@@ -230,12 +235,12 @@ def score_tables(
 
     Raises
     ------
-    KnownError
+    MilError
         If two tables have the same name, or a class of one has fewer bags than there are folds.
     """
     names = [table.name for table in tables]
     if len(set(names)) < len(names):
-        raise KnownError("tables", found=", ".join(names), expected="different names")
+        raise MilError("tables", actual=", ".join(names), expected="different names")
     n_choice = min(CHOICE_REPEATS, n_repeats) if len(tables) > 1 else 0
     jobs = [
         _Job(table=table, head=head, settings=settings, repeat=repeat, n_folds=n_folds)
@@ -352,7 +357,7 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
     """Scores of the judged bags of each fold; ensembles of several folds are trained together."""
     labels = {f"{index}": int(label) for index, label in enumerate(job.table.labels)}
     tasks = [
-        Task(
+        EnsembleTask(
             bags=_store(dict(zip(fold.train_ids, train_bags, strict=True))),
             labels={name: labels[name] for name in fold.train_ids},
             seed=(job.repeat, fold.index),
@@ -364,7 +369,7 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
     if fewest < LEAST_TO_STOP_ON * settings.n_inner_parts:
         settings = replace(settings, early_stopping=False)
     everything = _store({f"{index}": bag for index, bag in enumerate(job.table.bags)})
-    at_once = tasks_at_once(everything, settings)
+    at_once = max_parallel_ensembles(everything, settings)
     ensembles = [
         ensemble
         for start in range(0, len(tasks), at_once)
@@ -384,7 +389,7 @@ def _store(bags: Mapping[str, npt.NDArray[np.float32]]) -> PatientBags:
 
 
 def _score(heads: Sequence[Head], bag: npt.NDArray[np.float32]) -> float:
-    logits = member_outputs(heads, bag)[0].mean(axis=0)
+    logits = predict_members(heads, bag)[0].mean(axis=0)
     return float(logits[1] - logits[0])
 
 
@@ -452,7 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=10, help="cross-validations")
     parser.add_argument("--folds", type=int, default=10, help="folds of each")
-    parser.add_argument("--jobs", type=int, default=N_CORES, help="processes")
+    parser.add_argument("--jobs", type=int, default=CPU_COUNT, help="processes")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     if given.repeats < 1 or given.folds < 2 or given.jobs < 1:
@@ -468,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             n_jobs=given.jobs,
             on_job=_show,
         )
-    except KnownError as error:
+    except MilError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stderr.write("\n")

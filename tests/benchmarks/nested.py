@@ -29,13 +29,13 @@ from scipy.special import softmax
 
 from mil.data.splits import patient_folds
 from mil.evaluation.metrics import auroc, weighted_log_loss
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     cross_fitted_probabilities,
     cross_validate,
     inner_folds,
     nested_probabilities,
-    with_stopping_rule,
+    resolve_stopping,
 )
 from tests.benchmarks.training import generate
 
@@ -82,7 +82,7 @@ def _one_cohort(signal: float, seed: int) -> tuple[float, float, float, float, f
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=5, seed=0)
     smallest = [fold for of_fold in inner for fold in of_fold]
-    settings = with_stopping_rule(TrainSettings(), cohort, [*folds, *smallest])
+    settings = resolve_stopping(TrainConfig(), cohort, [*folds, *smallest])
     started = time.perf_counter()
     out = cross_validate(bags, cohort, folds, settings=settings, seed=0)
     outer_s = time.perf_counter() - started

@@ -25,11 +25,11 @@ import h5py
 import numpy as np
 import zarr
 
-from features.bags.bag import BagPlace
-from features.bags.h5 import find_bags, read_bag, read_features, read_head, write_bag
-from features.bags.store import Pack
-from features.bags.store_writer import pack_bags
-from features.utils.hardware import N_CORES
+from features.bags.bag import BagRef
+from features.bags.h5 import find_bags, read_bag, read_bag_info, read_features, write_bag
+from features.bags.store import BagStore
+from features.bags.store_writer import write_store
+from features.utils.hardware import CPU_COUNT
 from tests.fakes import make_bag
 
 DIM = 1280
@@ -65,7 +65,7 @@ def compare(sides: Mapping[str, Read], names: Sequence[str], n_runs: int) -> dic
     return found
 
 
-def by_zarr(store: Path, packed: Pack) -> Read:
+def by_zarr(store: Path, packed: BagStore) -> Read:
     """The rows of a bag by zarr's own reader."""
     features = zarr.open_group(store, mode="r")["features"]
     assert isinstance(features, zarr.Array)
@@ -83,10 +83,10 @@ def main() -> None:
         folder.mkdir()
         write_bags(folder, asked.bags)
         started = time.perf_counter()
-        done = pack_bags(folder, store, overwrite=False, on_bag=lambda n_done, n_all: None)
+        done = write_store(folder, store, overwrite=False, on_bag=lambda n_done, n_all: None)
         pack_s = time.perf_counter() - started
-        files: Mapping[str, BagPlace] = find_bags(folder)
-        packed = Pack(store)
+        files: Mapping[str, BagRef] = find_bags(folder)
+        packed = BagStore(store)
         in_order = list(files)
         shuffled = np.random.default_rng(1).permutation(in_order).tolist()
         for each in in_order:
@@ -102,12 +102,12 @@ def main() -> None:
             "packed": lambda name: read_bag(packed[name]),
         }
         heads: dict[str, Read] = {
-            "hdf5": lambda name: read_head(files[name]),
-            "packed": lambda name: read_head(packed[name]),
+            "hdf5": lambda name: read_bag_info(files[name]),
+            "packed": lambda name: read_bag_info(packed[name]),
         }
-        opened = [seconds(lambda _: Pack(store), [""]) for _ in range(asked.runs)]
+        opened = [seconds(lambda _: BagStore(store), [""]) for _ in range(asked.runs)]
         report = {
-            "n_cores": N_CORES, "n_runs": asked.runs, "n_bags": done.n_bags,
+            "n_cores": CPU_COUNT, "n_runs": asked.runs, "n_bags": done.n_bags,
             "n_tiles": done.n_tiles, "dim": DIM, "gb": round(done.n_bytes / 1e9, 3),
             "h5py": h5py.__version__, "zarr": zarr.__version__,
             "pack_s": round(pack_s, 2), "open_s": round(median(opened), 4),

@@ -38,9 +38,9 @@ from sklearn.preprocessing import StandardScaler
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold
-from mil.heads.ensemble import member_outputs
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import with_stopping_rule
+from mil.heads.ensemble import predict_members
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import resolve_stopping
 from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
 
@@ -207,11 +207,11 @@ def _judge(world: World, name: str, *, seed: int) -> npt.NDArray[np.float64]:
     ensemble = train_ensemble(
         bags, labels, n_classes=2, settings=_settings(name, labels), seed=(seed,)
     )
-    logits = [member_outputs(ensemble.heads, bag)[0].mean(axis=0) for bag in world.new]
+    logits = [predict_members(ensemble.heads, bag)[0].mean(axis=0) for bag in world.new]
     return np.array([logit[1] - logit[0] for logit in logits])
 
 
-def _settings(head: str, labels: Mapping[str, int]) -> TrainSettings:
+def _settings(head: str, labels: Mapping[str, int]) -> TrainConfig:
     """The defaults with a single head, and what the number of patients decides."""
     patients = tuple(
         Patient(patient_id=name, slide_ids=(), label=str(label), center_id=None)
@@ -219,7 +219,7 @@ def _settings(head: str, labels: Mapping[str, int]) -> TrainSettings:
     )
     cohort = Cohort(path=Path("generated.csv"), patients=patients, classes=("0", "1"))
     everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
-    return with_stopping_rule(TrainSettings(head=head, n_members=1), cohort, [everyone])
+    return resolve_stopping(TrainConfig(head=head, n_members=1), cohort, [everyone])
 
 
 def _score_by_means(world: World) -> npt.NDArray[np.float64]:

@@ -28,9 +28,9 @@ from PIL import Image
 
 from features.slides.backends.tiff import TiffSlide
 from features.slides.resolution import Resolution
-from features.tiling.grid import TileGrid, TileSettings, lay_tiles, read_tile
-from features.tiling.tissue import TissueSettings, find_tissue, overview_downsample
-from features.utils.hardware import N_CORES
+from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile
+from features.tiling.tissue import TissueSettings, mask_downsample, segment_tissue
+from features.utils.hardware import CPU_COUNT
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
 
 SIDE_PX = 20_480
@@ -47,10 +47,12 @@ LARGE = {  # name: width and height in px, share of tissue
 RESOLUTION = Resolution(mpp_x=0.25, mpp_y=0.25, source="assumed")
 
 
-def grid_of(overview: np.ndarray, downsample: int, width_px: int, height_px: int) -> TileGrid:
+def grid_from_layout(
+    overview: np.ndarray, downsample: int, width_px: int, height_px: int
+) -> TileGrid:
     settings = TissueSettings()
-    tissue = find_tissue(overview, downsample=downsample, mpp=RESOLUTION.mpp, settings=settings)
-    return lay_tiles(
+    tissue = segment_tissue(overview, downsample=downsample, mpp=RESOLUTION.mpp, settings=settings)
+    return make_tile_grid(
         tissue, width_px0=width_px, height_px0=height_px, resolution=RESOLUTION,
         settings=TileSettings(),
     )  # fmt: skip
@@ -68,11 +70,13 @@ def read_ours(path: Path) -> dict[str, float]:
     TiffSlide._decode_once = counting  # type: ignore[method-assign]
     started = time.perf_counter()
     slide = TiffSlide(path)
-    downsample = overview_downsample(RESOLUTION.mpp, TissueSettings())
+    downsample = mask_downsample(RESOLUTION.mpp, TissueSettings())
     size = slide.levels[0]
-    grid = grid_of(slide.overview(downsample=downsample), downsample, size.width_px, size.height_px)
+    grid = grid_from_layout(
+        slide.overview(downsample=downsample), downsample, size.width_px, size.height_px
+    )
     masked = time.perf_counter()
-    with ThreadPoolExecutor(N_CORES) as pool:
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
         for _ in pool.map(lambda i: read_tile(slide, grid, i).mean(), range(len(grid.coords_px0))):
             pass
     ended = time.perf_counter()
@@ -93,9 +97,9 @@ def read_openslide(path: Path) -> dict[str, float]:
     started = time.perf_counter()
     slide = openslide.OpenSlide(path)
     width, height = slide.dimensions
-    downsample = overview_downsample(RESOLUTION.mpp, TissueSettings())
+    downsample = mask_downsample(RESOLUTION.mpp, TissueSettings())
     thumbnail = slide.get_thumbnail((-(-width // downsample), -(-height // downsample)))
-    grid = grid_of(np.asarray(thumbnail.convert("RGB")), downsample, width, height)
+    grid = grid_from_layout(np.asarray(thumbnail.convert("RGB")), downsample, width, height)
     masked = time.perf_counter()
     span = int(grid.span_x_px0)
 
@@ -104,7 +108,7 @@ def read_openslide(path: Path) -> dict[str, float]:
         small = image.resize((grid.tile_px, grid.tile_px), Image.Resampling.BOX)
         return float(np.asarray(small).mean())
 
-    with ThreadPoolExecutor(N_CORES) as pool:
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
         for _ in pool.map(tile, grid.coords_px0):
             pass
     ended = time.perf_counter()
@@ -127,7 +131,7 @@ def in_process(side: str, path: Path, n_cores: int) -> dict[str, float]:
 def compare(name: str, slide: BenchSlide, n_runs: int) -> dict[str, object]:
     """Both sides in turn, on all cores and on one."""
     report: dict[str, object] = {"codec": slide.codec, "glass_noise_sigma": slide.noise_sigma}
-    for n_cores in dict.fromkeys((N_CORES, 1)):
+    for n_cores in dict.fromkeys((CPU_COUNT, 1)):
         ours, theirs = [], []
         for _ in range(n_runs):
             ours.append(in_process("ours", slide.path, n_cores))
@@ -146,7 +150,7 @@ def compare(name: str, slide: BenchSlide, n_runs: int) -> dict[str, object]:
     touched = np.load(slide.path.with_suffix(".touched.npy"))
     needed = int((touched | slide.has_tissue).sum())
     report["decoded_over_tissue"] = round(ours[0]["n_decoded"] / needed, 3)
-    report["speedup"] = report[f"threads_{N_CORES}"]["speedup"]  # type: ignore[index]
+    report["speedup"] = report[f"threads_{CPU_COUNT}"]["speedup"]  # type: ignore[index]
     return {name: report}
 
 
@@ -192,7 +196,7 @@ def main() -> None:
         return
     wanted = asked.only or [*SLIDES, "memory"]
     report: dict[str, object] = {
-        "n_cores": N_CORES, "n_runs": asked.runs, "side_px": SIDE_PX,
+        "n_cores": CPU_COUNT, "n_runs": asked.runs, "side_px": SIDE_PX,
         "tissue_share": TISSUE_SHARE, "tiff_tile_px": TIFF_TILE_PX,
         "openslide": openslide.__library_version__,
     }  # fmt: skip

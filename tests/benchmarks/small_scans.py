@@ -35,12 +35,12 @@ from typer.testing import CliRunner
 from cli.app import app
 from features.bags.store import open_bags
 from mil.data.bags import PatientBags, load_patient_bags
-from mil.data.instance_labels import read_image_labels
+from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold
-from mil.heads.ensemble import member_outputs
+from mil.heads.ensemble import predict_members
 from mil.multilabel.table import LabelTable, read_label_table
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import with_stopping_rule
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import resolve_stopping
 from mil.training.ensemble import train_ensemble
 from tests.heads_in_jpeg import LABELS, write_cohort
 
@@ -53,7 +53,7 @@ _TO_NEW = 9  # from the seed of the first cohort to that of the new scans
 class Setting:
     """What is compared."""
 
-    train: TrainSettings = field(default_factory=TrainSettings)
+    train: TrainConfig = field(default_factory=TrainConfig)
     """How heads are trained; the number of patients decides the rest, as in a run."""
     n_components: int | None = None
     """Components kept, whatever the number of patients; None leaves it to that."""
@@ -76,18 +76,18 @@ class World:
 def settings() -> dict[str, Setting]:
     """What is compared by default."""
     heads = ("gated", "ordered", "mean", "max", "lse", "additive")
-    some = {head: Setting(train=TrainSettings(head=head)) for head in heads}
+    some = {head: Setting(train=TrainConfig(head=head)) for head in heads}
     for head in ("gated", "ordered"):
         for n_components in (26, 128):  # 26: a third as many as scans
             some[f"{head}, {n_components} components"] = replace(
                 some[head], n_components=n_components
             )
-        longer = TrainSettings(head=head, fixed_steps=240)
+        longer = TrainConfig(head=head, fixed_steps=240)
         some[f"{head}, 240 steps"] = Setting(train=longer)
         some[f"{head}, 26 components, 240 steps"] = Setting(train=longer, n_components=26)
         some[f"{head}, taught by slices"] = replace(some[head], taught=True)
         some[f"{head}, 26 components, taught by slices"] = Setting(
-            train=TrainSettings(head=head), n_components=26, taught=True
+            train=TrainConfig(head=head), n_components=26, taught=True
         )
     return some
 
@@ -110,7 +110,7 @@ def load(work: Path, seed: int) -> World:
     file = work / str(seed) / "slices.csv"
     table = read_label_table(file, LABELS)
     bags = load_patient_bags(table.patients, open_bags(work / "bags"))
-    taught = {name: bags.with_image_labels(read_image_labels(file, [name])) for name in LABELS}
+    taught = {name: bags.with_image_labels(read_instance_labels(file, [name])) for name in LABELS}
     return World(table=table, bags=bags, taught=taught)
 
 
@@ -146,7 +146,7 @@ def _judge(
     cohort = world.table.cohort_of(name)
     fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
     n_images = sum(world.bags.n_tiles.values())
-    train = with_stopping_rule(setting.train, cohort, [fold], n_images=n_images)
+    train = resolve_stopping(setting.train, cohort, [fold], n_images=n_images)
     if setting.n_components:
         train = replace(train, n_components=setting.n_components)
     ensemble = train_ensemble(
@@ -157,7 +157,7 @@ def _judge(
     scores, seen = [], []
     truth = new.table.truth[:, place]
     for patient, has_it in zip(new.table.patients.patient_ids, truth.tolist(), strict=True):
-        logits, attention = member_outputs(ensemble.heads, new.bags.features[patient])
+        logits, attention = predict_members(ensemble.heads, new.bags.features[patient])
         scores.append(float((logits[:, 1] - logits[:, 0]).mean()))
         if has_it:
             marks, weights = new.taught[name].marks[patient], attention.mean(axis=0)

@@ -24,7 +24,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 
 __all__ = ["main"]
 
@@ -60,8 +60,8 @@ def measure(folder: Path, n_slides: int, *, n_rounds: int) -> dict[str, float]:
     slides = folder / f"slides-{n_slides}"
     slides.mkdir()
     painted = folder / f"painted-{n_slides}.tif"
-    plan = plan_cohort(n_patients=1, seed=1, signal=1.0)[0]
-    write_slide(painted, paint_clot(plan)[800:1600, 800:1600])
+    plan = make_cohort(n_patients=1, seed=1, signal=1.0)[0]
+    write_slide(painted, render_slide(plan)[800:1600, 800:1600])
     for number in range(n_slides):
         os.link(painted, slides / f"{number:06d}.tif")
     found = [

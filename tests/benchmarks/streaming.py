@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from features.bags.h5 import find_bags, write_bag
-from mil.data.bags import StoredFeatures, load_patient_bags
+from mil.data.bags import OnDiskFeatures, load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
 from tests.fakes import make_bag
 
@@ -76,7 +76,7 @@ def train(folder: Path, *, memory_gib: float, n_epochs: int) -> dict[str, object
         bags,
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=2,
-        settings=TrainSettings(n_members=1, early_stopping=True, max_epochs=n_epochs),
+        settings=TrainConfig(n_members=1, early_stopping=True, max_epochs=n_epochs),
         seed=(0,),
     )
     trained = time.perf_counter()
@@ -85,7 +85,7 @@ def train(folder: Path, *, memory_gib: float, n_epochs: int) -> dict[str, object
         "embeddings_gib": n_bytes / 2**30,
         "limit_gib": memory_gib,
         "peak_gib": peak_bytes() / 2**30,
-        "in_files": isinstance(bags.features, StoredFeatures),
+        "in_files": isinstance(bags.features, OnDiskFeatures),
         "check_mib_per_s": n_bytes / 2**20 / (loaded - started),
         "read_mib_per_s": n_bytes / 2**20 / (read - loaded),
         "train_s": trained - read,

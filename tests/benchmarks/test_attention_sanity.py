@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from tests.benchmarks import attention_sanity
 from tests.benchmarks.attention_sanity import generate, main
 
@@ -25,8 +25,8 @@ def test_every_second_patient_and_all_that_are_held_out_have_moved_tiles() -> No
 def test_trained_heads_find_the_moved_tiles_and_random_ones_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = partial(TrainSettings, n_members=2, fixed_steps=30, learning_rate=5e-3)
-    monkeypatch.setattr(attention_sanity, "TrainSettings", quick)
+    quick = partial(TrainConfig, n_members=2, fixed_steps=30, learning_rate=5e-3)
+    monkeypatch.setattr(attention_sanity, "TrainConfig", quick)
     main([
         "--heads", "gated", "--patients", "40", "--held-out", "4", "--repeats", "1",
         "--figure", str(tmp_path / "f.png"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.errors import KnownError
+from features.errors import MilError
 from tests.benchmarks import mil_tables
 from tests.benchmarks.mil_tables import Table, main, read_table, score_tables
 
@@ -181,6 +181,6 @@ def test_a_file_that_is_no_table_is_refused(
     with np.load(write_table(tmp_path / "a.npz")) as file:
         content = {**file, **change}
     np.savez(tmp_path / "b.npz", **{k: v for k, v in content.items() if v is not None})
-    with pytest.raises(KnownError, match=message):
+    with pytest.raises(MilError, match=message):
         read_table(tmp_path / "b.npz")
     assert main([str(tmp_path / "b.npz"), "--head", "mean"]) == 1

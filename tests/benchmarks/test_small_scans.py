@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from mil.multilabel.table import LabelTable
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from tests.benchmarks.small_scans import Setting, World, measure
 from tests.heads_in_jpeg import KINDS, LABELS, paint_head, write_cohort
 from tests.mil.training.test_ensemble import noise_cohort
@@ -55,7 +55,7 @@ def test_a_setting_is_judged_by_its_scores_and_by_where_it_looks() -> None:
         bags=bags,
         taught=dict.fromkeys(LABELS, replace(bags, marks=marks)),
     )
-    train = TrainSettings(n_members=1, fixed_steps=20)
+    train = TrainConfig(n_members=1, fixed_steps=20)
     plain, taught = (
         measure(Setting(train=train, taught=taught), [world], world) for taught in (False, True)
     )

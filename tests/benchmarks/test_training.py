@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from tests.benchmarks import few_patients, nested, streaming, training
 
 
@@ -16,8 +16,8 @@ def test_the_benchmark_of_training_prints_what_it_promises(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_MOST_EPOCHS", 3)
-    quick = partial(TrainSettings, n_members=2, fixed_steps=4)
-    monkeypatch.setattr(training, "TrainSettings", quick)
+    quick = partial(TrainConfig, n_members=2, fixed_steps=4)
+    monkeypatch.setattr(training, "TrainConfig", quick)
     options = {"patients": 24, "folds": 2, "tiles": 12, "dim": 40, "device": "cpu"}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert training.main(arguments) == 0
@@ -54,7 +54,7 @@ def test_settings_are_compared_on_the_same_cohorts(monkeypatch: pytest.MonkeyPat
 
 
 def test_nested_scores_are_compared_with_cross_fitted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nested, "TrainSettings", partial(TrainSettings, n_members=1, fixed_steps=2))
+    monkeypatch.setattr(nested, "TrainConfig", partial(TrainConfig, n_members=1, fixed_steps=2))
     monkeypatch.setattr(nested, "_N_PATIENTS", 30)
     found = nested.measure(signal=1.0, seeds=[0, 1])
     assert found["difference"]["mean"] == pytest.approx(found["nested"] - found["cross_fitted"])  # type: ignore[index,operator]

@@ -44,12 +44,12 @@ from features.parallel.devices import choose_device
 from mil.calibration import cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
-from mil.data.splits import Fold, patient_folds, stratified_parts
+from mil.data.splits import Fold, patient_folds, stratified_fold_ids
 from mil.evaluation.metrics import Interval, stratified_bootstrap, weighted_log_loss
 from mil.heads import Head, build_head
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import cross_validate, with_stopping_rule
-from mil.training.ensemble import tasks_at_once
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import cross_validate, resolve_stopping
+from mil.training.ensemble import max_parallel_ensembles
 from tests.fakes import FINGERPRINT
 
 __all__ = ["generate", "main", "measure", "peer_logits"]
@@ -132,7 +132,9 @@ def peer_logits(
     logits = np.full((len(bags), 2), np.nan)
     n_epochs = []
     for train, test, seed in folds:
-        stops = stratified_parts(labels[train].numpy(), n_parts=_N_INNER_PARTS, seed=(seed,)) == 0
+        stops = (
+            stratified_fold_ids(labels[train].numpy(), n_parts=_N_INNER_PARTS, seed=(seed,)) == 0
+        )
         torch.manual_seed(seed)
         dim = bags[0].shape[1]
         head = build_head("gated", dim=dim, n_components=dim, n_classes=2).to(device)
@@ -185,7 +187,7 @@ def measure(
     """Both sides on the same generated cohort and folds; what is printed."""
     bags, cohort = generate(n_patients=n_patients, n_tiles=n_tiles, dim=dim)
     folds = patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=0)
-    settings = with_stopping_rule(TrainSettings(device=device), cohort, folds)
+    settings = resolve_stopping(TrainConfig(device=device), cohort, folds)
     rate, busy_rate = _matmul_rates(torch.device(device))
     started, busy = time.perf_counter(), time.process_time()
     found = cross_validate(bags, cohort, folds, settings=settings, seed=0)
@@ -201,7 +203,7 @@ def measure(
     )
     difference = _difference(proba, peer_proba, cohort.labels)
     with FlopCounterMode(display=False) as counted:
-        first = folds[: tasks_at_once(bags, settings)]
+        first = folds[: max_parallel_ensembles(bags, settings)]
         one = cross_validate(bags, cohort, first, settings=settings, seed=0)
     n_epochs_ours, n_epochs_one = (sum(map(len, f.history.values())) for f in (found, one))
     n_operations = counted.get_total_flops() * n_epochs_ours / n_epochs_one

@@ -24,18 +24,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.viewer.content import N_AT_ONCE, ViewedRun
+from cli.viewer.content import N_AT_ONCE, ViewerState
 from cli.viewer.server import ViewServer
 from features.bags.h5 import bag_path, write_bag
-from features.utils.hardware import N_CORES
+from features.utils.hardware import CPU_COUNT
 from features.visualization.deepzoom import ZOOM_TILE_PX, DeepZoom
 from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
 from tests.fakes import make_bag, write_cohort
 
@@ -48,14 +48,14 @@ WINDOW_PX = (1400, 900)
 TILE_SPAN_PX0 = 448
 
 
-def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewedRun:
+def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewerState:
     """A run, and a bag with a tile on every TIFF tile's worth of tissue."""
     cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
     bags = {path.stem: path for path in (folder / "bags").glob("*.h5")}
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, bags), folder / "run", n_folds=2, n_repeats=1, seed=0,
         on_head=lambda done, total: None,
-        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=15),
+        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     rows, columns = np.nonzero(slide.has_tissue)
     coords = np.unique(
@@ -66,9 +66,9 @@ def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewedRun:
     bag.meta.__dict__.update(width_px0=zoom.width_px0, height_px0=zoom.height_px0)
     write_bag(bag_path(folder / "bags", "bench"), bag)
     (folder / "bench.csv").write_text("image_id,patient_id\nbench,bench\n")
-    run, asked = load_run(folder / "run"), read_cohort(folder / "bench.csv", labelled=False)
+    run, asked = load_bundle(folder / "run"), read_cohort(folder / "bench.csv", labelled=False)
     prior = balanced(run.classes)
-    return ViewedRun(
+    return ViewerState(
         run, asked, predict_patients(run, asked, folder / "bags", prior=prior),
         bags={"bench": bag_path(folder / "bags", "bench")}, prior=prior,
         paths={"bench": slide.path},
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--walks", type=int, default=12, help="places gone to, each way of asking")
     parser.add_argument("--only", choices=SLIDES, action="append")
     asked = parser.parse_args()
-    report: dict[str, object] = {"n_cores": N_CORES, "n_walks": asked.walks}
+    report: dict[str, object] = {"n_cores": CPU_COUNT, "n_walks": asked.walks}
     for name in asked.only or SLIDES:
         (width, height), codec, share = SLIDES[name]
         with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import pytest
 
 from cli.shared.runs import newest_run
 from features.bags.h5 import write_bag
-from mil.training.checkpoints import sole_training
+from mil.training.checkpoints import run_lock
 from tests.cli.running import mil
 from tests.fakes import make_bag, real_data, write_cohort
 
@@ -100,7 +100,7 @@ def test_two_trainings_into_one_run_are_refused_before_bags_are_read(
     world: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with sole_training(run):
+    with run_lock(run):
         found = mil(
             "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run", run
         )
@@ -201,11 +201,11 @@ def test_bad_input_is_one_line_and_exit_code_1(
 
 
 def paint(folder: Path, n_slides: int) -> None:
-    from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+    from features.slides.synthetic import make_cohort, render_slide, write_slide
 
     folder.mkdir()
-    for number, plan in enumerate(plan_cohort(n_patients=n_slides, seed=3, signal=1.0)[:n_slides]):
-        write_slide(folder / f"s{number}.tif", paint_clot(plan)[900:2100, 900:2100])
+    for number, plan in enumerate(make_cohort(n_patients=n_slides, seed=3, signal=1.0)[:n_slides]):
+        write_slide(folder / f"s{number}.tif", render_slide(plan)[900:2100, 900:2100])
 
 
 def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(

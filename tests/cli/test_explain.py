@@ -16,8 +16,8 @@ from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
 from features.slides.synthetic import write_slide
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.browser import CHROMIUM
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
@@ -28,10 +28,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bags, a run of additive heads, a table, and slides that two of its bags could be from."""
     folder = tmp_path_factory.mktemp("world")
     cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "run", n_folds=2,
         n_repeats=1, seed=0, on_head=lambda done, total: None,
-        settings=TrainSettings(head="additive", n_members=2, n_components=8, fixed_steps=15),
+        settings=TrainConfig(head="additive", n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     (folder / "slides").mkdir()
     for name, n_tiles in (("new_0", 9), ("new_1", 4), ("alone_0", 4)):

@@ -9,12 +9,12 @@ import pandas as pd
 from features.bags.h5 import find_bags
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.cli.running import mil
 from tests.fakes import write_cohort
 
-FAST = TrainSettings(n_members=1, n_components=8, fixed_steps=10)
+FAST = TrainConfig(n_members=1, n_components=8, fixed_steps=10)
 
 
 def test_inference_averages_views_when_asked_and_refuses_where_there_are_none(
@@ -24,7 +24,7 @@ def test_inference_averages_views_when_asked_and_refuses_where_there_are_none(
         table = write_cohort(tmp_path / name, n_patients=15, shift=0.7, n_views=n_views)
         cohort = read_cohort(table, labelled=True)
         bags = load_patient_bags(cohort, find_bags(tmp_path / name / "bags"))
-        fit_run(
+        train_run(
             cohort, bags, tmp_path / name / "run", n_folds=3, n_repeats=1, seed=0,
             settings=FAST, on_head=lambda done, total: None,
         )  # fmt: skip

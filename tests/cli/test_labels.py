@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from features.bags.h5 import write_bag
-from mil.multilabel.train import is_label_run, load_label_run
+from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
 from tests.cli.running import mil
 from tests.fakes import make_series
 
@@ -66,8 +66,8 @@ def test_training_gives_a_run_and_a_report_a_label(world: Path) -> None:
     for name in NAMES.split(","):
         assert (world / "run" / "labels" / name / "report.html").is_file()
         assert f'href="./labels/{name}/report.html"' in page
-    assert is_label_run(world / "run")
-    run = load_label_run(world / "run")
+    assert is_multilabel_bundle(world / "run")
+    run = load_multilabel_bundle(world / "run")
     np.testing.assert_allclose(run.shares, [0.75, 0.5, 0.5])
     assert not list(world.glob(".run*"))
 
@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
 ) -> None:
     import mil.multilabel.train as module
 
-    asked, real = [], module.fit_run
+    asked, real = [], module.train_run
 
     def until_killed(cohort: Any, *arguments: Any, **options: Any) -> object:
         asked.append(cohort.classes[1])
@@ -137,7 +137,7 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
             raise KeyboardInterrupt
         return real(cohort, *arguments, **options)
 
-    monkeypatch.setattr(module, "fit_run", until_killed)
+    monkeypatch.setattr(module, "train_run", until_killed)
     command = (
         "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
         "--run", tmp_path / "run", "--folds", 3, "--device", "cpu", "--json",
@@ -163,7 +163,7 @@ def test_what_was_done_with_other_settings_or_labels_is_done_again(
 ) -> None:
     import mil.multilabel.train as module
 
-    asked, real = [], module.fit_run
+    asked, real = [], module.train_run
 
     def fit(cohort: Any, *arguments: Any, **options: Any) -> object:
         asked.append(cohort.classes[1])
@@ -171,7 +171,7 @@ def test_what_was_done_with_other_settings_or_labels_is_done_again(
             raise KeyboardInterrupt
         return real(cohort, *arguments, **options)
 
-    monkeypatch.setattr(module, "fit_run", fit)
+    monkeypatch.setattr(module, "train_run", fit)
     command = (
         "train", "--cohort", world / "labels.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--device", "cpu",

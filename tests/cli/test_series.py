@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from features.bags.h5 import read_bag, write_bag
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.cli.running import mil
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
@@ -43,10 +43,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images.csv").write_text("\n".join(images))
     cohort = read_cohort(folder / "train.csv", labelled=True)
     paths = {f"s{n}": folder / "bags" / f"s{n}.h5" for n in range(N_BAGS)}
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, paths), folder / "run", n_folds=2, n_repeats=1, seed=0,
         on_head=lambda done, total: None,
-        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=15),
+        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     return folder
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.shared.arguments import part_of
+from cli.shared.arguments import select_shard
 from features.bags.h5 import read_bag
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 from tests.cli.running import mil
 
 
@@ -19,8 +19,8 @@ from tests.cli.running import mil
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A painted slide, a blank one, and a broken one."""
     folder = tmp_path_factory.mktemp("slides")
-    plan = plan_cohort(n_patients=1, seed=1, signal=1.0)[0]
-    write_slide(folder / "clot.tif", paint_clot(plan)[600:2600, 600:2600])
+    plan = make_cohort(n_patients=1, seed=1, signal=1.0)[0]
+    write_slide(folder / "clot.tif", render_slide(plan)[600:2600, 600:2600])
     write_slide(folder / "blank.tif", np.full((900, 900, 3), (196, 211, 192), np.uint8))
     (folder / "broken.tif").write_bytes(b"II*\x00 no more")
     return folder
@@ -91,9 +91,9 @@ def test_the_summary_names_a_slide_of_another_resolution(slides: Path, tmp_path:
 
 def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
     paths = [slides / f"{number}.tif" for number in range(7)]
-    parts = [part_of(paths, f"{number}/3") for number in (1, 2, 3)]
+    parts = [select_shard(paths, f"{number}/3") for number in (1, 2, 3)]
     assert sorted(path for part in parts for path in part) == paths
-    assert part_of(paths, None) == paths
+    assert select_shard(paths, None) == paths
     for wrong in ("0/3", "4/3", "2", "a/b"):
         assert mil("embed", slides, "--shard", wrong).exit_code == 2
 

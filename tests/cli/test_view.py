@@ -16,25 +16,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.viewer.content import ViewedRun
+from cli.viewer.content import ViewerState
 from cli.viewer.server import ViewServer
-from cli.viewer.slide_cache import SlideShelf
+from cli.viewer.slide_cache import SlideCache
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
 from features.slides.synthetic import write_slide
-from features.visualization.heatmap import Scale, colours
+from features.visualization.heatmap import ColorScale, colours
 from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.inference.bundle import Run, load_run
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.browser import CHROMIUM, open_tab
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="percentile")
+SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile")
 NEW_0, NEW_1, HOSTILE_0, SEEN_0, GONE_0, WRONG_0 = 0, 1, 2, 3, 5, 6
 """Places of slides in the table."""
 
@@ -44,10 +44,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, a table of new, seen and broken patients, and slides of some of them."""
     folder = tmp_path_factory.mktemp("world")
     cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "run", n_folds=2,
         n_repeats=1, seed=0, on_head=lambda done, total: None,
-        settings=TrainSettings(n_members=2, n_components=8, fixed_steps=15),
+        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     (folder / "slides").mkdir()
     for seed, name in enumerate(("new_0", "new_1", HOSTILE, "wrong_0")):
@@ -66,11 +66,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def view(world: Path, table: str = "test.csv", *, slides: bool = True) -> ViewedRun:
-    run = load_run(world / "run")
+def view(world: Path, table: str = "test.csv", *, slides: bool = True) -> ViewerState:
+    run = load_bundle(world / "run")
     cohort = read_cohort(world / table, labelled=False)
     prior = balanced(run.classes)
-    return ViewedRun(
+    return ViewerState(
         run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
         bags=find_bags(world / "bags"), prior=prior,
         paths={path.stem: path for path in (world / "slides").iterdir()} if slides else None,
@@ -88,7 +88,7 @@ def bare(world: Path) -> Iterator[ViewServer]:
     yield from serve(view(world, slides=False))
 
 
-def serve(viewed: ViewedRun) -> Iterator[ViewServer]:
+def serve(viewed: ViewerState) -> Iterator[ViewServer]:
     server = ViewServer(viewed)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -213,7 +213,7 @@ def test_probabilities_are_those_of_infer_and_of_seen_patients_out_of_fold(
     server: ViewServer, world: Path
 ) -> None:
     told = json.loads(get(server, "patients.json"))
-    run: Run = load_run(world / "run")
+    run: ModelBundle = load_bundle(world / "run")
     cohort = read_cohort(world / "test.csv", labelled=False)
     found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
     assert told["classes"] == list(run.classes)
@@ -329,7 +329,7 @@ def test_a_slide_that_is_read_from_is_not_closed(world: Path, tmp_path: Path) ->
     for number in range(5):
         paths.append(tmp_path / f"{number}.tif")
         write_slide(paths[-1], np.full((300, 300, 3), 40 * number, np.uint8))
-    shelf = SlideShelf()
+    shelf = SlideCache()
     with shelf.lend(paths[0]) as first:
         for path in paths[1:]:
             with shelf.lend(path):
@@ -345,7 +345,7 @@ def test_a_slide_that_is_lent_when_the_shelf_closes_is_closed_when_it_comes_back
     tmp_path: Path,
 ) -> None:
     write_slide(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8))
-    shelf, closed = SlideShelf(), []
+    shelf, closed = SlideCache(), []
     with shelf.lend(tmp_path / "a.tif") as lent:
         close = lent.slide.close
         lent.slide.close = lambda: closed.append(close())  # type: ignore[method-assign]

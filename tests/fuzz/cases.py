@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from features.errors import KnownError
+from features.errors import MilError
 from tests.fuzz.mutators import mutate
 from tests.fuzz.samples import Sample
 from tests.fuzz.targets import TARGETS, Target
@@ -247,7 +247,7 @@ def _one(sample: Sample, folder: Path, target: str) -> tuple[str, str]:
     try:
         _ALL[target].read(folder)
         kind, told = "read", ""
-    except KnownError as error:
+    except MilError as error:
         kind, told = "refused", str(error)
         if _ran_out(error):
             kind, told = "memory", traceback.format_exc()

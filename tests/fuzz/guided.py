@@ -65,7 +65,7 @@ def _guide(target: str, arguments: argparse.Namespace) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["features", "mil"]):
-        from features.errors import KnownError
+        from features.errors import MilError
         from tests.fuzz.targets import TARGETS as ALL
 
     with tempfile.TemporaryDirectory() as work:
@@ -82,7 +82,7 @@ def _guide(target: str, arguments: argparse.Namespace) -> int:
             (folder / name).write_bytes(data)
             try:
                 ALL[target].read(folder)
-            except KnownError:
+            except MilError:
                 return
 
         arguments.out.mkdir(exist_ok=True)

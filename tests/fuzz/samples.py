@@ -26,13 +26,13 @@ from safetensors.torch import save
 
 from features.bags.convert import export_bags
 from features.bags.h5 import find_bags, write_bag
-from features.bags.store_writer import pack_bags
+from features.bags.store_writer import write_store
 from features.filters.classifier import write_filter
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.inference.bundle import load_run, save_run
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.inference.bundle import load_bundle, save_bundle
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.fakes import make_bag, make_filter, make_series, write_cohort
 from tests.scans import dataset, paint_slice, write_slice
 
@@ -188,7 +188,7 @@ def packs(folder: Path, real: Path | None) -> list[Sample]:
     for name, n_tiles in (("a", 7), ("b", 0), ("c", 40)):
         bag = make_bag(name, n_tiles=n_tiles, empty_reason="" if n_tiles else "none")
         write_bag(folder / "bags" / f"{name}.h5", bag)
-    pack_bags(folder / "bags", folder / "p", overwrite=False, on_bag=lambda done, of: None)
+    write_store(folder / "bags", folder / "p", overwrite=False, on_bag=lambda done, of: None)
     return [{f"p/{name}": data for name, data in _files_of(folder / "p").items()}]
 
 
@@ -212,14 +212,14 @@ def runs(folder: Path, real: Path | None) -> list[Sample]:
     """Model bundles with prediction sets, a filter, and all that a report is drawn from."""
     table = write_cohort(folder, n_patients=30, shift=0.7, n_tiles=4, dim=8)
     cohort = read_cohort(table, labelled=True)
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "plain",
         n_folds=3, n_repeats=1, seed=0, on_head=lambda done, total: None,
-        settings=TrainSettings(n_members=1, n_components=4, fixed_steps=2, max_epochs=2),
+        settings=TrainConfig(n_members=1, n_components=4, fixed_steps=2, max_epochs=2),
     )  # fmt: skip
-    run = load_run(folder / "plain")
+    run = load_bundle(folder / "plain")
     shutil.copytree(folder / "plain", folder / "filtered")
-    save_run(replace(run, path=folder / "filtered", tile_filter=make_filter(n_slides=4)))
+    save_bundle(replace(run, path=folder / "filtered", tile_filter=make_filter(n_slides=4)))
     return [
         {f"run/{name}": data for name, data in _files_of(folder / name_of_run).items()
          if not name.endswith((".html", ".md"))}

@@ -9,35 +9,35 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from features.bags.formats.base import Given, as_bag
-from features.bags.formats.registry import LAYOUTS
-from features.bags.h5 import read_bag, read_features, read_head, read_meta, read_views
+from features.bags.formats.base import ImportDefaults, to_bag
+from features.bags.formats.registry import BAG_FORMATS
+from features.bags.h5 import read_bag, read_bag_info, read_features, read_meta, read_views
 from features.bags.store import open_bags
 from features.encoders.weights import read_checkpoint
-from features.errors import KnownError, TileError
+from features.errors import MilError, TileError
 from features.filters.classifier import read_filter
 from features.filters.examples import read_example_table
-from features.series.dicom import read_hounsfield, read_slice_headers
+from features.series.dicom import read_hu, read_slice_headers
 from features.series.images import read_image
 from features.series.manifest import read_series
 from features.series.series import open_series
 from features.series.windowing import parse_windows
 from features.slides.backends.image import ImageSlide
-from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
-from features.slides.file_info import compression_of, content_id
+from features.slides.file_info import compression_of, content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table
 from features.slides.reader import find_slides, open_slide
 from mil.audit.tables import audit_table, read_side
 from mil.data.cohort import read_cohort
 from mil.evaluation.predictions import read_predictions
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.multilabel.scoring import read_label_predictions
 from mil.multilabel.table import read_label_table
 from mil.reporting.cohort_report.table import read_slide_table as read_described
-from mil.reporting.run_report.data import read_evidence
+from mil.reporting.run_report.data import read_report_data
 from mil.reporting.run_report.page import _read_history, _read_scores
 from tests.fuzz import samples
 from tests.fuzz.samples import Samples
@@ -93,7 +93,7 @@ def _slide_by(reader: Callable[[Path], Slide]) -> Callable[[Path], None]:
 
 def _any_slide(folder: Path) -> None:
     for path in find_slides([folder]):
-        content_id(path)
+        content_hash(path)
         compression_of(path)
         _look_at(open_slide(path))
 
@@ -104,7 +104,7 @@ def _all_of(*readers: Callable[[], object]) -> None:
     for read in readers:
         try:
             read()
-        except KnownError as error:
+        except MilError as error:
             refusals.append(error)
     if len(refusals) == len(readers):
         raise refusals[0]
@@ -112,12 +112,12 @@ def _all_of(*readers: Callable[[], object]) -> None:
 
 def _slice(folder: Path) -> None:
     path = _only(folder)
-    _all_of(lambda: read_slice_headers(path), lambda: read_hounsfield(path))
+    _all_of(lambda: read_slice_headers(path), lambda: read_hu(path))
 
 
 def _bag(folder: Path) -> None:
     path = _only(folder)
-    views = read_head(path).meta.fingerprint.n_views
+    views = read_bag_info(path).meta.fingerprint.n_views
     _all_of(
         lambda: read_meta(path), lambda: read_features(path), lambda: read_bag(path),
         lambda: read_views(path) if views else None,
@@ -135,20 +135,20 @@ def _pack(folder: Path) -> None:
 
 def _foreign(folder: Path) -> None:
     source = _only(folder)
-    layout = LAYOUTS[source.name]
+    layout = BAG_FORMATS[source.name]
     for slide_id, path in layout.find(source).items():
         found = layout.read(path, encoder="")
-        as_bag(found, path=path, slide_id=slide_id, layout=source.name, given=Given())
+        to_bag(found, path=path, slide_id=slide_id, layout=source.name, given=ImportDefaults())
 
 
 def _run(folder: Path) -> None:
     run = folder / "run"
     classes = ("CE", "LAA")
-    for read in (lambda: read_evidence(run, classes=classes), lambda: _read_scores(run),
+    for read in (lambda: read_report_data(run, classes=classes), lambda: _read_scores(run),
                  lambda: _read_history(run)):  # fmt: skip
-        with suppress(KnownError):
+        with suppress(MilError):
             read()
-    load_run(run)
+    load_bundle(run)
 
 
 def _cohort(folder: Path) -> None:
@@ -204,7 +204,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType({
     "tiff": Target(samples=samples.tiffs, read=_slide_by(TiffSlide), share=8),
     "openslide": Target(samples=samples.openslide_files, read=_slide_by(OpenSlideSlide), share=3),
     "picture": Target(samples=samples.pictures, read=_slide_by(ImageSlide), share=4),
-    "zarr": Target(samples=samples.zarrs, read=_slide_by(ZarrSlide), share=4),
+    "zarr": Target(samples=samples.zarrs, read=_slide_by(OmeZarrSlide), share=4),
     "slide": Target(
         samples=lambda *a: [*samples.openslide_files(*a)[:4], *samples.pictures(*a)[:3]],
         read=_any_slide,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from features.errors import KnownError
+from features.errors import MilError
 from tests.fuzz.samples import Sample
 from tests.fuzz.targets import Target
 
@@ -29,7 +29,7 @@ def _toy(misbehave: Callable[[], object]) -> Target:
 
 
 def _refuse() -> None:
-    raise KnownError("a.txt", found="not healthy")
+    raise MilError("a.txt", actual="not healthy")
 
 
 def _hang() -> None:
@@ -41,7 +41,7 @@ def _ask_for_memory() -> None:
     try:
         bytearray(1 << 40)
     except MemoryError as error:
-        raise KnownError("a.txt", found="too large") from error
+        raise MilError("a.txt", actual="too large") from error
 
 
 def _trace() -> None:

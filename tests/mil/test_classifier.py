@@ -15,11 +15,11 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold, c
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.utils import estimator_checks
 
-from features.errors import KnownError
+from features.errors import MilError
 from mil import MILClassifier
 from mil.errors import CalibrationError, InputError, RunError
 from mil.evaluation.metrics import weighted_log_loss
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from tests.mil.training.test_ensemble import noise_cohort
 
 FAST = {"n_members": 2, "n_components": 8, "fixed_steps": 20, "n_folds": 3}
@@ -62,7 +62,7 @@ def test_scikit_learns_own_checks_hold(check: object) -> None:
 
 def test_its_defaults_are_those_of_training() -> None:
     ours = {name: p.default for name, p in inspect.signature(MILClassifier).parameters.items()}
-    for field in fields(TrainSettings):
+    for field in fields(TrainConfig):
         if field.name != "early_stopping":
             assert ours[field.name] == field.default
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) 
         MILClassifier().fit([np.full((2, 16), 1e300), *bags[1:]], labels)
     with pytest.raises(RunError, match="max_tiles: 0; expected a whole number"):
         MILClassifier(**FAST, max_tiles=0).fit(*drawn())
-    with pytest.raises(KnownError, match="device 'banana'"):
+    with pytest.raises(MilError, match="device 'banana'"):
         MILClassifier(**FAST, device="banana").fit(*drawn())
     with pytest.raises(RunError, match="head 'none': unknown"):
         MILClassifier(**FAST, head="none").fit(*drawn())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import h5py
 
-from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.base import ForeignBag, find_files, number
 from features.bags.formats.trident import tiling_of
-from features.bags.safe_hdf5 import find_item, opened, read_array, read_attributes
+from features.bags.safe_hdf5 import find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
 __all__ = ["find", "read"]
@@ -16,12 +16,12 @@ __all__ = ["find", "read"]
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id."""
-    return files_in(source, "patches/*.h5", "*.h5", expected="patches/<slide>.h5")
+    return find_files(source, "patches/*.h5", "*.h5", expected="patches/<slide>.h5")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:
     """Embeddings of one slide, by the encoder asked for or the only one there."""
-    with opened(path, expected="an AtlasPatch file", advice="Check --from.") as file:
+    with open_h5(path, expected="an AtlasPatch file", advice="Check --from.") as file:
         name = _encoder(path, file, encoder)
         features = read_array(file, f"features/{name}", ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3))
@@ -39,8 +39,8 @@ def _encoder(path: Path, file: h5py.File, asked: str) -> str:
     if asked or len(names) != 1:
         raise BagError(
             path,
-            found=f"embeddings of {', '.join(names[:8]) or 'no encoder'}",
+            actual=f"embeddings of {', '.join(names[:8]) or 'no encoder'}",
             expected=repr(asked) if asked else "one encoder",
-            advice="Name one with --backbone." if names else "Run its feature step first.",
+            hint="Name one with --backbone." if names else "Run its feature step first.",
         )
     return names[0]

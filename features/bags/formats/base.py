@@ -13,18 +13,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import NOWHERE, UNKNOWN, Bag, BagMeta, Fingerprint, as_json
+from features.bags.bag import UNKNOWN, UNKNOWN_COORD, Bag, BagMeta, Fingerprint, as_json
 from features.errors import BagError
 from features.slides.resolution import Resolution, resolve_mpp
 
 __all__ = [
     "ForeignBag",
-    "Given",
-    "as_bag",
-    "files_in",
+    "ImportDefaults",
+    "find_files",
     "number",
     "text",
-    "unknown_of",
+    "to_bag",
+    "unknown_fields",
 ]
 
 _NEVER_SAID = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
@@ -59,7 +59,7 @@ class ForeignBag:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ImportDefaults:
     """What the user says about bags to import; used only where their files are silent."""
 
     encoder: str = ""
@@ -74,7 +74,9 @@ class Given:
     """µm per level-0 px of single slides."""
 
 
-def as_bag(foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, given: Given) -> Bag:
+def to_bag(
+    foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, given: ImportDefaults
+) -> Bag:
     """A bag of ours, in reading order, that says what it does not know.
 
     Without coordinates, all are (-1, -1). A resolution that nobody states is assumed, as for
@@ -136,7 +138,7 @@ def as_bag(foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, given
     )
 
 
-def unknown_of(meta: BagMeta) -> tuple[str, ...]:
+def unknown_fields(meta: BagMeta) -> tuple[str, ...]:
     """What an imported bag does not know; empty for a bag that was embedded here."""
     try:
         software = json.loads(meta.software or "{}")
@@ -146,7 +148,7 @@ def unknown_of(meta: BagMeta) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def files_in(source: Path, *patterns: str, expected: str) -> dict[str, Path]:
+def find_files(source: Path, *patterns: str, expected: str) -> dict[str, Path]:
     """Files by slide id, of the first pattern that finds any.
 
     Parameters
@@ -169,13 +171,13 @@ def files_in(source: Path, *patterns: str, expected: str) -> dict[str, Path]:
         if len(folders) > 1:
             raise BagError(
                 source,
-                found=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
+                actual=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
                 expected="one set of bags",
-                advice="Name one of these folders.",
+                hint="Name one of these folders.",
             )
         if found:
             return {path.stem: path for path in found}
-    raise BagError(source, found="no such bag in it", expected=expected, advice="Check --from.")
+    raise BagError(source, actual="no such bag in it", expected=expected, hint="Check --from.")
 
 
 def number(attributes: Mapping[str, Any], name: str) -> float:
@@ -196,7 +198,7 @@ def text(attributes: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) and value != "None" else ""
 
 
-def _fingerprint(foreign: ForeignBag, given: Given, *, dim: int) -> Fingerprint:
+def _fingerprint(foreign: ForeignBag, given: ImportDefaults, *, dim: int) -> Fingerprint:
     return Fingerprint(
         encoder=foreign.encoder or given.encoder or UNKNOWN,
         weights_sha256=UNKNOWN,
@@ -236,7 +238,7 @@ def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.N
     if table.ndim != 2 or table.dtype.kind not in "fiu" or not table.shape[1]:
         raise BagError(
             path,
-            found=f"{name} of shape {array.shape} and type {array.dtype}",
+            actual=f"{name} of shape {array.shape} and type {array.dtype}",
             expected="one row of numbers a tile",
         )
     if name == "features" and table.dtype != np.float16:
@@ -254,12 +256,12 @@ def _corners_px0(
 ) -> npt.NDArray[np.int64]:
     """Upper left corners, shape (n_tiles, 2), level-0 px, whatever the file gives."""
     if foreign.coords is None:
-        return np.full((n_tiles, 2), NOWHERE, np.int64)
+        return np.full((n_tiles, 2), UNKNOWN_COORD, np.int64)
     coords = _without_batch_axis(path, foreign.coords, "coords")[:, :2].astype(np.float64)
     if coords.shape != (n_tiles, 2) or not (np.abs(coords) < 2**53).all():
         raise BagError(
             path,
-            found=f"coords of shape {foreign.coords.shape}, or not finite",
+            actual=f"coords of shape {foreign.coords.shape}, or not finite",
             expected=f"x and y of each of {n_tiles} tiles",
         )
     if foreign.coords_are == "corners_um":

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.base import ForeignBag, find_files, number
 from features.bags.formats.torch_tensors import read_tensors, write_tensor
-from features.bags.safe_hdf5 import created, opened, read_array, read_attributes
+from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
 
 __all__ = ["find", "read", "write"]
@@ -20,7 +20,7 @@ _EXPECTED = "a CLAM file"
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id, those with coordinates first."""
-    return files_in(
+    return find_files(
         source, "h5_files/*.h5", "pt_files/*.pt", "*.h5", "*.pt",
         expected="h5_files/<slide>.h5 or pt_files/<slide>.pt",
     )  # fmt: skip
@@ -31,13 +31,13 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
     coords, said = None, {}
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
     if tiles_path.is_file():
-        with opened(tiles_path, expected=_EXPECTED, advice="") as file:
+        with open_h5(tiles_path, expected=_EXPECTED, advice="") as file:
             coords = read_array(file, "coords", ndim=(2, 3))
             said = read_attributes(file["coords"])
     if path.suffix == ".pt":
         features = read_tensors(path)["features"]
     else:
-        with opened(path, expected=_EXPECTED, advice="Check --from.") as file:
+        with open_h5(path, expected=_EXPECTED, advice="Check --from.") as file:
             features = read_array(file, "features", ndim=(2, 3))
             coords = read_array(file, "coords", ndim=(2, 3))
     downsample = number(said, "downsample") or 1.0
@@ -55,7 +55,7 @@ def write(folder: Path, bag: Bag) -> None:
     slide_id = bag.meta.slide_id
     features, coords = bag.features.astype(np.float32), bag.coords_px0.astype(np.int32)
     tiles_path = make_folder(folder / "patches") / f"{slide_id}.h5"
-    with created(tiles_path) as file:
+    with create_h5(tiles_path) as file:
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
         size = np.array([bag.meta.width_px0, bag.meta.height_px0])
         file["coords"].attrs.update({
@@ -69,7 +69,7 @@ def write(folder: Path, bag: Bag) -> None:
         })  # fmt: skip
     write_tensor(make_folder(folder / "pt_files") / f"{slide_id}.pt", features)
     bags_path = make_folder(folder / "h5_files") / f"{slide_id}.h5"
-    with created(bags_path) as file:
+    with create_h5(bags_path) as file:
         file.create_dataset("features", data=features, maxshape=(None, features.shape[1]))
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
 

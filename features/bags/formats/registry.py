@@ -12,10 +12,10 @@ from features.bags.bag import Bag
 from features.bags.formats import atlaspatch, clam, slideflow, stamp, torch_tensors, trident
 from features.bags.formats.base import ForeignBag
 
-__all__ = ["LAYOUTS", "Layout", "ReadForeign"]
+__all__ = ["BAG_FORMATS", "BagFormat", "BagReader"]
 
 
-class ReadForeign(Protocol):
+class BagReader(Protocol):
     """Reads one slide; ``encoder`` chooses where a file holds several embeddings."""
 
     def __call__(self, path: Path, *, encoder: str) -> ForeignBag:
@@ -24,12 +24,12 @@ class ReadForeign(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class BagFormat:
     """How another program lays out its bags."""
 
     find: Callable[[Path], dict[str, Path]]
     """Files of a folder by slide id."""
-    read: ReadForeign
+    read: BagReader
     """Reads one of them."""
     write: Callable[[Path, Bag], None] | None = None
     """Writes one slide into a folder; None where the layout is only read."""
@@ -40,14 +40,14 @@ class Layout:
 _PLACES = frozenset({"coords"})
 _TILES = frozenset({"coords", "target_mpp", "tile_px"})
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({
-    "clam": Layout(find=clam.find, read=clam.read, write=clam.write, needs=_PLACES),
-    "trident": Layout(find=trident.find, read=trident.read, write=trident.write, needs=_TILES),
-    "stamp": Layout(find=stamp.find, read=stamp.read, write=stamp.write, needs=_TILES),
-    "atlaspatch": Layout(find=atlaspatch.find, read=atlaspatch.read),
-    "slideflow": Layout(
+BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
+    "clam": BagFormat(find=clam.find, read=clam.read, write=clam.write, needs=_PLACES),
+    "trident": BagFormat(find=trident.find, read=trident.read, write=trident.write, needs=_TILES),
+    "stamp": BagFormat(find=stamp.find, read=stamp.read, write=stamp.write, needs=_TILES),
+    "atlaspatch": BagFormat(find=atlaspatch.find, read=atlaspatch.read),
+    "slideflow": BagFormat(
         find=slideflow.find, read=slideflow.read, write=slideflow.write, needs=_TILES
     ),
-    "torch": Layout(find=torch_tensors.find, read=torch_tensors.read, write=torch_tensors.write),
+    "torch": BagFormat(find=torch_tensors.find, read=torch_tensors.read, write=torch_tensors.write),
 })  # fmt: skip
 """By the name that ``mil bags`` knows."""

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, files_in, number
+from features.bags.formats.base import ForeignBag, find_files, number
 from features.bags.formats.torch_tensors import read_tensors, write_tensor
 from features.bags.formats.trident import target_mpp_of
 from features.errors import BagError
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 
 __all__ = ["find", "read", "write"]
 
@@ -24,7 +24,7 @@ _CONFIG = "bags_config.json"
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id."""
-    return files_in(source, "*.pt", expected="<slide>.pt, one a slide")
+    return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
@@ -55,11 +55,11 @@ def write(folder: Path, bag: Bag) -> None:
         "tile_px": made.tile_px,
         "tile_um": int(tile_um) if tile_um.is_integer() else tile_um,
     }
-    with written_beside(folder / _CONFIG) as beside:
+    with atomic_write(folder / _CONFIG) as beside:
         beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     span = np.array([bag.meta.span_x_px0, bag.meta.span_y_px0])
     index_path = folder / f"{bag.meta.slide_id}.index.npz"
-    with written_beside(index_path) as beside:
+    with atomic_write(index_path) as beside:
         np.savez(beside, arr_0=np.rint(bag.coords_px0 + span / 2).astype(np.int64))
     write_tensor(folder / f"{bag.meta.slide_id}.pt", bag.features.astype(np.float32))
 
@@ -70,7 +70,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BagError(path, found=f"not readable ({error})", expected="JSON") from error
+        raise BagError(path, actual=f"not readable ({error})", expected="JSON") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -90,8 +90,8 @@ def _read_index(path: Path) -> npt.NDArray[Any]:
             with np.load(path, allow_pickle=False) as index:
                 return np.asarray(index["arr_0"])
     except Exception as error:  # NumPy reads headers as Python, so damage is met in many ways
-        raise BagError(path, found=f"not readable ({error})", expected="an index.npz") from error
-    raise BagError(path, found=f"an archive that unpacks to {n_bytes:,} bytes")
+        raise BagError(path, actual=f"not readable ({error})", expected="an index.npz") from error
+    raise BagError(path, actual=f"an archive that unpacks to {n_bytes:,} bytes")
 
 
 def _unpacked_bytes(path: Path) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, files_in, number, text
-from features.bags.safe_hdf5 import created, find_item, opened, read_array, read_attributes
+from features.bags.formats.base import ForeignBag, find_files, number, text
+from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
 __all__ = ["find", "read", "write"]
@@ -22,7 +22,7 @@ _STAMP_VERSION = "2.0.0"
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id."""
-    return files_in(source, "*.h5", expected="<slide>.h5, one a slide")
+    return find_files(source, "*.h5", expected="<slide>.h5, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
@@ -31,7 +31,7 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
     Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the px of a tile of
     256 µm.
     """
-    with opened(path, expected="a STAMP file", advice="Check --from.") as file:
+    with open_h5(path, expected="a STAMP file", advice="Check --from.") as file:
         name = next((name for name in _FEATURE_NAMES if find_item(file, name)), _FEATURE_NAMES[0])
         features = read_array(file, name, ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3)).astype(np.float64)
@@ -44,9 +44,9 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
         if _least_step(coords) != _LEGACY_TILE_PX:
             raise BagError(
                 path,
-                found="coords without a unit, and tiles not 224 apart",
+                actual="coords without a unit, and tiles not 224 apart",
                 expected="the attribute tile_size_um",
-                advice="Embed the slide again with a current STAMP.",
+                hint="Embed the slide again with a current STAMP.",
             )
         tile_um, tile_px = _LEGACY_TILE_UM, _LEGACY_TILE_PX
         coords *= _LEGACY_TILE_UM / _LEGACY_TILE_PX
@@ -66,7 +66,7 @@ def write(folder: Path, bag: Bag) -> None:
     made = bag.meta.fingerprint
     mpp_xy = np.array([bag.meta.mpp_x, bag.meta.mpp_y])
     path = folder / f"{bag.meta.slide_id}.h5"
-    with created(path) as file:
+    with create_h5(path) as file:
         file.create_dataset("coords", data=(bag.coords_px0 * mpp_xy).astype(np.float32))
         file.create_dataset("feats", data=bag.features)
         file.attrs.update({

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, files_in, unknown_of
+from features.bags.formats.base import ForeignBag, find_files, unknown_fields
 from features.errors import BagError
-from features.utils.files import make_folder, written_beside
-from features.utils.torch_io import load_torch
+from features.utils.files import atomic_write, make_folder
+from features.utils.torch_io import safe_torch_load
 
 __all__ = ["find", "read", "read_tensors", "write", "write_tensor"]
 
@@ -28,7 +28,7 @@ _FEATURE_NAMES = ("features", "feats", "embeddings")
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id."""
-    return files_in(source, "*.pt", expected="<slide>.pt, one a slide")
+    return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
@@ -41,7 +41,7 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
     if name is None:
         raise BagError(
             path,
-            found=f"a dictionary of {', '.join(map(repr, found)) or 'no tensor'}",
+            actual=f"a dictionary of {', '.join(map(repr, found)) or 'no tensor'}",
             expected="one of " + ", ".join(map(repr, _FEATURE_NAMES)),
         )
     beside = path.parent / "coords" / path.name
@@ -52,7 +52,7 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
 def write(folder: Path, bag: Bag) -> None:
     """``<slide>.pt``, float32 (n, dim), and ``coords/<slide>.pt``, int64 (n, 2), level-0 px."""
     name = f"{bag.meta.slide_id}.pt"
-    if "coords" not in unknown_of(bag.meta):
+    if "coords" not in unknown_fields(bag.meta):
         write_tensor(make_folder(folder / "coords") / name, bag.coords_px0.astype(np.int64))
     write_tensor(folder / name, bag.features.astype(np.float32))
 
@@ -66,19 +66,19 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         If the file holds anything but tensors, or claims more than it can hold.
     """
     if not path.is_file():
-        raise BagError(path, found="there is no such file", expected="a .pt file")
+        raise BagError(path, actual="there is no such file", expected="a .pt file")
     try:
-        found = load_torch(path)
+        found = safe_torch_load(path)
     except UnpicklingError as error:
         raise BagError(
             path,
-            found="no plain tensor: loading it could run a program, and it was not loaded",
+            actual="no plain tensor: loading it could run a program, and it was not loaded",
             expected="a tensor, or a dictionary of tensors",
-            advice="If you trust its maker, load it there and save the bare tensor.",
+            hint="If you trust its maker, load it there and save the bare tensor.",
         ) from error
     except Exception as error:  # a damaged stream leads the reader to errors of any kind
         reason = " ".join(str(error).split())[:200]
-        raise BagError(path, found=f"not readable ({reason})", expected="a .pt file") from error
+        raise BagError(path, actual=f"not readable ({reason})", expected="a .pt file") from error
     tensors = found if isinstance(found, Mapping) else {"features": found}
     return {
         str(name): _as_array(path, value)
@@ -97,18 +97,18 @@ def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
     """
     content = io.BytesIO()  # PyTorch's errors do not say that a disk is full
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(content.getbuffer())
 
 
 def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:
     n_bytes = tensor.numel() * tensor.element_size()
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise BagError(path, found=f"a tensor of layout {tensor.layout}", expected="a dense one")
+        raise BagError(path, actual=f"a tensor of layout {tensor.layout}", expected="a dense one")
     if n_bytes > path.stat().st_size:
         raise BagError(
             path,
-            found=f"a tensor that claims {tuple(tensor.shape)} values, {n_bytes:,} bytes",
+            actual=f"a tensor that claims {tuple(tensor.shape)} values, {n_bytes:,} bytes",
             expected="no more than the file holds",
         )
     plain = tensor.detach()

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, files_in, number, text
+from features.bags.formats.base import ForeignBag, find_files, number, text
 from features.bags.h5 import trident_attributes
-from features.bags.safe_hdf5 import created, opened, read_array, read_attributes
+from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
 
 __all__ = ["find", "read", "target_mpp_of", "tiling_of", "write"]
@@ -19,7 +19,7 @@ __all__ = ["find", "read", "target_mpp_of", "tiling_of", "write"]
 
 def find(source: Path) -> dict[str, Path]:
     """Files by slide id, in the folder itself or in its ``features_<encoder>``."""
-    return files_in(
+    return find_files(
         source, "*.h5", "features_*/*.h5", "*/features_*/*.h5",
         expected="features_<encoder>/<slide>.h5",
     )  # fmt: skip
@@ -27,7 +27,7 @@ def find(source: Path) -> dict[str, Path]:
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
     """Embeddings of one slide; its magnification gives a nominal resolution."""
-    with opened(path, expected="a TRIDENT file", advice="Check --from.") as file:
+    with open_h5(path, expected="a TRIDENT file", advice="Check --from.") as file:
         features = read_array(file, "features", ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3))
         said = read_attributes(file["coords"])
@@ -52,11 +52,11 @@ def write(folder: Path, bag: Bag) -> None:
     )
     coords, slide_id = bag.coords_px0.astype(np.int64), bag.meta.slide_id
     tiles_path = make_folder(job / "patches") / f"{slide_id}_patches.h5"
-    with created(tiles_path) as file:
+    with create_h5(tiles_path) as file:
         file.create_dataset("coords", data=coords).attrs.update(said)
     encoder = re.sub(r"[^\w.+-]", "_", made.encoder)
     bags_path = make_folder(job / f"features_{encoder}") / f"{slide_id}.h5"
-    with created(bags_path) as file:
+    with create_h5(bags_path) as file:
         shape = (None, bag.features.shape[1])
         features = file.create_dataset("features", data=bag.features, maxshape=shape)
         features.attrs.update({"name": slide_id, "savetodir": "bags", "encoder": made.encoder})

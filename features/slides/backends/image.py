@@ -9,8 +9,8 @@ from PIL import Image
 
 from features.errors import SlideError
 from features.slides.base import Level, RgbArray
-from features.slides.pixels import blank, clip_region, to_rgb
-from features.slides.resampling import overview_mean
+from features.slides.pixels import clip_region, filled_image, to_rgb
+from features.slides.resampling import thumbnail_accumulator
 
 __all__ = ["ImageSlide"]
 
@@ -43,7 +43,7 @@ class ImageSlide:
             raise
         except Exception as error:  # Pillow meets damage in more ways than it says
             raise SlideError(
-                path, found=f"no plain image ({error})", expected="PNG, JPEG"
+                path, actual=f"no plain image ({error})", expected="PNG, JPEG"
             ) from error
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
@@ -54,9 +54,9 @@ class ImageSlide:
         if width * height > _LARGEST_PX:
             raise SlideError(
                 self.path,
-                found=f"a plain image of {width} × {height} px",
+                actual=f"a plain image of {width} × {height} px",
                 expected=f"at most {_LARGEST_PX:,} px",
-                advice="Convert it to a tiled TIFF.",
+                hint="Convert it to a tiled TIFF.",
             )
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
         image.load()
@@ -70,7 +70,7 @@ class ImageSlide:
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         size = self.levels[level]
-        picture = blank(height_px, width_px, self.background_rgb)
+        picture = filled_image(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=size.width_px, level_height_px=size.height_px,
@@ -80,7 +80,7 @@ class ImageSlide:
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole image, small; see the protocol."""
-        means = overview_mean(self.levels, 0, downsample)
+        means = thumbnail_accumulator(self.levels, 0, downsample)
         means.add(self._pixels, x_px=0, y_px=0)
         return means.picture(fill_rgb=self.background_rgb)
 

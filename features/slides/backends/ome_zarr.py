@@ -17,15 +17,15 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from features.errors import SlideError, TileError
-from features.slides.backends.zarr_codecs import held_to_chunks
+from features.slides.backends.zarr_codecs import with_size_limits
 from features.slides.base import Level, RgbArray
-from features.slides.cache import DecodedCache
-from features.slides.pixels import blank, clip_region, to_rgb
-from features.slides.resampling import overview_level, overview_mean
-from features.utils.hardware import N_CORES
-from features.utils.paths import url_of
+from features.slides.cache import TileCache
+from features.slides.pixels import clip_region, filled_image, to_rgb
+from features.slides.resampling import overview_level, thumbnail_accumulator
+from features.utils.hardware import CPU_COUNT
+from features.utils.paths import parse_url
 
-__all__ = ["ZarrSlide"]
+__all__ = ["OmeZarrSlide"]
 
 _CACHE_BYTES = 320 << 20
 _LARGEST_CHUNK_SAMPLES = 1 << 30
@@ -38,7 +38,7 @@ _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Grid:
+class _ChunkLayout:
     """Chunks of one level; each is decoded as a whole, with all its channels."""
 
     array: zarr.Array[Any]
@@ -71,7 +71,7 @@ class _Grid:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-class ZarrSlide:
+class OmeZarrSlide:
     """An OME-Zarr image; see :class:`features.slides.base.Slide`.
 
     Serves OME-NGFF up to 0.4 (zarr v2) and 0.5 (zarr v3), grey, RGB or RGBA of 8 or 16 bit, one
@@ -94,8 +94,8 @@ class ZarrSlide:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._where = url_of(path) or str(path)
-        self._cache = DecodedCache(_CACHE_BYTES)
+        self._where = parse_url(path) or str(path)
+        self._cache = TileCache(_CACHE_BYTES)
         self._store: Store | None = None
         try:
             self._store, folder = _open_store(path)
@@ -113,14 +113,14 @@ class ZarrSlide:
             self.close()
             raise SlideError(
                 self._where,
-                found=f"cannot be opened ({_reason(error)})",
+                actual=f"cannot be opened ({_reason(error)})",
                 expected=_EXPECTED,
             ) from error
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         grid = self._grids[level]
-        picture = blank(height_px, width_px, self.background_rgb)
+        picture = filled_image(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=grid.width_px, level_height_px=grid.height_px,
@@ -146,7 +146,7 @@ class ZarrSlide:
         """The whole slide, small; see the protocol. Damaged chunks show the background."""
         level = overview_level(self.levels, downsample)
         grid = self._grids[level]
-        means = overview_mean(self.levels, level, downsample)
+        means = thumbnail_accumulator(self.levels, level, downsample)
         first_error: TileError | None = None
         n_read = 0
         for row, column, chunk in self._all_chunks(level):
@@ -158,7 +158,7 @@ class ZarrSlide:
         if first_error and not n_read:
             raise SlideError(
                 self._where,
-                found=f"no chunk of level {level} can be read, first: {first_error.found}",
+                actual=f"no chunk of level {level} can be read, first: {first_error.actual}",
                 expected="pixels",
             ) from first_error
         return means.picture(fill_rgb=self.background_rgb)
@@ -180,13 +180,13 @@ class ZarrSlide:
                 return self._image_of(member)
         if not ome.get("multiscales"):
             what = "a plate of many images" if "plate" in ome else "a zarr group, no 'multiscales'"
-            raise SlideError(self._where, found=what, expected=_EXPECTED)
+            raise SlideError(self._where, actual=what, expected=_EXPECTED)
         image: Mapping[str, Any] = ome["multiscales"][0]
         if not image["datasets"]:
             raise self._cannot("'multiscales' without datasets")
         return group, image
 
-    def _grid(self, group: zarr.Group, name: str, axes: tuple[str, ...]) -> _Grid:
+    def _grid(self, group: zarr.Group, name: str, axes: tuple[str, ...]) -> _ChunkLayout:
         """Check that we can serve an array, and how it is cut into chunks."""
         array = group.get(name)
         if not isinstance(array, zarr.Array):
@@ -209,8 +209,8 @@ class ZarrSlide:
         if not 0 < np.prod(array.chunks, dtype=np.float64) <= _LARGEST_CHUNK_SAMPLES:
             raise self._cannot(f"chunks of {' × '.join(map(str, array.chunks))}")
         chunks = dict(zip(axes, array.chunks, strict=True))
-        return _Grid(
-            array=held_to_chunks(array), axes=axes, width_px=width, height_px=height,
+        return _ChunkLayout(
+            array=with_size_limits(array), axes=axes, width_px=width, height_px=height,
             chunk_width_px=chunks["x"], chunk_height_px=chunks["y"],
         )  # fmt: skip
 
@@ -233,7 +233,7 @@ class ZarrSlide:
     def _cannot(self, found: str) -> SlideError:
         return SlideError(
             self._where,
-            found=found,
+            actual=found,
             expected="OME-Zarr of 8 or 16 bit with 1, 3 or 4 channels in one plane, finest first",
         )
 
@@ -247,7 +247,7 @@ class ZarrSlide:
         except Exception as error:
             raise TileError(
                 self._where,
-                found=f"chunk in row {row}, column {column} of level {level} cannot be read "
+                actual=f"chunk in row {row}, column {column} of level {level} cannot be read "
                 f"({_reason(error)})",
                 expected="pixels",
             ) from error
@@ -266,14 +266,14 @@ class ZarrSlide:
 
         ahead = max(8, (64 << 20) // (grid.chunk_height_px * grid.chunk_width_px * 3))
         waiting = iter(range(grid.rows * grid.columns))
-        with ThreadPoolExecutor(N_CORES, thread_name_prefix="overview") as pool:
+        with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
             while some := list(islice(waiting, ahead)):
                 yield from pool.map(one, some)
 
 
 def _open_store(path: Path | str) -> tuple[Store, str]:
     """The store, and the folder in it where the image lies."""
-    url = url_of(path)
+    url = parse_url(path)
     if url is not None:
         return FsspecStore.from_url(url, read_only=True), ""
     path = Path(path)
@@ -285,12 +285,12 @@ def _open_store(path: Path | str) -> tuple[Store, str]:
         folders = {member.filename.partition("/")[0] for member in members}
         if (largest := max((member.file_size for member in members), default=0)) > _LARGEST_MEMBER:
             raise SlideError(
-                path, found=f"a file of {largest:,} bytes in its zip",
+                path, actual=f"a file of {largest:,} bytes in its zip",
                 expected=f"at most {_LARGEST_MEMBER:,}",
             )  # fmt: skip
         # Zipped from outside, everything lies in one folder; from inside, there is metadata too.
         return ZipStore(path, mode="r"), folders.pop() if len(folders) == 1 else ""
-    raise SlideError(path, found="neither a folder nor a zip", expected=_EXPECTED)
+    raise SlideError(path, actual="neither a folder nor a zip", expected=_EXPECTED)
 
 
 def _axes_of(image: Mapping[str, Any]) -> tuple[str, ...]:

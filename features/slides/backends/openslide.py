@@ -14,8 +14,8 @@ from PIL import Image
 
 from features.errors import SlideError, TileError
 from features.slides.base import Level, RgbArray
-from features.slides.pixels import blank, clip_region, to_rgb
-from features.slides.resampling import overview_level, overview_mean
+from features.slides.pixels import clip_region, filled_image, to_rgb
+from features.slides.resampling import overview_level, thumbnail_accumulator
 
 __all__ = ["OpenSlideSlide"]
 
@@ -66,25 +66,25 @@ class OpenSlideSlide:
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         size = self.levels[level]
-        picture = blank(height_px, width_px, self.background_rgb)
+        picture = filled_image(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=size.width_px, level_height_px=size.height_px,
         )  # fmt: skip
         if width and height:
-            picture[rows, columns] = self._read_inside(level, left, top, width, height)
+            picture[rows, columns] = self._read_region(level, left, top, width, height)
         return picture
 
     def overview(self, *, downsample: int) -> RgbArray:
         """The whole slide, small; see the protocol."""
         level = overview_level(self.levels, downsample)
         size = self.levels[level]
-        means = overview_mean(self.levels, level, downsample)
+        means = thumbnail_accumulator(self.levels, level, downsample)
         for y_px in range(0, size.height_px, _PIECE_PX):
             height = min(_PIECE_PX, size.height_px - y_px)
             for x_px in range(0, size.width_px, _PIECE_PX):
                 width = min(_PIECE_PX, size.width_px - x_px)
-                pixels = self._read_inside(level, x_px, y_px, width, height)
+                pixels = self._read_region(level, x_px, y_px, width, height)
                 means.add(pixels, x_px=x_px, y_px=y_px)
         return means.picture(fill_rgb=self.background_rgb)
 
@@ -106,7 +106,7 @@ class OpenSlideSlide:
                 self._handle.close()
                 raise SlideError(
                     self.path,
-                    found=f"{size.width_px} × {size.height_px} px in tiles of "
+                    actual=f"{size.width_px} × {size.height_px} px in tiles of "
                     f"{tile_width} × {tile_height} px",
                     expected=f"at most {_LARGEST_SIDE_PX:,} px a side",
                 )
@@ -118,9 +118,9 @@ class OpenSlideSlide:
             self._handle.close()
             raise SlideError(
                 self.path,
-                found=f"a TIFF tile of {largest:,} bytes",
+                actual=f"a TIFF tile of {largest:,} bytes",
                 expected=f"at most {n_bytes:,}, as many as the file has",
-                advice="Copy it again.",
+                hint="Copy it again.",
             )
 
     def _open(self) -> openslide.OpenSlide:
@@ -128,20 +128,20 @@ class OpenSlideSlide:
             return openslide.OpenSlide(self.path)
         except (openslide.OpenSlideError, OSError) as error:
             raise SlideError(
-                self.path, found=f"OpenSlide cannot open it ({error})", expected="a slide"
+                self.path, actual=f"OpenSlide cannot open it ({error})", expected="a slide"
             ) from error
 
-    def _read_inside(self, level: int, x_px: int, y_px: int, width: int, height: int) -> RgbArray:
+    def _read_region(self, level: int, x_px: int, y_px: int, width: int, height: int) -> RgbArray:
         downsample = self.levels[level].downsample
         corner = (round(x_px * downsample), round(y_px * downsample))
         handle = self._handle
         try:
             image = handle.read_region(corner, level, (width, height))
         except openslide.OpenSlideError:
-            image = self._read_afresh(handle, corner, level, (width, height))
+            image = self._retry_region(handle, corner, level, (width, height))
         return to_rgb(np.asarray(image), background_rgb=self.background_rgb)
 
-    def _read_afresh(
+    def _retry_region(
         self,
         broken: openslide.OpenSlide,
         corner: tuple[int, int],
@@ -156,7 +156,7 @@ class OpenSlideSlide:
         except openslide.OpenSlideError as error:
             raise TileError(
                 self.path,
-                found=f"{size[0]} × {size[1]} px at {corner} px0 of level {level} cannot be read "
+                actual=f"{size[0]} × {size[1]} px at {corner} px0 of level {level} cannot be read "
                 f"({error})",
                 expected="pixels",
             ) from error

@@ -21,12 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.errors import SlideError, StackError, TileError
+from features.errors import MultiImageError, SlideError, TileError
 from features.slides.base import Level, RgbArray
-from features.slides.cache import DecodedCache
-from features.slides.pixels import blank, clip_region, to_rgb
-from features.slides.resampling import AreaMean, borders, overview_level, overview_mean
-from features.utils.hardware import N_CORES
+from features.slides.cache import TileCache
+from features.slides.pixels import clip_region, filled_image, to_rgb
+from features.slides.resampling import (
+    AreaAccumulator,
+    cell_edges,
+    overview_level,
+    thumbnail_accumulator,
+)
+from features.utils.hardware import CPU_COUNT
 from features.utils.image_headers import claimed_png_size, claimed_size, claimed_webp_size
 
 __all__ = ["TiffSlide"]
@@ -54,7 +59,7 @@ _CLAIMED_SIZE: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Plane:
+class _SegmentTable:
     """Segments of all colours, or of one where colours lie in planes of their own."""
 
     page: tifffile.TiffPage | tifffile.TiffFrame
@@ -66,11 +71,11 @@ class _Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class _Grid:
+class _TileLayout:
     """Segments (tiles or strips) of one level."""
 
     page: tifffile.TiffPage
-    planes: tuple[_Plane, ...]
+    planes: tuple[_SegmentTable, ...]
     rows: int
     columns: int
     height_px: int
@@ -92,7 +97,7 @@ class TiffSlide:
 
     Raises
     ------
-    StackError
+    MultiImageError
         If it holds several pictures of one size.
     SlideError
         If the file is no such TIFF.
@@ -103,16 +108,16 @@ class TiffSlide:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._cache = DecodedCache(_CACHE_BYTES)
+        self._cache = TileCache(_CACHE_BYTES)
         try:
             # NDPI is refused below; its own rules would follow a circle of directories right here.
             self._file = tifffile.TiffFile(path, is_ndpi=False)
         except Exception as error:  # from struct.error to TiffFileError, as damage will have it
-            raise SlideError(path, found=f"not a TIFF ({error})", expected="TIFF") from error
+            raise SlideError(path, actual=f"not a TIFF ({error})", expected="TIFF") from error
         try:
             self._check_file()
             series, *others = self._file.series
-            self._refuse_several(1 + sum(_is_as_good(other, series) for other in others))
+            self._refuse_several(1 + sum(_same_size_series(other, series) for other in others))
             pages = [level.keyframe for level in series.levels]
             self._grids = [self._grid(level) for level in series.levels]
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -122,7 +127,7 @@ class TiffSlide:
         except Exception as error:  # tifffile meets a damaged directory in too many ways to list
             self._file.close()
             raise SlideError(
-                path, found=f"a damaged directory ({error})", expected="whole TIFF"
+                path, actual=f"a damaged directory ({error})", expected="whole TIFF"
             ) from error
         width, height = pages[0].imagewidth, pages[0].imagelength
         self.levels = tuple(
@@ -141,7 +146,7 @@ class TiffSlide:
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Pixels of a rectangle; see the protocol."""
         grid, size = self._grids[level], self.levels[level]
-        picture = blank(height_px, width_px, self.background_rgb)
+        picture = filled_image(height_px, width_px, self.background_rgb)
         rows, columns, left, top, width, height = clip_region(
             x_px, y_px, width_px, height_px,
             level_width_px=size.width_px, level_height_px=size.height_px,
@@ -165,8 +170,8 @@ class TiffSlide:
         """The whole slide, small; see the protocol."""
         level = overview_level(self.levels, downsample)
         grid = self._grids[level]
-        means = overview_mean(self.levels, level, downsample)
-        wanted, glass_rgb = self._worth_decoding(level)
+        means = thumbnail_accumulator(self.levels, level, downsample)
+        wanted, glass_rgb = self._nonempty_tiles(level)
         n_failed = 0
         for index, segment in self._decode_many(level, np.flatnonzero(wanted)):
             if segment is None:
@@ -175,8 +180,8 @@ class TiffSlide:
             row, column = divmod(int(index), grid.columns)
             means.add(segment, x_px=column * grid.width_px, y_px=row * grid.height_px)
         if n_failed and n_failed == wanted.sum():
-            raise SlideError(self.path, found=f"none of {n_failed} TIFF tiles can be decoded",
-                             expected="pixels", advice="Copy it again.")  # fmt: skip
+            raise SlideError(self.path, actual=f"none of {n_failed} TIFF tiles can be decoded",
+                             expected="pixels", hint="Copy it again.")  # fmt: skip
         return means.picture(fill_rgb=glass_rgb)
 
     def close(self) -> None:
@@ -191,11 +196,11 @@ class TiffSlide:
         """Refuse what tifffile would get wrong or never come back from."""
         page = self._file.pages.first
         if _NDPI_TAG in page.tags or page.is_scn or page.is_bif:
-            raise self._cannot("a vendor's TIFF, whose tiles only OpenSlide places")
+            raise self._unsupported("a vendor's TIFF, whose tiles only OpenSlide places")
         for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or ""):
             n_planes = math.prod(int(n) for n in re.findall(r'\bSize[ZCT]="(\d+)"', pixels))
             if n_planes > _MOST_OME_PLANES:
-                raise self._cannot(f"OME-XML that tells of {n_planes} planes")
+                raise self._unsupported(f"OME-XML that tells of {n_planes} planes")
         self._check_chain(page.offset)
 
     def _check_chain(self, offset: int) -> None:
@@ -205,14 +210,14 @@ class TiffSlide:
         seen: set[int] = set()
         while 0 < offset < file.size:
             if offset in seen:
-                raise self._cannot("directories that lead back to one another")
+                raise self._unsupported("directories that lead back to one another")
             seen.add(offset)
             file.seek(offset)
             n_tags = int.from_bytes(file.read(kind.tagnosize), order)
             file.seek(min(file.size, offset + kind.tagnosize + n_tags * kind.tagsize))
             offset = int.from_bytes(file.read(kind.offsetsize), order)
 
-    def _grid(self, level: tifffile.TiffPageSeries) -> _Grid:
+    def _grid(self, level: tifffile.TiffPageSeries) -> _TileLayout:
         """Check that we can serve a level, and how it is cut into segments."""
         page: Any = level.keyframe
         self._check_colours(page)
@@ -220,28 +225,28 @@ class TiffSlide:
             self._refuse_several(_n_pictures(level))
         width, height = page.imagewidth, page.imagelength
         if not 0 < width <= _LARGEST_SIDE_PX or not 0 < height <= _LARGEST_SIDE_PX:
-            raise self._cannot(f"{width} × {height} px")
+            raise self._unsupported(f"{width} × {height} px")
         seg_width = page.tilewidth if page.is_tiled else width
         seg_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
         n_samples = seg_width * seg_height * page.samplesperpixel
         if not 0 < n_samples <= 4 * _LARGEST_SEGMENT_PX:
-            raise self._cannot(f"TIFF tiles of {seg_width} × {seg_height} px")
+            raise self._unsupported(f"TIFF tiles of {seg_width} × {seg_height} px")
         columns, rows = -(-width // seg_width), -(-height // seg_height)
-        return _Grid(
+        return _TileLayout(
             page=page, planes=tuple(self._planes(level, rows * columns)), rows=rows,
             columns=columns, height_px=seg_height, width_px=seg_width,
         )  # fmt: skip
 
     def _refuse_several(self, n_pictures: int) -> None:
         if n_pictures > 1:
-            raise StackError(
+            raise MultiImageError(
                 self.path,
-                found=f"{n_pictures} pictures of one size, one behind the other",
+                actual=f"{n_pictures} pictures of one size, one behind the other",
                 expected="one picture, or three channels of an OME-TIFF: red, green and blue",
-                advice="Export the slide in colours, as one picture.",
+                hint="Export the slide in colours, as one picture.",
             )
 
-    def _planes(self, level: tifffile.TiffPageSeries, n_segments: int) -> Iterator[_Plane]:
+    def _planes(self, level: tifffile.TiffPageSeries, n_segments: int) -> Iterator[_SegmentTable]:
         page: Any = level.keyframe
         separate = page.samplesperpixel > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG
         n_planes = page.samplesperpixel if separate else 1
@@ -249,9 +254,9 @@ class TiffSlide:
             offsets, counts = part.dataoffsets, np.array(part.databytecounts, np.uint64)
             n_expected = n_planes * n_segments
             if len(offsets) != n_expected or len(counts) != n_expected:
-                raise self._cannot(f"{len(offsets)} TIFF tiles where {n_expected} should be")
+                raise self._unsupported(f"{len(offsets)} TIFF tiles where {n_expected} should be")
             for first in range(0, n_expected, n_segments):
-                yield _Plane(
+                yield _SegmentTable(
                     page=part, first=first, offsets=offsets[first : first + n_segments],
                     byte_counts=counts[first : first + n_segments], jpeg_tables=part.jpegtables,
                 )  # fmt: skip
@@ -259,20 +264,20 @@ class TiffSlide:
     def _check_colours(self, page: Any) -> None:
         """Refuse samples that we cannot turn into RGB."""
         if page.photometric.name not in _KINDS:
-            raise self._cannot(f"colours as {page.photometric.name}")
+            raise self._unsupported(f"colours as {page.photometric.name}")
         if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
-            raise self._cannot(f"samples of type {page.dtype}")
+            raise self._unsupported(f"samples of type {page.dtype}")
         if page.bitspersample not in {8, 16}:
-            raise self._cannot(f"samples of {page.bitspersample} bit")
+            raise self._unsupported(f"samples of {page.bitspersample} bit")
         if page.compression == tifffile.COMPRESSION.APERIO_JP2000_YCBC:
-            raise self._cannot("YCbCr in JPEG 2000")
+            raise self._unsupported("YCbCr in JPEG 2000")
         if page.photometric.name == "YCBCR" and page.compression.name not in {"JPEG", "OJPEG"}:
-            raise self._cannot(f"YCbCr in {page.compression.name}")
+            raise self._unsupported(f"YCbCr in {page.compression.name}")
         if page.photometric.name == "YCBCR" and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
-            raise self._cannot("YCbCr in separate planes")
+            raise self._unsupported("YCbCr in separate planes")
 
-    def _cannot(self, found: str) -> SlideError:
-        return SlideError(self.path, found=found, expected="TIFF of 8 or 16 bit")
+    def _unsupported(self, found: str) -> SlideError:
+        return SlideError(self.path, actual=found, expected="TIFF of 8 or 16 bit")
 
     def _segment(self, level: int, index: int) -> RgbArray:
         return self._cache.get((level, index), lambda: self._decode(level, index))
@@ -290,7 +295,8 @@ class TiffSlide:
             row, column = divmod(index, grid.columns)
             raise TileError(
                 self.path,
-                found=f"TIFF tile in row {row}, column {column} of level {level} cannot be decoded "
+                actual=f"TIFF tile in row {row}, column {column} of level {level} cannot "
+                "be decoded "
                 f"({error})",
                 expected="pixels",
             ) from error
@@ -302,7 +308,7 @@ class TiffSlide:
             return os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise SlideError(
-                self.path, found=f"cannot be opened again ({error.strerror or error})",
+                self.path, actual=f"cannot be opened again ({error.strerror or error})",
                 expected="a file that stays while it is read",
             ) from error  # fmt: skip
 
@@ -314,14 +320,14 @@ class TiffSlide:
         planes = [self._decode_plane(grid, plane, index, descriptor) for plane in grid.planes]
         there = [plane for plane in planes if plane is not None]
         if not there:  # a sparse file leaves empty segments out
-            return blank(height, width, self.background_rgb)
+            return filled_image(height, width, self.background_rgb)
         whole = [np.zeros_like(there[0]) if plane is None else plane for plane in planes]
         pixels = whole[0] if len(whole) == 1 else np.concatenate(whole, axis=-1)
         colours = _colours(grid.page, pixels)[:height, :width]
         return to_rgb(colours, background_rgb=self.background_rgb)
 
     def _decode_plane(
-        self, grid: _Grid, plane: _Plane, index: int, descriptor: int
+        self, grid: _TileLayout, plane: _SegmentTable, index: int, descriptor: int
     ) -> npt.NDArray[Any] | None:
         """Samples of a segment, shape (height, width, samples); None where there are none."""
         n_bytes = int(plane.byte_counts[index])
@@ -351,11 +357,11 @@ class TiffSlide:
         grid = self._grids[level]
         ahead = max(8, (64 << 20) // (grid.height_px * grid.width_px * 3))
         waiting = iter(indices.tolist())
-        with ThreadPoolExecutor(N_CORES, thread_name_prefix="overview") as pool:
+        with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
             while chunk := list(islice(waiting, ahead)):
                 yield from pool.map(one, chunk)
 
-    def _worth_decoding(self, level: int) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int]]:
+    def _nonempty_tiles(self, level: int) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int]]:
         """Which segments may show more than glass, and the colour of the glass.
 
         Segments are sampled over the whole range of byte counts, smallest first. The threshold is
@@ -391,7 +397,7 @@ class TiffSlide:
         return wanted, (red, green, blue)
 
 
-def _is_as_good(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
+def _same_size_series(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
     """Whether another series of the file could be the slide just as well, as far as it tells."""
     page: Any = other.keyframe
     return (
@@ -424,7 +430,7 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     """Mean colour of a segment that is glass all over, shape (3,); None if it shows anything."""
     height, width = segment.shape[:2]
     block = max(1, min(height, width) // 8)
-    means = AreaMean(rows=borders(height, block), columns=borders(width, block))
+    means = AreaAccumulator(rows=cell_edges(height, block), columns=cell_edges(width, block))
     means.add(segment, x_px=0, y_px=0)
     blocks = means.picture(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
     if np.ptp(blocks, axis=0).max() > _PLAIN_RANGE:

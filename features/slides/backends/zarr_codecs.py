@@ -20,7 +20,7 @@ import zarr
 from numcodecs.abc import Codec
 from zarr.abc.codec import BytesBytesCodec
 
-__all__ = ["held_to_chunks"]
+__all__ = ["with_size_limits"]
 
 _SLACK_BYTES = 64
 """What checksums between codecs may add."""
@@ -28,7 +28,7 @@ _PLAIN = {"bytes", "crc32c", "delta", "shuffle", "transpose"}
 """Codecs that give back as much as they are given."""
 
 
-def held_to_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
+def with_size_limits(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """The same array, whose chunks are refused where they unpack to more than a chunk.
 
     Parameters
@@ -50,7 +50,7 @@ def held_to_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
             return array
         _require(metadata.compressor.codec_id, _SIZES)
         n_bytes = math.prod(array.chunks) * array.dtype.itemsize
-        held = replace(metadata, compressor=_HeldV2(metadata.compressor, n_bytes))
+        held = replace(metadata, compressor=_LimitedV2(metadata.compressor, n_bytes))
     else:
         held = replace(metadata, codecs=tuple(map(_held, metadata.codecs)))
     return zarr.Array(zarr.AsyncArray(held, array.store_path))
@@ -67,7 +67,7 @@ def _held(codec: Any) -> Any:
             index_location=codec.index_location,
         )  # fmt: skip
     _require(name, {*_PLAIN, *_SIZES})
-    return _HeldV3(codec, name) if name in _SIZES else codec
+    return _LimitedV3(codec, name) if name in _SIZES else codec
 
 
 def _require(name: str, known: Any) -> None:
@@ -75,7 +75,7 @@ def _require(name: str, known: Any) -> None:
         raise ValueError(f"chunks in {name!r}, which is not read from files of others")
 
 
-class _HeldV2(Codec):  # type: ignore[misc] # numcodecs has no types
+class _LimitedV2(Codec):  # type: ignore[misc] # numcodecs has no types
     """A compressor of zarr 2 that refuses to unpack more than a chunk."""
 
     codec_id = "held"
@@ -92,7 +92,7 @@ class _HeldV2(Codec):  # type: ignore[misc] # numcodecs has no types
 
 
 @dataclass(frozen=True)
-class _HeldV3(BytesBytesCodec):
+class _LimitedV3(BytesBytesCodec):
     """A compressor of zarr 3 that refuses to unpack more than a chunk."""
 
     inner: Any
@@ -102,8 +102,8 @@ class _HeldV3(BytesBytesCodec):
     def to_dict(self) -> Any:
         return self.inner.to_dict()
 
-    def evolve_from_array_spec(self, array_spec: Any) -> _HeldV3:
-        return _HeldV3(self.inner.evolve_from_array_spec(array_spec), self.name)
+    def evolve_from_array_spec(self, array_spec: Any) -> _LimitedV3:
+        return _LimitedV3(self.inner.evolve_from_array_spec(array_spec), self.name)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
         return int(self.inner.compute_encoded_size(input_byte_length, chunk_spec))

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from features.utils.text import counted, percent
-from mil.audit.findings import Finding, Severity, listed
-from mil.audit.tables import Side, audit_lookalikes, audit_table
+from features.utils.text import percent, pluralize
+from mil.audit.findings import Finding, Severity, abbreviate
+from mil.audit.tables import Split, audit_similar_ids, audit_table
 from mil.evaluation.metrics import wilson_interval
 from mil.reporting.cohort_report.crosstab import Crosstab
 from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
@@ -32,17 +32,17 @@ _LIKE_A_NUMBER = re.compile(r"[0-9]+e[0-9]+", re.IGNORECASE)
 
 def odd_table(table: SlideTable) -> Iterator[Finding]:
     """Faults of rows and cells, classes far from balance, and ids that other programs spoil."""
-    side = Side(name="train", path=table.path, rows=table.rows)
+    side = Split(name="train", path=table.path, rows=table.rows)
     yield from audit_table(side)
-    yield from audit_lookalikes([side])
+    yield from audit_similar_ids([side])
     if table.n_rows_repeated:
         yield _found(
-            "warning", "row_repeated", f"{counted(table.n_rows_repeated, 'rows')} of the table "
+            "warning", "row_repeated", f"{pluralize(table.n_rows_repeated, 'rows')} of the table "
             "equal an earlier row in every cell; they are counted once", "Delete them.",
         )  # fmt: skip
     if table.n_rows_left_out:
         yield _found(
-            "warning", "row_without_id", f"{counted(table.n_rows_left_out, 'rows')} without a "
+            "warning", "row_without_id", f"{pluralize(table.n_rows_left_out, 'rows')} without a "
             "slide or patient id; nothing below counts them",
             "Fill the ids in, or delete the rows.",
         )  # fmt: skip
@@ -50,7 +50,7 @@ def odd_table(table: SlideTable) -> Iterator[Finding]:
         if column.n_missing and column.role:
             yield _found(
                 "warning", "value_missing", f"column {column.name!r} ({column.role}) is empty in "
-                f"{column.n_missing} of {counted(table.n_rows, 'rows')}",
+                f"{column.n_missing} of {pluralize(table.n_rows, 'rows')}",
             )  # fmt: skip
     yield from _odd_classes(table)
     yield from _fragile_ids(table)
@@ -97,17 +97,20 @@ def odd_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     known = list(table.slides["slide"])
     named = set(known)
     if failed := sorted(named & files.failures.keys()):
-        message = f"{counted(len(failed), 'slides')} cannot be opened: {listed(failed)}"
+        message = f"{pluralize(len(failed), 'slides')} cannot be opened: {abbreviate(failed)}"
         advice = f"The first: {files.failures[failed[0]]}"
         yield _found("warning", "file_unreadable", message, advice, failed)
     seen = files.headers.keys() | files.failures.keys()
     if missing := [slide for slide in known if slide not in seen]:
         message = (
-            f"{len(missing)} of {counted(len(known), 'slides')} have no file: {listed(missing)}"
+            f"{len(missing)} of {pluralize(len(known), 'slides')} have no file: "
+            f"{abbreviate(missing)}"
         )
         yield _found("warning", "file_missing", message, "", missing)
     if extra := sorted(seen - named):
-        message = f"{counted(len(extra), 'files')} that the table does not name: {listed(extra)}"
+        message = (
+            f"{pluralize(len(extra), 'files')} that the table does not name: {abbreviate(extra)}"
+        )
         yield _found("note", "file_not_in_table", message, "", extra)
     yield from _copies(table, files)
     yield from _resolutions(files, known)
@@ -118,11 +121,12 @@ def odd_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Findin
     known = list(table.slides["slide"])
     if missing := [slide for slide in known if slide not in bags]:
         message = (
-            f"{len(missing)} of {counted(len(known), 'slides')} have no bag: {listed(missing)}"
+            f"{len(missing)} of {pluralize(len(known), 'slides')} have no bag: "
+            f"{abbreviate(missing)}"
         )
         yield _found("warning", "bag_missing", message, "Embed them with 'mil embed'.", missing)
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
-        message = f"{counted(len(empty), 'bags')} without a tile: {listed(empty)}"
+        message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"
         advice = f"The first: {bags[empty[0]].empty_reason or 'it does not say why'}."
         yield _found("warning", "bag_empty", message, advice, empty)
     n_ways = len({bag.fingerprint for bag in bags.values()})
@@ -210,7 +214,7 @@ def _copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
         apart = len({rows[name]["patient"] for name in names if name in rows}) > 1
         yield _found(
             "error" if apart else "warning", "file_copied",
-            f"{len(names)} files of the same content: {listed(whose)}",
+            f"{len(names)} files of the same content: {abbreviate(whose)}",
             "Keep one; folds of patients could hold it on both sides." if apart else "Keep one.",
             names,
         )  # fmt: skip
@@ -222,8 +226,8 @@ def _resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
     if silent:
         yield _found(
             "warning" if len(silent) < len(headers) else "note", "resolution_unknown",
-            f"{len(silent)} of {counted(len(headers), 'slides')} do not say a plausible "
-            f"resolution: {listed(silent)}",
+            f"{len(silent)} of {pluralize(len(headers), 'slides')} do not say a plausible "
+            f"resolution: {abbreviate(silent)}",
             "Give it to 'mil embed' with --slide-mpp or --mpp-table.", silent,
         )  # fmt: skip
     mpps = {header.slide_id: header.mpp for header in headers if not math.isnan(header.mpp)}
@@ -231,8 +235,9 @@ def _resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
     far = [s for s, mpp in mpps.items() if not 1 / _FAR_MPP < mpp / usual < _FAR_MPP]
     if far:
         yield _found(
-            "warning", "resolution_far", f"{counted(len(far), 'slides')} off the median resolution "
-            f"of {usual:.3g} µm/px by a factor of {_FAR_MPP} or more: {listed(far)}", "", far,
+            "warning", "resolution_far", f"{pluralize(len(far), 'slides')} off the median "
+            f"resolution of {usual:.3g} µm/px by a factor of {_FAR_MPP} or more: "
+            f"{abbreviate(far)}", "", far,
         )  # fmt: skip
 
 

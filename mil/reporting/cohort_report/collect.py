@@ -28,18 +28,18 @@ from mil.reporting.cohort_report.slides import (
 )
 from mil.reporting.cohort_report.statistics import (
     ClassDifference,
-    Measure,
     Statistics,
-    class_difference,
+    Variable,
+    group_test,
     statistics,
 )
 from mil.reporting.cohort_report.table import SlideTable, read_slide_table
 
-__all__ = ["Description", "describe"]
+__all__ = ["CohortSummary", "summarize_cohort"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Description:
+class CohortSummary:
     """What there is to see of a cohort."""
 
     table: SlideTable
@@ -54,9 +54,9 @@ class Description:
     """Slides and patients of each label: ``{"slides": {...}, "patients": {...}}``."""
     crosstabs: tuple[Crosstab, ...]
     """Labels by centre (patients, then slides), slides of a patient, and image number."""
-    file_measures: tuple[Measure, ...]
+    file_measures: tuple[Variable, ...]
     """Numbers from headers that are known of any slide."""
-    tile_measures: tuple[Measure, ...]
+    tile_measures: tuple[Variable, ...]
     """Numbers from bags that are known of any slide."""
     statistics: tuple[Statistics, ...]
     """Spread of each measure over all slides and over those of each label."""
@@ -96,14 +96,14 @@ class Description:
         }
 
 
-def describe(
+def summarize_cohort(
     path: Path,
     *,
     files_of: Callable[[SlideTable], SlideFiles | None],
     bags_dir: Path | None,
     on_step: Callable[[str, int, int], None],
     label: str | None = None,
-) -> Description:
+) -> CohortSummary:
     """Describe a cohort at slide and patient level; refuses nothing that can be described.
 
     Parameters
@@ -132,7 +132,7 @@ def describe(
     table = read_slide_table(path, label=label)
     if table.slides.empty:
         raise CohortError(
-            path, found="no row with a slide id and a patient id", expected="one row a slide"
+            path, actual="no row with a slide id and a patient id", expected="one row a slide"
         )
     slide_files = files_of(table)
     bags = _read_bags(bags_dir, table, on_step) if bags_dir else None
@@ -140,10 +140,10 @@ def describe(
     of_files = _known(header_measures(slide_files.headers, slide_ids)) if slide_files else ()
     of_bags = _known(bag_measures(bags, slide_ids)) if bags is not None else ()
     measures = (*of_files, *of_bags)
-    compared = [class_difference(measure, table) for measure in measures]
+    compared = [group_test(measure, table) for measure in measures]
     differences = tuple(found for found in compared if found is not None)
     crosstabs = tuple(_crosstabs(table))
-    return Description(
+    return CohortSummary(
         table=table,
         files=slide_files,
         bags=bags,
@@ -179,7 +179,7 @@ def _read_bags(
     return read_slide_bags(bags_dir, table.slides["slide"], on_slide=one_more)
 
 
-def _known(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+def _known(measures: Sequence[Variable]) -> tuple[Variable, ...]:
     """Those that are known of any slide."""
     return tuple(measure for measure in measures if np.isfinite(measure.values).any())
 

@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mil.reporting.cohort_report.crosstab import Crosstab
-from mil.reporting.cohort_report.statistics import Measure
+from mil.reporting.cohort_report.statistics import Variable
 from mil.reporting.cohort_report.table import SlideTable, natural_key
 from mil.reporting.figures import (
     MARK_COLOUR,
-    Picture,
+    EmbeddedImage,
     class_styles,
     count_ticks,
-    draw,
     plain,
+    render_figure,
     share_ticks,
 )
 
@@ -38,7 +38,7 @@ _ROW_IN = 0.27
 _MOST_SVG_POINTS = 3000
 
 
-def stacked_bars(found: Crosstab, *, where: str) -> Picture:
+def stacked_bars(found: Crosstab, *, where: str) -> EmbeddedImage:
     """Counts and shares of labels side by side; lines mark the shares over all rows together.
 
     Of one label alone, only counts.
@@ -69,7 +69,7 @@ def stacked_bars(found: Crosstab, *, where: str) -> Picture:
 
     cut = "" if len(largest) == len(found.names) else f", the {len(largest)} largest only"
     shares = " and label, counts and shares; the dashed line is the share over all" * several
-    return draw(
+    return render_figure(
         paint,
         alt=f"Bars of {found.level} by {where}{shares}{cut}. The numbers stand in the table.",
         width_in=6.6 if several else 4.4,
@@ -77,7 +77,7 @@ def stacked_bars(found: Crosstab, *, where: str) -> Picture:
     )
 
 
-def histograms(measures: Sequence[Measure], table: SlideTable) -> Picture:
+def histograms(measures: Sequence[Variable], table: SlideTable) -> EmbeddedImage:
     """Histogram of each measure, as the share of each label's slides; bins are common.
 
     Parameters
@@ -98,7 +98,7 @@ def histograms(measures: Sequence[Measure], table: SlideTable) -> Picture:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
 
     names = ", ".join(measure.name for measure in measures)
-    return draw(
+    return render_figure(
         paint,
         alt=f"Histograms of {names} by label; their quartiles stand in the table of statistics.",
         width_in=7.6,
@@ -106,7 +106,7 @@ def histograms(measures: Sequence[Measure], table: SlideTable) -> Picture:
     )
 
 
-def boxes(measures: Sequence[Measure], table: SlideTable, *, by: str) -> Picture:
+def boxes(measures: Sequence[Variable], table: SlideTable, *, by: str) -> EmbeddedImage:
     """Box plot of each measure over slides: median, quartiles, and outliers as points.
 
     Parameters
@@ -130,7 +130,7 @@ def boxes(measures: Sequence[Measure], table: SlideTable, *, by: str) -> Picture
             axes.set_ylabel(by)
 
     told = ", ".join(measure.name for measure in measures)
-    return draw(
+    return render_figure(
         paint,
         alt=f"Box plots of {told} by {by}: median, quartiles, whiskers to 1.5 interquartile "
         "ranges, and every slide beyond them as a point.",
@@ -139,7 +139,7 @@ def boxes(measures: Sequence[Measure], table: SlideTable, *, by: str) -> Picture
     )
 
 
-def scatter(x: Measure, y: Measure, table: SlideTable) -> Picture:
+def scatter(x: Variable, y: Variable, table: SlideTable) -> EmbeddedImage:
     """One point a slide, its marker and colour by label."""
     labels = table.slides["label"].to_numpy()
 
@@ -158,7 +158,7 @@ def scatter(x: Measure, y: Measure, table: SlideTable) -> Picture:
         if table.labelled:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
 
-    return draw(
+    return render_figure(
         paint,
         alt=f"Scatter of {y.name} over {x.name}, one point a slide, by label.",
         width_in=5.4,
@@ -201,7 +201,7 @@ def _panels(figure: Figure, n_panels: int) -> list[Axes]:
     return list(grid.flat[:n_panels])
 
 
-def _histogram(axes: Axes, measure: Measure, groups: Groups) -> None:
+def _histogram(axes: Axes, measure: Variable, groups: Groups) -> None:
     known = measure.values[np.isfinite(measure.values)]
     log = _is_log(measure)
     n_bins = min(_MOST_BINS, max(5, math.isqrt(len(known))))
@@ -219,7 +219,7 @@ def _histogram(axes: Axes, measure: Measure, groups: Groups) -> None:
     _scale(axes, known, log=log)
 
 
-def _boxes(axes: Axes, measure: Measure, groups: Groups) -> None:
+def _boxes(axes: Axes, measure: Variable, groups: Groups) -> None:
     values = [group[np.isfinite(group)] for _, group in groups]
     axes.boxplot(
         values, orientation="horizontal", widths=0.6, patch_artist=True, manage_ticks=False,
@@ -236,7 +236,7 @@ def _boxes(axes: Axes, measure: Measure, groups: Groups) -> None:
     _scale(axes, measure.values[np.isfinite(measure.values)], log=_is_log(measure))
 
 
-def _is_log(measure: Measure) -> bool:
+def _is_log(measure: Variable) -> bool:
     least, most = np.nanmin(measure.values), np.nanmax(measure.values)
     return measure.log and bool(0 < least < most / 2)
 
@@ -254,7 +254,7 @@ def _scale(axes: Axes, known: Floats, *, log: bool) -> None:
     count_ticks(axes.xaxis)
 
 
-def _by_label(measure: Measure, table: SlideTable) -> Groups:
+def _by_label(measure: Variable, table: SlideTable) -> Groups:
     labels = table.slides["label"].to_numpy()
     return [(name, measure.values[labels == name]) for name in table.classes]
 

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from features.utils.text import counted
-from mil.reporting.cohort_report.collect import Description
+from features.utils.text import pluralize
+from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.sections import sections_of, with_share
 from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
 from mil.reporting.cohort_report.table import SlideTable, natural_key
-from mil.reporting.figures import Picture, embed_image
+from mil.reporting.figures import EmbeddedImage, embed_image
 from mil.reporting.html import render
 
 __all__ = ["THUMBNAIL_PX", "choose_for_gallery", "render_description"]
@@ -21,7 +21,7 @@ _N_COLOURS = 8
 _STEP = 8
 
 
-def render_description(description: Description) -> str:
+def render_description(description: CohortSummary) -> str:
     """HTML page of a description, complete in one file."""
     table = description.table
     return render(
@@ -36,12 +36,14 @@ def render_description(description: Description) -> str:
     )
 
 
-def _summary(description: Description) -> str:
+def _summary(description: CohortSummary) -> str:
     """The cohort in one or two sentences."""
     table = description.table
-    text = f"{counted(len(table.slides), 'slides')} of {counted(len(table.patients), 'patients')}"
+    text = (
+        f"{pluralize(len(table.slides), 'slides')} of {pluralize(len(table.patients), 'patients')}"
+    )
     if table.has_centres:
-        text += f" at {counted(table.n_centres, 'centres')}"
+        text += f" at {pluralize(table.n_centres, 'centres')}"
     if not table.labelled:
         return f"{text}."
     told = [
@@ -51,7 +53,7 @@ def _summary(description: Description) -> str:
     return f"{text}. Of the patients, {', '.join(told)}."
 
 
-def _key_figures(description: Description) -> list[tuple[str, str]]:
+def _key_figures(description: CohortSummary) -> list[tuple[str, str]]:
     """Names and values that stand first on the page."""
     table = description.table
     n_slides = len(table.slides)
@@ -84,9 +86,11 @@ def _glasses(
     return [(name, found[name].most_common(_N_COLOURS)) for name in sorted(found, key=natural_key)]
 
 
-def _galleries(files: SlideFiles, table: SlideTable) -> list[tuple[str, list[tuple[Picture, str]]]]:
+def _galleries(
+    files: SlideFiles, table: SlideTable
+) -> list[tuple[str, list[tuple[EmbeddedImage, str]]]]:
     """Pictures and captions by label."""
-    shown: dict[str, list[tuple[Picture, str]]] = {}
+    shown: dict[str, list[tuple[EmbeddedImage, str]]] = {}
     for row in table.slides.to_dict("records"):
         if image := files.thumbnails.get(row["slide"]):
             words = f"{row['slide']}, centre {row['centre']}" if row["centre"] else row["slide"]

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.text import percent
-from mil.reporting.cohort_report.collect import Description
+from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.crosstab import Crosstab, TileCount
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
 from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
-from mil.reporting.cohort_report.statistics import Measure
+from mil.reporting.cohort_report.statistics import Variable
 from mil.reporting.cohort_report.table import Column, SlideTable
-from mil.reporting.figures import Picture
+from mil.reporting.figures import EmbeddedImage
 
 __all__ = ["Section", "TextTable", "sections_of", "with_share"]
 
@@ -48,11 +48,11 @@ class Section:
     """Its heading."""
     words: str
     """What to know before looking; may be empty."""
-    parts: Sequence[Picture | TextTable]
+    parts: Sequence[EmbeddedImage | TextTable]
     """Its figures and tables, in order."""
 
 
-def sections_of(description: Description) -> list[Section]:
+def sections_of(description: CohortSummary) -> list[Section]:
     """All sections that the description has something for, in the page's order."""
     sections = [_schema(description.table), _labels(description)]
     for by in dict.fromkeys(found.by for found in description.crosstabs):
@@ -108,7 +108,7 @@ def _frequencies(column: Column, n_rows: int) -> TextTable:
     )
 
 
-def _labels(description: Description) -> Section:
+def _labels(description: CohortSummary) -> Section:
     table, counts = description.table, description.labels
     n_slides, n_patients = len(table.slides), len(table.patients)
     rows = [
@@ -181,7 +181,7 @@ def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
     return [*(f"{count:,}" for count in counts), f"{total:,}", *shares]
 
 
-def _files(description: Description, files: SlideFiles) -> Section:
+def _files(description: CohortSummary, files: SlideFiles) -> Section:
     table, measures = description.table, description.file_measures
     headers = [files.headers[s] for s in table.slides["slide"] if s in files.headers]
     figures = _figures(measures, table, by=["label"])
@@ -217,7 +217,7 @@ def _makes(headers: Sequence[SlideHeader]) -> TextTable:
     )
 
 
-def _tiles(description: Description) -> Section:
+def _tiles(description: CohortSummary) -> Section:
     table, measures = description.table, description.tile_measures
     figures = _figures(measures, table, by=["label", "centre"] if table.has_centres else ["label"])
     of_slides = len(measures) > 1
@@ -258,7 +258,9 @@ def _tile_counts(by: str, found: Sequence[TileCount], *, of_slides: bool) -> Tex
     )
 
 
-def _figures(measures: Sequence[Measure], table: SlideTable, *, by: Sequence[str]) -> list[Picture]:
+def _figures(
+    measures: Sequence[Variable], table: SlideTable, *, by: Sequence[str]
+) -> list[EmbeddedImage]:
     """Figures of those measures that vary; the others have nothing to show."""
     varying = [measure for measure in measures if measure.varies]
     if not varying:
@@ -266,7 +268,7 @@ def _figures(measures: Sequence[Measure], table: SlideTable, *, by: Sequence[str
     return [histograms(varying, table), *(boxes(varying, table, by=name) for name in by)]
 
 
-def _statistics(what: str, description: Description, measures: Sequence[Measure]) -> TextTable:
+def _statistics(what: str, description: CohortSummary, measures: Sequence[Variable]) -> TextTable:
     names = {measure.name: measure.label for measure in measures}
     rows = []
     for s in description.statistics:
@@ -289,7 +291,7 @@ def _statistics(what: str, description: Description, measures: Sequence[Measure]
     )
 
 
-def _differences(description: Description) -> Section:
+def _differences(description: CohortSummary) -> Section:
     first, second = description.differences[0].classes
     found = TextTable(
         title="Medians over patients; of a patient, the median over its slides",

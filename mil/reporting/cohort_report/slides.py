@@ -14,7 +14,7 @@ from features.bags.bag import IMAGE, Bag, Fingerprint
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
 from features.errors import BagError
-from mil.reporting.cohort_report.statistics import Measure
+from mil.reporting.cohort_report.statistics import Variable
 
 __all__ = [
     "SlideBag",
@@ -96,21 +96,21 @@ def read_slide_bags(
     found = {}
     for slide_id in slide_ids:
         if slide_id in paths:
-            found[slide_id] = _in_short(slide_id, read_bag(paths[slide_id]))
+            found[slide_id] = _summarize(slide_id, read_bag(paths[slide_id]))
         on_slide()
     if not found:
         raise BagError(
             bags_dir,
-            found="no slide of the table has a bag",
+            actual="no slide of the table has a bag",
             expected="a bag named after each slide",
-            advice="Check --bags, and that slide ids equal file names without suffix.",
+            hint="Check --bags, and that slide ids equal file names without suffix.",
         )
     return found
 
 
 def header_measures(
     headers: Mapping[str, SlideHeader], slide_ids: Sequence[str]
-) -> tuple[Measure, ...]:
+) -> tuple[Variable, ...]:
     """Widths, heights, areas, sizes, aspects and resolutions in the order of ``slide_ids``."""
     known = [headers.get(slide_id) for slide_id in slide_ids]
     width = np.array([h.width_px0 if h else np.nan for h in known], np.float64)
@@ -118,29 +118,29 @@ def header_measures(
     n_bytes = [h.file_bytes if h and h.file_bytes is not None else math.nan for h in known]
     mpp = np.array([h.mpp if h else np.nan for h in known], np.float64)
     return (
-        Measure(name="width", unit="px", values=width),
-        Measure(name="height", unit="px", values=height),
-        Measure(name="area", unit="megapixels", values=width * height / 1e6, log=True),
-        Measure(name="file size", unit="MB", values=np.array(n_bytes) / 1e6, log=True),
-        Measure(name="aspect (width / height)", unit="", values=width / height, log=True),
-        Measure(name="resolution", unit="µm/px", values=mpp),
+        Variable(name="width", unit="px", values=width),
+        Variable(name="height", unit="px", values=height),
+        Variable(name="area", unit="megapixels", values=width * height / 1e6, log=True),
+        Variable(name="file size", unit="MB", values=np.array(n_bytes) / 1e6, log=True),
+        Variable(name="aspect (width / height)", unit="", values=width / height, log=True),
+        Variable(name="resolution", unit="µm/px", values=mpp),
     )
 
 
-def bag_measures(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Measure, ...]:
+def bag_measures(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
     """Tiles and tissue, or images of series, in the order of ``slide_ids``."""
     known = [bags.get(slide_id) for slide_id in slide_ids]
     tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
     if all(bag.is_series for bag in known if bag):
-        return (Measure(name="images", unit="", values=tiles),)
+        return (Variable(name="images", unit="", values=tiles),)
     tissue = np.array([bag.tissue_share if bag else np.nan for bag in known], np.float64)
     return (
-        Measure(name="tiles", unit="", values=tiles),
-        Measure(name="tissue in tiles", unit="% of the slide", values=100 * tissue),
+        Variable(name="tiles", unit="", values=tiles),
+        Variable(name="tissue in tiles", unit="% of the slide", values=100 * tissue),
     )
 
 
-def _in_short(slide_id: str, bag: Bag) -> SlideBag:
+def _summarize(slide_id: str, bag: Bag) -> SlideBag:
     meta, how = bag.meta, bag.meta.fingerprint
     # Overlapping tiles see tissue twice; a tile stands for its own step of the grid only.
     step = 1 - how.overlap_px / how.tile_px if how.tile_px else 1.0

@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 
 from mil.reporting.cohort_report.table import SlideTable
 
-__all__ = ["ClassDifference", "Measure", "Statistics", "class_difference", "statistics"]
+__all__ = ["ClassDifference", "Statistics", "Variable", "group_test", "statistics"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -19,7 +19,7 @@ _LEAST_OF_A_CLASS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measure:
+class Variable:
     """One number a slide."""
 
     name: str
@@ -93,7 +93,7 @@ class ClassDifference:
     """Patients of each class of whom it is known."""
 
 
-def statistics(measure: Measure, table: SlideTable) -> Iterator[Statistics]:
+def statistics(measure: Variable, table: SlideTable) -> Iterator[Statistics]:
     """Spread over all slides, and over those of each label where there are several."""
     labels = table.slides["label"].to_numpy()
     yield _spread(measure, measure.values, "all")
@@ -102,7 +102,7 @@ def statistics(measure: Measure, table: SlideTable) -> Iterator[Statistics]:
             yield _spread(measure, measure.values[labels == name], name)
 
 
-def class_difference(measure: Measure, table: SlideTable) -> ClassDifference | None:
+def group_test(measure: Variable, table: SlideTable) -> ClassDifference | None:
     """Compare two classes; None unless there are two, with five patients each that are known."""
     if len(table.known_classes) != 2:
         return None
@@ -130,7 +130,7 @@ def class_difference(measure: Measure, table: SlideTable) -> ClassDifference | N
     )
 
 
-def _spread(measure: Measure, values: Floats, group: str) -> Statistics:
+def _spread(measure: Variable, values: Floats, group: str) -> Statistics:
     known = values[np.isfinite(values)]
     if not len(known):
         known = np.array([np.nan])

@@ -1,17 +1,17 @@
 """What a person looks at after a training: scores beside baselines, figures, patients."""
 
 from mil.evaluation.baselines import SHORTCUT, mean_logistic_probabilities, shortcut_probabilities
-from mil.evaluation.paired_bootstrap import gains
-from mil.reporting.run_report.data import Evidence, gather_evidence, write_evidence
+from mil.evaluation.paired_bootstrap import paired_differences
+from mil.reporting.run_report.data import ReportData, collect_report_data, write_report_data
 from mil.reporting.run_report.page import write_report
 
 __all__ = [
     "SHORTCUT",
-    "Evidence",
-    "gains",
-    "gather_evidence",
+    "ReportData",
+    "collect_report_data",
     "mean_logistic_probabilities",
+    "paired_differences",
     "shortcut_probabilities",
-    "write_evidence",
     "write_report",
+    "write_report_data",
 ]

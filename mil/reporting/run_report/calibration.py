@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.calibration.priors import balanced
-from mil.evaluation.calibration_slope import calibration_line, intercept_of
+from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
 from mil.evaluation.metrics import brier_score, prior_weights
 from mil.evaluation.reliability import (
     ExpectedError,
@@ -17,7 +17,7 @@ from mil.evaluation.reliability import (
     expected_error,
     reliability_table,
 )
-from mil.reporting.run_report.data import Evidence
+from mil.reporting.run_report.data import ReportData
 
 __all__ = ["Reliability", "measure_reliability"]
 
@@ -42,14 +42,14 @@ class Reliability:
     """Brier score, 0 to 2."""
 
 
-def measure_reliability(evidence: Evidence, kind: str, *, seed: int) -> Reliability:
+def measure_reliability(evidence: ReportData, kind: str, *, seed: int) -> Reliability:
     """Reliability of one kind of the evidence's probabilities, in the first repeat.
 
     Bins are of equal mass, ten at most and fewer where they would hold fewer than a dozen patients.
     """
     proba, labels = evidence.first[kind], evidence.labels
     prior: npt.NDArray[np.float64] = balanced(evidence.classes)
-    slope, intercepts = calibration_line(proba, labels)
+    slope, intercepts = calibration_slope_and_intercepts(proba, labels)
     n_bins = int(np.clip(len(labels) // _PATIENTS_A_BIN, 3, _MOST_BINS))
     return Reliability(
         bins={

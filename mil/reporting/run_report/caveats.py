@@ -6,15 +6,15 @@ from features.bags.bag import UNKNOWN
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.filtered_bags import filter_notes
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import OutOfFold
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import OutOfFoldPredictions
 from mil.training.ensemble import LEAST_TO_STOP_ON
 
-__all__ = ["run_notes", "unlabelled_notes"]
+__all__ = ["run_caveats", "unlabelled_caveats"]
 
 
-def run_notes(
-    cohort: Cohort, bags: PatientBags, found: OutOfFold, settings: TrainSettings
+def run_caveats(
+    cohort: Cohort, bags: PatientBags, found: OutOfFoldPredictions, settings: TrainConfig
 ) -> tuple[str, ...]:
     """Who was left out, who stands there twice, what is not known, and how heads were stopped."""
     notes = []
@@ -66,7 +66,7 @@ def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
     return (note,)
 
 
-def unlabelled_notes(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
+def unlabelled_caveats(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
     """How many unlabelled patients the whitening saw, and which were left out."""
     known = bags.same_patients(unlabelled)
     n_used = sum(name not in known for name in unlabelled.filled())

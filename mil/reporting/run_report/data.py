@@ -18,9 +18,9 @@ from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.errors import RunError
 from mil.inference.bundle import write_json
-from mil.training.cross_validation import OutOfFold
+from mil.training.cross_validation import OutOfFoldPredictions
 
-__all__ = ["Evidence", "gather_evidence", "read_evidence", "write_evidence"]
+__all__ = ["ReportData", "collect_report_data", "read_report_data", "write_report_data"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ _NESTED_KINDS = {**_KINDS, "cross-fitted": "cross_fitted"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
+class ReportData:
     """Predictions of patients that were judged, and what happened to the others."""
 
     classes: tuple[str, ...]
@@ -80,15 +80,15 @@ class Evidence:
         return np.asarray(counts / len(self.labels), np.float64)
 
 
-def gather_evidence(
+def collect_report_data(
     cohort: Cohort,
     bags: PatientBags,
-    found: OutOfFold,
+    found: OutOfFoldPredictions,
     proba: Mapping[str, Floats],
     *,
     notes: Sequence[str],
     failures: Mapping[str, str],
-) -> Evidence:
+) -> ReportData:
     """What the report needs, from what a training has in hand.
 
     Parameters
@@ -109,7 +109,7 @@ def gather_evidence(
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
     with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
     names, n_tiles = found.patient_ids, bags.n_tiles
-    return Evidence(
+    return ReportData(
         classes=cohort.classes,
         patient_ids=names,
         labels=found.labels,
@@ -141,7 +141,7 @@ def _incomplete(
             yield slide_id, patient_id, words
 
 
-def write_evidence(folder: Path, evidence: Evidence) -> None:
+def write_report_data(folder: Path, evidence: ReportData) -> None:
     """Write ``judged.csv`` (a row a patient and repeat) and ``notes.json``.
 
     Raises
@@ -175,8 +175,8 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
     )
 
 
-def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
-    """Read what :func:`write_evidence` wrote.
+def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
+    """Read what :func:`write_report_data` wrote.
 
     Raises
     ------
@@ -187,9 +187,9 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
         if not (folder / name).is_file():
             raise RunError(
                 folder,
-                found=f"no {name} in it",
+                actual=f"no {name} in it",
                 expected="the files that a report is drawn from",
-                advice="Copy the run again, or train again with 'mil train'.",
+                hint="Copy the run again, or train again with 'mil train'.",
             )
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
@@ -199,13 +199,13 @@ def read_evidence(folder: Path, *, classes: Sequence[str]) -> Evidence:
     ) as error:  # fmt: skip
         raise RunError(
             folder,
-            found=f"damaged ({' '.join(str(error).split())[:200]})",
+            actual=f"damaged ({' '.join(str(error).split())[:200]})",
             expected="judged.csv and notes.json as 'mil train' wrote them",
-            advice="Copy the run again, or train again with 'mil train'.",
+            hint="Copy the run again, or train again with 'mil train'.",
         ) from error
 
 
-def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ...]) -> Evidence:
+def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ...]) -> ReportData:
     repeats = table["repeat"].astype(np.int64)
     n_repeats = int(repeats.max()) + 1
     first = table[repeats == 0]
@@ -213,7 +213,7 @@ def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ..
         raise ValueError("judged.csv lacks rows")
     shape = (n_repeats, len(first), len(classes))
     is_nested = f"{_NESTED_KINDS['cross-fitted']}_{classes[0]}" in table
-    return Evidence(
+    return ReportData(
         classes=classes,
         patient_ids=tuple(first["patient_id"]),
         labels=np.array([classes.index(label) for label in first["label"]], np.int64),

@@ -23,15 +23,15 @@ from mil.reporting.figures import (
     BAND_ALPHA,
     CHANCE_COLOUR,
     MARK_COLOUR,
-    Picture,
+    EmbeddedImage,
     class_styles,
-    draw,
     plain,
+    render_figure,
     share_ticks,
 )
 from mil.reporting.run_report.calibration import Reliability
-from mil.reporting.run_report.data import Evidence
-from mil.reporting.run_report.subgroups import GroupScore
+from mil.reporting.run_report.data import ReportData
+from mil.reporting.run_report.subgroups import SubgroupScore
 
 __all__ = [
     "draw_confusion",
@@ -54,7 +54,7 @@ _MOST_GROUPS = 30
 _METRIC_NAMES = {"weighted_log_loss": "weighted log loss, nats", "auroc": "AUROC"}
 
 
-def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> Picture:
+def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> EmbeddedImage:
     """Scores of the run and of its baselines with their intervals."""
     names = list(scores)
     found = [scores[name][metric] for name in names]
@@ -69,7 +69,7 @@ def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> Pi
         axes.set(xlabel=_METRIC_NAMES[metric])
 
     said = "; ".join(f"{name} {score}" for name, score in zip(names, found, strict=True))
-    return draw(
+    return render_figure(
         paint,
         alt=f"{_METRIC_NAMES[metric]} with 95 % intervals: {said}.",
         width_in=_WIDTH_IN,
@@ -78,13 +78,13 @@ def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> Pi
 
 
 def draw_groups(
-    repeats: Sequence[GroupScore],
-    folds: Sequence[Sequence[GroupScore]],
-    centres: Sequence[GroupScore],
+    repeats: Sequence[SubgroupScore],
+    folds: Sequence[Sequence[SubgroupScore]],
+    centres: Sequence[SubgroupScore],
     *,
     overall: Interval,
     n_classes: int,
-) -> Picture:
+) -> EmbeddedImage:
     """Log loss of each repeat with its folds, and of the largest centres."""
     shown = [centre for centre in centres if centre.scores][:_MOST_GROUPS]
     names = [f"repeat {repeat.name}" for repeat in repeats] + [
@@ -109,7 +109,7 @@ def draw_groups(
 
     values = [group.scores["weighted_log_loss"].value for group in (*repeats, *shown)]
     said = "; ".join(f"{name} {value:.3f}" for name, value in zip(names, values, strict=True))
-    return draw(
+    return render_figure(
         paint,
         alt=f"Weighted log loss of repeats and centres: {said}.",
         width_in=_WIDTH_IN,
@@ -117,7 +117,7 @@ def draw_groups(
     )
 
 
-def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Picture:
+def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> EmbeddedImage:
     """One line a head: those of the validation, and those that are deployed on top."""
 
     def paint(figure: Figure) -> None:
@@ -134,7 +134,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Picture:
         axes.legend()
 
     last = history.groupby(["repeat", "fold", "member"])[column].last()
-    return draw(
+    return render_figure(
         paint,
         alt=f"{title}, one line for each of {len(last)} heads: from a median of "
         f"{history[history['epoch'] == 0][column].median():.3f} to {last.median():.3f}.",
@@ -144,7 +144,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Picture:
     )
 
 
-def draw_roc(evidence: Evidence, index: int, *, area: float, seed: int) -> Picture:
+def draw_roc(evidence: ReportData, index: int, *, area: float, seed: int) -> EmbeddedImage:
     """ROC curve of one class with its band, beside the mean embedding's."""
     curve = roc_curve(*_one_class(evidence, "calibrated", index), seed=seed)
     other = roc_curve(*_one_class(evidence, "mean + logistic", index), seed=seed)
@@ -160,7 +160,7 @@ def draw_roc(evidence: Evidence, index: int, *, area: float, seed: int) -> Pictu
         axes.legend(loc="lower right")
 
     found = float(np.interp(0.2, curve.x, curve.y))
-    return draw(
+    return render_figure(
         paint,
         alt=f"ROC curve of {evidence.classes[index]}: area {area:.3f}; at a false positive rate of "
         f"20 % it finds {100 * found:.0f} % of the class.",
@@ -169,7 +169,7 @@ def draw_roc(evidence: Evidence, index: int, *, area: float, seed: int) -> Pictu
     )
 
 
-def draw_precision_recall(evidence: Evidence, index: int, *, seed: int) -> Picture:
+def draw_precision_recall(evidence: ReportData, index: int, *, seed: int) -> EmbeddedImage:
     """Precision over recall of one class with its band, at the cohort's shares."""
     curve = precision_recall_curve(*_one_class(evidence, "calibrated", index), seed=seed)
     other = precision_recall_curve(*_one_class(evidence, "mean + logistic", index), seed=seed)
@@ -185,7 +185,7 @@ def draw_precision_recall(evidence: Evidence, index: int, *, seed: int) -> Pictu
         axes.legend(loc="lower left")
 
     half = float(np.interp(0.5, curve.x, curve.y))
-    return draw(
+    return render_figure(
         paint,
         alt=f"Precision of {evidence.classes[index]}: precision {100 * half:.0f} % where "
         f"half of the class is found; chance gives {100 * share:.0f} %.",
@@ -194,7 +194,7 @@ def draw_precision_recall(evidence: Evidence, index: int, *, seed: int) -> Pictu
     )
 
 
-def draw_confusion(evidence: Evidence) -> Picture:
+def draw_confusion(evidence: ReportData) -> EmbeddedImage:
     """Shares of each true class by likeliest class."""
     n_classes = len(evidence.classes)
     likeliest = evidence.first["calibrated"].argmax(axis=1)
@@ -218,13 +218,15 @@ def draw_confusion(evidence: Evidence) -> Picture:
         f"{name} {100 * shares[index, index]:.0f} %" for index, name in enumerate(evidence.classes)
     )
     side_in = min(7.0, 1.4 + 0.75 * n_classes)
-    return draw(
+    return render_figure(
         paint, alt=f"Confusion matrix. Found of each class: {right}.",
         width_in=side_in + 0.3, height_in=side_in,
     )  # fmt: skip
 
 
-def draw_reliability(evidence: Evidence, found: Mapping[str, Reliability], index: int) -> Picture:
+def draw_reliability(
+    evidence: ReportData, found: Mapping[str, Reliability], index: int
+) -> EmbeddedImage:
     """Observed shares over promised probabilities of one class, before and after calibration."""
     style = class_styles(evidence.classes)[index]
 
@@ -251,7 +253,7 @@ def draw_reliability(evidence: Evidence, found: Mapping[str, Reliability], index
         f"{b.promised:.2f} promised, {b.observed:.2f} observed"
         for b in found["calibrated"].bins[index]
     )
-    return draw(
+    return render_figure(
         paint,
         alt=f"Reliability of {evidence.classes[index]} after calibration, by bin: {said}.",
         width_in=_SQUARE_IN,
@@ -259,7 +261,7 @@ def draw_reliability(evidence: Evidence, found: Mapping[str, Reliability], index
     )
 
 
-def draw_distribution(evidence: Evidence, index: int) -> Picture:
+def draw_distribution(evidence: ReportData, index: int) -> EmbeddedImage:
     """Histogram of one class's probability for the patients of each class."""
     values = evidence.first["calibrated"][:, index]
     styles = class_styles(evidence.classes)
@@ -280,7 +282,7 @@ def draw_distribution(evidence: Evidence, index: int) -> Picture:
         f"{name} {np.median(values[evidence.labels == label]):.2f}"
         for label, name in enumerate(evidence.classes)
     )
-    return draw(
+    return render_figure(
         paint,
         alt=f"Probability of {evidence.classes[index]} by true class, medians: {medians}.",
         width_in=_WIDTH_IN,
@@ -289,8 +291,8 @@ def draw_distribution(evidence: Evidence, index: int) -> Picture:
 
 
 def draw_decision(
-    evidence: Evidence, index: int, proba: Mapping[str, Floats], *, seed: int
-) -> Picture:
+    evidence: ReportData, index: int, proba: Mapping[str, Floats], *, seed: int
+) -> EmbeddedImage:
     """Net benefit of acting on one class above a threshold; ``proba`` is at the cohort's shares."""
     positive = evidence.labels == index
     curve = net_benefit_curve(proba["calibrated"][:, index], positive, seed=seed)
@@ -315,7 +317,7 @@ def draw_decision(
         if len(best)
         else "its band lies above both nowhere"
     )
-    return draw(
+    return render_figure(
         paint,
         alt=f"Decision curve of {evidence.classes[index]} against acting on everyone or nobody: "
         f"{said}.",
@@ -324,7 +326,7 @@ def draw_decision(
     )
 
 
-def _one_class(evidence: Evidence, kind: str, index: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _one_class(evidence: ReportData, kind: str, index: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
     return evidence.first[kind][:, index], evidence.labels == index
 
 

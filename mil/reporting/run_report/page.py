@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.utils.files import written_beside
+from features.utils.files import atomic_write
 from mil.calibration.priors import balanced, shift_prior
 from mil.errors import RunError
 from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval, auroc
-from mil.inference.bundle import Run, load_run
-from mil.inference.conformal import COVERAGE, least_patients
+from mil.inference.bundle import ModelBundle, load_bundle
+from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.reporting.html import folder_name, render
 from mil.reporting.run_report import figures, tables
 from mil.reporting.run_report.calibration import measure_reliability
-from mil.reporting.run_report.data import Evidence, read_evidence
+from mil.reporting.run_report.data import ReportData, read_report_data
 from mil.reporting.run_report.subgroups import score_centres, score_folds, score_repeats
 
 __all__ = ["write_report"]
@@ -69,8 +69,8 @@ def write_report(
     OutputError
         If the page cannot be written.
     """
-    run = load_run(folder)
-    evidence = read_evidence(folder, classes=run.classes)
+    run = load_bundle(folder)
+    evidence = read_report_data(folder, classes=run.classes)
     scores, history = _read_scores(folder), _read_history(folder)
     seed = int(run.settings["seed"])
     links = _links(folder, explanations, evidence.patient_ids) if explanations else {}
@@ -89,13 +89,13 @@ def write_report(
         **_tables(run, evidence, scores, links, seed=seed),
     )
     page = folder / "report.html"
-    with written_beside(page) as beside:
+    with atomic_write(page) as beside:
         beside.write_text(html, encoding="utf-8")
     return page
 
 
 def _pictures(
-    evidence: Evidence, scores: _Scores, history: pd.DataFrame, *, seed: int
+    evidence: ReportData, scores: _Scores, history: pd.DataFrame, *, seed: int
 ) -> dict[str, Any]:
     """Everything the page shows as a figure; one of each kind a class that is shown."""
     n_classes = len(evidence.classes)
@@ -151,7 +151,7 @@ def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict
 
 
 def _tables(
-    run: Run, evidence: Evidence, scores: _Scores, links: Mapping[str, str], *, seed: int
+    run: ModelBundle, evidence: ReportData, scores: _Scores, links: Mapping[str, str], *, seed: int
 ) -> dict[str, Any]:
     """Everything the page shows as a table."""
     classes = evidence.classes
@@ -180,7 +180,7 @@ def _tables(
         "confusion": tables.confusion_table(evidence),
         "sets": tables.sets_table(evidence, run.guaranteed(COVERAGE), coverage=COVERAGE),
         "guarantees": run.guaranteed(COVERAGE) is not None,
-        "least_patients": least_patients(COVERAGE),
+        "min_calibration_size": min_calibration_size(COVERAGE),
         "cohort": tables.cohort_table(evidence),
         "incomplete": tables.incomplete_table(evidence),
         "worst": tables.patients_table(
@@ -198,7 +198,7 @@ def _tables(
     }  # fmt: skip
 
 
-def _area(proba: npt.NDArray[np.float64], evidence: Evidence, index: int) -> float:
+def _area(proba: npt.NDArray[np.float64], evidence: ReportData, index: int) -> float:
     own = proba[:, index]
     return auroc(np.stack([1 - own, own], axis=1), (evidence.labels == index).astype(np.int64))
 
@@ -240,7 +240,7 @@ def _intervals(found: Mapping[str, Any]) -> dict[str, Interval]:
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
         path,
-        found=f"cannot be read ({' '.join(str(error).split())[:200]})",
+        actual=f"cannot be read ({' '.join(str(error).split())[:200]})",
         expected="as 'mil train' wrote it",
-        advice="Copy the run again, or train again with 'mil train'.",
+        hint="Copy the run again, or train again with 'mil train'.",
     )

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
-from mil.reporting.run_report.data import Evidence
+from mil.reporting.run_report.data import ReportData
 
-__all__ = ["GroupScore", "score_centres", "score_folds", "score_repeats"]
+__all__ = ["SubgroupScore", "score_centres", "score_folds", "score_repeats"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ _N_RESAMPLES = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupScore:
+class SubgroupScore:
     """Scores of the calibrated probabilities of some patients."""
 
     name: str
@@ -32,7 +32,7 @@ class GroupScore:
     """By metric; empty where a class does not occur. Limits are NaN where none were drawn."""
 
 
-def score_repeats(evidence: Evidence) -> tuple[GroupScore, ...]:
+def score_repeats(evidence: ReportData) -> tuple[SubgroupScore, ...]:
     """Each cross-validation for itself."""
     return tuple(
         _score(str(repeat), proba, evidence.labels)
@@ -40,7 +40,7 @@ def score_repeats(evidence: Evidence) -> tuple[GroupScore, ...]:
     )
 
 
-def score_folds(evidence: Evidence) -> tuple[tuple[GroupScore, ...], ...]:
+def score_folds(evidence: ReportData) -> tuple[tuple[SubgroupScore, ...], ...]:
     """Each fold of each repeat, without intervals: folds are too small for them to be read."""
     of_repeats = []
     for fold, proba in zip(evidence.fold, evidence.proba["calibrated"], strict=True):
@@ -51,7 +51,7 @@ def score_folds(evidence: Evidence) -> tuple[tuple[GroupScore, ...], ...]:
     return tuple(of_repeats)
 
 
-def score_centres(evidence: Evidence, *, seed: int) -> tuple[GroupScore, ...]:
+def score_centres(evidence: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
     """Each centre, largest first, with intervals; none where the table names no centre."""
     centres = np.array(evidence.centres)
     names, counts = np.unique(centres, return_counts=True)
@@ -72,11 +72,11 @@ def score_centres(evidence: Evidence, *, seed: int) -> tuple[GroupScore, ...]:
 
 def _score(
     name: str, proba: Floats, labels: Ints, *, n_resamples: int = 0, seed: int = 0
-) -> GroupScore:
+) -> SubgroupScore:
     counts = np.bincount(labels, minlength=proba.shape[-1])
     scores = (
         stratified_bootstrap(_METRICS, proba, labels, n_resamples=n_resamples, seed=seed)
         if counts.all()
         else {}
     )
-    return GroupScore(name=name, counts=tuple(counts.tolist()), scores=scores)
+    return SubgroupScore(name=name, counts=tuple(counts.tolist()), scores=scores)

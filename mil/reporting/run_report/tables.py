@@ -14,8 +14,8 @@ from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
 from mil.inference.conformal import cross_fitted_sets
 from mil.reporting.run_report.calibration import Reliability
-from mil.reporting.run_report.data import Evidence
-from mil.reporting.run_report.subgroups import GroupScore
+from mil.reporting.run_report.data import ReportData
+from mil.reporting.run_report.subgroups import SubgroupScore
 
 __all__ = [
     "Table",
@@ -127,7 +127,7 @@ def findings(found: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str
 
 
 def group_table(
-    title: str, groups: Sequence[GroupScore], classes: Sequence[str], *, first: str
+    title: str, groups: Sequence[SubgroupScore], classes: Sequence[str], *, first: str
 ) -> Table:
     """Scores of folds, repeats or centres, with the patients of each class."""
     rows = [
@@ -170,7 +170,7 @@ def calibration_table(found: Mapping[str, Reliability]) -> Table:
     )
 
 
-def confusion_table(evidence: Evidence) -> Table:
+def confusion_table(evidence: ReportData) -> Table:
     """True class by likeliest class at the balanced prior: counts, and shares of the true class."""
     likeliest = evidence.first["calibrated"].argmax(axis=1)
     rows = []
@@ -186,7 +186,7 @@ def confusion_table(evidence: Evidence) -> Table:
 
 
 def sets_table(
-    evidence: Evidence, guaranteed: Mapping[str, float] | None, *, coverage: float
+    evidence: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
 ) -> Table:
     """Sizes of prediction sets by true class, and what they cover."""
     labels = evidence.labels
@@ -215,7 +215,7 @@ def sets_table(
     )  # fmt: skip
 
 
-def cohort_table(evidence: Evidence) -> Table:
+def cohort_table(evidence: ReportData) -> Table:
     """Patients, slides and tiles of each class."""
     rows = []
     for index, name in enumerate(evidence.classes):
@@ -235,7 +235,7 @@ def cohort_table(evidence: Evidence) -> Table:
     )
 
 
-def incomplete_table(evidence: Evidence) -> Table:
+def incomplete_table(evidence: ReportData) -> Table:
     """Slides without a bag or a tile, and those of which tiles could not be decoded."""
     return _table(
         "Slides that are not all there",
@@ -247,7 +247,7 @@ def incomplete_table(evidence: Evidence) -> Table:
 
 def patients_table(
     title: str,
-    evidence: Evidence,
+    evidence: ReportData,
     losses: np.ndarray,
     order: Sequence[int],
     links: Mapping[str, str],
@@ -322,7 +322,7 @@ def _two_digits(value: float) -> str:
     return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else _NONE
 
 
-def _group_score(group: GroupScore, metric: str) -> str:
+def _group_score(group: SubgroupScore, metric: str) -> str:
     return _interval(group.scores[metric]) if group.scores else _NONE
 
 

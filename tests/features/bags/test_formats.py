@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 import torch
 
-from features.bags.bag import UNKNOWN, Bag, require_same_fingerprint
-from features.bags.convert import Exchanged, export_bags, import_bags
-from features.bags.formats.base import Given, unknown_of
+from features.bags.bag import UNKNOWN, Bag, check_fingerprint
+from features.bags.convert import ConversionResult, export_bags, import_bags
+from features.bags.formats.base import ImportDefaults, unknown_fields
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
 from features.bags.verify import verify_bags
-from features.embedding.config import settings_like
+from features.embedding.config import config_from_fingerprint
 from features.errors import BagError, OutputError
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
@@ -46,10 +46,12 @@ def quiet(n_done: int, n_all: int) -> None:
     """Nobody watches."""
 
 
-def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, Exchanged]:
+def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, ConversionResult]:
     """Import a folder of one slide."""
     bags_dir = source.parent / "imported"
-    (outcome,) = import_bags(source, bags_dir, layout=layout, given=Given(**given), on_slide=quiet)
+    (outcome,) = import_bags(
+        source, bags_dir, layout=layout, given=ImportDefaults(**given), on_slide=quiet
+    )
     assert outcome.problem == ""
     return read_bag(bags_dir / f"{outcome.slide_id}.h5"), outcome
 
@@ -57,7 +59,9 @@ def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, Exchanged
 def refused(source: Path, layout: str, **given: object) -> str:
     """Why a folder of one slide cannot be imported."""
     bags_dir = source.parent / "imported"
-    (outcome,) = import_bags(source, bags_dir, layout=layout, given=Given(**given), on_slide=quiet)
+    (outcome,) = import_bags(
+        source, bags_dir, layout=layout, given=ImportDefaults(**given), on_slide=quiet
+    )
     assert list(bags_dir.iterdir()) == []
     return outcome.problem
 
@@ -110,7 +114,7 @@ def test_clam_gives_embeddings_and_corners(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert bag.meta.fingerprint.encoder == bag.meta.fingerprint.weights_sha256 == UNKNOWN
-    assert outcome.unknown == unknown_of(bag.meta)
+    assert outcome.unknown == unknown_fields(bag.meta)
     for name in ("encoder", "mpp", "size", "target_mpp", "tile_px", "transform", "weights_sha256"):
         assert name in outcome.unknown
     assert "coords" not in outcome.unknown
@@ -192,7 +196,11 @@ def test_embeddings_of_several_encoders_must_be_chosen_from(tmp_path: Path) -> N
         write_trident(tmp_path / f"job/features_{name}/s1.h5", FEATURES, COORDS)
     with pytest.raises(BagError, match="bags in several folders"):
         import_bags(
-            tmp_path / "job", tmp_path / "b", layout="trident", given=Given(), on_slide=quiet
+            tmp_path / "job",
+            tmp_path / "b",
+            layout="trident",
+            given=ImportDefaults(),
+            on_slide=quiet,
         )
 
 
@@ -430,7 +438,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "clam/s2.h5").write_bytes(b"no bag")
     write_h5(tmp_path / "clam/s3.h5", other=FEATURES)
     outcomes = import_bags(
-        tmp_path / "clam", tmp_path / "b", layout="clam", given=Given(), on_slide=quiet
+        tmp_path / "clam", tmp_path / "b", layout="clam", given=ImportDefaults(), on_slide=quiet
     )
     assert [outcome.slide_id for outcome in outcomes if outcome.problem] == ["s2", "s3"]
     assert list(find_bags(tmp_path / "b")) == ["s1"]
@@ -441,7 +449,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     write_bag(tmp_path / "s1.h5", make_bag("s1"))
     for source, layout, out in ((tmp_path / "clam", "clam", tmp_path),):
         with pytest.raises(OutputError, match="there is something already"):
-            import_bags(source, out, layout=layout, given=Given(), on_slide=quiet)
+            import_bags(source, out, layout=layout, given=ImportDefaults(), on_slide=quiet)
         with pytest.raises(OutputError, match="there is something already"):
             export_bags(tmp_path, out, layout=layout, on_slide=quiet)
 
@@ -449,7 +457,9 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 def test_a_folder_without_such_bags_is_an_error(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BagError, match="no such"):
-            import_bags(source, tmp_path / "b", layout="clam", given=Given(), on_slide=quiet)
+            import_bags(
+                source, tmp_path / "b", layout="clam", given=ImportDefaults(), on_slide=quiet
+            )
 
 
 # There and back.
@@ -474,7 +484,7 @@ def test_export_and_import_give_the_same_bags(tmp_path: Path, layout: str) -> No
     assert [outcome.problem for outcome in told] == ["", "", ""]
     told = import_bags(
         tmp_path / "theirs", tmp_path / "back", layout=layout,
-        given=Given(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
+        given=ImportDefaults(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
     )  # fmt: skip
     assert [outcome.problem for outcome in told] == ["", "", ""]
     for name, bag in bags.items():
@@ -492,7 +502,11 @@ def test_views_stay_behind_where_others_have_no_place_for_them(tmp_path: Path) -
     bags = write_ours(tmp_path / "ours", n_views=2)
     export_bags(tmp_path / "ours", tmp_path / "theirs", layout="torch", on_slide=quiet)
     import_bags(
-        tmp_path / "theirs", tmp_path / "back", layout="torch", given=Given(), on_slide=quiet
+        tmp_path / "theirs",
+        tmp_path / "back",
+        layout="torch",
+        given=ImportDefaults(),
+        on_slide=quiet,
     )
     back = read_bag(tmp_path / "back" / "s1.h5")
     np.testing.assert_array_equal(back.features, bags["s1"].features)
@@ -504,7 +518,11 @@ def test_the_encoder_comes_back_where_the_layout_has_room(tmp_path: Path, layout
     write_ours(tmp_path / "ours")
     export_bags(tmp_path / "ours", tmp_path / "theirs", layout=layout, on_slide=quiet)
     import_bags(
-        tmp_path / "theirs", tmp_path / "back", layout=layout, given=Given(), on_slide=quiet
+        tmp_path / "theirs",
+        tmp_path / "back",
+        layout=layout,
+        given=ImportDefaults(),
+        on_slide=quiet,
     )
     made = read_meta(tmp_path / "back/s1.h5").fingerprint
     assert (made.encoder, made.tile_px, made.target_mpp) == ("fake", 224, 0.5)
@@ -566,7 +584,11 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
     for name in ("s1", "s2"):
         write_trident(tmp_path / f"job/{name}.h5", FEATURES, COORDS)
     import_bags(
-        tmp_path / "job", tmp_path / "bags", layout="trident", given=Given(), on_slide=quiet
+        tmp_path / "job",
+        tmp_path / "bags",
+        layout="trident",
+        given=ImportDefaults(),
+        on_slide=quiet,
     )
     table = tmp_path / "train.csv"
     table.write_text("image_id,patient_id,label\ns1,p1,CE\ns2,p2,LAA\n")
@@ -575,7 +597,7 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
     assert store.fingerprint.encoder == "uni_v1"
     assert len({note.content_id for note in store.slides}) == 1  # equal embeddings
     with pytest.raises(BagError, match="encoder is 'fake'"):
-        require_same_fingerprint(
+        check_fingerprint(
             store.fingerprint, [("s3", make_bag("s3").meta.fingerprint)], source="the run"
         )
 
@@ -584,7 +606,7 @@ def test_no_slide_can_be_embedded_to_match_imported_bags(tmp_path: Path) -> None
     write_trident(tmp_path / "job/s1.h5", FEATURES, COORDS)
     bag, _ = bring_in(tmp_path / "job", "trident")
     with pytest.raises(BagError, match="how their tiles were made is unknown"):
-        settings_like(bag.meta.fingerprint, batch_tiles=1, n_workers=1)
+        config_from_fingerprint(bag.meta.fingerprint, batch_tiles=1, n_workers=1)
 
 
 def test_a_bag_under_the_name_of_another_slide_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.bags.h5 import read_bag, read_meta, write_bag
-from features.bags.safe_hdf5 import _Watched, opened, read_array, read_attributes
+from features.bags.safe_hdf5 import _CheckedFile, open_h5, read_array, read_attributes
 from features.errors import BagError
 from tests.fakes import make_bag
 
@@ -49,7 +49,7 @@ def test_a_heap_without_an_end_is_refused_and_not_walked(
         with pytest.raises(BagError, match="damaged") as caught:
             read(path)
         assert "\n" not in str(caught.value)
-    with _Watched(path) as watched:
+    with _CheckedFile(path) as watched:
         watched.seek(path.read_bytes().index(HEAP) + 3)  # even where a read begins inside its name
         with pytest.raises(OSError, match=said):
             watched.readinto(bytearray(64))
@@ -82,7 +82,7 @@ def test_lists_of_one_large_text_a_thousand_times_are_not_made(path: Path) -> No
         numbers = np.empty(1, object)
         numbers[0] = np.arange(3)
         file.attrs.create("numbers", numbers, dtype=h5py.vlen_dtype(np.int64))
-    with opened(path, expected="", advice="") as file:
+    with open_h5(path, expected="", advice="") as file:
         found = read_attributes(file)
     assert found["few"] == ("a", "b")
     assert found["many"] is None
@@ -98,7 +98,7 @@ def test_long_texts_and_large_arrays_are_read_as_the_library_reads_them(tmp_path
         file.create_dataset("chunked", data=values, chunks=(100, 64), compression="gzip")
         for number, text in enumerate(texts):
             file.attrs[f"t{number}"] = text
-    with opened(path, expected="", advice="") as file:
+    with open_h5(path, expected="", advice="") as file:
         assert file.filename == str(path)
         for name in ("plain", "chunked"):
             np.testing.assert_array_equal(read_array(file, name, ndim=(2,)), values)

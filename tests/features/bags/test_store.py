@@ -13,11 +13,18 @@ import pytest
 import zarr
 
 from features.bags import store_writer
-from features.bags.bag import IMAGE, Bag, BagPlace
-from features.bags.h5 import find_bags, read_bag, read_features, read_head, read_views, write_bag
+from features.bags.bag import IMAGE, Bag, BagRef
+from features.bags.h5 import (
+    find_bags,
+    read_bag,
+    read_bag_info,
+    read_features,
+    read_views,
+    write_bag,
+)
 from features.bags.isolated_reader import IsolatedReader
-from features.bags.store import Pack, open_bags
-from features.bags.store_writer import pack_bags
+from features.bags.store import BagStore, open_bags
+from features.bags.store_writer import write_store
 from features.bags.verify import verify_bags
 from features.errors import BagError, OutputError
 from features.filters.classifier import copy_filter
@@ -46,22 +53,22 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_writer, "_CHUNK_BYTES", 2 * 16)
 
 
-def pack(folder: Path, store: Path, *, overwrite: bool = False) -> Pack:
-    pack_bags(
+def pack(folder: Path, store: Path, *, overwrite: bool = False) -> BagStore:
+    write_store(
         folder,
         store,
         overwrite=overwrite,
         on_bag=lambda n_done, n_all: None,
         copy_filter=copy_filter,
     )
-    return Pack(store)
+    return BagStore(store)
 
 
 def memory_url() -> str:
     return f"memory://{uuid4().hex}/bags.zarr"
 
 
-def assert_same(packed: BagPlace, file: BagPlace) -> None:
+def assert_same(packed: BagRef, file: BagRef) -> None:
     ours, theirs = read_bag(packed), read_bag(file)
     assert ours.meta == theirs.meta
     assert ours.features.dtype == theirs.features.dtype
@@ -72,7 +79,7 @@ def assert_same(packed: BagPlace, file: BagPlace) -> None:
     np.testing.assert_array_equal(ours.order, theirs.order)
     assert ours.source == theirs.source
     assert read_features(packed).tobytes() == read_features(file).tobytes()
-    assert read_head(packed) == read_head(file)
+    assert read_bag_info(packed) == read_bag_info(file)
     assert ours.features.flags.writeable
 
 
@@ -112,7 +119,7 @@ def test_the_table_alone_says_what_each_bag_says_about_itself(folder: Path, tmp_
     for name in ("features", "coords", "tissue_fraction"):
         (tmp_path / "bags.zarr" / name / "c").rename(tmp_path / name)
     for name, path in find_bags(folder).items():
-        assert read_head(packed[name]) == read_head(path)
+        assert read_bag_info(packed[name]) == read_bag_info(path)
 
 
 def test_one_bag_in_float32_widens_the_store_and_no_other_bag(folder: Path, tmp_path: Path) -> None:
@@ -186,7 +193,7 @@ def test_views_that_changed_since_they_were_packed_are_refused(tmp_path: Path) -
     assert isinstance(views, zarr.Array)
     views[1, 1, 0] = 77
     with pytest.raises(BagError, match="as when they were packed"):
-        read_bag(Pack(tmp_path / "bags.zarr")["a"])
+        read_bag(BagStore(tmp_path / "bags.zarr")["a"])
 
 
 def test_a_bag_without_views_has_none_to_read(folder: Path, tmp_path: Path) -> None:
@@ -205,13 +212,13 @@ def test_memory_holds_one_shard_whatever_the_bags_are(
     folder: Path, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    write = store_writer._Packer._write
+    write = store_writer._StoreWriter._write
 
-    def watch(packer: store_writer._Packer) -> None:
+    def watch(packer: store_writer._StoreWriter) -> None:
         written.append(len(packer._shards["features"]))
         write(packer)
 
-    monkeypatch.setattr(store_writer._Packer, "_write", watch)
+    monkeypatch.setattr(store_writer._StoreWriter, "_write", watch)
     pack(folder, tmp_path / "bags.zarr")
     assert set(written) == {8}
     assert len(written) == sum(SIZES.values()) // 8 + 1
@@ -236,7 +243,7 @@ def test_a_killed_pack_leaves_nothing_that_looks_whole(
         with pytest.raises(Killed):
             pack(folder, store)
     with pytest.raises(BagError, match="not complete" if remote else "there is no zarr store"):
-        Pack(store)
+        BagStore(store)
     assert_same(pack(folder, store, overwrite=True)["c"], folder / "c.h5")
 
 
@@ -249,7 +256,7 @@ def test_a_store_is_replaced_only_when_asked_and_only_when_it_is_one(
     (folder / "a.h5").unlink()
     with pytest.raises(OutputError, match=r"there is a packed store already.*--overwrite"):
         pack(folder, store)
-    assert "a" in Pack(store)
+    assert "a" in BagStore(store)
     assert "a" not in pack(folder, store, overwrite=True)
     other = memory_url() if remote else str(tmp_path / "other")
     with fsspec.open(f"{other}/notes.txt", "w", auto_mkdir=True) as file:
@@ -274,7 +281,7 @@ def test_the_old_store_stays_whole_until_the_new_one_is(
     monkeypatch.setattr(store_writer, "_write_table", full)
     with pytest.raises(OutputError, match=r"bags\.zarr: cannot be written \(No space left"):
         pack(folder, store, overwrite=True)
-    assert_same(Pack(store)["c"], folder / "c.h5")
+    assert_same(BagStore(store)["c"], folder / "c.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bags", "bags.zarr"]
 
 
@@ -353,7 +360,7 @@ def test_a_store_that_is_not_ours_or_lies_is_refused(
     pack(folder, tmp_path / "bags.zarr")
     edit(tmp_path / "bags.zarr" / key / "zarr.json", change)
     with pytest.raises(BagError, match=said):
-        Pack(tmp_path / "bags.zarr")
+        BagStore(tmp_path / "bags.zarr")
 
 
 @pytest.mark.parametrize(
@@ -375,14 +382,14 @@ def test_a_table_that_contradicts_itself_is_refused(
     pack(folder, tmp_path / "bags.zarr")
     edit_table(tmp_path / "bags.zarr", change)
     with pytest.raises(BagError, match=said):
-        Pack(tmp_path / "bags.zarr")
+        BagStore(tmp_path / "bags.zarr")
 
 
 @pytest.mark.parametrize("name", ["mpp_x", "dtype", "software"])
 def test_a_damaged_row_costs_its_bag_only(folder: Path, tmp_path: Path, name: str) -> None:
     pack(folder, tmp_path / "bags.zarr")
     edit_table(tmp_path / "bags.zarr", lambda c: c[name].__setitem__(0, []))
-    packed = Pack(tmp_path / "bags.zarr")
+    packed = BagStore(tmp_path / "bags.zarr")
     with pytest.raises(BagError, match="the row of bag 'a' is damaged"):
         packed["a"]
     assert_same(packed["c"], folder / "c.h5")

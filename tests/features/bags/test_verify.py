@@ -10,12 +10,12 @@ import pytest
 
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
 from features.bags.isolated_reader import IsolatedReader
-from features.bags.verify import FolderCheck, verify_bags
+from features.bags.verify import FolderReport, verify_bags
 from features.errors import BagError
 from tests.fakes import make_bag
 
 
-def check(folder: Path) -> FolderCheck:
+def check(folder: Path) -> FolderReport:
     return verify_bags(folder, on_bag=lambda n_done, n_all: None)
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from features.embedding.batching import SlideWork, embed_works
-from features.encoders.transfer import Arrival, Delivery
+from features.embedding.batching import SlideBuffer, encode_slides
+from features.encoders.transfer import AsyncResult, ConcatResult
 from features.slides.base import RgbArray
 from features.slides.resolution import Resolution
-from features.tiling.augmentation import ViewSettings
-from features.tiling.slide_tiles import Survey
+from features.tiling.augmentation import AugmentationConfig
+from features.tiling.slide_tiles import SlideTiles
 from features.tiling.tissue import TissueMask
-from features.tiling.transforms import Looks
+from features.tiling.transforms import TileTransform
 from tests.fakes import FakeSlide
 from tests.features.tiling.test_grid import grid_at
 
@@ -33,16 +33,16 @@ class MeanEncoder:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def begin(self, tiles: RgbArray) -> Delivery:
+    def begin(self, tiles: RgbArray) -> ConcatResult:
         self.sizes.append(len(tiles))
         means = torch.from_numpy(tiles.mean(axis=(1, 2)).astype(np.float32))
-        return Delivery([Arrival(means, None)], axis=0)
+        return ConcatResult([AsyncResult(means, None)], axis=0)
 
 
 def work_on(
     n_tiles: int, *, seed: int = 0, broken: tuple[int, ...] = (), bright: tuple[int, ...] = (),
     n_views: int = 0,
-) -> SlideWork:  # fmt: skip
+) -> SlideBuffer:  # fmt: skip
     """A slide of 32 px tiles in a row; tiles in ``bright`` are white."""
     pixels = np.random.default_rng(seed).integers(0, 200, (32, 32 * max(1, n_tiles), 3), np.uint8)
     for index in bright:
@@ -55,19 +55,21 @@ def work_on(
     tissue = TissueMask(
         mask=np.ones((1, 1), bool), downsample=32, background_rgb=(255, 255, 255), threshold=12.0
     )
-    survey = Survey(
+    survey = SlideTiles(
         slide=slide, resolution=RESOLUTION, overview=pixels[:1, :1], tissue=tissue, grid=grid,
         n_found=n_tiles, judge=lambda tile: "bright" if tile.min() == 255 else "",
     )  # fmt: skip
     if not n_views:
-        return SlideWork(survey, dim=3)
-    return SlideWork(survey, dim=3, looks=Looks(survey, views=ViewSettings(n_views=n_views)))
+        return SlideBuffer(survey, dim=3)
+    return SlideBuffer(
+        survey, dim=3, looks=TileTransform(survey, views=AugmentationConfig(n_views=n_views))
+    )
 
 
-def embed(works: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideWork]:
+def embed(works: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideBuffer]:
     done: list[int] = []
     found = list(
-        embed_works(works, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
+        encode_slides(works, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
     )
     assert sum(done) == sum(len(work.survey.grid.coords_px0) for work in found)
     return found
@@ -104,7 +106,7 @@ def test_broken_tiles_and_those_that_rules_leave_out_are_counted_by_place() -> N
 
 def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None:
     class Failing(MeanEncoder):
-        def begin(self, tiles: RgbArray) -> Delivery:
+        def begin(self, tiles: RgbArray) -> ConcatResult:
             if len(self.sizes) == 1:
                 self.sizes.append(0)
                 raise RuntimeError("out of memory")
@@ -119,12 +121,12 @@ def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None
 def test_slides_are_taken_as_they_are_needed() -> None:
     taken = []
 
-    def endless() -> Iterator[SlideWork]:
+    def endless() -> Iterator[SlideBuffer]:
         for number in range(10_000):
             taken.append(number)
             yield work_on(8, seed=number)
 
-    stream = embed_works(
+    stream = encode_slides(
         endless(), MeanEncoder(), batch_tiles=4, n_workers=2, on_tiles=lambda n: None
     )
     for _ in range(5):
@@ -135,7 +137,7 @@ def test_slides_are_taken_as_they_are_needed() -> None:
 
 
 def test_an_error_among_the_slides_reaches_the_caller() -> None:
-    def broken() -> Iterator[SlideWork]:
+    def broken() -> Iterator[SlideBuffer]:
         yield work_on(2)
         raise ValueError("no more slides")
 
@@ -180,8 +182,8 @@ def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
 
     plain = work_on(6, seed=1, bright=(4,), n_views=2)
     survey = replace(plain.survey, judge=lambda tile: "")
-    looks = Looks(survey, views=ViewSettings(n_views=2))
-    work = SlideWork(survey, dim=3, looks=looks, tile_filter=Sieve())  # type: ignore[arg-type]
+    looks = TileTransform(survey, views=AugmentationConfig(n_views=2))
+    work = SlideBuffer(survey, dim=3, looks=looks, tile_filter=Sieve())  # type: ignore[arg-type]
     embed([work], MeanEncoder(), 4)
     assert work.left_out == {4: "filter"}
     assert work.kept.tolist() == [0, 1, 2, 3, 5]

@@ -15,24 +15,24 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.embedding.config import EmbedSettings, fingerprint_of
+from features.embedding.config import EmbedConfig, make_fingerprint
 from features.embedding.distributed import (
-    EmbedderPlan,
-    embedder_here,
-    embedders_in_processes,
-    embedders_on_ray,
+    WorkerFactory,
+    local_executor,
+    process_executor,
+    ray_executor,
 )
 from features.embedding.pipeline import embed_slides_by
-from features.embedding.results import SlideOutcome
-from features.encoders.config import EncoderRequest
-from features.errors import KnownError, OutputError
-from features.parallel.base import Engine
+from features.embedding.results import SlideResult
+from features.encoders.config import EncoderConfig
+from features.errors import MilError, OutputError
+from features.parallel.base import Executor
 from features.slides.reader import find_slides
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
 
-SETTINGS = EmbedSettings(
+SETTINGS = EmbedConfig(
     tiles=TileSettings(tile_px=64, target_mpp=1.0), tissue=TissueSettings(), batch_tiles=8
 )
 N_SLIDES = 6
@@ -46,8 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slides, one of them blank and one broken, and weights of a small backbone."""
     folder = tmp_path_factory.mktemp("plan")
     (folder / "slides").mkdir()
-    for number, plan in enumerate(plan_cohort(n_patients=N_SLIDES, seed=4, signal=1.0)[:N_SLIDES]):
-        write_slide(folder / "slides" / f"s{number}.tif", paint_clot(plan)[500:2300, 400:2600])
+    for number, plan in enumerate(make_cohort(n_patients=N_SLIDES, seed=4, signal=1.0)[:N_SLIDES]):
+        write_slide(folder / "slides" / f"s{number}.tif", render_slide(plan)[500:2300, 400:2600])
     write_slide(folder / "slides" / "blank.tif", np.full((700, 700, 3), 240, np.uint8))
     (folder / "slides" / "broken.tif").write_bytes(b"II*\x00 no more")
     torch.manual_seed(0)
@@ -56,13 +56,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_for(world: Path, bags: Path) -> EmbedderPlan:
-    request = EncoderRequest(
+def plan_for(world: Path, bags: Path) -> WorkerFactory:
+    request = EncoderConfig(
         name="test_vit", weights=(world / "tiny.safetensors",), device="cpu", batch_tiles=8,
         execution="eager",
     )  # fmt: skip
-    return EmbedderPlan(
-        bags_dir=bags, encoder=request, fingerprint=partial(fingerprint_of, settings=SETTINGS),
+    return WorkerFactory(
+        bags_dir=bags, encoder=request, fingerprint=partial(make_fingerprint, settings=SETTINGS),
         batch_tiles=8, n_workers=1,
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Killer:
 
     def noted(self, text: str) -> None: ...
 
-    def slide_ended(self, outcome: SlideOutcome) -> None:
+    def slide_ended(self, outcome: SlideResult) -> None:
         for path in sorted(self._claims.glob("*.claim")) if self._n_left else ():
             with suppress(OSError, ValueError):  # given back, or not written yet
                 pid = int(json.loads(path.read_text())["pid"])
@@ -92,7 +92,7 @@ class Killer:
                     return
 
 
-def embed(world: Path, bags: Path, engine: Engine, *, n_kills: int = 0) -> dict[str, str]:
+def embed(world: Path, bags: Path, engine: Executor, *, n_kills: int = 0) -> dict[str, str]:
     """What became of each slide."""
     progress = Killer(bags, n_kills=n_kills)
     outcomes = embed_slides_by(
@@ -108,7 +108,7 @@ def embed(world: Path, bags: Path, engine: Engine, *, n_kills: int = 0) -> dict[
 def whole(world: Path) -> Path:
     """Bags of one embedder in this process."""
     bags = world / "whole"
-    with embedder_here(plan_for(world, bags)) as engine:
+    with local_executor(plan_for(world, bags)) as engine:
         assert embed(world, bags, engine) == EXPECTED
         again = embed_slides_by(
             engine, find_slides([world / "slides" / "s0.tif"]), bags, settings=SETTINGS,
@@ -128,7 +128,7 @@ def same_bytes(bags: Path, whole: Path) -> None:
 
 def test_a_plan_says_where_it_cannot_be_followed(world: Path, tmp_path: Path) -> None:
     plan = plan_for(world, tmp_path)
-    with pytest.raises(KnownError, match=r"mil-slides .*; expected 0\.0\.1"):
+    with pytest.raises(MilError, match=r"mil-slides .*; expected 0\.0\.1"):
         replace(plan, version="0.0.1")()
     with pytest.raises(OutputError, match="one folder that all machines share"):
         replace(plan, mark=tmp_path / "nowhere")()
@@ -140,7 +140,7 @@ def test_processes_make_the_same_bags_as_one_embedder_here_though_one_is_killed(
 ) -> None:
     notes: list[str] = []
     plan = plan_for(world, tmp_path / "bags")
-    with embedders_in_processes(plan, ["cpu", "cpu"], on_note=notes.append) as engine:
+    with process_executor(plan, ["cpu", "cpu"], on_note=notes.append) as engine:
         assert embed(world, tmp_path / "bags", engine, n_kills=1) == EXPECTED
     same_bytes(tmp_path / "bags", whole)
     assert len(notes) == 1
@@ -157,7 +157,7 @@ def test_a_ray_cluster_makes_the_same_bags_though_one_worker_is_killed(
     plan = plan_for(world, tmp_path / "bags")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with embedders_on_ray(plan, None, on_note=notes.append) as engine:
+        with ray_executor(plan, None, on_note=notes.append) as engine:
             assert embed(world, tmp_path / "bags", engine, n_kills=1) == EXPECTED
     finally:
         ray.shutdown()

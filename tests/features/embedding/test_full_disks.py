@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from features.bags.convert import export_bags
-from features.bags.formats.registry import LAYOUTS
+from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
-from features.embedding.results import SlideOutcome
-from features.encoders.config import pin_execution
+from features.embedding.results import SlideResult
+from features.encoders.config import record_runtime
 from features.encoders.encoder import Encoder
 from features.errors import OutputError
-from features.parallel.locks import Claims
+from features.parallel.locks import FolderLocks
 from tests.disks import few_handles, full_after, read_only, small_disk
 from tests.fakes import make_bag
 from tests.features.embedding.test_pipeline import (  # noqa: F401 - fixtures
@@ -95,7 +95,7 @@ def test_a_bag_that_does_not_fit_is_one_clear_error_and_leaves_the_old_one(
         assert sorted(path.name for path in disk.iterdir()) == ["a.h5", "ballast"]
 
 
-@pytest.mark.parametrize("layout", [name for name, form in LAYOUTS.items() if form.write])
+@pytest.mark.parametrize("layout", [name for name, form in BAG_FORMATS.items() if form.write])
 def test_an_export_that_does_not_fit_is_one_clear_error(tmp_path: Path, layout: str) -> None:
     write_bag(tmp_path / "a.h5", make_bag("a", n_tiles=3000, dim=64))
     with small_disk(tmp_path / "disk", n_bytes=1 << 20) as disk:
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
     bags.mkdir()
     with read_only(bags):
         with pytest.raises(OutputError, match=r"bags: cannot be written \(Read-only file system\)"):
-            pin_execution(bags, "eager float32 batch 8")
+            record_runtime(bags, "eager float32 batch 8")
         with pytest.raises(OutputError, match=r"Read-only file system.*another"):
             run(slides, bags, encoder)
     run(slides, bags, encoder)
@@ -124,16 +124,16 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
 def test_a_claim_that_does_not_fit_is_no_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Claims(tmp_path / "claims") as claims, monkeypatch.context() as patched:
+    with FolderLocks(tmp_path / "claims") as claims, monkeypatch.context() as patched:
 
-        def full(_: Claims) -> str:
+        def full(_: FolderLocks) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patched.setattr(Claims, "_card", full)
+        patched.setattr(FolderLocks, "_card", full)
         with pytest.raises(OutputError, match=r"claims: cannot be written \(No space.*Free some"):
             claims.take("s0")
         assert not list((tmp_path / "claims").glob("*.claim"))
-    with Claims(tmp_path / "claims") as claims:
+    with FolderLocks(tmp_path / "claims") as claims:
         assert claims.take("s0")
 
 
@@ -151,7 +151,7 @@ class Remover(Silent):
     def __init__(self, folder: Path, aside: Path) -> None:
         self._folder, self._aside = folder, aside
 
-    def slide_ended(self, outcome: SlideOutcome) -> None:
+    def slide_ended(self, outcome: SlideResult) -> None:
         if not self._aside.exists():
             self._folder.rename(self._aside)
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from features.bags.h5 import read_bag
-from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+from features.slides.synthetic import make_cohort, render_slide, write_slide
 
 N_SLIDES = 10
 N_KILLS = 20
@@ -32,8 +32,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slides, weights of a small backbone, and the bags of an undisturbed run."""
     folder = tmp_path_factory.mktemp("kill")
     (folder / "slides").mkdir()
-    for number, plan in enumerate(plan_cohort(n_patients=N_SLIDES, seed=4, signal=1.0)[:N_SLIDES]):
-        pixels = paint_clot(plan)
+    for number, plan in enumerate(make_cohort(n_patients=N_SLIDES, seed=4, signal=1.0)[:N_SLIDES]):
+        pixels = render_slide(plan)
         write_slide(folder / "slides" / f"s{number}.tif", pixels[500:2300, 400:2600])
     write_slide(folder / "slides" / "blank.tif", np.full((700, 700, 3), 240, np.uint8))
     torch.manual_seed(0)

@@ -18,24 +18,24 @@ from safetensors.torch import save_file
 from features.bags.bag import BagMeta
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
 from features.embedding import pipeline, worker
-from features.embedding.config import EmbedSettings, fingerprint_of, settings_like
+from features.embedding.config import EmbedConfig, config_from_fingerprint, make_fingerprint
 from features.embedding.pipeline import embed_slide, embed_slides
-from features.embedding.results import SlideOutcome
-from features.encoders.encoder import Encoder, FrozenEncoder, load_encoder
-from features.encoders.transfer import Arrival
+from features.embedding.results import SlideResult
+from features.encoders.encoder import Encoder, TimmEncoder, load_encoder
+from features.encoders.transfer import AsyncResult
 from features.errors import BagError, SlideError, TableError
-from features.slides.file_info import content_id
+from features.slides.file_info import content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table
 from features.slides.reader import find_slides
-from features.tiling.augmentation import ViewSettings
+from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
-from features.utils.paths import url_of
-from features.visualization.preview import PreviewFolder
+from features.utils.paths import parse_url
+from features.visualization.preview import PreviewWriter
 from tests.fakes import make_bag
 from tests.features.slides.test_ome_zarr import write as write_zarr
 
-SETTINGS = EmbedSettings(
+SETTINGS = EmbedConfig(
     tiles=TileSettings(tile_px=160), tissue=TissueSettings(), batch_tiles=8, n_workers=2
 )
 
@@ -45,7 +45,7 @@ class Silent:
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
@@ -60,18 +60,18 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 @pytest.fixture
 def slides(tmp_path: Path) -> Iterator[Path]:
     """Two painted slides, one blank, one that is no slide."""
-    from features.slides.synthetic import paint_clot, plan_cohort, write_slide
+    from features.slides.synthetic import make_cohort, render_slide, write_slide
 
     folder = tmp_path / "slides"
     folder.mkdir()
-    for number, plan in enumerate(plan_cohort(n_patients=2, seed=1, signal=1.0)[:2]):
-        write_slide(folder / f"s{number}.tif", paint_clot(plan)[600:2600, 600:2600])
+    for number, plan in enumerate(make_cohort(n_patients=2, seed=1, signal=1.0)[:2]):
+        write_slide(folder / f"s{number}.tif", render_slide(plan)[600:2600, 600:2600])
     write_slide(folder / "blank.tif", np.full((900, 900, 3), (196, 211, 192), np.uint8))
     (folder / "broken.tif").write_bytes(b"II*\x00 no more")
     return folder
 
 
-def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideOutcome]:
+def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideResult]:
     defaults = {
         "settings": SETTINGS, "given_mpp": {}, "overwrite": False, "progress": Silent(),
     }  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_folder_of_other_settings_is_not_mixed(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
     run(slides, tmp_path / "bags", encoder)
-    other = EmbedSettings(tiles=TileSettings(tile_px=160, target_mpp=1.0), tissue=TissueSettings())
+    other = EmbedConfig(tiles=TileSettings(tile_px=160, target_mpp=1.0), tissue=TissueSettings())
     with pytest.raises(BagError, match=r"target_mpp is 0\.5; expected 1\.0.*--overwrite"):
         run(slides, tmp_path / "bags", encoder, settings=other)
 
@@ -122,7 +122,7 @@ def test_a_folder_of_other_settings_is_not_mixed(
 def fill(slides: Path, bags: Path, encoder: Encoder, n_bags: int) -> None:
     """Slides that nobody may open, each with a finished bag."""
     bags.mkdir()
-    made = fingerprint_of(encoder, SETTINGS)
+    made = make_fingerprint(encoder, SETTINGS)
     for number in range(n_bags):
         name = f"finished{number:02d}"
         (slides / f"{name}.tif").write_bytes(b"not to be opened")
@@ -170,7 +170,7 @@ def test_one_bag_of_other_settings_among_many_stops_the_run(
 def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
-    with_views = replace(SETTINGS, views=ViewSettings(n_views=2, seed=3))
+    with_views = replace(SETTINGS, views=AugmentationConfig(n_views=2, seed=3))
     run(slides, tmp_path / "plain", encoder)
     run(slides, tmp_path / "bags", encoder, settings=with_views)
     plain, bag = (read_bag(tmp_path / name / "s0.h5") for name in ("plain", "bags"))
@@ -218,7 +218,7 @@ def test_an_implausible_given_resolution_fails_that_slide_only(
 def test_previews_show_what_became_of_each_slide(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
-    folder = PreviewFolder(tmp_path / "previews")
+    folder = PreviewWriter(tmp_path / "previews")
     outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, preview=folder)}
     rows = {row.slide_id: row for row in folder.rows()}
     assert {name: row.status for name, row in rows.items()} == {
@@ -247,11 +247,11 @@ def test_a_slide_with_many_broken_tiles_fails(
 
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_settings_come_back_from_a_fingerprint(encoder: Encoder, n_views: int) -> None:
-    settings = replace(SETTINGS, views=ViewSettings(n_views=n_views, hue=0.01))
-    made = fingerprint_of(encoder, settings)
-    again = settings_like(made, batch_tiles=8, n_workers=2)
+    settings = replace(SETTINGS, views=AugmentationConfig(n_views=n_views, hue=0.01))
+    made = make_fingerprint(encoder, settings)
+    again = config_from_fingerprint(made, batch_tiles=8, n_workers=2)
     assert again == (settings if n_views else SETTINGS)
-    assert fingerprint_of(encoder, again) == made
+    assert make_fingerprint(encoder, again) == made
 
 
 def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
     table.write_text("path\na.tif\n")
     assert read_slide_table(table) == [tmp_path / "a.tif"]
     table.write_text("path\na.tif\ns3://bucket/b.zarr\n")
-    assert list(map(url_of, read_slide_table(table))) == [None, "s3://bucket/b.zarr"]
+    assert list(map(parse_url, read_slide_table(table))) == [None, "s3://bucket/b.zarr"]
     table.write_text("path\ngone.tif\n")
     with pytest.raises(TableError, match="row 2: no file"):
         read_slide_table(table)
@@ -290,7 +290,7 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
     assert len(bags[0].features) > 0
     np.testing.assert_array_equal(bags[0].features, bags[1].features)
     assert json.loads(bags[0].meta.software)["zarr"][0].isdigit()
-    assert bags[0].meta.slide_content_id == content_id(tmp_path / "s.ome.zarr")
+    assert bags[0].meta.slide_content_id == content_hash(tmp_path / "s.ome.zarr")
 
 
 def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
@@ -304,12 +304,12 @@ def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
             self.said.append(text)
 
     run(slides, tmp_path / "whole", encoder)
-    assert isinstance(encoder, FrozenEncoder)
+    assert isinstance(encoder, TimmEncoder)
     monkeypatch.setattr(encoder, "batch_tiles", encoder.batch_tiles)  # set back in the end
     monkeypatch.setattr(encoder, "_input", encoder._input)
     forward = encoder._begin_batch
 
-    def short_of_memory(tiles: np.ndarray) -> Arrival:
+    def short_of_memory(tiles: np.ndarray) -> AsyncResult:
         if encoder.batch_tiles > 16:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(tiles)

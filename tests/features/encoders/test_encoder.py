@@ -12,10 +12,10 @@ from torch import nn
 
 from features.encoders.encoder import (
     DEFAULT_BACKBONE,
-    FrozenEncoder,
+    TimmEncoder,
     load_encoder,
 )
-from features.encoders.preprocessing import Preprocessing, preprocessing_of
+from features.encoders.preprocessing import Preprocessing, resolve_preprocessing
 from features.encoders.weights import build_untrained
 from features.errors import EncoderError
 
@@ -107,11 +107,11 @@ def test_networks_that_people_use_give_one_vector_a_tile(name: str, dim: int) ->
     assert untrained(name, batch_tiles=1).embed(random_tiles(1, 224)).shape == (1, dim)
 
 
-def untrained(name: str, batch_tiles: int = 4, execution: str = "eager") -> FrozenEncoder:
+def untrained(name: str, batch_tiles: int = 4, execution: str = "eager") -> TimmEncoder:
     torch.manual_seed(0)
     model = build_untrained(name)
-    return FrozenEncoder(
-        model, name=name, preprocessing=preprocessing_of(model), device=CPU,
+    return TimmEncoder(
+        model, name=name, preprocessing=resolve_preprocessing(model), device=CPU,
         batch_tiles=batch_tiles, execution=execution,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_a_model_that_gives_maps_is_refused(n_maps: int, found: str) -> None:
         input_px=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
     )
     with pytest.raises(EncoderError, match=f"backbone 'maps'.*{found}.*one vector a tile"):
-        FrozenEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
+        TimmEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
 
 
 @pytest.mark.parametrize("execution", ["eager", "onnx"])
@@ -214,8 +214,8 @@ class Short(nn.Module):
         return pixels.mean(dim=(2, 3)) * self.weight
 
 
-def short_encoder(n_tiles: int) -> FrozenEncoder:
-    return FrozenEncoder(
+def short_encoder(n_tiles: int) -> TimmEncoder:
+    return TimmEncoder(
         Short(n_tiles), name="short", device=CPU, batch_tiles=16,
         preprocessing=Preprocessing(
             input_px=160, interpolation="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3

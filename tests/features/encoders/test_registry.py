@@ -8,9 +8,9 @@ import torch
 from features.encoders import registry
 from features.encoders.registry import (
     WELL_TRIED,
-    Backbone,
-    describe_backbone,
-    find_backbones,
+    EncoderInfo,
+    encoder_info,
+    list_encoders,
     measure_backbone,
 )
 from features.encoders.weights import DEFAULT_BACKBONE, build_untrained
@@ -18,7 +18,7 @@ from features.errors import EncoderError
 
 
 def test_the_default_backbone_is_described_with_its_weights() -> None:
-    assert describe_backbone(DEFAULT_BACKBONE) == Backbone(
+    assert encoder_info(DEFAULT_BACKBONE) == EncoderInfo(
         name=DEFAULT_BACKBONE, input_px=224, dim=1280, n_parameters=3_371_008,
         licence="apache-2.0", weights_here="package",
     )  # fmt: skip
@@ -27,7 +27,7 @@ def test_the_default_backbone_is_described_with_its_weights() -> None:
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_a_description_without_memory_equals_the_real_network(name: str) -> None:
     model = build_untrained(name).eval()
-    found = describe_backbone(name)
+    found = encoder_info(name)
     assert found.n_parameters == sum(p.numel() for p in model.parameters())
     with torch.inference_mode():
         shape = model(torch.zeros(1, 3, found.input_px, found.input_px)).shape
@@ -36,7 +36,7 @@ def test_a_description_without_memory_equals_the_real_network(name: str) -> None
 
 @pytest.mark.parametrize("name", WELL_TRIED)
 def test_all_well_tried_backbones_give_one_vector(name: str) -> None:
-    found = describe_backbone(name)
+    found = encoder_info(name)
     assert not found.unusable
     assert found.dim > 0
 
@@ -45,19 +45,21 @@ def test_a_model_that_pools_nothing_is_told_and_does_not_stop_the_list(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(registry, "build_untrained", lambda name: torch.nn.Identity())
-    monkeypatch.setattr(registry, "preprocessing_of", lambda model: SimpleNamespace(input_px=8))
-    found = describe_backbone("resnet18")
+    monkeypatch.setattr(
+        registry, "resolve_preprocessing", lambda model: SimpleNamespace(input_px=8)
+    )
+    found = encoder_info("resnet18")
     assert found.unusable == "an output of shape (1, 3, 8, 8) for one tile"
     assert (found.dim, found.licence) == (0, "apache-2.0")
 
 
 def test_names_are_found_by_pattern() -> None:
-    assert {"test_vit", "test_vit2"} <= set(find_backbones("test_vit*"))
-    assert "resnet50.a1_in1k" in find_backbones("resnet50.*")
+    assert {"test_vit", "test_vit2"} <= set(list_encoders("test_vit*"))
+    assert "resnet50.a1_in1k" in list_encoders("resnet50.*")
     with pytest.raises(EncoderError, match=r"Did you mean .*resnet50"):
-        find_backbones("resnet_50")
+        list_encoders("resnet_50")
     with pytest.raises(EncoderError, match="timm knows no such name"):
-        find_backbones("resnet50.no_such_tag")
+        list_encoders("resnet50.no_such_tag")
 
 
 def test_the_short_list_holds_what_the_hubs_cache_holds(
@@ -66,7 +68,7 @@ def test_the_short_list_holds_what_the_hubs_cache_holds(
     names = ("timm/vit_tiny_patch16_224.augreg_in21k", "other/model", "timm/not_a_model")
     repos = [SimpleNamespace(repo_id=name) for name in names]
     monkeypatch.setattr(registry, "scan_cache_dir", lambda: SimpleNamespace(repos=repos))
-    assert find_backbones() == [*WELL_TRIED, "vit_tiny_patch16_224.augreg_in21k"]
+    assert list_encoders() == [*WELL_TRIED, "vit_tiny_patch16_224.augreg_in21k"]
 
 
 def test_a_backbone_is_measured_with_random_weights() -> None:

@@ -11,18 +11,18 @@ from features.encoders import runtime
 from features.encoders.runtime import (
     EAGER,
     Network,
-    Way,
-    choose_execution,
+    Runtime,
+    candidate_runtimes,
+    compile_model,
     measure_network,
     parse_execution,
-    prepare_network,
-    ways_on,
+    select_runtime,
 )
 from features.encoders.weights import build_untrained
 from features.errors import EncoderError
 
 CUDA = torch.device("cuda")
-ONNX, COMPILED = Way(engine="onnx"), Way(engine="compile")
+ONNX, COMPILED = Runtime(engine="onnx"), Runtime(engine="compile")
 
 
 def tiny(name: str = "test_efficientnet") -> nn.Module:
@@ -39,7 +39,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Ways that start at once and run as fast as said: nothing is left to the machine."""
     rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
 
-    def start(model: nn.Module, way: Way, example: Tensor) -> tuple[Network, float]:
+    def start(model: nn.Module, way: Runtime, example: Tensor) -> tuple[Network, float]:
         return lambda pixels: torch.tensor(rates[way.engine]), 1e-6
 
     monkeypatch.setattr(runtime, "_start", start)
@@ -53,7 +53,7 @@ def test_onnx_gives_the_embeddings_of_plain_float32(name: str) -> None:
     model, batch = tiny(name), pixels()
     with torch.inference_mode():
         expected = model(batch)
-        found = prepare_network(model, ONNX, example=batch)(batch)
+        found = compile_model(model, ONNX, example=batch)(batch)
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
 
 
@@ -61,7 +61,7 @@ def test_onnx_gives_the_embeddings_of_plain_float32(name: str) -> None:
 def test_a_compiled_network_gives_the_embeddings_of_plain_float32_wherever_a_tile_lies() -> None:
     model, batch = tiny(), pixels()
     try:
-        network = prepare_network(model, COMPILED, example=batch)
+        network = compile_model(model, COMPILED, example=batch)
     except EncoderError as error:
         pytest.skip(f"no compiler: {error}")
     with torch.inference_mode():
@@ -76,19 +76,21 @@ def test_what_is_chosen_on_cuda_is_near_plain_float32_of_the_cpu() -> None:
     model, batch = tiny(), pixels(16)
     with torch.inference_mode():
         expected = model(batch)
-        choice = choose_execution(model.cuda(), example=batch.cuda(), ways=ways_on(CUDA)[:3])
+        choice = select_runtime(
+            model.cuda(), example=batch.cuda(), ways=candidate_runtimes(CUDA)[:3]
+        )
         found = choice.network(batch.cuda()).cpu()
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2e-2
 
 
 def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
-    choice = choose_execution(tiny(), example=pixels())
+    choice = select_runtime(tiny(), example=pixels())
     assert choice.way == ONNX
     assert [(t.way, t.tiles_per_s) for t in choice.trials] == [
         (EAGER, 30.0), (ONNX, 90.0), (COMPILED, 60.0),
     ]  # fmt: skip
     speeds["eager"] = 100.0
-    assert choose_execution(tiny(), example=pixels()).way == EAGER
+    assert select_runtime(tiny(), example=pixels()).way == EAGER
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
 def test_nothing_is_started_that_cannot_pay_back(
     speeds: dict[str, float], n_tiles: int | None, tried: int
 ) -> None:
-    choice = choose_execution(tiny(), example=pixels(), n_tiles_expected=n_tiles)
+    choice = select_runtime(tiny(), example=pixels(), n_tiles_expected=n_tiles)
     assert sum(not trial.refused for trial in choice.trials) == tried
     for trial in choice.trials[tried:]:
         assert trial.refused == f"{n_tiles:,} tiles are too few to pay back its start"
@@ -106,18 +108,18 @@ def test_nothing_is_started_that_cannot_pay_back(
 def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
     monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
-    choice = choose_execution(tiny(), example=pixels(), ways=[ONNX])
+    choice = select_runtime(tiny(), example=pixels(), ways=[ONNX])
     assert choice.way == EAGER
     assert choice.trials[1].refused == "its embeddings are 1.0e-02 off"
     assert math.isnan(choice.trials[1].tiles_per_s)
     with pytest.raises(EncoderError, match=r"1\.0e-02 off; expected at most 1e-03"):
-        prepare_network(tiny(), ONNX, example=pixels())
+        compile_model(tiny(), ONNX, example=pixels())
 
 
 def test_a_way_that_gives_nan_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
     monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
-    assert choose_execution(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+    assert select_runtime(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
 
 
 def test_without_a_compiler_plain_float32_is_taken_quietly(
@@ -130,7 +132,7 @@ def test_without_a_compiler_plain_float32_is_taken_quietly(
         return run
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    choice = choose_execution(tiny(), example=pixels(), ways=[COMPILED])
+    choice = select_runtime(tiny(), example=pixels(), ways=[COMPILED])
     assert choice.way == EAGER
     assert choice.trials[1].refused == (
         "it cannot run here (InvalidCxxCompiler: no working C++ compiler)"
@@ -143,20 +145,20 @@ def test_without_the_extra_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EncoderError, match=r"onnxruntime.*pip install 'mil-slides\[onnx\]'"):
-        prepare_network(tiny(), ONNX, example=pixels())
-    assert choose_execution(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+        compile_model(tiny(), ONNX, example=pixels())
+    assert select_runtime(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
 
 
 def test_onnx_runs_in_float32_on_a_cpu_only() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(EncoderError, match="float16 on cpu; expected float32 on cpu"):
-        prepare_network(tiny(), Way(engine="onnx", precision="float16"), example=pixels())
+        compile_model(tiny(), Runtime(engine="onnx", precision="float16"), example=pixels())
 
 
 def test_ways_are_read_as_they_are_written() -> None:
     assert parse_execution("onnx") == (ONNX, None)
     assert parse_execution("compile bfloat16") == (
-        Way(engine="compile", precision="bfloat16"), None,
+        Runtime(engine="compile", precision="bfloat16"), None,
     )  # fmt: skip
     assert parse_execution(f"{EAGER} batch 64") == (EAGER, 64)
     for wrong in ("fast", "onnx int8", "eager float32 batch", ""):
@@ -166,7 +168,7 @@ def test_ways_are_read_as_they_are_written() -> None:
 
 def test_reduced_precision_is_tried_on_cuda_only() -> None:
     for kind in ("cpu", "mps", "meta"):
-        ways = ways_on(torch.device(kind))
+        ways = candidate_runtimes(torch.device(kind))
         assert ways[0] == EAGER
         assert {way.precision for way in ways} == {"float32"}
 

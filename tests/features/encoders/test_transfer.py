@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from features.embedding.batching import embed_works
-from features.encoders.transfer import Arrival, BatchMemory, Courier, Delivery
+from features.embedding.batching import encode_slides
+from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer, PinnedBufferPool
 from features.slides.base import RgbArray
 from tests.features.embedding.test_batching import MeanEncoder, embed, work_on
 
@@ -32,10 +32,10 @@ class LateEvent:
 class LateEncoder(MeanEncoder):
     """Means of the channels, from pixels as they are when somebody waits."""
 
-    def begin(self, tiles: RgbArray) -> Delivery:
+    def begin(self, tiles: RgbArray) -> ConcatResult:
         self.sizes.append(len(tiles))
         values = torch.full((len(tiles), 3), torch.nan)
-        return Delivery([Arrival(values, LateEvent(tiles, values))], axis=0)  # type: ignore[arg-type]
+        return ConcatResult([AsyncResult(values, LateEvent(tiles, values))], axis=0)  # type: ignore[arg-type]
 
 
 def random_tiles(n_tiles: int, seed: int = 0) -> list[RgbArray]:
@@ -43,7 +43,7 @@ def random_tiles(n_tiles: int, seed: int = 0) -> list[RgbArray]:
 
 
 def test_memory_that_came_back_is_used_for_the_next_batch_of_its_shape() -> None:
-    memory = BatchMemory(pinned=False)
+    memory = PinnedBufferPool(pinned=False)
     first = memory.stack(random_tiles(4))
     second = memory.stack(random_tiles(4, seed=1))
     assert not np.shares_memory(first, second)
@@ -69,16 +69,16 @@ def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch()
             raise RuntimeError(message)
 
     class BreakingEncoder(MeanEncoder):
-        def begin(self, tiles: RgbArray) -> Delivery:
+        def begin(self, tiles: RgbArray) -> ConcatResult:
             if len(self.sizes) != 1:
                 return super().begin(tiles)
             self.sizes.append(0)
             values = torch.empty((len(tiles), 3))
-            return Delivery([Arrival(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
+            return ConcatResult([AsyncResult(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
 
     works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
     found = list(
-        embed_works(
+        encode_slides(
             works, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
         )
     )  # fmt: skip
@@ -89,9 +89,9 @@ def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch()
 def test_parts_arrive_together_and_in_their_order() -> None:
     tiles = np.stack(random_tiles(2))
     values = torch.zeros((2, 3))
-    late = Arrival(values, LateEvent(tiles, values))  # type: ignore[arg-type]
-    here = Arrival(torch.ones((2, 1)), None)
-    delivery = Delivery([here, late], axis=1)
+    late = AsyncResult(values, LateEvent(tiles, values))  # type: ignore[arg-type]
+    here = AsyncResult(torch.ones((2, 1)), None)
+    delivery = ConcatResult([here, late], axis=1)
     assert not delivery.is_here
     expected = np.hstack([np.ones((2, 1)), tiles.mean(axis=(1, 2))])
     np.testing.assert_allclose(delivery.wait(), expected, rtol=1e-6)
@@ -101,7 +101,7 @@ def test_parts_arrive_together_and_in_their_order() -> None:
 def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
     tiles = np.stack(random_tiles(2))
     tiles.flags.writeable = False
-    courier = Courier(CPU)
+    courier = DeviceTransfer(CPU)
     np.testing.assert_array_equal(courier.send(tiles).numpy(), tiles)
     arrival = courier.fetch(torch.ones((2, 3), dtype=torch.float16))
     assert arrival.is_here
@@ -112,7 +112,7 @@ def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_pinned_batches_go_to_a_gpu_and_come_back_whole() -> None:
     device = torch.device("cuda")
-    memory, courier = BatchMemory(pinned=True), Courier(device)
+    memory, courier = PinnedBufferPool(pinned=True), DeviceTransfer(device)
     arrivals, expected = [], []
     for seed in range(50):
         batch = memory.stack(random_tiles(64, seed))

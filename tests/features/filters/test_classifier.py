@@ -15,19 +15,19 @@ from safetensors.numpy import load_file, save_file
 
 from features.errors import FilterError
 from features.filters.classifier import (
-    Examples,
-    SeenSlide,
+    EmbeddingSpec,
+    ExampleSlide,
+    LabelledTiles,
     TileFilter,
-    TileRecipe,
+    apply_filter,
+    check_compatible,
     read_filter,
-    require_recipe,
-    sift_bag,
     write_filter,
 )
 from features.filters.training import _parts, fit_filter, refit_filter
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter
 
-RECIPE = TileRecipe.of(FINGERPRINT)
+RECIPE = EmbeddingSpec.of(FINGERPRINT)
 
 
 def test_a_filter_drops_what_looks_like_what_was_dropped() -> None:
@@ -47,11 +47,11 @@ def test_what_a_slide_looks_like_is_no_merit_where_slides_are_held_out() -> None
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(20), 6)
     looks = rng.normal(size=(20, 8))[slide] * 5
-    examples = Examples(
+    examples = LabelledTiles(
         features=(looks + rng.normal(size=(120, 8))).astype(np.float16),
         drop=slide % 2 == 0,  # the answer is known from the slide, and from nothing else
         slide=slide,
-        slides=tuple(SeenSlide(slide_id=f"s{number}") for number in range(20)),
+        slides=tuple(ExampleSlide(slide_id=f"s{number}") for number in range(20)),
     )
     counts = fit_filter(examples, recipe=RECIPE).held_out
     assert counts is not None
@@ -60,8 +60,10 @@ def test_what_a_slide_looks_like_is_no_merit_where_slides_are_held_out() -> None
 
 
 def test_slides_of_one_patient_are_one_group() -> None:
-    slides = tuple(SeenSlide(slide_id=f"s{i}", patient_id="p" if i < 2 else "") for i in range(4))
-    examples = Examples(
+    slides = tuple(
+        ExampleSlide(slide_id=f"s{i}", patient_id="p" if i < 2 else "") for i in range(4)
+    )
+    examples = LabelledTiles(
         features=np.zeros((4, 8), np.float16), drop=np.zeros(4, bool), slide=np.arange(4),
         slides=slides,
     )  # fmt: skip
@@ -125,11 +127,11 @@ def test_where_too_little_is_left_the_slides_and_the_way_out_are_named() -> None
 
 def test_a_patient_is_known_by_id_by_slide_and_by_content() -> None:
     slides = (
-        SeenSlide(slide_id="a", patient_id="p"),
-        SeenSlide(slide_id="b", patient_id="p"),
-        SeenSlide(slide_id="c", content_id="xyz"),
+        ExampleSlide(slide_id="a", patient_id="p"),
+        ExampleSlide(slide_id="b", patient_id="p"),
+        ExampleSlide(slide_id="c", content_id="xyz"),
     )
-    examples = Examples(
+    examples = LabelledTiles(
         features=np.zeros((3, 8), np.float16), drop=np.zeros(3, bool), slide=np.arange(3),
         slides=slides,
     )  # fmt: skip
@@ -228,26 +230,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_filter_of_other_tiles_is_refused_and_the_field_is_named() -> None:
     found = make_filter(n_slides=8)
-    require_recipe(found, replace(FINGERPRINT, overlap_px=9), source="the bags")
+    check_compatible(found, replace(FINGERPRINT, overlap_px=9), source="the bags")
     for changes, words in (
         ({"target_mpp": 1.0}, r"target_mpp is 0\.5; expected 1\.0 as in the bags"),
         ({"weights_sha256": "f" * 64}, r"weights_sha256 is '000"),
         ({"encoder": "resnet50"}, r"encoder is 'fake'; expected 'resnet50'"),
     ):
         with pytest.raises(FilterError, match=words):
-            require_recipe(found, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]
+            check_compatible(found, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]
 
 
 def test_a_sifted_bag_counts_what_is_gone() -> None:
     found: TileFilter = make_filter(n_slides=8)
     bag = make_bag("s", n_tiles=30)
     bag.features[:10] += np.float16(4)
-    sifted = sift_bag(found, bag)
+    sifted = apply_filter(found, bag)
     dropped = found.drops(bag.features)
     assert 8 <= dropped.sum() <= 14
     assert (sifted.features == bag.features[~dropped]).all()
     assert (sifted.coords_px0 == bag.coords_px0[~dropped]).all()
     assert json.loads(sifted.meta.left_out) == {"filter": dropped.sum()}
     assert sifted.meta.empty_reason == ""
-    nothing = sift_bag(found, replace(bag, features=np.full_like(bag.features, 5)))
+    nothing = apply_filter(found, replace(bag, features=np.full_like(bag.features, 5)))
     assert nothing.meta.empty_reason == "all 30 tiles dropped by the filter"

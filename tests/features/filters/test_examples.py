@@ -12,27 +12,27 @@ import torch
 from PIL import Image
 
 from features.bags.h5 import read_bag
-from features.embedding.config import EmbedSettings, fingerprint_of, settings_like
+from features.embedding.config import EmbedConfig, config_from_fingerprint, make_fingerprint
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideOutcome
+from features.embedding.results import SlideResult
 from features.encoders.preprocessing import Preprocessing
-from features.encoders.transfer import Arrival, Delivery
+from features.encoders.transfer import AsyncResult, ConcatResult
 from features.errors import BagError, FilterError, SlideError, TableError
 from features.filters.classifier import (
-    Examples,
-    SeenSlide,
+    EmbeddingSpec,
+    ExampleSlide,
+    LabelledTiles,
     TileFilter,
-    TileRecipe,
-    read_kept_filter,
+    load_filter_copy,
 )
 from features.filters.examples import embed_examples, read_example_table
 from features.filters.training import fit_filter
 from features.slides.base import RgbArray
-from features.slides.file_info import content_id
+from features.slides.file_info import content_hash
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
 
-SETTINGS = EmbedSettings(
+SETTINGS = EmbedConfig(
     tiles=TileSettings(tile_px=64, min_tissue=0.05, rules=()), tissue=TissueSettings(),
     batch_tiles=8, n_workers=2,
 )  # fmt: skip
@@ -50,8 +50,8 @@ class ColourEncoder:
     device = torch.device("cpu")
     execution = "eager float32 batch 8"
 
-    def begin(self, tiles: RgbArray) -> Delivery:
-        return Delivery([Arrival(torch.from_numpy(self.embed(tiles)), None)], axis=0)
+    def begin(self, tiles: RgbArray) -> ConcatResult:
+        return ConcatResult([AsyncResult(torch.from_numpy(self.embed(tiles)), None)], axis=0)
 
     def embed(self, tiles: RgbArray) -> np.ndarray:
         return (tiles.mean(axis=(1, 2)) / 255).astype(np.float32)
@@ -62,7 +62,7 @@ class Silent:
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
@@ -77,7 +77,7 @@ def table_of(folder: Path, *rows: str, header: str = "path,label,slide_id") -> P
     return folder / "examples.csv"
 
 
-def embed(path: Path) -> Examples:
+def embed(path: Path) -> LabelledTiles:
     return embed_examples(
         read_example_table(path), ColourEncoder(), tile_px=64, target_mpp=0.5, given_mpp={}
     )
@@ -89,7 +89,7 @@ def test_images_are_cut_into_whole_tiles_with_one_answer(tmp_path: Path) -> None
     examples = embed(table_of(tmp_path, "a.png,keep,s1.svs", "b.png,Drop,s2"))
     assert examples.drop.tolist() == [False] * 4 + [True]
     assert examples.slide.tolist() == [0] * 4 + [1]
-    assert examples.slides == (SeenSlide(slide_id="s1"), SeenSlide(slide_id="s2"))
+    assert examples.slides == (ExampleSlide(slide_id="s1"), ExampleSlide(slide_id="s2"))
     np.testing.assert_allclose(examples.features[-1] * 255, (40, 160, 90), atol=2)
     assert examples.features.dtype == np.float16
 
@@ -105,8 +105,8 @@ def test_tiles_of_slides_are_cut_as_they_are_embedded_later(tmp_path: Path) -> N
     examples = embed(table)
     np.testing.assert_allclose(examples.features[0] * 255, (200, 60, 90), atol=1)
     np.testing.assert_allclose(examples.features[1] * 255, 255, atol=1)
-    expected = SeenSlide(
-        slide_id="one", content_id=content_id(tmp_path / "one.png"), patient_id="p7"
+    expected = ExampleSlide(
+        slide_id="one", content_id=content_hash(tmp_path / "one.png"), patient_id="p7"
     )
     assert examples.slides == (expected,)
 
@@ -155,7 +155,7 @@ def green_filter(folder: Path, **recipe: object) -> TileFilter:
         for colour, label in (((190 + number, 70, 100), "keep"), ((60, 170 + number, 110), "drop")):
             name = picture(folder / f"{label}{number}.png", colour, side_px=128).name
             rows.append(f"{name},{label},slide{number}")
-    own = TileRecipe.of(fingerprint_of(ColourEncoder(), SETTINGS))
+    own = EmbeddingSpec.of(make_fingerprint(ColourEncoder(), SETTINGS))
     examples = embed(table_of(folder, *rows))
     return fit_filter(examples, recipe=replace(own, **recipe))  # type: ignore[arg-type]
 
@@ -172,7 +172,7 @@ def slide(tmp_path: Path) -> Path:
     return path
 
 
-def run(slide: Path, bags: Path, settings: EmbedSettings) -> SlideOutcome:
+def run(slide: Path, bags: Path, settings: EmbedConfig) -> SlideResult:
     (outcome,) = embed_slides(
         [slide], bags, ColourEncoder(), settings=settings, given_mpp={}, overwrite=False,
         progress=Silent(),
@@ -196,7 +196,7 @@ def test_embedding_drops_tiles_by_the_filter_and_counts_them(tmp_path: Path, sli
     assert outcome.n_tiles == len(after.features)
     assert after.meta.n_tried == len(before.features)
     assert after.meta.fingerprint == replace(before.meta.fingerprint, filter_sha256=found.sha256)
-    assert read_kept_filter(sifted, found.sha256).sha256 == found.sha256
+    assert load_filter_copy(sifted, found.sha256).sha256 == found.sha256
     assert run(slide, sifted, replace(SETTINGS, tile_filter=found)).status == "skipped"
 
 
@@ -206,7 +206,7 @@ def test_bags_with_and_without_a_filter_are_not_mixed(tmp_path: Path, slide: Pat
     with pytest.raises(BagError, match=r"filter_sha256 is '.*'; expected ''"):
         run(slide, tmp_path / "bags", SETTINGS)
     fingerprint = read_bag(tmp_path / "bags" / "one.h5").meta.fingerprint
-    again = settings_like(fingerprint, batch_tiles=8, n_workers=2, tile_filter=found)
+    again = config_from_fingerprint(fingerprint, batch_tiles=8, n_workers=2, tile_filter=found)
     assert again == replace(SETTINGS, tile_filter=found)
 
 

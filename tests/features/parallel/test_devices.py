@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.parallel.devices import choose_device, parse_devices
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(KnownError, match="device 'warp'"):
+    with pytest.raises(MilError, match="device 'warp'"):
         choose_device("warp")
     assert choose_device("cpu") == torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert parse_devices("cuda:1") == ("cuda:1",)
     assert parse_devices("cpu,cpu") == ("cpu", "cpu")
     for wrong in ("cuda:0,3", "cpu,1", "cuda:0,", "cpu,warp"):
-        with pytest.raises(KnownError, match="this machine has cpu, cuda:0, cuda:1, cuda:2"):
+        with pytest.raises(MilError, match="this machine has cpu, cuda:0, cuda:1, cuda:2"):
             parse_devices(wrong)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert parse_devices("auto") == ("auto",)

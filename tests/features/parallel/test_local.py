@@ -5,14 +5,14 @@ from threading import Event
 import pytest
 
 from features.parallel import local as module
-from features.parallel.base import Desk
-from features.parallel.local import Here
+from features.parallel.base import JobQueue
+from features.parallel.local import LocalExecutor
 from tests.features.parallel.toys import Notebook, Toy
 
 
 def test_jobs_are_done_in_this_process() -> None:
     notebook = Notebook()
-    engine = Here(Toy())
+    engine = LocalExecutor(Toy())
     engine.run([1, 2, 3], notebook, stop=Event())
     assert engine.card == "toy"
     assert notebook.results == {1: 1, 2: 4, 3: 9}
@@ -22,7 +22,7 @@ def test_jobs_are_done_in_this_process() -> None:
 def test_nothing_new_is_begun_after_a_stop() -> None:
     stop = Event()
     notebook = Notebook(on_done=lambda job: stop.set())
-    Here(Toy()).run([1, 2, 3], notebook, stop=stop)
+    LocalExecutor(Toy()).run([1, 2, 3], notebook, stop=stop)
     assert notebook.results == {1: 1}
 
 
@@ -32,14 +32,14 @@ def test_what_is_put_back_is_done_in_another_round(monkeypatch: pytest.MonkeyPat
     class Shy(Toy):
         rounds = 0
 
-        def work(self, desk: Desk) -> None:
+        def work(self, desk: JobQueue) -> None:
             Shy.rounds += 1
             for deal in desk.deals():
                 if deal.job == 2 and Shy.rounds == 1:
-                    desk.put_back(deal)
+                    desk.requeue(deal)
                 else:
                     desk.done(deal, Shy.rounds)
 
     notebook = Notebook()
-    Here(Shy()).run([1, 2, 3], notebook, stop=Event())
+    LocalExecutor(Shy()).run([1, 2, 3], notebook, stop=Event())
     assert notebook.results == {1: 1, 2: 2, 3: 1}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from features.errors import OutputError
-from features.parallel.locks import Claims
+from features.parallel.locks import FolderLocks
 
 
 def test_a_name_is_claimed_once_and_again_when_given_back(tmp_path: Path) -> None:
-    with Claims(tmp_path / "c") as one, Claims(tmp_path / "c") as other:
+    with FolderLocks(tmp_path / "c") as one, FolderLocks(tmp_path / "c") as other:
         assert one.take("a")
         assert not other.take("a")
         assert other.take("b")
@@ -25,7 +25,7 @@ def test_a_name_is_claimed_once_and_again_when_given_back(tmp_path: Path) -> Non
 
 def test_a_claim_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    with Claims(folder, dead_s=5) as one, Claims(folder, dead_s=5) as other:
+    with FolderLocks(folder, dead_s=5) as one, FolderLocks(folder, dead_s=5) as other:
         (folder / "a.claim").write_text('{"token": "x", "pid": 1, "where": "elsewhere"}')
         assert not one.take("a")
         past = time.time() - 60
@@ -37,7 +37,7 @@ def test_a_claim_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> No
 @pytest.mark.parametrize("content", ["", "5", "[]", '{"pid": null, "where": ""}', "{}"])
 def test_an_unreadable_claim_counts_as_alive_until_it_is_old(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "c"
-    with Claims(folder, dead_s=5) as one:
+    with FolderLocks(folder, dead_s=5) as one:
         (folder / "a.claim").write_text(content)
         assert not one.take("a")
         past = time.time() - 60
@@ -47,7 +47,10 @@ def test_an_unreadable_claim_counts_as_alive_until_it_is_old(tmp_path: Path, con
 
 def test_a_heartbeat_keeps_a_claim_alive(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    with Claims(folder, beat_s=0.05, dead_s=0.5) as one, Claims(folder, dead_s=0.5) as other:
+    with (
+        FolderLocks(folder, beat_s=0.05, dead_s=0.5) as one,
+        FolderLocks(folder, dead_s=0.5) as other,
+    ):
         assert one.take("a")
         time.sleep(1.0)
         assert not other.take("a")
@@ -64,7 +67,7 @@ def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
     )
-    with holder, Claims(folder) as other:
+    with holder, FolderLocks(folder) as other:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
         assert not other.take("a")
@@ -77,11 +80,11 @@ def test_what_dead_processes_left_is_swept_up_and_what_others_hold_is_kept(tmp_p
     folder = tmp_path / "c"
     gone = '{"token": "x", "pid": 1, "where": "elsewhere"}'
     past = time.time() - 60
-    with Claims(folder, dead_s=5) as one:
+    with FolderLocks(folder, dead_s=5) as one:
         for name in ("a.claim", "a.takeover", "b.0123", ".clock-x"):
             (folder / name).write_text(gone)
             os.utime(folder / name, (past, past))
-        with Claims(folder, dead_s=5) as other:
+        with FolderLocks(folder, dead_s=5) as other:
             assert one.take("mine")
             assert not other.take("mine")
             other.release("mine")
@@ -92,8 +95,8 @@ def test_what_dead_processes_left_is_swept_up_and_what_others_hold_is_kept(tmp_p
 
 
 def test_a_folder_that_others_took_away_is_made_again(tmp_path: Path) -> None:
-    with Claims(tmp_path / "c") as one:
-        with Claims(tmp_path / "c"):
+    with FolderLocks(tmp_path / "c") as one:
+        with FolderLocks(tmp_path / "c"):
             pass
         assert not (tmp_path / "c").exists()
         assert one.take("a")
@@ -102,7 +105,7 @@ def test_a_folder_that_others_took_away_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
 def test_a_clock_that_jumps_keeps_no_claim_of_the_dead_alive(tmp_path: Path, jump_s: int) -> None:
     folder = tmp_path / "c"
-    with Claims(folder, dead_s=5) as one:
+    with FolderLocks(folder, dead_s=5) as one:
         (folder / "a.claim").write_text('{"token": "x", "pid": 1, "where": "elsewhere"}')
         touched_at = time.time() - jump_s  # as if the clock had jumped since
         os.utime(folder / "a.claim", (touched_at, touched_at))
@@ -114,7 +117,7 @@ def test_a_living_owner_keeps_its_claim_once_it_has_touched_it_by_the_new_clock(
     tmp_path: Path, jump_s: int
 ) -> None:
     folder = tmp_path / "c"
-    with Claims(folder, beat_s=0.05, dead_s=5) as one, Claims(folder, dead_s=5) as other:
+    with FolderLocks(folder, beat_s=0.05, dead_s=5) as one, FolderLocks(folder, dead_s=5) as other:
         assert one.take("a")
         touched_at = time.time() - jump_s
         os.utime(folder / "a.claim", (touched_at, touched_at))
@@ -127,7 +130,7 @@ def test_a_living_owner_keeps_its_claim_once_it_has_touched_it_by_the_new_clock(
 
 def test_claims_make_no_folder_anew_that_was_taken_away(tmp_path: Path) -> None:
     (tmp_path / "bags").mkdir()
-    with Claims(tmp_path / "bags" / ".claims") as claims:
+    with FolderLocks(tmp_path / "bags" / ".claims") as claims:
         shutil.rmtree(tmp_path / "bags")
         with pytest.raises(OutputError, match=r"cannot be written \(No such file.*Bring the fold"):
             claims.take("a")

@@ -7,19 +7,19 @@ from threading import Event
 
 import pytest
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.parallel.base import Hire
-from features.parallel.pool import Crew
-from features.parallel.processes import Processes
+from features.parallel.pool import WorkerPool
+from features.parallel.processes import ProcessTransport
 from tests.features.parallel.toys import Notebook, hire_dead, hire_nobody, hire_toy
 
 AS_THE_OTHERS = "as the others. Install the same versions and weights everywhere."
 
 
-def crew(*hires: Hire, notes: list[str] | None = None, first_alone: bool = False) -> Crew:
-    lines = Processes({f"place {number}": hire for number, hire in enumerate(hires)})
+def crew(*hires: Hire, notes: list[str] | None = None, first_alone: bool = False) -> WorkerPool:
+    lines = ProcessTransport({f"place {number}": hire for number, hire in enumerate(hires)})
     told = [] if notes is None else notes
-    return Crew(lines, first_alone=first_alone, on_note=told.append)
+    return WorkerPool(lines, first_alone=first_alone, on_note=told.append)
 
 
 @pytest.mark.parametrize("first_alone", [False, True])
@@ -64,9 +64,9 @@ def test_an_unforeseen_error_of_a_worker_is_told_and_ends_that_worker_only() -> 
 
 
 def test_workers_that_cannot_begin_are_an_error_that_says_why() -> None:
-    with pytest.raises(KnownError, match="the machine: no room"), crew(hire_nobody):
+    with pytest.raises(MilError, match="the machine: no room"), crew(hire_nobody):
         pass
-    with pytest.raises(KnownError, match="ended with code 3, 3 times"), crew(hire_dead):
+    with pytest.raises(MilError, match="ended with code 3, 3 times"), crew(hire_dead):
         pass
 
 

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from features.errors import KnownError
-from features.parallel.ray_cluster import connected
+from features.errors import MilError
+from features.parallel.ray_cluster import ray_connection
 
 
 def test_a_cluster_that_is_not_there_is_told() -> None:
@@ -14,7 +14,7 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
         asked.bind(("127.0.0.1", 0))  # nobody listens there
         address = f"127.0.0.1:{asked.getsockname()[1]}"
         with (
-            pytest.raises(KnownError, match=f"Ray cluster {address}: no connection"),
-            connected(address),
+            pytest.raises(MilError, match=f"Ray cluster {address}: no connection"),
+            ray_connection(address),
         ):
             pass

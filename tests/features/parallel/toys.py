@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.errors import KnownError
-from features.parallel.base import Desk, Worker
+from features.errors import MilError
+from features.parallel.base import JobQueue, Worker
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Toy:
     card: str = "toy"
     farewells: Path | None = None
 
-    def work(self, desk: Desk) -> None:
+    def work(self, desk: JobQueue) -> None:
         for deal in desk.deals():
             desk.tell(f"began {deal.job}")
             if deal.job == "deadly":
@@ -42,7 +42,7 @@ def hire_toy(card: str = "toy", farewells: Path | None = None) -> Worker:
 
 
 def hire_nobody() -> Worker:
-    raise KnownError("the machine", found="no room")
+    raise MilError("the machine", actual="no room")
 
 
 def hire_dead() -> Worker:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from features.errors import TileError
-from features.series.dicom import SliceHeader, is_dicom, read_hounsfield, read_slice_headers
+from features.series.dicom import SliceHeader, is_dicom, read_hu, read_slice_headers
 from tests.scans import BIRTH_DATE, PLANTED, dataset, paint_slice, write_frames, write_slice
 
 HU = np.rint(paint_slice(np.random.default_rng(0), bleed=True, side_px=64))
@@ -47,12 +47,12 @@ STORED = np.clip(HU + 1024, 0, 4095).astype(np.uint16)
 
 
 def test_values_are_stored_ones_times_slope_plus_intercept(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_hounsfield(write_slice(tmp_path / "a.dcm", HU)), HU)
+    np.testing.assert_array_equal(read_hu(write_slice(tmp_path / "a.dcm", HU)), HU)
     stored = (HU + 1024).astype("<i2").tobytes()
     path = write_slice(
         tmp_path / "b.dcm", HU, RescaleSlope="0.5", RescaleIntercept=-500, PixelData=stored
     )
-    np.testing.assert_allclose(read_hounsfield(path), 0.5 * (HU + 1024) - 500)
+    np.testing.assert_allclose(read_hu(path), 0.5 * (HU + 1024) - 500)
 
 
 def test_a_wrapped_range_of_12_bits_is_unwrapped(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_wrapped_range_of_12_bits_is_unwrapped(tmp_path: Path) -> None:
         tmp_path / "a.dcm", values, PixelRepresentation=0, BitsStored=12, HighBit=11,
         RescaleIntercept=0, PixelData=stored.astype("<u2").tobytes(),
     )  # fmt: skip
-    np.testing.assert_array_equal(read_hounsfield(path), values)
+    np.testing.assert_array_equal(read_hu(path), values)
 
 
 def test_what_other_bits_hold_is_no_density(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_other_bits_hold_is_no_density(tmp_path: Path) -> None:
     path = write_slice(
         tmp_path / "a.dcm", HU, PixelRepresentation=0, BitsStored=12, HighBit=11, PixelData=stored
     )
-    np.testing.assert_array_equal(read_hounsfield(path), STORED.astype(np.float64) - 1024)
+    np.testing.assert_array_equal(read_hu(path), STORED.astype(np.float64) - 1024)
 
 
 @pytest.mark.parametrize("missing", ["RescaleSlope", "HighBit", "Modality"])
@@ -78,7 +78,7 @@ def test_a_slice_is_read_where_a_tag_is_missing_that_has_a_usual_value(
     tmp_path: Path, missing: str
 ) -> None:
     path = write_slice(tmp_path / "a.dcm", HU, **{missing: None})
-    np.testing.assert_array_equal(read_hounsfield(path), HU)
+    np.testing.assert_array_equal(read_hu(path), HU)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, enco
         header.save_as(path, enforce_file_format=True)
     else:
         write_compressed(path, syntax, encode(STORED))
-    np.testing.assert_array_equal(read_hounsfield(path), STORED.astype(np.float64) - 1024)
+    np.testing.assert_array_equal(read_hu(path), STORED.astype(np.float64) - 1024)
 
 
 def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -
         path = tmp_path / f"{place}.dcm"
         path.write_bytes(whole[:place] + b"\x7f" + whole[place + 1 :])
         try:
-            read_hounsfield(path)
+            read_hu(path)
         except TileError as error:
             n_refused += "cannot be decoded" in str(error)
     assert n_refused
@@ -147,14 +147,14 @@ def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -
 def test_a_claim_that_cannot_be_is_refused(tmp_path: Path, tags: dict, said: str) -> None:
     path = write_slice(tmp_path / "a.dcm", HU, **tags)
     with pytest.raises(TileError, match=said):
-        read_hounsfield(path)
+        read_hu(path)
 
 
 def test_an_absurd_size_allocates_nothing(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "a.dcm", HU, Rows=65000, Columns=65000)
     tracemalloc.start()
     with pytest.raises(TileError):
-        read_hounsfield(path)
+        read_hu(path)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 5_000_000
@@ -164,14 +164,14 @@ def test_a_stream_that_claims_another_size_than_the_header_is_not_decoded(tmp_pa
     honest = imagecodecs.jpeg2k_encode(STORED, level=0, codecformat="j2k")
     lying = honest[:8] + struct.pack(">II", 60000, 60000) + honest[16:]
     with pytest.raises(TileError, match="60,000 × 60,000 px; expected 64 × 64"):
-        read_hounsfield(write_compressed(tmp_path / "a.dcm", JPEG2000Lossless, lying))
+        read_hu(write_compressed(tmp_path / "a.dcm", JPEG2000Lossless, lying))
 
 
 def test_a_deflated_file_is_refused_before_it_swells(tmp_path: Path) -> None:
     header = dataset(HU)
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    for read in (read_slice_headers, read_hounsfield):
+    for read in (read_slice_headers, read_hu):
         with pytest.raises(TileError, match="a deflated file"):
             read(tmp_path / "a.dcm")
 
@@ -189,7 +189,7 @@ def test_a_file_with_broken_bytes_gives_values_or_one_error_without_a_name(
             broken[place] = rng.integers(256)
         (tmp_path / "b.dcm").write_bytes(broken[: rng.integers(200, len(broken))]
                                          if round_ % 3 == 0 else broken)  # fmt: skip
-        for read in (read_slice_headers, read_hounsfield):
+        for read in (read_slice_headers, read_hu):
             said = what_comes_of(read, tmp_path / "b.dcm")
             assert PLANTED not in said
             assert BIRTH_DATE not in said
@@ -285,7 +285,7 @@ def test_frames_of_a_file_are_slices_with_places_and_scales_of_their_own(tmp_pat
     assert {header.normal for header in headers} == {(0, 0, 1)}
     assert {header.spacing_um for header in headers} == {(500, 500)}
     for number, values in enumerate(FRAMES):  # each frame has an intercept of its own
-        np.testing.assert_array_equal(read_hounsfield(path, frame=number), values)
+        np.testing.assert_array_equal(read_hu(path, frame=number), values)
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless])
@@ -303,13 +303,13 @@ def test_compressed_frames_are_read_to_the_bit(tmp_path: Path, syntax: str) -> N
         header["PixelData"].is_undefined_length = True
     header.save_as(path, enforce_file_format=True)
     for number, values in enumerate(FRAMES):
-        np.testing.assert_array_equal(read_hounsfield(path, frame=number), values)
+        np.testing.assert_array_equal(read_hu(path, frame=number), values)
 
 
 def test_frames_without_groups_take_what_the_file_says(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "a.dcm", FRAMES, positions=None)
     assert [header.position_mm for header in read_slice_headers(path)] == [(0, 0, 0)] * 4
-    np.testing.assert_array_equal(read_hounsfield(path, frame=2), FRAMES[2])
+    np.testing.assert_array_equal(read_hu(path, frame=2), FRAMES[2])
 
 
 @pytest.mark.parametrize(
@@ -330,13 +330,13 @@ def test_a_claim_of_more_frames_than_a_file_holds_is_refused_at_once(
 
 def test_a_frame_that_is_cut_off_costs_itself(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15], NumberOfFrames=5)
-    np.testing.assert_array_equal(read_hounsfield(path, frame=3), FRAMES[3])
+    np.testing.assert_array_equal(read_hu(path, frame=3), FRAMES[3])
     with pytest.raises(TileError, match="0 bytes of pixels; expected 4,608"):
-        read_hounsfield(path, frame=4)
+        read_hu(path, frame=4)
     with pytest.raises(TileError, match="5 frames; expected as many as a moment ago"):
-        read_hounsfield(path, frame=5)
+        read_hu(path, frame=5)
     with pytest.raises(TileError, match="5 frames; expected as many as a moment ago"):
-        read_hounsfield(path)
+        read_hu(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -351,6 +351,6 @@ def test_broken_bytes_in_groups_give_slices_or_one_error_without_a_name(tmp_path
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(broken)
         said = what_comes_of(read_slice_headers, path)
-        said += what_comes_of(lambda path: read_hounsfield(path, frame=1), path)
+        said += what_comes_of(lambda path: read_hu(path, frame=1), path)
         assert PLANTED not in said
         assert BIRTH_DATE not in said

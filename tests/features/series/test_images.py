@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.errors import TileError
-from features.series.images import as_square, read_image
+from features.series.images import letterbox, read_image
 
 
 def test_a_grey_jpeg_has_three_equal_channels(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 96]))
 def test_a_square_holds_the_whole_image_in_its_middle(height: int, width: int, side: int) -> None:
-    square = as_square(np.full((height, width, 3), 200, np.uint8), side_px=side)
+    square = letterbox(np.full((height, width, 3), 200, np.uint8), side_px=side)
     assert square.shape == (side, side, 3)
     rows, columns = square[..., 0].any(axis=1).sum(), square[..., 0].any(axis=0).sum()
     assert max(rows, columns) == side
@@ -65,4 +65,4 @@ def test_a_square_holds_the_whole_image_in_its_middle(height: int, width: int, s
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    np.testing.assert_array_equal(as_square(pixels, side_px=96), pixels)
+    np.testing.assert_array_equal(letterbox(pixels, side_px=96), pixels)

@@ -16,17 +16,21 @@ from safetensors.torch import save_file
 from features.bags.bag import IMAGE
 from features.bags.h5 import find_bags, read_bag
 from features.bags.verify import verify_bags
-from features.embedding.config import settings_like
-from features.embedding.results import SlideOutcome
+from features.embedding.config import config_from_fingerprint
+from features.embedding.results import SlideResult
 from features.encoders.encoder import Encoder, load_encoder
 from features.errors import BagError
-from features.series.config import SeriesSettings, fingerprint_of_series, series_settings_like
+from features.series.config import (
+    SeriesConfig,
+    fingerprint_of_series,
+    series_config_from_fingerprint,
+)
 from features.series.manifest import read_series
 from features.series.pipeline import embed_series
 from features.series.windowing import parse_windows
 from tests.scans import BIRTH_DATE, PLANTED, write_scan
 
-SETTINGS = SeriesSettings(side_px=64, batch_images=4, n_workers=2)
+SETTINGS = SeriesConfig(side_px=64, batch_images=4, n_workers=2)
 
 
 class Silent:
@@ -34,7 +38,7 @@ class Silent:
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideOutcome) -> None: ...
+    def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
@@ -48,7 +52,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     )  # fmt: skip
 
 
-def run(source: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideOutcome]:
+def run(source: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideResult]:
     defaults = {"settings": SETTINGS, "overwrite": False, "progress": Silent()}
     return embed_series(read_series(source), bags, encoder, **{**defaults, **options})
 
@@ -133,7 +137,7 @@ def test_finished_series_are_skipped_and_other_settings_refused(
     before = (tmp_path / "bags" / "s.h5").read_bytes()
     (again,) = run(tmp_path / "scans", tmp_path / "bags", encoder)
     assert again.status == "skipped"
-    other = SeriesSettings(side_px=64, windows=parse_windows("brain,subdural,bone"))
+    other = SeriesConfig(side_px=64, windows=parse_windows("brain,subdural,bone"))
     with pytest.raises(BagError, match="tissue is"):
         run(tmp_path / "scans", tmp_path / "bags", encoder, settings=other)
     run(tmp_path / "scans", tmp_path / "bags", encoder, overwrite=True)
@@ -162,11 +166,11 @@ def test_no_name_and_no_birth_date_reaches_what_is_written_or_printed(
 
 
 def test_settings_are_found_again_in_the_fingerprint(encoder: Encoder) -> None:
-    settings = SeriesSettings(side_px=96, windows=parse_windows("bone,soft,10/20"))
+    settings = SeriesConfig(side_px=96, windows=parse_windows("bone,soft,10/20"))
     made = fingerprint_of_series(encoder, settings)
-    assert series_settings_like(made) == settings
+    assert series_config_from_fingerprint(made) == settings
     with pytest.raises(BagError, match="series of images, which are not found on slides"):
-        settings_like(made, batch_tiles=4, n_workers=1)
+        config_from_fingerprint(made, batch_tiles=4, n_workers=1)
 
 
 def test_copies_of_a_series_are_told_by_content(tmp_path: Path, encoder: Encoder) -> None:

@@ -9,32 +9,32 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from features.errors import SlideError, TileError
-from features.series.manifest import Listed, SeriesSpec
-from features.series.series import OpenSeries, open_series
+from features.series.manifest import SeriesEntry, SeriesSpec
+from features.series.series import ImageSeries, open_series
 from features.series.windowing import DEFAULT_WINDOWS, parse_windows
 from tests.scans import paint_slice, place_of, write_frames, write_scan
 
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 
 
-def of_folder(folder: Path) -> OpenSeries:
-    spec = SeriesSpec(bag_id="s", listed=(Listed(path=folder, source=folder.name),))
+def of_folder(folder: Path) -> ImageSeries:
+    spec = SeriesSpec(bag_id="s", listed=(SeriesEntry(path=folder, source=folder.name),))
     return open_series(spec, windows=WINDOWS, side_px=48)
 
 
-def of_files(*paths: Path, orders: tuple[float, ...] = ()) -> OpenSeries:
+def of_files(*paths: Path, orders: tuple[float, ...] = ()) -> ImageSeries:
     listed = tuple(
-        Listed(path=path, source=path.name, order=orders[i] if orders else None)
+        SeriesEntry(path=path, source=path.name, order=orders[i] if orders else None)
         for i, path in enumerate(paths)
     )
     return open_series(SeriesSpec(bag_id="s", listed=listed), windows=WINDOWS, side_px=48)
 
 
-def numbers(series: OpenSeries) -> list[int | None]:
+def numbers(series: ImageSeries) -> list[int | None]:
     return [image.header.instance_number if image.header else None for image in series.images]
 
 
-def verdicts(series: OpenSeries) -> list[str]:
+def verdicts(series: ImageSeries) -> list[str]:
     return [
         type(v).__name__ if isinstance(v, TileError) else v
         for v in (image.verdict for image in series.images)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.series.windowing import DEFAULT_WINDOWS, WINDOWS, Window, parse_windows
 
 
@@ -31,5 +31,5 @@ def test_windows_are_given_by_name_or_by_number() -> None:
 
 @pytest.mark.parametrize("text", ["brain", "a,b,c", "brain,soft,40/0", "brain,soft,nan/1", "1/2/3"])
 def test_other_windows_are_refused(text: str) -> None:
-    with pytest.raises(KnownError, match="three of brain, subdural"):
+    with pytest.raises(MilError, match="three of brain, subdural"):
         parse_windows(text)

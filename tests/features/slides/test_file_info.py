@@ -13,7 +13,7 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from features.errors import SlideError
-from features.slides.file_info import content_id
+from features.slides.file_info import content_hash
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def test_a_file_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None
     (tmp_path / "a").write_bytes(b"same")
     (tmp_path / "b.tif").write_bytes(b"same")
     (tmp_path / "c").write_bytes(b"sane")
-    ids = [content_id(tmp_path / name) for name in ("a", "b.tif", "c")]
+    ids = [content_hash(tmp_path / name) for name in ("a", "b.tif", "c")]
     assert ids[0] == ids[1] != ids[2]
     assert len(ids[0]) == 64
-    assert content_id(str(tmp_path / "a")) == ids[0]
+    assert content_hash(str(tmp_path / "a")) == ids[0]
 
 
 @pytest.mark.usefixtures("blocks_of_16_bytes")
@@ -53,7 +53,7 @@ def test_of_a_large_file_size_first_and_last_bytes_count(tmp_path: Path) -> None
     ids = set()
     for content in (data, data + b"x", b"x" + data[1:], data[:-1] + b"x", data[:70] + data[71:]):
         path.write_bytes(content)
-        ids.add(content_id(path))
+        ids.add(content_hash(path))
     assert len(ids) == 5
 
 
@@ -63,7 +63,7 @@ def test_a_folder_is_told_by_the_names_and_contents_of_its_files(tmp_path: Path)
         folder = tmp_path / uuid4().hex
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(content)
-        ids.add(content_id(folder))
+        ids.add(content_hash(folder))
     assert len(ids) == 4
 
 
@@ -72,10 +72,10 @@ def test_copies_of_a_zarr_are_alike_wherever_they_lie(tmp_path: Path, memory: st
     url = write_zarr(f"{memory}/t.zarr")
     shutil.copytree(path, tmp_path / "copy")
     found = {
-        content_id(place) for place in (path, tmp_path / "copy", path.as_uri(), url, Path(url))
+        content_hash(place) for place in (path, tmp_path / "copy", path.as_uri(), url, Path(url))
     }
     assert len(found) == 1
-    assert content_id(write_zarr(tmp_path / "other.zarr", seed=1)) not in found
+    assert content_hash(write_zarr(tmp_path / "other.zarr", seed=1)) not in found
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_zarr_is_told_by_names_sizes_and_metadata(
     tmp_path: Path, name: str, content: bytes
 ) -> None:
     path = write_zarr(tmp_path / "s.zarr")
-    before = content_id(path)
+    before = content_hash(path)
     (path / name).write_bytes(content)
-    assert content_id(path) != before
+    assert content_hash(path) != before
 
 
 def test_of_a_zarr_few_chunks_are_read_and_they_count(
@@ -109,13 +109,13 @@ def test_of_a_zarr_few_chunks_are_read_and_they_count(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", opened)
-        before = content_id(path)
+        before = content_hash(path)
     chunks = {file for file in read if not file.name.startswith(".")}
     assert len(chunks) == 64
     assert len(chunks) < len(list((path / "0").rglob("[0-9]*")))
     changed = sorted(chunks)[5]
     changed.write_bytes(changed.read_bytes()[::-1])
-    assert content_id(path) != before
+    assert content_hash(path) != before
 
 
 @pytest.mark.usefixtures("blocks_of_16_bytes")
@@ -125,7 +125,7 @@ def test_of_a_large_chunk_both_ends_count(tmp_path: Path) -> None:
     ids = set()
     for content in (b"x" * 20, b"y" + b"x" * 19, b"x" * 19 + b"y", b"x" * 90, b"x" * 89 + b"y"):
         (path / "shard").write_bytes(content)
-        ids.add(content_id(path))
+        ids.add(content_hash(path))
     assert len(ids) == 5
 
 
@@ -136,13 +136,13 @@ def test_where_nothing_is_listed_url_and_metadata_count(
         raise PermissionError
 
     urls = [write_zarr(f"{memory}/{name}.zarr") for name in "ab"]
-    listed = content_id(urls[0])
+    listed = content_hash(urls[0])
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "find", forbidden)
-        ids = [content_id(url) for url in urls]
+        ids = [content_hash(url) for url in urls]
         assert len({listed, *ids}) == 3
         fsspec.filesystem("memory").pipe(f"{urls[0]}/.zattrs", b"{}")
-        assert content_id(urls[0]) != ids[0]
+        assert content_hash(urls[0]) != ids[0]
 
 
 @pytest.mark.parametrize(
@@ -150,5 +150,5 @@ def test_where_nothing_is_listed_url_and_metadata_count(
 )
 def test_what_is_not_there_is_a_clear_error(place: str) -> None:
     with pytest.raises(SlideError, match=r"its content cannot be read") as caught:
-        content_id(place)
+        content_hash(place)
     assert str(caught.value).startswith(f"{place}: ")

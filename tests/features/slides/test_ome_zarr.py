@@ -18,7 +18,7 @@ import pytest
 import zarr
 
 from features.errors import SlideError, TileError
-from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
 from features.slides.reader import find_slides, open_slide, slide_id_of
 
@@ -131,7 +131,7 @@ def test_plain_flat_and_sharded_chunks_are_read(
     tmp_path: Path, zarr_format: int, options: dict[str, Any]
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yxc", zarr_format=zarr_format, **options)
-    np.testing.assert_array_equal(whole(ZarrSlide(path)), PICTURE)
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PICTURE)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -150,7 +150,7 @@ def test_grey_sixteen_bit_and_alpha_become_rgb(tmp_path: Path, zarr_format: int)
         cases["big-endian"] = (deep.astype(">u2"), "yxc", PICTURE)
     for name, (pixels, axes, expected) in cases.items():
         path = write(tmp_path / f"{name}.zarr", [pixels], axes=axes, zarr_format=zarr_format)
-        slide = ZarrSlide(path)
+        slide = OmeZarrSlide(path)
         np.testing.assert_array_equal(whole(slide), expected, err_msg=name)
         slide.close()
 
@@ -158,7 +158,7 @@ def test_grey_sixteen_bit_and_alpha_become_rgb(tmp_path: Path, zarr_format: int)
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_datasets_are_levels(tmp_path: Path, zarr_format: int) -> None:
     levels = [SMOOTH, SMOOTH[::2, ::2], SMOOTH[:296:4, :420:4]]
-    slide = ZarrSlide(write(tmp_path / "s.zarr", levels, zarr_format=zarr_format))
+    slide = OmeZarrSlide(write(tmp_path / "s.zarr", levels, zarr_format=zarr_format))
     sizes = [(level.width_px, level.height_px) for level in slide.levels]
     assert sizes == [(421, 300), (211, 150), (105, 74)]
     downsamples = [level.downsample for level in slide.levels]
@@ -183,7 +183,7 @@ def test_datasets_are_levels(tmp_path: Path, zarr_format: int) -> None:
 def test_any_region_equals_the_padded_picture(
     tmp_path: Path, x: int, y: int, width: int, height: int
 ) -> None:
-    slide = ZarrSlide(write(tmp_path / "s.zarr"))
+    slide = OmeZarrSlide(write(tmp_path / "s.zarr"))
     padded = np.pad(PICTURE, ((60, 400), (60, 400), (0, 0)), constant_values=255)
     found = slide.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
     np.testing.assert_array_equal(found, padded[y + 60 :, x + 60 :][:height, :width])
@@ -191,7 +191,7 @@ def test_any_region_equals_the_padded_picture(
 
 
 def test_only_the_chunks_of_a_region_are_decoded_and_each_once(tmp_path: Path) -> None:
-    slide = ZarrSlide(write(tmp_path / "s.zarr"))
+    slide = OmeZarrSlide(write(tmp_path / "s.zarr"))
     decoded = []
     original = slide._decode
     slide._decode = lambda *place: decoded.append(place) or original(*place)
@@ -205,7 +205,7 @@ def test_only_the_chunks_of_a_region_are_decoded_and_each_once(tmp_path: Path) -
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
 def test_the_overview_of_one_level_is_the_mean_of_whole_blocks(tmp_path: Path, block: int) -> None:
-    slide = ZarrSlide(write(tmp_path / "s.zarr", axes="yxc"))
+    slide = OmeZarrSlide(write(tmp_path / "s.zarr", axes="yxc"))
     found = slide.overview(downsample=block)
     assert found.shape == (-(-300 // block), -(-421 // block), 3)
     for row in range(0, -(-300 // block), max(1, 300 // block // 3)):
@@ -222,8 +222,8 @@ def test_the_overview_comes_from_the_coarsest_sufficient_level(tmp_path: Path, b
     fine = (np.stack(waves, axis=-1) * 127 + 128).astype(np.uint8)
     parts = [fine.reshape(512 // n, n, 768 // n, n, 3) for n in (1, 2, 4)]
     levels = [np.rint(part.mean(axis=(1, 3))).astype(np.uint8) for part in parts]
-    pyramid = ZarrSlide(write(tmp_path / "p.zarr", levels))
-    flat = ZarrSlide(write(tmp_path / "f.zarr", levels[:1]))
+    pyramid = OmeZarrSlide(write(tmp_path / "p.zarr", levels))
+    flat = OmeZarrSlide(write(tmp_path / "f.zarr", levels[:1]))
     read = []
     original = pyramid._decode
     pyramid._decode = lambda *place: read.append(place[0]) or original(*place)
@@ -249,7 +249,7 @@ def test_resolution_comes_from_the_scale_of_level_0_with_its_unit(tmp_path: Path
     ]
     for index, (options, expected) in enumerate(cases):
         levels = [SMOOTH, SMOOTH[::2, ::2]]
-        slide = ZarrSlide(write(tmp_path / f"{index}.zarr", levels, **options))
+        slide = OmeZarrSlide(write(tmp_path / f"{index}.zarr", levels, **options))
         assert slide.mpp_xy == (expected and pytest.approx(expected)), options
         slide.close()
 
@@ -259,14 +259,14 @@ def test_a_scale_of_all_levels_multiplies_that_of_one(tmp_path: Path) -> None:
     change(path, lambda image: image.update(
         coordinateTransformations=[{"type": "scale", "scale": [1, 1, 1, 0.25, 0.25]}]
     ))  # fmt: skip
-    assert ZarrSlide(path).mpp_xy == pytest.approx((0.25, 0.5))
+    assert OmeZarrSlide(path).mpp_xy == pytest.approx((0.25, 0.5))
 
 
 @pytest.mark.parametrize("axes", [None, ["t", "c", "z", "y", "x"]])
 def test_stores_older_than_described_axes_are_read(tmp_path: Path, axes: list[str] | None) -> None:
     path = write(tmp_path / "s.zarr", mpp=(1.0, 1.0))
     change(path, lambda image: image.update(axes=axes) if axes else image.pop("axes"))
-    slide = ZarrSlide(path)
+    slide = OmeZarrSlide(path)
     np.testing.assert_array_equal(whole(slide), PICTURE)
     assert slide.mpp_xy is None
 
@@ -276,7 +276,7 @@ def test_the_first_image_of_bioformats2raw_is_the_slide(tmp_path: Path) -> None:
     zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     write(path, group="0")
     write(path, [PICTURE[:50, :50]], group="1")
-    np.testing.assert_array_equal(whole(ZarrSlide(path)), PICTURE)
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PICTURE)
 
 
 @pytest.mark.parametrize("as_path", [False, True])
@@ -358,7 +358,7 @@ def test_a_slide_without_a_whole_chunk_has_no_overview(tmp_path: Path) -> None:
     for chunk in (path / "0").rglob("[0-9]"):
         if chunk.is_file():
             chunk.write_bytes(b"damage")
-    slide = ZarrSlide(path)
+    slide = OmeZarrSlide(path)
     with pytest.raises(SlideError, match="no chunk of level 0 can be read"):
         slide.overview(downsample=4)
     slide.close()
@@ -388,7 +388,7 @@ def test_broken_metadata_is_one_clear_error(tmp_path: Path, edit: Any, found: st
     change(path, edit)
     with pytest.raises(SlideError) as caught:
         open_slide(path)
-    assert found in caught.value.found
+    assert found in caught.value.actual
     assert caught.value.where == str(path)
     assert caught.value.expected
     assert "\n" not in str(caught.value)
@@ -428,7 +428,7 @@ def test_pixels_that_are_no_slide_are_refused(
     else:
         write(path, [pixels])
     with pytest.raises(SlideError, match=found):
-        ZarrSlide(path)
+        OmeZarrSlide(path)
 
 
 def test_absurd_dimensions_allocate_nothing(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_chunks_of_nothing_are_refused(tmp_path: Path) -> None:
     about["chunk_grid"]["configuration"]["chunk_shape"][-1] = 0
     file.write_text(json.dumps(about))
     with pytest.raises(SlideError, match=r"s\.zarr"):
-        ZarrSlide(path).overview(downsample=8)
+        OmeZarrSlide(path).overview(downsample=8)
 
 
 class Harm:
@@ -476,7 +476,7 @@ def test_chunks_that_would_run_a_program_are_refused_and_not_run(
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     (path / "0" / "0" / "0").write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
     with pytest.raises(SlideError, match="pickle"):
-        ZarrSlide(path)
+        OmeZarrSlide(path)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -488,7 +488,7 @@ def test_codecs_that_nobody_needs_are_refused(tmp_path: Path, change: dict[str, 
     file = write(tmp_path / "s.zarr", axes="yx") / "0" / ".zarray"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(SlideError, match=r"chunks in '\w+', which is not read"):
-        ZarrSlide(tmp_path / "s.zarr")
+        OmeZarrSlide(tmp_path / "s.zarr")
 
 
 BOMBS = {
@@ -502,9 +502,9 @@ def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpa
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
-    np.testing.assert_array_equal(whole(ZarrSlide(path))[..., 0], PICTURE[..., 0])
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], PICTURE[..., 0])
     (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
-    with closing(ZarrSlide(path)) as slide:
+    with closing(OmeZarrSlide(path)) as slide:
         tracemalloc.start()
         with pytest.raises(TileError, match=f"{name} that unpacks to more than the 262,144 bytes"):
             slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
@@ -524,11 +524,11 @@ def test_a_bomb_in_a_chunk_or_shard_of_zarr_3_is_refused(
         tmp_path / "s.zarr", [big], axes="yxc", zarr_format=3, chunk_px=2048, compressors=codec,
         fill_value=1, **options,
     )  # fmt: skip
-    np.testing.assert_array_equal(ZarrSlide(path).overview(downsample=64), 0)
+    np.testing.assert_array_equal(OmeZarrSlide(path).overview(downsample=64), 0)
     file = path / "0" / "zarr.json"
     file.write_text(file.read_text().replace("4096", "256").replace("2048", "128"))
     with pytest.raises(SlideError, match="unpacks to more than"):
-        ZarrSlide(path).overview(downsample=8)
+        OmeZarrSlide(path).overview(downsample=8)
 
 
 def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) 
             for left in range(n_bytes, 0, -(1 << 17))
         )
         (path / "0" / "0" / "0").write_bytes(frame[:4] + b"\x00\x58" + blocks)
-        slide = ZarrSlide(path)
+        slide = OmeZarrSlide(path)
         if is_read:
             assert (slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9) == 0).all()
         else:
@@ -559,7 +559,7 @@ def test_a_file_in_a_zip_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) ->
     claimed = (2**32 - 16).to_bytes(4, "little")
     (tmp_path / "s.zarr.zip").write_bytes(data.replace((100_000).to_bytes(4, "little"), claimed))
     with pytest.raises(SlideError, match="a file of 4,294,967,280 bytes in its zip"):
-        ZarrSlide(tmp_path / "s.zarr.zip")
+        OmeZarrSlide(tmp_path / "s.zarr.zip")
 
 
 def test_folders_and_files_that_are_no_image_are_errors(tmp_path: Path) -> None:
@@ -600,6 +600,6 @@ def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
 
 def test_transparency_shows_the_background_as_with_other_readers(tmp_path: Path) -> None:
     pixels = np.dstack([PICTURE, PICTURE[..., 1]])
-    slide = ZarrSlide(write(tmp_path / "s.zarr", [pixels]))
+    slide = OmeZarrSlide(write(tmp_path / "s.zarr", [pixels]))
     np.testing.assert_array_equal(whole(slide), to_rgb(pixels, background_rgb=(255, 255, 255)))
     slide.close()

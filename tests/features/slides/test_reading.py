@@ -19,7 +19,7 @@ from features.errors import SlideError, TileError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
-from features.slides.cache import DecodedCache
+from features.slides.cache import TileCache
 from features.slides.pixels import to_rgb
 from features.slides.reader import find_slides, open_slide, slide_id_of
 from tests.fakes import real_data
@@ -198,7 +198,7 @@ def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
 
 
 def test_the_cache_keeps_to_its_bytes() -> None:
-    cache = DecodedCache(max_bytes=3 * 300)
+    cache = TileCache(max_bytes=3 * 300)
     piece = np.zeros((10, 10, 3), np.uint8)
     calls: list[int] = []
     for key in (1, 2, 3, 1, 4, 1, 2):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.slides.backends.image import ImageSlide
-from features.slides.backends.ome_zarr import ZarrSlide
+from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Level
-from features.slides.resampling import AreaMean, area_average, borders, nearest_level
+from features.slides.resampling import AreaAccumulator, cell_edges, nearest_level, resize_area
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
 STEEP = np.add.outer(np.arange(382) * 0.4, np.arange(509) * 0.2)
@@ -37,7 +37,7 @@ def exact_mean(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.
 def shrunk(pixels: np.ndarray, factor: float) -> np.ndarray:
     """The whole picture, each side divided by a factor and rounded."""
     height, width = pixels.shape[:2]
-    return area_average(
+    return resize_area(
         pixels, rows=(0, height), columns=(0, width),
         height_px=round(height / factor), width_px=round(width / factor),
     )  # fmt: skip
@@ -71,7 +71,7 @@ def write_png(path: Path, levels: Sequence[np.ndarray]) -> Path:
 READERS = {
     "tiff": (TiffSlide, write_tiff, "s.tif"),
     "openslide": (OpenSlideSlide, write_tiff, "s.tif"),
-    "zarr": (ZarrSlide, write_zarr, "s.zarr"),
+    "zarr": (OmeZarrSlide, write_zarr, "s.zarr"),
     "image": (ImageSlide, write_png, "s.png"),
 }
 
@@ -89,7 +89,7 @@ def test_an_overview_is_the_mean_of_what_each_pixel_covers_up_to_the_edges(
     with closing(reader(write(tmp_path / name, levels))) as slide:
         for downsample in (1, 2, 3, 4, 5, 7, 16, 60, 1000):
             found = slide.overview(downsample=downsample)
-            expected = exact_mean(SMOOTH, borders(382, downsample), borders(509, downsample))
+            expected = exact_mean(SMOOTH, cell_edges(382, downsample), cell_edges(509, downsample))
             assert found.dtype == np.uint8
             assert found.shape == expected.shape
             difference = np.abs(found - expected)
@@ -108,8 +108,8 @@ def test_means_do_not_depend_on_how_the_picture_is_cut(
     height: int, width: int, block: int, cuts: tuple[int, int]
 ) -> None:
     pixels = PICTURE[:height, :width]
-    cells = {"rows": borders(height, block), "columns": borders(width, block)}
-    means = AreaMean(**cells)
+    cells = {"rows": cell_edges(height, block), "columns": cell_edges(width, block)}
+    means = AreaAccumulator(**cells)
     y_cut, x_cut = min(cuts[0], height - 1), min(cuts[1], width - 1)
     for top, bottom in ((y_cut, height), (0, y_cut)):
         for left, right in ((x_cut, width), (0, x_cut)):
@@ -123,7 +123,7 @@ def test_means_do_not_depend_on_how_the_picture_is_cut(
 @given(step=st.floats(0.7, 30), cut=st.integers(1, 59))
 def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: int) -> None:
     edges = np.append(np.arange(0, 59.9, step), 60.0)
-    means = AreaMean(rows=edges, columns=edges)
+    means = AreaAccumulator(rows=edges, columns=edges)
     for top, bottom in ((0, cut), (cut, 60)):
         means.add(PICTURE[top:bottom, :60], x_px=0, y_px=top)
     summed = np.pad(
@@ -142,7 +142,7 @@ def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: in
 
 
 def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
-    means = AreaMean(rows=borders(20, 10), columns=borders(20, 10))
+    means = AreaAccumulator(rows=cell_edges(20, 10), columns=cell_edges(20, 10))
     means.add(np.full((10, 5, 3), 100, np.uint8), x_px=0, y_px=0)
     found = means.picture(fill_rgb=(200, 210, 220))
     assert found[0, 0].tolist() == [150, 155, 160]
@@ -153,7 +153,7 @@ def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> Non
     pictures = []
     for at_once_px in (10, 71, 10_000):
         monkeypatch.setattr("features.slides.resampling._AT_ONCE_PX", at_once_px)
-        means = AreaMean(rows=borders(60, 7), columns=borders(70, 7))
+        means = AreaAccumulator(rows=cell_edges(60, 7), columns=cell_edges(70, 7))
         means.add(PICTURE, x_px=0, y_px=0)
         pictures.append(means.picture(fill_rgb=(0, 0, 0)))
     np.testing.assert_array_equal(pictures[0], pictures[2])
@@ -162,9 +162,9 @@ def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_window_of_a_picture_is_averaged_and_a_whole_one_untouched() -> None:
     size = {"height_px": 60, "width_px": 70}
-    same = area_average(PICTURE, rows=(0, 60), columns=(0, 70), **size)
+    same = resize_area(PICTURE, rows=(0, 60), columns=(0, 70), **size)
     np.testing.assert_array_equal(same, PICTURE)
-    found = area_average(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
+    found = resize_area(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
     rows = (PICTURE[1] / 2.0 + PICTURE[2] + PICTURE[3] / 2.0) / 2
     np.testing.assert_allclose(found[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
 

@@ -9,16 +9,16 @@ import tifffile
 
 from features.slides.synthetic import (
     GLASSES_RGB,
-    paint_clot,
-    paint_cohort,
-    plan_cohort,
+    make_cohort,
+    render_slide,
     write_slide,
+    write_synthetic_cohort,
 )
-from features.tiling.tissue import TissueSettings, find_tissue
+from features.tiling.tissue import TissueSettings, segment_tissue
 
 
 def test_a_plan_holds_both_classes_in_every_centre_and_ids_like_numbers() -> None:
-    plan = plan_cohort(n_patients=60, seed=0, signal=1.0)
+    plan = make_cohort(n_patients=60, seed=0, signal=1.0)
     table = pd.DataFrame([vars(slide) for slide in plan])
     patients = table.drop_duplicates("patient_id")
     assert len(patients) == 60
@@ -27,8 +27,8 @@ def test_a_plan_holds_both_classes_in_every_centre_and_ids_like_numbers() -> Non
     assert patients["patient_id"].str.fullmatch(r"[0-9a-f]{6}").all()
     assert patients["patient_id"].str.fullmatch(r"0\d{5}").any()
     assert patients["patient_id"].str.fullmatch(r"\d{3}e\d{2}").any()
-    assert plan == plan_cohort(n_patients=60, seed=0, signal=1.0)
-    assert plan != plan_cohort(n_patients=60, seed=1, signal=1.0)
+    assert plan == make_cohort(n_patients=60, seed=0, signal=1.0)
+    assert plan != make_cohort(n_patients=60, seed=1, signal=1.0)
 
 
 @pytest.mark.parametrize(("signal", "low", "high"), [(0.0, 0.46, 0.54), (1.0, 0.85, 0.95)])
@@ -37,25 +37,27 @@ def test_the_mixture_tells_the_class_as_far_as_asked(
 ) -> None:
     from sklearn.metrics import roc_auc_score
 
-    plan = plan_cohort(n_patients=3000, seed=2, signal=signal)
+    plan = make_cohort(n_patients=3000, seed=2, signal=signal)
     area = roc_auc_score([s.label == "LAA" for s in plan], [s.red_share for s in plan])
     assert low < area < high
 
 
 def test_glass_is_no_matter_of_the_class() -> None:
-    plan = plan_cohort(n_patients=3000, seed=3, signal=1.0)
+    plan = make_cohort(n_patients=3000, seed=3, signal=1.0)
     table = pd.DataFrame([(s.glass_rgb, s.label == "LAA") for s in plan], columns=["glass", "laa"])
     shares = table.groupby("glass")["laa"].mean()
     assert shares.max() - shares.min() < 0.1
 
 
 def test_the_same_plan_paints_the_same_picture_with_tissue_as_on_real_slides() -> None:
-    for plan in plan_cohort(n_patients=6, seed=4, signal=1.0)[:4]:
-        picture = paint_clot(plan)
+    for plan in make_cohort(n_patients=6, seed=4, signal=1.0)[:4]:
+        picture = render_slide(plan)
         assert picture.shape == (plan.height_px0, plan.width_px0, 3)
-        np.testing.assert_array_equal(picture, paint_clot(plan))
+        np.testing.assert_array_equal(picture, render_slide(plan))
         assert (picture[:40, :40] == plan.glass_rgb).all()
-        mask = find_tissue(picture[::32, ::32], downsample=32, mpp=0.25, settings=TissueSettings())
+        mask = segment_tissue(
+            picture[::32, ::32], downsample=32, mpp=0.25, settings=TissueSettings()
+        )
         assert mask.background_rgb == plan.glass_rgb
         assert 0.05 < mask.mask.mean() < 0.5
 
@@ -74,11 +76,11 @@ def test_slides_are_written_as_promised(tmp_path: Path) -> None:
 def test_a_cohort_is_painted_with_tables_and_not_painted_twice(tmp_path: Path) -> None:
     plan = [
         type(slide)(**{**vars(slide), "width_px0": 400, "height_px0": 400})
-        for slide in plan_cohort(n_patients=6, seed=5, signal=1.0)
+        for slide in make_cohort(n_patients=6, seed=5, signal=1.0)
     ]
     painted: list[int] = []
     options = {"n_test_patients": 2, "n_workers": 1, "on_slide": lambda: painted.append(1)}
-    paint_cohort(tmp_path, plan, **options)
+    write_synthetic_cohort(tmp_path, plan, **options)
     assert len(painted) == len(plan) == len(list((tmp_path / "slides").glob("*.tif")))
     train, test, labels = (
         pd.read_csv(tmp_path / name, dtype=str)
@@ -91,5 +93,5 @@ def test_a_cohort_is_painted_with_tables_and_not_painted_twice(tmp_path: Path) -
     assert not set(train["patient_id"]) & set(test["patient_id"])
     first = tmp_path / "slides" / f"{plan[0].slide_id}.tif"
     first.write_bytes(b"kept")
-    paint_cohort(tmp_path, plan, **options)
+    write_synthetic_cohort(tmp_path, plan, **options)
     assert first.read_bytes() == b"kept"

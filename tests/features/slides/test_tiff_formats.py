@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from features.errors import SlideError, StackError
+from features.errors import MultiImageError, SlideError
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.reader import open_slide
@@ -26,7 +26,7 @@ WAVES = np.stack(
 ).astype(np.uint8)
 """A smooth picture of whole TIFF tiles, so that lossy codecs err by little."""
 
-LAYOUTS = [{"tile": (128, 128)}, {"tile": (48, 160)}, {"tile": None, "rowsperstrip": 17}]
+BAG_FORMATS = [{"tile": (128, 128)}, {"tile": (48, 160)}, {"tile": None, "rowsperstrip": 17}]
 LOSSLESS = {
     "none": {"compression": None},
     "lzw": {"compression": "lzw"},
@@ -65,7 +65,7 @@ def triple(grey: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bigtiff", [False, True], ids=["classic", "big"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("layout", BAG_FORMATS, ids=["tiles", "oblong tiles", "strips"])
 @pytest.mark.parametrize("options", LOSSLESS.values(), ids=LOSSLESS)
 def test_lossless_eight_bit_colours_come_back_exactly(
     tmp_path: Path, options: dict[str, object], layout: dict[str, object], bigtiff: bool
@@ -75,7 +75,7 @@ def test_lossless_eight_bit_colours_come_back_exactly(
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"], ids=["little", "big"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("layout", BAG_FORMATS, ids=["tiles", "oblong tiles", "strips"])
 @pytest.mark.parametrize("options", LOSSLESS.values(), ids=LOSSLESS)
 def test_of_sixteen_bit_the_upper_eight_are_kept(
     tmp_path: Path, options: dict[str, object], layout: dict[str, object], byteorder: str
@@ -100,7 +100,7 @@ def test_either_byte_order_is_read_in_classic_and_big_files(
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("layout", BAG_FORMATS, ids=["tiles", "oblong tiles", "strips"])
 def test_grey_is_three_equal_channels_and_miniswhite_is_turned_round(
     tmp_path: Path, layout: dict[str, object], compression: str | None, dtype: type
 ) -> None:
@@ -115,7 +115,7 @@ def test_grey_is_three_equal_channels_and_miniswhite_is_turned_round(
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "oblong tiles", "strips"])
+@pytest.mark.parametrize("layout", BAG_FORMATS, ids=["tiles", "oblong tiles", "strips"])
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
 def test_colours_in_separate_planes_come_together(
     tmp_path: Path, compression: str | None, layout: dict[str, object], dtype: type
@@ -161,7 +161,7 @@ def test_of_several_pictures_none_is_taken_for_the_slide(
     path = tmp_path / "s.tif"
     stack = np.zeros(shape, np.uint8)
     tifffile.imwrite(path, stack, **{"photometric": "minisblack", **options})
-    with pytest.raises(StackError, match=f"{shape[0]} pictures of one size.*Export the slide"):
+    with pytest.raises(MultiImageError, match=f"{shape[0]} pictures of one size.*Export the slide"):
         open_slide(path)
 
 
@@ -181,7 +181,7 @@ def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
     with tifffile.TiffWriter(path, **kind) as file:
         file.write(NOISE, photometric="rgb")
         file.write(255 - NOISE, photometric="rgb", **second)
-    with pytest.raises(StackError, match=r"2 pictures of one size.*Export the slide"):
+    with pytest.raises(MultiImageError, match=r"2 pictures of one size.*Export the slide"):
         open_slide(path)
 
 

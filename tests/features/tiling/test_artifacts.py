@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
-from features.slides.synthetic import GLASSES_RGB, SlidePlan, paint_clot
-from features.tiling.artifacts import RULES, parse_rules, rule_judge
+from features.slides.synthetic import GLASSES_RGB, SyntheticSlide, render_slide
+from features.tiling.artifacts import RULES, artifact_detector, parse_rules
 from tests.fakes import real_data
 
 
 def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
     """Painted tissue of 224 px at 0.5 µm/px, sharp and all tissue."""
-    plan = SlidePlan(
+    plan = SyntheticSlide(
         patient_id="a", image_num=0, center_id="1", label="CE", red_share=0.5, white_share=0.2,
         glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=3,
     )  # fmt: skip
-    small = np.asarray(Image.fromarray(paint_clot(plan)).reduce(2))
+    small = np.asarray(Image.fromarray(render_slide(plan)).reduce(2))
     tiles = [
         small[y : y + 224, x : x + 224] for y in range(0, 800, 112) for x in range(0, 800, 112)
     ]
@@ -33,7 +33,7 @@ def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
 
 def why(tile: object, glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> str:
     pixels = np.clip(np.rint(np.asarray(tile, np.float64)), 0, 255).astype(np.uint8)
-    return rule_judge(tuple(RULES), glass_rgb=glass_rgb)(pixels)
+    return artifact_detector(tuple(RULES), glass_rgb=glass_rgb)(pixels)
 
 
 def stripe(tile: RgbArray, colour: tuple[float, float, float], width_px: int) -> RgbArray:
@@ -102,13 +102,13 @@ def test_a_judge_sees_the_tile_beside_its_glass(scale: float) -> None:
 
 def test_every_rule_can_be_turned_off() -> None:
     black = np.zeros((224, 224, 3), np.uint8)
-    assert rule_judge(("dark",), glass_rgb=(255, 255, 255))(black) == "dark"
-    assert rule_judge((), glass_rgb=(255, 255, 255))(black) == ""
+    assert artifact_detector(("dark",), glass_rgb=(255, 255, 255))(black) == "dark"
+    assert artifact_detector((), glass_rgb=(255, 255, 255))(black) == ""
     without = tuple(name for name in RULES if name not in {"dark", "fold"})
-    assert rule_judge(without, glass_rgb=(255, 255, 255))(black) in {"", "grey"}
+    assert artifact_detector(without, glass_rgb=(255, 255, 255))(black) in {"", "grey"}
     assert parse_rules("none") == ()
     assert parse_rules("all") == tuple(RULES)
-    with pytest.raises(KnownError, match=r"'bubbles'.*dark, ink"):
+    with pytest.raises(MilError, match=r"'bubbles'.*dark, ink"):
         parse_rules("ink,bubbles")
 
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from features.errors import KnownError
-from features.tiling.augmentation import ViewSettings, draw_view
+from features.errors import MilError
+from features.tiling.augmentation import AugmentationConfig, augment_tile
 
 GLASS = (240, 236, 244)
-STILL = ViewSettings(
+STILL = AugmentationConfig(
     n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
     saturation=0, hue=0, sharpness=0,
 )  # fmt: skip
@@ -25,12 +25,14 @@ def painted(side: int = 64, seed: int = 0) -> np.ndarray:
     return np.clip(smooth, 0, 255).astype(np.uint8)
 
 
-def draw(tile: np.ndarray, views: ViewSettings, number: int = 1, key: str = "a 0 0") -> np.ndarray:
-    return draw_view(tile, views, number=number, key=key, glass_rgb=GLASS)
+def draw(
+    tile: np.ndarray, views: AugmentationConfig, number: int = 1, key: str = "a 0 0"
+) -> np.ndarray:
+    return augment_tile(tile, views, number=number, key=key, glass_rgb=GLASS)
 
 
 def test_a_view_is_the_same_whichever_thread_draws_it_in_whatever_order() -> None:
-    tile, views = painted(), ViewSettings(n_views=8)
+    tile, views = painted(), AugmentationConfig(n_views=8)
     first = [draw(tile, views, number) for number in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(lambda number: draw(tile, views, number), range(8, 0, -1)))[::-1]
@@ -39,13 +41,13 @@ def test_a_view_is_the_same_whichever_thread_draws_it_in_whatever_order() -> Non
 
 def test_view_3_is_the_same_however_many_there_are() -> None:
     tile = painted()
-    three, eight = (draw(tile, ViewSettings(n_views=n), 3) for n in (3, 8))
+    three, eight = (draw(tile, AugmentationConfig(n_views=n), 3) for n in (3, 8))
     np.testing.assert_array_equal(three, eight)
 
 
 @pytest.mark.parametrize("other", ["number", "key", "seed"])
 def test_another_number_place_or_seed_gives_another_view(other: str) -> None:
-    tile, views = painted(), ViewSettings(n_views=2)
+    tile, views = painted(), AugmentationConfig(n_views=2)
     changed = {
         "number": draw(tile, views, 2),
         "key": draw(tile, views, key="a 0 224"),
@@ -70,7 +72,7 @@ def test_without_any_range_a_view_is_one_of_the_eight_ways_to_lay_a_tile() -> No
 @given(number=st.integers(1, 10_000), key=st.text(max_size=20))
 def test_any_view_has_the_shape_of_its_tile_and_still_its_tissue(number: int, key: str) -> None:
     tile = painted()
-    view = draw(tile, ViewSettings(n_views=1), number, key)
+    view = draw(tile, AugmentationConfig(n_views=1), number, key)
     assert view.shape == tile.shape
     assert view.dtype == np.uint8
     assert np.abs(view.mean(axis=(0, 1)) - tile.mean(axis=(0, 1))).max() < 60
@@ -93,5 +95,5 @@ def test_each_change_of_colour_changes_something_on_its_own(name: str) -> None:
 
 
 def test_fewer_than_no_views_are_refused() -> None:
-    with pytest.raises(KnownError, match="-1 of a tile"):
-        ViewSettings(n_views=-1)
+    with pytest.raises(MilError, match="-1 of a tile"):
+        AugmentationConfig(n_views=-1)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 
-from features.errors import KnownError, TileError
+from features.errors import MilError, TileError
 from features.slides.resolution import Resolution, resolve_mpp
-from features.tiling.grid import TileGrid, TileSettings, lay_tiles, read_tile, spread_sample
+from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
 from features.tiling.tissue import TissueMask
 from tests.fakes import FakeSlide
 
@@ -39,7 +39,7 @@ def test_tiles_lie_inside_the_slide_in_reading_order(
     rng = np.random.default_rng(seed)
     mask = rng.uniform(size=(-(-height // 16), -(-width // 16))) < 0.4
     wanted = TileSettings(tile_px=tile_px, overlap_px=int(overlap * tile_px), min_tissue=min_tissue)
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(mask), width_px0=width, height_px0=height, resolution=at(mpp), settings=wanted
     )
     x, y = grid.coords_px0.T
@@ -63,7 +63,7 @@ def test_tiles_lie_inside_the_slide_in_reading_order(
 def test_tissue_fractions_equal_counting_pixels(seed: int, downsample: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.uniform(size=(-(-600 // downsample), -(-800 // downsample))) < 0.5
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(mask, downsample), width_px0=800, height_px0=600, resolution=at(0.25),
         settings=TileSettings(tile_px=64, min_tissue=0.0),
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_tissue_fractions_equal_counting_pixels(seed: int, downsample: int) -> N
 
 
 def test_a_slide_without_tissue_has_no_tile() -> None:
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(np.zeros((60, 60), bool)), width_px0=960, height_px0=960, resolution=at(0.25),
         settings=TileSettings(min_tissue=0.0),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_slide_without_tissue_has_no_tile() -> None:
 def test_where_no_tile_holds_enough_the_threshold_falls_and_says_so() -> None:
     mask = np.zeros((60, 60), bool)
     mask[30:33, 30:33] = True
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(mask), width_px0=960, height_px0=960, resolution=at(0.25),
         settings=TileSettings(min_tissue=0.3),
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_where_no_tile_holds_enough_the_threshold_falls_and_says_so() -> None:
 def test_tissue_beyond_the_last_whole_tile_has_a_tile_at_the_edge(corner: tuple[int, int]) -> None:
     mask = np.zeros((60, 60), bool)  # 960 px: two tiles of 448 end at 896
     mask[corner[0] : corner[0] + 2, corner[1] : corner[1] + 2] = True
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(mask), width_px0=960, height_px0=960, resolution=at(0.25),
         settings=TileSettings(),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_tissue_beyond_the_last_whole_tile_has_a_tile_at_the_edge(corner: tuple[
 
 def test_a_slide_smaller_than_a_tile_has_one_that_reaches_over_the_edge() -> None:
     slide = FakeSlide(np.full((100, 90, 3), 50, np.uint8))
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(np.ones((7, 6), bool)), width_px0=90, height_px0=100, resolution=at(0.5),
         settings=TileSettings(min_tissue=0.1),
     )  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_tile_shows_the_same_field_whatever_the_scanner(scale: int) -> None:
     for pixels, mpp in ((scene, 0.25), (coarse, 0.25 * scale)):
         height, width = pixels.shape[:2]
         mask = np.ones((-(-height // 16), -(-width // 16)), bool)
-        grid = lay_tiles(
+        grid = make_tile_grid(
             tissue_of(mask), width_px0=width, height_px0=height, resolution=at(mpp),
             settings=TileSettings(tile_px=60, target_mpp=1.0),
         )  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_tile_shows_the_same_field_whatever_the_scanner(scale: int) -> None:
 
 
 def test_anisotropic_pixels_give_square_tiles() -> None:
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue_of(np.ones((60, 60), bool)), width_px0=960, height_px0=960,
         resolution=at(0.25, 0.5), settings=TileSettings(tile_px=100),
     )  # fmt: skip
@@ -202,7 +202,7 @@ def test_anisotropic_pixels_give_square_tiles() -> None:
     "wrong", [{"overlap_px": 224}, {"overlap_px": -1}, {"min_tissue": 1.5}, {"target_mpp": 0.0}]
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(KnownError, match="tiles: "):
+    with pytest.raises(MilError, match="tiles: "):
         TileSettings(**wrong)
 
 
@@ -226,13 +226,13 @@ def test_a_resolution_is_believed_where_plausible(
 
 
 def test_an_implausible_given_resolution_is_refused() -> None:
-    with pytest.raises(KnownError, match="a given resolution of 40 µm/px"):
+    with pytest.raises(MilError, match="a given resolution of 40 µm/px"):
         resolve_mpp(None, given_mpp=40, where="s")
 
 
 def whole_grid(columns: int, rows: int) -> TileGrid:
     tissue = tissue_of(np.ones((rows * 28, columns * 28), bool))
-    return lay_tiles(
+    return make_tile_grid(
         tissue, width_px0=columns * 448, height_px0=rows * 448, resolution=at(0.25),
         settings=TileSettings(),
     )  # fmt: skip
@@ -240,15 +240,15 @@ def whole_grid(columns: int, rows: int) -> TileGrid:
 
 def test_tiles_drawn_are_spread_over_the_slide_and_the_same_each_time() -> None:
     grid = whole_grid(40, 40)
-    drawn = spread_sample(grid, 64, seed=3)
-    again = spread_sample(grid, 64, seed=3)
+    drawn = subsample_tiles(grid, 64, seed=3)
+    again = subsample_tiles(grid, 64, seed=3)
     np.testing.assert_array_equal(drawn.coords_px0, again.coords_px0)
     assert len(drawn.coords_px0) == 64 == len(drawn.tissue_fraction)
     order = np.lexsort((drawn.coords_px0[:, 0], drawn.coords_px0[:, 1]))
     np.testing.assert_array_equal(order, np.arange(64))  # reading order
     quarters = (drawn.coords_px0 // (20 * 448)) @ (1, 2)
     assert np.bincount(quarters, minlength=4).min() >= 12  # of 16 each
-    other = spread_sample(grid, 64, seed=4)
+    other = subsample_tiles(grid, 64, seed=4)
     assert not np.array_equal(drawn.coords_px0, other.coords_px0)
 
 
@@ -256,6 +256,6 @@ def test_tiles_drawn_are_spread_over_the_slide_and_the_same_each_time() -> None:
 @settings(max_examples=40)
 def test_at_most_so_many_tiles_are_drawn_each_once(n: int, columns: int, rows: int) -> None:
     grid = whole_grid(columns, rows)
-    drawn = spread_sample(grid, n, seed=0)
+    drawn = subsample_tiles(grid, n, seed=0)
     assert len(np.unique(drawn.coords_px0, axis=0)) == min(n, columns * rows)
-    assert spread_sample(grid, None, seed=0) is grid
+    assert subsample_tiles(grid, None, seed=0) is grid

@@ -8,13 +8,13 @@ import numpy as np
 
 from features.slides.reader import find_slides
 from features.tiling.grid import TileSettings
-from features.tiling.slide_tiles import survey_slide
+from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
 from tests.fakes import real_data
 
 
 def corners(path: Path) -> np.ndarray:
-    with survey_slide(
+    with open_slide_tiles(
         path, tiles=TileSettings(), tissue=TissueSettings(), given_mpp=None
     ) as survey:
         return survey.grid.coords_px0

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from features.embedding.batching import SlideWork
-from features.errors import KnownError, SlideError
-from features.tiling.augmentation import ViewSettings
-from features.tiling.stain import STAIN_NORMS, Macenko, recolour_of, require_stain_norm
-from features.tiling.transforms import Looks
+from features.embedding.batching import SlideBuffer
+from features.errors import MilError, SlideError
+from features.tiling.augmentation import AugmentationConfig
+from features.tiling.stain import (
+    STAIN_NORMS,
+    MacenkoNormalizer,
+    build_stain_normalizer,
+    require_stain_norm,
+)
+from features.tiling.transforms import TileTransform
 from tests.features.embedding.test_batching import work_on
 
 GLASS = (240, 236, 244)
@@ -39,7 +44,7 @@ def stained(
 
 
 def normalise(pixels: np.ndarray, glass: tuple[int, int, int] = GLASS) -> np.ndarray:
-    return Macenko(pixels, glass_rgb=glass, where="s1")(pixels)
+    return MacenkoNormalizer(pixels, glass_rgb=glass, where="s1")(pixels)
 
 
 @pytest.mark.parametrize("strength", [0.7, 1.0, 1.4])
@@ -64,13 +69,13 @@ def test_a_slide_stained_like_the_reference_hardly_changes() -> None:
 
 
 def test_glass_becomes_white() -> None:
-    recolour = Macenko(stained(amounts(256, seed=1)), glass_rgb=GLASS, where="s1")
+    recolour = MacenkoNormalizer(stained(amounts(256, seed=1)), glass_rgb=GLASS, where="s1")
     assert recolour(np.full((8, 8, 3), GLASS, np.uint8)).min() >= 254
 
 
 def test_the_whole_slide_is_treated_alike_whatever_lies_on_a_tile() -> None:
     pixels = stained(amounts(256, seed=1))
-    recolour = Macenko(pixels, glass_rgb=GLASS, where="s1")
+    recolour = MacenkoNormalizer(pixels, glass_rgb=GLASS, where="s1")
     whole, part = recolour(pixels), recolour(pixels[:64, 100:164])
     assert np.abs(whole[:64, 100:164].astype(int) - part).max() <= 1
     assert recolour(np.zeros((4, 4, 3), np.uint8)).max() < 60
@@ -91,11 +96,11 @@ def test_a_slide_without_two_stains_is_refused(pixels: np.ndarray) -> None:
 
 
 def test_unknown_ways_and_a_missing_package_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KnownError, match="'reinhard'; expected none or macenko"):
+    with pytest.raises(MilError, match="'reinhard'; expected none or macenko"):
         require_stain_norm("reinhard")
     monkeypatch.setattr("features.tiling.stain.importlib.util.find_spec", lambda name: None)
     require_stain_norm("none")
-    with pytest.raises(KnownError, match=r"pip install 'mil-slides\[stain\]'"):
+    with pytest.raises(MilError, match=r"pip install 'mil-slides\[stain\]'"):
         require_stain_norm("macenko")
 
 
@@ -104,12 +109,12 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
 ) -> None:
     monkeypatch.setattr("features.tiling.transforms.content_id", lambda path: "0" * 64)
     survey = work_on(2, bright=(1,)).survey
-    still = ViewSettings(
+    still = AugmentationConfig(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
         saturation=0, hue=0, sharpness=0,
     )  # fmt: skip
-    looks = Looks(survey, views=still, recolour=np.zeros_like)
-    work = SlideWork(survey, dim=3, looks=looks)
+    looks = TileTransform(survey, views=still, recolour=np.zeros_like)
+    work = SlideBuffer(survey, dim=3, looks=looks)
     found = work.read(0)
     assert isinstance(found, np.ndarray)
     assert found.shape == (2, 32, 32, 3)
@@ -118,7 +123,7 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
 
 
 def test_nothing_is_recoloured_unless_asked_for_and_where_no_tile_is_kept() -> None:
-    assert recolour_of("none", work_on(2).survey) is None
+    assert build_stain_normalizer("none", work_on(2).survey) is None
     survey = replace(work_on(1).survey, judge=lambda tile: "blur")
-    assert recolour_of("macenko", survey) is None
+    assert build_stain_normalizer("macenko", survey) is None
     assert STAIN_NORMS["none"] == ""

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from features.errors import KnownError
+from features.errors import MilError
 from features.slides.base import RgbArray
-from features.tiling.tissue import TissueMask, TissueSettings, find_tissue, overview_downsample
+from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
 from tests.fakes import real_data
 
 GLASSES_RGB = [(255, 255, 255), (196, 211, 192), (211, 226, 207), (234, 216, 254), (255, 241, 255)]
@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 def find(overview: RgbArray, settings: TissueSettings | None = None) -> TissueMask:
-    return find_tissue(overview, downsample=32, mpp=0.25, settings=settings or TissueSettings())
+    return segment_tissue(overview, downsample=32, mpp=0.25, settings=settings or TissueSettings())
 
 
 def iou(one: Bools, other: Bools) -> float:
@@ -169,7 +169,7 @@ def test_tiny_pictures_have_a_mask_too(shape: tuple[int, int]) -> None:
 
 def test_the_picture_looked_at_has_about_the_resolution_asked() -> None:
     settings = TissueSettings(mask_mpp=8.0)
-    assert [overview_downsample(mpp, settings) for mpp in (0.25, 0.499, 8.0, 20.0)] == [
+    assert [mask_downsample(mpp, settings) for mpp in (0.25, 0.499, 8.0, 20.0)] == [
         32,
         16,
         1,
@@ -183,7 +183,7 @@ def test_the_picture_looked_at_has_about_the_resolution_asked() -> None:
      {"least_hole_um2": float("nan")}],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(KnownError, match=f"tissue: {next(iter(wrong))} is "):
+    with pytest.raises(MilError, match=f"tissue: {next(iter(wrong))} is "):
         TissueSettings(**wrong)
 
 

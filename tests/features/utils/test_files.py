@@ -8,7 +8,7 @@ import pytest
 from features.bags.h5 import read_bag
 from features.errors import BagError, OutputError, SlideError
 from features.slides.reader import find_slides
-from features.utils.files import is_there, leftovers_in, make_folder, written_beside
+from features.utils.files import atomic_write, find_temporary_files, make_folder, path_exists
 
 
 def names(folder: Path) -> set[str]:
@@ -20,7 +20,7 @@ def test_a_file_is_there_when_it_is_whole(tmp_path: Path, before: str | None) ->
     path = tmp_path / "table.csv"
     if before:
         path.write_text(before)
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         assert beside.parent == tmp_path
         assert beside.suffix == ".csv"
         assert beside.name.startswith(".")
@@ -33,8 +33,8 @@ def test_a_file_is_there_when_it_is_whole(tmp_path: Path, before: str | None) ->
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "gone", "gone/x", "\ud800"])
 def test_what_no_file_system_could_hold_is_not_there(tmp_path: Path, name: str) -> None:
-    assert not is_there(tmp_path / name)
-    assert is_there(tmp_path)
+    assert not path_exists(tmp_path / name)
+    assert path_exists(tmp_path)
     with pytest.raises(SlideError, match="no such file"):
         find_slides([tmp_path / name])
     with pytest.raises(BagError, match="no such bag"):
@@ -48,11 +48,11 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_never_written_through(
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "table.csv"
     path.symlink_to(tmp_path / "precious")
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         pass_through = beside.name
         beside.write_text("new")
     (tmp_path / "out" / pass_through).symlink_to(tmp_path / "precious")
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("newer")
     assert (tmp_path / "precious").read_text() == "old"
     assert path.read_text() == "newer"
@@ -68,7 +68,7 @@ def test_what_ends_early_leaves_the_old_file_and_nothing_else(
     path.write_text("old")
 
     def write_half() -> None:
-        with written_beside(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("ne")
             raise stop
 
@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(
     monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(OutputError, match=r"table\.csv: cannot be written \(No space left"),
-        written_beside(path) as beside,
+        atomic_write(path) as beside,
     ):
         beside.write_text("new")
     assert path.read_text() == "old"
@@ -101,7 +101,7 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_clear_errors(tmp_path: Pat
     for name in ("gone/table.csv", "in the way"):
         with (
             pytest.raises(OutputError, match="cannot be written"),
-            written_beside(tmp_path / name) as beside,
+            atomic_write(tmp_path / name) as beside,
         ):
             beside.write_text("new")
     assert names(tmp_path) == {"in the way"}
@@ -109,7 +109,7 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_clear_errors(tmp_path: Pat
 
 def test_a_long_name_does_not_grow_past_what_a_file_system_takes(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 240}.h5"
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("new")
     assert path.read_text() == "new"
 
@@ -130,9 +130,9 @@ def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> Non
 def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path: Path) -> None:
     for name in (".s1.123.part.h5", ".s1.x.45.part.h5", ".s1.part.h5", "s1.h5", ".hidden"):
         (tmp_path / name).touch()
-    with written_beside(tmp_path / f"{'a' * 100}.h5") as beside:  # a name that is cut short
+    with atomic_write(tmp_path / f"{'a' * 100}.h5") as beside:  # a name that is cut short
         beside.touch()
-        assert leftovers_in(tmp_path) == {
+        assert find_temporary_files(tmp_path) == {
             "s1.h5": [tmp_path / ".s1.123.part.h5"],
             "s1.x.h5": [tmp_path / ".s1.x.45.part.h5"],
         }

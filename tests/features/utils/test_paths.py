@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from features.slides.reader import slide_id_of
-from features.utils.paths import has_slide_suffix, without_slide_suffix
+from features.utils.paths import has_slide_suffix, strip_slide_suffix
 from mil.data.cohort import without_suffix
 
 SUFFIXES = (
@@ -17,11 +17,11 @@ def test_a_table_and_a_folder_name_a_slide_alike(suffix: str) -> None:
     for slide_id in ("006388_0", "12.5", "a.b"):
         name = slide_id + suffix
         assert has_slide_suffix(name)
-        assert slide_id_of(f"slides/{name}") == without_slide_suffix(name) == slide_id
+        assert slide_id_of(f"slides/{name}") == strip_slide_suffix(name) == slide_id
         assert without_suffix(name) == without_suffix(f"{slide_id}.h5") == slide_id
 
 
 @pytest.mark.parametrize("name", ["006388_0", "12.5", "588e11", "notes.txt", "tif", "a.zip"])
 def test_what_is_no_suffix_of_a_slide_stays(name: str) -> None:
     assert not has_slide_suffix(name)
-    assert without_slide_suffix(name) == without_suffix(name) == name
+    assert strip_slide_suffix(name) == without_suffix(name) == name

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 from features.slides.base import RgbArray
 from features.slides.reader import open_slide
 from features.slides.synthetic import write_slide
-from features.visualization.deepzoom import ZOOM_TILE_PX, DeepZoom, SlideZoom, Window, colour_window
-from features.visualization.heatmap import Scale, TilePlaces, colours, raster
+from features.visualization.deepzoom import (
+    ZOOM_TILE_PX,
+    DeepZoom,
+    DeepZoomReader,
+    Region,
+    colour_window,
+)
+from features.visualization.heatmap import ColorScale, TileLayout, colours, rasterize
 from tests.fakes import FakeSlide
 
-SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="percentile")
+SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile")
 
 
 def paint(width: int, height: int) -> RgbArray:
@@ -33,7 +39,7 @@ def mean_of_squares(pixels: RgbArray, downsample: int) -> np.ndarray:
     return sums / areas
 
 
-def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Window]]:
+def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Region]]:
     side = -(-max(zoom.width_px0, zoom.height_px0) // ZOOM_TILE_PX)
     found = []
     for row in range(side + 1):
@@ -43,7 +49,7 @@ def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Window]]:
     return found
 
 
-def whole_level(slide_zoom: SlideZoom, level: int) -> RgbArray:
+def whole_level(slide_zoom: DeepZoomReader, level: int) -> RgbArray:
     zoom = slide_zoom.zoom
     downsample = 1 << (zoom.last_level - level)
     picture = np.zeros(
@@ -68,7 +74,7 @@ def test_windows_of_a_level_cover_it_once(width: int, height: int, level: int) -
     area = sum(window.width_px * window.height_px for _, _, window in windows)
     assert area == -(-width // downsample) * -(-height // downsample)
     assert all(window.downsample == downsample for _, _, window in windows)
-    assert zoom.window(0, 0, 0) == Window(
+    assert zoom.window(0, 0, 0) == Region(
         downsample=1 << zoom.last_level, left_px=0, top_px=0, width_px=1, height_px=1
     )
 
@@ -86,7 +92,7 @@ def test_pixels_of_every_level_are_the_mean_of_the_slide(
     pixels = paint(*size)
     write_slide(tmp_path / "slide.tif", pixels)
     with closing(open_slide(tmp_path / "slide.tif")) as slide:
-        zoomed = SlideZoom(slide)
+        zoomed = DeepZoomReader(slide)
         for level in range(zoomed.zoom.last_level + 1):
             downsample = 1 << (zoomed.zoom.last_level - level)
             expected = mean_of_squares(pixels, downsample)
@@ -105,7 +111,7 @@ def test_a_pyramid_is_read_at_its_nearest_level_and_shows_what_level_0_does(
             tiff.write(level, tile=(128, 128), photometric="rgb", subfiletype=int(level is second))
     with closing(open_slide(tmp_path / "slide.tif")) as slide:
         assert len(slide.levels) == 2
-        zoomed = SlideZoom(slide)
+        zoomed = DeepZoomReader(slide)
         for level in range(6, zoomed.zoom.last_level + 1):
             downsample = 1 << (zoomed.zoom.last_level - level)
             error = whole_level(zoomed, level) - mean_of_squares(first, downsample)
@@ -122,7 +128,7 @@ def test_the_overview_is_read_once_and_low_levels_decode_nothing_else() -> None:
             downsample=downsample
         )
     )
-    zoomed = SlideZoom(slide)
+    zoomed = DeepZoomReader(slide)
     for level in range(zoomed.zoom.last_level - 2):
         whole_level(zoomed, level)
     assert asked == [8]
@@ -142,13 +148,13 @@ def test_colours_lie_on_the_tiles_to_the_pixel(
     zoom = DeepZoom(width_px0=width, height_px0=height)
     level = min(level, zoom.last_level)
     coords = rng.integers(0, (width, height), (12, 2))
-    places = TilePlaces(
+    places = TileLayout(
         coords_px0=coords, span_px0=(span, span), size_px0=(width, height), mpp_xy=(0.25, 0.25),
         mpp_is_assumed=False,
     )  # fmt: skip
     values = rng.uniform(0, 100, 12)
     downsample = 1 << (zoom.last_level - level)
-    numbers = raster(places, values, downsample=downsample)
+    numbers = rasterize(places, values, downsample=downsample)
     for column, row, window in all_windows(zoom, level):
         top, left = row * ZOOM_TILE_PX, column * ZOOM_TILE_PX
         part = numbers[top : top + window.height_px, left : left + window.width_px]

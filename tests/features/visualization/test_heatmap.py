@@ -8,29 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.visualization.heatmap import (
-    Scale,
-    TilePlaces,
+    ColorScale,
+    TileLayout,
     colours,
     draw_heatmap,
     draw_plain,
     picture_downsample,
-    raster,
-    tile_places,
+    rasterize,
+    tile_layout,
 )
 from tests.fakes import make_bag
 
-PERCENT = Scale(palette="viridis", low=0.0, high=100.0, words="percentile, 0 to 100")
+PERCENT = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile, 0 to 100")
 
 
-def places(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> TilePlaces:
-    return TilePlaces(
+def places(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> TileLayout:
+    return TileLayout(
         coords_px0=np.array(corners, np.int64).reshape(-1, 2), span_px0=(span, span),
         size_px0=(size, size), mpp_xy=(0.5, 0.5), mpp_is_assumed=False,
     )  # fmt: skip
 
 
 def test_every_tile_is_filled_with_its_number_where_it_lies() -> None:
-    found = raster(places((0, 0), (300, 200)), np.array([1.0, 2.0]), downsample=10)
+    found = rasterize(places((0, 0), (300, 200)), np.array([1.0, 2.0]), downsample=10)
     assert found.shape == (60, 60)
     assert (found[:10, :10] == 1).all()
     assert (found[20:30, 30:40] == 2).all()
@@ -38,7 +38,7 @@ def test_every_tile_is_filled_with_its_number_where_it_lies() -> None:
 
 
 def test_where_tiles_overlap_the_map_shows_their_mean() -> None:
-    found = raster(places((0, 0), (50, 0)), np.array([1.0, 2.0]), downsample=10)
+    found = rasterize(places((0, 0), (50, 0)), np.array([1.0, 2.0]), downsample=10)
     assert found[0, :16].tolist() == [1.0] * 5 + [1.5] * 5 + [2.0] * 5 + [
         pytest.approx(np.nan, nan_ok=True)
     ]
@@ -46,12 +46,12 @@ def test_where_tiles_overlap_the_map_shows_their_mean() -> None:
 
 def test_any_number_of_tiles_may_meet_in_one_px_of_the_map() -> None:
     corners = [(x, y) for x in range(260) for y in range(260)]
-    found = raster(places(*corners, span=1.0, size=260), np.ones(260**2), downsample=512)
+    found = rasterize(places(*corners, span=1.0, size=260), np.ones(260**2), downsample=512)
     assert found.tolist() == [[1.0]]
 
 
 def test_a_tile_smaller_than_a_pixel_of_the_map_is_still_seen() -> None:
-    found = raster(places((305, 405), span=3.0), np.array([7.0]), downsample=10)
+    found = rasterize(places((305, 405), span=3.0), np.array([7.0]), downsample=10)
     assert np.isfinite(found).sum() == 1
     assert np.nanmax(found) == 7
 
@@ -66,7 +66,7 @@ def test_neighbouring_tiles_leave_no_gap_and_do_not_overlap(
 ) -> None:
     starts = np.floor(np.arange(n) * span + 0.5).astype(int)
     where = places(*((int(x), 0) for x in starts), span=span)
-    row = raster(where, np.arange(n, dtype=float), downsample=downsample)[0]
+    row = rasterize(where, np.arange(n, dtype=float), downsample=downsample)[0]
     covered = row[np.isfinite(row)]
     assert np.isfinite(row[: len(covered)]).all()
     if downsample < span / 2:
@@ -75,7 +75,7 @@ def test_neighbouring_tiles_leave_no_gap_and_do_not_overlap(
 
 @pytest.mark.parametrize("palette", ["viridis", "cividis"])
 def test_a_higher_number_is_lighter_so_that_maps_read_in_grey(palette: str) -> None:
-    scale = Scale(palette=palette, low=-1.0, high=1.0, words="")  # type: ignore[arg-type]
+    scale = ColorScale(palette=palette, low=-1.0, high=1.0, words="")  # type: ignore[arg-type]
     grey = colours(np.linspace(-1, 1, 50), scale) @ (0.299, 0.587, 0.114)
     assert (np.diff(grey) > -0.6).all()  # but for the rounding to 8 bits
     assert grey[-1] - grey[0] > 120
@@ -123,13 +123,13 @@ def test_pictures_are_at_most_1200_px_long(size: int) -> None:
 
 def test_a_bag_that_does_not_know_its_tiles_reach_lends_them_the_distance_of_neighbours() -> None:
     bag = make_bag("a", n_tiles=9)
-    known = tile_places(bag.meta, bag.coords_px0)
+    known = tile_layout(bag.meta, bag.coords_px0)
     unknown = replace(bag.meta, span_x_px0=0.0, span_y_px0=0.0, width_px0=0, height_px0=0)
-    found = tile_places(unknown, bag.coords_px0)
+    found = tile_layout(unknown, bag.coords_px0)
     assert known is not None
     assert found is not None
     assert found.span_px0 == known.span_px0 == (448.0, 448.0)
     assert found.size_px0 == known.size_px0
     assert found.mpp_is_assumed
-    assert tile_places(unknown, bag.coords_px0[:1]) is None
-    assert tile_places(bag.meta, np.full_like(bag.coords_px0, -1)) is None
+    assert tile_layout(unknown, bag.coords_px0[:1]) is None
+    assert tile_layout(bag.meta, np.full_like(bag.coords_px0, -1)) is None

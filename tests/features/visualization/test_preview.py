@@ -18,14 +18,14 @@ from features.errors import OutputError
 from features.slides.base import Level
 from features.slides.resolution import mpp_outliers, resolve_mpp
 from features.slides.synthetic import write_slide
-from features.tiling.artifacts import RULES, rule_judge
-from features.tiling.grid import TileSettings, lay_tiles
-from features.tiling.slide_tiles import Survey
-from features.tiling.tissue import TissueSettings, find_tissue
+from features.tiling.artifacts import RULES, artifact_detector
+from features.tiling.grid import TileSettings, make_tile_grid
+from features.tiling.slide_tiles import SlideTiles
+from features.tiling.tissue import TissueSettings, segment_tissue
 from features.visualization.caption import draw_caption, round_length_um, scale_bar
-from features.visualization.preview import PreviewFolder, preview_slide
+from features.visualization.preview import PreviewWriter, preview_slide
 from features.visualization.preview_page import PreviewRow, known_mpp, render_page
-from features.visualization.thumbnail import draw_survey, swatch
+from features.visualization.thumbnail import draw_tiling, legend_patch
 from tests.fakes import FakeSlide
 
 CHROMIUM = (
@@ -60,21 +60,21 @@ def paint(*, side_px: int = 900) -> np.ndarray:
 
 def survey_of(
     pixels: np.ndarray, *, name: str = "s.tif", mpp: float | None = 0.5, tile_px: int = 100
-) -> Survey:
+) -> SlideTiles:
     slide = FakeSlide(pixels, mpp_xy=None if mpp is None else (mpp, mpp))
     slide.path = Path(name)
     resolution = resolve_mpp(slide.mpp_xy, given_mpp=None, where=name)
     overview = slide.overview(downsample=10)
-    tissue = find_tissue(
+    tissue = segment_tissue(
         overview, downsample=10, mpp=resolution.mpp, settings=TissueSettings(least_speck_um2=0)
     )
-    grid = lay_tiles(
+    grid = make_tile_grid(
         tissue, width_px0=pixels.shape[1], height_px0=pixels.shape[0], resolution=resolution,
         settings=TileSettings(tile_px=tile_px, target_mpp=resolution.mpp),
     )  # fmt: skip
-    return Survey(
+    return SlideTiles(
         slide=slide, resolution=resolution, overview=overview, tissue=tissue, grid=grid,
-        n_found=len(grid.coords_px0), judge=rule_judge((), glass_rgb=tissue.background_rgb),
+        n_found=len(grid.coords_px0), judge=artifact_detector((), glass_rgb=tissue.background_rgb),
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def share_of(picture: np.ndarray, rgb: tuple[int, int, int]) -> float:
     return float((np.abs(picture.astype(int) - rgb).max(axis=2) < 30).mean())
 
 
-def preview(path: Path, folder: PreviewFolder, **options: object) -> PreviewRow:
+def preview(path: Path, folder: PreviewWriter, **options: object) -> PreviewRow:
     defaults = {
         "tiles": TileSettings(), "tissue": TissueSettings(), "given_mpp": None, "n_workers": 1,
         "progress": Silent(),
@@ -95,7 +95,7 @@ def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_
 ):
     survey = survey_of(paint())
     index = len(survey.grid.coords_px0) // 2
-    picture, (width, height) = draw_survey(
+    picture, (width, height) = draw_tiling(
         survey, left_out={index: "ink"}, failed=(), tiles_read=True
     )
     assert (width, height) == (900, 900)
@@ -110,7 +110,7 @@ def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_
 def test_a_tile_that_could_not_be_decoded_is_crossed_out() -> None:
     survey = survey_of(paint())
     x, y = survey.grid.coords_px0[3]
-    picture, _ = draw_survey(survey, left_out={}, failed={3}, tiles_read=True)
+    picture, _ = draw_tiling(survey, left_out={}, failed={3}, tiles_read=True)
     pixels = np.asarray(picture)
     for offset in (20, 50, 80):
         assert pixels[y + offset, x + offset].max() < 20
@@ -118,7 +118,7 @@ def test_a_tile_that_could_not_be_decoded_is_crossed_out() -> None:
 
 
 def test_the_outline_follows_the_tissue() -> None:
-    picture, (width, height) = draw_survey(
+    picture, (width, height) = draw_tiling(
         survey_of(paint(), tile_px=800), left_out={}, failed=(), tiles_read=True
     )
     black = np.asarray(picture)[:height, :width].max(axis=2) < 20
@@ -131,7 +131,7 @@ def test_the_outline_follows_the_tissue() -> None:
 
 @pytest.mark.parametrize("side_px", [300, 900, 2500])
 def test_a_picture_is_at_most_1600_px_of_slide_and_never_finer_than_level_0(side_px: int) -> None:
-    _, size = draw_survey(
+    _, size = draw_tiling(
         survey_of(paint(side_px=side_px)), left_out={}, failed=(), tiles_read=True
     )
     assert max(size) <= min(1600, side_px)
@@ -139,7 +139,9 @@ def test_a_picture_is_at_most_1600_px_of_slide_and_never_finer_than_level_0(side
 
 
 def test_every_rule_has_a_colour_and_a_hatch_of_its_own_that_also_tells_it_in_grey() -> None:
-    swatches = {name: swatch(name) for name in (*RULES, "another", "tissue", "kept", "failed")}
+    swatches = {
+        name: legend_patch(name) for name in (*RULES, "another", "tissue", "kept", "failed")
+    }
     assert len({image.tobytes() for image in swatches.values()}) == len(swatches)
     # With all colours the same, the patterns still differ.
     patterns = set()
@@ -181,7 +183,7 @@ def test_a_caption_breaks_into_lines_and_shortens_names_that_do_not_fit() -> Non
 
 def test_numbers_are_kept_beside_the_picture_and_add_up(tmp_path: Path) -> None:
     survey = survey_of(paint(), mpp=None)
-    folder = PreviewFolder(tmp_path / "new" / "previews")
+    folder = PreviewWriter(tmp_path / "new" / "previews")
     row = folder.add(survey, left_out={0: "ink", 1: "blur", 2: "ink"}, failed={3})
     n_tiles = len(survey.grid.coords_px0)
     assert (row.status, row.n_found, row.n_read, row.n_kept) == (
@@ -202,7 +204,7 @@ def test_numbers_are_kept_beside_the_picture_and_add_up(tmp_path: Path) -> None:
 def test_same_slide_same_bytes(tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
-        folder = PreviewFolder(tmp_path / name)
+        folder = PreviewWriter(tmp_path / name)
         folder.add(survey_of(paint()), left_out={1: "fold"}, failed=())
         folder.write_index()
         made.append({path.name: path.read_bytes() for path in folder.folder.iterdir()})
@@ -211,12 +213,12 @@ def test_same_slide_same_bytes(tmp_path: Path) -> None:
 
 def test_a_later_run_keeps_earlier_slides_on_the_page(tmp_path: Path) -> None:
     for name in ("one.tif", "two.tif"):
-        folder = PreviewFolder(tmp_path)
+        folder = PreviewWriter(tmp_path)
         folder.add(survey_of(paint(), name=name), left_out={}, failed=())
         folder.write_index()
     (tmp_path / "mine.json").write_text('{"kind": "else"}')
     (tmp_path / "torn.json").write_text("{")
-    html = PreviewFolder(tmp_path).write_index().read_text()
+    html = PreviewWriter(tmp_path).write_index().read_text()
     assert "Preview of 2 slides" in html
     assert "./one.jpg" in html
     assert "./two.jpg" in html
@@ -224,12 +226,12 @@ def test_a_later_run_keeps_earlier_slides_on_the_page(tmp_path: Path) -> None:
 
 def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_path: Path) -> None:
     survey = survey_of(paint())
-    folder = PreviewFolder(tmp_path)
+    folder = PreviewWriter(tmp_path)
     folder.add(survey, left_out={}, failed={0})
     kept = folder.add_failure(Path("s.tif"), "too many\ntiles failed")
     assert (kept.status, kept.n_failed, kept.message) == ("failed", 1, "too many tiles failed")
     assert (tmp_path / "s.jpg").is_file()
-    later = PreviewFolder(tmp_path)
+    later = PreviewWriter(tmp_path)
     row = later.add_failure(Path("s.tif"), "gone")
     assert (row.picture_px, row.mpp) == (None, None)
     assert not (tmp_path / "s.jpg").exists()
@@ -239,7 +241,7 @@ def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_
 def test_a_picture_that_cannot_be_taken_away_is_said(tmp_path: Path) -> None:
     (tmp_path / "s.jpg").mkdir()
     with pytest.raises(OutputError, match=r"s\.jpg: cannot be written"):
-        PreviewFolder(tmp_path).add_failure(Path("s.tif"), "gone")
+        PreviewWriter(tmp_path).add_failure(Path("s.tif"), "gone")
 
 
 def test_a_finer_picture_is_read_where_the_level_behind_it_is_small(
@@ -262,14 +264,14 @@ def test_a_finer_picture_is_read_where_the_level_behind_it_is_small(
             tuple(Level(width_px=px, height_px=px, downsample=float(d)) for px, d in sizes),
         )  # fmt: skip
         asked.clear()
-        draw_survey(survey, left_out={}, failed=(), tiles_read=True)
+        draw_tiling(survey, left_out={}, failed=(), tiles_read=True)
         assert asked == expected
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be used as a folder"):
-        PreviewFolder(tmp_path / "file")
+        PreviewWriter(tmp_path / "file")
 
 
 def test_a_slide_is_read_and_judged_and_without_rules_only_laid_out(tmp_path: Path) -> None:
@@ -277,11 +279,11 @@ def test_a_slide_is_read_and_judged_and_without_rules_only_laid_out(tmp_path: Pa
     pixels[100:600, 100:600] = (60, 150, 90)  # green ink
     write_slide(tmp_path / "pen.tif", pixels)
     progress = Counted()
-    row = preview(tmp_path / "pen.tif", PreviewFolder(tmp_path), progress=progress)
+    row = preview(tmp_path / "pen.tif", PreviewWriter(tmp_path), progress=progress)
     assert row.left_out["ink"] >= 1
     assert progress.n_done == row.n_read == row.n_found
     quick = preview(
-        tmp_path / "pen.tif", PreviewFolder(tmp_path), tiles=TileSettings(rules=()),
+        tmp_path / "pen.tif", PreviewWriter(tmp_path), tiles=TileSettings(rules=()),
         progress=(silent := Counted()),
     )  # fmt: skip
     assert (quick.n_read, silent.n_done, quick.left_out) == (0, 0, {})
@@ -291,7 +293,7 @@ def test_a_slide_is_read_and_judged_and_without_rules_only_laid_out(tmp_path: Pa
 def test_blank_and_broken_slides_say_why_and_raise_nothing(tmp_path: Path) -> None:
     write_slide(tmp_path / "blank.tif", np.full((600, 600, 3), (196, 211, 192), np.uint8))
     (tmp_path / "bad.tif").write_bytes(b"bad")
-    folder = PreviewFolder(tmp_path)
+    folder = PreviewWriter(tmp_path)
     blank, bad = (preview(tmp_path / f"{name}.tif", folder) for name in ("blank", "bad"))
     assert (blank.status, blank.message) == ("empty", "no tissue found")
     assert bad.status == "failed"
@@ -304,8 +306,8 @@ def test_an_unforeseen_failure_stays_with_its_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_slide(tmp_path / "a.tif", paint())
-    monkeypatch.setattr("features.visualization.preview.draw_survey", lambda *a, **k: 1 / 0)
-    row = preview(tmp_path / "a.tif", PreviewFolder(tmp_path))
+    monkeypatch.setattr("features.visualization.preview.draw_tiling", lambda *a, **k: 1 / 0)
+    row = preview(tmp_path / "a.tif", PreviewWriter(tmp_path))
     assert (row.status, "unforeseen ZeroDivisionError" in row.message) == ("failed", True)
 
 
@@ -346,9 +348,9 @@ def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
 def test_a_hostile_name_is_only_text_and_its_link_leads_to_its_picture(tmp_path: Path) -> None:
     names = [HOSTILE, os.fsdecode(b"caf\xe9"), "javascript:alert(1)"]
     for name in names:
-        PreviewFolder(tmp_path).add(survey_of(paint(), name=name), left_out={}, failed=())
-    PreviewFolder(tmp_path).add_failure(Path("x.tif"), "<img src=x onerror=alert(1)>")
-    html = PreviewFolder(tmp_path).write_index().read_text(encoding="utf-8")
+        PreviewWriter(tmp_path).add(survey_of(paint(), name=name), left_out={}, failed=())
+    PreviewWriter(tmp_path).add_failure(Path("x.tif"), "<img src=x onerror=alert(1)>")
+    html = PreviewWriter(tmp_path).write_index().read_text(encoding="utf-8")
     tags = tags_of(html)
     assert sum(tag == "script" for tag, _ in tags) == 1
     assert not any("onerror" in attributes for _, attributes in tags)
@@ -362,7 +364,7 @@ def test_a_hostile_name_is_only_text_and_its_link_leads_to_its_picture(tmp_path:
 
 
 def test_the_page_needs_no_network_and_can_be_used_without_eyes_and_mouse(tmp_path: Path) -> None:
-    folder = PreviewFolder(tmp_path)
+    folder = PreviewWriter(tmp_path)
     folder.add(survey_of(paint()), left_out={0: "ink"}, failed={1})
     html = folder.write_index().read_text()
     tags = tags_of(html)

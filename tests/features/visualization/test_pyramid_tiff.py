@@ -10,16 +10,16 @@ import tifffile
 
 from features.errors import OutputError
 from features.slides.reader import open_slide
-from features.visualization.heatmap import Scale, TilePlaces, colours
-from features.visualization.pyramid_tiff import overlay_downsample, write_overlay
+from features.visualization.heatmap import ColorScale, TileLayout, colours
+from features.visualization.pyramid_tiff import overlay_downsample, write_heatmap_tiff
 
-SCALE = Scale(palette="viridis", low=0.0, high=100.0, words="attention: percentile")
+SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention: percentile")
 
 
-def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> TilePlaces:
+def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> TileLayout:
     columns, rows = np.meshgrid(np.arange(3), np.arange(2))
     corners = np.stack([columns.ravel(), rows.ravel()], axis=1) * round(span) + 4480
-    return TilePlaces(
+    return TileLayout(
         coords_px0=corners.astype(np.int64), span_px0=(span, span), size_px0=size,
         mpp_xy=(0.25, 0.25), mpp_is_assumed=False,
     )  # fmt: skip
@@ -28,7 +28,7 @@ def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> T
 def test_the_overlay_lies_over_the_slide_to_the_pixel(tmp_path: Path) -> None:
     values = np.array([0.0, 20.0, 40.0, 60.0, 80.0, 100.0])
     where = places()
-    downsample = write_overlay(tmp_path / "o.tif", where, values, scale=SCALE)
+    downsample = write_heatmap_tiff(tmp_path / "o.tif", where, values, scale=SCALE)
     assert downsample == 16
     rgba = tifffile.imread(tmp_path / "o.tif", key=0)
     assert rgba.shape == (9000 // 16 + 1, 12_000 // 16, 4)
@@ -40,7 +40,7 @@ def test_the_overlay_lies_over_the_slide_to_the_pixel(tmp_path: Path) -> None:
 
 def test_levels_halve_and_each_says_its_resolution_and_downsample(tmp_path: Path) -> None:
     path = tmp_path / "o.tif"
-    write_overlay(path, places(), np.ones(6), scale=SCALE)
+    write_heatmap_tiff(path, places(), np.ones(6), scale=SCALE)
     with tifffile.TiffFile(path) as tiff:
         assert len(tiff.pages) == 3
         for level, page in enumerate(tiff.pages):
@@ -54,7 +54,7 @@ def test_levels_halve_and_each_says_its_resolution_and_downsample(tmp_path: Path
 
 def test_our_readers_and_openslide_open_it_with_the_right_resolution(tmp_path: Path) -> None:
     path = tmp_path / "o.tif"
-    write_overlay(path, places(), np.ones(6), scale=SCALE)
+    write_heatmap_tiff(path, places(), np.ones(6), scale=SCALE)
     slide = open_slide(path)
     assert slide.mpp_xy == pytest.approx((4.0, 4.0))
     assert [level.width_px for level in slide.levels] == [750, 375, 188]
@@ -79,10 +79,10 @@ def test_tiles_stay_at_least_16_px_wide_unless_the_slide_is_huge(
 
 def test_same_numbers_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_overlay(tmp_path / f"{name}.tif", places(), np.arange(6.0), scale=SCALE)
+        write_heatmap_tiff(tmp_path / f"{name}.tif", places(), np.arange(6.0), scale=SCALE)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
-        write_overlay(tmp_path / "gone" / "o.tif", places(), np.ones(6), scale=SCALE)
+        write_heatmap_tiff(tmp_path / "gone" / "o.tif", places(), np.ones(6), scale=SCALE)

@@ -11,7 +11,7 @@ from features.bags.bag import Bag
 from features.bags.h5 import write_bag
 from features.errors import BagError
 from mil.audit import AuditReport, Severity, audit
-from mil.audit.duplicates import agreement
+from mil.audit.duplicates import match_tiles
 from tests.fakes import make_bag, make_series, real_data
 
 HEAD = "image_id,patient_id,label,center_id"
@@ -222,7 +222,7 @@ def test_a_slide_put_in_the_other_way_round_is_recognised(
     turned = replace(
         rescanned(bag, "b"), coords_px0=rescanned(bag, "b").coords_px0 @ np.array(turn)
     )
-    fit = agreement(bag, turned, centre=np.zeros(8))
+    fit = match_tiles(bag, turned, centre=np.zeros(8))
     assert fit.is_copy
     assert fit.share > 0.8
 
@@ -238,7 +238,7 @@ def test_a_piece_of_a_slide_is_recognised() -> None:
         ),
         "b",
     )
-    assert agreement(bag, piece, centre=np.zeros(16)).is_copy
+    assert match_tiles(bag, piece, centre=np.zeros(16)).is_copy
 
 
 @pytest.mark.parametrize("n_tiles", [8, 12, 20, 60, 300])
@@ -246,7 +246,7 @@ def test_different_slides_never_agree(n_tiles: int) -> None:
     bags = [make_bag(str(seed), n_tiles=n_tiles, seed=seed) for seed in range(25)]
     centre = np.zeros(8)
     assert not any(
-        agreement(a, b, centre=centre).is_copy for i, a in enumerate(bags) for b in bags[:i]
+        match_tiles(a, b, centre=centre).is_copy for i, a in enumerate(bags) for b in bags[:i]
     )
 
 

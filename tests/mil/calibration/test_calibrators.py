@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from mil.calibration import (
-    Beta,
-    Dirichlet,
-    Temperature,
+    BetaCalibration,
+    DirichletCalibration,
+    TemperatureScaling,
     build_calibrator,
     calibrator_from_dict,
     calibrator_names,
@@ -77,13 +77,13 @@ def test_another_prior_is_an_exact_shift_of_the_logit(name: str, share: float, s
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 8.0])
 def test_a_planted_temperature_is_found(temperature: float) -> None:
     logits, labels = honest_logits(30_000, 0)
-    found = Temperature().fit(logits * temperature, labels)
+    found = TemperatureScaling().fit(logits * temperature, labels)
     assert 1 / found.slope_ == pytest.approx(temperature, rel=0.03)
 
 
 def test_beta_leaves_what_is_right_as_it_is() -> None:
     logits, labels = honest_logits(60_000, 1)
-    found = Beta().fit(logits, labels)
+    found = BetaCalibration().fit(logits, labels)
     np.testing.assert_allclose(found.slopes_, 1, atol=0.05)
     np.testing.assert_allclose(found.bias_, 0, atol=0.03)
 
@@ -99,7 +99,7 @@ def test_beta_bends_where_one_class_is_overconfident_and_the_other_is_not() -> N
         grid,
     )
     logits = np.stack([np.zeros_like(bent), bent], axis=1)
-    found = Beta().fit(logits, labels)
+    found = BetaCalibration().fit(logits, labels)
     np.testing.assert_allclose(found.slopes_, [0.5, 2.0], rtol=0.1)
     platt = build_calibrator("platt", n_classes=2).fit(logits, labels)
     assert weighted_log_loss(found.predict_proba(logits), labels) < weighted_log_loss(
@@ -109,7 +109,7 @@ def test_beta_bends_where_one_class_is_overconfident_and_the_other_is_not() -> N
 
 def test_dirichlet_finds_which_class_is_taken_for_which() -> None:
     logits, labels, truth = confused_logits(30_000, 3)
-    found = Dirichlet().fit(logits, labels)
+    found = DirichletCalibration().fit(logits, labels)
     np.testing.assert_allclose(found.predict_proba(logits), truth, atol=0.03)
     platt = build_calibrator("platt", n_classes=3).fit(logits, labels)
     assert np.abs(platt.predict_proba(logits) - truth).max() > 0.1
@@ -117,7 +117,7 @@ def test_dirichlet_finds_which_class_is_taken_for_which() -> None:
 
 def test_dirichlet_in_a_small_cohort_stays_near_the_diagonal() -> None:
     logits, labels, _ = confused_logits(30, 4)
-    matrix = Dirichlet().fit(logits, labels).matrix_
+    matrix = DirichletCalibration().fit(logits, labels).matrix_
     off = matrix[~np.eye(3, dtype=bool)]
     assert (np.diag(matrix) >= 0).all()
     assert np.abs(off).max() < 0.3

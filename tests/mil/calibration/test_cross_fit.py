@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mil.calibration import build_calibrator, calibrator_names, cross_fit
-from mil.data.splits import stratified_parts
+from mil.data.splits import stratified_fold_ids
 from mil.errors import CalibrationError
 from tests.mil.calibration.drawn import normal_scores
 
 
 def drawn_folds(labels: np.ndarray, n_repeats: int) -> np.ndarray:
-    return np.stack([stratified_parts(labels, n_parts=4, seed=(r,)) for r in range(n_repeats)])
+    return np.stack([stratified_fold_ids(labels, n_parts=4, seed=(r,)) for r in range(n_repeats)])
 
 
 @settings(max_examples=12)

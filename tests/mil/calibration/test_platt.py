@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from mil.calibration import ShrunkenPlatt
+from mil.calibration import PlattScaling
 from mil.errors import CalibrationError
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from tests.mil.calibration.drawn import normal_scores as scores
@@ -24,7 +24,7 @@ def test_ranks_are_never_reversed_and_rows_sum_to_one(
     n: int, distance: float, scale: float, seed: int
 ) -> None:
     logits, labels = scores(n, distance, seed)
-    calibrator = ShrunkenPlatt().fit(logits * scale, labels)
+    calibrator = PlattScaling().fit(logits * scale, labels)
     proba = calibrator.predict_proba(logits * scale)
     assert calibrator.slope_ >= 0
     np.testing.assert_allclose(proba.sum(axis=1), 1)
@@ -34,14 +34,14 @@ def test_ranks_are_never_reversed_and_rows_sum_to_one(
 
 def test_logits_that_point_the_wrong_way_give_the_prior() -> None:
     logits, labels = scores(90, 2.0, seed=0)
-    proba = ShrunkenPlatt().fit(-logits, labels).predict_proba(-logits)
+    proba = PlattScaling().fit(-logits, labels).predict_proba(-logits)
     np.testing.assert_allclose(proba, 0.5, atol=0.06)
     assert weighted_log_loss(proba, labels) == pytest.approx(np.log(2), abs=0.01)
 
 
 def test_with_many_patients_it_is_balanced_logistic_regression() -> None:
     logits, labels = scores(60_000, 1.0, seed=1)
-    calibrator = ShrunkenPlatt().fit(logits, labels)
+    calibrator = PlattScaling().fit(logits, labels)
     difference = (logits[:, 1] - logits[:, 0])[:, None]
     oracle = LogisticRegression(C=np.inf, class_weight="balanced").fit(difference, labels)
     expected = oracle.predict_proba(difference)
@@ -52,13 +52,13 @@ def test_it_is_right_where_the_truth_is_known() -> None:
     # Two unit normals one apart have the balanced posterior expit(x - 1/2).
     logits, labels = scores(60_000, 1.0, seed=2)
     truth = expit((logits[:, 1] - logits[:, 0]) - 0.5)
-    proba = ShrunkenPlatt().fit(logits, labels).predict_proba(logits)
+    proba = PlattScaling().fit(logits, labels).predict_proba(logits)
     np.testing.assert_allclose(proba[:, 1], truth, atol=0.02)
 
 
 def test_few_patients_never_give_certainty() -> None:
     logits = np.repeat([[3.0, -3.0], [-3.0, 3.0]], 8, axis=0)
-    proba = ShrunkenPlatt().fit(logits, np.repeat([0, 1], 8)).predict_proba(logits)
+    proba = PlattScaling().fit(logits, np.repeat([0, 1], 8)).predict_proba(logits)
     assert 0.8 < proba.max() < 1 - 1 / 12
 
 
@@ -66,7 +66,7 @@ def test_without_signal_held_out_loss_stays_near_chance() -> None:
     losses = []
     for seed in range(60):
         logits, labels = scores(48, 0.0, seed)
-        calibrator = ShrunkenPlatt().fit(logits, labels)
+        calibrator = PlattScaling().fit(logits, labels)
         fresh, truth = scores(3000, 0.0, seed + 1000)
         losses.append(weighted_log_loss(calibrator.predict_proba(fresh), truth))
     assert np.mean(losses) < np.log(2) + 0.02
@@ -75,7 +75,7 @@ def test_without_signal_held_out_loss_stays_near_chance() -> None:
 def test_overconfident_logits_are_brought_down() -> None:
     logits, labels = scores(600, 1.0, seed=3)
     raw = 1 / (1 + np.exp(-8 * (logits[:, 1] - logits[:, 0])))
-    proba = ShrunkenPlatt().fit(8 * logits, labels).predict_proba(8 * logits)
+    proba = PlattScaling().fit(8 * logits, labels).predict_proba(8 * logits)
     assert weighted_log_loss(np.stack([1 - raw, raw], 1), labels) > 1
     assert weighted_log_loss(proba, labels) < 0.65
     assert auroc(proba, labels) == pytest.approx(auroc(logits, labels))
@@ -85,22 +85,22 @@ def test_more_than_two_classes_work() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 3
     logits = rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels]
-    proba = ShrunkenPlatt().fit(logits, labels).predict_proba(logits)
+    proba = PlattScaling().fit(logits, labels).predict_proba(logits)
     assert proba.shape == (300, 3)
     assert weighted_log_loss(proba, labels) < 0.75
 
 
 def test_repeats_of_a_patient_count_once() -> None:
     logits, labels = scores(60, 1.0, seed=4)
-    once = ShrunkenPlatt().fit(logits, labels)
-    thrice = ShrunkenPlatt().fit(
+    once = PlattScaling().fit(logits, labels)
+    thrice = PlattScaling().fit(
         np.tile(logits, (3, 1)), np.tile(labels, 3), groups=np.tile(np.arange(60), 3)
     )
     assert thrice.slope_ == pytest.approx(once.slope_, rel=1e-3)
 
 
 def test_files_of_earlier_versions_are_read() -> None:
-    back = ShrunkenPlatt.from_dict({"kind": "shrunken_platt", "slope": 0.5, "bias": [0.1, -0.1]})
+    back = PlattScaling.from_dict({"kind": "shrunken_platt", "slope": 0.5, "bias": [0.1, -0.1]})
     proba = back.predict_proba(np.array([[0.0, 2.0]]))
     assert proba[0, 1] == pytest.approx(expit(1.0 - 0.2))
 
@@ -117,4 +117,4 @@ def test_what_cannot_be_fitted_is_refused(
     logits: np.ndarray, labels: np.ndarray, said: str
 ) -> None:
     with pytest.raises(CalibrationError, match=said):
-        ShrunkenPlatt().fit(logits, labels)
+        PlattScaling().fit(logits, labels)

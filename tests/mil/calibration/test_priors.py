@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.errors import KnownError
+from features.errors import MilError
 from mil.calibration.priors import balanced, parse_prior, shift_prior
 
 CLASSES = ("CE", "LAA")
@@ -32,7 +32,7 @@ def test_the_three_ways_to_say_a_prior() -> None:
     ],
 )
 def test_what_is_no_prior_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(KnownError, match=r"CE=0.5,LAA=0.5"):
+    with pytest.raises(MilError, match=r"CE=0.5,LAA=0.5"):
         parse_prior(text, CLASSES, COUNTS)
 
 

@@ -9,16 +9,16 @@ import pytest
 
 from features.bags.h5 import find_bags, read_features, write_bag
 from features.errors import BagError
-from features.utils.hardware import free_memory
+from features.utils.hardware import available_memory
 from mil.data import bags
-from mil.data.bags import PatientBags, StoredFeatures, load_patient_bags
+from mil.data.bags import OnDiskFeatures, PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import patient_folds
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from tests.fakes import make_bag, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_cohort_that_does_not_fit_into_memory_is_read_from_its_files(cohort: C
     (cohort.path.parent / "bags" / "001_0.h5").unlink()
     held, stored = load(cohort), load(cohort, most_bytes=5000)
     assert isinstance(held.features, dict)
-    assert isinstance(stored.features, StoredFeatures)
+    assert isinstance(stored.features, OnDiskFeatures)
     assert stored.slides == held.slides
     assert stored.missing_slides == held.missing_slides == ("001_0",)
     assert dict(stored.n_tiles) == held.n_tiles
@@ -55,7 +55,7 @@ def test_what_is_learned_from_files_is_what_is_learned_from_memory(cohort: Cohor
 
 
 def test_a_restricted_store_of_files_does_not_know_those_of_others(cohort: Cohort) -> None:
-    part = load(cohort, most_bytes=0).restricted_to(["003", "002"])
+    part = load(cohort, most_bytes=0).subset(["003", "002"])
     assert part.patient_ids == ("003", "002")
     assert list(part.n_tiles) == ["003", "002"]
     with pytest.raises(KeyError):
@@ -90,4 +90,4 @@ def test_a_fold_reads_what_it_learns_from_twice_and_what_it_judges_once(
 
 
 def test_memory_is_asked_of_the_machine() -> None:
-    assert 0 < free_memory() < 2**50
+    assert 0 < available_memory() < 2**50

@@ -14,27 +14,33 @@ import pytest
 
 from features.bags.h5 import find_bags, read_bag, write_bag
 from features.errors import FilterError
-from features.filters.classifier import Examples, TileFilter, TileRecipe, keep_filter, write_filter
+from features.filters.classifier import (
+    EmbeddingSpec,
+    LabelledTiles,
+    TileFilter,
+    save_filter_copy,
+    write_filter,
+)
 from features.filters.training import fit_filter
 from mil.calibration.priors import balanced
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
-from mil.data.filtered_bags import FilteredFeatures, filter_bags
+from mil.data.filtered_bags import FilteredFeatures, apply_tile_filter
 from mil.data.splits import patient_folds
 from mil.errors import RunError
 from mil.evaluation.baselines import mean_logistic_probabilities
 from mil.inference.attention import explain_patients
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
-from mil.train_run import fit_run
 from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate, inner_folds, nested_probabilities
-from mil.training.ensemble import Task
+from mil.training.ensemble import EnsembleTask
+from mil.training_run import train_run
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=10, max_epochs=3)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=10, max_epochs=3)
 SEEN = tuple(f"{number:03d}" for number in range(0, 24, 2))
 """Patients whose slides the filter learned from, besides six slides of nobody here."""
 
@@ -49,19 +55,19 @@ def world(folder: Path) -> tuple[PatientBags, Cohort]:
     return load_patient_bags(cohort, find_bags(folder / "bags")), cohort
 
 
-def known_examples() -> Examples:
+def known_examples() -> LabelledTiles:
     return make_examples(n_slides=18, dim=16, slide_ids=[f"{name}_0" for name in SEEN])
 
 
-def fitted(examples: Examples) -> TileFilter:
-    return fit_filter(examples, recipe=TileRecipe.of(replace(FINGERPRINT, dim=16)))
+def fitted(examples: LabelledTiles) -> TileFilter:
+    return fit_filter(examples, recipe=EmbeddingSpec.of(replace(FINGERPRINT, dim=16)))
 
 
 def through(bags: PatientBags, cohort: Cohort, tile_filter: TileFilter) -> PatientBags:
-    return filter_bags(bags, cohort, bags_dir=Path("bags"), tile_filter=tile_filter)
+    return apply_tile_filter(bags, cohort, bags_dir=Path("bags"), tile_filter=tile_filter)
 
 
-def poisoned(examples: Examples, patient_ids: tuple[str, ...]) -> Examples:
+def poisoned(examples: LabelledTiles, patient_ids: tuple[str, ...]) -> LabelledTiles:
     """The same with other tiles and the opposite answers of these patients."""
     slides = [s.slide_id.split("_")[0] in patient_ids for s in examples.slides]
     rows = np.array(slides)[examples.slide]
@@ -84,7 +90,7 @@ def test_tiles_are_dropped_as_they_are_read_and_counted(tmp_path: Path) -> None:
     n_dropped = found.features.n_dropped
     assert n_dropped == sum(bags.n_tiles.values()) - sum(found.n_tiles.values())
     assert 0.2 < n_dropped / sum(bags.n_tiles.values()) < 0.45
-    fewer = found.restricted_to(cohort.patient_ids[:2])
+    fewer = found.subset(cohort.patient_ids[:2])
     assert fewer.patient_ids == cohort.patient_ids[:2]
     assert fewer.n_tiles == {name: found.n_tiles[name] for name in cohort.patient_ids[:2]}
 
@@ -95,7 +101,7 @@ def test_bags_that_stay_in_their_files_are_filtered_alike(tmp_path: Path) -> Non
     tile_filter = fitted(known_examples())
     kept, stored = (through(each, cohort, tile_filter) for each in (bags, lazy))
     assert kept.n_tiles == stored.n_tiles
-    held_out = [each.held_out(SEEN[:3]).restricted_to(SEEN[3:6]) for each in (kept, stored)]
+    held_out = [each.held_out(SEEN[:3]).subset(SEEN[3:6]) for each in (kept, stored)]
     for name in SEEN[3:6]:
         assert (held_out[0].features[name] == held_out[1].features[name]).all()
 
@@ -110,7 +116,7 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
     taught: list[tuple[set[str], set[str]]] = []
     train = fold_jobs.train_ensembles
 
-    def watch(tasks: Sequence[Task], **kwargs: Any) -> object:
+    def watch(tasks: Sequence[EnsembleTask], **kwargs: Any) -> object:
         for store in (task.bags for task in tasks):
             assert isinstance(store.features, FilteredFeatures)
             assert store.tile_filter is store.features.tile_filter
@@ -204,7 +210,7 @@ def test_folds_that_leave_too_few_examples_are_refused(tmp_path: Path) -> None:
 def test_a_filter_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     other = replace(FINGERPRINT, dim=16, encoder="resnet50")
-    tile_filter = fit_filter(known_examples(), recipe=TileRecipe.of(other))
+    tile_filter = fit_filter(known_examples(), recipe=EmbeddingSpec.of(other))
     with pytest.raises(FilterError, match=r"encoder is 'resnet50'; expected 'fake' as in the bags"):
         through(bags, cohort, tile_filter)
 
@@ -216,7 +222,7 @@ def embedded_with(folder: Path, tile_filter: TileFilter) -> tuple[PatientBags, C
         bag = read_bag(path)
         made = replace(bag.meta.fingerprint, filter_sha256=tile_filter.sha256)
         write_bag(path, replace(bag, meta=replace(bag.meta, fingerprint=made)))
-    keep_filter(folder / "bags", tile_filter)
+    save_filter_copy(folder / "bags", tile_filter)
     return load_patient_bags(cohort, find_bags(folder / "bags")), cohort
 
 
@@ -224,22 +230,24 @@ def test_bags_embedded_with_a_filter_keep_it_and_are_not_filtered_again(tmp_path
     tile_filter = make_filter(n_slides=8, dim=16)
     bags, cohort = embedded_with(tmp_path, tile_filter)
     for given in (None, tile_filter):
-        found = filter_bags(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=given)
+        found = apply_tile_filter(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=given)
         assert found.features is bags.features
         assert found.tile_filter is not None
         assert found.tile_filter.sha256 == tile_filter.sha256
     with pytest.raises(FilterError, match=r"bags embedded with filter .*without --filter"):
-        filter_bags(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=fitted(known_examples()))
+        apply_tile_filter(
+            bags, cohort, bags_dir=tmp_path / "bags", tile_filter=fitted(known_examples())
+        )
     next((tmp_path / "bags").glob("filter-*")).unlink()
     with pytest.raises(FilterError, match=r"filter-.*there is no such file"):
-        filter_bags(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=None)
+        apply_tile_filter(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=None)
 
 
 def test_bags_embedded_with_a_filter_that_saw_their_patients_are_refused(tmp_path: Path) -> None:
     bags, cohort = embedded_with(tmp_path, fitted(known_examples()))
     message = r"12 slides of 12 patients .*000_0, 002_0.*'mil train --filter'"
     with pytest.raises(FilterError, match=message):
-        filter_bags(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=None)
+        apply_tile_filter(bags, cohort, bags_dir=tmp_path / "bags", tile_filter=None)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +256,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PatientBags
     folder = tmp_path_factory.mktemp("trained")
     bags, cohort = world(folder)
     store = through(bags, cohort, fitted(known_examples()))
-    fit_run(
+    train_run(
         cohort, store, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
@@ -259,7 +267,7 @@ def test_a_run_applies_its_filter_where_it_predicts_and_explains(
     trained: tuple[Path, PatientBags, Cohort],
 ) -> None:
     folder, store, cohort = trained
-    run = load_run(folder / "run")
+    run = load_bundle(folder / "run")
     assert run.tile_filter is not None
     assert run.tile_filter.sha256 == store.tile_filter.sha256  # type: ignore[union-attr]
     told = predict_patients(run, cohort, folder / "bags", prior=balanced(run.classes))
@@ -274,7 +282,7 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
     tmp_path: Path, trained: tuple[Path, PatientBags, Cohort]
 ) -> None:
     folder, _, _ = trained
-    run = load_run(folder / "run")
+    run = load_bundle(folder / "run")
     assert run.sets.conformal.guaranteed(0.6) is not None
     assert run.guaranteed(0.6) is None
     bag = make_bag("new_0", dim=16, shift=0.8)
@@ -287,7 +295,7 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
     )  # fmt: skip
     left = run.sift(read_bag(tmp_path / "new_0.h5")).features
     assert len(left) < len(bag.features)
-    kept = run.sets.of_patient(left, coverage=0.6)
+    kept = run.sets.predict_set(left, coverage=0.6)
     assert told.prediction_set == tuple(np.array(run.classes)[kept])
 
 
@@ -308,7 +316,7 @@ def test_a_run_whose_filter_was_exchanged_is_damaged(
     shutil.copytree(trained[0] / "run", tmp_path / "run")
     write_filter(tmp_path / "run" / "filter.safetensors", make_filter(n_slides=8, dim=16))
     with pytest.raises(RunError, match="another filter than"):
-        load_run(tmp_path / "run")
+        load_bundle(tmp_path / "run")
 
 
 def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path) -> None:

@@ -12,33 +12,33 @@ from features.bags.h5 import write_bag
 from features.errors import BagError
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, Patient
-from mil.data.instance_labels import read_image_labels
+from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold
 from mil.errors import CohortError
-from mil.heads.ensemble import member_outputs
-from mil.heads.random_streams import Luck
+from mil.heads.ensemble import predict_members
+from mil.heads.random_streams import RandomStreams
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from mil.training.ensemble import train_ensemble
-from mil.training.feature_cache import Shelf
-from mil.training.losses import attention_loss
+from mil.training.feature_cache import FeatureCache
+from mil.training.losses import instance_attention_loss
 from tests.fakes import make_series
 
 N_PATIENTS, N_IMAGES = 24, 10
-SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=30)
+SETTINGS = TrainConfig(n_members=2, n_components=8, fixed_steps=30)
 
 
 def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("bag_id,path,any,label\ns,x/1.dcm,1,0\n")
-    assert read_image_labels(tmp_path / "a.csv", ["any", "label"]) == {("s", "x/1.dcm"): 1}
-    assert read_image_labels(tmp_path / "a.csv", ["ill", "label"]) == {("s", "x/1.dcm"): 0}
+    assert read_instance_labels(tmp_path / "a.csv", ["any", "label"]) == {("s", "x/1.dcm"): 1}
+    assert read_instance_labels(tmp_path / "a.csv", ["ill", "label"]) == {("s", "x/1.dcm"): 0}
     (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,yes\n")
     with pytest.raises(CohortError, match="row 2: label is 'yes'"):
-        read_image_labels(tmp_path / "a.csv", ["label"])
+        read_instance_labels(tmp_path / "a.csv", ["label"])
     (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,1\ns,x/1.dcm,0\n")
     with pytest.raises(CohortError, match=r"row 2: label of image 'x/1\.dcm' is 0 and 1"):
-        read_image_labels(tmp_path / "a.csv", ["label"])
+        read_instance_labels(tmp_path / "a.csv", ["label"])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_bags_know_which_images_have_which_label(world: tuple) -> None:
     assert marked.marks["p0"].tolist() == [0] * N_IMAGES
     assert sorted(marked.marks["p1"].tolist()) == [0] * 8 + [1] * 2
     assert (marked.marks["p2"] == -1).all()
-    assert list(marked.restricted_to(["p1"]).marks) == ["p1"]
+    assert list(marked.subset(["p1"]).marks) == ["p1"]
     with pytest.raises(BagError, match="1, and none is of an image of a bag"):
         bags.with_image_labels({("s0", "another.png"): 1})
 
@@ -80,18 +80,20 @@ def test_the_attention_is_pulled_to_images_that_show_something() -> None:
     attention = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0]])
     marks = torch.tensor([[1, 0, -1], [0, 0, 0], [-1, 1, 1], [1, 0, 0]])
     mask = torch.tensor([[True] * 3] * 3 + [[True, True, False]])
-    losses = attention_loss(attention, mask, marks).tolist()
+    losses = instance_attention_loss(attention, mask, marks).tolist()
     np.testing.assert_allclose(losses, [-np.log(0.4), 0, 0, -np.log(0.5)], rtol=1e-5)
 
 
 def test_labels_stay_with_their_images_where_some_are_drawn() -> None:
     lengths = torch.tensor([30, 4])
     numbers = torch.arange(34)
-    shelf = Shelf(
+    shelf = FeatureCache(
         tiles=numbers[:, None].float(), starts=torch.tensor([0, 30]), lengths=lengths,
         labels=torch.zeros(2, dtype=torch.int64), marks=(numbers % 3 == 0).to(torch.int8),
     )  # fmt: skip
-    batch, marks = Shelf.joined([shelf, shelf]).draw_marked(torch.tensor([0, 3]), 8, Luck())
+    batch, marks = FeatureCache.joined([shelf, shelf]).draw_marked(
+        torch.tensor([0, 3]), 8, RandomStreams()
+    )
     assert marks is not None
     expected = (batch.features[..., 0] % 3 == 0).to(torch.int8)
     assert (marks == expected)[batch.mask].all()
@@ -104,13 +106,15 @@ def test_attention_that_is_taught_lies_better_on_new_patients(world: tuple) -> N
 
     def share_on_shown(store: PatientBags) -> float:
         ensemble = train_ensemble(
-            store.restricted_to(learned), labels, n_classes=2, settings=SETTINGS, seed=(0,)
+            store.subset(learned), labels, n_classes=2, settings=SETTINGS, seed=(0,)
         )
         truth = bags.with_image_labels(shown).marks
         return float(
             np.mean(
                 [
-                    member_outputs(ensemble.heads, bags.features[p])[1].mean(0)[truth[p] == 1].sum()
+                    predict_members(ensemble.heads, bags.features[p])[1]
+                    .mean(0)[truth[p] == 1]
+                    .sum()
                     for p in new
                 ]
             )

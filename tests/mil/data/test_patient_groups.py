@@ -13,22 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mil import MILClassifier
-from mil.data.bags import PatientBags, SlideNote
+from mil.data.bags import PatientBags, SlideRecord
 from mil.data.cohort import Cohort, Patient
-from mil.data.patient_groups import Sharing, deal_undivided, leaders
+from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.data.splits import Fold, SplitBy, make_folds, patient_folds
 from mil.errors import SplitError
 from mil.evaluation.baselines import mean_logistic_probabilities
 from mil.multilabel.splits import label_folds
 from mil.multilabel.table import LabelTable
 from mil.training import ensemble
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_fitted_probabilities, cross_validate
-from mil.training.cv_plan import Design
+from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import train_ensemble
 from tests.mil.training.test_ensemble import labels_of, noise_cohort, states
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def pairs(n_patients: int) -> st.SearchStrategy[list[tuple[str, str]]]:
@@ -39,7 +39,7 @@ def pairs(n_patients: int) -> st.SearchStrategy[list[tuple[str, str]]]:
 def with_copies(bags: PatientBags, copies: dict[str, str]) -> PatientBags:
     """A slide a patient; those named have the slide file of another under their own name."""
     notes = tuple(
-        SlideNote(
+        SlideRecord(
             slide_id=f"{name}_0", patient_id=name, n_tiles=len(tiles),
             content_id=f"file of {copies.get(name, name)}", features_sha256=f"tiles of {name}",
         )
@@ -68,7 +68,7 @@ def test_who_shares_slides_has_one_leader_and_who_shares_none_is_its_own(
     sharing: list[tuple[str, str]],
 ) -> None:
     names = [f"p{n:03d}" for n in range(12)]
-    standing = leaders(names, [*sharing, ("p003", "a stranger")])
+    standing = group_ids(names, [*sharing, ("p003", "a stranger")])
     groups = {name: {name} for name in names}
     for one, two in sharing:
         joined = groups[one] | groups[two]
@@ -84,8 +84,8 @@ def test_only_leaders_are_dealt_and_the_others_go_along() -> None:
         dealt.extend(places.tolist())
         return places * 10
 
-    standing = leaders(["a", "b", "c", "d", "e"], [("d", "b"), ("e", "d")])
-    assert deal_undivided(standing, deal).tolist() == [0, 10, 20, 10, 10]
+    standing = group_ids(["a", "b", "c", "d", "e"], [("d", "b"), ("e", "d")])
+    assert assign_groups(standing, deal).tolist() == [0, 10, 20, 10, 10]
     assert dealt == [0, 1, 2]
 
 
@@ -98,7 +98,7 @@ def test_no_fold_learns_from_one_and_judges_the_other(
     cohort = at_centres(cohort, 4)
     folds = make_folds(cohort, by=by, n_folds=4, n_repeats=2, seed=seed, sharing=sharing)
     names = cohort.patient_ids
-    require_apart(folds, dict(zip(names, leaders(names, sharing).tolist(), strict=True)))
+    require_apart(folds, dict(zip(names, group_ids(names, sharing).tolist(), strict=True)))
     judged = [name for fold in folds for name in fold.test_ids]
     assert sorted(judged) == sorted(names * 2)
     if by == "patient":
@@ -114,7 +114,7 @@ def test_those_who_share_a_slide_count_once_where_a_class_is_too_small() -> None
 
 
 @given(sharing=pairs(40), seed=st.integers(0, 99))
-def test_folds_of_several_labels_keep_them_together(sharing: Sharing, seed: int) -> None:
+def test_folds_of_several_labels_keep_them_together(sharing: LinkedPairs, seed: int) -> None:
     patients = tuple(
         Patient(patient_id=f"p{n:03d}", slide_ids=(f"s{n}",), label=None, center_id=None)
         for n in range(40)
@@ -124,7 +124,7 @@ def test_folds_of_several_labels_keep_them_together(sharing: Sharing, seed: int)
     table = LabelTable(patients=cohort, names=("one", "two"), truth=truth)
     folds = label_folds(table, n_folds=3, n_repeats=1, seed=seed, sharing=sharing)
     names = cohort.patient_ids
-    require_apart(folds, dict(zip(names, leaders(names, sharing).tolist(), strict=True)))
+    require_apart(folds, dict(zip(names, group_ids(names, sharing).tolist(), strict=True)))
     assert sorted(name for fold in folds for name in fold.test_ids) == sorted(names)
 
 
@@ -146,12 +146,12 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
         clean, poisoned = judge(bags, folds), judge(replace(bags, features=loud), folds)
         return {name for name in clean if clean[name] != poisoned[name]}
 
-    design = Design.of(
+    design = CrossValidationPlan.of(
         cohort, bags, None, by=by, n_folds=4, n_repeats=1, nested=True, settings=FAST, seed=5,
         calibrator="platt",
     )  # fmt: skip
     names = cohort.patient_ids
-    standing = dict(zip(names, leaders(names, bags.sharing()).tolist(), strict=True))
+    standing = dict(zip(names, group_ids(names, bags.sharing()).tolist(), strict=True))
     for inner in design.inner:
         require_apart(inner, standing)
     reached = moved(design.folds)
@@ -175,7 +175,7 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
         train_ensemble(
             with_copies(bags, twins), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
         )
-    standing = leaders(cohort.patient_ids, list(twins.items()))
+    standing = group_ids(cohort.patient_ids, list(twins.items()))
     assert len(set(standing.tolist())) == 60
     for lesson in taught:
         stopped_on, learned = (
@@ -265,7 +265,7 @@ def test_folds_that_leave_too_few_of_a_class_are_refused_before_anything_is_trai
     n_kept = 20 if by == "centre" else 10  # of class b four, two of them sharing a slide
     cohort = at_centres(replace(cohort, patients=cohort.patients[:n_kept]), 2)
     with pytest.raises(SplitError, match=r"class 'b' to learn from in fold \d of .* at least 3"):
-        Design.of(
-            cohort, with_copies(bags, copies).restricted_to(cohort.patient_ids), None, by=by,
+        CrossValidationPlan.of(
+            cohort, with_copies(bags, copies).subset(cohort.patient_ids), None, by=by,
             n_folds=3, n_repeats=1, nested=False, settings=FAST, seed=0, calibrator="platt",
         )  # fmt: skip

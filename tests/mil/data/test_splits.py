@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from features.utils.tables import read_table
 from mil.data.cohort import Cohort, Patient, read_cohort
 from mil.data.splits import (
-    centre_folds,
     centre_spread,
+    leave_one_centre_out,
     make_folds,
     patient_folds,
     split_notes,
-    stratified_parts,
+    stratified_fold_ids,
     write_folds,
 )
 from mil.errors import SplitError
@@ -84,7 +84,7 @@ def test_the_file_of_folds_names_every_patient_once_a_repeat(tmp_path: Path) -> 
 
 
 def test_parts_of_all_classes_together_stay_even() -> None:
-    parts = stratified_parts(np.array([0] * 7 + [1] * 6 + [2] * 8), n_parts=5, seed=[0])
+    parts = stratified_fold_ids(np.array([0] * 7 + [1] * 6 + [2] * 8), n_parts=5, seed=[0])
     sizes = np.bincount(parts, minlength=5)
     assert sizes.max() - sizes.min() <= 1
 
@@ -142,7 +142,7 @@ def test_folds_give_a_centre_no_way_to_score_above_chance_on_shuffled_labels() -
     areas = []
     for seed in range(20):
         labels = rng.permutation(np.arange(200) % 4 == 0).astype(np.int64)
-        parts = stratified_parts(labels, n_parts=5, seed=(seed,), groups=centres)
+        parts = stratified_fold_ids(labels, n_parts=5, seed=(seed,), groups=centres)
         rates = np.empty(200)
         for part in range(5):
             judged = parts == part
@@ -190,11 +190,11 @@ def test_each_centre_is_left_out_once_and_every_patient_judged_once() -> None:
 
 def test_a_centre_with_one_class_is_judged_and_said() -> None:
     cohort = cohort_with_centres({"10": "aab", "2": "ab", "7": "bb"})
-    said = split_notes(cohort, centre_folds(cohort), by="centre")
+    said = split_notes(cohort, leave_one_centre_out(cohort), by="centre")
     assert "each of 3 centres was judged by heads trained on the others" in said[0]
     assert "centres with one class only, judged all the same: '7'" in said[1]
     both = cohort_with_centres({"1": "ab", "2": "ab"})
-    assert len(split_notes(both, centre_folds(both), by="centre")) == 1
+    assert len(split_notes(both, leave_one_centre_out(both), by="centre")) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_a_centre_with_one_class_is_judged_and_said() -> None:
 )
 def test_centres_that_cannot_be_left_out_are_refused(table: dict[str, str], said: str) -> None:
     with pytest.raises(SplitError, match=said):
-        centre_folds(cohort_with_centres(table))
+        leave_one_centre_out(cohort_with_centres(table))
 
 
 def test_a_table_without_centres_cannot_leave_one_out() -> None:
     with pytest.raises(SplitError, match="17 of 17 patients without a centre"):
-        centre_folds(cohort_of([9, 8]))
+        leave_one_centre_out(cohort_of([9, 8]))
 
 
 @real_data
@@ -221,4 +221,4 @@ def test_folds_of_the_strip_table_hold_nearly_equal_shares_of_each_centre(mil_da
     spread = centre_spread(cohort, patient_folds(cohort, n_folds=5, n_repeats=5, seed=0))
     assert spread is not None
     assert spread.difference < 0.03
-    assert len(centre_folds(cohort)) == 11
+    assert len(leave_one_centre_out(cohort)) == 11

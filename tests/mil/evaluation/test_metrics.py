@@ -12,13 +12,13 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from features.errors import KnownError
+from features.errors import MilError
 from mil.evaluation.metrics import (
     accuracy,
     auroc,
     balanced_accuracy,
     brier_score,
-    calibration_error,
+    expected_calibration_error,
     prior_weights,
     stratified_bootstrap,
     weighted_log_loss,
@@ -72,7 +72,7 @@ def test_rows_are_rescaled_before_they_are_clipped() -> None:
 
 
 def test_a_row_of_zeros_has_no_score() -> None:
-    with pytest.raises(KnownError, match="row 1: probabilities that sum to 0"):
+    with pytest.raises(MilError, match="row 1: probabilities that sum to 0"):
         weighted_log_loss(np.array([[0.5, 0.5], [0.0, 0.0]]), np.array([0, 1]))
 
 
@@ -87,14 +87,14 @@ def test_calibrated_probabilities_have_a_small_calibration_error_and_wrong_ones_
     share = rng.uniform(0, 1, 40_000)
     labels = (rng.uniform(size=40_000) < share).astype(int)
     proba = np.stack([1 - share, share], axis=1)
-    assert calibration_error(proba, labels) < 0.01
-    assert calibration_error(proba[:, ::-1], labels) > 0.4
+    assert expected_calibration_error(proba, labels) < 0.01
+    assert expected_calibration_error(proba[:, ::-1], labels) > 0.4
 
 
 def test_equal_probabilities_are_one_bin_whatever_their_order() -> None:
     proba = np.full((100, 2), 0.5)
     labels = np.array([0] * 50 + [1] * 50)
-    assert calibration_error(proba, labels) == pytest.approx(0.0, abs=1e-12)
+    assert expected_calibration_error(proba, labels) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_weights_let_the_sample_stand_for_other_shares() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mil.calibration.priors import shift_prior
-from mil.evaluation.metrics import brier_score, calibration_error, prior_weights
+from mil.evaluation.metrics import brier_score, expected_calibration_error, prior_weights
 from mil.evaluation.reliability import brier_parts, expected_error, reliability_table
 
 HALF = np.array([0.5, 0.5])
@@ -85,7 +85,7 @@ def test_the_error_is_that_of_the_score_and_follows_the_seed() -> None:
         expected_error(shifted, labels, prior=HALF, n_draws=20, seed=seed) for seed in (1, 1, 2)
     )
     weights = prior_weights(labels, HALF, n_classes=2)
-    assert one.value == pytest.approx(calibration_error(shifted, labels, weights=weights))
+    assert one.value == pytest.approx(expected_calibration_error(shifted, labels, weights=weights))
     assert one == same
     assert one.if_perfect != other.if_perfect
 

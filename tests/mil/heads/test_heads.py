@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mil.errors import RunError
 from mil.heads import HeadOutput, attention, build_head, head_names, transmil
-from mil.heads.base import ByteDropout, quick_tanh
+from mil.heads.base import ByteDropout, fast_tanh
 from tests.batches import pad
 
 
@@ -238,8 +238,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean_while_it_is_trained() -> Non
 
 def test_quick_tanh_is_tanh() -> None:
     x = torch.linspace(-20, 20, 4001, requires_grad=True)
-    torch.testing.assert_close(quick_tanh(x), torch.tanh(x), atol=3e-7, rtol=0)
-    (slope,) = torch.autograd.grad(quick_tanh(x).sum(), x)
+    torch.testing.assert_close(fast_tanh(x), torch.tanh(x), atol=3e-7, rtol=0)
+    (slope,) = torch.autograd.grad(fast_tanh(x).sum(), x)
     torch.testing.assert_close(slope, 1 - torch.tanh(x.detach()) ** 2, atol=1e-6, rtol=0)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from mil.heads.random_streams import Luck
+from mil.heads.random_streams import RandomStreams
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ def streams(*seeds: int) -> list[torch.Generator]:
 
 
 def test_what_an_ensemble_is_dealt_does_not_depend_on_those_beside_it() -> None:
-    beside, alone = Luck(streams(1, 1, 2, 3)), Luck(streams(2))
+    beside, alone = RandomStreams(streams(1, 1, 2, 3)), RandomStreams(streams(2))
     like = torch.empty(8, 3, 5)
     for both in (
         (beside.uniform(8, 3, device=CPU), alone.uniform(2, 3, device=CPU)),
@@ -27,7 +27,7 @@ def test_what_an_ensemble_is_dealt_does_not_depend_on_those_beside_it() -> None:
 
 
 def test_those_who_stay_are_dealt_on_from_their_own_streams() -> None:
-    luck, alone = Luck(streams(1, 1, 2, 2)), Luck(streams(2))
+    luck, alone = RandomStreams(streams(1, 1, 2, 2)), RandomStreams(streams(2))
     for some in (luck.uniform(4, 3, device=CPU)[2:], alone.uniform(2, 3, device=CPU)):
         assert len(some) == 2
     luck.keep([0, 3])
@@ -36,6 +36,6 @@ def test_those_who_stay_are_dealt_on_from_their_own_streams() -> None:
 
 def test_without_streams_torch_s_own_is_drawn_from() -> None:
     torch.manual_seed(4)
-    found = Luck().uniform(2, 3, device=CPU)
+    found = RandomStreams().uniform(2, 3, device=CPU)
     torch.manual_seed(4)
     assert torch.equal(found, torch.rand(2, 3))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mil.heads import Head, HeadStack, build_head, can_stack, head_names
-from mil.heads.random_streams import Luck
+from mil.heads import Head, StackedHeads, build_head, can_stack, head_names
+from mil.heads.random_streams import RandomStreams
 from tests.batches import pad
 
 STACKED = ("additive", "attention", "clam", "dsmil", "gated", "lse", "max", "mean", "ordered")
@@ -31,7 +31,7 @@ def test_a_stack_says_and_learns_of_each_patient_what_its_head_does(name: str) -
     bags = [torch.randn(length, 5) for length in (4, 9, 1, 6, 3, 8)]
     truth = torch.tensor([0, 1, 2, 1, 0, 2])
     batch = pad(bags)
-    stack = HeadStack([head.eval() for head in heads], Luck())
+    stack = StackedHeads([head.eval() for head in heads], RandomStreams())
     output = stack.module.score(*batch)
     own = stack.module.auxiliary_loss(output, batch.mask, truth)
     (output.logits.logsumexp(1) + (0 if own is None else own)).sum().backward()
@@ -48,7 +48,7 @@ def test_a_stack_says_and_learns_of_each_patient_what_its_head_does(name: str) -
 
 def test_weights_are_copied_in_and_out() -> None:
     heads, others = make("gated", 3), make("gated", 4)[1:]
-    stack = HeadStack(heads, Luck())
+    stack = StackedHeads(heads, RandomStreams())
     stack.copy_to(1, others[0])
     for weight, copied in zip(heads[1].parameters(), others[0].parameters(), strict=True):
         assert torch.equal(weight, copied)
@@ -57,7 +57,7 @@ def test_weights_are_copied_in_and_out() -> None:
 
 def test_a_head_alone_is_its_own_module() -> None:
     (head,) = make("transmil", 1)
-    stack = HeadStack([head], Luck())
+    stack = StackedHeads([head], RandomStreams())
     assert type(stack.module) is type(head)
     assert stack.by_head(stack.parameters()[0]).shape[0] == 1
 
@@ -66,7 +66,7 @@ def test_heads_that_stay_go_on_as_if_the_others_had_never_been_there() -> None:
     found = []
     for places in ([0, 1, 2], [0, 2]):
         heads = make("gated", 3)
-        stack = HeadStack([heads[place] for place in places], Luck())
+        stack = StackedHeads([heads[place] for place in places], RandomStreams())
         optimiser = torch.optim.AdamW(stack.parameters(), lr=0.1, fused=True)
         for step in range(4):
             if step == 2 and len(places) == 3:

@@ -15,15 +15,15 @@ from features.errors import BagError
 from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from mil.heads.ensemble import member_outputs
+from mil.heads.ensemble import predict_members
 from mil.inference.attention import Explanation, explain_patients, percentiles
 from mil.inference.attention_export import tile_table, write_geojson, write_tile_table
-from mil.inference.bundle import Run, load_run
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients
 from mil.reporting.explanation_page import SlideView, write_index, write_page
 from mil.reporting.html import folder_name
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "\"><script>alert(1)</script>&\n'{{ 7*7 }}%3f#?../x"
@@ -36,9 +36,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cohort = read_cohort(write_cohort(folder, n_patients=24, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(folder / "bags"))
     for head in ("gated", "additive"):
-        fit_run(
+        train_run(
             cohort, bags, folder / head, n_folds=2, n_repeats=1, seed=0,
-            settings=TrainSettings(head=head, n_members=2, n_components=8, fixed_steps=15),
+            settings=TrainConfig(head=head, n_members=2, n_components=8, fixed_steps=15),
             on_head=lambda done, total: None,
         )  # fmt: skip
     for name, n_tiles in (("new_0", 7), ("new_1", 5), ("bare_0", 0)):
@@ -49,10 +49,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def explain(world: Path, head: str, *rows: str) -> tuple[Run, list[Explanation]]:
+def explain(world: Path, head: str, *rows: str) -> tuple[ModelBundle, list[Explanation]]:
     table = world / "asked.csv"
     table.write_text("\n".join(["image_id,patient_id", *rows]) + "\n")
-    run = load_run(world / head)
+    run = load_bundle(world / head)
     cohort = read_cohort(table, labelled=False)
     return run, list(explain_patients(run, cohort, world / "bags", prior=balanced(run.classes)))
 
@@ -78,7 +78,7 @@ def test_probabilities_and_shares_are_those_of_inference(world: Path, head: str)
 def test_attention_is_the_mean_over_the_heads_of_each_heads_attention(world: Path) -> None:
     run, (found,) = explain(world, "gated", "new_0,new", "new_1,new")
     tiles = [read_bag(world / "bags" / f"new_{i}.h5").features for i in range(2)]
-    _, attention = member_outputs(run.heads, np.concatenate(tiles))
+    _, attention = predict_members(run.heads, np.concatenate(tiles))
     together = np.concatenate([slide.attention for slide in found.slides])
     assert together == pytest.approx(attention.mean(axis=0), rel=1e-6)
     assert together.sum() == pytest.approx(1, abs=1e-12)
@@ -91,7 +91,7 @@ def test_attention_is_the_mean_over_the_heads_of_each_heads_attention(world: Pat
 def test_contributions_sum_to_the_logits_that_are_calibrated(world: Path) -> None:
     run, (found,) = explain(world, "additive", "new_0,new", "new_1,new")
     tiles = [read_bag(world / "bags" / f"new_{i}.h5").features for i in range(2)]
-    logits = member_outputs(run.heads, np.concatenate(tiles))[0].mean(axis=0)
+    logits = predict_members(run.heads, np.concatenate(tiles))[0].mean(axis=0)
     assert found.logits == pytest.approx(logits, abs=1e-5)
     proba = run.calibrator.predict_proba(np.asarray(found.logits)[None])[0]
     assert proba == pytest.approx(found.prediction.probabilities, abs=1e-5)

@@ -20,13 +20,13 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.errors import CalibrationError, RunError
 from mil.inference.attention import explain_patients
-from mil.inference.bundle import Run, load_run
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients, write_details, write_predictions
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.fakes import make_bag, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     table = write_cohort(folder, n_patients=30, shift=0.7)
     cohort = read_cohort(table, labelled=True)
-    fit_run(
+    train_run(
         cohort,
         load_patient_bags(cohort, find_bags(folder / "bags")),
         folder / "run",
@@ -49,8 +49,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(world: Path) -> Run:
-    return load_run(world / "run")
+def run(world: Path) -> ModelBundle:
+    return load_bundle(world / "run")
 
 
 def ask(folder: Path, *rows: str) -> Path:
@@ -59,7 +59,7 @@ def ask(folder: Path, *rows: str) -> Path:
     return path
 
 
-def test_a_run_holds_what_it_promises(world: Path, run: Run) -> None:
+def test_a_run_holds_what_it_promises(world: Path, run: ModelBundle) -> None:
     names = {path.name for path in (world / "run").iterdir()}
     assert names == {
         "heads.safetensors", "model.json", "folds.csv", "out_of_fold.csv", "scores.json",
@@ -74,7 +74,9 @@ def test_a_run_holds_what_it_promises(world: Path, run: Run) -> None:
     assert scores["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
 
 
-def test_the_card_says_what_for_on_whom_how_judged_and_how_well(world: Path, run: Run) -> None:
+def test_the_card_says_what_for_on_whom_how_judged_and_how_well(
+    world: Path, run: ModelBundle
+) -> None:
     card = (run.path / "MODEL_CARD.md").read_text()
     assert re.findall(r"(?m)^\*\*([^.*]+)", card) == [
         "What it does", "What it is for", "What it is not for", "Trained on", "Made of",
@@ -90,7 +92,7 @@ def test_the_card_says_what_for_on_whom_how_judged_and_how_well(world: Path, run
 def test_training_again_gives_the_same_bytes(world: Path) -> None:
     cohort = read_cohort(world / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(world / "bags"))
-    fit_run(
+    train_run(
         cohort, bags, world / "again", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
@@ -102,14 +104,14 @@ def test_a_run_keeps_the_calibrator_asked_for(world: Path, tmp_path: Path) -> No
     cohort = read_cohort(world / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(world / "bags"))
     ask_for = partial(
-        fit_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        train_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     ask_for(calibrator="auto")
     described = json.loads((tmp_path / "run" / "model.json").read_text())
     assert described["settings"]["calibrator"] == "auto"
     assert described["calibrator"]["kind"] == "auto"
-    assert load_run(tmp_path / "run").calibrator.as_dict() == described["calibrator"]
+    assert load_bundle(tmp_path / "run").calibrator.as_dict() == described["calibrator"]
     with pytest.raises(CalibrationError, match="calibrator 'dirichlet': not for 2 classes"):
         ask_for(calibrator="dirichlet")
 
@@ -121,7 +123,7 @@ def test_what_is_deployed_is_stopped_as_what_was_validated(
     # Of 36 patients 12 are LAA: enough to stop two heads on, but not in folds that hold 8.
     cohort = read_cohort(write_cohort(tmp_path, n_patients=n_patients, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
-    summary = fit_run(
+    summary = train_run(
         cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
@@ -132,7 +134,7 @@ def test_what_is_deployed_is_stopped_as_what_was_validated(
 
 
 def test_every_patient_asked_for_gets_one_row_in_order(
-    world: Path, run: Run, tmp_path: Path
+    world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     write_bag(world / "bags" / "new_0.h5", make_bag("new_0", dim=16, seed=3))
     write_bag(
@@ -157,7 +159,7 @@ def test_every_patient_asked_for_gets_one_row_in_order(
 
 
 def test_a_patient_without_tissue_gets_the_prior_asked_for(
-    world: Path, run: Run, tmp_path: Path
+    world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     cohort = read_cohort(ask(tmp_path, "gone_0,gone"), labelled=False)
     prior = parse_prior("CE=0.7,LAA=0.3", run.classes, {})
@@ -166,7 +168,7 @@ def test_a_patient_without_tissue_gets_the_prior_asked_for(
 
 
 def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
-    world: Path, run: Run, tmp_path: Path
+    world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     same_file = make_bag("copy_0", dim=16, seed=9, content_id="content of 004_0")
     write_bag(world / "bags" / "copy_0.h5", same_file)
@@ -184,7 +186,7 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
 
 
 def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
-    world: Path, run: Run, tmp_path: Path
+    world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     cohort = read_cohort(ask(tmp_path, "000_0,000", "000_1,000"), labelled=False)
     found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))[0]
@@ -193,7 +195,9 @@ def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
     assert sum(found.attention_share.values()) == pytest.approx(1)
 
 
-def test_a_prior_shifts_all_rows_the_same_way(world: Path, run: Run, tmp_path: Path) -> None:
+def test_a_prior_shifts_all_rows_the_same_way(
+    world: Path, run: ModelBundle, tmp_path: Path
+) -> None:
     cohort = read_cohort(ask(tmp_path, "001_0,001", "003_0,003"), labelled=False)
     even = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
     rare = predict_patients(run, cohort, world / "bags", prior=np.array([0.9, 0.1]))
@@ -206,7 +210,7 @@ def test_a_prior_shifts_all_rows_the_same_way(world: Path, run: Run, tmp_path: P
 
 @pytest.mark.parametrize("slide_id", ["../../odd_0", "/tmp/odd_0", "even_0"])
 def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
-    world: Path, run: Run, tmp_path: Path, slide_id: str
+    world: Path, run: ModelBundle, tmp_path: Path, slide_id: str
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag(slide_id, dim=16))
     cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
@@ -216,7 +220,9 @@ def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
         list(explain_patients(run, cohort, find_bags(tmp_path), prior=balanced(run.classes)))
 
 
-def test_bags_made_otherwise_are_refused_by_field(world: Path, run: Run, tmp_path: Path) -> None:
+def test_bags_made_otherwise_are_refused_by_field(
+    world: Path, run: ModelBundle, tmp_path: Path
+) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
     cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
@@ -248,7 +254,7 @@ def test_a_damaged_run_is_said_to_be_damaged(
     if content is not None:
         (copy / name).write_bytes(content)
     with pytest.raises(RunError, match=said):
-        load_run(copy)
+        load_bundle(copy)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +290,7 @@ def test_a_description_that_does_not_fit_the_run_is_damage(
         described[name] = described[name] | value if is_part else value
     (copy / "model.json").write_text(json.dumps(described))
     with pytest.raises(RunError, match="damaged"):
-        load_run(copy)
+        load_bundle(copy)
 
 
 def test_a_pipe_in_a_run_is_damage_and_not_waited_for(world: Path, tmp_path: Path) -> None:
@@ -292,4 +298,4 @@ def test_a_pipe_in_a_run_is_damage_and_not_waited_for(world: Path, tmp_path: Pat
     (tmp_path / "run" / "notes.json").unlink()
     os.mkfifo(tmp_path / "run" / "notes.json")
     with pytest.raises(RunError, match="is no plain file"):
-        load_run(tmp_path / "run")
+        load_bundle(tmp_path / "run")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from mil.errors import CalibrationError
-from mil.inference.conformal import CrossConformal, cross_fitted_sets, least_patients
+from mil.inference.conformal import CrossConformal, cross_fitted_sets, min_calibration_size
 
 
 def drawn(
@@ -58,7 +58,7 @@ def test_sets_grow_with_the_coverage_and_do_not_depend_on_the_slope_of_the_logit
 
 @pytest.mark.parametrize(("coverage", "least"), [(0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99)])
 def test_a_class_with_too_few_patients_leaves_every_set_full(coverage: float, least: int) -> None:
-    assert least_patients(coverage) == least
+    assert min_calibration_size(coverage) == least
     new = np.array([[[9.0, -9.0], [-9.0, 9.0]]])
     for n_of_second, full in ((least - 1, True), (least, False)):
         labels = np.repeat([0, 1], [200, n_of_second])

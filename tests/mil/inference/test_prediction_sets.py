@@ -17,18 +17,18 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.splits import patient_folds
 from mil.errors import RunError
-from mil.heads.ensemble import member_outputs
-from mil.inference.bundle import Run, load_run
+from mil.heads.ensemble import predict_members
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients, write_details
 from mil.inference.prediction_sets import fit_sets
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
+from mil.training_run import train_run
 from tests.benchmarks.coverage import Situation, simulate
 from tests.fakes import make_bag, write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def check_coverage(situation: Situation, *, n_cohorts: int) -> None:
@@ -74,7 +74,7 @@ def test_sets_are_those_of_the_heads_that_a_patient_was_kept_from() -> None:
     for index, name in enumerate(found.patient_ids):
         heads = sets.heads[found.fold[0, index]]
         np.testing.assert_array_equal(
-            member_outputs(heads, bags.features[name])[0].mean(axis=0), found.logits[0, index]
+            predict_members(heads, bags.features[name])[0].mean(axis=0), found.logits[0, index]
         )
     assert sets.conformal.counts.tolist() == [24, 12]
 
@@ -85,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     cohort = read_cohort(write_cohort(folder, n_patients=45, shift=0.5), labelled=True)
     bags = load_patient_bags(cohort, find_bags(folder / "bags"))
-    fit_run(
+    train_run(
         cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
@@ -98,7 +98,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def details(world: Path, run: Run, out: Path, *, coverage: float = 0.9, abstain: bool = False):
+def details(
+    world: Path, run: ModelBundle, out: Path, *, coverage: float = 0.9, abstain: bool = False
+):
     cohort = read_cohort(world / "test.csv", labelled=False)
     found = predict_patients(
         run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage
@@ -108,7 +110,7 @@ def details(world: Path, run: Run, out: Path, *, coverage: float = 0.9, abstain:
 
 
 def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path: Path) -> None:
-    run = load_run(world / "run")
+    run = load_bundle(world / "run")
     found, table = details(world, run, tmp_path / "d.csv", coverage=0.6)
     assert "look_at" not in table
     assert table["set"].tolist()[:2] == ["CE|LAA", "CE|LAA"]  # seen in training, and no slide
@@ -117,7 +119,7 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
         tiles = load_patient_bags(
             read_cohort(world / "test.csv", labelled=False), find_bags(world / "bags")
         ).features[prediction.patient_id]
-        left = run.sets.of_patient(tiles, coverage=0.6)
+        left = run.sets.predict_set(tiles, coverage=0.6)
         names = [name for name, is_left in zip(run.classes, left, strict=True) if is_left]
         assert cell == ("|".join(names) or "(none)")
 
@@ -125,7 +127,7 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
 def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabilities(
     world: Path, tmp_path: Path
 ) -> None:
-    run = load_run(world / "run")
+    run = load_bundle(world / "run")
     marked, table = details(world, run, tmp_path / "a.csv", abstain=True)
     plain, _ = details(world, run, tmp_path / "b.csv")
     assert table["look_at"].tolist() == [
@@ -136,7 +138,7 @@ def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabili
 
 
 def test_folds_by_centre_guarantee_nothing(world: Path) -> None:
-    run = load_run(world / "run")
+    run = load_bundle(world / "run")
     assert run.guaranteed(0.9) is not None
     assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed(0.9) is None
 
@@ -159,4 +161,4 @@ def test_damaged_sets_are_a_damaged_run(world: Path, tmp_path: Path, damage: str
     else:
         (run / "sets.json").write_text('{"strangeness": {"CE": [[1.0]]}}')
     with pytest.raises(RunError, match="damaged"):
-        load_run(run)
+        load_bundle(run)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from features.errors import KnownError
+from features.errors import MilError
 from mil.evaluation.scoring import ScoreSettings
 from mil.multilabel.metrics import shift_labels
 from mil.multilabel.scoring import LabelScores, average_labels, score_labels
@@ -64,5 +64,5 @@ def test_shares_are_named_or_given() -> None:
     assert parse_label_prior("cohort", ["a", "b"], cohort=SHARES) is SHARES
     given = parse_label_prior("b=0.1, a=0.3", ["a", "b"], cohort=SHARES)
     np.testing.assert_allclose(given, [0.3, 0.1])
-    with pytest.raises(KnownError, match="no shares of all labels"):
+    with pytest.raises(MilError, match="no shares of all labels"):
         parse_label_prior("a=0.3", ["a", "b"], cohort=SHARES)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mil.data.cohort import Cohort, Patient
 from mil.errors import SplitError
-from mil.multilabel.splits import label_folds, label_parts
+from mil.multilabel.splits import iterative_stratification, label_folds
 from mil.multilabel.table import LabelTable
 
 
@@ -29,9 +29,11 @@ def test_the_rarest_label_differs_by_at_most_one_between_parts(
 ) -> None:
     rng = np.random.default_rng(seed)
     truth = (rng.random((n, n_labels)) < rng.uniform(0.1, 0.6, n_labels)).astype(np.int64)
-    parts = label_parts(truth, n_parts=n_parts, seed=(seed,))
+    parts = iterative_stratification(truth, n_parts=n_parts, seed=(seed,))
     assert set(parts) <= set(range(n_parts))
-    np.testing.assert_array_equal(parts, label_parts(truth, n_parts=n_parts, seed=(seed,)))
+    np.testing.assert_array_equal(
+        parts, iterative_stratification(truth, n_parts=n_parts, seed=(seed,))
+    )
     rarest = truth.sum(axis=0).argmin()
     assert np.ptp(np.bincount(parts, truth[:, rarest], minlength=n_parts)) <= 1
 
@@ -43,7 +45,9 @@ def test_several_labels_are_spread_far_better_than_by_chance() -> None:
 
     rng = np.random.default_rng(1)
     truth = (rng.random((90, 6)) < [0.4, 0.06, 0.2, 0.1, 0.15, 0.3]).astype(np.int64)
-    dealt = [unevenness(label_parts(truth, n_parts=5, seed=(seed,))) for seed in range(20)]
+    dealt = [
+        unevenness(iterative_stratification(truth, n_parts=5, seed=(seed,))) for seed in range(20)
+    ]
     drawn = [unevenness(rng.integers(5, size=90)) for _ in range(20)]
     assert max(dealt) < min(drawn)
     assert np.mean(dealt) < 1.5

@@ -37,7 +37,7 @@ def test_a_label_by_itself_is_a_cohort_of_two_classes(tmp_path: Path) -> None:
     cohort = table.cohort_of("sub")
     assert cohort.classes == ("no sub", "sub")
     assert cohort.labels.tolist() == [0, 1, 0]
-    assert table.restricted_to(["c", "a"]).truth.tolist() == [[1, 0], [0, 0]]
+    assert table.subset(["c", "a"]).truth.tolist() == [[1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(

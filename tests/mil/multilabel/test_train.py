@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mil.data.cohort import Cohort, Patient
-from mil.evaluation.metrics import paired
+from mil.evaluation.metrics import as_two_columns
 from mil.multilabel import train
 from mil.multilabel.metrics import label_log_losses, label_weights, shift_labels
 from mil.multilabel.table import LabelTable
@@ -29,9 +29,11 @@ def test_the_loss_of_all_labels_is_the_mean_over_repeats_and_patients_keep_their
     def evidence_of(folder: Path, *, classes: tuple[str, ...]) -> SimpleNamespace:
         of_label = balanced[:, ::-1, NAMES.index(classes[1])]  # judged in another order
         assert folder.name == classes[1]
-        return SimpleNamespace(patient_ids=ids[::-1], proba={"calibrated": paired(of_label)})
+        return SimpleNamespace(
+            patient_ids=ids[::-1], proba={"calibrated": as_two_columns(of_label)}
+        )
 
-    monkeypatch.setattr(train, "read_evidence", evidence_of)
+    monkeypatch.setattr(train, "read_report_data", evidence_of)
     table = LabelTable(patients=cohort, names=NAMES, truth=truth)
     summary = train._summarise(table, tmp_path, tmp_path / "run", {}, seed=0)
     proba = shift_labels(balanced, old=np.full(2, 0.5), new=truth.mean(axis=0))

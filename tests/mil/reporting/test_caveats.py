@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mil.data.bags import PatientBags, SlideNote
-from mil.reporting.run_report.caveats import run_notes
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import OutOfFold
+from mil.data.bags import PatientBags, SlideRecord
+from mil.reporting.run_report.caveats import run_caveats
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import OutOfFoldPredictions
 from tests.mil.training.test_ensemble import noise_cohort
 
 
 def with_slides(bags: PatientBags, **changes: str) -> PatientBags:
     """A slide a patient, the second patient's changed."""
     notes = [
-        SlideNote(
+        SlideRecord(
             slide_id=f"{name}_0", patient_id=name, n_tiles=len(tiles), content_id=f"file of {name}",
             features_sha256=f"tiles of {name}",
         )
@@ -32,13 +32,13 @@ def test_a_slide_under_two_patients_is_said_with_what_was_done_about_it(
     copied: dict[str, str],
 ) -> None:
     bags, cohort = noise_cohort(6, 0)
-    found = OutOfFold(
+    found = OutOfFoldPredictions(
         patient_ids=cohort.patient_ids, labels=cohort.labels, logits=np.zeros((1, 6, 2)),
         fold=np.zeros((1, 6), np.int64), history={}, heads={},
     )  # fmt: skip
 
     def said(**changes: str) -> str:
-        return "\n".join(run_notes(cohort, with_slides(bags, **changes), found, TrainSettings()))
+        return "\n".join(run_caveats(cohort, with_slides(bags, **changes), found, TrainConfig()))
 
     assert "p000_0 of p000 and p001_0 of p001; no fold learned" in said(**copied)
     assert "copies of each other" not in said()

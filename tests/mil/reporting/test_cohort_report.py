@@ -18,15 +18,15 @@ from features.bags.h5 import write_bag
 from features.errors import BagError, TableError
 from mil.errors import CohortError
 from mil.reporting.cohort_report import (
-    Description,
+    CohortSummary,
     SlideFiles,
     SlideHeader,
     choose_for_gallery,
-    describe,
     render_description,
+    summarize_cohort,
 )
 from mil.reporting.cohort_report.crosstab import count_by
-from mil.reporting.cohort_report.statistics import Measure, class_difference, statistics
+from mil.reporting.cohort_report.statistics import Variable, group_test, statistics
 from mil.reporting.cohort_report.table import SlideTable, read_slide_table
 from tests.browser import CHROMIUM
 from tests.fakes import make_bag, real_data
@@ -79,11 +79,11 @@ def files_of(table: SlideTable, **changes: dict[str, object]) -> SlideFiles:
 
 def described(
     path: Path, *, files: SlideFiles | None = None, bags: Path | None = None
-) -> Description:
-    return describe(path, files_of=lambda _: files, bags_dir=bags, on_step=lambda *_: None)
+) -> CohortSummary:
+    return summarize_cohort(path, files_of=lambda _: files, bags_dir=bags, on_step=lambda *_: None)
 
 
-def kinds(found: Description) -> set[str]:
+def kinds(found: CohortSummary) -> set[str]:
     return {finding.kind for finding in found.findings}
 
 
@@ -198,7 +198,7 @@ def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None
 def test_a_table_of_several_labels_is_described_by_the_one_asked_for(tmp_path: Path) -> None:
     rows = [f"s{number},p{number},{number % 2},{int(number < 3)}" for number in range(9)]
     path = write(tmp_path, rows, head="bag_id,patient_id,any,subdural")
-    found = describe(
+    found = summarize_cohort(
         path, files_of=lambda _: None, bags_dir=None, on_step=lambda *_: None, label="subdural"
     )
     assert found.labels["patients"] == {"0": 6, "1": 3}
@@ -278,11 +278,11 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
         assert sum(group.n_tiles for group in groups) == np.nansum(tiles)
         assert sum(group.n_slides for group in groups) == len(order) - 1
         assert sum(group.n_patients for group in groups) == 11
-    of_patient = dict.fromkeys(found.table.patients["patient"], 0.0)
+    predict_set = dict.fromkeys(found.table.patients["patient"], 0.0)
     for owner, n_tiles in zip(found.table.slides["patient"], np.nan_to_num(tiles), strict=True):
-        of_patient[owner] += n_tiles
+        predict_set[owner] += n_tiles
     labels = found.table.patients.set_index("patient")["label"]
-    known = [n for name, n in of_patient.items() if labels[name] == "CE" and name != "003p"]
+    known = [n for name, n in predict_set.items() if labels[name] == "CE" and name != "003p"]
     assert by_label[0].group == "CE"
     assert by_label[0].tiles_a_patient == np.median(known)
     assert by_label[0].tissue_share == pytest.approx(0.5)
@@ -313,7 +313,7 @@ def test_a_patient_counts_once_in_the_comparison_of_classes(tmp_path: Path) -> N
     ]
     table = read_slide_table(write(tmp_path, rows, head="image_id,patient_id,label"))
     values = np.arange(len(table.slides), dtype=float)
-    found = class_difference(Measure(name="x", unit="", values=values), table)
+    found = group_test(Variable(name="x", unit="", values=values), table)
     assert found is not None
     assert found.n_patients == (5, 5)
 
@@ -334,7 +334,7 @@ def test_counts_add_up(labels: list[str], data: st.DataObject) -> None:
 def test_statistics_are_those_of_numpy_and_unknown_values_are_counted_apart(tmp_path: Path) -> None:
     table = read_slide_table(cohort(tmp_path, n_patients=5))
     values = np.array([1.0, 2.0, 3.0, 100.0, np.nan, 4.0])
-    every, *_ = statistics(Measure(name="x", unit="px", values=values), table)
+    every, *_ = statistics(Variable(name="x", unit="px", values=values), table)
     assert (every.n, every.n_missing, every.n_outliers) == (5, 1, 1)
     assert (every.least, every.median, every.most, every.mean) == (1, 3, 100, 22)
     assert every.sd == pytest.approx(np.std(values[[0, 1, 2, 3, 5]], ddof=1))

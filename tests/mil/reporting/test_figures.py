@@ -19,9 +19,9 @@ from mil.reporting.figures import (
     MARK_COLOUR,
     class_styles,
     count_ticks,
-    draw,
     embed_image,
     plain,
+    render_figure,
     share_ticks,
 )
 
@@ -40,16 +40,16 @@ def paint_named(figure: Figure) -> None:
 
 
 def test_a_hostile_name_is_drawn_without_complaint_and_the_same_bytes_come_twice() -> None:
-    picture = draw(paint_named, alt=HOSTILE, width_in=3, height_in=2)
+    picture = render_figure(paint_named, alt=HOSTILE, width_in=3, height_in=2)
     assert picture.uri.startswith("data:image/svg+xml;base64,")
     assert picture.alt == HOSTILE
     assert (picture.width_px, picture.height_px) == (288, 192)
     ET.fromstring(content(picture.uri))  # noqa: S314 - we have just drawn it
-    assert draw(paint_named, alt=HOSTILE, width_in=3, height_in=2) == picture
+    assert render_figure(paint_named, alt=HOSTILE, width_in=3, height_in=2) == picture
 
 
 def test_many_points_become_pixels() -> None:
-    picture = draw(
+    picture = render_figure(
         lambda figure: figure.subplots().scatter(*np.random.default_rng(0).normal(size=(2, 99))),
         alt="noise", kind="png",
     )  # fmt: skip

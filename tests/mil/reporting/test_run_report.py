@@ -25,30 +25,30 @@ from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from features.bags.bag import Fingerprint
 from features.bags.h5 import find_bags, write_bag
-from mil.data.bags import PatientBags, SlideNote, load_patient_bags
+from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Patient, read_cohort
 from mil.errors import RunError
 from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
-from mil.reporting.figures import Picture
-from mil.reporting.figures import draw as draw_figure
+from mil.reporting.figures import EmbeddedImage
+from mil.reporting.figures import render_figure as draw_figure
 from mil.reporting.run_report import (
-    gains,
     mean_logistic_probabilities,
+    paired_differences,
     shortcut_probabilities,
     write_report,
 )
 from mil.reporting.run_report.calibration import measure_reliability
-from mil.reporting.run_report.data import Evidence, read_evidence
+from mil.reporting.run_report.data import ReportData, read_report_data
 from mil.reporting.run_report.subgroups import score_centres, score_folds, score_repeats
 from mil.reporting.run_report.tables import calibration_table, confusion_table, findings
-from mil.train_run import fit_run
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import OutOfFold
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import OutOfFoldPredictions
+from mil.training_run import train_run
 from tests.browser import CHROMIUM
 from tests.fakes import FINGERPRINT, make_bag, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 CLASSES = ("<b>A</b>", 'B & "C"', "$D$")
 CLASSES_SORTED = tuple(sorted(CLASSES))
 CENTRE = "</td><img src=x onerror=alert(1)>"
@@ -110,7 +110,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(table: Path, *, n_repeats: int = 1, nested: bool = False) -> Path:
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
-    fit_run(
+    train_run(
         cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, settings=FAST,
         on_head=lambda done, total: None, nested=nested,
         failures={"gone&": "cannot be <opened>", "s1": "was embedded again since"},
@@ -124,10 +124,10 @@ def page_of(run: Path) -> Page:
 
 def evidence_of(
     labels: np.ndarray, proba: np.ndarray, *, centres: tuple[str, ...] = (), n_folds: int = 3
-) -> Evidence:
+) -> ReportData:
     """One repeat of predictions."""
     n = len(labels)
-    return Evidence(
+    return ReportData(
         classes=tuple("ABCD"[: proba.shape[1]]),
         patient_ids=tuple(map(str, range(n))),
         labels=labels.astype(np.int64),
@@ -142,7 +142,9 @@ def evidence_of(
     )
 
 
-def draw(n: int = 80, *, seed: int = 0, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def render_figure(
+    n: int = 80, *, seed: int = 0, signal: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of two classes, with ties, and the truth."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3 // 2
@@ -170,7 +172,7 @@ def test_the_numbers_on_the_page_are_those_of_scores_json(two: Path) -> None:
 
 def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
     scores = json.loads((two / "scores.json").read_text())
-    evidence = read_evidence(two, classes=("CE", "LAA"))
+    evidence = read_report_data(two, classes=("CE", "LAA"))
     assert evidence.fold.shape == (2, 30)
     for kind, values in evidence.proba.items():
         for name, metric in (("auroc", auroc), ("weighted_log_loss", weighted_log_loss)):
@@ -198,7 +200,7 @@ def test_nested_scores_are_named_so_and_stand_beside_the_cross_fitted_ones(three
     text = " ".join(page_of(three).text)
     assert "Scores of the calibrated run are nested : neither the heads" in text
     assert "All scores are" not in text
-    evidence = read_evidence(three, classes=CLASSES_SORTED)
+    evidence = read_report_data(three, classes=CLASSES_SORTED)
     for kind in ("calibrated", "cross-fitted"):
         score = scores[kind]["auroc"]
         assert score["value"] == pytest.approx(auroc(evidence.mean[kind], evidence.labels))
@@ -229,7 +231,7 @@ def test_what_a_legend_names_is_told_apart_without_any_colour(
 ) -> None:
     figures: list[Figure] = []
 
-    def keep(paint: Callable[[Figure], None], **how: Any) -> Picture:
+    def keep(paint: Callable[[Figure], None], **how: Any) -> EmbeddedImage:
         figures.append(Figure())
         paint(figures[-1])
         return draw_figure(paint, **how)
@@ -300,15 +302,17 @@ def _rows_of(html: str) -> list[list[str]]:
 
 
 def test_a_gain_is_positive_where_the_run_is_better_and_nothing_against_itself() -> None:
-    proba, labels = draw(300, signal=2.0)
+    proba, labels = render_figure(300, signal=2.0)
     worse = np.full_like(proba, 0.5)
-    found = gains(
+    found = paired_differences(
         proba[None], {"worse": worse[None], "same": proba[None]}, labels, n_resamples=200, seed=0
     )
     for metric in ("weighted_log_loss", "auroc"):
         assert found["worse"][metric].low > 0
         assert found["same"][metric] == Interval(value=0, low=0, high=0)
-    turned = gains(worse[None], {"better": proba[None]}, labels, n_resamples=200, seed=0)
+    turned = paired_differences(
+        worse[None], {"better": proba[None]}, labels, n_resamples=200, seed=0
+    )
     assert turned["better"]["auroc"].high < 0
     assert turned["better"]["weighted_log_loss"].value == pytest.approx(
         -found["worse"]["weighted_log_loss"].value
@@ -316,16 +320,18 @@ def test_a_gain_is_positive_where_the_run_is_better_and_nothing_against_itself()
 
 
 def test_of_several_repeats_the_mean_gain_counts_and_not_the_gain_of_the_mean() -> None:
-    repeats = [draw(120, seed=seed)[0] for seed in (1, 2)]
-    labels = draw(120)[1]
+    repeats = [render_figure(120, seed=seed)[0] for seed in (1, 2)]
+    labels = render_figure(120)[1]
     constant = np.full((2, 120, 2), 0.5)
-    found = gains(np.stack(repeats), {"constant": constant}, labels, n_resamples=2, seed=0)
+    found = paired_differences(
+        np.stack(repeats), {"constant": constant}, labels, n_resamples=2, seed=0
+    )
     expected = np.mean([auroc(one, labels) for one in repeats]) - 0.5
     assert found["constant"]["auroc"].value == pytest.approx(expected)
 
 
 def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
-    proba, labels = draw(200, signal=2.0)
+    proba, labels = render_figure(200, signal=2.0)
     truth = np.eye(2)[labels]
     better = 0.97 * proba + 0.03 * truth
     metrics = {"loss": weighted_log_loss}
@@ -334,7 +340,9 @@ def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
         for values in (better, proba)
     )
     assert one.high > other.low
-    gain = gains(better[None], {"proba": proba[None]}, labels, n_resamples=200, seed=0)["proba"]
+    gain = paired_differences(
+        better[None], {"proba": proba[None]}, labels, n_resamples=200, seed=0
+    )["proba"]
     assert gain["weighted_log_loss"].low > 0
 
 
@@ -389,12 +397,12 @@ def test_a_shortcut_is_found_where_there_is_one_and_nowhere_else() -> None:
     bags = PatientBags(
         features={}, fingerprint=FINGERPRINT,
         slides=tuple(
-            SlideNote(slide_id=name, patient_id=name, n_tiles=int(n), content_id="",
+            SlideRecord(slide_id=name, patient_id=name, n_tiles=int(n), content_id="",
                       features_sha256="")
             for name, n in zip(names, n_tiles, strict=True)
         ),
     )  # fmt: skip
-    found = OutOfFold(
+    found = OutOfFoldPredictions(
         patient_ids=tuple(names), labels=labels, logits=np.zeros((2, 80, 2)), history={}, heads={},
         fold=rng.integers(0, 4, (2, 80)),
     )  # fmt: skip
@@ -410,7 +418,7 @@ def test_a_shortcut_is_found_where_there_is_one_and_nowhere_else() -> None:
 
 @given(st.integers(0, 99), st.integers(6, 60))
 def test_the_roc_curve_is_the_one_scikit_learn_draws(seed: int, n: int) -> None:
-    proba, labels = draw(n, seed=seed)
+    proba, labels = render_figure(n, seed=seed)
     curve = roc_curve(proba[:, 1], labels == 1, seed=0)
     false, true, _ = sklearn_roc_curve(labels, proba[:, 1])
     np.testing.assert_allclose(curve.y[1:], np.interp(curve.x, false, true)[1:], atol=1e-9)
@@ -425,7 +433,7 @@ def test_precision_is_that_of_the_first_threshold_that_finds_enough() -> None:
     curve = precision_recall_curve(values, positive, seed=0)
     read = {recall: curve.y[round(recall * 100) - 1] for recall in (0.33, 0.34, 0.66, 0.67, 1.0)}
     assert read == pytest.approx({0.33: 1, 0.34: 2 / 3, 0.66: 2 / 3, 0.67: 3 / 5, 1.0: 3 / 5})
-    proba, labels = draw(400)
+    proba, labels = render_figure(400)
     smooth = precision_recall_curve(proba[:, 1], labels == 1, seed=0)
     assert smooth.y.mean() == pytest.approx(average_precision_score(labels, proba[:, 1]), abs=0.01)
 
@@ -443,7 +451,7 @@ def test_net_benefit_is_hits_less_weighed_alarms() -> None:
 def test_bands_hold_the_curve_and_narrow_with_more_patients() -> None:
     widths = []
     for n in (60, 960):
-        proba, labels = draw(n)
+        proba, labels = render_figure(n)
         curve = roc_curve(proba[:, 1], labels == 1, seed=0)
         assert ((curve.low <= curve.y + 1e-9) & (curve.y <= curve.high + 1e-9)).mean() > 0.9
         widths.append((curve.high - curve.low).mean())
@@ -451,7 +459,7 @@ def test_bands_hold_the_curve_and_narrow_with_more_patients() -> None:
 
 
 def test_a_group_without_a_class_has_counts_and_no_score() -> None:
-    proba, labels = draw(60)
+    proba, labels = render_figure(60)
     centres = tuple("one-sided" if label == 0 and i < 30 else "mixed"
                     for i, label in enumerate(labels))  # fmt: skip
     evidence = evidence_of(labels, proba, centres=centres)
@@ -501,21 +509,23 @@ def test_probabilities_that_lean_to_a_class_show_in_the_intercept() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged() -> tuple[PatientBags, OutOfFold]:
+def judged() -> tuple[PatientBags, OutOfFoldPredictions]:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     names = tuple(map(str, range(40)))
     features = {name: (rng.normal(size=(9, 8)) + label).astype(np.float16)
                 for name, label in zip(names, labels, strict=True)}  # fmt: skip
     fingerprint = Fingerprint(**{**FINGERPRINT.__dict__, "dim": 8})
-    found = OutOfFold(
+    found = OutOfFoldPredictions(
         patient_ids=names, labels=labels, logits=np.zeros((2, 40, 2)), history={}, heads={},
         fold=np.stack([np.arange(40) // 2 % 4, np.arange(40) // 10]),
     )  # fmt: skip
     return PatientBags(features=features, fingerprint=fingerprint, slides=()), found
 
 
-def test_the_regression_finds_what_means_tell(judged: tuple[PatientBags, OutOfFold]) -> None:
+def test_the_regression_finds_what_means_tell(
+    judged: tuple[PatientBags, OutOfFoldPredictions],
+) -> None:
     bags, found = judged
     proba = mean_logistic_probabilities(bags, found, calibrator="platt", seed=0)
     assert proba.shape == (2, 40, 2)
@@ -524,7 +534,7 @@ def test_the_regression_finds_what_means_tell(judged: tuple[PatientBags, OutOfFo
 
 
 def test_the_regression_never_sees_the_label_of_whom_it_judges(
-    judged: tuple[PatientBags, OutOfFold],
+    judged: tuple[PatientBags, OutOfFoldPredictions],
 ) -> None:
     bags, found = judged
     turned = found.labels.copy()

@@ -5,16 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mil.heads.random_streams import Luck
-from mil.training.augmentation import add_noise, drop_tiles, mix_bags
+from mil.heads.random_streams import RandomStreams
+from mil.training.augmentation import add_noise, apply_instance_dropout, mix_bags
 from tests.batches import pad
 
 
 def test_nothing_is_drawn_for_what_is_switched_off() -> None:
     batch = pad([torch.randn(5, 3)])
     before = torch.random.get_rng_state()
-    assert drop_tiles(batch, 0.0, Luck()) is batch
-    assert add_noise(batch, 0.0, Luck()) is batch
+    assert apply_instance_dropout(batch, 0.0, RandomStreams()) is batch
+    assert add_noise(batch, 0.0, RandomStreams()) is batch
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -28,7 +28,7 @@ def test_dropped_tiles_leave_real_ones_and_at_least_one(
 ) -> None:
     torch.manual_seed(seed)
     batch = pad([1 + torch.arange(n, dtype=torch.float32)[:, None] for n in lengths])
-    left = drop_tiles(batch, share, Luck())
+    left = apply_instance_dropout(batch, share, RandomStreams())
     assert left.mask.any(dim=1).all()
     assert not (left.mask & ~batch.mask).any()
     assert torch.equal(left.features[left.mask], batch.features[left.mask])
@@ -37,14 +37,14 @@ def test_dropped_tiles_leave_real_ones_and_at_least_one(
 
 def test_tiles_are_dropped_at_the_rate_asked_for() -> None:
     torch.manual_seed(0)
-    left = drop_tiles(pad([torch.zeros(20_000, 1)]), 0.3, Luck())
+    left = apply_instance_dropout(pad([torch.zeros(20_000, 1)]), 0.3, RandomStreams())
     assert left.mask.sum().item() == pytest.approx(14_000, rel=0.02)
 
 
 def test_noise_has_the_deviation_asked_for_and_leaves_padding_alone() -> None:
     torch.manual_seed(0)
     batch = pad([torch.ones(200, 100), torch.ones(3, 100)])
-    noisy = add_noise(batch, 0.5, Luck())
+    noisy = add_noise(batch, 0.5, RandomStreams())
     noise = noisy.features[0] - 1
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(0.5, rel=0.02)
@@ -67,7 +67,7 @@ def test_a_mixture_holds_the_stated_shares_of_two_patients_of_one_head(
         torch.stack([torch.full((n,), float(i)), torch.arange(n) + 0.0], 1)
         for i, n in enumerate(lengths)
     ]
-    mixture = mix_bags(pad(bags), alpha, Luck([None] * n_heads), n_heads=n_heads)
+    mixture = mix_bags(pad(bags), alpha, RandomStreams([None] * n_heads), n_heads=n_heads)
     assert sorted(mixture.partners.tolist()) == list(range(len(bags)))
     owners = torch.arange(len(bags)) // n_patients
     assert torch.equal(mixture.partners // n_patients, owners)

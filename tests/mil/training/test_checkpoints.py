@@ -11,17 +11,17 @@ from features.bags.h5 import find_bags
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import Fold, patient_folds
-from mil.train_run import fit_run
 from mil.training import checkpoints, cross_validation, fold_jobs
-from mil.training.checkpoints import Checkpoints, Judgement
-from mil.training.config import TrainSettings
+from mil.training.checkpoints import Checkpoints, FoldResult
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
-from mil.training.ensemble import Task, train_ensemble, train_ensembles
+from mil.training.ensemble import EnsembleTask, train_ensemble, train_ensembles
 from mil.training.trainer import EpochRecord
+from mil.training_run import train_run
 from tests.fakes import write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 class KilledError(Exception):
@@ -41,7 +41,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Seeds of the ensembles that cross-validations really trained."""
     seeds: list[tuple[int, ...]] = []
 
-    def watch(tasks: Sequence[Task], **kwargs: object) -> object:
+    def watch(tasks: Sequence[EnsembleTask], **kwargs: object) -> object:
         seeds.extend(tuple(task.seed) for task in tasks)
         return train_ensembles(tasks, **kwargs)  # type: ignore[arg-type]
 
@@ -52,7 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folds are trained one after another, as large ones are."""
-    monkeypatch.setattr(cross_validation, "tasks_at_once", lambda bags, settings: 1)
+    monkeypatch.setattr(cross_validation, "max_parallel_ensembles", lambda bags, settings: 1)
 
 
 def cohort_of(folder: Path) -> tuple[Cohort, PatientBags]:
@@ -61,10 +61,10 @@ def cohort_of(folder: Path) -> tuple[Cohort, PatientBags]:
 
 
 def fit(
-    cohort: Cohort, bags: PatientBags, run: Path, *, settings: TrainSettings = FAST,
+    cohort: Cohort, bags: PatientBags, run: Path, *, settings: TrainConfig = FAST,
     nested: bool = False, kill: int = 0,
 ) -> None:  # fmt: skip
-    fit_run(
+    train_run(
         cohort, bags, run, n_folds=3, n_repeats=1, seed=0, settings=settings, nested=nested,
         on_head=kill_at(kill),
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     record = EpochRecord(member=0, epoch=1, train_loss=0.1 + 0.2, stop_loss=float("nan"))
     assert kept.read("a", head="gated", n_classes=2) is None
     averaged = {"p": logits["p"] / 7}
-    kept.write("a", Judgement(logits=logits, heads=heads, history=(record,), averaged=averaged))
+    kept.write("a", FoldResult(logits=logits, heads=heads, history=(record,), averaged=averaged))
     found = kept.read("a", head="gated", n_classes=2)
     assert found is not None
     assert states(found.heads) == states(heads)

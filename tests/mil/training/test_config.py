@@ -11,13 +11,13 @@ import torch
 from mil.errors import RunError
 from mil.evaluation.metrics import auroc
 from mil.heads import build_head, head_names
-from mil.heads.ensemble import member_outputs
-from mil.heads.random_streams import Luck
+from mil.heads.ensemble import predict_members
+from mil.heads.random_streams import RandomStreams
 from mil.training import trainer
 from mil.training.augmentation import mix_bags
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
-from mil.training.feature_cache import Shelf
+from mil.training.feature_cache import FeatureCache
 from tests.mil.training.test_ensemble import FAST, labels_of, noise_cohort, states
 
 CHANGES: list[dict[str, object]] = [
@@ -58,13 +58,13 @@ def test_a_planted_signal_is_found_by_every_head(head: str) -> None:
     assert held_out_auroc(replace(FAST, fixed_steps=120, head=head)) > 0.85
 
 
-def held_out_auroc(settings: TrainSettings) -> float:
+def held_out_auroc(settings: TrainConfig) -> float:
     bags, cohort = noise_cohort(90, 8, shift=0.7)
     known, others = cohort.patient_ids[:60], cohort.patient_ids[60:]
     ensemble = train_ensemble(
-        bags.restricted_to(known), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
+        bags.subset(known), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
     )
-    logits = [member_outputs(ensemble.heads, bags.features[name])[0].mean(0) for name in others]
+    logits = [predict_members(ensemble.heads, bags.features[name])[0].mean(0) for name in others]
     return auroc(np.stack(logits), cohort.labels[60:])
 
 
@@ -83,7 +83,7 @@ def test_a_heads_own_loss_is_part_of_what_is_trained_on(
 
 def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
-    settings = TrainSettings(schedule="one-cycle", learning_rate=0.01)
+    settings = TrainConfig(schedule="one-cycle", learning_rate=0.01)
     schedule = trainer.build_schedule(optimiser, settings, n_steps=50)
     rates = []
     for _ in range(50):
@@ -97,23 +97,23 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> Non
 def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
     torch.manual_seed(0)
     truth = torch.tensor([0, 1, 0, 1])
-    shelf = Shelf(
+    shelf = FeatureCache(
         tiles=torch.randn(24, 5), starts=6 * torch.arange(4), lengths=torch.full((4,), 6),
         labels=truth,
     )  # fmt: skip
     head = build_head("mean", dim=5, n_components=5, n_classes=2)
     torch.nn.init.normal_(head.classify.weight)
-    lesson = trainer.Lesson(
+    lesson = trainer.TrainSplit(
         member=0, learned=torch.arange(4), stopped_on=torch.empty(0, dtype=torch.int64),
         stream=torch.Generator().manual_seed(3),
     )  # fmt: skip
-    settings = TrainSettings(mixup=1.0)
-    course = trainer._Course(
-        [trainer._Pupil(head, lesson)], shelf, trainer._Size.of(lesson, shelf, settings),
+    settings = TrainConfig(mixup=1.0)
+    course = trainer.Trainer(
+        [trainer._HeadState(head, lesson)], shelf, trainer._EpochShape.of(lesson, shelf, settings),
         n_classes=2, settings=settings, on_head=lambda: None,
     )  # fmt: skip
     found = course._loss(torch.arange(4))
-    luck = Luck([lesson.stream.manual_seed(3)])
+    luck = RandomStreams([lesson.stream.manual_seed(3)])
     mixture = mix_bags(shelf.draw(torch.arange(4), 6, luck), 1.0, luck)
     means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)
     log_proba = head.classify(means).log_softmax(dim=1)
@@ -141,4 +141,4 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
 )
 def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(RunError, match=message):
-        TrainSettings(**change)  # type: ignore[arg-type]
+        TrainConfig(**change)  # type: ignore[arg-type]

@@ -16,19 +16,19 @@ from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import Fold, patient_folds
 from mil.errors import SplitError
 from mil.evaluation.metrics import auroc
-from mil.train_run import fit_run
 from mil.training import cross_validation, fold_jobs
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     cross_validate,
     inner_folds,
     nested_probabilities,
-    with_stopping_rule,
+    resolve_stopping,
 )
+from mil.training_run import train_run
 from tests.fakes import write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def nested_of(bags: PatientBags, cohort: Cohort, folds: tuple[Fold, ...]) -> np.ndarray:
@@ -105,18 +105,18 @@ def test_early_stopping_is_decided_by_the_smallest_training_part() -> None:
     _, cohort = noise_cohort(48, 0)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    assert with_stopping_rule(FAST, cohort, folds).early_stopping
+    assert resolve_stopping(FAST, cohort, folds).early_stopping
     every_fold = [*folds, *(fold for of_fold in inner for fold in of_fold)]
-    assert not with_stopping_rule(FAST, cohort, every_fold).early_stopping
+    assert not resolve_stopping(FAST, cohort, every_fold).early_stopping
 
 
 def test_few_patients_keep_few_components_unless_they_have_many_images() -> None:
     _, cohort = noise_cohort(60, 0)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
-    settings = TrainSettings()
+    settings = TrainConfig()
 
     def kept(n_images: int) -> int:
-        return with_stopping_rule(settings, cohort, folds, n_images=n_images).n_components
+        return resolve_stopping(settings, cohort, folds, n_images=n_images).n_components
 
     assert [kept(n_images) for n_images in (0, 60, 900, 1800, 9000)] == [13, 13, 30, 60, 64]
 
@@ -125,7 +125,7 @@ def test_a_run_says_that_its_scores_are_nested(tmp_path: Path) -> None:
     cohort = read_cohort(write_cohort(tmp_path, n_patients=24, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
     heads = []
-    fit_run(
+    train_run(
         cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST, nested=True,
         on_head=lambda done, total: heads.append((done, total)),
     )  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_cohort_too_small_for_inner_folds_is_refused_before_training(tmp_path:
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
     heads: list[int] = []
     with pytest.raises(SplitError, match="patients of class 'LAA'"):
-        fit_run(
+        train_run(
             cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
             nested=True, on_head=lambda done, total: heads.append(done),
         )  # fmt: skip

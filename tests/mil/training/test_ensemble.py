@@ -15,10 +15,10 @@ from mil.data.splits import patient_folds
 from mil.errors import SplitError
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from mil.heads import whitening
-from mil.heads.ensemble import member_outputs
-from mil.heads.whitening import fit_whitening
+from mil.heads.ensemble import predict_members
+from mil.heads.whitening import fit_pca_whitening
 from mil.training import fold_jobs, trainer
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     cross_fitted_probabilities,
     cross_validate,
@@ -27,7 +27,7 @@ from mil.training.cross_validation import (
 from mil.training.ensemble import Ensemble, train_ensemble
 from tests.fakes import FINGERPRINT, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def noise_cohort(n_patients: int, seed: int, *, shift: float = 0.0) -> tuple[PatientBags, Cohort]:
@@ -85,7 +85,7 @@ def test_a_cohort_none_of_whose_slides_has_a_bag_is_refused(tmp_path: Path) -> N
 
 def test_a_restricted_store_does_not_hold_the_others() -> None:
     bags, _ = noise_cohort(9, 0)
-    part = bags.restricted_to(["p002", "p001"])
+    part = bags.subset(["p002", "p001"])
     assert part.patient_ids == ("p002", "p001")
     with pytest.raises(KeyError):
         part.features["p003"]
@@ -102,7 +102,9 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
         ((rng.normal(size=(int(n), 6)) + rng.normal(size=6)) @ mixing.T + 300).astype(np.float32)
         for n in rng.integers(1, 200, size=40)
     ]
-    fitted = fit_whitening({str(i): bag for i, bag in enumerate(bags)}, [*map(str, range(40))], 4)
+    fitted = fit_pca_whitening(
+        {str(i): bag for i, bag in enumerate(bags)}, [*map(str, range(40))], 4
+    )
     found = [bag.astype(np.float64) - fitted.mean.numpy() for bag in bags]
     np.testing.assert_allclose(sum(bag.mean(axis=0) for bag in found) / 40, 0, atol=1e-3)
     moments = sum(bag.T @ bag / len(bag) for bag in found) / 40
@@ -116,7 +118,7 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
 def test_embeddings_too_large_to_be_whitened_are_refused() -> None:
     tiles = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     with pytest.raises(BagError, match="squares are beyond float32"):
-        fit_whitening({"a": tiles * np.float32(1e25)}, ["a"], 2)
+        fit_pca_whitening({"a": tiles * np.float32(1e25)}, ["a"], 2)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_stream_alone() -> None:
@@ -171,14 +173,14 @@ def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) 
     bags, cohort = noise_cohort(60, 3, shift=0.15)
     settings = replace(FAST, early_stopping=True, max_epochs=25, patience=25, learning_rate=0.02)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
-    from mil.data.splits import stratified_parts
+    from mil.data.splits import stratified_fold_ids
 
-    parts = stratified_parts(cohort.labels, n_parts=2, seed=(0,))
+    parts = stratified_fold_ids(cohort.labels, n_parts=2, seed=(0,))
     for member, head in enumerate(ensemble.heads):
         curve = [r.stop_loss for r in ensemble.history if r.member == member]
         stop = np.flatnonzero(parts == member)
         logits = np.concatenate(
-            [member_outputs([head], bags.features[cohort.patient_ids[index]])[0] for index in stop]
+            [predict_members([head], bags.features[cohort.patient_ids[index]])[0] for index in stop]
         )
         proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         assert weighted_log_loss(proba, cohort.labels[stop]) == pytest.approx(min(curve), rel=1e-3)
@@ -219,7 +221,7 @@ def test_a_class_without_tiles_cannot_be_learned() -> None:
     only_a = [p.patient_id for p in cohort.patients if p.label == "a"]
     with pytest.raises(SplitError, match="at least one of each"):
         train_ensemble(
-            bags.restricted_to(only_a), labels_of(cohort), n_classes=2, settings=FAST, seed=(0,)
+            bags.subset(only_a), labels_of(cohort), n_classes=2, settings=FAST, seed=(0,)
         )
 
 
@@ -264,12 +266,12 @@ def test_without_signal_held_out_patients_are_judged_at_chance() -> None:
         ids = cohort.patient_ids
         known = replace(cohort, patients=cohort.patients[:36])
         folds = patient_folds(known, n_folds=3, n_repeats=1, seed=seed)
-        store = bags.restricted_to(known.patient_ids)
+        store = bags.subset(known.patient_ids)
         found = cross_validate(store, known, folds, settings=FAST, seed=seed)
         calibrator = fit_calibrator(found, np.ones(found.fold.shape, bool))
         final = train_ensemble(store, labels_of(known), n_classes=2, settings=FAST, seed=(seed, 9))
         logits = np.stack(
-            [member_outputs(final.heads, bags.features[name])[0].mean(axis=0) for name in ids[36:]]
+            [predict_members(final.heads, bags.features[name])[0].mean(axis=0) for name in ids[36:]]
         )
         proba = calibrator.predict_proba(logits)
         areas.append(auroc(logits, cohort.labels[36:]))

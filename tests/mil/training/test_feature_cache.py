@@ -4,18 +4,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mil.heads.random_streams import Luck
-from mil.training.feature_cache import Shelf, falling_blocks
+from mil.heads.random_streams import RandomStreams
+from mil.training.feature_cache import FeatureCache, length_buckets
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
-def shelf_of(lengths: list[int]) -> Shelf:
+def shelf_of(lengths: list[int]) -> FeatureCache:
     """Each tile says whose it is and which."""
     sizes = torch.tensor(lengths)
     owners = torch.arange(len(lengths)).repeat_interleave(sizes)
     numbers = torch.cat([torch.arange(n) for n in lengths])
-    return Shelf(
+    return FeatureCache(
         tiles=torch.stack([owners, numbers], 1).float(),
         starts=sizes.cumsum(0) - sizes,
         lengths=sizes,
@@ -30,7 +30,7 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
     torch.manual_seed(seed)
     patients = torch.arange(len(lengths)).flip(0)
     shelf = shelf_of(lengths)
-    for batch in (shelf.draw(patients, n_tiles, Luck()), shelf.spread(patients, n_tiles)):
+    for batch in (shelf.draw(patients, n_tiles, RandomStreams()), shelf.spread(patients, n_tiles)):
         for patient, features, mask in zip(patients.tolist(), *batch, strict=True):
             length = lengths[patient]
             owners, numbers = features[mask].T
@@ -49,14 +49,14 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
 def test_every_tile_is_drawn_as_often_as_any_other() -> None:
     torch.manual_seed(0)
     shelf = shelf_of([10])
-    drawn = shelf.draw(torch.zeros(8000, dtype=torch.int64), 4, Luck()).features[..., 1]
+    drawn = shelf.draw(torch.zeros(8000, dtype=torch.int64), 4, RandomStreams()).features[..., 1]
     shares = torch.bincount(drawn.long().flatten(), minlength=10) / drawn.numel()
     torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
 
 
 def test_the_last_tile_of_a_very_large_bag_is_the_last_that_can_be_drawn() -> None:
     n = 2**24 + 3  # float32 cannot count so far
-    shelf = Shelf(
+    shelf = FeatureCache(
         tiles=torch.arange(n, dtype=torch.float64)[:, None], starts=torch.tensor([0]),
         lengths=torch.tensor([n]), labels=torch.tensor([0]),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_last_tile_of_a_very_large_bag_is_the_last_that_can_be_drawn() -> No
 
 @given(first=LENGTHS, second=LENGTHS)
 def test_joined_shelves_hold_the_same_bags(first: list[int], second: list[int]) -> None:
-    joined = Shelf.joined([shelf_of(first), shelf_of(second)])
+    joined = FeatureCache.joined([shelf_of(first), shelf_of(second)])
     whole = joined.spread(torch.arange(len(first + second)), 50)
     for index, length in enumerate(first + second):
         tiles = whole.features[index, :length]
@@ -79,7 +79,7 @@ def test_blocks_hold_everyone_once_and_no_more_than_there_is_room_for(
     widths: list[int], room: int
 ) -> None:
     widths = sorted(widths, reverse=True)
-    blocks = falling_blocks(widths, room)
+    blocks = length_buckets(widths, room)
     assert [width for block in blocks for width in widths[block]] == widths
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         held = widths[block]

@@ -10,20 +10,26 @@ import pytest
 import torch
 
 from features.bags.h5 import find_bags
-from features.parallel.base import Engine
+from features.parallel.base import Executor
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.splits import make_folds
 from mil.errors import RunError
-from mil.train_run import fit_run
 from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
-from mil.training.fold_jobs import Assignment, Bench, Judges, judges_here, judges_on_ray
+from mil.training.fold_jobs import (
+    FoldJob,
+    FoldRunner,
+    Judges,
+    local_fold_executor,
+    ray_fold_executor,
+)
+from mil.training_run import train_run
 from tests.fakes import write_cohort
 
-SETTINGS = TrainSettings(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)
+SETTINGS = TrainConfig(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def fit(
     table: Path, run: Path, judges: Judges, *, n_heads: list[int], nested: bool = False
 ) -> None:
     cohort = read_cohort(table, labelled=True)
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, find_bags(table.parent / "bags")), run, n_folds=3,
         n_repeats=2, seed=1, settings=SETTINGS, nested=nested, judges=judges,
         on_head=lambda done, total: n_heads.append(done),
@@ -54,15 +60,17 @@ def test_finished_assignments_are_taken_over_and_the_others_done(
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     folds = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
     assignments = [
-        Assignment(folds=(f,), labels=labels, n_classes=2, settings=SETTINGS, seeds=((0, f.index),))
+        FoldJob(folds=(f,), labels=labels, n_classes=2, settings=SETTINGS, seeds=((0, f.index),))
         for f in folds
     ]
     kept = Checkpoints(tmp_path / "kept", bags)
     heads: list[str] = []
-    with judges_here(bags) as engine:
-        first = Bench(engine, kept=kept, on_head=lambda: heads.append("new")).judge(assignments[:2])
+    with local_fold_executor(bags) as engine:
+        first = FoldRunner(engine, kept=kept, on_head=lambda: heads.append("new")).judge(
+            assignments[:2]
+        )
         assert len(heads) == 2 * SETTINGS.n_members
-        again = Bench(_Only(engine, 2), kept=kept, on_head=lambda: heads.append("known"))
+        again = FoldRunner(_Only(engine, 2), kept=kept, on_head=lambda: heads.append("known"))
         judged = again.judge(assignments)
     assert len(heads) == 5 * SETTINGS.n_members
     for (one,), (other,), fold in zip(first, judged, folds, strict=False):
@@ -77,7 +85,7 @@ class _Only:
 
     card = None
 
-    def __init__(self, engine: Engine, number: int) -> None:
+    def __init__(self, engine: Executor, number: int) -> None:
         self._engine, self._number = engine, number
 
     def run(self, jobs, watcher, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
@@ -94,9 +102,9 @@ def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) ->
 
     cohort = read_cohort(table, labelled=True)
     (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
-    job = Assignment(folds=(fold,), labels={}, n_classes=2, settings=SETTINGS, seeds=((0,),))
+    job = FoldJob(folds=(fold,), labels={}, n_classes=2, settings=SETTINGS, seeds=((0,),))
     with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
-        Bench(Deadly(), kept=None, on_head=lambda: None).judge([job])
+        FoldRunner(Deadly(), kept=None, on_head=lambda: None).judge([job])
 
 
 def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor(
@@ -107,7 +115,7 @@ def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     asked: list[str] = []
-    monkeypatch.setattr(fold_jobs, "logits_together", short)
+    monkeypatch.setattr(fold_jobs, "predict_batch", short)
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
@@ -135,8 +143,8 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
                 _kill_an_actor()
             super().append(done)
 
-    fit(table, tmp_path / "here" / "run", judges_here, n_heads=[], nested=True)
-    on_ray = partial(judges_on_ray, address=None, device="cpu", on_note=notes.append)
+    fit(table, tmp_path / "here" / "run", local_fold_executor, n_heads=[], nested=True)
+    on_ray = partial(ray_fold_executor, address=None, device="cpu", on_note=notes.append)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         fit(table, tmp_path / "there" / "run", on_ray, n_heads=Counting(), nested=True)

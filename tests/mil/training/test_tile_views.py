@@ -13,23 +13,23 @@ import torch
 from features.bags.h5 import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.calibration.priors import balanced
-from mil.data.bags import PatientBags, StoredFeatures, load_patient_bags
+from mil.data.bags import OnDiskFeatures, PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import patient_folds
 from mil.errors import RunError
-from mil.heads.ensemble import look_outputs, member_outputs
-from mil.heads.random_streams import Luck
-from mil.inference.bundle import Run, load_run
+from mil.heads.ensemble import predict_members, predict_views
+from mil.heads.random_streams import RandomStreams
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients
-from mil.train_run import fit_run
 from mil.training import ensemble
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import OutOfFold, cross_validate, fit_calibrator
-from mil.training.ensemble import logits_together, train_ensemble
-from mil.training.feature_cache import Shelf
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import OutOfFoldPredictions, cross_validate, fit_calibrator
+from mil.training.ensemble import predict_batch, train_ensemble
+from mil.training.feature_cache import FeatureCache
+from mil.training_run import train_run
 from tests.fakes import make_bag, write_cohort
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("views")
     write_cohort(folder, n_patients=30, shift=0.7, n_views=3)
     cohort, bags = load(folder)
-    fit_run(
+    train_run(
         cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
@@ -51,11 +51,11 @@ def load(folder: Path, *, most_bytes: int | None = None) -> tuple[Cohort, Patien
 
 
 @pytest.fixture
-def run(world: Path) -> Run:
-    return load_run(world / "run")
+def run(world: Path) -> ModelBundle:
+    return load_bundle(world / "run")
 
 
-def cross(cohort: Cohort, bags: PatientBags) -> OutOfFold:
+def cross(cohort: Cohort, bags: PatientBags) -> OutOfFoldPredictions:
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     return cross_validate(bags, cohort, folds, settings=FAST, seed=0)
 
@@ -63,7 +63,7 @@ def cross(cohort: Cohort, bags: PatientBags) -> OutOfFold:
 def test_views_are_loaded_beside_the_tiles_they_are_of(world: Path) -> None:
     cohort, held = load(world)
     _, stored = load(world, most_bytes=0)
-    assert isinstance(stored.views, StoredFeatures)
+    assert isinstance(stored.views, OnDiskFeatures)
     assert held.n_looks == stored.n_looks == 4
     for patient in cohort.patients:
         name = patient.patient_id
@@ -71,9 +71,9 @@ def test_views_are_loaded_beside_the_tiles_they_are_of(world: Path) -> None:
         expected = np.concatenate([bag.views for bag in bags if bag.views is not None])
         np.testing.assert_array_equal(held.views[name], expected)
         np.testing.assert_array_equal(stored.views[name], expected)
-    part = held.restricted_to(["003"])
+    part = held.subset(["003"])
     assert list(part.views) == ["003"]
-    assert list(stored.restricted_to(["003"]).views) == ["003"]
+    assert list(stored.subset(["003"]).views) == ["003"]
 
 
 def test_what_is_learned_from_files_with_views_is_what_is_learned_from_memory(world: Path) -> None:
@@ -88,11 +88,11 @@ def test_a_step_draws_every_look_at_a_tile_as_often_as_any_other() -> None:
     torch.manual_seed(0)
     rows = torch.cartesian_prod(torch.arange(5.0), torch.arange(3.0))  # (tile, look)
     one = torch.tensor([2, 3])
-    shelf = Shelf(
+    shelf = FeatureCache(
         tiles=rows, starts=torch.tensor([0, 2]), lengths=one, labels=torch.tensor([0, 1]), n_looks=3
     )
-    both = Shelf.joined([shelf, shelf])
-    batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3, Luck())
+    both = FeatureCache.joined([shelf, shelf])
+    batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3, RandomStreams())
     tiles, looks = batch.features[batch.mask].T
     assert set(tiles.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
     shares = torch.bincount(looks.long(), minlength=3) / len(looks)
@@ -112,7 +112,7 @@ def test_heads_learn_from_views_and_are_judged_on_plain_tiles(world: Path) -> No
         for store in (bags, alike)
     )
     tiles = bags.features["003"]
-    assert not np.array_equal(*(member_outputs(e.heads, tiles)[0] for e in (learned, unmoved)))
+    assert not np.array_equal(*(predict_members(e.heads, tiles)[0] for e in (learned, unmoved)))
     found, other = cross(cohort, bags), cross(cohort, alike)
     assert found.averaged is not None
     assert not np.array_equal(found.averaged, found.logits)
@@ -120,39 +120,39 @@ def test_heads_learn_from_views_and_are_judged_on_plain_tiles(world: Path) -> No
     np.testing.assert_allclose(other.averaged, other.logits, atol=1e-6)
 
 
-def test_the_average_over_looks_is_that_of_single_looks(world: Path, run: Run) -> None:
+def test_the_average_over_looks_is_that_of_single_looks(world: Path, run: ModelBundle) -> None:
     bag = read_bag(world / "bags" / "003_0.h5")
     assert bag.views is not None
-    logits, attention = look_outputs(run.heads, bag.features, bag.views)
+    logits, attention = predict_views(run.heads, bag.features, bag.views)
     assert logits.shape == (4, 2, 2)
     assert attention.shape == (4, 2, len(bag.features))
-    np.testing.assert_array_equal(logits[0], member_outputs(run.heads, bag.features)[0])
-    np.testing.assert_array_equal(logits[2], member_outputs(run.heads, bag.views[:, 1])[0])
+    np.testing.assert_array_equal(logits[0], predict_members(run.heads, bag.features)[0])
+    np.testing.assert_array_equal(logits[2], predict_members(run.heads, bag.views[:, 1])[0])
 
 
 def test_many_patients_at_once_are_told_what_each_is_told_alone(
-    world: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    world: Path, run: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ensemble, "_TILES_JUDGED_AT_ONCE", 30)
     _, bags = load(world)
     names = bags.filled()
-    together = logits_together(run.heads, bags, names, device=torch.device("cpu"))
-    alone = [look_outputs(run.heads, bags.features[name], bags.views[name])[0] for name in names]
+    together = predict_batch(run.heads, bags, names, device=torch.device("cpu"))
+    alone = [predict_views(run.heads, bags.features[name], bags.views[name])[0] for name in names]
     np.testing.assert_allclose(together, np.stack(alone, axis=2), rtol=1e-4, atol=1e-5)
 
 
-def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: Run) -> None:
+def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: ModelBundle) -> None:
     found = cross(*load(world))
-    over_views = found.over_views()
-    assert over_views is not None
+    with_view_calibrator = found.with_view_calibrator()
+    assert with_view_calibrator is not None
     rows = np.ones(found.fold.shape, bool)
     assert run.view_calibrator is not None
-    assert run.view_calibrator.as_dict() == fit_calibrator(over_views, rows).as_dict()
+    assert run.view_calibrator.as_dict() == fit_calibrator(with_view_calibrator, rows).as_dict()
     assert run.calibrator.as_dict() == fit_calibrator(found, rows).as_dict()
     assert run.view_calibrator.as_dict() != run.calibrator.as_dict()
 
 
-def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: Run) -> None:
+def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: ModelBundle) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     prior = balanced(run.classes)
     plain = predict_patients(run, cohort, world / "bags", prior=prior)
@@ -160,10 +160,10 @@ def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: Run)
     name = cohort.patients[1].slide_ids[0]
     bag = read_bag(world / "bags" / f"{name}.h5")
     assert bag.views is not None
-    logits, _ = look_outputs(run.heads, bag.features, bag.views)
+    logits, _ = predict_views(run.heads, bag.features, bag.views)
     expected = (
         run.calibrator.predict_proba(logits[0].mean(axis=0, keepdims=True))[0],
-        run.over_views().calibrator.predict_proba(logits.mean(axis=(0, 1))[None])[0],
+        run.with_view_calibrator().calibrator.predict_proba(logits.mean(axis=(0, 1))[None])[0],
     )
     np.testing.assert_allclose(plain[1].probabilities, expected[0])
     np.testing.assert_allclose(averaged[1].probabilities, expected[1])
@@ -171,7 +171,7 @@ def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: Run)
 
 
 def test_prediction_sets_are_of_plain_tiles_whether_views_are_averaged_or_not(
-    world: Path, run: Run
+    world: Path, run: ModelBundle
 ) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     unseen = replace(run, training_slides=())
@@ -184,7 +184,7 @@ def test_prediction_sets_are_of_plain_tiles_whether_views_are_averaged_or_not(
     assert [prediction.prediction_set for prediction in averaged] == sets
 
 
-def test_the_bundle_says_that_views_were_there(world: Path, run: Run) -> None:
+def test_the_bundle_says_that_views_were_there(world: Path, run: ModelBundle) -> None:
     assert run.settings["n_views"] == run.fingerprint.n_views == 3
     scores = json.loads((world / "run" / "scores.json").read_text())
     assert 0 < scores["views averaged"]["weighted_log_loss"]["value"] < 1
@@ -193,7 +193,7 @@ def test_the_bundle_says_that_views_were_there(world: Path, run: Run) -> None:
 
 
 def test_bags_with_and_without_views_are_neither_trained_on_together_nor_judged(
-    world: Path, run: Run, tmp_path: Path
+    world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     write_bag(tmp_path / "003_0.h5", make_bag("003_0", n_tiles=12, dim=16))
     cohort = read_cohort(world / "train.csv", labelled=True)
@@ -204,7 +204,7 @@ def test_bags_with_and_without_views_are_neither_trained_on_together_nor_judged(
         predict_patients(run, cohort, tmp_path, prior=balanced(run.classes))
 
 
-def test_a_run_without_views_has_none_to_average(world: Path, run: Run) -> None:
+def test_a_run_without_views_has_none_to_average(world: Path, run: ModelBundle) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     bare = replace(run, view_calibrator=None)
     with pytest.raises(RunError, match="trained on bags without views"):

@@ -10,29 +10,29 @@ import torch
 
 from mil.data.splits import patient_folds
 from mil.heads import build_head, head_names
-from mil.heads.ensemble import member_outputs
-from mil.heads.random_streams import Luck
+from mil.heads.ensemble import predict_members
+from mil.heads.random_streams import RandomStreams
 from mil.training import ensemble, trainer
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from mil.training.ensemble import (
-    Task,
-    logits_together,
-    tasks_at_once,
+    EnsembleTask,
+    max_parallel_ensembles,
+    predict_batch,
     train_ensemble,
     train_ensembles,
 )
-from mil.training.feature_cache import Shelf, fill_shelves
-from mil.training.trainer import Lesson, teach
+from mil.training.feature_cache import FeatureCache, build_caches
+from mil.training.trainer import TrainSplit, train_heads
 from tests.mil.training.test_ensemble import FAST, labels_of, noise_cohort, states
 
 
-def tasks() -> list[Task]:
+def tasks() -> list[EnsembleTask]:
     """Two ensembles that share half of their patients."""
     bags, cohort = noise_cohort(60, 1, shift=0.5)
     ids = cohort.patient_ids
     return [
-        Task(bags=bags.restricted_to(names), labels=labels_of(cohort), seed=(number,))
+        EnsembleTask(bags=bags.subset(names), labels=labels_of(cohort), seed=(number,))
         for number, names in enumerate((ids[:40], ids[20:]))
     ]
 
@@ -61,7 +61,7 @@ def test_an_ensemble_learns_the_same_alone_and_beside_others_of_other_sizes(
     ids = cohort.patient_ids
     settings = replace(FAST, **change)  # type: ignore[arg-type]
     given = [
-        Task(bags=bags.restricted_to(names), labels=labels_of(cohort), seed=(number,))
+        EnsembleTask(bags=bags.subset(names), labels=labels_of(cohort), seed=(number,))
         for number, names in enumerate((ids[:40], ids[35:], ids[20:60]))
     ]
     together = train_ensembles(given, n_classes=2, settings=settings)
@@ -69,8 +69,8 @@ def test_an_ensemble_learns_the_same_alone_and_beside_others_of_other_sizes(
         (alone,) = train_ensembles([task], n_classes=2, settings=settings)
         for name in ids[::10]:
             np.testing.assert_allclose(
-                member_outputs(alone.heads, bags.features[name])[0],
-                member_outputs(beside.heads, bags.features[name])[0],
+                predict_members(alone.heads, bags.features[name])[0],
+                predict_members(beside.heads, bags.features[name])[0],
                 atol=1e-3,
             )
 
@@ -109,17 +109,17 @@ def test_heads_stop_when_each_of_them_is_done() -> None:
     assert len(done) == 3
 
 
-def shelf_and_lessons(sizes: list[int]) -> tuple[Shelf, list[Lesson]]:
+def shelf_and_lessons(sizes: list[int]) -> tuple[FeatureCache, list[TrainSplit]]:
     """Patients of two tiles, and lessons of so many of them."""
     n = sum(sizes)
-    shelf = Shelf(
+    shelf = FeatureCache(
         tiles=torch.randn(2 * n, 4), starts=2 * torch.arange(n), lengths=torch.full((n,), 2),
         labels=torch.arange(n) % 2,
     )  # fmt: skip
     parts = torch.arange(n).split(sizes)
     nobody = torch.empty(0, dtype=torch.int64)
     return shelf, [
-        Lesson(member=i, learned=p, stopped_on=nobody, stream=torch.Generator().manual_seed(i))
+        TrainSplit(member=i, learned=p, stopped_on=nobody, stream=torch.Generator().manual_seed(i))
         for i, p in enumerate(parts)
     ]
 
@@ -129,16 +129,18 @@ def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
 ) -> None:
     shelf, given = shelf_and_lessons([33, 32])
     seen: list[torch.Tensor] = []
-    draw = Shelf.draw_marked
+    draw = FeatureCache.draw_marked
 
-    def watch(self: Shelf, patients: torch.Tensor, n_tiles: int, luck: Luck) -> object:
+    def watch(
+        self: FeatureCache, patients: torch.Tensor, n_tiles: int, luck: RandomStreams
+    ) -> object:
         seen.append(patients.view(2, -1))
         return draw(self, patients, n_tiles, luck)
 
-    monkeypatch.setattr(Shelf, "draw_marked", watch)
+    monkeypatch.setattr(FeatureCache, "draw_marked", watch)
     heads = [build_head("max", dim=4, n_components=4, n_classes=2) for _ in given]
-    settings = TrainSettings(batch_patients=11, fixed_steps=3)
-    teach(heads, given, shelf, n_classes=2, settings=settings, on_head=lambda: None)
+    settings = TrainConfig(batch_patients=11, fixed_steps=3)
+    train_heads(heads, given, shelf, n_classes=2, settings=settings, on_head=lambda: None)
     assert [tuple(patients.shape) for patients in seen] == [(2, 11)] * 3
     long, short = torch.cat(seen, dim=1)
     assert sorted(long.tolist()) == list(range(33))
@@ -151,17 +153,17 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
 ) -> None:
     bags, cohort = noise_cohort(40, 0)
     desk = ensemble._prepare(
-        Task(bags=bags, labels=labels_of(cohort), seed=(0,)), n_classes=2, settings=FAST,
+        EnsembleTask(bags=bags, labels=labels_of(cohort), seed=(0,)), n_classes=2, settings=FAST,
         device=torch.device("cpu"),
     )  # fmt: skip
-    (shelf,) = fill_shelves([desk.plan])
+    (shelf,) = build_caches([desk.plan])
     head = build_head("gated", dim=16, n_components=8, n_classes=2)
     stopped_on = [torch.arange(20), torch.arange(20, 40)[::2]]
     found = []
     for most in (10, 50, 10_000):
         monkeypatch.setattr(trainer, "_TILES_AT_ONCE", most)
-        exam = trainer._Exam(stopped_on, shelf, n_classes=2)
-        found.append(exam.losses(trainer.HeadStack([head, head], Luck()).module))
+        exam = trainer._Validator(stopped_on, shelf, n_classes=2)
+        found.append(exam.losses(trainer.StackedHeads([head, head], RandomStreams()).module))
     for losses in found[1:]:
         assert losses == pytest.approx(found[0], rel=1e-5)
     logits = head.eval().score(*shelf.spread(stopped_on[1], 256)).logits.detach()
@@ -173,10 +175,10 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
 
 def test_small_cohorts_are_trained_together_and_large_ones_fold_by_fold() -> None:
     bags, _ = noise_cohort(30, 0)
-    assert tasks_at_once(bags, FAST) > 10
+    assert max_parallel_ensembles(bags, FAST) > 10
     large = {f"{n}": np.zeros((600, 16), np.float16) for n in range(30)}
-    settings = TrainSettings(max_tiles=512)
-    assert tasks_at_once(replace(bags, features=large), settings) == 1
+    settings = TrainConfig(max_tiles=512)
+    assert max_parallel_ensembles(replace(bags, features=large), settings) == 1
 
 
 @pytest.mark.parametrize("head", head_names())
@@ -188,8 +190,8 @@ def test_many_patients_at_once_are_told_what_each_is_told_alone(
     torch.manual_seed(0)
     heads = [build_head(head, dim=16, n_components=16, n_classes=3).eval() for _ in range(2)]
     names = cohort.patient_ids[::-1]
-    together = logits_together(heads, bags, names, device=torch.device("cpu"))
-    alone = np.stack([member_outputs(heads, bags.features[name])[0] for name in names], axis=1)
+    together = predict_batch(heads, bags, names, device=torch.device("cpu"))
+    alone = np.stack([predict_members(heads, bags.features[name])[0] for name in names], axis=1)
     np.testing.assert_allclose(together, alone[None], rtol=1e-4, atol=1e-5)
 
 

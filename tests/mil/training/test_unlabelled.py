@@ -13,26 +13,26 @@ from features.bags.h5 import find_bags, write_bag
 from features.errors import BagError
 from mil import MILClassifier
 from mil.calibration.priors import balanced
-from mil.data.bags import PatientBags, SlideNote, load_patient_bags
+from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import patient_folds
-from mil.inference.bundle import load_run
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients, write_details
-from mil.train_run import FitSummary, fit_run
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
-from mil.training.cross_validation import OutOfFold, cross_validate
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import OutOfFoldPredictions, cross_validate
+from mil.training_run import TrainingSummary, train_run
 from tests.fakes import make_bag, write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
 
-FAST = TrainSettings(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 LOUD = 300.0
 
 
 def noted(bags: PatientBags) -> PatientBags:
     """The store with slides that are told by content."""
     notes = tuple(
-        SlideNote(
+        SlideRecord(
             slide_id=name, patient_id=name, n_tiles=len(tiles), content_id=f"file of {name}",
             features_sha256=f"tiles of {name}",
         )
@@ -54,7 +54,7 @@ def poisoned(others: PatientBags, copies: dict[str, str], *, mark: str) -> Patie
     features, notes = dict(others.features), list(others.slides)
     for name, original in copies.items():
         features[name] = rng.normal(0, LOUD, size=(7, 16)).astype(np.float16)
-        note = SlideNote(
+        note = SlideRecord(
             slide_id=name, patient_id=name, n_tiles=7, content_id=f"file of {name}",
             features_sha256=f"tiles of {name}",
         )  # fmt: skip
@@ -62,7 +62,7 @@ def poisoned(others: PatientBags, copies: dict[str, str], *, mark: str) -> Patie
     return replace(others, features=features, slides=tuple(notes))
 
 
-def validate(bags: PatientBags, cohort: Cohort) -> OutOfFold:
+def validate(bags: PatientBags, cohort: Cohort) -> OutOfFoldPredictions:
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     return cross_validate(bags, cohort, folds, settings=FAST, seed=0)
 
@@ -109,7 +109,7 @@ def test_whitening_is_fitted_on_unlabelled_patients_and_no_class_is() -> None:
 def test_a_restricted_store_keeps_the_unlabelled() -> None:
     bags, _ = noise_cohort(9, 0)
     joined = bags.with_unlabelled(strangers(bags))
-    part = joined.restricted_to(["p001"])
+    part = joined.subset(["p001"])
     features, names = part.without_labels()
     assert names == ("p001", *(f"other p{number:03d}" for number in range(6)))
     assert len(features[names[-1]])
@@ -140,7 +140,7 @@ def test_a_judgement_with_other_unlabelled_patients_has_another_name(tmp_path: P
     assert len(names) == 3
 
 
-def fit(folder: Path) -> FitSummary:
+def fit(folder: Path) -> TrainingSummary:
     """A run beside unlabelled slides: a new one, a copy of 001_0, and one without a bag."""
     cohort = read_cohort(write_cohort(folder, n_patients=30, shift=0.7), labelled=True)
     for name, content in (("new_0", ""), ("copy_0", "content of 001_0")):
@@ -149,7 +149,7 @@ def fit(folder: Path) -> FitSummary:
     table = folder / "other.csv"
     table.write_text("image_id,patient_id,label\nnew_0,new,Other\ncopy_0,copy,\ngone_0,gone,\n")
     paths = find_bags(folder / "bags")
-    return fit_run(
+    return train_run(
         cohort, load_patient_bags(cohort, paths), folder / "run", n_folds=3, n_repeats=1, seed=0,
         settings=FAST, on_head=lambda done, total: None,
         unlabelled=load_patient_bags(read_cohort(table, labelled=False), paths),
@@ -163,14 +163,14 @@ def test_a_run_says_which_unlabelled_slides_it_used_and_which_not(tmp_path: Path
     assert "left out as patients of the cohort" in said
     assert "1 (copy is 001)" in said
     assert "unlabelled slides without a bag: 1, gone_0" in said
-    run = load_run(tmp_path / "run")
+    run = load_bundle(tmp_path / "run")
     assert [slide.slide_id for slide in run.unlabelled_slides] == ["new_0"]
     assert "new_0" not in {slide.slide_id for slide in run.training_slides}
 
 
 def test_inference_tells_patients_that_the_whitening_has_seen(tmp_path: Path) -> None:
     fit(tmp_path)
-    run = load_run(tmp_path / "run")
+    run = load_bundle(tmp_path / "run")
     write_bag(tmp_path / "bags" / "unseen_0.h5", make_bag("unseen_0", dim=16, seed=6))
     table = tmp_path / "test.csv"
     table.write_text("image_id,patient_id\nnew_0,new\ncopy_0,copy\nunseen_0,unseen\n")

@@ -14,40 +14,40 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import softmax
 
-from features.utils.files import folder_beside
+from features.utils.files import atomic_folder
 from features.utils.tables import write_table
-from mil.data.bags import PatientBags, SlideNote
+from mil.data.bags import PatientBags, SlideRecord
 from mil.data.cohort import Cohort
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
 from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
-from mil.inference.bundle import Run, TrainingSlide, save_run, write_json
+from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
 from mil.inference.prediction_sets import fit_sets
-from mil.reporting.model_card import write_card
+from mil.reporting.model_card import write_model_card
 from mil.reporting.run_report import (
     SHORTCUT,
-    gains,
-    gather_evidence,
+    collect_report_data,
     mean_logistic_probabilities,
+    paired_differences,
     shortcut_probabilities,
-    write_evidence,
     write_report,
+    write_report_data,
 )
-from mil.reporting.run_report.caveats import run_notes, unlabelled_notes
+from mil.reporting.run_report.caveats import run_caveats, unlabelled_caveats
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainSettings
+from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
-    OutOfFold,
+    OutOfFoldPredictions,
     cross_fitted_probabilities,
     cross_validate,
     fit_calibrator,
     nested_probabilities,
 )
-from mil.training.cv_plan import Design
+from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
-from mil.training.fold_jobs import Judges, judges_here
+from mil.training.fold_jobs import Judges, local_fold_executor
 
-__all__ = ["FitSummary", "fit_run"]
+__all__ = ["TrainingSummary", "train_run"]
 
 Scores = Mapping[str, Mapping[str, Interval]]
 
@@ -55,7 +55,7 @@ _N_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FitSummary:
+class TrainingSummary:
     """What a training came to."""
 
     path: Path
@@ -92,7 +92,7 @@ class FitSummary:
         }
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any], *, path: Path) -> FitSummary:
+    def from_dict(cls, said: Mapping[str, Any], *, path: Path) -> TrainingSummary:
         """What :meth:`as_dict` told, of a run that lies at ``path``.
 
         Raises
@@ -119,7 +119,7 @@ def _say_nothing(_: str) -> None:
     """For callers without an eye on it."""
 
 
-def fit_run(
+def train_run(
     cohort: Cohort,
     bags: PatientBags,
     run_dir: Path,
@@ -127,17 +127,17 @@ def fit_run(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    settings: TrainSettings,
+    settings: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[int, int], None],
     by: SplitBy = "patient",
     nested: bool = False,
     folds: Sequence[Fold] | None = None,
-    judges: Judges = judges_here,
+    judges: Judges = local_fold_executor,
     unlabelled: PatientBags | None = None,
     failures: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] = _say_nothing,
-) -> FitSummary:
+) -> TrainingSummary:
     """Train, calibrate and write a run.
 
     The folder appears whole when all is done; an older run of that name is replaced only then.
@@ -195,9 +195,9 @@ def fit_run(
     """
     said: tuple[str, ...] = ()
     if unlabelled is not None:
-        said = unlabelled_notes(bags, unlabelled)
+        said = unlabelled_caveats(bags, unlabelled)
         bags = bags.with_unlabelled(unlabelled)
-    design = Design.of(
+    design = CrossValidationPlan.of(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
         settings=settings, seed=seed, calibrator=calibrator,
     )  # fmt: skip
@@ -212,34 +212,38 @@ def fit_run(
     found, proba = _judge(design, judges, kept, one_more)
     final = _train_deployed(design, one_more)
     on_step("scoring")
-    over_views = found.over_views()
+    with_view_calibrator = found.with_view_calibrator()
     kinds = _beside_baselines(design, found, proba)
-    if over_views is not None:
-        kinds["views averaged"] = cross_fitted_probabilities(over_views, calibrator=calibrator)
+    if with_view_calibrator is not None:
+        kinds["views averaged"] = cross_fitted_probabilities(
+            with_view_calibrator, calibrator=calibrator
+        )
     scores = _score(kinds, found.labels, seed=seed)
     described = {
         "kind": "nested" if nested else "cross-fitted",
         **_plain(scores),
         "gains": _plain(_gains(kinds, found.labels, seed=seed)),
     }
-    run = _as_run(design, found, over_views, final, proba["calibrated"], path=run_dir)
+    run = _as_run(design, found, with_view_calibrator, final, proba["calibrated"], path=run_dir)
     notes = (
-        *run_notes(cohort, bags, found, design.settings),
+        *run_caveats(cohort, bags, found, design.settings),
         *said,
         *split_notes(design.cohort, design.folds, by=by),
     )
     on_step("drawing the report")
-    with folder_beside(run_dir) as beside:
+    with atomic_folder(run_dir) as beside:
         write_folds(beside / "folds.csv", design.folds)
         _write_history(beside / "history.csv", found, final)
         write_json(beside / "scores.json", described)
-        write_card(beside / "MODEL_CARD.md", run, scores)
-        save_run(replace(run, path=beside))
-        evidence = gather_evidence(cohort, bags, found, proba, notes=notes, failures=failures or {})
-        write_evidence(beside, evidence)
+        write_model_card(beside / "MODEL_CARD.md", run, scores)
+        save_bundle(replace(run, path=beside))
+        evidence = collect_report_data(
+            cohort, bags, found, proba, notes=notes, failures=failures or {}
+        )
+        write_report_data(beside, evidence)
         write_report(beside, name=run_dir.name)
     kept.discard()
-    return FitSummary(
+    return TrainingSummary(
         path=run_dir,
         head=settings.head,
         n_patients=len(found.patient_ids),
@@ -252,8 +256,8 @@ def fit_run(
 
 
 def _judge(
-    design: Design, judges: Judges, kept: Checkpoints, on_head: Callable[[], None]
-) -> tuple[OutOfFold, dict[str, npt.NDArray[np.float64]]]:
+    design: CrossValidationPlan, judges: Judges, kept: Checkpoints, on_head: Callable[[], None]
+) -> tuple[OutOfFoldPredictions, dict[str, npt.NDArray[np.float64]]]:
     """Cross-validate; logits, and probabilities by kind, shape (repeats, patients, classes)."""
     bags, folds, settings, seed = design.bags, design.folds, design.settings, design.seed
     with judges(bags) as engine:
@@ -277,11 +281,11 @@ def _judge(
     return found, proba
 
 
-def _train_deployed(design: Design, on_head: Callable[[], None]) -> Ensemble:
+def _train_deployed(design: CrossValidationPlan, on_head: Callable[[], None]) -> Ensemble:
     """The ensemble of the bundle, on all patients."""
     cohort = design.cohort
     return train_ensemble(
-        design.bags.restricted_to(cohort.patient_ids),
+        design.bags.subset(cohort.patient_ids),
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=len(cohort.classes),
         settings=design.settings,
@@ -291,17 +295,17 @@ def _train_deployed(design: Design, on_head: Callable[[], None]) -> Ensemble:
 
 
 def _as_run(
-    design: Design,
-    found: OutOfFold,
-    over_views: OutOfFold | None,
+    design: CrossValidationPlan,
+    found: OutOfFoldPredictions,
+    with_view_calibrator: OutOfFoldPredictions | None,
     final: Ensemble,
     calibrated: npt.NDArray[np.float64],
     *,
     path: Path,
-) -> Run:
+) -> ModelBundle:
     bags = design.bags
     every_row = np.ones(found.fold.shape, bool)
-    return Run(
+    return ModelBundle(
         path=path,
         classes=design.cohort.classes,
         fingerprint=bags.fingerprint,
@@ -309,8 +313,8 @@ def _as_run(
         heads=final.heads,
         calibrator=fit_calibrator(found, every_row, calibrator=design.calibrator),
         view_calibrator=None
-        if over_views is None
-        else fit_calibrator(over_views, every_row, calibrator=design.calibrator),
+        if with_view_calibrator is None
+        else fit_calibrator(with_view_calibrator, every_row, calibrator=design.calibrator),
         cohort_counts=tuple(design.cohort.class_counts().values()),
         training_slides=tuple(_as_training_slide(note) for note in bags.slides),
         unlabelled_slides=tuple(
@@ -324,7 +328,7 @@ def _as_run(
     )
 
 
-def _as_training_slide(note: SlideNote) -> TrainingSlide:
+def _as_training_slide(note: SlideRecord) -> TrainingSlide:
     return TrainingSlide(
         slide_id=note.slide_id,
         patient_id=note.patient_id,
@@ -335,7 +339,9 @@ def _as_training_slide(note: SlideNote) -> TrainingSlide:
 
 
 def _beside_baselines(
-    design: Design, found: OutOfFold, proba: Mapping[str, npt.NDArray[np.float64]]
+    design: CrossValidationPlan,
+    found: OutOfFoldPredictions,
+    proba: Mapping[str, npt.NDArray[np.float64]],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Predictions and what one gets without looking, shape (repeats, patients, classes)."""
     shape = proba["calibrated"].shape
@@ -364,7 +370,7 @@ def _score(
     }
 
 
-def _share_of_one_class(proba: npt.NDArray[np.float64], found: OutOfFold) -> float:
+def _share_of_one_class(proba: npt.NDArray[np.float64], found: OutOfFoldPredictions) -> float:
     sets = cross_fitted_sets(proba, found.labels, found.fold[0], coverage=COVERAGE)
     return float((sets.sum(axis=1) == 1).mean())
 
@@ -375,7 +381,7 @@ def _gains(
     """How much better the calibrated predictions are than each baseline."""
     shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
     names = ("mean + logistic", "cohort prior", "constant", *shortcuts)
-    return gains(
+    return paired_differences(
         kinds["calibrated"],
         {name: kinds[name] for name in names},
         labels,
@@ -384,7 +390,7 @@ def _gains(
     )
 
 
-def _write_history(path: Path, found: OutOfFold, final: Ensemble) -> None:
+def _write_history(path: Path, found: OutOfFoldPredictions, final: Ensemble) -> None:
     rows: list[dict[str, object]] = [
         {"repeat": repeat, "fold": fold, **asdict(record)}
         for (repeat, fold), records in found.history.items()

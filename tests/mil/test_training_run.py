@@ -19,20 +19,20 @@ from features.errors import OutputError
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.errors import RunError
-from mil.train_run import FitSummary, fit_run
 from mil.training import ensemble
-from mil.training.checkpoints import sole_training
-from mil.training.config import TrainSettings
+from mil.training.checkpoints import run_lock
+from mil.training.config import TrainConfig
+from mil.training_run import TrainingSummary, train_run
 from tests.disks import full_after, small_disk
 from tests.fakes import write_cohort
 
-FAST = TrainSettings(n_members=1, n_components=4, fixed_steps=5)
+FAST = TrainConfig(n_members=1, n_components=4, fixed_steps=5)
 N_FOLDS = 2
 
 
-def fit(world: Path, run_dir: Path, *, seed: int = 0) -> FitSummary:
+def fit(world: Path, run_dir: Path, *, seed: int = 0) -> TrainingSummary:
     cohort = read_cohort(world / "train.csv", labelled=True)
-    return fit_run(
+    return train_run(
         cohort, load_patient_bags(cohort, find_bags(world / "bags")), run_dir, n_folds=N_FOLDS,
         n_repeats=1, seed=seed, settings=FAST, on_head=lambda done, total: None,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path:
         if done == N_FOLDS + 1:  # the folds were judged and kept
             folder.rename(aside)
 
-    fit_run(
+    train_run(
         cohort, load_patient_bags(cohort, find_bags(world / "bags")), folder / "run",
         n_folds=N_FOLDS, n_repeats=1, seed=0, settings=FAST, on_head=vanish,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, is_short: Callable[[int, int], bool]) -> None:
     """A device that cannot train so many heads together, or not at that call any more."""
-    real, calls = ensemble.teach, itertools.count(1)
+    real, calls = ensemble.train_heads, itertools.count(1)
 
     def teach(heads: Sequence[Any], *arguments: Any, **options: Any) -> Any:
         if is_short(len(heads), next(calls)):
@@ -139,14 +139,14 @@ def test_a_second_training_of_one_run_is_refused_while_the_first_is_at_work(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "runs" / "first"
-    with sole_training(run_dir):
-        with sole_training(tmp_path / "runs" / "other"):
+    with run_lock(run_dir):
+        with run_lock(tmp_path / "runs" / "other"):
             assert not run_dir.exists()
         with (
             pytest.raises(RunError, match=r"another training is writing it.*Wait.*--run"),
-            sole_training(run_dir),
+            run_lock(run_dir),
         ):
             pytest.fail("two at once")
-    with sole_training(run_dir):
+    with run_lock(run_dir):
         assert [path.name for path in run_dir.parent.iterdir()] == [".first.claims"]
     assert not list(run_dir.parent.iterdir())
