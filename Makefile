@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo docs test test-slow fuzz check bench dist licences audit clean
+.PHONY: help demo docs test test-changed test-ci test-slow fuzz check bench dist licences audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,16 +28,28 @@ docs: $(READY) ## build the documentation into docs/_build/html; warnings are er
 	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-test: $(READY) ## run the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2
+# Two processes, of which one that is done takes over half of the other's rest.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test-slow: $(READY) ## run the long tests as well
-	$(BIN)/python -m pytest -q -n 2 -m slow
+test: $(READY) ## run the tests that every edit should pass (under 5 minutes on 2 cores)
+	$(PYTEST)
+
+test-changed: $(READY) ## run those tests that the edits since the last call can have changed
+	$(BIN)/python -m pytest -q --testmon -p no:randomly; status=$$?; test $$status = 5 || exit $$status
+
+test-ci: $(READY) ## run all tests but the slow ones: also browser, wheel, documents, doctests
+	$(PYTEST) -m 'not slow and not gpu' --doctest-modules tests features mil cli
+
+test-slow: $(READY) ## run the slow tests: the demo, kills, Ray, pages of the documents, real data
+	$(PYTEST) -m slow
 
 CASES ?= 10000
-fuzz: $(READY) ## spoil files of every kind that is read, CASES=10000 of them (5 minutes)
-	$(BIN)/python -m tests.fuzz --cases $(CASES)
-	$(BIN)/python -m tests.fuzz.guided --cases $(CASES)
+SEED := $(or $(SEED),$(shell date +%s))
+fuzz: $(READY) ## spoil CASES=10000 files and search for examples at random, from a SEED that is printed
+	@echo "make fuzz CASES=$(CASES) SEED=$(SEED) runs the same again"
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.guided --cases $(CASES) --seed $(SEED)
+	$(PYTEST) -m 'hypothesis and not slow and not gpu' --hypothesis-profile search --hypothesis-seed $(SEED)
 
 check: $(READY) ## formatting, lint, types, import order
 	$(BIN)/ruff format --check .
@@ -62,4 +74,4 @@ audit: $(READY) ## ask PyPI for known vulnerabilities of what is installed (need
 		| $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 
 clean: ## remove the environment, caches and the demo
-	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .testmondata*

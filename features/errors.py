@@ -17,6 +17,8 @@ The learning half adds its own branches in :mod:`mil.errors`. Every message foll
 where, what was found, what was expected, what to do.
 """
 
+import re
+
 __all__ = [
     "BagError",
     "EncoderError",
@@ -29,6 +31,8 @@ __all__ = [
     "TableError",
     "TileError",
 ]
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class MilError(Exception):
@@ -59,11 +63,17 @@ class MilError(Exception):
         super().__init__(where, actual, expected, hint)
 
     def __str__(self) -> str:
-        """The message in one line: where, what was found, what was expected, what to do."""
+        """Return one line: where, what was found, what was expected, what to do.
+
+        Line breaks and control characters, which texts of libraries may quote from a file, become
+        spaces.
+        """
         text = f"{self.where}: {self.actual}"
         if self.expected:
             text += f"; expected {self.expected}"
-        return f"{text}. {self.hint}" if self.hint else text
+        if self.hint:
+            text += f". {self.hint}"
+        return _UNPRINTABLE.sub(" ", text)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way back from a worker process (keyword-only arguments do not by default)."""

@@ -1,4 +1,4 @@
-"""A headless Chromium that tests steer over a pipe, without any driver."""
+"""A headless Chromium, driven over a pipe by the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHROMIUM", "Tab", "open_tab"]
+import pytest
+
+__all__ = ["BROWSER_MARKS", "Tab", "needs_browser", "open_tab"]
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-_PATIENCE_S = 60
+BROWSER_MARKS = (
+    pytest.mark.ci,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the pages"),
+)
+_TIMEOUT_S = 60
 
 
 class Tab:
-    """One page; speaks Chromium's DevTools protocol, one JSON object ended by a zero byte."""
+    """One page; messages of the DevTools protocol are JSON objects that end in a zero byte."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
         self._buffer = b""
         self._n_sent = 0
         self._session: str | None = None
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         """Errors of the console, exceptions and dialogs."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
@@ -39,48 +45,66 @@ class Tab:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer."""
+        """Send a command and wait for its result."""
         self._n_sent += 1
         message: dict[str, Any] = {"id": self._n_sent, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
-            told = self._receive()
-            if told.get("id") == self._n_sent:
-                assert "error" not in told, told
-                result: dict[str, Any] = told["result"]
+            message = self._receive()
+            if message.get("id") == self._n_sent:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
                 return result
 
     def evaluate(self, script: str) -> Any:
-        """Value of an expression in the page, awaited if it is a promise."""
-        told = self.send(
+        """Return the value of an expression in the page; promises are awaited."""
+        answer = self.send(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def wait_for(self, script: str) -> Any:
-        """The first value of an expression that is true."""
-        end = time.monotonic() + _PATIENCE_S
+        """Return the first true value of an expression, evaluated again and again."""
+        end = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < end:
             if value := self.evaluate(script):
                 return value
             time.sleep(0.05)
-        raise AssertionError(f"never true: {script}; {self.complaints}")
+        raise AssertionError(f"never true: {script}; {self.errors}")
+
+    def open(self, url: str) -> None:
+        """Load a page, and wait until all its pictures are decoded."""
+        self.errors.clear()
+        self.send("Page.navigate", url="about:blank")
+        self.send("Page.navigate", url=url)
+        self.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+        self.evaluate(
+            "Promise.all([...document.images].filter((image) => image.src).map((image) => {"
+            " image.loading = 'eager'; return image.decode(); }))"
+        )
+
+    def resize(self, width_px: int, height_px: int) -> None:
+        """Give the page a window of this size, which may be narrower than Chromium's smallest."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px,
+            deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
 
     def press(self, key: str) -> None:
-        """Press a key and let it go."""
+        """Press a key and release it."""
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def click(self, x: float, y: float) -> None:
-        """Click at a place of the window, CSS px."""
+        """Click at a position of the window, CSS px."""
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
+        """Return a PNG of the window."""
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
 
     def _receive(self) -> dict[str, Any]:
@@ -88,25 +112,32 @@ class Tab:
             part = os.read(self._from, 1 << 16)
             assert part, "the browser went away"
             self._buffer += part
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        told: dict[str, Any] = json.loads(message)
-        self._listen(told.get("method", ""), told.get("params", {}))
-        return told
+        content, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(content)
+        self._collect_errors(message.get("method", ""), message.get("params", {}))
+        return message
 
-    def _listen(self, method: str, params: dict[str, Any]) -> None:
+    def _collect_errors(self, method: str, params: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown" or (
             method == "Runtime.consoleAPICalled" and params["type"] == "error"
         ):
-            self.complaints.append(json.dumps(params))
+            self.errors.append(json.dumps(params))
         if method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(params["entry"]["text"])
+            self.errors.append(params["entry"]["text"])
         if method == "Page.javascriptDialogOpening":
-            self.complaints.append(f"dialog: {params['message']}")
+            self.errors.append(f"dialog: {params['message']}")
+
+
+def needs_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that opens a page in Chromium."""
+    for mark in BROWSER_MARKS:
+        test = mark(test)
+    return test
 
 
 @contextmanager
 def open_tab(profile: Path, *, width_px: int = 1400, height_px: int = 900) -> Iterator[Tab]:
-    """A tab of a fresh browser; both are gone in the end."""
+    """Start a browser with one tab, and kill it at the end."""
     to_browser, from_browser = os.pipe(), os.pipe()
     # Chromium reads from 3 and writes to 4: a shell puts our ends there.
     wire = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
-
+# Several processes share the cores, so none takes them all; libraries read this when imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The consoles of the commands look at these when they are first imported.
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "200"
 
-# A property is checked on as many examples as on any machine, however slow that machine is.
-settings.register_profile("steady", deadline=None)
+import pytest
+from hypothesis import settings
+
+# The same examples on every machine and in every run; make fuzz searches for others.
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.register_profile("search", deadline=None, max_examples=400, print_blob=True)
 settings.load_profile("steady")
 
 
@@ -21,3 +28,21 @@ def mil_data() -> Path:
     if not os.environ.get("MIL_DATA"):
         pytest.skip("MIL_DATA is not set: it names the folder of real data this test reads")
     return Path(os.environ["MIL_DATA"])
+
+
+@pytest.fixture
+def sigint_reaches_children() -> Iterator[None]:
+    """Start processes that Ctrl-C ends also where it is ignored: under nohup, in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Collect the processes that a test starts; those that still run are killed at its end."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -18,7 +18,7 @@ from tests.docs_world import PREPARATIONS, build_world, copy_world
 COMMANDS: Any = get_command(app).commands  # type: ignore[attr-defined]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 QUICK = {"README.md", "docs/how-to/audit.md"}
-"""Pages that are run with every change; the others take longer and are run by make test-slow."""
+"""Pages that make test-ci runs; the others take longer and are run by make test-slow."""
 
 
 def place_of(block: Block) -> str:
@@ -34,7 +34,9 @@ def pages_that_run() -> list[Any]:
     ]
     return [
         pytest.param(
-            page, id=name_of(page), marks=() if name_of(page) in QUICK else (pytest.mark.slow,)
+            page,
+            id=name_of(page),
+            marks=pytest.mark.ci if name_of(page) in QUICK else pytest.mark.slow,
         )
         for page in pages
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -30,12 +29,10 @@ from mil.multilabel.table import read_label_table
 from mil.multilabel.train import train_labels
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.browser import CHROMIUM, Tab, open_tab
+from tests.browser import BROWSER_MARKS, Tab, open_tab
 from tests.fakes import make_bag
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="Chromium is not installed: it opens the pages"
-)
+pytestmark = list(BROWSER_MARKS)
 
 PHONE, DESK = (360, 740), (1280, 900)
 A4_PX, A4_LANDSCAPE_PX = 703, 1046
@@ -133,20 +130,9 @@ def server(world: Path) -> Iterator[ViewServer]:
 
 def show(tab: Tab, url: str, size: tuple[int, int], *, media: str = "screen") -> None:
     """Open a page on a screen of that size, and wait for all its pictures."""
-    width, height = size
-    tab.send(
-        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-        mobile=False,
-    )  # fmt: skip
+    tab.resize(*size)
     tab.send("Emulation.setEmulatedMedia", media=media)
-    tab.complaints.clear()
-    tab.send("Page.navigate", url="about:blank")
-    tab.send("Page.navigate", url=url)
-    tab.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
-    tab.evaluate(
-        "Promise.all([...document.images].filter((image) => image.src).map((image) => {"
-        " image.loading = 'eager'; return image.decode(); }))"
-    )
+    tab.open(url)
 
 
 def how_wide(tab: Tab) -> int:
@@ -176,7 +162,7 @@ def test_a_page_fits_its_screen_without_errors_or_barriers(
     assert how_wide(tab) <= size[0]
     assert tab.evaluate("[...document.images].filter((i) => i.src && !i.naturalWidth).length") == 0
     assert barriers(tab) == []
-    assert tab.complaints == []
+    assert tab.errors == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -208,7 +194,7 @@ def test_the_viewer_fits_its_screen_without_errors_or_barriers(
     tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded()")
     assert how_wide(tab) <= size[0]
     assert barriers(tab) == []
-    assert tab.complaints == []
+    assert tab.errors == []
 
 
 def test_the_viewer_is_used_by_keys_alone(server: ViewServer, tab: Tab) -> None:

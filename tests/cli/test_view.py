@@ -29,7 +29,7 @@ from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict_patients
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.browser import CHROMIUM, open_tab
+from tests.browser import needs_browser, open_tab
 from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 
@@ -355,13 +355,17 @@ def test_a_slide_that_is_lent_when_the_shelf_closes_is_closed_when_it_comes_back
     assert len(closed) == 1
 
 
-def test_the_command_starts_says_where_and_ends_by_ctrl_c(world: Path) -> None:
+@pytest.mark.ci
+def test_the_command_starts_says_where_and_ends_by_ctrl_c(
+    world: Path, processes: list[subprocess.Popen[str]], sigint_reaches_children: None
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "view", str(world / "run"), "--bags", str(world / "bags"),
          "--no-browser"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
+    processes.append(process)
     assert process.stdout is not None
     line = process.stdout.readline()
     address = line.split(" at ")[1].strip()
@@ -411,7 +415,7 @@ SETTLED = (
 )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the page")
+@needs_browser
 def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient(
     server: ViewServer, tmp_path: Path
 ) -> None:
@@ -452,10 +456,10 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
         )
         assert numbers == sorted(numbers, reverse=True)
         assert tab.evaluate("byId('scale').hidden")
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it opens the page")
+@needs_browser
 def test_in_a_browser_colours_lie_on_their_tile_to_the_pixel(
     world: Path, server: ViewServer, tmp_path: Path
 ) -> None:

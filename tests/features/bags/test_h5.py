@@ -180,7 +180,7 @@ def test_a_bag_of_images_that_contradicts_itself_is_refused(
 
 def test_the_stored_bag_of_images_stays_readable() -> None:
     """Written once by ``write_bag(path, make_series("sample", n_images=5, seed=1))`` of fakes."""
-    bag = read_bag(Path(__file__).parents[1] / "data" / "bag-v2.h5")
+    bag = read_bag(Path(__file__).parents[2] / "data" / "bag-v2.h5")
     assert bag.meta.slide_id == "sample"
     assert bag.meta.kind == IMAGE
     assert bag.order is not None
@@ -211,7 +211,7 @@ def test_a_bag_without_views_has_not_changed_since_version_1(tmp_path: Path) -> 
 
 
 def test_a_stored_sample_of_version_1_is_written_again_as_it_was(tmp_path: Path) -> None:
-    sample = Path(__file__).parents[1] / "data" / "bag-v1.h5"
+    sample = Path(__file__).parents[2] / "data" / "bag-v1.h5"
     write_bag(tmp_path / "again.h5", read_bag(sample))
     with h5py.File(tmp_path / "again.h5") as again, h5py.File(sample) as first:
         assert set(again) == set(first)

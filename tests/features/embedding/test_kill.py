@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,18 @@ from features.slides.synthetic import make_cohort, render_slide, write_slide
 
 N_SLIDES = 10
 N_KILLS = 20
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(sigint_reaches_children: None) -> Iterator[None]:
+    """Kill what a test that failed has left, with all its workers."""
+    yield
+    for process in started:
+        with suppress(ProcessLookupError):  # the group has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    started.clear()
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +65,12 @@ def start(
         "--backbone", "test_vit", "--weights", folder / "tiny.safetensors", "--tile-px", "64",
         "--mpp", "1.0", "--batch", "8", "--workers", "2", "--execution", "eager", *more,
     ]  # fmt: skip
-    return subprocess.Popen(
+    process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True,
         start_new_session=True,
     )  # fmt: skip
+    started.append(process)
+    return process
 
 
 def stamps(bags: Path) -> dict[str, tuple[int, int]]:

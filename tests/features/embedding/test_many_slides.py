@@ -43,7 +43,7 @@ def test_the_files_of_one_dicom_slide_are_told_from_slides_however_many_they_are
 def test_memory_and_open_files_stay_flat_over_many_slides() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.endurance", "--slides", "400", "--every", "50"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     told = json.loads(done.stdout)
     samples = told["samples"]

@@ -57,17 +57,21 @@ def test_a_heartbeat_keeps_a_claim_alive(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs process namespaces")
-def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+def test_the_claim_of_a_killed_process_is_free_at_once(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     folder = tmp_path / "c"
     code = (
-        "import sys, time; from pathlib import Path; from features.parallel.locks import Claims\n"
-        "claims = Claims(Path(sys.argv[1])).__enter__()\n"
+        "import sys, time; from pathlib import Path\n"
+        "from features.parallel.locks import FolderLocks\n"
+        "claims = FolderLocks(Path(sys.argv[1])).__enter__()\n"
         "print(claims.take('a'), flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
     )
-    with holder, FolderLocks(folder) as other:
+    processes.append(holder)
+    with FolderLocks(folder) as other:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
         assert not other.take("a")

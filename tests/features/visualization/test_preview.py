@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,11 +24,9 @@ from features.visualization.caption import draw_caption, round_length_um, scale_
 from features.visualization.preview import PreviewWriter, preview_slide
 from features.visualization.preview_page import PreviewRow, known_mpp, render_page
 from features.visualization.thumbnail import draw_tiling, legend_patch
+from tests.browser import needs_browser, open_tab
 from tests.fakes import FakeSlide
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 VERMILLION, GREEN = (213, 94, 0), (0, 158, 115)
 
 
@@ -398,34 +394,24 @@ def test_totals_and_resolutions_stand_on_top_with_outliers_named(tmp_path: Path)
     assert "Preview of 0 slides" in render_page([], tmp_path)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: it runs the page's script")
+@needs_browser
 def test_in_a_browser_headings_sort_both_ways_with_unknown_values_last(tmp_path: Path) -> None:
-    script = """<script>
-      const result = {};
-      const click = (text) => {
-        const buttons = [...document.querySelectorAll("th button")];
-        const button = buttons.find((b) => b.textContent === text);
-        button.click();
-        const names = [...document.querySelectorAll("td.name b")].map((b) => b.textContent);
-        return names.join("") + " " + button.parentElement.getAttribute("aria-sort") + " "
-          + document.querySelectorAll('th:not([aria-sort="none"])[aria-sort]').length;
-      };
-      const told = [click("Kept"), click("Kept"), click("Slide"), click("µm/px"), click("Slide")];
-      document.body.innerHTML = "";
-      document.body.append("told:" + JSON.stringify(told) + ":end");
-    </script></body>"""
-    html = render_page(rows_for_the_page(), tmp_path)
     page = tmp_path / "page.html"
-    page.write_text(html.replace("</body>", script), encoding="utf-8")
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr
-    found = re.search(r"told:(\[.*\]):end", done.stdout)
-    assert found is not None
-    assert json.loads(found[1]) == [
+    page.write_text(render_page(rows_for_the_page(), tmp_path), encoding="utf-8")
+    click = """((text) => {
+      const buttons = [...document.querySelectorAll("th button")];
+      const button = buttons.find((b) => b.textContent === text);
+      button.click();
+      const names = [...document.querySelectorAll("td.name b")].map((b) => b.textContent);
+      return names.join("") + " " + button.parentElement.getAttribute("aria-sort") + " "
+        + document.querySelectorAll('th:not([aria-sort="none"])[aria-sort]').length;
+    })"""
+    headings = ("Kept", "Kept", "Slide", "µm/px", "Slide")
+    with open_tab(tmp_path / "profile") as tab:
+        tab.open(page.as_uri())
+        orders = [tab.evaluate(f"{click}({json.dumps(heading)})") for heading in headings]
+        assert tab.errors == []
+    assert orders == [
         "bcad ascending 1", "acbd descending 1", "abcd ascending 1", "bacd ascending 1",
         "abcd ascending 1",
     ]  # fmt: skip

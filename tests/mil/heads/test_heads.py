@@ -213,7 +213,7 @@ def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
 
 
 def test_the_reference_page_lists_every_head_with_its_number_of_weights() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "heads.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "heads.md").read_text("utf-8")
     for name in head_names():
         head = build_head(name, dim=1280, n_components=64, n_classes=2)
         n_weights = sum(weight.numel() for weight in head.parameters())
