@@ -107,7 +107,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, is_short: Callable[[int, in
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(heads, *arguments, **options)
 
-    monkeypatch.setattr(ensemble, "teach", teach)
+    monkeypatch.setattr(ensemble, "train_heads", teach)
 
 
 def test_a_device_out_of_memory_trains_fewer_ensembles_together(

@@ -1,3 +1,5 @@
 """One module per reader library."""
 
 from __future__ import annotations
+
+__all__: list[str] = []

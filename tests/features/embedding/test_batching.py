@@ -148,7 +148,7 @@ def test_an_error_among_the_slides_reaches_the_caller() -> None:
 @pytest.fixture
 def a_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slides here have no file whose content could be told."""
-    monkeypatch.setattr("features.tiling.transforms.content_id", lambda path: "0" * 64)
+    monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
 
 
 @pytest.mark.usefixtures("a_content")

@@ -129,7 +129,7 @@ def test_a_claim_that_does_not_fit_is_no_claim(
         def full(_: FolderLocks) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patched.setattr(FolderLocks, "_card", full)
+        patched.setattr(FolderLocks, "_owner_record", full)
         with pytest.raises(OutputError, match=r"claims: cannot be written \(No space.*Free some"):
             claims.take("s0")
         assert not list((tmp_path / "claims").glob("*.claim"))

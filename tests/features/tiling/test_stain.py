@@ -107,7 +107,7 @@ def test_unknown_ways_and_a_missing_package_are_said(monkeypatch: pytest.MonkeyP
 def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("features.tiling.transforms.content_id", lambda path: "0" * 64)
+    monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
     survey = work_on(2, bright=(1,)).survey
     still = AugmentationConfig(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,

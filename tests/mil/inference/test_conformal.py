@@ -64,7 +64,7 @@ def test_a_class_with_too_few_patients_leaves_every_set_full(coverage: float, le
         labels = np.repeat([0, 1], [200, n_of_second])
         logits = np.where(labels[:, None] == [0, 1], 2.0, 0.0)
         conformal = CrossConformal.fit(logits, labels, np.zeros(len(labels), np.int64))
-        assert conformal.too_few(coverage).tolist() == [False, full]
+        assert conformal.undersized(coverage).tolist() == [False, full]
         assert conformal.sets(new, coverage=coverage).all() == full
         assert (conformal.guaranteed(coverage) == 1).all() == full
 
