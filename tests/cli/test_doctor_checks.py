@@ -151,7 +151,9 @@ def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.Mon
 
 
 def test_a_part_that_cannot_be_loaded_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PARTS", {"software": "packages", "readers": "readers", "machine": "hardware"})
+    monkeypatch.setattr(
+        run, "PARTS", {"software": "packages", "readers": "readers", "machine": "hardware"}
+    )
     monkeypatch.setitem(sys.modules, "cli.doctor_checks.readers", None)
     of_software, of_readers, of_machine = run.run_checks()
     assert of_readers[0].status == "failed"

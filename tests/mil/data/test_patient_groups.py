@@ -169,7 +169,9 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
     bags, cohort = noise_cohort(72, 3)
     twins = {f"p{n:03d}": f"p{n - 3:03d}" for n in range(3, 72, 6)}
     taught: list[Any] = []
-    monkeypatch.setattr(ensemble, "train_heads", lambda heads, lessons, *_, **__: taught.extend(lessons))
+    monkeypatch.setattr(
+        ensemble, "train_heads", lambda heads, lessons, *_, **__: taught.extend(lessons)
+    )
     settings = replace(FAST, early_stopping=True)
     with pytest.raises(TypeError):  # nothing was taught
         train_ensemble(
