@@ -1,3 +1,3 @@
-"""The command line ``mil``: a thin shell over :mod:`features` and :mod:`mil`."""
+"""The command line ``mil``: commands over :mod:`features` and :mod:`mil`."""
 
 __all__: list[str] = []

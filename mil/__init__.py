@@ -1,26 +1,49 @@
-"""The learning half: bags and labels become calibrated patient probabilities.
+"""Bags and labels into calibrated patient probabilities.
 
-The road of a training: :mod:`mil.data.cohort` (who), :mod:`mil.data.bags` (their bags),
-:mod:`mil.data.splits` (folds), :mod:`mil.training.cv_plan` (all that is settled beforehand),
-:mod:`mil.training.cross_validation` over :mod:`mil.training.fold_jobs` (each fold's ensemble judges
-those it was kept from), :mod:`mil.training.ensemble` over :mod:`mil.training.trainer` (an ensemble,
-and the loop in which its heads learn), :mod:`mil.calibration`, :mod:`mil.inference.conformal`,
-:mod:`mil.inference.bundle` (what is kept), :mod:`mil.reporting.run_report`. :mod:`mil.training_run`
-walks it from end to end; :mod:`mil.inference.predict` applies what came of it.
+The packages, in the order in which data pass through them:
+
+- :mod:`mil.data`: cohort table, patients' bags, splits, linked patients
+- :mod:`mil.heads`: multiple-instance heads, from mean pooling to transformers
+- :mod:`mil.training`: trainer, ensembles and cross-validation
+- :mod:`mil.calibration`: calibrators fitted on out-of-fold logits, prior shift
+- :mod:`mil.evaluation`: metrics, reliability, baselines
+- :mod:`mil.inference`: model bundle, predictions, prediction sets, attention
+- :mod:`mil.audit`: leaks and shortcuts in a cohort
+- :mod:`mil.reporting`: reports, model card, figures
+- :mod:`mil.multilabel`: several labels per patient
+
+:func:`train_run` does all of a training, :func:`predict` applies the result, and
+:class:`MILClassifier` is the learner as a scikit-learn estimator. The names below are imported on
+first use, so that ``import mil`` does not load torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mil.classifier import MILClassifier
+    from mil.inference.bundle import load_bundle
+    from mil.inference.predict import predict_patients as predict
+    from mil.training_run import train_run
 
-__all__ = ["MILClassifier"]
+__all__ = ["MILClassifier", "load_bundle", "predict", "train_run"]
+
+_SOURCES = {
+    "MILClassifier": ("mil.classifier", "MILClassifier"),
+    "load_bundle": ("mil.inference.bundle", "load_bundle"),
+    "predict": ("mil.inference.predict", "predict_patients"),
+    "train_run": ("mil.training_run", "train_run"),
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import the classifier, and torch with it, only where it is asked for."""
-    if name != "MILClassifier":
+    """Import a public name from its module on first use."""
+    if name not in _SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mil.classifier import MILClassifier  # noqa: PLC0415
+    module, source = _SOURCES[name]
+    return getattr(import_module(module), source)
 
-    return MILClassifier
+
+def __dir__() -> list[str]:
+    """List the public names too, for completion in an interactive session."""
+    return sorted({*globals(), *__all__})
