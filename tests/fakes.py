@@ -85,7 +85,7 @@ def make_series(
         tiles.meta, fingerprint=made, kind=IMAGE, width_px0=0, height_px0=0, mpp_x=0.0, mpp_y=0.0,
         mpp_source="", span_x_px0=0.0, span_y_px0=0.0,
     )  # fmt: skip
-    return Bag.of_series(
+    return Bag.from_series(
         tiles.features,
         order=np.arange(n_images),
         source=tuple(f"{bag_id}_{place}.png" for place in range(n_images)),
@@ -143,7 +143,7 @@ def make_examples(
     return LabelledTiles(
         features=(rng.normal(size=(len(slide), dim)) + 3 * drop[:, None]).astype(np.float16),
         drop=drop,
-        slide=slide,
+        slide_index=slide,
         slides=tuple(
             ExampleSlide(slide_id=name, patient_id=owner)
             for name, owner in zip(names, owners, strict=False)
@@ -155,7 +155,7 @@ def make_filter(*, n_slides: int, dim: int = 8, **examples: Any) -> TileFilter:
     """A filter of bags as :func:`make_bag` makes them, which drops tiles that are raised by 3."""
     return fit_filter(
         make_examples(n_slides=n_slides, dim=dim, **examples),
-        recipe=EmbeddingSpec.of(replace(FINGERPRINT, dim=dim)),
+        spec=EmbeddingSpec.from_fingerprint(replace(FINGERPRINT, dim=dim)),
     )
 
 

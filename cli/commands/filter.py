@@ -105,13 +105,13 @@ def fit(
             on_row=lambda: bars.advance(task),
         )  # fmt: skip
     with spinner("fitting"):
-        recipe = EmbeddingSpec(
+        spec = EmbeddingSpec(
             encoder=encoder.name, weights_sha256=encoder.weights_sha256,
             transform=encoder.preprocessing.as_json(), dim=encoder.dim, tile_px=tile_px,
             target_mpp=mpp,
         )  # fmt: skip
         found = fit_filter(
-            examples, recipe=recipe, threshold=threshold, made_by={"execution": encoder.execution}
+            examples, spec=spec, threshold=threshold, made_by={"execution": encoder.execution}
         )
         write_filter(out, found)
     _tell(found, out, as_json=as_json)
@@ -152,7 +152,7 @@ def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
     return {
         "filter": str(path),
         "sha256": tile_filter.sha256,
-        **asdict(tile_filter.recipe),
+        **asdict(tile_filter.spec),
         "threshold": tile_filter.threshold,
         "strength": tile_filter.strength,
         "n_tiles_drop": int(examples.drop.sum()),

@@ -175,7 +175,7 @@ class Bag:
         object.__setattr__(self, "views_sha256", "" if self.views is None else _hash_of(self.views))
 
     @classmethod
-    def of_series(
+    def from_series(
         cls,
         features: npt.NDArray[np.floating[Any]],
         *,

@@ -168,7 +168,7 @@ def read_bag(place: BagRef) -> Bag:
         meta = _meta(place, attributes := read_attributes(file))
         features = read_array(file, "features", ndim=(2,), kinds="f")
         if meta.kind == IMAGE:
-            bag = Bag.of_series(
+            bag = Bag.from_series(
                 features,
                 order=read_array(file, "order", ndim=(1,), kinds="iu"),
                 source=_as_texts(read_array(file, "source", ndim=(1,), kinds="S")),

@@ -136,7 +136,7 @@ class SlideBuffer(Generic[S]):
         """
         self._n_left -= 1
         if look == 0:
-            if self._filter is not None and self._filter.drops(embedding[None])[0]:
+            if self._filter is not None and self._filter.predict_drop(embedding[None])[0]:
                 self.left_out[index] = REASON
             self._embedded[index] = index not in self.left_out
         self._features[index, look] = embedding

@@ -74,7 +74,7 @@ class EmbeddingSpec:
     """Resolution of a tile in µm per px."""
 
     @classmethod
-    def of(cls, fingerprint: Fingerprint) -> EmbeddingSpec:
+    def from_fingerprint(cls, fingerprint: Fingerprint) -> EmbeddingSpec:
         """The part of a bag's fingerprint that a filter depends on."""
         return cls(**{part.name: getattr(fingerprint, part.name) for part in fields(cls)})
 
@@ -105,7 +105,7 @@ class LabelledTiles:
     """Shape (tiles, dim), float16 or float32."""
     drop: npt.NDArray[np.bool_]
     """Shape (tiles,): True on tiles to be left out."""
-    slide: npt.NDArray[np.int64]
+    slide_index: npt.NDArray[np.int64]
     """Shape (tiles,): index into ``slides`` of the slide each comes from."""
     slides: tuple[ExampleSlide, ...]
     """The slides."""
@@ -113,9 +113,9 @@ class LabelledTiles:
     def groups(self) -> npt.NDArray[np.int64]:
         """Number of the patient or slide of each tile, shape (tiles,); see ExampleSlide.group."""
         names = sorted({slide.group for slide in self.slides})
-        return np.array([names.index(slide.group) for slide in self.slides], np.int64)[self.slide]
+        return np.array([names.index(slide.group) for slide in self.slides], np.int64)[self.slide_index]
 
-    def of_patient(
+    def slides_of_patient(
         self, patient_id: str, *, slide_ids: Collection[str], content_ids: Collection[str]
     ) -> frozenset[ExampleSlide]:
         """Slides here that are a patient's: by its id, by a slide's id, or by a slide's content.
@@ -138,12 +138,12 @@ class LabelledTiles:
 
     def without(self, slides: Collection[ExampleSlide]) -> LabelledTiles:
         """The examples of all other slides."""
-        rows = np.array([slide not in slides for slide in self.slides], bool)[self.slide]
+        rows = np.array([slide not in slides for slide in self.slides], bool)[self.slide_index]
         places = np.cumsum([slide not in slides for slide in self.slides]) - 1
         return LabelledTiles(
             features=self.features[rows],
             drop=self.drop[rows],
-            slide=places[self.slide[rows]].astype(np.int64),
+            slide_index=places[self.slide_index[rows]].astype(np.int64),
             slides=tuple(slide for slide in self.slides if slide not in slides),
         )
 
@@ -177,7 +177,7 @@ class ConfusionCounts:
 class TileFilter:
     """A fitted filter; frozen, and the same file gives the same decisions everywhere."""
 
-    recipe: EmbeddingSpec
+    spec: EmbeddingSpec
     """How the embeddings must have been made."""
     coef: npt.NDArray[np.float64]
     """Weights of an embedding's numbers as they are, standardisation included, shape (dim,)."""
@@ -194,7 +194,7 @@ class TileFilter:
     software: str
     """Versions of what made it, as JSON."""
 
-    def drops(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    def predict_drop(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
         """Which tiles to leave out.
 
         Each is judged by itself: whatever tiles come along, its number is the same to the last bit.
@@ -223,7 +223,7 @@ class TileFilter:
 
 def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
     """The bag without the tiles that a filter drops, which are counted in ``left_out``."""
-    kept = ~tile_filter.drops(bag.features)
+    kept = ~tile_filter.predict_drop(bag.features)
     left_out = json.loads(bag.meta.left_out)
     n_dropped = len(kept) - int(kept.sum())
     reason = bag.meta.empty_reason
@@ -258,7 +258,7 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
             expected=f"the same of {source}, whose stains are made alike",
             hint="Leave out --filter or --stain-norm.",
         )
-    own, other = asdict(tile_filter.recipe), asdict(EmbeddingSpec.of(fingerprint))
+    own, other = asdict(tile_filter.spec), asdict(EmbeddingSpec.from_fingerprint(fingerprint))
     for name, value in own.items():
         if other[name] != value:
             raise FilterError(
@@ -375,7 +375,7 @@ def _as_bytes(tile_filter: TileFilter) -> bytes:
     examples, held_out = tile_filter.examples, tile_filter.held_out
     described = as_json(
         format_version=FORMAT_VERSION,
-        recipe=asdict(tile_filter.recipe),
+        recipe=asdict(tile_filter.spec),
         intercept=tile_filter.intercept,
         threshold=tile_filter.threshold,
         strength=tile_filter.strength,
@@ -387,7 +387,7 @@ def _as_bytes(tile_filter: TileFilter) -> bytes:
         "coef": tile_filter.coef,
         "drop": examples.drop,
         "features": examples.features,
-        "slide": examples.slide,
+        "slide": examples.slide_index,
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     return save(arrays, metadata={FORMAT: described})  # one entry: several have no fixed order
@@ -397,14 +397,14 @@ def _parse(described: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
     slides = tuple(ExampleSlide(**slide) for slide in described["slides"])
     held_out = described["held_out"]
     found = TileFilter(
-        recipe=EmbeddingSpec(**described["recipe"]),
+        spec=EmbeddingSpec(**described["recipe"]),
         coef=tensors["coef"],
         intercept=float(described["intercept"]),
         threshold=float(described["threshold"]),
         strength=float(described["strength"]),
         held_out=None if held_out is None else ConfusionCounts(**held_out),
         examples=LabelledTiles(
-            features=tensors["features"], drop=tensors["drop"], slide=tensors["slide"],
+            features=tensors["features"], drop=tensors["drop"], slide_index=tensors["slide"],
             slides=slides,
         ),
         software=str(described["software"]),
@@ -415,12 +415,12 @@ def _parse(described: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
 
 def _require_sound(tile_filter: TileFilter) -> None:
     """Refuse arrays that do not fit each other, as a ValueError."""
-    examples, dim = tile_filter.examples, tile_filter.recipe.dim
+    examples, dim = tile_filter.examples, tile_filter.spec.dim
     n_tiles, n_slides = len(examples.features), len(examples.slides)
     expected = {
         "coef": (tile_filter.coef, np.float64, (dim,)),
         "drop": (examples.drop, np.bool_, (n_tiles,)),
-        "slide": (examples.slide, np.int64, (n_tiles,)),
+        "slide": (examples.slide_index, np.int64, (n_tiles,)),
         "features": (examples.features, np.floating, (n_tiles, dim)),
     }
     for name, (array, kind, shape) in expected.items():
@@ -430,7 +430,7 @@ def _require_sound(tile_filter: TileFilter) -> None:
         raise ValueError(f"a threshold of {tile_filter.threshold:g}")
     if not _all_finite([tile_filter.coef, examples.features, np.float64(tile_filter.intercept)]):
         raise ValueError("NaN or infinity")
-    if n_tiles and not 0 <= examples.slide.min() <= examples.slide.max() < n_slides:
+    if n_tiles and not 0 <= examples.slide_index.min() <= examples.slide_index.max() < n_slides:
         raise ValueError(f"an example of a slide beyond the {n_slides} that are named")
 
 

@@ -134,7 +134,7 @@ def embed_examples(
     return LabelledTiles(
         features=to_storage_dtype(np.concatenate(embeddings)),
         drop=np.array([row.drop for row in sources], bool),
-        slide=np.array([places[row.slide_id] for row in sources], np.int64),
+        slide_index=np.array([places[row.slide_id] for row in sources], np.int64),
         slides=slides,
     )
 

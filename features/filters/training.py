@@ -55,7 +55,7 @@ class _LinearModel(NamedTuple):
 def fit_filter(
     examples: LabelledTiles,
     *,
-    recipe: EmbeddingSpec,
+    spec: EmbeddingSpec,
     threshold: float = 0.5,
     made_by: Mapping[str, str] | None = None,
 ) -> TileFilter:
@@ -71,7 +71,7 @@ def fit_filter(
     ----------
     examples
         Tiles to keep and to drop.
-    recipe
+    spec
         How their embeddings were made.
     threshold
         Probability from which on a tile is dropped, above 0 and below 1.
@@ -93,7 +93,7 @@ def fit_filter(
         log_odds[judged] = model.log_odds(features[judged])
     model = _fit(features, examples.drop, groups)
     return TileFilter(
-        recipe=recipe,
+        spec=spec,
         coef=model.coef,
         intercept=model.intercept,
         threshold=threshold,
@@ -126,7 +126,7 @@ def refit_filter(tile_filter: TileFilter, *, without: frozenset[ExampleSlide]) -
     _require_groups(examples, least=_LEAST_TO_REFIT, without=without)
     model = _fit(examples.features.astype(np.float64), examples.drop, examples.groups())
     return TileFilter(
-        recipe=tile_filter.recipe,
+        spec=tile_filter.spec,
         coef=model.coef,
         intercept=model.intercept,
         threshold=tile_filter.threshold,

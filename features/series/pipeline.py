@@ -142,7 +142,7 @@ class _SeriesSource:
                 hint="Export the series again, or allow more with --max-failed.",
             )
         kept = [work.survey.images[index] for index in work.kept]
-        return Bag.of_series(
+        return Bag.from_series(
             work.features,
             order=work.kept,
             source=tuple(image.source for image in kept),

@@ -49,7 +49,7 @@ class FilteredFeatures(FeatureMapping):
     def __getitem__(self, patient_id: str) -> Features:
         tiles = self._features[patient_id]
         if patient_id not in self._kept:
-            self._kept[patient_id] = ~self.tile_filter.drops(tiles)
+            self._kept[patient_id] = ~self.tile_filter.predict_drop(tiles)
         kept = self._kept[patient_id]
         return tiles if kept.all() else tiles[kept]
 
@@ -187,7 +187,7 @@ def _seen(
     for note in bags.slides:
         contents.setdefault(note.patient_id, set()).add(note.content_id)
     found = {
-        patient.patient_id: tile_filter.examples.of_patient(
+        patient.patient_id: tile_filter.examples.slides_of_patient(
             patient.patient_id,
             slide_ids=patient.slide_ids,
             content_ids=contents.get(patient.patient_id, set()),

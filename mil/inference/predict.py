@@ -276,7 +276,7 @@ class _TrainingIndex:
 def _seen_by_filter(run: ModelBundle, patient: Patient, bags: Mapping[str, Bag]) -> bool:
     if run.tile_filter is None:
         return False
-    found = run.tile_filter.examples.of_patient(
+    found = run.tile_filter.examples.slides_of_patient(
         patient.patient_id,
         slide_ids=patient.slide_ids,
         content_ids={bag.meta.slide_content_id for bag in bags.values()},

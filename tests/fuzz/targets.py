@@ -138,7 +138,7 @@ def _foreign(folder: Path) -> None:
     layout = BAG_FORMATS[source.name]
     for slide_id, path in layout.find(source).items():
         found = layout.read(path, encoder="")
-        to_bag(found, path=path, slide_id=slide_id, layout=source.name, given=ImportDefaults())
+        to_bag(found, path=path, slide_id=slide_id, layout=source.name, defaults=ImportDefaults())
 
 
 def _run(folder: Path) -> None:

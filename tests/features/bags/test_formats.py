@@ -50,7 +50,7 @@ def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, Conversio
     """Import a folder of one slide."""
     bags_dir = source.parent / "imported"
     (outcome,) = import_bags(
-        source, bags_dir, layout=layout, given=ImportDefaults(**given), on_slide=quiet
+        source, bags_dir, layout=layout, defaults=ImportDefaults(**given), on_slide=quiet
     )
     assert outcome.problem == ""
     return read_bag(bags_dir / f"{outcome.slide_id}.h5"), outcome
@@ -60,7 +60,7 @@ def refused(source: Path, layout: str, **given: object) -> str:
     """Why a folder of one slide cannot be imported."""
     bags_dir = source.parent / "imported"
     (outcome,) = import_bags(
-        source, bags_dir, layout=layout, given=ImportDefaults(**given), on_slide=quiet
+        source, bags_dir, layout=layout, defaults=ImportDefaults(**given), on_slide=quiet
     )
     assert list(bags_dir.iterdir()) == []
     return outcome.problem
@@ -199,7 +199,7 @@ def test_embeddings_of_several_encoders_must_be_chosen_from(tmp_path: Path) -> N
             tmp_path / "job",
             tmp_path / "b",
             layout="trident",
-            given=ImportDefaults(),
+            defaults=ImportDefaults(),
             on_slide=quiet,
         )
 
@@ -438,7 +438,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "clam/s2.h5").write_bytes(b"no bag")
     write_h5(tmp_path / "clam/s3.h5", other=FEATURES)
     outcomes = import_bags(
-        tmp_path / "clam", tmp_path / "b", layout="clam", given=ImportDefaults(), on_slide=quiet
+        tmp_path / "clam", tmp_path / "b", layout="clam", defaults=ImportDefaults(), on_slide=quiet
     )
     assert [outcome.slide_id for outcome in outcomes if outcome.problem] == ["s2", "s3"]
     assert list(find_bags(tmp_path / "b")) == ["s1"]
@@ -449,7 +449,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     write_bag(tmp_path / "s1.h5", make_bag("s1"))
     for source, layout, out in ((tmp_path / "clam", "clam", tmp_path),):
         with pytest.raises(OutputError, match="there is something already"):
-            import_bags(source, out, layout=layout, given=ImportDefaults(), on_slide=quiet)
+            import_bags(source, out, layout=layout, defaults=ImportDefaults(), on_slide=quiet)
         with pytest.raises(OutputError, match="there is something already"):
             export_bags(tmp_path, out, layout=layout, on_slide=quiet)
 
@@ -458,7 +458,7 @@ def test_a_folder_without_such_bags_is_an_error(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BagError, match="no such"):
             import_bags(
-                source, tmp_path / "b", layout="clam", given=ImportDefaults(), on_slide=quiet
+                source, tmp_path / "b", layout="clam", defaults=ImportDefaults(), on_slide=quiet
             )
 
 
@@ -484,7 +484,7 @@ def test_export_and_import_give_the_same_bags(tmp_path: Path, layout: str) -> No
     assert [outcome.problem for outcome in told] == ["", "", ""]
     told = import_bags(
         tmp_path / "theirs", tmp_path / "back", layout=layout,
-        given=ImportDefaults(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
+        defaults=ImportDefaults(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
     )  # fmt: skip
     assert [outcome.problem for outcome in told] == ["", "", ""]
     for name, bag in bags.items():
@@ -505,7 +505,7 @@ def test_views_stay_behind_where_others_have_no_place_for_them(tmp_path: Path) -
         tmp_path / "theirs",
         tmp_path / "back",
         layout="torch",
-        given=ImportDefaults(),
+        defaults=ImportDefaults(),
         on_slide=quiet,
     )
     back = read_bag(tmp_path / "back" / "s1.h5")
@@ -521,7 +521,7 @@ def test_the_encoder_comes_back_where_the_layout_has_room(tmp_path: Path, layout
         tmp_path / "theirs",
         tmp_path / "back",
         layout=layout,
-        given=ImportDefaults(),
+        defaults=ImportDefaults(),
         on_slide=quiet,
     )
     made = read_meta(tmp_path / "back/s1.h5").fingerprint
@@ -587,7 +587,7 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
         tmp_path / "job",
         tmp_path / "bags",
         layout="trident",
-        given=ImportDefaults(),
+        defaults=ImportDefaults(),
         on_slide=quiet,
     )
     table = tmp_path / "train.csv"

@@ -134,7 +134,7 @@ def test_one_bag_in_float32_widens_the_store_and_no_other_bag(folder: Path, tmp_
 
 def test_bags_of_images_keep_their_order_and_source(folder: Path, tmp_path: Path) -> None:
     bag = make_bag("e", n_tiles=3)
-    series = Bag.of_series(
+    series = Bag.from_series(
         bag.features, order=np.array([0, 2, 7]), source=("a.png", "ü.png", "c.png"),
         meta=replace(bag.meta, kind=IMAGE),
     )  # fmt: skip

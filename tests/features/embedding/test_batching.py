@@ -177,7 +177,7 @@ def test_batches_with_views_are_as_full_as_without() -> None:
 @pytest.mark.usefixtures("a_content")
 def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
     class Sieve:
-        def drops(self, embeddings: np.ndarray) -> np.ndarray:
+        def predict_drop(self, embeddings: np.ndarray) -> np.ndarray:
             return embeddings[:, 0] > 250
 
     plain = work_on(6, seed=1, bright=(4,), n_views=2)

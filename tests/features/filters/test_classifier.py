@@ -27,14 +27,14 @@ from features.filters.classifier import (
 from features.filters.training import _parts, fit_filter, refit_filter
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter
 
-RECIPE = EmbeddingSpec.of(FINGERPRINT)
+SPEC = EmbeddingSpec.from_fingerprint(FINGERPRINT)
 
 
 def test_a_filter_drops_what_looks_like_what_was_dropped() -> None:
     found = make_filter(n_slides=8)
     tiles = np.random.default_rng(9).normal(size=(60, 8))
-    assert found.drops(tiles + 3).mean() > 0.95
-    assert found.drops(tiles).mean() < 0.05
+    assert found.predict_drop(tiles + 3).mean() > 0.95
+    assert found.predict_drop(tiles).mean() < 0.05
     counts = found.held_out
     assert counts is not None
     assert counts.n_dropped_rightly + counts.n_kept_wrongly == found.examples.drop.sum()
@@ -50,10 +50,10 @@ def test_what_a_slide_looks_like_is_no_merit_where_slides_are_held_out() -> None
     examples = LabelledTiles(
         features=(looks + rng.normal(size=(120, 8))).astype(np.float16),
         drop=slide % 2 == 0,  # the answer is known from the slide, and from nothing else
-        slide=slide,
+        slide_index=slide,
         slides=tuple(ExampleSlide(slide_id=f"s{number}") for number in range(20)),
     )
-    counts = fit_filter(examples, recipe=RECIPE).held_out
+    counts = fit_filter(examples, spec=SPEC).held_out
     assert counts is not None
     assert 0.2 < counts.recall < 0.8
     assert 0.2 < counts.precision < 0.8
@@ -64,7 +64,7 @@ def test_slides_of_one_patient_are_one_group() -> None:
         ExampleSlide(slide_id=f"s{i}", patient_id="p" if i < 2 else "") for i in range(4)
     )
     examples = LabelledTiles(
-        features=np.zeros((4, 8), np.float16), drop=np.zeros(4, bool), slide=np.arange(4),
+        features=np.zeros((4, 8), np.float16), drop=np.zeros(4, bool), slide_index=np.arange(4),
         slides=slides,
     )  # fmt: skip
     groups = examples.groups()
@@ -93,28 +93,28 @@ def test_whatever_part_is_held_out_the_others_teach_both_answers(kinds: list[str
 
 def test_too_few_slides_of_an_answer_are_refused() -> None:
     examples = make_examples(n_slides=8)
-    one_sided = replace(examples, drop=examples.drop & (examples.slide < 2))
+    one_sided = replace(examples, drop=examples.drop & (examples.slide_index < 2))
     with pytest.raises(FilterError, match=r"tiles to drop from 2 patients or slides; expected 3"):
-        fit_filter(one_sided, recipe=RECIPE)
+        fit_filter(one_sided, spec=SPEC)
 
 
 def test_slides_taken_out_have_no_influence_on_what_is_fitted_again() -> None:
     clean = make_examples(n_slides=8)
     poisoned = replace(
         clean,
-        features=np.where((clean.slide < 2)[:, None], np.float16(-7), clean.features),
-        drop=np.where(clean.slide < 2, ~clean.drop, clean.drop),
+        features=np.where((clean.slide_index < 2)[:, None], np.float16(-7), clean.features),
+        drop=np.where(clean.slide_index < 2, ~clean.drop, clean.drop),
     )
     out = frozenset(clean.slides[:2])
     first, second = (
-        refit_filter(fit_filter(examples, recipe=RECIPE), without=out)
+        refit_filter(fit_filter(examples, spec=SPEC), without=out)
         for examples in (clean, poisoned)
     )
     assert first.coef.tobytes() == second.coef.tobytes()
     assert (first.intercept, first.strength) == (second.intercept, second.strength)
     assert not out & set(first.examples.slides)
-    assert len(first.examples.features) == (clean.slide >= 2).sum()
-    whole = fit_filter(clean, recipe=RECIPE)
+    assert len(first.examples.features) == (clean.slide_index >= 2).sum()
+    whole = fit_filter(clean, spec=SPEC)
     assert whole.coef.tobytes() != first.coef.tobytes()
     assert refit_filter(whole, without=frozenset()) is whole
 
@@ -132,28 +132,28 @@ def test_a_patient_is_known_by_id_by_slide_and_by_content() -> None:
         ExampleSlide(slide_id="c", content_id="xyz"),
     )
     examples = LabelledTiles(
-        features=np.zeros((3, 8), np.float16), drop=np.zeros(3, bool), slide=np.arange(3),
+        features=np.zeros((3, 8), np.float16), drop=np.zeros(3, bool), slide_index=np.arange(3),
         slides=slides,
     )  # fmt: skip
-    assert examples.of_patient("p", slide_ids=(), content_ids=()) == set(slides[:2])
-    assert examples.of_patient("q", slide_ids=("b",), content_ids=()) == set(slides[:2])
-    assert examples.of_patient("q", slide_ids=("d",), content_ids=("xyz",)) == {slides[2]}
-    assert not examples.of_patient("q", slide_ids=("d",), content_ids=("",))
+    assert examples.slides_of_patient("p", slide_ids=(), content_ids=()) == set(slides[:2])
+    assert examples.slides_of_patient("q", slide_ids=("b",), content_ids=()) == set(slides[:2])
+    assert examples.slides_of_patient("q", slide_ids=("d",), content_ids=("xyz",)) == {slides[2]}
+    assert not examples.slides_of_patient("q", slide_ids=("d",), content_ids=("",))
 
 
 def test_a_tile_is_judged_by_itself() -> None:
     found = make_filter(n_slides=8)
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(2500, 8)).astype(np.float16)
-    together = found.drops(tiles)
+    together = found.predict_drop(tiles)
     assert 0.1 < together.mean() < 0.9
-    assert together[::40].tolist() == [bool(found.drops(row[None])[0]) for row in tiles[::40]]
-    assert found.drops(tiles[:0]).shape == (0,)
+    assert together[::40].tolist() == [bool(found.predict_drop(row[None])[0]) for row in tiles[::40]]
+    assert found.predict_drop(tiles[:0]).shape == (0,)
 
 
 def test_a_higher_threshold_drops_less() -> None:
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(400, 8))
     found = make_filter(n_slides=8)
-    n_dropped = [replace(found, threshold=t).drops(tiles).sum() for t in (0.05, 0.5, 0.95)]
+    n_dropped = [replace(found, threshold=t).predict_drop(tiles).sum() for t in (0.05, 0.5, 0.95)]
     assert n_dropped[0] > n_dropped[1] > n_dropped[2]
 
 
@@ -168,7 +168,7 @@ def test_a_written_filter_comes_back_and_equal_ones_have_equal_bytes(tmp_path: P
     assert again.examples.slides == found.examples.slides
     assert again.held_out == found.held_out
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(50, 8))
-    assert (again.drops(tiles) == found.drops(tiles)).all()
+    assert (again.predict_drop(tiles) == found.predict_drop(tiles)).all()
     assert refit_filter(again, without=frozenset(found.examples.slides[:1])).coef.tobytes() == (
         refit_filter(found, without=frozenset(found.examples.slides[:1])).coef.tobytes()
     )
@@ -245,7 +245,7 @@ def test_a_sifted_bag_counts_what_is_gone() -> None:
     bag = make_bag("s", n_tiles=30)
     bag.features[:10] += np.float16(4)
     sifted = apply_filter(found, bag)
-    dropped = found.drops(bag.features)
+    dropped = found.predict_drop(bag.features)
     assert 8 <= dropped.sum() <= 14
     assert (sifted.features == bag.features[~dropped]).all()
     assert (sifted.coords_px0 == bag.coords_px0[~dropped]).all()

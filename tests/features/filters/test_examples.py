@@ -88,7 +88,7 @@ def test_images_are_cut_into_whole_tiles_with_one_answer(tmp_path: Path) -> None
     picture(tmp_path / "b.png", (40, 160, 90))
     examples = embed(table_of(tmp_path, "a.png,keep,s1.svs", "b.png,Drop,s2"))
     assert examples.drop.tolist() == [False] * 4 + [True]
-    assert examples.slide.tolist() == [0] * 4 + [1]
+    assert examples.slide_index.tolist() == [0] * 4 + [1]
     assert examples.slides == (ExampleSlide(slide_id="s1"), ExampleSlide(slide_id="s2"))
     np.testing.assert_allclose(examples.features[-1] * 255, (40, 160, 90), atol=2)
     assert examples.features.dtype == np.float16
@@ -148,16 +148,16 @@ def test_images_that_cannot_be_cut_are_named(tmp_path: Path) -> None:
         embed(outside)
 
 
-def green_filter(folder: Path, **recipe: object) -> TileFilter:
+def green_filter(folder: Path, **spec: object) -> TileFilter:
     """Drops green tiles, keeps red ones; fitted on six slides."""
     rows = []
     for number in range(6):
         for colour, label in (((190 + number, 70, 100), "keep"), ((60, 170 + number, 110), "drop")):
             name = picture(folder / f"{label}{number}.png", colour, side_px=128).name
             rows.append(f"{name},{label},slide{number}")
-    own = EmbeddingSpec.of(make_fingerprint(ColourEncoder(), SETTINGS))
+    own = EmbeddingSpec.from_fingerprint(make_fingerprint(ColourEncoder(), SETTINGS))
     examples = embed(table_of(folder, *rows))
-    return fit_filter(examples, recipe=replace(own, **recipe))  # type: ignore[arg-type]
+    return fit_filter(examples, spec=replace(own, **spec))  # type: ignore[arg-type]
 
 
 @pytest.fixture

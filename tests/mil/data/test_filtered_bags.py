@@ -60,7 +60,7 @@ def known_examples() -> LabelledTiles:
 
 
 def fitted(examples: LabelledTiles) -> TileFilter:
-    return fit_filter(examples, recipe=EmbeddingSpec.of(replace(FINGERPRINT, dim=16)))
+    return fit_filter(examples, spec=EmbeddingSpec.from_fingerprint(replace(FINGERPRINT, dim=16)))
 
 
 def through(bags: PatientBags, cohort: Cohort, tile_filter: TileFilter) -> PatientBags:
@@ -70,7 +70,7 @@ def through(bags: PatientBags, cohort: Cohort, tile_filter: TileFilter) -> Patie
 def poisoned(examples: LabelledTiles, patient_ids: tuple[str, ...]) -> LabelledTiles:
     """The same with other tiles and the opposite answers of these patients."""
     slides = [s.slide_id.split("_")[0] in patient_ids for s in examples.slides]
-    rows = np.array(slides)[examples.slide]
+    rows = np.array(slides)[examples.slide_index]
     return replace(
         examples,
         features=np.where(rows[:, None], np.float16(2), examples.features),
@@ -84,7 +84,7 @@ def test_tiles_are_dropped_as_they_are_read_and_counted(tmp_path: Path) -> None:
     assert isinstance(found.features, FilteredFeatures)
     for patient_id in cohort.patient_ids:
         tiles = bags.features[patient_id]
-        kept = ~found.features.tile_filter.drops(tiles)
+        kept = ~found.features.tile_filter.predict_drop(tiles)
         assert (found.features[patient_id] == tiles[kept]).all()
         assert found.n_tiles[patient_id] == kept.sum()
     n_dropped = found.features.n_dropped
@@ -210,7 +210,7 @@ def test_folds_that_leave_too_few_examples_are_refused(tmp_path: Path) -> None:
 def test_a_filter_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     other = replace(FINGERPRINT, dim=16, encoder="resnet50")
-    tile_filter = fit_filter(known_examples(), recipe=EmbeddingSpec.of(other))
+    tile_filter = fit_filter(known_examples(), spec=EmbeddingSpec.from_fingerprint(other))
     with pytest.raises(FilterError, match=r"encoder is 'resnet50'; expected 'fake' as in the bags"):
         through(bags, cohort, tile_filter)
 
