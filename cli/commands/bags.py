@@ -146,7 +146,7 @@ def import_(
         from features.bags.formats.base import ImportDefaults
         from features.slides.manifest import read_mpp_table
 
-        given = ImportDefaults(
+        defaults = ImportDefaults(
             encoder=backbone,
             tile_px=tile_px or 0,
             target_mpp=mpp or 0.0,
@@ -155,7 +155,7 @@ def import_(
         )
     with _counting("slides") as on_slide:
         outcomes = import_bags(
-            source, bags_dir, layout=layout.value, given=given, on_slide=on_slide
+            source, bags_dir, layout=layout.value, defaults=defaults, on_slide=on_slide
         )
     _report(outcomes, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
 

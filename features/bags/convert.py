@@ -38,7 +38,7 @@ class ConversionResult:
 
 
 def import_bags(
-    source: Path, bags_dir: Path, *, layout: str, given: ImportDefaults, on_slide: OnSlide
+    source: Path, bags_dir: Path, *, layout: str, defaults: ImportDefaults, on_slide: OnSlide
 ) -> list[ConversionResult]:
     """Read another program's bags and write each as a bag of ours.
 
@@ -52,7 +52,7 @@ def import_bags(
         New or empty folder for the bags.
     layout
         A name of :data:`features.bags.formats.registry.BAG_FORMATS`.
-    given
+    defaults
         What the user adds to what the files say.
     on_slide
         Told after each slide.
@@ -72,8 +72,8 @@ def import_bags(
 
     def bring(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
-        foreign = form.read(path, encoder=given.encoder)
-        bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, given=given)
+        foreign = form.read(path, encoder=defaults.encoder)
+        bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, defaults=defaults)
         write_bag(target, bag)
         return ConversionResult(
             slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)

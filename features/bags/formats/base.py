@@ -75,7 +75,7 @@ class ImportDefaults:
 
 
 def to_bag(
-    foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, given: ImportDefaults
+    foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, defaults: ImportDefaults
 ) -> Bag:
     """A bag of ours, in reading order, that says what it does not know.
 
@@ -92,7 +92,7 @@ def to_bag(
         Name of the slide.
     layout
         Which program's layout it was, kept in ``software``.
-    given
+    defaults
         What the user adds.
 
     Raises
@@ -103,8 +103,8 @@ def to_bag(
         If a given resolution is implausible.
     """
     features = _without_batch_axis(path, foreign.features, "features")
-    resolution = _resolution(foreign, given.mpp_by_slide.get(slide_id, given.slide_mpp), path)
-    made = _fingerprint(foreign, given, dim=features.shape[1])
+    resolution = _resolution(foreign, defaults.mpp_by_slide.get(slide_id, defaults.slide_mpp), path)
+    made = _fingerprint(foreign, defaults, dim=features.shape[1])
     span_x, span_y = (
         foreign.span_px0 or made.tile_px * made.target_mpp / mpp
         for mpp in (resolution.mpp_x, resolution.mpp_y)
@@ -198,14 +198,14 @@ def text(attributes: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) and value != "None" else ""
 
 
-def _fingerprint(foreign: ForeignBag, given: ImportDefaults, *, dim: int) -> Fingerprint:
+def _fingerprint(foreign: ForeignBag, defaults: ImportDefaults, *, dim: int) -> Fingerprint:
     return Fingerprint(
-        encoder=foreign.encoder or given.encoder or UNKNOWN,
+        encoder=foreign.encoder or defaults.encoder or UNKNOWN,
         weights_sha256=UNKNOWN,
         transform=as_json(unknown=True),
         dim=dim,
-        tile_px=foreign.tile_px or given.tile_px,
-        target_mpp=foreign.target_mpp or given.target_mpp,
+        tile_px=foreign.tile_px or defaults.tile_px,
+        target_mpp=foreign.target_mpp or defaults.target_mpp,
         overlap_px=foreign.overlap_px or 0,
         tissue=as_json(unknown=True),
     )
