@@ -113,7 +113,9 @@ class LabelledTiles:
     def groups(self) -> npt.NDArray[np.int64]:
         """Number of the patient or slide of each tile, shape (tiles,); see ExampleSlide.group."""
         names = sorted({slide.group for slide in self.slides})
-        return np.array([names.index(slide.group) for slide in self.slides], np.int64)[self.slide_index]
+        return np.array([names.index(slide.group) for slide in self.slides], np.int64)[
+            self.slide_index
+        ]
 
     def slides_of_patient(
         self, patient_id: str, *, slide_ids: Collection[str], content_ids: Collection[str]

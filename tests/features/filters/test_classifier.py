@@ -107,8 +107,7 @@ def test_slides_taken_out_have_no_influence_on_what_is_fitted_again() -> None:
     )
     out = frozenset(clean.slides[:2])
     first, second = (
-        refit_filter(fit_filter(examples, spec=SPEC), without=out)
-        for examples in (clean, poisoned)
+        refit_filter(fit_filter(examples, spec=SPEC), without=out) for examples in (clean, poisoned)
     )
     assert first.coef.tobytes() == second.coef.tobytes()
     assert (first.intercept, first.strength) == (second.intercept, second.strength)
@@ -146,7 +145,9 @@ def test_a_tile_is_judged_by_itself() -> None:
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(2500, 8)).astype(np.float16)
     together = found.predict_drop(tiles)
     assert 0.1 < together.mean() < 0.9
-    assert together[::40].tolist() == [bool(found.predict_drop(row[None])[0]) for row in tiles[::40]]
+    assert together[::40].tolist() == [
+        bool(found.predict_drop(row[None])[0]) for row in tiles[::40]
+    ]
     assert found.predict_drop(tiles[:0]).shape == (0,)
 
 
