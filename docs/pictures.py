@@ -1,12 +1,13 @@
-"""Draw the pictures of the documents again: ``python docs/pictures.py --demo demo``.
+"""Draw the pictures of the documentation: ``python docs/pictures.py --demo demo``.
 
-What shows a slide and a run is made from the folder of ``mil demo``; the others need nothing.
+The picture of a slide and a run comes from the folder of ``mil demo``; the others need no input.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from mil.inference.attention import Explanation, explain_patients
 from mil.inference.bundle import load_bundle
 from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
 
-__all__ = ["draw_attention", "draw_calibration", "draw_demo", "main"]
+__all__ = ["draw_attention", "draw_calibration", "draw_demo", "draw_map", "main"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,20 +44,22 @@ _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 
 
 def draw_demo(demo: Path, path: Path) -> None:
-    """A held-out slide, where the heads looked on it, and how reliable the run is."""
+    """Draw a held-out slide, its attention map and the reliability of the run."""
     run = load_bundle(demo / "runs" / "demo")
     cohort = read_cohort(demo / "test.csv", labelled=False)
-    explained = explain_patients(run, cohort, find_bags(demo / "bags"), prior=balanced(run.classes))
-    chosen = max(explained, key=lambda found: len(found.slides[0].attention))
-    slide, looked_at = _pictures(chosen, demo)
+    explanations = explain_patients(
+        run, cohort, find_bags(demo / "bags"), prior=balanced(run.classes)
+    )
+    chosen = max(explanations, key=lambda each: len(each.slides[0].attention))
+    slide, heatmap = _pictures(chosen, demo)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 1])
-    told = chosen.prediction.probabilities[chosen.leading_class]
+    probability = chosen.prediction.probabilities[chosen.leading_class]
     titles = (
         "A painted slide",
-        f"Attention: {run.classes[chosen.leading_class]}, probability {told:.2f}",
+        f"Attention: {run.classes[chosen.leading_class]}, probability {probability:.2f}",
     )
-    for axes, picture, title in zip(panels, (slide, looked_at), titles, strict=False):
+    for axes, picture, title in zip(panels, (slide, heatmap), titles, strict=False):
         axes.imshow(picture)
         axes.set_axis_off()
         _title(axes, title)
@@ -66,23 +69,23 @@ def draw_demo(demo: Path, path: Path) -> None:
 
 
 def _pictures(explanation: Explanation, demo: Path) -> tuple[Image.Image, Image.Image]:
-    """The first slide of a patient as it is, and under its attention."""
-    looked_at = explanation.slides[0]
-    places = tile_layout(looked_at.meta, looked_at.coords_px0)
-    assert places is not None  # noqa: S101 - painted tiles have places
-    slide = open_slide(demo / "slides" / f"{looked_at.meta.slide_id}.tif")
-    overview = slide.overview(downsample=picture_downsample(places))
+    """Return the first slide of a patient, plain and under its attention map."""
+    slide_attention = explanation.slides[0]
+    layout = tile_layout(slide_attention.meta, slide_attention.coords_px0)
+    assert layout is not None  # noqa: S101 - painted tiles have coordinates
+    slide = open_slide(demo / "slides" / f"{slide_attention.meta.slide_id}.tif")
+    overview = slide.overview(downsample=picture_downsample(layout))
     slide.close()
     scale = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention, percentile")
-    facts = [f"{len(looked_at.attention)} tiles"]
-    name = looked_at.meta.slide_id
-    return draw_plain(places, overview, title=name, facts=facts), draw_heatmap(
-        places, looked_at.percentile, scale=scale, overview=overview, title=name, facts=facts
+    facts = [f"{len(slide_attention.attention)} tiles"]
+    name = slide_attention.meta.slide_id
+    return draw_plain(layout, overview, title=name, facts=facts), draw_heatmap(
+        layout, slide_attention.percentile, scale=scale, overview=overview, title=name, facts=facts
     )
 
 
 def _draw_reliability(axes: Axes, judged: Path, classes: Sequence[str]) -> None:
-    """Promised and observed shares of the last class, before and after calibration."""
+    """Draw predicted against observed shares of the last class, before and after calibration."""
     table = pd.read_csv(judged, dtype={"patient_id": str})
     labels = np.array([classes.index(label) for label in table["label"]], np.int64)
     axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
@@ -106,7 +109,7 @@ def _draw_reliability(axes: Axes, judged: Path, classes: Sequence[str]) -> None:
 
 
 def draw_attention(path: Path) -> None:
-    """The road from tiles to probabilities, as boxes."""
+    """Draw the path from tiles to probabilities as boxes."""
     figure = Figure(figsize=(8.6, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 10.6), ylim=(0.2, 3.7))
@@ -131,12 +134,12 @@ def draw_attention(path: Path) -> None:
 
 
 def draw_calibration(path: Path) -> None:
-    """Logits that are too large and lean, and what calibrators make of them; simulated."""
+    """Draw simulated logits that are too large and biased, and their calibration."""
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2
     truth = rng.normal(np.where(labels == 1, 0.5, -0.5), 1.0)  # its own logit at equal shares
-    told = 2.5 * truth - 1.2
-    logits = np.stack([np.zeros_like(told), told], axis=1)
+    raw = 2.5 * truth - 1.2
+    logits = np.stack([np.zeros_like(raw), raw], axis=1)
     fitted = PlattScaling().fit(logits, labels)
     figure = Figure(figsize=(8.2, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -167,6 +170,60 @@ def draw_calibration(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+_ROAD = (
+    ("features", "mil embed", (
+        ("slides", "open, read regions"), ("tiling", "tissue, grid, rules"),
+        ("encoders", "frozen network"), ("embedding", "batches, workers"),
+        ("bags", "HDF5 per slide"),
+    )),
+    ("mil", "mil train", (
+        ("data", "cohort, splits"), ("heads", "pool a patient's tiles"),
+        ("training", "cross-validation"), ("calibration", "logits to probabilities"),
+        ("inference", "bundle of the run"),
+    )),
+    ("mil", "mil infer, report, score", (
+        ("inference", "predict patients"), ("evaluation", "metrics, baselines"),
+        ("audit", "leaks, shortcuts"), ("reporting", "pages, model card"),
+    )),
+)  # fmt: skip
+_FILES = ("slides/*.tif", "bags/<slide_id>.h5, train.csv", "runs/<name>/, test.csv")
+
+
+def draw_map(path: Path) -> None:
+    """Draw the packages in the order in which data pass through them."""
+    parts = []
+    for row, ((package, command, rooms), files) in enumerate(zip(_ROAD, _FILES, strict=True)):
+        y = 34 + row * 112
+        fill = "#dbe9f4" if package == "features" else "#fbe3c0"
+        parts.append(_text(12, y - 12, f"{files}  \u2192  {command}", style="font-weight:bold"))
+        for column, (room, does) in enumerate(rooms):
+            x = 12 + column * 190
+            box = f'x="{x}" y="{y}" width="166" height="54" rx="6" fill="{fill}"'
+            parts += [
+                f'<rect {box} stroke="#777777"/>',
+                _text(x + 83, y + 23, f"{package}.{room}", anchor="middle"),
+                _text(x + 83, y + 43, does, anchor="middle", style="font-size:12px;fill:#444444"),
+            ]
+            if column:
+                parts.append(
+                    f'<path d="M{x - 22} {y + 27}h14m-5 -5l6 5l-6 5" fill="none"'
+                    ' stroke="#555555" stroke-width="1.5"/>'
+                )
+    svg = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 954 330"'
+    lines = [
+        f'<svg {svg} font-family="sans-serif" font-size="14">',
+        '<rect width="954" height="330" fill="#ffffff"/>',
+        *parts,
+        "</svg>",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _text(x: int, y: int, words: str, *, anchor: str = "start", style: str = "") -> str:
+    """Return a line of text as SVG."""
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" style="{style}">{escape(words)}</text>'
+
+
 def _arrow(width: float) -> dict[str, object]:
     return {"arrowstyle": "-|>", "linewidth": width, "color": "#555555", "shrinkA": 0, "shrinkB": 0}
 
@@ -186,15 +243,16 @@ def _title(axes: Axes, words: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw all, or without a demo those that need none."""
+    """Draw all pictures; without ``--demo`` those that need no run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, help="folder of mil demo")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     _IMAGES.mkdir(exist_ok=True)
     draw_attention(_IMAGES / "attention-mil.svg")
     draw_calibration(_IMAGES / "calibration.svg")
-    if asked.demo:
-        draw_demo(asked.demo, _IMAGES / "demo.png")
+    draw_map(_IMAGES / "map.svg")
+    if options.demo:
+        draw_demo(options.demo, _IMAGES / "demo.png")
 
 
 if __name__ == "__main__":

@@ -90,3 +90,19 @@ def test_every_line_of_the_page_on_security_names_tests_that_exist() -> None:
         named = re.findall(r"`([\w/]+\.py)`", row.rsplit("|", maxsplit=2)[1])
         assert named, row
         assert all((ROOT / "tests" / name).is_file() for name in named), row
+
+
+def test_modules_of_the_python_reference_exist() -> None:
+    for page in (ROOT / "docs/reference/python").rglob("*.md"):
+        for name in re.findall(r"automodule:: ([\w.]+)", page.read_text(encoding="utf-8")):
+            path = ROOT / name.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or path.is_dir(), f"{page.name}: {name}"
+
+
+def test_the_map_of_the_code_names_every_package() -> None:
+    text = (ROOT / "docs/concepts/map.md").read_text(encoding="utf-8")
+    packages = [path.parent for path in MODULES if path.name == "__init__.py"]
+    names = [".".join(path.relative_to(ROOT).parts) for path in packages]
+    rooms = [name for name in names if name.count(".") == 1]
+    assert rooms
+    assert not [name for name in rooms if f"`{name}`" not in text]
