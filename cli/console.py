@@ -28,6 +28,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from features.errors import MilError
+from features.utils.text import printable
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -38,7 +39,6 @@ __all__ = [
     "PlainGroup",
     "finish_on_interrupt",
     "print_json",
-    "printable",
     "progress_bar",
     "raise_open_file_limit",
     "set_error_tolerant_streams",
@@ -116,24 +116,6 @@ class ErrorHandlingGroup(PlainGroup):
 def print_json(content: Mapping[str, object]) -> None:
     """Print one JSON object on standard output; numbers that are not finite become null."""
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
-
-
-def printable(text: str, *, kept: str = "") -> str:
-    r"""Text without line ends, and without what a terminal would obey.
-
-    Parameters
-    ----------
-    text
-        Anything: it may hold names.
-    kept
-        Characters that stay all the same.
-
-    Examples
-    --------
-    >>> printable("two\nlines\x1b[31m")
-    'two?lines?[31m'
-    """
-    return "".join(c if c.isprintable() or c in kept else "?" for c in text)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from features.slides.reader import open_slide
 from features.visualization.heatmap import (
     ColorScale,
     draw_heatmap,
-    draw_plain,
-    picture_downsample,
+    draw_slide,
+    heatmap_downsample,
     tile_layout,
 )
 from mil.calibration import PlattScaling
@@ -74,12 +74,12 @@ def _pictures(explanation: Explanation, demo: Path) -> tuple[Image.Image, Image.
     layout = tile_layout(slide_attention.meta, slide_attention.coords_px0)
     assert layout is not None  # noqa: S101 - painted tiles have coordinates
     slide = open_slide(demo / "slides" / f"{slide_attention.meta.slide_id}.tif")
-    overview = slide.overview(downsample=picture_downsample(layout))
+    overview = slide.overview(downsample=heatmap_downsample(layout))
     slide.close()
     scale = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention, percentile")
     facts = [f"{len(slide_attention.attention)} tiles"]
     name = slide_attention.meta.slide_id
-    return draw_plain(layout, overview, title=name, facts=facts), draw_heatmap(
+    return draw_slide(layout, overview, title=name, facts=facts), draw_heatmap(
         layout, slide_attention.percentile, scale=scale, overview=overview, title=name, facts=facts
     )
 

@@ -151,9 +151,9 @@ def _by_id(paths: list[Path]) -> dict[str, Path]:
 def _ids_of_equal_sizes(paths: Mapping[str, Path], *, on_step: OnStep) -> dict[str, str]:
     """Content of those files that have the size of another: only they can be copies."""
     from features.errors import SlideError
-    from features.slides.file_info import content_hash, stored_bytes
+    from features.slides.file_info import content_hash, file_size
 
-    sizes = {slide_id: stored_bytes(path) for slide_id, path in paths.items()}
+    sizes = {slide_id: file_size(path) for slide_id, path in paths.items()}
     counts = Counter(sizes.values())
     alike = [s for s, size in sizes.items() if size is not None and counts[size] > 1]
     found = {}
@@ -165,7 +165,7 @@ def _ids_of_equal_sizes(paths: Mapping[str, Path], *, on_step: OnStep) -> dict[s
 
 
 def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
-    from features.slides.file_info import compression_of, stored_bytes
+    from features.slides.file_info import compression_of, file_size
     from features.slides.reader import open_slide
     from features.slides.resolution import resolve_mpp
     from mil.reporting.cohort_report import SlideHeader
@@ -178,7 +178,7 @@ def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
             width_px0=slide.levels[0].width_px,
             height_px0=slide.levels[0].height_px,
             n_levels=len(slide.levels),
-            file_bytes=stored_bytes(path),
+            file_bytes=file_size(path),
             mpp=resolution.mpp if resolution.source == "file" else math.nan,
             reader=slide.reader,
             compression=compression_of(path),

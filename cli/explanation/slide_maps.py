@@ -15,15 +15,14 @@ from features.errors import SlideError, TileError
 from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide
 from features.tiling.grid import read_tile
-from features.utils.text import pluralize
-from features.visualization.caption import printable
+from features.utils.text import pluralize, printable
 from features.visualization.heatmap import (
     ColorScale,
     TileLayout,
     draw_heatmap,
-    draw_plain,
+    draw_slide,
     grid_from_layout,
-    picture_downsample,
+    heatmap_downsample,
     tile_layout,
 )
 from features.visualization.pyramid_tiff import write_heatmap_tiff
@@ -107,7 +106,7 @@ def show_slide(
         )  # fmt: skip
     tissue = _read_tissue(path, places, slide.meta, [*most, *least]) if path else _SlidePixels()
     maps = _maps(explanation, slide, classes)
-    write_geojson(folder / f"{name}.geojson", slide, span_px0=places.span_px0, classes=classes)
+    write_geojson(folder / f"{name}.geojson", slide, span_px0=places.tile_size_px0, classes=classes)
     downsample = write_heatmap_tiff(
         folder / f"{name}.overlay.tif", places, maps[0].values, scale=maps[0].scale
     )
@@ -136,7 +135,7 @@ def _read_tissue(
         return _SlidePixels(note=f"{error}.")
     try:
         _require_same_size(slide, meta)
-        overview = slide.overview(downsample=picture_downsample(places))
+        overview = slide.overview(downsample=heatmap_downsample(places))
         return _SlidePixels(overview=overview, tiles=dict(_read_tiles(slide, places, meta, tiles)))
     except SlideError as error:
         return _SlidePixels(note=f"{error}.")
@@ -227,7 +226,7 @@ def _draw(
             picture=embed_image(image, alt=alt, most_px=_MAP_PX, quality=_MAP_QUALITY),
         )  # fmt: skip
     if overview is not None:
-        image = draw_plain(places, overview, title=name, facts=facts)
+        image = draw_slide(places, overview, title=name, facts=facts)
         yield MapView(
             key="slide", label="slide only",
             picture=embed_image(

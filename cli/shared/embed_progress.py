@@ -15,11 +15,10 @@ from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
     print_json,
-    printable,
     stderr,
     stdout,
 )
-from features.utils.text import pluralize
+from features.utils.text import pluralize, printable
 
 if TYPE_CHECKING:
     from features.embedding.results import SlideResult

@@ -15,7 +15,7 @@ from cli.viewer.slide_cache import SlideCache
 from cli.viewer.slides import ViewedSlide, view_slide
 from features.bags.bag import BagRef
 from features.utils.hardware import CPU_COUNT
-from features.visualization.caption import printable
+from features.utils.text import printable
 from mil.data.cohort import Cohort
 from mil.inference.attention import Explanation, explain_patients
 from mil.inference.bundle import ModelBundle
@@ -136,7 +136,7 @@ class ViewerState:
 
     def _draw(self, what: str, slide: int, level: int, column: int, row: int) -> bytes:
         viewed = self._viewed(slide)
-        window = None if viewed.zoom is None else viewed.zoom.window(level, column, row)
+        window = None if viewed.zoom is None else viewed.zoom.region(level, column, row)
         if window is None:
             raise KeyError(slide, level, column, row)
         if what == "slide":
@@ -172,7 +172,7 @@ class ViewerState:
             told["share"] = viewed.shown.share
         if viewed.shown is not None and viewed.places is not None:
             told["tiles"] = {
-                "span_px0": viewed.places.span_px0,
+                "span_px0": viewed.places.tile_size_px0,
                 "mpp_x": viewed.places.mpp_xy[0],
                 "mpp_is_assumed": viewed.places.mpp_is_assumed,
                 "coords_px0": viewed.places.coords_px0.tolist(),

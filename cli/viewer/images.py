@@ -12,8 +12,8 @@ from cli.viewer.slide_cache import SlideCache
 from cli.viewer.slides import ViewedSlide
 from features.errors import SlideError
 from features.tiling.grid import read_tile
-from features.visualization.deepzoom import Region, colour_window
-from features.visualization.heatmap import ColorScale, colours, grid_from_layout
+from features.visualization.deepzoom import Region, colorize_region
+from features.visualization.heatmap import ColorScale, apply_colormap, grid_from_layout
 
 __all__ = ["draw_colours", "draw_legend", "draw_tile", "render_region"]
 
@@ -45,7 +45,7 @@ def draw_colours(slide: ViewedSlide, window: Region) -> bytes:
     """
     if slide.shown is None or slide.places is None:
         raise KeyError(slide.slide_id)
-    rgba = colour_window(slide.places, slide.shown.percentile, window, scale=_SCALE)
+    rgba = colorize_region(slide.places, slide.shown.percentile, window, scale=_SCALE)
     return _encode(Image.fromarray(rgba), "PNG")
 
 
@@ -73,7 +73,7 @@ def draw_tile(slide: ViewedSlide, index: int, shelf: SlideCache) -> bytes:
 def draw_legend() -> bytes:
     """The colours from the 0th to the 100th percentile, as PNG."""
     row: npt.NDArray[np.float64] = np.linspace(_SCALE.low, _SCALE.high, 256)
-    return _encode(Image.fromarray(colours(row[None], _SCALE)), "PNG")
+    return _encode(Image.fromarray(apply_colormap(row[None], _SCALE)), "PNG")
 
 
 def _crossed(width_px: int, height_px: int) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cli.viewer.slide_cache import SlideCache
 from features.bags.bag import BagMeta
 from features.errors import SlideError
-from features.visualization.caption import printable
+from features.utils.text import printable
 from features.visualization.deepzoom import DeepZoom
 from features.visualization.heatmap import TileLayout, tile_layout
 from mil.inference.attention import SlideAttention
@@ -70,7 +70,7 @@ def view_slide(
         notes.append("No picture: no file of that name is in the folder of slides.")
     zoom = None
     if places is not None:
-        zoom = DeepZoom(width_px0=places.size_px0[0], height_px0=places.size_px0[1])
+        zoom = DeepZoom(width_px0=places.slide_size_px0[0], height_px0=places.slide_size_px0[1])
     if path is not None:
         try:
             zoom = _zoom_of_file(path, None if shown is None else shown.meta, shelf)

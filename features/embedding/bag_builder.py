@@ -60,8 +60,8 @@ def _describe(work: SlideBuffer[SlideTiles], encoder: Encoder, settings: EmbedCo
         mpp_x=resolution.mpp_x,
         mpp_y=resolution.mpp_y,
         mpp_source=resolution.source,
-        span_x_px0=grid.span_x_px0,
-        span_y_px0=grid.span_y_px0,
+        span_x_px0=grid.tile_width_px0,
+        span_y_px0=grid.tile_height_px0,
         slide_content_id=content_hash(slide.path),
         background_rgb=survey.tissue.background_rgb,
         min_tissue_used=grid.min_tissue_used,
@@ -82,7 +82,7 @@ def _packages_of(settings: EmbedConfig) -> list[str]:
 def _empty_reason(work: SlideBuffer[SlideTiles]) -> str:
     if len(work.kept):
         return ""
-    if not work.survey.n_found:
+    if not work.survey.n_tissue_tiles:
         return "no tissue found"
     counts = counts_text(Counter(work.left_out.values()))
     return f"all {work.survey.n_tiles} tiles left out: {counts}"

@@ -86,7 +86,7 @@ class SlideBuffer(Generic[S]):
     ) -> None:
         self.survey = survey
         self._looks = looks
-        self.n_looks = 1 if looks is None else looks.n_looks
+        self.n_looks = 1 if looks is None else looks.n_views
         self._filter = tile_filter
         self.failures: dict[int, str] = {}
         self.left_out: dict[int, str] = {}
@@ -127,7 +127,7 @@ class SlideBuffer(Generic[S]):
         tile = self.survey.read(index)
         if not isinstance(tile, np.ndarray):
             return tile
-        return tile[None] if self._looks is None else self._looks.at(tile, index)
+        return tile[None] if self._looks is None else self._looks(tile, index)
 
     def store(self, index: int, look: int, embedding: npt.NDArray[np.float32]) -> None:
         """Keep the embedding of a look at a tile, unless the filter drops the plain tile.

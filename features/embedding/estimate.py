@@ -113,7 +113,7 @@ def _measure(survey: SlideTiles, encoder: Encoder, settings: EmbedConfig) -> tup
     n_read, n_tiles = 0, survey.n_tiles
     started = time.monotonic()
     recolour = build_stain_normalizer(settings.stain_norm, survey)
-    looks = TileTransform(survey, views=settings.views, recolour=recolour)
+    looks = TileTransform(survey, views=settings.views, stain_normalizer=recolour)
     work = SlideBuffer(survey, dim=encoder.dim, looks=looks)
     with ThreadPoolExecutor(settings.n_workers) as pool:
         while n_read < n_tiles and len(pictures) < settings.batch_tiles:

@@ -289,12 +289,12 @@ class _SlideSource:
 
     def work_on(self, opened: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
         recolour = build_stain_normalizer(self.settings.stain_norm, opened)
-        looks = TileTransform(opened, views=self.settings.views, recolour=recolour)
+        looks = TileTransform(opened, views=self.settings.views, stain_normalizer=recolour)
         return SlideBuffer(opened, dim=dim, looks=looks, tile_filter=self.settings.tile_filter)
 
     def build_bag(self, work: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
         if self.preview is not None and work.fault is None:
-            self.preview.add(work.survey, left_out=work.left_out, failed=work.failures)
+            self.preview.add(work.survey, rejected=work.left_out, failed=work.failures)
         return build_bag(work, encoder, self.settings)
 
     def note_failure(self, message: str) -> None:

@@ -251,7 +251,7 @@ def _cut(image: Slide, row: ExampleRow, tile_px: int) -> TileGrid:
         )
     columns, rows = (np.arange(0, side - tile_px + 1, tile_px) for side in (width, height))
     corners = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
-    return _grid(corners, tile_px, span_x_px0=float(tile_px), span_y_px0=float(tile_px))
+    return _grid(corners, tile_px, tile_width_px0=float(tile_px), tile_height_px0=float(tile_px))
 
 
 def _place(
@@ -268,19 +268,19 @@ def _place(
     return _grid(
         np.array([[x, y]]),
         tile_px,
-        span_x_px0=tile_px * target_mpp / resolution.mpp_x,
-        span_y_px0=tile_px * target_mpp / resolution.mpp_y,
+        tile_width_px0=tile_px * target_mpp / resolution.mpp_x,
+        tile_height_px0=tile_px * target_mpp / resolution.mpp_y,
     )
 
 
 def _grid(
-    corners: npt.NDArray[np.int64], tile_px: int, *, span_x_px0: float, span_y_px0: float
+    corners: npt.NDArray[np.int64], tile_px: int, *, tile_width_px0: float, tile_height_px0: float
 ) -> TileGrid:
     return TileGrid(
         coords_px0=corners.astype(np.int64),
         tissue_fraction=np.ones(len(corners), np.float32),
-        span_x_px0=span_x_px0,
-        span_y_px0=span_y_px0,
+        tile_width_px0=tile_width_px0,
+        tile_height_px0=tile_height_px0,
         tile_px=tile_px,
         min_tissue_used=0.0,
     )

@@ -28,7 +28,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from features.errors import TileError
-from features.utils.image_headers import claimed_size
+from features.utils.image_headers import jpeg_dimensions
 
 __all__ = ["SliceHeader", "is_dicom", "read_hu", "read_slice_headers"]
 
@@ -343,7 +343,7 @@ def _refuse_other_size(path: Path, header: Any, size: tuple[int, int]) -> None:
     stream = _translate_errors(
         path, lambda: get_frame(header.PixelData, 0, number_of_frames=1), what=_IN_PIECES
     )
-    claimed = claimed_size(stream)
+    claimed = jpeg_dimensions(stream)
     if claimed not in (None, size):
         raise TileError(
             path, actual=f"a stream of {claimed[0]:,} × {claimed[1]:,} px",

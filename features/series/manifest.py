@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from features.bags.h5 import bag_path
 from features.errors import TableError
 from features.utils.files import path_exists
 from features.utils.tables import find_column, read_table
+from features.utils.text import natural_key
 
-__all__ = ["SeriesEntry", "SeriesSpec", "natural_key", "read_series"]
+__all__ = ["SeriesEntry", "SeriesSpec", "read_series"]
 
 _BAG_COLUMNS = ("bag_id", "scan_id", "series_id", "slide_id")
 _PATH_COLUMNS = ("path", "instance_path", "file")
@@ -67,18 +67,6 @@ def read_series(path: Path) -> tuple[SeriesSpec, ...]:
     for spec in specs:
         bag_path(Path(), spec.bag_id)  # refused before hours of work
     return specs
-
-
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts numbers inside names by value.
-
-    Examples
-    --------
-    >>> sorted(["slice10.png", "slice9.png"], key=natural_key)
-    ['slice9.png', 'slice10.png']
-    """
-    parts = re.findall(r"\d+|\D+", text)
-    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
 
 
 def _read_folder(folder: Path) -> tuple[SeriesSpec, ...]:

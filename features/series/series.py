@@ -12,9 +12,10 @@ import numpy as np
 from features.errors import SlideError, TileError
 from features.series.dicom import SliceHeader, is_dicom, read_hu, read_slice_headers
 from features.series.images import IMAGE_SUFFIXES, letterbox, read_image
-from features.series.manifest import SeriesEntry, SeriesSpec, natural_key
+from features.series.manifest import SeriesEntry, SeriesSpec
 from features.series.windowing import Window
 from features.slides.base import RgbArray
+from features.utils.text import natural_key
 
 __all__ = ["ImageSeries", "SeriesImage", "open_series"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from features.errors import SlideError
 from features.utils.paths import parse_url
 
-__all__ = ["compression_of", "content_hash", "stored_bytes"]
+__all__ = ["compression_of", "content_hash", "file_size"]
 
 _BLOCK_BYTES = 1 << 20
 _WHOLE_BELOW_BYTES = 64 * _BLOCK_BYTES
@@ -164,7 +164,7 @@ def compression_of(path: Path) -> str:
         return _format_of_image(path)
 
 
-def stored_bytes(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
     """Size of a slide in bytes, with the folder of data beside it; None behind a URL.
 
     A zarr folder counts whole. Of a DICOM slide in many files the one that is named counts.

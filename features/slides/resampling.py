@@ -128,7 +128,7 @@ class AreaAccumulator:
         for top in range(0, height, step):
             self._add_band(pixels[top : top + step], x_px, y_px + top)
 
-    def picture(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
+    def mean_image(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
         """The means, shape (rows, columns, 3), uint8; what was not added has ``fill_rgb``."""
         picture = np.empty(self._sums.shape, np.uint8)
         heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)

@@ -1,4 +1,4 @@
-"""Tiles to leave out: ink, black fill, grey edges, folds and blur, each by a rule of its own."""
+"""Artefact rules that reject tiles: ink, black fill, grey edges, folds and blur."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ __all__ = [
 ]
 
 ArtifactDetector = Callable[[RgbArray], str]
-"""Names the reason why a tile, shape (tile_px, tile_px, 3), is left out; empty if it is kept."""
+"""Function from a tile, shape (tile_px, tile_px, 3), uint8, to the name of the rejecting rule;
+empty if the tile is kept."""
 
-_STRIDE = 2  # colours are judged on every second pixel of every second row
+_STRIDE = 2  # every second pixel of every second row is enough to measure colours
 _BLUR_RATIO = 0.18
-_SEEN = 0.12  # share of the glass's light that something in a tile takes away, at least
+_MIN_ABSORPTION = 0.12  # share of the glass's light, from which on a pixel counts as foreground
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRule:
-    """One reason to leave a tile out."""
+    """One reason to reject a tile."""
 
     name: str
-    """Its name on the command line and in the tables."""
+    """Name on the command line and in the tables."""
     meaning: str
-    """What it finds and how, for people."""
-    applies: Callable[[_View], bool]
-    """Whether it speaks against a tile."""
+    """Explanation for users, with the thresholds."""
+    applies: Callable[[_Transmission], bool]
+    """Predicate that is True for an artefact."""
 
 
-class _View:
-    """What the rules look at, computed once a tile.
+class _Transmission:
+    """Light transmitted through a tile, relative to the glass; computed once per tile.
 
-    ``red``, ``green`` and ``blue`` are the shares of the glass's light that come through, each of
-    shape (rows, columns); ``most`` and ``least`` the largest and smallest of the three; ``seen`` is
-    where something lies on the glass.
+    ``red``, ``green`` and ``blue`` are the shares of the glass's light, ``highest`` and ``lowest``
+    the largest and smallest of the three, each of shape (rows, columns), float32; ``foreground``,
+    bool, is where the tile is darker than glass.
     """
 
     def __init__(self, tile: RgbArray, glass_rgb: tuple[int, int, int]) -> None:
@@ -54,37 +55,38 @@ class _View:
         some = tile[::_STRIDE, ::_STRIDE].astype(np.float32)
         self.red, self.green, self.blue = (some[..., i] / max(glass_rgb[i], 1) for i in range(3))
         # Channel by channel: a reduction over an axis of three is five times slower in NumPy.
-        self.most = np.maximum(np.maximum(self.red, self.green), self.blue)
-        self.least = np.minimum(np.minimum(self.red, self.green), self.blue)
-        self.seen = self.least < 1 - _SEEN
+        self.highest = np.maximum(np.maximum(self.red, self.green), self.blue)
+        self.lowest = np.minimum(np.minimum(self.red, self.green), self.blue)
+        self.foreground = self.lowest < 1 - _MIN_ABSORPTION
 
 
-def _is_dark(view: _View) -> bool:
-    return float((view.most < 0.25).mean()) > 0.5
+def _is_dark(light: _Transmission) -> bool:
+    return float((light.highest < 0.25).mean()) > 0.5
 
 
-def _is_ink(view: _View) -> bool:
-    return float(((view.green - view.red > 0.12) & (view.least < 0.75)).mean()) > 0.2
+def _is_ink(light: _Transmission) -> bool:
+    return float(((light.green - light.red > 0.12) & (light.lowest < 0.75)).mean()) > 0.2
 
 
-def _is_grey(view: _View) -> bool:
-    colourless = view.seen & (view.most - view.least < 0.06)
-    n_seen = int(view.seen.sum())
-    return n_seen > 0.02 * view.seen.size and float(colourless.sum()) > 0.8 * n_seen
+def _is_grey(light: _Transmission) -> bool:
+    colourless = light.foreground & (light.highest - light.lowest < 0.06)
+    n_foreground = int(light.foreground.sum())
+    is_enough = n_foreground > 0.02 * light.foreground.size
+    return is_enough and float(colourless.sum()) > 0.8 * n_foreground
 
 
-def _is_fold(view: _View) -> bool:
-    return float((view.red < 0.35).mean()) > 0.5
+def _is_fold(light: _Transmission) -> bool:
+    return float((light.red < 0.35).mean()) > 0.5
 
 
-def _is_blurred(view: _View) -> bool:
-    if view.seen.mean() < 0.1:
+def _is_blurred(light: _Transmission) -> bool:
+    if light.foreground.mean() < 0.1:
         return False
-    grey = np.asarray(Image.fromarray(view.tile).convert("L"), np.float32)
-    seen = np.repeat(np.repeat(view.seen, _STRIDE, axis=0), _STRIDE, axis=1)
-    seen = seen[: grey.shape[0], : grey.shape[1]]
-    near = ndimage.uniform_filter(grey, 3)
-    fine, coarse = (grey - near)[seen], (near - ndimage.uniform_filter(grey, 9))[seen]
+    grey = np.asarray(Image.fromarray(light.tile).convert("L"), np.float32)
+    mask = np.repeat(np.repeat(light.foreground, _STRIDE, axis=0), _STRIDE, axis=1)
+    mask = mask[: grey.shape[0], : grey.shape[1]]
+    smooth = ndimage.uniform_filter(grey, 3)
+    fine, coarse = (grey - smooth)[mask], (smooth - ndimage.uniform_filter(grey, 9))[mask]
     return float(fine.std()) < _BLUR_RATIO * float(coarse.std())
 
 
@@ -101,7 +103,7 @@ RULES: dict[str, ArtifactRule] = {
             name="ink",
             meaning="green or blue pen: over 20 % of the tile lets clearly more green than red "
             "light through (by 12 % of the glass's), which no red or purple stain does. Red "
-            "ink has the colour of red cells and is not told from them",
+            "ink has the colour of red cells and is not recognised",
             applies=_is_ink,
         ),
         ArtifactRule(
@@ -112,7 +114,7 @@ RULES: dict[str, ArtifactRule] = {
         ),
         ArtifactRule(
             name="fold",
-            meaning="tissue folded until nothing is seen in it: over half of the tile lets less "
+            meaning="tissue folded until it hides all detail: over half of the tile lets less "
             "than 35 % of the red light through, where stains are clearest",
             applies=_is_fold,
         ),
@@ -124,21 +126,21 @@ RULES: dict[str, ArtifactRule] = {
         ),
     )
 }
-"""All rules by name, in the order in which they are asked; the first that applies names the tile.
+"""All rules by name, in the order of application; the first that applies rejects the tile.
 
 The ideas are those of quality control for slides: ink and coverslip edges by colour (HistoQC,
 Janowczyk et al., 2019), folds by their darkness (Bautista and Yagi, 2009), focus by the share of
-fine detail (Pech-Pacheco et al., 2000). Their numbers were set on real tiles; see the reference.
+fine detail (Pech-Pacheco et al., 2000). The thresholds were set on real tiles; see the reference.
 """
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
-    """Rules named in a text: ``all``, ``none``, or names with commas between them.
+    """Return the rules named in a text: ``all``, ``none``, or names separated by commas.
 
     Raises
     ------
     MilError
-        If there is no rule of a name.
+        If a name is not that of a rule.
 
     Examples
     --------
@@ -153,12 +155,12 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 
 def require_rules(names: Sequence[str]) -> None:
-    """Refuse a name that is no rule.
+    """Raise an error for a name that is not that of a rule.
 
     Raises
     ------
     MilError
-        If there is no rule of a name.
+        If there is such a name.
     """
     unknown = [name for name in names if name not in RULES]
     if unknown:
@@ -168,19 +170,19 @@ def require_rules(names: Sequence[str]) -> None:
 
 
 def artifact_detector(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> ArtifactDetector:
-    """Judge of the tiles of one slide by these rules.
+    """Return the artefact detector of one slide.
 
     Parameters
     ----------
     names
-        Which rules of :data:`RULES` to ask; none keeps every tile.
+        Rules of :data:`RULES` to apply; without any, every tile is kept.
     glass_rgb
-        Colour of the slide's glass, so that coloured glass is no reason.
+        Colour of the slide's glass, relative to which colours are measured.
     """
     rules = [rule for name, rule in RULES.items() if name in names]
 
-    def judge(tile: RgbArray) -> str:
-        view = _View(tile, glass_rgb)
-        return next((rule.name for rule in rules if rule.applies(view)), "")
+    def detect(tile: RgbArray) -> str:
+        light = _Transmission(tile, glass_rgb)
+        return next((rule.name for rule in rules if rule.applies(light)), "")
 
-    return judge
+    return detect

@@ -1,4 +1,4 @@
-"""The grid of tiles on a slide's tissue, and their pixels at one physical size."""
+"""Tile grid on a slide's tissue, and the pixels of its tiles at one physical size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from features.tiling.tissue import TissueMask
 
 __all__ = ["TileGrid", "TileSettings", "make_tile_grid", "read_tile", "subsample_tiles"]
 
-_LEAST_SHARE = 1e-6
+_MIN_FRACTION = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class TileSettings:
     min_tissue: float = 0.3
     """Least share of a tile that is tissue, 0 to 1."""
     rules: tuple[str, ...] = tuple(RULES)
-    """Rules of :mod:`features.tiling.artifacts` that may leave a tile out."""
+    """Rules of :mod:`features.tiling.artifacts` to apply."""
     max_tiles: int | None = None
-    """Tiles of a slide at most, spread over its tissue; None for all."""
+    """Limit per slide, spread over its tissue; None for all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap_px < self.tile_px:
@@ -59,20 +59,18 @@ class TileSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileGrid:
-    """Tiles of one slide, in reading order: top to bottom, each row left to right."""
+    """Tiles of one slide, in reading order: top to bottom, each row from left to right."""
 
     coords_px0: npt.NDArray[np.int64]
     """Upper left corners, x then y, shape (n_tiles, 2), level-0 px."""
     tissue_fraction: npt.NDArray[np.float32]
     """Share of each tile that is tissue, shape (n_tiles,)."""
-    span_x_px0: float
-    """Width of a tile, level-0 px."""
-    span_y_px0: float
-    """Height of a tile, level-0 px."""
+    tile_width_px0: float
+    tile_height_px0: float
     tile_px: int
     """Side of a tile as it is read, px."""
     min_tissue_used: float
-    """Least tissue share that was applied; below the setting where nothing reached that."""
+    """Least tissue share applied; below the setting where no tile reached that."""
 
 
 def make_tile_grid(
@@ -83,12 +81,12 @@ def make_tile_grid(
     resolution: Resolution,
     settings: TileSettings,
 ) -> TileGrid:
-    """Tiles that hold enough tissue.
+    """Return the grid of tiles that hold enough tissue.
 
-    Tiles lie inside the slide; on a slide smaller than one tile, the single tile starts at 0 and
-    reaches over the edge. Where there is tissue but no tile holds enough of it, the threshold is
-    halved until one does; where all of it lies at the edges that no whole tile of the grid covers,
-    the one tile flush with the edge that holds most of it is taken.
+    Tiles do not reach over the edge of the slide; a slide smaller than one tile has a single tile
+    from 0 on. Where no tile holds enough tissue, the threshold is halved until one does; where all
+    tissue is in the strips at the edges that no whole tile covers, the one edge-aligned tile with
+    most of it is taken.
 
     Parameters
     ----------
@@ -101,74 +99,71 @@ def make_tile_grid(
     settings
         Size, resolution and choice of tiles.
     """
-    span_x = settings.tile_px * settings.target_mpp / resolution.mpp_x
-    span_y = settings.tile_px * settings.target_mpp / resolution.mpp_y
-    kept_share = 1 - settings.overlap_px / settings.tile_px
-    columns = _starts(width_px0, span=span_x, pitch=span_x * kept_share)
-    rows = _starts(height_px0, span=span_y, pitch=span_y * kept_share)
-    shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
-    if tissue.mask.any() and shares.max() <= _LEAST_SHARE:
-        # All tissue lies beyond the last whole tile, at the right or lower edge.
-        columns, rows = (
-            _edge_aligned(columns, width_px0, span_x),
-            _edge_aligned(rows, height_px0, span_y),
-        )
-        shares = _tissue_shares(tissue, columns, rows, span_x=span_x, span_y=span_y)
-        shares[shares < shares.max()] = 0
-    least = _threshold(shares, settings.min_tissue)
-    row_index, column_index = np.nonzero(shares >= least)
+    width = settings.tile_px * settings.target_mpp / resolution.mpp_x
+    height = settings.tile_px * settings.target_mpp / resolution.mpp_y
+    step = 1 - settings.overlap_px / settings.tile_px
+    columns = _starts(width_px0, tile_px0=width, pitch_px0=width * step)
+    rows = _starts(height_px0, tile_px0=height, pitch_px0=height * step)
+    fractions = _tissue_fractions(tissue, columns, rows, tile_px0=(width, height))
+    if tissue.mask.any() and fractions.max() <= _MIN_FRACTION:
+        columns = _with_edge_aligned(columns, width_px0, width)
+        rows = _with_edge_aligned(rows, height_px0, height)
+        fractions = _tissue_fractions(tissue, columns, rows, tile_px0=(width, height))
+        fractions[fractions < fractions.max()] = 0
+    threshold = _threshold(fractions, settings.min_tissue)
+    row_index, column_index = np.nonzero(fractions >= threshold)
     return TileGrid(
         coords_px0=np.stack([columns[column_index], rows[row_index]], axis=1).astype(np.int64),
-        tissue_fraction=shares[row_index, column_index].astype(np.float32),
-        span_x_px0=span_x,
-        span_y_px0=span_y,
+        tissue_fraction=fractions[row_index, column_index].astype(np.float32),
+        tile_width_px0=width,
+        tile_height_px0=height,
         tile_px=settings.tile_px,
-        min_tissue_used=least,
+        min_tissue_used=threshold,
     )
 
 
 def subsample_tiles(grid: TileGrid, max_tiles: int | None, *, seed: int) -> TileGrid:
-    """At most so many tiles of a grid, spread over its area, in reading order.
+    """Return at most ``max_tiles`` tiles of a grid, spread over its area, in reading order.
 
-    The tiles are put in the order of a curve that keeps neighbours together (Morton, 1966), cut
-    into ``max_tiles`` runs of the same length, and one tile is drawn of each.
+    The tiles are sorted along a Z-order curve (Morton, 1966), cut into ``max_tiles`` runs of the
+    same length, and one tile is drawn from each.
 
     Parameters
     ----------
     grid
         All tiles.
     max_tiles
-        Tiles to keep at most; None keeps all.
+        Limit; None keeps all.
     seed
-        Decides which tile of a run is drawn.
+        Seed of the draws.
     """
     n_tiles = len(grid.coords_px0)
     if max_tiles is None or n_tiles <= max_tiles:
         return grid
-    cells = (grid.coords_px0 / (grid.span_x_px0, grid.span_y_px0)).astype(np.int64)
-    order = np.argsort(_interleaved(cells), kind="stable")
-    borders = np.linspace(0, n_tiles, max_tiles + 1).astype(np.int64)
-    kept = np.sort(order[np.random.default_rng(seed).integers(borders[:-1], borders[1:])])
+    cells = (grid.coords_px0 / (grid.tile_width_px0, grid.tile_height_px0)).astype(np.int64)
+    order = np.argsort(_morton_codes(cells), kind="stable")
+    bounds = np.linspace(0, n_tiles, max_tiles + 1).astype(np.int64)
+    kept = np.sort(order[np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])])
     return replace(
         grid, coords_px0=grid.coords_px0[kept], tissue_fraction=grid.tissue_fraction[kept]
     )
 
 
-def _interleaved(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Bits of x and y of each cell, shape (n, 2), in turn: its place on the curve, shape (n,)."""
-    places = np.zeros(len(cells), np.int64)
+def _morton_codes(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Interleaved bits of x and y of cells, shape (n, 2): their order on the curve, shape (n,)."""
+    codes = np.zeros(len(cells), np.int64)
     for bit in range(31):
         for axis in range(2):
-            places |= ((cells[:, axis] >> bit) & 1) << (2 * bit + axis)
-    return places
+            codes |= ((cells[:, axis] >> bit) & 1) << (2 * bit + axis)
+    return codes
 
 
 def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
-    """Pixels of one tile.
+    """Read the pixels of one tile.
 
-    They come from the coarsest level that is at least as fine as asked, are cut at the exact, often
-    fractional window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where
-    a slide is coarser than asked. A tile covers the same µm whatever the scanner.
+    They come from the coarsest level that is fine enough, are cut at the exact, often fractional
+    window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where the slide
+    is coarser than the target. A tile covers the same µm whatever the scanner.
 
     Parameters
     ----------
@@ -177,7 +172,7 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
     grid
         Its tiles.
     index
-        Which tile.
+        Index into the grid.
 
     Returns
     -------
@@ -187,12 +182,14 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
     Raises
     ------
     TileError
-        If it cannot be decoded.
+        If the tile cannot be decoded.
     """
-    level = nearest_level(slide.levels, min(grid.span_x_px0, grid.span_y_px0) / grid.tile_px)
+    level = nearest_level(
+        slide.levels, min(grid.tile_width_px0, grid.tile_height_px0) / grid.tile_px
+    )
     downsample = slide.levels[level].downsample
     left, top = grid.coords_px0[index] / downsample
-    right, bottom = left + grid.span_x_px0 / downsample, top + grid.span_y_px0 / downsample
+    right, bottom = left + grid.tile_width_px0 / downsample, top + grid.tile_height_px0 / downsample
     x_px, y_px = math.floor(left + 1e-6), math.floor(top + 1e-6)
     pixels = slide.read(
         level=level,
@@ -213,56 +210,52 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
 
 
-def _starts(length_px0: int, *, span: float, pitch: float) -> npt.NDArray[np.int64]:
+def _starts(length_px0: int, *, tile_px0: float, pitch_px0: float) -> npt.NDArray[np.int64]:
     """First pixels of tiles along one axis; at least one tile."""
-    n_tiles = max(1, int((length_px0 - span) / pitch + 1 + 1e-9))
-    starts: npt.NDArray[np.int64] = np.floor(np.arange(n_tiles) * pitch + 0.5).astype(np.int64)
+    n_tiles = max(1, int((length_px0 - tile_px0) / pitch_px0 + 1 + 1e-9))
+    starts: npt.NDArray[np.int64] = np.floor(np.arange(n_tiles) * pitch_px0 + 0.5).astype(np.int64)
     # Rounding the corner may push the last tile over the edge by half a pixel.
-    return np.asarray(starts[(starts + span <= length_px0 + 1e-6) | (starts == 0)])
+    return np.asarray(starts[(starts + tile_px0 <= length_px0 + 1e-6) | (starts == 0)])
 
 
-def _edge_aligned(
-    starts: npt.NDArray[np.int64], length_px0: int, span: float
+def _with_edge_aligned(
+    starts: npt.NDArray[np.int64], length_px0: int, tile_px0: float
 ) -> npt.NDArray[np.int64]:
     """Tiles along one axis, and one more that ends at the edge."""
-    return np.unique(np.append(starts, max(0, int(length_px0 - span))))
+    return np.unique(np.append(starts, max(0, int(length_px0 - tile_px0))))
 
 
-def _tissue_shares(
+def _tissue_fractions(
     tissue: TissueMask,
     columns: npt.NDArray[np.int64],
     rows: npt.NDArray[np.int64],
     *,
-    span_x: float,
-    span_y: float,
+    tile_px0: tuple[float, float],
 ) -> npt.NDArray[np.float64]:
     """Share of every tile that is tissue, shape (rows, columns), by an integral image."""
     sums = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
     np.cumsum(np.cumsum(tissue.mask, axis=0), axis=1, out=sums[1:, 1:])
-    x_edges = np.stack([columns, columns + span_x]) / tissue.downsample
-    y_edges = np.stack([rows, rows + span_y]) / tissue.downsample
+    x_edges = np.stack([columns, columns + tile_px0[0]]) / tissue.downsample
+    y_edges = np.stack([rows, rows + tile_px0[1]]) / tissue.downsample
     by_rows = _interpolate(sums, y_edges[1]) - _interpolate(sums, y_edges[0])
     areas = _interpolate(by_rows.T, x_edges[1]) - _interpolate(by_rows.T, x_edges[0])
-    share = areas.T / (span_x * span_y / tissue.downsample**2)
-    return np.clip(share, 0.0, 1.0)
+    return np.clip(areas.T / (math.prod(tile_px0) / tissue.downsample**2), 0.0, 1.0)
 
 
 def _interpolate(
-    table: npt.NDArray[np.float64], places: npt.NDArray[np.float64]
+    table: npt.NDArray[np.float64], positions: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Rows of a table at fractional places, kept inside it."""
-    places = np.clip(places, 0, len(table) - 1)
-    low = np.minimum(places.astype(np.int64), len(table) - 2)
-    part = (places - low)[:, None]
-    return np.asarray(table[low] * (1 - part) + table[low + 1] * part)
+    """Rows of a table at fractional positions, clipped to it."""
+    positions = np.clip(positions, 0, len(table) - 1)
+    low = np.minimum(positions.astype(np.int64), len(table) - 2)
+    weight = (positions - low)[:, None]
+    return np.asarray(table[low] * (1 - weight) + table[low + 1] * weight)
 
 
-def _threshold(shares: npt.NDArray[np.float64], wanted: float) -> float:
-    """The least share to apply: as wanted, halved until one tile reaches it."""
-    most = float(shares.max())
-    if most <= _LEAST_SHARE:
-        return max(wanted, _LEAST_SHARE)
-    least = max(wanted, _LEAST_SHARE)
-    while most < least:
-        least /= 2
-    return least
+def _threshold(fractions: npt.NDArray[np.float64], min_tissue: float) -> float:
+    """The setting, halved until one tile reaches it."""
+    highest = float(fractions.max())
+    threshold = max(min_tissue, _MIN_FRACTION)
+    while _MIN_FRACTION < highest < threshold:
+        threshold /= 2
+    return threshold

@@ -1,4 +1,4 @@
-"""What there is to embed on a slide: its resolution, its tissue and its tiles."""
+"""Open slide with its resolution, tissue mask, tile grid and artefact rules."""
 
 from __future__ import annotations
 
@@ -18,43 +18,68 @@ from features.tiling.artifacts import ArtifactDetector, artifact_detector
 from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
 from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
 
-__all__ = ["SlideTiles", "iter_tiles", "load_tile", "open_slide_tiles"]
+__all__ = ["SlideTiles", "open_slide_tiles"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTiles:
-    """An open slide and where to look on it."""
+    """An open slide and the tiles to read from it."""
 
     slide: Slide
-    """The slide, open as long as the survey."""
     resolution: Resolution
-    """µm per level-0 px."""
     overview: RgbArray
-    """The whole slide, small; of the shape of the mask."""
+    """The whole slide at the resolution of the mask, shape (height, width, 3), uint8."""
     tissue: TissueMask
-    """Where the tissue is."""
     grid: TileGrid
-    """Tiles to read."""
-    n_found: int
-    """Tiles with enough tissue, before some were drawn to keep within ``max_tiles``."""
-    judge: ArtifactDetector
-    """Says why a tile is left out once it has been read."""
+    n_tissue_tiles: int
+    """Tiles with enough tissue, before subsampling to ``max_tiles``."""
+    detect_artifact: ArtifactDetector
 
     @property
     def n_tiles(self) -> int:
-        """Tiles to read."""
+        """Tiles in the grid."""
         return len(self.grid.coords_px0)
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Pixels of a tile, or the rule that leaves it out, or why it cannot be decoded."""
-        return load_tile(self.slide, self.grid, self.judge, index)
+        """Read a tile, shape (tile_px, tile_px, 3), uint8.
+
+        Returns
+        -------
+        RgbArray, str or TileError
+            The pixels; or the name of the artefact rule that rejects the tile; or the error that
+            says why it cannot be decoded.
+        """
+        try:
+            tile = read_tile(self.slide, self.grid, index)
+        except TileError as error:
+            return error
+        return self.detect_artifact(tile) or tile
+
+    def read_all(
+        self, pool: ThreadPoolExecutor, *, n_ahead: int
+    ) -> Iterator[tuple[int, RgbArray | str | TileError]]:
+        """Read all tiles in order, with ``n_ahead`` of them being read in advance.
+
+        Yields
+        ------
+        tuple
+            Index into the grid, and what :meth:`read` returns for it.
+        """
+        pending: deque[tuple[int, Future[RgbArray | str | TileError]]] = deque()
+        for index in range(self.n_tiles):
+            pending.append((index, pool.submit(self.read, index)))
+            if len(pending) > n_ahead:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()
 
 
 @contextmanager
 def open_slide_tiles(
     path: Path, *, tiles: TileSettings, tissue: TissueSettings, given_mpp: float | None
 ) -> Iterator[SlideTiles]:
-    """Open a slide and find its tissue and tiles; closes it in the end.
+    """Open a slide, segment its tissue and lay its tile grid; close it at the end.
 
     Parameters
     ----------
@@ -63,14 +88,14 @@ def open_slide_tiles(
     tiles
         Size, resolution and choice of tiles.
     tissue
-        How tissue is told from glass.
+        Settings of the tissue segmentation.
     given_mpp
-        µm per level-0 px where the user knows better than the file; else None.
+        µm per level-0 px that replaces the file's own; None to trust the file.
 
     Raises
     ------
     SlideError
-        If the slide cannot be opened, or nothing of it can be read.
+        If the slide cannot be opened, or none of it can be read.
     ResolutionError
         If ``given_mpp`` is implausible.
     """
@@ -79,9 +104,9 @@ def open_slide_tiles(
         resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)
         downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
-        found = segment_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)
+        mask = segment_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)
         grid = make_tile_grid(
-            found,
+            mask,
             width_px0=slide.levels[0].width_px,
             height_px0=slide.levels[0].height_px,
             resolution=resolution,
@@ -91,44 +116,12 @@ def open_slide_tiles(
             slide=slide,
             resolution=resolution,
             overview=overview,
-            tissue=found,
+            tissue=mask,
             grid=subsample_tiles(
                 grid, tiles.max_tiles, seed=zlib.crc32(slide_id_of(path).encode())
             ),
-            n_found=len(grid.coords_px0),
-            judge=artifact_detector(tiles.rules, glass_rgb=found.background_rgb),
+            n_tissue_tiles=len(grid.coords_px0),
+            detect_artifact=artifact_detector(tiles.rules, glass_rgb=mask.background_rgb),
         )
     finally:
         slide.close()
-
-
-def load_tile(
-    slide: Slide, grid: TileGrid, judge: ArtifactDetector, index: int
-) -> RgbArray | str | TileError:
-    """Pixels of a tile, or the name of the rule that leaves it out, or why it cannot be decoded."""
-    try:
-        tile = read_tile(slide, grid, index)
-    except TileError as error:
-        return error
-    return judge(tile) or tile
-
-
-def iter_tiles(
-    pool: ThreadPoolExecutor, slide: Slide, grid: TileGrid, judge: ArtifactDetector, *, n_ahead: int
-) -> Iterator[tuple[int, RgbArray | str | TileError]]:
-    """Tiles in order, with ``n_ahead`` of them being read in advance.
-
-    Yields
-    ------
-    tuple
-        Index into the grid, and the pixels, or the name of the rule that leaves the tile out, or
-        why it could not be decoded.
-    """
-    waiting: deque[tuple[int, Future[RgbArray | str | TileError]]] = deque()
-    for index in range(len(grid.coords_px0)):
-        waiting.append((index, pool.submit(load_tile, slide, grid, judge, index)))
-        if len(waiting) > n_ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()

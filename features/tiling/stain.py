@@ -1,4 +1,4 @@
-"""Stains made alike: the two stains of every slide brought to one colour and one strength."""
+"""Stain normalisation after Macenko et al. (2009)."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ import numpy.typing as npt
 from features.bags.bag import as_json
 from features.errors import MilError, SlideError
 from features.slides.base import RgbArray
-from features.tiling.slide_tiles import SlideTiles, load_tile
+from features.tiling.slide_tiles import SlideTiles
 
 __all__ = [
     "STAIN_NORMS",
     "MacenkoNormalizer",
-    "Recolour",
+    "StainNormalizer",
     "build_stain_normalizer",
     "require_stain_norm",
 ]
 
-Recolour = Callable[[RgbArray], RgbArray]
-"""Gives pixels, shape (height, width, 3), uint8, other colours."""
+StainNormalizer = Callable[[RgbArray], RgbArray]
+"""Function that changes the colours of pixels, shape (height, width, 3), uint8."""
 
-_TILES_LOOKED_AT = 16
+_N_TILES = 16
 _PERCENTILE = 99
 
 STAIN_NORMS: Mapping[str, str] = MappingProxyType({
     "none": "",
     "macenko": as_json(
-        method="macenko", library="macenko-pca", n_tiles=_TILES_LOOKED_AT, percentile=_PERCENTILE
+        method="macenko", library="macenko-pca", n_tiles=_N_TILES, percentile=_PERCENTILE
     ),
 })  # fmt: skip
-"""How stains may be made alike, by name, and how the fingerprint of a bag tells it."""
+"""Methods of stain normalisation by name, and their record in the fingerprint of a bag."""
 
-_DENSITIES = (2.0, 1.0)  # of the first and the second stain where they are strong, natural log
-_UNITS_OF_DENSITY = 255 / np.log(255)  # the library's own, over a white of 255
-_LEAST_ANGLE_DEG = 10.0  # one stain and noise came to 5, haematoxylin and eosin to 40
-_LEAST_STAINED = 1000  # pixels
+_TARGET_DENSITIES = (2.0, 1.0)  # optical densities of strong first and second stain, natural log
+_DENSITY_UNIT = 255 / np.log(255)  # the library's own unit, over a white of 255
+_MIN_ANGLE_DEG = 10.0  # one stain and noise measured 5, haematoxylin and eosin 40
+_MIN_STAINED_PX = 1000
 _PACKAGE = "macenko_pca"
 
 
 def require_stain_norm(name: str) -> None:
-    """Refuse what is not known or not installed.
+    """Raise an error for a method that is unknown or not installed.
 
     Raises
     ------
     MilError
-        If there is no such way, or its package is missing.
+        If there is no such method, or its package is missing.
     """
     if name not in STAIN_NORMS:
         raise MilError("stain normalisation", actual=f"{name!r}", expected=" or ".join(STAIN_NORMS))
@@ -62,48 +62,46 @@ def require_stain_norm(name: str) -> None:
         )
 
 
-def build_stain_normalizer(name: str, survey: SlideTiles) -> Recolour | None:
-    """What is done to the colours of a slide's tiles; None for nothing.
-
-    Looks at 16 tiles of the slide, always the same ones.
+def build_stain_normalizer(name: str, slide_tiles: SlideTiles) -> StainNormalizer | None:
+    """Return the stain normaliser of a slide, fitted on 16 of its tiles; None for ``none``.
 
     Parameters
     ----------
     name
         One of :data:`STAIN_NORMS`.
-    survey
-        The open slide and its tiles.
+    slide_tiles
+        The open slide and its tiles; the same ones are always used.
 
     Raises
     ------
     SlideError
-        If two stains cannot be told apart on it.
+        If two stains cannot be separated on it.
     """
     if name == "none":
         return None
     tiles: list[RgbArray] = []
-    for index in np.random.default_rng(0).permutation(survey.n_tiles).tolist():
-        found = load_tile(survey.slide, survey.grid, survey.judge, index)
-        if isinstance(found, np.ndarray):
-            tiles.append(found)
-        if len(tiles) == _TILES_LOOKED_AT:
+    for index in np.random.default_rng(0).permutation(slide_tiles.n_tiles).tolist():
+        tile = slide_tiles.read(index)
+        if isinstance(tile, np.ndarray):
+            tiles.append(tile)
+        if len(tiles) == _N_TILES:
             break
     if not tiles:
         return None  # there is nothing to embed
     return MacenkoNormalizer(
         np.concatenate(tiles),
-        glass_rgb=survey.tissue.background_rgb,
-        where=survey.slide.path,
+        glass_rgb=slide_tiles.tissue.background_rgb,
+        where=slide_tiles.slide.path,
     )
 
 
 class MacenkoNormalizer:
-    """Brings the stains of one slide to those of a fixed reference (Macenko et al., 2009).
+    """Maps the two stains of one slide to those of a fixed reference (Macenko et al., 2009).
 
-    The two stains are found once for the slide, as the outermost directions of its optical
-    densities over its own glass; what is neither of them stays as it is. The reference has
-    haematoxylin and eosin (Ruifrok and Johnston, 2001) over white, the 99th percentile of the
-    first at an optical density of 2, of the second at 1 (natural logarithm).
+    The stain vectors are estimated once per slide, as the outermost directions of its optical
+    densities over its own glass; the residual stays as it is. The reference has haematoxylin and
+    eosin (Ruifrok and Johnston, 2001) over white, the 99th percentile of the first at an optical
+    density of 2, of the second at 1 (natural logarithm).
 
     Parameters
     ----------
@@ -117,7 +115,7 @@ class MacenkoNormalizer:
     Raises
     ------
     SlideError
-        If two stains cannot be told apart.
+        If two stains cannot be separated.
     """
 
     def __init__(self, pixels: RgbArray, *, glass_rgb: tuple[int, int, int], where: object) -> None:
@@ -127,61 +125,56 @@ class MacenkoNormalizer:
         self._glass = [float(value) for value in glass_rgb]
         reference = macenko_pca.stain_color_map
         haematoxylin, eosin = (np.array(reference[name]) for name in ("hematoxylin", "eosin"))
-        found = self._separate(pixels, where)
-        first = macenko_pca.find_stain_index(haematoxylin, found[:, :2])
-        self._stains = _basis(found[:, first], found[:, 1 - first])
+        stains = self._separate(pixels, where)
+        first = macenko_pca.find_stain_index(haematoxylin, stains[:, :2])
+        self._stains = _basis(stains[:, first], stains[:, 1 - first])
         self._reference = _basis(haematoxylin, eosin)
         _require_two(self._stains, where)
-        amounts = self._concentrations(pixels).reshape(-1, 3)[:, :2]
-        strong = np.percentile(amounts, _PERCENTILE, axis=0)
+        concentrations = self._concentrations(pixels).reshape(-1, 3)[:, :2]
+        strong = np.percentile(concentrations, _PERCENTILE, axis=0)
         if not (strong > 0).all():
             raise _one_stain(where)
-        wanted = np.array(_DENSITIES) * _UNITS_OF_DENSITY
-        self._gain = np.append(wanted / strong, 1.0).astype(np.float32)
+        target = np.array(_TARGET_DENSITIES) * _DENSITY_UNIT
+        self._gain = np.append(target / strong, 1.0).astype(np.float32)
 
     def __call__(self, pixels: RgbArray) -> RgbArray:
-        """The pixels as if they were stained like the reference.
-
-        Parameters
-        ----------
-        pixels
-            Shape (height, width, 3), uint8.
-        """
-        amounts = self._concentrations(pixels) * self._gain
-        light = self._library.reconstruct_rgb(amounts, self._reference, bg_int=255.0)
-        return np.asarray(np.rint(np.clip(light, 0, 255)), np.uint8)
+        """Return pixels with the reference's stains; both have shape (height, width, 3), uint8."""
+        concentrations = self._concentrations(pixels) * self._gain
+        rgb = self._library.reconstruct_rgb(concentrations, self._reference, bg_int=255.0)
+        return np.asarray(np.rint(np.clip(rgb, 0, 255)), np.uint8)
 
     def _separate(self, pixels: RgbArray, where: object) -> npt.NDArray[np.float32]:
-        """Directions of two stains and of what is neither, as columns, shape (3, 3)."""
-        light = _as_light(pixels)
-        if (light < 0.85 * np.array(self._glass)).any(axis=2).sum() < _LEAST_STAINED:
+        """Directions of two stains and of the residual, as columns, shape (3, 3)."""
+        intensities = _as_intensities(pixels)
+        if (intensities < 0.85 * np.array(self._glass)).any(axis=2).sum() < _MIN_STAINED_PX:
             raise _one_stain(where)
         try:
-            found: npt.NDArray[np.float32] = self._library.rgb_separate_stains_macenko_pca(
-                light, bg_int=self._glass
+            stains: npt.NDArray[np.float32] = self._library.rgb_separate_stains_macenko_pca(
+                intensities, bg_int=self._glass
             )
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, and no Exception in Python
+            # A panic of Rust is not derived from Exception.
+            if type(error).__name__ != "PanicException":
                 raise
             raise _one_stain(where) from error
-        return found
+        return stains
 
     def _concentrations(self, pixels: RgbArray) -> npt.NDArray[np.float32]:
-        """Amounts of the stains and of what is neither, shape (height, width, 3)."""
-        amounts: npt.NDArray[np.float32] = self._library.rgb_color_deconvolution(
-            _as_light(pixels), self._stains, bg_int=self._glass
+        """Concentrations of the stains and the residual, shape (height, width, 3)."""
+        concentrations: npt.NDArray[np.float32] = self._library.rgb_color_deconvolution(
+            _as_intensities(pixels), self._stains, bg_int=self._glass
         )
-        return amounts
+        return concentrations
 
 
-def _as_light(pixels: RgbArray) -> npt.NDArray[np.float32]:
+def _as_intensities(pixels: RgbArray) -> npt.NDArray[np.float32]:
     return np.maximum(pixels, 1).astype(np.float32)
 
 
 def _basis(
     first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Two stains that darken, and what is neither, as unit columns, shape (3, 3)."""
+    """Two stains that darken, and the residual, as unit columns, shape (3, 3)."""
     columns = [column * np.sign(column.sum()) for column in (first, second)]
     columns = [column / np.linalg.norm(column) for column in columns]
     other = np.cross(*columns)
@@ -191,16 +184,16 @@ def _basis(
 
 
 def _require_two(stains: npt.NDArray[np.float32], where: object) -> None:
-    """Refuse stains that are one, or not numbers."""
+    """Raise an error where the stains are parallel or not finite."""
     cosine = float(stains[:, 0] @ stains[:, 1])
-    if not np.isfinite(stains).all() or cosine > np.cos(np.radians(_LEAST_ANGLE_DEG)):
+    if not np.isfinite(stains).all() or cosine > np.cos(np.radians(_MIN_ANGLE_DEG)):
         raise _one_stain(where)
 
 
 def _one_stain(where: object) -> SlideError:
     return SlideError(
         where,
-        actual="two stains cannot be told apart",
+        actual="two stains cannot be separated",
         expected="a slide with two stains",
         hint="Embed these slides without --stain-norm.",
     )

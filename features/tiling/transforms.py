@@ -1,4 +1,4 @@
-"""What a backbone is shown of each tile of a slide: the tile, and its further views."""
+"""Transform of a tile into the encoder's inputs."""
 
 from __future__ import annotations
 
@@ -8,72 +8,68 @@ from features.slides.base import RgbArray
 from features.slides.file_info import content_hash
 from features.tiling.augmentation import AugmentationConfig, augment_tile
 from features.tiling.slide_tiles import SlideTiles
-from features.tiling.stain import Recolour
+from features.tiling.stain import StainNormalizer
 
 __all__ = ["TileTransform"]
 
 
 class TileTransform:
-    """Shows the tiles of a slide as a backbone is to see them.
-
-    A tile is judged as it is, then recoloured, then its views are drawn.
+    """Turns a tile into the encoder's inputs: the stain-normalised tile and augmented views of it.
 
     Parameters
     ----------
-    survey
+    slide_tiles
         The open slide and its tiles.
     views
-        Views besides the plain one; none by default.
-    recolour
-        What is done to the colours of every tile of the slide; None for nothing.
+        Settings of the augmented views; none by default.
+    stain_normalizer
+        Applied to every tile of the slide; None leaves the colours.
 
     Attributes
     ----------
-    n_looks
-        Pictures a tile: the plain one and its views.
+    n_views
+        Images per tile: the plain one and its augmented views.
     """
 
     def __init__(
         self,
-        survey: SlideTiles,
+        slide_tiles: SlideTiles,
         *,
         views: AugmentationConfig | None = None,
-        recolour: Recolour | None = None,
+        stain_normalizer: StainNormalizer | None = None,
     ) -> None:
-        self._survey = survey
-        self._views = views or AugmentationConfig()
-        self._recolour = recolour
-        self._glass_rgb = survey.tissue.background_rgb
-        if recolour is not None:
-            red, green, blue = recolour(np.array([[self._glass_rgb]], np.uint8))[0, 0].tolist()
+        self._coords_px0 = slide_tiles.grid.coords_px0
+        self._config = views or AugmentationConfig()
+        self._normalize = stain_normalizer
+        self._glass_rgb = slide_tiles.tissue.background_rgb
+        if stain_normalizer is not None:
+            glass = np.array([[self._glass_rgb]], np.uint8)
+            red, green, blue = stain_normalizer(glass)[0, 0].tolist()
             self._glass_rgb = (red, green, blue)
-        self._content_id = content_hash(survey.slide.path) if self._views.n_views else ""
-        self.n_looks = 1 + self._views.n_views
+        self._slide_hash = content_hash(slide_tiles.slide.path) if self._config.n_views else ""
+        self.n_views = 1 + self._config.n_views
 
-    def at(self, tile: RgbArray, index: int) -> RgbArray:
-        """Pictures of a tile, the plain one first.
+    def __call__(self, tile: RgbArray, index: int) -> RgbArray:
+        """Return the views of a tile, the plain one first.
 
         Parameters
         ----------
         tile
-            As it was read, shape (tile_px, tile_px, 3), uint8.
+            Pixels as read, shape (tile_px, tile_px, 3), uint8.
         index
             Index into the grid.
 
         Returns
         -------
         RgbArray
-            Shape (n_looks, tile_px, tile_px, 3), uint8.
+            Shape (n_views, tile_px, tile_px, 3), uint8.
         """
-        survey = self._survey
-        if self._recolour is not None:
-            tile = self._recolour(tile)
-        x, y = survey.grid.coords_px0[index].tolist()
+        if self._normalize is not None:
+            tile = self._normalize(tile)
+        x, y = self._coords_px0[index].tolist()
+        key = f"{self._slide_hash} {x} {y}"
         views = [
-            augment_tile(
-                tile, self._views, number=number, key=f"{self._content_id} {x} {y}",
-                glass_rgb=self._glass_rgb,
-            )
-            for number in range(1, self.n_looks)
-        ]  # fmt: skip
+            augment_tile(tile, self._config, view=view, key=key, glass_rgb=self._glass_rgb)
+            for view in range(1, self.n_views)
+        ]
         return np.stack([tile, *views]) if views else tile[None]

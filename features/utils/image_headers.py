@@ -9,7 +9,7 @@ import re
 import struct
 from contextlib import suppress
 
-__all__ = ["claimed_png_size", "claimed_size", "claimed_webp_size"]
+__all__ = ["jpeg_dimensions", "png_dimensions", "webp_dimensions"]
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
@@ -23,7 +23,7 @@ _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
 """A marker with a length behind it, after whatever decoders skip: noise, fill, bare markers."""
 
 
-def claimed_size(stream: bytes) -> tuple[int, int] | None:
+def jpeg_dimensions(stream: bytes) -> tuple[int, int] | None:
     """Width and height in px that a stream of the JPEG family claims.
 
     Parameters
@@ -46,7 +46,7 @@ def claimed_size(stream: bytes) -> tuple[int, int] | None:
         return None
 
 
-def claimed_webp_size(stream: bytes) -> tuple[int, int] | None:
+def webp_dimensions(stream: bytes) -> tuple[int, int] | None:
     """Width and height in px that a WebP stream claims, and none of its frames exceeds.
 
     Parameters
@@ -78,7 +78,7 @@ def claimed_webp_size(stream: bytes) -> tuple[int, int] | None:
     return width % _WEBP_SIDE, height % _WEBP_SIDE
 
 
-def claimed_png_size(stream: bytes) -> tuple[int, int] | None:
+def png_dimensions(stream: bytes) -> tuple[int, int] | None:
     """Width and height in px that a PNG stream claims; None where none is told."""
     place = 8
     with suppress(struct.error):

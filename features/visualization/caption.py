@@ -1,4 +1,4 @@
-"""What stands below a picture: its title, facts, scale bar and legend."""
+"""Caption below an image of a slide: title, facts, scale bar and legend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_caption", "printable", "round_length_um", "scale_bar"]
+from features.utils.text import printable
+
+__all__ = ["add_caption", "round_length_um", "scale_bar"]
 
 _MARGIN_PX = 16
 _TEXT_PX = 18
@@ -20,50 +22,60 @@ _GAP_PX = 24
 _BAR_HEIGHT_PX = 14
 
 Entry = tuple[Image.Image | None, str]
-"""A small picture, if any, and what it means."""
+"""Optional symbol, and its meaning."""
 
 
-def draw_caption(
-    title: str, *, facts: Sequence[str], legend: Sequence[Entry], width_px: int
+def add_caption(
+    image: Image.Image,
+    title: str,
+    *,
+    facts: Sequence[str],
+    legend: Sequence[Entry],
+    min_width_px: int = 0,
 ) -> Image.Image:
-    """A white strip with a title, a row of facts and a row of legend, broken where it is narrow.
+    """Return the image with title, facts and legend below it, wrapped to its width.
 
     Parameters
     ----------
+    image
+        An RGB image.
     title
-        Name of what is seen; shortened in its middle where it is too long.
+        Shortened in its middle where it is too long.
     facts
         Short texts.
     legend
-        Small pictures and what they mean.
-    width_px
-        Width of the strip.
+        Symbols and their meanings.
+    min_width_px
+        Least width of the result, px.
     """
-    strip = Image.new("RGB", (width_px, 60 * _LINE_PX), "white")
-    room = width_px - 2 * _MARGIN_PX
-    text = _shortened(printable(title), room)
-    # A line between slide and caption, which are often both white.
-    strip.paste("#999999", (0, 0, width_px, 1))
-    ImageDraw.Draw(strip).text((_MARGIN_PX, _MARGIN_PX), text, font=_font(_TITLE_PX), fill="black")
-    bottom = _flow(strip, [(None, fact) for fact in facts], top=_MARGIN_PX + _LINE_PX + 4)
-    bottom = _flow(strip, legend, top=bottom + 6)
-    return strip.crop((0, 0, width_px, bottom + _MARGIN_PX // 2))
+    width, top = max(image.width, min_width_px), image.height
+    result = Image.new("RGB", (width, top + 60 * _LINE_PX), "white")
+    result.paste(image, (0, 0))
+    # A line separates slide and caption, which are often both white.
+    result.paste("#999999", (0, top, width, top + 1))
+    text = _shorten(printable(title), width - 2 * _MARGIN_PX)
+    corner = (_MARGIN_PX, top + _MARGIN_PX)
+    ImageDraw.Draw(result).text(corner, text, font=_font(_TITLE_PX), fill="black")
+    entries = [(None, fact) for fact in facts]
+    bottom = _draw_wrapped(result, entries, top=top + _MARGIN_PX + _LINE_PX + 4)
+    bottom = _draw_wrapped(result, legend, top=bottom + 6)
+    return result.crop((0, 0, width, bottom + _MARGIN_PX // 2))
 
 
-def scale_bar(um_a_px: float, *, most_px: int, assumed: bool) -> Entry:
-    """A bar of a round length and that length in words.
+def scale_bar(um_per_px: float, *, max_px: int, assumed: bool) -> Entry:
+    """Return a bar of a round length, and that length as text.
 
     Parameters
     ----------
-    um_a_px
-        Resolution of the picture, µm per px.
-    most_px
-        Longest bar.
+    um_per_px
+        Resolution of the image, µm per px.
+    max_px
+        Longest bar, px.
     assumed
-        Whether the resolution is only assumed; the words then say so.
+        Adds a remark that the resolution is only assumed.
     """
-    length_um = round_length_um(max(1, most_px) * um_a_px)
-    width = max(3, round(length_um / um_a_px))
+    length_um = round_length_um(max(1, max_px) * um_per_px)
+    width = max(3, round(length_um / um_per_px))
     bar = Image.new("RGB", (width, _BAR_HEIGHT_PX), "white")
     draw = ImageDraw.Draw(bar)
     middle = _BAR_HEIGHT_PX // 2
@@ -74,52 +86,41 @@ def scale_bar(um_a_px: float, *, most_px: int, assumed: bool) -> Entry:
     return bar, f"{text} (assumed)" if assumed else text
 
 
-def round_length_um(most_um: float) -> float:
-    """The longest of 1, 2 or 5 times a power of ten that is at most ``most_um``, µm.
+def round_length_um(max_um: float) -> float:
+    """Return the largest of 1, 2 or 5 times a power of ten up to ``max_um``, µm.
 
     Examples
     --------
     >>> round_length_um(740), round_length_um(2000), round_length_um(0.3)
     (500.0, 2000.0, 0.2)
     """
-    power = 10.0 ** math.floor(math.log10(most_um) + 1e-9)
-    factor = max(f for f in (1, 2, 5) if f * power <= most_um * (1 + 1e-9))
+    power = 10.0 ** math.floor(math.log10(max_um) + 1e-9)
+    factor = max(f for f in (1, 2, 5) if f * power <= max_um * (1 + 1e-9))
     return float(f"{factor * power:.6g}")
 
 
-def printable(text: str) -> str:
-    """Text with a question mark for what cannot be shown, such as line ends.
-
-    Examples
-    --------
-    >>> printable("a" + chr(10) + "b")
-    'a?b'
-    """
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _flow(strip: Image.Image, entries: Sequence[Entry], *, top: int) -> int:
-    """Set entries side by side in lines from ``top`` on; returns where the last line ends."""
-    draw, font = ImageDraw.Draw(strip), _font(_TEXT_PX)
+def _draw_wrapped(image: Image.Image, entries: Sequence[Entry], *, top: int) -> int:
+    """Draw entries side by side in lines from ``top`` on; return the end of the last line, px."""
+    draw, font = ImageDraw.Draw(image), _font(_TEXT_PX)
     x, y = _MARGIN_PX, top
-    for image, text in entries:
-        before = image.width + 8 if image else 0
-        width = before + math.ceil(font.getlength(text))
-        if x > _MARGIN_PX and x + width > strip.width - _MARGIN_PX:
+    for symbol, text in entries:
+        indent = symbol.width + 8 if symbol else 0
+        width = indent + math.ceil(font.getlength(text))
+        if x > _MARGIN_PX and x + width > image.width - _MARGIN_PX:
             x, y = _MARGIN_PX, y + _LINE_PX
         middle = y + _LINE_PX // 2
-        if image:
-            strip.paste(image, (x, middle - image.height // 2))
-        draw.text((x + before, middle), text, font=font, fill="black", anchor="lm")
+        if symbol:
+            image.paste(symbol, (x, middle - symbol.height // 2))
+        draw.text((x + indent, middle), text, font=font, fill="black", anchor="lm")
         x += width + _GAP_PX
     return y + _LINE_PX
 
 
-def _shortened(text: str, room_px: int) -> str:
-    """A title that fits, with an ellipsis in its middle where something had to go."""
+def _shorten(text: str, max_px: int) -> str:
+    """A title of at most ``max_px``, with an ellipsis in its middle where text was cut."""
     font, half = _font(_TITLE_PX), len(text) // 2
     short = text
-    while half and font.getlength(short) > room_px:
+    while half and font.getlength(short) > max_px:
         half -= 1
         short = f"{text[:half]}…{text[-half:] if half else ''}"
     return short

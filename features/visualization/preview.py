@@ -1,4 +1,4 @@
-"""A folder of pictures of slides, the numbers behind each, and one page to look through them."""
+"""Folder of slide previews: an image and its numbers per slide, and one page over all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol
 from features.errors import MilError, OutputError, TileError
 from features.slides.reader import slide_id_of
 from features.tiling.grid import TileSettings
-from features.tiling.slide_tiles import SlideTiles, iter_tiles, open_slide_tiles
+from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.tissue import TissueSettings
 from features.utils.files import atomic_write, make_folder, write_error
 from features.visualization.preview_page import PreviewRow, render_page
@@ -28,27 +28,27 @@ _TILES_AHEAD = 64
 
 
 class PreviewProgress(Protocol):
-    """Whoever wants to know how far one slide is."""
+    """Receiver of the progress of one slide."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
-        """Called when the tiles of a slide are known."""
+        """Handle the start of a slide with so many tiles."""
         ...
 
     def tiles_done(self, n_tiles: int) -> None:
-        """Called after some tiles."""
+        """Handle that ``n_tiles`` more tiles are done."""
         ...
 
 
 class PreviewWriter:
-    """Pictures ``<slide_id>.jpg``, their numbers ``<slide_id>.json``, and ``index.html``.
+    """Writes ``<slide_id>.jpg``, ``<slide_id>.json`` and ``index.html`` into a folder.
 
-    Every file is written whole or not at all, and the page is made of all numbers in the folder,
-    so that slides of earlier runs stay on it.
+    Every file is written whole or not at all. The page shows all slides of the folder, also those
+    of earlier runs.
 
     Parameters
     ----------
     folder
-        Where to; made if missing.
+        Made if missing.
 
     Raises
     ------
@@ -67,24 +67,24 @@ class PreviewWriter:
 
     def add(
         self,
-        survey: SlideTiles,
+        slide_tiles: SlideTiles,
         *,
-        left_out: Mapping[int, str],
+        rejected: Mapping[int, str],
         failed: Collection[int],
         tiles_read: bool = True,
     ) -> PreviewRow:
-        """Draw a slide and keep its numbers.
+        """Draw a slide, and write its image and numbers.
 
         Parameters
         ----------
-        survey
-            The slide, open, and its tiles.
-        left_out
-            Rule that spoke against a tile, by its index into the grid.
+        slide_tiles
+            The open slide and its tiles.
+        rejected
+            Name of the rule that rejects a tile, by index into the grid.
         failed
             Indices into the grid of tiles that could not be decoded.
         tiles_read
-            False where tiles were laid, but neither read nor judged.
+            False where the tiles were not read.
 
         Raises
         ------
@@ -94,19 +94,21 @@ class PreviewWriter:
             If a file cannot be written.
         """
         picture, picture_px = draw_tiling(
-            survey, left_out=left_out, failed=failed, tiles_read=tiles_read
+            slide_tiles, rejected=rejected, failed=failed, tiles_read=tiles_read
         )
-        slide_id = slide_id_of(survey.slide.path)
-        with atomic_write(self.folder / f"{slide_id}.jpg") as beside:
-            # Thin coloured lines do not survive the usual halving of the colours.
-            picture.save(beside, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        row = _row_of(survey, left_out, len(failed), picture_px=picture_px, tiles_read=tiles_read)
+        slide_id = slide_id_of(slide_tiles.slide.path)
+        with atomic_write(self.folder / f"{slide_id}.jpg") as temporary:
+            # Thin coloured lines do not survive chroma subsampling.
+            picture.save(temporary, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        row = _row_of(
+            slide_tiles, rejected, len(failed), picture_px=picture_px, tiles_read=tiles_read
+        )
         self._write(row)
         self._drawn[slide_id] = row
         return row
 
     def add_failure(self, path: Path, message: str) -> PreviewRow:
-        """Keep why a slide failed; its picture stays only if this run has drawn it.
+        """Record the error of a slide; its image stays only if this run has drawn it.
 
         Raises
         ------
@@ -129,7 +131,7 @@ class PreviewWriter:
         return row
 
     def rows(self) -> list[PreviewRow]:
-        """Numbers of all slides in the folder, by name."""
+        """Return the numbers of all slides in the folder, by name."""
         paths = sorted(path for path in self.folder.glob("*.json") if path.name[0] != ".")
         return [row for path in paths if (row := _read_row(path)) is not None]
 
@@ -142,19 +144,19 @@ class PreviewWriter:
             If it cannot be written.
         """
         html = render_page(self.rows(), self.folder)
-        with atomic_write(self.index_path) as beside:
-            beside.write_text(html, encoding="utf-8", errors="replace")
+        with atomic_write(self.index_path) as temporary:
+            temporary.write_text(html, encoding="utf-8", errors="replace")
         return self.index_path
 
     def _write(self, row: PreviewRow) -> None:
         content = {"kind": _KIND, "version": _VERSION, **asdict(row)}
-        with atomic_write(self.folder / f"{row.slide_id}.json") as beside:
-            beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        with atomic_write(self.folder / f"{row.slide_id}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def preview_slide(
     path: Path,
-    folder: PreviewWriter,
+    writer: PreviewWriter,
     *,
     tiles: TileSettings,
     tissue: TissueSettings,
@@ -162,79 +164,76 @@ def preview_slide(
     n_workers: int,
     progress: PreviewProgress,
 ) -> PreviewRow:
-    """Find tissue and tiles of one slide, read and judge the tiles, and draw all of it.
+    """Segment the tissue of one slide, apply the artefact rules to its tiles, and draw both.
 
-    Whatever is wrong with the slide is kept in its row and raises nothing. Without rules no tile
-    is read.
+    An error of the slide is recorded in its row and not raised. Without rules, no tile is read.
 
     Parameters
     ----------
     path
         The slide.
-    folder
-        Where its picture goes.
+    writer
+        Writer of the previews.
     tiles
         Size, resolution and choice of tiles.
     tissue
-        How tissue is told from glass.
+        Settings of the tissue segmentation.
     given_mpp
-        µm per level-0 px where the user knows better than the file; else None.
+        µm per level-0 px that replaces the file's own; None to trust the file.
     n_workers
         Threads that decode.
     progress
-        Told about tiles as they are done.
+        Receiver of the progress.
 
     Raises
     ------
     OutputError
-        If a file cannot be written; an older picture of the slide then stays.
+        If a file cannot be written; an older image of the slide then stays.
     """
     try:
-        with open_slide_tiles(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as survey:
-            progress.slide_started(slide_id_of(path), survey.n_tiles)
-            left_out: dict[int, str] = {}
+        with open_slide_tiles(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as slide_tiles:
+            progress.slide_started(slide_id_of(path), slide_tiles.n_tiles)
+            rejected: dict[int, str] = {}
             failed: set[int] = set()
             if tiles.rules:
-                left_out, failed = _judge(survey, n_workers, progress)
-            return folder.add(
-                survey, left_out=left_out, failed=failed, tiles_read=bool(tiles.rules)
+                rejected, failed = _read_tiles(slide_tiles, n_workers, progress)
+            return writer.add(
+                slide_tiles, rejected=rejected, failed=failed, tiles_read=bool(tiles.rules)
             )
-    except OutputError:  # no fault of the slide
+    except OutputError:  # the cause is the folder, not the slide
         raise
     except MilError as error:
-        return folder.add_failure(path, str(error))
+        return writer.add_failure(path, str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-        return folder.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {error}")
+        return writer.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {error}")
 
 
-def _judge(
-    survey: SlideTiles, n_workers: int, progress: PreviewProgress
+def _read_tiles(
+    slide_tiles: SlideTiles, n_workers: int, progress: PreviewProgress
 ) -> tuple[dict[int, str], set[int]]:
-    left_out: dict[int, str] = {}
+    rejected: dict[int, str] = {}
     failed: set[int] = set()
     with ThreadPoolExecutor(n_workers, thread_name_prefix="decode") as pool:
-        for index, tile in iter_tiles(
-            pool, survey.slide, survey.grid, survey.judge, n_ahead=_TILES_AHEAD
-        ):
+        for index, tile in slide_tiles.read_all(pool, n_ahead=_TILES_AHEAD):
             if isinstance(tile, TileError):
                 failed.add(index)
             elif isinstance(tile, str):
-                left_out[index] = tile
+                rejected[index] = tile
             progress.tiles_done(1)
-    return left_out, failed
+    return rejected, failed
 
 
 def _row_of(
-    survey: SlideTiles,
-    left_out: Mapping[int, str],
+    slide_tiles: SlideTiles,
+    rejected: Mapping[int, str],
     n_failed: int,
     *,
     picture_px: tuple[int, int],
     tiles_read: bool,
 ) -> PreviewRow:
-    slide, resolution = survey.slide, survey.resolution
-    n_tiles = survey.n_tiles
-    n_kept = n_tiles - len(left_out) - n_failed
+    slide, resolution = slide_tiles.slide, slide_tiles.resolution
+    n_tiles = slide_tiles.n_tiles
+    n_kept = n_tiles - len(rejected) - n_failed
     message = "" if n_kept else "all tiles left out" if n_tiles else "no tissue found"
     return PreviewRow(
         slide_id=slide_id_of(slide.path),
@@ -246,20 +245,20 @@ def _row_of(
         mpp_y=resolution.mpp_y,
         mpp_source=resolution.source,
         reader=slide.reader,
-        glass_rgb=survey.tissue.background_rgb,
-        tissue_share=float(survey.tissue.mask.mean()),
-        min_tissue_used=survey.grid.min_tissue_used,
-        n_found=survey.n_found,
+        glass_rgb=slide_tiles.tissue.background_rgb,
+        tissue_share=float(slide_tiles.tissue.mask.mean()),
+        min_tissue_used=slide_tiles.grid.min_tissue_used,
+        n_found=slide_tiles.n_tissue_tiles,
         n_read=n_tiles if tiles_read else 0,
         n_kept=n_kept,
-        left_out=dict(Counter(left_out.values())),
+        left_out=dict(Counter(rejected.values())),
         n_failed=n_failed,
         message=message,
     )
 
 
 def _read_row(path: Path) -> PreviewRow | None:
-    """Numbers in a file; None if it is none of ours, or of another version."""
+    """Numbers in a file; None if the file is not a preview of this version."""
     try:
         content = json.loads(path.read_text())
     except (OSError, RecursionError, ValueError):

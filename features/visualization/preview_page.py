@@ -1,4 +1,4 @@
-"""The page on which previews of slides are looked through and sorted."""
+"""HTML page over the previews of slides."""
 
 from __future__ import annotations
 
@@ -30,28 +30,20 @@ Status = Literal["done", "empty", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
-    """Numbers of one slide; one row of the page, kept in ``<slide_id>.json``."""
+    """Numbers of one slide: one row of the page, stored as ``<slide_id>.json`` by these names."""
 
     slide_id: str
-    """Its name without folder and suffix."""
     status: Status
-    """What was found."""
     picture_px: tuple[int, int] | None = None
-    """Width and height of the slide in ``<slide_id>.jpg``; None where there is no picture."""
+    """Width and height of the slide in ``<slide_id>.jpg``; None where there is no image."""
     width_px0: int | None = None
-    """Width of the slide, level-0 px."""
     height_px0: int | None = None
-    """Height of the slide, level-0 px."""
     mpp_x: float | None = None
-    """µm per level-0 px along x."""
     mpp_y: float | None = None
-    """µm per level-0 px along y."""
     mpp_source: str = ""
     """``file``, ``given`` or ``assumed``."""
     reader: str = ""
-    """What read it."""
     glass_rgb: tuple[int, int, int] | None = None
-    """Colour of its glass."""
     tissue_share: float | None = None
     """Share of the slide that is tissue, 0 to 1."""
     min_tissue_used: float | None = None
@@ -59,33 +51,31 @@ class PreviewRow:
     n_found: int | None = None
     """Tiles with enough tissue."""
     n_read: int | None = None
-    """Tiles that were read and judged."""
     n_kept: int | None = None
-    """Tiles that stay."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Tiles that were left out, by rule."""
+    """Rejected tiles by rule."""
     n_failed: int | None = None
     """Tiles that could not be decoded."""
     message: str = ""
-    """What is wrong with the slide."""
+    """Error, or the reason why no tile is kept."""
 
     @property
     def mpp(self) -> float | None:
         """Geometric mean of both axes, µm per level-0 px."""
-        return (
-            None if self.mpp_x is None or self.mpp_y is None else math.sqrt(self.mpp_x * self.mpp_y)
-        )
+        if self.mpp_x is None or self.mpp_y is None:
+            return None
+        return math.sqrt(self.mpp_x * self.mpp_y)
 
 
 def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
-    """HTML page over slides, complete in one file but for the links to the pictures.
+    """Return the HTML page over slides, self-contained except for the links to the images.
 
     Parameters
     ----------
     rows
         The slides.
     folder
-        Where their pictures lie; the page belongs beside them.
+        Folder of their images, and of the page.
     """
     left_out: Counter[str] = Counter()
     for row in rows:
@@ -115,15 +105,15 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
 
 
 def known_mpp(rows: Sequence[PreviewRow]) -> dict[str, float]:
-    """µm per level-0 px by slide id, of the slides that could be opened."""
+    """Return µm per level-0 px by slide id, of the slides that could be opened."""
     return {row.slide_id: row.mpp for row in rows if row.mpp is not None}
 
 
 def _legend_rows(left_out: Collection[str]) -> list[tuple[str, str, str]]:
-    """Name, small picture and meaning of everything that pictures may show."""
+    """Name, symbol and meaning of everything that images may show."""
     fixed = {
-        "tissue": "outline of what was found to be tissue",
-        "kept": "tiles that stay",
+        "tissue": "outline of the tissue mask",
+        "kept": "tiles that pass all rules",
         "failed": "tiles that could not be decoded",
     }
     rules = {name: RULES[name].meaning if name in RULES else "" for name in sort_rules(left_out)}
@@ -133,20 +123,20 @@ def _legend_rows(left_out: Collection[str]) -> list[tuple[str, str, str]]:
 
 
 def _mpp_counts(rows: Sequence[PreviewRow]) -> list[tuple[float, str, int]]:
-    """µm/px to three digits, where it comes from, and how many slides have it; finest first."""
-    found = Counter(
+    """µm/px to three digits, its source, and its number of slides; finest first."""
+    counts = Counter(
         (float(f"{row.mpp:.3g}"), row.mpp_source) for row in rows if row.mpp is not None
     )
-    return sorted((mpp, source, count) for (mpp, source), count in found.items())
+    return sorted((mpp, source, count) for (mpp, source), count in counts.items())
 
 
 def _link(slide_id: str) -> str:
-    """Address of a slide's picture beside the page; safe for any name a file system allows."""
+    """Relative URL of a slide's image, escaped for any name that a file system allows."""
     return "./" + quote(os.fsencode(f"{slide_id}.jpg"), safe="")
 
 
 def _thumbnail(row: PreviewRow, folder: Path) -> str:
-    """The slide's part of its picture, small, inside the page; empty where there is none."""
+    """Data URI of the slide's part of its image, scaled down; empty where there is none."""
     if row.picture_px is None:
         return ""
     try:

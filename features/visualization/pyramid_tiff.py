@@ -1,4 +1,4 @@
-"""Numbers of tiles as a TIFF pyramid that lies over the slide in other viewers."""
+"""Heatmap as a TIFF pyramid, to overlay on the slide in other viewers."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ import numpy.typing as npt
 import tifffile
 
 from features.utils.files import atomic_write
-from features.visualization.heatmap import ColorScale, TileLayout, colours_on_tiles, rasterize
+from features.visualization.heatmap import ColorScale, TileLayout, colormap_rgba, rasterize
 
 __all__ = ["overlay_downsample", "write_heatmap_tiff"]
 
-_LEAST_TILE_PX = 16  # a tile of the slide, in the overlay
-_MOST_LONG_PX = 8192
+_MIN_TILE_PX = 16  # side of a tile of the slide, in the overlay
+_MAX_SIDE_PX = 8192
 _SEGMENT_PX = 256
 _UM_PER_CM = 10_000
 
 
-def overlay_downsample(places: TileLayout) -> int:
-    """Level-0 px per px of the overlay's finest level: a power of two.
+def overlay_downsample(layout: TileLayout) -> int:
+    """Return the level-0 px per px of the overlay's finest level, a power of two.
 
-    The coarsest at which a tile is at least 16 px wide and high, as long as the overlay stays
-    within 8,192 px.
+    It is the coarsest level at which a tile is at least 16 px wide and high, or a coarser one
+    where the overlay would exceed 8,192 px.
     """
     downsample = 1
     while (
-        min(places.span_px0) / (2 * downsample) >= _LEAST_TILE_PX
-        or max(places.size_px0) / downsample > _MOST_LONG_PX
+        min(layout.tile_size_px0) / (2 * downsample) >= _MIN_TILE_PX
+        or max(layout.slide_size_px0) / downsample > _MAX_SIDE_PX
     ):
         downsample *= 2
     return downsample
 
 
 def write_heatmap_tiff(
-    path: Path, places: TileLayout, values: npt.NDArray[np.float64], *, scale: ColorScale
+    path: Path, layout: TileLayout, values: npt.NDArray[np.float64], *, scale: ColorScale
 ) -> int:
-    """Write numbers of tiles as a tiled RGBA pyramid; transparent off the tiles.
+    """Write the values of tiles as a tiled RGBA pyramid, transparent outside the tiles.
 
-    Each level is half as fine as the one before. Resolution tags give the µm a px of each, and the
-    description names the downsample, so that the overlay can be laid over the slide.
+    Each level has half the resolution of the one before. Resolution tags give the µm per px of
+    each, and the description names the downsample, so that viewers can align overlay and slide.
 
     Parameters
     ----------
     path
-        Where to.
-    places
-        Where the tiles lie.
+        The file.
+    layout
+        The tiles.
     values
-        Shape (tiles,).
+        One per tile, shape (tiles,), float64.
     scale
-        How numbers become colours.
+        Colour map.
 
     Returns
     -------
@@ -65,12 +65,12 @@ def write_heatmap_tiff(
     OutputError
         If the file cannot be written.
     """
-    first = overlay_downsample(places)
-    mpp_x, mpp_y = places.mpp_xy
-    with atomic_write(path) as beside, tifffile.TiffWriter(beside) as tiff:
-        for downsample in _downsamples(places, first):
+    first = overlay_downsample(layout)
+    mpp_x, mpp_y = layout.mpp_xy
+    with atomic_write(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
+        for downsample in _downsamples(layout, first):
             tiff.write(
-                colours_on_tiles(rasterize(places, values, downsample=downsample), scale),
+                colormap_rgba(rasterize(layout, values, downsample=downsample), scale),
                 photometric="rgb",
                 extrasamples=["unassalpha"],
                 tile=(_SEGMENT_PX, _SEGMENT_PX),
@@ -85,9 +85,9 @@ def write_heatmap_tiff(
     return first
 
 
-def _downsamples(places: TileLayout, first: int) -> Iterator[int]:
+def _downsamples(layout: TileLayout, first: int) -> Iterator[int]:
     """Downsamples of the levels, down to one that fits a single segment."""
     yield first
-    while max(places.size_px0) / first > _SEGMENT_PX:
+    while max(layout.slide_size_px0) / first > _SEGMENT_PX:
         first *= 2
         yield first

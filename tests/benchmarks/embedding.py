@@ -34,7 +34,7 @@ from features.embedding.results import SlideResult
 from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.parallel.devices import choose_device
 from features.tiling.grid import TileSettings
-from features.tiling.slide_tiles import iter_tiles, open_slide_tiles
+from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
 from features.utils.hardware import CPU_COUNT
 from tests.benchmarks._slides import write_bench_slide
@@ -86,13 +86,8 @@ class Parts:
             ) as survey:
                 masked = time.perf_counter()
                 with ThreadPoolExecutor(settings.n_workers) as pool:
-                    self.n_decoded += sum(
-                        1
-                        for _ in iter_tiles(
-                            pool, survey.slide, survey.grid, survey.judge,
-                            n_ahead=2 * settings.batch_tiles,
-                        )
-                    )  # fmt: skip
+                    tiles = survey.read_all(pool, n_ahead=2 * settings.batch_tiles)
+                    self.n_decoded += sum(1 for _ in tiles)
                 self.decode_s += time.perf_counter() - masked
                 self.mask_s += masked - started
 

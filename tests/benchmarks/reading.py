@@ -84,7 +84,7 @@ def read_ours(path: Path) -> dict[str, float]:
         (-(-size.height_px // TIFF_TILE_PX), -(-size.width_px // TIFF_TILE_PX)), bool
     )
     for x, y in grid.coords_px0:
-        right, bottom = int(x + grid.span_x_px0 - 1), int(y + grid.span_y_px0 - 1)
+        right, bottom = int(x + grid.tile_width_px0 - 1), int(y + grid.tile_height_px0 - 1)
         touched[y // TIFF_TILE_PX : bottom // TIFF_TILE_PX + 1,
                 x // TIFF_TILE_PX : right // TIFF_TILE_PX + 1] = True  # fmt: skip
     np.save(path.with_suffix(".touched.npy"), touched)
@@ -101,7 +101,7 @@ def read_openslide(path: Path) -> dict[str, float]:
     thumbnail = slide.get_thumbnail((-(-width // downsample), -(-height // downsample)))
     grid = grid_from_layout(np.asarray(thumbnail.convert("RGB")), downsample, width, height)
     masked = time.perf_counter()
-    span = int(grid.span_x_px0)
+    span = int(grid.tile_width_px0)
 
     def tile(corner: np.ndarray) -> float:
         image = slide.read_region((int(corner[0]), int(corner[1])), 0, (span, span)).convert("RGB")

@@ -86,7 +86,7 @@ def walk(zoom: DeepZoom, slide: BenchSlide, rng: np.random.Generator) -> list[tu
         last = np.floor((middle + np.array(WINDOW_PX) / 2) / ZOOM_TILE_PX).astype(int)
         for y in range(max(0, first[1]), last[1] + 1):
             for x in range(max(0, first[0]), last[0] + 1):
-                if zoom.window(level, x, y):
+                if zoom.region(level, x, y):
                     seen.append((level, x, y))
     return seen
 

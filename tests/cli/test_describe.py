@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from features.slides.file_info import compression_of, stored_bytes
+from features.slides.file_info import compression_of, file_size
 from features.slides.synthetic import write_slide
 from tests.cli.running import mil
 from tests.fakes import real_data, write_cohort
@@ -105,12 +105,12 @@ def test_storage_is_told_of_files_folders_and_urls(tmp_path: Path) -> None:
     assert compression_of(tmp_path / "b.png") == "PNG"
     assert compression_of(tmp_path / "c.txt") == ""
     assert compression_of(tmp_path) == ""
-    assert stored_bytes(tmp_path / "c.txt") == 10
-    assert stored_bytes(Path("s3://bucket/a.zarr")) is None
+    assert file_size(tmp_path / "c.txt") == 10
+    assert file_size(Path("s3://bucket/a.zarr")) is None
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "data").write_bytes(b"123")
     (tmp_path / "d.mrxs").write_bytes(b"12")
-    assert (stored_bytes(tmp_path / "d"), stored_bytes(tmp_path / "d.mrxs")) == (3, 5)
+    assert (file_size(tmp_path / "d"), file_size(tmp_path / "d.mrxs")) == (3, 5)
 
 
 def test_a_table_is_described_without_torch(table: Path, tmp_path: Path) -> None:

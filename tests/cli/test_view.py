@@ -21,7 +21,7 @@ from cli.viewer.server import ViewServer
 from cli.viewer.slide_cache import SlideCache
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
 from features.slides.synthetic import write_slide
-from features.visualization.heatmap import ColorScale, colours
+from features.visualization.heatmap import ColorScale, apply_colormap
 from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
@@ -260,7 +260,7 @@ def test_tiles_of_the_slide_show_its_mean_and_colours_lie_on_them_to_the_pixel(
         expected = np.zeros_like(rebuilt)
         for (x, y), value in zip(told["coords_px0"], told["percentile"], strict=True):
             side = np.s_[y // step : (y + 448) // step, x // step : (x + 448) // step]
-            expected[side] = (*colours(np.array(value), SCALE), 255)
+            expected[side] = (*apply_colormap(np.array(value), SCALE), 255)
         assert np.array_equal(rebuilt, expected)
 
 

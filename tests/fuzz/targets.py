@@ -36,7 +36,7 @@ from mil.evaluation.predictions import read_predictions
 from mil.inference.bundle import load_bundle
 from mil.multilabel.scoring import read_label_predictions
 from mil.multilabel.table import read_label_table
-from mil.reporting.cohort_report.table import read_slide_table as read_described
+from mil.reporting.cohort_report.table import read_cohort_table
 from mil.reporting.run_report.data import read_report_data
 from mil.reporting.run_report.page import _read_history, _read_scores
 from tests.fuzz import samples
@@ -155,7 +155,7 @@ def _cohort(folder: Path) -> None:
     path = _only(folder)
     _all_of(
         lambda: read_cohort(path, labelled=True), lambda: read_cohort(path, labelled=False),
-        lambda: read_label_table(path, ("any", "subdural")), lambda: read_described(path),
+        lambda: read_label_table(path, ("any", "subdural")), lambda: read_cohort_table(path),
         lambda: audit_table(read_side(path, name="train")),
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ class ImageSlide:
         """The whole image, small; see the protocol."""
         means = thumbnail_accumulator(self.levels, 0, downsample)
         means.add(self._pixels, x_px=0, y_px=0)
-        return means.picture(fill_rgb=self.background_rgb)
+        return means.mean_image(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Forget the pixels."""

@@ -161,7 +161,7 @@ class OmeZarrSlide:
                 actual=f"no chunk of level {level} can be read, first: {first_error.actual}",
                 expected="pixels",
             ) from first_error
-        return means.picture(fill_rgb=self.background_rgb)
+        return means.mean_image(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Give the store and the cache back."""

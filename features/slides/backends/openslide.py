@@ -86,7 +86,7 @@ class OpenSlideSlide:
                 width = min(_PIECE_PX, size.width_px - x_px)
                 pixels = self._read_region(level, x_px, y_px, width, height)
                 means.add(pixels, x_px=x_px, y_px=y_px)
-        return means.picture(fill_rgb=self.background_rgb)
+        return means.mean_image(fill_rgb=self.background_rgb)
 
     def close(self) -> None:
         """Give the file back."""

@@ -32,7 +32,7 @@ from features.slides.resampling import (
     thumbnail_accumulator,
 )
 from features.utils.hardware import CPU_COUNT
-from features.utils.image_headers import claimed_png_size, claimed_size, claimed_webp_size
+from features.utils.image_headers import jpeg_dimensions, png_dimensions, webp_dimensions
 
 __all__ = ["TiffSlide"]
 
@@ -51,9 +51,9 @@ _UNNAMED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 """What TIFF says of channels after the colours."""
 _KINDS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
 _CLAIMED_SIZE: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
-    **{kind: claimed_size for kind in tifffile.COMPRESSION if "JP" in kind.name},
-    **{kind: claimed_webp_size for kind in tifffile.COMPRESSION if "WEBP" in kind.name},
-    tifffile.COMPRESSION.PNG: claimed_png_size,
+    **{kind: jpeg_dimensions for kind in tifffile.COMPRESSION if "JP" in kind.name},
+    **{kind: webp_dimensions for kind in tifffile.COMPRESSION if "WEBP" in kind.name},
+    tifffile.COMPRESSION.PNG: png_dimensions,
 }
 """What reads the size that a TIFF tile itself claims, of JPEG and JPEG 2000 by any name."""
 
@@ -182,7 +182,7 @@ class TiffSlide:
         if n_failed and n_failed == wanted.sum():
             raise SlideError(self.path, actual=f"none of {n_failed} TIFF tiles can be decoded",
                              expected="pixels", hint="Copy it again.")  # fmt: skip
-        return means.picture(fill_rgb=glass_rgb)
+        return means.mean_image(fill_rgb=glass_rgb)
 
     def close(self) -> None:
         """Give the file and the cache back."""
@@ -432,7 +432,7 @@ def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
     block = max(1, min(height, width) // 8)
     means = AreaAccumulator(rows=cell_edges(height, block), columns=cell_edges(width, block))
     means.add(segment, x_px=0, y_px=0)
-    blocks = means.picture(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
+    blocks = means.mean_image(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
     if np.ptp(blocks, axis=0).max() > _PLAIN_RANGE:
         return None
     return np.asarray(blocks.mean(axis=0))

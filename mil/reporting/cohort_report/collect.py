@@ -33,7 +33,7 @@ from mil.reporting.cohort_report.statistics import (
     group_test,
     statistics,
 )
-from mil.reporting.cohort_report.table import SlideTable, read_slide_table
+from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
 
 __all__ = ["CohortSummary", "summarize_cohort"]
 
@@ -129,7 +129,7 @@ def summarize_cohort(
     BagError
         If ``bags_dir`` holds no bag of these slides, or a damaged one.
     """
-    table = read_slide_table(path, label=label)
+    table = read_cohort_table(path, label=label)
     if table.slides.empty:
         raise CohortError(
             path, actual="no row with a slide id and a patient id", expected="one row a slide"

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.utils.text import natural_key
 from mil.reporting.cohort_report.slides import SlideBag
-from mil.reporting.cohort_report.table import SlideTable, natural_key
+from mil.reporting.cohort_report.table import SlideTable
 
 __all__ = ["Crosstab", "Level", "TileCount", "count_by", "count_tiles"]
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from features.utils.text import pluralize
+from features.utils.text import natural_key, pluralize
 from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.sections import sections_of, with_share
 from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
-from mil.reporting.cohort_report.table import SlideTable, natural_key
+from mil.reporting.cohort_report.table import SlideTable
 from mil.reporting.figures import EmbeddedImage, embed_image
 from mil.reporting.html import render
 

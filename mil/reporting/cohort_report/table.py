@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.utils.tables import find_column, read_table
+from features.utils.text import natural_key
 from mil.data.cohort import without_suffix
 
 __all__ = [
@@ -18,8 +19,7 @@ __all__ = [
     "SEVERAL",
     "Column",
     "SlideTable",
-    "natural_key",
-    "read_slide_table",
+    "read_cohort_table",
 ]
 
 ALL = "all"
@@ -106,7 +106,7 @@ class SlideTable:
         return bool((self.slides["image"] != "").any())
 
 
-def read_slide_table(path: Path, *, label: str | None = None) -> SlideTable:
+def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
     """Read a cohort table without refusing what training would refuse.
 
     Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
@@ -153,18 +153,6 @@ def read_slide_table(path: Path, *, label: str | None = None) -> SlideTable:
         patients=patients,
         classes=tuple(sorted(found)) or (ALL,),
     )
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which ``2`` comes before ``11``.
-
-    Examples
-    --------
-    >>> sorted(["centre 11", "centre 2", "other"], key=natural_key)
-    ['centre 2', 'centre 11', 'other']
-    """
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts)
 
 
 def _slides(rows: pd.DataFrame, images: pd.Series[str] | None) -> pd.DataFrame:

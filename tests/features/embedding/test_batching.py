@@ -57,7 +57,7 @@ def work_on(
     )
     survey = SlideTiles(
         slide=slide, resolution=RESOLUTION, overview=pixels[:1, :1], tissue=tissue, grid=grid,
-        n_found=n_tiles, judge=lambda tile: "bright" if tile.min() == 255 else "",
+        n_tissue_tiles=n_tiles, detect_artifact=lambda tile: "bright" if tile.min() == 255 else "",
     )  # fmt: skip
     if not n_views:
         return SlideBuffer(survey, dim=3)
@@ -181,7 +181,7 @@ def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
             return embeddings[:, 0] > 250
 
     plain = work_on(6, seed=1, bright=(4,), n_views=2)
-    survey = replace(plain.survey, judge=lambda tile: "")
+    survey = replace(plain.survey, detect_artifact=lambda tile: "")
     looks = TileTransform(survey, views=AugmentationConfig(n_views=2))
     work = SlideBuffer(survey, dim=3, looks=looks, tile_filter=Sieve())  # type: ignore[arg-type]
     embed([work], MeanEncoder(), 4)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from features.errors import BagError, TableError
-from features.series.manifest import natural_key, read_series
+from features.series.manifest import read_series
+from features.utils.text import natural_key
 
 
 def write(folder: Path, text: str, *files: str) -> Path:

@@ -115,7 +115,7 @@ def test_means_do_not_depend_on_how_the_picture_is_cut(
         for left, right in ((x_cut, width), (0, x_cut)):
             if bottom > top and right > left:
                 means.add(pixels[top:bottom, left:right], x_px=left, y_px=top)
-    found = means.picture(fill_rgb=(0, 0, 0))
+    found = means.mean_image(fill_rgb=(0, 0, 0))
     np.testing.assert_array_equal(found, np.rint(exact_mean(pixels, **cells)))
 
 
@@ -137,14 +137,14 @@ def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: in
     sums = np.diff(np.diff(integral.swapaxes(0, 1), axis=0), axis=1)
     areas = np.diff(edges)[:, None] * np.diff(edges)
     np.testing.assert_allclose(
-        means.picture(fill_rgb=(0, 0, 0)), sums / areas[..., None], atol=0.51
+        means.mean_image(fill_rgb=(0, 0, 0)), sums / areas[..., None], atol=0.51
     )
 
 
 def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
     means = AreaAccumulator(rows=cell_edges(20, 10), columns=cell_edges(20, 10))
     means.add(np.full((10, 5, 3), 100, np.uint8), x_px=0, y_px=0)
-    found = means.picture(fill_rgb=(200, 210, 220))
+    found = means.mean_image(fill_rgb=(200, 210, 220))
     assert found[0, 0].tolist() == [150, 155, 160]
     assert found[1, 1].tolist() == [200, 210, 220]
 
@@ -155,7 +155,7 @@ def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("features.slides.resampling._AT_ONCE_PX", at_once_px)
         means = AreaAccumulator(rows=cell_edges(60, 7), columns=cell_edges(70, 7))
         means.add(PICTURE, x_px=0, y_px=0)
-        pictures.append(means.picture(fill_rgb=(0, 0, 0)))
+        pictures.append(means.mean_image(fill_rgb=(0, 0, 0)))
     np.testing.assert_array_equal(pictures[0], pictures[2])
     np.testing.assert_array_equal(pictures[1], pictures[2])
 

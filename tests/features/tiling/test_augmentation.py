@@ -28,7 +28,7 @@ def painted(side: int = 64, seed: int = 0) -> np.ndarray:
 def draw(
     tile: np.ndarray, views: AugmentationConfig, number: int = 1, key: str = "a 0 0"
 ) -> np.ndarray:
-    return augment_tile(tile, views, number=number, key=key, glass_rgb=GLASS)
+    return augment_tile(tile, views, view=number, key=key, glass_rgb=GLASS)
 
 
 def test_a_view_is_the_same_whichever_thread_draws_it_in_whatever_order() -> None:
@@ -95,5 +95,5 @@ def test_each_change_of_colour_changes_something_on_its_own(name: str) -> None:
 
 
 def test_fewer_than_no_views_are_refused() -> None:
-    with pytest.raises(MilError, match="-1 of a tile"):
+    with pytest.raises(MilError, match="-1 per tile"):
         AugmentationConfig(n_views=-1)

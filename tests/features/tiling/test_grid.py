@@ -46,13 +46,13 @@ def test_tiles_lie_inside_the_slide_in_reading_order(
     assert (np.diff(y * 10_000 + x) > 0).all()
     assert (x >= 0).all()
     assert (y >= 0).all()
-    if grid.span_x_px0 <= width:
-        assert (x + grid.span_x_px0 <= width + 1e-6).all()
-    if grid.span_y_px0 <= height:
-        assert (y + grid.span_y_px0 <= height + 1e-6).all()
+    if grid.tile_width_px0 <= width:
+        assert (x + grid.tile_width_px0 <= width + 1e-6).all()
+    if grid.tile_height_px0 <= height:
+        assert (y + grid.tile_height_px0 <= height + 1e-6).all()
     assert ((grid.tissue_fraction >= 0) & (grid.tissue_fraction <= 1)).all()
     assert (grid.tissue_fraction >= grid.min_tissue_used - 1e-6).all()
-    pitch = grid.span_x_px0 * (1 - wanted.overlap_px / tile_px)
+    pitch = grid.tile_width_px0 * (1 - wanted.overlap_px / tile_px)
     steps = np.diff(np.unique(x))
     assert (steps >= pitch - 1.0).all()
     assert (len(x) > 0) == mask[: -(-height // 16), : -(-width // 16)].any()
@@ -120,7 +120,7 @@ def test_a_slide_smaller_than_a_tile_has_one_that_reaches_over_the_edge() -> Non
 def grid_at(x: int, y: int, span: float, tile_px: int = 32) -> TileGrid:
     return TileGrid(
         coords_px0=np.array([[x, y]]), tissue_fraction=np.ones(1, np.float32),
-        span_x_px0=span, span_y_px0=span, tile_px=tile_px, min_tissue_used=0.3,
+        tile_width_px0=span, tile_height_px0=span, tile_px=tile_px, min_tissue_used=0.3,
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_anisotropic_pixels_give_square_tiles() -> None:
         tissue_of(np.ones((60, 60), bool)), width_px0=960, height_px0=960,
         resolution=at(0.25, 0.5), settings=TileSettings(tile_px=100),
     )  # fmt: skip
-    assert (grid.span_x_px0, grid.span_y_px0) == (200.0, 100.0)
+    assert (grid.tile_width_px0, grid.tile_height_px0) == (200.0, 100.0)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_the_same_slide_gives_the_same_bytes() -> None:
     stained(amounts(128, seed=1), (REFERENCE[0], REFERENCE[0])),
 ])  # fmt: skip
 def test_a_slide_without_two_stains_is_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(SlideError, match="s1: two stains cannot be told apart"):
+    with pytest.raises(SlideError, match="s1: two stains cannot be separated"):
         normalise(pixels)
 
 
@@ -113,7 +113,7 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
         saturation=0, hue=0, sharpness=0,
     )  # fmt: skip
-    looks = TileTransform(survey, views=still, recolour=np.zeros_like)
+    looks = TileTransform(survey, views=still, stain_normalizer=np.zeros_like)
     work = SlideBuffer(survey, dim=3, looks=looks)
     found = work.read(0)
     assert isinstance(found, np.ndarray)
@@ -124,6 +124,6 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
 
 def test_nothing_is_recoloured_unless_asked_for_and_where_no_tile_is_kept() -> None:
     assert build_stain_normalizer("none", work_on(2).survey) is None
-    survey = replace(work_on(1).survey, judge=lambda tile: "blur")
+    survey = replace(work_on(1).survey, detect_artifact=lambda tile: "blur")
     assert build_stain_normalizer("macenko", survey) is None
     assert STAIN_NORMS["none"] == ""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.utils.image_headers import claimed_png_size, claimed_size, claimed_webp_size
+from features.utils.image_headers import jpeg_dimensions, png_dimensions, webp_dimensions
 
 GREY = np.zeros((20, 30), np.uint8)
 JPEG = imagecodecs.jpeg_encode(GREY)
@@ -31,12 +31,12 @@ BOXED = imagecodecs.jpeg2k_encode(GREY, codecformat="jp2")
     ],
 )
 def test_the_size_that_a_stream_claims_is_found(stream: bytes, size: object) -> None:
-    assert claimed_size(stream) == size
+    assert jpeg_dimensions(stream) == size
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b""]))
 def test_no_stream_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
-    found = claimed_size(start + noise)
+    found = jpeg_dimensions(start + noise)
     assert found is None or len(found) == 2
 
 
@@ -45,7 +45,7 @@ def test_noise_that_a_decoder_skips_does_not_hide_a_frame(noise: bytes) -> None:
     frame = JPEG.index(b"\xff\xc0")
     noisy = JPEG[:frame] + noise + JPEG[frame:]
     assert imagecodecs.jpeg_decode(noisy).shape == GREY.shape
-    assert claimed_size(noisy) == (30, 20)
+    assert jpeg_dimensions(noisy) == (30, 20)
 
 
 COLOURS = np.zeros((20, 30, 3), np.uint8)
@@ -73,7 +73,7 @@ MOVING = webp_of(Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "
 )  # fmt: skip
 def test_the_size_that_webp_claims_is_found_wherever_it_stands(stream: bytes) -> None:
     assert imagecodecs.webp_decode(stream).shape[:2] == (20, 30)
-    assert claimed_webp_size(stream) == (30, 20)
+    assert webp_dimensions(stream) == (30, 20)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.booleans())
@@ -82,10 +82,10 @@ def test_sizes_of_webp_and_png_are_those_of_the_encoders(
 ) -> None:
     picture = np.zeros((height, width, 3), np.uint8)
     webp = imagecodecs.webp_encode(picture, lossless=lossless, method=0)
-    assert claimed_webp_size(webp) == (width, height)
+    assert webp_dimensions(webp) == (width, height)
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG", compress_level=0)
-    assert claimed_png_size(png.getvalue()) == (width, height)
+    assert png_dimensions(png.getvalue()) == (width, height)
 
 
 def test_a_chunk_before_it_does_not_hide_what_a_png_claims() -> None:
@@ -93,7 +93,7 @@ def test_a_chunk_before_it_does_not_hide_what_a_png_claims() -> None:
     chunk = struct.pack(">I4s", 4, b"abCd") + b"IHDR"
     hidden = png[:8] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + png[8:]
     assert imagecodecs.png_decode(hidden).shape == COLOURS.shape
-    assert claimed_png_size(hidden) == (30, 20)
+    assert png_dimensions(hidden) == (30, 20)
 
 
 @given(
@@ -101,7 +101,7 @@ def test_a_chunk_before_it_does_not_hide_what_a_png_claims() -> None:
     st.sampled_from([b"RIFF1234WEBPVP8X", b"RIFF1234WEBPVP8 ", b"ALPH", b"\x89PNG\r\n\x1a\n", b""]),
 )
 def test_no_webp_or_png_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
-    for found in (claimed_webp_size(start + noise), claimed_png_size(start + noise)):
+    for found in (webp_dimensions(start + noise), png_dimensions(start + noise)):
         assert found is None or len(found) == 2
 
 
@@ -112,4 +112,4 @@ def test_a_box_of_its_own_hides_no_codestream() -> None:
         box = struct.pack(">I4s", 8 + len(decoy) + n_padding, b"free") + decoy + bytes(n_padding)
         hidden = BOXED[:start] + box + BOXED[start:]
         assert imagecodecs.jpeg2k_decode(hidden).shape == GREY.shape
-        assert claimed_size(hidden) == (30, 20)
+        assert jpeg_dimensions(hidden) == (30, 20)

@@ -17,9 +17,9 @@ from features.visualization.deepzoom import (
     DeepZoom,
     DeepZoomReader,
     Region,
-    colour_window,
+    colorize_region,
 )
-from features.visualization.heatmap import ColorScale, TileLayout, colours, rasterize
+from features.visualization.heatmap import ColorScale, TileLayout, apply_colormap, rasterize
 from tests.fakes import FakeSlide
 
 SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile")
@@ -44,7 +44,7 @@ def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Region]]:
     found = []
     for row in range(side + 1):
         for column in range(side + 1):
-            if window := zoom.window(level, column, row):
+            if window := zoom.region(level, column, row):
                 found.append((column, row, window))
     return found
 
@@ -74,7 +74,7 @@ def test_windows_of_a_level_cover_it_once(width: int, height: int, level: int) -
     area = sum(window.width_px * window.height_px for _, _, window in windows)
     assert area == -(-width // downsample) * -(-height // downsample)
     assert all(window.downsample == downsample for _, _, window in windows)
-    assert zoom.window(0, 0, 0) == Region(
+    assert zoom.region(0, 0, 0) == Region(
         downsample=1 << zoom.last_level, left_px=0, top_px=0, width_px=1, height_px=1
     )
 
@@ -82,7 +82,7 @@ def test_windows_of_a_level_cover_it_once(width: int, height: int, level: int) -
 def test_there_are_no_windows_off_the_pyramid() -> None:
     zoom = DeepZoom(width_px0=1000, height_px0=300)
     for level, column, row in ((-1, 0, 0), (11, 0, 0), (10, 4, 0), (10, 0, 2), (10, -1, 0)):
-        assert zoom.window(level, column, row) is None
+        assert zoom.region(level, column, row) is None
 
 
 @pytest.mark.parametrize("size", [(640, 384), (601, 377)])
@@ -149,8 +149,8 @@ def test_colours_lie_on_the_tiles_to_the_pixel(
     level = min(level, zoom.last_level)
     coords = rng.integers(0, (width, height), (12, 2))
     places = TileLayout(
-        coords_px0=coords, span_px0=(span, span), size_px0=(width, height), mpp_xy=(0.25, 0.25),
-        mpp_is_assumed=False,
+        coords_px0=coords, tile_size_px0=(span, span), slide_size_px0=(width, height),
+        mpp_xy=(0.25, 0.25), mpp_is_assumed=False,
     )  # fmt: skip
     values = rng.uniform(0, 100, 12)
     downsample = 1 << (zoom.last_level - level)
@@ -158,8 +158,8 @@ def test_colours_lie_on_the_tiles_to_the_pixel(
     for column, row, window in all_windows(zoom, level):
         top, left = row * ZOOM_TILE_PX, column * ZOOM_TILE_PX
         part = numbers[top : top + window.height_px, left : left + window.width_px]
-        found = colour_window(places, values, window, scale=SCALE)
+        found = colorize_region(places, values, window, scale=SCALE)
         on_tiles = np.isfinite(part)
         assert (found[..., 3] == np.where(on_tiles, 255, 0)).all()
-        assert np.array_equal(found[on_tiles][:, :3], colours(part, SCALE)[on_tiles])
+        assert np.array_equal(found[on_tiles][:, :3], apply_colormap(part, SCALE)[on_tiles])
         assert not found[~on_tiles].any()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from features.visualization.heatmap import (
     ColorScale,
     TileLayout,
-    colours,
+    apply_colormap,
     draw_heatmap,
-    draw_plain,
-    picture_downsample,
+    draw_slide,
+    heatmap_downsample,
     rasterize,
     tile_layout,
 )
@@ -24,8 +24,8 @@ PERCENT = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile, 
 
 def places(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> TileLayout:
     return TileLayout(
-        coords_px0=np.array(corners, np.int64).reshape(-1, 2), span_px0=(span, span),
-        size_px0=(size, size), mpp_xy=(0.5, 0.5), mpp_is_assumed=False,
+        coords_px0=np.array(corners, np.int64).reshape(-1, 2), tile_size_px0=(span, span),
+        slide_size_px0=(size, size), mpp_xy=(0.5, 0.5), mpp_is_assumed=False,
     )  # fmt: skip
 
 
@@ -76,20 +76,22 @@ def test_neighbouring_tiles_leave_no_gap_and_do_not_overlap(
 @pytest.mark.parametrize("palette", ["viridis", "cividis"])
 def test_a_higher_number_is_lighter_so_that_maps_read_in_grey(palette: str) -> None:
     scale = ColorScale(palette=palette, low=-1.0, high=1.0, words="")  # type: ignore[arg-type]
-    grey = colours(np.linspace(-1, 1, 50), scale) @ (0.299, 0.587, 0.114)
+    grey = apply_colormap(np.linspace(-1, 1, 50), scale) @ (0.299, 0.587, 0.114)
     assert (np.diff(grey) > -0.6).all()  # but for the rounding to 8 bits
     assert grey[-1] - grey[0] > 120
-    assert (colours(np.array([-9.0, 9.0]), scale) == colours(np.array([-1.0, 1.0]), scale)).all()
+    assert (
+        apply_colormap(np.array([-9.0, 9.0]), scale) == apply_colormap(np.array([-1.0, 1.0]), scale)
+    ).all()
 
 
 def test_a_scale_without_extent_is_drawn_all_the_same() -> None:
     flat = replace(PERCENT, low=0.5, high=0.5)
-    assert colours(np.array([0.5, np.nan]), flat).shape == (2, 3)
+    assert apply_colormap(np.array([0.5, np.nan]), flat).shape == (2, 3)
 
 
 def test_the_slide_keeps_its_colours_off_the_tiles_and_lies_grey_below_them() -> None:
     pink = np.full((300, 600, 3), (200, 90, 140), np.uint8)
-    where = replace(places((100, 100)), size_px0=(600, 300))
+    where = replace(places((100, 100)), slide_size_px0=(600, 300))
     picture = np.asarray(
         draw_heatmap(
             where, np.array([100.0]), scale=PERCENT, overview=pink, title="s", facts=["1 tile"]
@@ -100,7 +102,7 @@ def test_the_slide_keeps_its_colours_off_the_tiles_and_lies_grey_below_them() ->
     assert (red > 180, green > 160, blue < 120) == (True, True, True)  # yellow
     assert (pink == (200, 90, 140)).all()
     assert picture.shape[0] > 300  # the caption
-    plain = np.asarray(draw_plain(where, pink, title="s", facts=[]))
+    plain = np.asarray(draw_slide(where, pink, title="s", facts=[]))
     assert (plain[:300] == (200, 90, 140)).all()
 
 
@@ -111,12 +113,12 @@ def test_without_a_slide_the_map_lies_on_white() -> None:
         )
     )
     assert (picture[50, 50] == 255).all()
-    assert (picture[150, 150] == colours(np.array(0.0), PERCENT)).all()
+    assert (picture[150, 150] == apply_colormap(np.array(0.0), PERCENT)).all()
 
 
 @pytest.mark.parametrize("size", [10, 1200, 1201, 60_000])
 def test_pictures_are_at_most_1200_px_long(size: int) -> None:
-    downsample = picture_downsample(places((0, 0), size=size))
+    downsample = heatmap_downsample(places((0, 0), size=size))
     assert size / downsample <= 1200
     assert downsample == 1 or size / (downsample - 1) > 1200
 
@@ -128,8 +130,8 @@ def test_a_bag_that_does_not_know_its_tiles_reach_lends_them_the_distance_of_nei
     found = tile_layout(unknown, bag.coords_px0)
     assert known is not None
     assert found is not None
-    assert found.span_px0 == known.span_px0 == (448.0, 448.0)
-    assert found.size_px0 == known.size_px0
+    assert found.tile_size_px0 == known.tile_size_px0 == (448.0, 448.0)
+    assert found.slide_size_px0 == known.slide_size_px0
     assert found.mpp_is_assumed
     assert tile_layout(unknown, bag.coords_px0[:1]) is None
     assert tile_layout(bag.meta, np.full_like(bag.coords_px0, -1)) is None

@@ -10,7 +10,7 @@ import tifffile
 
 from features.errors import OutputError
 from features.slides.reader import open_slide
-from features.visualization.heatmap import ColorScale, TileLayout, colours
+from features.visualization.heatmap import ColorScale, TileLayout, apply_colormap
 from features.visualization.pyramid_tiff import overlay_downsample, write_heatmap_tiff
 
 SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention: percentile")
@@ -20,7 +20,7 @@ def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> T
     columns, rows = np.meshgrid(np.arange(3), np.arange(2))
     corners = np.stack([columns.ravel(), rows.ravel()], axis=1) * round(span) + 4480
     return TileLayout(
-        coords_px0=corners.astype(np.int64), span_px0=(span, span), size_px0=size,
+        coords_px0=corners.astype(np.int64), tile_size_px0=(span, span), slide_size_px0=size,
         mpp_xy=(0.25, 0.25), mpp_is_assumed=False,
     )  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_the_overlay_lies_over_the_slide_to_the_pixel(tmp_path: Path) -> None:
     assert rgba.shape == (9000 // 16 + 1, 12_000 // 16, 4)
     for (x, y), value in zip((where.coords_px0 // 16).tolist(), values, strict=True):
         tile = rgba[y : y + 28, x : x + 28]
-        assert (tile == (*colours(np.array(value), SCALE).tolist(), 255)).all()
+        assert (tile == (*apply_colormap(np.array(value), SCALE).tolist(), 255)).all()
     assert (rgba[..., 3] > 0).sum() == 6 * 28 * 28
 
 

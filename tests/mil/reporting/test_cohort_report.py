@@ -26,7 +26,7 @@ from mil.reporting.cohort_report import (
 )
 from mil.reporting.cohort_report.crosstab import count_by
 from mil.reporting.cohort_report.statistics import Variable, group_test, statistics
-from mil.reporting.cohort_report.table import SlideTable, read_slide_table
+from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
 from tests.browser import needs_browser, open_tab
 from tests.fakes import make_bag, real_data
 
@@ -161,7 +161,7 @@ def test_a_page_is_made_of_whatever_there_is(
     tmp_path: Path, head: str, rows: list[str], said: str
 ) -> None:
     path = write(tmp_path, rows, head=head)
-    files = files_of(read_slide_table(path))
+    files = files_of(read_cohort_table(path))
     html = render_description(described(path, files=files))
     assert said in html
     assert html.count("data:image/jpeg") == len(files.thumbnails) > 0
@@ -180,7 +180,7 @@ def test_what_cannot_be_described_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None:
     path = cohort(tmp_path, hostile=True)
-    files = files_of(read_slide_table(path))
+    files = files_of(read_cohort_table(path))
     failures = {HOSTILE: HOSTILE}
     html = render_description(described(path, files=replace(files, failures=failures)))
     assert "<script" not in html
@@ -199,7 +199,7 @@ def test_a_table_of_several_labels_is_described_by_the_one_asked_for(tmp_path: P
     )
     assert found.labels["patients"] == {"0": 6, "1": 3}
     with pytest.raises(TableError, match=r"no column 'epidural' among bag_id, .*subdural"):
-        read_slide_table(path, label="epidural")
+        read_cohort_table(path, label="epidural")
 
 
 def test_a_column_of_many_labels_or_centres_is_cut_to_what_can_be_looked_at(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_patients_of_whom_no_label_is_sure_divide_nothing_by_zero(tmp_path: Path
 
 def test_files_that_are_missing_extra_copied_or_odd_are_told(tmp_path: Path) -> None:
     path = cohort(tmp_path)
-    table = read_slide_table(path)
+    table = read_cohort_table(path)
     files = files_of(
         table,
         **{
@@ -256,7 +256,7 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
     path = cohort(tmp_path, n_patients=12)
     bags = tmp_path / "bags"
     bags.mkdir()
-    for slide in read_slide_table(path).slides["slide"]:
+    for slide in read_cohort_table(path).slides["slide"]:
         bag = make_bag(slide, n_tiles=4)
         bag.tissue_fraction[:] = 0.5
         write_bag(bags / f"{slide}.h5", bag)
@@ -293,7 +293,7 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
 
 def test_a_measure_that_tells_the_label_is_said(tmp_path: Path) -> None:
     path = cohort(tmp_path)
-    table = read_slide_table(path)
+    table = read_cohort_table(path)
     large = {s: {"width_px0": 90_000} for s in table.slides.query("label == 'LAA'")["slide"]}
     found = described(path, files=files_of(table, **large))
     told = next(finding for finding in found.findings if finding.kind == "measure_tells_label")
@@ -307,7 +307,7 @@ def test_a_patient_counts_once_in_the_comparison_of_classes(tmp_path: Path) -> N
     rows = [
         f"{n}_{i},{n},{'LAA' if n % 2 else 'CE'}" for n in range(10) for i in range(n % 2 * 4 + 1)
     ]
-    table = read_slide_table(write(tmp_path, rows, head="image_id,patient_id,label"))
+    table = read_cohort_table(write(tmp_path, rows, head="image_id,patient_id,label"))
     values = np.arange(len(table.slides), dtype=float)
     found = group_test(Variable(name="x", unit="", values=values), table)
     assert found is not None
@@ -328,7 +328,7 @@ def test_counts_add_up(labels: list[str], data: st.DataObject) -> None:
 
 
 def test_statistics_are_those_of_numpy_and_unknown_values_are_counted_apart(tmp_path: Path) -> None:
-    table = read_slide_table(cohort(tmp_path, n_patients=5))
+    table = read_cohort_table(cohort(tmp_path, n_patients=5))
     values = np.array([1.0, 2.0, 3.0, 100.0, np.nan, 4.0])
     every, *_ = statistics(Variable(name="x", unit="px", values=values), table)
     assert (every.n, every.n_missing, every.n_outliers) == (5, 1, 1)
@@ -337,7 +337,7 @@ def test_statistics_are_those_of_numpy_and_unknown_values_are_counted_apart(tmp_
 
 
 def test_the_gallery_takes_patients_evenly_and_each_once(tmp_path: Path) -> None:
-    table = read_slide_table(cohort(tmp_path))
+    table = read_cohort_table(cohort(tmp_path))
     chosen = choose_for_gallery(table, set(table.slides["slide"]), n_a_label=3)
     labels = table.slides.set_index("slide")["label"]
     assert [labels[slide] for slide in chosen] == ["CE"] * 3 + ["LAA"] * 3
@@ -353,7 +353,7 @@ def test_in_a_browser_all_figures_show_and_nothing_sticks_out(
     tmp_path: Path, width_px: int
 ) -> None:
     path = cohort(tmp_path, hostile=True)
-    html = render_description(described(path, files=files_of(read_slide_table(path))))
+    html = render_description(described(path, files=files_of(read_cohort_table(path))))
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     assert policy.search(html)
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
