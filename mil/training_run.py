@@ -19,7 +19,8 @@ from features.utils.tables import write_table
 from mil.data.bags import PatientBags, SlideRecord
 from mil.data.cohort import Cohort
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
-from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
+from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
 from mil.inference.prediction_sets import fit_sets
@@ -50,8 +51,6 @@ from mil.training.fold_jobs import Judges, local_fold_executor
 __all__ = ["TrainingSummary", "train_run"]
 
 Scores = Mapping[str, Mapping[str, Interval]]
-
-_N_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,6 +131,7 @@ def train_run(
     on_head: Callable[[int, int], None],
     by: SplitBy = "patient",
     nested: bool = False,
+    n_resamples: int = 1000,
     folds: Sequence[Fold] | None = None,
     judges: Judges = local_fold_executor,
     unlabelled: PatientBags | None = None,
@@ -167,6 +167,8 @@ def train_run(
     nested
         Score with calibrators fitted by a cross-validation inside each fold's training patients;
         every fold then costs as many ensembles more as there are folds.
+    n_resamples
+        Bootstrap resamples behind the intervals of the scores.
     folds
         Folds of the patients with tiles, where they are given and not made.
     judges
@@ -218,11 +220,11 @@ def train_run(
         kinds["views averaged"] = cross_fitted_probabilities(
             with_view_calibrator, calibrator=calibrator
         )
-    scores = _score(kinds, found.labels, seed=seed)
+    scores = _score(kinds, found.labels, n_resamples=n_resamples, seed=seed)
     described = {
         "kind": "nested" if nested else "cross-fitted",
         **_plain(scores),
-        "gains": _plain(_gains(kinds, found.labels, seed=seed)),
+        "gains": _plain(_gains(kinds, found.labels, n_resamples=n_resamples, seed=seed)),
     }
     run = _as_run(design, found, with_view_calibrator, final, proba["calibrated"], path=run_dir)
     notes = (
@@ -357,7 +359,11 @@ def _beside_baselines(
 
 
 def _score(
-    kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
+    kinds: Mapping[str, npt.NDArray[np.float64]],
+    labels: npt.NDArray[np.int64],
+    *,
+    n_resamples: int,
+    seed: int,
 ) -> Scores:
     """Scores of each kind of prediction with their intervals, means over repeats.
 
@@ -365,7 +371,7 @@ def _score(
     """
     metrics = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
     return {
-        name: stratified_bootstrap(metrics, values, labels, n_resamples=_N_RESAMPLES, seed=seed)
+        name: stratified_bootstrap(metrics, values, labels, n_resamples=n_resamples, seed=seed)
         for name, values in kinds.items()
     }
 
@@ -376,7 +382,11 @@ def _share_of_one_class(proba: npt.NDArray[np.float64], found: OutOfFoldPredicti
 
 
 def _gains(
-    kinds: Mapping[str, npt.NDArray[np.float64]], labels: npt.NDArray[np.int64], *, seed: int
+    kinds: Mapping[str, npt.NDArray[np.float64]],
+    labels: npt.NDArray[np.int64],
+    *,
+    n_resamples: int,
+    seed: int,
 ) -> Scores:
     """How much better the calibrated predictions are than each baseline."""
     shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
@@ -385,7 +395,7 @@ def _gains(
         kinds["calibrated"],
         {name: kinds[name] for name in names},
         labels,
-        n_resamples=_N_RESAMPLES,
+        n_resamples=n_resamples,
         seed=seed,
     )
 

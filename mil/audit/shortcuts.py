@@ -21,7 +21,8 @@ from mil.audit.digests import SlideDigest
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import patient_folds, stratified_fold_ids
-from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy, stratified_bootstrap
+from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
 
 __all__ = ["LEAST_OF_A_CLASS", "ShortcutScore", "audit_shortcuts", "measure_shortcuts"]

@@ -17,7 +17,6 @@ __all__ = ["Curve", "net_benefit_curve", "precision_recall_curve", "roc_curve", 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_N_RESAMPLES = 500
 _GRID = np.linspace(0, 1, 101)
 _THRESHOLDS = np.arange(1, 100) / 100
 
@@ -36,21 +35,25 @@ class Curve:
     """97.5th percentile over resamples."""
 
 
-def roc_curve(values: Floats, positive: Bools, *, seed: int) -> Curve:
+def roc_curve(values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500) -> Curve:
     """Share of the class that is found against share of the others that is taken for it."""
-    true, false = _rates(values, positive, _bootstrap_counts(positive, seed=seed))
+    counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
+    true, false = _rates(values, positive, counts)
     found = [np.interp(_GRID, x, y) for x, y in zip(false, true, strict=True)]
     return _with_band(_GRID, np.stack(found))
 
 
-def precision_recall_curve(values: Floats, positive: Bools, *, seed: int) -> Curve:
+def precision_recall_curve(
+    values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500
+) -> Curve:
     """Share of the patients taken for the class that has it, against share of the class found.
 
     Precision depends on class shares; it is for those of the sample. At a recall between two
     thresholds the precision of the lower one is given (Davis and Goadrich, 2006: a straight line
     would flatter).
     """
-    true, false = _rates(values, positive, _bootstrap_counts(positive, seed=seed))
+    counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
+    true, false = _rates(values, positive, counts)
     n_positive = positive.sum()
     n_negative = len(positive) - n_positive
     recalls = _GRID[1:]
@@ -62,13 +65,15 @@ def precision_recall_curve(values: Floats, positive: Bools, *, seed: int) -> Cur
     return _with_band(recalls, np.stack(found))
 
 
-def net_benefit_curve(values: Floats, positive: Bools, *, seed: int) -> Curve:
+def net_benefit_curve(
+    values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500
+) -> Curve:
     """Net benefit of acting above a threshold (Vickers and Elkin, 2006), at 0.01 to 0.99.
 
     True positives less false positives weighed by the odds of the threshold, a patient. ``values``
     must be for the class shares of the sample.
     """
-    counts = _bootstrap_counts(positive, seed=seed).astype(np.float64)
+    counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed).astype(np.float64)
     acts = (values[:, None] >= _THRESHOLDS).astype(np.float64)
     hits = (counts * positive) @ acts
     alarms = (counts * ~positive) @ acts
@@ -81,13 +86,13 @@ def treat_all(thresholds: Floats, share: float) -> Floats:
     return np.asarray(share - (1 - share) * thresholds / (1 - thresholds), np.float64)
 
 
-def _bootstrap_counts(positive: Bools, *, seed: int) -> npt.NDArray[np.int64]:
+def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> npt.NDArray[np.int64]:
     """How often each patient is in each sample, shape (1 + resamples, n); first all once."""
     rng = np.random.default_rng(seed)
-    counts = np.ones((1 + _N_RESAMPLES, len(positive)), np.int64)
+    counts = np.ones((1 + n_resamples, len(positive)), np.int64)
     for side in (positive, ~positive):
         n = int(side.sum())
-        counts[1:, side] = rng.multinomial(n, np.full(n, 1 / n), size=_N_RESAMPLES)
+        counts[1:, side] = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
     return counts
 
 

@@ -26,8 +26,8 @@ __all__ = [
     "brier_score",
     "equal_mass_bins",
     "expected_calibration_error",
+    "log_losses",
     "prior_weights",
-    "stratified_bootstrap",
     "weighted_log_loss",
     "wilson_interval",
 ]
@@ -93,12 +93,7 @@ def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | No
     MilError
         If a row sums to 0 (it has no rescaled form) or a class does not occur.
     """
-    sums = proba.sum(axis=1, keepdims=True)
-    if not (sums > 0).all():
-        row = int(np.flatnonzero(sums[:, 0] <= 0)[0])
-        raise MilError(f"row {row}", actual="probabilities that sum to 0", expected="above 0")
-    clipped = np.clip(proba / sums, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-    losses = -np.log(clipped[np.arange(len(labels)), labels])
+    losses = log_losses(proba, labels)
     n_classes = proba.shape[1]
     counts = np.bincount(labels, minlength=n_classes)
     if not counts.all():
@@ -107,6 +102,25 @@ def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | No
     means = np.bincount(labels, losses, minlength=n_classes) / counts
     weights = np.ones(n_classes) if class_weights is None else class_weights
     return float(np.average(means, weights=weights))
+
+
+def log_losses(proba: Floats, labels: Ints) -> Floats:
+    """Return the log loss of each row, shape (n,), in nats.
+
+    Rows are divided by their sums and clipped to [1e-15, 1 - 1e-15], in this order.
+
+    Raises
+    ------
+    MilError
+        If a row sums to 0.
+    """
+    sums = proba.sum(axis=1, keepdims=True)
+    if not (sums > 0).all():
+        row = int(np.flatnonzero(~(sums[:, 0] > 0))[0])
+        raise MilError(f"row {row}", actual=f"probabilities that sum to {sums[row, 0]:g}",
+                         expected="above 0")  # fmt: skip
+    clipped = np.clip(proba / sums, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.asarray(-np.log(clipped[np.arange(len(labels)), labels]), np.float64)
 
 
 def auroc(proba: Floats, labels: Ints) -> float:
@@ -205,48 +219,6 @@ def prior_weights(labels: Ints, prior: Floats | None, *, n_classes: int) -> Floa
     shares = np.full(n_classes, 1 / n_classes) if prior is None else prior
     counts = np.bincount(labels, minlength=n_classes)
     return np.asarray((shares * len(labels) / counts)[labels], np.float64)
-
-
-def stratified_bootstrap(
-    metrics: Mapping[str, Metric], proba: Floats, labels: Ints, *, n_resamples: int, seed: int
-) -> dict[str, Interval]:
-    """Percentile intervals of scores over resampled patients, class counts kept.
-
-    What varies is the choice of patients given one set of predictions: the variance of training is
-    not in it. Of several sets (one a repeat of a cross-fit) the score is the mean over the sets,
-    and each resample takes the next set, so that the choice of folds varies as well.
-
-    Parameters
-    ----------
-    metrics
-        Functions of ``proba`` and ``labels``, by name.
-    proba, labels
-        The predictions and the truth; several sets of predictions have shape (sets, n, classes).
-    n_resamples
-        Resamples drawn.
-    seed
-        Seed of the draws.
-
-    Returns
-    -------
-    dict
-        An :class:`Interval` (95 %) by name.
-    """
-    rng = np.random.default_rng(seed)
-    sets = proba if proba.ndim == 3 else proba[None]
-    members = [np.flatnonzero(labels == index) for index in range(proba.shape[-1])]
-    draws: dict[str, list[float]] = {name: [] for name in metrics}
-    for index in range(n_resamples):
-        rows = np.concatenate([rng.choice(part, len(part)) for part in members])
-        drawn, truth = sets[index % len(sets)][rows], labels[rows]
-        for name, metric in metrics.items():
-            draws[name].append(metric(drawn, truth))
-    result = {}
-    for name, metric in metrics.items():
-        low, high = np.percentile(draws[name], [2.5, 97.5]) if n_resamples else (np.nan, np.nan)
-        value = float(np.mean([metric(one, labels) for one in sets]))
-        result[name] = Interval(value=value, low=float(low), high=float(high))
-    return result
 
 
 def wilson_interval(share: float, n: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import Cohort
 from mil.data.splits import stratified_fold_ids
 from mil.errors import CalibrationError
+from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
 from mil.evaluation.metrics import (
     Interval,
@@ -25,7 +26,6 @@ from mil.evaluation.metrics import (
     brier_score,
     expected_calibration_error,
     prior_weights,
-    stratified_bootstrap,
     weighted_log_loss,
 )
 from mil.evaluation.reliability import brier_parts, expected_error, reliability_table

@@ -39,9 +39,12 @@ def label_weights(names: Sequence[str]) -> Floats:
 
 def label_log_losses(proba: Floats, truth: Ints) -> Floats:
     """Mean log loss of each label, shape (labels,), in nats; probabilities are clipped at 1e-15."""
+    return np.asarray(_log_losses(proba, truth).mean(axis=0), np.float64)
+
+
+def _log_losses(proba: Floats, truth: Ints) -> Floats:
     clipped = np.clip(proba, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-    losses = -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
-    return np.asarray(losses.mean(axis=0), np.float64)
+    return np.asarray(-np.where(truth == 1, np.log(clipped), np.log1p(-clipped)), np.float64)
 
 
 def weighted_label_loss(
@@ -64,14 +67,14 @@ def weighted_label_loss(
     """
     weights = label_weights(names)
     repeats = proba.reshape(-1, *truth.shape)
+    losses = [_log_losses(each, truth) for each in repeats]
     rng = np.random.default_rng(seed)
-    draws = []
-    for number in range(n_resamples):
-        rows = rng.integers(len(truth), size=len(truth))
-        of_repeat = repeats[number % len(repeats)]
-        draws.append(float(weights @ label_log_losses(of_repeat[rows], truth[rows])))
+    draws = [
+        weights @ losses[number % len(losses)][rows].mean(axis=0)
+        for number, rows in enumerate(rng.integers(len(truth), size=(n_resamples, len(truth))))
+    ]
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (np.nan, np.nan)
-    value = float(np.mean([weights @ label_log_losses(each, truth) for each in repeats]))
+    value = float(np.mean([weights @ each.mean(axis=0) for each in losses]))
     return Interval(value=value, low=float(low), high=float(high))
 
 

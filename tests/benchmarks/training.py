@@ -45,7 +45,8 @@ from mil.calibration import cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold, patient_folds, stratified_fold_ids
-from mil.evaluation.metrics import Interval, stratified_bootstrap, weighted_log_loss
+from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.metrics import Interval, weighted_log_loss
 from mil.heads import Head, build_head
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate, resolve_stopping

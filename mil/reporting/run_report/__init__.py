@@ -1,7 +1,7 @@
 """What a person looks at after a training: scores beside baselines, figures, patients."""
 
 from mil.evaluation.baselines import SHORTCUT, mean_logistic_probabilities, shortcut_probabilities
-from mil.evaluation.paired_bootstrap import paired_differences
+from mil.evaluation.bootstrap import paired_differences
 from mil.reporting.run_report.data import ReportData, collect_report_data, write_report_data
 from mil.reporting.run_report.page import write_report
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
+from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.reporting.run_report.data import ReportData
 
 __all__ = ["SubgroupScore", "score_centres", "score_folds", "score_repeats"]

@@ -20,7 +20,6 @@ from mil.evaluation.metrics import (
     brier_score,
     expected_calibration_error,
     prior_weights,
-    stratified_bootstrap,
     weighted_log_loss,
 )
 
@@ -102,15 +101,3 @@ def test_weights_let_the_sample_stand_for_other_shares() -> None:
     weights = prior_weights(labels, np.array([0.2, 0.8]), n_classes=2)
     assert weights.sum() == pytest.approx(40)
     assert weights[labels == 1].sum() == pytest.approx(32)
-
-
-def test_the_interval_holds_the_score_and_follows_the_seed() -> None:
-    proba, labels = draw(2, 5, n=80)
-    first, same, other = (
-        stratified_bootstrap({"auroc": auroc}, proba, labels, n_resamples=300, seed=seed)["auroc"]
-        for seed in (1, 1, 2)
-    )
-    assert first.low < first.value < first.high
-    assert first == same
-    assert first != other
-    assert str(first).startswith(f"{first.value:.4f} [")

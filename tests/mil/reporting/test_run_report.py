@@ -27,8 +27,9 @@ from features.bags.h5 import find_bags, write_bag
 from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Patient, read_cohort
 from mil.errors import RunError
+from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
-from mil.evaluation.metrics import Interval, auroc, stratified_bootstrap, weighted_log_loss
+from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.reporting.figures import EmbeddedImage
 from mil.reporting.figures import render_figure as draw_figure
 from mil.reporting.run_report import (

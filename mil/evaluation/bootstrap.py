@@ -1,0 +1,204 @@
+"""Bootstrap intervals over patients: of scores, and of differences between predictions.
+
+Patients are resampled within their classes, so that class counts stay as they are. What the
+intervals show is the choice of patients given the predictions; the variance of training is not in
+them. Equal class counts, numbers of resamples and seeds give equal draws, which is what makes
+intervals of several kinds of predictions comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from mil.evaluation.metrics import Interval, Metric, auroc, log_losses, weighted_log_loss
+
+__all__ = ["paired_differences", "stratified_bootstrap"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_VALUES_PER_BLOCK = 2**20  # keeps what a block of resamples occupies below some 10 MB
+_PAIRED_METRICS: Mapping[str, tuple[Metric, float]] = {
+    "weighted_log_loss": (weighted_log_loss, -1.0),
+    "auroc": (auroc, 1.0),
+}
+
+
+def stratified_bootstrap(
+    metrics: Mapping[str, Metric], proba: Floats, labels: Ints, *, n_resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Return 95 % percentile intervals of scores over resampled patients, by name of the score.
+
+    Parameters
+    ----------
+    metrics
+        Functions of ``proba`` and ``labels``, by name.
+    proba
+        Predictions, float64, shape (patients, classes), or (repeats, patients, classes): a score is
+        the mean over repeats then, and each resample takes the next repeat, so that the choice of
+        folds varies as well.
+    labels
+        Index of the true class, shape (patients,).
+    n_resamples
+        Number of resamples; 0 for scores with limits of NaN.
+    seed
+        Seed of the draws.
+    """
+    repeats = proba if proba.ndim == 3 else proba[None]
+    result = {}
+    for name, metric in metrics.items():
+        value = np.mean([metric(one, labels) for one in repeats])
+        samples = _resampled_scores(metric, repeats, labels, n_resamples=n_resamples, seed=seed)
+        result[name] = _interval(value, samples)
+    return result
+
+
+def paired_differences(
+    proba: Floats, baselines: Mapping[str, Floats], labels: Ints, *, n_resamples: int, seed: int
+) -> dict[str, dict[str, Interval]]:
+    """Return how much better predictions are than each baseline, with 95 % intervals.
+
+    Both are scored on the same resampled patients, so that what makes a resample easy or hard for
+    both cancels (Efron and Tibshirani, 1993). A difference is positive where the predictions are
+    better, for losses too.
+
+    Parameters
+    ----------
+    proba
+        Predictions, float64, shape (repeats, patients, classes). Scores are means over repeats, and
+        each resample takes the next repeat.
+    baselines
+        Predictions of the same shape, by name.
+    labels
+        Index of the true class, shape (patients,).
+    n_resamples, seed
+        Number of resamples and seed of the draws.
+
+    Returns
+    -------
+    dict
+        By baseline and by metric (``weighted_log_loss`` in nats, ``auroc``).
+    """
+    values, samples = [], []
+    for metric, sign in _PAIRED_METRICS.values():
+        own, *others = (
+            (
+                np.array([metric(one, labels) for one in kind]),
+                _resampled_scores(metric, kind, labels, n_resamples=n_resamples, seed=seed),
+            )
+            for kind in (proba, *baselines.values())
+        )
+        values.append([np.mean(sign * (own[0] - other[0])) for other in others])
+        samples.append([sign * (own[1] - other[1]) for other in others])
+    return {
+        name: {
+            metric: _interval(values[column][row], samples[column][row])
+            for column, metric in enumerate(_PAIRED_METRICS)
+        }
+        for row, name in enumerate(baselines)
+    }
+
+
+def _interval(value: np.floating, samples: Floats) -> Interval:
+    low, high = np.percentile(samples, [2.5, 97.5]) if len(samples) else (np.nan, np.nan)
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
+def _resampled_scores(
+    metric: Metric, repeats: Floats, labels: Ints, *, n_resamples: int, seed: int
+) -> Floats:
+    """Return the score of each resample, shape (resamples,); each takes the next repeat."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=repeats.shape[-1])
+    positions = _draw_positions(tuple(counts.tolist()), n_resamples, seed)
+    # Resamples keep class counts and are ordered by class: all have the same labels.
+    ordered, truth = repeats[:, by_class], labels[by_class]
+    score = _BLOCK_SCORES.get(metric, _loop_over(metric))
+    samples = np.empty(n_resamples)
+    n_rows = max(1, _VALUES_PER_BLOCK // max(1, ordered[0].size))
+    for index, of_repeat in enumerate(ordered):
+        chosen = np.arange(index, n_resamples, len(repeats))
+        for start in range(0, len(chosen), n_rows):
+            block = chosen[start : start + n_rows]
+            samples[block] = score(of_repeat, truth, positions[block])
+    return samples
+
+
+@lru_cache(maxsize=1)
+def _draw_positions(counts: tuple[int, ...], n_resamples: int, seed: int) -> npt.NDArray[np.int32]:
+    """Return resampled patients as positions in an order by class, shape (resamples, patients).
+
+    They are cached, because a run scores many kinds of predictions for the same patients.
+    """
+    sizes, starts = np.array(counts), np.cumsum((0, *counts[:-1]))
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, np.repeat(sizes, sizes), size=(n_resamples, sum(counts)))
+    positions: npt.NDArray[np.int32] = (drawn + np.repeat(starts, sizes)).astype(np.int32)
+    positions.flags.writeable = False
+    return positions
+
+
+_BlockScores = Callable[[Floats, Ints, npt.NDArray[np.int32]], Floats]
+
+
+def _loop_over(metric: Metric) -> _BlockScores:
+    def score(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
+        return np.array([metric(proba[rows], labels) for rows in positions])
+
+    return score
+
+
+def _block_log_losses(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
+    """:func:`weighted_log_loss` of each resample, shape (resamples,)."""
+    n_classes = proba.shape[1]
+    losses = log_losses(proba, labels)[positions]
+    classes = np.broadcast_to(labels, positions.shape)
+    means = _count_by(classes, n_classes, losses) / np.bincount(labels, minlength=n_classes)
+    return np.asarray(np.average(means, axis=1, weights=np.ones(n_classes)), np.float64)
+
+
+def _block_aurocs(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
+    """:func:`auroc` of each resample, shape (resamples,)."""
+    n_classes = proba.shape[1]
+    if n_classes == 2:
+        return _block_binary_aurocs(proba[:, 1] - proba[:, 0], labels == 1, positions)
+    areas = [
+        _block_binary_aurocs(proba[:, index], labels == index, positions)
+        for index in range(n_classes)
+    ]
+    return np.asarray(np.mean(areas, axis=0), np.float64)
+
+
+def _block_binary_aurocs(
+    scores: Floats, positive: npt.NDArray[np.bool_], positions: npt.NDArray[np.int32]
+) -> Floats:
+    """Count, of each resample, the pairs in which the positive outranks the negative."""
+    n_pairs = int(positive.sum()) * int((~positive).sum())
+    if not n_pairs:
+        return np.full(len(positions), np.nan)
+    ranks = rankdata(scores, method="dense").astype(np.int64) - 1
+    n_levels = int(ranks.max()) + 1
+    positives = _count_by(ranks[positions[:, positive]], n_levels)
+    negatives = _count_by(ranks[positions[:, ~positive]], n_levels)
+    below = np.cumsum(negatives, axis=1) - negatives / 2  # ties count half
+    return np.asarray((positives * below).sum(axis=1) / n_pairs, np.float64)
+
+
+def _count_by(levels: Ints, n_levels: int, weights: Floats | None = None) -> Floats:
+    """Return :func:`numpy.bincount` of each row, shape (rows, levels)."""
+    offsets = np.arange(len(levels))[:, None] * n_levels
+    flat = None if weights is None else weights.ravel()
+    counts = np.bincount((levels + offsets).ravel(), flat, minlength=len(levels) * n_levels)
+    return counts.reshape(len(levels), n_levels).astype(np.float64)
+
+
+_BLOCK_SCORES: Mapping[Metric, _BlockScores] = {
+    weighted_log_loss: _block_log_losses,
+    auroc: _block_aurocs,
+}
+"""Metrics that have a form for many resamples at once; the others are computed one by one."""
