@@ -48,13 +48,13 @@ def blocks_of(page: Path) -> list[Block]:
     return [
         Block(
             page=page,
-            line=text.count("\n", 0, found.start("language")) + 1,
-            language=found["language"].strip(),
-            text=found["text"],
-            reason=found["reason"] or "",
+            line=text.count("\n", 0, result.start("language")) + 1,
+            language=result["language"].strip(),
+            text=result["text"],
+            reason=result["reason"] or "",
         )
-        for found in _FENCE.finditer(text)
-        if not found["language"].startswith("{")
+        for result in _FENCE.finditer(text)
+        if not result["language"].startswith("{")
     ]
 
 

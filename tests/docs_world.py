@@ -14,9 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from cli.app import app
 from features.bags.h5 import find_bags
 from features.slides.synthetic import (
     SyntheticSlide,
@@ -29,6 +27,7 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
+from tests.cli.running import mil_ok
 from tests.scans import write_scan
 
 __all__ = ["PREPARATIONS", "build_world", "copy_world"]
@@ -51,9 +50,9 @@ def build_world(folder: Path) -> None:
         (folder / name).mkdir()
         for slide_id in pd.read_csv(folder / f"{name}.csv", dtype=str)["image_id"]:
             os.link(folder / "slides" / f"{slide_id}.tif", folder / name / f"{slide_id}.tif")
-    run_mil("embed", folder / "slides", folder / "other", "--bags", folder / "bags")
+    mil_ok("embed", folder / "slides", folder / "other", "--bags", folder / "bags")
     train(folder)
-    run_mil(
+    mil_ok(
         "infer", "--run", folder / "runs" / "first", "--bags", folder / "bags", "--patients",
         folder / "test.csv", "--out", folder / "submission.csv",
     )  # fmt: skip
@@ -69,12 +68,6 @@ def train(folder: Path) -> None:
         settings=TrainConfig(n_members=2, n_components=8, fixed_steps=10),
         on_head=lambda done, total: None,
     )  # fmt: skip
-
-
-def run_mil(*arguments: object) -> None:
-    """Run a command that must end well."""
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert found.exit_code == 0, found.output
 
 
 def copy_world(world: Path, folder: Path) -> None:
@@ -173,7 +166,7 @@ def _patches(folder: Path) -> None:
     table = pd.DataFrame(patients, columns=["slide_id", "patient_id", "label"])
     table.to_csv(folder / "train.csv", index=False)
     table[:2].drop(columns="label").to_csv(folder / "test.csv", index=False)
-    run_mil("embed", "--series", folder / "patches.csv", "--bags", folder / "bags")
+    mil_ok("embed", "--series", folder / "patches.csv", "--bags", folder / "bags")
     train(folder)
 
 
@@ -218,7 +211,7 @@ def _others_tables(folder: Path) -> None:
 
 def _clam(folder: Path) -> None:
     """The world's bags as CLAM keeps them."""
-    run_mil("bags", "export", folder / "bags", "--to", "clam", "--out", folder / "clam_features")
+    mil_ok("bags", "export", folder / "bags", "--to", "clam", "--out", folder / "clam_features")
 
 
 def _resolutions(folder: Path) -> None:

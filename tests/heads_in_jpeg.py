@@ -133,9 +133,9 @@ def _bleeds(rng: np.random.Generator, n_slices: int) -> dict[str, range]:
     if rng.random() > _SHARE_BLEEDING:
         return {}
     chosen = [kind for kind, share in zip(KINDS, _SHARES, strict=True) if rng.random() < share]
-    found = {}
+    result = {}
     for kind in chosen or [KINDS[int(rng.integers(len(KINDS)))]]:
         low, high = (0.4, 0.6) if kind == "intraventricular" else (0.15, 0.75)
         first = int(rng.uniform(low, high) * n_slices)
-        found[kind] = range(first, min(n_slices, first + int(rng.integers(2, 7))))
-    return found
+        result[kind] = range(first, min(n_slices, first + int(rng.integers(2, 7))))
+    return result

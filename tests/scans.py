@@ -45,7 +45,7 @@ def dataset(values_hu: np.ndarray, **tags: Any) -> FileDataset:
     meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID") or generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    said: dict[str, Any] = {
+    text: dict[str, Any] = {
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "CT",
         "PatientName": f"{PLANTED}^Jane", "PatientBirthDate": BIRTH_DATE, "PatientID": PLANTED,
@@ -58,7 +58,7 @@ def dataset(values_hu: np.ndarray, **tags: Any) -> FileDataset:
         "InstanceNumber": 1,
         "PixelData": (np.rint(values_hu) + 1024).astype("<i2").tobytes(),
     }  # fmt: skip
-    for name, value in (said | tags).items():
+    for name, value in (text | tags).items():
         if value is not None:
             setattr(header, name, value)
     return header

@@ -89,8 +89,8 @@ def run(words: list[str], where: str) -> None:
             shutil.copytree("runs/first", chosen)
     # To time every way a backbone may run takes a minute, compilers included.
     quick = ["--execution", "eager"] if "--dry-run" in words else []
-    found = CliRunner().invoke(app, [*words[1:], *quick])
-    assert found.exit_code == 0, f"{where}: {' '.join(words)}\n{found.output}"
+    result = CliRunner().invoke(app, [*words[1:], *quick])
+    assert result.exit_code == 0, f"{where}: {' '.join(words)}\n{result.output}"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=place_of)
@@ -112,16 +112,16 @@ def test_a_python_block_is_python(block: Block) -> None:
 
 def commands_not_run() -> list[Any]:
     """Words behind ``mil`` of each command in a block that is not run."""
-    found = []
+    result = []
     for block in BLOCKS:
         for words in block.commands if block.language == "sh" and block.reason else []:
             at = [place for place, word in enumerate(words[:-1]) if word == "mil"]
             known = [place for place in at if words[place + 1] in {*COMMANDS, "--version"}]
-            found += [
+            result += [
                 pytest.param(words[place + 1 :], id=f"{place_of(block)} {' '.join(words)}")
                 for place in known
             ]
-    return found
+    return result
 
 
 @pytest.mark.parametrize("words", commands_not_run())

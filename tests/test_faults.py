@@ -15,31 +15,20 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from cli.app import app
 from cli.viewer.content import ViewerState
 from features.bags.h5 import find_bags
 from mil.calibration.priors import balanced
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
+from tests.cli.running import mil, mil_ok
 from tests.cli.test_filter import pen, tissue
 from tests.cli.test_view import ask, serve
 from tests.disks import full_after, read_only
 
 ROOT = Path(__file__).parents[1]
 N_PATIENTS = 12
-
-
-def mil(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> str:
-    found = mil(*arguments)
-    assert found.exit_code == 0, (arguments, found.output)
-    return found.stdout
 
 
 def slide_id(number: int) -> str:
@@ -78,8 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             examples.append((path, name, f"fremd {number}"))
     for name, table in (("Kohorte", rows), ("Serien", series), ("Beispiele", examples)):
         write_as_excel(base / f"{name}.csv", table)
-    done("embed", base / "Schnitte ä", "--bags", base / "Taschen", *backbone(base))
-    done(
+    mil_ok("embed", base / "Schnitte ä", "--bags", base / "Taschen", *backbone(base))
+    mil_ok(
         "train", "--cohort", base / "Kohorte.csv", "--bags", base / "Taschen", "--run",
         base / "Läufe" / "erster Lauf", "--folds", 2, "--head", "mean",
     )  # fmt: skip
@@ -136,7 +125,7 @@ def test_every_command_works_with_any_name_on_inputs_that_cannot_be_written_to(
     out = tmp_path / "Ausgabe 出力 ñ"
     out.mkdir()
     with read_only(world):
-        done(*steps(world, out)[name])
+        mil_ok(*steps(world, out)[name])
     assert (out / name).exists()
     if name == "submission.csv":
         patients = pd.read_csv(out / name)["patient_id"].tolist()
@@ -147,10 +136,10 @@ def test_every_command_works_with_any_name_on_inputs_that_cannot_be_written_to(
 
 def test_commands_that_only_look_take_any_name(world: Path) -> None:
     cohort, bags, run = world / "Kohorte.csv", world / "Taschen", world / "Läufe" / "erster Lauf"
-    told = json.loads(done("inspect", world / "Schnitte ä", "--json"))
-    assert told["slides"][0]["slide_id"] == slide_id(0)
-    done("bags", "verify", bags)
-    done("audit", cohort, "--bags", bags)
+    data = json.loads(mil_ok("inspect", world / "Schnitte ä", "--json").stdout)
+    assert data["slides"][0]["slide_id"] == slide_id(0)
+    mil_ok("bags", "verify", bags)
+    mil_ok("audit", cohort, "--bags", bags)
     table = read_cohort(cohort, labelled=False)
     model = load_bundle(run)
     prior = balanced(model.classes)
@@ -169,10 +158,10 @@ def test_commands_that_only_look_take_any_name(world: Path) -> None:
 def test_a_report_is_not_written_into_a_run_that_is_read_only(world: Path) -> None:
     run = world / "Läufe" / "erster Lauf"
     with read_only(run):
-        found = mil("report", run)
-    assert found.exit_code == 1
-    assert "report.html: cannot be written (Read-only file system)" in found.output
-    assert "Make the folder writable" in found.output
+        result = mil("report", run)
+    assert result.exit_code == 1
+    assert "report.html: cannot be written (Read-only file system)" in result.output
+    assert "Make the folder writable" in result.output
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -190,16 +179,16 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was_written_before(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     command = steps(world, tmp_path)[name]
-    done(*command)
+    mil_ok(*command)
     before = contents(tmp_path)
     with monkeypatch.context() as patched:
         full_after(patched, 0, number=errno.ENOSPC, text="No space left on device")
-        found = mil(*command)
-    assert found.exit_code == 1, found.output
-    assert "cannot be written (No space left on device)" in found.output
-    assert "Free some space" in found.output
+        result = mil(*command)
+    assert result.exit_code == 1, result.output
+    assert "cannot be written (No space left on device)" in result.output
+    assert "Free some space" in result.output
     assert contents(tmp_path) == before
-    done(*command)
+    mil_ok(*command)
     assert contents(tmp_path) == before
 
 
@@ -210,9 +199,9 @@ def test_a_full_disk_while_a_report_is_drawn_leaves_the_old_one(
     before = contents(run)
     with monkeypatch.context() as patched:
         full_after(patched, 0, number=errno.ENOSPC, text="No space left on device")
-        found = mil("report", run)
-    assert found.exit_code == 1
-    assert "report.html: cannot be written (No space left on device)" in found.output
+        result = mil("report", run)
+    assert result.exit_code == 1
+    assert "report.html: cannot be written (No space left on device)" in result.output
     assert contents(run) == before
 
 

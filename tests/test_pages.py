@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from cli.app import app
 from cli.viewer.content import ViewerState
 from cli.viewer.server import ViewServer
 from features.bags.h5 import bag_path, find_bags, write_bag
@@ -30,6 +28,7 @@ from mil.multilabel.train import train_labels
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.browser import BROWSER_MARKS, Tab, open_tab
+from tests.cli.running import mil_ok
 from tests.fakes import make_bag
 
 pytestmark = list(BROWSER_MARKS)
@@ -48,11 +47,6 @@ PAGES = {
     "patients": "explanations/index.html",
     "preview": "preview/index.html",
 }
-
-
-def mil(*arguments: object) -> None:
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert found.exit_code in {0, 3}, found.output
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +86,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         on_head=lambda label, done, total: None,
     )  # fmt: skip
     where = ("--slides", folder / "slides")
-    mil("describe", folder / "two.csv", *where, "--bags", folder / "bags", "--out",
+    mil_ok("describe", folder / "two.csv", *where, "--bags", folder / "bags", "--out",
         folder / "describe.html")  # fmt: skip
-    mil("explain", "--run", folder / "runs" / "two", "--patients", folder / "two.csv", *where,
+    mil_ok("explain", "--run", folder / "runs" / "two", "--patients", folder / "two.csv", *where,
         "--bags", folder / "bags", "--out", folder / "explanations", "--patient", LONG,
         "--patient", "p1")  # fmt: skip
-    mil("report", folder / "runs" / "two", "--explanations", folder / "explanations")
-    mil("preview", folder / "slides", "--out", folder / "preview")
+    mil_ok("report", folder / "runs" / "two", "--explanations", folder / "explanations")
+    mil_ok("preview", folder / "slides", "--out", folder / "preview")
     return folder
 
 

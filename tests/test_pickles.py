@@ -98,11 +98,11 @@ def test_a_torch_file_with_code_in_the_place_of_any_file_is_refused_and_not_run(
 
 
 def test_no_source_can_unpickle_or_run_what_it_reads() -> None:
-    found = []
+    result = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found += [f"{path.name}: {what}" for what in _suspects(node)]
-    assert found == []
+            result += [f"{path.name}: {what}" for what in _suspects(node)]
+    assert result == []
 
 
 def _suspects(node: ast.AST) -> list[str]:

@@ -9,19 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from cli.app import app
 from features.bags.h5 import find_bags, read_bag
+from tests.cli.running import mil_ok
 from tests.fakes import real_data
 from tests.scans import BIRTH_DATE, PLANTED, write_scan
 
 
 def mil(*arguments: object) -> dict[str, object]:
-    found = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert found.exit_code == 0, found.output
-    told: dict[str, object] = json.loads(found.stdout)
-    return told
+    """Run a command that must succeed, and return the JSON that it prints."""
+    summary: dict[str, object] = json.loads(mil_ok(*arguments, "--json").stdout)
+    return summary
 
 
 def write_studies(folder: Path, *, n_scans: int) -> None:
@@ -73,11 +71,11 @@ def test_a_planted_bleed_is_found_from_labels_of_scans_and_looked_at(tmp_path: P
         tmp_path / "test.csv", "--image-labels", tmp_path / "slices.csv", "--out",
         tmp_path / "pages", "--series", tmp_path / "scans", "--top", 2,
     )  # fmt: skip
-    found = explained["attention"]  # on scans that the heads had not seen
+    result = explained["attention"]  # on scans that the heads had not seen
     assert explained["n_seen_in_training"] == 0
-    assert found["n_patients"] == 8  # type: ignore[index]
-    assert found["auroc"] > 0.9  # type: ignore[index]
-    assert found["hits"] > 0.8  # type: ignore[index]
+    assert result["n_patients"] == 8  # type: ignore[index]
+    assert result["auroc"] > 0.9  # type: ignore[index]
+    assert result["hits"] > 0.8  # type: ignore[index]
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.suffix != ".dcm":
             content = path.read_bytes()

@@ -145,12 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--head", choices=list(_SETTINGS), help="only situations with it")
     parser.add_argument("--cohorts", type=int, default=60, help="whole trainings a situation")
     asked = parser.parse_args(arguments)
-    found = [
+    result = [
         simulate(situation, n_cohorts=asked.cohorts)
         for situation in SITUATIONS
         if asked.head in (None, situation.head)
     ]
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 def _one_cohort(
@@ -163,8 +163,8 @@ def _one_cohort(
     bags, cohort = _generate(situation.n_patients, taught, situation, rng)
     new, asked = _generate(_N_NEW, others if situation.new_centres else taught, situation, rng)
     folds = make_folds(cohort, by=situation.by, n_folds=5, n_repeats=1, seed=0)
-    found = cross_validate(bags, cohort, folds, settings=_SETTINGS[situation.head], seed=0)
-    sets = fit_sets(found)
+    result = cross_validate(bags, cohort, folds, settings=_SETTINGS[situation.head], seed=0)
+    sets = fit_sets(result)
     logits = np.stack([
         [predict_members(heads, new.features[name])[0].mean(axis=0) for name in asked.patient_ids]
         for heads in sets.heads

@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=1000)
     parser.add_argument("--every", type=int, default=None, help="slides between two looks")
     asked = parser.parse_args()
-    told = endure(asked.slides, every=asked.every or max(1, asked.slides // 20))
-    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    data = endure(asked.slides, every=asked.every or max(1, asked.slides // 20))
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
 if __name__ == "__main__":

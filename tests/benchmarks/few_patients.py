@@ -144,12 +144,12 @@ def _losses(kind: Kind, seed: int, tried: Sequence[Setting]) -> list[float]:
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
     rule = resolve_stopping(TrainConfig(), cohort, folds)
     fewest = min(len(fold.train_ids) for fold in folds)
-    found = []
+    result = []
     for setting in tried:
         settings = setting.settings(rule, n_patients=fewest)
         out = cross_validate(bags, cohort, folds, settings=settings, seed=0)
-        found.append(weighted_log_loss(cross_fitted_probabilities(out)[0], out.labels))
-    return found
+        result.append(weighted_log_loss(cross_fitted_probabilities(out)[0], out.labels))
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.cohorts < 2:
         parser.error("at least 2 cohorts")
-    found = measure(range(given.first_seed, given.first_seed + given.cohorts))
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    result = measure(range(given.first_seed, given.first_seed + given.cohorts))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 
 

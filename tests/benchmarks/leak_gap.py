@@ -90,15 +90,15 @@ def judge(tiles: Tiles, *, folds: str, n_folds: int, seed: int) -> dict[str, flo
     """Cross-validate the classifier of tiles on one kind of folds."""
     truth = tiles.labels[tiles.owner]
     splitter = _FOLDS[folds](n_folds, shuffle=True, random_state=seed)
-    told: Floats = np.empty(len(truth))
+    data: Floats = np.empty(len(truth))
     groups = tiles.owner if folds == "patients" else None
     for learned, judged in splitter.split(tiles.features, truth, groups):
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
         model.fit(tiles.features[learned], truth[learned])
-        told[judged] = model.predict_proba(tiles.features[judged])[:, 1]
-    by_patient = np.bincount(tiles.owner, told) / np.bincount(tiles.owner)
+        data[judged] = model.predict_proba(tiles.features[judged])[:, 1]
+    by_patient = np.bincount(tiles.owner, data) / np.bincount(tiles.owner)
     return {
-        "tile_accuracy": float(balanced_accuracy_score(truth, told > 0.5)),
+        "tile_accuracy": float(balanced_accuracy_score(truth, data > 0.5)),
         "patient_auroc": float(roc_auc_score(tiles.labels, by_patient)),
     }
 

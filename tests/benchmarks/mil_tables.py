@@ -314,14 +314,14 @@ def _cross_validate(job: _Job) -> Floats:
     splits = [(np.array(f.train_ids, np.int64), np.array(f.test_ids, np.int64)) for f in folds]
     parts = [_standardised(job.table, train, test) for train, test in splits]
     if job.head == "logistic":
-        found = [
+        result = [
             _logistic(train_bags, job.table.labels[train], judged, job.settings)
             for (train, _), (train_bags, judged) in zip(splits, parts, strict=True)
         ]
     else:
-        found = _heads(job, folds, parts)
+        result = _heads(job, folds, parts)
     scores = np.full(len(job.table.bags), np.nan)
-    for (_, test), of_fold in zip(splits, found, strict=True):
+    for (_, test), of_fold in zip(splits, result, strict=True):
         scores[test] = of_fold
     return scores
 
@@ -429,14 +429,14 @@ def _choose(
 
 
 def _row(table: Table, head: str, settings: str, scores: Scores, *, n_repeats: int) -> Row:
-    found = _found(scores, table, head, settings, n_repeats=n_repeats)
-    right = ((found > 0) == table.labels).mean(axis=0)  # (bags,)
+    result = _found(scores, table, head, settings, n_repeats=n_repeats)
+    right = ((result > 0) == table.labels).mean(axis=0)  # (bags,)
     return Row(
         table=table.name,
         head=head,
         accuracy=float(right.mean()),
         standard_error=float(right.std(ddof=1) / np.sqrt(len(right))),
-        auroc=float(np.mean([_auroc(values, table.labels) for values in found])),
+        auroc=float(np.mean([_auroc(values, table.labels) for values in result])),
         settings=settings,
     )
 

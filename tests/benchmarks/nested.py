@@ -55,9 +55,9 @@ def measure(*, signal: float, seeds: Sequence[int]) -> dict[str, object]:
     seeds
         One a cohort.
     """
-    found = np.array([_one_cohort(signal, seed) for seed in seeds])  # (cohorts, figures)
-    ranked, raw, cross_fitted, nested, cost = found.mean(axis=0).tolist()
-    gaps = found[:, 3] - found[:, 2]
+    result = np.array([_one_cohort(signal, seed) for seed in seeds])  # (cohorts, figures)
+    ranked, raw, cross_fitted, nested, cost = result.mean(axis=0).tolist()
+    gaps = result[:, 3] - result[:, 2]
     return {
         "signal": signal,
         "n_cohorts": len(seeds),
@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.cohorts < 2:
         parser.error("at least 2 cohorts")
-    found = [measure(signal=signal, seeds=range(given.cohorts)) for signal in _SIGNALS]
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    result = [measure(signal=signal, seeds=range(given.cohorts)) for signal in _SIGNALS]
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 
 

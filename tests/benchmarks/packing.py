@@ -60,9 +60,9 @@ def compare(sides: Mapping[str, Read], names: Sequence[str], n_runs: int) -> dic
     for run in range(n_runs):
         for side in list(sides)[:: 1 if run % 2 else -1]:
             times[side].append(seconds(sides[side], names))
-    found = {f"{side}_s": round(median(values), 3) for side, values in times.items()}
-    found["speedup"] = round(median(times["hdf5"]) / median(times["packed"]), 2)
-    return found
+    result = {f"{side}_s": round(median(values), 3) for side, values in times.items()}
+    result["speedup"] = round(median(times["hdf5"]) / median(times["packed"]), 2)
+    return result
 
 
 def by_zarr(store: Path, packed: BagStore) -> Read:

@@ -123,16 +123,16 @@ def measure(
     cells = []
     for share in shares:
         for n_patients in sizes:
-            found: dict[str, list[float]] = {}
+            result: dict[str, list[float]] = {}
             for run in range(n_runs):
                 world = generate(n_patients=n_patients, share=share, seed=run)
                 truth = np.arange(len(world.new)) % 2
                 for name in (*heads, _REGRESSION, _ORACLE):
                     score = _judge(world, name, seed=run)
-                    found.setdefault(name, []).append(float(roc_auc_score(truth, score)))
+                    result.setdefault(name, []).append(float(roc_auc_score(truth, score)))
             cells += [
                 _summarise(values, share=share, head=name, n_patients=n_patients)
-                for name, values in found.items()
+                for name, values in result.items()
             ]
     return cells
 

@@ -124,8 +124,8 @@ def in_process(side: str, path: Path, n_cores: int) -> dict[str, float]:
         capture_output=True, text=True, check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def compare(name: str, slide: BenchSlide, n_runs: int) -> dict[str, object]:
@@ -171,16 +171,16 @@ def measure_memory(folder: Path) -> dict[str, float]:
     write_bench_slide(blank, width_px=512, height_px=512, codec="lzw", noise_sigma=1,
                       tissue_share=0)  # fmt: skip
     base = peak_rss_gib(blank, folder / "bags")
-    found = {"model_rss_gib": round(base, 3)}
+    result = {"model_rss_gib": round(base, 3)}
     for name, ((width, height), share) in LARGE.items():
         path = folder / f"large_{name}.tif"
         write_bench_slide(path, width_px=width, height_px=height, codec="lzw", noise_sigma=1,
                           tissue_share=share)  # fmt: skip
         started = time.perf_counter()
-        found[f"peak_rss_gib_{name}_gpx"] = round(peak_rss_gib(path, folder / "bags") - base, 3)
-        found[f"embed_s_{name}_gpx"] = round(time.perf_counter() - started, 1)
+        result[f"peak_rss_gib_{name}_gpx"] = round(peak_rss_gib(path, folder / "bags") - base, 3)
+        result[f"embed_s_{name}_gpx"] = round(time.perf_counter() - started, 1)
         path.unlink()
-    return found
+    return result
 
 
 def main() -> None:
@@ -210,11 +210,11 @@ def main() -> None:
                 folder / f"{kind}.tif", width_px=SIDE_PX, height_px=SIDE_PX, codec=codec,
                 noise_sigma=noise, tissue_share=TISSUE_SHARE,
             )  # fmt: skip
-            found = compare(kind, slide, asked.runs)
-            report |= found
-            report[f"{kind}_speedup"] = found[kind]["speedup"]  # type: ignore[index]
+            result = compare(kind, slide, asked.runs)
+            report |= result
+            report[f"{kind}_speedup"] = result[kind]["speedup"]  # type: ignore[index]
             if kind != "noisy":  # there the header says nothing and all must be decoded
-                shares.append(found[kind]["decoded_over_tissue"])  # type: ignore[index]
+                shares.append(result[kind]["decoded_over_tissue"])  # type: ignore[index]
             slide.path.unlink()
         if shares:
             report["decoded_over_tissue"] = max(shares)

@@ -100,9 +100,9 @@ def paint(
         if not (work / str(seed)).exists():
             write_cohort(work / str(seed), n_scans=n, seed=seed, side_px=side_px)
         arguments = ["embed", "--series", work / str(seed) / "series.csv", "--bags", work / "bags"]
-        found = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if found.exit_code:
-            raise SystemExit(found.output)
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exit_code:
+            raise SystemExit(result.output)
 
 
 def load(work: Path, seed: int) -> World:

@@ -64,12 +64,12 @@ def measure(folder: Path, n_slides: int, *, n_rounds: int) -> dict[str, float]:
     write_slide(painted, render_slide(plan)[800:1600, 800:1600])
     for number in range(n_slides):
         os.link(painted, slides / f"{number:06d}.tif")
-    found = [
+    result = [
         start(slides, folder / f"bags-{n_slides}-{number}", weights) for number in range(n_rounds)
     ]
     return {
-        "seconds": round(median(seconds for seconds, _ in found), 2),
-        "rss_mb": round(median(rss for _, rss in found)),
+        "seconds": round(median(seconds for seconds, _ in result), 2),
+        "rss_mb": round(median(rss for _, rss in result)),
     }
 
 
@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        told = {str(n): measure(Path(name), n, n_rounds=asked.rounds) for n in (1, asked.slides)}
-    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        data = {str(n): measure(Path(name), n, n_rounds=asked.rounds) for n in (1, asked.slides)}
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
 if __name__ == "__main__":

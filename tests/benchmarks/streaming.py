@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.folder:
-        found = train(given.folder, memory_gib=given.memory_gib, n_epochs=given.epochs)
-        sys.stdout.write(json.dumps(found) + "\n")
+        result = train(given.folder, memory_gib=given.memory_gib, n_epochs=given.epochs)
+        sys.stdout.write(json.dumps(result) + "\n")
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

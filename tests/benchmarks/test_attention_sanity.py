@@ -31,10 +31,10 @@ def test_trained_heads_find_the_moved_tiles_and_random_ones_do_not(
         "--heads", "gated", "--patients", "40", "--held-out", "4", "--repeats", "1",
         "--figure", str(tmp_path / "f.png"),
     ])  # fmt: skip
-    found = json.loads(capsys.readouterr().out)["gated"]
-    correlation = {kind: of["mean"] for kind, of in found["rank_correlation"].items()}
+    result = json.loads(capsys.readouterr().out)["gated"]
+    correlation = {kind: of["mean"] for kind, of in result["rank_correlation"].items()}
     assert correlation["trained again"] > 0.4
     assert abs(correlation["random"]) < 0.3
-    assert found["auroc"]["trained"] > 0.75 > found["auroc"]["random"]
+    assert result["auroc"]["trained"] > 0.75 > result["auroc"]["random"]
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.width > 800

@@ -13,11 +13,11 @@ def test_calibrators_are_compared_with_what_nobody_can_beat(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert calibrators.main(["--cohorts", "40"]) == 0
-    found = {each["calibrator"]: each for each in json.loads(capsys.readouterr().out)}
-    assert set(found) == {"platt", "beta", "auto", "temperature", "none"}
-    assert found["platt"]["difference"] == {"mean": 0.0, "standard_error": 0.0}
-    assert 0 < found["platt"]["excess"] < found["none"]["excess"]
-    assert sum(found["auto"]["picks"].values()) == 40
+    result = {each["calibrator"]: each for each in json.loads(capsys.readouterr().out)}
+    assert set(result) == {"platt", "beta", "auto", "temperature", "none"}
+    assert result["platt"]["difference"] == {"mean": 0.0, "standard_error": 0.0}
+    assert 0 < result["platt"]["excess"] < result["none"]["excess"]
+    assert sum(result["auto"]["picks"].values()) == 40
 
 
 def test_logits_are_the_evidence_stretched_bent_and_moved() -> None:

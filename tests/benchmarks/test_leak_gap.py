@@ -19,10 +19,10 @@ def patients_with_a_look_of_their_own(*, n_patients: int, n_tiles: int) -> Tiles
 def test_folds_of_tiles_find_labels_that_nothing_tells() -> None:
     tiles = patients_with_a_look_of_their_own(n_patients=24, n_tiles=8)
     claimed = judge(tiles, folds="tiles", n_folds=4, seed=0)
-    found = judge(tiles, folds="patients", n_folds=4, seed=0)
+    result = judge(tiles, folds="patients", n_folds=4, seed=0)
     assert claimed["tile_accuracy"] > 0.9
     assert claimed["patient_auroc"] > 0.9
-    assert found["tile_accuracy"] < 0.7
+    assert result["tile_accuracy"] < 0.7
 
 
 def test_where_tiles_of_a_patient_are_not_alike_both_folds_agree() -> None:
@@ -31,10 +31,10 @@ def test_where_tiles_of_a_patient_are_not_alike_both_folds_agree() -> None:
     labels = np.arange(30) % 2
     features = (rng.normal(size=(300, 4)) + labels[owner][:, None]).astype(np.float32)
     tiles = Tiles(features=features, owner=owner, labels=labels)
-    claimed, found = (
+    claimed, result = (
         judge(tiles, folds=folds, n_folds=5, seed=0) for folds in ("tiles", "patients")
     )
-    assert abs(claimed["tile_accuracy"] - found["tile_accuracy"]) < 0.05
+    assert abs(claimed["tile_accuracy"] - result["tile_accuracy"]) < 0.05
 
 
 def test_a_look_moves_all_tiles_of_a_patient_alike() -> None:

@@ -45,12 +45,12 @@ def write_table(path: Path, *, seed: int = 0, dim: int = 4, scale: float = 1.0) 
 def test_the_scale_of_a_table_changes_nothing(
     tmp_path: Path, head: str, dim: int, scale: float
 ) -> None:
-    found = []
+    result = []
     for factor in (1.0, scale):
         table = read_table(write_table(tmp_path / "a.npz", dim=dim, scale=factor))
-        found += score_tables([table], [head], n_repeats=1, n_folds=4)
-    assert found[0].auroc > 0.65
-    assert found[1].auroc == pytest.approx(found[0].auroc, abs=0.02)
+        result += score_tables([table], [head], n_repeats=1, n_folds=4)
+    assert result[0].auroc > 0.65
+    assert result[1].auroc == pytest.approx(result[0].auroc, abs=0.02)
 
 
 def test_the_standard_error_is_that_of_a_mean_over_bags() -> None:
@@ -69,12 +69,12 @@ def test_settings_of_a_table_do_not_depend_on_its_own_labels(tmp_path: Path) -> 
     tables = [read_table(write_table(tmp_path / f"{n}.npz", seed=n)) for n in range(3)]
     rng = np.random.default_rng(0)
     spoilt = replace(tables[0], labels=rng.permutation(tables[0].labels))
-    found = [
+    result = [
         score_tables([first, *tables[1:]], ["logistic"], n_repeats=1, n_folds=4)
         for first in (tables[0], spoilt)
     ]
-    assert found[0][0].settings == found[1][0].settings
-    assert found[0][0].auroc > found[1][0].auroc
+    assert result[0][0].settings == result[1][0].settings
+    assert result[0][0].auroc > result[1][0].auroc
 
 
 def test_the_best_settings_on_the_other_tables_are_taken() -> None:

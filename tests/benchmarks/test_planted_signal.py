@@ -26,10 +26,10 @@ def test_the_signal_lies_in_that_share_of_the_tiles_of_every_second_patient() ->
 
 def test_a_maximum_finds_few_tiles_and_a_mean_does_not() -> None:
     cells = measure(shares=[0.05], heads=["mean", "max"], sizes=[60], n_runs=1)
-    found = {cell.head: cell.auroc for cell in cells}
-    assert found["max"] > found["mean"] + 0.1
-    assert found["direction known"] > 0.9
-    assert 0.4 < found["mean + logistic"] < 0.8
+    result = {cell.head: cell.auroc for cell in cells}
+    assert result["max"] > result["mean"] + 0.1
+    assert result["direction known"] > 0.9
+    assert 0.4 < result["mean + logistic"] < 0.8
 
 
 def test_every_cell_is_printed_and_drawn(

@@ -21,15 +21,15 @@ def test_the_benchmark_of_training_prints_what_it_promises(
     options = {"patients": 24, "folds": 2, "tiles": 12, "dim": 40, "device": "cpu"}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert training.main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["speedup"] == pytest.approx(found["peer_s"] / found["ours_s"])
-    difference = found["log_loss_difference"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["speedup"] == pytest.approx(result["peer_s"] / result["ours_s"])
+    difference = result["log_loss_difference"]
     assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
-    assert difference["value"] == pytest.approx(found["ours_log_loss"] - found["peer_log_loss"])
-    assert 0 < found["matmul_fraction"] < 1
-    assert 0 < found["busy_matmul_fraction"] < 1
-    assert found["ours_heads"] == 4
-    assert found["peer_epochs"] == [3, 3]
+    assert difference["value"] == pytest.approx(result["ours_log_loss"] - result["peer_log_loss"])
+    assert 0 < result["matmul_fraction"] < 1
+    assert 0 < result["busy_matmul_fraction"] < 1
+    assert result["ours_heads"] == 4
+    assert result["peer_epochs"] == [3, 3]
 
 
 def test_generated_bags_are_ragged_and_carry_their_signal_in_a_few_tiles() -> None:
@@ -56,10 +56,10 @@ def test_settings_are_compared_on_the_same_cohorts(monkeypatch: pytest.MonkeyPat
 def test_nested_scores_are_compared_with_cross_fitted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nested, "TrainConfig", partial(TrainConfig, n_members=1, fixed_steps=2))
     monkeypatch.setattr(nested, "_N_PATIENTS", 30)
-    found = nested.measure(signal=1.0, seeds=[0, 1])
-    assert found["difference"]["mean"] == pytest.approx(found["nested"] - found["cross_fitted"])  # type: ignore[index,operator]
-    assert found["nested"] != found["cross_fitted"]
-    assert found["cost"] > 1  # type: ignore[operator]
+    result = nested.measure(signal=1.0, seeds=[0, 1])
+    assert result["difference"]["mean"] == pytest.approx(result["nested"] - result["cross_fitted"])  # type: ignore[index,operator]
+    assert result["nested"] != result["cross_fitted"]
+    assert result["cost"] > 1  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_cohort_larger_than_its_limit_trains_within_it(
     # The program itself takes about 1 GiB; 3 GiB of embeddings do not fit beside it into 2.
     arguments = ["--patients", "3000", "--tiles", "400", "--memory-gib", "2", "--epochs", "1"]
     assert streaming.main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["in_files"]
-    assert found["embeddings_gib"] > 2.5
-    assert found["peak_gib"] < found["limit_gib"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["in_files"]
+    assert result["embeddings_gib"] > 2.5
+    assert result["peak_gib"] < result["limit_gib"]

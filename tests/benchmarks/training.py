@@ -191,7 +191,7 @@ def measure(
     settings = resolve_stopping(TrainConfig(device=device), cohort, folds)
     rate, busy_rate = _matmul_rates(torch.device(device))
     started, busy = time.perf_counter(), time.process_time()
-    found = cross_validate(bags, cohort, folds, settings=settings, seed=0)
+    result = cross_validate(bags, cohort, folds, settings=settings, seed=0)
     ours_s, ours_busy_s = time.perf_counter() - started, time.process_time() - busy
     print(f"ours: {ours_s:.1f} s", file=sys.stderr)  # noqa: T201
     started, busy = time.perf_counter(), time.process_time()
@@ -199,14 +199,14 @@ def measure(
     peer_s, peer_busy_s = time.perf_counter() - started, time.process_time() - busy
     print(f"the usual recipe: {peer_s:.1f} s", file=sys.stderr)  # noqa: T201
     proba, peer_proba = (
-        cross_fit(logits, cohort.labels, found.fold, calibrator="platt").proba
-        for logits in (found.logits, theirs)
+        cross_fit(logits, cohort.labels, result.fold, calibrator="platt").proba
+        for logits in (result.logits, theirs)
     )
     difference = _difference(proba, peer_proba, cohort.labels)
     with FlopCounterMode(display=False) as counted:
         first = folds[: max_parallel_ensembles(bags, settings)]
         one = cross_validate(bags, cohort, first, settings=settings, seed=0)
-    n_epochs_ours, n_epochs_one = (sum(map(len, f.history.values())) for f in (found, one))
+    n_epochs_ours, n_epochs_one = (sum(map(len, f.history.values())) for f in (result, one))
     n_operations = counted.get_total_flops() * n_epochs_ours / n_epochs_one
     return {
         "speedup": peer_s / ours_s,
@@ -254,8 +254,10 @@ def _cross_validate_peer(
             for fold in folds
             if fold.repeat == repeat
         ]
-        found, epochs = peer_logits(tensors, torch.from_numpy(cohort.labels), splits, device=device)
-        logits.append(found)
+        result, epochs = peer_logits(
+            tensors, torch.from_numpy(cohort.labels), splits, device=device
+        )
+        logits.append(result)
         n_epochs += epochs
     return np.stack(logits), n_epochs
 
@@ -304,11 +306,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=1280, help="length of an embedding")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(arguments)
-    found = measure(
+    result = measure(
         n_patients=given.patients, n_repeats=given.repeats, n_folds=given.folds,
         n_tiles=given.tiles, dim=given.dim, device=str(choose_device(given.device)),
     )  # fmt: skip
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -6,9 +6,16 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 
-__all__ = ["mil"]
+__all__ = ["mil", "mil_ok"]
 
 
 def mil(*arguments: object) -> Result:
     """Run a command; its exit code and output are in the result."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mil_ok(*arguments: object) -> Result:
+    """Run a command that must succeed."""
+    result = mil(*arguments)
+    assert result.exit_code == 0, (arguments, result.output)
+    return result

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
 
@@ -15,41 +15,40 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_clean_cohort_is_exit_code_0(table: Path) -> None:
-    found = mil("audit", table, "--bags", table.parent / "bags")
-    assert found.exit_code == 0, found.output
-    assert "No leak found" in found.stdout
-    assert "Shortcuts" in found.stdout
-    assert "54 bags" in found.stdout
+    result = mil_ok("audit", table, "--bags", table.parent / "bags")
+    assert "No leak found" in result.stdout
+    assert "Shortcuts" in result.stdout
+    assert "54 bags" in result.stdout
 
 
 def test_a_leak_is_exit_code_1_and_said_in_plain_words(table: Path) -> None:
     test = table.with_name("test.csv")
     test.write_text("image_id,patient_id\nx_0,003\n")
-    found = mil("audit", table, test)
-    assert found.exit_code == 1
-    assert "error: 1 patient both in" in found.stdout
-    assert "Leaks: 1." in found.stdout
-    assert "at tables only" in found.stdout
-    assert "Traceback" not in found.output
+    result = mil("audit", table, test)
+    assert result.exit_code == 1
+    assert "error: 1 patient both in" in result.stdout
+    assert "Leaks: 1." in result.stdout
+    assert "at tables only" in result.stdout
+    assert "Traceback" not in result.output
 
 
 def test_programs_get_one_json_object(table: Path) -> None:
     test = table.with_name("test.csv")
     test.write_text("image_id,patient_id\nx_0,003\n")
-    found = mil("audit", table, test, "--folds", 3, "--seed", 1, "--json")
-    told = json.loads(found.stdout)
-    assert found.exit_code == 1
-    assert told["leaks"] is True
-    assert told["n_patients"] == {"train": 45, "test": 1}
-    assert told["findings"][0]["kind"] == "patient_on_two_sides"
-    assert told["findings"][0]["subjects"] == ["003"]
-    slides = next(m for m in told["predictability"] if m["source"] == "slides")
+    result = mil("audit", table, test, "--folds", 3, "--seed", 1, "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert data["leaks"] is True
+    assert data["n_patients"] == {"train": 45, "test": 1}
+    assert data["findings"][0]["kind"] == "patient_on_two_sides"
+    assert data["findings"][0]["subjects"] == ["003"]
+    slides = next(m for m in data["predictability"] if m["source"] == "slides")
     low, high = slides["score"]["interval"]
     assert low <= slides["score"]["value"] <= high
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["gone.csv"], 1, "gone.csv: there is no such file"),
         (["{table}", "gone.csv"], 1, "gone.csv: there is no such file"),
@@ -58,14 +57,14 @@ def test_programs_get_one_json_object(table: Path) -> None:
         ([], 2, "Usage"),
     ],
 )
-def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, said: str) -> None:
-    found = mil("audit", *[part.format(table=table) for part in arguments])
-    assert found.exit_code == code
-    assert said in found.output
-    assert "Traceback" not in found.output
+def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, message: str) -> None:
+    result = mil("audit", *[part.format(table=table) for part in arguments])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 def test_help_says_what_the_exit_codes_mean_and_has_an_example() -> None:
-    found = mil("audit", "--help")
-    assert "Exit codes: 0 no leak was found" in found.output
-    assert "Example: mil audit train.csv" in found.output.replace("`", "")
+    result = mil("audit", "--help")
+    assert "Exit codes: 0 no leak was found" in result.output
+    assert "Example: mil audit train.csv" in result.output.replace("`", "")

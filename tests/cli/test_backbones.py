@@ -2,23 +2,21 @@ from __future__ import annotations
 
 import json
 
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 
 
 def test_backbones_are_listed_with_their_speed() -> None:
     options = ["--measure", "--batch", "2", "--device", "cpu", "--json"]
-    result = mil("backbones", "test_efficientnet", *options)
-    assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)["backbones"]
-    assert found["name"] == "test_efficientnet"
-    assert (found["dim"], found["input_px"], found["weights_here"]) == (256, 160, "")
-    assert found["tiles_per_s"] > 0
-    assert found["execution"] == "eager float32 batch 2"
+    result = mil_ok("backbones", "test_efficientnet", *options)
+    (info,) = json.loads(result.stdout)["backbones"]
+    assert info["name"] == "test_efficientnet"
+    assert (info["dim"], info["input_px"], info["weights_here"]) == (256, 160, "")
+    assert info["tiles_per_s"] > 0
+    assert info["execution"] == "eager float32 batch 2"
 
 
 def test_a_table_of_backbones_is_for_people() -> None:
-    result = mil("backbones", "tf_efficientnet_lite0")
-    assert result.exit_code == 0, result.output
+    result = mil_ok("backbones", "tf_efficientnet_lite0")
     for shown in ("tf_efficientnet_lite0", "224", "1,280", "3.4 M", "apache-2.0", "package"):
         assert shown in result.stdout
     assert "tiles/s" not in result.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from features.bags.h5 import write_bag
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 
@@ -25,26 +25,24 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["verify", "pack", "import", "export"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    found = mil("bags", command, "--help")
-    assert found.exit_code == 0
-    assert f"Example: mil bags {command}" in found.output
+    result = mil_ok("bags", command, "--help")
+    assert f"Example: mil bags {command}" in result.output
 
 
 def test_good_bags_are_exit_code_0(folder: Path) -> None:
-    found = mil("bags", "verify", folder)
-    assert found.exit_code == 0, found.output
-    assert "Bad bags" not in found.output
+    result = mil_ok("bags", "verify", folder)
+    assert "Bad bags" not in result.output
 
 
 def test_some_bad_bags_are_exit_code_3_and_listed(folder: Path) -> None:
     (folder / "[bold]c.h5").write_bytes(b"no bag")
-    found = mil("bags", "verify", folder)
-    assert found.exit_code == 3
-    assert "[bold]c" in found.output
-    assert "not readable as HDF5" in found.output
-    told = mil("bags", "verify", folder, "--json")
-    assert told.exit_code == 3
-    summary = json.loads(told.stdout)
+    result = mil("bags", "verify", folder)
+    assert result.exit_code == 3
+    assert "[bold]c" in result.output
+    assert "not readable as HDF5" in result.output
+    data = mil("bags", "verify", folder, "--json")
+    assert data.exit_code == 3
+    summary = json.loads(data.stdout)
     assert (summary["n_bags"], summary["n_bad"], summary["n_tiles"]) == (3, 1, 8)
     assert summary["problems"] == {"[bold]c": ["not readable as HDF5"]}
 
@@ -53,40 +51,38 @@ def test_no_good_bag_is_exit_code_1(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     assert mil("bags", "verify", folder).exit_code == 1
-    found = mil("bags", "verify", tmp_path / "gone")
-    assert found.exit_code == 1
-    assert "there is no such folder" in found.output
+    result = mil("bags", "verify", tmp_path / "gone")
+    assert result.exit_code == 1
+    assert "there is no such folder" in result.output
 
 
 def test_bags_go_out_and_come_back(folder: Path, tmp_path: Path) -> None:
-    found = mil("bags", "export", folder, "--to", "stamp", "--out", tmp_path / "out")
-    assert found.exit_code == 0, found.output
-    assert "2 of 2 slides, 8 tiles" in found.output
+    result = mil_ok("bags", "export", folder, "--to", "stamp", "--out", tmp_path / "out")
+    assert "2 of 2 slides, 8 tiles" in result.output
     table = tmp_path / "mpp.csv"
     table.write_text("slide_id,mpp\na,0.25\n")
     ask = ["bags", "import", tmp_path / "out", "--from", "stamp"]
-    found = mil(*ask, "--bags", tmp_path / "back", "--mpp-table", table)
-    assert found.exit_code == 0, found.output
-    assert "Unknown about their making: mpp (of 1), size, slide_content_id" in found.output
-    told = json.loads(mil(*ask, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
-    assert (told["n_done"], told["failed"]) == (2, {})
-    assert told["unknown"]["weights_sha256"] == 2
-    assert "mpp" not in told["unknown"]
+    result = mil_ok(*ask, "--bags", tmp_path / "back", "--mpp-table", table)
+    assert "Unknown about their making: mpp (of 1), size, slide_content_id" in result.output
+    data = json.loads(mil(*ask, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
+    assert (data["n_done"], data["failed"]) == (2, {})
+    assert data["unknown"]["weights_sha256"] == 2
+    assert "mpp" not in data["unknown"]
 
 
 def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
     source = tmp_path / "clam"
     source.mkdir()
     (source / "bad.h5").write_bytes(b"no bag")
-    found = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b1")
-    assert found.exit_code == 1
-    assert "bad.h5: not readable as HDF5" in found.output
+    result = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b1")
+    assert result.exit_code == 1
+    assert "bad.h5: not readable as HDF5" in result.output
     with h5py.File(source / "good.h5", "w") as file:
         file["features"] = np.eye(3, dtype=np.float32)
         file["coords"] = np.array([[0, 0], [256, 0], [512, 0]])
-    found = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b2")
-    assert found.exit_code == 3
-    assert "1 of 2 slides, 3 tiles" in found.output
+    result = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b2")
+    assert result.exit_code == 3
+    assert "1 of 2 slides, 3 tiles" in result.output
 
 
 @pytest.mark.parametrize(
@@ -108,11 +104,11 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 def test_a_packed_store_serves_every_command_that_reads_bags(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=18, shift=0.8)
     store = f"memory://{uuid4().hex}/bags.zarr"
-    told = json.loads(mil("bags", "pack", tmp_path / "bags", "--out", store, "--json").stdout)
-    assert (told["n_bags"], told["n_tiles"]) == (22, 22 * 12)
-    found = mil("bags", "pack", tmp_path / "bags", "--out", store)
-    assert found.exit_code == 1
-    assert "there is a packed store already" in found.output
+    data = json.loads(mil("bags", "pack", tmp_path / "bags", "--out", store, "--json").stdout)
+    assert (data["n_bags"], data["n_tiles"]) == (22, 22 * 12)
+    result = mil("bags", "pack", tmp_path / "bags", "--out", store)
+    assert result.exit_code == 1
+    assert "there is a packed store already" in result.output
     assert (
         "22 bags, 264 tiles"
         in mil("bags", "pack", tmp_path / "bags", "--out", store, "--overwrite").output
@@ -128,8 +124,7 @@ def test_a_packed_store_serves_every_command_that_reads_bags(tmp_path: Path) -> 
             ask["describe"] = [table, "--out", out / "page.html"]
         out.mkdir()
         for command, options in ask.items():
-            done = mil(command, *options, "--bags", bags)
-            assert done.exit_code == 0, done.output
+            mil_ok(command, *options, "--bags", bags)
         (out / "audit.json").write_text(mil("audit", table, "--bags", bags, "--json").stdout)
     assert mil("bags", "verify", store).exit_code == 0
     assert mil("bags", "export", store, "--to", "clam", "--out", tmp_path / "clam").exit_code == 0
@@ -149,26 +144,24 @@ def test_nothing_is_added_to_a_packed_store(
     folder: Path, tmp_path: Path, command: list[str]
 ) -> None:
     assert mil("bags", "pack", folder, "--out", tmp_path / "bags.zarr").exit_code == 0
-    found = mil(*command, "--bags", tmp_path / "bags.zarr")
-    assert found.exit_code == 2
-    assert "packed store" in found.output
+    result = mil(*command, "--bags", tmp_path / "bags.zarr")
+    assert result.exit_code == 2
+    assert "packed store" in result.output
 
 
 def test_imported_bags_train(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=18, shift=0.8)
     mil("bags", "export", tmp_path / "bags", "--to", "clam", "--out", tmp_path / "clam")
-    found = mil(
+    mil_ok(
         "bags", "import", tmp_path / "clam", "--from", "clam", "--bags", tmp_path / "back",
         "--backbone", "resnet50",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    found = mil(
+    result = mil_ok(
         "train", "--cohort", table, "--bags", tmp_path / "back", "--run", tmp_path / "run",
         "--folds", 2, "--json",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    told = json.loads(found.stdout)
-    assert told["n_patients"] == 18
+    data = json.loads(result.stdout)
+    assert data["n_patients"] == 18
     assert any(
-        "weights and preprocessing of their backbone are unknown" in n for n in told["notes"]
+        "weights and preprocessing of their backbone are unknown" in n for n in data["notes"]
     )

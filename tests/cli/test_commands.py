@@ -13,7 +13,7 @@ import pytest
 from cli.shared.runs import newest_run
 from features.bags.h5 import write_bag
 from mil.training.checkpoints import run_lock
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, real_data, write_cohort
 
 COMMANDS = ("embed", "train", "infer", "score", "demo", "doctor")
@@ -24,21 +24,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bags, tables and a run trained by the command itself."""
     folder = tmp_path_factory.mktemp("world")
     table = write_cohort(folder, n_patients=36, shift=0.8)
-    found = mil(
+    result = mil_ok(
         "train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
         "--folds", 3, "--json",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    (folder / "train.json").write_text(found.stdout)
+    (folder / "train.json").write_text(result.stdout)
     return folder
 
 
 def test_help_loads_neither_torch_nor_a_slide_reader() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.app import app\n"
-        "found = CliRunner().invoke(app, ['--help'])\n"
-        "assert found.exit_code == 0, found.output\n"
-        "assert 'embed' in found.output\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert 'embed' in result.output\n"
         "heavy = {'torch', 'timm', 'openslide', 'tifffile', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
@@ -48,10 +47,9 @@ def test_help_loads_neither_torch_nor_a_slide_reader() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    found = mil(command, "--help")
-    assert found.exit_code == 0
-    assert f"mil {command}" in found.output
-    assert "Example" in found.output
+    result = mil_ok(command, "--help")
+    assert f"mil {command}" in result.output
+    assert "Example" in result.output
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
@@ -63,36 +61,35 @@ def test_wrong_usage_is_exit_code_2() -> None:
 
 
 def test_training_tells_scores_beside_baselines(world: Path) -> None:
-    told = json.loads((world / "train.json").read_text())
-    assert told["n_patients"] == 36
-    assert told["scores"]["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
-    assert told["scores"]["calibrated"]["auroc"]["value"] > 0.8
-    assert any("instead of being stopped early" in note for note in told["notes"])
+    data = json.loads((world / "train.json").read_text())
+    assert data["n_patients"] == 36
+    assert data["scores"]["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
+    assert data["scores"]["calibrated"]["auroc"]["value"] > 0.8
+    assert any("instead of being stopped early" in note for note in data["notes"])
 
 
 def test_training_takes_unlabelled_slides(world: Path, tmp_path: Path) -> None:
     table = tmp_path / "other.csv"
     table.write_text("image_id,patient_id\n001_0,renamed\n")
-    found = mil(
+    result = mil_ok(
         "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--head", "mean", "--unlabelled", table,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    said = " ".join(found.output.split())
-    assert "whitening was also fitted on 0 patients" in said
-    assert "(renamed is 001)" in said
+    text = " ".join(result.output.split())
+    assert "whitening was also fitted on 0 patients" in text
+    assert "(renamed is 001)" in text
 
 
 def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> None:
     again = ["train", "--cohort", world / "train.csv", "--bags", world / "bags", "--folds", 3]
-    found = mil(*again, "--run", world / "run")
-    assert found.exit_code == 1
-    assert "not empty" in found.output
-    assert "--overwrite" in found.output
+    result = mil(*again, "--run", world / "run")
+    assert result.exit_code == 1
+    assert "not empty" in result.output
+    assert "--overwrite" in result.output
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    found = mil(*again, "--run", tmp_path / "mine", "--overwrite")
-    assert found.exit_code == 1
+    result = mil(*again, "--run", tmp_path / "mine", "--overwrite")
+    assert result.exit_code == 1
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
@@ -101,12 +98,12 @@ def test_two_trainings_into_one_run_are_refused_before_bags_are_read(
 ) -> None:
     run = tmp_path / "run"
     with run_lock(run):
-        found = mil(
+        result = mil(
             "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run", run
         )
-    assert found.exit_code == 1
-    assert f"{run}: another training is writing it" in found.output
-    assert "--run" in found.output
+    assert result.exit_code == 1
+    assert f"{run}: another training is writing it" in result.output
+    assert "--run" in result.output
     assert not run.exists()
 
 
@@ -117,17 +114,16 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     table.write_text("image_id,patient_id\n001_0,001\nnone_0,049194\n")
     out = tmp_path / "submission.csv"
     ask = ["infer", "--patients", table, "--run", world / "run", "--bags", world / "bags"]
-    found = mil(*ask, "--out", out)
-    assert found.exit_code == 0, found.output
-    assert "prior of CE 0.500, LAA 0.500 (balanced)" in found.output
-    assert "1 patient without a readable slide got the prior" in found.output
-    assert "was trained on 1 of these patients" in found.output
+    result = mil_ok(*ask, "--out", out)
+    assert "prior of CE 0.500, LAA 0.500 (balanced)" in result.output
+    assert "1 patient without a readable slide got the prior" in result.output
+    assert "was trained on 1 of these patients" in result.output
     rows = pd.read_csv(out, dtype={"patient_id": str})
     assert rows["patient_id"].tolist() == ["001", "049194"]
-    told = json.loads(mil(*ask, "--out", out, "--prior", "cohort", "--json").stdout)
-    assert told["prior"]["LAA"] == pytest.approx(12 / 36)
-    assert told["status"] == {"ok": 1, "no_bag": 1}
-    assert told["n_seen_in_training"] == 1
+    data = json.loads(mil(*ask, "--out", out, "--prior", "cohort", "--json").stdout)
+    assert data["prior"]["LAA"] == pytest.approx(12 / 36)
+    assert data["status"] == {"ok": 1, "no_bag": 1}
+    assert data["n_seen_in_training"] == 1
 
 
 def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_path: Path) -> None:
@@ -141,34 +137,33 @@ def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_pa
     table.write_text("\n".join(rows) + "\n")
     ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
            tmp_path / "out.csv"]  # fmt: skip
-    told = json.loads(mil(*ask, "--coverage", "0.8", "--abstain", "--json").stdout)
+    data = json.loads(mil(*ask, "--coverage", "0.8", "--abstain", "--json").stdout)
     details = pd.read_csv(tmp_path / "out.details.csv", dtype=str)
-    assert told["coverage"] == 0.8
-    assert told["sets"] == details["set"].value_counts().sort_index().to_dict()
-    assert told["n_to_look_at"] == (details["look_at"] == "true").sum() >= 1
-    assert all(0 < share < 0.8 for share in told["guaranteed"].values())
-    said = mil(*ask, "--coverage", "0.99").output
+    assert data["coverage"] == 0.8
+    assert data["sets"] == details["set"].value_counts().sort_index().to_dict()
+    assert data["n_to_look_at"] == (details["look_at"] == "true").sum() >= 1
+    assert all(0 < share < 0.8 for share in data["guaranteed"].values())
+    text = mil(*ask, "--coverage", "0.99").output
     assert "needs 99 training patients to be ruled out, too few are of CE, LAA" in " ".join(
-        said.split()
+        text.split()
     )
     assert "look_at" not in pd.read_csv(tmp_path / "out.details.csv")
 
 
 def test_scores_of_a_submission_are_printed_and_given_as_json(world: Path, tmp_path: Path) -> None:
     oof = world / "run" / "out_of_fold.csv"
-    found = mil("score", oof, "--cohort", world / "train.csv")
-    assert found.exit_code == 0, found.output
+    result = mil_ok("score", oof, "--cohort", world / "train.csv")
     for word in ("weighted log loss", "AUROC", "0.6931", "training is not in them"):
-        assert word in found.output
-    told = json.loads(mil("score", oof, "--cohort", world / "train.csv", "--json").stdout)
+        assert word in result.output
+    data = json.loads(mil("score", oof, "--cohort", world / "train.csv", "--json").stdout)
     trained = json.loads((world / "train.json").read_text())
-    assert told["files"][0]["raw"]["auroc"]["value"] == pytest.approx(
+    assert data["files"][0]["raw"]["auroc"]["value"] == pytest.approx(
         trained["scores"]["calibrated"]["auroc"]["value"]
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "--cohort", "gone.csv"], "gone.csv: there is no such file"),
         (["train", "--cohort", "{world}/train.csv", "--bags", "gone"], "gone: there is no such"),
@@ -191,12 +186,12 @@ def test_scores_of_a_submission_are_printed_and_given_as_json(world: Path, tmp_p
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_1(
-    world: Path, tmp_path: Path, arguments: list[str], said: str
+    world: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    found = mil(*[part.format(world=world, tmp=tmp_path) for part in arguments])
-    assert found.exit_code == 1, found.output
-    assert said in found.output
-    assert "Traceback" not in found.output
+    result = mil(*[part.format(world=world, tmp=tmp_path) for part in arguments])
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
     assert not (tmp_path / "r").exists()
 
 
@@ -216,14 +211,13 @@ def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
     ask = ["embed", tmp_path / "slides", "--bags", tmp_path / "bags", "--json"]
     first = mil(*ask)
     assert first.exit_code == 3, first.output
-    told = json.loads(first.stdout)
-    assert (told["n_done"], told["n_failed"], told["mpp_sources"]) == (2, 1, {"assumed": 2})
-    assert "no reader can open it" in told["failed"]["bad"]
+    data = json.loads(first.stdout)
+    assert (data["n_done"], data["n_failed"], data["mpp_sources"]) == (2, 1, {"assumed": 2})
+    assert "no reader can open it" in data["failed"]["bad"]
     again = json.loads(mil(*ask).stdout)
     assert (again["n_done"], again["n_skipped"], again["n_failed"]) == (0, 2, 1)
     (tmp_path / "slides" / "bad.tif").unlink()
-    text = mil("embed", tmp_path / "slides", "--bags", tmp_path / "bags")
-    assert text.exit_code == 0
+    text = mil_ok("embed", tmp_path / "slides", "--bags", tmp_path / "bags")
     assert "0.25 µm/px was assumed" in text.output
 
 
@@ -240,21 +234,19 @@ def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None
     )  # fmt: skip
     rows = [f"{p.stem},{p.stem},{'ab'[i % 2]}" for i, p in enumerate(known)]
     (tmp_path / "train.csv").write_text("\n".join(["image_id,patient_id,label", *rows]))
-    trained = mil(
+    mil_ok(
         "train", "--cohort", tmp_path / "train.csv", "--bags", bags, "--run", tmp_path / "run",
         "--folds", 2,
     )  # fmt: skip
-    assert trained.exit_code == 0, trained.output
     new = sorted(p.stem for p in (tmp_path / "slides").iterdir() if p not in known)
     (tmp_path / "test.csv").write_text(
         "\n".join(["image_id,patient_id", *(f"{n},{n}" for n in new)])
     )
-    found = mil(
+    result = mil_ok(
         "infer", "--patients", tmp_path / "test.csv", "--run", tmp_path / "run", "--bags", bags,
         "--slides", tmp_path / "slides", "--out", tmp_path / "out.csv", "--tta", "--json",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["status"] == {"ok": 2}
+    assert json.loads(result.stdout)["status"] == {"ok": 2}
     paths = find_bags(bags)
     made = read_meta(paths[new[0]]).fingerprint
     assert made == read_meta(paths[known[0].stem]).fingerprint
@@ -263,10 +255,10 @@ def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None
 
 @real_data
 def test_real_slides_become_bags(mil_data: Path, tmp_path: Path) -> None:
-    found = mil("embed", mil_data / "slides", "--bags", tmp_path / "bags", "--json")
-    told = json.loads(found.stdout)
-    assert found.exit_code == 3
-    assert set(told["failed"]) == {"broken", "unopenable", "unreadable"}
+    result = mil("embed", mil_data / "slides", "--bags", tmp_path / "bags", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 3
+    assert set(data["failed"]) == {"broken", "unopenable", "unreadable"}
     made = {path.stem for path in (tmp_path / "bags").glob("*.h5")}
     assert {"cmu-1-small-region", "kidney-48-5"} <= made
 
@@ -275,12 +267,12 @@ def test_real_slides_become_bags(mil_data: Path, tmp_path: Path) -> None:
 def test_published_predictions_score_as_known(mil_data: Path) -> None:
     files = sorted((mil_data / "strip" / "oof").glob("*.csv"))
     table = mil_data / "strip" / "train.csv"
-    found = mil("score", *files, "--class", "LAA", "--cohort", table, "--json")
-    told = json.loads(found.stdout)
-    assert told["n_patients"] == 632
-    assert told["baselines"]["constant"] == pytest.approx(0.6931, abs=1e-4)
-    assert told["baselines"]["cohort_prior"] == pytest.approx(0.804, abs=1e-3)
-    for file in told["files"][:-1]:
+    result = mil("score", *files, "--class", "LAA", "--cohort", table, "--json")
+    data = json.loads(result.stdout)
+    assert data["n_patients"] == 632
+    assert data["baselines"]["constant"] == pytest.approx(0.6931, abs=1e-4)
+    assert data["baselines"]["cohort_prior"] == pytest.approx(0.804, abs=1e-3)
+    for file in data["files"][:-1]:
         assert 0.73 <= file["raw"]["weighted_log_loss"]["value"] <= 0.795
         assert 0.63 <= file["raw"]["auroc"]["value"] <= 0.68
     assert mil("score", files[0], "--cohort", table).exit_code == 1

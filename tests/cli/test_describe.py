@@ -11,7 +11,7 @@ from PIL import Image
 
 from features.slides.file_info import compression_of, file_size
 from features.slides.synthetic import write_slide
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import real_data, write_cohort
 
 
@@ -30,22 +30,22 @@ def table(tmp_path: Path) -> Path:
 
 def test_a_page_of_all_that_is_known(table: Path) -> None:
     page = table.with_name("pages") / "cohort.html"
-    found = mil("describe", table, "--slides", table.parent / "slides", "--bags",
+    result = mil("describe", table, "--slides", table.parent / "slides", "--bags",
                 table.parent / "bags", "--out", page, "--json")  # fmt: skip
-    assert found.exit_code == 3, found.output  # 003_0 cannot be opened
-    told = json.loads(found.stdout)
-    assert told["page"] == str(page)
-    assert (told["n_patients"], told["n_slides"], told["n_files"], told["n_bags"]) == (
+    assert result.exit_code == 3, result.output  # 003_0 cannot be opened
+    data = json.loads(result.stdout)
+    assert data["page"] == str(page)
+    assert (data["n_patients"], data["n_slides"], data["n_files"], data["n_bags"]) == (
         12,
         15,
         2,
         15,
     )
-    findings = {finding["kind"]: finding for finding in told["findings"]}
+    findings = {finding["kind"]: finding for finding in data["findings"]}
     assert findings["file_copied"]["subjects"] == ["001_0", "002_0"]
     assert findings["file_unreadable"]["subjects"] == ["003_0"]
     assert findings["resolution_unknown"]["subjects"] == ["001_0", "002_0"]  # 10 px per cm
-    assert told["largest_slide"]["compression"] == "LZW"
+    assert data["largest_slide"]["compression"] == "LZW"
     html = page.read_text(encoding="utf-8")
     assert html.count("data:image/jpeg") == 2
     assert "700 × 500 px" in html
@@ -53,16 +53,15 @@ def test_a_page_of_all_that_is_known(table: Path) -> None:
 
 def test_the_summary_is_for_people(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(table.parent)
-    found = mil("describe", table)
-    assert found.exit_code == 0, found.output
-    assert "15 slides of 12 patients (8 CE, 4 LAA)." in found.stdout
-    assert "note: LAA is the rarer class" in found.stdout
-    assert "Look at describe.html" in found.stdout
+    result = mil_ok("describe", table)
+    assert "15 slides of 12 patients (8 CE, 4 LAA)." in result.stdout
+    assert "note: LAA is the rarer class" in result.stdout
+    assert "Look at describe.html" in result.stdout
     assert Path("describe.html").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["gone.csv"], 1, "there is no such file"),
         (["{table}", "--slides", "gone"], 1, "there is no such file or folder"),
@@ -72,11 +71,11 @@ def test_the_summary_is_for_people(table: Path, monkeypatch: pytest.MonkeyPatch)
         ([], 2, "Usage"),
     ],
 )
-def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, said: str) -> None:
-    found = mil("describe", *[p.format(table=table, folder=table.parent) for p in arguments])
-    assert found.exit_code == code
-    assert said in found.output
-    assert "Traceback" not in found.output
+def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, message: str) -> None:
+    result = mil("describe", *[p.format(table=table, folder=table.parent) for p in arguments])
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 def test_of_two_files_of_one_name_the_first_is_taken_and_that_is_said(
@@ -85,16 +84,17 @@ def test_of_two_files_of_one_name_the_first_is_taken_and_that_is_said(
     slides = tmp_path / "slides"
     (slides / "003_0.tif").unlink()
     Image.new("RGB", (50, 40)).save(slides / "001_0.png")
-    found = mil("describe", table, "--slides", slides, "--gallery", 0, "--out", tmp_path / "p.html")
-    assert found.exit_code == 0, found.output
-    assert "001_0.tif, whose name" in found.output
+    result = mil_ok(
+        "describe", table, "--slides", slides, "--gallery", 0, "--out", tmp_path / "p.html"
+    )
+    assert "001_0.tif, whose name" in result.output
     assert "data:image/jpeg" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_help_has_an_example_and_the_exit_codes() -> None:
-    found = mil("describe", "--help")
-    assert "mil describe train.csv" in found.output
-    assert "Exit codes" in found.output
+    result = mil("describe", "--help")
+    assert "mil describe train.csv" in result.output
+    assert "Exit codes" in result.output
 
 
 def test_storage_is_told_of_files_folders_and_urls(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_storage_is_told_of_files_folders_and_urls(tmp_path: Path) -> None:
 def test_a_table_is_described_without_torch(table: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.app import app\n"
-        "found = CliRunner().invoke(app, ['describe', *sys.argv[1:]])\n"
-        "assert found.exit_code == 0, found.output\n"
+        "result = CliRunner().invoke(app, ['describe', *sys.argv[1:]])\n"
+        "assert result.exit_code == 0, result.output\n"
         "heavy = {'torch', 'timm', 'openslide'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
@@ -136,11 +136,11 @@ def test_real_slides_of_four_kinds_are_described(mil_data: Path, tmp_path: Path)
         "cmu-1-small-region.pyramid,c,y\n"
     )
     page = tmp_path / "p.html"
-    found = mil("describe", path, "--slides", mil_data / "slides", "--out", page, "--json")
-    assert found.exit_code == 3, found.output  # some under edge/ are broken on purpose
-    told = json.loads(found.stdout)
-    kinds = {finding["kind"]: finding["subjects"] for finding in told["findings"]}
+    result = mil("describe", path, "--slides", mil_data / "slides", "--out", page, "--json")
+    assert result.exit_code == 3, result.output  # some under edge/ are broken on purpose
+    data = json.loads(result.stdout)
+    kinds = {finding["kind"]: finding["subjects"] for finding in data["findings"]}
     assert kinds["resolution_unknown"] == ["kidney-48-5"]
     assert set(kinds["file_not_in_table"]) >= {"boxes", "unopenable"}
-    assert told["largest_slide"]["width_px0"] == 2220
+    assert data["largest_slide"]["width_px0"] == 2220
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 3

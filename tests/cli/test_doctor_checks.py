@@ -25,14 +25,14 @@ def failed(findings: list[CheckResult]) -> list[str]:
 
 
 def test_the_software_that_tests_run_on_is_new_enough() -> None:
-    found = by_name(packages.check())
-    assert not failed(list(found.values()))
-    assert found["torch"].found == metadata.version("torch")
-    assert "HDF5" in found["libraries"].found
+    result = by_name(packages.check())
+    assert not failed(list(result.values()))
+    assert result["torch"].found == metadata.version("torch")
+    assert "HDF5" in result["libraries"].found
 
 
 @pytest.mark.parametrize(
-    ("package", "versions", "line", "said", "advice"),
+    ("package", "versions", "line", "message", "advice"),
     [
         ("timm", None, "timm", "not installed", "pip install -U 'timm>="),
         ("timm", "0.1", "timm", "0.1, needs >=", "pip install -U 'timm>="),
@@ -46,7 +46,7 @@ def test_a_package_that_is_missing_or_old_is_told_with_what_installs_it(
     package: str,
     versions: str | None,
     line: str,
-    said: str,
+    message: str,
     advice: str,
 ) -> None:
     real: Callable[[str], str] = metadata.version
@@ -59,10 +59,10 @@ def test_a_package_that_is_missing_or_old_is_told_with_what_installs_it(
         return versions
 
     monkeypatch.setattr(metadata, "version", version)
-    found = by_name(packages.check())[line]
-    assert found.status == ("note" if line.startswith("extra") else "failed")
-    assert said in found.found
-    assert advice in found.advice
+    result = by_name(packages.check())[line]
+    assert result.status == ("note" if line.startswith("extra") else "failed")
+    assert message in result.found
+    assert advice in result.advice
 
 
 def test_a_machine_without_gpu_is_a_note_and_with_one_that_torch_cannot_use_a_failure(
@@ -73,9 +73,9 @@ def test_a_machine_without_gpu_is_a_note_and_with_one_that_torch_cannot_use_a_fa
     monkeypatch.setattr(hardware, "_NVIDIA_DRIVER", tmp_path / "version")
     assert by_name(hardware.check())["GPU"].status == "note"
     (tmp_path / "version").touch()
-    found = by_name(hardware.check())["GPU"]
-    assert found.status == "failed"
-    assert "nvidia-smi" in found.advice
+    result = by_name(hardware.check())["GPU"]
+    assert result.status == "failed"
+    assert "nvidia-smi" in result.advice
 
 
 def test_a_gpu_that_cannot_add_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,27 +86,27 @@ def test_a_gpu_that_cannot_add_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(hardware, "_add_on", refuse)
-    found = by_name(hardware.check())
-    assert found["cuda:1"].status == "failed"
-    assert "no kernel image" in found["cuda:1"].found
+    result = by_name(hardware.check())
+    assert result["cuda:1"].status == "failed"
+    assert "no kernel image" in result["cuda:1"].found
 
 
 def test_a_full_disk_is_a_failure_and_little_shared_memory_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
-    found = by_name(hardware.check())
-    assert found["working folder"].status == "failed"
-    assert "0.07 GB free" in found["working folder"].found
-    assert "Free 1 GB" in found["working folder"].advice
-    if "shared memory" in found:
-        assert found["shared memory"].status == "note"
+    result = by_name(hardware.check())
+    assert result["working folder"].status == "failed"
+    assert "0.07 GB free" in result["working folder"].found
+    assert "Free 1 GB" in result["working folder"].advice
+    if "shared memory" in result:
+        assert result["shared memory"].status == "note"
 
 
 def test_every_reader_and_codec_decodes_what_was_written() -> None:
-    found = readers.check()
-    assert {finding.status for finding in found} == {"ok"}
-    assert len(found) == 11
+    result = readers.check()
+    assert {finding.status for finding in result} == {"ok"}
+    assert len(result) == 11
 
 
 def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,16 +116,16 @@ def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.Monk
         return TiffSlide(path)
 
     monkeypatch.setattr(readers, "TiffSlide", broken)
-    found = readers.check()
-    assert failed(found) == ["TIFF, webp"]
-    assert "imagecodecs" in by_name(found)["TIFF, webp"].advice
+    result = readers.check()
+    assert failed(result) == ["TIFF, webp"]
+    assert "imagecodecs" in by_name(result)["TIFF, webp"].advice
 
 
 def test_the_default_backbone_says_here_what_it_says_elsewhere() -> None:
-    found = by_name(encoder.check())
-    assert {finding.status for finding in found.values()} == {"ok"}
-    assert "579344248a93" in found["weights"].found
-    assert "tiles in" in found["a painted slide into a bag"].found
+    result = by_name(encoder.check())
+    assert {finding.status for finding in result.values()} == {"ok"}
+    assert "579344248a93" in result["weights"].found
+    assert "tiles in" in result["a painted slide into a bag"].found
 
 
 def test_damaged_weights_are_told_and_not_tried(
@@ -145,9 +145,9 @@ def test_damaged_weights_are_told_and_not_tried(
 def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_EXPECTED", tuple(np.add(encoder._EXPECTED, 0.1)))
     monkeypatch.setattr(encoder, "_embed_slide", lambda _: "left out")
-    found = by_name(encoder.check())["a tile on cpu"]
-    assert found.status == "failed"
-    assert "off; expected at most 0.01" in found.found
+    result = by_name(encoder.check())["a tile on cpu"]
+    assert result.status == "failed"
+    assert "off; expected at most 0.01" in result.found
 
 
 def test_a_part_that_cannot_be_loaded_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from mil.data.cohort import read_cohort
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.browser import needs_browser, open_tab
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 
@@ -55,25 +55,24 @@ def explain(world: Path, *arguments: object) -> Result:
 def test_the_probability_shown_is_the_one_that_infer_gives(world: Path, tmp_path: Path) -> None:
     for prior in ("balanced", "cohort"):
         out = tmp_path / "submission.csv"
-        inferred = mil(
+        mil_ok(
             "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
             world / "test.csv", "--out", out, "--prior", prior,
         )  # fmt: skip
-        assert inferred.exit_code == 0, inferred.output
-        found = explain(
+        result = explain(
             world, "--patients", world / "test.csv", "--out", tmp_path / prior, "--prior", prior,
             "--json",
         )  # fmt: skip
-        assert found.exit_code == 0, found.output
-        told = {p["patient_id"]: p for p in json.loads(found.stdout)["patients"]}
+        assert result.exit_code == 0, result.output
+        data = {p["patient_id"]: p for p in json.loads(result.stdout)["patients"]}
         with out.open() as file:
             rows = list(csv.DictReader(file))
-        assert [row["patient_id"] for row in rows] == list(told)
+        assert [row["patient_id"] for row in rows] == list(data)
         for row in rows:
-            page = Path(told[row["patient_id"]]["page"]).read_text()
+            page = Path(data[row["patient_id"]]["page"]).read_text()
             shown = re.findall(r'<data value="([^"]+)"', page)
             assert shown == [row["CE"], row["LAA"]]
-            assert told[row["patient_id"]]["probabilities"] == {
+            assert data[row["patient_id"]]["probabilities"] == {
                 name: float(row[name]) for name in ("CE", "LAA")
             }
 
@@ -81,12 +80,12 @@ def test_the_probability_shown_is_the_one_that_infer_gives(world: Path, tmp_path
 def test_tiles_are_cut_from_the_slide_and_exports_lie_beside_the_page(
     world: Path, tmp_path: Path
 ) -> None:
-    found = explain(
+    result = explain(
         world, "--patients", world / "test.csv", "--patient", "new", "--slides", world / "slides",
         "--out", tmp_path / "ex", "--top", 3,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    assert "1 patient explained" in found.output
+    assert result.exit_code == 0, result.output
+    assert "1 patient explained" in result.output
     assert {path.name for path in (tmp_path / "ex").iterdir()} == {"index.html", "new"}
     assert {path.name for path in (tmp_path / "ex" / "new").iterdir()} == {
         "index.html",
@@ -107,8 +106,8 @@ def test_tiles_are_cut_from_the_slide_and_exports_lie_beside_the_page(
 
 
 def test_without_slides_there_are_maps_and_the_page_says_so(world: Path, tmp_path: Path) -> None:
-    found = explain(world, "--slide", "alone_0.tif", "--out", tmp_path)
-    assert found.exit_code == 0, found.output
+    result = explain(world, "--slide", "alone_0.tif", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
     page = (tmp_path / "alone_0" / "index.html").read_text()
     assert "without the tissue" in page
     assert "map-percentile" in page
@@ -116,11 +115,11 @@ def test_without_slides_there_are_maps_and_the_page_says_so(world: Path, tmp_pat
 
 
 def test_patients_seen_in_training_are_marked(world: Path, tmp_path: Path) -> None:
-    found = explain(
+    result = explain(
         world, "--patients", world / "test.csv", "--patient", "000", "--patient", "new", "--out",
         tmp_path,
     )  # fmt: skip
-    assert "trained on 1 of these patients" in found.output
+    assert "trained on 1 of these patients" in result.output
     assert "Seen in training" in (tmp_path / "000" / "index.html").read_text()
     assert "Seen in training." not in (tmp_path / "new" / "index.html").read_text()
 
@@ -131,16 +130,16 @@ def test_a_slide_that_cannot_be_shown_stops_no_other(world: Path, tmp_path: Path
     shutil.copy(world / "slides" / "new_1.tif", slides / "new_0.tif")  # of another size
     shutil.copy(world / "slides" / "new_1.tif", slides)
     (slides / "alone_0.tif").write_bytes(b"bad")
-    found = explain(
+    result = explain(
         world, "--patients", world / "test.csv", "--slides", slides, "--out", tmp_path / "ex",
         "--json",
     )  # fmt: skip
-    assert found.exit_code == 3, found.output
-    told = json.loads(found.stdout)["without_picture"]
-    assert set(told) == {"new_0", "alone_0", "000_0", "000_1"}
-    assert "896 × 896 px; expected 1,344 × 1,344 px" in told["new_0"]
-    assert "no reader can open it" in told["alone_0"]
-    assert "no file of that name" in told["000_0"]
+    assert result.exit_code == 3, result.output
+    data = json.loads(result.stdout)["without_picture"]
+    assert set(data) == {"new_0", "alone_0", "000_0", "000_1"}
+    assert "896 × 896 px; expected 1,344 × 1,344 px" in data["new_0"]
+    assert "no reader can open it" in data["alone_0"]
+    assert "no file of that name" in data["000_0"]
     page = (tmp_path / "ex" / "new" / "index.html").read_text()
     assert page.count("No picture of the tissue") == 1
     assert page.count('alt="Tile at') == 4
@@ -150,11 +149,10 @@ def test_a_bag_without_places_is_explained_by_numbers_alone(world: Path, tmp_pat
     bag = read_bag(bag_path(world / "bags", "alone_0"))
     bag.coords_px0[:] = -1
     write_bag(bag_path(tmp_path, "alone_0"), bag)
-    found = mil(
+    mil_ok(
         "explain", "--run", world / "run", "--bags", tmp_path, "--slide", "alone_0", "--out",
         tmp_path / "ex",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     page = (tmp_path / "ex" / "alone_0" / "index.html").read_text()
     assert "does not know where" in page
     assert {path.name for path in (tmp_path / "ex" / "alone_0").iterdir()} == {
@@ -179,17 +177,16 @@ def test_wrong_use_and_bad_input_are_told_in_one_line(world: Path, tmp_path: Pat
         ("--slide", "alone_0", "--prior", "nonsense"): "nonsense",
     }
     for arguments, message in cases.items():
-        found = explain(world, *arguments, "--out", out)
-        assert found.exit_code == 1, found.output
-        assert message in found.output
-        assert len(found.output.strip().splitlines()) == 1
+        result = explain(world, *arguments, "--out", out)
+        assert result.exit_code == 1, result.output
+        assert message in result.output
+        assert len(result.output.strip().splitlines()) == 1
     assert not out.exists()
 
 
 def test_help_has_an_example() -> None:
-    found = mil("explain", "--help")
-    assert found.exit_code == 0
-    assert "mil explain --patients test.csv" in found.output
+    result = mil_ok("explain", "--help")
+    assert "mil explain --patients test.csv" in result.output
 
 
 @needs_browser

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import Result
 
 from features.bags.h5 import find_bags, read_bag
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import real_data
 
 
@@ -71,20 +71,18 @@ def backbone(world: Path) -> tuple[object, ...]:
 
 
 def fit(world: Path, out: Path, table: str = "examples.csv") -> Mapping[str, object]:
-    found = mil("filter", "fit", world / table, "--out", out, *backbone(world), "--json")
-    assert found.exit_code == 0, found.output
-    told: Mapping[str, object] = json.loads(found.stdout)
-    return told
+    result = mil_ok("filter", "fit", world / table, "--out", out, *backbone(world), "--json")
+    data: Mapping[str, object] = json.loads(result.stdout)
+    return data
 
 
 def embed(world: Path, bags: Path, *options: object) -> Mapping[str, object]:
-    found = mil(
+    result = mil_ok(
         "embed", world / "slides", "--bags", bags, *backbone(world), "--rules", "none",
         "--json", *options,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    told: Mapping[str, object] = json.loads(found.stdout)
-    return told
+    data: Mapping[str, object] = json.loads(result.stdout)
+    return data
 
 
 def train(world: Path, bags: Path, run: Path, *options: object) -> Result:
@@ -95,18 +93,18 @@ def train(world: Path, bags: Path, run: Path, *options: object) -> Result:
 
 
 def test_fitting_tells_precision_recall_and_counts(world: Path, tmp_path: Path) -> None:
-    told = fit(world, tmp_path / "f.safetensors")
-    assert (told["n_tiles_drop"], told["n_tiles_keep"], told["n_groups"]) == (54, 54, 6)
-    held_out = told["held_out"]
+    data = fit(world, tmp_path / "f.safetensors")
+    assert (data["n_tiles_drop"], data["n_tiles_keep"], data["n_groups"]) == (54, 54, 6)
+    held_out = data["held_out"]
     assert isinstance(held_out, dict)
     assert held_out["recall"] > 0.9
     assert held_out["precision"] > 0.9
     shown = mil("filter", "show", tmp_path / "f.safetensors")
-    assert str(told["sha256"])[:12] in shown.output
+    assert str(data["sha256"])[:12] in shown.output
     assert "precision" in shown.output
     assert "54" in shown.output
     again = json.loads(mil("filter", "show", tmp_path / "f.safetensors", "--json").stdout)
-    assert again == told
+    assert again == data
 
 
 def test_bad_filters_and_tables_end_in_one_line(world: Path, tmp_path: Path) -> None:
@@ -116,9 +114,9 @@ def test_bad_filters_and_tables_end_in_one_line(world: Path, tmp_path: Path) -> 
         ("filter", "fit", tmp_path / "none.csv"),
         ("embed", world / "slides", "--bags", tmp_path, "--filter", tmp_path / "f.safetensors"),
     ):
-        found = mil(*words)
-        assert found.exit_code == 1
-        assert "error:" in found.output
+        result = mil(*words)
+        assert result.exit_code == 1
+        assert "error:" in result.output
     assert mil("filter", "fit", world / "examples.csv", "--threshold", 1).exit_code == 2
     for command in ("fit", "show"):
         assert "Example" in mil("filter", command, "--help").output
@@ -129,21 +127,20 @@ def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
 ) -> None:
     path = tmp_path / "f.safetensors"
     sha256 = fit(world, path)["sha256"]
-    told = embed(world, tmp_path / "bags", "--filter", path)
-    n_dropped = told["n_tiles_left_out"]["filter"]  # type: ignore[index]
+    data = embed(world, tmp_path / "bags", "--filter", path)
+    n_dropped = data["n_tiles_left_out"]["filter"]  # type: ignore[index]
     assert n_dropped == 36  # three tiles of ink a slide at 160 px each
-    assert told["n_tiles"] == 12 * 9 - 36
+    assert data["n_tiles"] == 12 * 9 - 36
     assert {
         read_bag(p).meta.fingerprint.filter_sha256 for p in find_bags(tmp_path / "bags").values()
     } == {sha256}
-    found = train(world, tmp_path / "bags", tmp_path / "run")
-    assert found.exit_code == 0, found.output
-    inferred = mil(
+    result = train(world, tmp_path / "bags", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    mil_ok(
         "infer", "--patients", world / "train.csv", "--run", tmp_path / "run",
         "--slides", world / "slides", "--bags", tmp_path / "new", "--out", tmp_path / "out.csv",
         "--weights", world / "tiny.safetensors",
     )  # fmt: skip
-    assert inferred.exit_code == 0, inferred.output
     for name, bag in find_bags(tmp_path / "new").items():
         assert bag.read_bytes() == (tmp_path / "bags" / f"{name}.h5").read_bytes()
 
@@ -152,8 +149,8 @@ def test_views_of_dropped_tiles_are_dropped_with_them(world: Path, tmp_path: Pat
     path = tmp_path / "f.safetensors"
     fit(world, path)
     embed(world, tmp_path / "all", "--views", 2)
-    told = embed(world, tmp_path / "bags", "--filter", path, "--views", 2)
-    assert told["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
+    data = embed(world, tmp_path / "bags", "--filter", path, "--views", 2)
+    assert data["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
     for name, place in find_bags(tmp_path / "bags").items():
         bag, whole = read_bag(place), read_bag(tmp_path / "all" / f"{name}.h5")
         kept = [spot in bag.coords_px0.tolist() for spot in whole.coords_px0.tolist()]
@@ -168,8 +165,8 @@ def test_several_workers_drop_the_same_tiles(world: Path, tmp_path: Path) -> Non
     path = tmp_path / "f.safetensors"
     fit(world, path)
     embed(world, tmp_path / "one", "--filter", path, "--device", "cpu")
-    told = embed(world, tmp_path / "two", "--filter", path, "--device", "cpu,cpu")
-    assert told["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
+    data = embed(world, tmp_path / "two", "--filter", path, "--device", "cpu,cpu")
+    assert data["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
     one, two = find_bags(tmp_path / "one"), find_bags(tmp_path / "two")
     assert {n: p.read_bytes() for n, p in two.items()} == {
         n: p.read_bytes() for n, p in one.items()
@@ -182,9 +179,9 @@ def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
     path, bags = tmp_path / "f.safetensors", tmp_path / "bags"
     fit(world, path, "seen.csv")
     embed(world, bags)
-    found = train(world, bags, tmp_path / "run", "--filter", path)
-    assert found.exit_code == 0, found.output
-    notes = json.loads(found.stdout)["notes"]
+    result = train(world, bags, tmp_path / "run", "--filter", path)
+    assert result.exit_code == 0, result.output
+    notes = json.loads(result.stdout)["notes"]
     assert "tiles dropped by the filter: 36 of 108 (33.3 %)" in notes
     assert any("learned from slides of 1 of these patients" in note for note in notes)
     out = tmp_path / "out.csv"
@@ -203,13 +200,11 @@ def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
     embed(world, bags)
     rows = (world / "train.csv").read_text().splitlines()
     (tmp_path / "others.csv").write_text("\n".join([rows[0], *rows[2:]]) + "\n")
-    found = mil("train", "--cohort", tmp_path / "others.csv", "--bags", bags, "--run",
+    mil_ok("train", "--cohort", tmp_path / "others.csv", "--bags", bags, "--run",
                 tmp_path / "run", "--folds", 3, "--filter", path)  # fmt: skip
-    assert found.exit_code == 0, found.output
-    told = mil("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
+    data = mil_ok("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
                bags, "--out", tmp_path / "out.csv")  # fmt: skip
-    assert told.exit_code == 0, told.output
-    assert "filter learned from slides of 1 of these patients" in told.output
+    assert "filter learned from slides of 1 of these patients" in data.output
 
 
 def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(
@@ -217,10 +212,9 @@ def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(
 ) -> None:
     path = tmp_path / "f.safetensors"
     fit(world, path, "seen.csv")
-    found = mil("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
+    result = mil_ok("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
                 "--rules", "none", "--filter", path)  # fmt: skip
-    assert found.exit_code == 0
-    assert "learned from 1 of these slides" in found.output
+    assert "learned from 1 of these slides" in result.output
     refused = train(world, tmp_path / "bags", tmp_path / "run")
     assert refused.exit_code == 1
     assert "00_0" in refused.output
@@ -230,10 +224,10 @@ def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(
 def test_a_filter_of_other_tiles_is_refused_by_embed(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     fit(world, path)
-    found = mil("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
+    result = mil("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
                 "--mpp", 1, "--filter", path)  # fmt: skip
-    assert found.exit_code == 1
-    assert "target_mpp is 0.5; expected 1.0" in found.output
+    assert result.exit_code == 1
+    assert "target_mpp is 0.5; expected 1.0" in result.output
 
 
 HISTOLAB = {
@@ -266,10 +260,9 @@ def test_on_real_pictures_glass_and_ink_that_were_held_out_are_told_from_tissue(
             slide_id = "-".join(name.split("-")[:2]) if name.startswith("tissue-level") else name
             rows.append(f"{folder / name}.png,{label},{slide_id}")
     (tmp_path / "examples.csv").write_text("\n".join(rows) + "\n")
-    found = mil("filter", "fit", tmp_path / "examples.csv", "--out", tmp_path / "f.safetensors",
+    result = mil_ok("filter", "fit", tmp_path / "examples.csv", "--out", tmp_path / "f.safetensors",
                 "--execution", "eager", "--json")  # fmt: skip
-    assert found.exit_code == 0, found.output
-    told = json.loads(found.stdout)
-    assert (told["n_tiles_drop"], told["n_tiles_keep"], told["n_groups"]) == (28, 72, 17)
-    assert told["held_out"]["recall"] > 0.7  # 0.82 where it was measured
-    assert told["held_out"]["precision"] > 0.6  # 0.70; a filter that drops everything has 0.28
+    data = json.loads(result.stdout)
+    assert (data["n_tiles_drop"], data["n_tiles_keep"], data["n_groups"]) == (28, 72, 17)
+    assert data["held_out"]["recall"] > 0.7  # 0.82 where it was measured
+    assert data["held_out"]["precision"] > 0.6  # 0.70; a filter that drops everything has 0.28

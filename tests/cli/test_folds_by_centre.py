@@ -21,10 +21,10 @@ def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_pat
     centres = {row.split(",")[1]: str(1 + int(row.split(",")[1]) // 12) for row in rows}
     rows = [f"{row},{centres[row.split(',')[1]]}" for row in rows]
     table.write_text("\n".join([f"{head},center_id", *rows]) + "\n")
-    found = train(table, "--by", "centre", "--json")
-    assert found.exit_code == 0, found.output
-    told = json.loads(found.stdout)
-    assert "each of 3 centres was judged by heads trained on the others" in str(told["notes"])
+    result = train(table, "--by", "centre", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert "each of 3 centres was judged by heads trained on the others" in str(data["notes"])
     folds = read_table(tmp_path / "run" / "folds.csv")
     assert sorted(folds["patient_id"]) == sorted(centres)
     for _, judged in folds.groupby("fold"):
@@ -35,10 +35,10 @@ def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_pat
 
 def test_a_table_without_centres_or_a_number_of_folds_is_refused(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=9, shift=0.8)
-    found = train(table, "--by", "centre")
-    assert found.exit_code == 1
-    assert "9 of 9 patients without a centre" in found.output
-    assert "center_id" in found.output
+    result = train(table, "--by", "centre")
+    assert result.exit_code == 1
+    assert "9 of 9 patients without a centre" in result.output
+    assert "center_id" in result.output
     asked = train(table, "--by", "centre", "--folds", 3)
     assert asked.exit_code == 2
     assert "one fold a centre" in asked.output

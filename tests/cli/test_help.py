@@ -34,8 +34,8 @@ def paragraphs(name: str) -> list[str]:
 
 
 def examples(name: str) -> list[str]:
-    found = [part for part in paragraphs(name) if part.startswith("Example: ")]
-    return [part.removeprefix("Example: ").strip("`") for part in found]
+    result = [part for part in paragraphs(name) if part.startswith("Example: ")]
+    return [part.removeprefix("Example: ").strip("`") for part in result]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,4 +86,4 @@ def test_an_option_takes_the_same_kind_of_thing_in_every_command() -> None:
                 if word.startswith("--") and word != "--out":  # a file of each command's own kind
                     kinds.setdefault(word, set()).add(str(option.metavar))
     kinds["--device"].discard("NAMES")  # of one command that takes several
-    assert {word: found for word, found in kinds.items() if len(found) > 1} == {}
+    assert {word: result for word, result in kinds.items() if len(result) > 1} == {}

@@ -12,7 +12,7 @@ import pytest
 
 from features.bags.h5 import write_bag
 from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_series
 
 NAMES = "any,left,right"
@@ -48,20 +48,19 @@ def write_world(folder: Path, *, n_scans: int) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, n_scans=48)
-    found = mil(
+    result = mil_ok(
         "train", "--cohort", folder / "labels.csv", "--labels", NAMES, "--bags", folder / "bags",
         "--run", folder / "run", "--folds", 3, "--device", "cpu", "--json",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    (folder / "train.json").write_text(found.stdout)
+    (folder / "train.json").write_text(result.stdout)
     return folder
 
 
 def test_training_gives_a_run_and_a_report_a_label(world: Path) -> None:
-    found = json.loads((world / "train.json").read_text())
-    losses = found["weighted_label_loss"]
+    result = json.loads((world / "train.json").read_text())
+    losses = result["weighted_label_loss"]
     assert losses["calibrated"]["value"] < losses["cohort prior"]["value"]
-    assert list(found["labels"]) == NAMES.split(",")
+    assert list(result["labels"]) == NAMES.split(",")
     page = (world / "run" / "report.html").read_text()
     for name in NAMES.split(","):
         assert (world / "run" / "labels" / name / "report.html").is_file()
@@ -80,21 +79,19 @@ def test_all_labels_share_their_folds(world: Path) -> None:
 def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
     world: Path, tmp_path: Path
 ) -> None:
-    found = mil(
+    mil_ok(
         "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
         world / "scans.csv", "--out", tmp_path / "out.csv",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert list(rows[0]) == ["patient_id", "any", "left", "right"]
     assert [row["patient_id"] for row in rows] == [f"p{number}" for number in range(48)]
     values = np.array([[float(row[name]) for name in NAMES.split(",")] for row in rows])
     assert np.ptp(values.sum(axis=1)) > 0.5
-    scored = mil(
+    scored = mil_ok(
         "score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES,
         "--resamples", 100, "--json",
     )  # fmt: skip
-    assert scored.exit_code == 0, scored.output
     scores = json.loads(scored.stdout)
     assert scores["label_counts"] == {"any": 36, "left": 24, "right": 24}
     (file,) = scores["files"]
@@ -109,14 +106,13 @@ def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
 def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: Path) -> None:
     file, other = world / "run" / "out_of_fold.csv", tmp_path / "other.csv"
     other.write_bytes(file.read_bytes())
-    found = mil(
+    result = mil_ok(
         "score", file, other, "--cohort", world / "labels.csv", "--labels", NAMES, "--calibrate",
         "--reliability", "--repeats", 2, "--resamples", 100,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    words = " ".join(found.output.split())
-    for said in ("mean probability of 2", "calibrated", "reliability of left", "cross-fitted"):
-        assert said in words
+    words = " ".join(result.output.split())
+    for text in ("mean probability of 2", "calibrated", "reliability of left", "cross-fitted"):
+        assert text in words
     for arguments in (("--class", "left"), ("--calibrator", "beta")):
         refused = mil(
             "score", file, "--cohort", world / "labels.csv", "--labels", NAMES, *arguments
@@ -144,17 +140,16 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
     )  # fmt: skip
     assert mil(*command).exit_code != 0
     assert not (tmp_path / "run").exists()
-    again = mil(*command)
-    assert again.exit_code == 0, again.output
+    again = mil_ok(*command)
     assert asked == ["any", "left", "left", "right"]
     for path in sorted((world / "run").rglob("*.*")):
         twin = tmp_path / "run" / path.relative_to(world / "run")
         assert twin.is_file()
         if path.suffix in (".csv", ".safetensors"):
             assert twin.read_bytes() == path.read_bytes()
-    told, before = json.loads(again.stdout), json.loads((world / "train.json").read_text())
-    assert told["weighted_label_loss"] == before["weighted_label_loss"]
-    assert told["labels"]["any"]["scores"] == before["labels"]["any"]["scores"]
+    data, before = json.loads(again.stdout), json.loads((world / "train.json").read_text())
+    assert data["weighted_label_loss"] == before["weighted_label_loss"]
+    assert data["labels"]["any"]["scores"] == before["labels"]["any"]["scores"]
     assert not list(tmp_path.glob(".run*"))
 
 
@@ -177,8 +172,7 @@ def test_what_was_done_with_other_settings_or_labels_is_done_again(
         tmp_path / "run", "--folds", 2, "--device", "cpu",
     )  # fmt: skip
     assert mil(*command, "--labels", "any,left").exit_code != 0
-    again = mil(*command, "--labels", "left", "--seed", 1)
-    assert again.exit_code == 0, again.output
+    mil_ok(*command, "--labels", "left", "--seed", 1)
     assert asked == ["any", "left", "left"]
     assert [path.name for path in (tmp_path / "run" / "labels").iterdir()] == ["left"]
 
@@ -189,9 +183,8 @@ def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_p
         world / "bags", "--run", tmp_path / "run", "--folds", 2, "--device", "cpu",
         "--image-labels", world / "labels.csv",
     )  # fmt: skip
-    found = mil(*command)
-    assert found.exit_code == 0, found.output
-    words = " ".join(found.output.split())
+    result = mil_ok(*command)
+    words = " ".join(result.output.split())
     assert "labels of single images taught the attention on 36 patients" in words
     assert "on 24 patients" in words
     refused = mil(*command, "--overwrite", "--filter", world / "none.filter")
@@ -204,32 +197,30 @@ def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path
     for prior, expected in (
         (None, [0.75, 0.5, 0.5]), ("balanced", [0.5] * 3), (stated, [0.3, 0.2, 0.1]),
     ):  # fmt: skip
-        found = mil(
+        mil_ok(
             "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
             tmp_path / "test.csv", "--out", tmp_path / "out.csv",
             *(() if prior is None else ("--prior", prior)),
         )  # fmt: skip
-        assert found.exit_code == 0, found.output
         row = (tmp_path / "out.csv").read_text().splitlines()[1].split(",")
         np.testing.assert_allclose([float(value) for value in row[1:]], expected)
 
 
 @pytest.mark.parametrize("prior", ["any=0.5", "any=0,left=.1,right=.1", "half", "a=b,c=d,e=f"])
 def test_a_prior_that_lacks_a_label_is_refused(world: Path, prior: str) -> None:
-    found = mil(
+    result = mil(
         "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
         world / "scans.csv", "--prior", prior,
     )  # fmt: skip
-    assert found.exit_code == 1
-    assert "no shares of all labels" in found.output
+    assert result.exit_code == 1
+    assert "no shares of all labels" in result.output
 
 
 def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
-    found = mil(
+    mil_ok(
         "explain", "--run", world / "run" / "labels" / "left", "--bags", world / "bags",
         "--slide", "s1", "--out", tmp_path,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     assert "no left" in (tmp_path / "s1" / "index.html").read_text()
 
 
@@ -237,35 +228,35 @@ def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
 def test_prediction_sets_of_several_labels_are_refused(
     world: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    found = mil(
+    result = mil(
         "infer", "--run", world / "run", "--patients", world / "labels.csv", "--bags",
         world / "bags", "--out", tmp_path / "out.csv", *options,
     )  # fmt: skip
-    assert found.exit_code == 2
-    assert "does not go with a run of several labels" in " ".join(found.output.split())
+    assert result.exit_code == 2
+    assert "does not go with a run of several labels" in " ".join(result.output.split())
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_commands_for_one_label_say_so_of_a_run_of_several(world: Path, tmp_path: Path) -> None:
-    found = mil(
+    result = mil(
         "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s1", "--out",
         tmp_path,
     )  # fmt: skip
-    assert found.exit_code == 1
-    assert "a run of several labels; expected the run of one of them" in found.output
+    assert result.exit_code == 1
+    assert "a run of several labels; expected the run of one of them" in result.output
 
 
 def test_a_finished_run_is_replaced_only_when_asked(world: Path) -> None:
-    found = mil(
+    result = mil(
         "train", "--cohort", world / "labels.csv", "--labels", NAMES, "--bags", world / "bags",
         "--run", world / "run",
     )  # fmt: skip
-    assert found.exit_code == 1
-    assert "not empty" in found.output
+    assert result.exit_code == 1
+    assert "not empty" in result.output
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ("patient_id,any,left\np0,1,1\n", "no column 'right'"),
         ("patient_id,any,left,right\np0,1,1,1.5\n", "right is '1.5'"),
@@ -273,17 +264,17 @@ def test_a_finished_run_is_replaced_only_when_asked(world: Path) -> None:
     ],
 )
 def test_predictions_that_cannot_be_scored_are_told(
-    world: Path, tmp_path: Path, rows: str, said: str
+    world: Path, tmp_path: Path, rows: str, message: str
 ) -> None:
     (tmp_path / "out.csv").write_text(rows)
-    found = mil("score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES)
-    assert found.exit_code == 1
-    assert said in found.output
+    result = mil("score", tmp_path / "out.csv", "--cohort", world / "labels.csv", "--labels", NAMES)
+    assert result.exit_code == 1
+    assert message in result.output
 
 
 def test_a_damaged_list_of_labels_is_one_line(world: Path, tmp_path: Path) -> None:
     for content in ("{}", "no", '{"format": "x", "format_version": 1, "labels": []}'):
         (tmp_path / "labels.json").write_text(content)
-        found = mil("infer", "--run", tmp_path, "--patients", world / "scans.csv")
-        assert found.exit_code == 1
-        assert "labels.json" in found.output
+        result = mil("infer", "--run", tmp_path, "--patients", world / "scans.csv")
+        assert result.exit_code == 1
+        assert "labels.json" in result.output

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from features.slides.synthetic import write_slide
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import real_data
 
 
@@ -29,12 +29,12 @@ def slides(tmp_path: Path) -> Path:
 
 def test_slides_become_pictures_and_a_bad_one_stops_no_other(slides: Path, tmp_path: Path) -> None:
     out = tmp_path / "previews"
-    found = mil("preview", slides, "--out", out, "--workers", 1, "--json")
-    assert found.exit_code == 3, found.output
-    told = json.loads(found.stdout)
-    assert (told["n_done"], told["n_empty"], told["n_failed"]) == (1, 1, 1)
-    assert told["n_tiles_found"] == told["n_tiles_read"] > 0
-    assert "no reader can open it" in told["failed"]["bad"]
+    result = mil("preview", slides, "--out", out, "--workers", 1, "--json")
+    assert result.exit_code == 3, result.output
+    data = json.loads(result.stdout)
+    assert (data["n_done"], data["n_empty"], data["n_failed"]) == (1, 1, 1)
+    assert data["n_tiles_found"] == data["n_tiles_read"] > 0
+    assert "no reader can open it" in data["failed"]["bad"]
     assert {path.name for path in out.iterdir()} == {
         "bad.json", "blank.jpg", "blank.json", "clot.jpg", "clot.json", "index.html",
     }  # fmt: skip
@@ -44,11 +44,10 @@ def test_without_rules_no_tile_is_read_and_the_summary_is_for_people(
     slides: Path, tmp_path: Path
 ) -> None:
     (slides / "bad.tif").unlink()
-    found = mil("preview", slides, "--out", tmp_path / "p", "--rules", "none", "--max-tiles", 2)
-    assert found.exit_code == 0, found.output
-    assert "2 slides into" in found.output
-    assert "index.html" in found.output
-    assert "0.25 µm/px" in found.output
+    result = mil_ok("preview", slides, "--out", tmp_path / "p", "--rules", "none", "--max-tiles", 2)
+    assert "2 slides into" in result.output
+    assert "index.html" in result.output
+    assert "0.25 µm/px" in result.output
     numbers = json.loads((tmp_path / "p" / "clot.json").read_text())
     assert (numbers["n_read"], numbers["n_kept"]) == (0, 2)
     assert numbers["n_found"] > 2
@@ -71,16 +70,15 @@ def test_wrong_use_and_bad_input_are_told_in_one_line(slides: Path, tmp_path: Pa
 
 
 def test_help_has_an_example() -> None:
-    found = mil("preview", "--help")
-    assert found.exit_code == 0
-    assert "mil preview slides/" in found.output
+    result = mil_ok("preview", "--help")
+    assert "mil preview slides/" in result.output
 
 
 def test_previews_load_no_torch(slides: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.app import app\n"
-        "found = CliRunner().invoke(app, ['preview', *sys.argv[1:]])\n"
-        "assert found.exit_code == 0, found.output\n"
+        "result = CliRunner().invoke(app, ['preview', *sys.argv[1:]])\n"
+        "assert result.exit_code == 0, result.output\n"
         "heavy = {'torch', 'timm'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
@@ -94,7 +92,7 @@ def test_previews_load_no_torch(slides: Path, tmp_path: Path) -> None:
 @real_data
 def test_pens_on_real_pictures_are_left_out_as_ink(mil_data: Path, tmp_path: Path) -> None:
     picture = mil_data / "images" / "histolab" / "tcga-green-pen.png"
-    found = mil(
+    result = mil_ok(
         "preview",
         picture,
         "--out",
@@ -107,5 +105,4 @@ def test_pens_on_real_pictures_are_left_out_as_ink(mil_data: Path, tmp_path: Pat
         32,
         "--json",
     )
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["n_tiles_left_out"]["ink"] > 20
+    assert json.loads(result.stdout)["n_tiles_left_out"]["ink"] > 20

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
 
@@ -16,20 +16,18 @@ from tests.fakes import write_cohort
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     table = write_cohort(folder, n_patients=30, shift=0.8)
-    found = mil(
+    mil_ok(
         "train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
         "--folds", 2,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     return folder / "run"
 
 
 def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
     before = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
-    found = mil("report", run)
-    assert found.exit_code == 0, found.output
-    assert f"The report lies in {run / 'report.html'}" in found.stdout
+    result = mil_ok("report", run)
+    assert f"The report lies in {run / 'report.html'}" in result.stdout
     assert (run / "report.html").read_bytes() == before
     assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
 
@@ -38,11 +36,10 @@ def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> No
     folder = run.parent
     table = pd.read_csv(folder / "train.csv", dtype=str)
     table.head(2).to_csv(folder / "two.csv", index=False)
-    explained = mil(
+    mil_ok(
         "explain", "--run", run, "--patients", folder / "two.csv", "--bags", folder / "bags",
         "--out", folder / "ex plained",
     )  # fmt: skip
-    assert explained.exit_code == 0, explained.output
     before = (run / "report.html").read_bytes()
     assert mil("report", run, "--explanations", folder / "ex plained").exit_code == 0
     links = re.findall(r'<a href="([^"#]+)">([^<]+)</a>', (run / "report.html").read_text())
@@ -53,10 +50,10 @@ def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> No
 
 
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    found = mil("report", tmp_path)
-    assert found.exit_code == 1
-    assert "no model.json in it" in found.output
-    assert "Traceback" not in found.output
+    result = mil("report", tmp_path)
+    assert result.exit_code == 1
+    assert "no model.json in it" in result.output
+    assert "Traceback" not in result.output
 
 
 def test_its_help_has_an_example() -> None:

@@ -35,11 +35,11 @@ def ask(tables: tuple[Path, Path], *more: object) -> Result:
 
 
 def test_calibrated_scores_stand_beside_raw_ones_in_json(tables: tuple[Path, Path]) -> None:
-    told = json.loads(ask(tables, "--calibrate", "--repeats", 4, "--json").stdout)
-    assert told["calibration"]["kind"] == "cross-fitted"
-    assert (told["calibration"]["repeats"], told["calibration"]["folds"]) == (4, 5)
-    assert "was fitted on other patients" in told["calibration"]["note"]
-    (file,) = told["files"]
+    data = json.loads(ask(tables, "--calibrate", "--repeats", 4, "--json").stdout)
+    assert data["calibration"]["kind"] == "cross-fitted"
+    assert (data["calibration"]["repeats"], data["calibration"]["folds"]) == (4, 5)
+    assert "was fitted on other patients" in data["calibration"]["note"]
+    (file,) = data["files"]
     assert file["calibrators"] == {"shrunken_platt": 20}
     raw, calibrated = (file[kind]["weighted_log_loss"] for kind in ("raw", "calibrated"))
     assert calibrated["value"] < raw["value"]
@@ -48,24 +48,24 @@ def test_calibrated_scores_stand_beside_raw_ones_in_json(tables: tuple[Path, Pat
 
 
 def test_nothing_is_calibrated_unasked(tables: tuple[Path, Path]) -> None:
-    told = json.loads(ask(tables, "--json").stdout)
-    assert "calibration" not in told
-    assert set(told["files"][0]) == {"name", "raw"}
+    data = json.loads(ask(tables, "--json").stdout)
+    assert "calibration" not in data
+    assert set(data["files"][0]) == {"name", "raw"}
 
 
 def test_the_words_say_cross_fitted_and_what_auto_picked(tables: tuple[Path, Path]) -> None:
-    found = ask(tables, "--calibrate", "--calibrator", "auto", "--repeats", 1, "--folds", 3)
-    assert found.exit_code == 0, found.output
+    result = ask(tables, "--calibrate", "--calibrator", "auto", "--repeats", 1, "--folds", 3)
+    assert result.exit_code == 0, result.output
     for words in ("calibrated", "Picked by auto, of 3 fits", "scores are cross-fitted", "slope"):
-        assert words in found.output
+        assert words in result.output
 
 
 def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> None:
     printed = ask(tables, "--reliability").output
     for words in ("reliability of LAA", "promised", "biased upwards", "Brier of LAA"):
         assert words in printed
-    told = json.loads(ask(tables, "--reliability", "--calibrate", "--json").stdout)
-    described = told["files"][0]["reliability"]
+    data = json.loads(ask(tables, "--reliability", "--calibrate", "--json").stdout)
+    described = data["files"][0]["reliability"]
     assert set(described) == {"raw", "calibrated"}
     assert sum(row["n_patients"] for row in described["raw"]["classes"]["LAA"]["bins"]) == 60
     parts = described["calibrated"]["classes"]["LAA"]["brier"]
@@ -75,7 +75,7 @@ def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "code", "said"),
+    ("more", "code", "message"),
     [
         (["--calibrator", "beta"], 2, "needs --calibrate"),
         (["--calibrate", "--calibrator", "isotonic"], 1, "calibrator 'isotonic': unknown"),
@@ -84,22 +84,22 @@ def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> 
     ],
 )
 def test_what_cannot_be_calibrated_is_said_in_a_line(
-    tables: tuple[Path, Path], more: list[str], code: int, said: str
+    tables: tuple[Path, Path], more: list[str], code: int, message: str
 ) -> None:
-    found = ask(tables, *more)
-    assert found.exit_code == code
-    assert said in found.output
+    result = ask(tables, *more)
+    assert result.exit_code == code
+    assert message in result.output
 
 
 @real_data
 def test_published_predictions_are_calibrated_by_one_command(mil_data: Path) -> None:
     strip = mil_data / "strip"
-    found = mil(
+    result = mil(
         "score", *sorted((strip / "oof").glob("*.csv")), "--class", "LAA", "--cohort",
         strip / "train.csv", "--calibrate", "--json", "--resamples", 100,
     )  # fmt: skip
-    told = json.loads(found.stdout)
-    *models, mean = (file["calibrated"]["weighted_log_loss"]["value"] for file in told["files"])
+    data = json.loads(result.stdout)
+    *models, mean = (file["calibrated"]["weighted_log_loss"]["value"] for file in data["files"])
     assert len(models) == 5
     assert max(models) <= 0.673
     assert mean <= 0.658

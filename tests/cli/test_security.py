@@ -15,7 +15,7 @@ from PIL import Image
 
 from features.bags.h5 import bag_path, write_bag
 from features.encoders.weights import build_untrained
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 PATIENTS = [
@@ -44,9 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_bag(bag_path(folder / "bags", slide), make_bag(slide, n_tiles=6, dim=16))
         rows.append([slide, patient, "LAA" if number % 2 else "CE"])
     write_table(table, [header, *rows])
-    found = mil("train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
+    mil_ok("train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
                 "--folds", 2, "--head", "mean")  # fmt: skip
-    assert found.exit_code == 0, found.output
     return folder
 
 
@@ -58,16 +57,14 @@ def test_hostile_ids_go_through_inference_to_the_letter_and_are_no_formulas(
     world: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "submission.csv"
-    found = mil("infer", "--patients", world / "train.csv", "--run", world / "run",
+    mil_ok("infer", "--patients", world / "train.csv", "--run", world / "run",
                 "--bags", world / "bags", "--out", out)  # fmt: skip
-    assert found.exit_code == 0, found.output
     with out.open(newline="", encoding="utf-8") as file:
         written = [row[0] for row in csv.reader(file)]
     assert not [name for name in written if name[:1] in {"=", "@", "+", "-"}]
     assert {name for name in PATIENTS if name[0] not in "=@-"} < set(written)
     assert {f"'{name}" for name in PATIENTS if name[0] in "=@-"} < set(written)
-    scored = mil("score", out, "--cohort", world / "train.csv", "--json")
-    assert scored.exit_code == 0, scored.output
+    scored = mil_ok("score", out, "--cohort", world / "train.csv", "--json")
     assert json.loads(scored.stdout)["files"][0]["raw"]["auroc"]["value"] > 0.5
 
 
@@ -79,10 +76,10 @@ def test_hostile_ids_write_nothing_outside_their_folder(world: Path, tmp_path: P
         ["describe", world / "train.csv", "--out", tmp_path / "describe.html"],
         ["audit", world / "train.csv", "--bags", world / "bags"],
     ):  # fmt: skip
-        found = mil(*command)
-        assert found.exit_code in {0, 1, 3}, found.output
-        assert found.exception is None or isinstance(found.exception, SystemExit)
-        assert "Traceback" not in found.output
+        result = mil(*command)
+        assert result.exit_code in {0, 1, 3}, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "Traceback" not in result.output
     assert files_of(world.parent) == before
     assert {path.name for path in tmp_path.iterdir()} == {"pages", "describe.html"}
     assert len([path for path in (tmp_path / "pages").iterdir() if path.is_dir()]) == 38
@@ -94,20 +91,19 @@ def test_a_name_is_no_markup_and_nothing_that_a_terminal_obeys(tmp_path: Path) -
     folder = tmp_path / "x["
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "b] [bold] :smile: \x1b]0;title\x07.png")
-    found = mil("inspect", folder)
-    assert found.exit_code == 0, found.output
-    assert "\x1b" not in found.output
-    assert "x[/b] [bold] :smile: ?]0;title?.png" in found.output.replace("\n", "")
+    result = mil_ok("inspect", folder)
+    assert "\x1b" not in result.output
+    assert "x[/b] [bold] :smile: ?]0;title?.png" in result.output.replace("\n", "")
 
 
 def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
     rows = [("image_id", "patient_id", "label"), ("a", "two\nlines\x1b[31m", "x"),
             ("b", "two\nlines\x1b[31m", "y")]  # fmt: skip
     table = write_table(tmp_path / "t.csv", rows)
-    found = mil("train", "--cohort", table, "--bags", tmp_path, "--run", tmp_path / "run")
-    assert found.exit_code == 1
-    assert "\x1b[31m" not in found.output
-    assert len(found.output.strip().splitlines()) == 1
+    result = mil("train", "--cohort", table, "--bags", tmp_path, "--run", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "\x1b[31m" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
 
 
 @pytest.fixture
@@ -160,6 +156,5 @@ def test_from_slides_to_predictions_nobody_asks_the_network(
         ["infer", "--patients", table, "--run", run, "--bags", bags, "--out",
          tmp_path / "submission.csv"],
     ):  # fmt: skip
-        found = mil(*command)
-        assert found.exit_code == 0, found.output
+        mil_ok(*command)
     assert asked == []

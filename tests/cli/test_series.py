@@ -19,7 +19,7 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
 
@@ -67,62 +67,54 @@ def test_scans_are_embedded_by_one_command(tmp_path: Path, weights: Path) -> Non
         "test_vit", "--weights", weights, "--execution", "eager", "--device", "cpu",
         "--tile-px", 64, "--batch", 4,
     )  # fmt: skip
-    found = mil(*command, "--json")
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["n_tiles"] == 6
+    result = mil_ok(*command, "--json")
+    assert json.loads(result.stdout)["n_tiles"] == 6
     assert read_bag(tmp_path / "bags" / "scan1.h5").order is not None
-    again = mil(*command)
-    assert again.exit_code == 0
+    again = mil_ok(*command)
     assert "skipped" in again.output
     for secret in (PLANTED, BIRTH_DATE):
-        assert secret not in found.output + again.output
+        assert secret not in result.output + again.output
 
 
 def test_slides_and_series_do_not_go_together(tmp_path: Path) -> None:
     for arguments in (("--series", tmp_path, tmp_path), (), ("--series", tmp_path, "--dry-run")):
-        found = mil("embed", *arguments)
-        assert found.exit_code == 2
-    assert "not with --series" in found.output
+        result = mil("embed", *arguments)
+        assert result.exit_code == 2
+    assert "not with --series" in result.output
 
 
 def test_unknown_windows_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "scan").mkdir()
-    found = mil("embed", "--series", tmp_path, "--windows", "liver")
-    assert found.exit_code == 1
-    assert "three of brain" in found.output
+    result = mil("embed", "--series", tmp_path, "--windows", "liver")
+    assert result.exit_code == 1
+    assert "three of brain" in result.output
 
 
 def test_verify_finds_nothing_wrong_with_bags_of_images(world: Path) -> None:
-    found = mil("bags", "verify", world / "bags", "--json")
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["n_bad"] == 0
+    result = mil_ok("bags", "verify", world / "bags", "--json")
+    assert json.loads(result.stdout)["n_bad"] == 0
 
 
 def test_describe_and_audit_take_bags_of_images(world: Path, tmp_path: Path) -> None:
-    described = mil(
-        "describe", world / "train.csv", "--bags", world / "bags", "--out", tmp_path / "d.html"
-    )
-    assert described.exit_code == 0, described.output
+    mil_ok("describe", world / "train.csv", "--bags", world / "bags", "--out", tmp_path / "d.html")
     page = (tmp_path / "d.html").read_text()
     assert "images of each series that were embedded" in page
     assert "tissue" not in page.lower().split("<body")[1]
-    audited = mil("audit", world / "train.csv", "--bags", world / "bags")
-    assert audited.exit_code == 0, audited.output
+    audited = mil_ok("audit", world / "train.csv", "--bags", world / "bags")
     assert "24 of 24 bags hold series of images" in " ".join(audited.output.split())
 
 
 def test_no_other_layout_is_made_of_bags_of_images(world: Path, tmp_path: Path) -> None:
-    found = mil("bags", "export", world / "bags", "--to", "stamp", "--out", tmp_path / "out")
-    assert found.exit_code == 1
-    assert "a bag of kind 'image'" in found.output
+    result = mil("bags", "export", world / "bags", "--to", "stamp", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "a bag of kind 'image'" in result.output
 
 
 def test_a_run_on_series_infers_and_says_where_it_looked(world: Path, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("slide_id,patient_id\ns0,p0\ns1,p1\n")
     where = ("--run", world / "run", "--bags", world / "bags", "--patients", tmp_path / "test.csv")
     assert mil("infer", *where, "--out", tmp_path / "out.csv").exit_code == 0
-    found = mil("explain", *where, "--out", tmp_path / "e", "--series", world / "images.csv")
-    assert found.exit_code == 0, found.output
+    mil_ok("explain", *where, "--out", tmp_path / "e", "--series", world / "images.csv")
     page = (tmp_path / "e" / "p1" / "index.html").read_text()
     assert "Attention by place in series" in page
     assert (
@@ -141,23 +133,22 @@ def test_a_run_on_series_infers_and_says_where_it_looked(world: Path, tmp_path: 
 
 
 def test_without_the_images_the_places_are_still_shown(world: Path, tmp_path: Path) -> None:
-    found = mil(
+    mil_ok(
         "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s3", "--out",
         tmp_path / "e",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     assert "Attention by place in series" in (tmp_path / "e" / "s3" / "index.html").read_text()
 
 
 def test_slides_cannot_be_embedded_for_a_run_on_series(world: Path, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("slide_id,patient_id\nnew,p0\n")
     Image.new("RGB", (300, 300)).save(tmp_path / "new.png")
-    found = mil(
+    result = mil(
         "infer", "--run", world / "run", "--bags", tmp_path / "none", "--slides", tmp_path,
         "--patients", tmp_path / "test.csv",
     )  # fmt: skip
-    assert found.exit_code == 1
-    assert "series of images" in found.output
+    assert result.exit_code == 1
+    assert "series of images" in result.output
 
 
 @pytest.fixture(scope="module")
@@ -179,22 +170,22 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Pa
     (folder / "known").mkdir()
     for number in range(12):
         (folder / "known" / f"s{number}").symlink_to(scans / f"s{number}")
-    told = [
+    data = [
         mil(
             "embed", "--series", folder / "known", "--bags", folder / "bags", "--backbone",
             "test_vit", "--tile-px", 48, "--windows", "brain,bone,soft", "--weights", weights,
             "--device", "cpu", "--max-failed", 0.5,
         )
     ]  # fmt: skip
-    told += [
+    data += [
         mil(
             "train", "--cohort", folder / "train.csv", "--bags", folder / "bags", "--run",
             folder / name, "--folds", 2, "--device", "cpu", *labels,
         )
         for name, labels in (("one", ()), ("several", ("--labels", "any,sub")))
     ]  # fmt: skip
-    assert [found.exit_code for found in told] == [0] * 3, told
-    return folder, [found.output for found in told]
+    assert [result.exit_code for result in data] == [0] * 3, data
+    return folder, [result.output for result in data]
 
 
 @pytest.mark.parametrize("name", ["one", "several"])
@@ -203,42 +194,41 @@ def test_infer_embeds_new_series_as_those_of_the_run_were(
 ) -> None:
     folder, _ = scanned
     shutil.copytree(folder / "bags", tmp_path / "bags")
-    found = mil(
+    result = mil_ok(
         "infer", "--run", folder / name, "--bags", tmp_path / "bags", "--patients",
         folder / "test.csv", "--series", folder / "scans", "--out", tmp_path / "out.csv", "--json",
         "--weights", weights, "--device", "cpu", "--batch", 4,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["status"] == {"ok": 1}
+    assert json.loads(result.stdout)["status"] == {"ok": 1}
     new, old = (read_bag(tmp_path / "bags" / f"s{n}.h5").meta.fingerprint for n in (12, 0))
     assert new == old
 
 
 def test_view_says_what_shows_series(scanned: tuple[Path, list[str]]) -> None:
-    found = mil("view", scanned[0] / "one", "--bags", scanned[0] / "bags", "--no-browser")
-    assert found.exit_code == 1
-    assert "'mil explain --series' shows them" in " ".join(found.output.split())
+    result = mil("view", scanned[0] / "one", "--bags", scanned[0] / "bags", "--no-browser")
+    assert result.exit_code == 1
+    assert "'mil explain --series' shows them" in " ".join(result.output.split())
 
 
 def test_series_and_slides_are_not_asked_for_together(tmp_path: Path) -> None:
-    found = mil(
+    result = mil(
         "infer", "--patients", tmp_path / "t.csv", "--series", tmp_path, "--slides", tmp_path
     )
-    assert found.exit_code == 2
+    assert result.exit_code == 2
 
 
 def test_no_name_from_a_header_reaches_a_file_a_page_or_the_screen(
     scanned: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
-    folder, told = scanned
+    folder, data = scanned
     where = ("--bags", folder / "bags", "--patients", folder / "train.csv")
     for run in (folder / "one", folder / "several"):
-        told.append(
+        data.append(
             mil("infer", "--run", run, *where, "--out", tmp_path / f"{run.name}.csv").output
         )
-    told += [
-        found.output
-        for found in (
+    data += [
+        result.output
+        for result in (
             mil("describe", folder / "train.csv", "--bags", folder / "bags", "--out",
                 tmp_path / "describe.html"),
             mil("explain", "--run", folder / "one", *where, "--series", folder / "scans", "--out",
@@ -253,8 +243,8 @@ def test_no_name_from_a_header_reaches_a_file_a_page_or_the_screen(
     written = [path for place in (folder, tmp_path) for path in place.rglob("*") if path.is_file()]
     for path in written:
         if path.suffix != ".dcm":
-            told.append(f"{path.name} {path.read_bytes().decode('latin-1')}")
-    for text in told:
+            data.append(f"{path.name} {path.read_bytes().decode('latin-1')}")
+    for text in data:
         assert "Traceback" not in text
         for secret in (PLANTED, BIRTH_DATE, "1901-02-03", "Jane", "Doctor"):
             assert secret not in text, text[:60]
@@ -266,9 +256,9 @@ def test_series_cannot_be_embedded_for_a_run_of_an_unknown_backbone(
     (tmp_path / "test.csv").write_text("slide_id,patient_id\nnew,p0\n")
     (tmp_path / "new").mkdir()
     Image.new("L", (30, 30)).save(tmp_path / "new" / "1.png")
-    found = mil(
+    result = mil(
         "infer", "--run", world / "run", "--bags", tmp_path / "none", "--series", tmp_path,
         "--patients", tmp_path / "test.csv", "--out", tmp_path / "out.csv", "--device", "cpu",
     )  # fmt: skip
-    assert found.exit_code == 1
-    assert "backbone 'fake'" in found.output
+    assert result.exit_code == 1
+    assert "backbone 'fake'" in result.output

@@ -12,7 +12,7 @@ import pytest
 from cli.shared.arguments import select_shard
 from features.bags.h5 import read_bag
 from features.slides.synthetic import make_cohort, render_slide, write_slide
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 
 
 @pytest.fixture(scope="module")
@@ -27,44 +27,42 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspect_prints_what_was_understood(slides: Path) -> None:
-    found = mil("inspect", slides / "clot.tif")
-    assert found.exit_code == 0
+    result = mil_ok("inspect", slides / "clot.tif")
     for words in ("clot", "tiff", "2,000 x 2,000 px", "0.25 x 0.25 (assumed)"):
-        assert words in found.stdout
-    told = json.loads(mil("inspect", slides, "--json").stdout)
-    assert [slide["slide_id"] for slide in told["slides"]] == ["blank", "clot"]
-    assert told["slides"][1]["levels"] == [[2000, 2000, 1.0]]
-    assert "broken.tif" in next(iter(told["failed"]))
+        assert words in result.stdout
+    data = json.loads(mil("inspect", slides, "--json").stdout)
+    assert [slide["slide_id"] for slide in data["slides"]] == ["blank", "clot"]
+    assert data["slides"][1]["levels"] == [[2000, 2000, 1.0]]
+    assert "broken.tif" in next(iter(data["failed"]))
     assert mil("inspect", slides).exit_code == 3
     assert mil("inspect", slides / "broken.tif").exit_code == 1
 
 
 def test_inspect_tells_the_resolution_that_would_be_used(slides: Path) -> None:
-    told = json.loads(mil("inspect", slides / "clot.tif", "--slide-mpp", 0.5, "--json").stdout)
-    assert told["slides"][0]["mpp_used"] == [0.5, 0.5]
-    assert told["slides"][0]["mpp_source"] == "given"
-    assert told["slides"][0]["width_mm"] == 1.0
+    data = json.loads(mil("inspect", slides / "clot.tif", "--slide-mpp", 0.5, "--json").stdout)
+    assert data["slides"][0]["mpp_used"] == [0.5, 0.5]
+    assert data["slides"][0]["mpp_source"] == "given"
+    assert data["slides"][0]["width_mm"] == 1.0
 
 
 def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> None:
     bags = tmp_path / "bags"
-    found = mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8, "--json")
-    told = json.loads(found.stdout)
-    assert told["n_slides"] == 2
-    assert told["n_tiles"] > 0
-    assert told["bag_gb"] == pytest.approx(told["n_tiles"] * 1280 * 2 / 1e9)
-    assert told["hours"] * 3600 > told["survey_s"] > 0
-    assert list(told["failures"]) == ["broken"]
+    result = mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8, "--json")
+    data = json.loads(result.stdout)
+    assert data["n_slides"] == 2
+    assert data["n_tiles"] > 0
+    assert data["bag_gb"] == pytest.approx(data["n_tiles"] * 1280 * 2 / 1e9)
+    assert data["hours"] * 3600 > data["survey_s"] > 0
+    assert list(data["failures"]) == ["broken"]
     assert not bags.exists()
     assert "tiles/s" in mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8).stdout
 
 
 def test_fewer_tiles_and_other_rules_are_told_in_the_bag(slides: Path, tmp_path: Path) -> None:
-    found = mil(
+    mil_ok(
         "embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules", "dark,ink",
         "--json",
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
     bag = read_bag(tmp_path / "clot.h5")
     assert len(bag.features) == 2
     chosen = json.loads(bag.meta.fingerprint.tissue)
@@ -80,13 +78,13 @@ def test_the_summary_names_a_slide_of_another_resolution(slides: Path, tmp_path:
     table.write_text("slide_id,mpp\nclot,1.0\nblank,0.25\n")
     more = tmp_path / "more.tif"
     more.write_bytes((slides / "blank.tif").read_bytes())
-    found = mil(
+    result = mil(
         "embed", slides / "clot.tif", slides / "blank.tif", more, "--bags", tmp_path / "bags",
         "--mpp-table", table, "--json",
     )  # fmt: skip
-    told = json.loads(found.stdout)
-    assert told["mpp"] == {"0.25": 2, "1": 1}
-    assert told["mpp_outliers"] == {"clot": 1.0}
+    data = json.loads(result.stdout)
+    assert data["mpp"] == {"0.25": 2, "1": 1}
+    assert data["mpp_outliers"] == {"clot": 1.0}
 
 
 def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
@@ -100,13 +98,11 @@ def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
 
 def test_a_folder_keeps_the_way_its_bags_were_made(slides: Path, tmp_path: Path) -> None:
     clot = slides / "clot.tif"
-    first = mil("embed", clot, "--bags", tmp_path, "--execution", "eager", "--batch", 8)
-    assert first.exit_code == 0, first.output
+    mil_ok("embed", clot, "--bags", tmp_path, "--execution", "eager", "--batch", 8)
     assert (tmp_path / "execution.txt").read_text() == "eager float32 batch 8\n"
     made = json.loads(read_bag(tmp_path / "clot.h5").meta.software)
     assert made["execution"] == "eager float32 batch 8"
-    again = mil("embed", clot, "--bags", tmp_path, "--overwrite", "--batch", 4)
-    assert again.exit_code == 0, again.output
+    mil_ok("embed", clot, "--bags", tmp_path, "--overwrite", "--batch", 4)
     assert (tmp_path / "execution.txt").read_text() == "eager float32 batch 8\n"
     other = mil("embed", clot, "--bags", tmp_path, "--execution", "onnx")
     assert other.exit_code == 1
@@ -122,10 +118,10 @@ def test_a_cluster_that_cannot_be_used_is_told_before_anything_is_made(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "ray" else real(name)
     )
-    found = mil("embed", slides, "--bags", bags, "--engine", "ray")
-    assert found.exit_code == 1
-    assert "pip install 'mil-slides[ray]'" in found.output
-    found = mil("embed", slides, "--bags", bags, "--device", "cpu,cuda:99")
-    assert found.exit_code == 1
-    assert "device 'cuda:99' of 'cpu,cuda:99': this machine has cpu" in found.output
+    result = mil("embed", slides, "--bags", bags, "--engine", "ray")
+    assert result.exit_code == 1
+    assert "pip install 'mil-slides[ray]'" in result.output
+    result = mil("embed", slides, "--bags", bags, "--device", "cpu,cuda:99")
+    assert result.exit_code == 1
+    assert "device 'cuda:99' of 'cpu,cuda:99': this machine has cpu" in result.output
     assert not bags.exists()

@@ -15,7 +15,7 @@ from mil.data.cohort import read_cohort
 from mil.heads import head_names
 from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict_patients
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag
 
 CLASSES = ["benign", "grade 1", "grade 2"]
@@ -33,11 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"s{number},p{number},{CLASSES[number % 3]}")
     (folder / "train.csv").write_text("\n".join(rows))
     for head in ("gated", "additive"):
-        found = mil(
+        mil_ok(
             "train", "--cohort", folder / "train.csv", "--bags", folder / "bags", "--run",
             folder / head, "--folds", 3, "--device", "cpu", "--head", head,
         )  # fmt: skip
-        assert found.exit_code == 0, found.output
     return folder
 
 
@@ -59,14 +58,12 @@ def test_infer_score_and_explain_name_three_classes(world: Path, tmp_path: Path,
     proba = np.array([[float(row[name]) for name in CLASSES] for row in rows])
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     assert (proba.argmax(axis=1) == np.arange(48) % 3).mean() > 0.9
-    scored = mil(
+    scored = mil_ok(
         "score", tmp_path / "out.csv", "--cohort", world / "train.csv", "--calibrate",
         "--reliability", "--repeats", 2, "--resamples", 100, "--json",
     )  # fmt: skip
-    assert scored.exit_code == 0, scored.output
     assert json.loads(scored.stdout)["files"][0]["raw"]["auroc"]["value"] > 0.95
-    explained = mil("explain", *where, "--patient", "p1", "--out", tmp_path / "e")
-    assert explained.exit_code == 0, explained.output
+    mil_ok("explain", *where, "--patient", "p1", "--out", tmp_path / "e")
     assert "grade 1" in (tmp_path / "e" / "p1" / "index.html").read_text()
 
 
@@ -74,17 +71,15 @@ def test_infer_score_and_explain_name_three_classes(world: Path, tmp_path: Path,
 def test_calibrators_of_more_classes_serve_three(world: Path, calibrator: str) -> None:
     where = ("--run", world / "gated", "--bags", world / "bags", "--patients", world / "train.csv")
     assert mil("infer", *where, "--out", world / "again.csv").exit_code == 0
-    found = mil(
+    mil_ok(
         "score", world / "again.csv", "--cohort", world / "train.csv", "--calibrate",
         "--calibrator", calibrator, "--repeats", 1, "--resamples", 100,
     )  # fmt: skip
-    assert found.exit_code == 0, found.output
 
 
 def test_describe_audit_and_report_name_three_classes(world: Path, tmp_path: Path) -> None:
     bags = ("--bags", world / "bags")
-    described = mil("describe", world / "train.csv", *bags, "--out", tmp_path / "d.html")
-    assert described.exit_code == 0, described.output
+    mil_ok("describe", world / "train.csv", *bags, "--out", tmp_path / "d.html")
     audited = mil("audit", world / "train.csv", *bags)
     assert audited.exit_code in (0, 3), audited.output
     assert mil("report", world / "gated").exit_code == 0
@@ -102,21 +97,21 @@ def test_the_viewer_gives_each_patient_three_probabilities(world: Path) -> None:
         model, cohort, predictions, bags=find_bags(world / "bags"), prior=np.full(3, 1 / 3),
         paths=None,
     )  # fmt: skip
-    told = json.dumps(viewed.patients())
+    data = json.dumps(viewed.patients())
     viewed.close()
-    assert all(name in told for name in CLASSES)
+    assert all(name in data for name in CLASSES)
 
 
 @pytest.mark.parametrize("calibrator", ["none", "auto", "dirichlet", "beta", "temperature"])
 def test_three_classes_are_trained_with_each_calibrator_or_told_it_is_for_two(
     world: Path, tmp_path: Path, calibrator: str
 ) -> None:
-    found = mil(
+    result = mil(
         "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--device", "cpu", "--calibrator", calibrator,
     )  # fmt: skip
-    assert found.exit_code == (1 if calibrator == "beta" else 0), found.output
-    assert "Traceback" not in found.output
+    assert result.exit_code == (1 if calibrator == "beta" else 0), result.output
+    assert "Traceback" not in result.output
 
 
 def test_every_head_is_offered_by_the_command() -> None:

@@ -30,7 +30,7 @@ from mil.inference.predict import predict_patients
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.browser import needs_browser, open_tab
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -212,38 +212,38 @@ def test_the_page_names_no_other_machine_and_holds_no_script_of_its_own(
 def test_probabilities_are_those_of_infer_and_of_seen_patients_out_of_fold(
     server: ViewServer, world: Path
 ) -> None:
-    told = json.loads(get(server, "patients.json"))
+    data = json.loads(get(server, "patients.json"))
     run: ModelBundle = load_bundle(world / "run")
     cohort = read_cohort(world / "test.csv", labelled=False)
-    found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
-    assert told["classes"] == list(run.classes)
-    for row, prediction in zip(told["patients"], found, strict=True):
+    result = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
+    assert data["classes"] == list(run.classes)
+    for row, prediction in zip(data["patients"], result, strict=True):
         unseen = prediction.out_of_fold
         expected = prediction.probabilities if unseen is None else unseen
         assert row["probabilities"] == expected.tolist()
         assert row["out_of_fold"] == (row["patient_id"] == "000") == (unseen is not None)
-    assert told["patients"][3]["status"] == "no bag, so the prior"
+    assert data["patients"][3]["status"] == "no bag, so the prior"
 
 
 def test_a_patient_is_told_with_every_tile_of_every_slide(server: ViewServer, world: Path) -> None:
-    told = json.loads(get(server, "patients/0.json"))
-    assert [slide["slide_id"] for slide in told["slides"]] == ["new_0", "new_1"]
-    for slide in told["slides"]:
+    data = json.loads(get(server, "patients/0.json"))
+    assert [slide["slide_id"] for slide in data["slides"]] == ["new_0", "new_1"]
+    for slide in data["slides"]:
         bag = read_bag(bag_path(world / "bags", slide["slide_id"]))
         assert slide["tiles"]["coords_px0"] == bag.coords_px0.tolist()
         assert slide["size_px0"] == [bag.meta.width_px0, bag.meta.height_px0]
         assert slide["has_picture"]
         assert not slide["notes"]
-    attention = [a for slide in told["slides"] for a in slide["tiles"]["attention"]]
+    attention = [a for slide in data["slides"] for a in slide["tiles"]["attention"]]
     assert sum(attention) == pytest.approx(1)
-    assert told["n_tiles"] == len(attention) == 16
+    assert data["n_tiles"] == len(attention) == 16
 
 
 def test_tiles_of_the_slide_show_its_mean_and_colours_lie_on_them_to_the_pixel(
     server: ViewServer, world: Path
 ) -> None:
     pixels = np.load(world / "0.npy")
-    told = json.loads(get(server, "patients/0.json"))["slides"][0]["tiles"]
+    data = json.loads(get(server, "patients/0.json"))["slides"][0]["tiles"]
     last = 11  # 1,344 px
     for level in (last - 1, last):
         step = 1 << (last - level)
@@ -258,7 +258,7 @@ def test_tiles_of_the_slide_show_its_mean_and_colours_lie_on_them_to_the_pixel(
                 y, x = row * 256, column * 256
                 rebuilt[y : y + height, x : x + width] = part
         expected = np.zeros_like(rebuilt)
-        for (x, y), value in zip(told["coords_px0"], told["percentile"], strict=True):
+        for (x, y), value in zip(data["coords_px0"], data["percentile"], strict=True):
             side = np.s_[y // step : (y + 448) // step, x // step : (x + 448) // step]
             expected[side] = (*apply_colormap(np.array(value), SCALE), 255)
         assert np.array_equal(rebuilt, expected)
@@ -373,17 +373,17 @@ def test_the_command_starts_says_where_and_ends_by_ctrl_c(
     port = int(address.split(":")[2].split("/")[0])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", address.split(str(port), 1)[1] + "patients.json")
-    told = json.loads(connection.getresponse().read())
-    assert all(row["out_of_fold"] for row in told["patients"])
+    data = json.loads(connection.getresponse().read())
+    assert all(row["out_of_fold"] for row in data["patients"])
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)  # with a connection still open
-    _, said = process.communicate(timeout=30)
+    _, text = process.communicate(timeout=30)
     connection.close()
     assert process.returncode == 0
-    assert "Traceback" not in said
-    assert "trained on 24 of them" in said
-    assert "No slides were given" in said
-    assert said.endswith("closed\n")
+    assert "Traceback" not in text
+    assert "trained on 24 of them" in text
+    assert "No slides were given" in text
+    assert text.endswith("closed\n")
 
 
 def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path: Path) -> None:
@@ -397,16 +397,15 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
     }
     for (option, value), message in cases.items():
         options = [part for pair in {**good, option: value}.items() for part in pair]
-        found = mil("view", world / "run", "--no-browser", *options)
-        assert found.exit_code == 1, found.output
-        assert message in found.output
-        assert len(found.output.strip().splitlines()) == 1
+        result = mil("view", world / "run", "--no-browser", *options)
+        assert result.exit_code == 1, result.output
+        assert message in result.output
+        assert len(result.output.strip().splitlines()) == 1
 
 
 def test_help_has_an_example() -> None:
-    found = mil("view", "--help")
-    assert found.exit_code == 0
-    assert "mil view runs/first --patients test.csv" in found.output
+    result = mil_ok("view", "--help")
+    assert "mil view runs/first --patients test.csv" in result.output
 
 
 SETTLED = (

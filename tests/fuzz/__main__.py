@@ -57,16 +57,16 @@ def _arguments() -> argparse.Namespace:
 def _keep(findings: Sequence[Finding], out: Path, real: Path | None) -> None:
     """Write the files of each finding, and what is known of it."""
     samples: dict[str, list[Sample]] = {}
-    for found in findings:
-        target = found.case.target
+    for result in findings:
+        target = result.case.target
         if target not in samples:
             samples[target] = healthy_samples(target, real)
-        folder = out / f"{'-'.join(map(str, found.case))}-{found.kind}"
-        for name, data in spoilt(samples[target], found.case).items():
+        folder = out / f"{'-'.join(map(str, result.case))}-{result.kind}"
+        for name, data in spoilt(samples[target], result.case).items():
             path = folder / "files" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        (folder / "found.txt").write_text(f"{found.kind}\n{found.told}\n", encoding="utf-8")
+        (folder / "found.txt").write_text(f"{result.kind}\n{result.told}\n", encoding="utf-8")
 
 
 def _print(name: str, counts: Mapping[str, object], n_cases: object, seconds: object) -> None:

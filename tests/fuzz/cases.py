@@ -169,14 +169,14 @@ class _Reader:
 
     def follow(self, outcomes: Mapping[str, Outcome]) -> int:
         """Listen until it is done or gone; returns how many cases are then behind us."""
-        kind, told = self._answer(cpu_s=_SECONDS_TO_START, clock_s=_SECONDS_TO_START)
-        if (kind, told) != ("ready", ""):
-            raise RuntimeError(f"healthy files are not read: {kind} {told}")
+        kind, data = self._answer(cpu_s=_SECONDS_TO_START, clock_s=_SECONDS_TO_START)
+        if (kind, data) != ("ready", ""):
+            raise RuntimeError(f"healthy files are not read: {kind} {data}")
         for n_done in count(1):
             begun = time.monotonic()
-            kind, told = self._answer(cpu_s=self._most_seconds, clock_s=2 * self._most_seconds)
+            kind, data = self._answer(cpu_s=self._most_seconds, clock_s=2 * self._most_seconds)
             case = self._cases[n_done - 1]
-            outcomes[case.target].add(case, kind, told)
+            outcomes[case.target].add(case, kind, data)
             outcomes[case.target].seconds += time.monotonic() - begun
             if kind in {"crash", "hang"} or n_done == len(self._cases):
                 return n_done
@@ -227,9 +227,9 @@ def _serve(pipe: Connection, folder: Path) -> None:
     samples, cases = pickle.loads((folder / "work").read_bytes())  # noqa: S301 - our own
     for target in {case.target for case in cases}:
         for sample in samples[target]:
-            kind, told = _one(sample, folder / "case", target)
+            kind, data = _one(sample, folder / "case", target)
             if kind not in {"read", "refused"}:
-                pipe.send((kind, told))
+                pipe.send((kind, data))
                 return
     limit = _memory("VmSize") + _MOST_ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -246,23 +246,23 @@ def _one(sample: Sample, folder: Path, target: str) -> tuple[str, str]:
     _forget_peak()
     try:
         _ALL[target].read(folder)
-        kind, told = "read", ""
+        kind, data = "read", ""
     except MilError as error:
-        kind, told = "refused", str(error)
+        kind, data = "refused", str(error)
         if _ran_out(error):
-            kind, told = "memory", traceback.format_exc()
+            kind, data = "memory", traceback.format_exc()
     except MemoryError:
-        kind, told = "memory", traceback.format_exc()
+        kind, data = "memory", traceback.format_exc()
     except BaseException:  # noqa: BLE001 - a panic of a library in Rust is no Exception
-        kind, told = "traceback", traceback.format_exc()
+        kind, data = "traceback", traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if (
         kind in {"read", "refused"}
         and (used := _memory("VmHWM") - before) > _ALL[target].most_memory
     ):
-        return "memory", f"{used:,} bytes were used; {told}"
-    return kind, told
+        return "memory", f"{used:,} bytes were used; {data}"
+    return kind, data
 
 
 def _write(sample: Sample, folder: Path) -> None:

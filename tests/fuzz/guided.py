@@ -43,9 +43,9 @@ def main() -> int:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         n_failed += done.returncode != 0
-        told = done.stderr[-4000:] if done.returncode else "nothing found"
+        data = done.stderr[-4000:] if done.returncode else "nothing found"
         seconds = time.monotonic() - started
-        sys.stdout.write(f"{name:12}{arguments.cases:>8} cases{seconds:>6.0f} s  {told}\n")
+        sys.stdout.write(f"{name:12}{arguments.cases:>8} cases{seconds:>6.0f} s  {data}\n")
         sys.stdout.flush()
     return 1 if n_failed else 0
 

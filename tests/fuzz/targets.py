@@ -75,8 +75,8 @@ def _look_at(slide: Slide) -> None:
             places = [(0, 0), (size.width_px - 20, size.height_px - 20), (size.width_px // 2, 5)]
             for x, y in places:
                 with suppress(TileError):
-                    found = slide.read(level=level, x_px=x, y_px=y, width_px=40, height_px=40)
-                    assert found.shape == (40, 40, 3)
+                    result = slide.read(level=level, x_px=x, y_px=y, width_px=40, height_px=40)
+                    assert result.shape == (40, 40, 3)
 
 
 def _only(folder: Path) -> Path:
@@ -137,8 +137,8 @@ def _foreign(folder: Path) -> None:
     source = _only(folder)
     layout = BAG_FORMATS[source.name]
     for slide_id, path in layout.find(source).items():
-        found = layout.read(path, encoder="")
-        to_bag(found, path=path, slide_id=slide_id, layout=source.name, defaults=ImportDefaults())
+        result = layout.read(path, encoder="")
+        to_bag(result, path=path, slide_id=slide_id, layout=source.name, defaults=ImportDefaults())
 
 
 def _run(folder: Path) -> None:
@@ -183,9 +183,9 @@ def _predictions(folder: Path) -> None:
 def _series(folder: Path) -> None:
     windows = parse_windows("brain,subdural,600/2800")
     for spec in read_series(folder / "t.csv"):
-        found = open_series(spec, windows=windows, side_px=32)
-        for place in range(len(found.images)):
-            found.read(place)
+        result = open_series(spec, windows=windows, side_px=32)
+        for place in range(len(result.images)):
+            result.read(place)
 
 
 def _tables(folder: Path) -> None:

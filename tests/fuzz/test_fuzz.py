@@ -22,8 +22,8 @@ QUICK = [name for name in TARGETS if name != "run"]
 def findings(n_cases: dict[str, int], *, seed: int) -> list[Finding]:
     real = Path(os.environ["MIL_DATA"]) if os.environ.get("MIL_DATA") else None
     outcomes = fuzz(n_cases, seed=seed, real=real)
-    assert {name: found.counts.total() for name, found in outcomes.items()} == n_cases
-    return [found for outcome in outcomes.values() for found in outcome.findings]
+    assert {name: result.counts.total() for name, result in outcomes.items()} == n_cases
+    return [result for outcome in outcomes.values() for result in outcome.findings]
 
 
 def test_few_spoilt_files_of_every_kind_are_read_or_refused() -> None:
@@ -42,8 +42,8 @@ def test_every_kind_of_misbehaviour_is_found() -> None:
         kind = name.removeprefix("toy ")
         assert set(outcome.counts) == {kind}
         assert len(outcome.findings) == (0 if kind == "refused" else 2)
-    (told, _) = outcomes["toy traceback"].findings
-    assert "ZeroDivisionError" in told.told
+    (data, _) = outcomes["toy traceback"].findings
+    assert "ZeroDivisionError" in data.told
     assert "SIGABRT" in outcomes["toy crash"].findings[0].told
     assert "_hang" in outcomes["toy hang"].findings[0].told
 
