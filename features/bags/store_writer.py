@@ -1,4 +1,4 @@
-"""All bags of a folder into one packed store."""
+"""Writing all bags of a folder into one packed store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from features.bags.bag import (
-    Bag,
-    BagInfo,
-    BagRef,
-    Fingerprint,
-    check_fingerprint,
-    meta_attributes,
-)
+from features.bags.bag import Bag, BagInfo, BagRef, check_fingerprint, meta_attributes
 from features.bags.h5 import read_bag, read_bag_info
-from features.bags.shard_reader import open_object_store, read_json
+from features.bags.shard_reader import ObjectStore, read_json
 from features.bags.store import PACK_FORMAT, PACK_VERSION, TABLE, VIEWS, arrays_of, open_bags
 from features.errors import BagError, MilError, OutputError
 from features.utils.files import atomic_folder
@@ -37,22 +29,15 @@ __all__ = ["StoreSummary", "write_store"]
 _SHARD_BYTES = 64 << 20
 _CHUNK_BYTES = 256 << 10
 _ARRAYS = ("features", "coords", "tissue_fraction", VIEWS)
-_ROW_TYPES: dict[str, np.dtype[Any]] = {
-    "coords": np.dtype(np.int64),
-    "tissue_fraction": np.dtype(np.float32),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSummary:
-    """What a packed store holds."""
+    """Size of a packed store: bags, tiles, and bytes of the arrays of tiles."""
 
     n_bags: int
-    """Bags."""
     n_tiles: int
-    """Embeddings of all of them."""
     n_bytes: int
-    """Bytes of their arrays."""
 
 
 def write_store(
@@ -63,12 +48,12 @@ def write_store(
     on_bag: Callable[[int, int], None],
     copy_filter: Callable[[Path, Path, str], None] | None = None,
 ) -> StoreSummary:
-    """Copy all bags into one sharded zarr store that is read as they are.
+    """Copy all bags into one sharded zarr store.
 
-    Bags are looked through first, so that nothing is written where they do not belong together;
-    then they are copied one at a time, and a shard is written when it is full: memory holds one
-    bag and one shard. A folder is filled beside and takes its place when all is done. Behind a URL
-    nothing can be renamed, so the store calls itself complete last of all.
+    The headers of all bags are compared first, so that nothing is written where bags do not belong
+    together; then the bags are copied one at a time, and a shard is written when it is full: memory
+    holds one bag and one shard. A folder is written under a temporary name and renamed at the end.
+    Objects behind a URL cannot be renamed, so there the attribute ``complete`` is written last.
 
     Parameters
     ----------
@@ -77,9 +62,9 @@ def write_store(
     store
         Folder or URL of the new store.
     overwrite
-        Replace a store that is there.
+        Replace an existing packed store.
     on_bag
-        Told after each bag how many are done, and of how many.
+        Called after each bag with the number of finished bags and of all bags.
     copy_filter
         Called with the folder of bags, the new folder and the hash of the bags' tile filter where
         the store is a folder, see :func:`features.filters.classifier.copy_filter`.
@@ -87,155 +72,151 @@ def write_store(
     Raises
     ------
     BagError
-        If there is no bag, one is damaged, two were made differently, or one changes meanwhile.
+        If there is no bag, one is damaged or changes meanwhile, or two fingerprints differ.
     OutputError
-        If there is something at ``store`` that may not be replaced, or it cannot be written.
+        If ``store`` exists and may not be replaced, or cannot be written.
     """
-    places = open_bags(bags)
-    heads = _heads_of(places)
+    bag_refs = open_bags(bags)
+    infos = _read_infos(bag_refs)
     _check_target(store, overwrite=overwrite)
-    with _open_new_store(store) as filled:
-        packer = _StoreWriter(filled, heads)
-        for number, (slide_id, place) in enumerate(places.items(), start=1):
-            packer.add(slide_id, _read_same(place, heads[slide_id]))
-            on_bag(number, len(places))
-        packer.finish()
-        if copy_filter and isinstance(filled, LocalStore):
-            copy_filter(bags, filled.root, packer.fingerprint.filter_sha256)
-    return StoreSummary(n_bags=len(places), n_tiles=packer.n_tiles, n_bytes=packer.n_bytes)
+    with _open_new_store(store) as new_store:
+        writer = _StoreWriter(new_store, infos)
+        for number, (slide_id, bag_ref) in enumerate(bag_refs.items(), start=1):
+            writer.add(slide_id, _read_unchanged(bag_ref, infos[slide_id]))
+            on_bag(number, len(bag_refs))
+        writer.finish()
+        if copy_filter and isinstance(new_store, LocalStore):
+            copy_filter(bags, new_store.root, writer.fingerprint.filter_sha256)
+    return StoreSummary(n_bags=len(bag_refs), n_tiles=writer.n_tiles, n_bytes=writer.n_bytes)
 
 
-def _heads_of(places: Mapping[str, BagRef]) -> dict[str, BagInfo]:
-    """What each bag says about itself; all made alike and named after their slides."""
-    heads: dict[str, BagInfo] = {}
-    for slide_id, place in places.items():
-        head = read_bag_info(place)
-        if head.meta.slide_id != slide_id:
+def _read_infos(bag_refs: Mapping[str, BagRef]) -> dict[str, BagInfo]:
+    """Read the headers of bags, which must share a fingerprint and be named after their slides."""
+    infos: dict[str, BagInfo] = {}
+    for slide_id, bag_ref in bag_refs.items():
+        info = read_bag_info(bag_ref)
+        if info.meta.slide_id != slide_id:
             raise BagError(
-                place,
-                actual=f"the bag of slide {head.meta.slide_id!r}",
+                bag_ref,
+                actual=f"the bag of slide {info.meta.slide_id!r}",
                 expected=f"that of {slide_id!r}",
                 hint="Name the file after its slide.",
             )
-        first = next(iter(heads.values()), head)
+        first = next(iter(infos.values()), info).meta
         check_fingerprint(
-            first.meta.fingerprint,
-            [(place, head.meta.fingerprint)],
-            source=f"the bag of {first.meta.slide_id!r}",
+            first.fingerprint,
+            [(bag_ref, info.meta.fingerprint)],
+            source=f"the bag of {first.slide_id!r}",
         )
-        heads[slide_id] = head
-    return heads
+        infos[slide_id] = info
+    return infos
 
 
-def _read_same(place: BagRef, head: BagInfo) -> Bag:
-    """The bag, which must be what its head was."""
-    bag = read_bag(place)
-    if bag.meta != head.meta or len(bag.features) != head.n_tiles:
+def _read_unchanged(bag_ref: BagRef, info: BagInfo) -> Bag:
+    """Read a bag, which must still be the one whose header was read."""
+    bag = read_bag(bag_ref)
+    if bag.meta != info.meta or len(bag.features) != info.n_tiles:
         raise BagError(
-            place,
-            actual="another bag than a moment ago",
-            expected="bags that stay as they are while they are packed",
-            hint="Wait until whatever writes them has ended, and pack again.",
+            bag_ref,
+            actual="another bag than when packing began",
+            expected="bags that do not change while they are packed",
+            hint="Wait until no program writes them any more, and pack again.",
         )
     return bag
 
 
 def _check_target(store: Path, *, overwrite: bool) -> None:
-    """Refuse to write among other things, and over a pack without being asked to."""
-    where = parse_url(store) or store
-    root = read_json(open_object_store(store), "zarr.json")
+    """Raise if the target holds anything, except a packed store that may be replaced."""
+    name = parse_url(store) or store
+    root = read_json(ObjectStore(store), "zarr.json")
     if root is None:
         if _holds_anything(store):
             raise OutputError(
-                where, actual="there is something already", expected="a new or empty folder",
-                hint="Name another place with --out.",
+                name, actual="there is something already", expected="a new or empty folder",
+                hint="Choose another target with --out.",
             )  # fmt: skip
         return
     attributes = root.get("attributes") if isinstance(root, dict) else None
     is_ours = isinstance(attributes, dict) and attributes.get("format") == PACK_FORMAT
     if not (is_ours and overwrite):
         raise OutputError(
-            where,
+            name,
             actual="there is a packed store already" if is_ours else "there is another zarr store",
             expected="nothing there",
-            hint="Replace it with --overwrite." if is_ours else "Name another place with --out.",
+            hint="Replace it with --overwrite." if is_ours else "Choose another target with --out.",
         )
 
 
-def _holds_anything(place: Path) -> bool:
-    system, root = fsspec.core.url_to_fs(parse_url(place) or str(place))
+def _holds_anything(path: Path) -> bool:
+    filesystem, root = fsspec.core.url_to_fs(parse_url(path) or str(path))
     try:
-        return bool(system.isfile(root) or system.ls(root, detail=False))
+        return bool(filesystem.isfile(root) or filesystem.ls(root, detail=False))
     except FileNotFoundError:
         return False
 
 
 @contextmanager
-def _open_new_store(place: Path) -> Iterator[Store]:
-    """A zarr store to fill, whole at ``place`` only when the block has ended well."""
-    url = parse_url(place)
+def _open_new_store(path: Path) -> Iterator[Store]:
+    """Give a zarr store to write; a folder appears at ``path`` only when the block ends well."""
+    url = parse_url(path)
     if url is None:
-        with atomic_folder(place) as beside, _as_output_error(place):
-            yield LocalStore(beside)
+        with atomic_folder(path) as temporary, _as_output_error(path):
+            yield LocalStore(temporary)
         return
     with _as_output_error(url):
-        system, root = fsspec.core.url_to_fs(url)
-        for name in ("zarr.json", *_ARRAYS, TABLE):  # the old store stops being one first of all
-            if system.exists(f"{root}/{name}"):
-                system.rm(f"{root}/{name}", recursive=True)
+        filesystem, root = fsspec.core.url_to_fs(url)
+        # The header goes first, so that the old store is never taken for a complete one.
+        for name in ("zarr.json", *_ARRAYS, TABLE):
+            if filesystem.exists(f"{root}/{name}"):
+                filesystem.rm(f"{root}/{name}", recursive=True)
         yield FsspecStore.from_url(url)
 
 
 @contextmanager
-def _as_output_error(where: object) -> Iterator[None]:
+def _as_output_error(name: object) -> Iterator[None]:
     try:
         yield
     except MilError:
         raise
-    except Exception as error:  # fsspec and zarr meet what is wrong in too many ways to list
-        said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    except Exception as error:  # fsspec and zarr raise errors of many kinds.
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise OutputError(
-            where,
-            actual=f"cannot be written ({' '.join(said.split())})",
+            name,
+            actual=f"cannot be written ({' '.join(reason.split())})",
             hint="Check free space and permissions there; then pack again.",
         ) from error
 
 
 class _StoreWriter:
-    """Fills the arrays of a store shard by shard, and then says that it is whole."""
+    """Writes the arrays of a store shard by shard, then its table and the mark of completeness."""
 
-    def __init__(self, store: Store, heads: Mapping[str, BagInfo]) -> None:
-        self._store, self._heads = store, heads
-        self._rest: dict[str, dict[str, Any]] = {}
-        self.n_tiles = sum(head.n_tiles for head in heads.values())
-        self.fingerprint: Fingerprint = next(iter(heads.values())).meta.fingerprint
-        made = self.fingerprint
-        self._fields = arrays_of(made)
-        dim = made.dim
-        shapes = {
-            "features": (dim,),
-            "coords": (2,),
-            "tissue_fraction": (),
-            VIEWS: (made.n_views, dim),
+    def __init__(self, store: Store, infos: Mapping[str, BagInfo]) -> None:
+        self._store, self._infos = store, infos
+        self._contents: dict[str, dict[str, Any]] = {}
+        self.n_tiles = sum(info.n_tiles for info in infos.values())
+        self.fingerprint = next(iter(infos.values())).meta.fingerprint
+        dim, n_views = self.fingerprint.dim, self.fingerprint.n_views
+        self._fields = arrays_of(self.fingerprint)
+        layouts: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "features": ((dim,), _widest(info.dtype for info in infos.values())),
+            "coords": ((2,), np.dtype(np.int64)),
+            "tissue_fraction": ((), np.dtype(np.float32)),
+            VIEWS: ((n_views, dim), _widest(info.views_dtype for info in infos.values())),
         }
-        types: dict[str, np.dtype[Any]] = {
-            "features": _widest(head.dtype for head in heads.values()),
-            VIEWS: _widest(head.views_dtype for head in heads.values()),
-            **_ROW_TYPES,
-        }
-        version = PACK_VERSION if made.n_views else 1
+        layouts = {name: layouts[name] for name in self._fields}
+        version = PACK_VERSION if n_views else 1
         attributes = {"format": PACK_FORMAT, "format_version": version, "complete": False}
         zarr.create_group(store, attributes=attributes)
-        widest = max(math.prod(shapes[name]) * types[name].itemsize for name in self._fields)
-        rows = _shard_rows(widest, n_rows=self.n_tiles)
+        row_bytes = max(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
+        rows = _shard_rows(row_bytes, n_rows=self.n_tiles)
         self._arrays = {
-            name: _create(store, name, (self.n_tiles, *shapes[name]), types[name], rows=rows)
-            for name in self._fields
+            name: _create(store, name, (self.n_tiles, *shape), dtype, rows=rows)
+            for name, (shape, dtype) in layouts.items()
         }
-        self._shards = {
-            name: np.empty((rows[0], *shapes[name]), types[name]) for name in self._fields
+        self._shard = {
+            name: np.empty((rows[0], *shape), dtype) for name, (shape, dtype) in layouts.items()
         }
-        self._n_waiting = self._n_written = 0
+        self._n_buffered = self._n_written = 0
 
     @property
     def n_bytes(self) -> int:
@@ -243,72 +224,72 @@ class _StoreWriter:
         return sum(array.nbytes for array in self._arrays.values())
 
     def add(self, slide_id: str, bag: Bag) -> None:
-        """Put the rows of a bag behind those of the bag before."""
-        self._rest[slide_id] = {
+        """Append the rows of a bag."""
+        self._contents[slide_id] = {
             "features_sha256": bag.features_sha256,
             "order": None if bag.order is None else bag.order.tolist(),
             "source": bag.source,
         }
         if bag.views is not None:
-            self._rest[slide_id] |= {
+            self._contents[slide_id] |= {
                 "views_sha256": bag.views_sha256, "views_dtype": bag.views.dtype.name
             }  # fmt: skip
         rows = {name: getattr(bag, field) for name, field in self._fields.items()}
         first, n_rows = 0, len(bag.features)
         while first < n_rows:
-            room = len(self._shards["features"]) - self._n_waiting
-            count = min(room, n_rows - first)
-            for name, shard in self._shards.items():
-                shard[self._n_waiting : self._n_waiting + count] = rows[name][first : first + count]
-            self._n_waiting, first = self._n_waiting + count, first + count
-            if count == room:
-                self._write()
+            n_free = len(self._shard["features"]) - self._n_buffered
+            count = min(n_free, n_rows - first)
+            target = slice(self._n_buffered, self._n_buffered + count)
+            for name, shard in self._shard.items():
+                shard[target] = rows[name][first : first + count]
+            self._n_buffered, first = self._n_buffered + count, first + count
+            if count == n_free:
+                self._write_shard()
 
     def finish(self) -> None:
-        """Write what waits and the table; then the store is complete."""
-        self._write()
+        """Write the last rows, the table, and that the store is complete."""
+        self._write_shard()
         _write_table(self._store, self._table())
         zarr.open_group(self._store, mode="r+").update_attributes({
             "complete": True, "fingerprint": asdict(self.fingerprint),
-            "n_bags": len(self._heads), "n_tiles": self.n_tiles,
+            "n_bags": len(self._infos), "n_tiles": self.n_tiles,
         })  # fmt: skip
 
-    def _write(self) -> None:
-        first, last = self._n_written, self._n_written + self._n_waiting
+    def _write_shard(self) -> None:
+        first, last = self._n_written, self._n_written + self._n_buffered
         if last > first:
             for name, array in self._arrays.items():
-                array[first:last] = self._shards[name][: self._n_waiting]
-        self._n_written, self._n_waiting = last, 0
+                array[first:last] = self._shard[name][: self._n_buffered]
+        self._n_written, self._n_buffered = last, 0
 
     def _table(self) -> dict[str, list[Any]]:
-        """One row a bag: what it says about itself, and what it holds."""
-        rows = []
-        for slide_id, head in self._heads.items():
-            own = meta_attributes(head.meta)
-            for name in asdict(self.fingerprint):
-                del own[name]
-            held = {"n_tiles": head.n_tiles, "dtype": head.dtype.name, **self._rest[slide_id]}
-            rows.append({**own, **held})
+        """Return the columns of the table: one entry per bag, without the shared fingerprint."""
+        shared = asdict(self.fingerprint)
+        rows = [
+            {name: v for name, v in meta_attributes(info.meta).items() if name not in shared}
+            | {"n_tiles": info.n_tiles, "dtype": info.dtype.name, **self._contents[slide_id]}
+            for slide_id, info in self._infos.items()
+        ]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _widest(types: Iterable[np.dtype[Any] | None]) -> np.dtype[Any]:
-    known = [dtype for dtype in types if dtype is not None]
+def _widest(dtypes: Iterable[np.dtype[Any] | None]) -> np.dtype[Any]:
+    known = [dtype for dtype in dtypes if dtype is not None]
     return max(known, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float16))
 
 
 def _shard_rows(row_bytes: int, *, n_rows: int) -> tuple[int, int]:
-    """Rows of a shard and of a chunk in it: shards of one size, hardly longer than the rows."""
+    """Return the rows per shard and per chunk: shards of equal size with little unused space."""
     chunk = max(1, _CHUNK_BYTES // max(row_bytes, 1))
-    most = max(chunk, _SHARD_BYTES // max(row_bytes, 1) // chunk * chunk)
-    n_shards = max(1, -(-n_rows // most))
+    largest = max(chunk, _SHARD_BYTES // max(row_bytes, 1) // chunk * chunk)
+    n_shards = max(1, -(-n_rows // largest))
     return max(1, -(-n_rows // n_shards // chunk)) * chunk, chunk
 
 
 def _create(
     store: Store, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, rows: tuple[int, int]
 ) -> zarr.Array[Any]:
-    """An array in plain shards; chunks that hold nothing but zeros are written, too."""
+    """Create an array in uncompressed shards; chunks of zeros are written like any other."""
     return zarr.create_array(
         store, name=name, shape=shape, dtype=dtype.newbyteorder("<"), chunks=(rows[1], *shape[1:]),
         shards=(rows[0], *shape[1:]), filters=None, compressors=None, fill_value=0,
@@ -317,9 +298,6 @@ def _create(
 
 
 def _write_table(store: Store, columns: Mapping[str, list[Any]]) -> None:
-    text = json.dumps(columns, separators=(",", ":")).encode()
-    content: npt.NDArray[np.uint8] = np.frombuffer(text, np.uint8)
-    array = _create(
-        store, TABLE, content.shape, content.dtype, rows=_shard_rows(1, n_rows=len(content))
-    )
-    array[:] = content
+    content = np.frombuffer(json.dumps(columns, separators=(",", ":")).encode(), np.uint8)
+    rows = _shard_rows(1, n_rows=len(content))
+    _create(store, TABLE, content.shape, content.dtype, rows=rows)[:] = content

@@ -69,7 +69,9 @@ def by_zarr(store: Path, packed: BagStore) -> Read:
     """The rows of a bag by zarr's own reader."""
     features = zarr.open_group(store, mode="r")["features"]
     assert isinstance(features, zarr.Array)
-    rows = {name: slice(bag.first_row, bag.first_row + bag.n_tiles) for name, bag in packed.items()}
+    rows = {
+        name: slice(bag.first_row, bag.first_row + bag.info.n_tiles) for name, bag in packed.items()
+    }
     return lambda name: features[rows[name]]
 
 
