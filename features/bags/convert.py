@@ -1,4 +1,4 @@
-"""A whole folder of another program's bags into ours, and back."""
+"""Conversion of whole folders of bags from and to the formats of other programs."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from features.utils.files import make_folder
 
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
-Place = TypeVar("Place")
+Ref = TypeVar("Ref")
 
 OnSlide = Callable[[int, int], None]
-"""Told how many slides are done, and of how many."""
+"""Callback with the number of finished slides and of all slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResult:
-    """What became of one slide."""
+    """Result of the conversion of one slide."""
 
     slide_id: str
-    """Its name."""
     n_tiles: int = 0
-    """Embeddings in its bag."""
+    """Number of embeddings in its bag."""
     unknown: tuple[str, ...] = ()
-    """What the bag does not know about its making."""
+    """Fields of its provenance that the bag does not know."""
     problem: str = ""
-    """Why nothing was written; empty if all went well."""
+    """Why nothing was written; empty on success."""
 
 
 def import_bags(
     source: Path, bags_dir: Path, *, layout: str, defaults: ImportDefaults, on_slide: OnSlide
 ) -> list[ConversionResult]:
-    """Read another program's bags and write each as a bag of ours.
+    """Convert another program's bags into bags of this program.
 
-    One that cannot be read does not stop the others.
+    A bag that cannot be read does not stop the others.
 
     Parameters
     ----------
@@ -51,41 +50,41 @@ def import_bags(
     bags_dir
         New or empty folder for the bags.
     layout
-        A name of :data:`features.bags.formats.registry.BAG_FORMATS`.
+        Key of :data:`features.bags.formats.registry.BAG_FORMATS`.
     defaults
-        What the user adds to what the files say.
+        Values for what the files do not state.
     on_slide
-        Told after each slide.
+        Called after each slide.
 
     Raises
     ------
     BagError
         If ``source`` holds no bag of that layout.
     OutputError
-        If ``bags_dir`` holds anything, or cannot be written.
+        If ``bags_dir`` is not empty, or cannot be written.
     """
-    form = BAG_FORMATS[layout]
+    bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
         raise BagError(source, actual="there is no such folder", expected=f"bags of {layout}")
-    paths = form.find(source)
-    _new_folder(bags_dir)
+    paths = bag_format.find(source)
+    _make_new_folder(bags_dir)
 
-    def bring(slide_id: str, path: Path) -> ConversionResult:
+    def convert(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
-        foreign = form.read(path, encoder=defaults.encoder)
+        foreign = bag_format.read(path, encoder=defaults.encoder)
         bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, defaults=defaults)
         write_bag(target, bag)
         return ConversionResult(
             slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)
         )
 
-    return _convert_each(paths, bring, on_slide)
+    return _convert_each(paths, convert, on_slide)
 
 
 def export_bags(
     bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide
 ) -> list[ConversionResult]:
-    """Write a folder of bags as another program wants them.
+    """Convert a folder of bags into the format of another program.
 
     Parameters
     ----------
@@ -94,55 +93,58 @@ def export_bags(
     out
         New or empty folder.
     layout
-        A name of :data:`features.bags.formats.registry.BAG_FORMATS` that can be written.
+        Key of :data:`features.bags.formats.registry.BAG_FORMATS`, of a format that can be written.
     on_slide
-        Told after each slide.
+        Called after each slide.
 
     Raises
     ------
     BagError
         If ``bags_dir`` holds no bag, or ``layout`` can only be read.
     OutputError
-        If ``out`` holds anything, or cannot be written.
+        If ``out`` is not empty, or cannot be written.
     """
-    form = BAG_FORMATS[layout]
-    write = form.write
+    bag_format = BAG_FORMATS[layout]
+    write = bag_format.write
     if write is None:
         raise BagError(layout, actual="a layout that can be imported only")
-    paths = open_bags(bags_dir)
-    _new_folder(out)
-    made: list[Fingerprint] = []
+    bag_refs = open_bags(bags_dir)
+    _make_new_folder(out)
+    fingerprints: list[Fingerprint] = []
 
-    def bring(slide_id: str, path: BagRef) -> ConversionResult:
-        bag = read_slide_bag(slide_id, path)
-        made.append(bag.meta.fingerprint)
-        check_fingerprint(made[0], [(path, made[-1])], source="the first bag exported")
+    def convert(slide_id: str, bag_ref: BagRef) -> ConversionResult:
+        bag = read_slide_bag(slide_id, bag_ref)
+        fingerprints.append(bag.meta.fingerprint)
+        check_fingerprint(
+            fingerprints[0], [(bag_ref, fingerprints[-1])], source="the first bag exported"
+        )
         unknown = unknown_fields(bag.meta)
-        _check_exportable(path, bag, lacking=form.needs & set(unknown), layout=layout)
+        missing = bag_format.required & set(unknown)
+        _check_exportable(bag_ref, bag, missing=missing, layout=layout)
         write(out, bag)
         return ConversionResult(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
 
-    return _convert_each(paths, bring, on_slide)
+    return _convert_each(bag_refs, convert, on_slide)
 
 
 def _convert_each(
-    places: Mapping[str, Place], bring: Callable[[str, Place], ConversionResult], on_slide: OnSlide
+    refs: Mapping[str, Ref], convert: Callable[[str, Ref], ConversionResult], on_slide: OnSlide
 ) -> list[ConversionResult]:
-    """Bring slides over one by one; what is wrong with one stays with it."""
-    outcomes = []
-    for slide_id in places:
+    """Convert slides one by one; only an OutputError stops the others."""
+    results = []
+    for slide_id in refs:
         try:
-            outcome = bring(slide_id, places[slide_id])
+            result = convert(slide_id, refs[slide_id])
         except OutputError:
             raise
         except MilError as error:
-            outcome = ConversionResult(slide_id=slide_id, problem=str(error))
-        outcomes.append(outcome)
-        on_slide(len(outcomes), len(places))
-    return outcomes
+            result = ConversionResult(slide_id=slide_id, problem=str(error))
+        results.append(result)
+        on_slide(len(results), len(refs))
+    return results
 
 
-def _new_folder(path: Path) -> None:
+def _make_new_folder(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(
             path,
@@ -153,13 +155,13 @@ def _new_folder(path: Path) -> None:
     make_folder(path)
 
 
-def _check_exportable(path: BagRef, bag: Bag, *, lacking: Collection[str], layout: str) -> None:
+def _check_exportable(bag_ref: BagRef, bag: Bag, *, missing: Collection[str], layout: str) -> None:
     if bag.meta.kind != TILE:
-        raise BagError(path, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
-    if lacking:
+        raise BagError(bag_ref, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
+    if missing:
         raise BagError(
-            path,
-            actual=f"{', '.join(sorted(lacking))} unknown",
+            bag_ref,
+            actual=f"{', '.join(sorted(missing))} unknown",
             expected=f"known, as {layout} needs it",
-            hint="Import the bags again and give what is missing.",
+            hint="Import the bags again with options that state them.",
         )

@@ -1,4 +1,4 @@
-"""Bags in HDF5 files, one a slide or series; :data:`BagRef` is read alike wherever it lies.
+"""Bags as HDF5 files, one per slide or series; the readers take any :data:`BagRef`.
 
 The layout is documented in ``docs/reference/bag.md``. Tools that read ``features`` and ``coords``
 (CLAM, TRIDENT, torchmil and others) read these files as they are.
@@ -52,22 +52,22 @@ FORMAT = "mil-bag"
 FORMAT_VERSION = 2
 """Newest version that is read; newer ones are refused.
 
-Bags of images and bags with views or stains made alike are of version 2, which readers of version 1
-do not know of; all others still are of version 1, to the byte.
+Bags of images, with views or with stain normalisation have version 2, which older readers refuse;
+all others still have version 1, to the byte.
 """
 
 _CHUNK_ROWS = 1024
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
-_ADVICE = "Delete it and run 'mil embed' again."
+_HINT = "Delete it and run 'mil embed' again."
 
 
 def bag_path(bags_dir: Path, slide_id: str) -> Path:
-    """Where the bag of a slide lies.
+    """Return the path of a slide's bag.
 
     Raises
     ------
     BagError
-        If ``slide_id`` would lead out of the folder or into a subfolder.
+        If ``slide_id`` would lead to another folder.
     """
     if not is_plain_id(slide_id):
         raise BagError(
@@ -77,14 +77,14 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
 
 
 def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
-    """All bags of a folder by slide id, sorted.
+    """Return the paths of all bags of a folder by slide id, sorted.
 
     Parameters
     ----------
     bags_dir
         The folder.
     may_be_empty
-        Find nothing where there is none, instead of complaining.
+        Return nothing, instead of raising, where the folder is missing or holds no bag.
 
     Raises
     ------
@@ -104,13 +104,13 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     raise BagError(
         bags_dir,
         actual="no bag (*.h5) in it",
-        expected="one a slide",
+        expected="one per slide",
         hint="Make them with 'mil embed SLIDES --bags DIR'.",
     )
 
 
 def to_storage_dtype(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Embeddings as bags store them: float16 unless one would overflow, then float32."""
+    """Return embeddings as float16, or as float32 if one would overflow; the shape stays."""
     largest = float(np.abs(features).max(initial=0.0))
     return features.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
 
@@ -127,11 +127,11 @@ def write_bag(path: Path, bag: Bag) -> None:
     OutputError
         If the file cannot be written.
     """
-    made = bag.meta.fingerprint
-    features = _storable(path, bag.features)
-    views = None if bag.views is None else _storable(path, bag.views)
+    fingerprint = bag.meta.fingerprint
+    features = _to_storable(path, bag.features)
+    views = None if bag.views is None else _to_storable(path, bag.views)
     with create_h5(path) as file:
-        _write(file, "features", features, (_CHUNK_ROWS, made.dim))
+        _write(file, "features", features, (_CHUNK_ROWS, fingerprint.dim))
         if bag.order is not None and bag.source is not None:
             _write(file, "order", bag.order.astype(np.int64, copy=False), (_CHUNK_ROWS,))
             _write(file, "source", _as_bytes(bag.source), (_CHUNK_ROWS,))
@@ -140,32 +140,32 @@ def write_bag(path: Path, bag: Bag) -> None:
             _write(file, "tissue_fraction", bag.tissue_fraction.astype(np.float32), (_CHUNK_ROWS,))
             file["coords"].attrs.update(trident_attributes(bag.meta))
         if views is not None:
-            rows = max(1, _CHUNK_ROWS // made.n_views)
-            _write(file, "views", views, (rows, made.n_views, made.dim))
-        file["features"].attrs["encoder"] = made.encoder
+            rows = max(1, _CHUNK_ROWS // fingerprint.n_views)
+            _write(file, "views", views, (rows, fingerprint.n_views, fingerprint.dim))
+        file["features"].attrs["encoder"] = fingerprint.encoder
         file.attrs["format"] = FORMAT
-        is_new = bag.order is not None or made.stain_norm or made.views
+        is_new = bag.order is not None or fingerprint.stain_norm or fingerprint.views
         file.attrs["format_version"] = FORMAT_VERSION if is_new else 1
-        # What a fingerprint has by default is left out: earlier makes stay as they were.
-        unsaid = {p.name for p in fields(Fingerprint) if getattr(made, p.name) == p.default}
-        said = meta_attributes(bag.meta).items()
-        file.attrs.update({name: value for name, value in said if name not in unsaid})
+        # Defaults of the fingerprint are omitted, so that files of version 1 stay byte-identical.
+        omitted = {p.name for p in fields(Fingerprint) if getattr(fingerprint, p.name) == p.default}
+        attributes = meta_attributes(bag.meta).items()
+        file.attrs.update({name: value for name, value in attributes if name not in omitted})
         file.attrs["n_embedded"] = len(bag.features)
         file.attrs["complete"] = True
 
 
-def read_bag(place: BagRef) -> Bag:
-    """Read a bag.
+def read_bag(bag_ref: BagRef) -> Bag:
+    """Read a bag with all its arrays.
 
     Raises
     ------
     BagError
         If it is missing, damaged, incomplete, of another format or a newer version.
     """
-    if not isinstance(place, Path):
-        return place.read()
-    with _opened(place) as file:
-        meta = _meta(place, attributes := read_attributes(file))
+    if not isinstance(bag_ref, Path):
+        return bag_ref.read()
+    with _open(bag_ref) as file:
+        meta = _parse_meta(bag_ref, attributes := read_attributes(file))
         features = read_array(file, "features", ndim=(2,), kinds="f")
         if meta.kind == IMAGE:
             bag = Bag.from_series(
@@ -187,29 +187,28 @@ def read_bag(place: BagRef) -> Bag:
     n_embedded = attributes.get("n_embedded", len(bag.features))
     if n_embedded != len(bag.features):
         raise BagError(
-            place,
+            bag_ref,
             actual=f"{len(bag.features)} embeddings",
-            expected=f"{n_embedded}, as its attribute n_embedded says",
-            hint=_ADVICE,
+            expected=f"{n_embedded}, as its attribute n_embedded states",
+            hint=_HINT,
         )
     return bag
 
 
-def read_slide_bag(slide_id: str, place: BagRef) -> Bag:
-    """Read the bag of a slide, and refuse one that says it is another's.
+def read_slide_bag(slide_id: str, bag_ref: BagRef) -> Bag:
+    """Read the bag of a slide, and raise if its metadata name another slide.
 
-    What a bag says about itself names files that are written later, so nobody else's word is taken
-    for it.
+    Files that are written later are named after the metadata, so the two must agree.
 
     Raises
     ------
     BagError
-        As :func:`read_bag`; besides, if it is the bag of another slide.
+        As :func:`read_bag`, and if it is the bag of another slide.
     """
-    bag = read_bag(place)
+    bag = read_bag(bag_ref)
     if bag.meta.slide_id != slide_id:
         raise BagError(
-            place,
+            bag_ref,
             actual=f"the bag of slide {bag.meta.slide_id!r}",
             expected=f"that of {slide_id!r}",
             hint="Name the file after its slide, or embed the slide again.",
@@ -217,87 +216,89 @@ def read_slide_bag(slide_id: str, place: BagRef) -> Bag:
     return bag
 
 
-def read_meta(place: BagRef) -> BagMeta:
-    """Read what a bag says about itself, without its arrays.
+def read_meta(bag_ref: BagRef) -> BagMeta:
+    """Read the metadata of a bag, without its arrays.
 
     Raises
     ------
     BagError
         As :func:`read_bag`.
     """
-    if not isinstance(place, Path):
-        return place.read_bag_info().meta
-    with _opened(place) as file:
-        return _meta(place, read_attributes(file))
+    if not isinstance(bag_ref, Path):
+        return bag_ref.read_bag_info().meta
+    with _open(bag_ref) as file:
+        return _parse_meta(bag_ref, read_attributes(file))
 
 
-def read_bag_info(place: BagRef) -> BagInfo:
-    """Read what a bag says about itself, and how many embeddings of which type it holds.
+def read_bag_info(bag_ref: BagRef) -> BagInfo:
+    """Read the metadata of a bag, and the number and type of its embeddings.
 
     Raises
     ------
     BagError
         As :func:`read_bag`.
     """
-    if not isinstance(place, Path):
-        return place.read_bag_info()
-    with _opened(place) as file:
+    if not isinstance(bag_ref, Path):
+        return bag_ref.read_bag_info()
+    with _open(bag_ref) as file:
         features, views = find_item(file, "features"), find_item(file, "views")
         if not isinstance(features, h5py.Dataset) or features.ndim != 2:
-            raise BagError(place, actual="no 2-dimensional dataset 'features'")
+            raise BagError(bag_ref, actual="no 2-dimensional dataset 'features'")
         return BagInfo(
-            meta=_meta(place, read_attributes(file)), n_tiles=len(features), dtype=features.dtype,
+            meta=_parse_meta(bag_ref, read_attributes(file)),
+            n_tiles=len(features),
+            dtype=features.dtype,
             views_dtype=views.dtype if isinstance(views, h5py.Dataset) else None,
-        )  # fmt: skip
+        )
 
 
-def read_features(place: BagRef) -> npt.NDArray[np.floating[Any]]:
-    """Read the embeddings of a bag and nothing else, shape (n, dim).
+def read_features(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
+    """Read only the embeddings of a bag, shape (n_tiles, dim).
 
     Raises
     ------
     BagError
         If it is missing or damaged.
     """
-    if not isinstance(place, Path):
-        return place.read_features()
-    with _opened(place) as file:
+    if not isinstance(bag_ref, Path):
+        return bag_ref.read_features()
+    with _open(bag_ref) as file:
         return read_array(file, "features", ndim=(2,), kinds="f")
 
 
-def read_views(place: BagRef) -> npt.NDArray[np.floating[Any]]:
-    """Read the embeddings of a bag's views and nothing else, shape (n, n_views, dim).
+def read_views(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
+    """Read only the embeddings of a bag's views, shape (n_tiles, n_views, dim).
 
     Raises
     ------
     BagError
         If it is missing or damaged, or holds no views.
     """
-    if not isinstance(place, Path):
-        return place.read_views()
-    with _opened(place) as file:
+    if not isinstance(bag_ref, Path):
+        return bag_ref.read_views()
+    with _open(bag_ref) as file:
         return read_array(file, "views", ndim=(3,), kinds="f")
 
 
-def _opened(path: Path) -> AbstractContextManager[h5py.File]:
-    return open_h5(path, expected=f"a whole {FORMAT} file", advice=_ADVICE)
+def _open(path: Path) -> AbstractContextManager[h5py.File]:
+    return open_h5(path, expected=f"a complete {FORMAT} file", hint=_HINT)
 
 
-def _storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Embeddings as they are stored, all of them finite."""
+def _to_storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Return embeddings in their stored type; raise unless all are finite."""
     if not np.isfinite(array).all():
         n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise BagError(
             path,
             actual=f"{n_bad} of {len(array)} embeddings hold NaN or infinity",
             expected="finite numbers",
-            hint="Try --device cpu; if it stays, the weights are damaged.",
+            hint="Try --device cpu; if that changes nothing, the weights are damaged.",
         )
     return to_storage_dtype(array)
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:
-    """Write one growing, chunked dataset without clock times."""
+    """Write a resizable, chunked dataset without time stamps."""
     rows = (max(1, min(chunks[0], len(array))), *chunks[1:])
     file.create_dataset(
         name, data=array, maxshape=(None, *array.shape[1:]), chunks=rows, track_times=False
@@ -305,7 +306,7 @@ def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[in
 
 
 def _as_bytes(texts: tuple[str, ...]) -> npt.NDArray[np.bytes_]:
-    """Texts as UTF-8 of one length, which HDF5 stores without pointers."""
+    """Return texts as UTF-8 of a fixed length, which HDF5 stores without pointers."""
     return np.array([text.encode("utf-8", "replace") for text in texts] or [b""], "S")[: len(texts)]
 
 
@@ -314,9 +315,12 @@ def _as_texts(array: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
 
 
 def trident_attributes(meta: BagMeta) -> dict[str, Any]:
-    """Attributes that TRIDENT puts on ``coords``; magnification as 10 / mpp, its convention."""
+    """Return the attributes that TRIDENT writes on ``coords``.
+
+    Sizes are in level-0 px; magnifications follow its convention, 10 / (µm per px).
+    """
     mpp = (meta.mpp_x * meta.mpp_y) ** 0.5
-    target_mpp = meta.fingerprint.target_mpp  # 0 where an imported bag does not say
+    target_mpp = meta.fingerprint.target_mpp  # 0 in an imported bag that does not state it
     return {
         "patch_size": meta.fingerprint.tile_px,
         "patch_size_level0": round((meta.span_x_px0 * meta.span_y_px0) ** 0.5),
@@ -330,7 +334,7 @@ def trident_attributes(meta: BagMeta) -> dict[str, Any]:
     }
 
 
-def _meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
+def _parse_meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
     if attributes.get("format") != FORMAT:
         raise BagError(path, actual=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
     if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:

@@ -1,8 +1,7 @@
-"""Reading in a process of its own, for files that may hang or crash the HDF5 library.
+"""Reading bags in a separate process, for files that may hang or crash the HDF5 library.
 
-The library is written in C: what :mod:`features.bags.safe_hdf5` looks at beforehand need not be all
-that can go wrong in it. Such a file costs the reading process, which is ended and replaced, and
-nothing else.
+The library is written in C and may fail in ways that :mod:`features.bags.safe_hdf5` does not check.
+Such a file then ends only the reading process, which is replaced.
 """
 
 from __future__ import annotations
@@ -21,23 +20,21 @@ from features.errors import BagError
 
 __all__ = ["IsolatedReader"]
 
-_LEAST_BYTES_PER_S = 10e6
-"""Slowest storage that is waited for."""
+_MIN_BYTES_PER_S = 10e6
+"""Throughput of the slowest storage that does not count as hanging, bytes per second."""
 
 
 class IsolatedReader:
-    """Reads bags as :func:`features.bags.h5.read_bag` does, but in another process.
-
-    Use it as a context manager.
+    """Context manager that reads bags as :func:`features.bags.h5.read_bag`, in another process.
 
     Parameters
     ----------
-    seconds
-        How long one bag may take, besides 1 s for each 10 MB of it.
+    timeout_s
+        Time limit for one bag in seconds; 1 s per 10 MB of the file is added.
     """
 
-    def __init__(self, *, seconds: float = 30.0) -> None:
-        self._seconds = seconds
+    def __init__(self, *, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -52,39 +49,39 @@ class IsolatedReader:
     ) -> None:
         self._stop()
 
-    def read(self, path: BagRef) -> Bag:
-        """Read one bag; what is no HDF5 file, but packed, in this process.
+    def read(self, bag_ref: BagRef) -> Bag:
+        """Read one bag; those of a packed store, which need no HDF5, are read in this process.
 
         Raises
         ------
         BagError
-            As :func:`features.bags.h5.read_bag`; besides, if reading does not end or crashes.
+            As :func:`features.bags.h5.read_bag`, and if reading does not end or crashes.
         """
-        if not isinstance(path, Path):
-            return read_bag(path)
+        if not isinstance(bag_ref, Path):
+            return read_bag(bag_ref)
         pipe = self._pipe or self._start()
-        allowed_s = self._seconds
-        with suppress(OSError):  # gone meanwhile, which the reading process tells
-            allowed_s += path.stat().st_size / _LEAST_BYTES_PER_S
+        limit_s = self._timeout_s
+        with suppress(OSError):  # The reading process reports a missing file.
+            limit_s += bag_ref.stat().st_size / _MIN_BYTES_PER_S
         try:
-            pipe.send(path)
-            if not pipe.poll(allowed_s):
+            pipe.send(bag_ref)
+            if not pipe.poll(limit_s):
                 self._stop()
-                raise BagError(path, actual=f"not read within {allowed_s:.0f} s")
-            answer: Bag | BagError = pipe.recv()
+                raise BagError(bag_ref, actual=f"not read within {limit_s:.0f} s")
+            result: Bag | BagError = pipe.recv()
         except (EOFError, OSError) as error:
             self._stop()
-            raise BagError(path, actual="reading it ends the program that reads") from error
-        if isinstance(answer, BagError):
-            raise answer
-        return answer
+            raise BagError(bag_ref, actual="reading it crashes the reading process") from error
+        if isinstance(result, BagError):
+            raise result
+        return result
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe,), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         return self._pipe
 
     def _stop(self) -> None:
@@ -96,12 +93,12 @@ class IsolatedReader:
 
 
 def _serve(pipe: Connection) -> None:
-    """Read what is asked for until nobody asks."""
+    """Read the bags whose paths arrive through the pipe until it is closed."""
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             path = pipe.recv()
             try:
-                answer: Bag | BagError = read_bag(path)
+                result: Bag | BagError = read_bag(path)
             except BagError as error:
-                answer = error
-            pipe.send(answer)
+                result = error
+            pipe.send(result)

@@ -1,9 +1,9 @@
-"""HDF5 files: written whole, and read though nobody vouches for them.
+"""HDF5 files written atomically, and read without trusting them.
 
-A few bytes of HDF5 can point into other files of the machine (external links, external storage,
-virtual datasets) or claim terabytes. Here only what lies in the file itself is read, and a claim
-that the file is too small to hold is refused before anything is allocated. The library itself is
-handed the bytes one by one, so that a heap in which it would go round for ever is refused first.
+A few bytes of HDF5 can refer to other files of the machine (external links, external storage,
+virtual datasets) or claim terabytes. Only data inside the file itself are read, and a size that the
+file cannot hold is refused before memory is allocated. The library reads the file through
+:class:`_CheckedFile`, which refuses a heap over which it would loop for ever.
 """
 
 from __future__ import annotations
@@ -26,32 +26,39 @@ from features.utils.files import atomic_write
 
 __all__ = ["create_h5", "find_item", "open_h5", "read_array", "read_attributes"]
 
-_LARGEST_EXPANSION = 20
-"""Times the file's size that a compressed dataset may take; embeddings hardly reach 4."""
-
-_COMPLAINTS = (ArithmeticError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-"""What h5py and NumPy raise over damaged files."""
-
+_MAX_EXPANSION = 20
+"""Limit of a compressed dataset, as a multiple of the file's size; embeddings hardly reach 4."""
 _ALWAYS_ALLOWED_BYTES = 1 << 20
+_MAX_ATTRIBUTE_BYTES = 1 << 20
+_MAX_TEXTS = 16
+_H5PY_ERRORS = (
+    ArithmeticError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors that h5py and NumPy raise for damaged files."""
+
 _HEAP = re.compile(rb"GCOL\x01\0\0\0")
-"""How a collection of texts begins, wherever it lies."""
-_HEAP_HEAD_BYTES = 16
-_LARGEST_HEAP_BYTES = 1 << 26
-_LARGEST_LOOKED_BYTES = 1 << 20
-"""The library reads what it steps through in pieces of at most so many bytes; values in larger."""
-_MOST_TEXTS = 16
+"""Signature of a global heap, which holds texts of variable length."""
+_HEAP_HEADER_BYTES = 16
+_MAX_HEAP_BYTES = 1 << 26
+_MAX_METADATA_BYTES = 1 << 20
+"""Longest read that may hold a heap after its first bytes; longer ones are values of datasets."""
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 32000: "lzf"}
-"""Filters that come with the library; any other would be sought among programs on the machine."""
+"""Filters built into the library; any other would be loaded as a plug-in from the machine."""
 _SIZES = (8, 8)
-"""Bytes of an address and of a length, as everybody writes them."""
-_LARGEST_ATTRIBUTE_BYTES = 1 << 20
+"""Bytes of an address and of a length in every file that common writers make."""
 
 
 @contextmanager
 def create_h5(path: Path) -> Iterator[h5py.File]:
-    """Give a new file, which is written whole when the block ends well, or not at all.
+    """Give a new file, which is written atomically when the block ends without an error.
 
-    It is put together in memory: the library itself does not survive a full disk.
+    It is built in memory, because the library crashes on a full disk.
 
     Raises
     ------
@@ -61,27 +68,25 @@ def create_h5(path: Path) -> Iterator[h5py.File]:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         yield file
-    with atomic_write(path) as beside:
-        beside.write_bytes(content.getbuffer())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 @contextmanager
-def open_h5(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
-    """Open a file for reading; whatever HDF5 dislikes, then or later, becomes a BagError.
+def open_h5(path: Path, *, expected: str, hint: str) -> Iterator[h5py.File]:
+    """Open a file for reading; errors of the library, then or later, become a BagError.
 
     Parameters
     ----------
     path
         The file.
-    expected
-        What it should be, for the message.
-    advice
-        What to do where it is not.
+    expected, hint
+        What the file should be and what to do otherwise, for the message.
 
     Raises
     ------
     BagError
-        If it is missing, no HDF5, or turns out damaged inside the block.
+        If it is missing, not HDF5, or turns out damaged inside the block.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - Path raises an error where a name is too long
         raise BagError(path, actual="there is no such bag", expected="a file")
@@ -89,80 +94,67 @@ def open_h5(path: Path, *, expected: str, advice: str) -> Iterator[h5py.File]:
         try:
             raw = stack.enter_context(_CheckedFile(path))
             file = h5py.File(path, "r", driver="fileobj", fileobj=raw)
-        except _COMPLAINTS as error:
+        except _H5PY_ERRORS as error:
             raise BagError(
-                path, actual="not readable as HDF5", expected=expected, hint=advice
+                path, actual="not readable as HDF5", expected=expected, hint=hint
             ) from error
-        with _translate_errors(path, expected=expected, advice=advice), file:
+        with _translate_errors(path, expected=expected, hint=hint), file:
             if file.id.get_create_plist().get_sizes() != _SIZES:
                 raise OSError("addresses of another size than eight bytes")
             yield file
 
 
 @contextmanager
-def _translate_errors(path: Path, *, expected: str, advice: str) -> Iterator[None]:
+def _translate_errors(path: Path, *, expected: str, hint: str) -> Iterator[None]:
     try:
         yield
-    except _COMPLAINTS as error:
+    except _H5PY_ERRORS as error:
         text = " ".join(str(error).split())
-        raise BagError(path, actual=f"damaged ({text})", expected=expected, hint=advice) from error
+        raise BagError(path, actual=f"damaged ({text})", expected=expected, hint=hint) from error
 
 
 class _CheckedFile(io.FileIO):
-    """A file that the HDF5 library reads through; heaps without an end are errors.
+    """A file for the HDF5 library; raises for a heap over which the library would loop for ever.
 
-    The library steps from text to text of a heap by the lengths that stand there, and goes round
-    for ever where one is nothing.
+    The library steps from text to text of a heap by the stored lengths, and never ends where one
+    is zero.
     """
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer from where the file stands, and look at the heaps in it."""
+        """Fill the buffer from the current position, and check the heaps in it."""
         start = self.tell()
         n_read = super().readinto(buffer) or 0
-        n_before = min(start, _HEAP_HEAD_BYTES)  # a read may begin inside a heap's name
+        n_before = min(start, _HEAP_HEADER_BYTES)  # A read may begin inside a heap's signature.
         before = os.pread(self.fileno(), n_before, start - n_before)
-        looked = n_read if n_read <= _LARGEST_LOOKED_BYTES else _HEAP_HEAD_BYTES
-        for found in _HEAP.finditer(before + bytes(memoryview(buffer)[:looked])):
-            self._require_end(start - n_before + found.start())
+        n_searched = n_read if n_read <= _MAX_METADATA_BYTES else _HEAP_HEADER_BYTES
+        for match in _HEAP.finditer(before + bytes(memoryview(buffer)[:n_searched])):
+            self._check_heap(start - n_before + match.start())
         return n_read
 
-    def _require_end(self, start: int) -> None:
-        """Walk over a heap as the library does, and stop where it would not.
-
-        Raises
-        ------
-        OSError
-            If a text reaches beyond the heap, or takes no room.
-        """
-        head = os.pread(self.fileno(), _HEAP_HEAD_BYTES, start)
-        n_bytes = int.from_bytes(head[8:], "little")
-        if n_bytes > _LARGEST_HEAP_BYTES:
+    def _check_heap(self, start: int) -> None:
+        """Step over a heap as the library does, and raise OSError where it would not end."""
+        header = os.pread(self.fileno(), _HEAP_HEADER_BYTES, start)
+        n_bytes = int.from_bytes(header[8:], "little")
+        if n_bytes > _MAX_HEAP_BYTES:
             raise OSError(f"a heap of {n_bytes:,} bytes")
         heap = os.pread(self.fileno(), n_bytes, start)
-        place = _HEAP_HEAD_BYTES
-        while place + _HEAP_HEAD_BYTES <= n_bytes:
-            is_text = heap[place : place + 2] != b"\0\0"
-            size = int.from_bytes(heap[place + 8 : place + 16], "little")
-            step = _HEAP_HEAD_BYTES + -(-size // 8) * 8 if is_text else size
-            if not _HEAP_HEAD_BYTES <= step <= n_bytes - place:
+        position = _HEAP_HEADER_BYTES
+        while position + _HEAP_HEADER_BYTES <= n_bytes:
+            is_text = heap[position : position + 2] != b"\0\0"
+            size = int.from_bytes(heap[position + 8 : position + 16], "little")
+            step = _HEAP_HEADER_BYTES + -(-size // 8) * 8 if is_text else size
+            if not _HEAP_HEADER_BYTES <= step <= n_bytes - position:
                 raise OSError(f"a heap with a text of {size:,} bytes")
-            place += step
+            position += step
 
 
 def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
-    """The dataset or group of this name; None if there is none.
-
-    Parameters
-    ----------
-    file
-        Open file.
-    name
-        Its path, e.g. ``features/uni``.
+    """Return the dataset or group at a path such as ``features/uni``; None if there is none.
 
     Raises
     ------
     BagError
-        If a link on the way leads elsewhere, above all out of the file.
+        If a link on the way leads elsewhere, e.g. out of the file.
     """
     item: Any = file
     for part in name.split("/"):
@@ -191,20 +183,14 @@ def read_array(
     name
         Path of the dataset.
     ndim
-        Numbers of axes it may have, the usual one first.
+        Allowed numbers of axes, the usual one first; the array has a shape of one of them.
     kinds
-        Kinds of numbers allowed: ``f`` floating, ``i`` and ``u`` whole.
-
-    Returns
-    -------
-    numpy.ndarray
-        With one of these numbers of axes.
+        Allowed NumPy kinds: ``f`` floating, ``i`` and ``u`` integer, ``S`` bytes.
 
     Raises
     ------
     BagError
-        If it is missing, of another kind, lies outside the file, or claims more than the file can
-        hold.
+        If it is missing, of another kind, outside the file, or larger than the file can hold.
     """
     dataset = find_item(file, name)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
@@ -214,13 +200,13 @@ def read_array(
     if dataset.is_virtual or dataset.external:
         raise BagError(
             file.filename,
-            actual=f"the values of {name!r} lie in other files, which are not opened",
+            actual=f"the values of {name!r} are in other files, which are not opened",
             expected="data in the file itself",
         )
-    if strange := _filters_of(dataset) - _FILTERS.keys():
+    if unknown := _filter_ids(dataset) - _FILTERS.keys():
         raise BagError(
             file.filename,
-            actual=f"the values of {name!r} are packed by filter {min(strange)}, a plug-in",
+            actual=f"the values of {name!r} are compressed by filter {min(unknown)}, a plug-in",
             expected=f"one of {', '.join(_FILTERS.values())}",
         )
     n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
@@ -234,10 +220,10 @@ def read_array(
 
 
 def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Attributes as plain Python values; arrays become tuples, empty ones None, text is Unicode.
+    """Return attributes as plain Python values; arrays become tuples, empty ones None.
 
-    Long lists of texts, each of which may be the same large one, and values with pointers that are
-    no texts become None as well.
+    Values of variable length other than texts, and long lists of texts, become None as well: a few
+    bytes of them may refer to any number of values.
 
     Raises
     ------
@@ -251,38 +237,37 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
             values[name] = None
             continue
         n_bytes = attribute.get_storage_size()
-        if n_bytes > _LARGEST_ATTRIBUTE_BYTES:
+        if n_bytes > _MAX_ATTRIBUTE_BYTES:
             raise BagError(
                 item.file.filename,
                 actual=f"attribute {name!r} of {n_bytes:,} bytes",
-                expected=f"at most {_LARGEST_ATTRIBUTE_BYTES:,}",
+                expected=f"at most {_MAX_ATTRIBUTE_BYTES:,}",
             )
-        values[name] = None if _is_variable_length(attribute) else _plain(item.attrs[name])
+        values[name] = None if _is_variable_length(attribute) else _to_plain(item.attrs[name])
     return values
 
 
 def _allowed_bytes(file: h5py.File, dataset: h5py.Dataset) -> int:
     n_file_bytes = Path(file.filename).stat().st_size
     if dataset.id.get_create_plist().get_nfilters():
-        return max(_ALWAYS_ALLOWED_BYTES, _LARGEST_EXPANSION * n_file_bytes)
+        return max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * n_file_bytes)
     return min(n_file_bytes, int(dataset.id.get_storage_size()))
 
 
 def _is_variable_length(attribute: Any) -> bool:
-    """Whether a few bytes of it may point to any number of values."""
+    """Return whether an attribute may refer to any number of values."""
     if not attribute.dtype.hasobject:
         return False
     is_text = h5py.check_string_dtype(attribute.dtype) is not None
-    return not is_text or math.prod(attribute.shape) > _MOST_TEXTS
+    return not is_text or math.prod(attribute.shape) > _MAX_TEXTS
 
 
-def _filters_of(dataset: h5py.Dataset) -> set[int]:
-    """Numbers of the filters that its values went through."""
-    create_h5 = dataset.id.get_create_plist()
-    return {create_h5.get_filter(place)[0] for place in range(create_h5.get_nfilters())}
+def _filter_ids(dataset: h5py.Dataset) -> set[int]:
+    properties = dataset.id.get_create_plist()
+    return {properties.get_filter(index)[0] for index in range(properties.get_nfilters())}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return tuple(value.tolist())
     if isinstance(value, np.generic):

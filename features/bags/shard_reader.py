@@ -1,9 +1,9 @@
 """Rows of the arrays in a packed store, each contiguous range of them in one read.
 
 The arrays are zarr version 3, sharded and uncompressed, with every chunk present, so rows that
-follow each other in a shard are neighbouring bytes of one file. zarr's own reader decodes them chunk
-by chunk: on a local folder it takes about 14 times as long for the embeddings and 5 times as long
-for whole bags, longer than HDF5 takes. Here the index of a shard is read once and compared with the
+follow each other in a shard are neighbouring bytes of one file. zarr's own reader decodes them
+chunk by chunk: from a local folder it takes 10 to 15 times as long for embeddings and 5 times as
+long for whole bags, longer than HDF5. Here the index of a shard is read once and compared with the
 index that an uncompressed shard must have; from then on a range of rows costs one read of a file or
 one range request. Any other zarr layout, however valid, is refused: nothing is decompressed, and no
 missing chunk is replaced by zeros.

@@ -233,7 +233,7 @@ def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
         left_out[REASON] = left_out.get(REASON, 0) + n_dropped
         reason = "" if kept.any() else f"all {len(kept)} tiles dropped by the filter"
     meta = replace(bag.meta, left_out=as_json(**left_out), empty_reason=reason)
-    return bag.only(kept, meta=meta)
+    return bag.select(kept, meta=meta)
 
 
 def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:

@@ -1,3 +1,3 @@
-"""Bags of other programs into ours and back, one module a layout, and the check of a folder."""
+"""Bag formats of other programs, one module each."""
 
 __all__: list[str] = []

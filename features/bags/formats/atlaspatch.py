@@ -1,4 +1,4 @@
-"""AtlasPatch (2026): ``patches/<slide>.h5``, a group of embeddings, and ``coords`` of 5 columns."""
+"""AtlasPatch (2026): ``patches/<slide>.h5``, one dataset per encoder, ``coords`` of 5 columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 
 from features.bags.formats.base import ForeignBag, find_files, number
-from features.bags.formats.trident import tiling_of
+from features.bags.formats.trident import parse_tiling
 from features.bags.safe_hdf5 import find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
@@ -15,32 +15,36 @@ __all__ = ["find", "read"]
 
 
 def find(source: Path) -> dict[str, Path]:
-    """Files by slide id."""
+    """Return the files by slide id."""
     return find_files(source, "patches/*.h5", "*.h5", expected="patches/<slide>.h5")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:
-    """Embeddings of one slide, by the encoder asked for or the only one there."""
-    with open_h5(path, expected="an AtlasPatch file", advice="Check --from.") as file:
-        name = _encoder(path, file, encoder)
+    """Read the embeddings of one slide, of the requested encoder or of the only one."""
+    with open_h5(path, expected="an AtlasPatch file", hint="Check --from.") as file:
+        name = _choose_encoder(path, file, encoder)
         features = read_array(file, f"features/{name}", ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3))
-        said = read_attributes(file)
+        attributes = read_attributes(file)
     return ForeignBag(
-        features=features, coords=coords, encoder=name, mpp=number(said, "mpp"), **tiling_of(said)
+        features=features,
+        coords=coords,
+        encoder=name,
+        mpp=number(attributes, "mpp"),
+        **parse_tiling(attributes),
     )
 
 
-def _encoder(path: Path, file: h5py.File, asked: str) -> str:
+def _choose_encoder(path: Path, file: h5py.File, requested: str) -> str:
     group = find_item(file, "features")
     names = sorted(map(str, group)) if isinstance(group, h5py.Group) else []
-    if asked in names:
-        return asked
-    if asked or len(names) != 1:
+    if requested in names:
+        return requested
+    if requested or len(names) != 1:
         raise BagError(
             path,
             actual=f"embeddings of {', '.join(names[:8]) or 'no encoder'}",
-            expected=repr(asked) if asked else "one encoder",
+            expected=repr(requested) if requested else "one encoder",
             hint="Name one with --backbone." if names else "Run its feature step first.",
         )
     return names[0]

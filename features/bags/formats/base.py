@@ -1,4 +1,4 @@
-"""What another program's file says of one slide, and the bag of ours that it becomes."""
+"""Common representation of another program's bag, and its conversion to ours."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ __all__ = [
     "unknown_fields",
 ]
 
-_NEVER_SAID = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
+_NEVER_STATED = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignBag:
-    """One slide as another program stored it; what it does not say is 0 or empty."""
+    """One slide as another program stored it; what its file does not state is 0 or empty."""
 
     features: npt.NDArray[Any]
     """Embeddings, shape (n_tiles, dim), or (1, n_tiles, dim) with a batch axis."""
     coords: npt.NDArray[Any] | None
-    """Places of the tiles, shape (n_tiles, 2 or more), x then y, or with a batch axis as well."""
+    """Positions of the tiles, shape (n_tiles, 2 or more), x then y; a batch axis is allowed."""
     coords_are: Literal["corners_px0", "centres_px0", "corners_um"] = "corners_px0"
-    """Which point of a tile ``coords`` names, and in level-0 px or µm."""
+    """Point of a tile that ``coords`` states, in level-0 px or µm."""
     encoder: str = ""
-    """Name of the backbone."""
     tile_px: int = 0
     """Side of a tile as it was embedded, px."""
     target_mpp: float = 0.0
-    """Its resolution, µm per px."""
+    """Resolution of a tile, µm per px."""
     overlap_px: int | None = None
     """Overlap of neighbouring tiles, px."""
     span_px0: float = 0.0
@@ -55,65 +54,65 @@ class ForeignBag:
     mpp: float = 0.0
     """µm per level-0 px."""
     mpp_is_nominal: bool = False
-    """Whether ``mpp`` comes from a round magnification such as 40, not from the scanner."""
+    """Whether ``mpp`` follows from a round magnification such as 40, not from the scanner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportDefaults:
-    """What the user says about bags to import; used only where their files are silent."""
+    """Values for imported bags, used where their files do not state them."""
 
     encoder: str = ""
-    """Name of the backbone; where a file holds several embeddings, the one to take."""
+    """Name of the encoder; also chooses among several embeddings in a file."""
     tile_px: int = 0
     """Side of a tile, px."""
     target_mpp: float = 0.0
-    """Its resolution, µm per px."""
+    """Resolution of a tile, µm per px."""
     slide_mpp: float | None = None
-    """µm per level-0 px of all slides; this and ``mpp_by_slide`` overrule the file."""
+    """µm per level-0 px of all slides; this and ``mpp_by_slide`` override the file."""
     mpp_by_slide: Mapping[str, float] = field(default_factory=dict)
-    """µm per level-0 px of single slides."""
+    """µm per level-0 px by slide id."""
 
 
 def to_bag(
     foreign: ForeignBag, *, path: Path, slide_id: str, layout: str, defaults: ImportDefaults
 ) -> Bag:
-    """A bag of ours, in reading order, that says what it does not know.
+    """Return the bag, in reading order, with a list of the fields that are not known.
 
-    Without coordinates, all are (-1, -1). A resolution that nobody states is assumed, as for
+    Without coordinates, all are (-1, -1). A resolution that nothing states is assumed, as for
     slides; one that is only a nominal magnification is used, but counts as assumed.
 
     Parameters
     ----------
     foreign
-        What the file says.
+        Content of the file; embeddings of shape (n_tiles, dim).
     path
         The file, for messages.
     slide_id
         Name of the slide.
     layout
-        Which program's layout it was, kept in ``software``.
+        Name of the format, kept in ``software``.
     defaults
-        What the user adds.
+        Values for what the file does not state.
 
     Raises
     ------
     BagError
-        If embeddings or coordinates are no tables of numbers of the same length.
+        If embeddings and coordinates are not tables of numbers of the same length.
     ResolutionError
         If a given resolution is implausible.
     """
     features = _without_batch_axis(path, foreign.features, "features")
     resolution = _resolution(foreign, defaults.mpp_by_slide.get(slide_id, defaults.slide_mpp), path)
-    made = _fingerprint(foreign, defaults, dim=features.shape[1])
+    fingerprint = _fingerprint(foreign, defaults, dim=features.shape[1])
     span_x, span_y = (
-        foreign.span_px0 or made.tile_px * made.target_mpp / mpp
+        foreign.span_px0 or fingerprint.tile_px * fingerprint.target_mpp / mpp
         for mpp in (resolution.mpp_x, resolution.mpp_y)
     )
     coords = _corners_px0(path, foreign, resolution, (span_x, span_y), n_tiles=len(features))
     order = np.lexsort((coords[:, 0], coords[:, 1]))
     meta = BagMeta(
         slide_id=slide_id,
-        fingerprint=made,
+        fingerprint=fingerprint,
         width_px0=foreign.size_px0[0],
         height_px0=foreign.size_px0[1],
         mpp_x=resolution.mpp_x,
@@ -121,13 +120,14 @@ def to_bag(
         mpp_source=resolution.source,
         span_x_px0=span_x,
         span_y_px0=span_y,
-        # Of bags without tiles, which are all alike, the name: they are no copies of each other.
+        # Empty bags all have the same content: hashing the name keeps them from counting as copies.
         slide_content_id=f"{UNKNOWN}:"
         + hashlib.sha256(features.tobytes() or slide_id.encode()).hexdigest(),
         n_tried=len(features),
         empty_reason="" if len(features) else f"the {layout} file holds no tile",
         software=as_json(
-            imported_from=layout, unknown=_unknown(foreign, made, source=resolution.source)
+            imported_from=layout,
+            unknown=_list_unknown(foreign, fingerprint, source=resolution.source),
         ),
     )
     return Bag(
@@ -139,7 +139,7 @@ def to_bag(
 
 
 def unknown_fields(meta: BagMeta) -> tuple[str, ...]:
-    """What an imported bag does not know; empty for a bag that was embedded here."""
+    """Return the fields that an imported bag does not know; empty for a bag of `mil embed`."""
     try:
         software = json.loads(meta.software or "{}")
     except ValueError:
@@ -149,51 +149,51 @@ def unknown_fields(meta: BagMeta) -> tuple[str, ...]:
 
 
 def find_files(source: Path, *patterns: str, expected: str) -> dict[str, Path]:
-    """Files by slide id, of the first pattern that finds any.
+    """Return the files by slide id that match the first pattern with any match.
 
     Parameters
     ----------
     source
-        Folder to look in.
+        Folder to search.
     patterns
         Glob patterns, preferred first.
     expected
-        What should be there, for the message.
+        Expected files, for the message.
 
     Raises
     ------
     BagError
-        If no pattern finds a file, or one finds files in several folders.
+        If no file matches, or those of a pattern are in several folders.
     """
     for pattern in patterns:
-        found = sorted(p for p in source.glob(pattern) if not p.name.startswith("."))
-        folders = sorted({path.parent for path in found})
+        paths = sorted(p for p in source.glob(pattern) if not p.name.startswith("."))
+        folders = sorted({path.parent for path in paths})
         if len(folders) > 1:
             raise BagError(
                 source,
                 actual=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
                 expected="one set of bags",
-                hint="Name one of these folders.",
+                hint="Choose one of these folders.",
             )
-        if found:
-            return {path.stem: path for path in found}
+        if paths:
+            return {path.stem: path for path in paths}
     raise BagError(source, actual="no such bag in it", expected=expected, hint="Check --from.")
 
 
 def number(attributes: Mapping[str, Any], name: str) -> float:
-    """A positive, finite number among attributes; 0 where there is none."""
+    """Return a positive, finite attribute as a number; 0 if there is none."""
     value = attributes.get(name)
     if isinstance(value, tuple) and value:
         value = value[0]
     try:
-        found = float(value)  # type: ignore[arg-type]
+        result = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return 0.0
-    return found if math.isfinite(found) and found > 0 else 0.0
+    return result if math.isfinite(result) and result > 0 else 0.0
 
 
 def text(attributes: Mapping[str, Any], name: str) -> str:
-    """A text among attributes; empty where there is none, or where it says ``None``."""
+    """Return an attribute that is text; empty if there is none, or it is ``None``."""
     value = attributes.get(name)
     return value if isinstance(value, str) and value != "None" else ""
 
@@ -211,26 +211,26 @@ def _fingerprint(foreign: ForeignBag, defaults: ImportDefaults, *, dim: int) -> 
     )
 
 
-def _unknown(foreign: ForeignBag, made: Fingerprint, *, source: str) -> list[str]:
-    """What neither the file nor the user said, sorted."""
+def _list_unknown(foreign: ForeignBag, fingerprint: Fingerprint, *, source: str) -> list[str]:
+    """Return the fields that neither the file nor the user states, sorted."""
     known = {
         "coords": foreign.coords is not None,
-        "encoder": made.encoder != UNKNOWN,
+        "encoder": fingerprint.encoder != UNKNOWN,
         "mpp": source != "assumed",
         "overlap_px": foreign.overlap_px is not None,
         "size": all(foreign.size_px0),
-        "target_mpp": made.target_mpp > 0,
-        "tile_px": made.tile_px > 0,
+        "target_mpp": fingerprint.target_mpp > 0,
+        "tile_px": fingerprint.tile_px > 0,
     }
-    return sorted([*_NEVER_SAID, *(name for name, is_known in known.items() if not is_known)])
+    return sorted([*_NEVER_STATED, *(name for name, is_known in known.items() if not is_known)])
 
 
 def _resolution(foreign: ForeignBag, given_mpp: float | None, path: Path) -> Resolution:
     file_mpp = (foreign.mpp, foreign.mpp) if foreign.mpp else None
-    found = resolve_mpp(file_mpp, given_mpp=given_mpp, where=path)
-    if found.source == "file" and foreign.mpp_is_nominal:
-        return Resolution(mpp_x=found.mpp_x, mpp_y=found.mpp_y, source="assumed")
-    return found
+    resolution = resolve_mpp(file_mpp, given_mpp=given_mpp, where=path)
+    if resolution.source == "file" and foreign.mpp_is_nominal:
+        return Resolution(mpp_x=resolution.mpp_x, mpp_y=resolution.mpp_y, source="assumed")
+    return resolution
 
 
 def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -239,7 +239,7 @@ def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.N
         raise BagError(
             path,
             actual=f"{name} of shape {array.shape} and type {array.dtype}",
-            expected="one row of numbers a tile",
+            expected="one row of numbers per tile",
         )
     if name == "features" and table.dtype != np.float16:
         table = table.astype(np.float32)
@@ -254,7 +254,7 @@ def _corners_px0(
     *,
     n_tiles: int,
 ) -> npt.NDArray[np.int64]:
-    """Upper left corners, shape (n_tiles, 2), level-0 px, whatever the file gives."""
+    """Return the upper left corners, shape (n_tiles, 2), level-0 px."""
     if foreign.coords is None:
         return np.full((n_tiles, 2), UNKNOWN_COORD, np.int64)
     coords = _without_batch_axis(path, foreign.coords, "coords")[:, :2].astype(np.float64)

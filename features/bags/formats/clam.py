@@ -1,4 +1,4 @@
-"""CLAM (Lu and others, 2021): ``h5_files`` or ``pt_files``, and ``patches`` beside them."""
+"""CLAM (Lu and others, 2021): ``h5_files`` or ``pt_files``, and ``patches`` next to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPECTED = "a CLAM file"
 
 
 def find(source: Path) -> dict[str, Path]:
-    """Files by slide id, those with coordinates first."""
+    """Return the files by slide id, preferring those with coordinates."""
     return find_files(
         source, "h5_files/*.h5", "pt_files/*.pt", "*.h5", "*.pt",
         expected="h5_files/<slide>.h5 or pt_files/<slide>.pt",
@@ -27,31 +27,31 @@ def find(source: Path) -> dict[str, Path]:
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
-    """Embeddings of one slide, with what ``../patches/<slide>.h5`` says of its tiles."""
-    coords, said = None, {}
+    """Read the embeddings of one slide, and its tiles from ``../patches/<slide>.h5``."""
+    coords, attributes = None, {}
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
     if tiles_path.is_file():
-        with open_h5(tiles_path, expected=_EXPECTED, advice="") as file:
+        with open_h5(tiles_path, expected=_EXPECTED, hint="") as file:
             coords = read_array(file, "coords", ndim=(2, 3))
-            said = read_attributes(file["coords"])
+            attributes = read_attributes(file["coords"])
     if path.suffix == ".pt":
         features = read_tensors(path)["features"]
     else:
-        with open_h5(path, expected=_EXPECTED, advice="Check --from.") as file:
+        with open_h5(path, expected=_EXPECTED, hint="Check --from.") as file:
             features = read_array(file, "features", ndim=(2, 3))
             coords = read_array(file, "coords", ndim=(2, 3))
-    downsample = number(said, "downsample") or 1.0
+    downsample = number(attributes, "downsample") or 1.0
     return ForeignBag(
         features=features,
         coords=coords,
-        tile_px=int(number(said, "patch_size")),
-        span_px0=number(said, "patch_size") * downsample,
-        size_px0=_size_px0(said, downsample),
+        tile_px=int(number(attributes, "patch_size")),
+        span_px0=number(attributes, "patch_size") * downsample,
+        size_px0=_size_px0(attributes, downsample),
     )
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """``h5_files``, ``pt_files`` and ``patches``, tiles as squares of level 0."""
+    """Write ``h5_files``, ``pt_files`` and ``patches``; tiles are squares in level-0 px."""
     slide_id = bag.meta.slide_id
     features, coords = bag.features.astype(np.float32), bag.coords_px0.astype(np.int32)
     tiles_path = make_folder(folder / "patches") / f"{slide_id}.h5"
@@ -74,8 +74,8 @@ def write(folder: Path, bag: Bag) -> None:
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
 
 
-def _size_px0(said: dict[str, Any], downsample: float) -> tuple[int, int]:
-    size = said.get("level_dim")
+def _size_px0(attributes: dict[str, Any], downsample: float) -> tuple[int, int]:
+    size = attributes.get("level_dim")
     if not isinstance(size, tuple) or len(size) != 2:
         return (0, 0)
     width, height = (number({"side": side}, "side") for side in size)

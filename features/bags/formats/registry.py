@@ -1,4 +1,4 @@
-"""The layouts that can be read and written, by name."""
+"""Registry of the bag formats of other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BAG_FORMATS", "BagFormat", "BagReader"]
 
 
 class BagReader(Protocol):
-    """Reads one slide; ``encoder`` chooses where a file holds several embeddings."""
+    """Function that reads one slide; ``encoder`` chooses among several embeddings in a file."""
 
     def __call__(self, path: Path, *, encoder: str) -> ForeignBag:
         """Read one slide."""
@@ -25,29 +25,30 @@ class BagReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BagFormat:
-    """How another program lays out its bags."""
+    """Functions that find, read and write the bags of another program."""
 
     find: Callable[[Path], dict[str, Path]]
-    """Files of a folder by slide id."""
+    """Returns the files of a folder by slide id."""
     read: BagReader
-    """Reads one of them."""
     write: Callable[[Path, Bag], None] | None = None
-    """Writes one slide into a folder; None where the layout is only read."""
-    needs: frozenset[str] = frozenset()
-    """What a bag must know to be written so."""
+    """Writes one slide into a folder; None if the format can only be read."""
+    required: frozenset[str] = frozenset()
+    """Fields that a bag must know to be written."""
 
 
-_PLACES = frozenset({"coords"})
+_COORDS = frozenset({"coords"})
 _TILES = frozenset({"coords", "target_mpp", "tile_px"})
 
 BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
-    "clam": BagFormat(find=clam.find, read=clam.read, write=clam.write, needs=_PLACES),
-    "trident": BagFormat(find=trident.find, read=trident.read, write=trident.write, needs=_TILES),
-    "stamp": BagFormat(find=stamp.find, read=stamp.read, write=stamp.write, needs=_TILES),
+    "clam": BagFormat(find=clam.find, read=clam.read, write=clam.write, required=_COORDS),
+    "trident": BagFormat(
+        find=trident.find, read=trident.read, write=trident.write, required=_TILES
+    ),
+    "stamp": BagFormat(find=stamp.find, read=stamp.read, write=stamp.write, required=_TILES),
     "atlaspatch": BagFormat(find=atlaspatch.find, read=atlaspatch.read),
     "slideflow": BagFormat(
-        find=slideflow.find, read=slideflow.read, write=slideflow.write, needs=_TILES
+        find=slideflow.find, read=slideflow.read, write=slideflow.write, required=_TILES
     ),
     "torch": BagFormat(find=torch_tensors.find, read=torch_tensors.read, write=torch_tensors.write),
 })  # fmt: skip
-"""By the name that ``mil bags`` knows."""
+"""Formats by the name that ``mil bags`` accepts."""

@@ -23,16 +23,16 @@ _CONFIG = "bags_config.json"
 
 
 def find(source: Path) -> dict[str, Path]:
-    """Files by slide id."""
+    """Return the files by slide id."""
     return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
-    """Embeddings of one slide; Slideflow gives the centres of tiles."""
+    """Read the embeddings of one slide; Slideflow stores the centres of tiles, level-0 px."""
     index_path = path.with_suffix(".index.npz")
-    said = _config(path.parent / _CONFIG)
-    tile_px = int(number(said, "tile_px"))
-    extractor = said.get("extractor")
+    config = _read_config(path.parent / _CONFIG)
+    tile_px = int(number(config, "tile_px"))
+    extractor = config.get("extractor")
     name = extractor.get("class") if isinstance(extractor, dict) else ""
     return ForeignBag(
         features=read_tensors(path)["features"],
@@ -40,60 +40,56 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
         coords_are="centres_px0",
         encoder=str(name or "").rsplit(".", maxsplit=1)[-1],
         tile_px=tile_px,
-        target_mpp=_target_mpp(said, tile_px),
+        target_mpp=_target_mpp(config, tile_px),
     )
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """The three files; the JSON file is the same for all slides of a folder."""
-    made = bag.meta.fingerprint
-    tile_um = made.tile_px * made.target_mpp
+    """Write the three files; all slides of a folder share the JSON file."""
+    fingerprint = bag.meta.fingerprint
+    tile_um = fingerprint.tile_px * fingerprint.target_mpp
     config = {
-        "extractor": {"class": made.encoder, "kwargs": {}},
+        "extractor": {"class": fingerprint.encoder, "kwargs": {}},
         "normalizer": None,
-        "num_features": made.dim,
-        "tile_px": made.tile_px,
+        "num_features": fingerprint.dim,
+        "tile_px": fingerprint.tile_px,
         "tile_um": int(tile_um) if tile_um.is_integer() else tile_um,
     }
-    with atomic_write(folder / _CONFIG) as beside:
-        beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(folder / _CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     span = np.array([bag.meta.span_x_px0, bag.meta.span_y_px0])
     index_path = folder / f"{bag.meta.slide_id}.index.npz"
-    with atomic_write(index_path) as beside:
-        np.savez(beside, arr_0=np.rint(bag.coords_px0 + span / 2).astype(np.int64))
+    with atomic_write(index_path) as temporary:
+        np.savez(temporary, arr_0=np.rint(bag.coords_px0 + span / 2).astype(np.int64))
     write_tensor(folder / f"{bag.meta.slide_id}.pt", bag.features.astype(np.float32))
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BagError(path, actual=f"not readable ({error})", expected="JSON") from error
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
-def _target_mpp(said: dict[str, Any], tile_px: int) -> float:
-    """µm per px from ``tile_um``, which is a number of µm or a magnification such as ``20x``."""
-    tile_um = said.get("tile_um")
+def _target_mpp(config: dict[str, Any], tile_px: int) -> float:
+    """Return µm per px from ``tile_um``: a number of µm, or a magnification such as ``20x``."""
+    tile_um = config.get("tile_um")
     if isinstance(tile_um, str) and tile_um.lower().endswith("x"):
         return target_mpp_of(number({"x": tile_um[:-1]}, "x"))
-    return float(f"{number(said, 'tile_um') / tile_px:.9g}") if tile_px else 0.0
+    return float(f"{number(config, 'tile_um') / tile_px:.9g}") if tile_px else 0.0
 
 
 def _read_index(path: Path) -> npt.NDArray[Any]:
-    """Places of the tiles, never by pickle, and never more than the archive can hold."""
+    """Return the coordinates of the tiles, without pickle and within a limit of memory."""
     try:
-        n_bytes = _unpacked_bytes(path)
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = sum(part.file_size for part in archive.infolist())
         if n_bytes <= max(1 << 20, 20 * path.stat().st_size):
             with np.load(path, allow_pickle=False) as index:
                 return np.asarray(index["arr_0"])
-    except Exception as error:  # NumPy reads headers as Python, so damage is met in many ways
+    except Exception as error:  # NumPy parses headers as Python: errors are of many kinds.
         raise BagError(path, actual=f"not readable ({error})", expected="an index.npz") from error
     raise BagError(path, actual=f"an archive that unpacks to {n_bytes:,} bytes")
-
-
-def _unpacked_bytes(path: Path) -> int:
-    with zipfile.ZipFile(path) as archive:
-        return sum(part.file_size for part in archive.infolist())

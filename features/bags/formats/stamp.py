@@ -17,31 +17,31 @@ _FEATURE_NAMES = ("feats", "patch_embeddings")
 _LEGACY_TILE_UM = 256.0
 _LEGACY_TILE_PX = 224
 _STAMP_VERSION = "2.0.0"
-"""Kept low: STAMP refuses files that say they are newer than itself."""
+"""Lowest version with this layout, because STAMP refuses files of newer versions."""
 
 
 def find(source: Path) -> dict[str, Path]:
-    """Files by slide id."""
+    """Return the files by slide id."""
     return find_files(source, "*.h5", expected="<slide>.h5, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
-    """Embeddings of one slide.
+    """Read the embeddings of one slide.
 
-    Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the px of a tile of
-    256 µm.
+    Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the side in px of a tile
+    of 256 µm.
     """
-    with open_h5(path, expected="a STAMP file", advice="Check --from.") as file:
+    with open_h5(path, expected="a STAMP file", hint="Check --from.") as file:
         name = next((name for name in _FEATURE_NAMES if find_item(file, name)), _FEATURE_NAMES[0])
         features = read_array(file, name, ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3)).astype(np.float64)
-        said = read_attributes(file)
-    tile_um = number(said, "tile_size_um")
-    if not tile_um and text(said, "unit") == "um":
-        tile_um = number(said, "tile_size")
-    tile_px = int(number(said, "tile_size_px"))
+        attributes = read_attributes(file)
+    tile_um = number(attributes, "tile_size_um")
+    if not tile_um and text(attributes, "unit") == "um":
+        tile_um = number(attributes, "tile_size")
+    tile_px = int(number(attributes, "tile_size_px"))
     if not tile_um:
-        if _least_step(coords) != _LEGACY_TILE_PX:
+        if _smallest_step(coords) != _LEGACY_TILE_PX:
             raise BagError(
                 path,
                 actual="coords without a unit, and tiles not 224 apart",
@@ -54,7 +54,7 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
         features=features,
         coords=coords,
         coords_are="corners_um",
-        encoder=text(said, "extractor") or text(said, "encoder"),
+        encoder=text(attributes, "extractor") or text(attributes, "encoder"),
         tile_px=tile_px,
         target_mpp=float(f"{tile_um / tile_px:.9g}") if tile_px else 0.0,
         overlap_px=0,
@@ -62,8 +62,8 @@ def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signa
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """``<slide>.h5``, coordinates in µm, float32."""
-    made = bag.meta.fingerprint
+    """Write ``<slide>.h5``; coordinates in µm, float32."""
+    fingerprint = bag.meta.fingerprint
     mpp_xy = np.array([bag.meta.mpp_x, bag.meta.mpp_y])
     path = folder / f"{bag.meta.slide_id}.h5"
     with create_h5(path) as file:
@@ -71,17 +71,17 @@ def write(folder: Path, bag: Bag) -> None:
         file.create_dataset("feats", data=bag.features)
         file.attrs.update({
             "stamp_version": _STAMP_VERSION,
-            "extractor": made.encoder,
+            "extractor": fingerprint.encoder,
             "unit": "um",
-            "tile_size_um": made.tile_px * made.target_mpp,
-            "tile_size_px": made.tile_px,
+            "tile_size_um": fingerprint.tile_px * fingerprint.target_mpp,
+            "tile_size_px": fingerprint.tile_px,
             "code_hash": "",
             "feat_type": "tile",
         })  # fmt: skip
 
 
-def _least_step(coords: np.ndarray) -> int:
-    """Least distance between two columns or rows, rounded; 0 where there is only one."""
+def _smallest_step(coords: np.ndarray) -> int:
+    """Return the smallest distance of two columns or rows, rounded; 0 if there is only one."""
     table = coords.reshape(-1, coords.shape[-1])
     steps = [np.diff(np.unique(table[:, axis])) for axis in range(2)]
     together = np.concatenate(steps)

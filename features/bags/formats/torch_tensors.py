@@ -1,6 +1,6 @@
-"""Plain folders of ``.pt`` files, and the reading and writing of tensors for other layouts.
+"""Plain folders of ``.pt`` files; reading and writing of tensors for the other formats.
 
-A ``.pt`` file is a pickle; :mod:`features.utils.torch_io` reads it without running anything.
+A ``.pt`` file is a pickle; :mod:`features.utils.torch_io` reads it without executing anything.
 """
 
 from __future__ import annotations
@@ -27,30 +27,32 @@ _FEATURE_NAMES = ("features", "feats", "embeddings")
 
 
 def find(source: Path) -> dict[str, Path]:
-    """Files by slide id."""
+    """Return the files by slide id."""
     return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
 
 
 def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
-    """A tensor, or a dictionary with ``features`` (or ``feats``) and perhaps ``coords``.
+    """Read a tensor, or a dictionary with ``features`` (or ``feats``) and optional ``coords``.
 
-    Coordinates are level-0 px; ``coords/<slide>.pt`` beside the file is read where it exists.
+    Coordinates are level-0 px; those of ``coords/<slide>.pt`` next to the file take precedence.
     """
-    found = read_tensors(path)
-    name = next((name for name in _FEATURE_NAMES if name in found), None)
+    tensors = read_tensors(path)
+    name = next((name for name in _FEATURE_NAMES if name in tensors), None)
     if name is None:
         raise BagError(
             path,
-            actual=f"a dictionary of {', '.join(map(repr, found)) or 'no tensor'}",
+            actual=f"a dictionary of {', '.join(map(repr, tensors)) or 'no tensor'}",
             expected="one of " + ", ".join(map(repr, _FEATURE_NAMES)),
         )
-    beside = path.parent / "coords" / path.name
-    coords = read_tensors(beside)["features"] if beside.is_file() else found.get("coords")
-    return ForeignBag(features=found[name], coords=coords)
+    coords_path = path.parent / "coords" / path.name
+    coords = (
+        read_tensors(coords_path)["features"] if coords_path.is_file() else tensors.get("coords")
+    )
+    return ForeignBag(features=tensors[name], coords=coords)
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """``<slide>.pt``, float32 (n, dim), and ``coords/<slide>.pt``, int64 (n, 2), level-0 px."""
+    """Write ``<slide>.pt``, float32, and ``coords/<slide>.pt``, int64, level-0 px."""
     name = f"{bag.meta.slide_id}.pt"
     if "coords" not in unknown_fields(bag.meta):
         write_tensor(make_folder(folder / "coords") / name, bag.coords_px0.astype(np.int64))
@@ -58,28 +60,28 @@ def write(folder: Path, bag: Bag) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Tensors of a file by name; a bare tensor is called ``features``.
+    """Return the tensors of a file by name; a bare tensor gets the name ``features``.
 
     Raises
     ------
     BagError
-        If the file holds anything but tensors, or claims more than it can hold.
+        If the file holds anything but tensors, or states sizes that it cannot hold.
     """
     if not path.is_file():
         raise BagError(path, actual="there is no such file", expected="a .pt file")
     try:
-        found = safe_torch_load(path)
+        content = safe_torch_load(path)
     except UnpicklingError as error:
         raise BagError(
             path,
             actual="no plain tensor: loading it could run a program, and it was not loaded",
             expected="a tensor, or a dictionary of tensors",
-            hint="If you trust its maker, load it there and save the bare tensor.",
+            hint="If you trust its source, load it elsewhere and save the bare tensor.",
         ) from error
-    except Exception as error:  # a damaged stream leads the reader to errors of any kind
+    except Exception as error:  # A damaged stream raises errors of any kind.
         reason = " ".join(str(error).split())[:200]
         raise BagError(path, actual=f"not readable ({reason})", expected="a .pt file") from error
-    tensors = found if isinstance(found, Mapping) else {"features": found}
+    tensors = content if isinstance(content, Mapping) else {"features": content}
     return {
         str(name): _as_array(path, value)
         for name, value in tensors.items()
@@ -88,17 +90,17 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write one tensor, whole or not at all; equal arrays give equal bytes.
+    """Write one tensor atomically; equal arrays give equal bytes.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    content = io.BytesIO()  # PyTorch's errors do not say that a disk is full
+    content = io.BytesIO()  # PyTorch does not report a full disk.
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
-    with atomic_write(path) as beside:
-        beside.write_bytes(content.getbuffer())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:

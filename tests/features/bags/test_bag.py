@@ -21,12 +21,12 @@ def test_the_field_that_differs_is_named() -> None:
 def test_some_rows_of_a_bag_keep_what_belongs_to_them() -> None:
     rows = np.array([True, False, True])
     series = make_series("scan", n_images=3)
-    some_images = series.only(rows, meta=series.meta)
+    some_images = series.select(rows, meta=series.meta)
     assert some_images.order is not None
     assert some_images.order.tolist() == [0, 2]
     assert some_images.source == ("scan_0.png", "scan_2.png")
     tiles = make_bag("s1", n_tiles=3)
-    some = tiles.only(rows, meta=tiles.meta)
+    some = tiles.select(rows, meta=tiles.meta)
     np.testing.assert_array_equal(some.coords_px0, tiles.coords_px0[rows])
     np.testing.assert_array_equal(some.features, tiles.features[rows])
     assert some.order is None

@@ -71,7 +71,7 @@ def test_values_packed_by_a_plug_in_are_refused_and_the_plug_in_is_not_sought(pa
         created.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL)  # zstd, of which nobody has the plug-in
         kind, space = h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4, 8))
         h5py.h5d.create(file.id, b"features", kind, space, dcpl=created)
-    with pytest.raises(BagError, match="packed by filter 32015, a plug-in"):
+    with pytest.raises(BagError, match="compressed by filter 32015, a plug-in"):
         read_bag(path)
 
 
@@ -82,7 +82,7 @@ def test_lists_of_one_large_text_a_thousand_times_are_not_made(path: Path) -> No
         numbers = np.empty(1, object)
         numbers[0] = np.arange(3)
         file.attrs.create("numbers", numbers, dtype=h5py.vlen_dtype(np.int64))
-    with open_h5(path, expected="", advice="") as file:
+    with open_h5(path, expected="", hint="") as file:
         found = read_attributes(file)
     assert found["few"] == ("a", "b")
     assert found["many"] is None
@@ -98,7 +98,7 @@ def test_long_texts_and_large_arrays_are_read_as_the_library_reads_them(tmp_path
         file.create_dataset("chunked", data=values, chunks=(100, 64), compression="gzip")
         for number, text in enumerate(texts):
             file.attrs[f"t{number}"] = text
-    with open_h5(path, expected="", advice="") as file:
+    with open_h5(path, expected="", hint="") as file:
         assert file.filename == str(path)
         for name in ("plain", "chunked"):
             np.testing.assert_array_equal(read_array(file, name, ndim=(2,)), values)

@@ -111,7 +111,7 @@ def test_features_constant_over_the_folder_are_counted_but_no_fault(tmp_path: Pa
 def test_tiles_at_the_same_place_are_found(tmp_path: Path) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
         file["coords"][3] = file["coords"][0]
-    assert problem(tmp_path) == "1 tiles stand at the place of another"
+    assert problem(tmp_path) == "1 tiles have the coordinates of another"
 
 
 def test_views_of_a_tile_may_stand_at_one_place(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_views_of_a_tile_may_stand_at_one_place(tmp_path: Path) -> None:
 def test_tiles_outside_the_slide_are_found(tmp_path: Path, place: tuple[int, int]) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
         file["coords"][3] = place
-    assert problem(tmp_path) == "1 tiles lie outside the slide of 896 × 896 px"
+    assert problem(tmp_path) == "1 tiles are outside the slide of 896 × 896 px"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_virtual_dataset_is_not_assembled_from_other_files(tmp_path: Path) -> 
     layout = h5py.VirtualLayout(shape=(4, 8), dtype=np.float16)
     layout[:] = h5py.VirtualSource(str(secret), "features", shape=(4, 8))
     swap(write(folder), "features", lambda f: f.create_virtual_dataset("features", layout))
-    assert problem(folder) == "the values of 'features' lie in other files, which are not opened"
+    assert problem(folder) == "the values of 'features' are in other files, which are not opened"
 
 
 def test_external_storage_is_not_opened(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_external_storage_is_not_opened(tmp_path: Path) -> None:
             "features", (4, 8), np.float16, external=[(str(tmp_path / "secret.txt"), 0, 64)]
         ),
     )  # fmt: skip
-    assert problem(tmp_path) == "the values of 'features' lie in other files, which are not opened"
+    assert problem(tmp_path) == "the values of 'features' are in other files, which are not opened"
 
 
 @pytest.mark.parametrize("filtered", [False, True])
@@ -315,7 +315,7 @@ def test_a_huge_attribute_is_refused(tmp_path: Path) -> None:
 def test_no_damage_of_a_few_bytes_gives_a_traceback(tmp_path: Path) -> None:
     whole = np.frombuffer(write(tmp_path).read_bytes(), np.uint8)
     chance = np.random.default_rng(0)
-    with IsolatedReader(seconds=5) as reader:
+    with IsolatedReader(timeout_s=5) as reader:
         for _ in range(150):
             broken = whole.copy()
             n_bytes = chance.integers(1, 9)
@@ -342,12 +342,15 @@ def test_a_reader_apart_reads_the_same_and_raises_the_same(tmp_path: Path) -> No
 
 def test_a_bag_that_hangs_or_ends_its_reader_costs_only_that_bag(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with IsolatedReader(seconds=0) as reader, pytest.raises(BagError, match="not read within 0 s"):
+    with (
+        IsolatedReader(timeout_s=0) as reader,
+        pytest.raises(BagError, match="not read within 0 s"),
+    ):
         reader.read(path)
     with IsolatedReader() as reader:
         reader.read(path)
         reader._process.kill()
-        with pytest.raises(BagError, match="ends the program that reads"):
+        with pytest.raises(BagError, match="crashes the reading process"):
             reader.read(path)
         assert len(reader.read(path).features) == 4
 
