@@ -211,7 +211,7 @@ feature_noise, mixup, device
             store,
             dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
             n_classes=len(classes),
-            settings=settings,
+            config=settings,
             seed=(seed, 2),
         )
         self.heads_ = ensemble.heads
@@ -276,8 +276,8 @@ feature_noise, mixup, device
                 expected="a whole number, 2 or more, and no more than patients of any class",
                 hint="Use fewer folds, or calibrator=None.",
             )
-        sharing = store.sharing()
-        return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed, sharing=sharing)
+        linked = store.linked_patients()
+        return patient_folds(cohort, n_folds=self.n_folds, n_repeats=1, seed=seed, linked=linked)
 
     def _calibrate(
         self,
@@ -291,7 +291,7 @@ feature_noise, mixup, device
         if self.calibrator is None:
             return None
         build_calibrator(self.calibrator, n_classes=len(cohort.classes))  # refused before training
-        found = cross_validate(store, cohort, folds, settings=settings, seed=seed)
+        found = cross_validate(store, cohort, folds, config=settings, seed=seed)
         every_row = np.ones(found.fold.shape, bool)
         return fit_calibrator(found, every_row, calibrator=self.calibrator)
 

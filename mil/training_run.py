@@ -46,7 +46,7 @@ from mil.training.cross_validation import (
 )
 from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
-from mil.training.fold_jobs import Judges, local_fold_executor
+from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
 
 __all__ = ["TrainingSummary", "train_run"]
 
@@ -105,7 +105,7 @@ class TrainingSummary:
             n_patients=said["n_patients"],
             n_tiles=said["n_tiles"],
             scores={
-                kind: {metric: Interval.from_dict(found) for metric, found in of_kind.items()}
+                kind: {metric: Interval.from_dict(oof) for metric, oof in of_kind.items()}
                 for kind, of_kind in said["scores"].items()
             },
             one_class=said["sets"]["one_class"],
@@ -126,14 +126,14 @@ def train_run(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[int, int], None],
     by: SplitBy = "patient",
     nested: bool = False,
     n_resamples: int = 1000,
     folds: Sequence[Fold] | None = None,
-    judges: Judges = local_fold_executor,
+    executor: ExecutorFactory = local_fold_executor,
     unlabelled: PatientBags | None = None,
     failures: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] = _say_nothing,
@@ -171,7 +171,7 @@ def train_run(
         Bootstrap resamples behind the intervals of the scores.
     folds
         Folds of the patients with tiles, where they are given and not made.
-    judges
+    executor
         Given the bags, where the ensembles of folds are trained; the ensemble that is deployed is
         trained here.
     unlabelled
@@ -201,7 +201,7 @@ def train_run(
         bags = bags.with_unlabelled(unlabelled)
     design = CrossValidationPlan.of(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
-        settings=settings, seed=seed, calibrator=calibrator,
+        config=config, seed=seed, calibrator=calibrator,
     )  # fmt: skip
     n_done = 0
 
@@ -210,77 +210,81 @@ def train_run(
         n_done += 1
         on_head(n_done, design.n_heads)
 
-    kept = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
-    found, proba = _judge(design, judges, kept, one_more)
+    checkpoints = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
+    oof, proba = _judge(design, executor, checkpoints, one_more)
     final = _train_deployed(design, one_more)
     on_step("scoring")
-    with_view_calibrator = found.with_view_calibrator()
-    kinds = _beside_baselines(design, found, proba)
+    with_view_calibrator = oof.with_view_calibrator()
+    kinds = _beside_baselines(design, oof, proba)
     if with_view_calibrator is not None:
         kinds["views averaged"] = cross_fitted_probabilities(
             with_view_calibrator, calibrator=calibrator
         )
-    scores = _score(kinds, found.labels, n_resamples=n_resamples, seed=seed)
+    scores = _score(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
     described = {
         "kind": "nested" if nested else "cross-fitted",
         **_plain(scores),
-        "gains": _plain(_gains(kinds, found.labels, n_resamples=n_resamples, seed=seed)),
+        "gains": _plain(_gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)),
     }
-    run = _as_run(design, found, with_view_calibrator, final, proba["calibrated"], path=run_dir)
+    run = _as_run(design, oof, with_view_calibrator, final, proba["calibrated"], path=run_dir)
     notes = (
-        *run_caveats(cohort, bags, found, design.settings),
+        *run_caveats(cohort, bags, oof, design.config),
         *said,
         *split_notes(design.cohort, design.folds, by=by),
     )
     on_step("drawing the report")
     with atomic_folder(run_dir) as beside:
         write_folds(beside / "folds.csv", design.folds)
-        _write_history(beside / "history.csv", found, final)
+        _write_history(beside / "history.csv", oof, final)
         write_json(beside / "scores.json", described)
         write_model_card(beside / "MODEL_CARD.md", run, scores)
         save_bundle(replace(run, path=beside))
         evidence = collect_report_data(
-            cohort, bags, found, proba, notes=notes, failures=failures or {}
+            cohort, bags, oof, proba, notes=notes, failures=failures or {}
         )
         write_report_data(beside, evidence)
         write_report(beside, name=run_dir.name)
-    kept.discard()
+    checkpoints.discard()
     return TrainingSummary(
         path=run_dir,
-        head=settings.head,
-        n_patients=len(found.patient_ids),
+        head=config.head,
+        n_patients=len(oof.patient_ids),
         n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
-        one_class=_share_of_one_class(proba["calibrated"][0], found),
+        one_class=_share_of_one_class(proba["calibrated"][0], oof),
         guaranteed=run.guaranteed(COVERAGE),
         notes=notes,
     )
 
 
 def _judge(
-    design: CrossValidationPlan, judges: Judges, kept: Checkpoints, on_head: Callable[[], None]
+    design: CrossValidationPlan,
+    executor: ExecutorFactory,
+    checkpoints: Checkpoints,
+    on_head: Callable[[], None],
 ) -> tuple[OutOfFoldPredictions, dict[str, npt.NDArray[np.float64]]]:
     """Cross-validate; logits, and probabilities by kind, shape (repeats, patients, classes)."""
-    bags, folds, settings, seed = design.bags, design.folds, design.settings, design.seed
-    with judges(bags) as engine:
-        found = cross_validate(
-            bags, design.cohort, folds, settings=settings, seed=seed, on_head=on_head, kept=kept,
-            engine=engine,
+    bags, folds, config, seed = design.bags, design.folds, design.config, design.seed
+    with executor(bags) as running:
+        oof = cross_validate(
+            bags, design.cohort, folds, config=config, seed=seed, on_head=on_head,
+            checkpoints=checkpoints, executor=running,
         )  # fmt: skip
         proba = {
-            "calibrated": cross_fitted_probabilities(found, calibrator=design.calibrator),
-            "raw": softmax(found.logits, axis=2),
+            "calibrated": cross_fitted_probabilities(oof, calibrator=design.calibrator),
+            "raw": softmax(oof.logits, axis=2),
             "mean + logistic": mean_logistic_probabilities(
-                bags, found, calibrator=design.calibrator, seed=seed
+                bags, oof, calibrator=design.calibrator, seed=seed
             ),
         }
         if design.nested:
             proba["cross-fitted"] = proba["calibrated"]
             proba["calibrated"] = nested_probabilities(
-                bags, design.cohort, folds, found, inner=design.inner, settings=settings, seed=seed,
-                calibrator=design.calibrator, on_head=on_head, kept=kept, engine=engine,
+                bags, design.cohort, folds, oof, inner=design.inner, config=config, seed=seed,
+                calibrator=design.calibrator, on_head=on_head, checkpoints=checkpoints,
+                executor=running,
             )  # fmt: skip
-    return found, proba
+    return oof, proba
 
 
 def _train_deployed(design: CrossValidationPlan, on_head: Callable[[], None]) -> Ensemble:
@@ -290,7 +294,7 @@ def _train_deployed(design: CrossValidationPlan, on_head: Callable[[], None]) ->
         design.bags.subset(cohort.patient_ids),
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=len(cohort.classes),
-        settings=design.settings,
+        config=design.config,
         seed=(design.seed, 2),
         on_head=on_head,
     )
@@ -298,7 +302,7 @@ def _train_deployed(design: CrossValidationPlan, on_head: Callable[[], None]) ->
 
 def _as_run(
     design: CrossValidationPlan,
-    found: OutOfFoldPredictions,
+    oof: OutOfFoldPredictions,
     with_view_calibrator: OutOfFoldPredictions | None,
     final: Ensemble,
     calibrated: npt.NDArray[np.float64],
@@ -306,14 +310,14 @@ def _as_run(
     path: Path,
 ) -> ModelBundle:
     bags = design.bags
-    every_row = np.ones(found.fold.shape, bool)
+    every_row = np.ones(oof.fold.shape, bool)
     return ModelBundle(
         path=path,
         classes=design.cohort.classes,
         fingerprint=bags.fingerprint,
-        head_name=design.settings.head,
+        head_name=design.config.head,
         heads=final.heads,
-        calibrator=fit_calibrator(found, every_row, calibrator=design.calibrator),
+        calibrator=fit_calibrator(oof, every_row, calibrator=design.calibrator),
         view_calibrator=None
         if with_view_calibrator is None
         else fit_calibrator(with_view_calibrator, every_row, calibrator=design.calibrator),
@@ -322,10 +326,10 @@ def _as_run(
         unlabelled_slides=tuple(
             _as_training_slide(note) for note in (bags.unlabelled.slides if bags.unlabelled else ())
         ),
-        out_of_fold=dict(zip(found.patient_ids, calibrated.mean(axis=0), strict=True)),
+        out_of_fold=dict(zip(oof.patient_ids, calibrated.mean(axis=0), strict=True)),
         settings=design.as_settings(),
         versions=_versions(),
-        sets=fit_sets(found),
+        sets=fit_sets(oof),
         tile_filter=bags.tile_filter,
     )
 
@@ -342,18 +346,18 @@ def _as_training_slide(note: SlideRecord) -> TrainingSlide:
 
 def _beside_baselines(
     design: CrossValidationPlan,
-    found: OutOfFoldPredictions,
+    oof: OutOfFoldPredictions,
     proba: Mapping[str, npt.NDArray[np.float64]],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Predictions and what one gets without looking, shape (repeats, patients, classes)."""
     shape = proba["calibrated"].shape
-    shares = np.bincount(found.labels, minlength=shape[2]) / shape[1]
+    shares = np.bincount(oof.labels, minlength=shape[2]) / shape[1]
     return {
         **proba,
         "cohort prior": np.broadcast_to(shares, shape),
         "constant": np.full(shape, 1 / shape[2]),
         **shortcut_probabilities(
-            design.cohort.patients, design.bags, found, calibrator=design.calibrator
+            design.cohort.patients, design.bags, oof, calibrator=design.calibrator
         ),
     }
 
@@ -376,8 +380,8 @@ def _score(
     }
 
 
-def _share_of_one_class(proba: npt.NDArray[np.float64], found: OutOfFoldPredictions) -> float:
-    sets = cross_fitted_sets(proba, found.labels, found.fold[0], coverage=COVERAGE)
+def _share_of_one_class(proba: npt.NDArray[np.float64], oof: OutOfFoldPredictions) -> float:
+    sets = cross_fitted_sets(proba, oof.labels, oof.fold[0], coverage=COVERAGE)
     return float((sets.sum(axis=1) == 1).mean())
 
 
@@ -400,14 +404,15 @@ def _gains(
     )
 
 
-def _write_history(path: Path, found: OutOfFoldPredictions, final: Ensemble) -> None:
+def _write_history(path: Path, oof: OutOfFoldPredictions, final: Ensemble) -> None:
     rows: list[dict[str, object]] = [
         {"repeat": repeat, "fold": fold, **asdict(record)}
-        for (repeat, fold), records in found.history.items()
+        for (repeat, fold), records in oof.history.items()
         for record in records
     ]
     rows += [{"repeat": "", "fold": "deployed", **asdict(record)} for record in final.history]
-    write_table(path, pd.DataFrame(rows), float_format="%.6g")
+    table = pd.DataFrame(rows).rename(columns={"val_loss": "stop_loss"})
+    write_table(path, table, float_format="%.6g")
 
 
 def _plain(scores: Scores) -> dict[str, object]:

@@ -65,7 +65,7 @@ def train(folder: Path) -> None:
     shutil.rmtree(folder / "runs", ignore_errors=True)
     train_run(
         cohort, bags, folder / "runs" / "first", n_folds=2, n_repeats=1, seed=0,
-        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=10),
+        config=TrainConfig(n_members=2, n_components=8, fixed_steps=10),
         on_head=lambda done, total: None,
     )  # fmt: skip
 

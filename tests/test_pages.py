@@ -75,14 +75,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cohort = read_cohort(folder / f"{table}.csv", labelled=True)
         bags = load_patient_bags(cohort, find_bags(folder / "bags"))
         train_run(
-            cohort, bags, folder / "runs" / table, n_folds=3, n_repeats=2, seed=0, settings=FAST,
+            cohort, bags, folder / "runs" / table, n_folds=3, n_repeats=2, seed=0, config=FAST,
             on_head=lambda done, total: None,
         )  # fmt: skip
     (folder / "labels.csv").write_text("\n".join(["image_id,patient_id,left,right", *labels]))
     table = read_label_table(folder / "labels.csv", ["left", "right"])
     train_labels(
         table, load_patient_bags(table.patients, find_bags(folder / "bags")),
-        folder / "runs" / "labels", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        folder / "runs" / "labels", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda label, done, total: None,
     )  # fmt: skip
     where = ("--slides", folder / "slides")

@@ -185,7 +185,7 @@ def train(
         from mil.data.filtered_bags import apply_tile_filter
         from mil.training.checkpoints import run_lock
         from mil.training.config import TrainConfig
-        from mil.training.fold_jobs import Judges, local_fold_executor, ray_fold_executor
+        from mil.training.fold_jobs import ExecutorFactory, local_fold_executor, ray_fold_executor
 
     several = None if labels is None else read_labels(cohort, labels)
     table = read_cohort(cohort, labelled=True) if several is None else several.patients
@@ -201,14 +201,14 @@ def train(
         others = read_cohort(unlabelled, labelled=False) if unlabelled else None
         strangers = load_patient_bags(others, places) if others else None
     settings = TrainConfig(head=head, device=str(choose_device(device)))
-    judges: Judges = local_fold_executor
+    executor: ExecutorFactory = local_fold_executor
     if engine is EngineName.ray:
-        judges = partial(
+        executor = partial(
             ray_fold_executor, address=address, device=settings.device, on_note=print_warning
         )
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
-        "settings": settings, "calibrator": calibrator, "nested": nested, "judges": judges,
+        "config": settings, "calibrator": calibrator, "nested": nested, "executor": executor,
         "failures": read_failures(bags),
     }  # fmt: skip
     if several is not None:
@@ -235,7 +235,7 @@ def _train_classes(
 
     if image_labels is not None:
         shown = read_instance_labels(image_labels, [cohort.classes[-1], "label"])
-        bags = bags.with_image_labels(shown)
+        bags = bags.with_instance_labels(shown)
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = train_run(

@@ -275,7 +275,7 @@ def _centre_from_embeddings(
     truth = np.unique(indices[kept], return_inverse=True)[1].astype(np.int64)
     n_parts = min(n_folds, int(counts[enough].min()))
     parts = np.stack(
-        [stratified_fold_ids(truth, n_parts=n_parts, seed=(seed, r)) for r in range(_N_REPEATS)]
+        [stratified_fold_ids(truth, n_folds=n_parts, seed=(seed, r)) for r in range(_N_REPEATS)]
     )
     n_components = min(_MOST_COMPONENTS, values.shape[1], len(values) // 2)
     model = make_pipeline(

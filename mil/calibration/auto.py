@@ -71,7 +71,7 @@ class AutoCalibrator(Calibrator):
         name = "platt"
         self.losses_ = {}
         if np.bincount(labels[first], minlength=n_classes).min() >= _LEAST_TO_CHOOSE:
-            parts = stratified_fold_ids(labels[first], n_parts=_N_PARTS, seed=(len(patients),))[
+            parts = stratified_fold_ids(labels[first], n_folds=_N_PARTS, seed=(len(patients),))[
                 owner
             ]
             mass = weigh(logits, labels, groups).mass

@@ -25,7 +25,7 @@ class CrossFitted:
 
 
 def cross_fit(
-    logits: Floats, labels: Ints, folds: Ints, *, calibrator: str, standing: Ints | None = None
+    logits: Floats, labels: Ints, folds: Ints, *, calibrator: str, groups: Ints | None = None
 ) -> CrossFitted:
     """Calibrate each fold of each repeat by what the repeat's other folds say.
 
@@ -42,7 +42,7 @@ def cross_fit(
         Shape (repeats, patients): in which fold each patient is judged.
     calibrator
         Name, see :func:`mil.calibration.base.build_calibrator`.
-    standing
+    groups
         From :func:`mil.data.patient_groups.group_ids`, shape (patients,); by default everybody's
         own place.
 
@@ -54,11 +54,11 @@ def cross_fit(
     """
     proba = np.full(logits.shape, np.nan)
     kinds: Counter[str] = Counter()
-    standing = np.arange(len(labels)) if standing is None else standing
+    groups = np.arange(len(labels)) if groups is None else groups
     for repeat, of_repeat in enumerate(folds):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold
-            seen = ~np.isin(standing, standing[judged])
+            seen = ~np.isin(groups, groups[judged])
             fitted = build_calibrator(calibrator, n_classes=logits.shape[2]).fit(
                 logits[repeat, seen], labels[seen]
             )

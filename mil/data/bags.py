@@ -93,7 +93,7 @@ class FeatureMapping(Mapping[str, Features], ABC):
     def subset(self, patient_ids: Sequence[str]) -> FeatureMapping:
         """These patients only, in this order; the others cannot be reached from it."""
 
-    def held_out(self, patient_ids: Iterable[str]) -> FeatureMapping:  # noqa: ARG002 - for others
+    def refit_without(self, patient_ids: Iterable[str]) -> FeatureMapping:  # noqa: ARG002 - for others
         """The same patients, as they are where nothing was learned from the ones named."""
         return self
 
@@ -192,7 +192,7 @@ class PatientBags:
     views: Mapping[str, Features] = field(default_factory=dict)
     """By patient id: further views of its tiles, shape (tiles, n_views, dim); empty where bags
     hold none."""
-    marks: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+    instance_labels: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
     """By patient id: 1 on its images that show something, 0 on others, -1 where nobody looked,
     shape (tiles,); empty without. No patient's are here who is not in the store, so that a fold
     learns from no others."""
@@ -213,10 +213,12 @@ class PatientBags:
             tile_filter=self.tile_filter,
             unlabelled=self.unlabelled,
             views=restrict(self.views, wanted) if self.views else {},
-            marks={name: self.marks[name] for name in wanted} if self.marks else {},
+            instance_labels={name: self.instance_labels[name] for name in wanted}
+            if self.instance_labels
+            else {},
         )
 
-    def held_out(self, patient_ids: Iterable[str]) -> PatientBags:
+    def refit_without(self, patient_ids: Iterable[str]) -> PatientBags:
         """The same patients, their tiles dropped by a filter that saw none of the ones named.
 
         Where no filter drops tiles as they are read, or it saw none of them anyhow, this is the
@@ -224,12 +226,12 @@ class PatientBags:
         """
         if not isinstance(self.features, FeatureMapping):
             return self
-        features = self.features.held_out(patient_ids)
+        features = self.features.refit_without(patient_ids)
         if features is self.features:
             return self
         return replace(self, features=features, tile_filter=features.tile_filter)
 
-    def with_image_labels(self, labels: Mapping[tuple[str, str], int]) -> PatientBags:
+    def with_instance_labels(self, labels: Mapping[tuple[str, str], int]) -> PatientBags:
         """The store with labels of single images: 0 or 1, by slide and source.
 
         Raises
@@ -249,12 +251,14 @@ class PatientBags:
                 "labels of images", actual=f"{len(labels):,}, and none is of an image of a bag",
                 expected=f"slide and source as bags name them (first: {first})",
             )  # fmt: skip
-        return replace(self, marks={name: np.array(own, np.int8) for name, own in marks.items()})
+        return replace(
+            self, instance_labels={name: np.array(own, np.int8) for name, own in marks.items()}
+        )
 
     def with_unlabelled(self, others: PatientBags) -> PatientBags:
         """The store with unlabelled patients beside its own, to be made before any split of it.
 
-        Left out are those who are patients of this store, see :meth:`same_patients`: whatever fold
+        Patients of this store are left out, see :meth:`find_duplicates`: whatever fold
         they are judged in, no copy of them lies on the other side.
 
         Raises
@@ -264,11 +268,11 @@ class PatientBags:
         """
         named = [(note.slide_id, others.fingerprint) for note in others.slides[:1]]
         check_fingerprint(self.fingerprint, named, source="the labelled bags")
-        known = self.same_patients(others)
-        strangers = [name for name in others.filled() if name not in known]
+        known = self.find_duplicates(others)
+        strangers = [name for name in others.nonempty() if name not in known]
         return replace(self, unlabelled=others.subset(strangers))
 
-    def same_patients(self, others: PatientBags) -> dict[str, str]:
+    def find_duplicates(self, others: PatientBags) -> dict[str, str]:
         """Patients of ``others`` who are ones of this store, and which.
 
         Told by id, by the content of a slide's file, or by its embeddings.
@@ -281,7 +285,7 @@ class PatientBags:
                     known.setdefault(note.patient_id, owners[each])
         return known
 
-    def copies(self) -> tuple[tuple[SlideRecord, SlideRecord], ...]:
+    def duplicate_slides(self) -> tuple[tuple[SlideRecord, SlideRecord], ...]:
         """Slides of two patients that are one, told by file content or by embeddings."""
         first: dict[tuple[str, str], SlideRecord] = {}
         found = {}
@@ -292,16 +296,16 @@ class PatientBags:
                     found[known.slide_id, note.slide_id] = known, note
         return tuple(found.values())
 
-    def sharing(self) -> LinkedPairs:
-        """Pairs of patients under both of whom one slide stands, see :meth:`copies`."""
-        return tuple((one.patient_id, other.patient_id) for one, other in self.copies())
+    def linked_patients(self) -> LinkedPairs:
+        """Pairs of patients under both of whom one slide stands, see :meth:`duplicate_slides`."""
+        return tuple((one.patient_id, other.patient_id) for one, other in self.duplicate_slides())
 
     def without_labels(self) -> tuple[Mapping[str, Features], tuple[str, ...]]:
         """Embeddings to be looked at without labels, and of whom: own patients, then others."""
         if self.unlabelled is None:
-            return self.features, self.filled()
+            return self.features, self.nonempty()
         both: Mapping[str, Features] = ChainMap(self.features, self.unlabelled.features)  # type: ignore[arg-type] # only read
-        return both, (*self.filled(), *self.unlabelled.filled())
+        return both, (*self.nonempty(), *self.unlabelled.nonempty())
 
     @property
     def n_tiles(self) -> Mapping[str, int]:
@@ -311,11 +315,11 @@ class PatientBags:
         return {name: len(tiles) for name, tiles in self.features.items()}
 
     @property
-    def n_looks(self) -> int:
+    def n_versions(self) -> int:
         """Looks at each tile: the plain one, and its views."""
         return 1 + self.fingerprint.n_views if self.views else 1
 
-    def filled(self) -> tuple[str, ...]:
+    def nonempty(self) -> tuple[str, ...]:
         """Patients that have at least one tile."""
         return tuple(name for name, n_tiles in self.n_tiles.items() if n_tiles)
 

@@ -75,7 +75,7 @@ class FilteredFeatures(FeatureMapping):
         seen = {name: self.seen[name] for name in patient_ids if name in self.seen}
         return FilteredFeatures(fewer, self.tile_filter, seen=seen)
 
-    def held_out(self, patient_ids: Iterable[str]) -> FilteredFeatures:
+    def refit_without(self, patient_ids: Iterable[str]) -> FilteredFeatures:
         """The same patients, through a filter fitted without the examples of the ones named.
 
         Raises

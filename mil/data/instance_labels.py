@@ -9,9 +9,9 @@ from features.utils.tables import find_column, read_table
 from mil.data.cohort import without_suffix
 from mil.errors import CohortError
 
-__all__ = ["ImageLabels", "read_instance_labels"]
+__all__ = ["InstanceLabels", "read_instance_labels"]
 
-ImageLabels = Mapping[tuple[str, str], int]
+InstanceLabels = Mapping[tuple[str, str], int]
 """1 for images that show something, 0 for the others, by bag and source."""
 
 

@@ -17,14 +17,14 @@ LinkedPairs = Sequence[tuple[str, str]]
 asked again of the other."""
 
 
-def group_ids(patient_ids: Sequence[str], sharing: LinkedPairs) -> Ints:
+def group_ids(patient_ids: Sequence[str], linked: LinkedPairs) -> Ints:
     """Who stands for each patient: the first of those who share slides, directly or by others.
 
     Parameters
     ----------
     patient_ids
         The patients.
-    sharing
+    linked
         Pairs of patients; those who are not among the patients join nobody.
 
     Returns
@@ -34,10 +34,10 @@ def group_ids(patient_ids: Sequence[str], sharing: LinkedPairs) -> Ints:
         own.
     """
     n_patients = len(patient_ids)
-    if not sharing:
+    if not linked:
         return np.arange(n_patients)
     places = {name: place for place, name in enumerate(patient_ids)}
-    pairs = [(places[one], places[two]) for one, two in sharing if {one, two} <= places.keys()]
+    pairs = [(places[one], places[two]) for one, two in linked if {one, two} <= places.keys()]
     rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
     shared = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n_patients, n_patients))
     _, group = connected_components(shared, directed=False)
@@ -45,12 +45,12 @@ def group_ids(patient_ids: Sequence[str], sharing: LinkedPairs) -> Ints:
     return np.asarray(first[of_group], np.int64)
 
 
-def assign_groups(standing: Ints, deal: Callable[[Ints], Ints]) -> Ints:
+def assign_groups(group: Ints, deal: Callable[[Ints], Ints]) -> Ints:
     """Parts of all patients where only those who stand for others or themselves are dealt.
 
     Parameters
     ----------
-    standing
+    group
         From :func:`group_ids`, shape (patients,).
     deal
         Given places of patients, shape (n,), the part of each, shape (n,).
@@ -60,5 +60,5 @@ def assign_groups(standing: Ints, deal: Callable[[Ints], Ints]) -> Ints:
     numpy.ndarray
         Shape (patients,).
     """
-    dealt, place = np.unique(standing, return_inverse=True)
+    dealt, place = np.unique(group, return_inverse=True)
     return np.asarray(deal(dealt)[place], np.int64)

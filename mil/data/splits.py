@@ -75,7 +75,7 @@ def make_folds(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    sharing: LinkedPairs = (),
+    linked: LinkedPairs = (),
 ) -> tuple[Fold, ...]:
     """Folds as asked for, see :func:`patient_folds` and :func:`leave_one_centre_out`.
 
@@ -88,12 +88,12 @@ def make_folds(
         If the cohort cannot be split so.
     """
     if by == "centre":
-        return leave_one_centre_out(cohort, n_repeats=n_repeats, sharing=sharing)
-    return patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=sharing)
+        return leave_one_centre_out(cohort, n_repeats=n_repeats, linked=linked)
+    return patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=seed, linked=linked)
 
 
 def patient_folds(
-    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, sharing: LinkedPairs = ()
+    cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
     """Stratified folds of patients: each patient is judged exactly once a repeat.
 
@@ -107,11 +107,11 @@ def patient_folds(
     SplitError
         If a class has fewer patients than there are folds.
     """
-    standing = group_ids(cohort.patient_ids, sharing)
-    counts = np.bincount(cohort.labels[np.unique(standing)], minlength=len(cohort.classes))
+    linked_group = group_ids(cohort.patient_ids, linked)
+    counts = np.bincount(cohort.labels[np.unique(linked_group)], minlength=len(cohort.classes))
     for name, count in zip(cohort.classes, counts.tolist(), strict=True):
         if count < n_folds:
-            once = ", those who share a slide counted once" if sharing else ""
+            once = ", those who share a slide counted once" if linked else ""
             raise SplitError(
                 cohort.path,
                 actual=f"{count} patients of class {name!r}{once}",
@@ -125,17 +125,17 @@ def patient_folds(
         def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
             return stratified_fold_ids(
                 cohort.labels[patients],
-                n_parts=n_folds,
+                n_folds=n_folds,
                 seed=(seed, repeat),
                 groups=centres[patients],
             )
 
-        folds += folds_from_ids(cohort, assign_groups(standing, deal), repeat=repeat)
+        folds += folds_from_ids(cohort, assign_groups(linked_group, deal), repeat=repeat)
     return tuple(folds)
 
 
 def leave_one_centre_out(
-    cohort: Cohort, *, n_repeats: int = 1, sharing: LinkedPairs = ()
+    cohort: Cohort, *, n_repeats: int = 1, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
     """Leave one centre out: the patients of each centre are judged by what the others taught.
 
@@ -168,7 +168,7 @@ def leave_one_centre_out(
                 expected="each class at two centres or more, to be learned without any one of them",
                 hint="Use --by patient; centre and class cannot be told apart here.",
             )
-    folds = folds_from_ids(cohort, centres, repeat=0, sharing=sharing)
+    folds = folds_from_ids(cohort, centres, repeat=0, linked=linked)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
 
 
@@ -205,16 +205,16 @@ def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[
 
 
 def stratified_fold_ids(
-    labels: Ints, *, n_parts: int, seed: Sequence[int], groups: Ints | None = None
+    labels: Ints, *, n_folds: int, seed: Sequence[int], groups: Ints | None = None
 ) -> Ints:
-    """A part for each patient, every class spread evenly over the parts.
+    """A part for each patient, every class spread evenly over the fold_ids.
 
     Parameters
     ----------
     labels
         Class index of each patient, shape (n,).
-    n_parts
-        Number of parts.
+    n_folds
+        Number of fold_ids.
     seed
         One or more numbers that decide the shuffling.
     groups
@@ -224,23 +224,23 @@ def stratified_fold_ids(
     Returns
     -------
     numpy.ndarray
-        Shape (n,), 0 to ``n_parts`` - 1. For each class, parts differ by at most one patient.
+        Shape (n,), 0 to ``n_folds`` - 1. For each class, fold_ids differ by at most one patient.
     """
     rng = np.random.default_rng(tuple(seed))
     if groups is not None:
-        return _parts_even_in_groups(labels, groups, n_parts=n_parts, rng=rng)
-    parts = np.empty(len(labels), np.int64)
+        return _parts_even_in_groups(labels, groups, n_folds=n_folds, rng=rng)
+    fold_ids = np.empty(len(labels), np.int64)
     offset = 0
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        # Dealing goes on where the last class stopped, so that whole parts also stay even.
-        parts[members] = (np.arange(len(members)) + offset) % n_parts
+        # Dealing goes on where the last class stopped, so that whole fold_ids also stay even.
+        fold_ids[members] = (np.arange(len(members)) + offset) % n_folds
         offset += len(members)
-    return parts
+    return fold_ids
 
 
 def folds_from_ids(
-    cohort: Cohort, parts: Ints, *, repeat: int, sharing: LinkedPairs = ()
+    cohort: Cohort, fold_ids: Ints, *, repeat: int, linked: LinkedPairs = ()
 ) -> list[Fold]:
     """A fold for each part, which is judged while the others teach.
 
@@ -248,23 +248,23 @@ def folds_from_ids(
     ----------
     cohort
         The patients.
-    parts
+    fold_ids
         The part that each is in, from 0, shape (patients,).
     repeat
         Which cross-validation the folds belong to.
-    sharing
+    linked
         Who shares a slide: those who do so with a patient judged do not teach.
     """
     ids = np.array(cohort.patient_ids)
-    standing = group_ids(cohort.patient_ids, sharing)
+    linked_group = group_ids(cohort.patient_ids, linked)
     return [
         Fold(
             repeat=repeat,
             index=int(index),
-            train_ids=tuple(ids[~np.isin(standing, standing[parts == index])].tolist()),
-            test_ids=tuple(ids[parts == index].tolist()),
+            train_ids=tuple(ids[~np.isin(linked_group, linked_group[fold_ids == index])].tolist()),
+            test_ids=tuple(ids[fold_ids == index].tolist()),
         )
-        for index in np.unique(parts)
+        for index in np.unique(fold_ids)
     ]
 
 
@@ -281,7 +281,7 @@ def write_folds(path: Path, folds: Sequence[Fold]) -> None:
 
 
 def _parts_even_in_groups(
-    labels: Ints, groups: Ints, *, n_parts: int, rng: np.random.Generator
+    labels: Ints, groups: Ints, *, n_folds: int, rng: np.random.Generator
 ) -> Ints:
     """Deal patients one by one to the part that has fewest of their class, then of their group.
 
@@ -290,17 +290,17 @@ def _parts_even_in_groups(
     centre alone would score above chance (AUROC 0.56 on shuffled STRIP labels) where it tells
     nothing.
     """
-    of_class = np.zeros((labels.max() + 1, n_parts), np.int64)
-    of_group = np.zeros((groups.max() + 1, n_parts), np.int64)
-    parts = np.empty(len(labels), np.int64)
+    of_class = np.zeros((labels.max() + 1, n_folds), np.int64)
+    of_group = np.zeros((groups.max() + 1, n_folds), np.int64)
+    fold_ids = np.empty(len(labels), np.int64)
     for patient in rng.permutation(len(labels)):
         label, group = labels[patient], groups[patient]
-        chance = rng.random(n_parts)
+        chance = rng.random(n_folds)
         part = np.lexsort((chance, of_class.sum(axis=0), of_group[group], of_class[label]))[0]
-        parts[patient] = part
+        fold_ids[patient] = part
         of_class[label, part] += 1
         of_group[group, part] += 1
-    return parts
+    return fold_ids
 
 
 def _centre_names(cohort: Cohort) -> list[str]:

@@ -59,7 +59,7 @@ def mean_logistic_probabilities(
     whole = _means(bags, found.patient_ids)
 
     def columns(barred: Bools) -> Floats:
-        seen = bags.held_out(np.array(found.patient_ids)[barred].tolist())
+        seen = bags.refit_without(np.array(found.patient_ids)[barred].tolist())
         means = whole if seen is bags else _means(seen, found.patient_ids)
         empty = np.isnan(means[:, 0])  # left without a tile by the fold's tile filter
         return np.where(empty[:, None], means[~barred & ~empty].mean(axis=0), means)
@@ -133,17 +133,15 @@ def _cross_fitted(
     to so many patients.
     """
     logits = np.full(found.logits.shape, np.nan)
-    standing = group_ids(found.patient_ids, found.sharing)
+    groups = group_ids(found.patient_ids, found.linked)
     for repeat, of_repeat in enumerate(found.fold):
         for fold in np.unique(of_repeat):
             judged = of_repeat == fold
-            barred = np.isin(standing, standing[judged])
+            barred = np.isin(groups, groups[judged])
             values = columns(barred)
             fitted = model(int((~barred).sum())).fit(values[~barred], found.labels[~barred])
             logits[repeat, judged] = logits_of(fitted.predict_proba(values[judged]))
-    return cross_fit(
-        logits, found.labels, found.fold, calibrator=calibrator, standing=standing
-    ).proba
+    return cross_fit(logits, found.labels, found.fold, calibrator=calibrator, groups=groups).proba
 
 
 def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -213,7 +213,7 @@ def calibrate_predictions(
     even = np.full(len(file_prior), 1 / len(file_prior))
     logits = logits_of(_at_prior(proba, old=file_prior, new=even))
     folds = np.stack(
-        [stratified_fold_ids(labels, n_parts=n_folds, seed=(seed, r)) for r in range(n_repeats)]
+        [stratified_fold_ids(labels, n_folds=n_folds, seed=(seed, r)) for r in range(n_repeats)]
     )
     repeated = np.broadcast_to(logits, (n_repeats, *logits.shape))
     return cross_fit(repeated, labels, folds, calibrator=calibrator)

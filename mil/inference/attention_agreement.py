@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mil.data.instance_labels import ImageLabels
+from mil.data.instance_labels import InstanceLabels
 from mil.evaluation.metrics import as_two_columns, auroc
 from mil.inference.attention import Explanation
 
@@ -41,7 +41,7 @@ class Agreement:
     """What that share would be for images drawn at random."""
 
 
-def measure_agreement(explanation: Explanation, labels: ImageLabels) -> PatientAgreement | None:
+def measure_agreement(explanation: Explanation, labels: InstanceLabels) -> PatientAgreement | None:
     """Compare the attention of one patient with labels of its images.
 
     Images without a label are left out; None where those left do not have both answers.

@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def label_folds(
-    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, sharing: LinkedPairs = ()
+    table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
     """Folds of patients with every label spread evenly; each patient is judged once a repeat.
 
@@ -27,8 +27,8 @@ def label_folds(
     SplitError
         If a label has fewer patients with it, or without it, than there are folds.
     """
-    standing = group_ids(table.patients.patient_ids, sharing)
-    dealt = table.truth[np.unique(standing)]
+    groups = group_ids(table.patients.patient_ids, linked)
+    dealt = table.truth[np.unique(groups)]
     n_patients, with_it = len(dealt), dealt.sum(axis=0)
     fewest = np.minimum(with_it, n_patients - with_it)
     if fewest.min() < n_folds:
@@ -47,7 +47,7 @@ def label_folds(
                 table.truth[patients], n_parts=n_folds, seed=(seed, repeat)
             )
 
-        folds += folds_from_ids(table.patients, assign_groups(standing, deal), repeat=repeat)
+        folds += folds_from_ids(table.patients, assign_groups(groups, deal), repeat=repeat)
     return tuple(folds)
 
 

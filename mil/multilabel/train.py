@@ -19,7 +19,7 @@ from features.utils.files import make_folder
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
-from mil.data.instance_labels import ImageLabels
+from mil.data.instance_labels import InstanceLabels
 from mil.data.splits import Fold, SplitBy
 from mil.errors import RunError
 from mil.evaluation.metrics import Interval
@@ -32,7 +32,7 @@ from mil.multilabel.table import LabelTable
 from mil.reporting.run_report.data import read_report_data
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
-from mil.training.fold_jobs import Judges, local_fold_executor
+from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
 from mil.training_run import TrainingSummary, train_run
 
 __all__ = [
@@ -107,15 +107,15 @@ def train_labels(
     n_folds: int,
     n_repeats: int,
     seed: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[str, int, int], None],
     on_step: Callable[[str, str], None] = _say_nothing,
     by: SplitBy = "patient",
     nested: bool = False,
-    judges: Judges = local_fold_executor,
+    executor: ExecutorFactory = local_fold_executor,
     failures: Mapping[str, str] | None = None,
-    image_labels: Mapping[str, ImageLabels] | None = None,
+    image_labels: Mapping[str, InstanceLabels] | None = None,
 ) -> LabelSummary:
     """Train, calibrate and write one run a label, with the same folds for all.
 
@@ -132,7 +132,7 @@ def train_labels(
         Their bags.
     run_dir
         Folder of the run.
-    n_folds, n_repeats, seed, settings, calibrator, by, nested, judges, failures
+    n_folds, n_repeats, seed, config, calibrator, by, nested, executor, failures
         As for :func:`mil.training_run.train_run`.
     on_head
         Called with the label, heads done, and heads in all.
@@ -150,16 +150,16 @@ def train_labels(
     OutputError
         If the folder cannot be written.
     """
-    usable = table.subset(bags.filled())
+    usable = table.subset(bags.nonempty())
     folds = None
     if by == "patient":
         folds = label_folds(
-            usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=bags.sharing()
+            usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed, linked=bags.linked_patients()
         )
     beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
     finished = LabelCheckpoints(beside / _FINISHED)
     options: dict[str, Any] = {
-        "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed, "settings": settings,
+        "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed, "config": config,
         "calibrator": calibrator, "by": by, "nested": nested, "failures": failures,
     }  # fmt: skip
     found = {}
@@ -172,12 +172,12 @@ def train_labels(
             on_step(label, what)
 
         cohort, place = table.cohort_of(name), make_folder(beside / _FOLDER) / name
-        taught = bags.with_image_labels(image_labels[name]) if image_labels else bags
+        taught = bags.with_instance_labels(image_labels[name]) if image_labels else bags
         decided_by = _hash_of(cohort, taught, folds or (), options)
         done = finished.read(name, place, decided_by=decided_by)
         if done is None:
             done = train_run(
-                cohort, taught, place, folds=folds, judges=judges, on_head=one_more,
+                cohort, taught, place, folds=folds, executor=executor, on_head=one_more,
                 on_step=one_step, **options,
             )  # fmt: skip
             finished.note(name, done, decided_by=decided_by)
@@ -234,16 +234,16 @@ def _hash_of(
     cohort: Cohort, bags: PatientBags, folds: Sequence[Fold], options: Mapping[str, Any]
 ) -> str:
     """A hash of all that decides the run of a label."""
-    everyone = Fold(repeat=0, index=0, train_ids=bags.filled(), test_ids=())
+    everyone = Fold(repeat=0, index=0, train_ids=bags.nonempty(), test_ids=())
     parts = (everyone, *folds)
-    names = Checkpoints(cohort.path, bags).names(
+    names = Checkpoints(cohort.path, bags).keys(
         parts,
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=len(cohort.classes),
-        settings=options["settings"],
+        config=options["config"],
         seeds=[(options["seed"], part.repeat, part.index) for part in parts],
     )
-    about = {name: value for name, value in options.items() if name != "settings"}
+    about = {name: value for name, value in options.items() if name != "config"}
     patients = [(p.patient_id, p.slide_ids, p.label, p.center_id) for p in cohort.patients]
     told = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()

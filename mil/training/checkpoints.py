@@ -50,7 +50,7 @@ class FoldResult:
 class Checkpoints:
     """A folder of judgements, each named after a hash of all that decided it.
 
-    Bags, tile filter, labels, settings, seed, and the program itself are in that name: what was
+    Bags, tile filter, labels, config, seed, and the program itself are in that name: what was
     made otherwise is not found, and nothing has to be told apart.
 
     Parameters
@@ -67,15 +67,15 @@ class Checkpoints:
         self._filter = "" if bags.tile_filter is None else bags.tile_filter.sha256
         self._unlabelled = _contents(bags.unlabelled) if bags.unlabelled else {}
 
-    def names(
+    def keys(
         self,
         folds: Sequence[Fold],
         labels: Mapping[str, int],
         *,
         n_classes: int,
-        settings: TrainConfig,
+        config: TrainConfig,
         seeds: Sequence[Sequence[int]],
-        within: Fold | None = None,
+        outer_fold: Fold | None = None,
     ) -> list[str]:
         """Names of the judgements of folds that are trained together.
 
@@ -92,11 +92,11 @@ class Checkpoints:
             How their ensembles are trained.
         seeds
             Numbers that decide everything random, for each fold.
-        within
+        outer_fold
             The fold in whose training part all this happens: a tile filter is fitted again without
             the patients that it judges.
         """
-        outside = () if within is None else within.test_ids
+        outside = () if outer_fold is None else outer_fold.test_ids
         decided = [
             {
                 "code": _code(),
@@ -106,7 +106,7 @@ class Checkpoints:
                 "unlabelled": list(self._unlabelled.items()),
                 "n_classes": n_classes,
                 "filter": self._filter,
-                "settings": asdict(settings),
+                "settings": asdict(config),
                 "seed": list(seed),
             }
             for fold, seed in zip(folds, seeds, strict=True)
@@ -123,7 +123,7 @@ class Checkpoints:
         Parameters
         ----------
         name
-            From :meth:`names`.
+            From :meth:`keys`.
         head
             Kind of head.
         n_classes
@@ -141,7 +141,7 @@ class Checkpoints:
                     tensors, name=head, n_heads=said["n_heads"], n_classes=n_classes
                 ),
                 history=tuple(
-                    EpochRecord(member=member, epoch=epoch, train_loss=train, stop_loss=stop)
+                    EpochRecord(member=member, epoch=epoch, train_loss=train, val_loss=stop)
                     for member, epoch, train, stop in said["history"]
                 ),
             )
@@ -233,8 +233,8 @@ def _contents(bags: PatientBags) -> dict[str, str]:
             if bags.views:
                 digest.update(np.ascontiguousarray(bags.views[patient_id]).data)
             contents[patient_id] = digest.hexdigest()
-        if bags.marks:
-            images = hashlib.sha256(bags.marks[patient_id].tobytes()).hexdigest()
+        if bags.instance_labels:
+            images = hashlib.sha256(bags.instance_labels[patient_id].tobytes()).hexdigest()
             contents[patient_id] += f" images {images}"
     return contents
 

@@ -69,12 +69,12 @@ class TrainConfig:
     """Where it runs."""
 
     @property
-    def n_inner_parts(self) -> int:
+    def n_inner_folds(self) -> int:
         """Inner folds to stop on: one a head, and five for a single head."""
         return self.n_members if self.n_members > 1 else 5
 
     @property
-    def rate(self) -> float:
+    def effective_learning_rate(self) -> float:
         """The learning rate that is used."""
         if self.learning_rate is not None:
             return self.learning_rate
@@ -91,7 +91,10 @@ class TrainConfig:
         for name in ("weight_decay", "feature_noise", "mixup"):
             if not getattr(self, name) >= 0:
                 raise _out_of_range(name, getattr(self, name), expected="0 or more")
-        for name, value in (("learning_rate", self.rate), ("clip_norm", self.clip_norm)):
+        for name, value in (
+            ("learning_rate", self.effective_learning_rate),
+            ("clip_norm", self.clip_norm),
+        ):
             if not value > 0:
                 raise _out_of_range(name, value, expected="above 0")
         if self.schedule not in _SCHEDULES:

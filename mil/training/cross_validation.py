@@ -19,7 +19,7 @@ from mil.data.splits import Fold, SplitBy, make_folds
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
-from mil.training.ensemble import LEAST_TO_STOP_ON, max_parallel_ensembles
+from mil.training.ensemble import MIN_VALIDATION_PER_CLASS, max_parallel_ensembles
 from mil.training.fold_jobs import FoldJob, FoldRunner, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
 
@@ -55,7 +55,7 @@ class OutOfFoldPredictions:
     """Learning curves by repeat and fold."""
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     """The ensembles themselves, by repeat and fold."""
-    sharing: LinkedPairs = ()
+    linked: LinkedPairs = ()
     """Pairs of patients who share a slide."""
     averaged: Floats | None = None
     """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
@@ -72,12 +72,12 @@ def cross_validate(
     cohort: Cohort,
     folds: Sequence[Fold],
     *,
-    settings: TrainConfig,
+    config: TrainConfig,
     seed: int,
     on_head: Callable[[], None] = lambda: None,
-    kept: Checkpoints | None = None,
-    engine: Executor | None = None,
-    within: Fold | None = None,
+    checkpoints: Checkpoints | None = None,
+    executor: Executor | None = None,
+    outer_fold: Fold | None = None,
 ) -> OutOfFoldPredictions:
     """Judge every patient once a repeat by an ensemble trained on the other folds.
 
@@ -99,21 +99,21 @@ def cross_validate(
         Decides everything random.
     on_head
         Called after each head, and for heads of folds that are taken over.
-    kept
+    checkpoints
         Finished folds are kept there and taken over from there.
-    engine
+    executor
         Has ensembles trained by judges that hold these bags; None does it here, one after the
         other. The numbers are the same.
-    within
-        The fold in whose training part all this happens, where the engine's judges hold the bags
+    outer_fold
+        The fold in whose training part all this happens, where the executor's judges hold the bags
         of all patients and ``bags`` are those of :func:`mil.training.fold_jobs.training_subset`.
 
     Raises
     ------
     RunError
-        If training a fold ends every worker of the engine that tries it.
+        If training a fold ends every worker of the executor that tries it.
     """
-    names = bags.filled()
+    names = bags.nonempty()
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     places = {name: index for index, name in enumerate(names)}
     n_repeats = 1 + max(fold.repeat for fold in folds)
@@ -121,20 +121,22 @@ def cross_validate(
     averaged = np.full_like(logits, np.nan)
     judged_in = np.full((n_repeats, len(names)), -1, np.int64)
     history, heads = {}, {}
-    at_once = max_parallel_ensembles(bags, settings)
+    at_once = max_parallel_ensembles(bags, config)
     groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
     assignments = [
         FoldJob(
             folds=group,
             labels=labels,
             n_classes=len(cohort.classes),
-            settings=settings,
+            config=config,
             seeds=tuple((seed, 1, fold.repeat, fold.index) for fold in group),
-            within=within,
+            outer_fold=outer_fold,
         )
         for group in groups
     ]
-    bench = FoldRunner(engine or LocalExecutor(FoldWorker(bags)), kept=kept, on_head=on_head)
+    bench = FoldRunner(
+        executor or LocalExecutor(FoldWorker(bags)), checkpoints=checkpoints, on_head=on_head
+    )
     for group, judgements in zip(groups, bench.judge(assignments), strict=True):
         for fold, judged in zip(group, judgements, strict=True):
             history[fold.repeat, fold.index] = judged.history
@@ -151,7 +153,7 @@ def cross_validate(
         fold=judged_in,
         history=history,
         heads=heads,
-        sharing=bags.sharing(),
+        linked=bags.linked_patients(),
         averaged=averaged if bags.views else None,
     )
 
@@ -163,7 +165,7 @@ def inner_folds(
     by: SplitBy,
     n_folds: int,
     seed: int,
-    sharing: LinkedPairs = (),
+    linked: LinkedPairs = (),
 ) -> tuple[tuple[Fold, ...], ...]:
     """Folds inside the training patients of each fold, made as the folds themselves.
 
@@ -179,7 +181,7 @@ def inner_folds(
             n_folds=n_folds,
             n_repeats=1,
             seed=_inner_seed(seed, fold),
-            sharing=sharing,
+            linked=linked,
         )
         for fold in folds
     )
@@ -189,15 +191,15 @@ def nested_probabilities(
     bags: PatientBags,
     cohort: Cohort,
     folds: Sequence[Fold],
-    found: OutOfFoldPredictions,
+    oof: OutOfFoldPredictions,
     *,
     inner: Sequence[Sequence[Fold]],
-    settings: TrainConfig,
+    config: TrainConfig,
     seed: int,
     calibrator: str = "platt",
     on_head: Callable[[], None] = lambda: None,
-    kept: Checkpoints | None = None,
-    engine: Executor | None = None,
+    checkpoints: Checkpoints | None = None,
+    executor: Executor | None = None,
 ) -> Floats:
     """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
 
@@ -206,9 +208,9 @@ def nested_probabilities(
 
     Parameters
     ----------
-    bags, cohort, folds, settings, seed, on_head, kept, engine
+    bags, cohort, folds, config, seed, on_head, checkpoints, executor
         As for :func:`cross_validate`.
-    found
+    oof
         What it gave for these.
     inner
         From :func:`inner_folds`, for each fold.
@@ -226,33 +228,33 @@ def nested_probabilities(
         If the calibrator is unknown, or a class has fewer than three patients in a fold's training
         part.
     """
-    proba = np.full(found.logits.shape, np.nan)
+    proba = np.full(oof.logits.shape, np.nan)
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
             training_subset(bags, fold),
             _restricted(cohort, fold.train_ids),
             inner_of_fold,
-            settings=settings,
+            config=config,
             seed=_inner_seed(seed, fold),
             on_head=on_head,
-            kept=kept,
-            engine=engine or LocalExecutor(FoldWorker(bags)),
-            within=fold,
+            checkpoints=checkpoints,
+            executor=executor or LocalExecutor(FoldWorker(bags)),
+            outer_fold=fold,
         )
         fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
-        judged = found.fold[fold.repeat] == fold.index
-        proba[fold.repeat, judged] = fitted.predict_proba(found.logits[fold.repeat, judged])
+        judged = oof.fold[fold.repeat] == fold.index
+        proba[fold.repeat, judged] = fitted.predict_proba(oof.logits[fold.repeat, judged])
     return proba
 
 
 def resolve_stopping(
-    settings: TrainConfig, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
+    config: TrainConfig, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
 ) -> TrainConfig:
-    """The settings, with what the number of patients decides; the same for every ensemble.
+    """The config, with what the number of patients decides; the same for every ensemble.
 
     Early stopping is used where every ensemble has patients enough for it. A third as many
     components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
-    most ``settings.n_components``: with more, few patients are fitted by heart. Of series of images
+    most ``config.n_components``: with more, few patients are fitted by heart. Of series of images
     as many are kept as there are thirties of images, if that is more: slices differ by their place
     in a scan before all else, and what one of them shows comes later among the components.
 
@@ -271,23 +273,23 @@ def resolve_stopping(
     fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
     n_patients = min(len(fold.train_ids) for fold in folds)
     return replace(
-        settings,
-        early_stopping=fewest >= LEAST_TO_STOP_ON * settings.n_inner_parts,
+        config,
+        early_stopping=fewest >= MIN_VALIDATION_PER_CLASS * config.n_inner_folds,
         n_components=min(
-            settings.n_components,
+            config.n_components,
             max(_LEAST_COMPONENTS, n_patients // 3, n_images // _IMAGES_A_COMPONENT),
         ),
     )
 
 
 def fit_calibrator(
-    found: OutOfFoldPredictions, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
+    oof: OutOfFoldPredictions, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
 ) -> Calibrator:
     """Calibrator fitted on out-of-fold logits.
 
     Parameters
     ----------
-    found
+    oof
         Out-of-fold logits.
     rows
         Which of them to use, shape (repeats, patients), bool. A patient with several rows counts
@@ -300,14 +302,14 @@ def fit_calibrator(
     CalibrationError
         If the calibrator is unknown or a class has fewer than three patients among the rows.
     """
-    return build_calibrator(calibrator, n_classes=found.logits.shape[2]).fit(
-        found.logits[rows],
-        np.broadcast_to(found.labels, rows.shape)[rows],
-        groups=np.broadcast_to(np.arange(len(found.labels)), rows.shape)[rows],
+    return build_calibrator(calibrator, n_classes=oof.logits.shape[2]).fit(
+        oof.logits[rows],
+        np.broadcast_to(oof.labels, rows.shape)[rows],
+        groups=np.broadcast_to(np.arange(len(oof.labels)), rows.shape)[rows],
     )
 
 
-def cross_fitted_probabilities(found: OutOfFoldPredictions, *, calibrator: str = "platt") -> Floats:
+def cross_fitted_probabilities(oof: OutOfFoldPredictions, *, calibrator: str = "platt") -> Floats:
     """Probabilities at the balanced prior whose calibrator was fitted on other patients.
 
     For each fold of each repeat, the calibrator is fitted on that repeat's other folds, without
@@ -319,10 +321,8 @@ def cross_fitted_probabilities(found: OutOfFoldPredictions, *, calibrator: str =
     numpy.ndarray
         Shape (repeats, patients, classes).
     """
-    standing = group_ids(found.patient_ids, found.sharing)
-    return cross_fit(
-        found.logits, found.labels, found.fold, calibrator=calibrator, standing=standing
-    ).proba
+    groups = group_ids(oof.patient_ids, oof.linked)
+    return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups).proba
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

@@ -36,7 +36,7 @@ class CrossValidationPlan:
     """Cross-validations with other folds."""
     nested: bool
     """Whether scores are of calibrators fitted inside each fold's training patients."""
-    settings: TrainConfig
+    config: TrainConfig
     """How ensembles are trained, with the rule by which they stop."""
     seed: int
     """Decides everything random."""
@@ -54,7 +54,7 @@ class CrossValidationPlan:
         n_folds: int,
         n_repeats: int,
         nested: bool,
-        settings: TrainConfig,
+        config: TrainConfig,
         seed: int,
         calibrator: str,
     ) -> CrossValidationPlan:
@@ -62,7 +62,7 @@ class CrossValidationPlan:
 
         Parameters
         ----------
-        cohort, bags, by, n_folds, n_repeats, nested, settings, seed, calibrator
+        cohort, bags, by, n_folds, n_repeats, nested, config, seed, calibrator
             As for :func:`mil.training_run.train_run`.
         folds
             Folds of the patients with tiles; None to make them.
@@ -76,14 +76,14 @@ class CrossValidationPlan:
         """
         usable = _with_tiles(cohort, bags)
         build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of work
-        sharing = bags.sharing()
+        linked = bags.linked_patients()
         if folds is None:
             folds = make_folds(
-                usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed, sharing=sharing
+                usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed, linked=linked
             )
         inner = inner_folds(
             usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed,
-            sharing=sharing,
+            linked=linked,
         )  # fmt: skip
         _refuse_small_folds(usable, folds)
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
@@ -91,19 +91,19 @@ class CrossValidationPlan:
         return cls(
             cohort=usable, bags=bags, folds=folds, inner=inner, by=by, n_repeats=n_repeats,
             nested=nested, seed=seed, calibrator=calibrator,
-            settings=resolve_stopping(settings, usable, every_fold, n_images=n_images),
+            config=resolve_stopping(config, usable, every_fold, n_images=n_images),
         )  # fmt: skip
 
     @property
     def n_heads(self) -> int:
         """Heads to train: an ensemble for each fold, and the one that is deployed."""
         n_ensembles = len(self.folds) + sum(len(of_fold) for of_fold in self.inner) + 1
-        return n_ensembles * self.settings.n_members
+        return n_ensembles * self.config.n_members
 
     def as_settings(self) -> dict[str, object]:
         """What the run keeps of it."""
         return {
-            **asdict(self.settings),
+            **asdict(self.config),
             "by": self.by,
             "n_folds": len(self.folds) // self.n_repeats,
             "n_repeats": self.n_repeats,
@@ -116,7 +116,7 @@ class CrossValidationPlan:
 
 def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
     """The cohort without patients that have no tile: they can teach nothing."""
-    filled = set(bags.filled())
+    filled = set(bags.nonempty())
     patients = tuple(p for p in cohort.patients if p.patient_id in filled)
     left = {patient.label for patient in patients}
     if gone := [name for name in cohort.classes if name not in left]:

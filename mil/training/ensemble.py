@@ -21,7 +21,7 @@ from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, le
 from mil.training.trainer import EpochRecord, TrainSplit, tiles_at_once, train_heads
 
 __all__ = [
-    "LEAST_TO_STOP_ON",
+    "MIN_VALIDATION_PER_CLASS",
     "Ensemble",
     "EnsembleTask",
     "max_parallel_ensembles",
@@ -30,7 +30,7 @@ __all__ = [
     "train_ensembles",
 ]
 
-LEAST_TO_STOP_ON = 5
+MIN_VALIDATION_PER_CLASS = 5
 """Patients of each class that an inner fold must hold for its loss to mean anything."""
 _MOST_BYTES = 2**30
 _SHARE_OF_DEVICE = 4
@@ -64,7 +64,7 @@ def train_ensemble(
     labels: Mapping[str, int],
     *,
     n_classes: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     seed: Sequence[int],
     on_head: Callable[[], None] = lambda: None,
 ) -> Ensemble:
@@ -84,7 +84,7 @@ def train_ensemble(
         Class index by patient id, of at least these patients.
     n_classes
         Number of classes.
-    settings
+    config
         How.
     seed
         Numbers that decide everything random; the same ones give the same heads on one machine.
@@ -97,14 +97,14 @@ def train_ensemble(
         If a class has no patient with tiles, or too few for early stopping.
     """
     task = EnsembleTask(bags=bags, labels=labels, seed=seed)
-    return train_ensembles([task], n_classes=n_classes, settings=settings, on_head=on_head)[0]
+    return train_ensembles([task], n_classes=n_classes, config=config, on_head=on_head)[0]
 
 
 def train_ensembles(
     tasks: Sequence[EnsembleTask],
     *,
     n_classes: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     on_head: Callable[[], None] = lambda: None,
 ) -> tuple[Ensemble, ...]:
     """Train ensembles side by side, each as :func:`train_ensemble` does and from its bags only.
@@ -117,7 +117,7 @@ def train_ensembles(
     ----------
     tasks
         One an ensemble; :func:`max_parallel_ensembles` says how many are well trained together.
-    n_classes, settings, on_head
+    n_classes, config, on_head
         As for :func:`train_ensemble`.
 
     Raises
@@ -128,11 +128,11 @@ def train_ensembles(
         If the device has not the memory for one of them.
     """
     try:
-        return _train(tasks, n_classes=n_classes, settings=settings, on_head=on_head)
+        return _train(tasks, n_classes=n_classes, config=config, on_head=on_head)
     except torch.cuda.OutOfMemoryError as error:
         if len(tasks) == 1:
             raise RunError(
-                f"device {settings.device}",
+                f"device {config.device}",
                 actual="out of memory with a single ensemble on it",
                 expected="memory for the tiles of all its patients",
                 hint="End other programs on it, and the same command goes on with the finished "
@@ -144,9 +144,7 @@ def train_ensembles(
     return tuple(
         ensemble
         for part in (tasks[:half], tasks[half:])
-        for ensemble in train_ensembles(
-            part, n_classes=n_classes, settings=settings, on_head=on_head
-        )
+        for ensemble in train_ensembles(part, n_classes=n_classes, config=config, on_head=on_head)
     )
 
 
@@ -154,13 +152,11 @@ def _train(
     tasks: Sequence[EnsembleTask],
     *,
     n_classes: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     on_head: Callable[[], None],
 ) -> tuple[Ensemble, ...]:
-    device = torch.device(settings.device)
-    desks = [
-        _prepare(task, n_classes=n_classes, settings=settings, device=device) for task in tasks
-    ]
+    device = torch.device(config.device)
+    desks = [_prepare(task, n_classes=n_classes, config=config, device=device) for task in tasks]
     shelf = FeatureCache.joined(build_caches([desk.plan for desk in desks]))
     lessons, n_before = [], 0
     for desk in desks:
@@ -169,40 +165,40 @@ def _train(
     # A stream of random numbers of its own leaves the caller's global one untouched.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         heads = [
-            _new_head(desk.plan.whitening, task, member, n_classes=n_classes, settings=settings).to(
+            _new_head(desk.plan.whitening, task, member, n_classes=n_classes, config=config).to(
                 device
             )
             for desk, task in zip(desks, tasks, strict=True)
-            for member in range(settings.n_members)
+            for member in range(config.n_members)
         ]
         curves = train_heads(
-            heads, lessons, shelf, n_classes=n_classes, settings=settings, on_head=on_head
+            heads, lessons, shelf, n_classes=n_classes, config=config, on_head=on_head
         )
     ensembles = []
-    for first in range(0, len(heads), settings.n_members):
-        own = slice(first, first + settings.n_members)
+    for first in range(0, len(heads), config.n_members):
+        own = slice(first, first + config.n_members)
         history = tuple(record for curve in curves[own] for record in curve)
         done = tuple(head.eval().cpu() for head in heads[own])
         ensembles.append(Ensemble(heads=done, history=history))
     return tuple(ensembles)
 
 
-def max_parallel_ensembles(bags: PatientBags, settings: TrainConfig) -> int:
+def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     """How many ensembles are well trained together: as many as keep the device busy and fit.
 
-    It depends on nothing but the bags' sizes, the settings, and the device's memory.
+    It depends on nothing but the bags' sizes, the config, and the device's memory.
 
     Parameters
     ----------
     bags
         Patients of all of them.
-    settings
+    config
         How they are trained.
     """
-    device = torch.device(settings.device)
+    device = torch.device(config.device)
     lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
-    n_tiles = settings.n_members * settings.batch_patients * min(settings.max_tiles, max(lengths))
-    n_bytes = 4 * settings.n_components * sum(lengths) * bags.n_looks
+    n_tiles = config.n_members * config.batch_patients * min(config.max_tiles, max(lengths))
+    n_bytes = 4 * config.n_components * sum(lengths) * bags.n_versions
     room = _MOST_BYTES
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // _SHARE_OF_DEVICE
@@ -220,22 +216,22 @@ class _PreparedTask:
 
 
 def _prepare(
-    task: EnsembleTask, *, n_classes: int, settings: TrainConfig, device: torch.device
+    task: EnsembleTask, *, n_classes: int, config: TrainConfig, device: torch.device
 ) -> _PreparedTask:
-    names = task.bags.filled()
+    names = task.bags.nonempty()
     classes = np.array([task.labels[name] for name in names], np.int64)
-    _check_class_counts(np.bincount(classes, minlength=n_classes), settings)
-    whitening = fit_pca_whitening(*task.bags.without_labels(), settings.n_components, device=device)
+    _check_class_counts(np.bincount(classes, minlength=n_classes), config)
+    whitening = fit_pca_whitening(*task.bags.without_labels(), config.n_components, device=device)
     parts = assign_groups(
-        group_ids(names, task.bags.sharing()),
+        group_ids(names, task.bags.linked_patients()),
         lambda patients: stratified_fold_ids(
-            classes[patients], n_parts=settings.n_inner_parts, seed=task.seed
+            classes[patients], n_folds=config.n_inner_folds, seed=task.seed
         ),
     )
     stream = torch.Generator(device).manual_seed(_one_seed(task.seed))
     lessons = []
-    for member in range(settings.n_members):
-        stops = (parts == member) & settings.early_stopping
+    for member in range(config.n_members):
+        stops = (parts == member) & config.early_stopping
         learned, stopped_on = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~stops, stops))
         lessons.append(
             TrainSplit(member=member, learned=learned, stopped_on=stopped_on, stream=stream)
@@ -244,21 +240,21 @@ def _prepare(
     return _PreparedTask(plan=plan, lessons=tuple(lessons))
 
 
-def _check_class_counts(counts: npt.NDArray[np.int64], settings: TrainConfig) -> None:
+def _check_class_counts(counts: npt.NDArray[np.int64], config: TrainConfig) -> None:
     found = f"{counts.tolist()} patients with tiles in each class"
     if not counts.all():
         raise SplitError("training", actual=found, expected="at least one of each")
-    least = LEAST_TO_STOP_ON * settings.n_inner_parts
-    if settings.early_stopping and counts.min() < least:
+    least = MIN_VALIDATION_PER_CLASS * config.n_inner_folds
+    if config.early_stopping and counts.min() < least:
         raise SplitError("early stopping", actual=found, expected=f"at least {least} of each")
 
 
 def _new_head(
-    whitening: Whitening, task: EnsembleTask, member: int, *, n_classes: int, settings: TrainConfig
+    whitening: Whitening, task: EnsembleTask, member: int, *, n_classes: int, config: TrainConfig
 ) -> Head:
     torch.manual_seed(_one_seed((*task.seed, member)))
     dim, n_components = whitening.matrix.shape
-    head = build_head(settings.head, dim=dim, n_components=n_components, n_classes=n_classes)
+    head = build_head(config.head, dim=dim, n_components=n_components, n_classes=n_classes)
     head.whitening.load_state_dict(whitening.state_dict())
     return head
 
@@ -297,7 +293,7 @@ def predict_batch(
     found = []
     with torch.inference_mode():
         for block in blocks:
-            looks = [shelf.spread(falling[block], look=look) for look in range(shelf.n_looks)]
+            looks = [shelf.spread(falling[block], version=look) for look in range(shelf.n_versions)]
             said = [torch.stack([head.score(*batch).logits for head in near]) for batch in looks]
             found.append(torch.stack(said))  # (looks, heads, patients of the block, classes)
     in_order = torch.cat(found, dim=2)[:, :, falling.argsort()]

@@ -22,17 +22,17 @@ class FeatureCache:
     """Bags one after another in one piece of memory, on the device of training."""
 
     tiles: Tensor
-    """Shape (tiles x n_looks, n_components), float32: whitened tiles of all patients, all looks at
-    one after another, the plain one first."""
+    """Shape (tiles x n_versions, n_components), float32: whitened tiles of all patients, all
+    versions of a tile one after another, the plain one first."""
     starts: Tensor
     """Shape (patients,), int64: where a patient's tiles begin."""
     lengths: Tensor
     """Shape (patients,), int64: how many tiles a patient has, at least one."""
     labels: Tensor
     """Shape (patients,), int64: class indices."""
-    n_looks: int = 1
+    n_versions: int = 1
     """Looks at each tile: the plain one, and its views."""
-    marks: Tensor | None = None
+    instance_labels: Tensor | None = None
     """Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`; None
     without."""
 
@@ -44,16 +44,18 @@ class FeatureCache:
         offset, starts = 0, []
         for shelf in shelves:
             starts.append(shelf.starts + offset)
-            offset += len(shelf.tiles) // shelf.n_looks
+            offset += len(shelf.tiles) // shelf.n_versions
         return cls(
             tiles=torch.cat([shelf.tiles for shelf in shelves]),
             starts=torch.cat(starts),
             lengths=torch.cat([shelf.lengths for shelf in shelves]),
             labels=torch.cat([shelf.labels for shelf in shelves]),
-            n_looks=shelves[0].n_looks,
-            marks=None
-            if shelves[0].marks is None
-            else torch.cat([shelf.marks for shelf in shelves if shelf.marks is not None]),
+            n_versions=shelves[0].n_versions,
+            instance_labels=None
+            if shelves[0].instance_labels is None
+            else torch.cat(
+                [shelf.instance_labels for shelf in shelves if shelf.instance_labels is not None]
+            ),
         )
 
     def draw(self, patients: Tensor, n_tiles: int, luck: RandomStreams) -> Batch:
@@ -80,12 +82,12 @@ class FeatureCache:
         size, device = (len(patients), n_tiles), self.tiles.device
         places, mask = self._find(patients, luck.uniform(*size, device=device))
         looks: Tensor | int = 0
-        if self.n_looks > 1:
-            looks = luck.integers(self.n_looks, *size, device=device)
-        marks = None if self.marks is None else self.marks[places]
-        return self._take(places, mask, looks), marks
+        if self.n_versions > 1:
+            looks = luck.integers(self.n_versions, *size, device=device)
+        instance_labels = None if self.instance_labels is None else self.instance_labels[places]
+        return self._take(places, mask, looks), instance_labels
 
-    def spread(self, patients: Tensor, n_tiles: int | None = None, *, look: int = 0) -> Batch:
+    def spread(self, patients: Tensor, n_tiles: int | None = None, *, version: int = 0) -> Batch:
         """One look at at most so many tiles of each patient, evenly spaced; always the same.
 
         Parameters
@@ -100,7 +102,7 @@ class FeatureCache:
         longest = int(self.lengths[patients].max())
         width = longest if n_tiles is None else min(n_tiles, longest)
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
-        return self._take(*self._find(patients, middle.expand(len(patients), -1)), look)
+        return self._take(*self._find(patients, middle.expand(len(patients), -1)), version)
 
     def _find(self, patients: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.
@@ -118,7 +120,7 @@ class FeatureCache:
 
     def _take(self, tiles: Tensor, mask: Tensor, looks: Tensor | int = 0) -> Batch:
         """These tiles, by ``looks``, one or of the same shape."""
-        places = tiles * self.n_looks + looks
+        places = tiles * self.n_versions + looks
         found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
         return Batch(found * mask[..., None] if not mask.all() else found, mask)
 
@@ -149,7 +151,7 @@ def build_caches(plans: Sequence[CacheSpec]) -> list[FeatureCache]:
         # One piece of memory: many small ones among passing large ones would tear the heap to
         # pieces.
         n_components = plan.whitening.matrix.shape[1]
-        tiles = torch.empty(sum(lengths), plan.bags.n_looks, n_components, device=device)
+        tiles = torch.empty(sum(lengths), plan.bags.n_versions, n_components, device=device)
         parts.append(dict(zip(plan.patient_ids, torch.split(tiles, lengths), strict=True)))
         counts = torch.tensor(lengths, device=device)
         shelves.append(
@@ -158,8 +160,8 @@ def build_caches(plans: Sequence[CacheSpec]) -> list[FeatureCache]:
                 starts=counts.cumsum(0) - counts,
                 lengths=counts,
                 labels=torch.from_numpy(plan.labels).to(device),
-                n_looks=plan.bags.n_looks,
-                marks=_marks(plan, device=device),
+                n_versions=plan.bags.n_versions,
+                instance_labels=_marks(plan, device=device),
             )
         )
     with torch.no_grad():
@@ -209,7 +211,7 @@ def _whiten(asked: Iterable[tuple[CacheSpec, Features, Tensor]]) -> None:
 
 def _marks(plan: CacheSpec, *, device: torch.device) -> Tensor | None:
     """Labels of the patients' images, shape (tiles,); None where there are none."""
-    if not plan.bags.marks:
+    if not plan.bags.instance_labels:
         return None
-    marks = [plan.bags.marks[name] for name in plan.patient_ids]
-    return torch.from_numpy(np.concatenate(marks)).to(device)
+    instance_labels = [plan.bags.instance_labels[name] for name in plan.patient_ids]
+    return torch.from_numpy(np.concatenate(instance_labels)).to(device)

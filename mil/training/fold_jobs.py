@@ -26,17 +26,17 @@ from mil.training.config import TrainConfig
 from mil.training.ensemble import Ensemble, EnsembleTask, predict_batch, train_ensembles
 
 __all__ = [
+    "ExecutorFactory",
     "FoldJob",
     "FoldRunner",
     "FoldWorker",
-    "Judges",
     "local_fold_executor",
     "ray_fold_executor",
     "training_subset",
 ]
 
-Judges = Callable[[PatientBags], AbstractContextManager[Executor]]
-"""Given bags, an engine whose workers are judges that hold them."""
+ExecutorFactory = Callable[[PatientBags], AbstractContextManager[Executor]]
+"""Given bags, an executor whose workers are judges that hold them."""
 
 
 _HEAD_DONE = "a head is done"
@@ -52,11 +52,11 @@ class FoldJob:
     """Class index by patient id, of at least those to learn from."""
     n_classes: int
     """Number of classes."""
-    settings: TrainConfig
+    config: TrainConfig
     """How ensembles are trained."""
     seeds: tuple[tuple[int, ...], ...]
     """Numbers that decide everything random, for each fold."""
-    within: Fold | None = None
+    outer_fold: Fold | None = None
     """The fold in whose training part all this happens; None for all patients."""
 
 
@@ -108,8 +108,8 @@ class FoldWorker:
         SplitError
             As :func:`mil.training.ensemble.train_ensembles`.
         """
-        bags = self._bags_of(assignment.within)
-        stores = [bags.held_out(fold.test_ids) for fold in assignment.folds]
+        bags = self._bags_of(assignment.outer_fold)
+        stores = [bags.refit_without(fold.test_ids) for fold in assignment.folds]
         tasks = [
             EnsembleTask(
                 bags=store.subset(fold.train_ids),
@@ -120,28 +120,28 @@ class FoldWorker:
         ]
         n_classes = assignment.n_classes
         ensembles = train_ensembles(
-            tasks, n_classes=n_classes, settings=assignment.settings, on_head=on_head
+            tasks, n_classes=n_classes, config=assignment.config, on_head=on_head
         )
-        filled = set(bags.filled())
+        filled = set(bags.nonempty())
         return [
             _predict_held_out(
                 ensemble,
                 store,
                 [name for name in fold.test_ids if name in filled],
                 n_classes=n_classes,
-                device=torch.device(assignment.settings.device),
+                device=torch.device(assignment.config.device),
             )
             for store, fold, ensemble in zip(stores, assignment.folds, ensembles, strict=True)
         ]
 
-    def _bags_of(self, within: Fold | None) -> PatientBags:
+    def _bags_of(self, outer_fold: Fold | None) -> PatientBags:
         """Bags of all patients, or what may be seen inside the training part of a fold."""
-        return self._bags if within is None else training_subset(self._bags, within)
+        return self._bags if outer_fold is None else training_subset(self._bags, outer_fold)
 
 
 def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
     """The training patients of a fold, in whose store nothing comes from its test patients."""
-    return bags.held_out(fold.test_ids).subset(fold.train_ids)
+    return bags.refit_without(fold.test_ids).subset(fold.train_ids)
 
 
 def _predict_held_out(
@@ -156,7 +156,7 @@ def _predict_held_out(
     bags = bags.subset(patient_ids)
     logits = {name: np.zeros(n_classes) for name in patient_ids}
     averaged: dict[str, npt.NDArray[np.float64]] = {}
-    for name, looks in _looks(ensemble, bags, bags.filled(), device=device):
+    for name, looks in _looks(ensemble, bags, bags.nonempty(), device=device):
         logits[name] = np.asarray(looks[0].mean(axis=0))
         if bags.views:
             averaged[name] = np.asarray(looks.mean(axis=(0, 1)))
@@ -190,22 +190,22 @@ def _looks(
 
 
 class FoldRunner:
-    """Judges behind an engine, and the folds that were judged before.
+    """ExecutorFactory behind an executor, and the folds that were judged before.
 
     Parameters
     ----------
-    engine
+    executor
         Its workers are judges.
-    kept
+    checkpoints
         Finished folds are kept there and taken over from there; None keeps nothing.
     on_head
         Called after each head, and for heads of folds that are taken over.
     """
 
     def __init__(
-        self, engine: Executor, *, kept: Checkpoints | None, on_head: Callable[[], None]
+        self, executor: Executor, *, checkpoints: Checkpoints | None, on_head: Callable[[], None]
     ) -> None:
-        self._engine, self._kept, self._on_head = engine, kept, on_head
+        self._engine, self._kept, self._on_head = executor, checkpoints, on_head
         self._judged: dict[int, list[FoldResult]] = {}
 
     def judge(self, assignments: Sequence[FoldJob]) -> list[list[FoldResult]]:
@@ -248,7 +248,7 @@ class FoldRunner:
         """Whether all folds of an assignment were judged before."""
         if self._kept is None:
             return False
-        head, n_classes = assignment.settings.head, assignment.n_classes
+        head, n_classes = assignment.config.head, assignment.n_classes
         found = [
             self._kept.read(name, head=head, n_classes=n_classes)
             for name in self._names(assignment)
@@ -257,15 +257,15 @@ class FoldRunner:
         if len(known) < len(found):
             return False
         self._judged[number] = known
-        for _ in range(len(known) * assignment.settings.n_members):
+        for _ in range(len(known) * assignment.config.n_members):
             self._on_head()
         return True
 
     def _names(self, assignment: FoldJob) -> list[str]:
         assert self._kept is not None  # noqa: S101 - names are asked for where they are used
-        return self._kept.names(
+        return self._kept.keys(
             assignment.folds, assignment.labels, n_classes=assignment.n_classes,
-            settings=assignment.settings, seeds=assignment.seeds, within=assignment.within,
+            config=assignment.config, seeds=assignment.seeds, outer_fold=assignment.outer_fold,
         )  # fmt: skip
 
 
@@ -279,7 +279,7 @@ def local_fold_executor(bags: PatientBags) -> Iterator[Executor]:
 def ray_fold_executor(
     bags: PatientBags, *, address: str | None, device: str, on_note: Callable[[str], None]
 ) -> Iterator[Executor]:
-    """Judges on a Ray cluster, each with as many threads as this process has, and one GPU or none.
+    """Fold workers on a Ray cluster, each with as many threads as this process, and a GPU or none.
 
     As sums depend on the number of threads in the last bit, so many threads give the same bytes as
     training here does, on machines of one kind.

@@ -37,7 +37,7 @@ class EpochRecord:
     """From 0."""
     train_loss: float
     """Mean over the steps of the loss that was trained on, in nats."""
-    stop_loss: float
+    val_loss: float
     """Class-balanced log loss of the patients stopped on; NaN with fixed steps, and in epochs after
     which it was not looked at."""
 
@@ -68,7 +68,7 @@ def train_heads(
     shelf: FeatureCache,
     *,
     n_classes: int,
-    settings: TrainConfig,
+    config: TrainConfig,
     on_head: Callable[[], None],
 ) -> list[list[EpochRecord]]:
     """Train heads in place, together where they can be stacked, and leave the best weights in each.
@@ -85,7 +85,7 @@ def train_heads(
         One a head.
     shelf
         Patients of all lessons.
-    n_classes, settings
+    n_classes, config
         As for :func:`mil.training.ensemble.train_ensemble`.
     on_head
         Called when a head is done.
@@ -96,8 +96,8 @@ def train_heads(
         Learning curve of each head.
     """
     pupils = [_HeadState(head, lesson) for head, lesson in zip(heads, lessons, strict=True)]
-    for size, some in _group_by_shape(pupils, shelf, settings):
-        Trainer(some, shelf, size, n_classes=n_classes, settings=settings, on_head=on_head).run()
+    for size, some in _group_by_shape(pupils, shelf, config):
+        Trainer(some, shelf, size, n_classes=n_classes, config=config, on_head=on_head).run()
     return [pupil.curve for pupil in pupils]
 
 
@@ -107,12 +107,15 @@ def tiles_at_once(device: torch.device) -> int:
 
 
 def build_schedule(
-    optimiser: torch.optim.Optimizer, settings: TrainConfig, *, n_steps: int
+    optimiser: torch.optim.Optimizer, config: TrainConfig, *, n_steps: int
 ) -> LRScheduler:
     """Learning rate over at most ``n_steps`` steps."""
-    if settings.schedule == "one-cycle":
+    if config.schedule == "one-cycle":
         return OneCycleLR(
-            optimiser, max_lr=settings.rate, total_steps=n_steps, cycle_momentum=False
+            optimiser,
+            max_lr=config.effective_learning_rate,
+            total_steps=n_steps,
+            cycle_momentum=False,
         )
     return ConstantLR(optimiser, factor=1.0)
 
@@ -132,16 +135,16 @@ class _HeadState:
     best_epoch: int = -1
     """When that was; -1 as long as there is none."""
 
-    def note(self, epoch: int, train_loss: float, stop_loss: float) -> bool:
+    def note(self, epoch: int, train_loss: float, val_loss: float) -> bool:
         """Add to the curve; whether the weights are the best so far."""
         self.curve.append(
             EpochRecord(
-                member=self.lesson.member, epoch=epoch, train_loss=train_loss, stop_loss=stop_loss
+                member=self.lesson.member, epoch=epoch, train_loss=train_loss, val_loss=val_loss
             )
         )
-        if not stop_loss < self.best_loss:
+        if not val_loss < self.best_loss:
             return False
-        self.best_loss, self.best_epoch = stop_loss, epoch
+        self.best_loss, self.best_epoch = val_loss, epoch
         return True
 
 
@@ -156,21 +159,21 @@ class _EpochShape(NamedTuple):
     """Of a patient in a step, fewer if it has fewer."""
 
     @classmethod
-    def of(cls, lesson: TrainSplit, shelf: FeatureCache, settings: TrainConfig) -> _EpochShape:
+    def of(cls, lesson: TrainSplit, shelf: FeatureCache, config: TrainConfig) -> _EpochShape:
         """What it takes to learn from these patients."""
         n = len(lesson.learned)
-        n_steps = -(-n // settings.batch_patients)
+        n_steps = -(-n // config.batch_patients)
         longest = int(shelf.lengths[lesson.learned.to(shelf.lengths.device)].max())
-        return cls(n_steps, -(-n // n_steps), min(settings.max_tiles, longest))
+        return cls(n_steps, -(-n // n_steps), min(config.max_tiles, longest))
 
 
 def _group_by_shape(
-    pupils: Sequence[_HeadState], shelf: FeatureCache, settings: TrainConfig
+    pupils: Sequence[_HeadState], shelf: FeatureCache, config: TrainConfig
 ) -> Iterable[tuple[_EpochShape, list[_HeadState]]]:
     """Pupils who can be taught at once: of one size, and one at a time if heads do not stack."""
     alike: dict[_EpochShape, list[_HeadState]] = {}
     for pupil in pupils:
-        alike.setdefault(_EpochShape.of(pupil.lesson, shelf, settings), []).append(pupil)
+        alike.setdefault(_EpochShape.of(pupil.lesson, shelf, config), []).append(pupil)
     for size, some in sorted(alike.items()):  # in one order, whoever is there
         if can_stack(some[0].head):
             yield size, some
@@ -188,38 +191,38 @@ class Trainer:
         size: _EpochShape,
         *,
         n_classes: int,
-        settings: TrainConfig,
+        config: TrainConfig,
         on_head: Callable[[], None],
     ) -> None:
-        self._shelf, self._size, self._settings = shelf, size, settings
+        self._shelf, self._size, self._settings = shelf, size, config
         self._on_head = on_head
         self._present = list(pupils)  # those in the stack, in its order
         self._luck = RandomStreams([pupil.lesson.stream for pupil in pupils])
         self._stack = StackedHeads([pupil.head for pupil in pupils], self._luck)
-        n_fixed = max(1, round(settings.fixed_steps / size.n_steps))
-        self._n_epochs = settings.max_epochs if settings.early_stopping else n_fixed
+        n_fixed = max(1, round(config.fixed_steps / size.n_steps))
+        self._n_epochs = config.max_epochs if config.early_stopping else n_fixed
         self._losses = [
             bag_loss(
-                settings.loss,
+                config.loss,
                 shelf.labels[pupil.lesson.learned],
                 n_classes=n_classes,
-                label_smoothing=settings.label_smoothing,
+                label_smoothing=config.label_smoothing,
             )
             for pupil in pupils
         ]
         self._exam = (
             _Validator([pupil.lesson.stopped_on for pupil in pupils], shelf, n_classes=n_classes)
-            if settings.early_stopping
+            if config.early_stopping
             else None
         )
         self._optimiser = torch.optim.AdamW(
             self._stack.parameters(),
-            lr=settings.rate,
-            weight_decay=settings.weight_decay,
+            lr=config.effective_learning_rate,
+            weight_decay=config.weight_decay,
             fused=True,
         )
         self._schedule = build_schedule(
-            self._optimiser, settings, n_steps=self._n_epochs * size.n_steps
+            self._optimiser, config, n_steps=self._n_epochs * size.n_steps
         )
 
     def run(self) -> None:
@@ -230,9 +233,9 @@ class Trainer:
             stop_losses = [float("nan")] * len(self._present)
             if self._exam and epoch % pause == 0:
                 stop_losses = self._exam.losses(self._stack.module)
-            marks = zip(self._present, train_losses, stop_losses, strict=True)
-            for place, (pupil, train_loss, stop_loss) in enumerate(marks):
-                if pupil.note(epoch, train_loss, stop_loss):
+            instance_labels = zip(self._present, train_losses, stop_losses, strict=True)
+            for place, (pupil, train_loss, val_loss) in enumerate(instance_labels):
+                if pupil.note(epoch, train_loss, val_loss):
                     self._stack.copy_to(place, pupil.head)
             self._drop_finished(last_epoch=epoch)
             if not self._present:
@@ -286,19 +289,19 @@ class Trainer:
 
     def _loss(self, patients: Tensor) -> Tensor:
         """Mean loss of each head over its patients, shape (heads,)."""
-        settings, luck = self._settings, self._luck
-        batch, marks = self._shelf.draw_marked(patients, self._size.n_tiles, luck)
-        batch = apply_instance_dropout(batch, settings.instance_dropout, luck)
-        batch = add_noise(batch, settings.feature_noise, luck)
+        config, luck = self._settings, self._luck
+        batch, instance_labels = self._shelf.draw_marked(patients, self._size.n_tiles, luck)
+        batch = apply_instance_dropout(batch, config.instance_dropout, luck)
+        batch = add_noise(batch, config.feature_noise, luck)
         truth = self._shelf.labels[patients]
-        if not settings.mixup:
+        if not config.mixup:
             output = self._stack.module.score(*batch)
             losses = self._weighted(output, batch.mask, truth)
-            if marks is not None:
-                beside = instance_attention_loss(output.attention, batch.mask, marks)
+            if instance_labels is not None:
+                beside = instance_attention_loss(output.attention, batch.mask, instance_labels)
                 losses = losses + _ATTENTION_WEIGHT * beside
         else:
-            mixture = mix_bags(batch, settings.mixup, luck, n_heads=self._stack.n_heads)
+            mixture = mix_bags(batch, config.mixup, luck, n_heads=self._stack.n_heads)
             output = self._stack.module.score(*mixture.batch)
             own, other = (
                 self._weighted(output, mixture.batch.mask, labels)

@@ -121,7 +121,7 @@ def measure(
 
 def _train(world: World, settings: TrainConfig, *, seed: int) -> Sequence[Head]:
     return train_ensemble(
-        world.bags, world.labels, n_classes=2, settings=settings, seed=(seed,)
+        world.bags, world.labels, n_classes=2, config=settings, seed=(seed,)
     ).heads
 
 

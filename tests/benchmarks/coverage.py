@@ -163,7 +163,7 @@ def _one_cohort(
     bags, cohort = _generate(situation.n_patients, taught, situation, rng)
     new, asked = _generate(_N_NEW, others if situation.new_centres else taught, situation, rng)
     folds = make_folds(cohort, by=situation.by, n_folds=5, n_repeats=1, seed=0)
-    result = cross_validate(bags, cohort, folds, settings=_SETTINGS[situation.head], seed=0)
+    result = cross_validate(bags, cohort, folds, config=_SETTINGS[situation.head], seed=0)
     sets = fit_sets(result)
     logits = np.stack([
         [predict_members(heads, new.features[name])[0].mean(axis=0) for name in asked.patient_ids]

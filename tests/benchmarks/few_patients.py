@@ -147,7 +147,7 @@ def _losses(kind: Kind, seed: int, tried: Sequence[Setting]) -> list[float]:
     result = []
     for setting in tried:
         settings = setting.settings(rule, n_patients=fewest)
-        out = cross_validate(bags, cohort, folds, settings=settings, seed=0)
+        out = cross_validate(bags, cohort, folds, config=settings, seed=0)
         result.append(weighted_log_loss(cross_fitted_probabilities(out)[0], out.labels))
     return result
 

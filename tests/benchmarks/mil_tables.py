@@ -51,7 +51,7 @@ from mil.heads import Head, head_names
 from mil.heads.ensemble import predict_members
 from mil.training.config import TrainConfig
 from mil.training.ensemble import (
-    LEAST_TO_STOP_ON,
+    MIN_VALIDATION_PER_CLASS,
     EnsembleTask,
     max_parallel_ensembles,
     train_ensembles,
@@ -366,7 +366,7 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
     ]
     settings = replace(CONFIGURATIONS[job.settings], head=job.head)
     fewest = min(min(Counter(task.labels.values()).values()) for task in tasks)
-    if fewest < LEAST_TO_STOP_ON * settings.n_inner_parts:
+    if fewest < MIN_VALIDATION_PER_CLASS * settings.n_inner_folds:
         settings = replace(settings, early_stopping=False)
     everything = _store({f"{index}": bag for index, bag in enumerate(job.table.bags)})
     at_once = max_parallel_ensembles(everything, settings)
@@ -374,7 +374,7 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
         ensemble
         for start in range(0, len(tasks), at_once)
         for ensemble in train_ensembles(
-            tasks[start : start + at_once], n_classes=2, settings=settings
+            tasks[start : start + at_once], n_classes=2, config=settings
         )
     ]
     return [

@@ -84,12 +84,10 @@ def _one_cohort(signal: float, seed: int) -> tuple[float, float, float, float, f
     smallest = [fold for of_fold in inner for fold in of_fold]
     settings = resolve_stopping(TrainConfig(), cohort, [*folds, *smallest])
     started = time.perf_counter()
-    out = cross_validate(bags, cohort, folds, settings=settings, seed=0)
+    out = cross_validate(bags, cohort, folds, config=settings, seed=0)
     outer_s = time.perf_counter() - started
     cross_fitted = cross_fitted_probabilities(out)[0]
-    nested = nested_probabilities(bags, cohort, folds, out, inner=inner, settings=settings, seed=0)[
-        0
-    ]
+    nested = nested_probabilities(bags, cohort, folds, out, inner=inner, config=settings, seed=0)[0]
     both_s = time.perf_counter() - started
     raw = softmax(out.logits[0], axis=1)
     losses = [weighted_log_loss(proba, out.labels) for proba in (raw, cross_fitted, nested)]

@@ -205,7 +205,7 @@ def _judge(world: World, name: str, *, seed: int) -> npt.NDArray[np.float64]:
         slides=(),
     )
     ensemble = train_ensemble(
-        bags, labels, n_classes=2, settings=_settings(name, labels), seed=(seed,)
+        bags, labels, n_classes=2, config=_settings(name, labels), seed=(seed,)
     )
     logits = [predict_members(ensemble.heads, bag)[0].mean(axis=0) for bag in world.new]
     return np.array([logit[1] - logit[0] for logit in logits])

@@ -110,7 +110,9 @@ def load(work: Path, seed: int) -> World:
     file = work / str(seed) / "slices.csv"
     table = read_label_table(file, LABELS)
     bags = load_patient_bags(table.patients, open_bags(work / "bags"))
-    taught = {name: bags.with_image_labels(read_instance_labels(file, [name])) for name in LABELS}
+    taught = {
+        name: bags.with_instance_labels(read_instance_labels(file, [name])) for name in LABELS
+    }
     return World(table=table, bags=bags, taught=taught)
 
 
@@ -152,7 +154,7 @@ def _judge(
     ensemble = train_ensemble(
         world.taught[name] if setting.taught else world.bags,
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
-        n_classes=2, settings=train, seed=(seed,),
+        n_classes=2, config=train, seed=(seed,),
     )  # fmt: skip
     scores, seen = [], []
     truth = new.table.truth[:, place]
@@ -160,7 +162,7 @@ def _judge(
         logits, attention = predict_members(ensemble.heads, new.bags.features[patient])
         scores.append(float((logits[:, 1] - logits[:, 0]).mean()))
         if has_it:
-            marks, weights = new.taught[name].marks[patient], attention.mean(axis=0)
+            marks, weights = new.taught[name].instance_labels[patient], attention.mean(axis=0)
             seen.append((float(roc_auc_score(marks, weights)), float(marks[weights.argmax()])))
     return float(roc_auc_score(truth, scores)), seen
 

@@ -76,7 +76,7 @@ def train(folder: Path, *, memory_gib: float, n_epochs: int) -> dict[str, object
         bags,
         dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=2,
-        settings=TrainConfig(n_members=1, early_stopping=True, max_epochs=n_epochs),
+        config=TrainConfig(n_members=1, early_stopping=True, max_epochs=n_epochs),
         seed=(0,),
     )
     trained = time.perf_counter()
@@ -90,7 +90,7 @@ def train(folder: Path, *, memory_gib: float, n_epochs: int) -> dict[str, object
         "read_mib_per_s": n_bytes / 2**20 / (read - loaded),
         "train_s": trained - read,
         "n_epochs": n_epochs,
-        "stop_loss": [record.stop_loss for record in ensemble.history],
+        "stop_loss": [record.val_loss for record in ensemble.history],
     }
 
 

@@ -53,7 +53,7 @@ def test_a_setting_is_judged_by_its_scores_and_by_where_it_looks() -> None:
     world = World(
         table=LabelTable(patients=cohort, names=LABELS, truth=truth),
         bags=bags,
-        taught=dict.fromkeys(LABELS, replace(bags, marks=marks)),
+        taught=dict.fromkeys(LABELS, replace(bags, instance_labels=marks)),
     )
     train = TrainConfig(n_members=1, fixed_steps=20)
     plain, taught = (

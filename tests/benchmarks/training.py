@@ -134,7 +134,7 @@ def peer_logits(
     n_epochs = []
     for train, test, seed in folds:
         stops = (
-            stratified_fold_ids(labels[train].numpy(), n_parts=_N_INNER_PARTS, seed=(seed,)) == 0
+            stratified_fold_ids(labels[train].numpy(), n_folds=_N_INNER_PARTS, seed=(seed,)) == 0
         )
         torch.manual_seed(seed)
         dim = bags[0].shape[1]
@@ -191,7 +191,7 @@ def measure(
     settings = resolve_stopping(TrainConfig(device=device), cohort, folds)
     rate, busy_rate = _matmul_rates(torch.device(device))
     started, busy = time.perf_counter(), time.process_time()
-    result = cross_validate(bags, cohort, folds, settings=settings, seed=0)
+    result = cross_validate(bags, cohort, folds, config=settings, seed=0)
     ours_s, ours_busy_s = time.perf_counter() - started, time.process_time() - busy
     print(f"ours: {ours_s:.1f} s", file=sys.stderr)  # noqa: T201
     started, busy = time.perf_counter(), time.process_time()
@@ -205,7 +205,7 @@ def measure(
     difference = _difference(proba, peer_proba, cohort.labels)
     with FlopCounterMode(display=False) as counted:
         first = folds[: max_parallel_ensembles(bags, settings)]
-        one = cross_validate(bags, cohort, first, settings=settings, seed=0)
+        one = cross_validate(bags, cohort, first, config=settings, seed=0)
     n_epochs_ours, n_epochs_one = (sum(map(len, f.history.values())) for f in (result, one))
     n_operations = counted.get_total_flops() * n_epochs_ours / n_epochs_one
     return {

@@ -55,7 +55,7 @@ def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewerState:
     train_run(
         cohort, load_patient_bags(cohort, bags), folder / "run", n_folds=2, n_repeats=1, seed=0,
         on_head=lambda done, total: None,
-        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
+        config=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     rows, columns = np.nonzero(slide.has_tissue)
     coords = np.unique(

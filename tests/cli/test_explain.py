@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_run(
         cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "run", n_folds=2,
         n_repeats=1, seed=0, on_head=lambda done, total: None,
-        settings=TrainConfig(head="additive", n_members=2, n_components=8, fixed_steps=15),
+        config=TrainConfig(head="additive", n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     (folder / "slides").mkdir()
     for name, n_tiles in (("new_0", 9), ("new_1", 4), ("alone_0", 4)):

@@ -26,7 +26,7 @@ def test_inference_averages_views_when_asked_and_refuses_where_there_are_none(
         bags = load_patient_bags(cohort, find_bags(tmp_path / name / "bags"))
         train_run(
             cohort, bags, tmp_path / name / "run", n_folds=3, n_repeats=1, seed=0,
-            settings=FAST, on_head=lambda done, total: None,
+            config=FAST, on_head=lambda done, total: None,
         )  # fmt: skip
 
     def ask(name: str, *options: str):

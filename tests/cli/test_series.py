@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_run(
         cohort, load_patient_bags(cohort, paths), folder / "run", n_folds=2, n_repeats=1, seed=0,
         on_head=lambda done, total: None,
-        settings=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
+        config=TrainConfig(n_members=2, n_components=8, fixed_steps=15),
     )  # fmt: skip
     return folder
 

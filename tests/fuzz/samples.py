@@ -215,7 +215,7 @@ def runs(folder: Path, real: Path | None) -> list[Sample]:
     train_run(
         cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "plain",
         n_folds=3, n_repeats=1, seed=0, on_head=lambda done, total: None,
-        settings=TrainConfig(n_members=1, n_components=4, fixed_steps=2, max_epochs=2),
+        config=TrainConfig(n_members=1, n_components=4, fixed_steps=2, max_epochs=2),
     )  # fmt: skip
     run = load_bundle(folder / "plain")
     shutil.copytree(folder / "plain", folder / "filtered")

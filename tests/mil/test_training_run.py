@@ -34,7 +34,7 @@ def fit(world: Path, run_dir: Path, *, seed: int = 0) -> TrainingSummary:
     cohort = read_cohort(world / "train.csv", labelled=True)
     return train_run(
         cohort, load_patient_bags(cohort, find_bags(world / "bags")), run_dir, n_folds=N_FOLDS,
-        n_repeats=1, seed=seed, settings=FAST, on_head=lambda done, total: None,
+        n_repeats=1, seed=seed, config=FAST, on_head=lambda done, total: None,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path:
 
     train_run(
         cohort, load_patient_bags(cohort, find_bags(world / "bags")), folder / "run",
-        n_folds=N_FOLDS, n_repeats=1, seed=0, settings=FAST, on_head=vanish,
+        n_folds=N_FOLDS, n_repeats=1, seed=0, config=FAST, on_head=vanish,
     )  # fmt: skip
     assert aside.is_dir()
     assert contents(folder / "run") == contents(world / "0" / "run")

@@ -8,7 +8,7 @@ from mil.data.cohort import Cohort
 from mil.data.filtered_bags import filter_notes
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions
-from mil.training.ensemble import LEAST_TO_STOP_ON
+from mil.training.ensemble import MIN_VALIDATION_PER_CLASS
 
 __all__ = ["run_caveats", "unlabelled_caveats"]
 
@@ -31,8 +31,8 @@ def run_caveats(
         )
     notes += _copy_notes(bags)
     notes += filter_notes(bags)
-    if bags.marks and not settings.mixup:
-        n_taught = sum(1 in own and 0 in own for own in bags.marks.values())
+    if bags.instance_labels and not settings.mixup:
+        n_taught = sum(1 in own and 0 in own for own in bags.instance_labels.values())
         notes.append(
             f"labels of single images taught the attention on {n_taught} patients, in each fold on "
             "those it learned from"
@@ -45,15 +45,16 @@ def run_caveats(
         )
     if not settings.early_stopping:
         notes.append(
-            f"patients to stop on would be fewer than {LEAST_TO_STOP_ON} of a class: every head "
-            f"was trained for {settings.fixed_steps} steps instead of being stopped early"
+            f"patients to stop on would be fewer than {MIN_VALIDATION_PER_CLASS} of a class: "
+            f"every head was trained for {settings.fixed_steps} steps instead of being stopped "
+            "early"
         )
     return tuple(notes)
 
 
 def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
     """That one slide stands under two patients, and what was done about it."""
-    copies = bags.copies()
+    copies = bags.duplicate_slides()
     if not copies:
         return ()
     one, other = copies[0]
@@ -68,8 +69,8 @@ def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
 
 def unlabelled_caveats(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
     """How many unlabelled patients the whitening saw, and which were left out."""
-    known = bags.same_patients(unlabelled)
-    n_used = sum(name not in known for name in unlabelled.filled())
+    known = bags.find_duplicates(unlabelled)
+    n_used = sum(name not in known for name in unlabelled.nonempty())
     notes = [f"whitening was also fitted on {n_used} patients without using a label of theirs"]
     if known:
         few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])

@@ -12,7 +12,7 @@ from tests.mil.calibration.drawn import normal_scores
 
 
 def drawn_folds(labels: np.ndarray, n_repeats: int) -> np.ndarray:
-    return np.stack([stratified_fold_ids(labels, n_parts=4, seed=(r,)) for r in range(n_repeats)])
+    return np.stack([stratified_fold_ids(labels, n_folds=4, seed=(r,)) for r in range(n_repeats)])
 
 
 @settings(max_examples=12)

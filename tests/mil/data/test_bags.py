@@ -38,7 +38,7 @@ def test_a_cohort_that_does_not_fit_into_memory_is_read_from_its_files(cohort: C
     assert stored.slides == held.slides
     assert stored.missing_slides == held.missing_slides == ("001_0",)
     assert dict(stored.n_tiles) == held.n_tiles
-    assert stored.filled() == held.filled()
+    assert stored.nonempty() == held.nonempty()
     assert stored.patient_ids == held.patient_ids
     assert len(stored.features) == 24
     for name, tiles in held.features.items():
@@ -48,7 +48,7 @@ def test_a_cohort_that_does_not_fit_into_memory_is_read_from_its_files(cohort: C
 def test_what_is_learned_from_files_is_what_is_learned_from_memory(cohort: Cohort) -> None:
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     held, stored = (
-        cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+        cross_validate(bags, cohort, folds, config=FAST, seed=0)
         for bags in (load(cohort), load(cohort, most_bytes=0))
     )
     assert held.logits.tobytes() == stored.logits.tobytes()
@@ -81,7 +81,7 @@ def test_a_fold_reads_what_it_learns_from_twice_and_what_it_judges_once(
         return read_features(path)
 
     monkeypatch.setattr(bags, "read_features", watch)
-    cross_validate(stored, cohort, [fold], settings=FAST, seed=0)
+    cross_validate(stored, cohort, [fold], config=FAST, seed=0)
     times = {p: [read.count(s) for s in p.slide_ids] for p in cohort.patients}
     first = fold.train_ids[0]  # says where about the embeddings lie
     for patient, counts in times.items():

@@ -101,7 +101,7 @@ def test_bags_that_stay_in_their_files_are_filtered_alike(tmp_path: Path) -> Non
     tile_filter = fitted(known_examples())
     kept, stored = (through(each, cohort, tile_filter) for each in (bags, lazy))
     assert kept.n_tiles == stored.n_tiles
-    held_out = [each.held_out(SEEN[:3]).subset(SEEN[3:6]) for each in (kept, stored)]
+    held_out = [each.refit_without(SEEN[:3]).subset(SEEN[3:6]) for each in (kept, stored)]
     for name in SEEN[3:6]:
         assert (held_out[0].features[name] == held_out[1].features[name]).all()
 
@@ -125,8 +125,8 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
         return train(tasks, **kwargs)
 
     monkeypatch.setattr(fold_jobs, "train_ensembles", watch)
-    out = cross_validate(found, cohort, folds, settings=FAST, seed=0)
-    nested_probabilities(found, cohort, folds, out, inner=inner, settings=FAST, seed=0)
+    out = cross_validate(found, cohort, folds, config=FAST, seed=0)
+    nested_probabilities(found, cohort, folds, out, inner=inner, config=FAST, seed=0)
     assert len(taught) == 3 + 9
     for learned, examples_of in taught:
         judged = set(cohort.patient_ids) - learned
@@ -144,8 +144,8 @@ def test_examples_of_a_fold_s_test_patients_change_nothing_that_judges_them(tmp_
     told = []
     for examples in (known_examples(), poisoned(known_examples(), folds[0].test_ids)):
         store = through(bags, cohort, fitted(examples))
-        out = cross_validate(store, cohort, folds, settings=FAST, seed=0)
-        nested = nested_probabilities(store, cohort, folds, out, inner=inner, settings=FAST, seed=0)
+        out = cross_validate(store, cohort, folds, config=FAST, seed=0)
+        nested = nested_probabilities(store, cohort, folds, out, inner=inner, config=FAST, seed=0)
         told.append((store.tile_filter, out.logits[0, judged], nested[0, judged]))
     assert told[0][0].sha256 != told[1][0].sha256  # type: ignore[union-attr]
     assert told[0][1].tobytes() == told[1][1].tobytes()
@@ -157,12 +157,12 @@ def test_the_baseline_is_judged_through_the_same_filters(tmp_path: Path) -> None
     bags, cohort = world(tmp_path)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     store = through(bags, cohort, fitted(known_examples()))
-    out = cross_validate(store, cohort, folds, settings=FAST, seed=0)
+    out = cross_validate(store, cohort, folds, config=FAST, seed=0)
     asked: list[set[str]] = []
-    held_out = PatientBags.held_out
+    held_out = PatientBags.refit_without
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            PatientBags, "held_out",
+            PatientBags, "refit_without",
             lambda self, names: (asked.append(set(names)), held_out(self, names))[1],
         )  # fmt: skip
         proba = mean_logistic_probabilities(store, out, calibrator="platt", seed=0)
@@ -177,7 +177,7 @@ def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     emptied = folds[0].test_ids[0]
     store = through(bags, cohort, fitted(known_examples()))
-    held_out = PatientBags.held_out
+    held_out = PatientBags.refit_without
 
     def empty_one(self: PatientBags, names: Any) -> PatientBags:
         found = held_out(self, names)
@@ -185,8 +185,8 @@ def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
         features[emptied] = features[emptied][:0]
         return replace(found, features=features)
 
-    monkeypatch.setattr(PatientBags, "held_out", empty_one)
-    out = cross_validate(store, cohort, folds, settings=FAST, seed=0)
+    monkeypatch.setattr(PatientBags, "refit_without", empty_one)
+    out = cross_validate(store, cohort, folds, config=FAST, seed=0)
     row = out.patient_ids.index(emptied)
     assert out.logits[0, row].tolist() == [0.0, 0.0]
     proba = mean_logistic_probabilities(store, out, calibrator="platt", seed=0)
@@ -196,15 +196,15 @@ def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
 def test_patients_the_filter_did_not_see_need_no_other_filter(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     store = through(bags, cohort, make_filter(n_slides=8, dim=16))
-    assert store.held_out(cohort.patient_ids) is store
-    assert bags.held_out(cohort.patient_ids) is bags
+    assert store.refit_without(cohort.patient_ids) is store
+    assert bags.refit_without(cohort.patient_ids) is bags
 
 
 def test_folds_that_leave_too_few_examples_are_refused(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     few = fitted(make_examples(n_slides=4, dim=16, slide_ids=["000_0", "001_0", "002_0"]))
     with pytest.raises(FilterError, match=r"\(000_0, 001_0, 002_0\)"):
-        through(bags, cohort, few).held_out(["000", "001", "002"])
+        through(bags, cohort, few).refit_without(["000", "001", "002"])
 
 
 def test_a_filter_of_other_embeddings_is_refused(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PatientBags
     bags, cohort = world(folder)
     store = through(bags, cohort, fitted(known_examples()))
     train_run(
-        cohort, store, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        cohort, store, folder / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     return folder, store, cohort
@@ -330,8 +330,8 @@ def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path
         through(bags, cohort, replace(first, threshold=0.51)),
     )
     names = {
-        Checkpoints(tmp_path / "kept", store).names(
-            [fold], labels, n_classes=2, settings=FAST, seeds=[(0,)]
+        Checkpoints(tmp_path / "kept", store).keys(
+            [fold], labels, n_classes=2, config=FAST, seeds=[(0,)]
         )[0]
         for store in stores
     }

@@ -67,13 +67,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, PatientBags
 def test_bags_know_which_images_have_which_label(world: tuple) -> None:
     _, bags, shown = world
     some = {key: value for key, value in shown.items() if key[0] in ("s0", "s1")}
-    marked = bags.with_image_labels(some)
-    assert marked.marks["p0"].tolist() == [0] * N_IMAGES
-    assert sorted(marked.marks["p1"].tolist()) == [0] * 8 + [1] * 2
-    assert (marked.marks["p2"] == -1).all()
-    assert list(marked.subset(["p1"]).marks) == ["p1"]
+    marked = bags.with_instance_labels(some)
+    assert marked.instance_labels["p0"].tolist() == [0] * N_IMAGES
+    assert sorted(marked.instance_labels["p1"].tolist()) == [0] * 8 + [1] * 2
+    assert (marked.instance_labels["p2"] == -1).all()
+    assert list(marked.subset(["p1"]).instance_labels) == ["p1"]
     with pytest.raises(BagError, match="1, and none is of an image of a bag"):
-        bags.with_image_labels({("s0", "another.png"): 1})
+        bags.with_instance_labels({("s0", "another.png"): 1})
 
 
 def test_the_attention_is_pulled_to_images_that_show_something() -> None:
@@ -89,7 +89,7 @@ def test_labels_stay_with_their_images_where_some_are_drawn() -> None:
     numbers = torch.arange(34)
     shelf = FeatureCache(
         tiles=numbers[:, None].float(), starts=torch.tensor([0, 30]), lengths=lengths,
-        labels=torch.zeros(2, dtype=torch.int64), marks=(numbers % 3 == 0).to(torch.int8),
+        labels=torch.zeros(2, dtype=torch.int64), instance_labels=(numbers % 3 == 0).to(torch.int8),
     )  # fmt: skip
     batch, marks = FeatureCache.joined([shelf, shelf]).draw_marked(
         torch.tensor([0, 3]), 8, RandomStreams()
@@ -106,9 +106,9 @@ def test_attention_that_is_taught_lies_better_on_new_patients(world: tuple) -> N
 
     def share_on_shown(store: PatientBags) -> float:
         ensemble = train_ensemble(
-            store.subset(learned), labels, n_classes=2, settings=SETTINGS, seed=(0,)
+            store.subset(learned), labels, n_classes=2, config=SETTINGS, seed=(0,)
         )
-        truth = bags.with_image_labels(shown).marks
+        truth = bags.with_instance_labels(shown).instance_labels
         return float(
             np.mean(
                 [
@@ -120,7 +120,7 @@ def test_attention_that_is_taught_lies_better_on_new_patients(world: tuple) -> N
             )
         )
 
-    plain, taught = share_on_shown(bags), share_on_shown(bags.with_image_labels(shown))
+    plain, taught = share_on_shown(bags), share_on_shown(bags.with_instance_labels(shown))
     assert taught > plain
 
 
@@ -138,7 +138,7 @@ def test_labels_of_images_of_patients_judged_change_nothing_that_is_said_of_them
 
     def said(labels: dict) -> np.ndarray:
         found = cross_validate(
-            bags.with_image_labels(labels), cohort, [fold, other], settings=SETTINGS, seed=0
+            bags.with_instance_labels(labels), cohort, [fold, other], config=SETTINGS, seed=0
         )
         return found.logits[0]
 
@@ -154,12 +154,12 @@ def test_folds_kept_from_other_labels_of_images_are_not_taken_over(
     fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids[:12], test_ids=())
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     names = {
-        Checkpoints(tmp_path, store).names(
-            [fold], labels, n_classes=2, settings=SETTINGS, seeds=[(0,)]
+        Checkpoints(tmp_path, store).keys(
+            [fold], labels, n_classes=2, config=SETTINGS, seeds=[(0,)]
         )[0]
         for store in (
-            bags, bags.with_image_labels(shown),
-            bags.with_image_labels({key: 1 - value for key, value in shown.items()}),
+            bags, bags.with_instance_labels(shown),
+            bags.with_instance_labels({key: 1 - value for key, value in shown.items()}),
         )
     }  # fmt: skip
     assert len(names) == 3

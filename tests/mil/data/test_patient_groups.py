@@ -96,7 +96,7 @@ def test_no_fold_learns_from_one_and_judges_the_other(
 ) -> None:
     _, cohort = noise_cohort(40, 0)
     cohort = at_centres(cohort, 4)
-    folds = make_folds(cohort, by=by, n_folds=4, n_repeats=2, seed=seed, sharing=sharing)
+    folds = make_folds(cohort, by=by, n_folds=4, n_repeats=2, seed=seed, linked=sharing)
     names = cohort.patient_ids
     require_apart(folds, dict(zip(names, group_ids(names, sharing).tolist(), strict=True)))
     judged = [name for fold in folds for name in fold.test_ids]
@@ -110,7 +110,7 @@ def test_those_who_share_a_slide_count_once_where_a_class_is_too_small() -> None
     _, cohort = noise_cohort(12, 0)  # four patients of class b
     patient_folds(cohort, n_folds=4, n_repeats=1, seed=0)
     with pytest.raises(SplitError, match=r"3 patients of class 'b', those who share.*--folds 3"):
-        patient_folds(cohort, n_folds=4, n_repeats=1, seed=0, sharing=[("p003", "p000")])
+        patient_folds(cohort, n_folds=4, n_repeats=1, seed=0, linked=[("p003", "p000")])
 
 
 @given(sharing=pairs(40), seed=st.integers(0, 99))
@@ -122,7 +122,7 @@ def test_folds_of_several_labels_keep_them_together(sharing: LinkedPairs, seed: 
     cohort = Cohort(path=Path("labels.csv"), patients=patients, classes=())
     truth = np.stack([np.arange(40) % 2, np.arange(40) % 3 == 0], axis=1).astype(np.int64)
     table = LabelTable(patients=cohort, names=("one", "two"), truth=truth)
-    folds = label_folds(table, n_folds=3, n_repeats=1, seed=seed, sharing=sharing)
+    folds = label_folds(table, n_folds=3, n_repeats=1, seed=seed, linked=sharing)
     names = cohort.patient_ids
     require_apart(folds, dict(zip(names, group_ids(names, sharing).tolist(), strict=True)))
     assert sorted(name for fold in folds for name in fold.test_ids) == sorted(names)
@@ -139,7 +139,7 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
     }
 
     def judge(store: PatientBags, folds: Sequence[Fold]) -> dict[str, list[float]]:
-        found = cross_validate(store, cohort, folds, settings=FAST, seed=5)
+        found = cross_validate(store, cohort, folds, config=FAST, seed=5)
         return dict(zip(found.patient_ids, found.logits[0].tolist(), strict=True))
 
     def moved(folds: Sequence[Fold]) -> set[str]:
@@ -147,11 +147,11 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
         return {name for name in clean if clean[name] != poisoned[name]}
 
     design = CrossValidationPlan.of(
-        cohort, bags, None, by=by, n_folds=4, n_repeats=1, nested=True, settings=FAST, seed=5,
+        cohort, bags, None, by=by, n_folds=4, n_repeats=1, nested=True, config=FAST, seed=5,
         calibrator="platt",
     )  # fmt: skip
     names = cohort.patient_ids
-    standing = dict(zip(names, group_ids(names, bags.sharing()).tolist(), strict=True))
+    standing = dict(zip(names, group_ids(names, bags.linked_patients()).tolist(), strict=True))
     for inner in design.inner:
         require_apart(inner, standing)
     reached = moved(design.folds)
@@ -175,7 +175,7 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
     settings = replace(FAST, early_stopping=True)
     with pytest.raises(TypeError):  # nothing was taught
         train_ensemble(
-            with_copies(bags, twins), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
+            with_copies(bags, twins), labels_of(cohort), n_classes=2, config=settings, seed=(0,)
         )
     standing = group_ids(cohort.patient_ids, list(twins.items()))
     assert len(set(standing.tolist())) == 60
@@ -191,12 +191,14 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
 def test_no_baseline_learns_from_a_copy_of_what_it_judges() -> None:
     bags, cohort = noise_cohort(24, 1)
     bags, cohort = with_copies(bags, {"p001": "p000"}), at_centres(cohort, 4)
-    folds = make_folds(cohort, by="centre", n_folds=4, n_repeats=1, seed=0, sharing=bags.sharing())
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    folds = make_folds(
+        cohort, by="centre", n_folds=4, n_repeats=1, seed=0, linked=bags.linked_patients()
+    )
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     loud = {**bags.features, "p001": np.full_like(bags.features["p001"], 300)}
 
     def moved(store: PatientBags, poisoned: PatientBags) -> bool:
-        out = replace(found, sharing=store.sharing())
+        out = replace(found, linked=store.linked_patients())
         clean, poison = (
             mean_logistic_probabilities(each, out, calibrator="none", seed=0)
             for each in (store, poisoned)
@@ -211,8 +213,10 @@ def test_no_baseline_learns_from_a_copy_of_what_it_judges() -> None:
 def test_no_calibrator_is_fitted_on_a_copy_of_what_it_calibrates() -> None:
     bags, cohort = noise_cohort(24, 1)
     bags, cohort = with_copies(bags, {"p001": "p000"}), at_centres(cohort, 4)
-    folds = make_folds(cohort, by="centre", n_folds=4, n_repeats=1, seed=0, sharing=bags.sharing())
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    folds = make_folds(
+        cohort, by="centre", n_folds=4, n_repeats=1, seed=0, linked=bags.linked_patients()
+    )
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     logits = found.logits.copy()
     logits[0, 1] = [30, -30]
     clean, poison, unaware = (
@@ -220,7 +224,7 @@ def test_no_calibrator_is_fitted_on_a_copy_of_what_it_calibrates() -> None:
         for out in (
             found,
             replace(found, logits=logits),
-            replace(found, logits=logits, sharing=()),
+            replace(found, logits=logits, linked=()),
         )
     )
     assert clean == poison
@@ -252,7 +256,7 @@ def test_the_classifier_keeps_equal_bags_of_two_patients_in_one_fold() -> None:
 def test_the_same_heads_come_of_a_cohort_without_copies() -> None:
     bags, cohort = noise_cohort(12, 3)
     plain, noted = (
-        train_ensemble(store, labels_of(cohort), n_classes=2, settings=FAST, seed=(0,))
+        train_ensemble(store, labels_of(cohort), n_classes=2, config=FAST, seed=(0,))
         for store in (bags, with_copies(bags, {}))
     )
     assert states(plain.heads) == states(noted.heads)
@@ -269,5 +273,5 @@ def test_folds_that_leave_too_few_of_a_class_are_refused_before_anything_is_trai
     with pytest.raises(SplitError, match=r"class 'b' to learn from in fold \d of .* at least 3"):
         CrossValidationPlan.of(
             cohort, with_copies(bags, copies).subset(cohort.patient_ids), None, by=by,
-            n_folds=3, n_repeats=1, nested=False, settings=FAST, seed=0, calibrator="platt",
+            n_folds=3, n_repeats=1, nested=False, config=FAST, seed=0, calibrator="platt",
         )  # fmt: skip

@@ -84,7 +84,7 @@ def test_the_file_of_folds_names_every_patient_once_a_repeat(tmp_path: Path) -> 
 
 
 def test_parts_of_all_classes_together_stay_even() -> None:
-    parts = stratified_fold_ids(np.array([0] * 7 + [1] * 6 + [2] * 8), n_parts=5, seed=[0])
+    parts = stratified_fold_ids(np.array([0] * 7 + [1] * 6 + [2] * 8), n_folds=5, seed=[0])
     sizes = np.bincount(parts, minlength=5)
     assert sizes.max() - sizes.min() <= 1
 
@@ -142,7 +142,7 @@ def test_folds_give_a_centre_no_way_to_score_above_chance_on_shuffled_labels() -
     areas = []
     for seed in range(20):
         labels = rng.permutation(np.arange(200) % 4 == 0).astype(np.int64)
-        parts = stratified_fold_ids(labels, n_parts=5, seed=(seed,), groups=centres)
+        parts = stratified_fold_ids(labels, n_folds=5, seed=(seed,), groups=centres)
         rates = np.empty(200)
         for part in range(5):
             judged = parts == part

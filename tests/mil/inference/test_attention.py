@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for head in ("gated", "additive"):
         train_run(
             cohort, bags, folder / head, n_folds=2, n_repeats=1, seed=0,
-            settings=TrainConfig(head=head, n_members=2, n_components=8, fixed_steps=15),
+            config=TrainConfig(head=head, n_members=2, n_components=8, fixed_steps=15),
             on_head=lambda done, total: None,
         )  # fmt: skip
     for name, n_tiles in (("new_0", 7), ("new_1", 5), ("bare_0", 0)):

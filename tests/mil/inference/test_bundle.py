@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         n_folds=3,
         n_repeats=1,
         seed=0,
-        settings=FAST,
+        config=FAST,
         on_head=lambda done, total: None,
     )
     return folder
@@ -93,7 +93,7 @@ def test_training_again_gives_the_same_bytes(world: Path) -> None:
     cohort = read_cohort(world / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(world / "bags"))
     train_run(
-        cohort, bags, world / "again", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        cohort, bags, world / "again", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     for name in ("heads.safetensors", "model.json", "out_of_fold.csv", "scores.json", "folds.csv"):
@@ -104,7 +104,7 @@ def test_a_run_keeps_the_calibrator_asked_for(world: Path, tmp_path: Path) -> No
     cohort = read_cohort(world / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(world / "bags"))
     ask_for = partial(
-        train_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        train_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     ask_for(calibrator="auto")
@@ -124,7 +124,7 @@ def test_what_is_deployed_is_stopped_as_what_was_validated(
     cohort = read_cohort(write_cohort(tmp_path, n_patients=n_patients, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
     summary = train_run(
-        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     history = pd.read_csv(tmp_path / "run" / "history.csv")

@@ -68,7 +68,7 @@ def test_whole_trainings_cover_what_they_aim_at_in_every_situation(situation: Si
 def test_sets_are_those_of_the_heads_that_a_patient_was_kept_from() -> None:
     bags, cohort = noise_cohort(36, 2, shift=0.3)
     folds = patient_folds(cohort, n_folds=3, n_repeats=2, seed=0)
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     sets = fit_sets(found)
     assert [states(heads) for heads in sets.heads] == [states(found.heads[0, k]) for k in range(3)]
     for index, name in enumerate(found.patient_ids):
@@ -86,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cohort = read_cohort(write_cohort(folder, n_patients=45, shift=0.5), labelled=True)
     bags = load_patient_bags(cohort, find_bags(folder / "bags"))
     train_run(
-        cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     rows = ["image_id,patient_id", "001_0,001", "gone_0,gone"]

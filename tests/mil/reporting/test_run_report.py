@@ -111,7 +111,7 @@ def train(table: Path, *, n_repeats: int = 1, nested: bool = False) -> Path:
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     train_run(
-        cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, settings=FAST,
+        cohort, bags, table.parent / "run", n_folds=3, n_repeats=n_repeats, seed=0, config=FAST,
         on_head=lambda done, total: None, nested=nested,
         failures={"gone&": "cannot be <opened>", "s1": "was embedded again since"},
     )  # fmt: skip

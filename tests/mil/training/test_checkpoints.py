@@ -65,7 +65,7 @@ def fit(
     nested: bool = False, kill: int = 0,
 ) -> None:  # fmt: skip
     train_run(
-        cohort, bags, run, n_folds=3, n_repeats=1, seed=0, settings=settings, nested=nested,
+        cohort, bags, run, n_folds=3, n_repeats=1, seed=0, config=settings, nested=nested,
         on_head=kill_at(kill),
     )  # fmt: skip
 
@@ -144,9 +144,9 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
         of: PatientBags = bags, fold=fold, labels=labels, settings=FAST, seed=(0,), n_classes=2,
         beside: tuple[Fold, ...] = (), within: Fold | None = None,
     ) -> str:  # fmt: skip
-        return Checkpoints(tmp_path, of).names(
-            (fold, *beside), labels, n_classes=n_classes, settings=settings,
-            seeds=[seed] * (1 + len(beside)), within=within,
+        return Checkpoints(tmp_path, of).keys(
+            (fold, *beside), labels, n_classes=n_classes, config=settings,
+            seeds=[seed] * (1 + len(beside)), outer_fold=within,
         )[0]  # fmt: skip
 
     turned = fold.train_ids[0]
@@ -178,9 +178,9 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     bags, cohort = noise_cohort(9, 0)
     kept = Checkpoints(tmp_path / "part", bags)
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
-    heads = train_ensemble(bags, labels, n_classes=2, settings=FAST, seed=(0,)).heads
+    heads = train_ensemble(bags, labels, n_classes=2, config=FAST, seed=(0,)).heads
     logits = {"p": np.array([1 / 3, -np.pi * 1e-9])}
-    record = EpochRecord(member=0, epoch=1, train_loss=0.1 + 0.2, stop_loss=float("nan"))
+    record = EpochRecord(member=0, epoch=1, train_loss=0.1 + 0.2, val_loss=float("nan"))
     assert kept.read("a", head="gated", n_classes=2) is None
     averaged = {"p": logits["p"] / 7}
     kept.write("a", FoldResult(logits=logits, heads=heads, history=(record,), averaged=averaged))
@@ -190,7 +190,7 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     assert found.logits["p"].tobytes() == logits["p"].tobytes()
     assert found.averaged["p"].tobytes() == averaged["p"].tobytes()
     assert found.history[0].train_loss == record.train_loss
-    assert np.isnan(found.history[0].stop_loss)
+    assert np.isnan(found.history[0].val_loss)
     file = tmp_path / "part" / "a.safetensors"
     whole = file.read_bytes()
     for damage in (b"", b"{}", whole[:-1], whole.replace(b"patients", b"patience")):
@@ -214,9 +214,9 @@ def test_heads_of_folds_taken_over_are_counted(tmp_path: Path) -> None:
                 bags,
                 cohort,
                 folds,
-                settings=FAST,
+                config=FAST,
                 seed=0,
-                kept=kept,
+                checkpoints=kept,
                 on_head=lambda heads=heads: heads.append(None),  # type: ignore[misc]
             )
         )

@@ -41,7 +41,7 @@ def test_every_setting_changes_the_heads_and_keeps_them_reproducible(
 ) -> None:
     bags, cohort = noise_cohort(30, 1, shift=0.5)
     first, same, plain = (
-        train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+        train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(1,))
         for settings in (replace(FAST, **change), replace(FAST, **change), FAST)  # type: ignore[arg-type]
     )
     assert states(first.heads) == states(same.heads)
@@ -62,7 +62,7 @@ def held_out_auroc(settings: TrainConfig) -> float:
     bags, cohort = noise_cohort(90, 8, shift=0.7)
     known, others = cohort.patient_ids[:60], cohort.patient_ids[60:]
     ensemble = train_ensemble(
-        bags.subset(known), labels_of(cohort), n_classes=2, settings=settings, seed=(0,)
+        bags.subset(known), labels_of(cohort), n_classes=2, config=settings, seed=(0,)
     )
     logits = [predict_members(ensemble.heads, bags.features[name])[0].mean(0) for name in others]
     return auroc(np.stack(logits), cohort.labels[60:])
@@ -74,9 +74,9 @@ def test_a_heads_own_loss_is_part_of_what_is_trained_on(
 ) -> None:
     bags, cohort = noise_cohort(30, 1, shift=0.5)
     settings = replace(FAST, head=head)
-    with_it = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+    with_it = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(1,))
     monkeypatch.setattr(type(with_it.heads[0]), "auxiliary_loss", lambda *_: None)
-    without = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(1,))
+    without = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(1,))
     assert with_it.history[0].train_loss > without.history[0].train_loss
     assert states(with_it.heads) != states(without.heads)
 
@@ -110,7 +110,7 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
     settings = TrainConfig(mixup=1.0)
     course = trainer.Trainer(
         [trainer._HeadState(head, lesson)], shelf, trainer._EpochShape.of(lesson, shelf, settings),
-        n_classes=2, settings=settings, on_head=lambda: None,
+        n_classes=2, config=settings, on_head=lambda: None,
     )  # fmt: skip
     found = course._loss(torch.arange(4))
     luck = RandomStreams([lesson.stream.manual_seed(3)])

@@ -32,9 +32,9 @@ FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def nested_of(bags: PatientBags, cohort: Cohort, folds: tuple[Fold, ...]) -> np.ndarray:
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    return nested_probabilities(bags, cohort, folds, found, inner=inner, settings=FAST, seed=0)
+    return nested_probabilities(bags, cohort, folds, found, inner=inner, config=FAST, seed=0)
 
 
 def test_inner_folds_lie_inside_the_training_patients() -> None:
@@ -126,7 +126,7 @@ def test_a_run_says_that_its_scores_are_nested(tmp_path: Path) -> None:
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
     heads = []
     train_run(
-        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST, nested=True,
+        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST, nested=True,
         on_head=lambda done, total: heads.append((done, total)),
     )  # fmt: skip
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
@@ -143,7 +143,7 @@ def test_a_cohort_too_small_for_inner_folds_is_refused_before_training(tmp_path:
     heads: list[int] = []
     with pytest.raises(SplitError, match="patients of class 'LAA'"):
         train_run(
-            cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+            cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
             nested=True, on_head=lambda done, total: heads.append(done),
         )  # fmt: skip
     assert heads == []

@@ -64,7 +64,7 @@ def test_bags_of_a_patient_are_joined_and_missing_ones_listed(tmp_path: Path) ->
     assert bags.features["000"].shape == (8, 16)
     assert bags.features["001"].shape == (0, 16)
     assert bags.missing_slides == ("001_0",)
-    assert "001" not in bags.filled()
+    assert "001" not in bags.nonempty()
 
 
 def test_bags_made_differently_are_not_mixed(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_stream_alone()
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, same, other = (
-        train_ensemble(bags, labels_of(cohort), n_classes=2, settings=FAST, seed=(seed,))
+        train_ensemble(bags, labels_of(cohort), n_classes=2, config=FAST, seed=(seed,))
         for seed in (1, 1, 2)
     )
     assert torch.equal(before, torch.random.get_rng_state())
@@ -159,12 +159,12 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fold_jobs, "train_ensembles", watch)
-        cross_validate(bags, cohort, [fold], settings=FAST, seed=4)
+        cross_validate(bags, cohort, [fold], config=FAST, seed=4)
         patients = tuple(
             replace(patient, label=cohort.classes[turned[patient.patient_id]])
             for patient in cohort.patients
         )
-        cross_validate(poisoned, replace(cohort, patients=patients), [fold], settings=FAST, seed=4)
+        cross_validate(poisoned, replace(cohort, patients=patients), [fold], config=FAST, seed=4)
     assert states(seen[0].heads) == states(seen[1].heads)
 
 
@@ -172,12 +172,12 @@ def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(trainer, "_STEPS_BETWEEN_CHECKS", 1)
     bags, cohort = noise_cohort(60, 3, shift=0.15)
     settings = replace(FAST, early_stopping=True, max_epochs=25, patience=25, learning_rate=0.02)
-    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,))
     from mil.data.splits import stratified_fold_ids
 
-    parts = stratified_fold_ids(cohort.labels, n_parts=2, seed=(0,))
+    parts = stratified_fold_ids(cohort.labels, n_folds=2, seed=(0,))
     for member, head in enumerate(ensemble.heads):
-        curve = [r.stop_loss for r in ensemble.history if r.member == member]
+        curve = [r.val_loss for r in ensemble.history if r.member == member]
         stop = np.flatnonzero(parts == member)
         logits = np.concatenate(
             [predict_members([head], bags.features[cohort.patient_ids[index]])[0] for index in stop]
@@ -190,21 +190,21 @@ def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) 
 def test_a_single_head_is_stopped_on_a_fifth_of_the_patients() -> None:
     bags, cohort = noise_cohort(75, 3)
     settings = replace(FAST, n_members=1, early_stopping=True)
-    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,))
     assert np.isfinite([r.train_loss for r in ensemble.history]).all()
     # An epoch has four steps; the loss is looked at every ten.
-    looks = [r.epoch for r in ensemble.history if np.isfinite(r.stop_loss)]
+    looks = [r.epoch for r in ensemble.history if np.isfinite(r.val_loss)]
     assert looks == [0, 2, 4]
 
 
 def test_without_early_stopping_all_patients_are_learned_from() -> None:
     bags, cohort = noise_cohort(18, 4)
-    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=FAST, seed=(0,))
-    assert np.isnan([record.stop_loss for record in ensemble.history]).all()
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=FAST, seed=(0,))
+    assert np.isnan([record.val_loss for record in ensemble.history]).all()
     assert len(ensemble.history) == FAST.n_members * FAST.fixed_steps // 2  # 2 steps an epoch
     with pytest.raises(SplitError, match="at least 10 of each"):
         train_ensemble(
-            bags, labels_of(cohort), n_classes=2, settings=replace(FAST, early_stopping=True),
+            bags, labels_of(cohort), n_classes=2, config=replace(FAST, early_stopping=True),
             seed=(0,),
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_without_early_stopping_all_patients_are_learned_from() -> None:
 def test_a_large_cohort_is_learned_from_once_at_least() -> None:
     bags, cohort = noise_cohort(48, 4)
     settings = replace(FAST, batch_patients=1, fixed_steps=20)
-    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,))
+    ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,))
     assert [record.epoch for record in ensemble.history] == [0, 0]
 
 
@@ -220,15 +220,13 @@ def test_a_class_without_tiles_cannot_be_learned() -> None:
     bags, cohort = noise_cohort(9, 5)
     only_a = [p.patient_id for p in cohort.patients if p.label == "a"]
     with pytest.raises(SplitError, match="at least one of each"):
-        train_ensemble(
-            bags.subset(only_a), labels_of(cohort), n_classes=2, settings=FAST, seed=(0,)
-        )
+        train_ensemble(bags.subset(only_a), labels_of(cohort), n_classes=2, config=FAST, seed=(0,))
 
 
 def test_every_patient_is_judged_once_a_repeat() -> None:
     bags, cohort = noise_cohort(30, 6)
     folds = patient_folds(cohort, n_folds=3, n_repeats=2, seed=0)
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     assert found.logits.shape == (2, 30, 2)
     assert np.isfinite(found.logits).all()
     assert (found.fold >= 0).all()
@@ -239,7 +237,7 @@ def test_every_patient_is_judged_once_a_repeat() -> None:
 def test_a_patients_own_label_does_not_reach_its_cross_fitted_calibrator() -> None:
     bags, cohort = noise_cohort(45, 7, shift=0.5)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
-    found = cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     judged = found.fold[0] == 1
     turned = replace(found, labels=np.where(judged, 1 - found.labels, found.labels))
     np.testing.assert_array_equal(
@@ -252,7 +250,7 @@ def test_a_planted_signal_is_found(head: str) -> None:
     bags, cohort = noise_cohort(60, 8, shift=0.6)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     settings = replace(FAST, head=head, fixed_steps=80, max_epochs=40)
-    found = cross_validate(bags, cohort, folds, settings=settings, seed=0)
+    found = cross_validate(bags, cohort, folds, config=settings, seed=0)
     proba = cross_fitted_probabilities(found)[0]
     assert auroc(proba, found.labels) > 0.85
     assert weighted_log_loss(proba, found.labels) < 0.55
@@ -267,9 +265,9 @@ def test_without_signal_held_out_patients_are_judged_at_chance() -> None:
         known = replace(cohort, patients=cohort.patients[:36])
         folds = patient_folds(known, n_folds=3, n_repeats=1, seed=seed)
         store = bags.subset(known.patient_ids)
-        found = cross_validate(store, known, folds, settings=FAST, seed=seed)
+        found = cross_validate(store, known, folds, config=FAST, seed=seed)
         calibrator = fit_calibrator(found, np.ones(found.fold.shape, bool))
-        final = train_ensemble(store, labels_of(known), n_classes=2, settings=FAST, seed=(seed, 9))
+        final = train_ensemble(store, labels_of(known), n_classes=2, config=FAST, seed=(seed, 9))
         logits = np.stack(
             [predict_members(final.heads, bags.features[name])[0].mean(axis=0) for name in ids[36:]]
         )

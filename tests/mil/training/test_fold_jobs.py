@@ -20,9 +20,9 @@ from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
 from mil.training.fold_jobs import (
+    ExecutorFactory,
     FoldJob,
     FoldRunner,
-    Judges,
     local_fold_executor,
     ray_fold_executor,
 )
@@ -38,12 +38,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(
-    table: Path, run: Path, judges: Judges, *, n_heads: list[int], nested: bool = False
+    table: Path, run: Path, judges: ExecutorFactory, *, n_heads: list[int], nested: bool = False
 ) -> None:
     cohort = read_cohort(table, labelled=True)
     train_run(
         cohort, load_patient_bags(cohort, find_bags(table.parent / "bags")), run, n_folds=3,
-        n_repeats=2, seed=1, settings=SETTINGS, nested=nested, judges=judges,
+        n_repeats=2, seed=1, config=SETTINGS, nested=nested, executor=judges,
         on_head=lambda done, total: n_heads.append(done),
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_finished_assignments_are_taken_over_and_the_others_done(
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     folds = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
     assignments = [
-        FoldJob(folds=(f,), labels=labels, n_classes=2, settings=SETTINGS, seeds=((0, f.index),))
+        FoldJob(folds=(f,), labels=labels, n_classes=2, config=SETTINGS, seeds=((0, f.index),))
         for f in folds
     ]
     kept = Checkpoints(tmp_path / "kept", bags)
@@ -102,7 +102,7 @@ def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) ->
 
     cohort = read_cohort(table, labelled=True)
     (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
-    job = FoldJob(folds=(fold,), labels={}, n_classes=2, settings=SETTINGS, seeds=((0,),))
+    job = FoldJob(folds=(fold,), labels={}, n_classes=2, config=SETTINGS, seeds=((0,),))
     with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
         FoldRunner(Deadly(), kept=None, on_head=lambda: None).judge([job])
 
@@ -119,7 +119,7 @@ def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
-    ensemble = train_ensemble(bags, labels, n_classes=2, settings=SETTINGS, seed=(0,))
+    ensemble = train_ensemble(bags, labels, n_classes=2, config=SETTINGS, seed=(0,))
     near, far = (
         dict(fold_jobs._looks(ensemble, bags, cohort.patient_ids, device=torch.device(name)))
         for name in ("cpu", "meta")

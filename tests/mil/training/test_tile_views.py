@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cohort(folder, n_patients=30, shift=0.7, n_views=3)
     cohort, bags = load(folder)
     train_run(
-        cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, settings=FAST,
+        cohort, bags, folder / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
     return folder
@@ -57,14 +57,14 @@ def run(world: Path) -> ModelBundle:
 
 def cross(cohort: Cohort, bags: PatientBags) -> OutOfFoldPredictions:
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
-    return cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    return cross_validate(bags, cohort, folds, config=FAST, seed=0)
 
 
 def test_views_are_loaded_beside_the_tiles_they_are_of(world: Path) -> None:
     cohort, held = load(world)
     _, stored = load(world, most_bytes=0)
     assert isinstance(stored.views, OnDiskFeatures)
-    assert held.n_looks == stored.n_looks == 4
+    assert held.n_versions == stored.n_versions == 4
     for patient in cohort.patients:
         name = patient.patient_id
         bags = [read_bag(world / "bags" / f"{slide}.h5") for slide in patient.slide_ids]
@@ -89,7 +89,11 @@ def test_a_step_draws_every_look_at_a_tile_as_often_as_any_other() -> None:
     rows = torch.cartesian_prod(torch.arange(5.0), torch.arange(3.0))  # (tile, look)
     one = torch.tensor([2, 3])
     shelf = FeatureCache(
-        tiles=rows, starts=torch.tensor([0, 2]), lengths=one, labels=torch.tensor([0, 1]), n_looks=3
+        tiles=rows,
+        starts=torch.tensor([0, 2]),
+        lengths=one,
+        labels=torch.tensor([0, 1]),
+        n_versions=3,
     )
     both = FeatureCache.joined([shelf, shelf])
     batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3, RandomStreams())
@@ -108,7 +112,7 @@ def test_heads_learn_from_views_and_are_judged_on_plain_tiles(world: Path) -> No
         bags, views={name: np.repeat(t[:, None], 3, axis=1) for name, t in bags.features.items()}
     )
     learned, unmoved = (
-        train_ensemble(store, labels, n_classes=2, settings=FAST, seed=(0,))
+        train_ensemble(store, labels, n_classes=2, config=FAST, seed=(0,))
         for store in (bags, alike)
     )
     tiles = bags.features["003"]
@@ -135,7 +139,7 @@ def test_many_patients_at_once_are_told_what_each_is_told_alone(
 ) -> None:
     monkeypatch.setattr(ensemble, "_TILES_JUDGED_AT_ONCE", 30)
     _, bags = load(world)
-    names = bags.filled()
+    names = bags.nonempty()
     together = predict_batch(run.heads, bags, names, device=torch.device("cpu"))
     alone = [predict_views(run.heads, bags.features[name], bags.views[name])[0] for name in names]
     np.testing.assert_allclose(together, np.stack(alone, axis=2), rtol=1e-4, atol=1e-5)

@@ -38,7 +38,7 @@ def tasks() -> list[EnsembleTask]:
 
 
 def test_the_same_ensembles_together_give_the_same_bytes() -> None:
-    found = [train_ensembles(tasks(), n_classes=2, settings=FAST) for _ in range(2)]
+    found = [train_ensembles(tasks(), n_classes=2, config=FAST) for _ in range(2)]
     for one, same in zip(*found, strict=True):
         assert states(one.heads) == states(same.heads)
         losses = [[record.train_loss for record in some.history] for some in (one, same)]
@@ -64,9 +64,9 @@ def test_an_ensemble_learns_the_same_alone_and_beside_others_of_other_sizes(
         EnsembleTask(bags=bags.subset(names), labels=labels_of(cohort), seed=(number,))
         for number, names in enumerate((ids[:40], ids[35:], ids[20:60]))
     ]
-    together = train_ensembles(given, n_classes=2, settings=settings)
+    together = train_ensembles(given, n_classes=2, config=settings)
     for task, beside in zip(given, together, strict=True):
-        (alone,) = train_ensembles([task], n_classes=2, settings=settings)
+        (alone,) = train_ensembles([task], n_classes=2, config=settings)
         for name in ids[::10]:
             np.testing.assert_allclose(
                 predict_members(alone.heads, bags.features[name])[0],
@@ -85,8 +85,8 @@ def test_poisoned_patients_of_one_ensemble_do_not_reach_the_one_beside_it(head: 
     }
     turned = {name: 1 - label for name, label in second.labels.items()}
     poisoned = replace(second, bags=replace(second.bags, features=wild), labels=turned)
-    clean = train_ensembles([first, second], n_classes=2, settings=settings)
-    beside = train_ensembles([first, poisoned], n_classes=2, settings=settings)
+    clean = train_ensembles([first, second], n_classes=2, config=settings)
+    beside = train_ensembles([first, poisoned], n_classes=2, config=settings)
     assert states(clean[0].heads) == states(beside[0].heads)
     assert states(clean[1].heads) != states(beside[1].heads)
 
@@ -97,14 +97,14 @@ def test_heads_stop_when_each_of_them_is_done() -> None:
     settings = replace(settings, learning_rate=0.02)
     done: list[None] = []
     ensemble = train_ensemble(
-        bags, labels_of(cohort), n_classes=2, settings=settings, seed=(0,),
+        bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,),
         on_head=lambda: done.append(None),
     )  # fmt: skip
     curves = [[r for r in ensemble.history if r.member == member] for member in range(3)]
     assert len({len(curve) for curve in curves}) > 1
     for curve in curves:
-        looks = [record for record in curve if np.isfinite(record.stop_loss)]
-        best = min(looks, key=lambda record: record.stop_loss)
+        looks = [record for record in curve if np.isfinite(record.val_loss)]
+        best = min(looks, key=lambda record: record.val_loss)
         assert len(curve) == 60 or curve[-1].epoch - best.epoch >= 6
     assert len(done) == 3
 
@@ -140,7 +140,7 @@ def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
     monkeypatch.setattr(FeatureCache, "draw_marked", watch)
     heads = [build_head("max", dim=4, n_components=4, n_classes=2) for _ in given]
     settings = TrainConfig(batch_patients=11, fixed_steps=3)
-    train_heads(heads, given, shelf, n_classes=2, settings=settings, on_head=lambda: None)
+    train_heads(heads, given, shelf, n_classes=2, config=settings, on_head=lambda: None)
     assert [tuple(patients.shape) for patients in seen] == [(2, 11)] * 3
     long, short = torch.cat(seen, dim=1)
     assert sorted(long.tolist()) == list(range(33))
@@ -203,7 +203,7 @@ def test_folds_on_a_gpu_say_what_folds_on_the_cpu_say(head: str) -> None:
     folds = patient_folds(cohort, n_folds=2, n_repeats=2, seed=0)
     settings = replace(FAST, head=head)
     here, there = (
-        cross_validate(bags, cohort, folds, settings=replace(settings, device=device), seed=0)
+        cross_validate(bags, cohort, folds, config=replace(settings, device=device), seed=0)
         for device in ("cpu", "cuda")
     )
     # Other streams of random numbers, so other heads; what they say goes the same way.

@@ -64,7 +64,7 @@ def poisoned(others: PatientBags, copies: dict[str, str], *, mark: str) -> Patie
 
 def validate(bags: PatientBags, cohort: Cohort) -> OutOfFoldPredictions:
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
-    return cross_validate(bags, cohort, folds, settings=FAST, seed=0)
+    return cross_validate(bags, cohort, folds, config=FAST, seed=0)
 
 
 @pytest.mark.parametrize("mark", ["content_id", "features_sha256"])
@@ -90,7 +90,7 @@ def test_a_patient_of_the_same_name_is_left_out() -> None:
     bags, _ = noise_cohort(6, 0)
     others = strangers(bags, n=3)
     named = replace(others, features={**others.features, "p002": others.features["other p000"]})
-    assert bags.same_patients(named) == {"p002": "p002"}
+    assert bags.find_duplicates(named) == {"p002": "p002"}
     found = bags.with_unlabelled(named).unlabelled
     assert found is not None
     assert found.patient_ids == ("other p000", "other p001", "other p002")
@@ -132,9 +132,7 @@ def test_a_judgement_with_other_unlabelled_patients_has_another_name(tmp_path: P
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
     stores = [bags, *(bags.with_unlabelled(strangers(bags, n=n)) for n in (3, 4))]
     names = {
-        Checkpoints(tmp_path, store).names(
-            [fold], labels, n_classes=2, settings=FAST, seeds=[(0,)]
-        )[0]
+        Checkpoints(tmp_path, store).keys([fold], labels, n_classes=2, config=FAST, seeds=[(0,)])[0]
         for store in stores
     }
     assert len(names) == 3
@@ -151,7 +149,7 @@ def fit(folder: Path) -> TrainingSummary:
     paths = find_bags(folder / "bags")
     return train_run(
         cohort, load_patient_bags(cohort, paths), folder / "run", n_folds=3, n_repeats=1, seed=0,
-        settings=FAST, on_head=lambda done, total: None,
+        config=FAST, on_head=lambda done, total: None,
         unlabelled=load_patient_bags(read_cohort(table, labelled=False), paths),
     )  # fmt: skip
 
