@@ -1,4 +1,4 @@
-"""What readers do to pixels: three channels, no transparency, no more than there is."""
+"""Pixel conversions of the readers: RGB of 8 bit without transparency."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy.typing as npt
 
 from features.slides.base import RgbArray
 
-__all__ = ["clip_region", "filled_image", "to_rgb"]
+__all__ = ["filled_image", "to_rgb"]
 
-_AT_ONCE_PX = 1 << 20
+_BAND_PX = 1 << 20
 
 
 def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
-    """A picture of one colour, shape (height_px, width_px, 3)."""
-    picture = np.empty((height_px, width_px, 3), np.uint8)
+    """Return an image of one colour, shape (height_px, width_px, 3), uint8."""
+    image = np.empty((height_px, width_px, 3), np.uint8)
     if len(set(rgb)) == 1:
-        picture.fill(rgb[0])  # several times as fast as colour by colour
+        image.fill(rgb[0])  # several times as fast as channel by channel
     else:
-        picture[:] = np.array(rgb, np.uint8)
-    return picture
+        image[:] = np.array(rgb, np.uint8)
+    return image
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:
-    """Grey, RGB or RGBA of 8 or 16 bit as RGB of 8 bit.
+    """Convert grey, RGB or RGBA of 8 or 16 bit to RGB of 8 bit.
 
     Parameters
     ----------
     pixels
         Shape (height, width) or (height, width, 1 to 4), uint8 or uint16.
     background_rgb
-        What shines through where alpha is not full.
+        Colour behind transparent pixels.
 
     Returns
     -------
@@ -53,41 +53,16 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
 def _flatten_alpha(
     pixels: npt.NDArray[np.uint8], background_rgb: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Colours in front of the background, shape (height, width, 3), by alpha, the last channel.
+    """Colours composited onto the background by alpha, the last channel, (height, width, 3).
 
-    Row by row of blocks: numbers with fractions take sixteen times the room.
+    Computed in bands, because floats take sixteen times the memory.
     """
     height, width = pixels.shape[:2]
     flat = np.empty((height, width, 3), np.uint8)
-    step = max(1, _AT_ONCE_PX // max(1, width))
+    step = max(1, _BAND_PX // max(1, width))
     for top in range(0, height, step):
         part = pixels[top : top + step]
         alpha = part[..., -1:].astype(np.float32) / 255
         colour = part[..., :-1] * alpha + np.asarray(background_rgb, np.float32) * (1 - alpha)
         flat[top : top + step] = np.rint(colour).astype(np.uint8)
     return flat
-
-
-def clip_region(
-    x_px: int,
-    y_px: int,
-    width_px: int,
-    height_px: int,
-    *,
-    level_width_px: int,
-    level_height_px: int,
-) -> tuple[slice, slice, int, int, int, int]:
-    """The part of a region that lies on the level.
-
-    Returns
-    -------
-    tuple
-        Rows and columns of the region that are filled, then x, y, width and height to read; width
-        or height is 0 where the region lies outside.
-    """
-    left, top = max(x_px, 0), max(y_px, 0)
-    width = max(0, min(x_px + width_px, level_width_px) - left)
-    height = max(0, min(y_px + height_px, level_height_px) - top)
-    rows = slice(top - y_px, top - y_px + height)
-    columns = slice(left - x_px, left - x_px + width)
-    return rows, columns, left, top, width, height

@@ -1,77 +1,48 @@
-"""Files that ``torch.save`` wrote, read without running a program or filling the memory."""
+"""Loading of files that ``torch.save`` wrote, restricted to tensors and plain containers."""
 
 from __future__ import annotations
 
-import io
-import mmap
 import warnings
 import zipfile
 from pathlib import Path
-from typing import IO
 
 import torch
 
-from features.utils.pickles import require_plain_pickle
+from features.utils.hardware import available_memory
 
 __all__ = ["safe_torch_load"]
 
-_ARCHIVE = b"PK\x03\x04"
-"""How a file begins that PyTorch reads as an archive; any other is a pickle, whatever ends it."""
-_N_OLD_PICKLES = 5
-"""In a file that is no archive: a mark, a version, the system, the content, names of tensors."""
-_GROWING = (b"bytearray", b"_codecs")
-"""Names by which a pickle of some bytes asks for gigabytes; no tensor needs them."""
+_ARCHIVE_START = b"PK\x03\x04"
+"""First bytes of a file that PyTorch reads as a zip archive; any other is a bare pickle."""
 
 
 def safe_torch_load(path: Path) -> object:
-    """What a file holds: tensors and plain containers of them.
-
-    Such a file is a pickle, and an ordinary pickle can run any program. PyTorch's own restricted
-    reader makes tensors and plain values and refuses the rest; what it would still unpack or
-    multiply is refused before.
+    """Load tensors and plain containers of them onto the CPU, without running code from the file.
 
     Raises
     ------
     ValueError
-        If it could take much more memory or time than its own size.
+        If the file is empty, larger than the free memory, or an archive that unpacks to more than
+        its own size in bytes (PyTorch stores tensors uncompressed).
+    pickle.UnpicklingError
+        If it holds anything but tensors and plain containers.
     Exception
-        Of any kind, as damage will have it; ``pickle.UnpicklingError`` for anything but tensors.
+        Of any kind, if the file is damaged.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
-        if all_[: len(_ARCHIVE)] == _ARCHIVE:
-            _look_into_archive(path)
-        else:
-            _look_into_pickles(all_, file)
+    n_bytes, n_free = path.stat().st_size, available_memory()
+    if not n_bytes:
+        raise ValueError("an empty file")
+    if n_bytes > n_free:
+        raise ValueError(f"{n_bytes:,} bytes, more than the {n_free:,} bytes of free memory")
+    with path.open("rb") as file:
+        is_archive = file.read(len(_ARCHIVE_START)) == _ARCHIVE_START
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            n_unpacked = sum(member.file_size for member in archive.infolist())
+        if n_unpacked > n_bytes:
+            raise ValueError(
+                f"an archive that unpacks to {n_unpacked:,} bytes, more than its own size"
+            )
     with warnings.catch_warnings(action="ignore"):
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     return content
-
-
-def _look_into_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than its size; PyTorch stores tensors unpacked."""
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        n_bytes = sum(part.file_size for part in parts)
-        if n_bytes > path.stat().st_size:
-            message = f"an archive that unpacks to {n_bytes:,} bytes, more than its own size"
-            raise ValueError(message)
-        for part in parts:
-            if ".pkl" in part.orig_filename.lower():  # PyTorch finds DATA.PKL as well
-                content = archive.read(part)
-                _look_for_names(content)
-                require_plain_pickle(io.BytesIO(content))
-
-
-def _look_into_pickles(content: mmap.mmap, file: IO[bytes]) -> None:
-    """Look into the pickles at the beginning of a file of PyTorch's older format."""
-    _look_for_names(content)
-    for _ in range(_N_OLD_PICKLES):
-        if file.tell() < len(content):
-            require_plain_pickle(file)
-
-
-def _look_for_names(content: bytes | mmap.mmap) -> None:
-    name = next((name for name in _GROWING if content.find(name) >= 0), None)
-    if name is not None:
-        message = f"it holds {name.decode()!r}, which no tensor needs and which can fill the memory"
-        raise ValueError(message)

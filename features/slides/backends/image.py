@@ -8,20 +8,21 @@ import numpy as np
 from PIL import Image
 
 from features.errors import SlideError
+from features.slides.backends.base import RegionReader
 from features.slides.base import Level, RgbArray
-from features.slides.pixels import clip_region, filled_image, to_rgb
+from features.slides.pixels import to_rgb
 from features.slides.resampling import thumbnail_accumulator
 
 __all__ = ["ImageSlide"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_LARGEST_PX = 1 << 28
-"""Pixels of an image at most: it is decoded whole, and 268 Mpx take 2 GB while it is."""
+_MAX_PX = 1 << 28
+"""Largest image: it is decoded whole, and 268 Mpx take 2 GB meanwhile."""
 _BAND_PX = 1 << 22
-Image.MAX_IMAGE_PIXELS = None  # else Pillow warns and refuses long before our own limit
+Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse images long before the limit above
 
 
-class ImageSlide:
+class ImageSlide(RegionReader):
     """A plain image, decoded whole; see :class:`features.slides.base.Slide`.
 
     Raises
@@ -31,7 +32,6 @@ class ImageSlide:
     """
 
     reader = "image"
-    background_rgb = (255, 255, 255)
     mpp_xy = None
 
     def __init__(self, path: Path) -> None:
@@ -41,21 +41,35 @@ class ImageSlide:
                 self._pixels = self._decode(image)
         except SlideError:
             raise
-        except Exception as error:  # Pillow meets damage in more ways than it says
+        except Exception as error:  # Pillow raises errors of many kinds on damaged files
             raise SlideError(
                 path, actual=f"no plain image ({error})", expected="PNG, JPEG"
             ) from error
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
 
+    def overview(self, *, downsample: int) -> RgbArray:
+        """Read the whole image downsampled; see :meth:`features.slides.base.Slide.overview`."""
+        means = thumbnail_accumulator(self.levels, 0, downsample)
+        means.add(self._pixels, x_px=0, y_px=0)
+        return means.mean_image(fill_rgb=self.background_rgb)
+
+    def close(self) -> None:
+        """Release the pixels."""
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+
+    def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:  # noqa: ARG002 - one level
+        height, width = out.shape[:2]
+        out[:] = self._pixels[y_px : y_px + height, x_px : x_px + width]
+
     def _decode(self, image: Image.Image) -> RgbArray:
-        """Pixels of the image; converted in bands, since each way on copies what it is given."""
+        """Pixels of the image, converted in bands, because each conversion copies its input."""
         width, height = image.size
-        if width * height > _LARGEST_PX:
+        if width * height > _MAX_PX:
             raise SlideError(
                 self.path,
                 actual=f"a plain image of {width} × {height} px",
-                expected=f"at most {_LARGEST_PX:,} px",
+                expected=f"at most {_MAX_PX:,} px",
                 hint="Convert it to a tiled TIFF.",
             )
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
@@ -66,24 +80,3 @@ class ImageSlide:
             band = image.crop((0, top, width, min(height, top + rows))).convert(mode)
             pixels[top : top + rows] = to_rgb(np.asarray(band), background_rgb=self.background_rgb)
         return pixels
-
-    def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
-        """Pixels of a rectangle; see the protocol."""
-        size = self.levels[level]
-        picture = filled_image(height_px, width_px, self.background_rgb)
-        rows, columns, left, top, width, height = clip_region(
-            x_px, y_px, width_px, height_px,
-            level_width_px=size.width_px, level_height_px=size.height_px,
-        )  # fmt: skip
-        picture[rows, columns] = self._pixels[top : top + height, left : left + width]
-        return picture
-
-    def overview(self, *, downsample: int) -> RgbArray:
-        """The whole image, small; see the protocol."""
-        means = thumbnail_accumulator(self.levels, 0, downsample)
-        means.add(self._pixels, x_px=0, y_px=0)
-        return means.mean_image(fill_rgb=self.background_rgb)
-
-    def close(self) -> None:
-        """Forget the pixels."""
-        self._pixels = np.empty((0, 0, 3), np.uint8)

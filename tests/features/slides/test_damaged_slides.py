@@ -176,7 +176,7 @@ def test_a_jpeg_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_for(
     overwrite(path, frame + 5, struct.pack(">HH", 65500, 65500))
     with closing(open_slide(path)) as slide:
         slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
-        with pytest.raises(TileError, match="claims 65,500 × 65,500 px"):
+        with pytest.raises(TileError, match="declares 65,500 × 65,500 px"):
             slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
 
 
@@ -194,7 +194,7 @@ def test_noise_before_the_frame_does_not_hide_what_a_jpeg_tile_claims(tmp_path: 
     overwrite(path, counts + 4 * 5, struct.pack("<I", length + 1))
     with (
         closing(open_slide(path)) as slide,
-        pytest.raises(TileError, match="claims 65,500 × 65,500 px"),
+        pytest.raises(TileError, match="declares 65,500 × 65,500 px"),
     ):
         slide.read(level=0, x_px=256, y_px=128, width_px=9, height_px=9)
 
@@ -208,15 +208,18 @@ def test_a_jpeg_2000_tile_that_claims_to_be_huge_is_lost_before_memory_is_asked_
     overwrite(path, offset + 8, struct.pack(">II", 60000, 60000))
     with closing(open_slide(path)) as slide:
         slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
-        with pytest.raises(TileError, match="claims 60,000 × 60,000 px"):
+        with pytest.raises(TileError, match="declares 60,000 × 60,000 px"):
             slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
+
+
+PNG_HEADER = b"IHDR" + struct.pack(">IIBBBBB", 16383, 16383, 8, 2, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("compression", "start", "skip", "claim"),
     [
         ("webp", b"VP8L", 9, struct.pack("<I", 16382 | 16382 << 14)),
-        ("png", b"IHDR", 4, struct.pack(">II", 16383, 16383)),
+        ("png", b"IHDR", 0, PNG_HEADER + struct.pack(">I", zlib.crc32(PNG_HEADER))),
     ],
     ids=["WebP", "PNG"],
 )
@@ -229,7 +232,7 @@ def test_a_webp_or_png_tile_that_claims_to_be_huge_is_lost_before_memory_is_aske
     overwrite(path, offset + skip, claim)
     with closing(open_slide(path)) as slide:
         slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
-        with pytest.raises(TileError, match="claims 16,383 × 16,383 px"):
+        with pytest.raises(TileError, match="declares 16,383 × 16,383 px"):
             slide.read(level=0, x_px=256, y_px=0, width_px=9, height_px=9)
 
 
@@ -251,7 +254,7 @@ def test_a_slide_without_any_good_tile_has_no_overview(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:first].ljust(path.stat().st_size, b"\xaa"))
     with (
         closing(open_slide(path)) as slide,
-        pytest.raises(SlideError, match=r"slide\.tif: none of 6 TIFF tiles can be decoded"),
+        pytest.raises(SlideError, match="none of 6 TIFF tiles of level 0 can be decoded"),
     ):
         slide.overview(downsample=8)
 

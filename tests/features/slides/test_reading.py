@@ -164,10 +164,10 @@ def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) ->
     glass[1024:1536, 2048:2560] = PICTURE[:256, :256].repeat(2, 0).repeat(2, 1)
     slide = TiffSlide(write(tmp_path / "s.tif", glass, compression="lzw"))
     decoded = []
-    original = slide._decode_once
-    slide._decode_once = lambda *a: decoded.append(a[1]) or original(*a)
+    original = slide._decode
+    slide._decode = lambda *a: decoded.append(a[1:]) or original(*a)
     found = slide.overview(downsample=32)
-    tissue = {row * 32 + column for row in range(8, 12) for column in range(16, 20)}
+    tissue = {(row, column) for row in range(8, 12) for column in range(16, 20)}
     assert tissue <= set(decoded)
     assert len(set(decoded) - tissue) <= 96  # the sample that tells glass from tissue
     assert (found[0, 0] == (196, 211, 192)).all()
@@ -180,16 +180,16 @@ def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) ->
 
 def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
     slide = TiffSlide(write(tmp_path / "s.tif", compression="lzw"))
-    decoded: list[int] = []
+    decoded: list[object] = []
     lock = threading.Lock()
-    original = slide._decode_once
+    original = slide._decode
 
     def count(*arguments: object) -> np.ndarray:
         with lock:
-            decoded.append(arguments[1])
+            decoded.append(arguments)
         return original(*arguments)
 
-    slide._decode_once = count
+    slide._decode = count
     with ThreadPoolExecutor(8) as pool:
         for picture in pool.map(lambda _: whole(slide), range(24)):
             np.testing.assert_array_equal(picture, PICTURE)
@@ -265,7 +265,7 @@ def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
 def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("features.slides.backends.image._LARGEST_PX", 1000)
+    monkeypatch.setattr("features.slides.backends.image._MAX_PX", 1000)
     Image.fromarray(PICTURE).save(tmp_path / "s.png")
     with pytest.raises(SlideError, match="plain image of 421 × 300 px"):
         ImageSlide(tmp_path / "s.png")

@@ -439,7 +439,7 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
         (NOISE[..., 0].astype(np.uint16), {"photometric": "minisblack", "bitspersample": 12},
          "12 bit"),
         (np.dstack([NOISE, NOISE[..., :1]]), {"photometric": "separated"}, "SEPARATED"),
-        (NOISE, {"compression": 33003}, "YCbCr in JPEG 2000"),
+        (NOISE, {"compression": 33003}, "YCbCr in APERIO_JP2000_YCBC"),
         (NOISE, {"extratags": [(65420, 3, 1, 1, True), (271, 2, 9, "Hamamatsu", True)]}, "vendor"),
         (NOISE, {"description": "<scn></scn>", "metadata": None}, "vendor"),
         (NOISE, {"software": "Ventana", "extratags": [(700, 1, 7, b"<iScan>", True)]}, "vendor"),

@@ -1,0 +1,199 @@
+"""TIFF directories: support checks, colours, resolution, and the sizes that streams declare."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from features.utils.image_headers import jpeg_dimensions, png_or_webp_dimensions
+
+__all__ = [
+    "channel_pages",
+    "check_declared_size",
+    "count_images",
+    "has_directory_loop",
+    "is_ndpi",
+    "is_same_size_image",
+    "largest_byte_count",
+    "read_mpp",
+    "to_colours",
+    "unsupported_samples",
+]
+
+_NDPI_TAG = 65420
+_MAX_DIRECTORIES = 64
+_UNIT_UM = {2: 25_400.0, 3: 10_000.0}
+"""µm by ResolutionUnit: inch and centimetre."""
+_COMPANION = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECASE)
+"""Names of companion images; in tiny files these may have the size of the slide."""
+_PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
+_UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2
+"""Values of ExtraSamples, for channels after the colours."""
+_JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
+_PNG_AND_WEBP = {kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or kind.name == "PNG"}
+
+
+def is_ndpi(page: Any) -> bool:
+    """Return whether a page is from an NDPI file."""
+    return _NDPI_TAG in page.tags
+
+
+def largest_byte_count(path: Path) -> int:
+    """Return the bytes of the longest TIFF tile or strip; 0 for other files, and for NDPI.
+
+    NDPI stores the upper half of its numbers elsewhere, and OpenSlide does not use its counts.
+    """
+    try:
+        with tifffile.TiffFile(path, is_ndpi=False) as file:
+            if is_ndpi(file.pages.first):
+                return 0
+            pages = islice(file.pages, _MAX_DIRECTORIES)
+            return max(max(page.databytecounts, default=0) for page in pages)
+    except Exception:  # noqa: BLE001 - tifffile raises errors of many kinds on damaged files
+        return 0
+
+
+def has_directory_loop(file: tifffile.TiffFile) -> bool:
+    """Return whether the chain of directories leads back to one of them, which would never end."""
+    layout, stream = file.tiff, file.filehandle
+    order: Literal["little", "big"] = "little" if layout.byteorder == "<" else "big"
+    offset = file.pages.first.offset
+    visited: set[int] = set()
+    while 0 < offset < stream.size:
+        if offset in visited:
+            return True
+        visited.add(offset)
+        stream.seek(offset)
+        n_tags = int.from_bytes(stream.read(layout.tagnosize), order)
+        stream.seek(min(stream.size, offset + layout.tagnosize + n_tags * layout.tagsize))
+        offset = int.from_bytes(stream.read(layout.offsetsize), order)
+    return False
+
+
+def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
+    """Return whether another series of the file could equally well be the slide."""
+    page: Any = other.keyframe
+    return (
+        other.shape == series.shape
+        and not (page.is_reduced or page.is_mask)
+        and not _COMPANION.search(other.name)
+    )
+
+
+def count_images(level: tifffile.TiffPageSeries) -> int:
+    """Return the number of images in a level: the product of channels, planes and time points."""
+    sizes = zip(level.axes, level.shape, strict=True)
+    return math.prod(size for axis, size in sizes if axis not in "YXS")
+
+
+def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
+    """Return the pages that make up the image: one, or red, green and blue of an OME-TIFF."""
+    page: Any = level.keyframe
+    planes = [plane for plane in level.pages if plane is not None]
+    if (
+        (level.kind, level.axes, len(planes)) == ("ome", "CYX", 3)
+        and page.samplesperpixel == 1
+        and page.photometric.name == "MINISBLACK"
+    ):
+        return planes
+    return [page]
+
+
+def unsupported_samples(page: Any) -> str:
+    """Return why the samples of a page cannot be converted to RGB; empty if they can."""
+    photometric, compression = page.photometric.name, page.compression
+    if photometric not in _PHOTOMETRICS:
+        return f"colours as {photometric}"
+    if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
+        return f"samples of type {page.dtype}"
+    if page.bitspersample not in {8, 16}:
+        return f"samples of {page.bitspersample} bit"
+    is_ycbcr = photometric == "YCBCR" or compression.name == "APERIO_JP2000_YCBC"
+    if is_ycbcr and compression.name not in {"JPEG", "OJPEG"}:
+        return f"YCbCr in {compression.name}"
+    is_planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG
+    return "YCbCr in separate planes" if is_ycbcr and is_planar else ""
+
+
+def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None:
+    """Raise an error for a stream that declares a huge image, before a decoder allocates it.
+
+    Raises
+    ------
+    ValueError
+        If it declares more than ``max_px`` pixels, or is PNG or WebP without a readable size.
+    """
+    size = None
+    if compression in _JPEGS:
+        size = jpeg_dimensions(stream)
+    elif compression in _PNG_AND_WEBP:
+        size = png_or_webp_dimensions(stream)
+        if size is None:
+            raise ValueError("its stream declares no size that can be read")
+    if size is not None and size[0] * size[1] > max_px:
+        raise ValueError(f"its stream declares {size[0]:,} × {size[1]:,} px")
+
+
+def to_colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return grey or RGB, and alpha behind them if there is one, from the samples of a page.
+
+    Palette and inverted grey are converted. Samples and result have shape (height, width,
+    channels), uint8 or uint16.
+    """
+    if page.photometric.name == "PALETTE":
+        palette = np.asarray(page.colormap)  # (3, entries), uint16
+        if palette.max() > 255:  # some writers forget that entries have 16 bit
+            palette = palette >> 8
+        colours = np.moveaxis(palette.astype(np.uint8), 0, -1)  # (entries, 3)
+        return np.asarray(colours[pixels[..., 0]])
+    if page.photometric.name == "MINISWHITE":
+        inverted = np.iinfo(pixels.dtype).max - pixels[..., :1]
+        pixels = np.concatenate([inverted, pixels[..., 1:]], axis=-1)
+    return _with_straight_alpha(pixels, page.extrasamples)
+
+
+def _with_straight_alpha(pixels: npt.NDArray[Any], extra: Sequence[int]) -> npt.NDArray[Any]:
+    """Colours, and behind them straight alpha; premultiplied ones are composited onto white."""
+    n_colours = pixels.shape[-1] - len(extra)
+    if not extra or pixels.shape[-1] == 3 or n_colours not in {1, 3}:
+        return pixels
+    kind = extra[0]
+    if n_colours == 3 and tuple(extra) == (_UNSPECIFIED,):
+        kind = _ASSOCIATED  # the usual meaning, which libtiff assumes too
+    if kind not in {_ASSOCIATED, _UNASSOCIATED}:
+        return pixels[..., :n_colours]
+    if kind == _UNASSOCIATED:
+        return pixels[..., : n_colours + 1]
+    full = np.iinfo(pixels.dtype).max
+    alpha = pixels[..., n_colours : n_colours + 1].astype(np.float32)
+    white = pixels[..., :n_colours] + (full - alpha)
+    return np.minimum(np.rint(white), full).astype(pixels.dtype)
+
+
+def read_mpp(page: Any, ome: str | None) -> tuple[float, float] | None:
+    """Return µm per px along x and y from OME-XML, Aperio's description or the resolution tags."""
+    if ome:
+        sizes = [re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome) for axis in "XY"]
+        unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', ome)
+        if sizes[0] and sizes[1] and (unit is None or unit[1] in {"µm", "um", "&#181;m"}):
+            return float(sizes[0][1]), float(sizes[1][1])
+    if match := re.search(r"\bMPP ?= ?([\d.]+)", page.description or ""):
+        return float(match[1]), float(match[1])
+    unit_um = _UNIT_UM.get(_tag_value(page, "ResolutionUnit", 1))
+    x, y = (_tag_value(page, f"{axis}Resolution", None) for axis in "XY")
+    if unit_um is None or not x or not y or not all(x) or not all(y):
+        return None
+    return unit_um * x[1] / x[0], unit_um * y[1] / y[0]
+
+
+def _tag_value(page: Any, name: str, default: Any) -> Any:
+    tag = page.tags.get(name)
+    return default if tag is None else tag.value
