@@ -1,4 +1,4 @@
-"""``mil bags``: check bags, pack them into one store, exchange them with other programs."""
+"""``mil bags``: verify bags, pack them into one store, import and export them."""
 
 from __future__ import annotations
 
@@ -46,25 +46,13 @@ BagsArgument = Annotated[
 ]
 
 
-class ExportLayout(StrEnum):
-    """Layouts that can be written."""
+ExportLayout = StrEnum("ExportLayout", ["clam", "trident", "stamp", "slideflow", "torch"])
+"""Formats that can be written."""
 
-    clam = "clam"
-    trident = "trident"
-    stamp = "stamp"
-    slideflow = "slideflow"
-    torch = "torch"
-
-
-class ImportLayout(StrEnum):
-    """Layouts that can be read."""
-
-    clam = "clam"
-    trident = "trident"
-    stamp = "stamp"
-    atlaspatch = "atlaspatch"
-    slideflow = "slideflow"
-    torch = "torch"
+ImportLayout = StrEnum(
+    "ImportLayout", ["clam", "trident", "stamp", "atlaspatch", "slideflow", "torch"]
+)
+"""Formats that can be read."""
 
 
 @bags.command(cls=PlainCommand)
@@ -73,10 +61,10 @@ def verify(
     bags_dir: BagsArgument,
     as_json: JsonOutput = False,
 ) -> None:
-    """Check every bag: whole, finite, no tile twice or outside the slide, all made alike.
+    """Check every bag: complete, finite, no tile twice or outside the slide, one fingerprint.
 
     Files are not trusted: links out of them are not followed, and sizes that they cannot hold are
-    refused before anything is read.
+    refused before they are read.
 
     Example: `mil bags verify bags`
 
@@ -85,13 +73,13 @@ def verify(
     with spinner("loading"):
         from features.bags.isolated_reader import IsolatedReader
         from features.bags.verify import verify_bags
-    with _counting("bags") as on_bag, IsolatedReader() as reader:
-        found = verify_bags(bags_dir, on_bag=on_bag, read=reader.read)
+    with _count_progress("bags") as on_bag, IsolatedReader() as reader:
+        report = verify_bags(bags_dir, on_bag=on_bag, read=reader.read)
     if as_json:
-        print_json(_checked(found, bags_dir))
+        print_json(_summarize(report, bags_dir))
     else:
-        _print_check(found, bags_dir)
-    _leave(n_bad=found.n_bad, n_all=len(found.bags))
+        _print_report(report, bags_dir)
+    _exit(n_bad=report.n_bad, n_all=len(report.bags))
 
 
 @bags.command("import", cls=PlainCommand)
@@ -100,15 +88,15 @@ def import_(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="Folder that the other program wrote.")
     ],
-    layout: Annotated[ImportLayout, typer.Option("--from", help="Which program wrote it.")],
+    layout: Annotated[ImportLayout, typer.Option("--from", help="Program that wrote it.")],
     bags_dir: BagsDir = Path("bags"),
     backbone: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="The backbone, where the files do not say; which embeddings to take where a file "
-            "holds several.",
+            help="The backbone, where the files do not state it; chooses among several embeddings in "
+            "a file.",
         ),
     ] = "",
     mpp: Annotated[
@@ -117,13 +105,16 @@ def import_(
             min=0.05,
             max=50,
             metavar="µm/px",
-            help="Resolution of a tile, µm per px, where the files do not say.",
+            help="Resolution of a tile, µm per px, where the files do not state it.",
         ),
     ] = None,
     tile_px: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65536, metavar="px", help="Side of a tile, px, where the files do not say."
+            min=1,
+            max=65536,
+            metavar="px",
+            help="Side of a tile, px, where the files do not state it.",
         ),
     ] = None,
     slide_mpp: SlideMpp = None,
@@ -132,9 +123,9 @@ def import_(
 ) -> None:
     """Make bags of another program's embeddings; `mil train` reads them like its own.
 
-    What a file does not say (weights and preprocessing, mostly) is recorded as unknown, and the
-    summary lists it. Bags whose making is unknown cannot be told apart by it: that they belong
-    together is then your word. The folder of bags must be new or empty.
+    What a file does not state (mostly weights and preprocessing) is recorded as unknown, and the
+    summary lists it. Bags of unknown provenance cannot be compared: you then have to make sure that
+    they belong together. The folder of bags must be new or empty.
 
     Example: `mil bags import trident_out/20x_224px_0px_overlap --from trident --bags bags`
 
@@ -153,22 +144,22 @@ def import_(
             slide_mpp=slide_mpp,
             mpp_by_slide=read_mpp_table(mpp_table) if mpp_table is not None else {},
         )
-    with _counting("slides") as on_slide:
-        outcomes = import_bags(
+    with _count_progress("slides") as on_slide:
+        results = import_bags(
             source, bags_dir, layout=layout.value, defaults=defaults, on_slide=on_slide
         )
-    _report(outcomes, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
+    _print_conversion(results, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
 
 
 @bags.command(cls=PlainCommand)
 def export(
     *,
     bags_dir: BagsArgument,
-    layout: Annotated[ExportLayout, typer.Option("--to", help="Which program shall read them.")],
+    layout: Annotated[ExportLayout, typer.Option("--to", help="Program that is to read them.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty folder to write to.")],
     as_json: JsonOutput = False,
 ) -> None:
-    """Write bags as another program wants them.
+    """Write bags in the format of another program.
 
     Example: `mil bags export bags --to stamp --out stamp_features`
 
@@ -176,9 +167,9 @@ def export(
     """
     with spinner("loading"):
         from features.bags.convert import export_bags
-    with _counting("slides") as on_slide:
-        outcomes = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
-    _report(outcomes, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
+    with _count_progress("slides") as on_slide:
+        results = export_bags(bags_dir, out, layout=layout.value, on_slide=on_slide)
+    _print_conversion(results, source=bags_dir, out=out, layout=layout.value, as_json=as_json)
 
 
 @bags.command(cls=PlainCommand)
@@ -186,18 +177,16 @@ def pack(
     *,
     bags_dir: BagsArgument,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the store goes; also a URL.")
+        Path, typer.Option(metavar="FOLDER", help="Folder of the store, or its URL.")
     ] = Path("bags.zarr"),
-    overwrite: Annotated[
-        bool, flag("--overwrite", "Replace a packed store that is there.")
-    ] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace an existing packed store.")] = False,
     as_json: JsonOutput = False,
 ) -> None:
-    """Copy all bags into one sharded zarr store, for object storage and file systems in demand.
+    """Copy all bags into one sharded zarr store, for object storage and busy file systems.
 
-    Every command that reads bags takes the store for `--bags`, also by its URL (`s3://…`, with the
-    package that fsspec needs for it), and reads the same numbers from it. All bags must be made
-    alike. To a store nothing is added: pack the folder again.
+    Every command that reads bags accepts the store as `--bags`, also by its URL (`s3://…`, with the
+    package that fsspec needs for it), and reads the same numbers from it. All bags must have the
+    same fingerprint. Nothing can be added to a store: pack the folder again.
 
     Example: `mil bags pack bags --out bags.zarr`
 
@@ -206,22 +195,22 @@ def pack(
     with spinner("loading"):
         from features.bags.store_writer import write_store
         from features.filters.classifier import copy_filter
-    with _counting("bags") as on_bag:
-        packed = write_store(
+    with _count_progress("bags") as on_bag:
+        summary = write_store(
             bags_dir, out, overwrite=overwrite, on_bag=on_bag, copy_filter=copy_filter
         )
     if as_json:
-        print_json({"source": str(bags_dir), "out": str(out), **asdict(packed)})
+        print_json({"source": str(bags_dir), "out": str(out), **asdict(summary)})
     else:
         stdout.print(
-            f"{pluralize(packed.n_bags, 'bags')}, {pluralize(packed.n_tiles, 'tiles')}, "
-            f"{packed.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
+            f"{pluralize(summary.n_bags, 'bags')}, {pluralize(summary.n_tiles, 'tiles')}, "
+            f"{summary.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
         )
 
 
 @contextmanager
-def _counting(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar, and what moves it: a function of how many are done, and of how many."""
+def _count_progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback that sets a progress bar, from the number of finished items and of all."""
     with progress_bar(unit) as bars:
         task = bars.add_task(unit, total=None)
 
@@ -231,61 +220,61 @@ def _counting(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _leave(*, n_bad: int, n_all: int) -> None:
+def _exit(*, n_bad: int, n_all: int) -> None:
     if n_bad:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_bad == n_all else EXIT_PARTLY_FAILED)
 
 
-def _checked(found: FolderReport, bags_dir: Path) -> dict[str, object]:
+def _summarize(report: FolderReport, bags_dir: Path) -> dict[str, object]:
     return {
         "bags": str(bags_dir),
-        "n_bags": len(found.bags),
-        "n_bad": found.n_bad,
-        "n_tiles": sum(bag.n_tiles for bag in found.bags),
-        "n_empty": sum(not bag.n_tiles and not bag.problems for bag in found.bags),
-        "n_fingerprints": found.n_fingerprints,
-        "n_imported": sum(bool(bag.unknown) for bag in found.bags),
-        "constant_features": list(found.constant_features),
-        "problems": {bag.slide_id: list(bag.problems) for bag in found.bags if bag.problems},
+        "n_bags": len(report.bags),
+        "n_bad": report.n_bad,
+        "n_tiles": sum(bag.n_tiles for bag in report.bags),
+        "n_empty": sum(not bag.n_tiles and not bag.problems for bag in report.bags),
+        "n_fingerprints": report.n_fingerprints,
+        "n_imported": sum(bool(bag.unknown) for bag in report.bags),
+        "constant_features": list(report.constant_features),
+        "problems": {bag.slide_id: list(bag.problems) for bag in report.bags if bag.problems},
     }
 
 
-def _print_check(found: FolderReport, bags_dir: Path) -> None:
-    summary = _checked(found, bags_dir)
+def _print_report(report: FolderReport, bags_dir: Path) -> None:
+    summary = _summarize(report, bags_dir)
     table = Table(title=f"Bags in {bags_dir}", title_justify="left")
-    for name in ("bags", "bad", "empty", "imported", "tiles", "ways of making"):
+    for name in ("bags", "bad", "empty", "imported", "tiles", "fingerprints"):
         table.add_column(name, justify="right")
     keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
     table.add_row(*(f"{summary[key]:,}" for key in keys))
     stdout.print(table)
-    if found.n_bad:
+    if report.n_bad:
         bad = Table(title="Bad bags", title_justify="left")
         bad.add_column("slide")
         bad.add_column("problem")
-        for bag in found.bags:
+        for bag in report.bags:
             for problem in bag.problems:
                 bad.add_row(bag.slide_id, problem)
         stdout.print(bad)
-    if found.constant_features:
+    if report.constant_features:
         stdout.print(
-            f"{pluralize(len(found.constant_features), 'features')} with the same number on all "
-            "tiles, which says nothing, but does no harm."
+            f"{pluralize(len(report.constant_features), 'features')} with the same number on all "
+            "tiles, which is uninformative but harmless."
         )
 
 
-def _report(
-    outcomes: list[ConversionResult], *, source: Path, out: Path, layout: str, as_json: bool
+def _print_conversion(
+    results: list[ConversionResult], *, source: Path, out: Path, layout: str, as_json: bool
 ) -> None:
-    failed = {outcome.slide_id: outcome.problem for outcome in outcomes if outcome.problem}
-    n_tiles = sum(outcome.n_tiles for outcome in outcomes)
-    unknown = Counter(name for outcome in outcomes for name in outcome.unknown)
-    n_done = len(outcomes) - len(failed)
+    failed = {result.slide_id: result.problem for result in results if result.problem}
+    n_tiles = sum(result.n_tiles for result in results)
+    unknown = Counter(name for result in results for name in result.unknown)
+    n_done = len(results) - len(failed)
     if as_json:
         print_json({
             "source": str(source),
             "out": str(out),
             "layout": layout,
-            "n_slides": len(outcomes),
+            "n_slides": len(results),
             "n_done": n_done,
             "n_tiles": n_tiles,
             "unknown": dict(sorted(unknown.items())),
@@ -293,15 +282,15 @@ def _report(
         })  # fmt: skip
     else:
         stdout.print(
-            f"{n_done:,} of {pluralize(len(outcomes), 'slides')}, {pluralize(n_tiles, 'tiles')}: "
+            f"{n_done:,} of {pluralize(len(results), 'slides')}, {pluralize(n_tiles, 'tiles')}: "
             f"{source} -> {out}",
         )
         if unknown:
-            told = ", ".join(
+            fields = ", ".join(
                 name if n_slides == n_done else f"{name} (of {n_slides})"
                 for name, n_slides in sorted(unknown.items())
             )
-            stdout.print(f"Unknown about their making: {told}.")
+            stdout.print(f"Unknown about their provenance: {fields}.")
     for problem in failed.values():
         stderr.print(f"failed: {problem}", style="yellow")
-    _leave(n_bad=len(failed), n_all=len(outcomes))
+    _exit(n_bad=len(failed), n_all=len(results))

@@ -1,4 +1,4 @@
-"""``mil filter``: a classifier that leaves tiles out, fitted on examples and looked at."""
+"""``mil filter``: fit a tile classifier on examples, and print what it was fitted on."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["filter_"]
 
-filter_ = typer.Typer(
-    cls=PlainGroup, no_args_is_help=True, help="Fit a filter that leaves tiles out."
-)
+filter_ = typer.Typer(cls=PlainGroup, no_args_is_help=True, help="Fit a filter that drops tiles.")
 
 
 @filter_.command(cls=PlainCommand)
@@ -70,12 +68,12 @@ def fit(
     batch: Batch = 64,
     device: Device = "auto",
 ) -> None:
-    """Fit a filter on example tiles, and say how well it does on slides it has not seen.
+    """Fit a filter on example tiles, and report its performance on held-out slides.
 
-    Examples are embedded with the backbone; a logistic regression on the embeddings learns which to
-    drop. Its regularisation is chosen by a cross-validation split by patient (by slide, where no
-    patient is named), and precision and recall come from another one around it. Tiles to drop must
-    come from three patients or slides at least, and so must tiles to keep.
+    Examples are embedded with the backbone; a logistic regression on the embeddings predicts which
+    to drop. Its regularisation is chosen by a cross-validation split by patient (by slide, where no
+    patient is named), and precision and recall come from an outer one. Tiles to drop must come from
+    three patients or slides at least, and so must tiles to keep.
 
     Images must have the resolution of a tile; larger ones are cut into tiles. Of slides, `x` and
     `y` are a tile's upper left corner in level-0 px. Give `mil embed` and `mil train` the same
@@ -93,7 +91,7 @@ def fit(
 
         rows = read_example_table(table)
         slides = [row.slide_path for row in rows if row.slide_path is not None]
-        given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+        given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
         encoder = load_encoder_for(
             None, backbone, weights=weights, device=device, batch=batch, execution=execution,
             n_slides=1,
@@ -101,7 +99,7 @@ def fit(
     with progress_bar("rows") as bars:
         task = bars.add_task("embedding", total=len(rows))
         examples = embed_examples(
-            rows, encoder, tile_px=tile_px, target_mpp=mpp, given_mpp=given,
+            rows, encoder, tile_px=tile_px, target_mpp=mpp, given_mpp=given_mpp,
             on_row=lambda: bars.advance(task),
         )  # fmt: skip
     with spinner("fitting"):
@@ -110,11 +108,11 @@ def fit(
             transform=encoder.preprocessing.as_json(), dim=encoder.dim, tile_px=tile_px,
             target_mpp=mpp,
         )  # fmt: skip
-        found = fit_filter(
-            examples, spec=spec, threshold=threshold, made_by={"execution": encoder.execution}
+        tile_filter = fit_filter(
+            examples, spec=spec, threshold=threshold, versions={"execution": encoder.execution}
         )
-        write_filter(out, found)
-    _tell(found, out, as_json=as_json)
+        write_filter(out, tile_filter)
+    _print(tile_filter, out, as_json=as_json)
 
 
 @filter_.command(cls=PlainCommand)
@@ -125,7 +123,7 @@ def show(
     ],
     as_json: JsonOutput = False,
 ) -> None:
-    """Print what a filter was fitted on and how well it does.
+    """Print what a filter was fitted on, and its performance.
 
     Example: `mil filter show filter.safetensors`
 
@@ -134,15 +132,8 @@ def show(
     with spinner("reading"):
         from features.filters.classifier import read_filter
 
-        found = read_filter(file)
-    _tell(found, file, as_json=as_json)
-
-
-def _tell(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json(_summary(tile_filter, path))
-    else:
-        _print(tile_filter, path)
+        tile_filter = read_filter(file)
+    _print(tile_filter, file, as_json=as_json)
 
 
 def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
@@ -166,12 +157,15 @@ def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
     }
 
 
-def _print(tile_filter: TileFilter, path: Path) -> None:
-    told = _summary(tile_filter, path)
+def _print(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
+    summary = _summary(tile_filter, path)
+    if as_json:
+        print_json(summary)
+        return
     stdout.print(
-        f"Filter {told['sha256'][:12]} in {path}: drops tiles of {told['tile_px']} px at "
-        f"{told['target_mpp']:g} µm/px, embedded by {told['encoder']}, from a probability of "
-        f"{told['threshold']:g} on.",
+        f"Filter {summary['sha256'][:12]} in {path}: drops tiles of {summary['tile_px']} px at "
+        f"{summary['target_mpp']:g} µm/px, embedded by {summary['encoder']}, from a probability of "
+        f"{summary['threshold']:g} on.",
     )
     table = Table(title="Examples of slides that were held out", title_justify="left")
     table.add_column("")
@@ -179,20 +173,19 @@ def _print(tile_filter: TileFilter, path: Path) -> None:
         table.add_column(name, justify="right")
     if (counts := tile_filter.held_out) is not None:
         table.add_row("to drop", f"{counts.n_dropped_rightly:,}", f"{counts.n_kept_wrongly:,}",
-                      f"{told['n_tiles_drop']:,}")  # fmt: skip
+                      f"{summary['n_tiles_drop']:,}")  # fmt: skip
         table.add_row("to keep", f"{counts.n_dropped_wrongly:,}", f"{counts.n_kept_rightly:,}",
-                      f"{told['n_tiles_keep']:,}")  # fmt: skip
+                      f"{summary['n_tiles_keep']:,}")  # fmt: skip
         stdout.print(table)
         stdout.print(
             f"Of the tiles dropped, {percent(counts.precision, digits=1)} were to be dropped "
             f"(precision); of those to drop, {percent(counts.recall, digits=1)} were dropped "
             "(recall)."
         )
-    n_known = sum(bool(slide["content_id"]) for slide in told["slides"])
+    n_known = sum(bool(slide["content_id"]) for slide in summary["slides"])
     stdout.print(
-        f"Fitted on {told['n_tiles_drop']:,} tiles to drop and {told['n_tiles_keep']:,} to keep of "
-        f"{len(told['slides'])} slides ({told['n_groups']} patients or slides, never on two sides "
-        f"of a split; the content of {pluralize(n_known, 'slide files')} is known); "
-        "regularisation C "
-        f"{told['strength']:g}."
+        f"Fitted on {summary['n_tiles_drop']:,} tiles to drop and {summary['n_tiles_keep']:,} to "
+        f"keep of {len(summary['slides'])} slides ({summary['n_groups']} patients or slides, never "
+        f"split between folds; the content of {pluralize(n_known, 'slide files')} "
+        f"is known); regularisation C {summary['strength']:g}."
     )

@@ -1,5 +1,1 @@
-"""Tile classifiers that leave tiles out: examples, training, application."""
-
-from __future__ import annotations
-
-__all__: list[str] = []
+"""Tile filters: labelled example tiles, training of a classifier, and its application."""

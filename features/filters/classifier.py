@@ -1,7 +1,7 @@
-"""The tile filter: a logistic classifier on embeddings that says which tiles to leave out.
+"""Tile filter: a logistic regression on embeddings that predicts which tiles to drop.
 
-A filter carries the examples it learned from, so that it can be fitted again without those of
-patients who are to be judged. Its file is documented in ``docs/reference/filter.md``.
+A filter carries its labelled tiles, so that it can be fitted again without those of held-out
+patients. Its file is documented in ``docs/reference/filter.md``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -44,13 +44,13 @@ __all__ = [
 ]
 
 FORMAT = "mil-filter"
-"""Name of the one entry of the file's metadata, a JSON object."""
+"""Name of the only entry of the file's metadata, a JSON object."""
 
 FORMAT_VERSION = 1
-"""Version that is written; newer ones are refused."""
+"""Version that is written; newer versions are refused."""
 
 REASON = "filter"
-"""Stands for the filter where tiles that are left out are counted by reason."""
+"""Key of the filter among the reasons for which tiles are rejected."""
 
 _ROWS = 1024
 _TENSORS = ("coef", "drop", "features", "slide")
@@ -58,14 +58,12 @@ _TENSORS = ("coef", "drop", "features", "slide")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """What a tile's embedding must agree in for a filter to judge it."""
+    """The part of a fingerprint that a filter depends on: equal for all its embeddings."""
 
     encoder: str
-    """timm name of the backbone."""
     weights_sha256: str
-    """SHA-256 of its weights."""
     transform: str
-    """Its preprocessing, as JSON."""
+    """Preprocessing of the encoder, as JSON."""
     dim: int
     """Length of one embedding."""
     tile_px: int
@@ -75,141 +73,130 @@ class EmbeddingSpec:
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Fingerprint) -> EmbeddingSpec:
-        """The part of a bag's fingerprint that a filter depends on."""
+        """Return the specification of bags with this fingerprint."""
         return cls(**{part.name: getattr(fingerprint, part.name) for part in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSlide:
-    """A slide that examples come from."""
+    """A slide with labelled tiles."""
 
     slide_id: str
-    """Its name."""
     content_id: str = ""
-    """Content of its file, see :func:`features.slides.file_info.content_hash`; empty where it is
-    not known."""
+    """Hash of its file, see :func:`features.slides.file_info.content_hash`; empty if unknown."""
     patient_id: str = ""
-    """Whose it is; empty where that was not said."""
+    """Its patient; empty if unknown."""
 
     @property
     def group(self) -> tuple[str, str]:
-        """What is never on two sides of a split: the patient, or the slide where none is named."""
+        """Unit that is never split between folds: the patient, or the slide if that is unknown."""
         return ("patient", self.patient_id) if self.patient_id else ("slide", self.slide_id)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledTiles:
-    """Embeddings of tiles of which a person said whether to keep or to drop them."""
+    """Embeddings of tiles that were labelled to keep or to drop."""
 
     features: npt.NDArray[np.floating[Any]]
-    """Shape (tiles, dim), float16 or float32."""
+    """Shape (n_tiles, dim), float16 or float32."""
     drop: npt.NDArray[np.bool_]
-    """Shape (tiles,): True on tiles to be left out."""
+    """Shape (n_tiles,): True for tiles to drop."""
     slide_index: npt.NDArray[np.int64]
-    """Shape (tiles,): index into ``slides`` of the slide each comes from."""
+    """Shape (n_tiles,): index of each tile's slide in ``slides``."""
     slides: tuple[ExampleSlide, ...]
-    """The slides."""
 
     def groups(self) -> npt.NDArray[np.int64]:
-        """Number of the patient or slide of each tile, shape (tiles,); see ExampleSlide.group."""
+        """Return the index of each tile's group, shape (n_tiles,); see ExampleSlide.group."""
         names = sorted({slide.group for slide in self.slides})
-        return np.array([names.index(slide.group) for slide in self.slides], np.int64)[
-            self.slide_index
-        ]
+        indices = np.array([names.index(slide.group) for slide in self.slides], np.int64)
+        return indices[self.slide_index]
 
     def slides_of_patient(
         self, patient_id: str, *, slide_ids: Collection[str], content_ids: Collection[str]
     ) -> frozenset[ExampleSlide]:
-        """Slides here that are a patient's: by its id, by a slide's id, or by a slide's content.
+        """Return the slides of a patient, by its id or by id or content of one of its slides.
 
-        Where one slide is the patient's, so are all that were given the same patient here.
+        Where one slide matches, all others of its group match as well.
 
         Parameters
         ----------
-        patient_id, slide_ids, content_ids
-            The patient, and the names and contents of its slides.
+        patient_id
+            The patient.
+        slide_ids, content_ids
+            Ids and content hashes of the patient's slides.
         """
-        found = {
+        groups = {
             slide.group
             for slide in self.slides
             if slide.patient_id == patient_id
             or slide.slide_id in slide_ids
             or (slide.content_id and slide.content_id in content_ids)
         }
-        return frozenset(slide for slide in self.slides if slide.group in found)
+        return frozenset(slide for slide in self.slides if slide.group in groups)
 
     def without(self, slides: Collection[ExampleSlide]) -> LabelledTiles:
-        """The examples of all other slides."""
-        rows = np.array([slide not in slides for slide in self.slides], bool)[self.slide_index]
-        places = np.cumsum([slide not in slides for slide in self.slides]) - 1
+        """Return the tiles of all other slides."""
+        kept = np.array([slide not in slides for slide in self.slides], bool)
+        rows = kept[self.slide_index]
         return LabelledTiles(
             features=self.features[rows],
             drop=self.drop[rows],
-            slide_index=places[self.slide_index[rows]].astype(np.int64),
+            slide_index=(np.cumsum(kept) - 1)[self.slide_index[rows]].astype(np.int64),
             slides=tuple(slide for slide in self.slides if slide not in slides),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusionCounts:
-    """How filters judged examples of patients or slides that they had not learned from."""
+    """Predictions of filters for labelled tiles of held-out patients or slides."""
 
     n_dropped_rightly: int
-    """Tiles to drop that were dropped."""
     n_dropped_wrongly: int
-    """Tiles to keep that were dropped."""
     n_kept_wrongly: int
-    """Tiles to drop that were kept."""
     n_kept_rightly: int
-    """Tiles to keep that were kept."""
 
     @property
     def precision(self) -> float:
-        """Share of the dropped tiles that were to be dropped; NaN where none was dropped."""
+        """Share of dropped tiles that are labelled to drop; NaN if none was dropped."""
         n_dropped = self.n_dropped_rightly + self.n_dropped_wrongly
         return self.n_dropped_rightly / n_dropped if n_dropped else math.nan
 
     @property
     def recall(self) -> float:
-        """Share of the tiles to drop that were dropped."""
+        """Share of tiles labelled to drop that were dropped."""
         return self.n_dropped_rightly / (self.n_dropped_rightly + self.n_kept_wrongly)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileFilter:
-    """A fitted filter; frozen, and the same file gives the same decisions everywhere."""
+    """A fitted filter; the same file gives the same predictions on every machine."""
 
     spec: EmbeddingSpec
-    """How the embeddings must have been made."""
+    """Required properties of embeddings."""
     coef: npt.NDArray[np.float64]
-    """Weights of an embedding's numbers as they are, standardisation included, shape (dim,)."""
+    """Weights for embeddings that are not standardised, shape (dim,)."""
     intercept: float
-    """Added to the weighted sum: log odds of dropping, both answers taken as equally frequent."""
+    """Intercept of the log odds of dropping, for equally frequent labels."""
     threshold: float
     """Probability from which on a tile is dropped, above 0 and below 1."""
     strength: float
-    """Inverse strength of regularisation that was chosen (C)."""
+    """Chosen inverse strength of regularisation (C)."""
     held_out: ConfusionCounts | None
-    """How it does on slides it has not seen; None for one fitted again inside a fold."""
+    """Performance on held-out slides; None for a filter fitted again inside a fold."""
     examples: LabelledTiles
-    """What it learned from."""
+    """Training tiles."""
     software: str
-    """Versions of what made it, as JSON."""
+    """Versions of the software that made it, as JSON."""
 
     def predict_drop(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-        """Which tiles to leave out.
+        """Return which tiles to drop, shape (n_tiles,), bool.
 
-        Each is judged by itself: whatever tiles come along, its number is the same to the last bit.
+        The result for a tile does not depend on the other tiles of the array, to the last bit.
 
         Parameters
         ----------
         features
-            Embeddings, shape (tiles, dim).
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape (tiles,), bool.
+            Embeddings, shape (n_tiles, dim).
         """
         log_odds = np.empty(len(features))
         for start in range(0, len(features), _ROWS):
@@ -224,7 +211,7 @@ class TileFilter:
 
 
 def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
-    """The bag without the tiles that a filter drops, which are counted in ``left_out``."""
+    """Return the bag without the tiles that a filter drops, which ``left_out`` counts."""
     kept = ~tile_filter.predict_drop(bag.features)
     left_out = json.loads(bag.meta.left_out)
     n_dropped = len(kept) - int(kept.sum())
@@ -237,16 +224,16 @@ def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
 
 
 def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
-    """Refuse a filter that was fitted on other embeddings than it is to judge.
+    """Raise if a filter was fitted on other embeddings than it is applied to.
 
     Parameters
     ----------
     tile_filter
         The filter.
     fingerprint
-        How the embeddings to judge are made.
+        Fingerprint of the embeddings.
     source
-        What they are, for the message.
+        Name of the embeddings, for the message.
 
     Raises
     ------
@@ -256,8 +243,8 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
     if fingerprint.stain_norm:
         raise FilterError(
             "the tile filter",
-            actual="fitted on tiles whose stains were left alone",
-            expected=f"the same of {source}, whose stains are made alike",
+            actual="fitted on tiles without stain normalisation",
+            expected=f"no stain normalisation of {source}",
             hint="Leave out --filter or --stain-norm.",
         )
     own, other = asdict(tile_filter.spec), asdict(EmbeddingSpec.from_fingerprint(fingerprint))
@@ -272,39 +259,39 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
 
 
 def write_filter(path: Path, tile_filter: TileFilter) -> None:
-    """Write a filter whole or not at all; equal filters give equal bytes.
+    """Write a filter atomically; equal filters give equal bytes.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    with atomic_write(path) as beside:
-        beside.write_bytes(_as_bytes(tile_filter))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(_as_bytes(tile_filter))
 
 
 def save_filter_copy(bags_dir: Path, tile_filter: TileFilter) -> None:
-    """Put a copy of the filter beside the bags it helped to make, for whoever trains on them.
+    """Save a copy of the filter in the folder of bags that were made with it.
 
     Raises
     ------
     OutputError
         If the folder cannot be written to.
     """
-    path = _kept_path(bags_dir, tile_filter.sha256)
+    path = _copy_path(bags_dir, tile_filter.sha256)
     if not path.is_file():
         write_filter(path, tile_filter)
 
 
 def load_filter_copy(bags_dir: Path, sha256: str) -> TileFilter:
-    """Read the filter of this hash that lies beside bags.
+    """Read the copy of the filter with this hash from a folder of bags.
 
     Raises
     ------
     FilterError
-        If it is missing, damaged, or another one.
+        If it is missing, damaged, or has another hash.
     """
-    tile_filter = read_filter(path := _kept_path(bags_dir, sha256))
+    tile_filter = read_filter(path := _copy_path(bags_dir, sha256))
     if tile_filter.sha256 != sha256:
         raise FilterError(
             path, actual=f"filter {tile_filter.sha256[:12]}…", expected=f"{sha256[:12]}…"
@@ -313,10 +300,10 @@ def load_filter_copy(bags_dir: Path, sha256: str) -> TileFilter:
 
 
 def copy_filter(bags_dir: Path, target_dir: Path, sha256: str) -> None:
-    """Copy the filter that bags were embedded with beside their copies.
+    """Copy the filter that bags were embedded with to the folder of their copies.
 
-    Does nothing without a hash, for bags behind a URL, and where the filter is missing or damaged:
-    whoever trains must then name it, as with the folder itself.
+    Does nothing without a hash, for bags behind a URL, and where the filter is missing or damaged;
+    training must then be given the filter by name, as with the original folder.
 
     Raises
     ------
@@ -330,20 +317,20 @@ def copy_filter(bags_dir: Path, target_dir: Path, sha256: str) -> None:
 
 
 def read_filter(path: Path) -> TileFilter:
-    """Read a filter; nothing in it is ever executed.
+    """Read a filter without executing anything in its file.
 
     Raises
     ------
     FilterError
-        If the file is missing, no filter, damaged, or of a later version.
+        If the file is missing, damaged, not a filter, or of a later version.
     """
     try:
         with safe_open(path, framework="np") as file:
-            described = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-            if not isinstance(described, dict):
+            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+            if not isinstance(header, dict):
                 raise FilterError(path, actual="another kind of file", expected=_EXPECTED)
-            _require_version(path, described)
-            return _parse(described, {name: file.get_tensor(name) for name in _TENSORS})
+            _check_version(path, header)
+            return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -358,12 +345,12 @@ def read_filter(path: Path) -> TileFilter:
 _EXPECTED = "a file that 'mil filter fit' wrote"
 
 
-def _kept_path(bags_dir: Path, sha256: str) -> Path:
+def _copy_path(bags_dir: Path, sha256: str) -> Path:
     return bags_dir / f"filter-{sha256[:12]}.safetensors"
 
 
-def _require_version(path: Path, described: Mapping[str, Any]) -> None:
-    version = described.get("format_version")
+def _check_version(path: Path, header: Mapping[str, Any]) -> None:
+    version = header.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise FilterError(
             path,
@@ -375,7 +362,7 @@ def _require_version(path: Path, described: Mapping[str, Any]) -> None:
 
 def _as_bytes(tile_filter: TileFilter) -> bytes:
     examples, held_out = tile_filter.examples, tile_filter.held_out
-    described = as_json(
+    header = as_json(
         format_version=FORMAT_VERSION,
         recipe=asdict(tile_filter.spec),
         intercept=tile_filter.intercept,
@@ -392,31 +379,31 @@ def _as_bytes(tile_filter: TileFilter) -> bytes:
         "slide": examples.slide_index,
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return save(arrays, metadata={FORMAT: described})  # one entry: several have no fixed order
+    return save(arrays, metadata={FORMAT: header})  # Several entries would have no fixed order.
 
 
-def _parse(described: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> TileFilter:
-    slides = tuple(ExampleSlide(**slide) for slide in described["slides"])
-    held_out = described["held_out"]
-    found = TileFilter(
-        spec=EmbeddingSpec(**described["recipe"]),
+def _parse(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> TileFilter:
+    slides = tuple(ExampleSlide(**slide) for slide in header["slides"])
+    held_out = header["held_out"]
+    tile_filter = TileFilter(
+        spec=EmbeddingSpec(**header["recipe"]),
         coef=tensors["coef"],
-        intercept=float(described["intercept"]),
-        threshold=float(described["threshold"]),
-        strength=float(described["strength"]),
+        intercept=float(header["intercept"]),
+        threshold=float(header["threshold"]),
+        strength=float(header["strength"]),
         held_out=None if held_out is None else ConfusionCounts(**held_out),
         examples=LabelledTiles(
             features=tensors["features"], drop=tensors["drop"], slide_index=tensors["slide"],
             slides=slides,
         ),
-        software=str(described["software"]),
+        software=str(header["software"]),
     )  # fmt: skip
-    _require_sound(found)
-    return found
+    _check_consistent(tile_filter)
+    return tile_filter
 
 
-def _require_sound(tile_filter: TileFilter) -> None:
-    """Refuse arrays that do not fit each other, as a ValueError."""
+def _check_consistent(tile_filter: TileFilter) -> None:
+    """Raise ValueError if shapes or values do not fit each other."""
     examples, dim = tile_filter.examples, tile_filter.spec.dim
     n_tiles, n_slides = len(examples.features), len(examples.slides)
     expected = {
@@ -430,11 +417,8 @@ def _require_sound(tile_filter: TileFilter) -> None:
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, not {shape}")
     if not 0 < tile_filter.threshold < 1:
         raise ValueError(f"a threshold of {tile_filter.threshold:g}")
-    if not _all_finite([tile_filter.coef, examples.features, np.float64(tile_filter.intercept)]):
+    numbers = (tile_filter.coef, examples.features, tile_filter.intercept)
+    if not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("NaN or infinity")
     if n_tiles and not 0 <= examples.slide_index.min() <= examples.slide_index.max() < n_slides:
-        raise ValueError(f"an example of a slide beyond the {n_slides} that are named")
-
-
-def _all_finite(arrays: Iterable[Any]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)
+        raise ValueError(f"a tile of a slide beyond the {n_slides} that are listed")

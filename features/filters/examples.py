@@ -1,4 +1,4 @@
-"""Example tiles for a filter: a table of what to keep and to drop, read, cut and embedded."""
+"""Labelled example tiles for a filter: reading of the table, cutting and embedding of tiles."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ from features.utils.tables import find_column, read_table
 __all__ = ["ExampleRow", "embed_examples", "read_example_table"]
 
 _BATCH_TILES = 64
-_ANSWERS = {"keep": False, "drop": True}
+_LABELS = {"keep": False, "drop": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleRow:
-    """One row of a table of examples: an image cut into tiles, or one tile of a slide."""
+    """One row of a table of examples: an image to cut into tiles, or one tile of a slide."""
 
     where: str
     """Table and row, for messages."""
     drop: bool
-    """Whether its tiles are to be left out."""
+    """Whether its tiles are labelled to drop."""
     slide_id: str
-    """The slide it comes from."""
     patient_id: str
-    """Whose slide that is; empty where the table does not say."""
+    """Patient of the slide; empty if the table does not name it."""
     image_path: Path | None
-    """Image at the resolution of a tile; None where a slide and a place are given."""
+    """Image at the resolution of a tile; None for a tile of a slide."""
     slide_path: Path | None
-    """File of the slide; None where only its name is known."""
+    """File of the slide; None if only its id is known."""
     corner_px0: tuple[int, int] | None
     """Upper left corner of the tile, x then y, level-0 px; None for an image."""
 
 
 class _Tile(NamedTuple):
-    """Pixels of one example, and which row of the table it comes from."""
+    """Pixels of one tile, uint8 of shape (tile_px, tile_px, 3), and its row of the table."""
 
     row: ExampleRow
     pixels: RgbArray
@@ -61,13 +60,13 @@ def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
 
     Columns: ``label`` (``keep`` or ``drop``); then either ``path``, an image of a tile or of a
     larger region, with ``slide_id``, or ``slide_path`` with ``x`` and ``y`` in level-0 px; and
-    optionally ``patient_id``. Both kinds may stand in one table. Paths count from its folder.
+    optionally ``patient_id``. A table may mix both kinds. Paths are relative to its folder.
 
     Raises
     ------
     TableError
-        If a column or cell is missing, an answer is neither keep nor drop, a place is no number,
-        the same tile stands there twice, or a slide has two patients or two files.
+        If a column or cell is missing, a label is neither keep nor drop, coordinates are not
+        integers, a tile occurs twice, or a slide has two patients or two files.
     """
     table = read_table(path)
     find_column(table, ["label"], where=path, what="keep or drop in every row")
@@ -77,9 +76,9 @@ def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
                    folder=path.parent)
         for number, cells in enumerate(table.to_dict("records"), start=2)
     )  # fmt: skip
-    _refuse_twice(rows)
-    for what, value_of in (("patient", lambda r: r.patient_id), ("file", lambda r: r.slide_path)):
-        _refuse_two(rows, what, value_of)
+    _check_unique_tiles(rows)
+    _check_one_per_slide(rows, "patient", lambda row: row.patient_id)
+    _check_one_per_slide(rows, "file", lambda row: row.slide_path)
     return rows
 
 
@@ -92,31 +91,31 @@ def embed_examples(
     given_mpp: Mapping[str, float],
     on_row: Callable[[], None] = lambda: None,
 ) -> LabelledTiles:
-    """Cut the examples into tiles and embed them.
+    """Cut the examples into tiles and embed them, giving features of shape (n_tiles, dim).
 
-    An image larger than a tile is cut into all whole tiles it holds, each with its answer.
+    An image larger than a tile is cut into all whole tiles it holds, each with the row's label.
 
     Parameters
     ----------
     rows
-        From :func:`read_example_table`.
+        Result of :func:`read_example_table`.
     encoder
-        The backbone.
+        The encoder.
     tile_px
         Side of a tile, px.
     target_mpp
-        Resolution of a tile, µm/px; images must have it.
+        Resolution of a tile, µm per px; images must have it.
     given_mpp
-        µm per level-0 px by slide id, for slides whose file is silent or wrong.
+        µm per level-0 px by slide id, for slides whose file states none or a wrong one.
     on_row
-        Called when a row's tiles have been read.
+        Called after the tiles of a row have been read.
 
     Raises
     ------
     SlideError
         If an image or slide cannot be read.
     TableError
-        If an image is smaller than a tile, or a tile begins outside its slide.
+        If an image is smaller than a tile, or a tile starts outside its slide.
     """
     embeddings: list[npt.NDArray[np.float32]] = []
     sources: list[ExampleRow] = []
@@ -129,19 +128,19 @@ def embed_examples(
             batch = []
     if batch:
         embeddings.append(encoder.embed(np.stack(batch)))
-    slides = _seen_slides(rows)
-    places = {slide.slide_id: place for place, slide in enumerate(slides)}
+    slides = _slides_of(rows)
+    indices = {slide.slide_id: index for index, slide in enumerate(slides)}
     return LabelledTiles(
         features=to_storage_dtype(np.concatenate(embeddings)),
         drop=np.array([row.drop for row in sources], bool),
-        slide_index=np.array([places[row.slide_id] for row in sources], np.int64),
+        slide_index=np.array([indices[row.slide_id] for row in sources], np.int64),
         slides=slides,
     )
 
 
 def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> ExampleRow:
     label, image, slide = (cells.get(name, "") for name in ("label", "path", "slide_path"))
-    if label.lower() not in _ANSWERS:
+    if label.lower() not in _LABELS:
         raise TableError(where, actual=f"label {label!r}", expected="keep or drop")
     if not image and not slide:
         raise TableError(where, actual="neither path nor slide_path", expected="one of them")
@@ -151,11 +150,11 @@ def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> Example
             where,
             actual="no slide_id",
             expected="the slide that the image comes from",
-            hint="Without it tiles of one slide would be learned from and judged at once.",
+            hint="Without it, tiles of one slide would be in both training and test folds.",
         )
     return ExampleRow(
         where=where,
-        drop=_ANSWERS[label.lower()],
+        drop=_LABELS[label.lower()],
         slide_id=strip_slide_suffix(named) if named else slide_id_of(slide),
         patient_id=cells.get("patient_id", ""),
         image_path=folder / image if image else None,
@@ -175,7 +174,7 @@ def _corner(where: str, cells: Mapping[str, str]) -> tuple[int, int]:
         ) from error
 
 
-def _refuse_twice(rows: Sequence[ExampleRow]) -> None:
+def _check_unique_tiles(rows: Sequence[ExampleRow]) -> None:
     known: dict[object, str] = {}
     for row in rows:
         tile = row.image_path or (row.slide_path, row.corner_px0)
@@ -186,8 +185,8 @@ def _refuse_twice(rows: Sequence[ExampleRow]) -> None:
         known[tile] = row.where
 
 
-def _refuse_two(
-    rows: Sequence[ExampleRow], what: str, value_of: Callable[[ExampleRow], object]
+def _check_one_per_slide(
+    rows: Sequence[ExampleRow], name: str, value_of: Callable[[ExampleRow], object]
 ) -> None:
     known: dict[str, object] = {}
     for row in rows:
@@ -195,14 +194,14 @@ def _refuse_two(
         if value and known.setdefault(row.slide_id, value) != value:
             raise TableError(
                 row.where,
-                actual=f"{what} {str(value)!r} for slide {row.slide_id!r}, which has "
+                actual=f"{name} {str(value)!r} for slide {row.slide_id!r}, which has "
                 f"{str(known[row.slide_id])!r} above",
-                expected=f"one {what} a slide",
+                expected=f"one {name} per slide",
             )
 
 
-def _seen_slides(rows: Sequence[ExampleRow]) -> tuple[ExampleSlide, ...]:
-    """The slides of a table, in order, with what any of their rows says of them."""
+def _slides_of(rows: Sequence[ExampleRow]) -> tuple[ExampleSlide, ...]:
+    """Return the slides of a table, in order, with patient and content from any of their rows."""
     patients = {row.slide_id: row.patient_id for row in rows if row.patient_id}
     files = {row.slide_id: row.slide_path for row in rows if row.slide_path is not None}
     return tuple(
@@ -222,15 +221,15 @@ def _read_tiles(
     given_mpp: Mapping[str, float],
     on_row: Callable[[], None],
 ) -> Iterator[_Tile]:
-    """Tiles of all rows; rows of one slide that follow each other share its open file."""
-    for path, of_file in groupby(rows, key=lambda row: row.image_path or row.slide_path):
+    """Yield the tiles of all rows; consecutive rows of one slide share its open file."""
+    for path, file_rows in groupby(rows, key=lambda row: row.image_path or row.slide_path):
         slide = open_slide(path or "")
         try:
-            for row in of_file:
+            for row in file_rows:
                 grid = (
-                    _cut(slide, row, tile_px)
+                    _grid_of_image(slide, row, tile_px)
                     if row.corner_px0 is None
-                    else _place(slide, row, tile_px, target_mpp, given_mpp.get(row.slide_id))
+                    else _grid_of_tile(slide, row, tile_px, target_mpp, given_mpp.get(row.slide_id))
                 )
                 for index in range(len(grid.coords_px0)):
                     yield _Tile(row, read_tile(slide, grid, index))
@@ -239,30 +238,32 @@ def _read_tiles(
             slide.close()
 
 
-def _cut(image: Slide, row: ExampleRow, tile_px: int) -> TileGrid:
-    """All whole tiles of an image."""
+def _grid_of_image(image: Slide, row: ExampleRow, tile_px: int) -> TileGrid:
+    """Return all whole tiles of an image."""
     width, height = image.levels[0].width_px, image.levels[0].height_px
     if min(width, height) < tile_px:
         raise TableError(
             row.where,
             actual=f"{row.image_path} of {width} × {height} px",
             expected=f"at least {tile_px} × {tile_px} px, one tile",
-            hint="Export larger images, or give the tiles' size with --tile-px.",
+            hint="Export larger images, or set the size of a tile with --tile-px.",
         )
     columns, rows = (np.arange(0, side - tile_px + 1, tile_px) for side in (width, height))
     corners = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
     return _grid(corners, tile_px, tile_width_px0=float(tile_px), tile_height_px0=float(tile_px))
 
 
-def _place(
+def _grid_of_tile(
     slide: Slide, row: ExampleRow, tile_px: int, target_mpp: float, given_mpp: float | None
 ) -> TileGrid:
-    """The one tile of a slide that a row names."""
+    """Return the only tile of a row of a slide."""
     x, y = row.corner_px0 or (0, 0)
     width, height = slide.levels[0].width_px, slide.levels[0].height_px
     if not (0 <= x < width and 0 <= y < height):
         raise TableError(
-            row.where, actual=f"({x}, {y})", expected=f"a place on the {width} × {height} px slide"
+            row.where,
+            actual=f"({x}, {y})",
+            expected=f"a position on the slide of {width} × {height} px",
         )
     resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=slide.path)
     return _grid(

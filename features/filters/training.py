@@ -1,4 +1,4 @@
-"""Tile filters out of examples: split by patient or slide, judged on what was held out."""
+"""Training of tile filters, with cross-validation grouped by patient or slide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,15 @@ from features.filters.classifier import (
 __all__ = ["C_GRID", "LEAST_GROUPS", "fit_filter", "refit_filter"]
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths of regularisation that are tried, the strongest regularisation first."""
+"""Inverse strengths of regularisation that are compared, strongest regularisation first."""
 
 LEAST_GROUPS = 3
-"""Patients (slides, where no patient is named) with tiles of either answer that a filter needs:
-one to judge on, and two to choose the regularisation on."""
+"""Minimum number of patients (slides, where the patient is unknown) with tiles of each label: one
+is held out, and two are needed to choose the regularisation."""
 
 _LEAST_TO_REFIT = 2
-_MOST_PARTS = 5
-_REFITS_KEPT = 16
+_MAX_FOLDS = 5
+_REFITS_CACHED = 16
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class _LinearModel(NamedTuple):
-    """A weighted sum of an embedding's numbers: log odds of dropping."""
+    """Linear model of the log odds of dropping."""
 
     coef: Floats
     intercept: float
@@ -57,100 +57,112 @@ def fit_filter(
     *,
     spec: EmbeddingSpec,
     threshold: float = 0.5,
-    made_by: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> TileFilter:
-    """Fit a filter, and judge filters fitted alike on patients they did not learn from.
+    """Fit a filter, and estimate its performance by nested cross-validation.
 
-    Logistic regression on standardised embeddings, both answers weighted as if equally frequent.
-    Its regularisation is chosen by a cross-validation grouped by patient (by slide, where no
-    patient is named). The counts come from another one around it, in which standardisation,
-    regression and the choice of regularisation see the training part only. The threshold is
-    given, never chosen by a score.
+    Logistic regression on standardised embeddings, with balanced class weights. The regularisation
+    is chosen by a cross-validation grouped by patient (by slide, where the patient is unknown). The
+    counts come from an outer cross-validation: standardisation, regression and the choice of the
+    regularisation use the training folds only. The threshold is given, not tuned.
 
     Parameters
     ----------
     examples
-        Tiles to keep and to drop.
+        Tiles to keep and to drop, embeddings of shape (n_tiles, dim).
     spec
-        How their embeddings were made.
+        Required properties of embeddings.
     threshold
         Probability from which on a tile is dropped, above 0 and below 1.
-    made_by
-        Versions of what made the embeddings, by name.
+    versions
+        Versions of the software that made the embeddings, by name.
 
     Raises
     ------
     FilterError
-        If fewer than three patients or slides have tiles of either answer.
+        If fewer than three patients or slides have tiles of either label.
     """
-    _require_groups(examples, least=LEAST_GROUPS)
+    _check_groups(examples, least=LEAST_GROUPS)
     groups, features = examples.groups(), examples.features.astype(np.float64)
-    parts = _parts(examples.drop, groups)
-    log_odds = np.empty(len(parts))
-    for part in np.unique(parts):
-        judged = parts == part
-        model = _fit(features[~judged], examples.drop[~judged], groups[~judged])
-        log_odds[judged] = model.log_odds(features[judged])
-    model = _fit(features, examples.drop, groups)
-    return TileFilter(
+    folds = _assign_folds(examples.drop, groups)
+    log_odds = np.empty(len(folds))
+    for fold in np.unique(folds):
+        test = folds == fold
+        model = _fit(features[~test], examples.drop[~test], groups[~test])
+        log_odds[test] = model.log_odds(features[test])
+    return _build_filter(
+        examples,
         spec=spec,
-        coef=model.coef,
-        intercept=model.intercept,
         threshold=threshold,
-        strength=model.strength,
         held_out=_count(log_odds >= np.log(threshold / (1 - threshold)), examples.drop),
-        examples=examples,
-        software=json.dumps(_versions() | dict(made_by or {}), sort_keys=True),
+        versions=versions or {},
     )
 
 
-@lru_cache(maxsize=_REFITS_KEPT)
+@lru_cache(maxsize=_REFITS_CACHED)
 def refit_filter(tile_filter: TileFilter, *, without: frozenset[ExampleSlide]) -> TileFilter:
-    """The same filter as if it had never seen some slides, with its own choice of regularisation.
+    """Return the filter fitted without some slides, its regularisation chosen again.
 
     Parameters
     ----------
     tile_filter
-        The filter, with its examples.
+        The filter, with its training tiles.
     without
-        Slides whose examples must have no influence.
+        Slides that must not influence the result.
 
     Raises
     ------
     FilterError
-        If fewer than two patients or slides with tiles of either answer are left.
+        If fewer than two patients or slides with tiles of either label are left.
     """
     if not without:
         return tile_filter
     examples = tile_filter.examples.without(without)
-    _require_groups(examples, least=_LEAST_TO_REFIT, without=without)
-    model = _fit(examples.features.astype(np.float64), examples.drop, examples.groups())
+    _check_groups(examples, least=_LEAST_TO_REFIT, without=without)
+    return _build_filter(
+        examples, spec=tile_filter.spec, threshold=tile_filter.threshold, held_out=None, versions={}
+    )
+
+
+def _build_filter(
+    examples: LabelledTiles,
+    *,
+    spec: EmbeddingSpec,
+    threshold: float,
+    held_out: ConfusionCounts | None,
+    versions: Mapping[str, str],
+) -> TileFilter:
+    """Fit the model on all tiles."""
+    names = ("mil-slides", "numpy", "scikit-learn")
+    software = {"python": platform.python_version()} | {n: metadata.version(n) for n in names}
     return TileFilter(
-        spec=tile_filter.spec,
-        coef=model.coef,
-        intercept=model.intercept,
-        threshold=tile_filter.threshold,
-        strength=model.strength,
-        held_out=None,
+        spec=spec,
+        **_fit(examples.features.astype(np.float64), examples.drop, examples.groups())._asdict(),
+        threshold=threshold,
+        held_out=held_out,
         examples=examples,
-        software=json.dumps(_versions(), sort_keys=True),
+        software=json.dumps(software | dict(versions), sort_keys=True),
     )
 
 
 def _fit(features: Floats, drop: Bools, groups: Ints) -> _LinearModel:
-    """Logistic regression with the regularisation that does best on parts held out in turn."""
-    parts = _parts(drop, groups)
+    """Fit the logistic regression with the lowest cross-validated loss.
+
+    scikit-learn's LogisticRegressionCV averages the loss over folds and standardises outside of
+    them; here the loss is that of all out-of-fold predictions together.
+    """
+    folds = _assign_folds(drop, groups)
     log_odds = np.empty((len(C_GRID), len(drop)))
-    for part in np.unique(parts):
-        judged = parts == part
-        for place, model in enumerate(_path(features[~judged], drop[~judged])):
-            log_odds[place, judged] = model.log_odds(features[judged])
+    for fold in np.unique(folds):
+        test = folds == fold
+        for index, model in enumerate(_fit_path(features[~test], drop[~test])):
+            log_odds[index, test] = model.log_odds(features[test])
     losses = np.array([_balanced_log_loss(row, drop) for row in log_odds])
-    return _path(features, drop)[int(losses.argmin())]
+    return _fit_path(features, drop)[int(losses.argmin())]
 
 
-def _path(features: Floats, drop: Bools) -> list[_LinearModel]:
-    """One regression for each of ``C_GRID``, each started from the one before."""
+def _fit_path(features: Floats, drop: Bools) -> list[_LinearModel]:
+    """Fit one regression per value of ``C_GRID``, each with a warm start from the one before."""
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
     regression = LogisticRegression(class_weight="balanced", max_iter=5000, warm_start=True)
@@ -164,25 +176,26 @@ def _path(features: Floats, drop: Bools) -> list[_LinearModel]:
 
 
 def _balanced_log_loss(log_odds: Floats, drop: Bools) -> float:
-    """Mean over both answers of the mean log loss of their tiles, in nats."""
+    """Return the mean over both labels of the mean log loss of their tiles, in nats."""
     losses = np.logaddexp(0, np.where(drop, -log_odds, log_odds))
     return float(losses[drop].mean() + losses[~drop].mean()) / 2
 
 
-def _parts(drop: Bools, groups: Ints) -> Ints:
-    """A part for each tile, shape (tiles,), such that a group is never in two.
+def _assign_folds(drop: Bools, groups: Ints) -> Ints:
+    """Return the fold of each tile, shape (n_tiles,), so that no group is in two folds.
 
-    Groups with tiles to drop only, with both, and with tiles to keep only are dealt out in this
-    order. Groups that hold an answer thus follow each other: where two or more do, no part has
-    them all, and whatever part is held out, the others still teach both answers.
+    The groups are assigned in turn, ordered by their labels: drop only, both, keep only. Groups
+    with a label are thus consecutive, so where there are two or more, they are in different folds,
+    and the training folds hold both labels whichever fold is held out. scikit-learn's GroupKFold
+    and StratifiedGroupKFold do not guarantee that.
     """
     names = np.unique(groups)
     has_drop = np.array([drop[groups == name].any() for name in names])
     has_keep = np.array([not drop[groups == name].all() for name in names])
     order = np.lexsort((names, ~has_drop, has_keep))
-    select_shard = np.empty(len(names), np.int64)
-    select_shard[order] = np.arange(len(names)) % min(_MOST_PARTS, len(names))
-    return select_shard[np.searchsorted(names, groups)]
+    folds = np.empty(len(names), np.int64)
+    folds[order] = np.arange(len(names)) % min(_MAX_FOLDS, len(names))
+    return folds[np.searchsorted(names, groups)]
 
 
 def _count(dropped: Bools, drop: Bools) -> ConfusionCounts:
@@ -194,7 +207,7 @@ def _count(dropped: Bools, drop: Bools) -> ConfusionCounts:
     )
 
 
-def _require_groups(
+def _check_groups(
     examples: LabelledTiles, *, least: int, without: frozenset[ExampleSlide] = frozenset()
 ) -> None:
     groups = examples.groups()
@@ -202,27 +215,22 @@ def _require_groups(
         "to drop": len(np.unique(groups[examples.drop])),
         "to keep": len(np.unique(groups[~examples.drop])),
     }
-    few = [answer for answer, count in counts.items() if count < least]
-    if not few:
+    label = min(counts, key=lambda name: counts[name] >= least)
+    if counts[label] >= least:
         return
-    found = f"tiles {few[0]} from {counts[few[0]]} patients or slides"
+    actual = f"tiles {label} from {counts[label]} patients or slides"
     if not without:
         raise FilterError(
             "the tile filter",
-            actual=found,
-            expected=f"{least} or more, so that it can be judged on slides it has not seen",
+            actual=actual,
+            expected=f"{least} or more, so that it can be evaluated on held-out slides",
             hint="Add examples from more slides.",
         )
     names = sorted(slide.slide_id for slide in without)
     raise FilterError(
         "the tile filter",
-        actual=f"{found} once slides of patients to be judged are taken out "
+        actual=f"{actual} without the slides of held-out patients "
         f"({', '.join(names[:5])}{' and more' if len(names) > 5 else ''})",
         expected=f"{least} or more to fit it again without them",
-        hint="Add examples from more slides, above all of patients outside the cohort.",
+        hint="Add examples from more slides, preferably of patients outside the cohort.",
     )
-
-
-def _versions() -> dict[str, Any]:
-    names = ("mil-slides", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}

@@ -63,7 +63,7 @@ def test_bags_go_out_and_come_back(folder: Path, tmp_path: Path) -> None:
     table.write_text("slide_id,mpp\na,0.25\n")
     ask = ["bags", "import", tmp_path / "out", "--from", "stamp"]
     result = mil_ok(*ask, "--bags", tmp_path / "back", "--mpp-table", table)
-    assert "Unknown about their making: mpp (of 1), size, slide_content_id" in result.output
+    assert "Unknown about their provenance: mpp (of 1), size, slide_content_id" in result.output
     data = json.loads(mil(*ask, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
     assert (data["n_done"], data["failed"]) == (2, {})
     assert data["unknown"]["weights_sha256"] == 2

@@ -24,7 +24,7 @@ from features.filters.classifier import (
     read_filter,
     write_filter,
 )
-from features.filters.training import _parts, fit_filter, refit_filter
+from features.filters.training import _assign_folds, fit_filter, refit_filter
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter
 
 SPEC = EmbeddingSpec.from_fingerprint(FINGERPRINT)
@@ -84,7 +84,7 @@ def test_whatever_part_is_held_out_the_others_teach_both_answers(kinds: list[str
         for answer in {"drop": [True], "keep": [False], "both": [True, False]}[kind]
     ]
     groups, drop = np.array([g for g, _ in rows]), np.array([d for _, d in rows])
-    parts = _parts(drop, groups)
+    parts = _assign_folds(drop, groups)
     for group in np.unique(groups):
         assert len(set(parts[groups == group].tolist())) == 1
     for part in np.unique(parts):

@@ -115,7 +115,7 @@ def test_tiles_of_slides_are_cut_as_they_are_embedded_later(tmp_path: Path) -> N
     ("header", "row", "message"),
     [
         ("path,label,slide_id", "a.png,maybe,s", r"row 2: label 'maybe'; expected keep or drop"),
-        ("path,label,slide_id", "a.png,keep,", r"no slide_id.*learned from and judged at once"),
+        ("path,label,slide_id", "a.png,keep,", r"no slide_id.*in both training and test folds"),
         ("path,slide_id", "a.png,s", r"no column 'label'"),
         ("label,slide_id", "keep,s", r"no column 'path' or 'slide_path'"),
         ("slide_path,x,y,label", "a.png,3,here,drop", r"x '3', y 'here'; expected whole numbers"),
@@ -144,7 +144,7 @@ def test_images_that_cannot_be_cut_are_named(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match=r"gone\.png"):
         embed(table_of(tmp_path, "gone.png,keep,s"))
     outside = table_of(tmp_path, "small.png,50,0,keep", header="slide_path,x,y,label")
-    with pytest.raises(TableError, match=r"\(50, 0\); expected a place on the 50 × 50 px slide"):
+    with pytest.raises(TableError, match=r"\(50, 0\); expected a position on the slide of 50"):
         embed(outside)
 
 
