@@ -1,5 +1,7 @@
-"""Bags of embeddings: HDF5 files, zarr stores, import and export."""
+"""Bags of embeddings: HDF5 files, packed zarr stores, verification, import and export."""
 
-from __future__ import annotations
+from features.bags.bag import Bag
+from features.bags.h5 import read_bag, write_bag
+from features.bags.store import open_bags
 
-__all__: list[str] = []
+__all__ = ["Bag", "open_bags", "read_bag", "write_bag"]
