@@ -151,8 +151,8 @@ def test_views_of_dropped_tiles_are_dropped_with_them(world: Path, tmp_path: Pat
     embed(world, tmp_path / "all", "--views", 2)
     data = embed(world, tmp_path / "bags", "--filter", path, "--views", 2)
     assert data["n_tiles_left_out"]["filter"] == 36  # type: ignore[index]
-    for name, place in find_bags(tmp_path / "bags").items():
-        bag, whole = read_bag(place), read_bag(tmp_path / "all" / f"{name}.h5")
+    for name, bag_path in find_bags(tmp_path / "bags").items():
+        bag, whole = read_bag(bag_path), read_bag(tmp_path / "all" / f"{name}.h5")
         kept = [spot in bag.coords_px0.tolist() for spot in whole.coords_px0.tolist()]
         assert sum(kept) == 6
         assert bag.views is not None

@@ -46,24 +46,24 @@ def quiet(n_done: int, n_all: int) -> None:
     """Nobody watches."""
 
 
-def bring_in(source: Path, layout: str, **given: object) -> tuple[Bag, ConversionResult]:
+def bring_in(source: Path, layout: str, **defaults: object) -> tuple[Bag, ConversionResult]:
     """Import a folder of one slide."""
     bags_dir = source.parent / "imported"
-    (outcome,) = import_bags(
-        source, bags_dir, layout=layout, defaults=ImportDefaults(**given), on_slide=quiet
+    (result,) = import_bags(
+        source, bags_dir, layout=layout, defaults=ImportDefaults(**defaults), on_slide=quiet
     )
-    assert outcome.problem == ""
-    return read_bag(bags_dir / f"{outcome.slide_id}.h5"), outcome
+    assert result.problem == ""
+    return read_bag(bags_dir / f"{result.slide_id}.h5"), result
 
 
-def refused(source: Path, layout: str, **given: object) -> str:
+def refused(source: Path, layout: str, **defaults: object) -> str:
     """Why a folder of one slide cannot be imported."""
     bags_dir = source.parent / "imported"
-    (outcome,) = import_bags(
-        source, bags_dir, layout=layout, defaults=ImportDefaults(**given), on_slide=quiet
+    (result,) = import_bags(
+        source, bags_dir, layout=layout, defaults=ImportDefaults(**defaults), on_slide=quiet
     )
     assert list(bags_dir.iterdir()) == []
-    return outcome.problem
+    return result.problem
 
 
 def write_h5(path: Path, *, attributes: dict[str, object] | None = None, **arrays: object) -> None:
@@ -110,14 +110,14 @@ def test_the_stored_sample_is_small() -> None:
 
 def test_clam_gives_embeddings_and_corners(tmp_path: Path) -> None:
     write_h5(tmp_path / "clam/h5_files/s1.h5", features=FEATURES, coords=COORDS.astype(np.int32))
-    bag, outcome = bring_in(tmp_path / "clam", "clam")
+    bag, result = bring_in(tmp_path / "clam", "clam")
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert bag.meta.fingerprint.encoder == bag.meta.fingerprint.weights_sha256 == UNKNOWN
-    assert outcome.unknown == unknown_fields(bag.meta)
+    assert result.unknown == unknown_fields(bag.meta)
     for name in ("encoder", "mpp", "size", "target_mpp", "tile_px", "transform", "weights_sha256"):
-        assert name in outcome.unknown
-    assert "coords" not in outcome.unknown
+        assert name in result.unknown
+    assert "coords" not in result.unknown
 
 
 def test_clam_tensors_take_their_places_from_patches(tmp_path: Path) -> None:
@@ -128,13 +128,13 @@ def test_clam_tensors_take_their_places_from_patches(tmp_path: Path) -> None:
         file["coords"].attrs.update(
             {"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0), "level_dim": (500, 400)}
         )
-    bag, outcome = bring_in(tmp_path / "clam", "clam", encoder="resnet50", target_mpp=1.0)
+    bag, result = bring_in(tmp_path / "clam", "clam", encoder="resnet50", target_mpp=1.0)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert (bag.meta.width_px0, bag.meta.height_px0) == (2000, 1600)
     assert bag.meta.span_x_px0 == 1024
     assert bag.meta.fingerprint.tile_px == 256
     assert bag.meta.fingerprint.encoder == "resnet50"
-    assert not {"encoder", "size", "target_mpp", "tile_px"} & set(outcome.unknown)
+    assert not {"encoder", "size", "target_mpp", "tile_px"} & set(result.unknown)
 
 
 def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
@@ -153,14 +153,18 @@ def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
 @pytest.mark.parametrize("where", ["", "features_uni_v1", "20x_256px_0px_overlap/features_uni_v1"])
 def test_trident_says_most_of_its_making(tmp_path: Path, where: str) -> None:
     write_trident(tmp_path / "job" / where / "s1.h5", FEATURES, COORDS)
-    bag, outcome = bring_in(tmp_path / "job", "trident")
+    bag, result = bring_in(tmp_path / "job", "trident")
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
-    made = bag.meta.fingerprint
-    assert (made.encoder, made.tile_px, made.target_mpp) == ("uni_v1", 256, 0.5)
+    fingerprint = bag.meta.fingerprint
+    assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
+        "uni_v1",
+        256,
+        0.5,
+    )
     assert (bag.meta.mpp_x, bag.meta.mpp_source) == (0.25, "assumed")
     assert (bag.meta.span_x_px0, bag.meta.width_px0) == (512, 2000)
-    assert {"mpp", "weights_sha256"} <= set(outcome.unknown)
-    assert not {"encoder", "overlap_px", "size", "target_mpp", "tile_px"} & set(outcome.unknown)
+    assert {"mpp", "weights_sha256"} <= set(result.unknown)
+    assert not {"encoder", "overlap_px", "size", "target_mpp", "tile_px"} & set(result.unknown)
 
 
 def test_a_leading_batch_axis_is_dropped(tmp_path: Path) -> None:
@@ -215,13 +219,17 @@ def test_stamp_counts_in_micrometres(tmp_path: Path) -> None:
         tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES.astype(np.float16),
         coords=(COORDS / 448 * 256).astype(np.float32),
     )  # fmt: skip
-    bag, outcome = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
+    bag, result = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 512)
-    made = bag.meta.fingerprint
-    assert (made.encoder, made.tile_px, made.target_mpp) == ("uni2", 224, pytest.approx(256 / 224))
+    fingerprint = bag.meta.fingerprint
+    assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
+        "uni2",
+        224,
+        pytest.approx(256 / 224),
+    )
     assert bag.meta.span_x_px0 == pytest.approx(512, rel=1e-4)
     assert bag.meta.mpp_source == "given"
-    assert "mpp" not in outcome.unknown
+    assert "mpp" not in result.unknown
 
 
 def test_stamp_in_micrometres_is_placed_at_the_assumed_resolution_if_none_is_given(
@@ -230,10 +238,10 @@ def test_stamp_in_micrometres_is_placed_at_the_assumed_resolution_if_none_is_giv
     write_h5(
         tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES, coords=COORDS / 448 * 256.0
     )
-    bag, outcome = bring_in(tmp_path / "stamp", "stamp", mpp_by_slide={"other": 0.5})
+    bag, result = bring_in(tmp_path / "stamp", "stamp", mpp_by_slide={"other": 0.5})
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
     assert bag.meta.mpp_source == "assumed"
-    assert "mpp" in outcome.unknown
+    assert "mpp" in result.unknown
 
 
 def test_early_stamp_without_a_unit_is_known_by_its_step(tmp_path: Path) -> None:
@@ -253,26 +261,26 @@ def test_stamp_of_the_second_kind_of_attributes(tmp_path: Path) -> None:
         tmp_path / "stamp/s1.h5", attributes={"unit": "um", "tile_size": 256.0},
         patch_embeddings=FEATURES, coords=COORDS / 448 * 256.0,
     )  # fmt: skip
-    bag, outcome = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.25)
+    bag, result = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.25)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
-    assert {"encoder", "tile_px", "target_mpp"} <= set(outcome.unknown)
+    assert {"encoder", "tile_px", "target_mpp"} <= set(result.unknown)
 
 
 def test_atlaspatch_keeps_embeddings_in_a_group_and_places_in_five_columns(tmp_path: Path) -> None:
     rows = np.hstack([COORDS, np.full((3, 3), (512, 512, 0))]).astype(np.int32)
-    said = {
+    attributes = {
         "patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "overlap": 0,
         "level0_width": 2000, "level0_height": 1600, "mpp": 0.2527,
     }  # fmt: skip
     write_h5(
-        tmp_path / "atlas/patches/s1.h5", attributes=said, coords=rows,
+        tmp_path / "atlas/patches/s1.h5", attributes=attributes, coords=rows,
         features__uni_v1=FEATURES, features__resnet50=-FEATURES,
     )  # fmt: skip
-    bag, outcome = bring_in(tmp_path / "atlas", "atlaspatch", encoder="resnet50")
+    bag, result = bring_in(tmp_path / "atlas", "atlaspatch", encoder="resnet50")
     np.testing.assert_array_equal(bag.features, -FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert (bag.meta.mpp_x, bag.meta.mpp_source) == (0.2527, "file")
-    assert "mpp" not in outcome.unknown
+    assert "mpp" not in result.unknown
     for path in (tmp_path / "imported").iterdir():
         path.unlink()
     assert "embeddings of resnet50, uni_v1; expected one" in refused(
@@ -291,11 +299,15 @@ def write_slideflow(folder: Path, tile_um: object) -> None:
 @pytest.mark.parametrize("tile_um", [112, "20x"])
 def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
     write_slideflow(tmp_path / "sf", tile_um)
-    bag, outcome = bring_in(tmp_path / "sf", "slideflow", slide_mpp=0.25)
+    bag, result = bring_in(tmp_path / "sf", "slideflow", slide_mpp=0.25)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
-    made = bag.meta.fingerprint
-    assert (made.encoder, made.tile_px, made.target_mpp) == ("CTransPath", 224, 0.5)
-    assert "mpp" not in outcome.unknown
+    fingerprint = bag.meta.fingerprint
+    assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
+        "CTransPath",
+        224,
+        0.5,
+    )
+    assert "mpp" not in result.unknown
 
 
 @pytest.mark.parametrize(
@@ -310,9 +322,9 @@ def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
 )
 def test_tensors_and_dictionaries_of_tensors_are_read(tmp_path: Path, content: object) -> None:
     write_pt(tmp_path / "pt/s1.pt", content)
-    bag, outcome = bring_in(tmp_path / "pt", "torch", encoder="resnet50")
+    bag, result = bring_in(tmp_path / "pt", "torch", encoder="resnet50")
     np.testing.assert_allclose(bag.features, FEATURES, rtol=1e-2)
-    assert "coords" in outcome.unknown
+    assert "coords" in result.unknown
     assert (bag.coords_px0 == -1).all()
     assert verify_bags(tmp_path / "imported", on_bag=quiet).n_bad == 0
 
@@ -322,9 +334,9 @@ def test_a_dictionary_may_bring_its_places(tmp_path: Path) -> None:
         tmp_path / "pt/s1.pt",
         {"features": torch.from_numpy(FEATURES), "coords": torch.from_numpy(COORDS)},
     )
-    bag, outcome = bring_in(tmp_path / "pt", "torch")
+    bag, result = bring_in(tmp_path / "pt", "torch")
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
-    assert "coords" not in outcome.unknown
+    assert "coords" not in result.unknown
 
 
 # Files that mean harm or are broken.
@@ -367,7 +379,7 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ({"label": 1}, "no tensor"),
         ({"x": torch.zeros(2)}, "a dictionary of 'x'"),
@@ -377,9 +389,9 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
         (torch.full((2, 8), float("nan")), "2 of 2 embeddings hold NaN"),
     ],
 )
-def test_other_tensors_are_refused(tmp_path: Path, content: object, said: str) -> None:
+def test_other_tensors_are_refused(tmp_path: Path, content: object, expected: str) -> None:
     write_pt(tmp_path / "pt/s1.pt", content)
-    assert said in refused(tmp_path / "pt", "torch")
+    assert expected in refused(tmp_path / "pt", "torch")
 
 
 @pytest.mark.parametrize("n_bytes", [0, 10, 300, -30])
@@ -440,7 +452,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     outcomes = import_bags(
         tmp_path / "clam", tmp_path / "b", layout="clam", defaults=ImportDefaults(), on_slide=quiet
     )
-    assert [outcome.slide_id for outcome in outcomes if outcome.problem] == ["s2", "s3"]
+    assert [result.slide_id for result in outcomes if result.problem] == ["s2", "s3"]
     assert list(find_bags(tmp_path / "b")) == ["s1"]
 
 
@@ -480,13 +492,13 @@ def write_ours(folder: Path, *, n_views: int = 0) -> dict[str, Bag]:
 @pytest.mark.parametrize("layout", ["clam", "trident", "stamp", "slideflow", "torch"])
 def test_export_and_import_give_the_same_bags(tmp_path: Path, layout: str) -> None:
     bags = write_ours(tmp_path / "ours")
-    told = export_bags(tmp_path / "ours", tmp_path / "theirs", layout=layout, on_slide=quiet)
-    assert [outcome.problem for outcome in told] == ["", "", ""]
-    told = import_bags(
+    results = export_bags(tmp_path / "ours", tmp_path / "theirs", layout=layout, on_slide=quiet)
+    assert [result.problem for result in results] == ["", "", ""]
+    results = import_bags(
         tmp_path / "theirs", tmp_path / "back", layout=layout,
         defaults=ImportDefaults(slide_mpp=0.25, target_mpp=0.5, tile_px=224), on_slide=quiet,
     )  # fmt: skip
-    assert [outcome.problem for outcome in told] == ["", "", ""]
+    assert [result.problem for result in results] == ["", "", ""]
     for name, bag in bags.items():
         back = read_bag(tmp_path / "back" / f"{name}.h5")
         np.testing.assert_array_equal(back.features, bag.features)
@@ -524,8 +536,8 @@ def test_the_encoder_comes_back_where_the_layout_has_room(tmp_path: Path, layout
         defaults=ImportDefaults(),
         on_slide=quiet,
     )
-    made = read_meta(tmp_path / "back/s1.h5").fingerprint
-    assert (made.encoder, made.tile_px, made.target_mpp) == ("fake", 224, 0.5)
+    fingerprint = read_meta(tmp_path / "back/s1.h5").fingerprint
+    assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == ("fake", 224, 0.5)
 
 
 def test_stamp_files_state_their_unit_and_tile(tmp_path: Path) -> None:
@@ -543,12 +555,12 @@ def test_bags_without_places_go_only_where_none_are_needed(tmp_path: Path) -> No
     write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
     bring_in(tmp_path / "pt", "torch")
     for layout in ("clam", "stamp"):
-        (told,) = export_bags(
+        (result,) = export_bags(
             tmp_path / "imported", tmp_path / layout, layout=layout, on_slide=quiet
         )
-        assert "coords" in told.problem
-    (told,) = export_bags(tmp_path / "imported", tmp_path / "out", layout="torch", on_slide=quiet)
-    assert told.problem == ""
+        assert "coords" in result.problem
+    (result,) = export_bags(tmp_path / "imported", tmp_path / "out", layout="torch", on_slide=quiet)
+    assert result.problem == ""
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["s1.pt"]
 
 
@@ -557,8 +569,8 @@ def test_bags_made_differently_are_not_exported_together(tmp_path: Path) -> None
     bag = make_bag("s4")
     other = replace(bag.meta, fingerprint=replace(bag.meta.fingerprint, encoder="../another"))
     write_bag(tmp_path / "ours/s4.h5", replace(bag, meta=other))
-    told = export_bags(tmp_path / "ours", tmp_path / "out", layout="trident", on_slide=quiet)
-    assert [outcome.slide_id for outcome in told if outcome.problem] == ["s4"]
+    results = export_bags(tmp_path / "ours", tmp_path / "out", layout="trident", on_slide=quiet)
+    assert [result.slide_id for result in results if result.problem] == ["s4"]
 
 
 def test_an_encoder_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:

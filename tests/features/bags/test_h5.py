@@ -72,7 +72,7 @@ def test_peers_find_their_attributes_on_coords(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda f: f.attrs.__setitem__("format", "other"), "format 'other'"),
         (lambda f: f.attrs.__setitem__("format_version", 99), "format version 99"),
@@ -81,12 +81,12 @@ def test_peers_find_their_attributes_on_coords(tmp_path: Path) -> None:
         (lambda f: f.attrs.__delitem__("encoder"), "damaged"),
     ],
 )
-def test_a_bag_of_another_make_is_refused(tmp_path: Path, damage, said: str) -> None:
+def test_a_bag_of_another_make_is_refused(tmp_path: Path, damage, message: str) -> None:
     path = tmp_path / "s1.h5"
     write_bag(path, make_bag("s1"))
     with h5py.File(path, "r+") as file:
         damage(file)
-    with pytest.raises(BagError, match=said):
+    with pytest.raises(BagError, match=message):
         read_bag(path)
 
 
@@ -132,7 +132,7 @@ def make_scan(*, n_images: int = 3) -> Bag:
     return replace(
         make_series("scan", n_images=n_images),
         order=np.arange(n_images) * 2,
-        source=tuple(f"µ{'x' * place}.dcm" for place in range(n_images)),
+        source=tuple(f"µ{'x' * index}.dcm" for index in range(n_images)),
     )
 
 
@@ -159,7 +159,7 @@ def test_a_bag_of_tiles_is_still_written_as_version_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda f: f.__delitem__("order"), "no 1-dimensional dataset 'order'"),
         (lambda f: f.__delitem__("source"), "no 1-dimensional dataset 'source'"),
@@ -169,12 +169,12 @@ def test_a_bag_of_tiles_is_still_written_as_version_1(tmp_path: Path) -> None:
     ],
 )
 def test_a_bag_of_images_that_contradicts_itself_is_refused(
-    tmp_path: Path, damage, said: str
+    tmp_path: Path, damage, message: str
 ) -> None:
     write_bag(tmp_path / "scan.h5", make_scan())
     with h5py.File(tmp_path / "scan.h5", "r+") as file:
         damage(file)
-    with pytest.raises(BagError, match=said):
+    with pytest.raises(BagError, match=message):
         read_bag(tmp_path / "scan.h5")
 
 
@@ -185,7 +185,7 @@ def test_the_stored_bag_of_images_stays_readable() -> None:
     assert bag.meta.kind == IMAGE
     assert bag.order is not None
     assert bag.order.tolist() == [0, 1, 2, 3, 4]
-    assert bag.source == tuple(f"sample_{place}.png" for place in range(5))
+    assert bag.source == tuple(f"sample_{index}.png" for index in range(5))
     assert bag.features_sha256.startswith("7eba7eb6d05553cf")
 
 

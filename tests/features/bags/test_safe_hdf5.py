@@ -1,4 +1,4 @@
-"""Heaps of texts in HDF5 files: the library walks over them without looking where it steps."""
+"""Heaps of texts in HDF5 files, over which the library steps without checking their lengths."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEAP = b"GCOL\x01\0\0\0"
 def damaged(path: Path, *, skip: int, value: bytes) -> Path:
     """The bag with other bytes in the first of its heaps."""
     data = bytearray(path.read_bytes())
-    place = data.index(HEAP) + skip
-    data[place : place + len(value)] = value
+    start = data.index(HEAP) + skip
+    data[start : start + len(value)] = value
     path.write_bytes(data)
     return path
 
@@ -33,16 +33,16 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("skip", "value", "said"),
+    ("skip", "value", "message"),
     [
-        (16, b"\0" * 16, "a heap with a text of 0 bytes"),  # the library would stay here for ever
+        (16, b"\0" * 16, "a heap with a text of 0 bytes"),  # The library would loop for ever.
         (24, b"\xf8" + b"\xff" * 7, "a heap with a text of 18,446,744,073,709,551,608 bytes"),
         (24, b"\xff\xff\0\0\0\0\0\0", "a heap with a text of 65,535 bytes"),
         (8, b"\0\0\0\0\1\0\0\0", "a heap of 4,294,967,296 bytes"),
     ],
 )
 def test_a_heap_without_an_end_is_refused_and_not_walked(
-    path: Path, skip: int, value: bytes, said: str
+    path: Path, skip: int, value: bytes, message: str
 ) -> None:
     damaged(path, skip=skip, value=value)
     for read in (read_meta, read_bag):
@@ -51,7 +51,7 @@ def test_a_heap_without_an_end_is_refused_and_not_walked(
         assert "\n" not in str(caught.value)
     with _CheckedFile(path) as watched:
         watched.seek(path.read_bytes().index(HEAP) + 3)  # even where a read begins inside its name
-        with pytest.raises(OSError, match=said):
+        with pytest.raises(OSError, match=message):
             watched.readinto(bytearray(64))
 
 
@@ -68,7 +68,7 @@ def test_values_packed_by_a_plug_in_are_refused_and_the_plug_in_is_not_sought(pa
         del file["features"]
         created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         created.set_chunk((4, 8))
-        created.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL)  # zstd, of which nobody has the plug-in
+        created.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL)  # zstd, whose plug-in is not installed
         kind, space = h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4, 8))
         h5py.h5d.create(file.id, b"features", kind, space, dcpl=created)
     with pytest.raises(BagError, match="compressed by filter 32015, a plug-in"):
@@ -83,10 +83,10 @@ def test_lists_of_one_large_text_a_thousand_times_are_not_made(path: Path) -> No
         numbers[0] = np.arange(3)
         file.attrs.create("numbers", numbers, dtype=h5py.vlen_dtype(np.int64))
     with open_h5(path, expected="", hint="") as file:
-        found = read_attributes(file)
-    assert found["few"] == ("a", "b")
-    assert found["many"] is None
-    assert found["numbers"] is None
+        attributes = read_attributes(file)
+    assert attributes["few"] == ("a", "b")
+    assert attributes["many"] is None
+    assert attributes["numbers"] is None
 
 
 def test_long_texts_and_large_arrays_are_read_as_the_library_reads_them(tmp_path: Path) -> None:

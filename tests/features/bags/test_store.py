@@ -158,8 +158,8 @@ def test_bags_of_two_makes_are_refused_before_anything_is_written(
     folder: Path, tmp_path: Path
 ) -> None:
     bag = make_bag("d", n_tiles=1)
-    made = replace(bag.meta.fingerprint, target_mpp=1.0)
-    write_bag(folder / "d.h5", replace(bag, meta=replace(bag.meta, fingerprint=made)))
+    fingerprint = replace(bag.meta.fingerprint, target_mpp=1.0)
+    write_bag(folder / "d.h5", replace(bag, meta=replace(bag.meta, fingerprint=fingerprint)))
     with pytest.raises(BagError, match=r"d\.h5: target_mpp is 1\.0; expected 0\.5 as in the bag"):
         pack(folder, tmp_path / "bags.zarr")
     assert [path.name for path in tmp_path.iterdir()] == ["bags"]
@@ -225,7 +225,7 @@ def test_memory_holds_one_shard_whatever_the_bags_are(
 
 
 class Killed(BaseException):
-    """Ends a process as a kill would: nobody catches it."""
+    """An exception that no code catches, as if the process were killed."""
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -319,7 +319,7 @@ def edit_table(store: Path, change: Callable[[dict], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "said"),
+    ("key", "change", "message"),
     [
         ("", lambda c: c["attributes"].update(format="other"), "a zarr store of another kind"),
         ("", lambda c: c["attributes"].update(format_version=99), "format version 99"),
@@ -355,16 +355,16 @@ def edit_table(store: Path, change: Callable[[dict], object]) -> None:
     ],
 )
 def test_a_store_that_is_not_ours_or_lies_is_refused(
-    folder: Path, tmp_path: Path, key: str, change: Callable[[dict], object], said: str
+    folder: Path, tmp_path: Path, key: str, change: Callable[[dict], object], message: str
 ) -> None:
     pack(folder, tmp_path / "bags.zarr")
     edit(tmp_path / "bags.zarr" / key / "zarr.json", change)
-    with pytest.raises(BagError, match=said):
+    with pytest.raises(BagError, match=message):
         BagStore(tmp_path / "bags.zarr")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c["slide_id"].__setitem__(0, "../a"), "slide id '../a'"),
         (lambda c: c["slide_id"].__setitem__(0, "c"), "rows for 3 slide ids"),
@@ -377,11 +377,11 @@ def test_a_store_that_is_not_ours_or_lies_is_refused(
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused(
-    folder: Path, tmp_path: Path, change: Callable[[dict], object], said: str
+    folder: Path, tmp_path: Path, change: Callable[[dict], object], message: str
 ) -> None:
     pack(folder, tmp_path / "bags.zarr")
     edit_table(tmp_path / "bags.zarr", change)
-    with pytest.raises(BagError, match=said):
+    with pytest.raises(BagError, match=message):
         BagStore(tmp_path / "bags.zarr")
 
 
@@ -404,7 +404,7 @@ def cut(path: Path) -> None:
 
 
 def shuffle(path: Path) -> None:
-    """Two chunks in each other's place, which is valid zarr."""
+    """Swap two chunks, which is valid zarr."""
     content = bytearray(path.read_bytes())
     index = len(content) - 4 - 16 * 4
     content[index : index + 8], content[index + 16 : index + 24] = (
@@ -414,7 +414,7 @@ def shuffle(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (Path.unlink, "features/c/1/0 is missing"),
         (cut, "features/c/1/0 has"),
@@ -426,15 +426,15 @@ def test_a_shard_that_is_missing_or_another_is_not_taken_for_zeros(
     tmp_path: Path,
     small_shards: None,
     damage: Callable[[Path], object],
-    said: str,
+    message: str,
 ) -> None:
     store = tmp_path / "bags.zarr"
     packed = pack(folder, store)
     damage(shard(store, 1))
     for read in (read_bag, read_features):
-        with pytest.raises(BagError, match=said):
+        with pytest.raises(BagError, match=message):
             read(packed["c"])
-    with pytest.raises(BagError, match=said):
+    with pytest.raises(BagError, match=message):
         read_bag(packed["c"])
     write_bag(tmp_path / "d.h5", read_bag(packed["d"]))
 
@@ -448,7 +448,7 @@ def test_embeddings_that_changed_after_packing_are_found(folder: Path, tmp_path:
     with pytest.raises(BagError, match="as when they were packed"):
         read_bag(packed["a"])
     with IsolatedReader() as reader:
-        found = verify_bags(store, on_bag=lambda n_done, n_all: None, read=reader.read)
-    assert {bag.slide_id: bool(bag.problems) for bag in found.bags} == {
+        report = verify_bags(store, on_bag=lambda n_done, n_all: None, read=reader.read)
+    assert {bag.slide_id: bool(bag.problems) for bag in report.bags} == {
         "a": True, "b": False, "c": False, "d": False,
     }  # fmt: skip

@@ -20,7 +20,7 @@ def check(folder: Path) -> FolderReport:
 
 
 def problem(folder: Path) -> str:
-    """What is said of the one bag there."""
+    """Return the problem of the only bag."""
     (bag,) = check(folder).bags
     return "; ".join(bag.problems)
 
@@ -37,20 +37,20 @@ def test_good_bags_have_no_problem(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_bag(tmp_path / f"{name}.h5", make_bag(name))
     write_bag(tmp_path / "c.h5", make_bag("c", n_tiles=0, empty_reason="no tissue"))
-    found = check(tmp_path)
-    assert [bag.problems for bag in found.bags] == [(), (), ()]
-    assert [bag.n_tiles for bag in found.bags] == [4, 4, 0]
-    assert found.n_bad == 0
-    assert found.n_fingerprints == 1
-    assert found.constant_features == ()
+    report = check(tmp_path)
+    assert [bag.problems for bag in report.bags] == [(), (), ()]
+    assert [bag.n_tiles for bag in report.bags] == [4, 4, 0]
+    assert report.n_bad == 0
+    assert report.n_fingerprints == 1
+    assert report.constant_features == ()
 
 
 def test_progress_counts_every_file(tmp_path: Path) -> None:
     write_bag(tmp_path / "a.h5", make_bag("a"))
     (tmp_path / "b.h5").write_bytes(b"no bag")
-    seen: list[tuple[int, int]] = []
-    verify_bags(tmp_path, on_bag=lambda *counts: seen.append(counts))
-    assert seen == [(1, 2), (2, 2)]
+    counts: list[tuple[int, int]] = []
+    verify_bags(tmp_path, on_bag=lambda *done: counts.append(done))
+    assert counts == [(1, 2), (2, 2)]
 
 
 def test_a_folder_without_bags_is_an_error(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_a_folder_without_bags_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [(np.nan, "1 embeddings hold NaN, 0 infinity"), (np.inf, "0 embeddings hold NaN, 1 infinity")],
 )
-def test_numbers_that_are_not_finite_are_found(tmp_path: Path, value: float, said: str) -> None:
+def test_numbers_that_are_not_finite_are_found(tmp_path: Path, value: float, message: str) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
         file["features"][2, 3] = value
-    assert problem(tmp_path) == said
+    assert problem(tmp_path) == message
 
 
 def test_embeddings_that_are_all_equal_are_found(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_embeddings_that_are_all_equal_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
-    [("nan", "views of 2 tiles hold NaN or inf"), ("alike", "all views of 4 tiles equal")],
+    ("fault", "message"),
+    [("nan", "views of 2 tiles hold NaN or inf"), ("equal", "all views of 4 tiles equal")],
 )
-def test_faults_of_views_are_found(tmp_path: Path, fault: str, said: str) -> None:
+def test_faults_of_views_are_found(tmp_path: Path, fault: str, message: str) -> None:
     bag = make_bag("s1", n_views=2)
     write_bag(tmp_path / "s1.h5", bag)
     assert problem(tmp_path) == ""
@@ -87,7 +87,7 @@ def test_faults_of_views_are_found(tmp_path: Path, fault: str, said: str) -> Non
             file["views"][1:3, 0, 5] = np.nan
         else:
             file["views"][:] = bag.features[:, None]
-    assert problem(tmp_path).startswith(said)
+    assert problem(tmp_path).startswith(message)
 
 
 def test_views_that_are_gone_are_found(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_features_constant_over_the_folder_are_counted_but_no_fault(tmp_path: Pa
         bag.features[:, [2, 5]] = 0
         bag.features[:, 6] = {"a": 1, "b": 2}[name]
         write_bag(tmp_path / f"{name}.h5", bag)
-    found = check(tmp_path)
-    assert found.constant_features == (2, 5)
-    assert found.n_bad == 0
+    report = check(tmp_path)
+    assert report.constant_features == (2, 5)
+    assert report.n_bad == 0
 
 
 def test_tiles_at_the_same_place_are_found(tmp_path: Path) -> None:
@@ -120,15 +120,15 @@ def test_views_of_a_tile_may_stand_at_one_place(tmp_path: Path) -> None:
     assert problem(tmp_path) == ""
 
 
-@pytest.mark.parametrize("place", [(-1, 0), (0, -448), (896, 0), (0, 10**12)])
-def test_tiles_outside_the_slide_are_found(tmp_path: Path, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("corner", [(-1, 0), (0, -448), (896, 0), (0, 10**12)])
+def test_tiles_outside_the_slide_are_found(tmp_path: Path, corner: tuple[int, int]) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
-        file["coords"][3] = place
+        file["coords"][3] = corner
     assert problem(tmp_path) == "1 tiles are outside the slide of 896 × 896 px"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"n_tried": 7}, "4 embeddings, but 7 tiles tried and 0 failed"),
         ({"left_out": '{"ink":1}'}, "4 embeddings, but 4 tiles tried, 1 left out and 0 failed"),
@@ -140,10 +140,10 @@ def test_tiles_outside_the_slide_are_found(tmp_path: Path, place: tuple[int, int
     ],
 )
 def test_attributes_that_contradict_the_arrays_are_found(
-    tmp_path: Path, changes: dict[str, object], said: str
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     write(tmp_path, **changes)
-    assert said in problem(tmp_path)
+    assert message in problem(tmp_path)
 
 
 def test_a_count_that_contradicts_the_rows_is_found_by_every_reader(tmp_path: Path) -> None:
@@ -164,13 +164,15 @@ def test_tissue_that_is_no_share_is_found(tmp_path: Path) -> None:
 def test_bags_made_otherwise_than_most_are_found(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         bag = make_bag(name)
-        made = bag.meta.fingerprint
+        fingerprint = bag.meta.fingerprint
         if name == "b":
-            made = replace(made, encoder="another")
-        write_bag(tmp_path / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=made)))
-    found = check(tmp_path)
-    assert found.n_fingerprints == 2
-    assert {bag.slide_id: bag.problems for bag in found.bags if bag.problems} == {
+            fingerprint = replace(fingerprint, encoder="another")
+        write_bag(
+            tmp_path / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=fingerprint))
+        )
+    report = check(tmp_path)
+    assert report.n_fingerprints == 2
+    assert {bag.slide_id: bag.problems for bag in report.bags if bag.problems} == {
         "b": ("encoder is 'another', but 'fake' in most bags",)
     }
 
@@ -193,7 +195,7 @@ def test_truncated_and_foreign_files_are_found(tmp_path: Path, n_bytes: int) -> 
 
 
 def swap(path: Path, name: str, put: Callable[[h5py.File], object]) -> None:
-    """Put something else in the place of a dataset."""
+    """Replace a dataset."""
     with h5py.File(path, "r+") as file:
         del file[name]
         put(file)
@@ -258,15 +260,15 @@ def test_a_compressed_array_of_honest_size_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "said"),
+    ("dtype", "message"),
     [(h5py.string_dtype(), "'features' holds object"), ("i4", "'features' holds int32"),
      ([("a", "f4")], "'features' holds [('a'"), ("c8", "'features' holds complex64")],
 )  # fmt: skip
 def test_arrays_of_anything_but_numbers_are_refused(
-    tmp_path: Path, dtype: object, said: str
+    tmp_path: Path, dtype: object, message: str
 ) -> None:
     swap(write(tmp_path), "features", lambda f: f.create_dataset("features", (4, 8), dtype))
-    assert said in problem(tmp_path)
+    assert message in problem(tmp_path)
 
 
 def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("format", np.arange(3), "format (0, 1, 2)"),
         ("format_version", "new", "damaged (invalid literal"),
@@ -288,16 +290,16 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_attributes_of_another_kind_are_refused(
-    tmp_path: Path, name: str, value: object, said: str
+    tmp_path: Path, name: str, value: object, message: str
 ) -> None:
     path = write(tmp_path)
     write_bag(tmp_path / "s0.h5", make_bag("s0"))
     with h5py.File(path, "r+") as file:
         file.attrs[name] = value
-    told = "; ".join(check(tmp_path).bags[1].problems)
-    assert said in told
-    assert len(told) < 300
-    told.encode()
+    problems = "; ".join(check(tmp_path).bags[1].problems)
+    assert message in problems
+    assert len(problems) < 300
+    problems.encode()
 
 
 def test_a_huge_attribute_is_refused(tmp_path: Path) -> None:
@@ -321,16 +323,16 @@ def test_no_damage_of_a_few_bytes_gives_a_traceback(tmp_path: Path) -> None:
             n_bytes = chance.integers(1, 9)
             broken[chance.integers(len(broken), size=n_bytes)] = chance.integers(256, size=n_bytes)
             (tmp_path / "s1.h5").write_bytes(broken.tobytes())
-            found = verify_bags(tmp_path, on_bag=lambda n_done, n_all: None, read=reader.read)
-            assert len(found.bags) == 1
+            report = verify_bags(tmp_path, on_bag=lambda n_done, n_all: None, read=reader.read)
+            assert len(report.bags) == 1
 
 
 def test_a_reader_apart_reads_the_same_and_raises_the_same(tmp_path: Path) -> None:
     path = write(tmp_path)
     with IsolatedReader() as reader:
-        found = reader.read(path)
-        np.testing.assert_array_equal(found.features, read_bag(path).features)
-        assert found.meta == read_bag(path).meta
+        bag = reader.read(path)
+        np.testing.assert_array_equal(bag.features, read_bag(path).features)
+        assert bag.meta == read_bag(path).meta
         with h5py.File(path, "r+") as file:
             file.attrs["complete"] = False
         with pytest.raises(BagError, match="not complete"):

@@ -31,14 +31,14 @@ SPEC = EmbeddingSpec.from_fingerprint(FINGERPRINT)
 
 
 def test_a_filter_drops_what_looks_like_what_was_dropped() -> None:
-    found = make_filter(n_slides=8)
+    tile_filter = make_filter(n_slides=8)
     tiles = np.random.default_rng(9).normal(size=(60, 8))
-    assert found.predict_drop(tiles + 3).mean() > 0.95
-    assert found.predict_drop(tiles).mean() < 0.05
-    counts = found.held_out
+    assert tile_filter.predict_drop(tiles + 3).mean() > 0.95
+    assert tile_filter.predict_drop(tiles).mean() < 0.05
+    counts = tile_filter.held_out
     assert counts is not None
-    assert counts.n_dropped_rightly + counts.n_kept_wrongly == found.examples.drop.sum()
-    assert counts.n_dropped_wrongly + counts.n_kept_rightly == (~found.examples.drop).sum()
+    assert counts.n_dropped_rightly + counts.n_kept_wrongly == tile_filter.examples.drop.sum()
+    assert counts.n_dropped_wrongly + counts.n_kept_rightly == (~tile_filter.examples.drop).sum()
     assert counts.precision > 0.9
     assert counts.recall > 0.9
 
@@ -46,10 +46,10 @@ def test_a_filter_drops_what_looks_like_what_was_dropped() -> None:
 def test_what_a_slide_looks_like_is_no_merit_where_slides_are_held_out() -> None:
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(20), 6)
-    looks = rng.normal(size=(20, 8))[slide] * 5
+    centres = rng.normal(size=(20, 8))[slide] * 5
     examples = LabelledTiles(
-        features=(looks + rng.normal(size=(120, 8))).astype(np.float16),
-        drop=slide % 2 == 0,  # the answer is known from the slide, and from nothing else
+        features=(centres + rng.normal(size=(120, 8))).astype(np.float16),
+        drop=slide % 2 == 0,  # The label follows from the slide alone.
         slide_index=slide,
         slides=tuple(ExampleSlide(slide_id=f"s{number}") for number in range(20)),
     )
@@ -119,9 +119,9 @@ def test_slides_taken_out_have_no_influence_on_what_is_fitted_again() -> None:
 
 
 def test_where_too_little_is_left_the_slides_and_the_way_out_are_named() -> None:
-    found = make_filter(n_slides=4)
+    tile_filter = make_filter(n_slides=4)
     with pytest.raises(FilterError, match=r"\(s0, s1, s2\).*Add examples from more slides"):
-        refit_filter(found, without=frozenset(found.examples.slides[:3]))
+        refit_filter(tile_filter, without=frozenset(tile_filter.examples.slides[:3]))
 
 
 def test_a_patient_is_known_by_id_by_slide_and_by_content() -> None:
@@ -141,44 +141,48 @@ def test_a_patient_is_known_by_id_by_slide_and_by_content() -> None:
 
 
 def test_a_tile_is_judged_by_itself() -> None:
-    found = make_filter(n_slides=8)
+    tile_filter = make_filter(n_slides=8)
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(2500, 8)).astype(np.float16)
-    together = found.predict_drop(tiles)
+    together = tile_filter.predict_drop(tiles)
     assert 0.1 < together.mean() < 0.9
     assert together[::40].tolist() == [
-        bool(found.predict_drop(row[None])[0]) for row in tiles[::40]
+        bool(tile_filter.predict_drop(row[None])[0]) for row in tiles[::40]
     ]
-    assert found.predict_drop(tiles[:0]).shape == (0,)
+    assert tile_filter.predict_drop(tiles[:0]).shape == (0,)
 
 
 def test_a_higher_threshold_drops_less() -> None:
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(400, 8))
-    found = make_filter(n_slides=8)
-    n_dropped = [replace(found, threshold=t).predict_drop(tiles).sum() for t in (0.05, 0.5, 0.95)]
+    tile_filter = make_filter(n_slides=8)
+    n_dropped = [
+        replace(tile_filter, threshold=t).predict_drop(tiles).sum() for t in (0.05, 0.5, 0.95)
+    ]
     assert n_dropped[0] > n_dropped[1] > n_dropped[2]
 
 
 def test_a_written_filter_comes_back_and_equal_ones_have_equal_bytes(tmp_path: Path) -> None:
-    found = make_filter(n_slides=8)
-    write_filter(tmp_path / "a.safetensors", found)
+    tile_filter = make_filter(n_slides=8)
+    write_filter(tmp_path / "a.safetensors", tile_filter)
     write_filter(tmp_path / "b.safetensors", make_filter(n_slides=8))
     content = (tmp_path / "a.safetensors").read_bytes()
     assert content == (tmp_path / "b.safetensors").read_bytes()
     again = read_filter(tmp_path / "a.safetensors")
-    assert again.sha256 == found.sha256 == hashlib.sha256(content).hexdigest()
-    assert again.examples.slides == found.examples.slides
-    assert again.held_out == found.held_out
+    assert again.sha256 == tile_filter.sha256 == hashlib.sha256(content).hexdigest()
+    assert again.examples.slides == tile_filter.examples.slides
+    assert again.held_out == tile_filter.held_out
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(50, 8))
-    assert (again.predict_drop(tiles) == found.predict_drop(tiles)).all()
-    assert refit_filter(again, without=frozenset(found.examples.slides[:1])).coef.tobytes() == (
-        refit_filter(found, without=frozenset(found.examples.slides[:1])).coef.tobytes()
+    assert (again.predict_drop(tiles) == tile_filter.predict_drop(tiles)).all()
+    assert refit_filter(
+        again, without=frozenset(tile_filter.examples.slides[:1])
+    ).coef.tobytes() == (
+        refit_filter(tile_filter, without=frozenset(tile_filter.examples.slides[:1])).coef.tobytes()
     )
 
 
 def spoil(path: Path, **changes: object) -> Path:
     """The filter of a file with other tensors or other metadata."""
-    found = make_filter(n_slides=8)
-    write_filter(path, found)
+    tile_filter = make_filter(n_slides=8)
+    write_filter(path, tile_filter)
     tensors = load_file(path)
     described = json.loads(_metadata(path)) | {
         key: value for key, value in changes.items() if key not in tensors
@@ -230,27 +234,27 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_filter_of_other_tiles_is_refused_and_the_field_is_named() -> None:
-    found = make_filter(n_slides=8)
-    check_compatible(found, replace(FINGERPRINT, overlap_px=9), source="the bags")
+    tile_filter = make_filter(n_slides=8)
+    check_compatible(tile_filter, replace(FINGERPRINT, overlap_px=9), source="the bags")
     for changes, words in (
         ({"target_mpp": 1.0}, r"target_mpp is 0\.5; expected 1\.0 as in the bags"),
         ({"weights_sha256": "f" * 64}, r"weights_sha256 is '000"),
         ({"encoder": "resnet50"}, r"encoder is 'fake'; expected 'resnet50'"),
     ):
         with pytest.raises(FilterError, match=words):
-            check_compatible(found, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]
+            check_compatible(tile_filter, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]
 
 
 def test_a_sifted_bag_counts_what_is_gone() -> None:
-    found: TileFilter = make_filter(n_slides=8)
+    tile_filter: TileFilter = make_filter(n_slides=8)
     bag = make_bag("s", n_tiles=30)
     bag.features[:10] += np.float16(4)
-    sifted = apply_filter(found, bag)
-    dropped = found.predict_drop(bag.features)
+    filtered = apply_filter(tile_filter, bag)
+    dropped = tile_filter.predict_drop(bag.features)
     assert 8 <= dropped.sum() <= 14
-    assert (sifted.features == bag.features[~dropped]).all()
-    assert (sifted.coords_px0 == bag.coords_px0[~dropped]).all()
-    assert json.loads(sifted.meta.left_out) == {"filter": dropped.sum()}
-    assert sifted.meta.empty_reason == ""
-    nothing = apply_filter(found, replace(bag, features=np.full_like(bag.features, 5)))
-    assert nothing.meta.empty_reason == "all 30 tiles dropped by the filter"
+    assert (filtered.features == bag.features[~dropped]).all()
+    assert (filtered.coords_px0 == bag.coords_px0[~dropped]).all()
+    assert json.loads(filtered.meta.left_out) == {"filter": dropped.sum()}
+    assert filtered.meta.empty_reason == ""
+    empty = apply_filter(tile_filter, replace(bag, features=np.full_like(bag.features, 5)))
+    assert empty.meta.empty_reason == "all 30 tiles dropped by the filter"

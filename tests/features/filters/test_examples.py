@@ -39,7 +39,7 @@ SETTINGS = EmbedConfig(
 
 
 class ColourEncoder:
-    """A backbone that sees the mean colour of a tile and nothing else."""
+    """An encoder whose embedding is the mean colour of a tile."""
 
     name = "colour"
     weights_sha256 = "c" * 64
@@ -58,7 +58,7 @@ class ColourEncoder:
 
 
 class Silent:
-    """Progress that nobody looks at."""
+    """Progress callbacks that do nothing."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
@@ -181,11 +181,11 @@ def run(slide: Path, bags: Path, settings: EmbedConfig) -> SlideResult:
 
 
 def test_embedding_drops_tiles_by_the_filter_and_counts_them(tmp_path: Path, slide: Path) -> None:
-    found = green_filter(tmp_path)
-    whole, sifted = tmp_path / "whole", tmp_path / "sifted"
+    tile_filter = green_filter(tmp_path)
+    whole, filtered = tmp_path / "whole", tmp_path / "filtered"
     run(slide, whole, SETTINGS)
-    outcome = run(slide, sifted, replace(SETTINGS, tile_filter=found))
-    before, after = read_bag(whole / "one.h5"), read_bag(sifted / "one.h5")
+    outcome = run(slide, filtered, replace(SETTINGS, tile_filter=tile_filter))
+    before, after = read_bag(whole / "one.h5"), read_bag(filtered / "one.h5")
     dropped = before.features[:, 1] > before.features[:, 0]
     dropped &= before.features[:, 1] < 0.9
     assert dropped.sum() >= 12
@@ -195,19 +195,23 @@ def test_embedding_drops_tiles_by_the_filter_and_counts_them(tmp_path: Path, sli
     assert outcome.left_out == {"filter": dropped.sum()}
     assert outcome.n_tiles == len(after.features)
     assert after.meta.n_tried == len(before.features)
-    assert after.meta.fingerprint == replace(before.meta.fingerprint, filter_sha256=found.sha256)
-    assert load_filter_copy(sifted, found.sha256).sha256 == found.sha256
-    assert run(slide, sifted, replace(SETTINGS, tile_filter=found)).status == "skipped"
+    assert after.meta.fingerprint == replace(
+        before.meta.fingerprint, filter_sha256=tile_filter.sha256
+    )
+    assert load_filter_copy(filtered, tile_filter.sha256).sha256 == tile_filter.sha256
+    assert run(slide, filtered, replace(SETTINGS, tile_filter=tile_filter)).status == "skipped"
 
 
 def test_bags_with_and_without_a_filter_are_not_mixed(tmp_path: Path, slide: Path) -> None:
-    found = green_filter(tmp_path)
-    run(slide, tmp_path / "bags", replace(SETTINGS, tile_filter=found))
+    tile_filter = green_filter(tmp_path)
+    run(slide, tmp_path / "bags", replace(SETTINGS, tile_filter=tile_filter))
     with pytest.raises(BagError, match=r"filter_sha256 is '.*'; expected ''"):
         run(slide, tmp_path / "bags", SETTINGS)
     fingerprint = read_bag(tmp_path / "bags" / "one.h5").meta.fingerprint
-    again = config_from_fingerprint(fingerprint, batch_tiles=8, n_workers=2, tile_filter=found)
-    assert again == replace(SETTINGS, tile_filter=found)
+    again = config_from_fingerprint(
+        fingerprint, batch_tiles=8, n_workers=2, tile_filter=tile_filter
+    )
+    assert again == replace(SETTINGS, tile_filter=tile_filter)
 
 
 def test_a_filter_of_another_recipe_is_refused_before_anything_is_read(
