@@ -95,8 +95,8 @@ def import_(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="The backbone, where the files do not state it; chooses among several embeddings in "
-            "a file.",
+            help="The backbone, where the files do not state it; chooses one where a file has "
+            "those of several.",
         ),
     ] = "",
     mpp: Annotated[
