@@ -204,7 +204,7 @@ def train(
     executor: ExecutorFactory = local_fold_executor
     if engine is EngineName.ray:
         executor = partial(
-            ray_fold_executor, address=address, device=settings.device, on_note=print_warning
+            ray_fold_executor, address=address, device=settings.device, on_warning=print_warning
         )
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,

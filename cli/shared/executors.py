@@ -39,11 +39,11 @@ def open_executor(
         with spinner("loading the backbone"):
             if engine is EngineName.ray:
                 yielded: Executor = stack.enter_context(
-                    ray_executor(plan, address, on_note=print_warning)
+                    ray_executor(plan, address, on_warning=print_warning)
                 )
             elif len(devices := parse_devices(plan.encoder.device)) > 1:
                 yielded = stack.enter_context(
-                    process_executor(plan, devices, on_note=print_warning)
+                    process_executor(plan, devices, on_warning=print_warning)
                 )
             else:
                 yielded = stack.enter_context(local_executor(plan))

@@ -111,7 +111,7 @@ def local_executor(plan: WorkerFactory) -> Iterator[LocalExecutor]:
 
 
 def process_executor(
-    plan: WorkerFactory, devices: Sequence[str], *, on_note: Callable[[str], None]
+    plan: WorkerFactory, devices: Sequence[str], *, on_warning: Callable[[str], None]
 ) -> WorkerPool:
     """Embedders in processes of their own on this machine, one a device.
 
@@ -121,7 +121,7 @@ def process_executor(
         How they are made.
     devices
         Devices, from :func:`features.parallel.devices.parse_devices`.
-    on_note
+    on_warning
         Told what a person should know, e.g. that a process died.
     """
     n_workers = plan.n_workers or max(1, CPU_COUNT // len(devices))
@@ -129,12 +129,12 @@ def process_executor(
         place: plan.on(device, n_embedders=len(devices), n_workers=n_workers)
         for place, device in zip(_places(devices), devices, strict=True)
     }
-    return _crew(plan, ProcessTransport(hires), on_note)
+    return _crew(plan, ProcessTransport(hires), on_warning)
 
 
 @contextmanager
 def ray_executor(
-    plan: WorkerFactory, address: str | None, *, on_note: Callable[[str], None]
+    plan: WorkerFactory, address: str | None, *, on_warning: Callable[[str], None]
 ) -> Iterator[WorkerPool]:
     """Embedders on a Ray cluster, one a GPU; where there are none, one a node.
 
@@ -144,7 +144,7 @@ def ray_executor(
         How they are made; its paths must be absolute.
     address
         Address of the cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
-    on_note
+    on_warning
         Told what a person should know, e.g. that a worker died.
 
     Raises
@@ -158,18 +158,18 @@ def ray_executor(
         hire = replace(plan, mark=mark).on(
             "cuda" if share.n_gpus else "cpu", n_embedders=share.n_actors, n_workers=share.n_cpus
         )
-        on_note(
+        on_warning(
             f"on Ray: {share.n_actors} embedders with {share.n_cpus} cores"
             + " and a GPU each" * share.n_gpus
         )
-        with _crew(plan, RayTransport(hire, share), on_note) as crew:
+        with _crew(plan, RayTransport(hire, share), on_warning) as crew:
             yield crew
 
 
-def _crew(plan: WorkerFactory, lines: Transport, on_note: Callable[[str], None]) -> WorkerPool:
+def _crew(plan: WorkerFactory, lines: Transport, on_warning: Callable[[str], None]) -> WorkerPool:
     """A crew whose first worker chooses how the backbone runs, if the folder has not settled it."""
     unsettled = recorded_runtime(plan.bags_dir) is None
-    return WorkerPool(lines, first_alone=unsettled, on_note=on_note)
+    return WorkerPool(lines, start_first_only=unsettled, on_warning=on_warning)
 
 
 def _places(devices: Sequence[str]) -> list[str]:

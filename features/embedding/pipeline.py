@@ -260,10 +260,10 @@ def embed_sources(
     OutputError
         If the folder cannot be written to any more, e.g. for want of space.
     """
-    with FolderLocks(make_folder(bags_dir) / ".claims") as claims:
+    with FolderLocks(make_folder(bags_dir) / ".claims") as locks:
         run = _EmbeddingRun(
             sources=sources, bags_dir=bags_dir, progress=progress, stop=stop or Event(),
-            claims=claims,
+            locks=locks,
         )  # fmt: skip
         return run.go(engine, overwrite=overwrite)
 
@@ -312,10 +312,10 @@ class _EmbeddingRun:
         bags_dir: Path,
         progress: EmbedProgress,
         stop: Event,
-        claims: FolderLocks,
+        locks: FolderLocks,
     ) -> None:
         self._sources, self._bags_dir = sources, bags_dir
-        self._progress, self._stop, self._claims = progress, stop, claims
+        self._progress, self._stop, self._locks = progress, stop, locks
         self._outcomes: dict[str, SlideResult] = {}
         self._full: OutputError | None = None
         self._lock = Lock()
@@ -339,7 +339,7 @@ class _EmbeddingRun:
         if left and not self._stop.is_set():
             engine.run(left, self, stop=self._stop)
 
-    def done(self, source: Source[Any], outcome: SlideResult) -> None:
+    def on_done(self, source: Source[Any], outcome: SlideResult) -> None:
         with self._lock:
             self._outcomes[source.bag_id] = outcome
             due = time.monotonic() - self._saved_at > _SECONDS_BETWEEN_TABLES
@@ -349,14 +349,14 @@ class _EmbeddingRun:
         if due:
             self._write_outcomes()
 
-    def lost(self, source: Source[Any], reason: str) -> None:
+    def on_failed(self, source: Source[Any], reason: str) -> None:
         outcome = SlideResult.of_failure(
             source.path, f"{source.path}: {reason}", slide_id=source.bag_id, seconds=0.0
         )
         source.note_failure(outcome.message)
-        self.done(source, outcome)
+        self.on_done(source, outcome)
 
-    def told(self, news: SourceStarted | TilesDone | BatchSizeReduced | OutputFull) -> None:
+    def on_message(self, news: SourceStarted | TilesDone | BatchSizeReduced | OutputFull) -> None:
         match news:
             case SourceStarted(bag_id, n_tiles):
                 self._progress.slide_started(bag_id, n_tiles)
@@ -375,7 +375,7 @@ class _EmbeddingRun:
 
     def _write_outcomes(self) -> None:
         try:
-            write_results(self._bags_dir, self._in_order(), self._claims)
+            write_results(self._bags_dir, self._in_order(), self._locks)
         except OutputError as error:
             self._give_up(error)
 
@@ -398,7 +398,7 @@ class _EmbeddingRun:
             if meta is None:
                 left.append(source)
             else:
-                self.done(source, SlideResult.of_bag(source.path, meta, status="skipped"))
+                self.on_done(source, SlideResult.of_bag(source.path, meta, status="skipped"))
         return left
 
     def _in_order(self) -> list[SlideResult]:
@@ -409,6 +409,6 @@ class _EmbeddingRun:
 
 def _fingerprint_of(engine: Executor) -> Fingerprint:
     """How the bags of an engine's embedders will say they were made."""
-    card = engine.card
-    assert isinstance(card, WorkerInfo)  # noqa: S101 - the workers are embedders
-    return card.fingerprint
+    info = engine.info
+    assert isinstance(info, WorkerInfo)  # noqa: S101 - the workers are embedders
+    return info.fingerprint

@@ -85,7 +85,7 @@ class SlideResult:
         )
 
 
-def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], claims: FolderLocks) -> None:
+def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], locks: FolderLocks) -> None:
     """Bring ``embed.csv`` up to date: rows of other slides stay as they are.
 
     A skipped slide keeps its earlier row, which says how it was made. Processes that share the
@@ -98,7 +98,7 @@ def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], claims: Folde
     """
     path = bags_dir / "embed.csv"
     waited_until = time.monotonic() + _TABLE_PATIENCE_S
-    while not claims.take("embed.csv"):
+    while not locks.acquire("embed.csv"):
         if time.monotonic() > waited_until:
             return  # the next round writes these rows too
         time.sleep(0.05)
@@ -119,7 +119,7 @@ def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], claims: Folde
             table = pd.DataFrame(list(rows.values()), columns=names)
             write_table(path, table, float_format="%.6g")
     finally:
-        claims.release("embed.csv")
+        locks.release("embed.csv")
 
 
 def read_failures(bags_dir: Path) -> dict[str, str]:

@@ -146,7 +146,7 @@ class _Job(Generic[S]):
     @property
     def source(self) -> Source[S]:
         """What becomes a bag."""
-        source: Source[S] = self.deal.job
+        source: Source[S] = self.deal.payload
         return source
 
     @classmethod
@@ -154,7 +154,7 @@ class _Job(Generic[S]):
         """Open a source for embeddings of length ``dim``."""
         started = time.monotonic()
         with ExitStack() as opened:  # closed at once where the work cannot be prepared
-            work = deal.job.work_on(opened.enter_context(deal.job.open()), dim=dim)
+            work = deal.payload.work_on(opened.enter_context(deal.payload.open()), dim=dim)
             return cls(deal=deal, work=work, opened=opened.pop_all(), started=started)
 
 
@@ -194,17 +194,17 @@ class EmbeddingWorker:
         self.batch_tiles, self.n_workers = batch_tiles, n_workers
         self.overwrite = overwrite
         self.seconds_between_news = max(_SECONDS_BETWEEN_NEWS, n_embedders / _MOST_NEWS_PER_S)
-        self.card = WorkerInfo(fingerprint=fingerprint, execution=encoder.execution)
-        self.claims = FolderLocks(bags_dir / ".claims").__enter__()
+        self.info = WorkerInfo(fingerprint=fingerprint, execution=encoder.execution)
+        self.locks = FolderLocks(bags_dir / ".claims").__enter__()
         self._leftovers = find_temporary_files(bags_dir)
 
     def close(self) -> None:
         """Give back what is claimed."""
-        self.claims.__exit__(None, None, None)
+        self.locks.__exit__(None, None, None)
 
-    def work(self, desk: JobQueue) -> None:
+    def run(self, queue: JobQueue) -> None:
         """Make bags until there is no source for now; batches do not stop at a source's border."""
-        shift = _WorkerRun(self, desk)
+        shift = _WorkerRun(self, queue)
         behind: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
             for work in encode_slides(
@@ -229,8 +229,8 @@ class EmbeddingWorker:
 class _WorkerRun:
     """What an embedder does from a desk's first job until there is none for now."""
 
-    def __init__(self, embedder: EmbeddingWorker, desk: JobQueue) -> None:
-        self._embedder, self._desk = embedder, desk
+    def __init__(self, embedder: EmbeddingWorker, queue: JobQueue) -> None:
+        self._embedder, self._queue = embedder, queue
         self._jobs: dict[SlideBuffer[Instances], _Job[Instances]] = {}
         self._lock = Lock()
         self._execution = embedder.encoder.execution
@@ -241,7 +241,7 @@ class _WorkerRun:
         """Open sources, the next one while this one is read; runs in the thread that reads."""
         ahead: deque[Future[_Job[Instances] | None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="survey") as pool:
-            for deal in self._desk.deals():
+            for deal in self._queue.jobs():
                 ahead.append(pool.submit(self._open, deal))
                 if len(ahead) > _SURVEYS_AHEAD:
                     yield from self._opened(ahead.popleft().result())
@@ -261,11 +261,11 @@ class _WorkerRun:
             n_tiles, self._n_untold = self._n_untold, 0
             self._told_at = time.monotonic()
         if n_tiles:
-            self._desk.tell(TilesDone(n_tiles))
+            self._queue.send_message(TilesDone(n_tiles))
         encoder = self._embedder.encoder
         if encoder.execution != self._execution:
             self._execution = encoder.execution
-            self._desk.tell(BatchSizeReduced(str(encoder.device), encoder.execution))
+            self._queue.send_message(BatchSizeReduced(str(encoder.device), encoder.execution))
 
     def finish(self, work: SlideBuffer[Instances]) -> None:
         """Write the bag of a source; whatever is wrong with it stays with it."""
@@ -288,15 +288,15 @@ class _WorkerRun:
     def _open(self, deal: Job) -> _Job[Instances] | None:
         """A source ready to be read; None where it is done, held by others, or cannot be opened."""
         started = time.monotonic()
-        source: Source[Instances] = deal.job
+        source: Source[Instances] = deal.payload
         embedder = self._embedder
         try:
-            if not embedder.claims.take(source.bag_id):
-                self._desk.requeue(deal)
+            if not embedder.locks.acquire(source.bag_id):
+                self._queue.requeue(deal)
                 return None
             if not embedder.overwrite and (
                 meta := read_finished_bag(
-                    embedder.bags_dir, source.bag_id, embedder.card.fingerprint
+                    embedder.bags_dir, source.bag_id, embedder.info.fingerprint
                 )
             ):
                 self._end(deal, SlideResult.of_bag(source.path, meta, status="skipped"))
@@ -310,16 +310,16 @@ class _WorkerRun:
     def _opened(self, job: _Job[Instances] | None) -> Iterator[SlideBuffer[Instances]]:
         if job is not None:
             self._jobs[job.work] = job
-            self._desk.tell(SourceStarted(job.source.bag_id, job.work.survey.n_tiles))
+            self._queue.send_message(SourceStarted(job.source.bag_id, job.work.survey.n_tiles))
             yield job.work
 
     def _fail(self, deal: Job, error: Exception, *, seconds: float) -> None:
-        source: Source[Instances] = deal.job
+        source: Source[Instances] = deal.payload
         text = str(error)
         if not isinstance(error, MilError):
             text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
         if isinstance(error, OutputError):
-            self._desk.tell(OutputFull(error))
+            self._queue.send_message(OutputFull(error))
         elif os.strerror(errno.EMFILE) in text:  # said by readers in as many ways as there are
             text = f"{text.rstrip('.')}. {OPEN_FILES_HINT}"
         outcome = SlideResult.of_failure(source.path, text, slide_id=source.bag_id, seconds=seconds)
@@ -328,8 +328,8 @@ class _WorkerRun:
         self._end(deal, outcome)
 
     def _end(self, deal: Job, outcome: SlideResult) -> None:
-        self._embedder.claims.release(deal.job.bag_id)
-        self._desk.done(deal, outcome)
+        self._embedder.locks.release(deal.payload.bag_id)
+        self._queue.finish(deal, outcome)
 
 
 def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:

@@ -1,3 +1,3 @@
-"""How independent pieces of work run: in this process, in a process a device, on a Ray cluster."""
+"""Executors for independent jobs: in this process, one process per device, or a Ray cluster."""
 
 __all__: list[str] = []

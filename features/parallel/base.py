@@ -1,4 +1,4 @@
-"""Jobs, those who do them, and those who want to know what became of them."""
+"""Protocols of executors, workers and job queues."""
 
 from __future__ import annotations
 
@@ -7,96 +7,95 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
 
-__all__ = ["Executor", "Hire", "Job", "JobListener", "JobQueue", "Worker"]
+__all__ = ["Executor", "Job", "JobListener", "JobQueue", "Worker", "WorkerFactory"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job in somebody's hands."""
+    """One unit of work, as a worker receives it."""
 
-    number: int
-    """Its place among the jobs of a run."""
-    job: Any
-    """What is to be done."""
+    index: int
+    """Position among the jobs of a run."""
+    payload: Any
     n_crashes: int = 0
-    """Workers that died with it in their hands."""
+    """Workers that died while they ran it."""
 
 
 class JobQueue(Protocol):
-    """Where one worker gets its jobs and leaves its results; used from several threads."""
+    """The queue from which one worker takes jobs and to which it reports; thread-safe."""
 
-    def deals(self) -> Iterator[Job]:
-        """Jobs as they are wanted; ends when there is none for now."""
+    def jobs(self) -> Iterator[Job]:
+        """Yield jobs until none is available for now."""
         ...
 
-    def done(self, deal: Job, result: Any) -> None:
-        """Leave the result of a job."""
+    def finish(self, job: Job, result: Any) -> None:
+        """Report the result of a job."""
         ...
 
-    def requeue(self, deal: Job) -> None:
-        """Give a job back that cannot be done now; it comes again a little later."""
+    def requeue(self, job: Job) -> None:
+        """Return a job that cannot run now; it is offered again after about a second."""
         ...
 
-    def tell(self, news: Any) -> None:
-        """Say how far the work is."""
+    def send_message(self, message: Any) -> None:
+        """Send a progress message to the listener of the run."""
         ...
 
 
 class Worker(Protocol):
-    """Does jobs, several at once if it likes."""
+    """A runner of jobs, of several at once if it likes."""
 
     @property
-    def card(self) -> object:
-        """What all workers of a run must have in common; compared with ``==``, shown as text."""
+    def info(self) -> object:
+        """Properties that all workers of a run must share; compared with ``==``, shown as text."""
         ...
 
-    def work(self, desk: JobQueue) -> None:
-        """Do jobs until there is none for now, and finish all that were begun."""
+    def run(self, queue: JobQueue) -> None:
+        """Run jobs until the queue offers none, and finish all that were started."""
         ...
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release all resources."""
         ...
 
 
-Hire = Callable[[], Worker]
-"""Makes a worker where it is to work; it has to survive pickling, and so have jobs and results."""
+WorkerFactory = Callable[[], Worker]
+"""Builds a worker in the process where it will run; must be picklable, as payloads and results."""
 
 
 class JobListener(Protocol):
-    """Whoever gave the jobs; called from several threads where the work is done in this process."""
+    """Callbacks of a run; a local executor calls them from several threads."""
 
-    def done(self, job: Any, result: Any) -> None:
-        """Called with the result of a job."""
+    def on_done(self, payload: Any, result: Any) -> None:
+        """Receive the result of a job."""
         ...
 
-    def lost(self, job: Any, reason: str) -> None:
-        """Called instead where a job killed its workers again and again."""
+    def on_failed(self, payload: Any, reason: str) -> None:
+        """Receive the reason why a job was given up, after it crashed several workers."""
         ...
 
-    def told(self, news: Any) -> None:
-        """Called with what a worker says while it works."""
+    def on_message(self, message: Any) -> None:
+        """Receive a progress message of a worker."""
         ...
 
 
 class Executor(Protocol):
-    """Has jobs done."""
+    """A runner of many jobs on one or several workers."""
 
     @property
-    def card(self) -> object:
-        """What its workers have in common."""
+    def info(self) -> object:
+        """Properties that its workers share."""
         ...
 
-    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
-        """Have jobs done; returns when the watcher knows of each what became of it.
+    def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
+        """Run jobs; returns when each has a result or is given up.
 
         Parameters
         ----------
-        jobs
-            What is to be done, in this order as far as possible.
-        watcher
-            Told of everything.
+        payloads
+            One per job; started in this order as far as possible.
+        listener
+            Receives results, failures and progress messages.
         stop
-            Once set, what was begun is finished and nothing new begun.
+            Once set, started jobs are finished and no others started.
         """
         ...

@@ -1,4 +1,4 @@
-"""Work in this process."""
+"""Executor that runs jobs in the calling process."""
 
 from __future__ import annotations
 
@@ -10,53 +10,47 @@ from features.parallel.base import Job, JobListener, Worker
 
 __all__ = ["LocalExecutor"]
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_REQUEUE_DELAY_S = 1.0
 
 
 class LocalExecutor:
-    """An engine of one worker, in the caller's process and thread.
-
-    Parameters
-    ----------
-    worker
-        Who does the jobs.
-    """
+    """Executor with one worker, in the caller's process and thread."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     @property
-    def card(self) -> object:
-        """What the worker says of itself."""
-        return self._worker.card
+    def info(self) -> object:
+        """Properties of the worker."""
+        return self._worker.info
 
-    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
-        """Have jobs done; see :class:`features.parallel.base.Executor`."""
-        waiting = [Job(number, job) for number, job in enumerate(jobs)]
+    def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
+        """Run jobs; see :meth:`features.parallel.base.Executor.run`."""
+        waiting = [Job(index, payload) for index, payload in enumerate(payloads)]
         while waiting and not stop.is_set():
-            desk = _LocalQueue(waiting, watcher, stop)
-            self._worker.work(desk)
-            waiting = desk.returned
+            queue = _LocalQueue(waiting, listener, stop)
+            self._worker.run(queue)
+            waiting = queue.requeued
             if waiting:
-                stop.wait(_SECONDS_BETWEEN_LOOKS)
+                stop.wait(_REQUEUE_DELAY_S)
 
 
 class _LocalQueue:
-    def __init__(self, deals: Sequence[Job], watcher: JobListener, stop: Event) -> None:
-        self._deals, self._watcher, self._stop = deals, watcher, stop
-        self.returned: list[Job] = []
+    def __init__(self, jobs: Sequence[Job], listener: JobListener, stop: Event) -> None:
+        self._jobs, self._listener, self._stop = jobs, listener, stop
+        self.requeued: list[Job] = []
 
-    def deals(self) -> Iterator[Job]:
-        for deal in self._deals:
+    def jobs(self) -> Iterator[Job]:
+        for job in self._jobs:
             if self._stop.is_set():
                 return
-            yield deal
+            yield job
 
-    def done(self, deal: Job, result: Any) -> None:
-        self._watcher.done(deal.job, result)
+    def finish(self, job: Job, result: Any) -> None:
+        self._listener.on_done(job.payload, result)
 
-    def requeue(self, deal: Job) -> None:
-        self.returned.append(deal)
+    def requeue(self, job: Job) -> None:
+        self.requeued.append(job)
 
-    def tell(self, news: Any) -> None:
-        self._watcher.told(news)
+    def send_message(self, message: Any) -> None:
+        self._listener.on_message(message)

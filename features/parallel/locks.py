@@ -1,4 +1,4 @@
-"""Who works on which slide, when several processes share one folder of bags."""
+"""Locks on names in a folder that several processes and machines share."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ from features.utils.files import make_folder, write_error
 
 __all__ = ["FolderLocks"]
 
-_BEAT_S = 10.0
-_DEAD_S = 90.0
+_HEARTBEAT_S = 10.0
+_STALE_S = 90.0
 
 
 class FolderLocks:
-    """Claims on names in a folder, kept alive by a heartbeat, taken over from the dead.
+    """Locks on names in a folder, kept alive by a heartbeat and taken over when stale.
 
-    A claim is a small file, made with a call that fails where it exists (``O_EXCL``), which file
-    systems on one machine and NFS from version 3 on do in one step. While its owner lives, a thread
-    touches it every ten seconds. A claim is dead when it was not touched for ninety seconds, by the
-    clock of the file system itself: clocks of machines may differ by hours. Where owner and asker
-    run in the same process namespace of the same boot, a process that is gone is dead at once, so
-    that work goes on at once after a kill. A touch in the future counts by its distance, too: the
-    clock was set back since, and the next touch of a living owner tells the new time.
+    A lock is a small file, created with a call that fails if it exists (``O_EXCL``); local file
+    systems, and NFS from version 3, do this in one step. While its owner lives, a thread touches it
+    every ten seconds. A lock is stale if it was not touched for ninety seconds by the clock of the
+    file system, as clocks of machines may differ by hours. If owner and requester run in the same
+    process namespace of the same boot, the lock of a process that has ended is stale at once. A
+    touch in the future counts by its distance too: the clock was set back since then, and the next
+    touch of a living owner carries the new time.
 
-    Were a claim ever taken from a living owner that slept for longer than that (a suspended
-    machine), or whose clock jumped between two touches, both would write the same bytes, each
-    whole: work is lost, nothing else.
+    If a lock is ever taken from a living owner, e.g. on a machine that was suspended for longer,
+    both write the same whole files: work is lost, nothing else.
+
+    Use it as a context manager: the heartbeat runs within the block.
 
     Parameters
     ----------
     folder
-        Where the claims lie; made if missing.
-    beat_s
+        Folder of the lock files; created if missing.
+    heartbeat_s
         Seconds between touches.
-    dead_s
-        Seconds without a touch after which a claim is dead.
+    stale_s
+        Seconds without a touch after which a lock is stale.
     """
 
-    def __init__(self, folder: Path, *, beat_s: float = _BEAT_S, dead_s: float = _DEAD_S) -> None:
+    def __init__(
+        self, folder: Path, *, heartbeat_s: float = _HEARTBEAT_S, stale_s: float = _STALE_S
+    ) -> None:
         make_folder(folder)
         self._folder = folder
-        self._beat_s = beat_s
-        self._dead_s = dead_s
+        self._heartbeat_s = heartbeat_s
+        self._stale_s = stale_s
         self._token = uuid.uuid4().hex
         self._clock = folder / f".clock-{self._token}"
-        self._mine: set[Path] = set()
+        self._owned: set[Path] = set()
         self._stop = Event()
-        self._thread = Thread(target=self._heartbeat, name="claims", daemon=True)
+        self._thread = Thread(target=self._heartbeat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> FolderLocks:
         self._thread.start()
@@ -68,15 +71,15 @@ class FolderLocks:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        for path in list(self._mine):
+        for path in list(self._owned):
             self._unlink(path)
         self._remove_stale()
         self._unlink(self._clock)
-        with suppress(OSError):  # not empty: others still work
+        with suppress(OSError):  # It is not empty while others work.
             self._folder.rmdir()
 
-    def take(self, name: str) -> bool:
-        """Claim a name; False where somebody alive has it.
+    def acquire(self, name: str) -> bool:
+        """Acquire the lock on a name; False if another living process has it.
 
         Raises
         ------
@@ -84,18 +87,18 @@ class FolderLocks:
             If the folder cannot be written to.
         """
         try:
-            return self._take(name)
+            return self._acquire(name)
         except OSError as error:
             raise write_error(self._folder, error) from error
 
-    def _take(self, name: str) -> bool:
+    def _acquire(self, name: str) -> bool:
         path = self._folder / f"{name}.claim"
         if self._create(path):
-            self._mine.add(path)
+            self._owned.add(path)
             return True
         if not self._is_stale(path):
             return False
-        # Only who holds this second file may replace a dead claim, and only after one more look.
+        # Only the owner of this second file may replace a stale lock, after checking once more.
         guard = path.with_suffix(".takeover")
         if not self._create(guard):
             if self._is_stale(guard):
@@ -104,29 +107,29 @@ class FolderLocks:
         try:
             if not self._is_stale(path):
                 return False
-            beside = path.with_suffix(f".{self._token}")
-            beside.write_text(self._owner_record())
-            beside.replace(path)
-            self._mine.add(path)
+            temporary = path.with_suffix(f".{self._token}")
+            temporary.write_text(self._owner_record())
+            temporary.replace(path)
+            self._owned.add(path)
             return True
         finally:
             self._unlink(guard)
 
     def release(self, name: str) -> None:
-        """Give a name back; what others have claimed stays theirs."""
+        """Release the lock on a name; locks of others stay."""
         path = self._folder / f"{name}.claim"
-        if path in self._mine:
-            self._mine.discard(path)
+        if path in self._owned:
+            self._owned.discard(path)
             self._unlink(path)
 
     def _remove_stale(self) -> None:
-        """Remove what the dead left behind."""
+        """Remove the files of processes that have ended."""
         with suppress(OSError, OutputError):
             left = [path for path in self._folder.iterdir() if path != self._clock]
-            # A dead guard would keep its claim from being taken over: claims come last.
+            # A stale guard would block the takeover of its lock, so locks come last.
             for path in sorted(left, key=lambda path: path.suffix == ".claim"):
-                if path.suffix == ".claim":  # by way of taking it over: it may just come alive
-                    if self._is_stale(path) and self.take(path.stem):
+                if path.suffix == ".claim":  # Acquired first, as its owner may just wake up.
+                    if self._is_stale(path) and self.acquire(path.stem):
                         self.release(path.stem)
                 elif self._is_stale(path):
                     self._unlink(path)
@@ -136,13 +139,13 @@ class FolderLocks:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # others who left took the empty folder with them
-            self._folder.mkdir(exist_ok=True)  # without its parent, which nobody but the user takes
+        except FileNotFoundError:  # Another process removed the empty folder.
+            self._folder.mkdir(exist_ok=True)  # Not its parent: only the user removes that.
             return self._create(path)
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(self._owner_record())
-        except OSError:  # a full disk: an empty claim would look alive for a while
+        except OSError:  # The disk is full: an empty file would count as a living lock.
             self._unlink(path)
             raise
         return True
@@ -153,22 +156,22 @@ class FolderLocks:
     def _is_stale(self, path: Path) -> bool:
         try:
             age_s = abs(self._now() - path.stat().st_mtime)
-            card = json.loads(path.read_text())
-            where, pid = card["where"], int(card["pid"])
+            owner = json.loads(path.read_text())
+            namespace, pid = owner["where"], int(owner["pid"])
         except FileNotFoundError:
-            return False  # given back just now
+            return False  # It was just released.
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-            return age_s > self._dead_s  # not written yet, or by another program
-        return age_s > self._dead_s or (where == _namespace() and not _is_alive(pid))
+            return age_s > self._stale_s  # It is not written yet, or another program's.
+        return age_s > self._stale_s or (namespace == _namespace() and not _is_alive(pid))
 
     def _now(self) -> float:
-        """Seconds by the clock of the file system."""
+        """Return the time by the clock of the file system, s."""
         self._clock.write_text(self._owner_record())
         return self._clock.stat().st_mtime
 
     def _heartbeat(self) -> None:
-        while not self._stop.wait(self._beat_s):
-            for path in list(self._mine):
+        while not self._stop.wait(self._heartbeat_s):
+            for path in list(self._owned):
                 with suppress(OSError):
                     os.utime(path)
 
@@ -179,13 +182,13 @@ class FolderLocks:
 
 
 def _namespace() -> str:
-    """Names the set of processes among which a process number means one process."""
+    """Return the name of the set of processes within which a process number is unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
-    # Without both, two containers of one name may hold different processes: then only time tells.
+    # Without both, containers of one name may hold different processes: then only time decides.
     return "/".join(parts) if len(parts) == 3 else f"{uuid.uuid4()}"
 
 
@@ -200,7 +203,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """A killed process that nobody has asked for yet still answers, but does nothing."""
+    """Return whether a process has ended but is not reaped, and so still accepts signals."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return False

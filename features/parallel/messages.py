@@ -1,4 +1,4 @@
-"""What workers elsewhere and their crew send each other."""
+"""Messages between a worker pool and its workers."""
 
 from __future__ import annotations
 
@@ -23,71 +23,65 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has begun and waits for a job."""
+    """From a worker: started, and waiting for a job."""
 
-    card: object
-    """What it says of itself."""
-    where: str
-    """Machine and process it is in."""
+    info: object
+    """:attr:`features.parallel.base.Worker.info` of the worker."""
+    location: str
+    """Its machine and process, as text."""
 
 
 @dataclass(frozen=True)
 class StartFailed:
-    """A worker cannot begin."""
+    """From a worker: it cannot start."""
 
     error: MilError
-    """Why."""
 
 
 @dataclass(frozen=True)
 class RequestJob:
-    """A worker has room for another job; the answer is a deal or :class:`NoJob`."""
+    """From a worker: room for another job; the answer is a job or :class:`NoJob`."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A job is done."""
+    """From a worker: the result of the job with this index."""
 
-    number: int
-    """Which."""
+    index: int
     result: Any
-    """What came of it."""
 
 
 @dataclass(frozen=True)
 class Requeue:
-    """A job cannot be done now."""
+    """From a worker: the job with this index cannot run now."""
 
-    number: int
-    """Which."""
+    index: int
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A worker says how far it is."""
+    """From a worker: a message for the listener of the run."""
 
-    news: Any
-    """What it says."""
+    message: Any
 
 
 @dataclass(frozen=True)
 class Idle:
-    """A worker has nothing in hand and waits for a job."""
+    """From a worker: all its jobs are finished, and it waits for another."""
 
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """A worker is no more."""
+    """From the transport: a worker has ended."""
 
     reason: str
-    """How it came."""
 
 
 @dataclass(frozen=True)
 class NoJob:
-    """To a worker: no job for now; finish what you have."""
+    """To a worker: no job for now; finish those that were started."""
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """To a worker: go home."""
+    """To a worker: end."""

@@ -1,4 +1,4 @@
-"""Many workers that share jobs, and the replacement of those that die."""
+"""Executor with several workers in other processes, which replaces those that die."""
 
 from __future__ import annotations
 
@@ -25,83 +25,84 @@ from features.parallel.queue import CrashAwareQueue
 
 __all__ = ["Transport", "WorkerPool"]
 
-_MOST_FALSE_STARTS = 3
-_PATIENCE_S = 0.2
-_SECONDS_TO_TELL = 30.0
+_MAX_FAILED_STARTS = 3
+_POLL_S = 0.2
+_SLOW_START_S = 30.0
 
 
 class Transport(Protocol):
-    """Lines to workers at some places."""
+    """Starts workers and carries messages to and from them."""
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """Names of the places."""
+    def worker_ids(self) -> tuple[str, ...]:
+        """Names of the workers, e.g. ``cuda:0``; a replacement keeps the name."""
         ...
 
-    def start(self, place: str) -> None:
-        """Start the worker of a place, or another after one that died."""
+    def start(self, worker_id: str) -> None:
+        """Start a worker, or its replacement after it died."""
         ...
 
-    def send(self, place: str, message: object) -> None:
-        """Send a message to a worker; one that is dead gets none."""
+    def send(self, worker_id: str, message: object) -> None:
+        """Send a message to a worker; ignored if it is dead."""
         ...
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """What workers have sent since, each with its place; waits for something to come."""
+        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
         ...
 
-    def close(self, *, sent_home: Collection[str]) -> None:
-        """Send the workers of these places home, and end all others."""
+    def close(self, *, shutdown: Collection[str]) -> None:
+        """Shut down these workers, and kill all others."""
         ...
 
 
 class WorkerPool:
-    """An engine of many workers, each elsewhere.
+    """Executor with several workers, each in another process.
 
-    A worker that dies is replaced, and what it had in hand goes to the others; see
-    :class:`features.parallel.queue.CrashAwareQueue`. A place where workers die three times before
-    they have begun is given up.
+    A worker that dies is replaced and its jobs are queued again; see
+    :class:`features.parallel.queue.CrashAwareQueue`. A worker that dies three times before it has
+    started is given up.
 
-    Use it as a context manager: workers are started on entry.
+    Use it as a context manager: workers start on entry.
 
     Parameters
     ----------
-    lines
-        Lines to the workers.
-    first_alone
-        Let the first worker begin before the others are started, because it settles something.
-    on_note
-        Called with what a person should know, e.g. that a worker died.
+    transport
+        Starts the workers and carries messages.
+    start_first_only
+        Start the other workers after the first is ready, because that one makes a choice which the
+        others take over.
+    on_warning
+        Receives text for the user, e.g. that a worker died.
 
     Raises
     ------
     MilError
-        On entry, if no worker can begin; while running, if none is left.
+        On entry, if no worker can start; while running, if none is left.
     """
 
     def __init__(
-        self, lines: Transport, *, first_alone: bool, on_note: Callable[[str], None]
+        self, transport: Transport, *, start_first_only: bool, on_warning: Callable[[str], None]
     ) -> None:
-        self._lines = lines
-        self._first_alone = first_alone
-        self._note = on_note
-        self._card: object = None
-        self._places = set(lines.places)
-        self._n_false_starts = dict.fromkeys(lines.places, 0)
-        self._begun: dict[str, str] = {}
-        self._resting: set[str] = set()
+        self._transport = transport
+        self._start_first_only = start_first_only
+        self._warn = on_warning
+        self._info: object = None
+        self._active = set(transport.worker_ids)
+        self._n_failed_starts = dict.fromkeys(transport.worker_ids, 0)
+        self._locations: dict[str, str] = {}
+        self._idle: set[str] = set()
 
     def __enter__(self) -> Self:
-        first, *others = self._lines.places
+        first, *others = self._transport.worker_ids
         try:
-            self._lines.start(first)
-            if self._first_alone:
-                self._await_first()
-            for place in others:
-                self._lines.start(place)
-            self._await_first()
+            self._transport.start(first)
+            if self._start_first_only:
+                self._wait_for_first()
+            for worker_id in others:
+                self._transport.start(worker_id)
+            self._wait_for_first()
         except BaseException:
-            self._lines.close(sent_home=())
+            self._transport.close(shutdown=())
             raise
         return self
 
@@ -111,109 +112,109 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lines.close(sent_home=self._begun if error is None else ())
+        self._transport.close(shutdown=self._locations if error is None else ())
 
     @property
-    def card(self) -> object:
-        """What the workers have in common."""
-        return self._card
+    def info(self) -> object:
+        """Properties that the workers share."""
+        return self._info
 
-    def run(self, jobs: Sequence[Any], watcher: JobListener, *, stop: Event) -> None:
-        """Have jobs done; see :class:`features.parallel.base.Executor`."""
-        deck = CrashAwareQueue(jobs)
-        while deck.n_in_hand or (deck.n_waiting and not stop.is_set()):
+    def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
+        """Run jobs; see :meth:`features.parallel.base.Executor.run`."""
+        queue = CrashAwareQueue(payloads)
+        while queue.n_running or (queue.n_waiting and not stop.is_set()):
             if not stop.is_set():
-                self._deal_to_resting(deck)
-            for place, message in self._lines.receive(timeout_s=_PATIENCE_S):
+                self._feed_idle(queue)
+            for worker_id, message in self._transport.receive(timeout_s=_POLL_S):
                 match message:
                     case RequestJob():
-                        deal = None if stop.is_set() else deck.deal(place)
-                        self._lines.send(place, deal or NoJob())
-                    case Done(number, result):
-                        watcher.done(deck.finish(place, number), result)
-                    case Requeue(number):
-                        deck.requeue(place, number)
-                    case Progress(news):
-                        watcher.told(news)
+                        job = None if stop.is_set() else queue.pop_for(worker_id)
+                        self._transport.send(worker_id, job or NoJob())
+                    case Done(index, result):
+                        listener.on_done(queue.finish(worker_id, index), result)
+                    case Requeue(index):
+                        queue.requeue(worker_id, index)
+                    case Progress(progress):
+                        listener.on_message(progress)
                     case WorkerDied(reason):
-                        self._requeue_jobs_of(place, reason, deck, watcher)
+                        self._requeue_jobs_of(worker_id, reason, queue, listener)
                     case StartFailed(error):
-                        self._requeue_jobs_of(place, f"gave up ({error})", deck, watcher)
-                self._handle(place, message)
+                        self._requeue_jobs_of(worker_id, f"stopped ({error})", queue, listener)
+                self._handle(worker_id, message)
 
-    def _await_first(self) -> None:
-        """Wait until a worker has begun."""
-        told_at = time.monotonic() + _SECONDS_TO_TELL
-        while self._card is None:
-            for place, message in self._lines.receive(timeout_s=_PATIENCE_S):
-                self._handle(place, message)
-            if time.monotonic() > told_at:
-                told_at = float("inf")
-                self._note(f"no worker has begun within {_SECONDS_TO_TELL:.0f} s; waiting on")
+    def _wait_for_first(self) -> None:
+        """Wait until one worker is ready."""
+        warn_at = time.monotonic() + _SLOW_START_S
+        while self._info is None:
+            for worker_id, message in self._transport.receive(timeout_s=_POLL_S):
+                self._handle(worker_id, message)
+            if time.monotonic() > warn_at:
+                warn_at = float("inf")
+                self._warn(f"no worker was ready after {_SLOW_START_S:.0f} s; still waiting")
 
-    def _deal_to_resting(self, deck: CrashAwareQueue) -> None:
-        for place in sorted(self._resting):
-            if (deal := deck.deal(place)) is not None:
-                self._resting.discard(place)
-                self._lines.send(place, deal)
+    def _feed_idle(self, queue: CrashAwareQueue) -> None:
+        for worker_id in sorted(self._idle):
+            if (job := queue.pop_for(worker_id)) is not None:
+                self._idle.discard(worker_id)
+                self._transport.send(worker_id, job)
 
     def _requeue_jobs_of(
-        self, place: str, reason: str, deck: CrashAwareQueue, watcher: JobListener
+        self, worker_id: str, reason: str, queue: CrashAwareQueue, listener: JobListener
     ) -> None:
-        """Deal what a dead worker had in hand again, or give it up."""
-        n_again, given_up = deck.drop(place)
-        if (where := self._begun.get(place)) is not None:
-            self._note(f"the worker on {place} ({where}) {reason}; taken over from it: {n_again}")
-        for job in given_up:
-            watcher.lost(job, f"one worker after the other that had it in hand {reason}")
+        """Queue the jobs of a dead worker again, or report them as failed."""
+        n_requeued, given_up = queue.requeue_crashed(worker_id)
+        if (location := self._locations.get(worker_id)) is not None:
+            self._warn(f"worker {worker_id} ({location}) {reason}; jobs queued again: {n_requeued}")
+        for payload in given_up:
+            listener.on_failed(payload, f"every worker that ran it {reason}")
 
-    def _handle(self, place: str, message: object) -> None:
-        """Keep book of who has begun, rests, and is no more."""
+    def _handle(self, worker_id: str, message: object) -> None:
+        """Keep track of which workers are ready, idle and dead."""
         match message:
-            case Ready(card, where):
-                self._begun[place] = where
-                self._register(place, card)
+            case Ready(info, location):
+                self._locations[worker_id] = location
+                self._register(worker_id, info)
             case Idle():
-                self._resting.add(place)
+                self._idle.add(worker_id)
             case StartFailed(error):
-                self._retire(place, error)
+                self._retire(worker_id, error)
             case WorkerDied(reason):
-                self._replace(place, reason)
+                self._replace(worker_id, reason)
 
-    def _register(self, place: str, card: object) -> None:
-        self._card = card if self._card is None else self._card
-        if card == self._card:
-            self._n_false_starts[place] = 0
-            self._resting.add(place)
+    def _register(self, worker_id: str, info: object) -> None:
+        self._info = info if self._info is None else self._info
+        if info == self._info:
+            self._n_failed_starts[worker_id] = 0
+            self._idle.add(worker_id)
             return
         error = MilError(
-            f"the worker on {place}",
-            actual=str(card),
-            expected=f"{self._card}, as the others",
+            f"worker {worker_id}",
+            actual=str(info),
+            expected=f"{self._info}, as on the other workers",
             hint="Install the same versions and weights everywhere.",
         )
-        self._retire(place, error)
+        self._retire(worker_id, error)
 
-    def _replace(self, place: str, reason: str) -> None:
-        self._n_false_starts[place] += place not in self._begun
-        self._begun.pop(place, None)
-        self._resting.discard(place)
-        if self._n_false_starts[place] < _MOST_FALSE_STARTS:
-            self._lines.start(place)
+    def _replace(self, worker_id: str, reason: str) -> None:
+        self._n_failed_starts[worker_id] += worker_id not in self._locations
+        self._locations.pop(worker_id, None)
+        self._idle.discard(worker_id)
+        if self._n_failed_starts[worker_id] < _MAX_FAILED_STARTS:
+            self._transport.start(worker_id)
             return
         error = MilError(
-            f"the worker on {place}",
-            actual=f"{reason}, {_MOST_FALSE_STARTS} times before it had begun",
-            expected="a worker that lives",
+            f"worker {worker_id}",
+            actual=f"{reason}, {_MAX_FAILED_STARTS} times while it started",
+            expected="a worker that stays alive",
             hint="Memory may be short: try fewer devices or a smaller --batch.",
         )
-        self._retire(place, error)
+        self._retire(worker_id, error)
 
-    def _retire(self, place: str, error: MilError) -> None:
-        """Go on without a place; raises if no worker has ever begun, or none is left."""
-        self._begun.pop(place, None)
-        self._resting.discard(place)
-        self._places.discard(place)
-        if self._card is None or not self._places:
+    def _retire(self, worker_id: str, error: MilError) -> None:
+        """Continue without a worker; raises if none was ever ready, or none is left."""
+        self._locations.pop(worker_id, None)
+        self._idle.discard(worker_id)
+        self._active.discard(worker_id)
+        if self._info is None or not self._active:
             raise error
-        self._note(f"going on without {place}: {error}")
+        self._warn(f"continuing without {worker_id}: {error}")

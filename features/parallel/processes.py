@@ -1,4 +1,4 @@
-"""Workers in processes of their own on this machine."""
+"""Transport to workers in other processes of this machine."""
 
 from __future__ import annotations
 
@@ -13,95 +13,95 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import NamedTuple
 
-from features.parallel.base import Hire
+from features.parallel.base import WorkerFactory
 from features.parallel.messages import Shutdown, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 
 __all__ = ["ProcessTransport"]
 
-_SECONDS_TO_LEAVE = 20.0
+_SHUTDOWN_S = 20.0
 
 
 class _ProcessHandle(NamedTuple):
-    """A process and the pipe to it."""
-
     process: BaseProcess
     pipe: Connection
 
 
 class ProcessTransport:
-    """Workers in processes of their own, one a place.
+    """Transport to workers in one process each.
 
     Parameters
     ----------
-    hires
-        What makes the worker of each place, by the place's name, e.g. ``cuda:0``.
+    factories
+        Builder of each worker, by worker id, e.g. ``cuda:0``.
     """
 
-    def __init__(self, hires: Mapping[str, Hire]) -> None:
-        self._hires = dict(hires)
-        self._lines: dict[str, _ProcessHandle] = {}
+    def __init__(self, factories: Mapping[str, WorkerFactory]) -> None:
+        self._factories = dict(factories)
+        self._handles: dict[str, _ProcessHandle] = {}
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """Names of the places."""
-        return tuple(self._hires)
+    def worker_ids(self) -> tuple[str, ...]:
+        """Names of the workers."""
+        return tuple(self._factories)
 
-    def start(self, place: str) -> None:
-        """Start the worker of a place, or another after one that died."""
+    def start(self, worker_id: str) -> None:
+        """Start a worker, or its replacement after it died."""
         context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_main, args=(self._hires[place], theirs), name=place)
+        pipe, child_pipe = context.Pipe()
+        process = context.Process(
+            target=_main, args=(self._factories[worker_id], child_pipe), name=worker_id
+        )
         with _block_sigint():
             process.start()
-        theirs.close()
-        self._lines[place] = _ProcessHandle(process, ours)
+        child_pipe.close()
+        self._handles[worker_id] = _ProcessHandle(process, pipe)
 
-    def send(self, place: str, message: object) -> None:
-        """Send a message to a worker; one that is dead gets none."""
-        if (line := self._lines.get(place)) is not None:
+    def send(self, worker_id: str, message: object) -> None:
+        """Send a message to a worker; ignored if it is dead."""
+        if (handle := self._handles.get(worker_id)) is not None:
             with suppress(OSError):
-                line.pipe.send(message)
+                handle.pipe.send(message)
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """What workers have sent since, each with its place; waits for something to come."""
-        places = {line.pipe: place for place, line in self._lines.items()}
-        found: list[tuple[str, object]] = []
-        for pipe in connection.wait(list(places), timeout_s):
-            assert isinstance(pipe, Connection)  # noqa: S101 - nothing else was asked for
-            place = places[pipe]
+        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
+        ids = {handle.pipe: worker_id for worker_id, handle in self._handles.items()}
+        received: list[tuple[str, object]] = []
+        for pipe in connection.wait(list(ids), timeout_s):
+            assert isinstance(pipe, Connection)  # noqa: S101 - only pipes are waited for
+            worker_id = ids[pipe]
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
                 message = None
             if message is None:
-                message = WorkerDied(_terminate(self._lines.pop(place)))
+                message = WorkerDied(_terminate(self._handles.pop(worker_id)))
             elif isinstance(message, (WorkerDied, StartFailed)):
-                _terminate(self._lines.pop(place))
-            found.append((place, message))
-        return found
+                _terminate(self._handles.pop(worker_id))
+            received.append((worker_id, message))
+        return received
 
-    def close(self, *, sent_home: Collection[str]) -> None:
-        """Send the workers of these places home, and end all others."""
-        for place, line in self._lines.items():
-            if place in sent_home:
-                self.send(place, Shutdown())
+    def close(self, *, shutdown: Collection[str]) -> None:
+        """Shut down these workers, and kill all others."""
+        for worker_id, handle in self._handles.items():
+            if worker_id in shutdown:
+                self.send(worker_id, Shutdown())
             else:
-                line.process.kill()
-        for line in self._lines.values():
-            line.process.join(_SECONDS_TO_LEAVE)
-            _terminate(line)
-        self._lines.clear()
+                handle.process.kill()
+        for handle in self._handles.values():
+            handle.process.join(_SHUTDOWN_S)
+            _terminate(handle)
+        self._handles.clear()
 
 
-def _terminate(line: _ProcessHandle) -> str:
-    """Make sure that a process is gone; returns how it ended."""
-    line.pipe.close()
-    line.process.join(1.0)
-    if line.process.exitcode is None:
-        line.process.kill()
-        line.process.join()
-    code = line.process.exitcode
+def _terminate(handle: _ProcessHandle) -> str:
+    """Ensure that a process has ended, and return how it ended."""
+    handle.pipe.close()
+    handle.process.join(1.0)
+    if handle.process.exitcode is None:
+        handle.process.kill()
+        handle.process.join()
+    code = handle.process.exitcode
     if code is not None and code < 0:
         with suppress(ValueError):
             return f"ended by {signal.Signals(-code).name}"
@@ -110,8 +110,8 @@ def _terminate(line: _ProcessHandle) -> str:
 
 @contextmanager
 def _block_sigint() -> Iterator[None]:
-    """A process started in this block never sees Ctrl-C, which is meant for its parent."""
-    resource_tracker.ensure_running()  # which would let them through again if it began only now
+    """Keep Ctrl-C, which is meant for the parent, from processes started in this block."""
+    resource_tracker.ensure_running()  # It unblocks the signal if it starts within the block.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -119,8 +119,8 @@ def _block_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _main(hire: Hire, pipe: Connection) -> None:
-    """What runs in the process."""
+def _main(factory: WorkerFactory, pipe: Connection) -> None:
+    """Run one worker; the entry point of its process."""
     lock = Lock()
     inbox: SimpleQueue[object] = SimpleQueue()
 
@@ -132,8 +132,8 @@ def _main(hire: Hire, pipe: Connection) -> None:
         with suppress(EOFError, OSError):
             while True:
                 inbox.put(pipe.recv())
-        os._exit(1)  # the crew is no more, and nobody would ask for what is in work
+        os._exit(1)  # The parent is gone, so nothing would receive the results.
 
     Thread(target=read, name="inbox", daemon=True).start()
     with suppress(BrokenPipeError):
-        run_worker(hire, send, inbox.get)
+        run_worker(factory, send, inbox.get)

@@ -1,4 +1,4 @@
-"""Which job goes to whom."""
+"""Job queue of a worker pool, which counts the workers that each job has crashed."""
 
 from __future__ import annotations
 
@@ -12,77 +12,75 @@ from features.parallel.base import Job
 
 __all__ = ["CrashAwareQueue"]
 
-_MOST_DEATHS = 3
-_SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_CRASHES = 3
+_REQUEUE_DELAY_S = 1.0
 
 
 class CrashAwareQueue:
-    """Jobs that wait, and jobs in the hands of workers.
+    """Waiting and running jobs of a pool.
 
-    What a worker had in hand when it died is dealt again, but alone: so a job which kills its
-    worker is told from those that were merely with it. After three deaths it is given up.
+    The jobs of a worker that died are queued again, but each runs alone: this separates the job
+    that crashes its worker from those that merely ran beside it. A job is given up after three
+    crashes.
 
     Parameters
     ----------
-    jobs
-        What is to be done, in this order as far as possible.
+    payloads
+        One per job, in the order in which they start as far as possible.
     """
 
-    def __init__(self, jobs: Iterable[Any]) -> None:
-        self._fresh = deque(Job(number, job) for number, job in enumerate(jobs))
-        self._suspects: deque[Job] = deque()
-        self._returned: deque[tuple[float, Job]] = deque()
-        self._hands: dict[str, dict[int, Job]] = {}
+    def __init__(self, payloads: Iterable[Any]) -> None:
+        self._new = deque(Job(index, payload) for index, payload in enumerate(payloads))
+        self._crashed: deque[Job] = deque()
+        self._delayed: deque[tuple[float, Job]] = deque()
+        self._running: dict[str, dict[int, Job]] = {}
 
     @property
     def n_waiting(self) -> int:
-        """Jobs in nobody's hands."""
-        return len(self._fresh) + len(self._suspects) + len(self._returned)
+        """Number of jobs that no worker runs."""
+        return len(self._new) + len(self._crashed) + len(self._delayed)
 
     @property
-    def n_in_hand(self) -> int:
-        """Jobs in the hands of workers."""
-        return sum(map(len, self._hands.values()))
+    def n_running(self) -> int:
+        """Number of jobs that workers run."""
+        return sum(map(len, self._running.values()))
 
-    def deal(self, place: str) -> Job | None:
-        """Give a worker a job; None where there is none for it now."""
-        self._take_up_returned()
-        hand = self._hands.setdefault(place, {})
-        if any(deal.n_crashes for deal in hand.values()):
+    def pop_for(self, worker_id: str) -> Job | None:
+        """Return the next job for a worker; None if it can have none now."""
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            _, job = self._delayed.popleft()
+            (self._crashed if job.n_crashes else self._new).append(job)
+        running = self._running.setdefault(worker_id, {})
+        if any(job.n_crashes for job in running.values()):
             return None
-        if self._suspects and not hand:
-            deal = self._suspects.popleft()
-        elif self._fresh:
-            deal = self._fresh.popleft()
+        if self._crashed and not running:
+            job = self._crashed.popleft()
+        elif self._new:
+            job = self._new.popleft()
         else:
             return None
-        hand[deal.number] = deal
-        return deal
+        running[job.index] = job
+        return job
 
-    def finish(self, place: str, number: int) -> Any:
-        """Take a job that is done from a worker's hand; returns the job."""
-        return self._hands[place].pop(number).job
+    def finish(self, worker_id: str, index: int) -> Any:
+        """Remove a finished job and return its payload."""
+        return self._running[worker_id].pop(index).payload
 
-    def requeue(self, place: str, number: int) -> None:
-        """Take a job back that cannot be done now, and deal it again a little later."""
-        due = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        self._returned.append((due, self._hands[place].pop(number)))
+    def requeue(self, worker_id: str, index: int) -> None:
+        """Queue a job again that cannot run now, with a delay."""
+        due = time.monotonic() + _REQUEUE_DELAY_S
+        self._delayed.append((due, self._running[worker_id].pop(index)))
 
-    def drop(self, place: str) -> tuple[int, list[Any]]:
-        """Take what a dead worker had in hand.
+    def requeue_crashed(self, worker_id: str) -> tuple[int, list[Any]]:
+        """Queue the jobs of a dead worker again.
 
         Returns
         -------
         tuple
-            How many jobs will be dealt again, and the jobs that are given up.
+            Number of jobs queued again, and the payloads of jobs that are given up.
         """
-        hand = self._hands.pop(place, {})
-        deals = [replace(deal, n_crashes=deal.n_crashes + 1) for deal in hand.values()]
-        kept = [deal for deal in deals if deal.n_crashes < _MOST_DEATHS]
-        self._suspects.extend(kept)
-        return len(kept), [deal.job for deal in deals if deal.n_crashes >= _MOST_DEATHS]
-
-    def _take_up_returned(self) -> None:
-        while self._returned and self._returned[0][0] <= time.monotonic():
-            _, deal = self._returned.popleft()
-            (self._suspects if deal.n_crashes else self._fresh).append(deal)
+        running = self._running.pop(worker_id, {}).values()
+        jobs = [replace(job, n_crashes=job.n_crashes + 1) for job in running]
+        kept = [job for job in jobs if job.n_crashes < _MAX_CRASHES]
+        self._crashed.extend(kept)
+        return len(kept), [job.payload for job in jobs if job.n_crashes >= _MAX_CRASHES]

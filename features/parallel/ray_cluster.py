@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster."""
+"""Transport to workers that are actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,41 +16,39 @@ from threading import Thread
 from typing import Any
 
 from features.errors import MilError
-from features.parallel.base import Hire
+from features.parallel.base import WorkerFactory
 from features.parallel.messages import Shutdown, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 
 __all__ = ["ActorResources", "RayTransport", "plan_actors", "ray_connection"]
 
-_SECONDS_TO_LEAVE = 20.0
-_SECONDS_TO_ANSWER = 10.0
-_LONGEST_REASON = 160
+_SHUTDOWN_S = 20.0
+_CONNECT_TIMEOUT_S = 10.0
+_MAX_REASON_CHARS = 160
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorResources:
-    """What each actor takes of a cluster."""
+    """Number of actors, and the resources of each."""
 
     n_actors: int
-    """Actors."""
     n_cpus: int
-    """Cores of each."""
+    """Cores per actor."""
     n_gpus: int
-    """GPUs of each, 0 or 1."""
+    """GPUs per actor, 0 or 1."""
 
 
 @contextmanager
 def ray_connection(address: str | None) -> Iterator[None]:
-    """Be connected to a Ray cluster.
+    """Connect to a Ray cluster for the duration of the block.
 
-    Ray reports statistics of its use to its makers unless told not to: it is told not to, where
-    the environment does not say otherwise.
+    Ray's usage statistics are switched off, unless the environment sets them.
 
     Parameters
     ----------
     address
-        ``host:port`` of the cluster; None for what ``RAY_ADDRESS`` names, else the cluster this
-        machine is part of, else a new one on this machine alone.
+        ``host:port`` of the cluster; None for ``RAY_ADDRESS``, else the cluster to which this
+        machine belongs, else a new one on this machine alone.
 
     Raises
     ------
@@ -65,8 +63,8 @@ def ray_connection(address: str | None) -> Iterator[None]:
         )
     if address is not None and "://" in address:
         raise MilError(
-            where, actual="an address for Ray's client", expected="host:port of the cluster itself",
-            hint="Run this on a node of the cluster.",
+            where, actual="an address of a Ray client server", expected="host:port of the cluster",
+            hint="Run this command on a node of the cluster.",
         )  # fmt: skip
     ray = _ray()
     if ray.is_initialized():
@@ -82,8 +80,8 @@ def ray_connection(address: str | None) -> Iterator[None]:
         raise MilError(
             where,
             actual=f"no connection ({_last_line(error)})",
-            hint="'ray status' on a node of the cluster tells whether it runs; this command has "
-            "to run on one of its nodes.",
+            hint="Run this command on a node of the cluster; 'ray status' shows whether it "
+            "is up.",
         ) from error
     try:
         yield
@@ -92,19 +90,19 @@ def ray_connection(address: str | None) -> Iterator[None]:
 
 
 def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
-    """How a cluster is shared out: an actor a GPU, or where there is none, an actor a node.
+    """Return how many actors fit the cluster: one per GPU, or without GPUs, one per node.
 
     Parameters
     ----------
     device
         ``auto``, ``cuda`` or ``cpu``.
     n_cpus
-        Cores of an actor; None for a GPU's part of its node, or all cores of a node.
+        Cores per actor; None for an even part of a node's cores per GPU, or all of a node's cores.
 
     Raises
     ------
     MilError
-        If no node has so much.
+        If no node is large enough.
     """
     ray = _ray()
     nodes = [
@@ -121,68 +119,67 @@ def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
     if device != "cpu" and with_gpus:
         n_cpus = n_cpus or max(1, min(cpus // gpus for cpus, gpus in with_gpus))
         n_actors = sum(min(gpus, cpus // n_cpus) for cpus, gpus in with_gpus)
-        share = ActorResources(n_actors=n_actors, n_cpus=n_cpus, n_gpus=1)
+        resources = ActorResources(n_actors=n_actors, n_cpus=n_cpus, n_gpus=1)
     elif device == "cuda":
-        share = ActorResources(n_actors=0, n_cpus=1, n_gpus=1)
+        resources = ActorResources(n_actors=0, n_cpus=1, n_gpus=1)
     else:
         n_cpus = n_cpus or min((cpus for cpus, _ in nodes if cpus), default=1)
-        share = ActorResources(
+        resources = ActorResources(
             n_actors=sum(cpus // n_cpus for cpus, _ in nodes), n_cpus=n_cpus, n_gpus=0
         )
-    if not share.n_actors:
+    if not resources.n_actors:
         raise MilError(
             "Ray cluster",
             actual=f"{len(nodes)} nodes, the largest with {max(nodes, default=(0, 0))[0]} "
             "cores and "
             f"{max((gpus for _, gpus in nodes), default=0)} GPUs",
-            expected=f"one with {share.n_cpus} cores" + " and a GPU" * share.n_gpus,
-            hint="Name fewer cores with --workers, or --device cpu.",
+            expected=f"a node with {resources.n_cpus} cores" + " and a GPU" * resources.n_gpus,
+            hint="Ask for fewer cores with --workers, or for --device cpu.",
         )
-    return share
+    return resources
 
 
 class RayTransport:
-    """Workers as actors of the cluster that this process is connected to.
+    """Transport to workers that are actors of the connected cluster.
 
     Parameters
     ----------
-    hire
-        What makes a worker.
-    share
-        How many, and what each takes.
+    factory
+        Builds each worker.
+    resources
+        Number of actors, and the resources of each.
     """
 
-    def __init__(self, hire: Hire, share: ActorResources) -> None:
-        ray = _ray()
-        self._ray = ray
-        self._hire = self._ray.put(hire)  # it may be large, and is fetched once a machine
-        self._kind = self._ray.remote(
-            num_cpus=share.n_cpus, num_gpus=share.n_gpus, max_concurrency=2, max_restarts=0,
+    def __init__(self, factory: WorkerFactory, resources: ActorResources) -> None:
+        self._ray = _ray()
+        self._factory = self._ray.put(factory)  # It may be large: each machine fetches it once.
+        self._actor_class = self._ray.remote(
+            num_cpus=resources.n_cpus, num_gpus=resources.n_gpus, max_concurrency=2, max_restarts=0,
             scheduling_strategy="SPREAD",
         )(_Actor)  # fmt: skip
-        self._places = tuple(f"actor {number}" for number in range(1, share.n_actors + 1))
+        self._ids = tuple(f"actor {number}" for number in range(1, resources.n_actors + 1))
         self._actors: dict[str, Any] = {}
         self._streams: dict[Any, str] = {}
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """Names of the places."""
-        return self._places
+    def worker_ids(self) -> tuple[str, ...]:
+        """Names of the workers."""
+        return self._ids
 
-    def start(self, place: str) -> None:
-        """Start the worker of a place, or another after one that died; it waits for its share."""
-        actor = self._kind.remote(self._hire)
-        self._actors[place] = actor
+    def start(self, worker_id: str) -> None:
+        """Start a worker, or its replacement after it died, once its resources are free."""
+        actor = self._actor_class.remote(self._factory)
+        self._actors[worker_id] = actor
         stream = actor.messages.options(num_returns="streaming").remote()
-        self._streams[stream] = place
+        self._streams[stream] = worker_id
 
-    def send(self, place: str, message: object) -> None:
-        """Send a message to a worker; one that is dead gets none."""
-        if place in self._actors:
-            self._actors[place].give.remote(message)
+    def send(self, worker_id: str, message: object) -> None:
+        """Send a message to a worker; ignored if it is dead."""
+        if worker_id in self._actors:
+            self._actors[worker_id].receive.remote(message)
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """What workers have sent since, each with its place; waits for something to come."""
+        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
         streams = list(self._streams)
         if not streams:
             time.sleep(timeout_s)
@@ -191,12 +188,12 @@ class RayTransport:
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
         return [self._next(stream) for stream in ready]
 
-    def close(self, *, sent_home: Collection[str]) -> None:
-        """Send the workers of these places home, and end all others."""
-        for place in sent_home:
-            self.send(place, Shutdown())
-        until = time.monotonic() + _SECONDS_TO_LEAVE
-        while time.monotonic() < until and set(self._actors) & set(sent_home):
+    def close(self, *, shutdown: Collection[str]) -> None:
+        """Shut down these workers, and kill all others."""
+        for worker_id in shutdown:
+            self.send(worker_id, Shutdown())
+        until = time.monotonic() + _SHUTDOWN_S
+        while time.monotonic() < until and set(self._actors) & set(shutdown):
             self.receive(timeout_s=1.0)
         for actor in self._actors.values():
             self._ray.kill(actor)
@@ -204,53 +201,53 @@ class RayTransport:
         self._streams.clear()
 
     def _next(self, stream: Any) -> tuple[str, object]:
-        """The next message of a worker; with the last one it is dismissed."""
-        place = self._streams[stream]
+        """Return the next message of a worker; after the last one, its actor is killed."""
+        worker_id = self._streams[stream]
         try:
             message = self._ray.get(next(stream))
         except StopIteration:
-            message = WorkerDied("went home")
+            message = WorkerDied("ended")
         except self._ray.exceptions.RayError as error:
             message = WorkerDied(f"died ({_last_line(error)})")
         if isinstance(message, (WorkerDied, StartFailed)):
             del self._streams[stream]
-            self._ray.kill(self._actors.pop(place))
-        return place, message
+            self._ray.kill(self._actors.pop(worker_id))
+        return worker_id, message
 
 
 class _Actor:
-    """What runs on the cluster: a worker in a thread of its own, and its two lines."""
+    """Actor with a worker in a thread, and one queue in each direction."""
 
-    def __init__(self, hire: Hire) -> None:
+    def __init__(self, factory: WorkerFactory) -> None:
         self._inbox: SimpleQueue[object] = SimpleQueue()
         self._outbox: SimpleQueue[object] = SimpleQueue()
-        Thread(target=self._work, args=(hire,), name="worker", daemon=True).start()
+        Thread(target=self._run, args=(factory,), name="worker", daemon=True).start()
 
-    def give(self, message: object) -> None:
+    def receive(self, message: object) -> None:
         self._inbox.put(message)
 
     def messages(self) -> Iterator[object]:
         while (message := self._outbox.get()) is not None:
             yield message
 
-    def _work(self, hire: Hire) -> None:
-        run_worker(hire, self._outbox.put, self._inbox.get)
+    def _run(self, factory: WorkerFactory) -> None:
+        run_worker(factory, self._outbox.put, self._inbox.get)
         self._outbox.put(None)
 
 
 def _check_reachable(address: str) -> None:
-    """Raise at once where nobody listens; Ray would try for minutes."""
+    """Raise at once if nothing listens at the address; Ray would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _ray() -> Any:
-    """The package: an extra, and heavy."""
+    """Import Ray, which is an optional and slow import."""
     return importlib.import_module("ray")
 
 
 def _last_line(error: BaseException) -> str:
-    """What went wrong in the end; Ray tells whole stories."""
+    """Return the last line of an error message; Ray's have many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:_LONGEST_REASON]
+    return (lines[-1] if lines else type(error).__name__)[:_MAX_REASON_CHARS]

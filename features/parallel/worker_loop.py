@@ -1,4 +1,4 @@
-"""The worker's end of a line to a crew."""
+"""Main loop of a worker in another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from features.errors import MilError
-from features.parallel.base import Hire, Job
+from features.parallel.base import Job, WorkerFactory
 from features.parallel.messages import (
     Done,
     Idle,
@@ -28,53 +28,53 @@ Send = Callable[[object], None]
 Receive = Callable[[], object]
 
 
-def run_worker(hire: Hire, send: Send, receive: Receive) -> None:
-    """Make a worker and let it work until it is sent home.
+def run_worker(factory: WorkerFactory, send: Send, receive: Receive) -> None:
+    """Build a worker and let it run jobs until it is shut down.
 
     Parameters
     ----------
-    hire
-        Makes the worker.
+    factory
+        Builds the worker.
     send
-        Sends a message to the crew; called from several threads.
+        Sends a message to the pool; called from several threads.
     receive
-        Waits for the next message from the crew.
+        Returns the next message of the pool, and blocks until there is one.
     """
     try:
-        with closing(hire()) as worker:
-            send(Ready(worker.card, f"{socket.gethostname()}, process {os.getpid()}"))
-            while isinstance(deal := receive(), Job):
-                desk = _Desk(deal, send, receive)
-                worker.work(desk)
-                if desk.is_closed:
+        with closing(factory()) as worker:
+            send(Ready(worker.info, f"{socket.gethostname()}, process {os.getpid()}"))
+            while isinstance(job := receive(), Job):
+                queue = _RemoteQueue(job, send, receive)
+                worker.run(queue)
+                if queue.is_shut_down:
                     break
                 send(Idle())
     except MilError as error:
         send(StartFailed(error))
-    except Exception as error:  # noqa: BLE001 - told where somebody can replace this worker
+    except Exception as error:  # noqa: BLE001 - the pool reports it and replaces this worker
         send(WorkerDied(f"stopped ({type(error).__name__}: {error})"))
 
 
-class _Desk:
+class _RemoteQueue:
     def __init__(self, first: Job, send: Send, receive: Receive) -> None:
         self._first, self._send, self._receive = first, send, receive
-        self.is_closed = False
+        self.is_shut_down = False
 
-    def deals(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[Job]:
         yield self._first
         while True:
             self._send(RequestJob())
             answer = self._receive()
             if not isinstance(answer, Job):
-                self.is_closed = isinstance(answer, Shutdown)
+                self.is_shut_down = isinstance(answer, Shutdown)
                 return
             yield answer
 
-    def done(self, deal: Job, result: Any) -> None:
-        self._send(Done(deal.number, result))
+    def finish(self, job: Job, result: Any) -> None:
+        self._send(Done(job.index, result))
 
-    def requeue(self, deal: Job) -> None:
-        self._send(Requeue(deal.number))
+    def requeue(self, job: Job) -> None:
+        self._send(Requeue(job.index))
 
-    def tell(self, news: Any) -> None:
-        self._send(Progress(news))
+    def send_message(self, message: Any) -> None:
+        self._send(Progress(message))

@@ -198,7 +198,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         If its parent cannot be written to.
     """
     with FolderLocks(run_dir.with_name(f".{run_dir.name}.claims")) as claims:
-        if not claims.take("training"):
+        if not claims.acquire("training"):
             raise RunError(
                 run_dir,
                 actual="another training is writing it",

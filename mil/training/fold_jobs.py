@@ -74,19 +74,19 @@ class FoldWorker:
         self._bags = bags
 
     @property
-    def card(self) -> object:
+    def info(self) -> object:
         """Sums that decide the last bit of what is learned."""
         return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def work(self, desk: JobQueue) -> None:
+    def run(self, queue: JobQueue) -> None:
         """Judge until there is no assignment for now."""
-        for deal in desk.deals():
-            _, assignment = deal.job
-            judgements = self.judge(assignment, on_head=lambda: desk.tell(_HEAD_DONE))
-            desk.done(deal, judgements)
+        for job in queue.jobs():
+            _, assignment = job.payload
+            judgements = self.judge(assignment, on_head=lambda: queue.send_message(_HEAD_DONE))
+            queue.finish(job, judgements)
 
     def judge(self, assignment: FoldJob, *, on_head: Callable[[], None]) -> list[FoldResult]:
         """What ensembles say of the patients of their folds.
@@ -224,23 +224,23 @@ class FoldRunner:
         self._engine.run(left, self, stop=Event())
         return [self._judged[number] for number in range(len(assignments))]
 
-    def done(self, job: tuple[int, FoldJob], result: list[FoldResult]) -> None:
+    def on_done(self, payload: tuple[int, FoldJob], result: list[FoldResult]) -> None:
         """Keep the judgements of an assignment."""
-        number, assignment = job
+        number, assignment = payload
         self._judged[number] = result
         if self._kept is not None:
             for name, judgement in zip(self._names(assignment), result, strict=True):
                 self._kept.write(name, judgement)
 
-    def lost(self, job: tuple[int, FoldJob], reason: str) -> None:
+    def on_failed(self, payload: tuple[int, FoldJob], reason: str) -> None:
         """Nothing can be said without these folds."""
-        folds = ", ".join(f"{fold.index} of repeat {fold.repeat}" for fold in job[1].folds)
+        folds = ", ".join(f"{fold.index} of repeat {fold.repeat}" for fold in payload[1].folds)
         raise RunError(
             f"fold {folds}", actual=reason, expected="a worker that lives",
             hint="Memory may be short: what was finished is kept, and the same command goes on.",
         )  # fmt: skip
 
-    def told(self, news: Any) -> None:  # noqa: ARG002 - there is but one kind of news
+    def on_message(self, message: Any) -> None:  # noqa: ARG002 - there is but one kind of news
         """Count a head."""
         self._on_head()
 
@@ -277,7 +277,7 @@ def local_fold_executor(bags: PatientBags) -> Iterator[Executor]:
 
 @contextmanager
 def ray_fold_executor(
-    bags: PatientBags, *, address: str | None, device: str, on_note: Callable[[str], None]
+    bags: PatientBags, *, address: str | None, device: str, on_warning: Callable[[str], None]
 ) -> Iterator[Executor]:
     """Fold workers on a Ray cluster, each with as many threads as this process, and a GPU or none.
 
@@ -292,7 +292,7 @@ def ray_fold_executor(
         Address of the cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
     device
         Where heads are trained: ``cpu``, or ``cuda`` for a GPU each.
-    on_note
+    on_warning
         Told what a person should know, e.g. that a worker died.
 
     Raises
@@ -304,7 +304,9 @@ def ray_fold_executor(
     with ray_connection(address):
         share = plan_actors(device=device, n_cpus=n_threads)
         hire = partial(_make_judge, bags, n_threads)
-        with WorkerPool(RayTransport(hire, share), first_alone=False, on_note=on_note) as crew:
+        with WorkerPool(
+            RayTransport(hire, share), start_first_only=False, on_warning=on_warning
+        ) as crew:
             yield crew
 
 

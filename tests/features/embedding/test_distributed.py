@@ -140,7 +140,7 @@ def test_processes_make_the_same_bags_as_one_embedder_here_though_one_is_killed(
 ) -> None:
     notes: list[str] = []
     plan = plan_for(world, tmp_path / "bags")
-    with process_executor(plan, ["cpu", "cpu"], on_note=notes.append) as engine:
+    with process_executor(plan, ["cpu", "cpu"], on_warning=notes.append) as engine:
         assert embed(world, tmp_path / "bags", engine, n_kills=1) == EXPECTED
     same_bytes(tmp_path / "bags", whole)
     assert len(notes) == 1
@@ -157,10 +157,10 @@ def test_a_ray_cluster_makes_the_same_bags_though_one_worker_is_killed(
     plan = plan_for(world, tmp_path / "bags")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with ray_executor(plan, None, on_note=notes.append) as engine:
+        with ray_executor(plan, None, on_warning=notes.append) as engine:
             assert embed(world, tmp_path / "bags", engine, n_kills=1) == EXPECTED
     finally:
         ray.shutdown()
     same_bytes(tmp_path / "bags", whole)
     assert notes[0] == "on Ray: 2 embedders with 1 cores"
-    assert any("died" in note and "taken over from it" in note for note in notes[1:])
+    assert any("died" in note and "jobs queued again" in note for note in notes[1:])

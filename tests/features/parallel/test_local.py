@@ -7,39 +7,39 @@ import pytest
 from features.parallel import local as module
 from features.parallel.base import JobQueue
 from features.parallel.local import LocalExecutor
-from tests.features.parallel.toys import Notebook, Toy
+from tests.features.parallel.toys import RecordingListener, ToyWorker
 
 
-def test_jobs_are_done_in_this_process() -> None:
-    notebook = Notebook()
-    engine = LocalExecutor(Toy())
-    engine.run([1, 2, 3], notebook, stop=Event())
-    assert engine.card == "toy"
-    assert notebook.results == {1: 1, 2: 4, 3: 9}
-    assert notebook.news == ["began 1", "began 2", "began 3"]
+def test_jobs_run_in_this_process() -> None:
+    listener = RecordingListener()
+    executor = LocalExecutor(ToyWorker())
+    executor.run([1, 2, 3], listener, stop=Event())
+    assert executor.info == "toy"
+    assert listener.results == {1: 1, 2: 4, 3: 9}
+    assert listener.messages == ["started 1", "started 2", "started 3"]
 
 
-def test_nothing_new_is_begun_after_a_stop() -> None:
+def test_no_job_starts_after_a_stop() -> None:
     stop = Event()
-    notebook = Notebook(on_done=lambda job: stop.set())
-    LocalExecutor(Toy()).run([1, 2, 3], notebook, stop=stop)
-    assert notebook.results == {1: 1}
+    listener = RecordingListener(on_result=lambda payload: stop.set())
+    LocalExecutor(ToyWorker()).run([1, 2, 3], listener, stop=stop)
+    assert listener.results == {1: 1}
 
 
-def test_what_is_put_back_is_done_in_another_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LOOKS", 0.0)
+def test_requeued_jobs_run_in_another_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REQUEUE_DELAY_S", 0.0)
 
-    class Shy(Toy):
+    class RequeuingWorker(ToyWorker):
         rounds = 0
 
-        def work(self, desk: JobQueue) -> None:
-            Shy.rounds += 1
-            for deal in desk.deals():
-                if deal.job == 2 and Shy.rounds == 1:
-                    desk.requeue(deal)
+        def run(self, queue: JobQueue) -> None:
+            RequeuingWorker.rounds += 1
+            for job in queue.jobs():
+                if job.payload == 2 and RequeuingWorker.rounds == 1:
+                    queue.requeue(job)
                 else:
-                    desk.done(deal, Shy.rounds)
+                    queue.finish(job, RequeuingWorker.rounds)
 
-    notebook = Notebook()
-    LocalExecutor(Shy()).run([1, 2, 3], notebook, stop=Event())
-    assert notebook.results == {1: 1, 2: 2, 3: 1}
+    listener = RecordingListener()
+    LocalExecutor(RequeuingWorker()).run([1, 2, 3], listener, stop=Event())
+    assert listener.results == {1: 1, 2: 2, 3: 1}

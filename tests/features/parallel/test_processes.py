@@ -8,93 +8,97 @@ from threading import Event
 import pytest
 
 from features.errors import MilError
-from features.parallel.base import Hire
+from features.parallel.base import WorkerFactory
 from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
-from tests.features.parallel.toys import Notebook, hire_dead, hire_nobody, hire_toy
-
-AS_THE_OTHERS = "as the others. Install the same versions and weights everywhere."
+from tests.features.parallel.toys import RecordingListener, exit_at_once, make_toy, raise_error
 
 
-def crew(*hires: Hire, notes: list[str] | None = None, first_alone: bool = False) -> WorkerPool:
-    lines = ProcessTransport({f"place {number}": hire for number, hire in enumerate(hires)})
-    told = [] if notes is None else notes
-    return WorkerPool(lines, first_alone=first_alone, on_note=told.append)
+def process_pool(
+    *factories: WorkerFactory, warnings: list[str] | None = None, start_first_only: bool = False
+) -> WorkerPool:
+    transport = ProcessTransport(
+        {f"process {number}": factory for number, factory in enumerate(factories)}
+    )
+    warnings = [] if warnings is None else warnings
+    return WorkerPool(transport, start_first_only=start_first_only, on_warning=warnings.append)
 
 
-@pytest.mark.parametrize("first_alone", [False, True])
-def test_jobs_are_shared_by_processes(first_alone: bool) -> None:
-    notebook = Notebook()
-    with crew(hire_toy, hire_toy, first_alone=first_alone) as engine:
-        assert engine.card == "toy"
-        engine.run([*range(20), "who"], notebook, stop=Event())
-        engine.run([21], notebook, stop=Event())
-    assert notebook.results.pop("who") != os.getpid()
-    assert notebook.results == {number: number**2 for number in [*range(20), 21]}
+@pytest.mark.parametrize("start_first_only", [False, True])
+def test_processes_share_jobs(start_first_only: bool) -> None:
+    listener = RecordingListener()
+    with process_pool(make_toy, make_toy, start_first_only=start_first_only) as executor:
+        assert executor.info == "toy"
+        executor.run([*range(20), "process id"], listener, stop=Event())
+        executor.run([21], listener, stop=Event())
+    assert listener.results.pop("process id") != os.getpid()
+    assert listener.results == {number: number**2 for number in [*range(20), 21]}
 
 
-def test_what_a_dying_worker_had_in_hand_is_done_by_others_and_told(tmp_path: Path) -> None:
-    notes: list[str] = []
-    notebook = Notebook()
+def test_jobs_of_a_dead_worker_run_on_others_with_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    listener = RecordingListener()
     bomb = tmp_path / "bomb"
-    with crew(hire_toy, hire_toy, notes=notes) as engine:
-        engine.run([1, bomb, 2, 3], notebook, stop=Event())
-    assert set(notebook.results) == {1, 2, 3, bomb}
-    assert not notebook.reasons
-    assert len(notes) == 1
-    assert "ended by SIGKILL; taken over from it: 1" in notes[0]
+    with process_pool(make_toy, make_toy, warnings=warnings) as executor:
+        executor.run([1, bomb, 2, 3], listener, stop=Event())
+    assert set(listener.results) == {1, 2, 3, bomb}
+    assert not listener.reasons
+    assert len(warnings) == 1
+    assert "ended by SIGKILL; jobs queued again: 1" in warnings[0]
 
 
 def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done() -> None:
-    notes: list[str] = []
-    notebook = Notebook()
-    with crew(hire_toy, notes=notes) as engine:
-        engine.run([1, "deadly", 2], notebook, stop=Event())
-    assert notebook.results == {1: 1, 2: 4}
-    assert "SIGKILL" in notebook.reasons["deadly"]
-    assert len(notes) == 3
+    warnings: list[str] = []
+    listener = RecordingListener()
+    with process_pool(make_toy, warnings=warnings) as executor:
+        executor.run([1, "deadly", 2], listener, stop=Event())
+    assert listener.results == {1: 1, 2: 4}
+    assert "SIGKILL" in listener.reasons["deadly"]
+    assert len(warnings) == 3
 
 
-def test_an_unforeseen_error_of_a_worker_is_told_and_ends_that_worker_only() -> None:
-    notebook = Notebook()
-    with crew(hire_toy) as engine:
-        engine.run([1, "impossible", 2], notebook, stop=Event())
-    assert notebook.results == {1: 1, 2: 4}
-    assert "ValueError: nobody can do this" in notebook.reasons["impossible"]
+def test_an_unexpected_error_ends_its_worker_only() -> None:
+    listener = RecordingListener()
+    with process_pool(make_toy) as executor:
+        executor.run([1, "impossible", 2], listener, stop=Event())
+    assert listener.results == {1: 1, 2: 4}
+    assert "ValueError: this cannot be computed" in listener.reasons["impossible"]
 
 
-def test_workers_that_cannot_begin_are_an_error_that_says_why() -> None:
-    with pytest.raises(MilError, match="the machine: no room"), crew(hire_nobody):
+def test_workers_that_cannot_start_are_an_error() -> None:
+    with pytest.raises(MilError, match="the machine: no room"), process_pool(raise_error):
         pass
-    with pytest.raises(MilError, match="ended with code 3, 3 times"), crew(hire_dead):
+    with pytest.raises(MilError, match="ended with code 3, 3 times"), process_pool(exit_at_once):
         pass
 
 
-def test_a_place_where_none_can_begin_is_left_out_and_told() -> None:
-    notes: list[str] = []
-    notebook = Notebook()
-    with crew(hire_toy, hire_nobody, partial(hire_toy, "doll"), first_alone=True,
-              notes=notes) as engine:  # fmt: skip
-        while len(notes) < 2:
-            engine.run([1], Notebook(), stop=Event())
-        engine.run([1, 2], notebook, stop=Event())
-    assert notebook.results == {1: 1, 2: 4}
-    assert sorted(notes) == [
-        "going on without place 1: the machine: no room",
-        f"going on without place 2: the worker on place 2: doll; expected toy, {AS_THE_OTHERS}",
-    ]
+def test_a_worker_that_cannot_start_is_left_out_with_a_warning() -> None:
+    warnings: list[str] = []
+    listener = RecordingListener()
+    other = partial(make_toy, "doll")
+    with process_pool(
+        make_toy, raise_error, other, start_first_only=True, warnings=warnings
+    ) as executor:
+        while len(warnings) < 2:
+            executor.run([1], RecordingListener(), stop=Event())
+        executor.run([1, 2], listener, stop=Event())
+    assert listener.results == {1: 1, 2: 4}
+    first, second = sorted(warnings)
+    assert first == "continuing without process 1: the machine: no room"
+    assert second.startswith(
+        "continuing without process 2: worker process 2: doll; expected toy, as on the other"
+    )
 
 
-def test_a_stop_finishes_what_was_begun() -> None:
+def test_a_stop_finishes_started_jobs() -> None:
     stop = Event()
-    notebook = Notebook(on_done=lambda job: stop.set())
-    with crew(hire_toy) as engine:
-        engine.run(range(50), notebook, stop=stop)
-    assert 0 < len(notebook.results) <= 2
+    listener = RecordingListener(on_result=lambda payload: stop.set())
+    with process_pool(make_toy) as executor:
+        executor.run(range(50), listener, stop=stop)
+    assert 0 < len(listener.results) <= 2
 
 
-def test_workers_let_go_of_what_they_hold_when_they_are_sent_home(tmp_path: Path) -> None:
-    hire = partial(hire_toy, farewells=tmp_path)
-    with crew(hire) as engine:
-        engine.run([1, 2, 3], Notebook(), stop=Event())
+def test_workers_are_closed_at_the_end(tmp_path: Path) -> None:
+    with process_pool(partial(make_toy, closed_dir=tmp_path)) as executor:
+        executor.run([1, 2, 3], RecordingListener(), stop=Event())
     assert len(list(tmp_path.iterdir())) == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -11,9 +12,9 @@ import pytest
 from features.errors import MilError
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import ActorResources, RayTransport, plan_actors, ray_connection
-from tests.features.parallel.toys import Notebook, hire_nobody, hire_toy
+from tests.features.parallel.toys import RecordingListener, make_toy, raise_error
 
-SHARE = ActorResources(n_actors=2, n_cpus=1, n_gpus=0)
+RESOURCES = ActorResources(n_actors=2, n_cpus=1, n_gpus=0)
 
 
 @pytest.fixture(scope="module")
@@ -27,42 +28,44 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_actors_share_jobs_and_take_over_from_those_that_die(cluster: None, tmp_path: Path) -> None:
-    notes: list[str] = []
-    notebook = Notebook()
+def test_actors_share_jobs_and_those_of_dead_actors(cluster: None, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    listener = RecordingListener()
     bomb = tmp_path / "bomb"
-    lines = RayTransport(hire_toy, SHARE)
-    with ray_connection(None), WorkerPool(lines, first_alone=True, on_note=notes.append) as engine:
-        assert engine.card == "toy"
-        engine.run([1, bomb, 2, "deadly", 3, "impossible", 4], notebook, stop=Event())
-    assert set(notebook.results) == {1, 2, 3, 4, bomb}
-    assert set(notebook.reasons) == {"deadly", "impossible"}
-    assert "ValueError: nobody can do this" in notebook.reasons["impossible"]
-    assert "died" in notebook.reasons["deadly"]
-    assert "began 1" in notebook.news
-    assert any("taken over from it: 1" in note for note in notes)
+    transport = RayTransport(make_toy, RESOURCES)
+    pool = WorkerPool(transport, start_first_only=True, on_warning=warnings.append)
+    with ray_connection(None), pool as executor:
+        assert executor.info == "toy"
+        executor.run([1, bomb, 2, "deadly", 3, "impossible", 4], listener, stop=Event())
+    assert set(listener.results) == {1, 2, 3, 4, bomb}
+    assert set(listener.reasons) == {"deadly", "impossible"}
+    assert "ValueError: this cannot be computed" in listener.reasons["impossible"]
+    assert "died" in listener.reasons["deadly"]
+    assert "started 1" in listener.messages
+    assert any("jobs queued again: 1" in warning for warning in warnings)
 
 
 @pytest.mark.slow
-def test_an_actor_that_cannot_begin_says_why(cluster: None) -> None:
-    crew = WorkerPool(RayTransport(hire_nobody, SHARE), first_alone=False, on_note=print)
-    with pytest.raises(MilError, match="the machine: no room"), crew:
+def test_an_actor_that_cannot_start_gives_the_reason(cluster: None) -> None:
+    transport = RayTransport(raise_error, RESOURCES)
+    pool = WorkerPool(transport, start_first_only=False, on_warning=print)
+    with pytest.raises(MilError, match="the machine: no room"), pool:
         pass
 
 
 @pytest.mark.slow
-def test_a_cluster_is_shared_out_by_gpus_or_cores(cluster: None) -> None:
+def test_actors_are_planned_by_gpus_or_cores(cluster: None) -> None:
     assert plan_actors(device="auto", n_cpus=None) == ActorResources(n_actors=1, n_cpus=2, n_gpus=0)
-    assert plan_actors(device="cpu", n_cpus=1) == SHARE
+    assert plan_actors(device="cpu", n_cpus=1) == RESOURCES
     with pytest.raises(MilError, match="the largest with 2 cores and 0 GPUs"):
         plan_actors(device="cpu", n_cpus=3)
-    with pytest.raises(MilError, match="expected one with 1 cores and a GPU"):
+    with pytest.raises(MilError, match="expected a node with 1 cores and a GPU"):
         plan_actors(device="cuda", n_cpus=None)
     with pytest.raises(MilError, match="one device of one machine"):
         plan_actors(device="cuda:1", n_cpus=None)
 
 
-def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "ray" else real(name)
@@ -71,10 +74,22 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
-def test_an_address_of_a_client_is_refused() -> None:
+def test_an_address_of_a_client_server_is_refused() -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
     with (
         pytest.raises(MilError, match="on a node of the cluster"),
         ray_connection("ray://head:10001"),
     ):
         pass
+
+
+def test_an_address_without_a_cluster_is_refused() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # Bound but not listening.
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with (
+            pytest.raises(MilError, match=f"Ray cluster {address}: no connection"),
+            ray_connection(address),
+        ):
+            pass

@@ -1,4 +1,4 @@
-"""Workers that do little, and die when they are told to."""
+"""Workers that do little and die on demand, and a listener that records everything."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from features.parallel.base import JobQueue, Worker
 
 
 @dataclass(frozen=True)
-class Toy:
-    """Squares numbers; a path is a bomb that goes off unless it was defused by going off before."""
+class ToyWorker:
+    """Squares numbers; a path that does not exist yet is created and crashes the worker."""
 
-    card: str = "toy"
-    farewells: Path | None = None
+    info: str = "toy"
+    closed_dir: Path | None = None
 
-    def work(self, desk: JobQueue) -> None:
-        for deal in desk.deals():
-            desk.tell(f"began {deal.job}")
-            if deal.job == "deadly":
+    def run(self, queue: JobQueue) -> None:
+        for job in queue.jobs():
+            queue.send_message(f"started {job.payload}")
+            if job.payload == "deadly":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if isinstance(deal.job, Path) and not deal.job.exists():
-                deal.job.touch()
+            if isinstance(job.payload, Path) and not job.payload.exists():
+                job.payload.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            if deal.job == "impossible":
-                raise ValueError("nobody can do this")
-            desk.done(deal, deal.job**2 if isinstance(deal.job, int) else os.getpid())
+            if job.payload == "impossible":
+                raise ValueError("this cannot be computed")
+            queue.finish(job, job.payload**2 if isinstance(job.payload, int) else os.getpid())
 
     def close(self) -> None:
-        if self.farewells is not None:
-            (self.farewells / str(os.getpid())).touch()
+        if self.closed_dir is not None:
+            (self.closed_dir / str(os.getpid())).touch()
 
 
-def hire_toy(card: str = "toy", farewells: Path | None = None) -> Worker:
-    return Toy(card, farewells)
+def make_toy(info: str = "toy", closed_dir: Path | None = None) -> Worker:
+    return ToyWorker(info, closed_dir)
 
 
-def hire_nobody() -> Worker:
+def raise_error() -> Worker:
     raise MilError("the machine", actual="no room")
 
 
-def hire_dead() -> Worker:
+def exit_at_once() -> Worker:
     os._exit(3)
 
 
-class Notebook:
-    """A watcher that writes everything down; ``on_done`` may do more."""
+class RecordingListener:
+    """Listener that records everything; ``on_result`` may do more."""
 
-    def __init__(self, on_done: Callable[[Any], None] = lambda job: None) -> None:
+    def __init__(self, on_result: Callable[[Any], None] = lambda payload: None) -> None:
         self.results: dict[Any, Any] = {}
         self.reasons: dict[Any, str] = {}
-        self.news: list[Any] = []
-        self._on_done = on_done
+        self.messages: list[Any] = []
+        self._on_result = on_result
 
-    def done(self, job: Any, result: Any) -> None:
-        assert job not in self.results
-        self.results[job] = result
-        self._on_done(job)
+    def on_done(self, payload: Any, result: Any) -> None:
+        assert payload not in self.results
+        self.results[payload] = result
+        self._on_result(payload)
 
-    def lost(self, job: Any, reason: str) -> None:
-        self.reasons[job] = reason
+    def on_failed(self, payload: Any, reason: str) -> None:
+        self.reasons[payload] = reason
 
-    def told(self, news: Any) -> None:
-        self.news.append(news)
+    def on_message(self, message: Any) -> None:
+        self.messages.append(message)

@@ -88,17 +88,17 @@ class _Only:
     def __init__(self, engine: Executor, number: int) -> None:
         self._engine, self._number = engine, number
 
-    def run(self, jobs, watcher, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
+    def run(self, jobs, listener, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
         assert [number for number, _ in jobs] == [self._number]
-        self._engine.run(jobs, watcher, stop=stop)
+        self._engine.run(jobs, listener, stop=stop)
 
 
 def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) -> None:
     class Deadly:
         card = None
 
-        def run(self, jobs, watcher, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
-            watcher.lost(jobs[0], "it ran out of memory")
+        def run(self, jobs, listener, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
+            listener.on_failed(jobs[0], "it ran out of memory")
 
     cohort = read_cohort(table, labelled=True)
     (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
@@ -144,7 +144,7 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
             super().append(done)
 
     fit(table, tmp_path / "here" / "run", local_fold_executor, n_heads=[], nested=True)
-    on_ray = partial(ray_fold_executor, address=None, device="cpu", on_note=notes.append)
+    on_ray = partial(ray_fold_executor, address=None, device="cpu", on_warning=notes.append)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         fit(table, tmp_path / "there" / "run", on_ray, n_heads=Counting(), nested=True)
