@@ -80,8 +80,7 @@ def ray_connection(address: str | None) -> Iterator[None]:
         raise MilError(
             where,
             actual=f"no connection ({_last_line(error)})",
-            hint="Run this command on a node of the cluster; 'ray status' shows whether it "
-            "is up.",
+            hint="Run this command on a node of the cluster; 'ray status' shows whether it is up.",
         ) from error
     try:
         yield
