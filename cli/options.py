@@ -210,8 +210,8 @@ Calibrator = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=FOLDS,
-        help="How logits become probabilities: `platt` (shrunken), `temperature`, `beta` (two "
-        "classes), `dirichlet` (more), `none`, or `auto`, which picks by cross-validation.",
+        help="How logits become probabilities: `platt` (Platt scaling, regularised), `temperature` "
+        "or `none`.",
     ),
 ]  # fmt: skip
 

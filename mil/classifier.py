@@ -238,7 +238,7 @@ feature_noise, mixup, device
                     if len(tiles)
                 ]
             )
-            calibrator = self.calibrator_ or build_calibrator("none", n_classes=n_classes)
+            calibrator = self.calibrator_ or build_calibrator("none")
             proba[filled] = calibrator.predict_proba(logits)
         if self.prior == "balanced":
             return proba
@@ -290,7 +290,7 @@ feature_noise, mixup, device
     ) -> Calibrator | None:
         if self.calibrator is None:
             return None
-        build_calibrator(self.calibrator, n_classes=len(cohort.classes))  # refused before training
+        build_calibrator(self.calibrator)  # refuse an unknown one before training
         found = cross_validate(store, cohort, folds, config=settings, seed=seed)
         every_row = np.ones(found.fold.shape, bool)
         return fit_calibrator(found, every_row, calibrator=self.calibrator)

@@ -188,8 +188,7 @@ def train_run(
     SplitError
         If a class has too few patients with tiles.
     CalibrationError
-        If the calibrator is unknown or not for so many classes, or too few patients of a class are
-        left to calibrate on.
+        If the calibrator is unknown or too few patients of a class are left to calibrate on.
     OutputError
         If the folder cannot be written.
     BagError

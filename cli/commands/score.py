@@ -194,10 +194,6 @@ def _score_files(
         print_scores(name, found.scores, n_patients=len(labelled.patients))
         for kind, described in found.reliability.items():
             print_reliability(name, kind, described)
-        if settings.calibrator == "auto":
-            picks = ", ".join(f"{kind} {count}" for kind, count in found.calibrators.items())
-            n_fits = settings.n_folds * settings.n_repeats
-            stdout.print(f"Picked by auto, of {n_fits} fits: {picks}.")
     _print_notes(labelled, settings, prior=prior)
 
 

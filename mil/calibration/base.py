@@ -1,4 +1,4 @@
-"""What every calibrator is: logits in, probabilities at the balanced prior out."""
+"""Base class and registry of calibrators: logits to probabilities at the balanced prior."""
 
 from __future__ import annotations
 
@@ -12,62 +12,53 @@ import numpy.typing as npt
 from mil.errors import CalibrationError
 
 __all__ = [
-    "LEAST_OF_A_CLASS",
+    "MIN_PATIENTS_PER_CLASS",
     "Calibrator",
     "Floats",
     "Ints",
     "build_calibrator",
     "calibrator_from_dict",
     "calibrator_names",
-    "logits_of",
-    "read_numbers",
+    "clipped_log",
+    "read_array",
     "register_calibrator",
 ]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LEAST_OF_A_CLASS = 3
-"""Patients of each class that a calibrator is fitted on, at least."""
+MIN_PATIENTS_PER_CLASS = 3
+"""Fewest patients of each class that a calibrator is fitted on."""
 
-_LEAST_PROBABILITY = 1e-7
+_MIN_PROBABILITY = 1e-7
+_RETIRED = ("auto", "beta", "dirichlet")
 
 
 class Calibrator(ABC):
-    """A map from logits to probabilities at the balanced prior, fitted on few patients.
+    """Map from logits to probabilities at the balanced prior, fitted on few patients.
 
     A new calibrator is one class in one file: it implements the methods below and is registered
     with :func:`register_calibrator`.
     """
 
     kind: ClassVar[str]
-    """What a file calls it."""
-
-    @classmethod
-    def serves(cls, n_classes: int) -> bool:
-        """Whether it is made for that many classes."""
-        return n_classes >= 2
-
-    @classmethod
-    @abstractmethod
-    def n_parameters(cls, n_classes: int) -> int:
-        """Numbers it is free to choose: fewer is safer."""
+    """Name in files."""
 
     @abstractmethod
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
-        """Fit on logits of patients that the heads had not seen.
+        """Fit on logits of patients that the heads were not trained on.
 
-        Every class has the same total weight, so what comes out is for the balanced prior.
+        Every class has the same total weight, so the probabilities are for the balanced prior.
 
         Parameters
         ----------
         logits
-            Shape (n, classes), float64.
+            float64, shape (n, classes).
         labels
-            Shape (n,), index of the true class.
+            Index of the true class, int64, shape (n,).
         groups
-            Shape (n,), whose row it is, where a patient has several (one a repeat): they count
-            once together. Every row is a patient's own by default.
+            Patient of each row, int64, shape (n,), where patients have several rows (one per
+            repeat): the rows of a patient have the weight of one. By default each row is a patient.
 
         Raises
         ------
@@ -77,21 +68,21 @@ class Calibrator(ABC):
 
     @abstractmethod
     def predict_proba(self, logits: Floats) -> Floats:
-        """Probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
+        """Return probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a file, with its ``kind``."""
+        """Return plain values for a file, with the ``kind``."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave.
+        """Build a calibrator from the result of :meth:`as_dict`.
 
         Raises
         ------
         CalibrationError
-            If it is of another kind or its numbers cannot be.
+            If a number is missing or out of range.
         """
 
 
@@ -101,61 +92,70 @@ _Kind = TypeVar("_Kind", bound=type[Calibrator])
 
 
 def register_calibrator(name: str) -> Callable[[_Kind], _Kind]:
-    """Make a class known under the name that users ask for it by."""
+    """Return a decorator that registers a class under the name of ``--calibrator``."""
 
-    def keep(kind: _Kind) -> _Kind:
+    def register(kind: _Kind) -> _Kind:
         _KNOWN[name] = kind
         return kind
 
-    return keep
+    return register
 
 
-def calibrator_names(n_classes: int | None = None) -> tuple[str, ...]:
-    """Names that :func:`build_calibrator` takes, for a number of classes where one is given."""
-    served = (name for name in _KNOWN if n_classes is None or _KNOWN[name].serves(n_classes))
-    return tuple(sorted(served))
+def calibrator_names() -> tuple[str, ...]:
+    """Return the names that :func:`build_calibrator` accepts, sorted."""
+    return tuple(sorted(_KNOWN))
 
 
-def build_calibrator(name: str, *, n_classes: int) -> Calibrator:
-    """A calibrator that is not yet fitted.
+def build_calibrator(name: str) -> Calibrator:
+    """Return an unfitted calibrator.
 
     Raises
     ------
     CalibrationError
-        If there is none of that name, or it is not made for that many classes.
+        If there is none of that name.
     """
-    if name not in calibrator_names(n_classes):
+    if name not in _KNOWN:
         raise CalibrationError(
             f"calibrator {name!r}",
-            actual=f"not for {n_classes} classes" if name in _KNOWN else "unknown",
-            expected=" or ".join(calibrator_names(n_classes)),
+            actual="moved to tests/benchmarks/_calibrators.py" if name in _RETIRED else "unknown",
+            expected=" or ".join(calibrator_names()),
+            hint="Take platt: none was better in the comparison of decision 0017."
+            if name in _RETIRED
+            else "",
         )
     return _KNOWN[name]()
 
 
 def calibrator_from_dict(values: Mapping[str, Any]) -> Calibrator:
-    """Calibrator of whatever kind, from what its ``as_dict`` gave.
+    """Return the calibrator of any kind whose ``as_dict`` gave the values.
 
     Raises
     ------
     CalibrationError
-        If the kind is unknown or the numbers cannot be.
+        If the kind is unknown, or a number is missing or out of range.
     """
     kinds = {known.kind: known for known in _KNOWN.values()}
-    if values.get("kind") not in kinds:
+    kind = values.get("kind")
+    if kind not in kinds:
         raise CalibrationError(
-            "calibrator", actual=f"kind {values.get('kind')!r}", expected=" or ".join(sorted(kinds))
+            "calibrator",
+            actual=f"kind {kind!r}",
+            expected=" or ".join(sorted(kinds)),
+            hint="This version no longer reads that kind (decision 0017). Train the run again with "
+            "--calibrator platt."
+            if kind in _RETIRED
+            else "",
         )
-    return kinds[values["kind"]].from_dict(values)
+    return kinds[kind].from_dict(values)
 
 
-def read_numbers(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
-    """An array from plain values.
+def read_array(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
+    """Return the array under a key of plain values.
 
     Raises
     ------
     CalibrationError
-        If the key is absent or holds anything but finite numbers in so many axes.
+        If the key is absent, or its value is anything but finite numbers in that many axes.
     """
     try:
         numbers = np.asarray(values[key], np.float64)
@@ -170,10 +170,10 @@ def read_numbers(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
     return numbers
 
 
-def logits_of(proba: Floats) -> Floats:
-    """Logarithms of probabilities, shape (n, classes); what softmax turns back into them.
+def clipped_log(proba: Floats) -> Floats:
+    """Return log probabilities, shape (n, classes): logits whose softmax is ``proba``.
 
-    They are clipped at 1e-7, about the distance from 1 that float32 can tell: a probability that
-    was rounded to 0 or 1 on its way through a file is no infinite logit.
+    Probabilities are clipped at 1e-7, about the resolution of float32 near 1, so that a value that
+    was rounded to 0 or 1 in a file does not give an infinite logit.
     """
-    return np.asarray(np.log(np.clip(proba, _LEAST_PROBABILITY, None)), np.float64)
+    return np.asarray(np.log(np.clip(proba, _MIN_PROBABILITY, None)), np.float64)

@@ -1,15 +1,16 @@
-"""The fit that calibrators share: a log-linear model, every class alike, shrunken by a ridge."""
+"""Shared fit of the calibrators: softmax regression with balanced classes and a ridge penalty."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from features.utils.text import pluralize
-from mil.calibration.base import LEAST_OF_A_CLASS, Floats, Ints
+from mil.calibration.base import MIN_PATIENTS_PER_CLASS, Floats, Ints
 from mil.errors import CalibrationError
 
 __all__ = [
@@ -17,9 +18,7 @@ __all__ = [
     "RIDGE_SLOPE",
     "CalibrationData",
     "bias_terms",
-    "class_terms",
     "fit_penalized_softmax",
-    "weigh",
 ]
 
 RIDGE_SLOPE = 0.5
@@ -31,119 +30,115 @@ RIDGE_BIAS = 2.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CalibrationData:
-    """Patients to fit on, weighed and smoothed."""
+    """Logits, smoothed targets and weights of the patients that a calibrator is fitted on."""
 
     centred: Floats
-    """Logits with a row's mean taken off, shape (n, classes)."""
+    """Logits less the mean of their row, shape (n, classes)."""
     spread: float
     """Root mean square of the centred logits, or 1 where they are all 0."""
-    truth: Floats
+    targets: Floats
     """Platt's targets, shape (n, classes); rows sum to 1."""
-    mass: Floats
-    """Shape (n,): the same total for every class, the number of patients for all."""
+    sample_weight: Floats
+    """Shape (n,): the same total for every class; the sum is the number of patients."""
 
+    @classmethod
+    def of(cls, logits: Floats, labels: Ints, *, groups: Ints | None) -> Self:
+        """Check the logits, balance the classes, and smooth the targets as Platt (1999) did.
 
-def weigh(logits: Floats, labels: Ints, groups: Ints | None) -> CalibrationData:
-    """Give every class the same weight, and smooth the truth as Platt (1999) did.
+        Platt's targets add one patient of each class to each class, so that no probability reaches
+        0 or 1 even where few patients are separated perfectly.
 
-    Platt's targets treat a class of n patients as if one more of each class had been seen there,
-    so that no probability reaches 0 or 1 however well few patients are separated.
+        Parameters
+        ----------
+        logits, labels, groups
+            As for :meth:`mil.calibration.base.Calibrator.fit`.
 
-    Parameters
-    ----------
-    logits, labels, groups
-        As for :meth:`mil.calibration.base.Calibrator.fit`.
-
-    Raises
-    ------
-    CalibrationError
-        If a logit is not finite, or a class has fewer than three patients.
-    """
-    n_classes = logits.shape[1]
-    each = np.ones(len(labels))
-    if groups is not None:
-        _, owner, n_rows = np.unique(groups, return_inverse=True, return_counts=True)
-        each = 1 / n_rows[owner]
-    per_class: Floats = np.bincount(labels, each, minlength=n_classes).astype(np.float64)
-    _refuse(logits, per_class)
-    centred = logits - logits.mean(axis=1, keepdims=True)
-    smoothing = (n_classes / (per_class + n_classes))[labels, None]
-    return CalibrationData(
-        centred=centred,
-        spread=float(np.sqrt(np.average((centred**2).mean(axis=1), weights=each))) or 1.0,
-        truth=np.eye(n_classes)[labels] * (1 - smoothing) + smoothing / n_classes,
-        mass=each * (each.sum() / n_classes / per_class)[labels],
-    )
+        Raises
+        ------
+        CalibrationError
+            If a logit is not finite, or a class has fewer than three patients.
+        """
+        n_classes = logits.shape[1]
+        weights = np.ones(len(labels))
+        if groups is not None:
+            _, patient, n_rows = np.unique(groups, return_inverse=True, return_counts=True)
+            weights = 1 / n_rows[patient]
+        per_class: Floats = np.bincount(labels, weights, minlength=n_classes).astype(np.float64)
+        _check(logits, per_class)
+        centred = logits - logits.mean(axis=1, keepdims=True)
+        smoothing = (n_classes / (per_class + n_classes))[labels, None]
+        return cls(
+            centred=centred,
+            spread=float(np.sqrt(np.average((centred**2).mean(axis=1), weights=weights))) or 1.0,
+            targets=np.eye(n_classes)[labels] * (1 - smoothing) + smoothing / n_classes,
+            sample_weight=weights * (weights.sum() / n_classes / per_class)[labels],
+        )
 
 
 def fit_penalized_softmax(
-    terms: Floats, evidence: CalibrationData, *, ridge: Floats, positive: Ints
+    terms: Floats, data: CalibrationData, *, ridge: Floats, nonnegative: Ints
 ) -> Floats:
-    """Factors of terms whose sum is the logit, by penalised maximum likelihood.
+    """Return the coefficients of terms whose sum is the logit, by penalised maximum likelihood.
 
-    ``softmax(sum_j factor_j * terms_j)``; the loss is convex, so what is found is the minimum.
+    The model is ``softmax(sum_j coefficient_j * terms_j)``; its loss is convex, so the result is
+    the global minimum.
 
     Parameters
     ----------
     terms
-        Shape (factors, n, classes).
-    evidence
-        From :func:`weigh`.
+        Shape (coefficients, n, classes).
+    data
+        Targets and weights of the n rows.
     ridge
-        Shape (factors,): penalty on the square of each.
-    positive
-        Which factors must not be negative.
+        Penalty on the square of each coefficient, shape (coefficients,).
+    nonnegative
+        Indices of the coefficients that must not be negative.
 
     Returns
     -------
     numpy.ndarray
-        Shape (factors,).
+        Shape (coefficients,), float64.
     """
     flat = terms.reshape(len(terms), -1)
-    weighed = evidence.mass[:, None] * evidence.truth
+    weighted = data.sample_weight[:, None] * data.targets
 
-    def loss(factors: Floats) -> tuple[float, Floats]:
-        logs = log_softmax((factors @ flat).reshape(evidence.truth.shape), axis=1)
-        value = -float((weighed * logs).sum()) + float(ridge @ factors**2)
-        error = evidence.mass[:, None] * np.exp(logs) - weighed
-        return value, flat @ error.ravel() + 2 * ridge * factors
+    def loss_and_gradient(coefficients: Floats) -> tuple[float, Floats]:
+        logs = log_softmax((coefficients @ flat).reshape(data.targets.shape), axis=1)
+        value = -float((weighted * logs).sum()) + float(ridge @ coefficients**2)
+        error = data.sample_weight[:, None] * np.exp(logs) - weighted
+        return value, flat @ error.ravel() + 2 * ridge * coefficients
 
     start = np.zeros(len(terms))
-    start[positive] = 0.5
-    least = np.full(len(terms), -np.inf)
-    least[positive] = 0.0
-    found = minimize(
-        loss,
+    start[nonnegative] = 0.5
+    lowest = np.full(len(terms), -np.inf)
+    lowest[nonnegative] = 0.0
+    result = minimize(
+        loss_and_gradient,
         start,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(float(value), None) for value in least],
+        bounds=[(float(value), None) for value in lowest],
         options={"maxiter": 500, "ftol": 1e-12},
     )
-    return np.asarray(found.x, np.float64)
+    return np.asarray(result.x, np.float64)
 
 
 def bias_terms(n: int, n_classes: int) -> Floats:
-    """One constant term a class, shape (classes, n, classes)."""
+    """Return one constant term per class, shape (classes, n, classes)."""
     return np.repeat(np.eye(n_classes)[:, None], n, axis=1)
 
 
-def class_terms(values: Floats) -> Floats:
-    """One term a class that holds that class's column alone, shape (classes, n, classes)."""
-    return np.asarray(np.eye(values.shape[1])[:, None] * values[None], np.float64)
-
-
-def _refuse(logits: Floats, per_class: Floats) -> None:
+def _check(logits: Floats, per_class: Floats) -> None:
     if not np.isfinite(logits).all():
         n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise CalibrationError(
             "calibration", actual=f"{n_bad} rows with NaN or infinity", expected="finite logits"
         )
-    if per_class.min() < LEAST_OF_A_CLASS - 1e-9:
+    if per_class.min() < MIN_PATIENTS_PER_CLASS - 1e-9:
         raise CalibrationError(
             "calibration",
             actual=f"{pluralize(round(per_class.min()), 'patients')} of class "
             f"{per_class.argmin() + 1} of {len(per_class)}, in order of names",
-            expected=f"at least {LEAST_OF_A_CLASS} of each class",
+            expected=f"at least {MIN_PATIENTS_PER_CLASS} of each class",
             hint="Use fewer folds or more patients.",
         )

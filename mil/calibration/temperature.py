@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import softmax
 
-from mil.calibration.base import Calibrator, Floats, Ints, read_numbers, register_calibrator
-from mil.calibration.penalized_fit import RIDGE_SLOPE, fit_penalized_softmax, weigh
+from mil.calibration.base import Calibrator, Floats, Ints, read_array, register_calibrator
+from mil.calibration.penalized_fit import RIDGE_SLOPE, CalibrationData, fit_penalized_softmax
 from mil.errors import CalibrationError
 
 __all__ = ["TemperatureScaling"]
@@ -19,9 +19,10 @@ __all__ = ["TemperatureScaling"]
 class TemperatureScaling(Calibrator):
     """``softmax(slope_ * logits)`` with ``slope_ >= 0`` (Guo et al., 2017).
 
-    The slope is 1 / temperature: it stays a number where the logits say nothing and the temperature
-    would be infinite. It is shrunken as in :class:`mil.calibration.platt.PlattScaling`; no class
-    is favoured, so a shift common to all patients stays uncorrected.
+    The slope is the inverse temperature: it stays finite where the logits carry no signal and the
+    temperature would be infinite. It is shrunken as in
+    :class:`mil.calibration.platt.PlattScaling`. There are no biases, so a shift that all patients
+    share stays uncorrected.
 
     Attributes
     ----------
@@ -34,36 +35,32 @@ class TemperatureScaling(Calibrator):
     def __init__(self, *, slope: float = 1.0) -> None:
         self.slope_ = float(slope)
 
-    @classmethod
-    def n_parameters(cls, n_classes: int) -> int:
-        """One, however many classes there are."""
-        del n_classes
-        return 1
-
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
         """Fit the slope, see :meth:`mil.calibration.base.Calibrator.fit`."""
-        evidence = weigh(logits, labels, groups)
-        found = fit_penalized_softmax(
-            evidence.centred[None] / evidence.spread,
-            evidence,
+        data = CalibrationData.of(logits, labels, groups=groups)
+        coefficients = fit_penalized_softmax(
+            data.centred[None] / data.spread,
+            data,
             ridge=np.array([RIDGE_SLOPE]),
-            positive=np.array([0]),
+            nonnegative=np.array([0]),
         )
-        self.slope_ = float(found[0]) / evidence.spread
+        self.slope_ = float(coefficients[0]) / data.spread
         return self
 
     def predict_proba(self, logits: Floats) -> Floats:
-        """Probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
+        """Return probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
         return np.asarray(softmax(self.slope_ * logits, axis=1), np.float64)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return plain values for a file."""
         return {"kind": self.kind, "slope": self.slope_}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave."""
-        slope = float(read_numbers(values, "slope", n_axes=0))
-        if values.get("kind") != cls.kind or slope < 0:
-            raise CalibrationError("calibrator", actual=f"{dict(values)}", expected="a slope >= 0")
+        """Build a calibrator from the result of :meth:`as_dict`."""
+        slope = float(read_array(values, "slope", n_axes=0))
+        if slope < 0:
+            raise CalibrationError(
+                "calibrator", actual=f"slope {slope:g}", expected="a slope of at least 0"
+            )
         return cls(slope=slope)

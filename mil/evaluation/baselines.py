@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.calibration import cross_fit, logits_of
+from mil.calibration import clipped_log, cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Patient
 from mil.data.patient_groups import group_ids
@@ -140,8 +140,8 @@ def _cross_fitted(
             barred = np.isin(groups, groups[judged])
             values = columns(barred)
             fitted = model(int((~barred).sum())).fit(values[~barred], found.labels[~barred])
-            logits[repeat, judged] = logits_of(fitted.predict_proba(values[judged]))
-    return cross_fit(logits, found.labels, found.fold, calibrator=calibrator, groups=groups).proba
+            logits[repeat, judged] = clipped_log(fitted.predict_proba(values[judged]))
+    return cross_fit(logits, found.labels, found.fold, calibrator=calibrator, groups=groups)
 
 
 def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:

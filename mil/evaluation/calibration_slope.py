@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
-from mil.calibration.base import Floats, Ints, logits_of
+from mil.calibration.base import Floats, Ints, clipped_log
 from mil.evaluation.metrics import prior_weights
 
 __all__ = ["calibration_slope_and_intercepts", "intercept_of"]
@@ -37,7 +37,7 @@ def calibration_slope_and_intercepts(proba: Floats, labels: Ints) -> tuple[float
         Shape (classes,), sum to 0. For two classes, Cox's intercept is their difference.
     """
     n_classes = proba.shape[1]
-    logs = logits_of(proba)
+    logs = clipped_log(proba)
     logs = logs - logs.mean(axis=1, keepdims=True)
     mass = prior_weights(labels, None, n_classes=n_classes)
     truth = np.eye(n_classes)[labels]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.text import pluralize
-from mil.calibration import CrossFitted, cross_fit, logits_of
+from mil.calibration import build_calibrator, clipped_log, cross_fit
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import Cohort
 from mil.data.splits import stratified_fold_ids
@@ -90,7 +90,7 @@ class ScoreReport:
     reliability: Mapping[str, Mapping[str, Any]]
     """What :func:`describe_reliability` says, by kind; empty if not asked for."""
     calibrators: Mapping[str, int]
-    """How many of the calibrators were of which kind."""
+    """Number of fitted calibrators, by kind; empty where none were asked for."""
     calibrated: Floats | None
     """Cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes); None
     where none were asked for."""
@@ -123,13 +123,13 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
     Raises
     ------
     CalibrationError
-        If the calibrator is unknown or not for so many classes, or a class has too few patients.
+        If the calibrator is unknown or a class has too few patients.
     """
     kinds = {"raw": (proba, settings.file_prior)}
     calibrators: Mapping[str, int] = {}
     calibrated: Floats | None = None
     if settings.calibrator is not None:
-        found = calibrate_predictions(
+        calibrated = calibrate_predictions(
             proba,
             cohort.labels,
             file_prior=settings.file_prior,
@@ -138,8 +138,9 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
             n_repeats=settings.n_repeats,
             seed=settings.seed,
         )
-        kinds["calibrated"] = (found.proba, balanced(cohort.classes))
-        calibrators, calibrated = found.kinds, found.proba
+        kinds["calibrated"] = (calibrated, balanced(cohort.classes))
+        kind = build_calibrator(settings.calibrator).kind
+        calibrators = {kind: settings.n_folds * settings.n_repeats}
     return ScoreReport(
         scores={
             kind: score_predictions(
@@ -178,7 +179,7 @@ def calibrate_predictions(
     n_folds: int,
     n_repeats: int,
     seed: int,
-) -> CrossFitted:
+) -> Floats:
     """Calibrate each patient by a calibrator that was fitted on other patients.
 
     Folds are drawn anew each repeat, stratified by class; a patient's slides were averaged before,
@@ -202,8 +203,8 @@ def calibrate_predictions(
     Raises
     ------
     CalibrationError
-        If the calibrator is unknown or not for so many classes, a class has too few patients, or
-        there are more folds than patients.
+        If the calibrator is unknown, a class has too few patients, or there are more folds than
+        patients.
     """
     if n_folds > len(labels):
         raise CalibrationError(
@@ -211,7 +212,7 @@ def calibrate_predictions(
             expected="no more than patients",
         )  # fmt: skip
     even = np.full(len(file_prior), 1 / len(file_prior))
-    logits = logits_of(_at_prior(proba, old=file_prior, new=even))
+    logits = clipped_log(_at_prior(proba, old=file_prior, new=even))
     folds = np.stack(
         [stratified_fold_ids(labels, n_folds=n_folds, seed=(seed, r)) for r in range(n_repeats)]
     )

@@ -302,7 +302,7 @@ def fit_calibrator(
     CalibrationError
         If the calibrator is unknown or a class has fewer than three patients among the rows.
     """
-    return build_calibrator(calibrator, n_classes=oof.logits.shape[2]).fit(
+    return build_calibrator(calibrator).fit(
         oof.logits[rows],
         np.broadcast_to(oof.labels, rows.shape)[rows],
         groups=np.broadcast_to(np.arange(len(oof.labels)), rows.shape)[rows],
@@ -322,7 +322,7 @@ def cross_fitted_probabilities(oof: OutOfFoldPredictions, *, calibrator: str = "
         Shape (repeats, patients, classes).
     """
     groups = group_ids(oof.patient_ids, oof.linked)
-    return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups).proba
+    return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
 
 
 def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

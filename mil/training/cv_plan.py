@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from features.utils.text import pluralize
-from mil.calibration import LEAST_OF_A_CLASS, build_calibrator
+from mil.calibration import MIN_PATIENTS_PER_CLASS, build_calibrator
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.splits import Fold, SplitBy, make_folds
@@ -72,10 +72,10 @@ class CrossValidationPlan:
         SplitError
             If a class has too few patients with tiles, in all or to learn from in a fold.
         CalibrationError
-            If the calibrator is unknown or not for so many classes.
+            If the calibrator is unknown.
         """
         usable = _with_tiles(cohort, bags)
-        build_calibrator(calibrator, n_classes=len(usable.classes))  # refused before hours of work
+        build_calibrator(calibrator)  # refuse an unknown one before hours of training
         linked = bags.linked_patients()
         if folds is None:
             folds = make_folds(
@@ -135,11 +135,11 @@ def _refuse_small_folds(cohort: Cohort, folds: Sequence[Fold]) -> None:
     for fold in folds:
         counts = Counter(label_of[name] for name in fold.train_ids)
         smallest = min(cohort.classes, key=lambda name: counts[name])
-        if counts[smallest] < LEAST_OF_A_CLASS:
+        if counts[smallest] < MIN_PATIENTS_PER_CLASS:
             raise SplitError(
                 cohort.path,
                 actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r} to learn "
                 f"from in fold {fold.index} of repeat {fold.repeat}",
-                expected=f"at least {LEAST_OF_A_CLASS}, or nothing can be calibrated",
+                expected=f"at least {MIN_PATIENTS_PER_CLASS}, or nothing can be calibrated",
                 hint="Add patients of that class.",
             )

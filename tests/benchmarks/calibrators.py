@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from mil.calibration import AutoCalibrator, build_calibrator, calibrator_names
 from mil.evaluation.metrics import weighted_log_loss
+from tests.benchmarks._calibrators import AutoCalibrator, build_any_calibrator
 
 __all__ = ["Distortion", "main", "measure"]
 
@@ -40,6 +40,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _DEFAULT = "platt"
+_NAMES = ("auto", "beta", "none", "platt", "temperature")
 _N_NEW = 4000
 _FEW, _SOME = 80, 200
 _LEAST_OF_A_CLASS = 7
@@ -79,8 +80,7 @@ class Distortion:
 
 def measure(*, n_cohorts: int) -> list[dict[str, object]]:
     """Fit every calibrator on every cohort; what is printed."""
-    names = calibrator_names(n_classes=2)
-    sizes, excess = np.zeros(n_cohorts, np.int64), np.zeros((n_cohorts, len(names)))
+    sizes, excess = np.zeros(n_cohorts, np.int64), np.zeros((n_cohorts, len(_NAMES)))
     picks: Counter[str] = Counter()
     for seed in range(n_cohorts):
         rng = np.random.default_rng(seed)
@@ -92,19 +92,19 @@ def measure(*, n_cohorts: int) -> list[dict[str, object]]:
         truth = np.arange(_N_NEW) % 2
         evidence, new = distortion.patients(truth, rng)
         best = weighted_log_loss(softmax(evidence, axis=1), truth)
-        for place, name in enumerate(names):
-            fitted = build_calibrator(name, n_classes=2).fit(logits, labels)
-            excess[seed, place] = weighted_log_loss(fitted.predict_proba(new), truth) - best
+        for index, name in enumerate(_NAMES):
+            fitted = build_any_calibrator(name).fit(logits, labels)
+            excess[seed, index] = weighted_log_loss(fitted.predict_proba(new), truth) - best
             if isinstance(fitted, AutoCalibrator):
-                picks[fitted.picked_.kind] += 1
+                picks[fitted.name_] += 1
     return [
-        _told(name, excess[:, place], excess[:, names.index(_DEFAULT)], sizes)
+        _summary(name, excess[:, index], excess[:, _NAMES.index(_DEFAULT)], sizes)
         | ({"picks": dict(picks)} if name == "auto" else {})
-        for place, name in enumerate(names)
+        for index, name in enumerate(_NAMES)
     ]
 
 
-def _told(name: str, excess: Floats, default: Floats, sizes: Ints) -> dict[str, object]:
+def _summary(name: str, excess: Floats, default: Floats, sizes: Ints) -> dict[str, object]:
     gains = excess - default
     parts = np.digitize(sizes, [_FEW, _SOME])
     return {

@@ -199,7 +199,7 @@ def measure(
     peer_s, peer_busy_s = time.perf_counter() - started, time.process_time() - busy
     print(f"the usual recipe: {peer_s:.1f} s", file=sys.stderr)  # noqa: T201
     proba, peer_proba = (
-        cross_fit(logits, cohort.labels, result.fold, calibrator="platt").proba
+        cross_fit(logits, cohort.labels, result.fold, calibrator="platt")
         for logits in (result.logits, theirs)
     )
     difference = _difference(proba, peer_proba, cohort.labels)

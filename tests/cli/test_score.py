@@ -53,10 +53,10 @@ def test_nothing_is_calibrated_unasked(tables: tuple[Path, Path]) -> None:
     assert set(data["files"][0]) == {"name", "raw"}
 
 
-def test_the_words_say_cross_fitted_and_what_auto_picked(tables: tuple[Path, Path]) -> None:
-    result = ask(tables, "--calibrate", "--calibrator", "auto", "--repeats", 1, "--folds", 3)
+def test_the_tables_say_that_scores_are_cross_fitted(tables: tuple[Path, Path]) -> None:
+    result = ask(tables, "--calibrate", "--calibrator", "temperature", "--repeats", 1, "--folds", 3)
     assert result.exit_code == 0, result.output
-    for words in ("calibrated", "Picked by auto, of 3 fits", "scores are cross-fitted", "slope"):
+    for words in ("calibrated", "Calibrated by temperature", "scores are cross-fitted", "slope"):
         assert words in result.output
 
 
@@ -79,7 +79,7 @@ def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> 
     [
         (["--calibrator", "beta"], 2, "needs --calibrate"),
         (["--calibrate", "--calibrator", "isotonic"], 1, "calibrator 'isotonic': unknown"),
-        (["--calibrate", "--calibrator", "dirichlet"], 1, "not for 2 classes"),
+        (["--calibrate", "--calibrator", "dirichlet"], 1, "moved to"),
         (["--calibrate", "--folds", "1"], 2, "--folds"),
     ],
 )

@@ -166,7 +166,9 @@ def test_three_classes_of_any_labels() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(36) % 3 * 10
     bags = [rng.normal(size=(6, 8)) + np.eye(8)[label // 10] * 3 for label in labels]
-    trained = MILClassifier(**FAST | {"fixed_steps": 60}, calibrator="dirichlet").fit(bags, labels)
+    trained = MILClassifier(**FAST | {"fixed_steps": 60}, calibrator="temperature").fit(
+        bags, labels
+    )
     assert trained.classes_.tolist() == [0, 10, 20]
     assert trained.decision_function(bags).shape == (36, 3)
     assert trained.score(bags, labels) > 0.8

@@ -90,8 +90,8 @@ def test_the_score_is_the_mean_over_the_repeats() -> None:
     calibrated = calibrate_predictions(
         proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=4, n_repeats=3, seed=0
     )
-    assert calibrated.proba.shape == (3, 60, 2)
-    losses = [weighted_log_loss(one, cohort.labels) for one in calibrated.proba]
+    assert calibrated.shape == (3, 60, 2)
+    losses = [weighted_log_loss(one, cohort.labels) for one in calibrated]
     assert np.ptp(losses) > 0
     found = score_model(proba, cohort, ask())
     assert found.scores["calibrated"]["weighted_log_loss"].value == pytest.approx(np.mean(losses))
@@ -113,7 +113,7 @@ def test_calibration_does_not_care_which_prior_the_file_is_for() -> None:
 def test_three_classes_are_calibrated_and_described_each() -> None:
     cohort = cohort_of({"a": 40, "b": 40, "c": 40})
     even = np.full(3, 1 / 3)
-    settings = ask(calibrator="dirichlet", file_prior=even, prior=even)
+    settings = ask(file_prior=even, prior=even)
     found = score_model(overconfident(cohort, 4), cohort, settings)
     assert set(found.reliability["calibrated"]["classes"]) == {"a", "b", "c"}
     raw, calibrated = (found.scores[kind]["weighted_log_loss"] for kind in ("raw", "calibrated"))
@@ -165,7 +165,7 @@ def test_published_models_are_brought_below_the_constant(mil_data: Path) -> None
             proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=5, n_repeats=20,
             seed=0,
         )  # fmt: skip
-        return float(np.mean([weighted_log_loss(one, cohort.labels) for one in found.proba]))
+        return float(np.mean([weighted_log_loss(one, cohort.labels) for one in found]))
 
     assert len(models) == 5
     for model in models:

@@ -107,12 +107,12 @@ def test_a_run_keeps_the_calibrator_asked_for(world: Path, tmp_path: Path) -> No
         train_run, cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
         on_head=lambda done, total: None,
     )  # fmt: skip
-    ask_for(calibrator="auto")
+    ask_for(calibrator="temperature")
     described = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert described["settings"]["calibrator"] == "auto"
-    assert described["calibrator"]["kind"] == "auto"
+    assert described["settings"]["calibrator"] == "temperature"
+    assert described["calibrator"]["kind"] == "temperature"
     assert load_bundle(tmp_path / "run").calibrator.as_dict() == described["calibrator"]
-    with pytest.raises(CalibrationError, match="calibrator 'dirichlet': not for 2 classes"):
+    with pytest.raises(CalibrationError, match="calibrator 'dirichlet': moved to"):
         ask_for(calibrator="dirichlet")
 
 
