@@ -119,7 +119,7 @@ def build_calibrator(name: str) -> Calibrator:
             f"calibrator {name!r}",
             actual="moved to tests/benchmarks/_calibrators.py" if name in _RETIRED else "unknown",
             expected=" or ".join(calibrator_names()),
-            hint="Take platt: none was better in the comparison of decision 0017."
+            hint="Take platt, which decision 0017 chose."
             if name in _RETIRED
             else "",
         )

@@ -153,7 +153,7 @@ class AutoCalibrator:
         patients, first, patient = np.unique(groups, return_index=True, return_inverse=True)
         self.name_, self.losses_ = "platt", {}
         if np.bincount(labels[first], minlength=n_classes).min() >= _MIN_PATIENTS_TO_CHOOSE:
-            parts = stratified_fold_ids(labels[first], n_parts=_N_PARTS, seed=(len(patients),))
+            parts = stratified_fold_ids(labels[first], n_folds=_N_PARTS, seed=(len(patients),))
             weights = CalibrationData.of(logits, labels, groups=groups).sample_weight
             # Candidates in order of their number of parameters.
             losses = {
