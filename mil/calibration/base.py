@@ -119,9 +119,7 @@ def build_calibrator(name: str) -> Calibrator:
             f"calibrator {name!r}",
             actual="moved to tests/benchmarks/_calibrators.py" if name in _RETIRED else "unknown",
             expected=" or ".join(calibrator_names()),
-            hint="Take platt, which decision 0017 chose."
-            if name in _RETIRED
-            else "",
+            hint="Take platt, which decision 0017 chose." if name in _RETIRED else "",
         )
     return _KNOWN[name]()
 
