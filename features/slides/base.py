@@ -1,4 +1,4 @@
-"""What every reader offers: the one small door to a slide's pixels."""
+"""Slide protocol: the interface of every reader."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class Level:
     """One resolution of a slide."""
 
     width_px: int
-    """Width in this level's own pixels."""
     height_px: int
-    """Height in this level's own pixels."""
     downsample: float
     """Level-0 pixels per pixel of this level; 1.0 for level 0."""
 
@@ -30,8 +28,8 @@ class Level:
 class Slide(Protocol):
     """An open slide.
 
-    Reading is safe from several threads. Pixels are RGB with transparency flattened on the
-    slide's background colour, and the same whichever reader serves.
+    Reading is thread-safe. Pixels are RGB, with transparency flattened onto the slide's background
+    colour, and do not depend on the reader.
     """
 
     @property
@@ -51,7 +49,7 @@ class Slide(Protocol):
 
     @property
     def mpp_xy(self) -> tuple[float, float] | None:
-        """µm per level-0 pixel along x and y as the file says, plausible or not; None if silent."""
+        """µm per level-0 px along x and y from the file, plausible or not; None if it has none."""
         ...
 
     @property
@@ -60,21 +58,21 @@ class Slide(Protocol):
         ...
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
-        """Pixels of a rectangle of one level.
+        """Read a rectangle of one level.
 
         Parameters
         ----------
         level
             Index into ``levels``.
         x_px, y_px
-            Upper left corner in this level's own pixels; may lie outside the slide.
+            Upper left corner in px of this level; may be outside the slide.
         width_px, height_px
-            Size in this level's own pixels.
+            Size in px of this level.
 
         Returns
         -------
         RgbArray
-            Shape (height_px, width_px, 3); outside the slide it has the background colour.
+            Shape (height_px, width_px, 3), uint8; the background colour outside the slide.
 
         Raises
         ------
@@ -84,7 +82,7 @@ class Slide(Protocol):
         ...
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """The whole slide, small, without ever holding or needlessly decoding a whole large level.
+        """Read the whole slide downsampled, without holding a whole large level in memory.
 
         Parameters
         ----------
@@ -94,18 +92,17 @@ class Slide(Protocol):
         Returns
         -------
         RgbArray
-            Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample), 3); pixel (i, j) is
-            the mean colour of the level-0 square from (j, i) * downsample on. Areas that the
-            reader knows to be empty glass without decoding them may be filled with the glass's
-            colour.
+            Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample), 3), uint8; pixel
+            (i, j) is the mean colour of the level-0 square from (j, i) * downsample on. Areas
+            known to be empty without decoding may be filled with the colour of the glass.
 
         Raises
         ------
         SlideError
-            If nothing of it can be read.
+            If none of it can be read.
         """
         ...
 
     def close(self) -> None:
-        """Give files and memory back; harmless when called twice."""
+        """Release files and memory; may be called twice."""
         ...

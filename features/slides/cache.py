@@ -1,4 +1,4 @@
-"""Decoded pieces of a slide, kept while there is room, each decoded once."""
+"""Cache of decoded blocks of a slide."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ __all__ = ["TileCache"]
 
 
 class TileCache:
-    """Least recently used pixels under a limit of bytes, safe for threads.
+    """Thread-safe LRU cache of pixels, limited in bytes.
 
-    Two threads that want the same piece at once decode it once: the second waits for the first.
+    Of two threads that request the same block at once, the second waits for the first.
 
     Parameters
     ----------
     max_bytes
-        Most bytes of finished pieces that are kept.
+        Limit of the decoded blocks in the cache, bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._n_bytes = 0
-        self._pieces: OrderedDict[Hashable, Future[RgbArray]] = OrderedDict()
+        self._blocks: OrderedDict[Hashable, Future[RgbArray]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: Hashable, decode: Callable[[], RgbArray]) -> RgbArray:
-        """The piece of that key, decoded now if it is not there."""
+        """Return the block of a key, shape (height, width, 3), uint8; decode it if missing."""
         with self._lock:
-            future = self._pieces.get(key)
-            mine = future is None
+            future = self._blocks.get(key)
+            is_missing = future is None
             if future is None:
-                future = self._pieces[key] = Future()
+                future = self._blocks[key] = Future()
             else:
-                self._pieces.move_to_end(key)
-        if not mine:
+                self._blocks.move_to_end(key)
+        if not is_missing:
             return future.result()
         try:
             pixels = decode()
         except BaseException as error:
             with self._lock:
-                self._pieces.pop(key, None)
+                self._blocks.pop(key, None)
             future.set_exception(error)
             raise
-        with self._lock:  # done and counted in one step, or it might be dropped in between
+        with self._lock:  # one step, so that it is not evicted before it is counted
             future.set_result(pixels)
             self._n_bytes += pixels.nbytes
             self._shrink()
         return pixels
 
     def clear(self) -> None:
-        """Forget all finished pieces."""
+        """Drop all decoded blocks."""
         with self._lock:
-            for key in [key for key, future in self._pieces.items() if future.done()]:
-                del self._pieces[key]
+            for key in [key for key, future in self._blocks.items() if future.done()]:
+                del self._blocks[key]
             self._n_bytes = 0
 
     def _shrink(self) -> None:
-        """Drop the longest unused finished pieces until the rest fits."""
+        """Evict the least recently used blocks until the rest fits."""
         while self._n_bytes > self._max_bytes:
-            key = next((key for key, future in self._pieces.items() if future.done()), None)
+            key = next((key for key, future in self._blocks.items() if future.done()), None)
             if key is None:
                 return
-            self._n_bytes -= self._pieces.pop(key).result().nbytes
+            self._n_bytes -= self._blocks.pop(key).result().nbytes

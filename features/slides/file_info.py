@@ -1,4 +1,4 @@
-"""Slides told apart by content, whatever they are called and wherever they lie."""
+"""Content hash, compression and size of a slide file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ __all__ = ["compression_of", "content_hash", "file_size"]
 _BLOCK_BYTES = 1 << 20
 _WHOLE_BELOW_BYTES = 64 * _BLOCK_BYTES
 _N_SAMPLED = 64
-_MARKS_OF_ZARR = ("zarr.json", ".zgroup")
-_METADATA_OF_ZARR = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_ZARR_MARKERS = ("zarr.json", ".zgroup")
+_ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
 def content_hash(path: Path | str) -> str:
-    """Tell a slide by its content without reading gigabytes; a copy always has the same id.
+    """Return a hash of a slide's content without reading gigabytes; copies have the same hash.
 
-    What is covered:
+    It covers:
 
-    - A file up to 64 MiB: all of it. A larger one: its size and 64 blocks of 1 MiB, evenly spaced
-      from the first byte to the last. Two different scans agree only if all that is the same.
-    - A zarr folder, here or behind a URL: the relative names and sizes of all its files, the
-      metadata whole, and of 64 other files, drawn by a hash of all names and sizes, the first and
-      the last MiB. A changed chunk of unchanged size may go unnoticed where there are more than 64.
-      A folder and its copy behind a URL have the same id.
-    - A zarr behind a URL that lists nothing (most plain ``https``): the URL and the metadata that
-      lie at its root. Its copies elsewhere have other ids.
-    - Any other folder: the relative names and the ids of its files.
+    - of a file up to 64 MiB, everything; of a larger one, its size and 64 blocks of 1 MiB, evenly
+      spaced from the first byte to the last
+    - of a zarr folder, local or behind a URL, the relative names and sizes of all its files, all
+      metadata, and the first and last MiB of 64 other files, drawn by a hash of all names and
+      sizes. With more than 64, a changed chunk of unchanged size may go unnoticed.
+    - of a zarr behind a URL without listing (most plain ``https``), the URL and the metadata at
+      its root; copies elsewhere have other hashes
+    - of any other folder, the relative names and the hashes of its files
 
     Parameters
     ----------
@@ -51,12 +50,12 @@ def content_hash(path: Path | str) -> str:
     Raises
     ------
     SlideError
-        If it is not there or cannot be read.
+        If it is missing or cannot be read.
     """
     url = parse_url(path)
     try:
-        return _id_of_url(url) if url is not None else _id_of_path(Path(path))
-    except Exception as error:  # what fsspec meets behind a URL has too many kinds to list
+        return _hash_url(url) if url is not None else _hash_path(Path(path))
+    except Exception as error:  # fsspec raises errors of many kinds
         raise SlideError(
             url or path,
             actual=f"its content cannot be read ({type(error).__name__}: {error})",
@@ -64,21 +63,21 @@ def content_hash(path: Path | str) -> str:
         ) from error
 
 
-def _id_of_path(path: Path) -> str:
+def _hash_path(path: Path) -> str:
     if not path.is_dir():
-        return _id_of_file(path)
+        return _hash_file(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    if any((path / mark).is_file() for mark in _MARKS_OF_ZARR):
+    if any((path / mark).is_file() for mark in _ZARR_MARKERS):
         sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
-        return _id_of_zarr(sizes, lambda name: (path / name).open("rb"))
+        return _hash_zarr(sizes, lambda name: (path / name).open("rb"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(_id_of_file(file).encode())
+        digest.update(_hash_file(file).encode())
     return digest.hexdigest()
 
 
-def _id_of_file(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     n_bytes = path.stat().st_size
     digest = hashlib.sha256(f"{n_bytes}\n".encode())
     with path.open("rb") as stream:
@@ -93,31 +92,31 @@ def _id_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _id_of_url(url: str) -> str:
+def _hash_url(url: str) -> str:
     files: Any
     files, root = fsspec.url_to_fs(url)
     root = str(root).rstrip("/")
-    sizes = _listed(files, root)
+    sizes = _list_sizes(files, root)
     if not sizes:
-        return _id_of_unlisted(url, files, root)
-    return _id_of_zarr(sizes, lambda name: files.open(f"{root}/{name}", "rb"))
+        return _hash_unlisted(url, files, root)
+    return _hash_zarr(sizes, lambda name: files.open(f"{root}/{name}", "rb"))
 
 
-def _listed(files: Any, root: str) -> dict[str, int]:
-    """Sizes of the files of a remote folder by relative name; none where nothing is listed."""
+def _list_sizes(files: Any, root: str) -> dict[str, int]:
+    """Bytes of the files of a remote folder by relative name; empty without a listing."""
     try:
-        found = files.find(root, detail=True)
-    except Exception:  # noqa: BLE001 - each kind of server forbids it in its own way
+        entries = files.find(root, detail=True)
+    except Exception:  # noqa: BLE001 - each kind of server refuses a listing in its own way
         return {}
     return {
         name[len(root) :].lstrip("/"): int(info["size"])
-        for name, info in found.items()
+        for name, info in entries.items()
         if name != root and info.get("size") is not None
     }
 
 
-def _id_of_unlisted(url: str, files: Any, root: str) -> str:
-    metadata = files.cat([f"{root}/{name}" for name in sorted(_METADATA_OF_ZARR)], on_error="omit")
+def _hash_unlisted(url: str, files: Any, root: str) -> str:
+    metadata = files.cat([f"{root}/{name}" for name in sorted(_ZARR_METADATA)], on_error="omit")
     if not metadata:
         raise FileNotFoundError(f"no metadata of zarr at {root}")
     digest = hashlib.sha256(url.encode())
@@ -127,12 +126,12 @@ def _id_of_unlisted(url: str, files: Any, root: str) -> str:
     return digest.hexdigest()
 
 
-def _id_of_zarr(sizes: Mapping[str, int], open_file: Callable[[str], BinaryIO]) -> str:
+def _hash_zarr(sizes: Mapping[str, int], open_file: Callable[[str], BinaryIO]) -> str:
     digest = hashlib.sha256()
     for name in sorted(sizes):
         digest.update(f"{name}\n{sizes[name]}\n".encode())
     seed = digest.digest()
-    metadata = [name for name in sizes if PurePosixPath(name).name in _METADATA_OF_ZARR]
+    metadata = [name for name in sizes if PurePosixPath(name).name in _ZARR_METADATA]
     chunks = sorted(
         set(sizes).difference(metadata),
         key=lambda name: hashlib.sha256(seed + name.encode()).digest(),
@@ -150,24 +149,24 @@ def _id_of_zarr(sizes: Mapping[str, int], open_file: Callable[[str], BinaryIO]) 
 
 
 def compression_of(path: Path) -> str:
-    """How the first picture of a file is compressed, e.g. ``LZW``, ``JPEG`` or ``NONE``.
+    """Return the compression of the first image of a file, e.g. ``LZW``, ``JPEG`` or ``NONE``.
 
-    Only headers are read. Empty where that is not known: zarr, DICOM, folders and URLs.
+    Only headers are read. Empty where it is unknown: zarr, DICOM, folders and URLs.
     """
     if not path.is_file():
         return ""
     try:
-        # NDPI's own rules would follow a circle of directories right here.
+        # With NDPI's own rules tifffile would follow a directory loop here.
         with tifffile.TiffFile(path, is_ndpi=False) as file:
             return tifffile.COMPRESSION(file.pages.first.compression).name
-    except Exception:  # noqa: BLE001 - no TIFF, or one that is damaged in a way of its own
-        return _format_of_image(path)
+    except Exception:  # noqa: BLE001 - not a TIFF, or a damaged one
+        return _image_format(path)
 
 
 def file_size(path: Path) -> int | None:
-    """Size of a slide in bytes, with the folder of data beside it; None behind a URL.
+    """Return the size of a slide in bytes, with the data folder of MRXS; None behind a URL.
 
-    A zarr folder counts whole. Of a DICOM slide in many files the one that is named counts.
+    A zarr folder counts whole; of a DICOM slide in many files, only the named one counts.
     """
     if parse_url(path) is not None:
         return None
@@ -176,7 +175,7 @@ def file_size(path: Path) -> int | None:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _format_of_image(path: Path) -> str:
+def _image_format(path: Path) -> str:
     try:
         with Image.open(path) as image:
             return image.format or ""

@@ -1,4 +1,4 @@
-"""Which slides are meant, and what the user knows about them."""
+"""Tables that list slides or their resolution, and the check for unique slide ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_unique_ids", "read_mpp_table", "read_slide_table"]
 
 
 def read_mpp_table(path: Path) -> dict[str, float]:
-    """µm per level-0 pixel by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
+    """Read µm per level-0 px by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_mpp_table(path: Path) -> dict[str, float]:
 
 
 def read_slide_table(path: Path) -> list[Path]:
-    """Slides listed in a CSV; relative paths count from the table's folder, URLs are kept.
+    """Read the slides listed in a CSV; paths are relative to its folder, URLs are kept.
 
     Raises
     ------
@@ -60,14 +60,14 @@ def read_slide_table(path: Path) -> list[Path]:
 
 
 def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:
-    """Refuse slides whose results would have the same name.
+    """Raise an error for slides whose results would have the same name.
 
     Parameters
     ----------
     paths
         The slides.
     option
-        The option that names the folder of results, for the message.
+        Command-line option of the results folder, for the message.
 
     Raises
     ------
@@ -81,6 +81,6 @@ def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:
             raise SlideError(
                 f"slide {slide_id!r}",
                 actual=f"{n_paths} files of that name: {', '.join(same[:3])}",
-                expected="one file a slide id",
+                expected="one file per slide id",
                 hint=f"Rename one, or write into different folders with {option}.",
             )

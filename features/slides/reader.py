@@ -1,4 +1,4 @@
-"""Find slides, and open each with the first reader that can serve it."""
+"""Search for slides, and open each with the first reader that supports it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ _READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
 
 
 def open_slide(path: Path | str) -> Slide:
-    """Open a slide, whatever its suffix says.
+    """Open a slide with the first reader that supports its content, whatever its suffix.
 
-    The direct TIFF reader comes first where it can serve, since it decodes each TIFF tile once;
-    then OpenSlide, then plain images, then zipped OME-Zarr. URLs and folders named ``*.zarr`` are
-    OME-Zarr.
+    The order is the direct TIFF reader, which decodes each TIFF tile only once; OpenSlide; plain
+    images; zipped OME-Zarr. URLs and folders named ``*.zarr`` are OME-Zarr.
 
     Parameters
     ----------
@@ -47,9 +46,9 @@ def open_slide(path: Path | str) -> Slide:
     Raises
     ------
     MultiImageError
-        If it holds several pictures of one size.
+        If it holds several images of one size.
     SlideError
-        If no reader can serve; the message gives the reason of each.
+        If no reader supports it; the message gives the reason of each.
     """
     if parse_url(path) is not None:
         return _open_zarr(path)
@@ -61,7 +60,7 @@ def open_slide(path: Path | str) -> Slide:
     for name, reader in _READERS:
         try:
             return reader(path)
-        except MultiImageError:  # of which other readers would take the first
+        except MultiImageError:  # other readers would silently take the first image
             raise
         except SlideError as error:
             reasons.append(f"{name}: {error.actual}")
@@ -74,7 +73,7 @@ def open_slide(path: Path | str) -> Slide:
 
 
 def slide_id_of(path: Path | str) -> str:
-    """Name of a slide: its file's name without folder and suffix.
+    """Return the id of a slide: its file's name without folder and suffix.
 
     Examples
     --------
@@ -87,72 +86,69 @@ def slide_id_of(path: Path | str) -> str:
 
 
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:
-    """Slides among files, folders and URLs, sorted.
+    """Return the slides among files, folders and URLs, sorted.
 
-    A file named outright is taken whatever its suffix, and so is a URL, which comes back as a
-    ``Path``; folders are searched for known suffixes through all subfolders, except hidden ones
-    and the data folders of MRXS slides. A folder named ``*.zarr`` is a slide and not searched. Of
-    the many ``.dcm`` files of a DICOM slide the first stands for the slide.
+    Files and URLs given by name are taken whatever their suffix (URLs as ``Path``). Folders are
+    searched for known suffixes through all subfolders, except hidden ones and the data folders of
+    MRXS slides. A folder named ``*.zarr`` is one slide. The many ``.dcm`` files of a DICOM slide
+    are represented by the first.
 
     Raises
     ------
     SlideError
         If a path does not exist, or no slide is found at all.
     """
-    found: list[Path] = []
+    slides: list[Path] = []
     for path in map(Path, paths):
         if parse_url(path) is not None:
-            found.append(path)
+            slides.append(path)
         elif not path_exists(path):
             raise SlideError(path, actual="there is no such file or folder", expected="slides")
         else:
-            found += _search(path) if path.is_dir() and not _is_zarr_folder(path) else [path]
-    if paths and not found:
+            slides += _search(path) if path.is_dir() and not _is_zarr_folder(path) else [path]
+    if paths and not slides:
         raise SlideError(
             ", ".join(map(str, paths)),
             actual="no slide in it",
             expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
         )
-    return sorted(dict.fromkeys(found))
+    return sorted(dict.fromkeys(slides))
 
 
 def _search(folder: Path) -> list[Path]:
-    """Slides below a folder; links to folders are not followed, so loops cannot trap us.
-
-    The listing itself says what is a folder: to ask each of 50,000 files takes a second.
-    """
-    entries = _listed(folder)
-    found: list[Path] = []
+    """Slides below a folder; links to folders are not followed, because they may form loops."""
+    entries = _list_entries(folder)
+    slides: list[Path] = []
     has_dicom = False
     for name in sorted(entries):
         suffix = name[name.rfind(".") :].lower()
         if _is_folder(entries[name]):
             if suffix == ".zarr":
-                found.append(folder / name)
+                slides.append(folder / name)
             elif not entries[name].is_symlink() and f"{name}.mrxs" not in entries:
-                found += _search(folder / name)
+                slides += _search(folder / name)
         elif has_slide_suffix(name) and not (suffix == ".dcm" and has_dicom):
-            found.append(folder / name)
+            slides.append(folder / name)
             has_dicom = has_dicom or suffix == ".dcm"
-    return found
+    return slides
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in a circle
+    except OSError:  # a link that leads back to itself
         return False
 
 
-def _listed(folder: Path) -> dict[str, os.DirEntry[str]]:
-    """What a folder holds, by name; hidden ones left out."""
+def _list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """Entries of a folder by name, without hidden ones; they know their type without a stat."""
     try:
         with os.scandir(folder) as listing:
             return {entry.name: entry for entry in listing if not entry.name.startswith(".")}
     except OSError as error:
         raise SlideError(
             folder, actual=f"cannot be listed ({error.strerror or error})",
-            hint="Make it readable, or name the folders beside it one by one.",
+            hint="Make it readable, or name the other folders one by one.",
         ) from error  # fmt: skip
 
 
@@ -161,7 +157,7 @@ def _is_zarr_folder(path: Path) -> bool:
 
 
 def _check_readable(path: Path) -> None:
-    """Say what is wrong with a file before any reader looks into it."""
+    """Raise an error for a missing, empty or unreadable file before any reader opens it."""
     try:
         if not path.is_file():
             raise SlideError(path, actual="there is no such file", expected="a slide")

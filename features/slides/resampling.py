@@ -1,8 +1,8 @@
-"""Means over exact areas: pictures made smaller by any factor, whole or not.
+"""Exact area averaging: images downsampled by any factor, integer or not.
 
-Pillow's box filter weights a pixel by 0 or 1, whether or not it is covered whole: at 2.17 pixels a
-pixel that is wrong by 2.5 grey levels on average and by up to 37 on stained tissue. Here a pixel
-counts by the share of it that is covered.
+Pillow's box filter weights a pixel by 0 or 1 even if it is covered partly; at a factor of 2.17 that
+is wrong by 2.5 grey levels on average and by up to 37 on stained tissue. Here a pixel is weighted
+by the share of it that is covered.
 """
 
 from __future__ import annotations
@@ -26,42 +26,41 @@ __all__ = [
     "thumbnail_accumulator",
 ]
 
-_AT_ONCE_PX = 1 << 18
-"""Pixels that are turned into numbers with fractions at a time (3 MB); more are slower."""
-_KEPT = 4096
-"""Overlaps remembered along each axis; a few kB each."""
+_BAND_PX = 1 << 18
+"""Pixels converted to float32 at a time (3 MB); more are slower."""
+_N_CACHED = 4096
+"""Overlaps cached along each axis; a few kB each."""
 
 
 def nearest_level(levels: Sequence[Level], downsample: float) -> int:
-    """The coarsest level that is at least as fine as asked, within 1 %; else level 0.
+    """Return the index of the coarsest level with at most ``downsample``, within 1 %; else 0.
 
     Parameters
     ----------
     levels
         All resolutions of a slide.
     downsample
-        Level-0 pixels per pixel that is asked for.
+        Level-0 px per px of the target.
     """
     fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.01]
     return max(fine, key=lambda index: levels[index].downsample, default=0)
 
 
 def overview_level(levels: Sequence[Level], downsample: int) -> int:
-    """The coarsest level that is at least twice as fine as an overview; else level 0.
+    """Return the index of the coarsest level at least twice as fine as an overview; else 0.
 
-    Scanners scale and compress the levels of a pyramid each in its own way. Averaging at least two
-    by two pixels evens that out, so that a slide has the same tissue whether it has a pyramid or
-    not.
+    Scanners downsample and compress pyramids in different ways. Averaging at least two by two
+    pixels evens that out, so that the tissue mask does not depend on the pyramid.
     """
     return nearest_level(levels, downsample / 2)
 
 
 def cell_edges(length_px: int, cell_px: int) -> npt.NDArray[np.float64]:
-    """Where cells of a side begin along an axis, and where the last one ends, cut at the end.
+    """Return the edges of cells along an axis, px, shape (cells + 1,); the last cell may be cut.
 
     Examples
     --------
-    >>> borders(10, 4).tolist()
+    >>> cell_edges(10, 4).tolist()
     [0.0, 4.0, 8.0, 10.0]
     """
     return np.append(np.arange(0, length_px, cell_px), length_px).astype(np.float64)
@@ -75,14 +74,14 @@ def resize_area(
     height_px: int,
     width_px: int,
 ) -> RgbArray:
-    """Scale a window of a picture down, each pixel the mean of the area that it covers.
+    """Downsample a window of an image; each pixel is the mean of the area that it covers.
 
     Parameters
     ----------
     pixels
         Shape (height, width, 3), uint8.
     rows, columns
-        Where the window begins and ends, px; borders may cut pixels.
+        Start and end of the window, px; may be fractional.
     height_px, width_px
         Size of the result.
 
@@ -94,7 +93,7 @@ def resize_area(
     height, width = pixels.shape[:2]
     cut = abs(rows[1] - rows[0] - height_px) + abs(columns[1] - columns[0] - width_px)
     if cut < 1e-3 and (height, width) == (height_px, width_px):
-        return pixels  # nothing to average: the window is the whole picture
+        return pixels  # the window is the whole image at its own size
     down = _area_weights(rows, height, height_px) @ pixels.reshape(height, -1).astype(np.float32)
     across = np.ascontiguousarray(down.reshape(height_px, width, 3).swapaxes(0, 1))
     both = _area_weights(columns, width, width_px) @ across.reshape(width, -1)
@@ -103,68 +102,65 @@ def resize_area(
 
 
 class AreaAccumulator:
-    """The mean colour of every cell of a grid, gathered from rectangles in any order.
+    """Mean colour of every cell of a grid, accumulated from rectangles in any order.
 
-    A pixel on the border of two cells counts in each by the share of it that lies there.
+    A pixel on the border of two cells is weighted in each by the share of it that is covered.
 
     Parameters
     ----------
     rows, columns
-        Borders of the cells, px, rising; shapes (rows + 1,) and (columns + 1,), float64.
+        Increasing edges of the cells, px, shapes (rows + 1,) and (columns + 1,), float64.
     """
 
     def __init__(self, *, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> None:
         self._rows, self._columns = rows, columns
         self._sums = np.zeros((len(rows) - 1, len(columns) - 1, 3), np.float32)
         self._areas = np.zeros(self._sums.shape[:2], np.float32)
-        # Pieces mostly lie in rows and columns themselves, so most ask for what was asked before.
-        self._down = lru_cache(_KEPT)(partial(_overlaps, rows))
-        self._across = lru_cache(_KEPT)(partial(_overlaps, columns))
+        # Rectangles mostly come in rows and columns, so most overlaps occur again.
+        self._down = lru_cache(_N_CACHED)(partial(_overlaps, rows))
+        self._across = lru_cache(_N_CACHED)(partial(_overlaps, columns))
 
     def add(self, pixels: RgbArray, *, x_px: int, y_px: int) -> None:
-        """Add a rectangle whose upper left corner is at (``x_px``, ``y_px``)."""
+        """Add a rectangle, shape (height, width, 3), with its upper left corner at (x_px, y_px)."""
         height, width = pixels.shape[:2]
-        step = max(1, _AT_ONCE_PX // width)
+        step = max(1, _BAND_PX // width)
         for top in range(0, height, step):
             self._add_band(pixels[top : top + step], x_px, y_px + top)
 
     def mean_image(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
-        """The means, shape (rows, columns, 3), uint8; what was not added has ``fill_rgb``."""
-        picture = np.empty(self._sums.shape, np.uint8)
+        """Return the means, shape (rows, columns, 3), uint8; areas not added have ``fill_rgb``."""
+        image = np.empty(self._sums.shape, np.uint8)
         heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)
         fill = np.asarray(fill_rgb, np.float32)
         for row, height in enumerate(heights):  # row by row: no second copy of the sums
             areas = self._areas[row, :, None]
             missing = np.clip((height * widths).astype(np.float32)[:, None] - areas, 0, None)
-            picture[row] = np.rint((self._sums[row] + missing * fill) / (areas + missing))
-        return picture
+            image[row] = np.rint((self._sums[row] + missing * fill) / (areas + missing))
+        return image
 
     def _add_band(self, pixels: RgbArray, x_px: int, y_px: int) -> None:
         height, width = pixels.shape[:2]
         down, across = self._down(y_px, height), self._across(x_px, width)
         n_rows, n_columns = len(down.sums), len(across.sums)
         sums = down.matrix @ pixels.reshape(height, -1).astype(np.float32)
-        turned = sums.reshape(n_rows, width, 3).swapaxes(0, 1).reshape(width, -1)
-        both = (across.matrix @ turned).reshape(n_columns, n_rows, 3).swapaxes(0, 1)
-        place = np.s_[down.first : down.first + n_rows, across.first : across.first + n_columns]
-        self._sums[place] += both
-        self._areas[place] += np.outer(down.sums, across.sums)
+        transposed = sums.reshape(n_rows, width, 3).swapaxes(0, 1).reshape(width, -1)
+        both = (across.matrix @ transposed).reshape(n_columns, n_rows, 3).swapaxes(0, 1)
+        cells = np.s_[down.first : down.first + n_rows, across.first : across.first + n_columns]
+        self._sums[cells] += both
+        self._areas[cells] += np.outer(down.sums, across.sums)
 
 
 def thumbnail_accumulator(levels: Sequence[Level], level: int, downsample: int) -> AreaAccumulator:
-    """Gathers pixels of a level into an overview, see :meth:`features.slides.base.Slide`.
-
-    A level is taken to show exactly what level 0 does, so that a pixel of it is as wide as the
-    widths of both say.
+    """Return the accumulator of an overview, see :meth:`features.slides.base.Slide.overview`.
 
     Parameters
     ----------
     levels
         All resolutions of the slide.
     level
-        The one whose pixels will be added.
+        Index of the level whose pixels will be added; it is taken to cover the area of level 0.
     downsample
-        Level-0 pixels per pixel of the overview.
+        Level-0 px per px of the overview.
     """
     whole, size = levels[0], levels[level]
     return AreaAccumulator(
@@ -173,15 +169,15 @@ def thumbnail_accumulator(levels: Sequence[Level], level: int, downsample: int) 
     )
 
 
-def _area_weights(window: tuple[float, float], length: int, n_parts: int) -> csr_array:
+def _area_weights(window: tuple[float, float], length: int, n_cells: int) -> csr_array:
     """Share of each of ``length`` pixels in each equal part of a window; rows sum to 1."""
-    edges = np.linspace(*window, n_parts + 1).clip(0, length)
-    return _covering(edges, length, cells_px=np.diff(edges))
+    edges = np.linspace(*window, n_cells + 1).clip(0, length)
+    return _coverage(edges, length, cells_px=np.diff(edges))
 
 
 @dataclass(frozen=True, eq=False)
 class _Overlap:
-    """How much of each of some pixels lies in each cell that they touch, along one axis."""
+    """Coverage of pixels by cells along one axis."""
 
     first: int
     matrix: csr_array
@@ -189,18 +185,18 @@ class _Overlap:
 
 
 def _overlaps(edges: npt.NDArray[np.float64], start: int, length: int) -> _Overlap:
-    """How ``length`` pixels from ``start`` on lie in cells."""
+    """Coverage of ``length`` pixels from ``start`` on by the cells between ``edges``."""
     first = int(np.searchsorted(edges, start, side="right")) - 1
     end = int(np.searchsorted(edges, start + length, side="left"))
     touched = (edges[first : end + 1] - start).clip(0, length)
-    matrix = _covering(touched, length, cells_px=np.ones(end - first))
+    matrix = _coverage(touched, length, cells_px=np.ones(end - first))
     return _Overlap(first=first, matrix=matrix, sums=np.diff(touched).astype(np.float32))
 
 
-def _covering(
+def _coverage(
     edges: npt.NDArray[np.float64], length: int, *, cells_px: npt.NDArray[np.float64]
 ) -> csr_array:
-    """How much of each of ``length`` pixels lies between neighbouring edges, as part of a cell."""
+    """Share of a cell between adjacent edges that each of ``length`` pixels covers."""
     first = np.minimum(edges[:-1].astype(np.int64), length - 1)
     n_touched = int((np.ceil(edges[1:]) - first).max())
     touched = first[:, None] + np.arange(n_touched)

@@ -1,4 +1,4 @@
-"""How many µm a pixel covers, and how we came to know."""
+"""Resolution of a slide in µm per px, and its source."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 OUTLIER_FACTOR = 1.5
-"""So many times finer or coarser than usual is odd: usual objectives lie a factor of 2 apart."""
+"""Deviation from the median that is an outlier; usual objectives differ by a factor of 2."""
 
 ASSUMED_MPP = 0.25
-"""µm per pixel taken for a slide that says nothing plausible (a 40x scan)."""
+"""µm per px of a slide without a plausible resolution (a 40x scan)."""
 
 PLAUSIBLE_MPP = (0.05, 20.0)
-"""Least and largest µm per pixel believed of a slide: finer is beyond light, coarser no scan."""
+"""Range of µm per px: finer is beyond light microscopy, coarser is not a scan."""
 
 MppSource = Literal["file", "given", "assumed"]
-"""Where a resolution comes from: the slide's own header, the user, or our default."""
+"""Source of a resolution: the slide's header, the user, or :data:`ASSUMED_MPP`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,9 @@ class Resolution:
     """Resolution of a slide's level 0."""
 
     mpp_x: float
-    """µm per level-0 pixel along x."""
+    """µm per level-0 px along x."""
     mpp_y: float
-    """µm per level-0 pixel along y."""
     source: MppSource
-    """Where it comes from."""
 
     @property
     def mpp(self) -> float:
@@ -53,23 +51,21 @@ class Resolution:
 def resolve_mpp(
     file_mpp_xy: tuple[float, float] | None, *, given_mpp: float | None, where: object
 ) -> Resolution:
-    """Resolution of a slide: the one given, else the file's where plausible, else the assumed one.
-
-    What the user gives comes first, because it is given only where the file is known to be wrong.
+    """Return the given resolution, else the file's if plausible, else the assumed one.
 
     Parameters
     ----------
     file_mpp_xy
-        µm per level-0 pixel along x and y as the file says; None if it is silent.
+        µm per level-0 px along x and y from the file; None if it has none.
     given_mpp
-        µm per level-0 pixel as the user says; None if nothing is given.
+        µm per level-0 px from the user, which replaces a wrong header; None if not given.
     where
         The slide, for the message.
 
     Raises
     ------
     ResolutionError
-        If ``given_mpp`` lies outside :data:`PLAUSIBLE_MPP`.
+        If ``given_mpp`` is outside :data:`PLAUSIBLE_MPP`.
     """
     if given_mpp is not None:
         if not _is_plausible(given_mpp):
@@ -87,9 +83,9 @@ def resolve_mpp(
 
 
 def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:
-    """Slides whose resolution is far from the usual one: scanned otherwise, or a wrong header.
+    """Return ids of slides whose µm per px differs by :data:`OUTLIER_FACTOR` from the median.
 
-    Far is a factor of :data:`OUTLIER_FACTOR` from the median.
+    They were scanned with another objective, or have a wrong header.
 
     Parameters
     ----------
@@ -103,11 +99,11 @@ def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:
     """
     if not mpp_by_slide:
         return []
-    usual = median(mpp_by_slide.values())
+    typical = median(mpp_by_slide.values())
     return [
         slide_id
         for slide_id, mpp in mpp_by_slide.items()
-        if not 1 / OUTLIER_FACTOR < mpp / usual < OUTLIER_FACTOR
+        if not 1 / OUTLIER_FACTOR < mpp / typical < OUTLIER_FACTOR
     ]
 
 

@@ -1,8 +1,8 @@
-"""Painted slides: stroke clots as scanners see them, with the class in the mixture of tissue.
+"""Synthetic slides of stroke clots, whose class shows in the mixture of tissue.
 
-Only for demonstrations and tests. The pictures imitate what matters to the road (one level, no
+Only for demonstrations and tests. The images imitate what matters to the pipeline (one level, no
 usable resolution, coloured glass, islands of fibrin bands, red-cell clumps and white cells), and
-say nothing about patients.
+carry no information about patients.
 """
 
 from __future__ import annotations
@@ -43,87 +43,81 @@ GLASSES_RGB = (
     (234, 216, 254),
     (255, 241, 255),
 )
-"""Colours of glass that occur on real stroke clot slides: white, grey-green, violet, pinkish."""
+"""Colours of glass on real stroke clot slides: white, grey-green, violet, pinkish."""
 
 _ATLAS_PX = 1024
 _CELL_PX = 26  # a red cell of 6.5 µm at 0.25 µm/px
-_COARSE = 16  # masks are drawn this much smaller and scaled up
-_SHARE_OF_CLASSES = (0.62, 0.38)
-_CENTRES = 3
+_COARSE = 16  # factor by which masks are smaller while they are drawn
+_FIRST_CLASS_SHARE = 0.62
+_N_CENTRES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSlide:
-    """All that decides one painted slide."""
+    """Parameters that determine one synthetic slide."""
 
     patient_id: str
     """Six hexadecimal characters, some of which look like numbers."""
     image_num: int
     """Number of the slide within its patient, from 0."""
     center_id: str
-    """Centre of the patient."""
     label: str
-    """Class of the patient."""
     red_share: float
     """Share of the tissue that is red cells; the rest is fibrin."""
     white_share: float
-    """Share of the tissue that is strewn with white cells."""
+    """Share of the tissue that is covered by white cells."""
     glass_rgb: tuple[int, int, int]
-    """Colour of the glass."""
     width_px0: int
-    """Width, px."""
     height_px0: int
-    """Height, px."""
     seed: int
-    """Decides everything random about the picture."""
 
     @property
     def slide_id(self) -> str:
-        """Name of the slide: ``<patient_id>_<image_num>``."""
+        """Id of the slide: ``<patient_id>_<image_num>``."""
         return f"{self.patient_id}_{self.image_num}"
 
 
 def make_cohort(
     *, n_patients: int, seed: int, signal: float, classes: tuple[str, str] = ("CE", "LAA")
 ) -> list[SyntheticSlide]:
-    """Plan of a cohort: patients of two classes in three centres, some with two slides.
+    """Draw a cohort: patients of two classes in three centres, some with two slides.
 
-    Clots of the second class hold more red cells on average, with a wide overlap: at ``signal`` 1
-    the mixture itself tells the classes with an AUROC of about 0.9, at 0 not at all.
+    Clots of the second class have more red cells on average, with a wide overlap: at ``signal`` 1
+    the mixture separates the classes with an AUROC of about 0.9, at 0 not at all.
 
     Parameters
     ----------
     n_patients
-        Patients.
+        Number of patients.
     seed
-        Another seed plans another cohort.
+        Seed of all draws.
     signal
-        How far the class shows in the tissue, 0 to 1.
+        Strength of the difference between the classes, 0 to 1.
     classes
         Names of the classes, the one with fewer red cells first.
 
     Returns
     -------
     list of SyntheticSlide
-        One a slide; a patient's slides follow each other.
+        The slides in the order of their patients.
     """
     rng = np.random.default_rng([seed, 77])
-    plans: list[SyntheticSlide] = []
+    slides: list[SyntheticSlide] = []
     used: set[str] = set()
-    n_first = round(n_patients * _SHARE_OF_CLASSES[0])
+    n_first = round(n_patients * _FIRST_CLASS_SHARE)
     labels = rng.permutation([0] * n_first + [1] * (n_patients - n_first))
     for number, label in enumerate(labels):
         patient_id = _patient_id(rng, number, used)
-        centre = number % _CENTRES
-        lean = rng.normal(0, 0.7) + signal * (0.65 if label else -0.65)
+        centre = number % _N_CENTRES
+        red_logit = rng.normal(0, 0.7) + signal * (0.65 if label else -0.65)
         for image_num in range(1 + (number % 5 == 4)):
-            plans.append(
+            slides.append(
                 SyntheticSlide(
                     patient_id=patient_id,
                     image_num=image_num,
                     center_id=str(centre + 1),
                     label=classes[int(label)],
-                    red_share=float(1 / (1 + np.exp(-lean - rng.normal(0, 0.15)))),
+                    red_share=float(1 / (1 + np.exp(-red_logit - rng.normal(0, 0.15)))),
                     white_share=float(rng.uniform(0.05, 0.25)),
                     glass_rgb=_glass_of(centre, rng),
                     width_px0=int(rng.integers(3200, 4000)),
@@ -131,70 +125,72 @@ def make_cohort(
                     seed=int(rng.integers(2**31)),
                 )
             )
-    return plans
+    return slides
 
 
-def render_slide(plan: SyntheticSlide) -> RgbArray:
-    """The picture of a planned slide, shape (height_px0, width_px0, 3), at 0.25 µm/px."""
-    rng = np.random.default_rng(plan.seed)
-    shape = (plan.height_px0, plan.width_px0)
+def render_slide(slide: SyntheticSlide) -> RgbArray:
+    """Render the pixels of a slide, shape (height_px0, width_px0, 3), uint8, at 0.25 µm/px."""
+    rng = np.random.default_rng(slide.seed)
+    shape = (slide.height_px0, slide.width_px0)
     coarse = tuple(-(-side // _COARSE) for side in shape)
     island = _island(rng, coarse)
-    red = _by_share(_clouds(rng, coarse, grain=14), island > 0.5, plan.red_share)
-    white = _by_share(_clouds(rng, coarse, grain=6), island > 0.5, plan.white_share)
+    red = _soft_mask(_clouds(rng, coarse, grain=14), island > 0.5, slide.red_share)
+    white = _soft_mask(_clouds(rng, coarse, grain=6), island > 0.5, slide.white_share)
     fibrin_rgb, red_rgb, white_rgb = (_tiled(_atlas(i), shape, rng) for i in range(3))
     stain = rng.normal(1.0, 0.03, 3).astype(np.float32)
-    picture = np.empty((*shape, 3), np.uint8)
+    pixels = np.empty((*shape, 3), np.uint8)
     alphas = [_enlarge(mask, shape) for mask in (red, white, island)]
     for channel in range(3):
         tissue = fibrin_rgb[..., channel].astype(np.float32)
         tissue += (red_rgb[..., channel] - tissue) * alphas[0]
-        # White cells lie on top: their texture darkens what is below.
+        # White cells are on top: their texture darkens the tissue below.
         tissue *= 1 - alphas[1] * (1 - white_rgb[..., channel] / np.float32(255))
         tissue *= stain[channel]
-        glass = np.float32(plan.glass_rgb[channel])
-        picture[..., channel] = np.clip(glass + (tissue - glass) * alphas[2], 0, 255)
-    return picture
+        glass = np.float32(slide.glass_rgb[channel])
+        pixels[..., channel] = np.clip(glass + (tissue - glass) * alphas[2], 0, 255)
+    return pixels
 
 
 def write_slide(path: Path, pixels: RgbArray) -> None:
-    """Write a one-level TIFF like those of STRIP: 128 px tiles, LZW, "10 px per cm".
+    """Write pixels, shape (height, width, 3), uint8, as a TIFF like those of STRIP.
+
+    It has one level, tiles of 128 px, LZW compression and a resolution of 10 px per cm.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    with atomic_write(path) as beside:
+    with atomic_write(path) as temporary:
         tifffile.imwrite(
-            beside, pixels, photometric="rgb", tile=(128, 128), compression="lzw",
+            temporary, pixels, photometric="rgb", tile=(128, 128), compression="lzw",
             resolution=(10, 10), resolutionunit="CENTIMETER", metadata=None,
         )  # fmt: skip
 
 
 def write_synthetic_cohort(
     folder: Path,
-    plan: Sequence[SyntheticSlide],
+    slides: Sequence[SyntheticSlide],
     *,
     n_test_patients: int,
     n_workers: int,
     on_slide: Callable[[], None],
 ) -> None:
-    """Paint ``slides/*.tif`` and write ``train.csv``, ``test.csv`` and ``test_labels.csv``.
+    """Write ``slides/*.tif``, ``train.csv``, ``test.csv`` and ``test_labels.csv``.
 
-    The last patients of the plan are the test patients; ``test.csv`` holds no labels. Slides that
-    are there already are not painted again.
+    The last patients are the test patients; ``test.csv`` has no labels. Existing slides are not
+    rendered again.
 
     Parameters
     ----------
     folder
-        Where to.
-    plan
-        From :func:`make_cohort`.
+        The folder of the cohort.
+    slides
+        Cohort from :func:`make_cohort`.
     n_test_patients
-        Patients held out.
+        Number of test patients.
     n_workers
-        Processes.
+        Number of processes.
     on_slide
         Called after each slide.
 
@@ -204,34 +200,31 @@ def write_synthetic_cohort(
         If a file cannot be written.
     """
     slides_dir = make_folder(folder / "slides")
-    _write_tables(folder, plan, n_test_patients=n_test_patients)
-    jobs = [(slides_dir / f"{slide.slide_id}.tif", slide) for slide in plan]
+    _write_tables(folder, slides, n_test_patients=n_test_patients)
+    jobs = [(slides_dir / f"{slide.slide_id}.tif", slide) for slide in slides]
     if n_workers == 1:
         for job in jobs:
-            _paint_one(job)
+            _write_one(job)
             on_slide()
         return
     # Fresh processes: a fork of a process with running threads may hang.
     with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_paint_one, jobs):
+        for _ in pool.map(_write_one, jobs):
             on_slide()
 
 
-def _paint_one(job: tuple[Path, SyntheticSlide]) -> None:
-    path, plan = job
+def _write_one(job: tuple[Path, SyntheticSlide]) -> None:
+    path, slide = job
     if not path.is_file():
-        write_slide(path, render_slide(plan))
+        write_slide(path, render_slide(slide))
 
 
-def _write_tables(folder: Path, plan: Sequence[SyntheticSlide], *, n_test_patients: int) -> None:
-    patients = list(dict.fromkeys(slide.patient_id for slide in plan))
-    held_out = set(patients[len(patients) - n_test_patients :])
-    rows = [
-        (s.slide_id, s.center_id, s.patient_id, s.image_num, s.label) for s in plan
-    ]  # fmt: skip
+def _write_tables(folder: Path, slides: Sequence[SyntheticSlide], *, n_test_patients: int) -> None:
+    patients = list(dict.fromkeys(slide.patient_id for slide in slides))
+    rows = [(s.slide_id, s.center_id, s.patient_id, s.image_num, s.label) for s in slides]
     names = ["image_id", "center_id", "patient_id", "image_num", "label"]
     table = pd.DataFrame(rows, columns=names)
-    is_test = table["patient_id"].isin(list(held_out))
+    is_test = table["patient_id"].isin(patients[len(patients) - n_test_patients :])
     for name, part in (
         ("train.csv", table[~is_test]),
         ("test.csv", table[is_test].drop(columns="label")),
@@ -241,7 +234,7 @@ def _write_tables(folder: Path, plan: Sequence[SyntheticSlide], *, n_test_patien
 
 
 def _patient_id(rng: np.random.Generator, number: int, used: set[str]) -> str:
-    """An id of six hexadecimal characters; every tenth looks like a number to careless readers."""
+    """An id of six hexadecimal characters; every fifth could be read as a number by mistake."""
     while True:
         text = "".join(rng.choice(list("0123456789abcdef"), 6))
         if number % 10 == 3:
@@ -254,13 +247,13 @@ def _patient_id(rng: np.random.Generator, number: int, used: set[str]) -> str:
 
 
 def _glass_of(centre: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """White or one of the centre's own colours; never a matter of the class."""
-    own = (GLASSES_RGB[0], GLASSES_RGB[1 + centre], GLASSES_RGB[1 + (centre + 1) % 4])
-    return own[int(rng.integers(3))]
+    """White or one of two colours of the centre, independent of the class."""
+    colours = (GLASSES_RGB[0], GLASSES_RGB[1 + centre], GLASSES_RGB[1 + (centre + 1) % 4])
+    return colours[int(rng.integers(3))]
 
 
 def _clouds(rng: np.random.Generator, shape: tuple[int, ...], *, grain: float) -> Floats:
-    """Smooth noise with features of about ``grain`` px, zero mean and unit variance."""
+    """Smooth noise of about ``grain`` px, with zero mean and unit variance."""
     noise = ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), grain)
     return np.asarray((noise - noise.mean()) / noise.std(), np.float32)
 
@@ -280,11 +273,11 @@ def _island(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     return np.asarray(np.clip(ragged * 4, 0, 1), np.float32)
 
 
-def _by_share(field: Floats, where: npt.NDArray[np.bool_], share: float) -> Floats:
-    """Soft mask, 0 to 1, that covers ``share`` of the area ``where``: the highest of the field."""
-    if not where.any():
+def _soft_mask(field: Floats, area: npt.NDArray[np.bool_], share: float) -> Floats:
+    """Soft mask, 0 to 1, of the highest values of a field, which cover ``share`` of an area."""
+    if not area.any():
         return np.zeros_like(field)
-    border = np.quantile(field[where], 1 - share)
+    border = np.quantile(field[area], 1 - share)
     return np.asarray(np.clip((field - border) * 4 + 0.5, 0, 1), np.float32)
 
 
@@ -294,18 +287,18 @@ def _enlarge(mask: Floats, shape: tuple[int, int]) -> Floats:
 
 
 def _tiled(atlas: RgbArray, shape: tuple[int, int], rng: np.random.Generator) -> RgbArray:
-    """A texture over the whole slide, shifted and turned by chance; its borders match."""
+    """A periodic texture over the whole slide, shifted and turned at random."""
     turned = np.rot90(atlas, int(rng.integers(4)))
     shifted = np.roll(turned, tuple(rng.integers(0, _ATLAS_PX, 2)), axis=(0, 1))
-    times = [-(-side // _ATLAS_PX) for side in shape]
-    return np.tile(shifted, (*times, 1))[: shape[0], : shape[1]]
+    repeats = [-(-side // _ATLAS_PX) for side in shape]
+    return np.tile(shifted, (*repeats, 1))[: shape[0], : shape[1]]
 
 
 @lru_cache(maxsize=3)
 def _atlas(kind: int) -> RgbArray:
-    """Texture of a tissue, painted once a process: 0 fibrin, 1 red cells, 2 white cells."""
+    """Texture of a tissue, rendered once per process: 0 fibrin, 1 red cells, 2 white cells."""
     rng = np.random.default_rng([13, kind])
-    return (_paint_fibrin, _paint_red_cells, _paint_white_cells)[kind](rng)
+    return (_render_fibrin, _render_red_cells, _render_white_cells)[kind](rng)
 
 
 def _wrapped_noise(rng: np.random.Generator, sigma: float | tuple[float, float]) -> Floats:
@@ -314,7 +307,7 @@ def _wrapped_noise(rng: np.random.Generator, sigma: float | tuple[float, float])
     return np.asarray(smooth / smooth.std(), np.float32)
 
 
-def _paint_fibrin(rng: np.random.Generator) -> RgbArray:
+def _render_fibrin(rng: np.random.Generator) -> RgbArray:
     """Bands and threads of pink, bent by a slow flow."""
     threads = 0.6 * _wrapped_noise(rng, (1.2, 16)) + 0.8 * _wrapped_noise(rng, (5, 40))
     rows, columns = np.mgrid[0:_ATLAS_PX, 0:_ATLAS_PX].astype(np.float32)
@@ -328,7 +321,7 @@ def _paint_fibrin(rng: np.random.Generator) -> RgbArray:
     return np.asarray(np.clip(pale + (deep - pale) * tone + grain, 0, 255), np.uint8)
 
 
-def _paint_red_cells(rng: np.random.Generator) -> RgbArray:
+def _render_red_cells(rng: np.random.Generator) -> RgbArray:
     """Packed discs from orange to brick, darker at their rims."""
     distance, shade = _nearest_seed(rng, spacing_px=_CELL_PX, jitter=0.28)
     inside = np.clip(1.15 - distance / (_CELL_PX / 2), 0, 1)[..., None]
@@ -343,8 +336,8 @@ def _paint_red_cells(rng: np.random.Generator) -> RgbArray:
     return np.asarray(np.clip(colour + grain, 0, 255), np.uint8)
 
 
-def _paint_white_cells(rng: np.random.Generator) -> RgbArray:
-    """Dark purple nuclei on white, to be multiplied onto what lies below."""
+def _render_white_cells(rng: np.random.Generator) -> RgbArray:
+    """Dark purple nuclei on white, to be multiplied with the tissue below."""
     distance, shade = _nearest_seed(rng, spacing_px=54, jitter=0.42)
     wobble = 3.0 * _wrapped_noise(rng, 6)
     nucleus = np.clip((18 + 5 * shade + wobble - distance) / 3, 0, 1)[..., None]
@@ -361,11 +354,9 @@ def _nearest_seed(
     step = _ATLAS_PX / n_seeds
     rows, columns = np.mgrid[0:n_seeds, 0:n_seeds].astype(np.float64)
     columns += 0.5 * (rows % 2)  # every other row shifted: closer packing
-    places = np.stack([rows, columns], axis=-1) + rng.uniform(
-        -jitter, jitter, (n_seeds, n_seeds, 2)
-    )
-    pixels = np.rint(places.reshape(-1, 2) * step).astype(np.int64) % _ATLAS_PX
-    # Three by three copies let the pattern go on across the borders.
+    seeds = np.stack([rows, columns], axis=-1) + rng.uniform(-jitter, jitter, (n_seeds, n_seeds, 2))
+    pixels = np.rint(seeds.reshape(-1, 2) * step).astype(np.int64) % _ATLAS_PX
+    # Padding with copies keeps the pattern periodic.
     empty = np.ones((_ATLAS_PX, _ATLAS_PX), bool)
     empty[pixels[:, 0], pixels[:, 1]] = False
     wide = np.pad(empty, 2 * spacing_px, mode="wrap")

@@ -1,4 +1,4 @@
-"""Where the tissue is: glass told from tissue on a small picture of the slide."""
+"""Tissue segmentation on an overview of the slide."""
 
 from __future__ import annotations
 
@@ -19,41 +19,40 @@ __all__ = ["TissueMask", "TissueSettings", "mask_downsample", "segment_tissue"]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_SAME_GLASS = 12.0  # pixels this close to the glass's colour are measured as glass, grey levels
-_NOISE_SIGMAS = 4.0  # three blank pixels in 100,000 lie beyond, were the noise normal
+_GLASS_TOLERANCE = 12.0  # distance to the colour of the glass up to which a pixel is glass, levels
+_NOISE_SIGMAS = 4.0  # of normal noise, three blank pixels in 100,000 exceed it
 _TEXTURE_PX = 7
-_TEXTURE_WEIGHT = 3.0  # on pale painted tissue 8 levels below the glass with a standard deviation
-# of 9, 94 % was found, without texture 12 %; a lower weight or a smaller window finds less
-_LEAST_GLASS_SHARE = 0.02  # of the picture: less than that is no glass, but a pale spot
-_LEAST_ISLAND_PX = 4
+_TEXTURE_WEIGHT = 3.0  # on pale synthetic tissue 8 levels below the glass with a standard deviation
+# of 9, 94 % is segmented, without texture 12 %; a lower weight or a smaller window gives less
+_MIN_GLASS_SHARE = 0.02  # of the image: a smaller area is a pale spot and not glass
+_MIN_ISLAND_PX = 4
 _BLACK = 16  # of 255, in the brightest channel
 _NORMAL_MAD = 0.6745  # median absolute deviation of a normal variable of standard deviation 1
 _FIT_PIXELS = 20_000
-_MOST_VALUES = 1_000_000
+_MAX_VALUES = 1_000_000
 _FIT_ROUNDS = 8
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TissueSettings:
-    """How tissue is told from glass."""
+    """Settings of the tissue segmentation."""
 
     mask_mpp: float = 8.0
-    """Resolution of the picture that is looked at, µm/px: about one cell a pixel, so that the gaps
-    between cells and the scanner's noise average out, and a slide of 5 gigapixels fits in 15 MB."""
+    """Resolution of the mask, µm/px: about one cell per pixel, so that gaps between cells and the
+    scanner's noise average out, and a slide of 5 gigapixels fits in 15 MB."""
     floor_distance: float = 12.0
-    """Least distance to the glass that is ever taken for tissue, grey levels (0 to 255). Otsu's
+    """Least distance to the glass at which a pixel may be tissue, grey levels (0 to 255). Otsu's
     threshold always splits, so a blank slide needs an absolute floor; JPEG blocks, dust and the
     tints of a glass stay below 10, pale fibrin begins at 15. Noisier glass raises it."""
     least_speck_um2: float = 4000.0
-    """Smaller islands are dropped, µm²: dust of up to 70 µm across; a tile of 224 px at 0.5 µm/px
-    has 12,544, and at the usual least share of 0.3 no single smaller island makes a tile."""
+    """Area below which islands are removed, µm²: dust of up to 70 µm across. A tile of 224 px at
+    0.5 µm/px has 12,544, so at the default share of 0.3 no smaller island makes a tile."""
     least_hole_um2: float = 4000.0
-    """Smaller holes in tissue are filled, µm²: capillaries, fat cells and tears of one cell's
-    width belong to the tissue, vessels and glands wider than 70 µm do not."""
+    """Area below which holes are filled, µm²: capillaries, fat cells and tears of one cell's width
+    belong to the tissue, vessels and glands wider than 70 µm do not."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
         for name, least in (("mask_mpp", 0.05), ("floor_distance", 1.0)):
             if not least <= getattr(self, name) < math.inf:
                 raise MilError(
@@ -75,17 +74,17 @@ class TissueMask:
     """Tissue of a slide at low resolution."""
 
     mask: Bools
-    """Shape (height, width): True on tissue."""
+    """True on tissue, shape (height, width), bool."""
     downsample: int
     """Level-0 px per px of the mask."""
     background_rgb: tuple[int, int, int]
     """Colour of the glass."""
     threshold: float
-    """Distance to the glass from which on a pixel was tissue, grey levels."""
+    """Distance to the glass above which a pixel is tissue, grey levels."""
 
 
 def mask_downsample(mpp: float, settings: TissueSettings) -> int:
-    """Level-0 px per px of the mask for a slide of that resolution in µm/px; at least 1.
+    """Return the level-0 px per px of the mask of a slide with ``mpp`` µm per px, at least 1.
 
     Examples
     --------
@@ -98,21 +97,20 @@ def mask_downsample(mpp: float, settings: TissueSettings) -> int:
 def segment_tissue(
     overview: RgbArray, *, downsample: int, mpp: float, settings: TissueSettings
 ) -> TissueMask:
-    """Tissue of a slide, whatever the colour of its glass.
+    """Segment the tissue of a slide on glass of any colour.
 
-    1. The glass's colour is the commonest among bright, smooth pixels that are not redder than
-       glass can be. Where no glass is seen (a picture of tissue alone), white is taken.
-    2. Slow changes of the glass over the slide (uneven light) are followed by a polynomial of
-       second degree in x and y, fitted again and again to what lies close to it.
-    3. A pixel's distance is how far it is darker than the glass, in the channel where that is
-       most, joined with how much more texture there is around it than on glass, so that pale but
-       structured tissue counts. Nothing that light went through is brighter than bare glass: white
-       fill is no tissue. Nor is flat black fill.
-    4. Tissue lies beyond Otsu's threshold of that distance (Otsu, 1979), held above a floor and
-       within once that setting of it: on a blank slide Otsu would split the noise, on a slide of
-       dark and pale tissue the tissue. The floor rises with the noise of the glass.
-    5. Specks are dropped and small holes filled by their area. Where only specks are found, the
-       largest is kept if it stands out clearly (a small biopsy).
+    1. The colour of the glass is the mode of bright, smooth pixels that are not redder than glass
+       can be. Where there is no glass (an image of tissue alone), it is white.
+    2. Uneven light is modelled by a polynomial of second degree in x and y, fitted iteratively to
+       pixels near the colour of the glass.
+    3. The distance of a pixel is how much darker it is than the glass, in the channel with the
+       largest difference, combined with its excess texture, so that pale but structured tissue is
+       included. White fill is brighter than glass and no tissue; flat black fill is excluded.
+    4. Tissue exceeds Otsu's threshold of that distance (Otsu, 1979), clipped to once to twice
+       ``floor_distance``: on a blank slide Otsu would split the noise, on a slide of dark and pale
+       tissue the tissue. The floor rises with the noise of the glass.
+    5. Specks are removed and small holes filled by area. Where there are only specks, the largest
+       is kept if it is distinct (a small biopsy).
 
     Parameters
     ----------
@@ -123,12 +121,12 @@ def segment_tissue(
     mpp
         µm per level-0 px.
     settings
-        Numbers of the rule.
+        Resolution, floor and areas.
 
     Returns
     -------
     TissueMask
-        With ``mask`` of the shape of ``overview``; all False on a blank slide.
+        Its ``mask`` has the shape (height, width) of ``overview``; all False on a blank slide.
     """
     smooth = _median_of_nine(overview)
     roughness = _variance(smooth.mean(axis=2, dtype=np.float32), 3)
@@ -151,15 +149,15 @@ def segment_tissue(
 
 
 def _median_of_nine(overview: RgbArray) -> RgbArray:
-    """Each pixel's neighbourhood of 3 by 3: noise goes, straight borders stay where they are."""
+    """Median of 3 by 3 pixels, which removes noise and keeps straight borders."""
     return np.asarray(Image.fromarray(overview).filter(ImageFilter.MedianFilter(3)))
 
 
 def _variance(grey: Floats, window_px: int) -> Floats:
-    """Give the local variance around each pixel, shape (height, width).
+    """Local variance, shape (height, width).
 
-    Of the windows that hold a pixel the calmest counts (as in Kuwahara's filter, 1976): the glass
-    beside a border is as calm as glass elsewhere.
+    It is the minimum over the windows that contain a pixel (as in Kuwahara's filter, 1976), so
+    that glass next to a border has the variance of glass.
     """
     mean = ndimage.uniform_filter(grey, window_px)
     variance = ndimage.uniform_filter(grey * grey, window_px) - mean * mean
@@ -167,91 +165,91 @@ def _variance(grey: Floats, window_px: int) -> Floats:
 
 
 def _texture(overview: RgbArray, glass: Floats, is_glass: Bools, reach: float) -> Floats:
-    """How much more the grey value varies around each pixel than on glass: standard deviations.
+    """Local standard deviation of the grey value in excess of that of glass, (height, width).
 
-    Only what lies between the glass and ``reach`` grey levels below it is looked at: darker pixels
-    are tissue by their colour, and a small hole must not count for the contrast of its border.
+    Grey values are clipped at ``reach`` levels below the glass: darker pixels are tissue by their
+    colour, and a small hole must not count by the contrast of its border.
     """
     grey = np.maximum(overview.mean(axis=2, dtype=np.float32), glass.mean() - reach)
     variance = _variance(grey, _TEXTURE_PX)
-    calm = np.percentile(_some(variance[is_glass]), 99) if is_glass.any() else 0.0
+    calm = np.percentile(_subsample(variance[is_glass]), 99) if is_glass.any() else 0.0
     return np.asarray(np.sqrt(np.maximum(variance - calm, 0)))
 
 
 def _find_glass(pixels: RgbArray, roughness: Floats) -> tuple[Floats, Bools]:
-    """Colour of the glass, shape (3,), and where the picture has about that colour."""
+    """Colour of the glass, shape (3,), and mask of that colour, shape (height, width)."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
-    brightest = float(np.percentile(_some(green.ravel()), 99))
-    # Glass lets most light through, and stains of tissue are redder than green, glass hardly.
+    brightest = float(np.percentile(_subsample(green.ravel()), 99))
+    # Glass transmits most light, and unlike stained tissue is hardly redder than green.
     candidate = (green >= max(120.0, 0.7 * brightest)) & (red - green <= 26)
     if candidate.any():
-        candidate &= roughness <= np.percentile(_some(roughness[candidate]), 80)
-    # Flat pure white is often not glass but the fill beside what was scanned.
+        candidate &= roughness <= np.percentile(_subsample(roughness[candidate]), 80)
+    # Flat pure white is often not glass but the fill around the scanned area.
     fill = (pixels.min(axis=2) == 255) & (roughness == 0)
-    for places in (candidate & ~fill, candidate):
-        if places.mean() < _LEAST_GLASS_SHARE:
+    for pool in (candidate & ~fill, candidate):
+        if pool.mean() < _MIN_GLASS_SHARE:
             continue
-        glass = _commonest(_some(pixels[places]))
+        glass = _mode(_subsample(pixels[pool]))
         is_glass = candidate & _is_like(pixels, glass)
-        if is_glass.mean() >= _LEAST_GLASS_SHARE:
+        if is_glass.mean() >= _MIN_GLASS_SHARE:
             return glass, is_glass
     return np.full(3, 255, np.float32), np.zeros(roughness.shape, bool)
 
 
-def _some(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Enough of many values, evenly spaced, for a mode or a percentile."""
-    return values[:: -(-len(values) // _MOST_VALUES) or 1]
+def _subsample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Evenly spaced subset of values, large enough for a mode or a percentile."""
+    return values[:: -(-len(values) // _MAX_VALUES) or 1]
 
 
 def _is_like(pixels: RgbArray, glass: Floats) -> Bools:
-    """Where all channels are close to the glass's; one after the other, to keep memory small."""
+    """Mask of pixels near the colour of the glass, channel by channel to save memory."""
     like = np.ones(pixels.shape[:2], bool)
     for channel in range(3):
-        like &= np.abs(pixels[..., channel] - glass[channel]) <= _SAME_GLASS
+        like &= np.abs(pixels[..., channel] - glass[channel]) <= _GLASS_TOLERANCE
     return like
 
 
-def _commonest(colours: RgbArray) -> Floats:
-    """Mode of colours of shape (n, 3), found in bins of 8 grey levels, then as a median."""
+def _mode(colours: RgbArray) -> Floats:
+    """Mode of colours of shape (n, 3): the fullest bin of 8 grey levels, refined by medians."""
     coarse = (colours >> 3).astype(np.int64)
     keys = (coarse[:, 0] << 10) | (coarse[:, 1] << 5) | coarse[:, 2]
     counts = np.bincount(keys, minlength=1 << 15).reshape(32, 32, 32)
-    # Neighbouring bins are summed: a mode on the border of two must not lose against a broad one.
+    # Adjacent bins are summed, so that a narrow peak on their border is not split.
     counts = ndimage.convolve(counts, np.ones((2, 2, 2), np.int64), mode="constant", origin=-1)
-    place = np.array(np.unravel_index(counts.argmax(), counts.shape))
-    centre = 8.0 * place + 7.5
-    for _ in range(3):  # from the corners of the bins to the middle of the peak
-        near = np.abs(colours - centre).max(axis=1) <= _SAME_GLASS
+    fullest = np.array(np.unravel_index(counts.argmax(), counts.shape))
+    centre = 8.0 * fullest + 7.5
+    for _ in range(3):
+        near = np.abs(colours - centre).max(axis=1) <= _GLASS_TOLERANCE
         centre = np.median(colours[near], axis=0)
     return np.asarray(centre, np.float32)
 
 
 def _fit_light(pixels: RgbArray, glass: Floats) -> Floats:
-    """Fit the glass's colour as a polynomial of place: coefficients of its terms, shape (6, 3)."""
+    """Coefficients of the glass's colour as a polynomial of the coordinates, shape (6, 3)."""
     height, width = pixels.shape[:2]
     step = max(1, math.isqrt(height * width // _FIT_PIXELS))
     colours = pixels[::step, ::step].reshape(-1, 3) - glass
     y, x = (axis[::step] for axis in _axes(height, width))
     terms = np.stack([term.ravel() for term in np.broadcast_arrays(*_terms(y[:, None], x))], 1)
-    # A slope is held back a little: where glass is seen on one side only, nothing is made up.
-    held = np.diag([0.0, *[2e-4 * len(terms)] * 5])
+    # A ridge penalty avoids extrapolation where there is glass on one side only.
+    ridge = np.diag([0.0, *[2e-4 * len(terms)] * 5])
     coefficients = np.zeros((6, 3))
     for _ in range(_FIT_ROUNDS):
         fitted = np.einsum("nk,kc->nc", terms, coefficients)
-        seen = np.abs(colours - fitted).max(axis=1) <= _SAME_GLASS
-        if seen.mean() < _LEAST_GLASS_SHARE / 2:
+        is_glass = np.abs(colours - fitted).max(axis=1) <= _GLASS_TOLERANCE
+        if is_glass.mean() < _MIN_GLASS_SHARE / 2:
             break
-        # Not by matrix products: the threads of BLAS spin on after them and take the cores from
-        # those that decode, and their sums differ with their number.
-        normal = np.einsum("nk,nl->kl", terms[seen], terms[seen]) + held
-        moments = np.einsum("nk,nc->kc", terms[seen], colours[seen])
+        # Matrix products would start threads of BLAS, which keep cores from the decoders and
+        # make sums depend on their number.
+        normal = np.einsum("nk,nl->kl", terms[is_glass], terms[is_glass]) + ridge
+        moments = np.einsum("nk,nc->kc", terms[is_glass], colours[is_glass])
         coefficients = np.linalg.solve(normal, moments)
     coefficients[0] += glass
     return coefficients.astype(np.float32)
 
 
 def _axes(height: int, width: int) -> tuple[Floats, Floats]:
-    """Places of rows and columns, -0.5 to 0.5."""
+    """Relative coordinates of rows and columns, -0.5 to 0.5."""
     return (
         ((np.arange(height) + 0.5) / height - 0.5).astype(np.float32),
         ((np.arange(width) + 0.5) / width - 0.5).astype(np.float32),
@@ -264,14 +262,14 @@ def _terms(y: Floats, x: Floats) -> tuple[Floats, ...]:
 
 
 def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tuple[Floats, float]:
-    """How far each pixel is darker than the glass there, and the noise of the glass.
+    """Difference of each pixel to the local glass, and the noise of the glass.
 
     Returns
     -------
     tuple
-        Grey levels, at least 0, of the channel that differs most, shape (height, width); standard
-        deviation of bare glass in the noisiest channel, estimated by the median of the absolute
-        deviations, in grey levels.
+        Grey levels below the glass, at least 0, in the channel that differs most, shape (height,
+        width), float32; standard deviation of bare glass in the noisiest channel, estimated by
+        the median absolute deviation, grey levels.
     """
     y, x = _axes(*is_glass.shape)
     darker = np.zeros(is_glass.shape, np.float32)
@@ -282,19 +280,19 @@ def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tupl
         )
         difference = local - pixels[..., channel]
         if is_glass.any():
-            deviation = float(np.median(np.abs(_some(difference[is_glass]))))
+            deviation = float(np.median(np.abs(_subsample(difference[is_glass]))))
             noise = max(noise, deviation / _NORMAL_MAD)
         np.maximum(darker, difference, out=darker)
     return darker, noise
 
 
 def _black_fill(pixels: RgbArray, roughness: Floats) -> Bools:
-    """Flat and nearly black: not scanned; the darkest tissue lets more light through."""
+    """Mask of flat and nearly black pixels, which were not scanned; tissue transmits more light."""
     return np.asarray((pixels.max(axis=2) <= _BLACK) & (roughness < 1))
 
 
 def _otsu(distance: Floats) -> float:
-    """Threshold that best splits distances into two groups, grey levels (Otsu, 1979)."""
+    """Threshold of the largest variance between two groups, grey levels (Otsu, 1979)."""
     counts, edges = np.histogram(distance, bins=256, range=(0, 256))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -309,27 +307,27 @@ def _otsu(distance: Floats) -> float:
 def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
     """Islands of at least ``least_px`` pixels; where there is none, the largest distinct one.
 
-    On a slide whose true resolution is unknown the area in µm² may be wrong by far; a single
-    clearly coloured island is then more likely a small biopsy than dust.
+    On a slide of unknown resolution the area in µm² may be far off; a single clearly coloured
+    island is then more likely a small biopsy than dust.
     """
-    beyond = distance > threshold
-    mask = _without_small(beyond, least_px)
-    if mask.any() or not beyond.any():
+    candidates = distance > threshold
+    mask = _without_small(candidates, least_px)
+    if mask.any() or not candidates.any():
         return mask
-    labels, _ = ndimage.label(beyond, structure=_EIGHT_NEIGHBOURS)
+    labels, _ = ndimage.label(candidates, structure=_EIGHT_NEIGHBOURS)
     sizes = np.bincount(labels.ravel())[1:]
     island = labels == sizes.argmax() + 1
-    distinct = sizes.max() >= _LEAST_ISLAND_PX and float(distance[island].mean()) > 2 * threshold
+    distinct = sizes.max() >= _MIN_ISLAND_PX and float(distance[island].mean()) > 2 * threshold
     return island if distinct else mask
 
 
 def _fill_small_holes(mask: Bools, least_px: float) -> Bools:
-    """Fill holes of fewer than ``least_px`` pixels; what is open to the border is no hole."""
+    """Fill holes of fewer than ``least_px`` pixels that are not open to the border."""
     glass = np.pad(~mask, 1, constant_values=True)
     labels, _ = ndimage.label(glass, structure=_EIGHT_NEIGHBOURS)
-    stays = np.bincount(labels.ravel()) >= least_px
-    stays[0], stays[labels[0, 0]] = False, True
-    return np.asarray(~stays[labels[1:-1, 1:-1]])
+    is_open = np.bincount(labels.ravel()) >= least_px
+    is_open[0], is_open[labels[0, 0]] = False, True
+    return np.asarray(~is_open[labels[1:-1, 1:-1]])
 
 
 def _without_small(mask: Bools, least_px: float) -> Bools:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 OPEN_FILES_HINT = "Raise the limit with 'ulimit -n 4096' and give the same command again."
-"""What to do where a process has too many files open."""
+"""Hint for a process with too many open files."""
 
 _FULL = "Free some space; what is finished is kept, and the same command goes on."
 _LOCKED = "Make the folder writable, or name another."
 _GONE = "Bring the folder back, or make it; what is finished is kept, and the same command goes on."
-_ADVICE = {
+_HINTS = {
     errno.ENOENT: _GONE,
     errno.ENOTDIR: _GONE,
     errno.ESTALE: _GONE,
@@ -42,17 +42,17 @@ _ADVICE = {
     errno.EACCES: _LOCKED,
     errno.EPERM: _LOCKED,
 }
-_LONGEST_STEM = 80
-_PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
+_MAX_STEM = 80
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that replaces it when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
-    A reader therefore sees the old file or the whole new one, never a part. The temporary name
-    keeps the suffix (some writers look at it), starts with a dot (listings skip it) and holds the
-    process id (two processes never share it). The bytes are on disk before the name is.
+    A reader therefore sees the old file or the whole new one, never a part. The temporary name, in
+    the same folder, keeps the suffix (some writers need it), starts with a dot (listings skip it)
+    and holds the process id (processes never share it). The bytes are on disk before the rename.
 
     Parameters
     ----------
@@ -69,24 +69,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
     OutputError
         If the file cannot be written or replaced; the old file is then untouched.
     """
-    beside = path.with_name(f".{path.stem[:_LONGEST_STEM]}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:_MAX_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
-        beside.unlink(missing_ok=True)  # a link that somebody put there would be written through
-        yield beside
-        _flush(beside)
-        beside.replace(path)
+        temporary.unlink(missing_ok=True)  # else a link of that name would be written through
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a new hidden folder beside ``path`` that replaces it when the block ends well.
+    """Yield a new hidden folder that replaces ``path`` when the block ends without an error.
 
-    Its files are on disk before it has the name. An older folder of that name stays until then.
+    Its files are on disk before the rename. An older folder of that name stays until then.
 
     Parameters
     ----------
@@ -103,47 +103,47 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     OutputError
         If it cannot be written or replaced; the old folder is then untouched.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    old = beside.with_suffix(".old")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = temporary.with_suffix(".old")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        for file in beside.rglob("*"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
         if path.exists():
             path.rename(old)
-        beside.rename(path)
+        temporary.rename(path)
     except OSError as error:
         raise write_error(path, error) from error
     except OutputError as error:
-        where = error.where.replace(str(beside), str(path))
+        where = error.where.replace(str(temporary), str(path))
         raise OutputError(where, actual=error.actual, hint=error.hint) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def find_temporary_files(folder: Path) -> dict[str, list[Path]]:
-    """What processes that were killed, or are at work now, left beside files, by the file's name.
+    """Return temporary files of killed or running processes, by the name of their final file.
 
-    Whoever alone may write a file now may remove what lies beside it.
+    Only the process that holds the lock of a file may remove them.
     """
-    found: dict[str, list[Path]] = {}
+    leftovers: dict[str, list[Path]] = {}
     for path in folder.iterdir():
-        match = _PART.fullmatch(path.name)
-        if match and len(match["stem"]) < _LONGEST_STEM:  # else cut short, and perhaps another's
-            found.setdefault(match["stem"] + match["suffix"], []).append(path)
-    return found
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and len(match["stem"]) < _MAX_STEM:  # else it is shortened, and ambiguous
+            leftovers.setdefault(match["stem"] + match["suffix"], []).append(path)
+    return leftovers
 
 
 def path_exists(path: Path) -> bool:
-    """Whether a path leads to anything; one that no file system could hold does not.
+    """Return whether a path exists; False for names too long for the file system.
 
-    ``Path.exists`` raises an error where a name is too long.
+    ``Path.exists`` raises an error for such names.
     """
     try:
         path.stat()
@@ -153,7 +153,7 @@ def path_exists(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> Path:
-    """Return ``path`` as an existing folder.
+    """Make a folder and its parents if they are missing, and return its path.
 
     Raises
     ------
@@ -177,9 +177,9 @@ def _flush(path: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
-    """The error that says why a file or folder cannot be written, and what to do about it."""
+    """Return the error for a file or folder that cannot be written, with a hint."""
     return OutputError(
         path,
         actual=f"cannot be written ({error.strerror or error})",
-        hint=_ADVICE.get(error.errno or 0, "Check free space and permissions of the folder."),
+        hint=_HINTS.get(error.errno or 0, "Check free space and permissions of the folder."),
     )

@@ -1,4 +1,4 @@
-"""What a slide's name says: its id, whether it is a slide at all, whether it is a URL."""
+"""Suffixes of slides, and URLs among paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"(^|::)([A-Za-z][\w+.-]+):/+")
 
 
 def has_slide_suffix(name: str) -> bool:
-    """Whether a name ends as names of slides do.
+    """Return whether a name has the suffix of a slide.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def has_slide_suffix(name: str) -> bool:
 
 
 def strip_slide_suffix(name: str) -> str:
-    """A name without the suffix of a slide; any other name as it is.
+    """Return a name without the suffix of a slide; any other name unchanged.
 
     Examples
     --------
@@ -38,10 +38,10 @@ def strip_slide_suffix(name: str) -> str:
 
 
 def parse_url(path: Path | str) -> str | None:
-    """The URL that a path stands for; None for a path of this machine.
+    """Return the URL that a path stands for; None for a local path.
 
-    ``Path`` turns ``s3://bucket`` into ``s3:/bucket``; here it gets its slash back, so URLs may
-    travel as paths.
+    ``Path`` turns ``s3://bucket`` into ``s3:/bucket``; the slash is restored here, so that URLs may
+    be passed as paths.
 
     Examples
     --------

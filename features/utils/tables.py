@@ -1,4 +1,4 @@
-"""CSV tables in which an id stays what was typed, and nothing is a formula."""
+"""CSV tables with ids as text and escaped formulas."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["find_column", "read_table", "write_table"]
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a text begins that a spreadsheet would run, or that was guarded against it."""
-_GUARD = "'"
+"""Start of a text that a spreadsheet would take for a formula, or that is escaped already."""
+_ESCAPE = "'"
 _QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
-"""A cell in quotes, in which separators and line ends are text."""
+"""A quoted cell, in which separators and line ends are text."""
 _ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
 
-_LIKELY = 0.75
+_MIN_SIMILARITY = 0.75
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV table with every cell as text.
 
-    Ids such as ``049194``, ``588e11`` or ``NA`` are kept to the letter; an empty cell is the empty
+    Ids such as ``049194``, ``588e11`` or ``NA`` are kept literally; an empty cell is the empty
     string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
-    separators are understood. White space around names and cells is dropped, and so is the
-    apostrophe with which :func:`write_table` guards formulas.
+    separators are supported. White space around names and cells is stripped, and so is the
+    apostrophe with which :func:`write_table` escapes formulas.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def read_table(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a line, all columns of strings, index 0 to n - 1.
+        One row per line, all columns of strings, index 0 to n - 1.
 
     Raises
     ------
@@ -55,26 +55,26 @@ def read_table(path: Path) -> pd.DataFrame:
         If the file is missing, unreadable, not text, without rows, names a column twice, or a row
         has more cells than the header.
     """
-    import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands meet no table
+    import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
 
     text = _read_text(path)
     header = next(_ROW.finditer(text.lstrip("\n")))[0]
     separator = max(",;\t", key=_QUOTED.sub("", header).count)
     try:
         names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
-        with warnings.catch_warnings(record=True, action="always") as told:
+        with warnings.catch_warnings(record=True, action="always") as caught:
             table = pd.read_csv(
                 io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
             )
-        if told:  # rows are longer than the header, and were cut
-            _refuse_long_rows(path, text, separator)
+        if caught:  # rows are longer than the header, and were cut
+            _check_row_lengths(path, text, separator)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         with suppress(csv.Error):
-            _refuse_long_rows(path, text, separator)
+            _check_row_lengths(path, text, separator)
         reason = " ".join(str(error).split())
         raise TableError(path, actual=f"not a table ({reason})", expected="a CSV table") from error
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TableError(path, actual=f"column {twice[0]!r} stands there twice", expected="once")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise TableError(path, actual=f"column {repeated[0]!r} occurs twice", expected="once")
     table.columns = table.columns.str.strip()
     if table.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
@@ -85,33 +85,33 @@ def read_table(path: Path) -> pd.DataFrame:
 def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
     """Write a table as CSV, whole or not at all; the same table gives the same bytes.
 
-    A text that a spreadsheet would take for a formula, as it begins with ``=``, ``+``, ``-`` or
-    ``@`` and is no number, gets an apostrophe before it, which :func:`read_table` takes off again.
-    All other cells stand as they are.
+    A text that a spreadsheet would take for a formula, because it begins with ``=``, ``+``, ``-``
+    or ``@`` and is not a number, gets an apostrophe before it, which :func:`read_table` strips.
+    All other cells are written unchanged.
 
     Parameters
     ----------
     path
         The file.
     table
-        Any table; its index is left out.
+        Any table; its index is not written.
     float_format
-        How numbers are written, e.g. ``%.6g``; with all their digits by default.
+        Format of numbers, e.g. ``%.6g``; all digits by default.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    guarded = _map_cells(table, _escape_formula)
-    with atomic_write(path) as beside:
-        guarded.to_csv(beside, index=False, float_format=float_format, lineterminator="\n")
+    escaped = _map_cells(table, _escape_formula)
+    with atomic_write(path) as temporary:
+        escaped.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
 
 
 def _read_text(path: Path) -> str:
     """Text of a file, with plain line ends.
 
-    Encodings that do not tell themselves are not guessed: letters of an id would become others.
+    Undeclared encodings are not guessed, because a wrong guess would change letters of an id.
     """
     try:
         content = path.read_bytes()
@@ -124,15 +124,15 @@ def _read_text(path: Path) -> str:
             path,
             actual=f"byte {error.start} is not UTF-8 text",
             expected="a CSV table",
-            hint="Save it as CSV (UTF-8), which Excel offers beside plain CSV.",
+            hint="Save it as CSV (UTF-8), which Excel offers besides plain CSV.",
         ) from error
     except OSError as error:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _refuse_long_rows(path: Path, text: str, separator: str) -> None:
-    """Refuse a row with more cells than the header; empty ones at its end may be there."""
+def _check_row_lengths(path: Path, text: str, separator: str) -> None:
+    """Raise an error for a row with more cells than the header, except empty ones at its end."""
     n_columns = 0
     for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
         n_columns = n_columns or len(cells)
@@ -141,7 +141,7 @@ def _refuse_long_rows(path: Path, text: str, separator: str) -> None:
                 f"{path}, row {number}",
                 actual=f"{len(cells)} cells",
                 expected=f"{n_columns}, as in the header",
-                hint=f"Put quotation marks around a cell that holds {separator!r}.",
+                hint=f"Put quotation marks around cells that contain {separator!r}.",
             )
 
 
@@ -157,19 +157,18 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
     where
         The file, for the message.
     what
-        What the column holds, for the message.
+        Content of the column, for the message.
 
     Raises
     ------
     TableError
-        If there is none; the message lists the columns and the likeliest misspelling.
+        If there is none; the message lists the columns and the most similar name.
     """
     for name in names:
         if name in table.columns:
             return name
     columns = [str(column) for column in table.columns]
-    # A near name that ends alike, such as image_id for bag_id, is a column of its own.
-    close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_LIKELY)
+    close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_MIN_SIMILARITY)
     raise TableError(
         where,
         actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
@@ -179,28 +178,28 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
 
 
 def _map_cells(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:
-    """A table whose names and texts are changed."""
+    """The table with a function applied to column names and text cells."""
     import pandas as pd  # noqa: PLC0415 - as above
 
     changed = table.rename(columns=change)
-    for place, kind in enumerate(table.dtypes):
-        values = [] if kind.kind in "biuf" else table.iloc[:, place].tolist()
-        others = [change(value) for value in values]
-        if others != values:
-            changed.isetitem(place, pd.array(others, dtype=object))
+    for index, dtype in enumerate(table.dtypes):
+        values = [] if dtype.kind in "biuf" else table.iloc[:, index].tolist()
+        results = [change(value) for value in values]
+        if results != values:
+            changed.isetitem(index, pd.array(results, dtype=object))
     return changed
 
 
 def _escape_formula(value: object) -> object:
     if not isinstance(value, str):
         return value
-    text = value.strip()  # spreadsheets look through white space before a formula
-    return f"{_GUARD}{text}" if _FORMULA.match(text) and not _is_number(text) else value
+    text = value.strip()  # spreadsheets ignore white space before a formula
+    return f"{_ESCAPE}{text}" if _FORMULA.match(text) and not _is_number(text) else value
 
 
 def _unescape_formula(value: object) -> object:
-    if isinstance(value, str) and value.startswith(_GUARD) and _FORMULA.match(value):
-        return value.removeprefix(_GUARD)
+    if isinstance(value, str) and value.startswith(_ESCAPE) and _FORMULA.match(value):
+        return value.removeprefix(_ESCAPE)
     return value
 
 

@@ -1,7 +1,7 @@
-"""Codecs of zarr arrays that nobody vouches for: known ones only, held to the size of a chunk.
+"""Safe codecs for untrusted zarr arrays: known ones only, limited to the size of a chunk.
 
-A chunk names its own codecs. Some of them unpickle, which runs any program (numcodecs before 0.16.6
-did so unasked); others give back whatever they were given, a thousand times as long.
+A chunk names its own codecs. Some of them unpickle, which runs arbitrary code (numcodecs before
+0.16.6 did so by default); others may expand a few bytes to a thousand times their length.
 """
 
 from __future__ import annotations
@@ -23,68 +23,68 @@ from zarr.abc.codec import BytesBytesCodec
 __all__ = ["with_size_limits"]
 
 _SLACK_BYTES = 64
-"""What checksums between codecs may add."""
+"""Bytes that checksums between codecs may add."""
 _PLAIN = {"bytes", "crc32c", "delta", "shuffle", "transpose"}
-"""Codecs that give back as much as they are given."""
+"""Codecs that keep the size."""
 
 
 def with_size_limits(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """The same array, whose chunks are refused where they unpack to more than a chunk.
+    """Return the array with codecs that raise an error for chunks that unpack to too much.
 
     Parameters
     ----------
     array
-        Of zarr version 2 or 3, opened for reading.
+        Array of zarr version 2 or 3, opened for reading.
 
     Raises
     ------
     ValueError
-        If it names any codec but blosc, bz2, gzip, lz4, zlib and zstd, and those that keep
-        the size.
+        If it names any codec except blosc, bz2, gzip, lz4, zlib, zstd and those that keep the
+        size.
     """
     metadata: Any = array.metadata
     if metadata.zarr_format == 2:
         for codec in metadata.filters or ():
-            _require(codec.codec_id, _PLAIN)
+            _check_known(codec.codec_id, _PLAIN)
         if metadata.compressor is None:
             return array
-        _require(metadata.compressor.codec_id, _SIZES)
+        _check_known(metadata.compressor.codec_id, _SIZES)
         n_bytes = math.prod(array.chunks) * array.dtype.itemsize
-        held = replace(metadata, compressor=_LimitedV2(metadata.compressor, n_bytes))
+        limited = replace(metadata, compressor=_LimitedV2(metadata.compressor, n_bytes))
     else:
-        held = replace(metadata, codecs=tuple(map(_held, metadata.codecs)))
-    return zarr.Array(zarr.AsyncArray(held, array.store_path))
+        limited = replace(metadata, codecs=tuple(map(_with_limit, metadata.codecs)))
+    return zarr.Array(zarr.AsyncArray(limited, array.store_path))
 
 
-def _held(codec: Any) -> Any:
-    """A codec of zarr 3, and those inside it, held to the size of a chunk."""
+def _with_limit(codec: Any) -> Any:
+    """A codec of zarr 3, with its inner codecs, limited to the size of a chunk."""
     name = codec.to_dict()["name"]
     if name == "sharding_indexed":
-        inner = tuple(map(_held, codec.codecs))
-        index = tuple(map(_held, codec.index_codecs))
+        inner = tuple(map(_with_limit, codec.codecs))
+        index = tuple(map(_with_limit, codec.index_codecs))
         return type(codec)(
             chunk_shape=codec.chunk_shape, codecs=inner, index_codecs=index,
             index_location=codec.index_location,
         )  # fmt: skip
-    _require(name, {*_PLAIN, *_SIZES})
+    _check_known(name, {*_PLAIN, *_SIZES})
     return _LimitedV3(codec, name) if name in _SIZES else codec
 
 
-def _require(name: str, known: Any) -> None:
+def _check_known(name: str, known: Any) -> None:
     if name not in known:
-        raise ValueError(f"chunks in {name!r}, which is not read from files of others")
+        raise ValueError(f"chunks in {name!r}, a codec that is not read from untrusted files")
 
 
 class _LimitedV2(Codec):  # type: ignore[misc] # numcodecs has no types
     """A compressor of zarr 2 that refuses to unpack more than a chunk."""
 
-    codec_id = "held"
+    codec_id = "limited"
 
     def __init__(self, inner: Any, n_bytes: int) -> None:
         self._inner, self._n_bytes = inner, n_bytes
 
     def decode(self, data: Any, out: Any = None) -> Any:
-        _require_size(self._inner.codec_id, data, self._n_bytes)
+        _check_size(self._inner.codec_id, data, self._n_bytes)
         return self._inner.decode(data, out)
 
     def encode(self, data: Any) -> Any:
@@ -110,51 +110,51 @@ class _LimitedV3(BytesBytesCodec):
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         n_bytes = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
-        _require_size(self.name, chunk_bytes.as_numpy_array(), n_bytes)
+        _check_size(self.name, chunk_bytes.as_numpy_array(), n_bytes)
         (decoded,) = await self.inner.decode([(chunk_bytes, chunk_spec)])
         return decoded
 
 
-def _require_size(name: str, data: Any, n_bytes: int) -> None:
-    """Refuse what unpacks to more than ``n_bytes``, without unpacking more than that."""
-    most = n_bytes + _SLACK_BYTES
-    if _SIZES[name](np.ascontiguousarray(data).tobytes(), most) > most:
+def _check_size(name: str, data: Any, n_bytes: int) -> None:
+    """Raise ValueError for data that unpack to more than ``n_bytes``, without unpacking more."""
+    limit = n_bytes + _SLACK_BYTES
+    if _SIZES[name](np.ascontiguousarray(data).tobytes(), limit) > limit:
         raise ValueError(f"{name} that unpacks to more than the {n_bytes:,} bytes of a chunk")
 
 
 def _size_in(start: int, end: int) -> Callable[[bytes, int], int]:
-    """Size that stands in the header."""
+    """Size stored in the header, in bytes from ``start`` to ``end``."""
     return lambda data, _: int.from_bytes(data[start:end], "little")
 
 
 def _size_of_stream(unpacker: Callable[[], Any]) -> Callable[[bytes, int], int]:
-    """Size by unpacking, given up where there is more than enough."""
+    """Size by unpacking, which stops beyond the limit."""
 
-    def measure(data: bytes, most: int) -> int:
+    def measure(data: bytes, limit: int) -> int:
         n_bytes = 0
-        while data and n_bytes <= most:
+        while data and n_bytes <= limit:
             stream = unpacker()
-            n_bytes += len(stream.decompress(data, most + 1 - n_bytes))
+            n_bytes += len(stream.decompress(data, limit + 1 - n_bytes))
             data = stream.unused_data
         return n_bytes
 
     return measure
 
 
-def _size_of_zstd(data: bytes, most: int) -> int:
-    """Size in the header of the frame; where there is none, by unpacking."""
+def _size_of_zstd(data: bytes, limit: int) -> int:
+    """Size in the frame header; where there is none, by unpacking."""
     if data[:4] != _ZSTD_MAGIC or len(data) < 9:
         return 0
     size_kind, is_single, dictionary_kind = data[4] >> 6, data[4] >> 5 & 1, data[4] & 3
     n_bytes = (is_single, 2, 4, 8)[size_kind]
     if n_bytes:
         start = 6 - is_single + (0, 1, 2, 4)[dictionary_kind]
-        told = int.from_bytes(data[start : start + n_bytes], "little")
-        return told + 256 if n_bytes == 2 else told
+        size = int.from_bytes(data[start : start + n_bytes], "little")
+        return size + 256 if n_bytes == 2 else size
     try:
-        return len(imagecodecs.zstd_decode(data, out=most))
+        return len(imagecodecs.zstd_decode(data, out=limit))
     except imagecodecs.ZstdError:
-        return most + 1
+        return limit + 1
 
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -166,4 +166,4 @@ _SIZES: dict[str, Callable[[bytes, int], int]] = {
     "zlib": _size_of_stream(zlib.decompressobj),
     "zstd": _size_of_zstd,
 }
-"""By codec, what a chunk unpacks to; more than enough need not be exact."""
+"""Functions by codec that return the unpacked bytes of a chunk; inexact beyond the limit."""

@@ -152,7 +152,7 @@ def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
 def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = []
     for at_once_px in (10, 71, 10_000):
-        monkeypatch.setattr("features.slides.resampling._AT_ONCE_PX", at_once_px)
+        monkeypatch.setattr("features.slides.resampling._BAND_PX", at_once_px)
         means = AreaAccumulator(rows=cell_edges(60, 7), columns=cell_edges(70, 7))
         means.add(PICTURE, x_px=0, y_px=0)
         pictures.append(means.mean_image(fill_rgb=(0, 0, 0)))

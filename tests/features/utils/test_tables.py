@@ -61,7 +61,7 @@ def test_a_name_in_quotes_may_hold_separators_and_line_ends(
 def test_a_name_that_stands_twice_is_told_as_it_reads(tmp_path: Path, header: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\n1,2\n")
-    with pytest.raises(TableError, match=r"column '(a|a, b)' stands there twice"):
+    with pytest.raises(TableError, match=r"column '(a|a, b)' occurs twice"):
         read_table(path)
 
 

@@ -85,7 +85,7 @@ def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], sa
     [
         (b"", "not a table"),
         (b"image_id,patient_id,label\n", "no rows under the header"),
-        (b"image_id,image_id\na,b\n", "column 'image_id' stands there twice"),
+        (b"image_id,image_id\na,b\n", "column 'image_id' occurs twice"),
         (b"\xfd\x00bad", "not UTF-8"),
         (b'a,b\n"never closed', "not a table"),
     ],
