@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -46,3 +47,41 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def quick_runs() -> Iterator[pytest.MonkeyPatch]:
+    """Train runs with few resamples, and paint figures of pages without laying them out.
+
+    Intervals are tested where they are computed, and figures where ``drawn_figures`` is used.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from mil.reporting import figures
+    from mil.training_run import train_run
+
+    class Sketch(Figure):
+        def savefig(self, buffer: io.BytesIO, *, format: str, metadata: object) -> None:  # noqa: A002
+            if format == "svg":
+                buffer.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+            else:
+                Image.new("L", (1, 1)).save(buffer, format)
+
+    assert train_run.__kwdefaults__ is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train_run.__kwdefaults__, "n_resamples", 50)
+        patch.setattr(figures, "Figure", Sketch)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def drawn_figures(quick_runs: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lay out and draw the figures of pages, for modules that look at them."""
+    from matplotlib.figure import Figure
+
+    from mil.reporting import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "Figure", Figure)
+        yield

@@ -27,6 +27,7 @@ from tests.cli.test_filter import pen, tissue
 from tests.cli.test_view import ask, serve
 from tests.disks import full_after, read_only
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 ROOT = Path(__file__).parents[1]
 N_PATIENTS = 12
 

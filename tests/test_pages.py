@@ -31,7 +31,7 @@ from tests.browser import BROWSER_MARKS, Tab, open_tab
 from tests.cli.running import mil_ok
 from tests.fakes import make_bag
 
-pytestmark = list(BROWSER_MARKS)
+pytestmark = [*BROWSER_MARKS, pytest.mark.usefixtures("drawn_figures")]
 
 PHONE, DESK = (360, 740), (1280, 900)
 A4_PX, A4_LANDSCAPE_PX = 703, 1046

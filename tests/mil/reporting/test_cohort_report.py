@@ -30,6 +30,8 @@ from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
 from tests.browser import needs_browser, open_tab
 from tests.fakes import make_bag, real_data
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 HEAD = "image_id,patient_id,label,center_id,image_num"
 HOSTILE = "<script>alert(1)</script>$\\frac"
 PATIENTS_OF_CENTRES = [

@@ -25,6 +25,8 @@ from mil.reporting.figures import (
     share_ticks,
 )
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 HOSTILE = '<script>$\\frac$\n\x00漢字💥"'
 
 

@@ -48,6 +48,8 @@ from mil.training_run import train_run
 from tests.browser import needs_browser, open_tab
 from tests.fakes import FINGERPRINT, make_bag, write_cohort
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 CLASSES = ("<b>A</b>", 'B & "C"', "$D$")
 CLASSES_SORTED = tuple(sorted(CLASSES))
