@@ -19,12 +19,7 @@ from features.errors import OutputError
 from features.parallel.locks import FolderLocks
 from tests.disks import few_handles, full_after, read_only, small_disk
 from tests.fakes import make_bag
-from tests.features.embedding.test_pipeline import (  # noqa: F401 - fixtures
-    Silent,
-    encoder,
-    run,
-    slides,
-)
+from tests.features.embedding.test_pipeline import Silent, run
 
 
 def contents(bags: Path) -> dict[str, bytes]:
@@ -39,9 +34,9 @@ def contents(bags: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_disk_that_refuses_stops_the_run_and_loses_nothing_whole(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     text: str,
@@ -62,9 +57,9 @@ def test_a_disk_that_refuses_stops_the_run_and_loses_nothing_whole(
 
 
 def test_a_full_disk_of_real_size_is_survived(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
 ) -> None:
     run(slides, tmp_path / "whole", encoder)
     whole = contents(tmp_path / "whole")
@@ -106,9 +101,9 @@ def test_an_export_that_does_not_fit_is_one_clear_error(tmp_path: Path, layout: 
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
 ) -> None:
     bags = tmp_path / "bags"
     bags.mkdir()
@@ -157,9 +152,9 @@ class Remover(Silent):
 
 
 def test_a_folder_of_bags_that_vanishes_stops_the_run_and_is_not_made_anew(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
 ) -> None:
     run(slides, tmp_path / "whole", encoder)
     bags, aside = tmp_path / "bags", tmp_path / "unplugged"
@@ -173,9 +168,9 @@ def test_a_folder_of_bags_that_vanishes_stops_the_run_and_is_not_made_anew(
 
 
 def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
 ) -> None:
     run(slides, tmp_path / "whole", encoder)
     bags, aside = tmp_path / "bags", tmp_path / "unplugged"
@@ -192,9 +187,9 @@ def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
 
 
 def test_too_many_open_files_are_told_with_what_to_do_and_lose_nothing(
-    slides: Path,  # noqa: F811
+    slides: Path,
     tmp_path: Path,
-    encoder: Encoder,  # noqa: F811
+    encoder: Encoder,
 ) -> None:
     run(slides, tmp_path / "whole", encoder)
     bags = tmp_path / "bags"

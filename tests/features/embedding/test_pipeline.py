@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -11,9 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import timm
 import torch
-from safetensors.torch import save_file
 
 from features.bags.bag import BagMeta
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
@@ -21,7 +18,7 @@ from features.embedding import pipeline, worker
 from features.embedding.config import EmbedConfig, config_from_fingerprint, make_fingerprint
 from features.embedding.pipeline import embed_slide, embed_slides
 from features.embedding.results import SlideResult
-from features.encoders.encoder import Encoder, TimmEncoder, load_encoder
+from features.encoders.encoder import Encoder, TimmEncoder
 from features.encoders.transfer import AsyncResult
 from features.errors import BagError, SlideError, TableError
 from features.slides.file_info import content_hash
@@ -47,28 +44,6 @@ class Silent:
     def tiles_done(self, n_tiles: int) -> None: ...
     def slide_ended(self, outcome: SlideResult) -> None: ...
     def noted(self, text: str) -> None: ...
-
-
-@pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
-    return load_encoder("test_vit", weights_path=path, device=torch.device("cpu"))
-
-
-@pytest.fixture
-def slides(tmp_path: Path) -> Iterator[Path]:
-    """Two painted slides, one blank, one that is no slide."""
-    from features.slides.synthetic import make_cohort, render_slide, write_slide
-
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for number, plan in enumerate(make_cohort(n_patients=2, seed=1, signal=1.0)[:2]):
-        write_slide(folder / f"s{number}.tif", render_slide(plan)[600:2600, 600:2600])
-    write_slide(folder / "blank.tif", np.full((900, 900, 3), (196, 211, 192), np.uint8))
-    (folder / "broken.tif").write_bytes(b"II*\x00 no more")
-    return folder
 
 
 def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from features.tiling.artifacts import RULES, artifact_detector, parse_rules
 from tests.fakes import real_data
 
 
+@cache
 def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
     """Painted tissue of 224 px at 0.5 µm/px, sharp and all tissue."""
     plan = SyntheticSlide(

@@ -238,7 +238,7 @@ def test_what_a_legend_names_is_told_apart_without_any_colour(
         paint(figures[-1])
         return draw_figure(paint, **how)
 
-    monkeypatch.setattr("mil.reporting.run_report.figures.draw", keep)
+    monkeypatch.setattr("mil.reporting.run_report.figures.render_figure", keep)
     write_report(three)
     legends = [
         legend
