@@ -90,7 +90,7 @@ def audit(
 
 def _print_report(report: AuditReport, *, bags: Path | None) -> None:
     print_findings(report.findings)
-    if report.predictability:
+    if report.shortcut_scores:
         _print_shortcuts(report)
     looked_at = ", ".join(
         f"{pluralize(report.n_patients[side], 'patients')} and "
@@ -115,7 +115,7 @@ def _print_shortcuts(report: AuditReport) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("score", "95 % interval", "chance", "p", "patients"):
         table.add_column(name, justify="right", no_wrap=True)
-    for found in report.predictability:
+    for found in report.shortcut_scores:
         table.add_row(
             found.source,
             found.target,

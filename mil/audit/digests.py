@@ -1,8 +1,8 @@
-"""What the audit remembers of each slide's bag, and who the slide belongs to."""
+"""Digests of the slides' bags, and the table entries that the slides belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,112 +14,98 @@ from features.bags.h5 import read_bag
 from features.errors import BagError
 from mil.audit.tables import Split
 
-__all__ = ["SlideDigest", "TableEntry", "find_owners", "read_digests"]
+__all__ = ["SlideDigest", "TableEntry", "read_digests", "table_entries"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableEntry:
-    """Where a slide stands in the tables."""
+    """Everything that the tables state about one slide."""
 
     slide_id: str
-    """Its name."""
-    sides: frozenset[str]
+    splits: frozenset[str]
     """``train``, ``test`` or both."""
     patient_ids: frozenset[str]
-    """Whose it is; several if tables contradict each other."""
+    """Its patient; several if tables contradict each other."""
     labels: frozenset[str]
     """Its labels in the training table; empty for a slide of the test table."""
 
     def __str__(self) -> str:
         """``a_0 (train, patient a, CE)``."""
-        parts = (self.sides, {f"patient {name}" for name in self.patient_ids}, self.labels)
-        said = ", ".join(" and ".join(sorted(part)) for part in parts if part)
-        return f"{self.slide_id} ({said})"
+        parts = (self.splits, {f"patient {name}" for name in self.patient_ids}, self.labels)
+        text = ", ".join(" and ".join(sorted(part)) for part in parts if part)
+        return f"{self.slide_id} ({text})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideDigest:
-    """A bag in short: all the audit needs but the tiles."""
+    """A bag without its tiles: all that the audit keeps in memory."""
 
     slide_id: str
-    """Name of the slide."""
     path: BagRef
-    """Its bag."""
     fingerprint: Fingerprint
-    """How the bag was made."""
     n_tiles: int
-    """Embeddings in it."""
     width_px0: int
-    """Width of the slide in level-0 px; 0 where the bag does not know it."""
+    """Width of the slide in level-0 px; 0 if the bag does not state it."""
     height_px0: int
-    """Height of the slide in level-0 px; 0 where the bag does not know it."""
+    """Height of the slide in level-0 px; 0 if the bag does not state it."""
     background_rgb: tuple[int, int, int]
-    """Colour of its glass."""
     content_id: str
-    """Content of the slide file; '' if not known."""
+    """Content hash of the slide file; '' if not known."""
     features_sha256: str
-    """Hash of the embeddings."""
-    knows_places: bool
-    """Whether the bag says where on a slide its tiles lie; series of images have no such plane."""
+    has_coords: bool
+    """Whether the bag holds tile coordinates; series of images have none."""
     mean: npt.NDArray[np.float32]
     """Mean embedding, shape (dim,); zeros without tiles."""
 
 
-def find_owners(sides: Sequence[Split]) -> dict[str, TableEntry]:
-    """Where each slide stands, by slide id, in order of first appearance."""
-    found: dict[str, TableEntry] = {}
-    for side in sides:
-        for row in side.rows.to_dict("records"):
+def table_entries(splits: Sequence[Split]) -> dict[str, TableEntry]:
+    """Return the entry of each slide by slide id, in order of first appearance."""
+    entries: dict[str, TableEntry] = {}
+    for split in splits:
+        for row in split.rows.to_dict("records"):
             slide_id = str(row["slide"])
             labels = {str(row["label"])} if "label" in row else set()
-            known = found.get(slide_id)
-            found[slide_id] = TableEntry(
+            known = entries.get(slide_id)
+            entries[slide_id] = TableEntry(
                 slide_id=slide_id,
-                sides=frozenset({side.name, *(known.sides if known else ())}),
+                splits=frozenset({split.name, *(known.splits if known else ())}),
                 patient_ids=frozenset({row["patient"], *(known.patient_ids if known else ())}),
                 labels=frozenset({*labels, *(known.labels if known else ())}),
             )
-    return found
+    return entries
 
 
 def read_digests(
-    slide_ids: Iterable[str], bag_paths: Mapping[str, BagRef], *, on_slide: Callable[[], None]
+    slide_ids: Collection[str], bags: Mapping[str, BagRef], *, on_slide: Callable[[int], None]
 ) -> dict[str, SlideDigest]:
-    """Read bags one after the other and keep a digest of each; slides without one are left out.
+    """Read bags one after the other and keep a digest of each; slides without a bag are left out.
 
-    Parameters
-    ----------
-    slide_ids
-        Slides wanted.
-    bag_paths
-        Where bags lie, by slide id.
-    on_slide
-        Called after each slide.
+    ``on_slide`` is called after each slide with the number of slides done.
 
     Raises
     ------
     BagError
         If no slide has a bag, a bag is damaged, or two were made differently.
     """
-    found: dict[str, SlideDigest] = {}
-    for slide_id in slide_ids:
-        if slide_id in bag_paths:
-            found[slide_id] = _read_digest(slide_id, bag_paths[slide_id])
-        on_slide()
-    if not found:
+    digests: dict[str, SlideDigest] = {}
+    for done, slide_id in enumerate(slide_ids, start=1):
+        if slide_id in bags:
+            digests[slide_id] = _read_digest(slide_id, bags[slide_id])
+        on_slide(done)
+    if not digests:
         raise BagError(
             "bags",
             actual="no slide of the tables has one",
             expected="a bag named after each slide",
             hint="Check --bags, and that slide ids equal file names without suffix.",
         )
-    first = next(iter(found.values()))
+    first = next(iter(digests.values()))
     check_fingerprint(
         first.fingerprint,
-        ((digest.path, digest.fingerprint) for digest in found.values()),
+        ((digest.path, digest.fingerprint) for digest in digests.values()),
         source=f"the bag of {first.slide_id!r}",
     )
-    return found
+    return digests
 
 
 def _read_digest(slide_id: str, path: BagRef) -> SlideDigest:
@@ -134,18 +120,18 @@ def _read_digest(slide_id: str, path: BagRef) -> SlideDigest:
         background_rgb=bag.meta.background_rgb,
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
-        knows_places=_knows_places(bag),
+        has_coords=_has_coords(bag),
         mean=_mean(bag.features),
     )
 
 
-def _knows_places(bag: Bag) -> bool:
+def _has_coords(bag: Bag) -> bool:
     spans_px0 = (bag.meta.span_x_px0, bag.meta.span_y_px0)
     return bag.order is None and all(spans_px0) and bool((bag.coords_px0 >= 0).any())
 
 
 def _mean(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """Mean embedding; summed in float64, since float16 overflows."""
+    """Return the mean embedding, shape (dim,); summed in float64, since float16 overflows."""
     if not len(features):
         return np.zeros(features.shape[1], np.float32)
     return np.asarray(features.mean(axis=0, dtype=np.float64), np.float32)

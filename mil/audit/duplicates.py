@@ -1,15 +1,15 @@
-"""Slides that are copies of each other: the same file, or the same tissue embedded twice.
+"""Duplicate slides: the same file, the same embeddings, or the same tissue embedded twice.
 
-A copy is told by geometry. Each tile of one slide is paired with the most similar tile of the
-other (cosine of embeddings, from which the cohort's mean was taken). If both show the same tissue,
-paired tiles lie at one and the same displacement, give or take half a tile; in different slides
-displacements scatter. What is counted is the share of tiles that agree on a displacement, under
-the turn by 0, 90, 180 or 270 degrees that suits best. It needs no absolute threshold of similarity
-and therefore survives another grid, compression, tone and turn. It is the geometric check of
-copy detection (Douze et al., 2009) on tiles instead of key points.
+Near-duplicates are recognised by geometry. Each tile of one slide is matched with the most similar
+tile of the other (cosine of embeddings, centred on the cohort's mean). If both slides show the same
+tissue, all matches have the same displacement to within half a tile; between different slides,
+displacements scatter. The score is the share of tiles that agree on a displacement, under the best
+rotation by 0, 90, 180 or 270 degrees. It needs no absolute threshold of similarity and therefore
+tolerates a different grid, compression, tone and rotation. It is the geometric verification of copy
+detection (Douze et al., 2009), on tiles instead of key points.
 
 Series of images are compared by file and by embeddings only: slices of different people match by
-their level in the body, so that displacements agree where nothing was copied.
+their level in the body, so that displacements agree although nothing was copied.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mil.audit.digests import SlideDigest, TableEntry
 from mil.audit.findings import Finding, Severity, abbreviate
 
 __all__ = [
-    "LEAST_AGREEING_TILES",
-    "LEAST_AGREEMENT",
-    "Agreement",
+    "MIN_AGREEING_TILES",
+    "MIN_AGREEMENT",
+    "TileAgreement",
     "find_identical",
     "find_near_duplicates",
     "match_tiles",
@@ -38,29 +38,29 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
-LEAST_AGREEMENT = 0.4
-"""Share of tiles that must agree on a displacement for two slides to count as near-duplicates."""
+MIN_AGREEMENT = 0.4
+"""Minimum share of tiles that agree on a displacement in near-duplicates."""
 
-LEAST_AGREEING_TILES = 8
-"""And so many of them: a few tiles agree by chance, so slides with fewer are not compared."""
+MIN_AGREEING_TILES = 8
+"""Minimum number of such tiles; smaller slides are not compared, as few tiles agree by chance."""
 
 _N_CANDIDATES = 3
-_N_KEPT = 16
-_MOST_TILES = 128
+_N_CACHED_BAGS = 16
+_MAX_TILES = 128
 _TOLERANCE_TILES = 0.75
-_TURNS = tuple(np.array(turn) for turn in (
+_ROTATIONS = tuple(np.array(rotation) for rotation in (
     ((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0)),
 ))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How well the tiles of two slides lie upon each other."""
+class TileAgreement:
+    """Geometric agreement between the tiles of two slides."""
 
     n_agreeing: int
-    """Tiles whose best matches lie at one displacement."""
+    """Number of tiles whose best matches have the same displacement."""
     n_tiles: int
-    """Tiles looked at, of the slide that has fewer."""
+    """Number of tiles compared, those of the smaller slide."""
 
     @property
     def share(self) -> float:
@@ -71,47 +71,47 @@ class Agreement:
     def is_copy(self) -> bool:
         """Whether both slides count as near-duplicates.
 
-        On painted slides of 7 to 25 tiles, where chance is greatest, none of 4,311 pairs of
-        different slides did; of 64 altered copies 48 did.
+        On synthetic slides of 7 to 25 tiles, where chance agreement is greatest, none of 4,311
+        pairs of different slides did; of 64 altered copies 48 did.
         """
-        return self.n_agreeing >= LEAST_AGREEING_TILES and self.share >= LEAST_AGREEMENT
+        return self.n_agreeing >= MIN_AGREEING_TILES and self.share >= MIN_AGREEMENT
 
 
 @dataclass(frozen=True)
 class _DuplicateFinding:
-    """Slides that are one, in words."""
+    """Table entries of slides that are copies of each other."""
 
-    owners: tuple[TableEntry, ...]
+    entries: tuple[TableEntry, ...]
     detail: str = ""
 
     @property
     def severity(self) -> Severity:
-        sides = frozenset().union(*(owner.sides for owner in self.owners))
-        patients = frozenset().union(*(owner.patient_ids for owner in self.owners))
-        if len(sides) > 1:
+        splits = frozenset().union(*(entry.splits for entry in self.entries))
+        patients = frozenset().union(*(entry.patient_ids for entry in self.entries))
+        if len(splits) > 1:
             return Severity.error
         if len(patients) == 1:
             return Severity.note
-        return Severity.error if "train" in sides else Severity.warning
+        return Severity.error if "train" in splits else Severity.warning
 
     def __str__(self) -> str:
-        return " = ".join(map(str, self.owners)) + self.detail
+        return " = ".join(map(str, self.entries)) + self.detail
 
 
 _ADVICE = {
     Severity.error: (
-        "Keep one of each, or give copies one patient id and one side; where labels differ, find "
-        "out which is right."
+        "Keep one of each, or give copies the same patient id in the same table; if labels differ, "
+        "find out which one is right."
     ),
-    Severity.warning: "They are judged as two patients; give them one patient id.",
-    Severity.note: "They weigh double in their patient's bag; keep one of each.",
+    Severity.warning: "They are scored as two patients; give them one patient id.",
+    Severity.note: "Their tiles count twice in the patient's bag; keep one of each.",
 }
 
 
 def find_identical(
-    digests: Mapping[str, SlideDigest], owners: Mapping[str, TableEntry]
+    digests: Mapping[str, SlideDigest], entries: Mapping[str, TableEntry]
 ) -> list[Finding]:
-    """Slides of different names with the same file content or the same embeddings."""
+    """Return findings on slides with the same file content or the same embeddings."""
     by_content = _groups(digests, lambda digest: digest.content_id)
     known = {frozenset(group) for group in by_content}
     by_embedding = [
@@ -120,31 +120,29 @@ def find_identical(
         if not any(set(group) <= other for other in known)
     ]
     return [
-        *_findings("identical_file", "are the same file", by_content, owners),
-        *_findings("identical_embeddings", "have the same embeddings", by_embedding, owners),
+        *_findings("identical_file", "are the same file", by_content, entries),
+        *_findings("identical_embeddings", "have the same embeddings", by_embedding, entries),
     ]
 
 
 def find_near_duplicates(
     digests: Mapping[str, SlideDigest],
-    owners: Mapping[str, TableEntry],
+    entries: Mapping[str, TableEntry],
     *,
     on_pair: Callable[[int, int], None],
 ) -> list[Finding]:
-    """Slides of different patients that show the same tissue: re-scans, re-encoded copies, crops.
+    """Return findings on slides of different patients that show the same tissue.
 
-    For every slide the three most similar slides of other patients, by the cosine of mean
-    embeddings, are compared tile by tile, see :func:`match_tiles`. Slides of whose tiles nobody
-    knows where they lie are left out.
+    These are rescans, re-encoded copies and crops. Each slide is compared tile by tile, see
+    :func:`match_tiles`, with the three slides of other patients whose mean embeddings are most
+    similar by cosine. Slides without tile coordinates are left out.
 
     Parameters
     ----------
-    digests
-        Slides by id.
-    owners
-        Where they stand in the tables.
+    digests, entries
+        Digest and table entry of each slide, by slide id.
     on_pair
-        Called with pairs compared and pairs in all.
+        Called with the number of pairs compared and the number of pairs in all.
 
     Raises
     ------
@@ -154,98 +152,103 @@ def find_near_duplicates(
     usable = [
         digest
         for digest in digests.values()
-        if digest.knows_places and digest.n_tiles >= LEAST_AGREEING_TILES
+        if digest.has_coords and digest.n_tiles >= MIN_AGREEING_TILES
     ]
     if len(usable) < 2:
         return []
     centre = np.stack([digest.mean for digest in usable]).mean(axis=0, dtype=np.float64)
-    pairs = _candidates(usable, owners, centre)
-    read = lru_cache(maxsize=_N_KEPT)(read_bag)
-    found = []
+    pairs = _candidates(usable, entries, centre)
+    read = lru_cache(maxsize=_N_CACHED_BAGS)(read_bag)
+    copies = []
     for done, (first, second, cosine) in enumerate(pairs, start=1):
         fit = match_tiles(read(first.path), read(second.path), centre=centre)
         if fit.is_copy:
             detail = f": {percent(fit.share)} of tiles agree, cosine of means {cosine:.2f}"
-            found.append(
-                _DuplicateFinding((owners[first.slide_id], owners[second.slide_id]), detail)
+            copies.append(
+                _DuplicateFinding((entries[first.slide_id], entries[second.slide_id]), detail)
             )
         on_pair(done, len(pairs))
-    return list(_by_severity("near_duplicate", "show the same tissue", found))
+    return list(_by_severity("near_duplicate", "show the same tissue", copies))
 
 
-def match_tiles(first: Bag, second: Bag, *, centre: Floats) -> Agreement:
-    """Count tiles of the smaller bag whose best matches in the other lie at one displacement.
+def match_tiles(first: Bag, second: Bag, *, centre: Floats) -> TileAgreement:
+    """Count tiles of the smaller bag whose best matches in the other have the same displacement.
 
     Parameters
     ----------
     first, second
-        The bags, in any order, each with at least one tile; both know where their tiles lie.
+        Bags in any order, each with at least one tile and with coordinates in level-0 px.
     centre
-        Mean embedding of the cohort, shape (dim,), taken from all tiles before cosines.
+        Mean embedding of the cohort, shape (dim,), subtracted before cosines are computed.
     """
     small, large = sorted((first, second), key=lambda bag: len(bag.features))
-    n_tiles = min(len(small.features), _MOST_TILES)
+    n_tiles = min(len(small.features), _MAX_TILES)
     rows = np.linspace(0, len(small.features) - 1, n_tiles).round().astype(np.int64)
-    cosines = _directions(small.features[rows], centre) @ _directions(large.features, centre).T
-    places, matched = _places(small)[rows], _places(large)[cosines.argmax(axis=1)]
-    return Agreement(
-        n_agreeing=max(_largest_cluster(matched @ turn.T - places) for turn in _TURNS),
+    cosines = _unit_rows(small.features[rows], centre) @ _unit_rows(large.features, centre).T
+    positions, matched = (
+        _grid_positions(small)[rows],
+        _grid_positions(large)[cosines.argmax(axis=1)],
+    )
+    return TileAgreement(
+        n_agreeing=max(
+            _largest_cluster(matched @ rotation.T - positions) for rotation in _ROTATIONS
+        ),
         n_tiles=n_tiles,
     )
 
 
 def _largest_cluster(shifts: Floats) -> int:
-    """Most shifts, of shape (n, 2), that lie around one of them."""
+    """Return the size of the largest cluster of shifts, shape (tiles, 2), around one of them."""
     gaps = np.abs(shifts[:, None] - shifts[None]).max(axis=2)
     return int((gaps <= _TOLERANCE_TILES).sum(axis=1).max())
 
 
-def _directions(features: npt.NDArray[np.floating], centre: Floats) -> npt.NDArray[np.float32]:
-    """Rows of length 1 (0 for a row that equals the centre)."""
-    apart = features.astype(np.float32) - centre.astype(np.float32)
-    lengths = np.linalg.norm(apart, axis=1, keepdims=True)
-    return np.asarray(apart / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+def _unit_rows(features: npt.NDArray[np.floating], centre: Floats) -> npt.NDArray[np.float32]:
+    """Return centred rows scaled to length 1 (0 for a row that equals the centre)."""
+    centred = features.astype(np.float32) - centre.astype(np.float32)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
-def _places(bag: Bag) -> Floats:
-    """Where tiles lie, in tiles, shape (tiles, 2): the same for any resolution of the scan."""
+def _grid_positions(bag: Bag) -> Floats:
+    """Return tile coordinates in units of the tile's side, shape (tiles, 2), at any resolution."""
     return np.asarray(bag.coords_px0 / np.array([bag.meta.span_x_px0, bag.meta.span_y_px0]))
 
 
 def _candidates(
-    usable: Sequence[SlideDigest], owners: Mapping[str, TableEntry], centre: Floats
+    usable: Sequence[SlideDigest], entries: Mapping[str, TableEntry], centre: Floats
 ) -> list[tuple[SlideDigest, SlideDigest, float]]:
-    """Each slide with its nearest slides of other patients; no pair twice, no identical files."""
-    means = _directions(np.stack([digest.mean for digest in usable]), centre)
+    """Return each slide with its nearest slides of other patients, without repeats and copies."""
+    means = _unit_rows(np.stack([digest.mean for digest in usable]), centre)
     pairs: dict[tuple[int, int], float] = {}
     for index, digest in enumerate(usable):
         cosines = means @ means[index]
-        n_found = 0
+        n_pairs = 0
         for other in np.argsort(-cosines, kind="stable").tolist():
-            if n_found == _N_CANDIDATES:
+            if n_pairs == _N_CANDIDATES:
                 break
-            if _may_be_compared(digest, usable[other], owners):
+            if _is_candidate(digest, usable[other], entries):
                 pairs[min(index, other), max(index, other)] = float(cosines[other])
-                n_found += 1
+                n_pairs += 1
     return [(usable[a], usable[b], cosine) for (a, b), cosine in sorted(pairs.items())]
 
 
-def _may_be_compared(
-    first: SlideDigest, second: SlideDigest, owners: Mapping[str, TableEntry]
+def _is_candidate(
+    first: SlideDigest, second: SlideDigest, entries: Mapping[str, TableEntry]
 ) -> bool:
     known = (
         first.features_sha256 == second.features_sha256
         or first.content_id == second.content_id != ""
     )
     return not known and not (
-        owners[first.slide_id].patient_ids & owners[second.slide_id].patient_ids
+        entries[first.slide_id].patient_ids & entries[second.slide_id].patient_ids
     )
 
 
 def _groups(
     digests: Mapping[str, SlideDigest], key: Callable[[SlideDigest], str]
 ) -> list[tuple[str, ...]]:
-    """Slides that share a key, where several do; an empty key is none."""
+    """Return groups of two or more slides with the same key; an empty key matches nothing."""
     members: dict[str, list[str]] = {}
     for digest in digests.values():
         members.setdefault(key(digest), []).append(digest.slide_id)
@@ -253,22 +256,22 @@ def _groups(
 
 
 def _findings(
-    kind: str, verb: str, groups: Iterable[Sequence[str]], owners: Mapping[str, TableEntry]
+    kind: str, verb: str, groups: Iterable[Sequence[str]], entries: Mapping[str, TableEntry]
 ) -> Iterator[Finding]:
-    copies = [_DuplicateFinding(tuple(owners[name] for name in group)) for group in groups]
+    copies = [_DuplicateFinding(tuple(entries[name] for name in group)) for group in groups]
     return _by_severity(kind, verb, copies)
 
 
 def _by_severity(kind: str, verb: str, copies: Sequence[_DuplicateFinding]) -> Iterator[Finding]:
-    """One finding for all copies that are equally bad."""
+    """Yield one finding per severity."""
     for severity in Severity:
-        subjects = tuple(str(found) for found in copies if found.severity is severity)
+        subjects = tuple(str(copy) for copy in copies if copy.severity is severity)
         if subjects:
-            of_whom = "of one patient " if severity is Severity.note else ""
+            owner = "of one patient " if severity is Severity.note else ""
             yield Finding(
-                severity=severity,
-                kind=kind,
-                message=f"slides {of_whom}{verb}: {abbreviate(subjects)}",
-                advice=_ADVICE[severity],
-                subjects=subjects,
+                severity,
+                kind,
+                f"slides {owner}{verb}: {abbreviate(subjects)}",
+                _ADVICE[severity],
+                subjects,
             )

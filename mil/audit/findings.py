@@ -1,44 +1,41 @@
-"""What an audit finds, and how bad it is."""
+"""Findings of an audit and their severity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Finding", "Severity", "abbreviate"]
+__all__ = ["Finding", "Severity", "abbreviate", "worst_first"]
 
 _N_NAMED = 3
 
 
 class Severity(StrEnum):
-    """How bad a finding is, worst first."""
+    """Severity of a finding, worst first."""
 
     error = "error"
-    """A leak: scores got from these tables would be better than the truth."""
+    """A leak: scores obtained from these tables would be too good."""
     warning = "warning"
-    """Nothing leaks, but training would refuse the table, or scores could mislead."""
+    """No leak, but training would refuse the table, or scores could mislead."""
     note = "note"
-    """Worth knowing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
-    """One thing found, in plain words."""
+    """One finding, in plain words."""
 
     severity: Severity
-    """How bad it is."""
     kind: str
-    """What it is, one stable word for programs, e.g. ``patient_on_two_sides``."""
+    """Stable identifier for programs, e.g. ``patient_on_two_sides``."""
     message: str
-    """What was found."""
-    advice: str
-    """What to do, as full sentences; empty where there is nothing to do."""
+    advice: str = ""
+    """What to do, in full sentences; empty if nothing has to be done."""
     subjects: tuple[str, ...] = ()
     """All patients, slides, centres or classes concerned; the message names the first few."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "severity": self.severity.value,
             "kind": self.kind,
@@ -48,7 +45,13 @@ class Finding:
         }
 
 
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings by severity; those of equal severity keep their order."""
+    order = list(Severity)
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+
+
 def abbreviate(names: Sequence[str]) -> str:
-    """The first few names and how many more there are: ``a, b, c and 4 more``."""
+    """Return the first few names and the number of the others: ``a, b, c and 4 more``."""
     more = len(names) - _N_NAMED
     return ", ".join(names[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")

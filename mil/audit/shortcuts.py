@@ -1,7 +1,7 @@
-"""The shortcut report: what predicts the label without looking at tissue.
+"""Shortcut scores: how well properties other than tissue predict the label.
 
-Each of these columns alone is given to a small model, see :mod:`mil.evaluation.shortcut_model`,
-under folds of patients.
+Each property alone is given to a small model, see :mod:`mil.evaluation.shortcut_model`, in
+cross-validation over patients.
 """
 
 from __future__ import annotations
@@ -25,50 +25,48 @@ from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
 
-__all__ = ["LEAST_OF_A_CLASS", "ShortcutScore", "audit_shortcuts", "measure_shortcuts"]
+__all__ = ["MIN_CLASS_SIZE", "ShortcutScore", "audit_shortcuts", "measure_shortcuts"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LEAST_OF_A_CLASS = 10
-"""Patients of each class, or of a centre, below which a shortcut is not measured."""
+MIN_CLASS_SIZE = 10
+"""Minimum number of patients per class, or per centre, for a shortcut to be measured."""
 
 _N_REPEATS = 3
 _N_RESAMPLES = 1000
 _N_PERMUTATIONS = 999
-_LARGEST_P = 0.01
-_MOST_COMPONENTS = 32
+_ALPHA = 0.01
+_MAX_COMPONENTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutScore:
-    """How well one thing predicts another, judged on patients the small model had not seen."""
+    """Out-of-fold score of a small model that predicts the label or centre from one property."""
 
     source: str
-    """What predicts: ``centre``, ``slides``, ``tiles``, ``area``, ``aspect``, ``background``,
+    """Predictor: ``centre``, ``slides``, ``tiles``, ``area``, ``aspect``, ``background``,
     ``all`` of these, or ``mean embedding``."""
     target: str
-    """What is predicted: ``label`` or ``centre``."""
+    """``label`` or ``centre``."""
     metric: str
     """``auroc`` or ``balanced_accuracy``."""
     score: Interval
-    """The score with its bootstrap interval over patients."""
     chance: float
-    """What the metric gives without any information."""
+    """Value of the metric without any information."""
     p_value: float
-    """Share of 1,000 shufflings of the truth that score as high or higher; one-sided."""
+    """One-sided p-value of a permutation test with 1,000 shuffled labels."""
     n_patients: int
-    """Patients judged."""
     n_compared: int
-    """Sources tried on this target; the p-value is held against 0.01 divided by it."""
+    """Number of sources tried on this target, for the Bonferroni correction at 0.01."""
 
     @property
     def is_above_chance(self) -> bool:
-        """Whether chance is no likely reason for the score."""
-        return self.p_value * self.n_compared <= _LARGEST_P
+        """Whether the score is significantly better than chance."""
+        return self.p_value * self.n_compared <= _ALPHA
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             **asdict(self),
             "score": self.score.as_dict(),
@@ -79,26 +77,26 @@ class ShortcutScore:
 def measure_shortcuts(
     cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
 ) -> tuple[ShortcutScore, ...]:
-    """Measure what predicts the label without tissue, and whether embeddings betray the centre.
+    """Measure which shortcuts predict the label, and whether embeddings predict the centre.
 
-    The small model is a logistic regression with squares and products, classes weighted equally.
-    Predictions are out-of-fold means over three cross-validations. The shuffles of the p-value
-    leave them as they are; a feature without information scores slightly below chance in
-    cross-validation, so the test errs on the quiet side.
+    The small model is a logistic regression with squares and products and equal class weights.
+    Predictions are out-of-fold means over three cross-validations. The permutation test shuffles
+    the labels without refitting; a feature without information scores slightly below chance in
+    cross-validation, so the test is conservative.
 
     Parameters
     ----------
     cohort
         Patients with labels.
     digests
-        Their slides; empty if only the table is audited.
+        Digests of their slides; empty if only the table is audited.
     n_folds, seed
-        Folds of patients, and what decides everything random.
+        Number of folds, and the seed of everything random.
 
     Returns
     -------
     tuple
-        One entry a source that varies at all; empty if a class has fewer than ten patients.
+        One score per source that varies; empty if a class has fewer than ten patients.
     """
     of_table = (
         (name, cohort, values) for name, values in shortcut_features(cohort.patients).items()
@@ -106,85 +104,82 @@ def measure_shortcuts(
     columns = [*of_table, *_slide_columns(cohort, digests)]
     if len(columns) > 1:
         shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
-        columns.append((ALL_SHORTCUTS, _only(cohort, shared), _side_by_side(columns, shared)))
-    measurable = [c for c in columns if _smallest_class(c[1]) >= LEAST_OF_A_CLASS]
-    found = [
-        _label_from(
+        columns.append((ALL_SHORTCUTS, _select(cohort, shared), _concatenate(columns, shared)))
+    measurable = [c for c in columns if _smallest_class(c[1]) >= MIN_CLASS_SIZE]
+    scores = [
+        _score_label(
             values, of, source=source, n_folds=n_folds, seed=seed, n_compared=len(measurable)
         )
         for source, of, values in measurable
     ]
-    found += _centre_from_embeddings(cohort, digests, n_folds=n_folds, seed=seed)
-    return tuple(found)
+    scores += _score_centre(cohort, digests, n_folds=n_folds, seed=seed)
+    return tuple(scores)
 
 
-def audit_shortcuts(measured: tuple[ShortcutScore, ...]) -> list[Finding]:
-    """What the measured shortcuts mean."""
-    found = [_about_label(m) for m in measured if m.target == "label" and m.is_above_chance]
-    centre_tells = any(
-        m.source == "centre" and m.target == "label" and m.is_above_chance for m in measured
-    )
-    found += [
-        _about_centre(m, centre_tells=centre_tells)
-        for m in measured
-        if m.target == "centre" and m.is_above_chance
+def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> list[Finding]:
+    """Return findings on the shortcuts that predict better than chance."""
+    significant = [score for score in scores if score.is_above_chance]
+    of_label = [score for score in significant if score.target == "label"]
+    centre_predicts_label = any(score.source == "centre" for score in of_label)
+    return [
+        *(_label_finding(score) for score in of_label),
+        *(
+            _centre_finding(score, centre_predicts_label=centre_predicts_label)
+            for score in significant
+            if score.target == "centre"
+        ),
     ]
-    return found
 
 
-def _about_label(measured: ShortcutScore) -> Finding:
+def _label_finding(measured: ShortcutScore) -> Finding:
     score = measured.score
     return Finding(
-        severity=Severity.warning,
-        kind="shortcut",
-        message=f"{_IN_WORDS[measured.source]} ranks classes with AUROC {score.value:.3f} "
+        Severity.warning,
+        "shortcut",
+        f"{_SOURCE_TEXTS[measured.source]} ranks classes with AUROC {score.value:.3f} "
         f"[{score.low:.3f}, {score.high:.3f}] on {measured.n_patients} patients "
         f"(p = {measured.p_value:.3f})",
-        advice="A model must do clearly better than this to have learned anything of tissue; "
-        "also train with --by centre.",
-        subjects=(measured.source,),
+        "A model must do clearly better than this to have learned anything from tissue; also train "
+        "with --by centre.",
+        (measured.source,),
     )
 
 
-def _about_centre(measured: ShortcutScore, *, centre_tells: bool) -> Finding:
+def _centre_finding(measured: ShortcutScore, *, centre_predicts_label: bool) -> Finding:
     score = measured.score
     message = (
-        f"mean embeddings tell the centre: balanced accuracy {score.value:.3f} "
+        f"mean embeddings predict the centre: balanced accuracy {score.value:.3f} "
         f"[{score.low:.3f}, {score.high:.3f}] where chance gives {measured.chance:.3f}"
     )
-    if not centre_tells:
-        return Finding(
-            severity=Severity.note,
-            kind="centre_in_embeddings",
-            message=message + "; the centre alone does not predict the label here",
-            advice="",
-        )
+    if not centre_predicts_label:
+        message += "; the centre alone does not predict the label here"
+        return Finding(Severity.note, "centre_in_embeddings", message)
     return Finding(
-        severity=Severity.warning,
-        kind="centre_in_embeddings",
-        message=message + ", and the centre predicts the label: heads can take this road",
-        advice="Train with --by centre, too, and compare.",
+        Severity.warning,
+        "centre_in_embeddings",
+        message + ", and the centre predicts the label: heads can use it as a shortcut",
+        "Also train with --by centre, and compare.",
     )
 
 
-_IN_WORDS = {
+_SOURCE_TEXTS = {
     "centre": "the centre alone",
     "slides": "the number of slides alone",
     "tiles": "the number of tiles alone",
     "area": "the area of the slide alone",
-    "aspect": "the aspect of the slide alone",
+    "aspect": "the aspect ratio of the slide alone",
     "background": "the background colour alone",
-    ALL_SHORTCUTS: "all that is not tissue together",
+    ALL_SHORTCUTS: "all of these shortcuts together",
 }
 
 Column = tuple[str, Cohort, Floats]
-"""Name, patients that have it, and values of shape (patients, columns)."""
+"""Name, patients with known values, and values of shape (patients, columns)."""
 
 
 def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterator[Column]:
-    """What the outside of slides tells, each thing of the patients of whom it is known."""
+    """Yield properties of slides other than tissue, for the patients with known values."""
     slides = {p.patient_id: _slides_of(p, digests) for p in cohort.patients}
-    # Bags of series and imported ones may not know how large their slide is.
+    # Bags of series and imported bags may not state the size of their slide.
     sized = {name: [s for s in of if s.width_px0 and s.height_px0] for name, of in slides.items()}
     for name, known, measure in (
         ("tiles", slides, _log_tiles), ("area", sized, _log_area), ("aspect", sized, _log_aspect),
@@ -193,7 +188,7 @@ def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterat
         rows = {patient_id: measure(of) for patient_id, of in known.items() if of}
         values = np.array(list(rows.values()), np.float64)
         if rows and np.ptp(values, axis=0).max() > 0:
-            yield name, _only(cohort, set(rows)), values
+            yield name, _select(cohort, set(rows)), values
 
 
 def _log_tiles(slides: list[SlideDigest]) -> list[float]:
@@ -213,11 +208,9 @@ def _background(slides: list[SlideDigest]) -> list[float]:
     return rgb
 
 
-def _side_by_side(columns: list[Column], shared: set[str]) -> Floats:
-    """All columns of the patients that have every one of them."""
-    parts = []
-    for _, of, values in columns:
-        parts.append(values[[name in shared for name in of.patient_ids]])
+def _concatenate(columns: list[Column], shared: set[str]) -> Floats:
+    """Return all columns of the patients that have every one of them, shape (patients, columns)."""
+    parts = [values[[name in shared for name in of.patient_ids]] for _, of, values in columns]
     return np.concatenate(parts, axis=1)
 
 
@@ -225,7 +218,7 @@ def _slides_of(patient: Patient, digests: Mapping[str, SlideDigest]) -> list[Sli
     return [digests[name] for name in patient.slide_ids if name in digests]
 
 
-def _only(cohort: Cohort, patient_ids: set[str]) -> Cohort:
+def _select(cohort: Cohort, patient_ids: set[str]) -> Cohort:
     patients = tuple(p for p in cohort.patients if p.patient_id in patient_ids)
     return replace(cohort, patients=patients)
 
@@ -234,31 +227,31 @@ def _smallest_class(cohort: Cohort) -> int:
     return min(cohort.class_counts().values()) if cohort.patients else 0
 
 
-def _label_from(
+def _score_label(
     values: Floats, cohort: Cohort, *, source: str, n_folds: int, seed: int, n_compared: int
 ) -> ShortcutScore:
     folds = patient_folds(
         cohort, n_folds=min(n_folds, _smallest_class(cohort)), n_repeats=_N_REPEATS, seed=seed
     )
-    places = {name: index for index, name in enumerate(cohort.patient_ids)}
-    parts = np.empty((_N_REPEATS, len(places)), np.int64)
+    positions = {name: index for index, name in enumerate(cohort.patient_ids)}
+    fold_ids = np.empty((_N_REPEATS, len(positions)), np.int64)
     for fold in folds:
-        parts[fold.repeat, [places[name] for name in fold.test_ids]] = fold.index
-    proba = _out_of_fold(shortcut_model(source), values, cohort.labels, parts)
+        fold_ids[fold.repeat, [positions[name] for name in fold.test_ids]] = fold.index
+    proba = _out_of_fold(shortcut_model(source), values, cohort.labels, fold_ids)
     return ShortcutScore(
         source=source,
         target="label",
         metric="auroc",
         chance=0.5,
         n_compared=n_compared,
-        **_judge(auroc, proba, cohort.labels, seed=seed),
+        **_evaluate(auroc, proba, cohort.labels, seed=seed),
     )
 
 
-def _centre_from_embeddings(
+def _score_centre(
     cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
 ) -> Iterator[ShortcutScore]:
-    """Whether the mean embedding of a patient tells the centre; of centres with ten patients."""
+    """Yield the score of the mean embedding as predictor of centres with ten patients or more."""
     means, centres = [], []
     for patient in cohort.patients:
         slides = [slide for slide in _slides_of(patient, digests) if slide.n_tiles]
@@ -267,17 +260,17 @@ def _centre_from_embeddings(
             means.append(np.average([slide.mean for slide in slides], axis=0, weights=weights))
             centres.append(patient.center_id)
     _, indices, counts = np.unique(centres, return_inverse=True, return_counts=True)
-    enough = counts >= LEAST_OF_A_CLASS
+    enough = counts >= MIN_CLASS_SIZE
     if enough.sum() < 2:
         return
     kept = enough[indices]
     values = np.asarray(means, np.float64)[kept]
     truth = np.unique(indices[kept], return_inverse=True)[1].astype(np.int64)
     n_parts = min(n_folds, int(counts[enough].min()))
-    parts = np.stack(
+    fold_ids = np.stack(
         [stratified_fold_ids(truth, n_folds=n_parts, seed=(seed, r)) for r in range(_N_REPEATS)]
     )
-    n_components = min(_MOST_COMPONENTS, values.shape[1], len(values) // 2)
+    n_components = min(_MAX_COMPONENTS, values.shape[1], len(values) // 2)
     model = make_pipeline(
         StandardScaler(),
         PCA(n_components, whiten=True, random_state=seed),
@@ -289,26 +282,28 @@ def _centre_from_embeddings(
         metric="balanced_accuracy",
         chance=1 / int(enough.sum()),
         n_compared=1,
-        **_judge(balanced_accuracy, _out_of_fold(model, values, truth, parts), truth, seed=seed),
+        **_evaluate(
+            balanced_accuracy, _out_of_fold(model, values, truth, fold_ids), truth, seed=seed
+        ),
     )
 
 
-def _out_of_fold(model: Any, values: Floats, labels: Ints, parts: Ints) -> Floats:
-    """Mean over repeats of out-of-fold probabilities, shape (n, classes).
+def _out_of_fold(model: Any, values: Floats, labels: Ints, fold_ids: Ints) -> Floats:
+    """Return mean out-of-fold probabilities over repeats, shape (patients, classes).
 
-    ``parts`` of shape (repeats, n) says in which part a patient is judged.
+    ``fold_ids``, shape (repeats, patients), is the fold in which each patient is tested.
     """
     proba = np.zeros((len(labels), labels.max() + 1))
-    for of_repeat in parts:
+    for of_repeat in fold_ids:
         for index in np.unique(of_repeat):
-            judged = of_repeat == index
-            model.fit(values[~judged], labels[~judged])
-            proba[judged] += model.predict_proba(values[judged]) / len(parts)
+            test = of_repeat == index
+            model.fit(values[~test], labels[~test])
+            proba[test] += model.predict_proba(values[test]) / len(fold_ids)
     return proba
 
 
-def _judge(metric: Metric, proba: Floats, labels: Ints, *, seed: int) -> dict[str, Any]:
-    """Score with interval, and how often shuffled labels score as high."""
+def _evaluate(metric: Metric, proba: Floats, labels: Ints, *, seed: int) -> dict[str, Any]:
+    """Return the score with its interval, and the p-value of a permutation test."""
     score = stratified_bootstrap(
         {"score": metric}, proba, labels, n_resamples=_N_RESAMPLES, seed=seed
     )["score"]

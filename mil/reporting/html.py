@@ -1,26 +1,49 @@
-"""Pages that people look at: one HTML file each, with nothing fetched from anywhere."""
+"""HTML pages from templates: one self-contained file each."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-__all__ = ["folder_name", "render"]
+from features.utils.files import atomic_write
 
-_LONGEST_NAME = 150
+__all__ = ["Table", "folder_name", "render", "write_html"]
+
+_MAX_NAME_LENGTH = 150
 _DEVICES = {"aux", "con", "nul", "prn"} | {
     f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)
 }
-"""Names that Windows keeps for devices, whatever their suffix."""
+"""Names that Windows reserves for devices, whatever their suffix."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text, as the macro ``table`` of ``templates/macros.html`` takes it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: Sequence[int] = (0,)
+    """Indices of the columns set as text; the others are set as numbers."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Address behind the first cell of a row, by the cell's text."""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column is set as numbers."""
+        return [index not in self.text_columns for index in range(len(self.columns))]
 
 
 def folder_name(patient_id: str) -> str:
-    """Name of a patient's folder: the id, with what no folder may be called escaped.
+    """Return the name of a patient's folder: the id with unsuitable characters escaped.
 
-    Of ids too long for a file system the beginning stays, and a hash of the whole.
+    Ids too long for a file system are cut and completed by a hash of the whole id.
 
     Examples
     --------
@@ -31,28 +54,34 @@ def folder_name(patient_id: str) -> str:
     name = quote(id_bytes, safe=" ")
     if name.startswith(".") or name.partition(".")[0].lower() in _DEVICES:
         name = f"%{ord(name[0]):02X}{name[1:]}"
-    if name.endswith((".", " ")):  # which Windows takes away
+    if name.endswith((".", " ")):  # which Windows removes
         name = f"{name[:-1]}%{ord(name[-1]):02X}"
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]}~{hashlib.sha256(id_bytes).hexdigest()[:16]}"
+    if len(name) > _MAX_NAME_LENGTH:
+        name = f"{name[:_MAX_NAME_LENGTH]}~{hashlib.sha256(id_bytes).hexdigest()[:16]}"
     return name
 
 
 def render(template: str, **values: object) -> str:
-    """HTML of a template in ``mil/templates``; everything is escaped but the template itself.
+    """Return the HTML of a template in ``mil/templates``, with all values escaped.
 
-    Templates extend ``page.html``, which brings the style and a policy against any network, and
-    import the macros ``figure`` and ``table`` from ``macros.html``.
-
-    Parameters
-    ----------
-    template
-        Its file name.
-    values
-        What it names; a name that is missing is an error, never an empty place.
+    Templates extend ``page.html``, which holds the style and a policy that forbids network access,
+    and import the macros ``figure`` and ``table`` from ``macros.html``. A value missing in
+    ``values`` is an error, never empty text.
     """
     environment = Environment(
         loader=PackageLoader("mil"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template(template).render(**values)
+
+
+def write_html(path: Path, html: str) -> None:
+    """Write a page as UTF-8; characters that cannot be encoded become question marks.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8", errors="replace")

@@ -30,7 +30,7 @@ from features.slides.base import Slide
 from features.slides.file_info import compression_of, content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table
 from features.slides.reader import find_slides, open_slide
-from mil.audit.tables import audit_table, read_side
+from mil.audit.tables import audit_table, read_split
 from mil.data.cohort import read_cohort
 from mil.evaluation.predictions import read_predictions
 from mil.inference.bundle import load_bundle
@@ -156,7 +156,7 @@ def _cohort(folder: Path) -> None:
     _all_of(
         lambda: read_cohort(path, labelled=True), lambda: read_cohort(path, labelled=False),
         lambda: read_label_table(path, ("any", "subdural")), lambda: read_cohort_table(path),
-        lambda: audit_table(read_side(path, name="train")),
+        lambda: list(audit_table(read_split(path, name="train"))),
     )  # fmt: skip
 
 

@@ -1,24 +1,24 @@
-"""Tables of the report: numbers set as text."""
+"""Tables of the report, formatted as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from features.utils.text import percent
 from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
 from mil.inference.conformal import cross_fitted_sets
+from mil.reporting.html import Table
 from mil.reporting.run_report.calibration import Reliability
 from mil.reporting.run_report.data import ReportData
 from mil.reporting.run_report.subgroups import SubgroupScore
 
 __all__ = [
-    "Table",
     "calibration_table",
     "cohort_table",
     "confusion_table",
@@ -39,7 +39,7 @@ _KIND_NAMES = {
     "raw": "this run, before calibration",
     "mean + logistic": "mean embedding + logistic regression",
     "cohort prior": "class shares of the cohort",
-    "constant": "constant: all classes alike",
+    "constant": "constant: equal probabilities",
     f"{SHORTCUT}centre": "shortcut: the centre alone",
     f"{SHORTCUT}slides": "shortcut: the number of slides alone",
     f"{SHORTCUT}tiles": "shortcut: the number of tiles alone",
@@ -47,7 +47,7 @@ _KIND_NAMES = {
 }
 _BASELINE_WORDS = {
     "constant": "a constant answer",
-    "shortcuts": "shortcuts that see no tissue",
+    "shortcuts": "shortcuts without tissue",
     "mean + logistic": "a logistic regression on mean embeddings",
 }
 _VERDICTS = {
@@ -57,36 +57,20 @@ _VERDICTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table as the macro ``table`` of ``templates/macros.html`` takes it."""
-
-    title: str
-    """What it shows."""
-    columns: tuple[str, ...]
-    """Headings."""
-    numeric: tuple[bool, ...]
-    """Which columns are set as numbers."""
-    rows: tuple[tuple[str, ...], ...]
-    """Text of the cells."""
-    links: Mapping[str, str] = field(default_factory=dict)
-    """Address behind the first cell of a row, by its text."""
-
-
 def scores_table(scores: Mapping[str, Mapping[str, Interval]]) -> Table:
-    """Scores of the run beside baselines and shortcuts."""
+    """Return the scores of the run, its baselines and shortcuts."""
     rows = [
         (words, *(_interval(scores[kind][metric]) for metric in ("weighted_log_loss", "auroc")))
         for kind, words in _KIND_NAMES.items()
         if kind in scores
     ]
-    return _table(
-        "Scores with 95 % intervals", ["", "weighted log loss (less is better)", "AUROC"], rows
+    return Table(
+        "Scores with 95 % intervals", ["", "weighted log loss (lower is better)", "AUROC"], rows
     )
 
 
-def gains_table(found: Mapping[str, Mapping[str, Interval]]) -> Table:
-    """Paired differences from the baselines."""
+def gains_table(gains: Mapping[str, Mapping[str, Interval]]) -> Table:
+    """Return the paired differences between the run and each baseline."""
     rows = [
         (
             _KIND_NAMES[name],
@@ -95,25 +79,25 @@ def gains_table(found: Mapping[str, Mapping[str, Interval]]) -> Table:
             _interval(of["auroc"]),
             _verdict(of["auroc"]),
         )
-        for name, of in found.items()
+        for name, of in gains.items()
     ]
-    return _table(
+    return Table(
         "Gain of this run, calibrated, over each baseline (positive is better)",
         ["baseline", "log loss saved", "verdict", "AUROC gained", "verdict"],
         rows,
-        words=(0, 2, 4),
+        text_columns=(0, 2, 4),
     )
 
 
-def findings(found: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str]]:
-    """What the gains mean, a sentence a metric, each with ``good`` or ``warning``."""
-    shortcuts = [of for name, of in found.items() if name.startswith(SHORTCUT)]
-    said = []
+def findings(gains: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str]]:
+    """Return one sentence per metric on the gains, each with its level, ``good`` or ``warning``."""
+    shortcuts = [of for name, of in gains.items() if name.startswith(SHORTCUT)]
+    sentences = []
     for metric, words in (("weighted_log_loss", "log loss"), ("auroc", "AUROC")):
-        least = {"constant": found["constant"][metric]}
+        least = {"constant": gains["constant"][metric]}
         if shortcuts:  # the best of them is the one to beat
             least["shortcuts"] = min((of[metric] for of in shortcuts), key=lambda gain: gain.low)
-        least["mean + logistic"] = found["mean + logistic"][metric]
+        least["mean + logistic"] = gains["mean + logistic"][metric]
         parts = {name: _verdict(gain) for name, gain in least.items()}
         *some, last = (f"{_VERDICTS[of]} {_BASELINE_WORDS[name]}" for name, of in parts.items())
         is_good = (
@@ -122,14 +106,14 @@ def findings(found: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str
             and parts["mean + logistic"] != "worse"
         )
         sentence = f"By {words}, the run is {', '.join(some)} and {last}."
-        said.append(("good" if is_good else "warning", sentence))
-    return said
+        sentences.append(("good" if is_good else "warning", sentence))
+    return sentences
 
 
 def group_table(
     title: str, groups: Sequence[SubgroupScore], classes: Sequence[str], *, first: str
 ) -> Table:
-    """Scores of folds, repeats or centres, with the patients of each class."""
+    """Return the scores of folds, repeats or centres, with the number of patients per class."""
     rows = [
         (
             group.name,
@@ -138,11 +122,11 @@ def group_table(
         )
         for group in groups
     ]
-    return _table(title, [first, *classes, "weighted log loss", "AUROC"], rows)
+    return Table(title, [first, *classes, "weighted log loss", "AUROC"], rows)
 
 
-def calibration_table(found: Mapping[str, Reliability]) -> Table:
-    """Calibration before and after."""
+def calibration_table(reliability: Mapping[str, Reliability]) -> Table:
+    """Return calibration metrics before and after calibration."""
     rows = [
         (
             _KIND_NAMES[kind],
@@ -153,49 +137,47 @@ def calibration_table(found: Mapping[str, Reliability]) -> Table:
             _two_digits(of.intercept),
             f"{of.brier:.4f}",
         )
-        for kind, of in found.items()
+        for kind, of in reliability.items()
     ]
-    return _table(
+    return Table(
         "Calibration at equal class shares",
         [
             "",
             "calibration error",
-            "if nothing were wrong: mean",
+            "if perfectly calibrated: mean",
             "and 95th percentile",
-            "slope (1 is right)",
-            "intercept (0 is right)",
+            "slope (ideal: 1)",
+            "intercept (ideal: 0)",
             "Brier score (0 to 2)",
         ],
         rows,
     )
 
 
-def confusion_table(evidence: ReportData) -> Table:
-    """True class by likeliest class at the balanced prior: counts, and shares of the true class."""
-    likeliest = evidence.first["calibrated"].argmax(axis=1)
+def confusion_table(data: ReportData) -> Table:
+    """Return counts and row shares of true by most likely class, at the balanced prior."""
+    predicted = data.first["calibrated"].argmax(axis=1)
     rows = []
-    for index, name in enumerate(evidence.classes):
-        counts = np.bincount(likeliest[evidence.labels == index], minlength=len(evidence.classes))
+    for index, name in enumerate(data.classes):
+        counts = np.bincount(predicted[data.labels == index], minlength=len(data.classes))
         cells = [f"{count:,} ({percent(count / counts.sum())})" for count in counts]
         rows.append((name, *cells, f"{counts.sum():,}"))
-    return _table(
-        "Patients by true class (rows) and likeliest class (columns)",
-        ["true class", *(f"taken for {name}" for name in evidence.classes), "all"],
+    return Table(
+        "Patients by true class (rows) and most likely class (columns)",
+        ["true class", *(f"predicted {name}" for name in data.classes), "all"],
         rows,
     )
 
 
 def sets_table(
-    evidence: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
+    data: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
 ) -> Table:
-    """Sizes of prediction sets by true class, and what they cover."""
-    labels = evidence.labels
-    sets = cross_fitted_sets(
-        evidence.first["calibrated"], labels, evidence.fold[0], coverage=coverage
-    )
+    """Return the sizes of prediction sets by true class, and their coverage."""
+    labels = data.labels
+    sets = cross_fitted_sets(data.first["calibrated"], labels, data.fold[0], coverage=coverage)
     holds, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
     rows = []
-    for index, name in enumerate(evidence.classes):
+    for index, name in enumerate(data.classes):
         of = labels == index
         alone = sizes == 1
         parts = (holds & alone, ~holds & alone, sizes > 1, sizes == 0, holds)
@@ -205,106 +187,89 @@ def sets_table(
             *(f"{part[of].sum():,} ({percent(part[of].mean())})" for part in parts),
             percent(guaranteed[name]) if guaranteed else _NONE,
         ))  # fmt: skip
-    return _table(
+    return Table(
         f"Prediction sets that aim at {percent(coverage)}",
         [
-            "true class", "patients", "its class alone", "another class alone", "several classes",
-            "no class", "true class in the set", "guaranteed to new patients",
+            "true class", "patients", "true class alone", "another class alone", "several classes",
+            "no class", "true class in the set", "guaranteed for new patients",
         ],
         rows,
     )  # fmt: skip
 
 
-def cohort_table(evidence: ReportData) -> Table:
-    """Patients, slides and tiles of each class."""
+def cohort_table(data: ReportData) -> Table:
+    """Return the number of patients, slides and tiles of each class."""
     rows = []
-    for index, name in enumerate(evidence.classes):
-        of = evidence.labels == index
+    for index, name in enumerate(data.classes):
+        of = data.labels == index
         rows.append((
             name,
             f"{of.sum():,}",
             percent(of.mean(), digits=1),
-            f"{evidence.n_slides[of].sum():,}",
-            f"{evidence.n_tiles[of].sum():,}",
-            f"{np.median(evidence.n_tiles[of]):,.0f}",
+            f"{data.n_slides[of].sum():,}",
+            f"{data.n_tiles[of].sum():,}",
+            f"{np.median(data.n_tiles[of]):,.0f}",
         ))  # fmt: skip
-    return _table(
-        "Patients that were judged",
-        ["class", "patients", "share", "slides", "tiles", "median tiles a patient"],
+    return Table(
+        "Patients with predictions",
+        ["class", "patients", "share", "slides", "tiles", "median tiles per patient"],
         rows,
     )
 
 
-def incomplete_table(evidence: ReportData) -> Table:
-    """Slides without a bag or a tile, and those of which tiles could not be decoded."""
-    return _table(
-        "Slides that are not all there",
-        ["slide", "patient", "what is missing"],
-        evidence.incomplete_slides,
-        words=(0, 1, 2),
+def incomplete_table(data: ReportData) -> Table:
+    """Return the slides without a bag or a tile, and those with tiles that cannot be decoded."""
+    return Table(
+        "Incomplete slides",
+        ["slide", "patient", "missing"],
+        data.incomplete_slides,
+        text_columns=(0, 1, 2),
     )
 
 
 def patients_table(
     title: str,
-    evidence: ReportData,
-    losses: np.ndarray,
+    data: ReportData,
+    losses: npt.NDArray[np.float64],
     order: Sequence[int],
     links: Mapping[str, str],
 ) -> Table:
-    """Patients in the order given, with what was said of each; names lead to where heads looked."""
-    mean = evidence.mean["calibrated"]
+    """Return the predictions of patients in the given order, linked to their explanation pages."""
+    mean = data.mean["calibrated"]
     rows = []
     for patient in order:
-        label, likeliest = evidence.labels[patient], int(mean[patient].argmax())
+        label, predicted = data.labels[patient], int(mean[patient].argmax())
         rows.append((
-            evidence.patient_ids[patient],
-            evidence.classes[label],
+            data.patient_ids[patient],
+            data.classes[label],
             f"{mean[patient, label]:.3f}",
-            evidence.classes[likeliest],
-            f"{mean[patient, likeliest]:.3f}",
+            data.classes[predicted],
+            f"{mean[patient, predicted]:.3f}",
             f"{losses[patient]:.3f}",
-            evidence.centres[patient] or _NONE,
-            f"{evidence.n_slides[patient]:,}",
-            f"{evidence.n_tiles[patient]:,}",
+            data.centres[patient] or _NONE,
+            f"{data.n_slides[patient]:,}",
+            f"{data.n_tiles[patient]:,}",
         ))  # fmt: skip
-    return _table(
+    return Table(
         title,
         [
-            "patient", "true class", "its probability", "likeliest class", "its probability",
+            "patient", "true class", "its probability", "most likely class", "its probability",
             "log loss", "centre", "slides", "tiles",
         ],
         rows,
-        words=(0, 1, 3, 6),
+        text_columns=(0, 1, 3, 6),
         links=links,
     )  # fmt: skip
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Names and values."""
+    """Return names and values as rows."""
     rows = [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
-    return _table(title, ["name", "value"], rows, words=(0, 1))
-
-
-def _table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[tuple[str, ...]],
-    *,
-    words: Sequence[int] = (0,),
-    links: Mapping[str, str] | None = None,
-) -> Table:
-    return Table(
-        title=title,
-        columns=tuple(columns),
-        numeric=tuple(index not in words for index in range(len(columns))),
-        rows=tuple(rows),
-        links=links or {},
-    )
+    return Table(title, ["name", "value"], rows, text_columns=(0, 1))
 
 
 def _verdict(gain: Interval) -> str:
-    """Whether a gain is told from chance by its interval."""
+    """Return whether the interval of a gain excludes 0, and on which side."""
     if gain.low > 0:
         return "better"
     return "worse" if gain.high < 0 else "no difference shown"

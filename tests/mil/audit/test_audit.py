@@ -106,7 +106,7 @@ def test_a_clean_cohort_raises_no_alarm(tmp_path: Path, seed: int) -> None:
     assert kinds(report) == []
     assert kinds(report, Severity.warning) == []
     assert not report.leaks
-    assert {found.source for found in report.predictability} >= {
+    assert {score.source for score in report.shortcut_scores} >= {
         "centre", "slides", "tiles", "area", "aspect", "background", "all", "mean embedding",
     }  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_a_slide_of_two_patients_is_a_leak_and_listed_twice_a_warning(tmp_path: 
     report = world.audit(with_bags=False)
     assert kinds(report) == ["slide_of_two_patients"]
     assert {"slide_listed_twice", "table_refused"} <= set(kinds(report, Severity.warning))
-    assert report.predictability == ()
+    assert report.shortcut_scores == ()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_scanner_shared_by_a_centre_makes_no_duplicates(tmp_path: Path) -> Non
         world.bags[slide_id].features[:] += scanners[centre].astype(np.float16)
     report = world.audit()
     assert kinds(report) == []
-    found = {m.target: m for m in report.predictability}["centre"]
+    found = {m.target: m for m in report.shortcut_scores}["centre"]
     assert found.score.value > 0.9
     assert found.is_above_chance
     assert "centre_in_embeddings" in kinds(report, Severity.note)
@@ -290,7 +290,7 @@ def test_each_planted_shortcut_is_found(tmp_path: Path, source: str) -> None:
     world.add_to_test(noise("q", rng), "q")
     report = world.audit(with_bags=source not in {"centre", "slides"})
     assert kinds(report) == []
-    measured = {m.source: m for m in report.predictability}
+    measured = {m.source: m for m in report.shortcut_scores}
     assert measured[source].is_above_chance
     assert measured[source].score.low > 0.6
     warned = {f.subjects[0] for f in report.findings if f.kind == "shortcut"}
@@ -371,7 +371,7 @@ def test_bags_that_know_neither_places_nor_sizes_are_told_by_content_alone(tmp_p
     report = world.audit()
     assert kinds(report) == ["identical_embeddings"]
     assert "places_not_known" in kinds(report, Severity.note)
-    sources = {found.source for found in report.predictability}
+    sources = {score.source for score in report.shortcut_scores}
     assert {"tiles", "background"} <= sources
     assert not {"area", "aspect"} & sources
 
@@ -403,6 +403,6 @@ def test_the_four_strip_test_patients_are_found_in_training(mil_data: Path) -> N
     report = audit(folder / "train.csv", test=folder / "test.csv")
     assert kinds(report) == ["patient_on_two_sides", "slide_on_two_sides"]
     assert report.findings[0].subjects == ("006388", "008e5c", "00c058", "01adc5")
-    centre = {m.source: m for m in report.predictability}["centre"]
+    centre = {m.source: m for m in report.shortcut_scores}["centre"]
     assert 0.47 < centre.score.value < 0.58
     assert not audit(folder / "train.csv").leaks

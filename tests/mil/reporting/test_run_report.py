@@ -281,7 +281,7 @@ def test_who_was_not_judged_is_named(three: Path) -> None:
     assert "Slides without a bag: 1, first gone&." in text
     assert "Patients without a tile, in no score: bare patient." in text
     html = (three / "report.html").read_text(encoding="utf-8")
-    part = html[html.index("Slides that are not all there") : html.index('id="learning"')]
+    part = html[html.index("Incomplete slides") : html.index('id="learning"')]
     assert [unescape(" | ".join(row)) for row in _rows_of(part)] == [
         "<script>0 | no bag: cannot be <opened>",
         "<script>3 | 2 of 6 tiles could not be decoded",
