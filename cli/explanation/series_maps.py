@@ -125,6 +125,6 @@ def _view(index: int, pictures: dict[int, RgbArray], slide: SlideAttention) -> T
     return TileView(
         index=index,
         picture=embed_image(
-            image, alt=f"{slide.place(index)} of series {slide.meta.slide_id}", most_px=_IMAGE_PX
+            image, alt=f"{slide.place(index)} of series {slide.meta.slide_id}", max_px=_IMAGE_PX
         ),
     )

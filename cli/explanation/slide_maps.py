@@ -223,14 +223,14 @@ def _draw(
         )
         yield MapView(
             key=each.key, label=each.label,
-            picture=embed_image(image, alt=alt, most_px=_MAP_PX, quality=_MAP_QUALITY),
+            picture=embed_image(image, alt=alt, max_px=_MAP_PX, quality=_MAP_QUALITY),
         )  # fmt: skip
     if overview is not None:
         image = draw_slide(places, overview, title=name, facts=facts)
         yield MapView(
             key="slide", label="slide only",
             picture=embed_image(
-                image, alt=f"Slide {name} without colours", most_px=_MAP_PX, quality=_MAP_QUALITY
+                image, alt=f"Slide {name} without colours", max_px=_MAP_PX, quality=_MAP_QUALITY
             ),
         )  # fmt: skip
 
@@ -242,5 +242,5 @@ def _tile_view(index: int, tissue: _SlidePixels, slide: SlideAttention) -> TileV
     x_px0, y_px0 = slide.coords_px0[index].tolist()
     alt = f"Tile at x {x_px0:,}, y {y_px0:,} of slide {slide.meta.slide_id}"
     return TileView(
-        index=index, picture=embed_image(Image.fromarray(pixels), alt=alt, most_px=_TILE_PX)
+        index=index, picture=embed_image(Image.fromarray(pixels), alt=alt, max_px=_TILE_PX)
     )

@@ -1,6 +1,6 @@
-"""One look for every figure on a page: colour-blind safe, readable in grey, with units.
+"""Common style of all figures: safe for colour-blind readers, readable in grey, with units.
 
-How to draw::
+Example::
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -8,13 +8,12 @@ How to draw::
             axes.plot(x, y[name], color=style.colour, linestyle=style.line, label=plain(name))
         axes.set(xlabel="false positive rate", ylabel="true positive rate")
 
-    picture = draw(paint, alt="ROC curve of LAA: area 0.67", width_in=4.5, height_in=4.5)
+    image = render_figure(paint, alt="ROC curve of LAA: area 0.67", width_in=4.5, height_in=4.5)
 
-A :class:`EmbeddedImage` goes onto a page as it is, through the macro ``figure`` of
-``templates/macros.html``. Whatever comes from a table (names of classes, centres, slides) passes
-through :func:`plain` first. Colours are those of Okabe and Ito (2008), which people with any common
-colour vision tell apart; a hatch, a marker and a line of its own go with each, so that figures also
-read in grey.
+The macro ``figure`` of ``templates/macros.html`` puts an :class:`EmbeddedImage` on a page. All text
+from a table (names of classes, centres, slides) is passed through :func:`plain` first. The colours
+are those of Okabe and Ito (2008), which can be distinguished with any common colour vision; each
+has its own hatch, marker and line style, so figures can also be read in grey.
 """
 
 from __future__ import annotations
@@ -49,19 +48,19 @@ __all__ = [
 ]
 
 MARK_COLOUR = "#d55e00"
-"""For the one thing on a figure that is to be seen first; a class never has it."""
+"""Colour that highlights one element of a figure; no class has it."""
 CHANCE_COLOUR = "#6b6b6b"
-"""For what a curve is compared with: chance, the prior, perfect calibration."""
+"""Colour of references: chance, the prior, perfect calibration."""
 BAND_ALPHA = 0.22
-"""Opacity of an interval's band over white, under a line of full colour."""
+"""Opacity of the band of an interval, on white."""
 
-_PX_AN_INCH = 96
+_PX_PER_INCH = 96
 _RASTER_DPI = 160
-_MOST_LETTERS = 24
+_MAX_LETTERS = 24
 _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
-    "text.parse_math": False,  # a name with two dollar signs is a name, not a formula
+    "text.parse_math": False,  # names may contain two dollar signs
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
@@ -83,37 +82,34 @@ _STYLE = {
     "patch.linewidth": 0.6,
     "figure.facecolor": "white",
     "savefig.dpi": _RASTER_DPI,
-    "svg.fonttype": "path",  # the same letters wherever the page is opened
-    "svg.hashsalt": "mil",  # the same figure gives the same bytes
+    "svg.fonttype": "path",  # so that glyphs do not depend on installed fonts
+    "svg.hashsalt": "mil",  # so that the same figure gives the same bytes
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedImage:
-    """A figure or photograph inside a page."""
+    """A figure or photograph embedded in a page."""
 
     uri: str
-    """All of it, as a ``data:`` URI."""
+    """Content as a ``data:`` URI."""
     alt: str
-    """What it shows, in words, for those who do not see it."""
+    """Description for readers who cannot see it."""
     width_px: int
-    """Width on the page at full size, CSS px."""
+    """Width at full size, CSS px."""
     height_px: int
-    """Height on the page at full size, CSS px."""
+    """Height at full size, CSS px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassStyle:
-    """How one class looks on all figures of a page."""
+    """Style of one class on all figures of a page."""
 
     colour: str
-    """Fill and line, as ``#rrggbb``."""
     hatch: str
-    """Hatch of its areas; empty for none."""
     marker: str
-    """Marker of its points."""
     line: str | tuple[int, tuple[int, ...]]
-    """Line style, in matplotlib's words."""
+    """Line style of matplotlib."""
 
 
 _CLASS_STYLES = (
@@ -127,7 +123,7 @@ _CLASS_STYLES = (
 
 
 def class_styles(classes: Sequence[str]) -> tuple[ClassStyle, ...]:
-    """Style of each class, in order; the same on every figure. The seventh is as the first."""
+    """Return the style of each class, the same on every figure; styles repeat after six."""
     return tuple(_CLASS_STYLES[index % len(_CLASS_STYLES)] for index in range(len(classes)))
 
 
@@ -139,18 +135,18 @@ def render_figure(
     height_in: float = 3.4,
     kind: Literal["svg", "png"] = "svg",
 ) -> EmbeddedImage:
-    """Draw a figure in the one style.
+    """Draw a figure in the common style.
 
     Parameters
     ----------
     paint
-        Makes axes on an empty figure and draws on them; is called once. Fit is automatic.
+        Function that draws on an empty figure; called once. The layout is automatic.
     alt
-        What the figure shows, in words; with the number that matters most.
+        Description of the figure, with its most important number.
     width_in, height_in
-        Size, inches of 96 CSS px; text on it is 9.5 points.
+        Size, inches of 96 CSS px.
     kind
-        ``svg`` stays sharp; ``png`` is smaller from some thousand points on.
+        ``svg`` scales without loss; ``png`` is smaller for figures of several thousand points.
     """
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stub lists the keys it knows
@@ -161,15 +157,15 @@ def render_figure(
     return EmbeddedImage(
         uri=_data_uri(buffer.getvalue(), media),
         alt=alt,
-        width_px=round(width_in * _PX_AN_INCH),
-        height_px=round(height_in * _PX_AN_INCH),
+        width_px=round(width_in * _PX_PER_INCH),
+        height_px=round(height_in * _PX_PER_INCH),
     )
 
 
-def embed_image(image: Image.Image, *, alt: str, most_px: int, quality: int = 82) -> EmbeddedImage:
-    """A photograph as JPEG, scaled down to fit a square of ``most_px``."""
+def embed_image(image: Image.Image, *, alt: str, max_px: int, quality: int = 82) -> EmbeddedImage:
+    """Return a photograph as JPEG, scaled down to fit a square of ``max_px`` px."""
     small = image.convert("RGB")
-    small.thumbnail((most_px, most_px))
+    small.thumbnail((max_px, max_px))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=quality)
     return EmbeddedImage(
@@ -180,20 +176,20 @@ def embed_image(image: Image.Image, *, alt: str, most_px: int, quality: int = 82
     )
 
 
-def plain(text: str, *, most: int = _MOST_LETTERS) -> str:
-    """A name as it can be drawn: one line, known letters only, shortened in its middle.
+def plain(text: str, *, max_letters: int = _MAX_LETTERS) -> str:
+    """Return a name that can be drawn: one line, available glyphs only, shortened in the middle.
 
     Examples
     --------
-    >>> plain("CE"), plain("a" + chr(10) + "b"), plain("abcdefghij", most=5)
+    >>> plain("CE"), plain("a" + chr(10) + "b"), plain("abcdefghij", max_letters=5)
     ('CE', 'a?b', 'ab…ij')
     """
     known = _letters()
     shown = "".join(c if c.isprintable() and ord(c) in known else "?" for c in text)
-    if len(shown) > most:
-        half = (most - 1) // 2
+    if len(shown) > max_letters:
+        half = (max_letters - 1) // 2
         shown = f"{shown[:half]}…{shown[len(shown) - half :]}"
-    # A thin space: matplotlib leaves names that begin with an underscore out of legends.
+    # The thin space is needed as matplotlib omits names that begin with an underscore from legends.
     return f"\N{THIN SPACE}{shown}" if shown.startswith("_") else shown
 
 
@@ -211,7 +207,7 @@ def share_ticks(axis: Axis) -> None:
 
 @lru_cache(maxsize=1)
 def _letters() -> frozenset[int]:
-    """Code points that the figures' font has."""
+    """Return the code points available in the font of the figures."""
     path = findfont(FontProperties(family="DejaVu Sans"))
     return frozenset(FT2Font(path).get_charmap())
 

@@ -78,16 +78,15 @@ def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, mes
     assert "Traceback" not in result.output
 
 
-def test_of_two_files_of_one_name_the_first_is_taken_and_that_is_said(
-    table: Path, tmp_path: Path
-) -> None:
+def test_of_two_files_with_the_same_slide_id_the_first_is_read(table: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     (slides / "003_0.tif").unlink()
     Image.new("RGB", (50, 40)).save(slides / "001_0.png")
     result = mil_ok(
         "describe", table, "--slides", slides, "--gallery", 0, "--out", tmp_path / "p.html"
     )
-    assert "001_0.tif, whose name" in result.output
+    assert "has the same slide id as" in result.output
+    assert "001_0.png" in result.output
     assert "data:image/jpeg" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
@@ -97,7 +96,7 @@ def test_help_has_an_example_and_the_exit_codes() -> None:
     assert "Exit codes" in result.output
 
 
-def test_storage_is_told_of_files_folders_and_urls(tmp_path: Path) -> None:
+def test_compression_and_size_of_files_folders_and_urls(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tif", np.zeros((40, 40, 3), np.uint8))
     Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
     (tmp_path / "c.txt").write_text("no picture")

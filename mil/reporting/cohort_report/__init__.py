@@ -1,17 +1,20 @@
-"""Describe a cohort before anything is trained on it: a page of counts, figures and words."""
+"""The report of a cohort before training: counts, figures and anomalies.
+
+Headers and thumbnails of slides are read by
+:func:`mil.reporting.cohort_report.slide_files.read_slide_files`, which loads the slide readers.
+"""
 
 from mil.reporting.cohort_report.collect import CohortSummary, summarize_cohort
-from mil.reporting.cohort_report.page import THUMBNAIL_PX, choose_for_gallery, render_description
+from mil.reporting.cohort_report.page import render_cohort_report
 from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
 
 __all__ = [
-    "THUMBNAIL_PX",
     "CohortSummary",
     "SlideFiles",
     "SlideHeader",
     "SlideTable",
-    "choose_for_gallery",
-    "render_description",
+    "read_cohort_table",
+    "render_cohort_report",
     "summarize_cohort",
 ]

@@ -1,4 +1,4 @@
-"""What is odd about a cohort, in words: what a model could mistake for the class, or stumble on."""
+"""Anomalies of a cohort: possible shortcuts and faults in tables, files and bags."""
 
 from __future__ import annotations
 
@@ -19,47 +19,49 @@ from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
 from mil.reporting.cohort_report.statistics import ClassDifference
 from mil.reporting.cohort_report.table import SlideTable
 
-__all__ = ["odd_bags", "odd_centres", "odd_differences", "odd_files", "odd_table"]
+__all__ = ["check_bags", "check_centres", "check_differences", "check_files", "check_table"]
 
-_FAR_SHARE = 0.10
-"""Difference of a centre's share from the others' that is worth a warning: ten points."""
-_LEAST_PATIENTS = 10
+_MIN_SHARE_DIFFERENCE = 0.10
+_MIN_PATIENTS = 10
 _RARE_SHARE = 0.35
-_LARGEST_P = 0.01
-_FAR_MPP = 1.5
+_ALPHA = 0.01
+_MAX_MPP_RATIO = 1.5
 _LIKE_A_NUMBER = re.compile(r"[0-9]+e[0-9]+", re.IGNORECASE)
 
 
-def odd_table(table: SlideTable) -> Iterator[Finding]:
-    """Faults of rows and cells, classes far from balance, and ids that other programs spoil."""
-    side = Split(name="train", path=table.path, rows=table.rows)
-    yield from audit_table(side)
-    yield from audit_similar_ids([side])
+def check_table(table: SlideTable) -> Iterator[Finding]:
+    """Yield findings on faulty rows and cells, imbalanced classes and fragile ids."""
+    split = Split(name="train", path=table.path, rows=table.rows)
+    yield from audit_table(split)
+    yield from audit_similar_ids([split])
     if table.n_rows_repeated:
-        yield _found(
-            "warning", "row_repeated", f"{pluralize(table.n_rows_repeated, 'rows')} of the table "
+        yield Finding(
+            Severity.warning, "row_repeated",
+            f"{pluralize(table.n_rows_repeated, 'rows')} of the table "
             "equal an earlier row in every cell; they are counted once", "Delete them.",
         )  # fmt: skip
     if table.n_rows_left_out:
-        yield _found(
-            "warning", "row_without_id", f"{pluralize(table.n_rows_left_out, 'rows')} without a "
-            "slide or patient id; nothing below counts them",
-            "Fill the ids in, or delete the rows.",
+        yield Finding(
+            Severity.warning, "row_without_id",
+            f"{pluralize(table.n_rows_left_out, 'rows')} without a "
+            "slide or patient id; they are not counted below",
+            "Add the ids, or delete the rows.",
         )  # fmt: skip
     for column in table.columns:
         if column.n_missing and column.role:
-            yield _found(
-                "warning", "value_missing", f"column {column.name!r} ({column.role}) is empty in "
+            yield Finding(
+                Severity.warning, "value_missing",
+            f"column {column.name!r} ({column.role}) is empty in "
                 f"{column.n_missing} of {pluralize(table.n_rows, 'rows')}",
             )  # fmt: skip
-    yield from _odd_classes(table)
-    yield from _fragile_ids(table)
+    yield from _check_classes(table)
+    yield from _check_ids(table)
 
 
-def odd_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
-    """Centres whose share of a class lies ten points or more from that of all others together.
+def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
+    """Yield findings on centres whose share of a class differs by ten points from the others'.
 
-    Of two classes the rarer is looked at, of more each. Intervals are those of Wilson (1927).
+    With two classes only the rarer is compared. Intervals are those of Wilson (1927).
     """
     counts, totals = patients.counts, patients.totals
     if not table.labelled or len(totals) < 2:
@@ -67,137 +69,145 @@ def odd_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
     n_classes = len(patients.classes)
     for index in [int(counts.sum(axis=0).argmin())] if n_classes == 2 else range(n_classes):
         elsewhere = (counts[:, index].sum() - counts[:, index]) / (totals.sum() - totals)
-        off = np.where(totals >= _LEAST_PATIENTS, patients.shares[:, index] - elsewhere, 0.0)
-        order = [int(row) for row in np.argsort(-off, kind="stable")]
-        if above := [row for row in order if off[row] >= _FAR_SHARE]:
-            yield _far_centres(patients, above, index, word="more")
-        if below := [row for row in reversed(order) if off[row] <= -_FAR_SHARE]:
-            yield _far_centres(patients, below, index, word="fewer")
+        difference = np.where(totals >= _MIN_PATIENTS, patients.shares[:, index] - elsewhere, 0.0)
+        order = [int(row) for row in np.argsort(-difference, kind="stable")]
+        if above := [row for row in order if difference[row] >= _MIN_SHARE_DIFFERENCE]:
+            yield _centre_finding(patients, above, index, word="more")
+        if below := [row for row in reversed(order) if difference[row] <= -_MIN_SHARE_DIFFERENCE]:
+            yield _centre_finding(patients, below, index, word="fewer")
 
 
-def odd_differences(differences: Sequence[ClassDifference]) -> Iterator[Finding]:
-    """Measures that tell the classes apart, after Bonferroni's correction."""
+def check_differences(differences: Sequence[ClassDifference]) -> Iterator[Finding]:
+    """Yield findings on variables that differ between classes, after Bonferroni correction."""
     for difference in differences:
-        if difference.p_value * len(differences) > _LARGEST_P:
+        if difference.p_value * len(differences) > _ALPHA:
             continue
         first, second = difference.medians
-        yield _found(
-            "warning", "measure_tells_label",
-            f"{difference.measure} differs between classes: of patients, median {first:.4g} for "
+        yield Finding(
+            Severity.warning, "measure_tells_label",
+            f"{difference.measure} differs between classes: median over patients {first:.4g} for "
             f"{difference.classes[0]} and {second:.4g} for {difference.classes[1]} (AUROC "
             f"{difference.auroc:.2f}, p {difference.p_value:.2g} before correction for "
             f"{len(differences)} measures)",
-            "A model may learn it in place of tissue; 'mil audit' measures how far that goes.",
-            [difference.measure],
+            "A model may learn it instead of tissue; 'mil audit' measures how well it predicts the "
+            "label.",
+            (difference.measure,),
         )  # fmt: skip
 
 
-def odd_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
-    """Slides without file, files without row, copies, and headers that differ from the others'."""
+def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
+    """Yield findings on missing, extra, copied and unreadable files, and on resolutions."""
     known = list(table.slides["slide"])
     named = set(known)
     if failed := sorted(named & files.failures.keys()):
         message = f"{pluralize(len(failed), 'slides')} cannot be opened: {abbreviate(failed)}"
         advice = f"The first: {files.failures[failed[0]]}"
-        yield _found("warning", "file_unreadable", message, advice, failed)
-    seen = files.headers.keys() | files.failures.keys()
-    if missing := [slide for slide in known if slide not in seen]:
+        yield Finding(Severity.warning, "file_unreadable", message, advice, tuple(failed))
+    with_file = files.headers.keys() | files.failures.keys()
+    if missing := [slide for slide in known if slide not in with_file]:
         message = (
             f"{len(missing)} of {pluralize(len(known), 'slides')} have no file: "
             f"{abbreviate(missing)}"
         )
-        yield _found("warning", "file_missing", message, "", missing)
-    if extra := sorted(seen - named):
+        yield Finding(Severity.warning, "file_missing", message, "", tuple(missing))
+    if extra := sorted(with_file - named):
         message = (
             f"{pluralize(len(extra), 'files')} that the table does not name: {abbreviate(extra)}"
         )
-        yield _found("note", "file_not_in_table", message, "", extra)
-    yield from _copies(table, files)
-    yield from _resolutions(files, known)
+        yield Finding(Severity.note, "file_not_in_table", message, "", tuple(extra))
+    yield from _check_copies(table, files)
+    yield from _check_resolutions(files, known)
 
 
-def odd_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Finding]:
-    """Slides without bag, empty bags, and bags made in different ways."""
+def check_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Finding]:
+    """Yield findings on missing and empty bags, and on bags with different fingerprints."""
     known = list(table.slides["slide"])
     if missing := [slide for slide in known if slide not in bags]:
         message = (
             f"{len(missing)} of {pluralize(len(known), 'slides')} have no bag: "
             f"{abbreviate(missing)}"
         )
-        yield _found("warning", "bag_missing", message, "Embed them with 'mil embed'.", missing)
+        yield Finding(
+            Severity.warning, "bag_missing", message, "Embed them with 'mil embed'.", tuple(missing)
+        )
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
         message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"
-        advice = f"The first: {bags[empty[0]].empty_reason or 'it does not say why'}."
-        yield _found("warning", "bag_empty", message, advice, empty)
+        advice = f"The first: {bags[empty[0]].empty_reason or 'no reason is stored'}."
+        yield Finding(Severity.warning, "bag_empty", message, advice, tuple(empty))
     n_ways = len({bag.fingerprint for bag in bags.values()})
     if n_ways > 1:
-        yield _found(
-            "warning", "bags_differ", f"bags were made in {n_ways} different ways; their tiles "
+        yield Finding(
+            Severity.warning, "bags_differ",
+            f"bags were made in {n_ways} different ways; their tiles "
             "cannot be compared and training would refuse them",
             "See 'mil bags verify', and embed all slides with the same settings.",
         )  # fmt: skip
 
 
-def _odd_classes(table: SlideTable) -> Iterator[Finding]:
+def _check_classes(table: SlideTable) -> Iterator[Finding]:
     labels = Counter(dict.fromkeys(table.known_classes, 0))
     labels.update(str(name) for name in table.patients["label"] if name in labels)
     if not table.labelled:
-        yield _found("note", "no_labels", "the table has no column 'label': classes are left out")
+        yield Finding(
+            Severity.note, "no_labels", "the table has no column 'label': classes are left out"
+        )
         return
     if len(labels) < 2:
-        yield _found(
-            "warning", "one_class", "all patients with a label have the same, "
+        yield Finding(
+            Severity.warning, "one_class", "all patients with a label have the same one, "
             f"{next(iter(labels), 'none')}: there is nothing to learn",
         )  # fmt: skip
         return
     (common, n_common), *_, (rare, n_rare) = labels.most_common()
     total = labels.total()
     if total and n_rare / total < _RARE_SHARE:
-        yield _found(
-            "note", "class_rare", f"{rare} is the rarer class: {n_rare} of {total} patients "
+        yield Finding(
+            Severity.note, "class_rare",
+            f"{rare} is the rarer class: {n_rare} of {total} patients "
             f"({percent(n_rare / total, digits=1)}); accuracy says little here, since always "
-            f"answering {common} is right for {percent(n_common / total, digits=1)}", "", [rare],
+            f"predicting {common} is right for {percent(n_common / total, digits=1)}", "", (rare,),
         )  # fmt: skip
 
 
-def _fragile_ids(table: SlideTable) -> Iterator[Finding]:
+def _check_ids(table: SlideTable) -> Iterator[Finding]:
     names = list(table.patients["patient"])
     digits = [name for name in names if name.isascii() and name.isdigit()]
     zeros = [name for name in digits if name.startswith("0") and len(name) > 1]
     powers = [name for name in names if _LIKE_A_NUMBER.fullmatch(name)]
     if powers or (digits and len(digits) < len(names)) or zeros:
-        yield _found(
-            "note", "ids_like_numbers", f"patient ids that look like numbers: {len(digits)} of "
+        yield Finding(
+            Severity.note, "ids_like_numbers",
+            f"patient ids that look like numbers: {len(digits)} of "
             f"digits only ({len(zeros)} with a leading 0), {len(powers)} like powers of ten; "
-            "programs that read them as numbers spoil them",
-            "Read ids as text (in pandas: dtype=str); nothing here is concerned.",
-            [*digits, *powers],
+            "programs that read them as numbers change them",
+            "Read ids as text (in pandas: dtype=str); this program does.",
+            (*digits, *powers),
         )  # fmt: skip
 
 
-def _far_centres(
+def _centre_finding(
     patients: Crosstab, rows: Sequence[int], index: int, *, word: Literal["more", "fewer"]
 ) -> Finding:
-    told = []
+    parts = []
     for row in rows:
         count, total = int(patients.counts[row, index]), int(patients.totals[row])
         low, high = (100 * end for end in wilson_interval(count / total, total))
         share = percent(count / total, digits=1)
-        told.append(
+        parts.append(
             f"centre {patients.names[row]} with {share} ({count} of {total} patients; 95 % "
             f"interval {low:.0f} to {high:.0f} %)"
         )
     overall = percent(patients.counts[:, index].sum() / patients.totals.sum(), digits=1)
-    return _found(
-        "warning", f"centre_with_{word}",
-        f"{word} {patients.classes[index]} than elsewhere, {overall} of all: {', '.join(told)}",
-        "Chance or not, a model that tells a centre by glass or stain gains from it: see "
-        "'mil audit', and train with '--by centre' as well.",
-        [patients.names[row] for row in rows],
+    return Finding(
+        Severity.warning, f"centre_with_{word}",
+        f"{word} {patients.classes[index]} than elsewhere, {overall} of all: {', '.join(parts)}",
+        "By chance or not, a model that recognises a centre by glass or stain gains from it: see "
+        "'mil audit', and also train with '--by centre'.",
+        tuple(patients.names[row] for row in rows),
     )  # fmt: skip
 
 
-def _copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
+def _check_copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     rows = {str(row["slide"]): row for row in table.slides.to_dict("records")}
     same = defaultdict(list)
     for slide_id, header in sorted(files.headers.items()):
@@ -206,49 +216,39 @@ def _copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     for names in same.values():
         if len(names) < 2:
             continue
-        whose = [
+        listed = [
             f"{name} (patient {rows[name]['patient']}, {rows[name]['label']})"
             if name in rows else f"{name} (not in the table)"
             for name in names
         ]  # fmt: skip
         apart = len({rows[name]["patient"] for name in names if name in rows}) > 1
-        yield _found(
-            "error" if apart else "warning", "file_copied",
-            f"{len(names)} files of the same content: {abbreviate(whose)}",
-            "Keep one; folds of patients could hold it on both sides." if apart else "Keep one.",
-            names,
+        yield Finding(
+            Severity.error if apart else Severity.warning, "file_copied",
+            f"{len(names)} files of the same content: {abbreviate(listed)}",
+            "Keep one" + ("; folds could hold it in training and test." if apart else "."),
+            tuple(names),
         )  # fmt: skip
 
 
-def _resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
+def _check_resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
     headers = [files.headers[slide] for slide in known if slide in files.headers]
     silent = [header.slide_id for header in headers if math.isnan(header.mpp)]
     if silent:
-        yield _found(
-            "warning" if len(silent) < len(headers) else "note", "resolution_unknown",
-            f"{len(silent)} of {pluralize(len(headers), 'slides')} do not say a plausible "
+        yield Finding(
+            Severity.warning if len(silent) < len(headers) else Severity.note, "resolution_unknown",
+            f"{len(silent)} of {pluralize(len(headers), 'slides')} state no plausible "
             f"resolution: {abbreviate(silent)}",
-            "Give it to 'mil embed' with --slide-mpp or --mpp-table.", silent,
+            "State it in 'mil embed' with --slide-mpp or --mpp-table.", tuple(silent),
         )  # fmt: skip
     mpps = {header.slide_id: header.mpp for header in headers if not math.isnan(header.mpp)}
     usual = float(np.median(list(mpps.values()))) if mpps else math.nan
-    far = [s for s, mpp in mpps.items() if not 1 / _FAR_MPP < mpp / usual < _FAR_MPP]
-    if far:
-        yield _found(
-            "warning", "resolution_far", f"{pluralize(len(far), 'slides')} off the median "
-            f"resolution of {usual:.3g} µm/px by a factor of {_FAR_MPP} or more: "
-            f"{abbreviate(far)}", "", far,
+    outliers = [
+        s for s, mpp in mpps.items() if not 1 / _MAX_MPP_RATIO < mpp / usual < _MAX_MPP_RATIO
+    ]
+    if outliers:
+        yield Finding(
+            Severity.warning, "resolution_far",
+            f"{pluralize(len(outliers), 'slides')} off the median "
+            f"resolution of {usual:.3g} µm/px by a factor of {_MAX_MPP_RATIO} or more: "
+            f"{abbreviate(outliers)}", "", tuple(outliers),
         )  # fmt: skip
-
-
-def _found(
-    severity: Literal["error", "warning", "note"],
-    kind: str,
-    message: str,
-    advice: str = "",
-    subjects: Sequence[str] = (),
-) -> Finding:
-    return Finding(
-        severity=Severity(severity), kind=kind, message=message, advice=advice,
-        subjects=tuple(subjects),
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The description itself: a table and whatever is known of its slides in, numbers and words out."""
+"""Summary of a cohort: its table, files and bags in, statistics and findings out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mil.audit.findings import Finding, Severity
+from mil.audit.findings import Finding, worst_first
 from mil.errors import CohortError
 from mil.reporting.cohort_report.anomalies import (
-    odd_bags,
-    odd_centres,
-    odd_differences,
-    odd_files,
-    odd_table,
+    check_bags,
+    check_centres,
+    check_differences,
+    check_files,
+    check_table,
 )
 from mil.reporting.cohort_report.crosstab import Crosstab, TileCount, count_by, count_tiles
 from mil.reporting.cohort_report.slides import (
     SlideBag,
     SlideFiles,
     SlideHeader,
-    bag_measures,
-    header_measures,
+    bag_variables,
+    header_variables,
     read_slide_bags,
 )
 from mil.reporting.cohort_report.statistics import (
@@ -33,43 +31,40 @@ from mil.reporting.cohort_report.statistics import (
     group_test,
     statistics,
 )
-from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
+from mil.reporting.cohort_report.table import SlideTable
 
 __all__ = ["CohortSummary", "summarize_cohort"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CohortSummary:
-    """What there is to see of a cohort."""
+    """Counts, statistics and findings of a cohort."""
 
     table: SlideTable
-    """The table."""
     files: SlideFiles | None
-    """Its slides' files; None where they were not looked at."""
     bags: Mapping[str, SlideBag] | None
-    """Its slides' bags by slide id; None where they were not looked at."""
+    """Bags by slide id."""
     findings: tuple[Finding, ...]
-    """What is odd, worst first."""
+    """Anomalies, worst first."""
     labels: Mapping[str, Mapping[str, int]]
-    """Slides and patients of each label: ``{"slides": {...}, "patients": {...}}``."""
+    """Number of slides and patients per label: ``{"slides": {...}, "patients": {...}}``."""
     crosstabs: tuple[Crosstab, ...]
     """Labels by centre (patients, then slides), slides of a patient, and image number."""
-    file_measures: tuple[Variable, ...]
-    """Numbers from headers that are known of any slide."""
-    tile_measures: tuple[Variable, ...]
-    """Numbers from bags that are known of any slide."""
+    file_variables: tuple[Variable, ...]
+    """Variables from headers, without those not known for any slide."""
+    bag_variables: tuple[Variable, ...]
+    """Variables from bags, without those not known for any slide."""
     statistics: tuple[Statistics, ...]
-    """Spread of each measure over all slides and over those of each label."""
+    """Statistics of each variable over all slides and over those of each label."""
     differences: tuple[ClassDifference, ...]
-    """Each measure compared between two classes, patient by patient."""
+    """Comparison of each variable between two classes, by patient."""
     tile_counts: Mapping[str, Sequence[TileCount]]
-    """Tiles and tissue by ``label`` and, where the table has them, ``centre``; empty without
-    bags."""
+    """Tiles and tissue by ``label`` and, if there are any, ``centre``; empty without bags."""
     largest: SlideHeader | None
-    """The slide of the table with the largest area."""
+    """Header of the slide with the largest area."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         table = self.table
         return {
             "table": str(table.path),
@@ -81,14 +76,14 @@ class CohortSummary:
             "labels": {level: dict(counts) for level, counts in self.labels.items()},
             "columns": [asdict(column) for column in table.columns],
             "counts": [
-                {"by": found.by, "level": found.level, "counts": found.as_dict()}
-                for found in self.crosstabs
+                {"by": counts.by, "level": counts.level, "counts": counts.as_dict()}
+                for counts in self.crosstabs
             ],
             "findings": [finding.as_dict() for finding in self.findings],
-            "statistics": [asdict(found) for found in self.statistics],
-            "class_differences": [asdict(found) for found in self.differences],
+            "statistics": [asdict(row) for row in self.statistics],
+            "class_differences": [asdict(difference) for difference in self.differences],
             "tiles": {
-                by: [asdict(found) for found in groups] for by, groups in self.tile_counts.items()
+                by: [asdict(group) for group in groups] for by, groups in self.tile_counts.items()
             },
             "largest_slide": asdict(self.largest) if self.largest else None,
             "n_files": len(self.files.headers) if self.files else None,
@@ -97,91 +92,72 @@ class CohortSummary:
 
 
 def summarize_cohort(
-    path: Path,
+    table: SlideTable,
     *,
-    files_of: Callable[[SlideTable], SlideFiles | None],
-    bags_dir: Path | None,
-    on_step: Callable[[str, int, int], None],
-    label: str | None = None,
+    files: SlideFiles | None = None,
+    bags_dir: Path | None = None,
+    on_step: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> CohortSummary:
-    """Describe a cohort at slide and patient level; refuses nothing that can be described.
+    """Summarise a cohort per slide and per patient; faults become findings, not errors.
 
     Parameters
     ----------
-    path
-        The cohort table.
-    files_of
-        Gives headers and thumbnails of a table's slides; None where files are left out.
+    table
+        Table of the cohort, from :func:`read_cohort_table`.
+    files
+        Headers and thumbnails of its slides, from :func:`read_slide_files`.
     bags_dir
-        Folder of bags; None to leave them out.
+        Folder of bags.
     on_step
-        Called with what goes on, how much of it is done and how much there is.
-    label
-        Column of the labels, where a table has several; None for ``label``, if there is one.
+        Called with the current activity, the steps done and the steps in all.
 
     Raises
     ------
-    TableError
-        If the table cannot be read, is empty, has no slide ids or no patient ids, or lacks the
-        column that ``label`` names.
     CohortError
-        If no row has both ids.
+        If no row has both a slide id and a patient id.
     BagError
         If ``bags_dir`` holds no bag of these slides, or a damaged one.
     """
-    table = read_cohort_table(path, label=label)
     if table.slides.empty:
         raise CohortError(
-            path, actual="no row with a slide id and a patient id", expected="one row a slide"
+            table.path,
+            actual="no row with a slide id and a patient id",
+            expected="one row per slide",
         )
-    slide_files = files_of(table)
-    bags = _read_bags(bags_dir, table, on_step) if bags_dir else None
     slide_ids = list(table.slides["slide"])
-    of_files = _known(header_measures(slide_files.headers, slide_ids)) if slide_files else ()
-    of_bags = _known(bag_measures(bags, slide_ids)) if bags is not None else ()
-    measures = (*of_files, *of_bags)
-    compared = [group_test(measure, table) for measure in measures]
-    differences = tuple(found for found in compared if found is not None)
+    bags = None
+    if bags_dir:
+        bags = read_slide_bags(
+            bags_dir, slide_ids,
+            on_slide=lambda done: on_step("reading bags", done, len(slide_ids)),
+        )  # fmt: skip
+    of_files = header_variables(files.headers, slide_ids) if files else ()
+    of_bags = bag_variables(bags, slide_ids) if bags is not None else ()
+    variables = (*of_files, *of_bags)
+    compared = [group_test(variable, table) for variable in variables]
+    differences = tuple(difference for difference in compared if difference is not None)
     crosstabs = tuple(_crosstabs(table))
     return CohortSummary(
         table=table,
-        files=slide_files,
+        files=files,
         bags=bags,
-        findings=_findings(table, crosstabs, slide_files, bags, differences),
+        findings=_findings(table, crosstabs, files, bags, differences),
         labels={
             level: {name: int((frame["label"] == name).sum()) for name in table.classes}
             for level, frame in (("slides", table.slides), ("patients", table.patients))
         },
         crosstabs=crosstabs,
-        file_measures=of_files,
-        tile_measures=of_bags,
-        statistics=tuple(found for m in measures for found in statistics(m, table)),
+        file_variables=of_files,
+        bag_variables=of_bags,
+        statistics=tuple(row for variable in variables for row in statistics(variable, table)),
         differences=differences,
         tile_counts={
             by: count_tiles(table, bags, by=by)
             for by in ("label", "centre")
             if bags is not None and (by == "label" or table.has_centres)
         },
-        largest=_largest(slide_files, slide_ids) if slide_files else None,
+        largest=_largest(files, slide_ids) if files else None,
     )
-
-
-def _read_bags(
-    bags_dir: Path, table: SlideTable, on_step: Callable[[str, int, int], None]
-) -> dict[str, SlideBag]:
-    n_done, n_slides = 0, len(table.slides)
-
-    def one_more() -> None:
-        nonlocal n_done
-        n_done += 1
-        on_step("reading bags", n_done, n_slides)
-
-    return read_slide_bags(bags_dir, table.slides["slide"], on_slide=one_more)
-
-
-def _known(measures: Sequence[Variable]) -> tuple[Variable, ...]:
-    """Those that are known of any slide."""
-    return tuple(measure for measure in measures if np.isfinite(measure.values).any())
 
 
 def _crosstabs(table: SlideTable) -> Iterator[Crosstab]:
@@ -200,17 +176,15 @@ def _findings(
     bags: Mapping[str, SlideBag] | None,
     differences: Sequence[ClassDifference],
 ) -> tuple[Finding, ...]:
-    """All that is odd, worst first."""
-    found = [*odd_table(table)]
+    findings = [*check_table(table)]
     if table.has_centres:
-        found += odd_centres(table, crosstabs[0])
+        findings += check_centres(table, crosstabs[0])
     if files:
-        found += odd_files(table, files)
+        findings += check_files(table, files)
     if bags is not None:
-        found += odd_bags(table, bags)
-    found += odd_differences(differences)
-    order = list(Severity)
-    return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
+        findings += check_bags(table, bags)
+    findings += check_differences(differences)
+    return worst_first(findings)
 
 
 def _largest(files: SlideFiles, slide_ids: Sequence[str]) -> SlideHeader | None:

@@ -1,4 +1,4 @@
-"""How often each label occurs, over all and by centre or image number."""
+"""Cross tabulation: labels, tiles and tissue by centre, label or another column."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ Level = Literal["slides", "patients"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crosstab:
-    """Counts of labels by something else."""
+    """Counts of slides or patients per label and group."""
 
     by: str
-    """What the rows are, e.g. ``centre``."""
+    """Grouping of the rows, e.g. ``centre``."""
     level: Level
-    """What is counted."""
     names: tuple[str, ...]
-    """Values of ``by``, in natural order."""
+    """Groups in natural order."""
     classes: tuple[str, ...]
-    """Labels, as everywhere on the page."""
     counts: npt.NDArray[np.int64]
     """Shape (names, classes)."""
 
@@ -41,66 +39,64 @@ class Crosstab:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """Shares of labels in each row, shape (names, classes); rows sum to 1."""
+        """Share of each label in each row, shape (names, classes); rows sum to 1."""
         return np.asarray(self.counts / self.totals[:, None])
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """Counts by row and label."""
+        """Return counts by row and label."""
         return {
             name: dict(zip(self.classes, row, strict=True))
             for name, row in zip(self.names, self.counts.tolist(), strict=True)
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TileCount:
+    """Number of tiles and amount of tissue in one group of slides with a bag."""
+
+    group: str
+    """Label or centre."""
+    n_slides: int
+    n_patients: int
+    n_tiles: int
+    tiles_a_slide: float
+    """Median over slides; NaN if there are none."""
+    tiles_a_patient: float
+    """Median over patients, each with all its slides; NaN if there are none."""
+    tissue_share: float
+    """Median over slides of the share of tissue inside tiles, 0 to 1; NaN if there are none."""
+
+
 def count_by(column: str, frame: pd.DataFrame, *, classes: Sequence[str], level: Level) -> Crosstab:
-    """Count labels by the values of a column; empty cells are not counted.
+    """Count labels by the values of a column, without empty cells.
 
     Parameters
     ----------
     column
         A column of ``frame``.
     frame
-        One row a slide or patient, with a column ``label``.
+        One row per slide or patient, with a column ``label``.
     classes
-        Labels, which set the order.
+        Labels in the order of the result's columns.
     level
-        What the rows of ``frame`` are.
+        Unit of the rows of ``frame``.
     """
-    filled = frame[frame[column].astype(str) != ""]
-    table = pd.crosstab(filled[column].astype(str), filled["label"])
-    names = sorted(table.index, key=natural_key)
-    ordered = table.reindex(index=names, columns=list(classes), fill_value=0)
+    values = frame[column].astype(str)
+    counts = pd.crosstab(values[values != ""], frame["label"])
+    counts = counts.reindex(
+        index=sorted(counts.index, key=natural_key), columns=list(classes), fill_value=0
+    )
     return Crosstab(
         by={"n_slides": "slides of a patient", "image": "image number"}.get(column, column),
         level=level,
-        names=tuple(names),
+        names=tuple(counts.index),
         classes=tuple(classes),
-        counts=ordered.to_numpy(np.int64),
+        counts=counts.to_numpy(np.int64),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileCount:
-    """Tiles and tissue of one group."""
-
-    group: str
-    """Label or centre."""
-    n_slides: int
-    """Slides that have a bag."""
-    n_patients: int
-    """Patients of whom a slide has a bag."""
-    n_tiles: int
-    """Tiles of all these slides."""
-    tiles_a_slide: float
-    """Median over slides; NaN without any."""
-    tiles_a_patient: float
-    """Median over patients, each with all its slides; NaN without any."""
-    tissue_share: float
-    """Median over slides of the share that is tissue inside tiles, 0 to 1; NaN without any."""
-
-
 def count_tiles(table: SlideTable, bags: Mapping[str, SlideBag], *, by: str) -> list[TileCount]:
-    """Count tiles of slides and patients by the values of a column.
+    """Count the tiles of slides and patients per group, in natural order.
 
     Parameters
     ----------
@@ -109,7 +105,7 @@ def count_tiles(table: SlideTable, bags: Mapping[str, SlideBag], *, by: str) -> 
     bags
         Bags by slide id.
     by
-        ``label`` or ``centre``: of a slide its own, of a patient the one that all its slides share.
+        ``label`` or ``centre``, of each slide, and of each patient if all its slides agree.
     """
     slides = table.slides[table.slides["slide"].isin(list(bags))]
     slides = slides.assign(
@@ -119,19 +115,18 @@ def count_tiles(table: SlideTable, bags: Mapping[str, SlideBag], *, by: str) -> 
     sums = slides.groupby("patient")["n_tiles"].sum()
     patients = table.patients[table.patients["patient"].isin(sums.index)]
     patients = patients.assign(n_tiles=patients["patient"].map(sums))
-    names = sorted({*slides[by], *patients[by]}, key=natural_key)
-    return [
-        _count(name, slides[slides[by] == name], patients[patients[by] == name]) for name in names
-    ]
-
-
-def _count(group: str, slides: pd.DataFrame, patients: pd.DataFrame) -> TileCount:
-    return TileCount(
-        group=group,
-        n_slides=len(slides),
-        n_patients=len(patients),
-        n_tiles=int(slides["n_tiles"].sum()),
-        tiles_a_slide=float(slides["n_tiles"].median()),
-        tiles_a_patient=float(patients["n_tiles"].median()),
-        tissue_share=float(slides["tissue"].median()),
-    )
+    counts = []
+    for group in sorted({*slides[by], *patients[by]}, key=natural_key):
+        own, own_patients = slides[slides[by] == group], patients[patients[by] == group]
+        counts.append(
+            TileCount(
+                group=group,
+                n_slides=len(own),
+                n_patients=len(own_patients),
+                n_tiles=int(own["n_tiles"].sum()),
+                tiles_a_slide=float(own["n_tiles"].median()),
+                tiles_a_patient=float(own_patients["n_tiles"].median()),
+                tissue_share=float(own["tissue"].median()),
+            )
+        )
+    return counts

@@ -1,4 +1,4 @@
-"""Figures of a cohort; each says in its alt text what it shows."""
+"""Figures of a cohort, each with a description of what it shows."""
 
 from __future__ import annotations
 
@@ -31,109 +31,88 @@ __all__ = ["boxes", "histograms", "scatter", "stacked_bars"]
 Floats = npt.NDArray[np.float64]
 Groups = list[tuple[str, Floats]]
 
-_MOST_BARS = 40
-_MOST_BINS = 20
-_N_ACROSS = 3
-_MOST_BOXES = 20
+_MAX_BARS = 40
+_MAX_BINS = 20
+_N_COLUMNS = 3
+_MAX_BOXES = 20
 _ROW_IN = 0.27
-_MOST_SVG_POINTS = 3000
+_MAX_SVG_POINTS = 3000
 
 
-def stacked_bars(found: Crosstab, *, where: str) -> EmbeddedImage:
-    """Counts and shares of labels side by side; lines mark the shares over all rows together.
+def stacked_bars(crosstab: Crosstab) -> EmbeddedImage:
+    """Draw counts and shares of labels side by side, with lines at the shares over all rows.
 
-    Of one label alone, only counts.
-
-    Parameters
-    ----------
-    found
-        The counts; of more than 40 rows the largest 40 are shown.
-    where
-        What the rows are, as an axis label.
+    Only counts are drawn if there is one label; of more than 40 rows the largest 40 are shown.
     """
-    largest = np.sort(np.argsort(-found.totals, kind="stable")[:_MOST_BARS])
-    names = [plain(found.names[row]) for row in largest]
-    several = len(found.classes) > 1
+    largest = np.sort(np.argsort(-crosstab.totals, kind="stable")[:_MAX_BARS])
+    names = [plain(crosstab.names[row]) for row in largest]
+    several = len(crosstab.classes) > 1
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2 if several else 1, sharey=True, squeeze=False)[0]
-        _count_bars(panels[0], found, largest)
+        _count_bars(panels[0], crosstab, largest)
         if several:
-            _share_bars(panels[1], found, largest)
+            _share_bars(panels[1], crosstab, largest)
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside upper left", ncols=4)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].invert_yaxis()
-        panels[0].set_ylabel(where)
+        panels[0].set_ylabel(crosstab.by)
         for axes in panels:
             axes.grid(visible=False, axis="y")
 
-    cut = "" if len(largest) == len(found.names) else f", the {len(largest)} largest only"
+    cut = "" if len(largest) == len(crosstab.names) else f", the {len(largest)} largest only"
     shares = " and label, counts and shares; the dashed line is the share over all" * several
     return render_figure(
         paint,
-        alt=f"Bars of {found.level} by {where}{shares}{cut}. The numbers stand in the table.",
+        alt=f"Bars of {crosstab.level} by {crosstab.by}{shares}{cut}. The table has the numbers.",
         width_in=6.6 if several else 4.4,
         height_in=1.5 + _ROW_IN * len(names),
     )
 
 
-def histograms(measures: Sequence[Variable], table: SlideTable) -> EmbeddedImage:
-    """Histogram of each measure, as the share of each label's slides; bins are common.
-
-    Parameters
-    ----------
-    measures
-        What to show; each must vary.
-    table
-        Whose slides.
-    """
+def histograms(variables: Sequence[Variable], table: SlideTable) -> EmbeddedImage:
+    """Draw a histogram of each variable, as shares of the slides of each label; all must vary."""
 
     def paint(figure: Figure) -> None:
-        panels = _panels(figure, len(measures))
-        for axes, measure in zip(panels, measures, strict=True):
-            _histogram(axes, measure, _by_label(measure, table))
-        for axes in panels[::_N_ACROSS]:
+        panels = _panels(figure, len(variables))
+        for axes, variable in zip(panels, variables, strict=True):
+            _histogram(axes, variable, _by_label(variable, table))
+        for axes in panels[::_N_COLUMNS]:
             axes.set_ylabel("share of slides")
         if table.labelled:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
 
-    names = ", ".join(measure.name for measure in measures)
+    names = ", ".join(variable.name for variable in variables)
     return render_figure(
         paint,
-        alt=f"Histograms of {names} by label; their quartiles stand in the table of statistics.",
+        alt=f"Histograms of {names} by label; their quartiles are in the table of statistics.",
         width_in=7.6,
-        height_in=0.4 + 2.3 * -(-len(measures) // _N_ACROSS),
+        height_in=0.4 + 2.3 * -(-len(variables) // _N_COLUMNS),
     )
 
 
-def boxes(measures: Sequence[Variable], table: SlideTable, *, by: str) -> EmbeddedImage:
-    """Box plot of each measure over slides: median, quartiles, and outliers as points.
+def boxes(variables: Sequence[Variable], table: SlideTable, *, by: str) -> EmbeddedImage:
+    """Draw box plots of each variable over slides: median, quartiles, and outliers as points.
 
-    Parameters
-    ----------
-    measures
-        What to show; each must vary.
-    table
-        Whose slides.
-    by
-        ``label`` or ``centre``; of more than 20 groups the largest 20 are shown.
+    All variables must vary. ``by`` is ``label`` or ``centre``; of more than 20 groups the largest
+    20 are shown.
     """
     names = _largest(table, by)
-    height = 0.6 + -(-len(measures) // _N_ACROSS) * (0.9 + _ROW_IN * len(names))
+    height = 0.6 + -(-len(variables) // _N_COLUMNS) * (0.9 + _ROW_IN * len(names))
 
     def paint(figure: Figure) -> None:
-        panels = _panels(figure, len(measures))
-        for axes, measure in zip(panels, measures, strict=True):
-            groups = [(n, measure.values[table.slides[by].to_numpy() == n]) for n in names]
-            _boxes(axes, measure, groups)
-        for axes in panels[::_N_ACROSS]:
+        panels = _panels(figure, len(variables))
+        for axes, variable in zip(panels, variables, strict=True):
+            groups = [(n, variable.values[table.slides[by].to_numpy() == n]) for n in names]
+            _boxes(axes, variable, groups)
+        for axes in panels[::_N_COLUMNS]:
             axes.set_ylabel(by)
 
-    told = ", ".join(measure.name for measure in measures)
+    shown = ", ".join(variable.name for variable in variables)
     return render_figure(
         paint,
-        alt=f"Box plots of {told} by {by}: median, quartiles, whiskers to 1.5 interquartile "
+        alt=f"Box plots of {shown} by {by}: median, quartiles, whiskers to 1.5 interquartile "
         "ranges, and every slide beyond them as a point.",
         width_in=7.6,
         height_in=height,
@@ -141,7 +120,7 @@ def boxes(measures: Sequence[Variable], table: SlideTable, *, by: str) -> Embedd
 
 
 def scatter(x: Variable, y: Variable, table: SlideTable) -> EmbeddedImage:
-    """One point a slide, its marker and colour by label."""
+    """Draw one point per slide, its marker and colour by label."""
     labels = table.slides["label"].to_numpy()
 
     def paint(figure: Figure) -> None:
@@ -161,25 +140,25 @@ def scatter(x: Variable, y: Variable, table: SlideTable) -> EmbeddedImage:
 
     return render_figure(
         paint,
-        alt=f"Scatter of {y.name} over {x.name}, one point a slide, by label.",
+        alt=f"Scatter of {y.name} over {x.name}, one point per slide, by label.",
         width_in=5.4,
         height_in=4.4,
-        kind="svg" if len(labels) <= _MOST_SVG_POINTS else "png",
+        kind="svg" if len(labels) <= _MAX_SVG_POINTS else "png",
     )
 
 
-def _count_bars(axes: Axes, found: Crosstab, rows: npt.NDArray[np.int64]) -> None:
-    _stack(axes, found.counts[rows], found.classes)
-    axes.set(xlabel=found.level, title="counts")
+def _count_bars(axes: Axes, crosstab: Crosstab, rows: npt.NDArray[np.int64]) -> None:
+    _stack(axes, crosstab.counts[rows], crosstab.classes)
+    axes.set(xlabel=crosstab.level, title="counts")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     count_ticks(axes.xaxis)
 
 
-def _share_bars(axes: Axes, found: Crosstab, rows: npt.NDArray[np.int64]) -> None:
-    _stack(axes, found.shares[rows], found.classes)
-    for border in np.cumsum(found.counts.sum(axis=0) / found.counts.sum())[:-1]:
+def _share_bars(axes: Axes, crosstab: Crosstab, rows: npt.NDArray[np.int64]) -> None:
+    _stack(axes, crosstab.shares[rows], crosstab.classes)
+    for border in np.cumsum(crosstab.counts.sum(axis=0) / crosstab.counts.sum())[:-1]:
         axes.axvline(float(border), color="black", linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.set(xlabel=f"share of {found.level}; dashed: over all", xlim=(0, 1), title="shares")
+    axes.set(xlabel=f"share of {crosstab.level}; dashed: over all", xlim=(0, 1), title="shares")
     share_ticks(axes.xaxis)
 
 
@@ -194,33 +173,33 @@ def _stack(axes: Axes, values: npt.NDArray[Any], classes: Sequence[str]) -> None
 
 
 def _panels(figure: Figure, n_panels: int) -> list[Axes]:
-    """Three panels a row; what is left of the last row stays empty."""
-    n_columns = min(_N_ACROSS, n_panels)
+    """Return the axes of a grid of panels, three per row."""
+    n_columns = min(_N_COLUMNS, n_panels)
     grid = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False)
     for axes in grid.flat[n_panels:]:
         axes.set_visible(False)
     return list(grid.flat[:n_panels])
 
 
-def _histogram(axes: Axes, measure: Variable, groups: Groups) -> None:
-    known = measure.values[np.isfinite(measure.values)]
-    log = _is_log(measure)
-    n_bins = min(_MOST_BINS, max(5, math.isqrt(len(known))))
+def _histogram(axes: Axes, variable: Variable, groups: Groups) -> None:
+    known = variable.values[np.isfinite(variable.values)]
+    log = _is_log(variable)
+    n_bins = min(_MAX_BINS, max(5, math.isqrt(len(known))))
     edges = (np.geomspace if log else np.linspace)(known.min(), known.max(), n_bins + 1)
     for (name, values), style in zip(groups, class_styles([n for n, _ in groups]), strict=True):
-        here = values[np.isfinite(values)]
-        if len(here):
+        finite = values[np.isfinite(values)]
+        if len(finite):
             axes.hist(
-                here.clip(edges[0], edges[-1]), edges.tolist(), histtype="step",
-                weights=np.full(len(here), 1 / len(here)), color=style.colour,
+                finite.clip(edges[0], edges[-1]), edges.tolist(), histtype="step",
+                weights=np.full(len(finite), 1 / len(finite)), color=style.colour,
                 linestyle=style.line, linewidth=1.6, label=plain(name),
             )  # fmt: skip
-    axes.set_xlabel(measure.label)
+    axes.set_xlabel(variable.label)
     share_ticks(axes.yaxis)
     _scale(axes, known, log=log)
 
 
-def _boxes(axes: Axes, measure: Variable, groups: Groups) -> None:
+def _boxes(axes: Axes, variable: Variable, groups: Groups) -> None:
     values = [group[np.isfinite(group)] for _, group in groups]
     axes.boxplot(
         values, orientation="horizontal", widths=0.6, patch_artist=True, manage_ticks=False,
@@ -230,20 +209,20 @@ def _boxes(axes: Axes, measure: Variable, groups: Groups) -> None:
         flierprops={"marker": ".", "markersize": 4, "markerfacecolor": MARK_COLOUR,
                     "markeredgecolor": MARK_COLOUR, "alpha": 0.7},
     )  # fmt: skip
-    axes.set_yticks(range(1, len(groups) + 1), [plain(name, most=12) for name, _ in groups])
+    axes.set_yticks(range(1, len(groups) + 1), [plain(name, max_letters=12) for name, _ in groups])
     axes.set_ylim(len(groups) + 0.6, 0.4)
-    axes.set_xlabel(measure.label)
+    axes.set_xlabel(variable.label)
     axes.grid(visible=False, axis="y")
-    _scale(axes, measure.values[np.isfinite(measure.values)], log=_is_log(measure))
+    _scale(axes, variable.values[np.isfinite(variable.values)], log=_is_log(variable))
 
 
-def _is_log(measure: Variable) -> bool:
-    least, most = np.nanmin(measure.values), np.nanmax(measure.values)
-    return measure.log and bool(0 < least < most / 2)
+def _is_log(variable: Variable) -> bool:
+    low, high = np.nanmin(variable.values), np.nanmax(variable.values)
+    return variable.log and bool(0 < low < high / 2)
 
 
 def _scale(axes: Axes, known: Floats, *, log: bool) -> None:
-    """Few enough ticks along x for a narrow panel, on a linear or logarithmic scale."""
+    """Set few ticks along x, for a narrow panel, on a linear or logarithmic scale."""
     if log:
         decades = math.log10(known.max() / known.min())
         subs = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -255,12 +234,12 @@ def _scale(axes: Axes, known: Floats, *, log: bool) -> None:
     count_ticks(axes.xaxis)
 
 
-def _by_label(measure: Variable, table: SlideTable) -> Groups:
+def _by_label(variable: Variable, table: SlideTable) -> Groups:
     labels = table.slides["label"].to_numpy()
-    return [(name, measure.values[labels == name]) for name in table.classes]
+    return [(name, variable.values[labels == name]) for name in table.classes]
 
 
 def _largest(table: SlideTable, by: str) -> list[str]:
-    """Groups of slides by a column, the commonest if there are too many, in natural order."""
+    """Return groups of slides by a column, the largest if there are many, in natural order."""
     counts = table.slides[by].value_counts()
-    return sorted(map(str, counts.index[:_MOST_BOXES]), key=natural_key)
+    return sorted(map(str, counts.index[:_MAX_BOXES]), key=natural_key)

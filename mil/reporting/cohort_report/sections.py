@@ -1,4 +1,4 @@
-"""Sections of the page: tables as text, figures, and the words above them."""
+"""Sections of the page: text, figures and tables."""
 
 from __future__ import annotations
 
@@ -18,56 +18,42 @@ from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
 from mil.reporting.cohort_report.statistics import Variable
 from mil.reporting.cohort_report.table import Column, SlideTable
 from mil.reporting.figures import EmbeddedImage
+from mil.reporting.html import Table
 
-__all__ = ["Section", "TextTable", "sections_of", "with_share"]
+__all__ = ["Section", "sections_of", "with_share"]
 
-_MOST_ROWS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """A table as the page sets it."""
-
-    title: str
-    """What it shows."""
-    columns: Sequence[str]
-    """Its headings."""
-    numeric: Sequence[bool]
-    """Which columns are set as numbers."""
-    rows: Sequence[Sequence[str]]
-    """Its cells."""
+_MAX_ROWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Words, figures and tables under one heading."""
+    """Text, figures and tables under one heading."""
 
     anchor: str
-    """Its place in the page's address."""
+    """Fragment of the page's address."""
     heading: str
-    """Its heading."""
-    words: str
-    """What to know before looking; may be empty."""
-    parts: Sequence[EmbeddedImage | TextTable]
-    """Its figures and tables, in order."""
+    text: str
+    """Introduction; may be empty."""
+    parts: Sequence[EmbeddedImage | Table]
+    """Figures and tables, in order."""
 
 
-def sections_of(description: CohortSummary) -> list[Section]:
-    """All sections that the description has something for, in the page's order."""
-    sections = [_schema(description.table), _labels(description)]
-    for by in dict.fromkeys(found.by for found in description.crosstabs):
-        sections.append(_counted([found for found in description.crosstabs if found.by == by]))
-    if description.files and description.file_measures:
-        sections.append(_files(description, description.files))
-    if description.tile_measures:
-        sections.append(_tiles(description))
-    if description.differences:
-        sections.append(_differences(description))
+def sections_of(summary: CohortSummary) -> list[Section]:
+    """Return all sections for which the summary has data, in the order of the page."""
+    sections = [_schema(summary.table), _labels(summary)]
+    for by in dict.fromkeys(counts.by for counts in summary.crosstabs):
+        sections.append(_counted([counts for counts in summary.crosstabs if counts.by == by]))
+    if summary.files and summary.file_variables:
+        sections.append(_files(summary, summary.files))
+    if summary.bag_variables:
+        sections.append(_tiles(summary))
+    if summary.differences:
+        sections.append(_differences(summary))
     return sections
 
 
 def with_share(count: int, total: int) -> tuple[str, str]:
-    """A count and its share of a total, as text.
+    """Return a count and its share of a total, as text.
 
     Examples
     --------
@@ -82,34 +68,32 @@ def _schema(table: SlideTable) -> Section:
         [c.name, c.role or "–", c.kind, f"{c.n_missing:,}", f"{c.n_distinct:,}"]
         for c in table.columns
     ]
-    columns = TextTable(
+    columns = Table(
         title="Columns",
-        columns=["column", "taken for", "type", "missing", "distinct values"],
-        numeric=[False, False, False, True, True],
+        columns=["column", "used as", "type", "missing", "distinct values"],
         rows=rows,
+        text_columns=(0, 1, 2),
     )
     repeated = [column for column in table.columns if column.n_distinct < table.n_rows]
     return Section(
         anchor="table",
         heading="The table",
-        words=f"{table.n_rows:,} rows, of which {table.n_rows_repeated:,} equal an earlier one in "
-        "every cell. A type is what all values of a column are; ids stay text, whatever they look "
-        "like.",
+        text=f"{table.n_rows:,} rows, of which {table.n_rows_repeated:,} equal an earlier one in "
+        "every cell. The type is that of all values of a column; ids are always read as text.",
         parts=[columns, *(_frequencies(column, table.n_rows) for column in repeated)],
     )
 
 
-def _frequencies(column: Column, n_rows: int) -> TextTable:
-    return TextTable(
-        title=f"Commonest values of {column.name}",
+def _frequencies(column: Column, n_rows: int) -> Table:
+    return Table(
+        title=f"Most frequent values of {column.name}",
         columns=["value", "rows", "share"],
-        numeric=[False, True, True],
         rows=[[value, *with_share(count, n_rows)] for value, count in column.frequent],
     )
 
 
-def _labels(description: CohortSummary) -> Section:
-    table, counts = description.table, description.labels
+def _labels(summary: CohortSummary) -> Section:
+    table, counts = summary.table, summary.labels
     n_slides, n_patients = len(table.slides), len(table.patients)
     rows = [
         [
@@ -119,61 +103,59 @@ def _labels(description: CohortSummary) -> Section:
         ]
         for name in table.classes
     ]
-    found = TextTable(
-        title="Slides and patients of each label",
+    by_label = Table(
+        title="Slides and patients per label",
         columns=["label", "slides", "share", "patients", "share"],
-        numeric=[False, True, True, True, True],
         rows=[*rows, ["sum", *with_share(n_slides, n_slides), *with_share(n_patients, n_patients)]],
     )
     return Section(
         anchor="labels",
         heading="Labels",
-        words="The patient is the unit of every split and score; slides of one are not "
+        text="The patient is the unit of every split and score; slides of one patient are not "
         "independent.",
-        parts=[found],
+        parts=[by_label],
     )
 
 
-def _counted(found: Sequence[Crosstab]) -> Section:
-    """Labels by one thing, at every level at which it was counted."""
-    by = found[0].by
+def _counted(crosstabs: Sequence[Crosstab]) -> Section:
+    """Return the section on labels by one grouping, at every level counted."""
+    by = crosstabs[0].by
     headings = {
         "centre": "Centres", "slides of a patient": "Slides of a patient",
         "image number": "Image numbers",
     }  # fmt: skip
-    words = {
-        "centre": "A centre has its own scanner and stain. Where its share of a label is far from "
-        "the others', a model can score by telling centres apart.",
+    texts = {
+        "centre": "A centre has its own scanner and stain. If its share of a label differs much "
+        "from that of the others, a model can score by recognising the centre.",
         "slides of a patient": "",
-        "image number": "An image number says how many slides were cut before and nothing of "
-        "tissue: its quartiles and outliers would mean nothing and are left out.",
+        "image number": "An image number counts the slides cut before and says nothing about "
+        "tissue: its quartiles and outliers would be meaningless and are not shown.",
     }
     return Section(
         anchor=by.replace(" ", "-"),
-        heading=headings[by] + (" and labels" if len(found[0].classes) > 1 else ""),
-        words=words[by],
-        parts=[part for one in found for part in (stacked_bars(one, where=by), _crosstab(one))],
+        heading=headings[by] + (" and labels" if len(crosstabs[0].classes) > 1 else ""),
+        text=texts[by],
+        parts=[part for counts in crosstabs for part in (stacked_bars(counts), _crosstab(counts))],
     )
 
 
-def _crosstab(found: Crosstab) -> TextTable:
-    """Counts and shares as text, with sums; of very many rows the largest only."""
-    n_rows, n_all = len(found.names), int(found.counts.sum())
-    largest = np.sort(np.argsort(-found.totals, kind="stable")[:_MOST_ROWS])
-    rows = [[found.names[row], *_cells(found.counts[row], n_all)] for row in largest]
-    several = len(found.classes) > 1
-    shares = [f"{name}, share" for name in found.classes] if several else ["share"]
-    cut = f", the {_MOST_ROWS} largest of {n_rows:,}" if n_rows > _MOST_ROWS else ""
-    return TextTable(
-        title=f"{found.level.capitalize()} by {found.by}{cut}",
-        columns=[found.by, *found.classes, *(["sum"] if several else []), *shares],
-        numeric=[False, *[True] * (2 * len(found.classes) + several)],
-        rows=[*rows, ["sum", *_cells(found.counts.sum(axis=0), n_all)]],
+def _crosstab(crosstab: Crosstab) -> Table:
+    """Return counts and shares as text, with sums; only the largest of very many rows."""
+    n_rows, n_all = len(crosstab.names), int(crosstab.counts.sum())
+    largest = np.sort(np.argsort(-crosstab.totals, kind="stable")[:_MAX_ROWS])
+    rows = [[crosstab.names[row], *_cells(crosstab.counts[row], n_all)] for row in largest]
+    several = len(crosstab.classes) > 1
+    shares = [f"{name}, share" for name in crosstab.classes] if several else ["share"]
+    cut = f", the {_MAX_ROWS} largest of {n_rows:,}" if n_rows > _MAX_ROWS else ""
+    return Table(
+        title=f"{crosstab.level.capitalize()} by {crosstab.by}{cut}",
+        columns=[crosstab.by, *crosstab.classes, *(["sum"] if several else []), *shares],
+        rows=[*rows, ["sum", *_cells(crosstab.counts.sum(axis=0), n_all)]],
     )
 
 
 def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
-    """Counts of one row, their sum and shares of it; of one label alone, its share of all."""
+    """Return counts of one row, their sum and shares; with one label, its share of all rows."""
     total = int(counts.sum())
     if len(counts) == 1:
         return [*with_share(total, n_all)]
@@ -181,18 +163,18 @@ def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
     return [*(f"{count:,}" for count in counts), f"{total:,}", *shares]
 
 
-def _files(description: CohortSummary, files: SlideFiles) -> Section:
-    table, measures = description.table, description.file_measures
+def _files(summary: CohortSummary, files: SlideFiles) -> Section:
+    table, variables = summary.table, summary.file_variables
     headers = [files.headers[s] for s in table.slides["slide"] if s in files.headers]
-    figures = _figures(measures, table, by=["label"])
+    figures = _figures(variables, table, by=["label"])
     if len(headers) > 1:
-        figures.append(scatter(measures[0], measures[1], table))
-    words = "From the headers of files; no pixel was read for these numbers."
+        figures.append(scatter(variables[0], variables[1], table))
+    text = "From the headers of the files; no pixel was read for these numbers."
     return Section(
         anchor="files",
         heading="Files",
-        words=f"{words} {_in_words(description.largest)}" if description.largest else words,
-        parts=[*figures, _statistics("files", description, measures), _makes(headers)],
+        text=f"{text} {_in_words(summary.largest)}" if summary.largest else text,
+        parts=[*figures, _statistics("files", summary, variables), _formats(headers)],
     )
 
 
@@ -207,71 +189,70 @@ def _in_words(largest: SlideHeader) -> str:
     )
 
 
-def _makes(headers: Sequence[SlideHeader]) -> TextTable:
-    made = Counter((h.compression or "not known", h.reader, f"{h.n_levels}") for h in headers)
-    return TextTable(
+def _formats(headers: Sequence[SlideHeader]) -> Table:
+    formats = Counter((h.compression or "not known", h.reader, f"{h.n_levels}") for h in headers)
+    return Table(
         title="Compression and reader",
         columns=["compression of level 0", "reader", "levels", "slides", "share"],
-        numeric=[False, False, True, True, True],
-        rows=[[*make, *with_share(count, len(headers))] for make, count in made.most_common()],
+        rows=[[*key, *with_share(count, len(headers))] for key, count in formats.most_common()],
+        text_columns=(0, 1),
     )
 
 
-def _tiles(description: CohortSummary) -> Section:
-    table, measures = description.table, description.tile_measures
-    figures = _figures(measures, table, by=["label", "centre"] if table.has_centres else ["label"])
-    of_slides = len(measures) > 1
+def _tiles(summary: CohortSummary) -> Section:
+    table, variables = summary.table, summary.bag_variables
+    figures = _figures(variables, table, by=["label", "centre"] if table.has_centres else ["label"])
+    of_slides = len(variables) > 1
     return Section(
         anchor="tiles",
         heading="Tiles and tissue" if of_slides else "Images",
-        words="From the bags. Tissue is counted inside embedded tiles, so that it is less than all "
-        "tissue of a slide whose tiles were partly left out."
+        text="From the bags. Tissue is measured inside embedded tiles, so it is less than all "
+        "tissue of a slide if some of its tiles were left out."
         if of_slides
-        else "From the bags: images of each series that were embedded.",
+        else "From the bags: the number of embedded images of each series.",
         parts=[
             *figures,
             *(
-                _tile_counts(by, found, of_slides=of_slides)
-                for by, found in description.tile_counts.items()
+                _tile_counts(by, groups, of_slides=of_slides)
+                for by, groups in summary.tile_counts.items()
             ),
-            _statistics("tiles and tissue" if of_slides else "images", description, measures),
+            _statistics("tiles and tissue" if of_slides else "images", summary, variables),
         ],
     )
 
 
-def _tile_counts(by: str, found: Sequence[TileCount], *, of_slides: bool) -> TextTable:
+def _tile_counts(by: str, groups: Sequence[TileCount], *, of_slides: bool) -> Table:
     word, about = ("tiles", "Tiles and tissue") if of_slides else ("images", "Images")
-    columns = [by, "slides", "patients", word, f"{word} a slide", f"{word} a patient"]
+    columns = [by, "slides", "patients", word, f"{word} per slide", f"{word} per patient"]
     rows = [
         [
             each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
             *map(_number, (each.tiles_a_slide, each.tiles_a_patient)),
             *([_number(100 * each.tissue_share)] if of_slides else []),
         ]
-        for each in found
+        for each in groups
     ]  # fmt: skip
-    return TextTable(
-        title=f"{about} by {by}; of slides and patients the medians",
-        columns=[*columns, *(["tissue in tiles, % of a slide"] if of_slides else [])],
-        numeric=[False, *[True] * (len(columns) - 1 + of_slides)],
+    return Table(
+        title=f"{about} by {by}, with medians over slides and patients",
+        columns=[*columns, *(["tissue in tiles, % of the slide"] if of_slides else [])],
         rows=rows,
     )
 
 
 def _figures(
-    measures: Sequence[Variable], table: SlideTable, *, by: Sequence[str]
+    variables: Sequence[Variable], table: SlideTable, *, by: Sequence[str]
 ) -> list[EmbeddedImage]:
-    """Figures of those measures that vary; the others have nothing to show."""
-    varying = [measure for measure in measures if measure.varies]
+    """Return the figures of the variables that vary."""
+    varying = [variable for variable in variables if variable.varies]
     if not varying:
         return []
     return [histograms(varying, table), *(boxes(varying, table, by=name) for name in by)]
 
 
-def _statistics(what: str, description: CohortSummary, measures: Sequence[Variable]) -> TextTable:
-    names = {measure.name: measure.label for measure in measures}
+def _statistics(what: str, summary: CohortSummary, variables: Sequence[Variable]) -> Table:
+    names = {variable.name: variable.label for variable in variables}
     rows = []
-    for s in description.statistics:
+    for s in summary.statistics:
         if s.measure in names:
             spread = (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)
             known = [f"{s.n:,}", f"{s.n_missing:,}"]
@@ -282,38 +263,37 @@ def _statistics(what: str, description: CohortSummary, measures: Sequence[Variab
         "measure", "slides", "known", "missing", "mean", "SD", "least", "first quartile", "median",
         "third quartile", "most", "outliers",
     )  # fmt: skip
-    return TextTable(
-        title=f"Statistics of {what}, a slide each; outliers lie beyond 1.5 interquartile ranges "
-        "from a quartile",
+    return Table(
+        title=f"Statistics of {what} per slide; outliers are beyond 1.5 interquartile ranges from "
+        "a quartile",
         columns=columns,
-        numeric=[False, False, *[True] * 10],
         rows=rows,
+        text_columns=(0, 1),
     )
 
 
-def _differences(description: CohortSummary) -> Section:
-    first, second = description.differences[0].classes
-    found = TextTable(
-        title="Medians over patients; of a patient, the median over its slides",
+def _differences(summary: CohortSummary) -> Section:
+    first, second = summary.differences[0].classes
+    medians = Table(
+        title="Medians over patients; the value of a patient is the median over its slides",
         columns=["measure", first, second, "AUROC", "p"],
-        numeric=[False, True, True, True, True],
         rows=[
             [d.measure, *map(_number, d.medians), f"{d.auroc:.3f}", f"{d.p_value:.2g}"]
-            for d in description.differences
+            for d in summary.differences
         ],
     )
     return Section(
         anchor="differences",
-        heading="Classes compared, patient by patient",
-        words=f"AUROC is the chance that a patient of {second} has more than one of {first}; 0.5 "
-        "tells nothing. p is of the test of Mann and Whitney (1947), two-sided, not corrected for "
-        "the number of measures.",
-        parts=[found],
+        heading="Comparison of classes by patient",
+        text=f"AUROC is the probability that a patient of {second} has a higher value than one of "
+        f"{first}; 0.5 means no difference. p is that of the Mann-Whitney U test (1947), "
+        "two-sided, not corrected for the number of variables.",
+        parts=[medians],
     )
 
 
 def _number(value: float) -> str:
-    """Three digits that count; large numbers whole."""
+    """Return a number with three significant digits; large numbers as integers."""
     if not math.isfinite(value):
         return "–"
     whole = abs(value) >= 1000 or value == round(value)

@@ -1,9 +1,9 @@
-"""What is known of slides beside their table: from headers of files, and from bags."""
+"""Properties of slides from the headers of their files and from their bags."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,104 +20,99 @@ __all__ = [
     "SlideBag",
     "SlideFiles",
     "SlideHeader",
-    "bag_measures",
-    "header_measures",
+    "bag_variables",
+    "header_variables",
     "read_slide_bags",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideHeader:
-    """What a slide's file says without its pixels."""
+    """Metadata of a slide file, read without its pixels."""
 
     slide_id: str
-    """Its name without folder and suffix."""
     width_px0: int
-    """Width, level-0 px."""
     height_px0: int
-    """Height, level-0 px."""
     n_levels: int
-    """Resolutions in the file."""
     file_bytes: int | None
-    """Size of the file or folder; None where it cannot be had, as behind a URL."""
+    """Size of the file or folder, bytes; None if not known, as for a URL."""
     mpp: float
-    """µm per level-0 px, geometric mean of both axes; NaN where the file says nothing plausible."""
+    """µm per level-0 px, geometric mean of both axes; NaN if the file states none plausible."""
     reader: str
-    """What reads it."""
     compression: str
-    """How level 0 is compressed, e.g. ``JPEG``; empty where that is not known."""
+    """Compression of level 0, e.g. ``JPEG``; empty if not known."""
     content_id: str
-    """Equal for files of equal content; empty for a file that shares its size with no other."""
+    """Content hash; empty if no other file has the same size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideFiles:
-    """A folder of slides as its reader saw it."""
+    """Headers and thumbnails of a folder of slides."""
 
     headers: Mapping[str, SlideHeader]
-    """Headers by slide id, slides included that the table does not name."""
+    """Headers by slide id, including slides not in the table."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """Why slides could not be opened, by slide id."""
+    """Reasons why slides could not be opened, by slide id."""
     thumbnails: Mapping[str, Image.Image] = field(default_factory=dict)
-    """Small pictures of some slides, by slide id."""
+    """Thumbnails of some slides, by slide id."""
+    repeated: Mapping[Path, Path] = field(default_factory=dict)
+    """Files ignored because another file has the same slide id, with that other file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideBag:
-    """A bag in short."""
+    """A bag without its embeddings."""
 
     slide_id: str
-    """Name of the slide."""
     n_tiles: int
-    """Embeddings in it."""
     tissue_share: float
-    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN where not known."""
+    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN if not known."""
     is_series: bool
-    """Whether it is a series of images, of which nobody looked for tissue."""
+    """Whether it is a series of images, for which tissue is not segmented."""
     glass_rgb: tuple[int, int, int]
-    """Colour of the slide's glass."""
     empty_reason: str
     """Why it holds no tile; empty if it holds one."""
     fingerprint: Fingerprint
-    """How it was made."""
 
 
 def read_slide_bags(
-    bags_dir: Path, slide_ids: Iterable[str], *, on_slide: Callable[[], None]
+    bags_dir: Path, slide_ids: Collection[str], *, on_slide: Callable[[int], None]
 ) -> dict[str, SlideBag]:
     """Read the bags of these slides one after the other; slides without a bag are left out.
+
+    ``on_slide`` is called after each slide with the number of slides done.
 
     Raises
     ------
     BagError
         If there is no bag of any of these slides, or one of them is damaged.
     """
-    paths = open_bags(bags_dir)
-    found = {}
-    for slide_id in slide_ids:
-        if slide_id in paths:
-            found[slide_id] = _summarize(slide_id, read_bag(paths[slide_id]))
-        on_slide()
-    if not found:
+    refs = open_bags(bags_dir)
+    bags = {}
+    for done, slide_id in enumerate(slide_ids, start=1):
+        if slide_id in refs:
+            bags[slide_id] = _summarize(slide_id, read_bag(refs[slide_id]))
+        on_slide(done)
+    if not bags:
         raise BagError(
             bags_dir,
             actual="no slide of the table has a bag",
             expected="a bag named after each slide",
             hint="Check --bags, and that slide ids equal file names without suffix.",
         )
-    return found
+    return bags
 
 
-def header_measures(
+def header_variables(
     headers: Mapping[str, SlideHeader], slide_ids: Sequence[str]
 ) -> tuple[Variable, ...]:
-    """Widths, heights, areas, sizes, aspects and resolutions in the order of ``slide_ids``."""
+    """Return size, aspect ratio and resolution (µm/px), with values of shape (slides,)."""
     known = [headers.get(slide_id) for slide_id in slide_ids]
     width = np.array([h.width_px0 if h else np.nan for h in known], np.float64)
     height = np.array([h.height_px0 if h else np.nan for h in known], np.float64)
     n_bytes = [h.file_bytes if h and h.file_bytes is not None else math.nan for h in known]
     mpp = np.array([h.mpp if h else np.nan for h in known], np.float64)
-    return (
+    return _known(
         Variable(name="width", unit="px", values=width),
         Variable(name="height", unit="px", values=height),
         Variable(name="area", unit="megapixels", values=width * height / 1e6, log=True),
@@ -127,22 +122,27 @@ def header_measures(
     )
 
 
-def bag_measures(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
-    """Tiles and tissue, or images of series, in the order of ``slide_ids``."""
+def bag_variables(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
+    """Return tiles and tissue, or images of series, with values of shape (slides,)."""
     known = [bags.get(slide_id) for slide_id in slide_ids]
     tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
     if all(bag.is_series for bag in known if bag):
-        return (Variable(name="images", unit="", values=tiles),)
+        return _known(Variable(name="images", unit="", values=tiles))
     tissue = np.array([bag.tissue_share if bag else np.nan for bag in known], np.float64)
-    return (
+    return _known(
         Variable(name="tiles", unit="", values=tiles),
         Variable(name="tissue in tiles", unit="% of the slide", values=100 * tissue),
     )
 
 
+def _known(*variables: Variable) -> tuple[Variable, ...]:
+    """Return the variables that are known for at least one slide."""
+    return tuple(variable for variable in variables if np.isfinite(variable.values).any())
+
+
 def _summarize(slide_id: str, bag: Bag) -> SlideBag:
     meta, how = bag.meta, bag.meta.fingerprint
-    # Overlapping tiles see tissue twice; a tile stands for its own step of the grid only.
+    # Overlapping tiles count tissue twice, so each tile counts for its own step of the grid only.
     step = 1 - how.overlap_px / how.tile_px if how.tile_px else 1.0
     tile_px0 = meta.span_x_px0 * meta.span_y_px0 * step * step
     tissue = float(bag.tissue_fraction.sum(dtype=np.float64)) * tile_px0
@@ -151,7 +151,7 @@ def _summarize(slide_id: str, bag: Bag) -> SlideBag:
     return SlideBag(
         slide_id=slide_id,
         n_tiles=len(bag.features),
-        tissue_share=min(share, 1.0),  # NaN, where an imported bag does not know, stays NaN
+        tissue_share=min(share, 1.0),  # NaN, if an imported bag states no tissue, stays NaN
         is_series=meta.kind == IMAGE,
         glass_rgb=meta.background_rgb,
         empty_reason=meta.empty_reason,

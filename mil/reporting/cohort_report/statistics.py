@@ -1,4 +1,4 @@
-"""What is measured of each slide, and how it is spread over slides and patients."""
+"""Variables of slides, their distribution, and their comparison between two classes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ __all__ = ["ClassDifference", "Statistics", "Variable", "group_test", "statistic
 
 Floats = npt.NDArray[np.float64]
 
-_LEAST_OF_A_CLASS = 5
+_MIN_CLASS_SIZE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variable:
-    """One number a slide."""
+    """One number per slide."""
 
     name: str
-    """What it is, e.g. ``width``."""
     unit: str
-    """Its unit; empty for a ratio."""
+    """Unit; empty for a ratio."""
     values: Floats
-    """In the order of the table's slides, shape (slides,); NaN where it is not known."""
+    """Shape (slides,), in the order of the table's slides; NaN if not known."""
     log: bool = False
-    """Whether it spans so much that an axis needs a logarithmic scale."""
+    """Whether plots use a logarithmic axis."""
 
     @property
     def label(self) -> str:
@@ -45,71 +44,61 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Spread of one measure over some slides."""
+    """Distribution of one variable over the slides of one group."""
 
     measure: str
-    """What is measured."""
     unit: str
-    """Its unit."""
     group: str
-    """Over which slides: a label, or ``all``."""
+    """A label, or ``all``."""
     n: int
-    """Slides of which it is known."""
+    """Number of slides for which it is known."""
     n_missing: int
-    """Slides of which it is not."""
     mean: float
-    """Mean."""
     sd: float
     """Standard deviation of the sample."""
     least: float
-    """Least value."""
     q1: float
-    """First quartile."""
     median: float
-    """Median."""
     q3: float
-    """Third quartile."""
     most: float
-    """Largest value."""
     n_outliers: int
     """Values beyond 1.5 interquartile ranges from the quartiles (Tukey, 1977)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDifference:
-    """Whether a measure differs between two classes, patient by patient."""
+    """Comparison of one variable between two classes, by patient."""
 
     measure: str
-    """What is measured; of a patient, the median over its slides."""
+    """Variable; the value of a patient is the median over its slides."""
     classes: tuple[str, str]
-    """The two."""
     medians: tuple[float, float]
-    """Median over the patients of each class, in that order."""
+    """Median over the patients of each class."""
     auroc: float
-    """Chance that a patient of the second class has more than one of the first; 0.5 is none."""
+    """Probability that a patient of the second class has a higher value than one of the first."""
     p_value: float
-    """Of Mann and Whitney (1947), two-sided."""
+    """Two-sided p-value of the Mann-Whitney U test (1947)."""
     n_patients: tuple[int, int]
-    """Patients of each class of whom it is known."""
+    """Number of patients per class for which it is known."""
 
 
-def statistics(measure: Variable, table: SlideTable) -> Iterator[Statistics]:
-    """Spread over all slides, and over those of each label where there are several."""
+def statistics(variable: Variable, table: SlideTable) -> Iterator[Statistics]:
+    """Yield statistics over all slides, and over those of each label if there are several."""
     labels = table.slides["label"].to_numpy()
-    yield _spread(measure, measure.values, "all")
+    yield _describe(variable, variable.values, "all")
     if len(table.classes) > 1:
         for name in table.classes:
-            yield _spread(measure, measure.values[labels == name], name)
+            yield _describe(variable, variable.values[labels == name], name)
 
 
-def group_test(measure: Variable, table: SlideTable) -> ClassDifference | None:
-    """Compare two classes; None unless there are two, with five patients each that are known."""
+def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
+    """Compare two classes; None unless there are two, with five known patients each."""
     if len(table.known_classes) != 2:
         return None
     one, other = table.known_classes
     medians = (
         table.slides
-        .assign(value=measure.values)
+        .assign(value=variable.values)
         .dropna(subset=["value"])
         .groupby("patient")["value"].median()
         .reindex(table.patients["patient"])
@@ -117,28 +106,28 @@ def group_test(measure: Variable, table: SlideTable) -> ClassDifference | None:
     )  # fmt: skip
     labels = table.patients["label"].to_numpy()
     first, second = (medians[(labels == c) & np.isfinite(medians)] for c in (one, other))
-    if min(len(first), len(second)) < _LEAST_OF_A_CLASS or not measure.varies:
+    if min(len(first), len(second)) < _MIN_CLASS_SIZE or not variable.varies:
         return None
-    found = mannwhitneyu(second, first)
+    test = mannwhitneyu(second, first)
     return ClassDifference(
-        measure=measure.name,
+        measure=variable.name,
         classes=(one, other),
         medians=(float(np.median(first)), float(np.median(second))),
-        auroc=float(found.statistic) / (len(first) * len(second)),
-        p_value=float(found.pvalue),
+        auroc=float(test.statistic) / (len(first) * len(second)),
+        p_value=float(test.pvalue),
         n_patients=(len(first), len(second)),
     )
 
 
-def _spread(measure: Variable, values: Floats, group: str) -> Statistics:
+def _describe(variable: Variable, values: Floats, group: str) -> Statistics:
     known = values[np.isfinite(values)]
     if not len(known):
         known = np.array([np.nan])
     least, q1, median, q3, most = np.percentile(known, [0, 25, 50, 75, 100]).tolist()
-    reach = 1.5 * (q3 - q1)
+    whisker = 1.5 * (q3 - q1)
     return Statistics(
-        measure=measure.name,
-        unit=measure.unit,
+        measure=variable.name,
+        unit=variable.unit,
         group=group,
         n=int(np.isfinite(values).sum()),
         n_missing=int((~np.isfinite(values)).sum()),
@@ -149,5 +138,5 @@ def _spread(measure: Variable, values: Floats, group: str) -> Statistics:
         median=median,
         q3=q3,
         most=most,
-        n_outliers=int(((known < q1 - reach) | (known > q3 + reach)).sum()),
+        n_outliers=int(((known < q1 - whisker) | (known > q3 + whisker)).sum()),
     )

@@ -1,4 +1,4 @@
-"""The cohort table as it is, faults included: one row a slide, one a patient, one a column."""
+"""The cohort table with its faults: one row per slide, per patient and per column."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = [
 ]
 
 ALL = "all"
-"""The one group of slides of a table without labels."""
+"""Label of all slides in a table without labels."""
 NO_LABEL = "(none)"
-"""Stands for an empty cell of a label or centre."""
+"""Replaces an empty cell of a label or centre."""
 SEVERAL = "(several)"
 """Label or centre of a patient whose slides disagree."""
 OTHERS = "(others)"
-"""All labels but the commonest, where there are too many to look at."""
+"""Replaces all labels but the most frequent, if there are too many to show."""
 
-_MOST_LABELS = 12
+_MAX_LABELS = 12
 _N_FREQUENT = 10
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -42,72 +42,68 @@ class Column:
     """One column of the table."""
 
     name: str
-    """Its name."""
     role: str
-    """What it is taken for, e.g. ``patient id``; empty for a column that nothing here needs."""
+    """Meaning, e.g. ``patient id``; empty for a column that is not used."""
     kind: str
     """``text``, ``number``, ``whole number`` or ``empty``, by all its values."""
     n_missing: int
-    """Empty cells."""
     n_distinct: int
-    """Different values, without the empty one."""
+    """Number of different values, without the empty one."""
     frequent: tuple[tuple[str, int], ...]
-    """The ten commonest values and their counts, commonest first."""
+    """The ten most frequent values and their counts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTable:
-    """What stands in a cohort table."""
+    """Content of a cohort table."""
 
     path: Path
-    """The table."""
     n_rows: int
-    """Rows under the header."""
+    """Number of rows without the header."""
     n_rows_repeated: int
-    """Rows that equal an earlier one in every cell."""
+    """Number of rows that equal an earlier one in every cell."""
     n_rows_left_out: int
-    """Rows without a slide or patient id; nothing below counts them."""
+    """Number of rows without a slide or patient id; they are not counted below."""
     columns: tuple[Column, ...]
-    """Its columns, in order."""
     rows: pd.DataFrame
-    """The rows that count: ``slide``, ``patient`` and, where the table has them, ``label`` and
-    ``centre``; as :func:`mil.data.cohort.read_slide_rows` gives them."""
+    """The other rows: ``slide``, ``patient`` and, if there are any, ``label`` and ``centre``; as
+    returned by :func:`mil.data.cohort.read_slide_rows`."""
     slides: pd.DataFrame
-    """One row a slide: ``slide``, ``patient``, ``label``, ``centre``, ``image``; text."""
+    """One row per slide: ``slide``, ``patient``, ``label``, ``centre``, ``image``; text."""
     patients: pd.DataFrame
-    """One row a patient: ``patient``, ``label``, ``centre``, ``n_slides``."""
+    """One row per patient: ``patient``, ``label``, ``centre``, ``n_slides``."""
     classes: tuple[str, ...]
-    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. Of more
-    than twelve the eleven commonest stay, and the rest is :data:`OTHERS`."""
+    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. If there
+    are more than twelve, the eleven most frequent remain, and the rest is :data:`OTHERS`."""
 
     @property
     def labelled(self) -> bool:
-        """Whether the table has a column of labels."""
+        """Whether there is a column of labels."""
         return "label" in self.rows
 
     @property
     def known_classes(self) -> tuple[str, ...]:
-        """Labels that stand in the table as such."""
+        """Labels that occur in the table literally."""
         return tuple(c for c in self.classes if c not in {ALL, NO_LABEL, SEVERAL, OTHERS})
 
     @property
     def n_centres(self) -> int:
-        """Centres that the table names."""
+        """Number of centres."""
         return len(set(self.slides["centre"]) - {"", NO_LABEL})
 
     @property
     def has_centres(self) -> bool:
-        """Whether the table names centres."""
+        """Whether there is a column of centres."""
         return "centre" in self.rows
 
     @property
     def has_image_numbers(self) -> bool:
-        """Whether the table numbers the slides of a patient."""
+        """Whether the slides of a patient are numbered."""
         return bool((self.slides["image"] != "").any())
 
 
 def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
-    """Read a cohort table without refusing what training would refuse.
+    """Read a cohort table; faults that training would refuse are accepted.
 
     Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
     ``center_id`` and ``image_num``. Others are counted and described.
@@ -117,7 +113,7 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
     path
         The table.
     label
-        Column of the labels, where a table has several; None for ``label``, if there is one.
+        Column of the labels, if a table has several; None for ``label``, if there is one.
 
     Raises
     ------
@@ -126,7 +122,7 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
         column that ``label`` names.
     """
     table = read_table(path)
-    # A series has a bag, whose images may have ids as well.
+    # In a table of series, the bag is the slide, and its images may have ids as well.
     ids = ["bag_id"] if "bag_id" in table else ["image_id", "slide_id"]
     names = {
         "slide": find_column(table, ids, where=path, what="slide ids"),
@@ -141,7 +137,7 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
     rows["slide"] = rows["slide"].map(without_suffix)
     slides = _slides(rows, whole[names["image"]] if "image" in names else None)
     patients = _patients(slides)
-    found = set(slides["label"]) | set(patients["label"])
+    labels = set(slides["label"]) | set(patients["label"])
     return SlideTable(
         path=path,
         n_rows=len(table),
@@ -151,12 +147,12 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
         rows=rows,
         slides=slides,
         patients=patients,
-        classes=tuple(sorted(found)) or (ALL,),
+        classes=tuple(sorted(labels)) or (ALL,),
     )
 
 
 def _slides(rows: pd.DataFrame, images: pd.Series[str] | None) -> pd.DataFrame:
-    """One row a slide, its first; what the table does not say is filled in."""
+    """Return the first row of each slide, with missing values filled in."""
     slides = rows.assign(image="" if images is None else images)
     for column, empty in (("label", ALL), ("centre", "")):
         if column not in slides:
@@ -165,14 +161,14 @@ def _slides(rows: pd.DataFrame, images: pd.Series[str] | None) -> pd.DataFrame:
             slides[column] = slides[column].replace("", NO_LABEL)
     slides = slides.drop_duplicates("slide").reset_index(drop=True)
     counts = slides["label"].value_counts()
-    if len(counts) > _MOST_LABELS:
-        common = slides["label"].isin(counts.index[: _MOST_LABELS - 1])
+    if len(counts) > _MAX_LABELS:
+        common = slides["label"].isin(counts.index[: _MAX_LABELS - 1])
         slides["label"] = slides["label"].where(common, OTHERS)
     return slides
 
 
 def _patients(slides: pd.DataFrame) -> pd.DataFrame:
-    """One row a patient, in order of first appearance."""
+    """Return one row per patient, in order of first appearance."""
     grouped = slides.groupby("patient", sort=False)
     patients = grouped[["label", "centre"]].agg(_only)
     patients["n_slides"] = grouped.size()
@@ -180,7 +176,7 @@ def _patients(slides: pd.DataFrame) -> pd.DataFrame:
 
 
 def _only(values: pd.Series[str]) -> str:
-    """The value that all known ones share."""
+    """Return the common value of all known ones."""
     known = set(values) - {NO_LABEL}
     return SEVERAL if len(known) > 1 else known.pop() if known else NO_LABEL
 
@@ -190,22 +186,22 @@ def _column(values: pd.Series[str], names: dict[str, str]) -> Column:
         "slide": "slide id", "patient": "patient id", "label": "label", "centre": "centre",
         "image": "number of the slide within its patient",
     }  # fmt: skip
-    filled = values[values != ""]
-    counts = filled.value_counts()
-    frequent = sorted(counts.items(), key=lambda found: (-found[1], natural_key(str(found[0]))))
+    nonempty = values[values != ""]
+    counts = nonempty.value_counts()
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], natural_key(str(item[0]))))
     return Column(
         name=str(values.name),
         role=next((roles[role] for role, name in names.items() if name == values.name), ""),
-        kind=_kind(filled),
-        n_missing=len(values) - len(filled),
+        kind=_kind(nonempty),
+        n_missing=len(values) - len(nonempty),
         n_distinct=len(counts),
         frequent=tuple((str(value), int(n)) for value, n in frequent[:_N_FREQUENT]),
     )
 
 
-def _kind(filled: pd.Series[str]) -> str:
-    if filled.empty:
+def _kind(values: pd.Series[str]) -> str:
+    if values.empty:
         return "empty"
-    if filled.str.fullmatch(_WHOLE).all():
+    if values.str.fullmatch(_WHOLE).all():
         return "whole number"
-    return "number" if filled.str.fullmatch(_NUMBER).all() else "text"
+    return "number" if values.str.fullmatch(_NUMBER).all() else "text"

@@ -1,4 +1,4 @@
-"""What a person looks at after a training: scores beside baselines, figures, patients."""
+"""The report of a run: scores and baselines, figures, patients."""
 
 from mil.evaluation.baselines import SHORTCUT, mean_logistic_probabilities, shortcut_probabilities
 from mil.evaluation.bootstrap import paired_differences

@@ -1,4 +1,4 @@
-"""How far probabilities mean what they say, before and after calibration, at the balanced prior."""
+"""Reliability of the probabilities before and after calibration, at the balanced prior."""
 
 from __future__ import annotations
 
@@ -21,45 +21,44 @@ from mil.reporting.run_report.data import ReportData
 
 __all__ = ["Reliability", "measure_reliability"]
 
-_MOST_BINS = 10
-_PATIENTS_A_BIN = 12
+_MAX_BINS = 10
+_PATIENTS_PER_BIN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """What is found of one kind of probabilities."""
+    """Calibration metrics of one kind of probabilities."""
 
     bins: Mapping[int, tuple[ReliabilityBin, ...]]
     """Bins by class index."""
     error: ExpectedError
-    """Expected calibration error, and what chance alone would show."""
+    """Expected calibration error, and its value under perfect calibration."""
     slope: float
-    """Calibration slope; below 1 is overconfident. NaN where there is none."""
+    """Calibration slope, below 1 if overconfident; NaN if not defined."""
     intercept: float
-    """Calibration intercept, see :func:`mil.evaluation.calibration_slope.intercept_of`. NaN where
-    there is none."""
+    """See :func:`mil.evaluation.calibration_slope.intercept_of`; NaN if not defined."""
     brier: float
     """Brier score, 0 to 2."""
 
 
-def measure_reliability(evidence: ReportData, kind: str, *, seed: int) -> Reliability:
-    """Reliability of one kind of the evidence's probabilities, in the first repeat.
+def measure_reliability(data: ReportData, kind: str, *, seed: int) -> Reliability:
+    """Return the reliability of one kind of probabilities in the first repeat.
 
-    Bins are of equal mass, ten at most and fewer where they would hold fewer than a dozen patients.
+    Bins have equal mass; there are ten, or fewer if ten would hold less than a dozen patients each.
     """
-    proba, labels = evidence.first[kind], evidence.labels
-    prior: npt.NDArray[np.float64] = balanced(evidence.classes)
+    proba, labels = data.first[kind], data.labels
+    prior: npt.NDArray[np.float64] = balanced(data.classes)
     slope, intercepts = calibration_slope_and_intercepts(proba, labels)
-    n_bins = int(np.clip(len(labels) // _PATIENTS_A_BIN, 3, _MOST_BINS))
+    n_bins = int(np.clip(len(labels) // _PATIENTS_PER_BIN, 3, _MAX_BINS))
     return Reliability(
         bins={
             index: reliability_table(proba, labels, index, prior=prior, n_bins=n_bins)
-            for index in range(len(evidence.classes))
+            for index in range(len(data.classes))
         },
         error=expected_error(proba, labels, prior=prior, seed=seed, n_bins=n_bins),
         slope=slope,
         intercept=intercept_of(intercepts),
         brier=brier_score(
-            proba, labels, weights=prior_weights(labels, None, n_classes=len(evidence.classes))
+            proba, labels, weights=prior_weights(labels, None, n_classes=len(data.classes))
         ),
     )

@@ -1,4 +1,4 @@
-"""What a reader of a run must know besides its scores."""
+"""Caveats of a run that its scores do not show."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ __all__ = ["run_caveats", "unlabelled_caveats"]
 
 
 def run_caveats(
-    cohort: Cohort, bags: PatientBags, found: OutOfFoldPredictions, settings: TrainConfig
+    cohort: Cohort, bags: PatientBags, oof: OutOfFoldPredictions, settings: TrainConfig
 ) -> tuple[str, ...]:
-    """Who was left out, who stands there twice, what is not known, and how heads were stopped."""
+    """Return caveats on missing and repeated patients, unknown origins and early stopping."""
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
         notes.append(f"slides without a bag: {len(bags.missing_slides)}, first {names}")
-    n_left_out = len(cohort.patients) - len(found.patient_ids)
+    n_left_out = len(cohort.patients) - len(oof.patient_ids)
     if n_left_out:
         notes.append(f"patients without a tile, left out: {n_left_out}")
     if bags.fingerprint.weights_sha256 == UNKNOWN:
         notes.append(
-            "the bags were imported: weights and preprocessing of their backbone are unknown, so "
-            "that they belong together rests on your word, and no new slide can be embedded alike"
+            "the bags were imported: the weights and preprocessing of their backbone are unknown, "
+            "so nothing checks that they belong together, and no new slide can be embedded the "
+            "same way"
         )
     notes += _copy_notes(bags)
     notes += filter_notes(bags)
@@ -53,7 +54,7 @@ def run_caveats(
 
 
 def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
-    """That one slide stands under two patients, and what was done about it."""
+    """Return a caveat on slides listed under two patients, if there are any."""
     copies = bags.duplicate_slides()
     if not copies:
         return ()
@@ -61,17 +62,17 @@ def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
     note = (
         f"slides of two patients that are copies of each other: {len(copies)}, first "
         f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; no fold "
-        "learned from one of them and judged the other, but both count in the scores: see "
+        "was trained on one and tested on the other, but both count in the scores: see "
         "'mil audit', and give copies one patient id"
     )
     return (note,)
 
 
 def unlabelled_caveats(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:
-    """How many unlabelled patients the whitening saw, and which were left out."""
+    """Return caveats on the unlabelled patients used for whitening, and on those left out."""
     known = bags.find_duplicates(unlabelled)
     n_used = sum(name not in known for name in unlabelled.nonempty())
-    notes = [f"whitening was also fitted on {n_used} patients without using a label of theirs"]
+    notes = [f"whitening was also fitted on {n_used} patients without using their labels"]
     if known:
         few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])
         notes.append(

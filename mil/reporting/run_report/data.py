@@ -1,4 +1,4 @@
-"""What the report is drawn from besides scores and bundle: who was judged, and what was said."""
+"""Data of the report besides scores and model bundle: out-of-fold predictions and notes."""
 
 from __future__ import annotations
 
@@ -26,56 +26,53 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _KINDS = {"calibrated": "calibrated", "raw": "raw", "mean + logistic": "mean_logistic"}
-"""Kinds of predictions, and how the columns of ``judged.csv`` begin."""
+"""Kinds of predictions, with the prefix of their columns in ``judged.csv``."""
 _NESTED_KINDS = {**_KINDS, "cross-fitted": "cross_fitted"}
-"""Those of a run with nested scores, which keeps the others to compare."""
+"""Kinds in a run with nested scores, which keeps the cross-fitted ones for comparison."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Predictions of patients that were judged, and what happened to the others."""
+    """Out-of-fold predictions with their patients, and the patients and slides left out."""
 
     classes: tuple[str, ...]
-    """Classes in order."""
     patient_ids: tuple[str, ...]
-    """Patients that were judged."""
     labels: Ints
-    """Class index of each, shape (patients,)."""
+    """Class indices, shape (patients,)."""
     centres: tuple[str, ...]
-    """Centre of each; '' where the table names none."""
+    """Centre of each patient; '' if the table names none."""
     n_slides: Ints
-    """Slides of each that have a bag, shape (patients,)."""
+    """Number of slides with a bag, shape (patients,)."""
     n_tiles: Ints
-    """Tiles of each, shape (patients,)."""
+    """Number of tiles, shape (patients,)."""
     fold: Ints
-    """Fold in which each was judged, shape (repeats, patients)."""
+    """Test fold of each patient, shape (repeats, patients)."""
     proba: Mapping[str, Floats]
     """``calibrated``, ``raw`` and ``mean + logistic`` probabilities at the balanced prior, shape
-    (repeats, patients, classes); ``cross-fitted`` besides where ``calibrated`` is nested."""
+    (repeats, patients, classes); also ``cross-fitted`` if ``calibrated`` is nested."""
     notes: tuple[str, ...]
-    """What a reader must know of the training."""
+    """Caveats of the training."""
     incomplete_slides: tuple[tuple[str, str, str], ...]
-    """Slide, patient, and what is wrong: no bag, no tile, or tiles that could not be decoded."""
+    """Slide, patient and reason: no bag, no tile, or tiles that could not be decoded."""
     patients_without_tiles: tuple[str, ...]
-    """Patients that were left out."""
 
     @property
     def mean(self) -> dict[str, Floats]:
-        """Mean over repeats of each kind, shape (patients, classes): for a look at patients."""
+        """Mean over repeats of each kind, shape (patients, classes), to show single patients."""
         return {kind: values.mean(axis=0) for kind, values in self.proba.items()}
 
     @property
     def first(self) -> dict[str, Floats]:
         """First repeat of each kind, shape (patients, classes).
 
-        It averages as many heads as are deployed; a mean over repeats would look better than what
-        is deployed.
+        It averages as many heads as the deployed model; a mean over repeats averages more heads
+        and would score better than the deployed model.
         """
         return {kind: values[0] for kind, values in self.proba.items()}
 
     @property
     def shares(self) -> Floats:
-        """Share of each class among the patients judged, shape (classes,)."""
+        """Share of each class among the patients, shape (classes,)."""
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return np.asarray(counts / len(self.labels), np.float64)
 
@@ -83,40 +80,38 @@ class ReportData:
 def collect_report_data(
     cohort: Cohort,
     bags: PatientBags,
-    found: OutOfFoldPredictions,
+    oof: OutOfFoldPredictions,
     proba: Mapping[str, Floats],
     *,
     notes: Sequence[str],
     failures: Mapping[str, str],
 ) -> ReportData:
-    """What the report needs, from what a training has in hand.
+    """Return the data of the report of a training.
 
     Parameters
     ----------
-    cohort
-        All patients, those without tiles included.
-    bags
-        Their bags.
-    found
-        Who was judged in which fold.
+    cohort, bags
+        All patients, including those without tiles, and their bags.
+    oof
+        Out-of-fold predictions, with the test fold of each patient.
     proba
-        By kind, shape (repeats, patients, classes).
+        Probabilities by kind, each of shape (repeats, patients, classes).
     notes
-        What a reader must know of the training.
+        Caveats of the training.
     failures
-        Why slides have no bag, by slide id, as far as it is known.
+        Known reasons why slides have no bag, by slide id.
     """
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
     with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
-    names, n_tiles = found.patient_ids, bags.n_tiles
+    names, n_tiles = oof.patient_ids, bags.n_tiles
     return ReportData(
         classes=cohort.classes,
         patient_ids=names,
-        labels=found.labels,
+        labels=oof.labels,
         centres=tuple(centre_of[name] for name in names),
         n_slides=np.array([with_bag[name] for name in names], np.int64),
         n_tiles=np.array([n_tiles[name] for name in names], np.int64),
-        fold=found.fold,
+        fold=oof.fold,
         proba=dict(proba),
         notes=tuple(notes),
         incomplete_slides=tuple(_incomplete(cohort, bags, failures)),
@@ -127,7 +122,7 @@ def collect_report_data(
 def _incomplete(
     cohort: Cohort, bags: PatientBags, failures: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Slides that are not all there, in the order of the table."""
+    """Yield slides without bag or tiles, or with damaged tiles, in the order of the table."""
     missing, notes = set(bags.missing_slides), {note.slide_id: note for note in bags.slides}
     for slide_id, patient_id in cohort.patient_of_slide().items():
         note = notes.get(slide_id)
@@ -141,8 +136,8 @@ def _incomplete(
             yield slide_id, patient_id, words
 
 
-def write_report_data(folder: Path, evidence: ReportData) -> None:
-    """Write ``judged.csv`` (a row a patient and repeat) and ``notes.json``.
+def write_report_data(folder: Path, data: ReportData) -> None:
+    """Write ``judged.csv`` (one row per patient and repeat) and ``notes.json``.
 
     Raises
     ------
@@ -150,33 +145,33 @@ def write_report_data(folder: Path, evidence: ReportData) -> None:
         If a file cannot be written.
     """
     of_repeats = []
-    for repeat, fold in enumerate(evidence.fold):
+    for repeat, fold in enumerate(data.fold):
         rows: dict[str, object] = {
             "repeat": repeat,
             "fold": fold,
-            "patient_id": evidence.patient_ids,
-            "label": [evidence.classes[label] for label in evidence.labels],
-            "center_id": evidence.centres,
-            "n_slides": evidence.n_slides,
-            "n_tiles": evidence.n_tiles,
+            "patient_id": data.patient_ids,
+            "label": [data.classes[label] for label in data.labels],
+            "center_id": data.centres,
+            "n_slides": data.n_slides,
+            "n_tiles": data.n_tiles,
         }
-        for kind, values in evidence.proba.items():
-            for index, name in enumerate(evidence.classes):
+        for kind, values in data.proba.items():
+            for index, name in enumerate(data.classes):
                 rows[f"{_NESTED_KINDS[kind]}_{name}"] = values[repeat, :, index]
         of_repeats.append(pd.DataFrame(rows))
     write_table(folder / "judged.csv", pd.concat(of_repeats))
     write_json(
         folder / "notes.json",
         {
-            "notes": evidence.notes,
-            "incomplete_slides": evidence.incomplete_slides,
-            "patients_without_tiles": evidence.patients_without_tiles,
+            "notes": data.notes,
+            "incomplete_slides": data.incomplete_slides,
+            "patients_without_tiles": data.patients_without_tiles,
         },
     )
 
 
 def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
-    """Read what :func:`write_report_data` wrote.
+    """Read the files written by :func:`write_report_data`.
 
     Raises
     ------
@@ -188,7 +183,7 @@ def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
             raise RunError(
                 folder,
                 actual=f"no {name} in it",
-                expected="the files that a report is drawn from",
+                expected="the files that the report is made from",
                 hint="Copy the run again, or train again with 'mil train'.",
             )
     try:

@@ -1,4 +1,4 @@
-"""``report.html``: what a person looks at to decide whether a run is any good."""
+"""The page ``report.html`` of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.utils.files import atomic_write
 from mil.calibration.priors import balanced, shift_prior
 from mil.errors import RunError
 from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval, auroc
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
-from mil.reporting.html import folder_name, render
+from mil.reporting.html import folder_name, render, write_html
 from mil.reporting.run_report import figures, tables
 from mil.reporting.run_report.calibration import measure_reliability
 from mil.reporting.run_report.data import ReportData, read_report_data
@@ -31,7 +30,7 @@ __all__ = ["write_report"]
 
 _METRICS = ("weighted_log_loss", "auroc")
 _N_WORST = 20
-_LEAST_PROBABILITY = 1e-15
+_MIN_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +50,16 @@ def write_report(
     Parameters
     ----------
     folder
-        The run.
+        Folder of the run.
     name
-        What the page calls it; the folder's name by default.
+        Title of the run on the page; by default the name of the folder.
     explanations
-        Folder written by ``mil explain``: patients with a page there are linked to it.
+        Folder written by ``mil explain``; patients with a page in it are linked to the page.
 
     Returns
     -------
     Path
-        The page.
+        Path of the page.
 
     Raises
     ------
@@ -70,100 +69,99 @@ def write_report(
         If the page cannot be written.
     """
     run = load_bundle(folder)
-    evidence = read_report_data(folder, classes=run.classes)
+    data = read_report_data(folder, classes=run.classes)
     scores, history = _read_scores(folder), _read_history(folder)
     seed = int(run.settings["seed"])
-    links = _links(folder, explanations, evidence.patient_ids) if explanations else {}
+    links = _links(folder, explanations, data.patient_ids) if explanations else {}
     html = render(
         "report.html",
         name=name or folder.resolve().name,
         run=run,
-        evidence=evidence,
+        data=data,
         scores=scores,
         headline=scores.of_kinds["calibrated"],
         n_heads=len(run.heads),
-        n_repeats=len(evidence.fold),
+        n_repeats=len(data.fold),
         findings=tables.findings(scores.gains),
-        shares=evidence.shares.tolist(),
-        **_pictures(evidence, scores, history, seed=seed),
-        **_tables(run, evidence, scores, links, seed=seed),
+        shares=data.shares.tolist(),
+        **_figures(data, scores, history, seed=seed),
+        **_tables(run, data, scores, links, seed=seed),
     )
     page = folder / "report.html"
-    with atomic_write(page) as beside:
-        beside.write_text(html, encoding="utf-8")
+    write_html(page, html)
     return page
 
 
-def _pictures(
-    evidence: ReportData, scores: _Scores, history: pd.DataFrame, *, seed: int
+def _figures(
+    data: ReportData, scores: _Scores, history: pd.DataFrame, *, seed: int
 ) -> dict[str, Any]:
-    """Everything the page shows as a figure; one of each kind a class that is shown."""
-    n_classes = len(evidence.classes)
-    # Of two classes the second tells all: the first's curves are its mirror images.
+    """Return all figures of the page, one of each kind per class shown."""
+    n_classes = len(data.classes)
+    # With two classes, the curves of the first are mirror images of those of the second.
     shown = [1] if n_classes == 2 else list(range(n_classes))
-    first = evidence.first
+    first = data.first
     at_cohort = {
-        kind: shift_prior(first[kind], old=balanced(evidence.classes), new=evidence.shares)
+        kind: shift_prior(first[kind], old=balanced(data.classes), new=data.shares)
         for kind in ("calibrated", "mean + logistic")
     }
     reliability = {
-        kind: measure_reliability(evidence, kind, seed=seed) for kind in ("raw", "calibrated")
+        kind: measure_reliability(data, kind, seed=seed) for kind in ("raw", "calibrated")
     }
     stopped = bool(history["stop_loss"].notna().any())
-    curves = {"train_loss": "Loss trained on", "stop_loss": "Loss stopped on"}
+    curves = {"train_loss": "Training loss", "stop_loss": "Validation loss"}
     return {
-        "score_pictures": [figures.draw_scores(scores.of_kinds, metric) for metric in _METRICS],
-        "learning_pictures": [
+        "score_figures": [figures.draw_scores(scores.of_kinds, metric) for metric in _METRICS],
+        "learning_figures": [
             figures.draw_learning(history, column, title=title)
             for column, title in curves.items()
             if column == "train_loss" or stopped
         ],
-        "roc_pictures": [
-            figures.draw_roc(evidence, index, area=_area(first["calibrated"], evidence, index),
+        "roc_figures": [
+            figures.draw_roc(data, index, area=_area(first["calibrated"], data, index),
                               seed=seed)
             for index in shown
         ],
-        "recall_pictures": [
-            figures.draw_precision_recall(evidence, index, seed=seed)
+        "recall_figures": [
+            figures.draw_precision_recall(data, index, seed=seed)
             for index in range(n_classes)
         ],
-        "confusion_picture": figures.draw_confusion(evidence),
-        "reliability_pictures": [
-            figures.draw_reliability(evidence, reliability, index) for index in shown
+        "confusion_figure": figures.draw_confusion(data),
+        "reliability_figures": [
+            figures.draw_reliability(data, reliability, index) for index in shown
         ],
         "calibration": tables.calibration_table(reliability),
-        "distribution_pictures": [figures.draw_distribution(evidence, index) for index in shown],
-        "decision_pictures": [
-            figures.draw_decision(evidence, index, at_cohort, seed=seed) for index in shown
+        "distribution_figures": [figures.draw_distribution(data, index) for index in shown],
+        "decision_figures": [
+            figures.draw_decision(data, index, at_cohort, seed=seed) for index in shown
         ],
     }  # fmt: skip
 
 
 def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict[str, str]:
-    """Where the page of each patient lies, as seen from the report."""
+    """Return the address of each patient's explanation page, relative to the report."""
     links = {}
     for patient_id in patient_ids:
         page = explanations / folder_name(patient_id) / "index.html"
         if page.is_file():
-            way = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
-            links[patient_id] = quote(way, safe="/")
+            relative = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
+            links[patient_id] = quote(relative, safe="/")
     return links
 
 
 def _tables(
-    run: ModelBundle, evidence: ReportData, scores: _Scores, links: Mapping[str, str], *, seed: int
+    run: ModelBundle, data: ReportData, scores: _Scores, links: Mapping[str, str], *, seed: int
 ) -> dict[str, Any]:
-    """Everything the page shows as a table."""
-    classes = evidence.classes
-    repeats, folds = score_repeats(evidence), score_folds(evidence)
-    centres = score_centres(evidence, seed=seed)
-    proba = evidence.mean["calibrated"][np.arange(len(evidence.labels)), evidence.labels]
-    losses = -np.log(np.clip(proba, _LEAST_PROBABILITY, 1))
+    """Return all tables of the page."""
+    classes = data.classes
+    repeats, folds = score_repeats(data), score_folds(data)
+    centres = score_centres(data, seed=seed)
+    proba = data.mean["calibrated"][np.arange(len(data.labels)), data.labels]
+    losses = -np.log(np.clip(proba, _MIN_PROBABILITY, 1))
     order = np.argsort(-losses, kind="stable").tolist()
     return {
         "scores_table": tables.scores_table(scores.of_kinds),
         "gains_table": tables.gains_table(scores.gains),
-        "group_picture": figures.draw_groups(
+        "group_figure": figures.draw_groups(
             repeats, folds, centres, n_classes=len(classes),
             overall=scores.of_kinds["calibrated"]["weighted_log_loss"],
         ),
@@ -177,17 +175,17 @@ def _tables(
             ),
             *([tables.group_table("By centre", centres, classes, first="centre")] * bool(centres)),
         ],
-        "confusion": tables.confusion_table(evidence),
-        "sets": tables.sets_table(evidence, run.guaranteed(COVERAGE), coverage=COVERAGE),
+        "confusion": tables.confusion_table(data),
+        "sets": tables.sets_table(data, run.guaranteed(COVERAGE), coverage=COVERAGE),
         "guarantees": run.guaranteed(COVERAGE) is not None,
         "min_calibration_size": min_calibration_size(COVERAGE),
-        "cohort": tables.cohort_table(evidence),
-        "incomplete": tables.incomplete_table(evidence),
+        "cohort": tables.cohort_table(data),
+        "incomplete": tables.incomplete_table(data),
         "worst": tables.patients_table(
-            "Patients by log loss, worst first", evidence, losses, order[:_N_WORST], links
+            "Patients by log loss, worst first", data, losses, order[:_N_WORST], links
         ),
         "others": tables.patients_table(
-            "The other patients by log loss", evidence, losses, order[_N_WORST:], links
+            "The other patients by log loss", data, losses, order[_N_WORST:], links
         ),
         "facts": [
             tables.facts_table("How its bags were made", asdict(run.fingerprint)),
@@ -198,23 +196,23 @@ def _tables(
     }  # fmt: skip
 
 
-def _area(proba: npt.NDArray[np.float64], evidence: ReportData, index: int) -> float:
+def _area(proba: npt.NDArray[np.float64], data: ReportData, index: int) -> float:
     own = proba[:, index]
-    return auroc(np.stack([1 - own, own], axis=1), (evidence.labels == index).astype(np.int64))
+    return auroc(np.stack([1 - own, own], axis=1), (data.labels == index).astype(np.int64))
 
 
 def _read_scores(folder: Path) -> _Scores:
     path = folder / "scores.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        scores = json.loads(path.read_text(encoding="utf-8"))
         kinds = ["calibrated", "raw", "mean + logistic", "cohort prior", "constant"]
-        if found["kind"] == "nested":
+        if scores["kind"] == "nested":
             kinds.insert(1, "cross-fitted")
-        kinds += [kind for kind in found if kind.startswith(SHORTCUT)]
+        kinds += [kind for kind in scores if kind.startswith(SHORTCUT)]
         return _Scores(
-            kind=str(found["kind"]),
-            of_kinds={kind: _intervals(found[kind]) for kind in kinds},
-            gains={name: _intervals(of) for name, of in found["gains"].items()},
+            kind=str(scores["kind"]),
+            of_kinds={kind: _intervals(scores[kind]) for kind in kinds},
+            gains={name: _intervals(of) for name, of in scores["gains"].items()},
         )
     except (
         ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError,
@@ -233,8 +231,8 @@ def _read_history(folder: Path) -> pd.DataFrame:
         raise _damaged(path, error) from error
 
 
-def _intervals(found: Mapping[str, Any]) -> dict[str, Interval]:
-    return {metric: Interval.from_dict(found[metric]) for metric in _METRICS}
+def _intervals(scores: Mapping[str, Any]) -> dict[str, Interval]:
+    return {metric: Interval.from_dict(scores[metric]) for metric in _METRICS}
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

@@ -1,4 +1,4 @@
-"""Scores of parts of the cohort: folds, repeats, centres."""
+"""Scores of folds, repeats and centres."""
 
 from __future__ import annotations
 
@@ -23,47 +23,46 @@ _N_RESAMPLES = 300
 
 @dataclass(frozen=True, kw_only=True)
 class SubgroupScore:
-    """Scores of the calibrated probabilities of some patients."""
+    """Scores of the calibrated probabilities in one subgroup of patients."""
 
     name: str
-    """Which they are."""
     counts: tuple[int, ...]
-    """Patients of each class."""
+    """Number of patients per class."""
     scores: Mapping[str, Interval]
-    """By metric; empty where a class does not occur. Limits are NaN where none were drawn."""
+    """Scores by metric; empty if a class does not occur. Limits are NaN without resampling."""
 
 
-def score_repeats(evidence: ReportData) -> tuple[SubgroupScore, ...]:
-    """Each cross-validation for itself."""
+def score_repeats(data: ReportData) -> tuple[SubgroupScore, ...]:
+    """Return the scores of each repeat of the cross-validation."""
     return tuple(
-        _score(str(repeat), proba, evidence.labels)
-        for repeat, proba in enumerate(evidence.proba["calibrated"])
+        _score(str(repeat), proba, data.labels)
+        for repeat, proba in enumerate(data.proba["calibrated"])
     )
 
 
-def score_folds(evidence: ReportData) -> tuple[tuple[SubgroupScore, ...], ...]:
-    """Each fold of each repeat, without intervals: folds are too small for them to be read."""
+def score_folds(data: ReportData) -> tuple[tuple[SubgroupScore, ...], ...]:
+    """Return the scores of each fold, by repeat, without intervals: folds are too small."""
     of_repeats = []
-    for fold, proba in zip(evidence.fold, evidence.proba["calibrated"], strict=True):
+    for fold, proba in zip(data.fold, data.proba["calibrated"], strict=True):
         parts = [fold == index for index in np.unique(fold)]
         of_repeats.append(
-            tuple(_score(str(fold[part][0]), proba[part], evidence.labels[part]) for part in parts)
+            tuple(_score(str(fold[part][0]), proba[part], data.labels[part]) for part in parts)
         )
     return tuple(of_repeats)
 
 
-def score_centres(evidence: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
-    """Each centre, largest first, with intervals; none where the table names no centre."""
-    centres = np.array(evidence.centres)
+def score_centres(data: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
+    """Return the scores of each centre with intervals, largest centre first; () without centres."""
+    centres = np.array(data.centres)
     names, counts = np.unique(centres, return_counts=True)
     if names.tolist() == [""]:
         return ()
-    proba = evidence.proba["calibrated"]
+    proba = data.proba["calibrated"]
     return tuple(
         _score(
             str(names[index]) or "(none)",
             proba[:, centres == names[index]],
-            evidence.labels[centres == names[index]],
+            data.labels[centres == names[index]],
             n_resamples=_N_RESAMPLES,
             seed=seed,
         )

@@ -46,7 +46,7 @@ _KIND_NAMES = {
     f"{SHORTCUT}{ALL_SHORTCUTS}": "shortcut: all of them together",
 }
 _BASELINE_WORDS = {
-    "constant": "a constant answer",
+    "constant": "a constant prediction",
     "shortcuts": "shortcuts without tissue",
     "mean + logistic": "a logistic regression on mean embeddings",
 }

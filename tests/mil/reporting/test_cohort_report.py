@@ -20,13 +20,14 @@ from mil.reporting.cohort_report import (
     CohortSummary,
     SlideFiles,
     SlideHeader,
-    choose_for_gallery,
-    render_description,
+    read_cohort_table,
+    render_cohort_report,
     summarize_cohort,
 )
 from mil.reporting.cohort_report.crosstab import count_by
+from mil.reporting.cohort_report.page import choose_for_gallery
 from mil.reporting.cohort_report.statistics import Variable, group_test, statistics
-from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
+from mil.reporting.cohort_report.table import SlideTable
 from tests.browser import needs_browser, open_tab
 from tests.fakes import make_bag, real_data
 
@@ -70,7 +71,7 @@ def header(slide_id: str, **changes: object) -> SlideHeader:
 def files_of(table: SlideTable, **changes: dict[str, object]) -> SlideFiles:
     """A header for each slide, changed where ``changes`` names the slide; two pictures a label."""
     headers = {slide: header(slide, **changes.get(slide, {})) for slide in table.slides["slide"]}
-    chosen = choose_for_gallery(table, headers, n_a_label=2)
+    chosen = choose_for_gallery(table, headers, n_per_label=2)
     pictures = {slide: Image.new("RGB", (300, 200), "#e0b0c0") for slide in chosen}
     return SlideFiles(headers=headers, thumbnails=pictures)
 
@@ -78,22 +79,22 @@ def files_of(table: SlideTable, **changes: dict[str, object]) -> SlideFiles:
 def described(
     path: Path, *, files: SlideFiles | None = None, bags: Path | None = None
 ) -> CohortSummary:
-    return summarize_cohort(path, files_of=lambda _: files, bags_dir=bags, on_step=lambda *_: None)
+    return summarize_cohort(read_cohort_table(path), files=files, bags_dir=bags)
 
 
-def kinds(found: CohortSummary) -> set[str]:
-    return {finding.kind for finding in found.findings}
+def kinds(summary: CohortSummary) -> set[str]:
+    return {finding.kind for finding in summary.findings}
 
 
 @real_data
-def test_the_stroke_cohort_is_described_as_it_is(mil_data: Path) -> None:
-    found = described(mil_data / "strip" / "train.csv")
-    assert (len(found.table.slides), len(found.table.patients)) == (754, 632)
-    assert found.labels == {
+def test_the_stroke_cohort_is_described(mil_data: Path) -> None:
+    summary = described(mil_data / "strip" / "train.csv")
+    assert (len(summary.table.slides), len(summary.table.patients)) == (754, 632)
+    assert summary.labels == {
         "slides": {"CE": 547, "LAA": 207},
         "patients": {"CE": 457, "LAA": 175},
     }
-    patients, slides, numbers, images = found.crosstabs
+    patients, slides, numbers, images = summary.crosstabs
     assert slides.as_dict() == {
         name: {"CE": ce, "LAA": laa}
         for name, ce, laa in [
@@ -109,45 +110,45 @@ def test_the_stroke_cohort_is_described_as_it_is(mil_data: Path) -> None:
         "1": 543, "2": 68, "3": 13, "4": 4, "5": 4,
     }  # fmt: skip
     assert images.totals.sum() == 754
-    more = next(finding for finding in found.findings if finding.kind == "centre_with_more")
+    more = next(finding for finding in summary.findings if finding.kind == "centre_with_more")
     assert more.subjects == ("3", "6")
     assert "centre 3 with 50.0 % (19 of 38 patients" in more.message
     assert "centre 6 with 40.6 % (13 of 32 patients" in more.message
-    ids = next(finding for finding in found.findings if finding.kind == "ids_like_numbers")
+    ids = next(finding for finding in summary.findings if finding.kind == "ids_like_numbers")
     assert "37 of digits only (5 with a leading 0)" in ids.message
-    html = render_description(found)
+    html = render_cohort_report(summary)
     assert "754 slides of 632 patients at 11 centres" in html
     assert "457 (72.3 %) CE, 175 (27.7 %) LAA" in html
 
 
 def test_faults_of_a_table_are_counted_and_not_refused(tmp_path: Path) -> None:
-    found = described(write(tmp_path, [
+    summary = described(write(tmp_path, [
         "a_0.tif,a,CE,1,0", "a_0.tif,a,CE,1,0",  # the same row twice
         "b_0,b,CE,1,0", "b_1,b,LAA,2,1",  # two labels, two centres
         "c_0,c,,,0", ",d,CE,1,0", "e_0,,CE,1,0",  # empty cells
         "x_0,f,LAA,2,0", "x_0,g,LAA,2,0",  # a slide of two patients
     ]))  # fmt: skip
-    table = found.table
+    table = summary.table
     assert (table.n_rows, table.n_rows_repeated, table.n_rows_left_out) == (9, 1, 2)
     assert list(table.slides["slide"]) == ["a_0", "b_0", "b_1", "c_0", "x_0"]
     assert dict(zip(table.patients["patient"], table.patients["label"], strict=True)) == {
         "a": "CE", "b": "(several)", "c": "(none)", "f": "LAA",
     }  # fmt: skip
-    assert sum(found.labels["slides"].values()) == 5
-    assert sum(found.labels["patients"].values()) == 4
-    assert kinds(found) >= {
+    assert sum(summary.labels["slides"].values()) == 5
+    assert sum(summary.labels["patients"].values()) == 4
+    assert kinds(summary) >= {
         "row_repeated", "row_without_id", "value_missing", "patient_with_two_labels",
         "patient_with_two_centres", "slide_of_two_patients", "slide_listed_twice",
     }  # fmt: skip
-    assert found.findings[0].kind == "slide_of_two_patients"
+    assert summary.findings[0].kind == "slide_of_two_patients"
     label = next(column for column in table.columns if column.name == "label")
     assert (label.n_missing, label.n_distinct) == (1, 2)
     assert label.frequent == (("CE", 5), ("LAA", 3))
-    assert "(several)" in render_description(found)
+    assert "(several)" in render_cohort_report(summary)
 
 
 @pytest.mark.parametrize(
-    ("head", "rows", "said"),
+    ("head", "rows", "text"),
     [
         ("slide_id,patient_id", ["a,a", "b,b"], "no column &#39;label&#39;"),
         (
@@ -159,17 +160,17 @@ def test_faults_of_a_table_are_counted_and_not_refused(tmp_path: Path) -> None:
         ("image_id,patient_id,label", ["a,a,x", "b,b,y", "c,c,z"], "3 patients"),
     ],
 )
-def test_a_page_is_made_of_whatever_there_is(
-    tmp_path: Path, head: str, rows: list[str], said: str
+def test_a_page_is_made_from_whatever_data_exist(
+    tmp_path: Path, head: str, rows: list[str], text: str
 ) -> None:
     path = write(tmp_path, rows, head=head)
     files = files_of(read_cohort_table(path))
-    html = render_description(described(path, files=files))
-    assert said in html
+    html = render_cohort_report(described(path, files=files))
+    assert text in html
     assert html.count("data:image/jpeg") == len(files.thumbnails) > 0
 
 
-def test_what_cannot_be_described_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_table_without_ids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no column 'patient_id'"):
         described(write(tmp_path, ["a,CE"], head="image_id,label"))
     with pytest.raises(CohortError, match="no row with a slide id and a patient id"):
@@ -180,15 +181,15 @@ def test_what_cannot_be_described_is_refused_in_one_line(tmp_path: Path) -> None
         described(cohort(tmp_path), bags=tmp_path / "bags")
 
 
-def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None:
+def test_names_from_a_table_are_escaped_everywhere(tmp_path: Path) -> None:
     path = cohort(tmp_path, hostile=True)
     files = files_of(read_cohort_table(path))
     failures = {HOSTILE: HOSTILE}
-    html = render_description(described(path, files=replace(files, failures=failures)))
+    html = render_cohort_report(described(path, files=replace(files, failures=failures)))
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "http://" not in re.sub(r'src="data:[^"]+"', "", html)
-    pictures = [base64.b64decode(found) for found in re.findall(r"svg\+xml;base64,([^\"]+)", html)]
+    pictures = [base64.b64decode(uri) for uri in re.findall(r"svg\+xml;base64,([^\"]+)", html)]
     assert pictures
     assert not any(b"<script" in picture for picture in pictures)
 
@@ -196,32 +197,30 @@ def test_names_from_a_table_are_text_wherever_they_stand(tmp_path: Path) -> None
 def test_a_table_of_several_labels_is_described_by_the_one_asked_for(tmp_path: Path) -> None:
     rows = [f"s{number},p{number},{number % 2},{int(number < 3)}" for number in range(9)]
     path = write(tmp_path, rows, head="bag_id,patient_id,any,subdural")
-    found = summarize_cohort(
-        path, files_of=lambda _: None, bags_dir=None, on_step=lambda *_: None, label="subdural"
-    )
-    assert found.labels["patients"] == {"0": 6, "1": 3}
+    summary = summarize_cohort(read_cohort_table(path, label="subdural"))
+    assert summary.labels["patients"] == {"0": 6, "1": 3}
     with pytest.raises(TableError, match=r"no column 'epidural' among bag_id, .*subdural"):
         read_cohort_table(path, label="epidural")
 
 
-def test_a_column_of_many_labels_or_centres_is_cut_to_what_can_be_looked_at(tmp_path: Path) -> None:
+def test_a_column_of_many_labels_or_centres_is_cut(tmp_path: Path) -> None:
     rows = [f"{n}_0,{n},{'common' if n % 2 else f'rare {n:03d}'},{n},0" for n in range(300)]
-    found = described(write(tmp_path, rows))
-    assert len(found.table.classes) == 12
-    assert found.labels["patients"]["common"] == 150
-    assert found.labels["patients"]["(others)"] == 140
-    html = render_description(found)
+    summary = described(write(tmp_path, rows))
+    assert len(summary.table.classes) == 12
+    assert summary.labels["patients"]["common"] == 150
+    assert summary.labels["patients"]["(others)"] == 140
+    html = render_cohort_report(summary)
     assert "Patients by centre, the 100 largest of 300" in html
     assert "rare 299" not in html.split("Labels</h2>")[1]
 
 
-def test_patients_of_whom_no_label_is_sure_divide_nothing_by_zero(tmp_path: Path) -> None:
-    found = described(write(tmp_path, ["a_0,a,CE,1,0", "a_1,a,LAA,1,1"]))
-    assert found.labels["patients"] == {"(several)": 1, "CE": 0, "LAA": 0}
-    assert "(several)" in render_description(found)
+def test_patients_without_a_unique_label_cause_no_division_by_zero(tmp_path: Path) -> None:
+    summary = described(write(tmp_path, ["a_0,a,CE,1,0", "a_1,a,LAA,1,1"]))
+    assert summary.labels["patients"] == {"(several)": 1, "CE": 0, "LAA": 0}
+    assert "(several)" in render_cohort_report(summary)
 
 
-def test_files_that_are_missing_extra_copied_or_odd_are_told(tmp_path: Path) -> None:
+def test_missing_extra_copied_and_unusual_files_are_findings(tmp_path: Path) -> None:
     path = cohort(tmp_path)
     table = read_cohort_table(path)
     files = files_of(
@@ -237,21 +236,21 @@ def test_files_that_are_missing_extra_copied_or_odd_are_told(tmp_path: Path) -> 
     )
     headers = {**files.headers, "extra": header("extra")}
     del headers["005p_0"], headers["006p_0"]
-    found = described(
+    summary = described(
         path, files=SlideFiles(headers=headers, failures={"006p_0": "006p_0.tif: not a TIFF"})
     )
-    told = {(f.kind, f.severity.value): f for f in found.findings}
-    assert told["file_copied", "error"].subjects == ("001p_0", "002p_0")
-    assert told["file_copied", "warning"].subjects == ("000p_0", "000p_1")
-    assert told["file_missing", "warning"].subjects == ("005p_0",)
-    assert told["file_unreadable", "warning"].subjects == ("006p_0",)
-    assert told["file_not_in_table", "note"].subjects == ("extra",)
-    assert told["resolution_unknown", "warning"].subjects == ("003p_0",)
-    assert told["resolution_far", "warning"].subjects == ("004p_0",)
-    assert found.largest is not None
+    findings = {(f.kind, f.severity.value): f for f in summary.findings}
+    assert findings["file_copied", "error"].subjects == ("001p_0", "002p_0")
+    assert findings["file_copied", "warning"].subjects == ("000p_0", "000p_1")
+    assert findings["file_missing", "warning"].subjects == ("005p_0",)
+    assert findings["file_unreadable", "warning"].subjects == ("006p_0",)
+    assert findings["file_not_in_table", "note"].subjects == ("extra",)
+    assert findings["resolution_unknown", "warning"].subjects == ("003p_0",)
+    assert findings["resolution_far", "warning"].subjects == ("004p_0",)
+    assert summary.largest is not None
     areas = {h.slide_id: h.width_px0 * h.height_px0 for h in headers.values() if h is not None}
     del areas["extra"]
-    assert found.largest.slide_id == max(areas, key=areas.__getitem__)
+    assert summary.largest.slide_id == max(areas, key=areas.__getitem__)
 
 
 def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
@@ -266,41 +265,41 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
     write_bag(bags / "001p_0.h5", replace(make_bag("001p_0", n_tiles=9), meta=glass))
     write_bag(bags / "002p_0.h5", make_bag("002p_0", n_tiles=0, empty_reason="no tissue found"))
     (bags / "003p_0.h5").unlink()
-    found = described(path, bags=bags)
-    tiles, tissue = (measure.values for measure in found.tile_measures)
-    order = list(found.table.slides["slide"])
+    summary = described(path, bags=bags)
+    tiles, tissue = (variable.values for variable in summary.bag_variables)
+    order = list(summary.table.slides["slide"])
     assert tiles[order.index("001p_0")] == 9
     assert tissue[order.index("004p_0")] == pytest.approx(50)
-    by_label, by_centre = found.tile_counts["label"], found.tile_counts["centre"]
+    by_label, by_centre = summary.tile_counts["label"], summary.tile_counts["centre"]
     for groups in (by_label, by_centre):
         assert sum(group.n_tiles for group in groups) == np.nansum(tiles)
         assert sum(group.n_slides for group in groups) == len(order) - 1
         assert sum(group.n_patients for group in groups) == 11
-    predict_set = dict.fromkeys(found.table.patients["patient"], 0.0)
-    for owner, n_tiles in zip(found.table.slides["patient"], np.nan_to_num(tiles), strict=True):
+    predict_set = dict.fromkeys(summary.table.patients["patient"], 0.0)
+    for owner, n_tiles in zip(summary.table.slides["patient"], np.nan_to_num(tiles), strict=True):
         predict_set[owner] += n_tiles
-    labels = found.table.patients.set_index("patient")["label"]
+    labels = summary.table.patients.set_index("patient")["label"]
     known = [n for name, n in predict_set.items() if labels[name] == "CE" and name != "003p"]
     assert by_label[0].group == "CE"
     assert by_label[0].tiles_a_patient == np.median(known)
     assert by_label[0].tissue_share == pytest.approx(0.5)
     assert math.isnan(tiles[order.index("003p_0")])
-    told = {finding.kind: finding for finding in found.findings}
-    assert told["bag_missing"].subjects == ("003p_0",)
-    assert told["bag_empty"].subjects == ("002p_0",)
-    assert "no tissue found" in told["bag_empty"].advice
-    html = render_description(found)
+    findings = {finding.kind: finding for finding in summary.findings}
+    assert findings["bag_missing"].subjects == ("003p_0",)
+    assert findings["bag_empty"].subjects == ("002p_0",)
+    assert "no tissue found" in findings["bag_empty"].advice
+    html = render_cohort_report(summary)
     assert 'style="background: rgb(192, 208, 192)"' in html
 
 
-def test_a_measure_that_tells_the_label_is_said(tmp_path: Path) -> None:
+def test_a_variable_that_predicts_the_label_is_a_finding(tmp_path: Path) -> None:
     path = cohort(tmp_path)
     table = read_cohort_table(path)
     large = {s: {"width_px0": 90_000} for s in table.slides.query("label == 'LAA'")["slide"]}
-    found = described(path, files=files_of(table, **large))
-    told = next(finding for finding in found.findings if finding.kind == "measure_tells_label")
-    assert told.subjects == ("width",)
-    width = next(d for d in found.differences if d.measure == "width")
+    summary = described(path, files=files_of(table, **large))
+    finding = next(f for f in summary.findings if f.kind == "measure_tells_label")
+    assert finding.subjects == ("width",)
+    width = next(d for d in summary.differences if d.measure == "width")
     assert (width.auroc, width.medians[1]) == (1.0, 90_000)
     assert sum(width.n_patients) == 40
 
@@ -311,9 +310,9 @@ def test_a_patient_counts_once_in_the_comparison_of_classes(tmp_path: Path) -> N
     ]
     table = read_cohort_table(write(tmp_path, rows, head="image_id,patient_id,label"))
     values = np.arange(len(table.slides), dtype=float)
-    found = group_test(Variable(name="x", unit="", values=values), table)
-    assert found is not None
-    assert found.n_patients == (5, 5)
+    difference = group_test(Variable(name="x", unit="", values=values), table)
+    assert difference is not None
+    assert difference.n_patients == (5, 5)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=30), st.data())
@@ -323,10 +322,10 @@ def test_counts_add_up(labels: list[str], data: st.DataObject) -> None:
     centres = data.draw(st.lists(st.sampled_from(["1", "2", "10"]), min_size=len(labels),
                                  max_size=len(labels)))  # fmt: skip
     frame = pd.DataFrame({"label": labels, "centre": centres})
-    found = count_by("centre", frame, classes=sorted(set(labels)), level="slides")
-    assert found.counts.sum() == len(labels)
-    assert list(found.names) == sorted(set(centres), key=int)
-    np.testing.assert_allclose(found.shares.sum(axis=1), 1)
+    crosstab = count_by("centre", frame, classes=sorted(set(labels)), level="slides")
+    assert crosstab.counts.sum() == len(labels)
+    assert list(crosstab.names) == sorted(set(centres), key=int)
+    np.testing.assert_allclose(crosstab.shares.sum(axis=1), 1)
 
 
 def test_statistics_are_those_of_numpy_and_unknown_values_are_counted_apart(tmp_path: Path) -> None:
@@ -340,13 +339,13 @@ def test_statistics_are_those_of_numpy_and_unknown_values_are_counted_apart(tmp_
 
 def test_the_gallery_takes_patients_evenly_and_each_once(tmp_path: Path) -> None:
     table = read_cohort_table(cohort(tmp_path))
-    chosen = choose_for_gallery(table, set(table.slides["slide"]), n_a_label=3)
+    chosen = choose_for_gallery(table, set(table.slides["slide"]), n_per_label=3)
     labels = table.slides.set_index("slide")["label"]
     assert [labels[slide] for slide in chosen] == ["CE"] * 3 + ["LAA"] * 3
     assert len({slide[:4] for slide in chosen}) == 6
     assert chosen[3] == "000p_0"
-    assert choose_for_gallery(table, [], n_a_label=3) == []
-    assert choose_for_gallery(table, ["001p_0"], n_a_label=0) == []
+    assert choose_for_gallery(table, [], n_per_label=3) == []
+    assert choose_for_gallery(table, ["001p_0"], n_per_label=0) == []
 
 
 @needs_browser
@@ -355,7 +354,7 @@ def test_in_a_browser_all_figures_show_and_nothing_sticks_out(
     tmp_path: Path, width_px: int
 ) -> None:
     path = cohort(tmp_path, hostile=True)
-    html = render_description(described(path, files=files_of(read_cohort_table(path))))
+    html = render_cohort_report(described(path, files=files_of(read_cohort_table(path))))
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     assert policy.search(html)
     (tmp_path / "page.html").write_text(html, encoding="utf-8")

@@ -74,7 +74,7 @@ def test_ticks_are_set_as_people_read_them(ticks: object, value: float, shown: s
 
 
 def test_a_long_name_keeps_its_ends() -> None:
-    assert plain("a" * 50 + "z", most=9) == "aaaa…aaaz"
+    assert plain("a" * 50 + "z", max_letters=9) == "aaaa…aaaz"
     assert plain("x") == "x"
 
 
@@ -108,7 +108,7 @@ def test_one_module_draws_and_by_one_library(package: ModuleType) -> None:
 
 
 def test_a_photograph_is_scaled_down_but_never_up() -> None:
-    assert embed_image(Image.new("RGBA", (400, 100)), alt="", most_px=200).width_px == 200
-    small = embed_image(Image.new("RGB", (40, 10)), alt="slide", most_px=200)
+    assert embed_image(Image.new("RGBA", (400, 100)), alt="", max_px=200).width_px == 200
+    small = embed_image(Image.new("RGB", (40, 10)), alt="slide", max_px=200)
     assert (small.width_px, small.height_px) == (40, 10)
     assert content(small.uri).startswith(b"\xff\xd8")

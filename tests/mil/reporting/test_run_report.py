@@ -30,8 +30,7 @@ from mil.errors import RunError
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
-from mil.reporting.figures import EmbeddedImage
-from mil.reporting.figures import render_figure as draw_figure
+from mil.reporting.figures import EmbeddedImage, render_figure
 from mil.reporting.run_report import (
     mean_logistic_probabilities,
     paired_differences,
@@ -124,7 +123,7 @@ def page_of(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
-def evidence_of(
+def report_data(
     labels: np.ndarray, proba: np.ndarray, *, centres: tuple[str, ...] = (), n_folds: int = 3
 ) -> ReportData:
     """One repeat of predictions."""
@@ -144,7 +143,7 @@ def evidence_of(
     )
 
 
-def render_figure(
+def sample_predictions(
     n: int = 80, *, seed: int = 0, signal: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of two classes, with ties, and the truth."""
@@ -161,27 +160,27 @@ def test_the_numbers_on_the_page_are_those_of_scores_json(two: Path) -> None:
     kinds = ("calibrated", "raw", "mean + logistic", "cohort prior", "constant")
     shortcuts = ("shortcut: slides", "shortcut: tiles", "shortcut: all")
     baselines = ("mean + logistic", "cohort prior", "constant", *shortcuts)
-    found = [scores[kind] for kind in kinds] + [scores["gains"][name] for name in baselines]
-    for of_kind in found:
+    expected = [scores[kind] for kind in kinds] + [scores["gains"][name] for name in baselines]
+    for of_kind in expected:
         for metric in ("weighted_log_loss", "auroc"):
             low, high = of_kind[metric]["interval"]
-            said = Interval(value=of_kind[metric]["value"], low=low, high=high)
-            assert str(said) in text
+            interval = Interval(value=of_kind[metric]["value"], low=low, high=high)
+            assert str(interval) in text
     headline = re.search(r"weighted log loss ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
     assert headline is not None
     assert headline[1] == f"{scores['calibrated']['weighted_log_loss']['value']:.4f}"
 
 
-def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
+def test_scores_follow_from_the_predictions_in_the_run(two: Path) -> None:
     scores = json.loads((two / "scores.json").read_text())
-    evidence = read_report_data(two, classes=("CE", "LAA"))
-    assert evidence.fold.shape == (2, 30)
-    for kind, values in evidence.proba.items():
+    data = read_report_data(two, classes=("CE", "LAA"))
+    assert data.fold.shape == (2, 30)
+    for kind, values in data.proba.items():
         for name, metric in (("auroc", auroc), ("weighted_log_loss", weighted_log_loss)):
-            of_repeats = [metric(repeat, evidence.labels) for repeat in values]
+            of_repeats = [metric(repeat, data.labels) for repeat in values]
             assert scores[kind][name]["value"] == pytest.approx(np.mean(of_repeats))
     table = pd.read_csv(two / "out_of_fold.csv")
-    np.testing.assert_allclose(table[["CE", "LAA"]], evidence.mean["calibrated"])
+    np.testing.assert_allclose(table[["CE", "LAA"]], data.mean["calibrated"])
     assert scores["gains"]["constant"]["auroc"]["value"] == pytest.approx(
         scores["calibrated"]["auroc"]["value"] - 0.5
     )
@@ -190,22 +189,25 @@ def test_scores_follow_from_the_judgements_beside_them(two: Path) -> None:
     assert shortcuts < set(scores["gains"])
 
 
-def test_what_kind_of_score_it_is_and_what_that_means_is_said(two: Path) -> None:
+def test_the_kind_of_score_is_explained(two: Path) -> None:
     text = " ".join(page_of(two).text)
-    assert "All scores are cross-fitted : the heads that judged a patient had never seen it" in text
+    assert (
+        "All scores are cross-fitted : the heads that predict a patient were not trained on it"
+        in text
+    )
     assert "They are not nested" in text
-    assert "Scores are means over 2 cross-validations with other folds" in text
+    assert "Scores are means over 2 cross-validations with different folds" in text
 
 
-def test_nested_scores_are_named_so_and_stand_beside_the_cross_fitted_ones(three: Path) -> None:
+def test_nested_scores_are_named_and_shown_with_the_cross_fitted_ones(three: Path) -> None:
     scores = json.loads((three / "scores.json").read_text())
     text = " ".join(page_of(three).text)
     assert "Scores of the calibrated run are nested : neither the heads" in text
     assert "All scores are" not in text
-    evidence = read_report_data(three, classes=CLASSES_SORTED)
+    data = read_report_data(three, classes=CLASSES_SORTED)
     for kind in ("calibrated", "cross-fitted"):
         score = scores[kind]["auroc"]
-        assert score["value"] == pytest.approx(auroc(evidence.mean[kind], evidence.labels))
+        assert score["value"] == pytest.approx(auroc(data.mean[kind], data.labels))
         assert f"{score['value']:.4f} [{score['interval'][0]:.4f}" in text
 
 
@@ -216,7 +218,7 @@ def test_written_again_from_the_files_the_page_has_the_same_bytes(two: Path) -> 
 
 
 @pytest.mark.parametrize(("fixture", "n_figures"), [("two", 11), ("three", 20)])
-def test_every_figure_is_there_with_words_for_it(
+def test_every_figure_has_a_description(
     fixture: str, n_figures: int, request: pytest.FixtureRequest
 ) -> None:
     page = page_of(request.getfixturevalue(fixture))
@@ -228,7 +230,7 @@ def test_every_figure_is_there_with_words_for_it(
     assert page.links
 
 
-def test_what_a_legend_names_is_told_apart_without_any_colour(
+def test_entries_of_a_legend_differ_without_colour(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Figure] = []
@@ -236,7 +238,7 @@ def test_what_a_legend_names_is_told_apart_without_any_colour(
     def keep(paint: Callable[[Figure], None], **how: Any) -> EmbeddedImage:
         figures.append(Figure())
         paint(figures[-1])
-        return draw_figure(paint, **how)
+        return render_figure(paint, **how)
 
     monkeypatch.setattr("mil.reporting.run_report.figures.render_figure", keep)
     write_report(three)
@@ -248,13 +250,13 @@ def test_what_a_legend_names_is_told_apart_without_any_colour(
     ]
     assert len(legends) > 8
     for legend in legends:
-        looks = [_look_in_grey(handle) for handle in legend.legend_handles]
-        for one, other in combinations(looks, 2):
+        styles = [_grey_style(handle) for handle in legend.legend_handles]
+        for one, other in combinations(styles, 2):
             assert one[1:] != other[1:] or abs(one[0] - other[0]) > 0.2, legend.get_texts()
 
 
-def _look_in_grey(handle: Any) -> tuple[object, ...]:
-    """Lightness, line, marker and fill of what stands in a legend."""
+def _grey_style(handle: Any) -> tuple[object, ...]:
+    """Return lightness, line, marker and fill of a legend entry."""
     if not isinstance(handle, Line2D):  # bars of error around a line, which nothing else has
         return (0.0, type(handle))
     grey = float(np.dot(to_rgb(handle.get_color()), (0.299, 0.587, 0.114)))
@@ -276,10 +278,10 @@ def test_hostile_names_stay_names(three: Path) -> None:
         assert escape(name, quote=False) in html.replace("&#34;", '"')
 
 
-def test_who_was_not_judged_is_named(three: Path) -> None:
+def test_patients_without_predictions_are_named(three: Path) -> None:
     text = " ".join(page_of(three).text)
     assert "Slides without a bag: 1, first gone&." in text
-    assert "Patients without a tile, in no score: bare patient." in text
+    assert "Patients without a tile, not in any score: bare patient." in text
     html = (three / "report.html").read_text(encoding="utf-8")
     part = html[html.index("Incomplete slides") : html.index('id="learning"')]
     assert [unescape(" | ".join(row)) for row in _rows_of(part)] == [
@@ -289,7 +291,7 @@ def test_who_was_not_judged_is_named(three: Path) -> None:
     ]
 
 
-def test_all_patients_stand_on_the_page_worst_first(three: Path) -> None:
+def test_all_patients_are_on_the_page_worst_first(three: Path) -> None:
     html = (three / "report.html").read_text(encoding="utf-8")
     part = html[html.index('id="patients"') : html.index('id="cohort"')]
     ids = re.findall(r'<th scope="row">&lt;script&gt;(\d+)</th>', part)
@@ -304,36 +306,36 @@ def _rows_of(html: str) -> list[list[str]]:
 
 
 def test_a_gain_is_positive_where_the_run_is_better_and_nothing_against_itself() -> None:
-    proba, labels = render_figure(300, signal=2.0)
+    proba, labels = sample_predictions(300, signal=2.0)
     worse = np.full_like(proba, 0.5)
-    found = paired_differences(
+    gains = paired_differences(
         proba[None], {"worse": worse[None], "same": proba[None]}, labels, n_resamples=200, seed=0
     )
     for metric in ("weighted_log_loss", "auroc"):
-        assert found["worse"][metric].low > 0
-        assert found["same"][metric] == Interval(value=0, low=0, high=0)
+        assert gains["worse"][metric].low > 0
+        assert gains["same"][metric] == Interval(value=0, low=0, high=0)
     turned = paired_differences(
         worse[None], {"better": proba[None]}, labels, n_resamples=200, seed=0
     )
     assert turned["better"]["auroc"].high < 0
     assert turned["better"]["weighted_log_loss"].value == pytest.approx(
-        -found["worse"]["weighted_log_loss"].value
+        -gains["worse"]["weighted_log_loss"].value
     )
 
 
 def test_of_several_repeats_the_mean_gain_counts_and_not_the_gain_of_the_mean() -> None:
-    repeats = [render_figure(120, seed=seed)[0] for seed in (1, 2)]
-    labels = render_figure(120)[1]
+    repeats = [sample_predictions(120, seed=seed)[0] for seed in (1, 2)]
+    labels = sample_predictions(120)[1]
     constant = np.full((2, 120, 2), 0.5)
-    found = paired_differences(
+    gains = paired_differences(
         np.stack(repeats), {"constant": constant}, labels, n_resamples=2, seed=0
     )
     expected = np.mean([auroc(one, labels) for one in repeats]) - 0.5
-    assert found["constant"]["auroc"].value == pytest.approx(expected)
+    assert gains["constant"]["auroc"].value == pytest.approx(expected)
 
 
-def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
-    proba, labels = render_figure(200, signal=2.0)
+def test_pairing_shows_a_small_steady_gain_that_two_intervals_hide() -> None:
+    proba, labels = sample_predictions(200, signal=2.0)
     truth = np.eye(2)[labels]
     better = 0.97 * proba + 0.03 * truth
     metrics = {"loss": weighted_log_loss}
@@ -349,36 +351,36 @@ def test_pairing_tells_a_small_steady_gain_that_two_intervals_hide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("against_constant", "against_regression", "level", "said"),
+    ("against_constant", "against_regression", "level", "sentence"),
     [
-        (0.1, 0.1, "good", "better than a constant answer and better than a logistic"),
+        (0.1, 0.1, "good", "better than a constant prediction and better than a logistic"),
         (0.1, 0.0, "good", "not shown to differ from a logistic regression"),
-        (0.1, -0.1, "warning", "better than a constant answer and worse than a logistic"),
-        (0.0, 0.1, "warning", "not shown to differ from a constant answer"),
+        (0.1, -0.1, "warning", "better than a constant prediction and worse than a logistic"),
+        (0.0, 0.1, "warning", "not shown to differ from a constant prediction"),
     ],
 )
-def test_the_verdict_goes_by_whether_the_interval_excludes_0(
-    against_constant: float, against_regression: float, level: str, said: str
+def test_the_verdict_depends_on_whether_the_interval_excludes_0(
+    against_constant: float, against_regression: float, level: str, sentence: str
 ) -> None:
     def interval(middle: float) -> dict[str, Interval]:
-        found = Interval(value=middle, low=middle - 0.05, high=middle + 0.05)
-        return {"weighted_log_loss": found, "auroc": found}
+        gain = Interval(value=middle, low=middle - 0.05, high=middle + 0.05)
+        return {"weighted_log_loss": gain, "auroc": gain}
 
-    for found in findings({
+    for shown, text in findings({
         "constant": interval(against_constant), "mean + logistic": interval(against_regression)
     }):  # fmt: skip
-        assert found[0] == level
-        assert said in found[1]
+        assert shown == level
+        assert sentence in text
 
 
 def test_the_best_shortcut_is_the_one_to_beat() -> None:
     def gain(low: float) -> dict[str, Interval]:
-        found = Interval(value=low + 0.1, low=low, high=low + 0.2)
-        return {"weighted_log_loss": found, "auroc": found}
+        interval = Interval(value=low + 0.1, low=low, high=low + 0.2)
+        return {"weighted_log_loss": interval, "auroc": interval}
 
     baselines = {"constant": gain(0.3), "mean + logistic": gain(0.1), "shortcut: slides": gain(0.2)}
     words = (
-        "better than a constant answer, {} shortcuts that see no tissue and better than a logistic"
+        "better than a constant prediction, {} shortcuts without tissue and better than a logistic"
     )
     assert {level for level, _ in findings(baselines)} == {"good"}
     assert words.format("better than") in findings(baselines)[0][1]
@@ -404,23 +406,23 @@ def test_a_shortcut_is_found_where_there_is_one_and_nowhere_else() -> None:
             for name, n in zip(names, n_tiles, strict=True)
         ),
     )  # fmt: skip
-    found = OutOfFoldPredictions(
+    oof = OutOfFoldPredictions(
         patient_ids=tuple(names), labels=labels, logits=np.zeros((2, 80, 2)), history={}, heads={},
         fold=rng.integers(0, 4, (2, 80)),
     )  # fmt: skip
-    proba = shortcut_probabilities(patients, bags, found, calibrator="platt")
+    proba = shortcut_probabilities(patients, bags, oof, calibrator="platt")
     assert list(proba) == ["shortcut: centre", "shortcut: tiles", "shortcut: all"]
     area = {name: np.mean([auroc(one, labels) for one in of]) for name, of in proba.items()}
     assert area["shortcut: centre"] == area["shortcut: all"] == 1
     assert area["shortcut: tiles"] < 0.65
     few = [replace(patient, center_id="1") for patient in patients]
-    alone = shortcut_probabilities(few, bags, found, calibrator="platt")
+    alone = shortcut_probabilities(few, bags, oof, calibrator="platt")
     assert list(alone) == ["shortcut: tiles"]
 
 
 @given(st.integers(0, 99), st.integers(6, 60))
 def test_the_roc_curve_is_the_one_scikit_learn_draws(seed: int, n: int) -> None:
-    proba, labels = render_figure(n, seed=seed)
+    proba, labels = sample_predictions(n, seed=seed)
     curve = roc_curve(proba[:, 1], labels == 1, seed=0)
     false, true, _ = sklearn_roc_curve(labels, proba[:, 1])
     np.testing.assert_allclose(curve.y[1:], np.interp(curve.x, false, true)[1:], atol=1e-9)
@@ -435,12 +437,12 @@ def test_precision_is_that_of_the_first_threshold_that_finds_enough() -> None:
     curve = precision_recall_curve(values, positive, seed=0)
     read = {recall: curve.y[round(recall * 100) - 1] for recall in (0.33, 0.34, 0.66, 0.67, 1.0)}
     assert read == pytest.approx({0.33: 1, 0.34: 2 / 3, 0.66: 2 / 3, 0.67: 3 / 5, 1.0: 3 / 5})
-    proba, labels = render_figure(400)
+    proba, labels = sample_predictions(400)
     smooth = precision_recall_curve(proba[:, 1], labels == 1, seed=0)
     assert smooth.y.mean() == pytest.approx(average_precision_score(labels, proba[:, 1]), abs=0.01)
 
 
-def test_net_benefit_is_hits_less_weighed_alarms() -> None:
+def test_net_benefit_is_true_positives_less_weighted_false_positives() -> None:
     values, positive = np.array([0.9, 0.6, 0.5, 0.1]), np.array([True, False, True, False])
     curve = net_benefit_curve(values, positive, seed=0)
     at = dict(zip(curve.x.round(2).tolist(), curve.y.tolist(), strict=True))
@@ -453,7 +455,7 @@ def test_net_benefit_is_hits_less_weighed_alarms() -> None:
 def test_bands_hold_the_curve_and_narrow_with_more_patients() -> None:
     widths = []
     for n in (60, 960):
-        proba, labels = render_figure(n)
+        proba, labels = sample_predictions(n)
         curve = roc_curve(proba[:, 1], labels == 1, seed=0)
         assert ((curve.low <= curve.y + 1e-9) & (curve.y <= curve.high + 1e-9)).mean() > 0.9
         widths.append((curve.high - curve.low).mean())
@@ -461,23 +463,23 @@ def test_bands_hold_the_curve_and_narrow_with_more_patients() -> None:
 
 
 def test_a_group_without_a_class_has_counts_and_no_score() -> None:
-    proba, labels = render_figure(60)
+    proba, labels = sample_predictions(60)
     centres = tuple("one-sided" if label == 0 and i < 30 else "mixed"
                     for i, label in enumerate(labels))  # fmt: skip
-    evidence = evidence_of(labels, proba, centres=centres)
-    mixed, one_sided = score_centres(evidence, seed=0)
+    data = report_data(labels, proba, centres=centres)
+    mixed, one_sided = score_centres(data, seed=0)
     assert (one_sided.name, one_sided.counts, one_sided.scores) == ("one-sided", (20, 0), {})
     assert mixed.scores["auroc"].low < mixed.scores["auroc"].value < mixed.scores["auroc"].high
-    (repeat,) = score_repeats(evidence)
+    (repeat,) = score_repeats(data)
     assert repeat.scores["auroc"].value == pytest.approx(auroc(proba, labels))
-    assert sum(sum(fold.counts) for fold in score_folds(evidence)[0]) == 60
-    assert score_centres(evidence_of(labels, proba), seed=0) == ()
+    assert sum(sum(fold.counts) for fold in score_folds(data)[0]) == 60
+    assert score_centres(report_data(labels, proba), seed=0) == ()
 
 
 def test_the_confusion_matrix_counts_and_shares_by_true_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, 2])
     proba = np.eye(3)[[0, 0, 0, 1, 2, 2]]
-    table = confusion_table(evidence_of(labels, proba))
+    table = confusion_table(report_data(labels, proba))
     assert table.rows == (
         ("A", "3 (75 %)", "1 (25 %)", "0 (0 %)", "4"),
         ("B", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
@@ -490,67 +492,67 @@ def test_overconfident_probabilities_show_in_slope_and_error() -> None:
     logits = rng.normal(size=600)
     labels = (rng.random(600) < 1 / (1 + np.exp(-logits))).astype(np.int64)
     p = 1 / (1 + np.exp(-3 * logits))
-    found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
-    assert found.slope == pytest.approx(1 / 3, abs=0.1)
-    assert found.intercept == pytest.approx(0, abs=0.2)
-    assert found.error.value > found.error.if_perfect_high
-    assert len(found.bins[1]) == 10
+    reliability = measure_reliability(report_data(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
+    assert reliability.slope == pytest.approx(1 / 3, abs=0.1)
+    assert reliability.intercept == pytest.approx(0, abs=0.2)
+    assert reliability.error.value > reliability.error.if_perfect_high
+    assert len(reliability.bins[1]) == 10
 
 
-def test_probabilities_that_lean_to_a_class_show_in_the_intercept() -> None:
+def test_probabilities_biased_to_a_class_show_in_the_intercept() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=600)
     labels = (rng.random(600) < 1 / (1 + np.exp(-logits))).astype(np.int64)
     p = 1 / (1 + np.exp(-logits - 1))
-    found = measure_reliability(evidence_of(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
-    assert found.intercept == pytest.approx(-1, abs=0.2)
-    table = calibration_table({"raw": found})
+    reliability = measure_reliability(report_data(labels, np.stack([1 - p, p], 1)), "raw", seed=0)
+    assert reliability.intercept == pytest.approx(-1, abs=0.2)
+    table = calibration_table({"raw": reliability})
     shown = dict(zip(table.columns, table.rows[0], strict=True))
-    assert shown["slope (1 is right)"] == f"{found.slope:.2f}"
-    assert shown["intercept (0 is right)"] == f"−{-found.intercept:.2f}"
+    assert shown["slope (ideal: 1)"] == f"{reliability.slope:.2f}"
+    assert shown["intercept (ideal: 0)"] == f"−{-reliability.intercept:.2f}"
 
 
 @pytest.fixture(scope="module")
-def judged() -> tuple[PatientBags, OutOfFoldPredictions]:
+def oof_of_bags() -> tuple[PatientBags, OutOfFoldPredictions]:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     names = tuple(map(str, range(40)))
     features = {name: (rng.normal(size=(9, 8)) + label).astype(np.float16)
                 for name, label in zip(names, labels, strict=True)}  # fmt: skip
     fingerprint = Fingerprint(**{**FINGERPRINT.__dict__, "dim": 8})
-    found = OutOfFoldPredictions(
+    oof = OutOfFoldPredictions(
         patient_ids=names, labels=labels, logits=np.zeros((2, 40, 2)), history={}, heads={},
         fold=np.stack([np.arange(40) // 2 % 4, np.arange(40) // 10]),
     )  # fmt: skip
-    return PatientBags(features=features, fingerprint=fingerprint, slides=()), found
+    return PatientBags(features=features, fingerprint=fingerprint, slides=()), oof
 
 
-def test_the_regression_finds_what_means_tell(
-    judged: tuple[PatientBags, OutOfFoldPredictions],
+def test_the_regression_learns_from_mean_embeddings(
+    oof_of_bags: tuple[PatientBags, OutOfFoldPredictions],
 ) -> None:
-    bags, found = judged
-    proba = mean_logistic_probabilities(bags, found, calibrator="platt", seed=0)
+    bags, oof = oof_of_bags
+    proba = mean_logistic_probabilities(bags, oof, calibrator="platt", seed=0)
     assert proba.shape == (2, 40, 2)
     np.testing.assert_allclose(proba.sum(axis=2), 1)
-    assert auroc(proba.mean(axis=0), found.labels) > 0.9
+    assert auroc(proba.mean(axis=0), oof.labels) > 0.9
 
 
-def test_the_regression_never_sees_the_label_of_whom_it_judges(
-    judged: tuple[PatientBags, OutOfFoldPredictions],
+def test_the_regression_is_not_trained_on_labels_of_test_patients(
+    oof_of_bags: tuple[PatientBags, OutOfFoldPredictions],
 ) -> None:
-    bags, found = judged
-    turned = found.labels.copy()
+    bags, oof = oof_of_bags
+    turned = oof.labels.copy()
     turned[7] = 1 - turned[7]
     before, after = (
         mean_logistic_probabilities(bags, one, calibrator="none", seed=0)
-        for one in (found, replace(found, labels=turned))
+        for one in (oof, replace(oof, labels=turned))
     )
     np.testing.assert_array_equal(before[:, 7], after[:, 7])
     assert (before != after).any()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("judged.csv", None, "no judged.csv in it; .*Copy the run again"),
         ("judged.csv", "repeat,fold\n0,0\n", "damaged"),
@@ -563,8 +565,8 @@ def test_the_regression_never_sees_the_label_of_whom_it_judges(
         ("history.csv", "repeat\n0\n", "history.csv: cannot be read"),
     ],
 )
-def test_a_run_without_its_files_is_refused_in_a_line(
-    two: Path, tmp_path: Path, name: str, content: str | None, said: str
+def test_a_run_without_its_files_is_refused(
+    two: Path, tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(two, copy)
@@ -572,12 +574,12 @@ def test_a_run_without_its_files_is_refused_in_a_line(
     if content is not None:
         (copy / name).write_text(content)
     before = (copy / "report.html").read_bytes()
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         write_report(copy)
     assert (copy / "report.html").read_bytes() == before
 
 
-def test_judgements_that_lack_a_row_are_refused(two: Path, tmp_path: Path) -> None:
+def test_predictions_that_lack_a_row_are_refused(two: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(two, copy)
     lines = (copy / "judged.csv").read_text().splitlines(keepends=True)

@@ -1,0 +1,118 @@
+"""Headers, duplicates and thumbnails of a folder of slides."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from features.errors import MilError, SlideError
+from features.slides.file_info import compression_of, content_hash, file_size
+from features.slides.reader import find_slides, open_slide, slide_id_of
+from features.slides.resolution import resolve_mpp
+from mil.reporting.cohort_report.page import THUMBNAIL_PX, choose_for_gallery
+from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
+from mil.reporting.cohort_report.table import SlideTable
+
+__all__ = ["read_slide_files"]
+
+OnStep = Callable[[str, int, int], None]
+
+
+def read_slide_files(
+    folder: Path,
+    table: SlideTable,
+    *,
+    n_thumbnails: int = 6,
+    on_step: OnStep = lambda _what, _done, _total: None,
+) -> SlideFiles:
+    """Read the headers of all slides of a folder, and thumbnails of some per label.
+
+    Slides that cannot be opened are among the result's ``failures``.
+
+    Parameters
+    ----------
+    folder
+        Folder of slides.
+    table
+        Table of the cohort, from which the slides with a thumbnail are chosen.
+    n_thumbnails
+        Maximum number of thumbnails per label.
+    on_step
+        Called with the current activity, the steps done and the steps in all.
+
+    Raises
+    ------
+    SlideError
+        If there is no such folder, or no slide in it.
+    """
+    paths: dict[str, Path] = {}
+    repeated: dict[Path, Path] = {}
+    for path in find_slides([folder]):
+        first = paths.setdefault(slide_id_of(path), path)
+        if first != path:
+            repeated[path] = first
+    content_ids = _hash_files_of_equal_size(paths, on_step)
+    headers: dict[str, SlideHeader] = {}
+    failures: dict[str, str] = {}
+    for done, (slide_id, path) in enumerate(paths.items(), start=1):
+        try:
+            headers[slide_id] = _read_header(slide_id, path, content_ids.get(slide_id, ""))
+        except MilError as error:
+            failures[slide_id] = str(error)
+        on_step("reading headers", done, len(paths))
+    thumbnails: dict[str, Image.Image] = {}
+    chosen = choose_for_gallery(table, headers, n_per_label=n_thumbnails)
+    for done, slide_id in enumerate(chosen, start=1):
+        try:
+            thumbnails[slide_id] = _read_thumbnail(paths[slide_id])
+        except MilError as error:
+            failures[slide_id] = str(error)
+        on_step("reading overviews", done, len(chosen))
+    return SlideFiles(headers=headers, failures=failures, thumbnails=thumbnails, repeated=repeated)
+
+
+def _hash_files_of_equal_size(paths: Mapping[str, Path], on_step: OnStep) -> dict[str, str]:
+    """Return content hashes by slide id; only files of equal size can be copies."""
+    sizes = {slide_id: file_size(path) for slide_id, path in paths.items()}
+    counts = Counter(sizes.values())
+    candidates = [s for s, size in sizes.items() if size is not None and counts[size] > 1]
+    content_ids = {}
+    for done, slide_id in enumerate(candidates, start=1):
+        with suppress(SlideError):  # the same error occurs again when the header is read
+            content_ids[slide_id] = content_hash(paths[slide_id])
+        on_step("comparing files of equal size", done, len(candidates))
+    return content_ids
+
+
+def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
+    slide = open_slide(path)
+    try:
+        resolution = resolve_mpp(slide.mpp_xy, given_mpp=None, where=path)
+        return SlideHeader(
+            slide_id=slide_id,
+            width_px0=slide.levels[0].width_px,
+            height_px0=slide.levels[0].height_px,
+            n_levels=len(slide.levels),
+            file_bytes=file_size(path),
+            mpp=resolution.mpp if resolution.source == "file" else math.nan,
+            reader=slide.reader,
+            compression=compression_of(path),
+            content_id=content_id,
+        )
+    finally:
+        slide.close()
+
+
+def _read_thumbnail(path: Path) -> Image.Image:
+    """Read the whole slide at low resolution; no level is held in memory as a whole."""
+    slide = open_slide(path)
+    try:
+        long_side_px = max(slide.levels[0].width_px, slide.levels[0].height_px)
+        return Image.fromarray(slide.overview(downsample=max(1, long_side_px // THUMBNAIL_PX)))
+    finally:
+        slide.close()
