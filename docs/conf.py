@@ -1,4 +1,4 @@
-"""How `make docs` builds the site; nothing in it needs a network."""
+"""Configuration of `make docs`; the build needs no network."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ extensions = [
     "mathml",
 ]
 exclude_patterns = ["_build"]
-nitpicky = True  # a link that leads nowhere is a warning, and `make docs` ends on warnings
-# Types of signatures are told, not linked: most are of libraries whose index lies on the network.
+nitpicky = True  # a broken link is a warning, and `make docs` ends on warnings
+# Types in signatures are shown, not linked: the indices of most libraries are on the network.
 nitpick_ignore_regex = [(r"py:.*", r".*")]
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 highlight_language = "text"
-smartquotes = False  # --option stays what one types
+smartquotes = False  # --option stays as typed
 
 html_theme = "furo"
 html_title = "mil"
@@ -53,5 +53,5 @@ maximum_signature_line_length = 80
 
 
 def setup(app: Sphinx) -> None:
-    """Show tables as they are."""
+    """Show tables without highlighting."""
     app.add_lexer("csv", TextLexer)

@@ -1,4 +1,4 @@
-"""Directive ``commands``: every command of ``mil`` with its options, out of the program itself."""
+"""Directive ``commands``: every command of ``mil`` with its options, from the program itself."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["setup"]
 
 
 class Commands(SphinxDirective):
-    """One section a command: its help, its arguments and its options."""
+    """One section per command: help, arguments and options."""
 
     def run(self) -> list[nodes.Node]:
-        """The sections."""
+        """Return the sections."""
         group: Any = get_command(mil)
         lines = [line for name in group.commands for line in _section(group.commands[name], "mil")]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 def _section(command: Any, parent: str) -> Iterator[str]:
-    """Markdown of a command; a group is followed by its own commands."""
+    """Yield the Markdown of a command; a group is followed by its own commands."""
     name = f"{parent} {command.name}"
     yield from (f"## {name}", "", inspect.cleandoc(command.help or "").replace("\f", ""), "")
     if commands := getattr(command, "commands", None):
@@ -41,7 +41,7 @@ def _section(command: Any, parent: str) -> Iterator[str]:
 
 
 def _entry(parameter: Any, context: Any) -> Iterator[str]:
-    """An argument or option as an entry of a definition list."""
+    """Yield an argument or option as an entry of a definition list."""
     record = parameter.get_help_record(context)
     if record is None:  # hidden
         return
@@ -50,6 +50,6 @@ def _entry(parameter: Any, context: Any) -> Iterator[str]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Make the directive known to Sphinx."""
+    """Register the directive with Sphinx."""
     app.add_directive("commands", Commands)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
