@@ -35,7 +35,7 @@ test: $(READY) ## run the tests that every edit should pass (under 5 minutes on 
 	$(PYTEST)
 
 test-changed: $(READY) ## run those tests that the edits since the last call can have changed
-	$(BIN)/python -m pytest -q --testmon -p no:randomly; status=$$?; test $$status = 5 || exit $$status
+	$(BIN)/python -m pytest -q --testmon --testmon-forceselect; status=$$?; test $$status = 5 || exit $$status
 
 test-ci: $(READY) ## run all tests but the slow ones: also browser, wheel, documents, doctests
 	$(PYTEST) -m 'not slow and not gpu' --doctest-modules tests features mil cli

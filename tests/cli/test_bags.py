@@ -101,6 +101,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert mil("bags", *arguments).exit_code == 2
 
 
+@pytest.mark.ci
 def test_a_packed_store_serves_every_command_that_reads_bags(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=18, shift=0.8)
     store = f"memory://{uuid4().hex}/bags.zarr"
@@ -149,6 +150,7 @@ def test_nothing_is_added_to_a_packed_store(
     assert "packed store" in result.output
 
 
+@pytest.mark.ci
 def test_imported_bags_train(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=18, shift=0.8)
     mil("bags", "export", tmp_path / "bags", "--to", "clam", "--out", tmp_path / "clam")

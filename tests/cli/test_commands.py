@@ -203,6 +203,7 @@ def paint(folder: Path, n_slides: int) -> None:
         write_slide(folder / f"s{number}.tif", render_slide(plan)[900:2100, 900:2100])
 
 
+@pytest.mark.ci
 def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
     tmp_path: Path,
 ) -> None:
@@ -221,6 +222,7 @@ def test_embedding_goes_on_where_it_stopped_and_partly_failed_is_exit_code_3(
     assert "0.25 µm/px was assumed" in text.output
 
 
+@pytest.mark.ci
 def test_slides_without_bags_are_embedded_as_the_run_was(tmp_path: Path) -> None:
     from features.bags.h5 import find_bags, read_meta
 

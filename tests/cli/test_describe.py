@@ -112,6 +112,7 @@ def test_compression_and_size_of_files_folders_and_urls(tmp_path: Path) -> None:
     assert (file_size(tmp_path / "d"), file_size(tmp_path / "d.mrxs")) == (3, 5)
 
 
+@pytest.mark.ci
 def test_a_table_is_described_without_torch(table: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.app import app\n"

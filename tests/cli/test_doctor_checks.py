@@ -121,6 +121,7 @@ def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.Monk
     assert "imagecodecs" in by_name(result)["TIFF, webp"].advice
 
 
+@pytest.mark.ci
 def test_the_default_backbone_says_here_what_it_says_elsewhere() -> None:
     result = by_name(encoder.check())
     assert {finding.status for finding in result.values()} == {"ok"}

@@ -122,6 +122,7 @@ def test_bad_filters_and_tables_end_in_one_line(world: Path, tmp_path: Path) -> 
         assert "Example" in mil("filter", command, "--help").output
 
 
+@pytest.mark.ci
 def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
     world: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
         assert bag.read_bytes() == (tmp_path / "bags" / f"{name}.h5").read_bytes()
 
 
+@pytest.mark.ci
 def test_views_of_dropped_tiles_are_dropped_with_them(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     fit(world, path)
@@ -173,6 +175,7 @@ def test_several_workers_drop_the_same_tiles(world: Path, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.ci
 def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
     world: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
     assert details["patient_id"][details["seen_by_filter"]].tolist() == [0]
 
 
+@pytest.mark.ci
 def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
     world: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: 
         assert refused.exit_code == 2
 
 
+@pytest.mark.ci
 def test_a_killed_training_goes_on_at_the_label_it_was_in(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_hostile_ids_go_through_inference_to_the_letter_and_are_no_formulas(
     assert json.loads(scored.stdout)["files"][0]["raw"]["auroc"]["value"] > 0.5
 
 
+@pytest.mark.ci
 def test_hostile_ids_write_nothing_outside_their_folder(world: Path, tmp_path: Path) -> None:
     before = files_of(world.parent)
     for command in (
@@ -130,6 +131,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return whom
 
 
+@pytest.mark.ci
 def test_from_slides_to_predictions_nobody_asks_the_network(
     tmp_path: Path, asked: list[object]
 ) -> None:

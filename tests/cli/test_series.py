@@ -217,6 +217,7 @@ def test_series_and_slides_are_not_asked_for_together(tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.ci
 def test_no_name_from_a_header_reaches_a_file_a_page_or_the_screen(
     scanned: tuple[Path, list[str]], tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_inspect_tells_the_resolution_that_would_be_used(slides: Path) -> None:
     assert data["slides"][0]["width_mm"] == 1.0
 
 
+@pytest.mark.ci
 def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> None:
     bags = tmp_path / "bags"
     result = mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8, "--json")
@@ -58,6 +59,7 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
     assert "tiles/s" in mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8).stdout
 
 
+@pytest.mark.ci
 def test_fewer_tiles_and_other_rules_are_told_in_the_bag(slides: Path, tmp_path: Path) -> None:
     mil_ok(
         "embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules", "dark,ink",
@@ -73,6 +75,7 @@ def test_fewer_tiles_and_other_rules_are_told_in_the_bag(slides: Path, tmp_path:
     assert "'bubbles'" in wrong.output
 
 
+@pytest.mark.ci
 def test_the_summary_names_a_slide_of_another_resolution(slides: Path, tmp_path: Path) -> None:
     table = tmp_path / "mpp.csv"
     table.write_text("slide_id,mpp\nclot,1.0\nblank,0.25\n")
@@ -96,6 +99,7 @@ def test_shards_together_are_all_slides_and_share_none(slides: Path) -> None:
         assert mil("embed", slides, "--shard", wrong).exit_code == 2
 
 
+@pytest.mark.ci
 def test_a_folder_keeps_the_way_its_bags_were_made(slides: Path, tmp_path: Path) -> None:
     clot = slides / "clot.tif"
     mil_ok("embed", clot, "--bags", tmp_path, "--execution", "eager", "--batch", 8)

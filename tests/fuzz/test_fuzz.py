@@ -26,6 +26,7 @@ def findings(n_cases: dict[str, int], *, seed: int) -> list[Finding]:
     return [result for outcome in outcomes.values() for result in outcome.findings]
 
 
+@pytest.mark.ci
 def test_few_spoilt_files_of_every_kind_are_read_or_refused() -> None:
     assert findings(dict.fromkeys(QUICK, 12), seed=1) == []
 

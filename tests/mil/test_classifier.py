@@ -35,6 +35,7 @@ def fitted() -> MILClassifier:
     return MILClassifier(**FAST).fit(*drawn())
 
 
+@pytest.mark.ci
 def test_importing_mil_loads_no_torch() -> None:
     script = "import sys, mil; assert 'torch' not in sys.modules; mil.MILClassifier"
     subprocess.run([sys.executable, "-c", script], check=True)

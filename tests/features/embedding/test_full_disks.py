@@ -167,6 +167,7 @@ def test_a_folder_of_bags_that_vanishes_stops_the_run_and_is_not_made_anew(
     assert contents(bags) == contents(tmp_path / "whole")
 
 
+@pytest.mark.ci
 def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
     slides: Path,
     tmp_path: Path,

@@ -34,6 +34,7 @@ def test_a_disk_without_hard_links_keeps_the_first_choice_as_well(
     assert [path.name for path in tmp_path.iterdir()] == ["execution.txt"]
 
 
+@pytest.mark.ci
 def test_processes_that_choose_at_once_agree(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(partial(record_runtime, tmp_path), map(str, range(20))))

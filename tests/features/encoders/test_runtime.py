@@ -47,6 +47,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return rates
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_vit"])
 def test_onnx_gives_the_embeddings_of_plain_float32(name: str) -> None:
     pytest.importorskip("onnxruntime")

@@ -49,6 +49,7 @@ def test_glass_is_no_matter_of_the_class() -> None:
     assert shares.max() - shares.min() < 0.1
 
 
+@pytest.mark.ci
 def test_the_same_plan_paints_the_same_picture_with_tissue_as_on_real_slides() -> None:
     for plan in make_cohort(n_patients=6, seed=4, signal=1.0)[:4]:
         picture = render_slide(plan)

@@ -95,14 +95,14 @@ def test_contributions_sum_to_the_logits_that_are_calibrated(world: Path) -> Non
     assert found.logits == pytest.approx(logits, abs=1e-5)
     proba = run.calibrator.predict_proba(np.asarray(found.logits)[None])[0]
     assert proba == pytest.approx(found.prediction.probabilities, abs=1e-5)
-    leanings = [found.slides[0].leaning(index) for index in range(2)]
-    assert leanings[0] == pytest.approx(-np.asarray(leanings[1]), abs=1e-12)
+    contributions = [found.slides[0].signed_contribution(index) for index in range(2)]
+    assert contributions[0] == pytest.approx(-np.asarray(contributions[1]), abs=1e-12)
 
 
 def test_other_heads_have_no_contributions(world: Path) -> None:
     _, (found,) = explain(world, "gated", "new_0,new")
     assert found.logits is None
-    assert found.slides[0].leaning(0) is None
+    assert found.slides[0].signed_contribution(0) is None
     assert not any("contribution" in name for name in tile_table(found.slides[0], classes="ab"))
 
 

@@ -70,6 +70,7 @@ def fit(
     )  # fmt: skip
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_bytes(
@@ -94,6 +95,7 @@ def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_
         assert (tmp_path / "runs" / "run" / path.name).read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.ci
 def test_folds_that_are_trained_together_are_taken_over_together(
     tmp_path: Path, trained: list[tuple[int, ...]]
 ) -> None:

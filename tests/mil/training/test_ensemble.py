@@ -256,6 +256,7 @@ def test_a_planted_signal_is_found(head: str) -> None:
     assert weighted_log_loss(proba, found.labels) < 0.55
 
 
+@pytest.mark.ci
 def test_without_signal_held_out_patients_are_judged_at_chance() -> None:
     # Two-sided: a leak would lift the mean AUROC, a reversed sign would press it down.
     areas, losses = [], []
