@@ -1,4 +1,4 @@
-"""Code blocks of the documents: where they stand, what they hold, and why some are not run."""
+"""Code blocks of the documentation: position, content, and the reason for not running some."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class Block:
     line: int
     """Line of its fence, from 1."""
     language: str
-    """What stands behind the fence: `sh`, `python`, `csv` for a table, or other."""
+    """Word after the fence: `sh`, `python`, `csv` for a table, or other."""
     text: str
-    """What it holds."""
+    """Content."""
     reason: str
-    """Why it is not run; empty where it is."""
+    """Reason for not running it; empty if it runs."""
 
     @property
     def commands(self) -> list[list[str]]:
-        """Words of each command of a shell block; comments are left out."""
+        """Words of each command of a shell block, without comments."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The code blocks of a page in order; Sphinx's own directives are none."""
+    """Return the code blocks of a page in order, without Sphinx's directives."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(
@@ -59,5 +59,5 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def name_of(path: Path) -> str:
-    """A page's path inside the repository."""
+    """Return a page's path inside the repository."""
     return path.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""A small world in which the documents' commands run: painted slides, tables, bags and a run."""
+"""Generated data for the commands of the documentation: painted slides, tables, bags and a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CT_LABELS = (
 
 
 def build_world(folder: Path) -> None:
-    """Slides of 24 patients and two unlabelled ones, their bags, tables, a run, predictions."""
+    """Write slides of 26 patients, two unlabelled, with bags, tables, a run and predictions."""
     plan = _small(make_cohort(n_patients=_N_TRAIN + _N_TEST, seed=3, signal=1.0))
     write_synthetic_cohort(
         folder, plan, n_test_patients=_N_TEST, n_workers=1, on_slide=lambda: None
@@ -59,7 +59,7 @@ def build_world(folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    """``runs/first``, of few and quick heads."""
+    """Train ``runs/first`` with few and small heads."""
     cohort = read_cohort(folder / "train.csv", labelled=True)
     bags = load_patient_bags(cohort, find_bags(folder / "bags"))
     shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -71,7 +71,7 @@ def train(folder: Path) -> None:
 
 
 def copy_world(world: Path, folder: Path) -> None:
-    """A world of a page's own: slides and bags, which nobody changes in place, are linked."""
+    """Copy the world for one page, with links to slides and bags, which are never changed."""
 
     def copy(source: str, target: str) -> None:
         (os.link if source.endswith((".tif", ".h5")) else shutil.copyfile)(source, target)
@@ -80,7 +80,7 @@ def copy_world(world: Path, folder: Path) -> None:
 
 
 def _small(plan: list[SyntheticSlide]) -> list[SyntheticSlide]:
-    """Slides of few tiles, the first two of patients whom the documents name."""
+    """Return slides of few tiles, the first two of patients named in the documentation."""
     names = dict(zip(dict.fromkeys(slide.patient_id for slide in plan), _KNOWN_IDS, strict=False))
     return [
         replace(
@@ -92,7 +92,7 @@ def _small(plan: list[SyntheticSlide]) -> list[SyntheticSlide]:
 
 
 def _paint_others(folder: Path) -> None:
-    """``other/`` and ``other.csv``: slides without labels."""
+    """Write ``other/`` and ``other.csv``: slides without labels."""
     (folder / "other").mkdir()
     plan = _small(make_cohort(n_patients=_N_OTHER, seed=4, signal=1.0))
     plan = [replace(slide, patient_id=f"0ther{n}") for n, slide in enumerate(plan)]
@@ -104,30 +104,30 @@ def _paint_others(folder: Path) -> None:
 
 
 def _demo(folder: Path) -> None:
-    """What ``mil demo`` would have left."""
+    """Write the output of ``mil demo``."""
     copy_world(folder, folder.parent / "demo")
     (folder.parent / "demo").rename(folder / "demo")
 
 
 def _labels(folder: Path) -> None:
-    """Labels of 0 and 1 for the slides of both tables."""
+    """Write labels of 0 and 1 for the slides of both tables."""
     shutil.rmtree(folder / "runs")
     rng = np.random.default_rng(0)
     for table, name in (("train.csv", "labels.csv"), ("test.csv", "truth.csv")):
         slides = pd.read_csv(folder / table, dtype=str).rename(columns={"image_id": "slide_id"})
-        predict_set = {
+        label_values = {
             patient: rng.permutation([number % 2, number // 2 % 2])
             for number, patient in enumerate(slides["patient_id"].unique())
         }
-        marks = np.array([predict_set[patient] for patient in slides["patient_id"]])
+        values = np.array([label_values[patient] for patient in slides["patient_id"]])
         slides = slides[["slide_id", "patient_id"]].assign(
-            any=marks.max(axis=1), epidural=marks[:, 0], subdural=marks[:, 1]
+            any=values.max(axis=1), epidural=values[:, 0], subdural=values[:, 1]
         )
         slides.to_csv(folder / name, index=False)
 
 
 def _scans(folder: Path) -> None:
-    """Fourteen short scans, labels of scans in ``labels.csv``, and of slices in ``slices.csv``."""
+    """Write fourteen short scans and their labels, and those of slices in ``slices.csv``."""
     for stale in ("bags", "runs"):
         shutil.rmtree(folder / stale)
     scans, slices = [], []
@@ -136,11 +136,11 @@ def _scans(folder: Path) -> None:
         files = write_scan(
             folder / "scans" / name, n_slices=3, seed=(number,), bleeding=(1,) if bleeds else ()
         )
-        marks = dict.fromkeys(_CT_LABELS, number // 2 % 2) | {"any": bleeds}
-        scans.append({"slide_id": name, "patient_id": f"p{number}"} | marks)
+        labels = dict.fromkeys(_CT_LABELS, number // 2 % 2) | {"any": bleeds}
+        scans.append({"slide_id": name, "patient_id": f"p{number}"} | labels)
         slices += [
-            {"slide_id": name, "source": f"{name}/{path.name}", "any": bleeds * (place == 1)}
-            for place, path in enumerate(sorted(files.iterdir()))
+            {"slide_id": name, "source": f"{name}/{path.name}", "any": bleeds * (index == 1)}
+            for index, path in enumerate(sorted(files.iterdir()))
         ]
     pd.DataFrame(scans).to_csv(folder / "labels.csv", index=False)
     pd.DataFrame(scans)[["slide_id", "patient_id"]].to_csv(folder / "test.csv", index=False)
@@ -148,7 +148,7 @@ def _scans(folder: Path) -> None:
 
 
 def _patches(folder: Path) -> None:
-    """Bags of three patches, a run on them, and a table of patients."""
+    """Write bags of three patches, a run on them, and a table of patients."""
     shutil.rmtree(folder / "bags")
     (folder / "patches").mkdir()
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def _patches(folder: Path) -> None:
 
 
 def _examples(folder: Path) -> None:
-    """Crops of painted tissue to keep and of ink to drop, of five slides, in ``examples.csv``."""
+    """Write crops of painted tissue to keep and of ink to drop, and ``examples.csv``."""
     (folder / "crops").mkdir()
     rng = np.random.default_rng(0)
     rows = []
@@ -188,7 +188,7 @@ def _examples(folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> None:
-    """Weights of a network that nobody trained, in our names and in another library's."""
+    """Write weights of an untrained network, in timm's names and in another library's."""
     torch.manual_seed(0)
     ours = timm.create_model("resnet18", num_classes=0).state_dict()
     save_file(ours, folder / "mine.safetensors")
@@ -196,7 +196,7 @@ def _checkpoints(folder: Path) -> None:
 
 
 def _others_tables(folder: Path) -> None:
-    """The world's cohort in the tables of CLAM and of STAMP."""
+    """Write the world's cohort in the tables of CLAM and of STAMP."""
     cohort = pd.read_csv(folder / "train.csv", dtype=str)
     cohort.rename(columns={"patient_id": "case_id", "image_id": "slide_id"})[
         ["case_id", "slide_id", "label"]
@@ -210,12 +210,12 @@ def _others_tables(folder: Path) -> None:
 
 
 def _clam(folder: Path) -> None:
-    """The world's bags as CLAM keeps them."""
+    """Export the world's bags to the layout of CLAM."""
     mil_ok("bags", "export", folder / "bags", "--to", "clam", "--out", folder / "clam_features")
 
 
 def _resolutions(folder: Path) -> None:
-    """``mpp.csv`` as the page shows it."""
+    """Write ``mpp.csv`` as shown on the page."""
     (folder / "mpp.csv").write_text("slide_id,mpp\n006388_0,0.25\n008e5c_0,0.5\n")
 
 
@@ -230,4 +230,4 @@ PREPARATIONS: dict[str, Callable[[Path], None]] = {
     "docs/reference/labels.md": _labels,
     "docs/start/five-minutes.md": _demo,
 }
-"""What a page needs besides."""
+"""Further data that a page needs."""

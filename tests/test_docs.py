@@ -1,4 +1,4 @@
-"""What the documents say exists."""
+"""Names, links and tests in the documentation exist."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_commands_and_options_that_pages_name_exist(page: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_public_names_are_listed_in_order(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "says what it is for"
+    assert ast.get_docstring(tree), "a module has a docstring"
     names = [
         ast.literal_eval(node.value)
         for node in tree.body

@@ -1,4 +1,4 @@
-"""Every code block of the documents runs, on generated data, or says why it does not."""
+"""Every code block of the documentation runs on generated data, or gives a reason why not."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.docs_world import PREPARATIONS, build_world, copy_world
 COMMANDS: Any = get_command(app).commands  # type: ignore[attr-defined]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 QUICK = {"README.md", "docs/how-to/audit.md"}
-"""Pages that make test-ci runs; the others take longer and are run by make test-slow."""
+"""Pages of make test-ci; the others take longer and belong to make test-slow."""
 
 
-def place_of(block: Block) -> str:
+def location_of(block: Block) -> str:
     return f"{name_of(block.page)}:{block.line}"
 
 
 def pages_that_run() -> list[Any]:
-    """Pages with a block to run."""
+    """Return the pages with a block to run."""
     pages = [
         page
         for page in PAGES
@@ -63,14 +63,14 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
         if block.reason:
             continue
         if block.language == "python":
-            exec(compile(block.text, place_of(block), "exec"), names)  # noqa: S102 - our own pages
+            exec(compile(block.text, location_of(block), "exec"), names)  # noqa: S102 - our own pages
         if block.language == "sh":
             for words in block.commands:
-                run(words, place_of(block))
+                run(words, location_of(block))
 
 
 def patients() -> dict[str, object]:
-    """Bags, labels and names of thirty patients, under the names that pages use."""
+    """Return bags, labels and ids of thirty patients, by the variable names of the pages."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -93,33 +93,33 @@ def run(words: list[str], where: str) -> None:
     assert result.exit_code == 0, f"{where}: {' '.join(words)}\n{result.output}"
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=place_of)
+@pytest.mark.parametrize("block", BLOCKS, ids=location_of)
 def test_a_block_is_of_a_kind_that_something_checks(block: Block) -> None:
     assert block.language in {"sh", "python", "csv", "text"}
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "csv"], ids=place_of)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "csv"], ids=location_of)
 def test_a_table_has_a_cell_for_every_column(block: Block) -> None:
     rows = list(csv.reader(block.text.splitlines()))
     assert len(rows) > 1
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=place_of)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=location_of)
 def test_a_python_block_is_python(block: Block) -> None:
-    compile(block.text, place_of(block), "exec")
+    compile(block.text, location_of(block), "exec")
 
 
 def commands_not_run() -> list[Any]:
-    """Words behind ``mil`` of each command in a block that is not run."""
+    """Return the words after ``mil`` of each command in a block that is not run."""
     result = []
     for block in BLOCKS:
         for words in block.commands if block.language == "sh" and block.reason else []:
-            at = [place for place, word in enumerate(words[:-1]) if word == "mil"]
-            known = [place for place in at if words[place + 1] in {*COMMANDS, "--version"}]
+            positions = [index for index, word in enumerate(words[:-1]) if word == "mil"]
+            known = [index for index in positions if words[index + 1] in {*COMMANDS, "--version"}]
             result += [
-                pytest.param(words[place + 1 :], id=f"{place_of(block)} {' '.join(words)}")
-                for place in known
+                pytest.param(words[index + 1 :], id=f"{location_of(block)} {' '.join(words)}")
+                for index in known
             ]
     return result
 
@@ -131,6 +131,6 @@ def test_a_command_that_is_not_run_is_understood_by_the_program(words: list[str]
         command = command.commands[words[0]]
         words = words[1:]
     context = command.make_context(command.name, [], resilient_parsing=True)
-    given, rest, _ = command.make_parser(context).parse_args(args=list(words))
-    assert given
+    options, rest, _ = command.make_parser(context).parse_args(args=list(words))
+    assert options
     assert not rest
