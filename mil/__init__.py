@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mil.classifier import MILClassifier
     from mil.inference.bundle import load_bundle
-    from mil.inference.predict import predict_patients as predict
+    from mil.inference.predict import predict
     from mil.training_run import train_run
 
 __all__ = ["MILClassifier", "load_bundle", "predict", "train_run"]
@@ -31,7 +31,7 @@ __all__ = ["MILClassifier", "load_bundle", "predict", "train_run"]
 _SOURCES = {
     "MILClassifier": ("mil.classifier", "MILClassifier"),
     "load_bundle": ("mil.inference.bundle", "load_bundle"),
-    "predict": ("mil.inference.predict", "predict_patients"),
+    "predict": ("mil.inference.predict", "predict"),
     "train_run": ("mil.training_run", "train_run"),
 }
 

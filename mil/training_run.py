@@ -251,7 +251,7 @@ def train_run(
         n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
         one_class=_share_of_one_class(proba["calibrated"][0], oof),
-        guaranteed=run.guaranteed(COVERAGE),
+        guaranteed=run.guaranteed_coverage(COVERAGE),
         notes=notes,
     )
 

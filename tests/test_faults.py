@@ -21,7 +21,7 @@ from features.bags.h5 import find_bags
 from mil.calibration.priors import balanced
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from tests.cli.running import mil, mil_ok
 from tests.cli.test_filter import pen, tissue
 from tests.cli.test_view import ask, serve
@@ -145,7 +145,7 @@ def test_commands_that_only_look_take_any_name(world: Path) -> None:
     model = load_bundle(run)
     prior = balanced(model.classes)
     viewed = ViewerState(
-        model, table, predict_patients(model, table, bags, prior=prior), bags=find_bags(bags),
+        model, table, predict(model, table, bags, prior=prior), bags=find_bags(bags),
         prior=prior, paths={slide_id(3): world / "Schnitte ä" / f"{slide_id(3)}.png"},
     )  # fmt: skip
     serving = serve(viewed)

@@ -22,7 +22,7 @@ from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.multilabel.table import read_label_table
 from mil.multilabel.train import train_labels
 from mil.training.config import TrainConfig
@@ -108,7 +108,7 @@ def server(world: Path) -> Iterator[ViewServer]:
     cohort = read_cohort(world / "two.csv", labelled=False)
     prior = balanced(run.classes)
     viewed = ViewerState(
-        run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
+        run, cohort, predict(run, cohort, world / "bags", prior=prior),
         bags=find_bags(world / "bags"), prior=prior,
         paths={path.stem: path for path in (world / "slides").iterdir()},
     )  # fmt: skip

@@ -13,7 +13,7 @@ import typer
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
 from cli.options import BagsPlace, JsonOutput, PictureSlides, Prior, RunDir
 from cli.shared.arguments import files_of
-from cli.shared.runs import newest_run, resolve_prior
+from cli.shared.runs import newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def explain(
 
         model = load_bundle(run or newest_run())
         words = OF_SERIES if is_series_fingerprint(model.fingerprint) else OF_SLIDES
-        shares = resolve_prior(model, prior)
+        shares = model.parse_prior(prior)
         cohort = _cohort_of(patients, patient or []) if patients else _alone(str(slide), bags)
         open_bags(bags)  # refused where there is none: all pages would be empty
         files = _SourceFiles(
@@ -253,7 +253,7 @@ def _summarise(
         "page": str(out / "index.html"),
         "n_patients": len(predictions),
         "status": dict(Counter(p.status for p in predictions)),
-        "n_seen_in_training": sum(bool(p.seen_as) for p in predictions),
+        "n_seen_in_training": sum(bool(p.matched_training_patient) for p in predictions),
         "prior": dict(zip(run.classes, map(float, shares), strict=True)),
         "patients": [
             {
@@ -291,7 +291,7 @@ def _warn(
     predictions: Sequence[PatientPrediction], unseen: Mapping[str, str], words: Terms
 ) -> None:
     """Say what a reader of the pages must know."""
-    n_seen = sum(bool(p.seen_as) for p in predictions)
+    n_seen = sum(bool(p.matched_training_patient) for p in predictions)
     if n_seen:
         stderr.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their "

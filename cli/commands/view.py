@@ -11,7 +11,7 @@ import typer
 from cli.console import progress_bar, spinner, stderr, stdout
 from cli.options import BagsPlace, PictureSlides, Prior, flag
 from cli.shared.arguments import files_of
-from cli.shared.runs import newest_run, resolve_prior
+from cli.shared.runs import newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def view(
         model = load_bundle(run or newest_run())
         _require_slides(model)
         cohort = _trained_on(model) if patients is None else read_cohort(patients, labelled=False)
-        shares = resolve_prior(model, prior)
+        shares = model.parse_prior(prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")
         places = open_bags(bags, may_be_empty=True)
     predictions = _predict(model, cohort, places, shares)
@@ -129,14 +129,14 @@ def _predict(
 ) -> list[PatientPrediction]:
     from dataclasses import replace
 
-    from mil.inference.predict import predict_patients
+    from mil.inference.predict import predict
 
     predictions = []
     with progress_bar("patients") as bars:
         task = bars.add_task("predicting", total=len(cohort.patients))
         for patient in cohort.patients:
             alone = replace(cohort, patients=(patient,))
-            predictions += predict_patients(run, alone, bags, prior=prior)
+            predictions += predict(run, alone, bags, prior=prior)
             bars.advance(task)
     return predictions
 
@@ -155,7 +155,7 @@ def _start_server(viewed: ViewerState, port: int) -> ViewServer:
 
 
 def _say(server: ViewServer, predictions: list[PatientPrediction], *, with_slides: bool) -> None:
-    n_seen = sum(bool(p.seen_as) for p in predictions)
+    n_seen = sum(bool(p.matched_training_patient) for p in predictions)
     stdout.print(f"{pluralize(len(predictions), 'patients')} at {server.url}")
     if n_seen:
         stderr.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from features.utils.text import pluralize
 if TYPE_CHECKING:
     from features.embedding.results import SlideResult
     from features.encoders.encoder import Encoder
-    from mil.data.cohort import Cohort
     from mil.inference.bundle import ModelBundle
 
 __all__ = ["embed_missing_series", "embed_missing_slides"]
@@ -23,7 +22,7 @@ __all__ = ["embed_missing_series", "embed_missing_slides"]
 
 def embed_missing_slides(
     run: ModelBundle,
-    cohort: Cohort,
+    missing: Collection[str],
     slides: Path,
     bags_dir: Path,
     *,
@@ -34,13 +33,12 @@ def embed_missing_slides(
     workers: int,
     batch: int,
 ) -> int:
-    """Embed the cohort's slides that have no bag yet; returns how many failed."""
+    """Embed the slides whose ids are missing among the bags; return how many failed."""
     from features.embedding.config import config_from_fingerprint
     from features.embedding.pipeline import embed_slides
     from features.slides.reader import find_slides, slide_id_of
 
-    wanted = _without_bag(cohort, bags_dir)
-    paths = [path for path in find_slides([slides]) if slide_id_of(path) in wanted]
+    paths = [path for path in find_slides([slides]) if slide_id_of(path) in missing]
     if not paths:
         return 0
     _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
@@ -64,7 +62,7 @@ def embed_missing_slides(
 
 def embed_missing_series(
     run: ModelBundle,
-    cohort: Cohort,
+    missing: Collection[str],
     series: Path,
     bags_dir: Path,
     *,
@@ -73,13 +71,12 @@ def embed_missing_series(
     workers: int,
     batch: int,
 ) -> int:
-    """Embed the cohort's series that have no bag yet; returns how many failed."""
+    """Embed the series whose ids are missing among the bags; return how many failed."""
     from features.series.config import series_config_from_fingerprint
     from features.series.manifest import read_series
     from features.series.pipeline import embed_series
 
-    wanted = _without_bag(cohort, bags_dir)
-    specs = [spec for spec in read_series(series) if spec.bag_id in wanted]
+    specs = [spec for spec in read_series(series) if spec.bag_id in missing]
     if not specs:
         return 0
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
@@ -98,13 +95,6 @@ def embed_missing_series(
         )
 
     return _with_progress(embed, bags_dir, n_bags=len(specs), words=("series", "images"))
-
-
-def _without_bag(cohort: Cohort, bags_dir: Path) -> set[str]:
-    from features.bags.store import open_bags
-
-    there = open_bags(bags_dir, may_be_empty=True)
-    return {name for p in cohort.patients for name in p.slide_ids if name not in there}
 
 
 def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:

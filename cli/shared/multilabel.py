@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from cli.console import print_json, progress_bar, spinner, stderr, stdout
-from cli.shared.output import calibration_as_dict, print_calibration_note, print_reliability
+from cli.shared.output import (
+    calibration_as_dict,
+    print_calibration_note,
+    print_caveats,
+    print_reliability,
+)
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from features.bags.bag import BagRef
     from mil.data.bags import PatientBags
     from mil.data.cohort import Cohort
     from mil.evaluation.metrics import Interval
-    from mil.inference.predict import PatientPrediction
     from mil.multilabel.table import LabelTable
     from mil.multilabel.train import LabelSummary, MultiLabelBundle
 
@@ -79,21 +84,22 @@ def shares_of(run: MultiLabelBundle, stated: str) -> npt.NDArray[np.float64]:
 def infer_labels(
     run: MultiLabelBundle,
     cohort: Cohort,
-    bags_dir: Path,
+    refs: Mapping[str, BagRef],
     out: Path,
     prior: tuple[str, npt.NDArray[np.float64]],
     *,
     as_json: bool,
-) -> list[PatientPrediction]:
-    """Write one column a label, and the details beside it; gives what the first label said.
+) -> None:
+    """Write one column per label, and the details of each patient; print a summary.
 
-    ``prior`` is as it was stated, and as :func:`shares_of` gives it.
+    ``prior`` is the text of the option, and its shares as :func:`shares_of` returns them.
     """
+    from mil.inference.output import patient_caveats
     from mil.multilabel.predict import predict_labels, write_label_details, write_label_predictions
 
     stated, shares = prior
     with spinner("predicting"):
-        predictions = predict_labels(run, cohort, bags_dir, prior=shares)
+        predictions = predict_labels(run, cohort, refs, prior=shares)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
     write_label_details(details, predictions)
@@ -107,7 +113,7 @@ def infer_labels(
             "labels": list(run.names),
             "n_patients": len(first),
             "status": dict(Counter(p.status for p in first)),
-            "n_seen_in_training": sum(bool(p.seen_as) for p in first),
+            "n_seen_in_training": sum(bool(p.matched_training_patient) for p in first),
             "prior_asked_for": stated,
             "prior": of_labels,
         })  # fmt: skip
@@ -116,7 +122,7 @@ def infer_labels(
         stdout.print(f"{pluralize(len(first), 'patients')} into {out} (run {run.path})")
         stdout.print(f"One column a label, for shares of {told} ({stated}).")
         stdout.print(f"Status and spread of each patient: {details}")
-    return first
+    print_caveats(patient_caveats(first))
 
 
 def score_label_files(

@@ -1,4 +1,4 @@
-"""Findings as ``mil audit`` and ``mil describe`` print them."""
+"""Printed output that several commands share: findings, caveats, scores, calibration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from cli.console import stdout
+from cli.console import stderr, stdout
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -16,18 +16,31 @@ if TYPE_CHECKING:
     from mil.evaluation.metrics import Interval
     from mil.evaluation.scoring import ScoreSettings
 
-__all__ = []
+__all__ = [
+    "calibration_as_dict",
+    "print_calibration_note",
+    "print_caveats",
+    "print_findings",
+    "print_reliability",
+    "print_scores",
+]
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """Print one line a finding: how bad it is, what was found, and what to do."""
+    """Print one line per finding: its severity, the message, and the advice."""
     for finding in findings:
         text = Text()
         text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
         text.append(f"{finding.message}. {finding.advice}".rstrip())
         stdout.print(text)
+
+
+def print_caveats(caveats: Iterable[str]) -> None:
+    """Print warnings and notes on standard error, one per line."""
+    for caveat in caveats:
+        stderr.print(caveat, style="yellow")
 
 
 _TITLES = {
@@ -64,8 +77,8 @@ def print_scores(
     for key, title in _TITLES.items():
         cells = []
         for scores in kinds.values():
-            found = scores[key]
-            cells += [f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
+            score = scores[key]
+            cells += [f"{score.value:.4f}", f"{score.low:.4f} to {score.high:.4f}"]
         table.add_row(title, *cells)
     stdout.print(table)
 
@@ -108,7 +121,7 @@ def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> Non
 
 
 def calibration_as_dict(settings: ScoreSettings) -> dict[str, object]:
-    """How calibrated scores came about, for JSON; nothing where none were asked for."""
+    """Return how scores were calibrated, for JSON; nothing where they were not."""
     from mil.evaluation.scoring import CROSS_FITTED_NOTE
 
     if settings.calibrator is None:
@@ -125,7 +138,7 @@ def calibration_as_dict(settings: ScoreSettings) -> dict[str, object]:
 
 
 def print_calibration_note(settings: ScoreSettings) -> None:
-    """Say how calibrated scores came about; nothing where none were asked for."""
+    """Print how scores were calibrated; nothing where they were not."""
     from mil.evaluation.scoring import CROSS_FITTED_NOTE
 
     if settings.calibrator is not None:

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from mil.inference.bundle import ModelBundle
-
-__all__ = ["newest_run", "resolve_prior"]
+__all__ = ["newest_run"]
 
 
 def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
@@ -37,11 +30,3 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
             hint="Train one, or name another with --run.",
         )
     return found[-1].parent
-
-
-def resolve_prior(run: ModelBundle, stated: str) -> npt.NDArray[np.float64]:
-    """Shares of the run's classes that ``--prior`` states, shape (classes,)."""
-    from mil.calibration.priors import parse_prior
-
-    counts = dict(zip(run.classes, run.cohort_counts, strict=True))
-    return parse_prior(stated, run.classes, counts)

@@ -113,7 +113,7 @@ class ViewerState:
         prediction = self._predictions[number]
         return {
             **_row(prediction),
-            "seen_as": printable(prediction.seen_as),
+            "seen_as": printable(prediction.matched_training_patient),
             "n_tiles": sum(prediction.n_tiles.values()),
             "slides": [
                 self._told(place)
@@ -189,7 +189,7 @@ def _row(prediction: PatientPrediction) -> dict[str, object]:
         "patient_id": printable(prediction.patient_id),
         "probabilities": shown.tolist(),
         "out_of_fold": unseen is not None,
-        "seen": bool(prediction.seen_as),
+        "seen": bool(prediction.matched_training_patient),
         "n_slides": len(prediction.slide_ids),
         "status": _STATUS[prediction.status],
     }

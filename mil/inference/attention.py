@@ -18,7 +18,7 @@ from mil.data.bags import Features
 from mil.data.cohort import Cohort, Patient
 from mil.heads import Head
 from mil.inference.bundle import ModelBundle
-from mil.inference.predict import PatientPrediction, predict_patients
+from mil.inference.predict import PatientPrediction, predict
 
 __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
 
@@ -87,7 +87,7 @@ class Explanation:
     """What a run says of one patient, and where it looked."""
 
     prediction: PatientPrediction
-    """As :func:`mil.inference.predict.predict_patients` gives it."""
+    """As :func:`mil.inference.predict.predict` gives it."""
     slides: tuple[SlideAttention, ...]
     """Slides with tiles, in the order of the table."""
 
@@ -118,7 +118,7 @@ def explain_patients(
     Parameters
     ----------
     run, cohort, bags, prior
-        As for :func:`mil.inference.predict.predict_patients`, which gives the probabilities.
+        As for :func:`mil.inference.predict.predict`, which gives the probabilities.
 
     Raises
     ------
@@ -151,9 +151,9 @@ def _explain(
     run: ModelBundle, cohort: Cohort, patient: Patient, places: Mapping[str, BagRef], prior: Floats
 ) -> Explanation:
     alone = replace(cohort, patients=(patient,))
-    (prediction,) = predict_patients(run, alone, places, prior=prior)
+    (prediction,) = predict(run, alone, places, prior=prior)
     used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [run.sift(read_slide_bag(slide_id, places[slide_id])) for slide_id in used]
+    bags = [run.apply_filter(read_slide_bag(slide_id, places[slide_id])) for slide_id in used]
     slides = _slides(run.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 

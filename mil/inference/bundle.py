@@ -21,6 +21,7 @@ from features.filters.classifier import TileFilter, apply_filter, read_filter, w
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
 from mil.calibration import Calibrator, calibrator_from_dict
+from mil.calibration.priors import parse_prior
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
 from mil.heads.ensemble import predict_members
@@ -111,7 +112,23 @@ class ModelBundle:
     tile_filter: TileFilter | None = None
     """Filter that dropped tiles of its bags; None for none."""
 
-    def guaranteed(self, coverage: float) -> dict[str, float] | None:
+    def parse_prior(self, text: str) -> npt.NDArray[np.float64]:
+        """Return the class shares that a text names, shape (classes,).
+
+        Parameters
+        ----------
+        text
+            ``balanced``, ``cohort`` (as in training), or shares such as ``CE=0.7,LAA=0.3``.
+
+        Raises
+        ------
+        MilError
+            If it is none of these, or the shares are not positive or do not sum to 1.
+        """
+        counts = dict(zip(self.classes, self.cohort_counts, strict=True))
+        return parse_prior(text, self.classes, counts)
+
+    def guaranteed_coverage(self, coverage: float) -> dict[str, float] | None:
         """Coverage of each class that prediction sets keep, see :mod:`mil.inference.conformal`.
 
         None where nothing is guaranteed: folds by centre hold patients that are not drawn alike,
@@ -121,10 +138,10 @@ class ModelBundle:
         sifts = self.tile_filter is not None and not self.fingerprint.filter_sha256
         if sifts or self.settings["by"] != "patient":
             return None
-        found = self.sets.conformal.guaranteed(coverage).tolist()
+        found = self.sets.conformal.guaranteed_coverage(coverage).tolist()
         return dict(zip(self.classes, found, strict=True))
 
-    def sift(self, bag: Bag) -> Bag:
+    def apply_filter(self, bag: Bag) -> Bag:
         """The bag without the tiles that the run's filter drops.
 
         Where the filter had its part in making the bags, nothing is left to drop.
@@ -192,7 +209,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_bundle(path: Path) -> ModelBundle:
+def load_bundle(path: str | Path) -> ModelBundle:
     """Read a model bundle; nothing in it is ever executed.
 
     Raises
@@ -200,6 +217,7 @@ def load_bundle(path: Path) -> ModelBundle:
     RunError
         If the folder is no run, is damaged, or was written by a later version.
     """
+    path = Path(path)
     _require_plain_files(path)
     described = _read_description(path)
     try:
@@ -317,7 +335,7 @@ def _check_consistent(run: ModelBundle) -> None:
             raise ValueError("a calibrator of another number of classes, or beyond all bounds")
     run.sets.predict_set(tile, coverage=COVERAGE)
     int(run.settings["seed"])
-    run.guaranteed(COVERAGE)
+    run.guaranteed_coverage(COVERAGE)
 
 
 def _read_calibrator(described: dict[str, Any] | None) -> Calibrator | None:

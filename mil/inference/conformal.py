@@ -116,7 +116,7 @@ class CrossConformal:
         """Which classes have too few patients ever to be ruled out, shape (classes,)."""
         return np.asarray(self.counts < min_calibration_size(coverage))
 
-    def guaranteed(self, coverage: float) -> Floats:
+    def guaranteed_coverage(self, coverage: float) -> Floats:
         """Coverage of each class below which no heads can bring the sets, shape (classes,).
 
         It is that of new patients drawn like these, on average over cohorts, and of folds dealt by

@@ -1,4 +1,4 @@
-"""A run and a list of patients into one row of probabilities each."""
+"""Predict patients with a trained model bundle: one row of probabilities per patient."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from features.bags.bag import Bag, BagRef, check_fingerprint
 from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
-from features.utils.tables import write_table
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.bags import Features, content_keys
 from mil.data.cohort import Cohort, Patient
@@ -22,7 +20,9 @@ from mil.heads.ensemble import predict_members, predict_views
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 
-__all__ = ["PatientPrediction", "predict_patients", "write_details", "write_predictions"]
+__all__ = ["PatientPrediction", "predict"]
+
+Floats = npt.NDArray[np.float64]
 
 PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
 """``ok``: all slides used. ``slides_missing``: some had no bag. The other two got the prior."""
@@ -30,317 +30,232 @@ PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatientPrediction:
-    """What a run says of one patient."""
+    """Prediction of one patient: probabilities, prediction set, and the evidence behind them."""
 
     patient_id: str
-    """As in the table asked for."""
-    probabilities: npt.NDArray[np.float64]
-    """Shape (classes,), at the prior asked for; sums to 1."""
+    """As in the cohort table."""
+    probabilities: Floats
+    """Shape (classes,), at the requested prior; sums to 1."""
     status: PatientStatus
     """Whether all, some or none of the slides could be used."""
     slide_ids: tuple[str, ...]
-    """Slides asked for."""
+    """Slides of the cohort table."""
     n_tiles: Mapping[str, int]
-    """Tiles used by slide id; slides without a bag are absent."""
-    lowest: npt.NDArray[np.float64]
-    """Shape (classes,): the lowest probability that a single head gives, calibrated alike."""
-    highest: npt.NDArray[np.float64]
-    """Shape (classes,): the highest. Both show the spread of the heads and nothing more."""
+    """Tiles used, by slide id; slides without a bag are absent."""
+    ensemble_min: Floats
+    """Lowest calibrated probability of a single head, shape (classes,)."""
+    ensemble_max: Floats
+    """Highest calibrated probability of a single head, shape (classes,)."""
     attention_share: Mapping[str, float]
-    """Share of the attention that falls on each slide; sums to 1, empty without tiles."""
-    seen_as: str
-    """Patient of the training cohort that this one is, by id or by a slide's content; else ''."""
-    seen_unlabelled: bool
+    """Share of the attention of each slide; sums to 1, empty without tiles."""
+    matched_training_patient: str
+    """The training patient with the same id or a slide of the same content; else empty."""
+    used_for_whitening: bool
     """Whether the whitening was fitted on the patient, without a label."""
-    out_of_fold: npt.NDArray[np.float64] | None
-    """Shape (classes,): for a seen patient, what heads said that had not seen it."""
+    out_of_fold: Floats | None
+    """Out-of-fold probabilities of the matched training patient, shape (classes,)."""
     prediction_set: tuple[str, ...]
-    """Classes that cannot be ruled out at the coverage asked for, in order. All of them for a
-    patient without tiles, and for one seen with or without a label, of which nothing can be
-    said."""
-    seen_by_filter: bool = False
-    """Whether the run's tile filter learned from slides of this patient."""
+    """Classes that cannot be ruled out at the requested coverage, in order. It holds all classes
+    for a patient without tiles or one that was used in training, with or without a label."""
+    used_for_filter: bool = False
+    """Whether the run's tile filter was fitted on slides of this patient."""
 
     @property
     def needs_review(self) -> bool:
-        """Whether anything but exactly one class is left."""
+        """Whether the prediction set holds anything but exactly one class."""
         return len(self.prediction_set) != 1
 
     @property
-    def set_in_words(self) -> str:
+    def set_text(self) -> str:
         """``CE``, ``CE|LAA``, or ``(none)`` where every class was ruled out."""
         return "|".join(self.prediction_set) or "(none)"
 
 
-def predict_patients(
-    run: ModelBundle,
+def predict(
+    bundle: ModelBundle,
     cohort: Cohort,
-    bags: Path | Mapping[str, BagRef],
+    bags: str | Path | Mapping[str, BagRef],
     *,
-    prior: npt.NDArray[np.float64],
+    prior: str | Floats = "balanced",
     coverage: float = COVERAGE,
     tta: bool = False,
 ) -> list[PatientPrediction]:
-    """Calibrated probabilities for every patient asked for, in the order of the table.
+    """Return the calibrated prediction of every patient, in the order of the cohort table.
 
     A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without a
     readable slide or without tissue gets the prior itself, and a status that says so.
 
     Parameters
     ----------
-    run
-        The model bundle.
+    bundle
+        Trained model, from :func:`mil.inference.bundle.load_bundle`.
     cohort
-        Patients and their slides; labels are not looked at.
+        Patients and their slides; labels are ignored.
     bags
-        Folder or packed store of bags; or bags by slide id, for who asks many times.
+        Folder or packed store of bags, or bags by slide id.
     prior
-        Shape (classes,): the class shares that the probabilities are for.
+        Class shares that the probabilities are for: shape (classes,), float64, or a text for
+        :meth:`mil.inference.bundle.ModelBundle.parse_prior`.
     coverage
-        What prediction sets aim at, above 0 and below 1; they do not depend on the prior.
+        Target coverage of the prediction sets, above 0 and below 1. They do not depend on the
+        prior.
     tta
-        Average logits over plain tiles and their views, and calibrate them by the calibrator that
-        was fitted on such averages; else plain tiles alone are looked at. Prediction sets are of
-        plain tiles either way, as their guarantee is.
+        Average logits over plain tiles and their augmented views, and calibrate with the calibrator
+        that was fitted on such averages. Prediction sets use plain tiles either way, because their
+        guarantee holds for those.
 
     Raises
     ------
     BagError
-        If a bag was made otherwise than the run's, or is damaged.
+        If there is no bag, or a bag was made with other settings than the run's or is damaged.
     RunError
         If views are to be averaged, and the run was trained without.
+    MilError
+        If the text of a prior cannot be parsed.
     """
-    places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
-    model = run.with_view_calibrator() if tta else run
-    trained_on, whitened_on = (
-        _TrainingIndex(run.training_slides),
-        _TrainingIndex(run.unlabelled_slides),
-    )
+    refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
+    model = bundle.with_view_calibrator() if tta else bundle
+    shares = bundle.parse_prior(prior) if isinstance(prior, str) else prior
+    trained_on = _TrainingIndex(bundle.training_slides)
+    whitened_on = _TrainingIndex(bundle.unlabelled_slides)
     return [
         _predict(
-            model, patient, places, trained_on, whitened_on, prior=prior, coverage=coverage, tta=tta
+            model, patient, refs, trained_on, whitened_on, prior=shares, coverage=coverage, tta=tta
         )
         for patient in cohort.patients
     ]
 
 
-def write_predictions(
-    path: Path, predictions: list[PatientPrediction], *, classes: tuple[str, ...]
-) -> None:
-    """Write ``patient_id`` and one column a class, in the order of the predictions.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-    table = pd.DataFrame(
-        [[p.patient_id, *p.probabilities] for p in predictions], columns=["patient_id", *classes]
-    )
-    write_table(path, table)
-
-
-def write_details(
-    path: Path,
-    predictions: list[PatientPrediction],
-    *,
-    classes: tuple[str, ...],
-    abstain: bool = False,
-) -> None:
-    """Write what stands behind each row: slides, tiles, status, set, spread, whether it was seen.
-
-    Parameters
-    ----------
-    path
-        The file.
-    predictions
-        A row each.
-    classes
-        Classes in order.
-    abstain
-        Mark patients to look at in a column.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-    table = pd.DataFrame([_details_of(p, classes) for p in predictions])
-    if not abstain:
-        table = table.drop(columns="look_at")
-    write_table(path, table)
-
-
 def _predict(
-    run: ModelBundle,
+    bundle: ModelBundle,
     patient: Patient,
-    places: Mapping[str, BagRef],
+    refs: Mapping[str, BagRef],
     trained_on: _TrainingIndex,
     whitened_on: _TrainingIndex,
     *,
-    prior: npt.NDArray[np.float64],
+    prior: Floats,
     coverage: float,
     tta: bool,
 ) -> PatientPrediction:
-    bags = _read_bags(run, patient, places)
-    seen_as = trained_on.seen_as(patient, bags.values())
-    seen_unlabelled = bool(whitened_on.seen_as(patient, bags.values()))
-    bags = {slide_id: run.sift(bag) for slide_id, bag in bags.items()}
-    filled = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
-    tiles: Features | None = None
-    if filled:
-        tiles = np.concatenate([bag.features for bag in filled.values()])
-        views = [bag.views for bag in filled.values() if bag.views is not None] if tta else []
-        logits, attention = _outputs(run, tiles, views)
-        members = _at_prior(run, logits, prior)
-        probabilities = _at_prior(run, logits.mean(axis=0, keepdims=True), prior)[0]
-        share = _share_of_slides(filled, attention.mean(axis=0))
-    else:
-        members, probabilities, share = prior[None], prior, {}
+    bags = _read_bags(bundle, patient, refs)
+    matched = trained_on.match(patient, bags.values())
+    used_for_whitening = bool(whitened_on.match(patient, bags.values()))
+    bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
+    nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
+    members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
+    if nonempty:
+        tiles = np.concatenate([bag.features for bag in nonempty.values()])
+        views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
+        logits, attention = _forward(bundle, tiles, views)
+        members = _at_prior(bundle, logits, prior)
+        probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
+        share = _attention_share(nonempty, attention.mean(axis=0))
+        # Patients that were used in training have no valid set: it would be too confident.
+        if not matched and not used_for_whitening:
+            kept = bundle.sets.predict_set(tiles, coverage=coverage)
+            prediction_set = tuple(
+                name for name, is_kept in zip(bundle.classes, kept, strict=True) if is_kept
+            )
     return PatientPrediction(
         patient_id=patient.patient_id,
         probabilities=probabilities,
-        status=_status(patient, bags, filled),
+        status=_status(patient, bags, nonempty),
         slide_ids=patient.slide_ids,
         n_tiles={slide_id: len(bag.features) for slide_id, bag in bags.items()},
-        lowest=members.min(axis=0),
-        highest=members.max(axis=0),
+        ensemble_min=members.min(axis=0),
+        ensemble_max=members.max(axis=0),
         attention_share=share,
-        seen_as=seen_as,
-        seen_unlabelled=seen_unlabelled,
-        out_of_fold=_out_of_fold(run, seen_as, prior),
-        seen_by_filter=_seen_by_filter(run, patient, bags),
-        prediction_set=_prediction_set(
-            run, None if seen_as or seen_unlabelled else tiles, coverage
-        ),
+        matched_training_patient=matched,
+        used_for_whitening=used_for_whitening,
+        out_of_fold=_out_of_fold(bundle, matched, prior),
+        used_for_filter=_used_for_filter(bundle, patient, bags),
+        prediction_set=prediction_set,
     )
 
 
-def _outputs(
-    run: ModelBundle, tiles: Features, views: Sequence[Features]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Logits (heads, classes) and attention (heads, tiles), averaged over views if given."""
+def _forward(
+    bundle: ModelBundle, tiles: Features, views: Sequence[Features]
+) -> tuple[Floats, Floats]:
+    """Return logits (heads, classes) and attention (heads, tiles), averaged over any views."""
     if not views:
-        return predict_members(run.heads, tiles)
-    logits, attention = predict_views(run.heads, tiles, np.concatenate(views))
+        return predict_members(bundle.heads, tiles)
+    logits, attention = predict_views(bundle.heads, tiles, np.concatenate(views))
     return logits.mean(axis=0), attention.mean(axis=0)
 
 
-def _prediction_set(run: ModelBundle, tiles: Features | None, coverage: float) -> tuple[str, ...]:
-    """Classes that cannot be ruled out; without tiles that no head saw none can."""
-    if tiles is None:
-        return run.classes
-    left = run.sets.predict_set(tiles, coverage=coverage)
-    return tuple(name for name, is_left in zip(run.classes, left, strict=True) if is_left)
-
-
-def _read_bags(run: ModelBundle, patient: Patient, places: Mapping[str, BagRef]) -> dict[str, Bag]:
-    """Bags of a patient by slide id; slides without one are left out."""
-    bags = {
-        name: read_slide_bag(name, places[name]) for name in patient.slide_ids if name in places
-    }
+def _read_bags(bundle: ModelBundle, patient: Patient, refs: Mapping[str, BagRef]) -> dict[str, Bag]:
+    """Return the bags of a patient by slide id, without slides that have none."""
+    bags = {name: read_slide_bag(name, refs[name]) for name in patient.slide_ids if name in refs}
     check_fingerprint(
-        run.fingerprint,
-        ((places[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
-        source=f"the run {run.path}",
+        bundle.fingerprint,
+        ((refs[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
+        source=f"the run {bundle.path}",
     )
     return bags
 
 
 class _TrainingIndex:
-    """Patients whose slides a run has seen, by id, content of a slide, and embeddings."""
+    """Index of training patients by id, content of their slides, and embeddings."""
 
     def __init__(self, slides: Sequence[TrainingSlide]) -> None:
-        self._owners = [slide.patient_id for slide in slides]
+        self._patient_ids = [slide.patient_id for slide in slides]
         self._first: dict[tuple[str, str], int] = {}
-        for place, slide in enumerate(slides):
+        for index, slide in enumerate(slides):
             of_slide = content_keys(
                 content_id=slide.content_id, features_sha256=slide.features_sha256,
                 n_tiles=slide.n_tiles,
             )  # fmt: skip
             for key in (("patient", slide.patient_id), *of_slide):
-                self._first.setdefault(key, place)
+                self._first.setdefault(key, index)
 
-    def seen_as(self, patient: Patient, bags: Iterable[Bag]) -> str:
-        """The first that this one is: of the same id, or with a slide of the same content."""
+    def match(self, patient: Patient, bags: Iterable[Bag]) -> str:
+        """Return the first training patient with the id or a slide's content; else ``""``."""
         keys = [("patient", patient.patient_id)]
         for bag in bags:
             keys += content_keys(
                 content_id=bag.meta.slide_content_id, features_sha256=bag.features_sha256,
                 n_tiles=len(bag.features),
             )  # fmt: skip
-        places = [self._first[key] for key in keys if key in self._first]
-        return self._owners[min(places)] if places else ""
+        indices = [self._first[key] for key in keys if key in self._first]
+        return self._patient_ids[min(indices)] if indices else ""
 
 
-def _seen_by_filter(run: ModelBundle, patient: Patient, bags: Mapping[str, Bag]) -> bool:
-    if run.tile_filter is None:
-        return False
-    found = run.tile_filter.examples.slides_of_patient(
-        patient.patient_id,
-        slide_ids=patient.slide_ids,
-        content_ids={bag.meta.slide_content_id for bag in bags.values()},
+def _used_for_filter(bundle: ModelBundle, patient: Patient, bags: Mapping[str, Bag]) -> bool:
+    return bundle.tile_filter is not None and bool(
+        bundle.tile_filter.examples.slides_of_patient(
+            patient.patient_id,
+            slide_ids=patient.slide_ids,
+            content_ids={bag.meta.slide_content_id for bag in bags.values()},
+        )
     )
-    return bool(found)
 
 
-def _out_of_fold(
-    run: ModelBundle, seen_as: str, prior: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64] | None:
-    proba = run.out_of_fold.get(seen_as)
+def _out_of_fold(bundle: ModelBundle, matched: str, prior: Floats) -> Floats | None:
+    proba = bundle.out_of_fold.get(matched)
     if proba is None:
         return None
-    shifted = shift_prior(proba[None], old=balanced(run.classes), new=prior)
+    shifted = shift_prior(proba[None], old=balanced(bundle.classes), new=prior)
     return np.asarray(shifted[0], np.float64)
 
 
-def _at_prior(
-    run: ModelBundle, logits: npt.NDArray[np.float64], prior: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Calibrated probabilities, shape (rows, classes), shifted from the balanced prior."""
-    calibrated = run.calibrator.predict_proba(logits)
-    return shift_prior(calibrated, old=balanced(run.classes), new=prior)
+def _at_prior(bundle: ModelBundle, logits: Floats, prior: Floats) -> Floats:
+    """Return calibrated probabilities at a prior, shape (rows, classes)."""
+    calibrated = bundle.calibrator.predict_proba(logits)
+    return shift_prior(calibrated, old=balanced(bundle.classes), new=prior)
 
 
-def _share_of_slides(
-    bags: Mapping[str, Bag], attention: npt.NDArray[np.float64]
-) -> dict[str, float]:
-    """Attention by slide; ``attention`` of shape (tiles,) runs over the bags in their order."""
+def _attention_share(bags: Mapping[str, Bag], attention: Floats) -> dict[str, float]:
+    """Return the share of the attention of each slide; ``attention`` has shape (tiles,)."""
     ends = np.cumsum([len(bag.features) for bag in bags.values()])
     sums = np.array([part.sum() for part in np.split(attention, ends[:-1])])
     return dict(zip(bags, (sums / sums.sum()).tolist(), strict=True))
 
 
-def _status(patient: Patient, bags: Mapping[str, Bag], filled: Mapping[str, Bag]) -> PatientStatus:
+def _status(
+    patient: Patient, bags: Mapping[str, Bag], nonempty: Mapping[str, Bag]
+) -> PatientStatus:
     if not bags:
         return "no_bag"
-    if not filled:
+    if not nonempty:
         return "no_tissue"
     return "ok" if len(bags) == len(patient.slide_ids) else "slides_missing"
-
-
-def _details_of(prediction: PatientPrediction, classes: tuple[str, ...]) -> dict[str, object]:
-    nothing = [None] * len(classes)
-    out_of_fold = nothing if prediction.out_of_fold is None else prediction.out_of_fold
-    return {
-        "patient_id": prediction.patient_id,
-        "status": prediction.status,
-        "n_slides": len(prediction.slide_ids),
-        "n_slides_used": len(prediction.attention_share),
-        "n_tiles": sum(prediction.n_tiles.values()),
-        "set": prediction.set_in_words,
-        "look_at": str(prediction.needs_review).lower(),
-        "seen_in_training": str(bool(prediction.seen_as)).lower(),
-        "seen_as": prediction.seen_as,
-        "seen_by_filter": str(prediction.seen_by_filter).lower(),
-        "seen_unlabelled": str(prediction.seen_unlabelled).lower(),
-        **{f"out_of_fold_{name}": p for name, p in zip(classes, out_of_fold, strict=True)},
-        **{f"lowest_{name}": p for name, p in zip(classes, prediction.lowest, strict=True)},
-        **{f"highest_{name}": p for name, p in zip(classes, prediction.highest, strict=True)},
-        "tiles_by_slide": _pairs(prediction.n_tiles),
-        "attention_by_slide": _pairs(prediction.attention_share),
-    }
-
-
-def _pairs(values: Mapping[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in values.items())

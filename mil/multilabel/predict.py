@@ -1,17 +1,19 @@
-"""A run of several labels and a list of patients into one row of probabilities each."""
+"""Predict patients with a bundle of several labels: one row of probabilities per patient."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.bags.bag import BagRef
+from features.bags.store import open_bags
 from features.utils.tables import write_table
 from mil.data.cohort import Cohort
-from mil.inference.predict import PatientPrediction, predict_patients
+from mil.inference.predict import PatientPrediction, predict
 from mil.multilabel.train import MultiLabelBundle
 
 __all__ = ["predict_labels", "write_label_details", "write_label_predictions"]
@@ -19,32 +21,39 @@ __all__ = ["predict_labels", "write_label_details", "write_label_predictions"]
 Floats = npt.NDArray[np.float64]
 Predictions = Mapping[str, list[PatientPrediction]]
 
+_COLUMNS: Mapping[str, Callable[[PatientPrediction], Floats | None]] = {
+    "out_of_fold": lambda prediction: prediction.out_of_fold,
+    "lowest": lambda prediction: prediction.ensemble_min,
+    "highest": lambda prediction: prediction.ensemble_max,
+}
+
 
 def predict_labels(
-    run: MultiLabelBundle, cohort: Cohort, bags_dir: Path, *, prior: Floats
+    run: MultiLabelBundle, cohort: Cohort, bags: str | Path | Mapping[str, BagRef], *, prior: Floats
 ) -> dict[str, list[PatientPrediction]]:
     """Predict every patient by the bundle of each label.
 
     Parameters
     ----------
-    run, cohort, bags_dir
-        As for :func:`mil.inference.predict.predict_patients`.
+    run, cohort, bags
+        As for :func:`mil.inference.predict.predict`.
     prior
         Shape (labels,): share of patients with each label that the probabilities are for.
 
     Raises
     ------
     BagError
-        If a bag was made otherwise than the run's, or is damaged.
+        If there is no bag, or a bag was made with other settings than the run's or is damaged.
     """
+    refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     return {
-        name: predict_patients(of_label, cohort, bags_dir, prior=np.array([1 - share, share]))
+        name: predict(of_label, cohort, refs, prior=np.array([1 - share, share]))
         for (name, of_label), share in zip(run.runs.items(), prior.tolist(), strict=True)
     }
 
 
 def write_label_predictions(path: Path, predictions: Predictions) -> None:
-    """Write ``patient_id`` and one column a label; a row need not sum to 1.
+    """Write ``patient_id`` and one column per label; a row need not sum to 1.
 
     Raises
     ------
@@ -60,7 +69,7 @@ def write_label_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def write_label_details(path: Path, predictions: Predictions) -> None:
-    """Write what stands behind each row: slides, tiles, status, spread, whether it was seen.
+    """Write the details of each patient: status, slides, tiles, training overlap, spread.
 
     Raises
     ------
@@ -73,18 +82,17 @@ def write_label_details(path: Path, predictions: Predictions) -> None:
         "status": [p.status for p in first],
         "n_slides": [len(p.slide_ids) for p in first],
         "n_tiles": [sum(p.n_tiles.values()) for p in first],
-        "seen_in_training": [str(bool(p.seen_as)).lower() for p in first],
-        "seen_as": [p.seen_as for p in first],
+        "seen_in_training": [str(bool(p.matched_training_patient)).lower() for p in first],
+        "seen_as": [p.matched_training_patient for p in first],
         **{
-            f"{what}_{name}": _column(own, what)
+            f"{column}_{name}": _of_label([read(prediction) for prediction in own])
             for name, own in predictions.items()
-            for what in ("out_of_fold", "lowest", "highest")
+            for column, read in _COLUMNS.items()
         },
     })  # fmt: skip
     write_table(path, table)
 
 
-def _column(predictions: Sequence[PatientPrediction], what: str) -> list[float | None]:
-    """A number of each patient that is about having the label."""
-    found = [getattr(prediction, what) for prediction in predictions]
-    return [None if pair is None else float(pair[1]) for pair in found]
+def _of_label(pairs: Sequence[Floats | None]) -> list[float | None]:
+    """Return each patient's number for having the label; pairs have shape (2,)."""
+    return [None if pair is None else float(pair[1]) for pair in pairs]

@@ -126,7 +126,7 @@ def _filter(run: ModelBundle) -> str:
 
 def _sets(run: ModelBundle) -> str:
     """What prediction sets promise."""
-    kept = run.guaranteed(COVERAGE)
+    kept = run.guaranteed_coverage(COVERAGE)
     if kept is None:
         return (
             "Nothing is guaranteed of prediction sets: folds were made by centre, or a filter\n"

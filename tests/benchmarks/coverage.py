@@ -173,7 +173,7 @@ def _one_cohort(
         sets.conformal.sets(logits, coverage=situation.coverage),
         logits.mean(axis=0),
         asked.labels,
-        sets.conformal.guaranteed(situation.coverage),
+        sets.conformal.guaranteed_coverage(situation.coverage),
     )
 
 

@@ -33,7 +33,7 @@ from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
@@ -69,7 +69,7 @@ def write_world(folder: Path, slide: BenchSlide, zoom: DeepZoom) -> ViewerState:
     run, asked = load_bundle(folder / "run"), read_cohort(folder / "bench.csv", labelled=False)
     prior = balanced(run.classes)
     return ViewerState(
-        run, asked, predict_patients(run, asked, folder / "bags", prior=prior),
+        run, asked, predict(run, asked, folder / "bags", prior=prior),
         bags={"bench": bag_path(folder / "bags", "bench")}, prior=prior,
         paths={"bench": slide.path},
     )  # fmt: skip

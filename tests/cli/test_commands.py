@@ -144,7 +144,7 @@ def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_pa
     assert data["n_to_look_at"] == (details["look_at"] == "true").sum() >= 1
     assert all(0 < share < 0.8 for share in data["guaranteed"].values())
     text = mil(*ask, "--coverage", "0.99").output
-    assert "needs 99 training patients to be ruled out, too few are of CE, LAA" in " ".join(
+    assert "needs 99 training patients to be ruled out, and there are fewer of CE, LAA" in " ".join(
         text.split()
     )
     assert "look_at" not in pd.read_csv(tmp_path / "out.details.csv")

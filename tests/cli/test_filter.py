@@ -208,7 +208,7 @@ def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
                 tmp_path / "run", "--folds", 3, "--filter", path)  # fmt: skip
     data = mil_ok("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
                bags, "--out", tmp_path / "out.csv")  # fmt: skip
-    assert "filter learned from slides of 1 of these patients" in data.output
+    assert "filter was fitted on slides of 1 of these patients" in data.output
 
 
 def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(

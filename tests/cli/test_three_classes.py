@@ -14,7 +14,7 @@ from features.bags.h5 import find_bags, write_bag
 from mil.data.cohort import read_cohort
 from mil.heads import head_names
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag
 
@@ -91,7 +91,7 @@ def test_describe_audit_and_report_name_three_classes(world: Path, tmp_path: Pat
 
 def test_the_viewer_gives_each_patient_three_probabilities(world: Path) -> None:
     model, cohort = load_bundle(world / "gated"), read_cohort(world / "train.csv", labelled=False)
-    predictions = predict_patients(model, cohort, world / "bags", prior=np.full(3, 1 / 3))
+    predictions = predict(model, cohort, world / "bags", prior=np.full(3, 1 / 3))
     viewed = ViewerState(
         model, cohort, predictions, bags=find_bags(world / "bags"), prior=np.full(3, 1 / 3),
         paths=None,

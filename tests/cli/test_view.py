@@ -26,7 +26,7 @@ from mil.calibration.priors import balanced
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import ModelBundle, load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.browser import needs_browser, open_tab
@@ -71,7 +71,7 @@ def view(world: Path, table: str = "test.csv", *, slides: bool = True) -> Viewer
     cohort = read_cohort(world / table, labelled=False)
     prior = balanced(run.classes)
     return ViewerState(
-        run, cohort, predict_patients(run, cohort, world / "bags", prior=prior),
+        run, cohort, predict(run, cohort, world / "bags", prior=prior),
         bags=find_bags(world / "bags"), prior=prior,
         paths={path.stem: path for path in (world / "slides").iterdir()} if slides else None,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_probabilities_are_those_of_infer_and_of_seen_patients_out_of_fold(
     data = json.loads(get(server, "patients.json"))
     run: ModelBundle = load_bundle(world / "run")
     cohort = read_cohort(world / "test.csv", labelled=False)
-    result = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
+    result = predict(run, cohort, world / "bags", prior=balanced(run.classes))
     assert data["classes"] == list(run.classes)
     for row, prediction in zip(data["patients"], result, strict=True):
         unseen = prediction.out_of_fold

@@ -31,7 +31,7 @@ from mil.errors import RunError
 from mil.evaluation.baselines import mean_logistic_probabilities
 from mil.inference.attention import explain_patients
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
@@ -270,10 +270,10 @@ def test_a_run_applies_its_filter_where_it_predicts_and_explains(
     run = load_bundle(folder / "run")
     assert run.tile_filter is not None
     assert run.tile_filter.sha256 == store.tile_filter.sha256  # type: ignore[union-attr]
-    told = predict_patients(run, cohort, folder / "bags", prior=balanced(run.classes))
+    told = predict(run, cohort, folder / "bags", prior=balanced(run.classes))
     assert {p.patient_id: sum(p.n_tiles.values()) for p in told} == store.n_tiles
-    assert {p.seen_as for p in told} == set(cohort.patient_ids)
-    assert {p.patient_id for p in told if p.seen_by_filter} == set(SEEN)
+    assert {p.matched_training_patient for p in told} == set(cohort.patient_ids)
+    assert {p.patient_id for p in told if p.used_for_filter} == set(SEEN)
     shown = list(explain_patients(run, cohort, folder / "bags", prior=balanced(run.classes)))
     assert {e.prediction.patient_id: e.n_tiles for e in shown} == store.n_tiles
 
@@ -283,17 +283,17 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
 ) -> None:
     folder, _, _ = trained
     run = load_bundle(folder / "run")
-    assert run.sets.conformal.guaranteed(0.6) is not None
-    assert run.guaranteed(0.6) is None
+    assert run.sets.conformal.guaranteed_coverage(0.6) is not None
+    assert run.guaranteed_coverage(0.6) is None
     bag = make_bag("new_0", dim=16, shift=0.8)
     bag.features[:3] += np.float16(3)
     write_bag(tmp_path / "new_0.h5", bag)
     (tmp_path / "new.csv").write_text("image_id,patient_id\nnew_0,new\n")
-    (told,) = predict_patients(
+    (told,) = predict(
         run, read_cohort(tmp_path / "new.csv", labelled=False), tmp_path,
         prior=balanced(run.classes), coverage=0.6,
     )  # fmt: skip
-    left = run.sift(read_bag(tmp_path / "new_0.h5")).features
+    left = run.apply_filter(read_bag(tmp_path / "new_0.h5")).features
     assert len(left) < len(bag.features)
     kept = run.sets.predict_set(left, coverage=0.6)
     assert told.prediction_set == tuple(np.array(run.classes)[kept])

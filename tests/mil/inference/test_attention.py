@@ -19,7 +19,7 @@ from mil.heads.ensemble import predict_members
 from mil.inference.attention import Explanation, explain_patients, percentiles
 from mil.inference.attention_export import tile_table, write_geojson, write_tile_table
 from mil.inference.bundle import ModelBundle, load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.reporting.explanation_page import SlideView, write_index, write_page
 from mil.reporting.html import folder_name
 from mil.training.config import TrainConfig
@@ -60,19 +60,21 @@ def explain(world: Path, head: str, *rows: str) -> tuple[ModelBundle, list[Expla
 @pytest.mark.parametrize("head", ["gated", "additive"])
 def test_probabilities_and_shares_are_those_of_inference(world: Path, head: str) -> None:
     run, found = explain(world, head, "new_0,new", "new_1,new", "000_0,000", "000_1,000")
-    inferred = predict_patients(
+    inferred = predict(
         run, read_cohort(world / "asked.csv", labelled=False), world / "bags",
         prior=balanced(run.classes),
     )  # fmt: skip
     for explanation, prediction in zip(found, inferred, strict=True):
         assert (explanation.prediction.probabilities == prediction.probabilities).all()
-        assert explanation.prediction.seen_as == prediction.seen_as
+        assert (
+            explanation.prediction.matched_training_patient == prediction.matched_training_patient
+        )
         for slide in explanation.slides:
             assert slide.share == pytest.approx(
                 prediction.attention_share[slide.meta.slide_id], abs=1e-12
             )
         assert sum(slide.share for slide in explanation.slides) == pytest.approx(1)
-    assert [bool(each.prediction.seen_as) for each in found] == [False, True]
+    assert [bool(each.prediction.matched_training_patient) for each in found] == [False, True]
 
 
 def test_attention_is_the_mean_over_the_heads_of_each_heads_attention(world: Path) -> None:

@@ -11,8 +11,8 @@ from tests.fakes import make_series
 
 NOBODY = PatientPrediction(
     patient_id="p", probabilities=np.array([0.5, 0.5]), status="ok", slide_ids=("s",),
-    n_tiles={"s": 4}, lowest=np.zeros(2), highest=np.ones(2), attention_share={"s": 1.0},
-    seen_as="", seen_unlabelled=False, out_of_fold=None, prediction_set=(),
+    n_tiles={"s": 4}, ensemble_min=np.zeros(2), ensemble_max=np.ones(2), attention_share={"s": 1.0},
+    matched_training_patient="", used_for_whitening=False, out_of_fold=None, prediction_set=(),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mil
 from features.bags.h5 import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.calibration.priors import balanced, parse_prior
@@ -21,7 +22,8 @@ from mil.data.cohort import read_cohort
 from mil.errors import CalibrationError, RunError
 from mil.inference.attention import explain_patients
 from mil.inference.bundle import ModelBundle, load_bundle
-from mil.inference.predict import predict_patients, write_details, write_predictions
+from mil.inference.output import write_details, write_predictions
+from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.fakes import make_bag, write_cohort
@@ -144,7 +146,7 @@ def test_every_patient_asked_for_gets_one_row_in_order(
         ask(tmp_path, "new_0,new", "gone_0,gone", "bare_0,bare", "002_0,002", "new_x,new"),
         labelled=False,
     )
-    found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
+    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))
     write_predictions(tmp_path / "out.csv", found, classes=run.classes)
     write_details(tmp_path / "out.details.csv", found, classes=run.classes)
     rows = pd.read_csv(tmp_path / "out.csv", dtype={"patient_id": str})
@@ -163,7 +165,7 @@ def test_a_patient_without_tissue_gets_the_prior_asked_for(
 ) -> None:
     cohort = read_cohort(ask(tmp_path, "gone_0,gone"), labelled=False)
     prior = parse_prior("CE=0.7,LAA=0.3", run.classes, {})
-    found = predict_patients(run, cohort, world / "bags", prior=prior)
+    found = predict(run, cohort, world / "bags", prior=prior)
     np.testing.assert_allclose(found[0].probabilities, [0.7, 0.3])
 
 
@@ -178,8 +180,8 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
     cohort = read_cohort(
         ask(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"), labelled=False
     )
-    found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
-    assert [p.seen_as for p in found] == ["004", "007", "001"]
+    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    assert [p.matched_training_patient for p in found] == ["004", "007", "001"]
     for prediction, seen in zip(found, ("004", "007", "001"), strict=True):
         assert prediction.out_of_fold is not None
         np.testing.assert_allclose(prediction.out_of_fold, run.out_of_fold[seen])
@@ -189,18 +191,27 @@ def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     cohort = read_cohort(ask(tmp_path, "000_0,000", "000_1,000"), labelled=False)
-    found = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))[0]
-    assert (found.lowest <= found.highest).all()
+    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))[0]
+    assert (found.ensemble_min <= found.ensemble_max).all()
     assert set(found.attention_share) == {"000_0", "000_1"}
     assert sum(found.attention_share.values()) == pytest.approx(1)
+
+
+def test_three_lines_of_python_predict_at_the_balanced_prior(world: Path, tmp_path: Path) -> None:
+    cohort = read_cohort(ask(tmp_path, "001_0,001", "gone_0,gone"), labelled=False)
+    first, without_bag = mil.predict(mil.load_bundle(str(world / "run")), cohort, f"{world}/bags")
+    assert first.probabilities.sum() == pytest.approx(1)
+    assert without_bag.probabilities.tolist() == [0.5, 0.5]
+    with pytest.raises(BagError, match="there is no such folder"):
+        mil.predict(mil.load_bundle(world / "run"), cohort, tmp_path / "nowhere")
 
 
 def test_a_prior_shifts_all_rows_the_same_way(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     cohort = read_cohort(ask(tmp_path, "001_0,001", "003_0,003"), labelled=False)
-    even = predict_patients(run, cohort, world / "bags", prior=balanced(run.classes))
-    rare = predict_patients(run, cohort, world / "bags", prior=np.array([0.9, 0.1]))
+    even = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    rare = predict(run, cohort, world / "bags", prior=np.array([0.9, 0.1]))
     for one, other in zip(even, rare, strict=True):
         odds = np.log(one.probabilities[0] / one.probabilities[1])
         assert np.log(other.probabilities[0] / other.probabilities[1]) - odds == pytest.approx(
@@ -215,7 +226,7 @@ def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
     write_bag(tmp_path / "odd_0.h5", make_bag(slide_id, dim=16))
     cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
-        predict_patients(run, cohort, find_bags(tmp_path), prior=balanced(run.classes))
+        predict(run, cohort, find_bags(tmp_path), prior=balanced(run.classes))
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
         list(explain_patients(run, cohort, find_bags(tmp_path), prior=balanced(run.classes)))
 
@@ -226,7 +237,7 @@ def test_bags_made_otherwise_are_refused_by_field(
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
     cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
-        predict_patients(run, cohort, tmp_path, prior=balanced(run.classes))
+        predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
 
 @pytest.mark.parametrize(

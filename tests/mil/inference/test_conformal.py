@@ -66,7 +66,7 @@ def test_a_class_with_too_few_patients_leaves_every_set_full(coverage: float, le
         conformal = CrossConformal.fit(logits, labels, np.zeros(len(labels), np.int64))
         assert conformal.undersized(coverage).tolist() == [False, full]
         assert conformal.sets(new, coverage=coverage).all() == full
-        assert (conformal.guaranteed(coverage) == 1).all() == full
+        assert (conformal.guaranteed_coverage(coverage) == 1).all() == full
 
 
 def test_the_guarantee_is_that_of_twice_a_mean_of_p_values() -> None:
@@ -74,9 +74,9 @@ def test_the_guarantee_is_that_of_twice_a_mean_of_p_values() -> None:
     folds = np.arange(632) % 5
     conformal = CrossConformal.fit(np.zeros((632, 2)), labels, folds)
     # (46 + 4) / 468 and (17 + 4) / 174, doubled.
-    np.testing.assert_allclose(conformal.guaranteed(0.9), [1 - 100 / 468, 1 - 42 / 174])
+    np.testing.assert_allclose(conformal.guaranteed_coverage(0.9), [1 - 100 / 468, 1 - 42 / 174])
     one_fold = CrossConformal.fit(np.zeros((632, 2)), labels, np.zeros(632, np.int64))
-    assert (one_fold.guaranteed(0.9) > conformal.guaranteed(0.9)).all()
+    assert (one_fold.guaranteed_coverage(0.9) > conformal.guaranteed_coverage(0.9)).all()
 
 
 def test_the_guarantee_holds_where_folds_disagree_most() -> None:
@@ -95,7 +95,7 @@ def test_the_guarantee_holds_where_folds_disagree_most() -> None:
     new = np.stack([np.zeros_like(shares), np.log(1 / shares - 1)], axis=-1)
     for coverage in (0.6, 0.75, 0.9):
         missed = 1 - conformal.sets(new, coverage=coverage)[:, 0].mean()
-        assert missed <= 1 - conformal.guaranteed(coverage)[0] + 0.02
+        assert missed <= 1 - conformal.guaranteed_coverage(coverage)[0] + 0.02
     # And it is not idle: such folds really miss twice the level.
     assert 1 - conformal.sets(new, coverage=0.74)[:, 0].mean() > 0.45
 

@@ -19,7 +19,8 @@ from mil.data.splits import patient_folds
 from mil.errors import RunError
 from mil.heads.ensemble import predict_members
 from mil.inference.bundle import ModelBundle, load_bundle
-from mil.inference.predict import predict_patients, write_details
+from mil.inference.output import write_details
+from mil.inference.predict import predict
 from mil.inference.prediction_sets import fit_sets
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
@@ -102,9 +103,7 @@ def details(
     world: Path, run: ModelBundle, out: Path, *, coverage: float = 0.9, abstain: bool = False
 ):
     cohort = read_cohort(world / "test.csv", labelled=False)
-    found = predict_patients(
-        run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage
-    )
+    found = predict(run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage)
     write_details(out, found, classes=run.classes, abstain=abstain)
     return found, pd.read_csv(out, dtype=str, keep_default_na=False)
 
@@ -139,8 +138,8 @@ def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabili
 
 def test_folds_by_centre_guarantee_nothing(world: Path) -> None:
     run = load_bundle(world / "run")
-    assert run.guaranteed(0.9) is not None
-    assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed(0.9) is None
+    assert run.guaranteed_coverage(0.9) is not None
+    assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed_coverage(0.9) is None
 
 
 @pytest.mark.parametrize("damage", ["absent", "no sets", "half", "numbers", "classes"])

@@ -20,7 +20,7 @@ from mil.errors import RunError
 from mil.heads.ensemble import predict_members, predict_views
 from mil.heads.random_streams import RandomStreams
 from mil.inference.bundle import ModelBundle, load_bundle
-from mil.inference.predict import predict_patients
+from mil.inference.predict import predict
 from mil.training import ensemble
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions, cross_validate, fit_calibrator
@@ -159,8 +159,8 @@ def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: Mod
 def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: ModelBundle) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     prior = balanced(run.classes)
-    plain = predict_patients(run, cohort, world / "bags", prior=prior)
-    averaged = predict_patients(run, cohort, world / "bags", prior=prior, tta=True)
+    plain = predict(run, cohort, world / "bags", prior=prior)
+    averaged = predict(run, cohort, world / "bags", prior=prior, tta=True)
     name = cohort.patients[1].slide_ids[0]
     bag = read_bag(world / "bags" / f"{name}.h5")
     assert bag.views is not None
@@ -180,7 +180,7 @@ def test_prediction_sets_are_of_plain_tiles_whether_views_are_averaged_or_not(
     cohort = read_cohort(world / "train.csv", labelled=False)
     unseen = replace(run, training_slides=())
     plain, averaged = (
-        predict_patients(unseen, cohort, world / "bags", prior=balanced(run.classes), tta=tta)
+        predict(unseen, cohort, world / "bags", prior=balanced(run.classes), tta=tta)
         for tta in (False, True)
     )
     sets = [prediction.prediction_set for prediction in plain]
@@ -205,11 +205,11 @@ def test_bags_with_and_without_views_are_neither_trained_on_together_nor_judged(
     with pytest.raises(BagError, match="views is ''; expected '"):
         load_patient_bags(cohort, paths)
     with pytest.raises(BagError, match=r"views is ''; expected '.*as in the run"):
-        predict_patients(run, cohort, tmp_path, prior=balanced(run.classes))
+        predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
 
 def test_a_run_without_views_has_none_to_average(world: Path, run: ModelBundle) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     bare = replace(run, view_calibrator=None)
     with pytest.raises(RunError, match="trained on bags without views"):
-        predict_patients(bare, cohort, world / "bags", prior=balanced(run.classes), tta=True)
+        predict(bare, cohort, world / "bags", prior=balanced(run.classes), tta=True)

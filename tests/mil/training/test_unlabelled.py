@@ -17,7 +17,8 @@ from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import patient_folds
 from mil.inference.bundle import load_bundle
-from mil.inference.predict import predict_patients, write_details
+from mil.inference.output import write_details
+from mil.inference.predict import predict
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions, cross_validate
@@ -172,11 +173,11 @@ def test_inference_tells_patients_that_the_whitening_has_seen(tmp_path: Path) ->
     write_bag(tmp_path / "bags" / "unseen_0.h5", make_bag("unseen_0", dim=16, seed=6))
     table = tmp_path / "test.csv"
     table.write_text("image_id,patient_id\nnew_0,new\ncopy_0,copy\nunseen_0,unseen\n")
-    found = predict_patients(
+    found = predict(
         run, read_cohort(table, labelled=False), tmp_path / "bags", prior=balanced(run.classes)
     )
-    assert [p.seen_unlabelled for p in found] == [True, False, False]
-    assert [p.seen_as for p in found] == ["", "001", ""]
+    assert [p.used_for_whitening for p in found] == [True, False, False]
+    assert [p.matched_training_patient for p in found] == ["", "001", ""]
     assert found[0].prediction_set == ("CE", "LAA")
     write_details(tmp_path / "d.csv", found, classes=run.classes)
     assert pd.read_csv(tmp_path / "d.csv")["seen_unlabelled"].tolist() == [True, False, False]

@@ -1,0 +1,150 @@
+"""Predictions as files, and the caveats that a reader of them must know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from features.utils.tables import write_table
+from features.utils.text import pluralize
+from mil.inference.bundle import ModelBundle
+from mil.inference.conformal import min_calibration_size
+from mil.inference.predict import PatientPrediction
+
+__all__ = ["patient_caveats", "set_caveats", "write_details", "write_predictions"]
+
+_STATUS_CAVEATS = {
+    "no_bag": "without a readable slide got the prior",
+    "no_tissue": "without tissue on their slides got the prior",
+    "slides_missing": "were predicted from part of their slides, because others have no bag",
+}
+
+
+def write_predictions(
+    path: Path, predictions: Sequence[PatientPrediction], *, classes: Sequence[str]
+) -> None:
+    """Write ``patient_id`` and one column per class, in the order of the predictions.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    table = pd.DataFrame(
+        [[p.patient_id, *p.probabilities] for p in predictions], columns=["patient_id", *classes]
+    )
+    write_table(path, table)
+
+
+def write_details(
+    path: Path,
+    predictions: Sequence[PatientPrediction],
+    *,
+    classes: Sequence[str],
+    abstain: bool = False,
+) -> None:
+    """Write the details of each prediction: status, slides, tiles, set, spread, training overlap.
+
+    Parameters
+    ----------
+    path
+        CSV file.
+    predictions
+        One row each.
+    classes
+        Classes in order.
+    abstain
+        Add a column that marks the patients who need review.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    table = pd.DataFrame([_details(p, classes) for p in predictions])
+    if not abstain:
+        table = table.drop(columns="look_at")
+    write_table(path, table)
+
+
+def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
+    """Return warnings and notes on patients without tissue, or used in training."""
+    caveats = []
+    counts = Counter(p.status for p in predictions)
+    for status, words in _STATUS_CAVEATS.items():
+        if n_patients := counts[status]:  # type: ignore[index]
+            caveats.append(f"warning: {pluralize(n_patients, 'patients')} {words}")
+    if n_matched := sum(bool(p.matched_training_patient) for p in predictions):
+        caveats.append(
+            f"warning: the run was trained on {n_matched} of these patients (or on their slides): "
+            "use the out-of-fold columns of the details for them"
+        )
+    if n_used := sum(p.used_for_filter and not p.matched_training_patient for p in predictions):
+        caveats.append(
+            f"warning: the run's tile filter was fitted on slides of {n_used} of these patients: "
+            "their scores are not those of new patients"
+        )
+    if n_whitened := sum(p.used_for_whitening for p in predictions):
+        caveats.append(
+            f"note: the run's whitening was fitted on {n_whitened} of these patients, without "
+            "labels: their prediction sets hold all classes"
+        )
+    return tuple(caveats)
+
+
+def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
+    """Return notes on what limits the prediction sets of a run at a coverage."""
+    undersized = bundle.sets.conformal.undersized(coverage)
+    if undersized.any():
+        names = ", ".join(
+            name for name, is_small in zip(bundle.classes, undersized, strict=True) if is_small
+        )
+        needed = min_calibration_size(coverage)
+        caveat = (
+            f"note: at a coverage of {coverage:g} a class needs {needed} training patients to be "
+            f"ruled out, and there are fewer of {names}: every set holds all classes"
+        )
+    elif bundle.guaranteed_coverage(coverage) is None:
+        caveat = (
+            "note: the run's folds were made by centre, or a filter drops tiles: no coverage of "
+            "prediction sets is guaranteed"
+        )
+    else:
+        return ()
+    return (caveat,)
+
+
+def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str, object]:
+    out_of_fold = prediction.out_of_fold
+    numbers = {
+        "out_of_fold": [None] * len(classes) if out_of_fold is None else out_of_fold,
+        "lowest": prediction.ensemble_min,
+        "highest": prediction.ensemble_max,
+    }
+    return {
+        "patient_id": prediction.patient_id,
+        "status": prediction.status,
+        "n_slides": len(prediction.slide_ids),
+        "n_slides_used": len(prediction.attention_share),
+        "n_tiles": sum(prediction.n_tiles.values()),
+        "set": prediction.set_text,
+        "look_at": str(prediction.needs_review).lower(),
+        "seen_in_training": str(bool(prediction.matched_training_patient)).lower(),
+        "seen_as": prediction.matched_training_patient,
+        "seen_by_filter": str(prediction.used_for_filter).lower(),
+        "seen_unlabelled": str(prediction.used_for_whitening).lower(),
+        **{
+            f"{column}_{name}": value
+            for column, values in numbers.items()
+            for name, value in zip(classes, values, strict=True)
+        },
+        "tiles_by_slide": _pairs(prediction.n_tiles),
+        "attention_by_slide": _pairs(prediction.attention_share),
+    }
+
+
+def _pairs(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
