@@ -58,6 +58,7 @@ def quick_runs() -> Iterator[pytest.MonkeyPatch]:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from mil.multilabel import train as label_training
     from mil.reporting import figures
     from mil.training_run import train_run
 
@@ -71,6 +72,7 @@ def quick_runs() -> Iterator[pytest.MonkeyPatch]:
     assert train_run.__kwdefaults__ is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(train_run.__kwdefaults__, "n_resamples", 50)
+        patch.setattr(label_training, "_N_RESAMPLES", 50)
         patch.setattr(figures, "Figure", Sketch)
         yield patch
 

@@ -27,7 +27,7 @@ def run_checks() -> Iterator[list[CheckResult]]:
     for part, name in PARTS.items():
         try:
             module = importlib.import_module(f"cli.doctor_checks.{name}")
-            yield module.examine()
+            yield module.check()
         except Exception as error:  # noqa: BLE001 - a broken installation breaks in any way
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             yield [

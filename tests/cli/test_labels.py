@@ -103,6 +103,7 @@ def test_infer_writes_one_column_a_label_and_rows_need_not_sum_to_one(
     assert 0 <= float(details[0]["out_of_fold_left"]) <= 1
 
 
+@pytest.mark.ci
 def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: Path) -> None:
     file, other = world / "run" / "out_of_fold.csv", tmp_path / "other.csv"
     other.write_bytes(file.read_bytes())
@@ -154,6 +155,7 @@ def test_a_killed_training_goes_on_at_the_label_it_was_in(
     assert not list(tmp_path.glob(".run*"))
 
 
+@pytest.mark.ci
 def test_what_was_done_with_other_settings_or_labels_is_done_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,7 @@ def test_what_was_done_with_other_settings_or_labels_is_done_again(
     assert [path.name for path in (tmp_path / "run" / "labels").iterdir()] == ["left"]
 
 
+@pytest.mark.ci
 def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_path: Path) -> None:
     command = (
         "train", "--cohort", world / "labels.csv", "--labels", "any,left", "--bags",
