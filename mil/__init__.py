@@ -28,20 +28,19 @@ if TYPE_CHECKING:
 
 __all__ = ["MILClassifier", "load_bundle", "predict", "train_run"]
 
-_SOURCES = {
-    "MILClassifier": ("mil.classifier", "MILClassifier"),
-    "load_bundle": ("mil.inference.bundle", "load_bundle"),
-    "predict": ("mil.inference.predict", "predict"),
-    "train_run": ("mil.training_run", "train_run"),
+_MODULES = {
+    "MILClassifier": "mil.classifier",
+    "load_bundle": "mil.inference.bundle",
+    "predict": "mil.inference.predict",
+    "train_run": "mil.training_run",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import a public name from its module on first use."""
-    if name not in _SOURCES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, source = _SOURCES[name]
-    return getattr(import_module(module), source)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
