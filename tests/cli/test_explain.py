@@ -154,7 +154,7 @@ def test_a_bag_without_places_is_explained_by_numbers_alone(world: Path, tmp_pat
         tmp_path / "ex",
     )  # fmt: skip
     page = (tmp_path / "ex" / "alone_0" / "index.html").read_text()
-    assert "does not know where" in page
+    assert "has no tile coordinates" in page
     assert {path.name for path in (tmp_path / "ex" / "alone_0").iterdir()} == {
         "alone_0.csv", "index.html",
     }  # fmt: skip

@@ -116,7 +116,7 @@ def test_a_run_on_series_infers_and_says_where_it_looked(world: Path, tmp_path: 
     assert mil("infer", *where, "--out", tmp_path / "out.csv").exit_code == 0
     mil_ok("explain", *where, "--out", tmp_path / "e", "--series", world / "images.csv")
     page = (tmp_path / "e" / "p1" / "index.html").read_text()
-    assert "Attention by place in series" in page
+    assert "Attention by position in series" in page
     assert (
         ".maps figure { display: none" not in page
     )  # a single map has no switch that would show it
@@ -137,7 +137,7 @@ def test_without_the_images_the_places_are_still_shown(world: Path, tmp_path: Pa
         "explain", "--run", world / "run", "--bags", world / "bags", "--slide", "s3", "--out",
         tmp_path / "e",
     )  # fmt: skip
-    assert "Attention by place in series" in (tmp_path / "e" / "s3" / "index.html").read_text()
+    assert "Attention by position in series" in (tmp_path / "e" / "s3" / "index.html").read_text()
 
 
 def test_slides_cannot_be_embedded_for_a_run_on_series(world: Path, tmp_path: Path) -> None:

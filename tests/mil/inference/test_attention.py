@@ -20,7 +20,7 @@ from mil.inference.attention import Explanation, explain_patients, percentiles
 from mil.inference.attention_export import tile_table, write_geojson, write_tile_table
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict
-from mil.reporting.explanation_page import SlideView, write_index, write_page
+from mil.reporting.explanation.page import SlideView, write_index, write_page
 from mil.reporting.html import folder_name
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
@@ -201,7 +201,7 @@ def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Pa
         assert "{{ 7*7 }}" in page.read_text()
     text = seen.read_text()
     assert "Seen in training" in text
-    assert "Heads that had not seen it say" in text
+    assert "Heads not trained on it predict" in text
     assert "Slide gone_0 has no bag" in text
     assert "Slide bare_0 has no tile" in text
     assert "Seen in training" not in hostile.read_text()

@@ -28,7 +28,7 @@ def with_slides(bags: PatientBags, **changes: str) -> PatientBags:
 @pytest.mark.parametrize(
     "copied", [{"content_id": "file of p000"}, {"features_sha256": "tiles of p000"}]
 )
-def test_a_slide_under_two_patients_is_said_with_what_was_done_about_it(
+def test_a_slide_under_two_patients_is_a_caveat(
     copied: dict[str, str],
 ) -> None:
     bags, cohort = noise_cohort(6, 0)
@@ -40,7 +40,7 @@ def test_a_slide_under_two_patients_is_said_with_what_was_done_about_it(
     def said(**changes: str) -> str:
         return "\n".join(run_caveats(cohort, with_slides(bags, **changes), found, TrainConfig()))
 
-    assert "p000_0 of p000 and p001_0 of p001; no fold learned" in said(**copied)
+    assert "p000_0 of p000 and p001_0 of p001; no fold was trained" in said(**copied)
     assert "copies of each other" not in said()
     assert "copies of each other" not in said(content_id="")
     assert "copies of each other" not in said(**copied, patient_id="p000")

@@ -154,7 +154,7 @@ def test_faults_of_a_table_are_counted_and_not_refused(tmp_path: Path) -> None:
         (
             "image_id,patient_id,label",
             ["a,a,CE", "b,b,CE"],
-            "have the same, CE: there is nothing to learn",
+            "have the same one, CE: there is nothing to learn",
         ),
         ("image_id,patient_id,label,center_id", ["a,a,CE,", "b,b,LAA,"], "(none)"),
         ("image_id,patient_id,label", ["a,a,x", "b,b,y", "c,c,z"], "3 patients"),

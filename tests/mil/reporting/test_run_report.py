@@ -480,11 +480,11 @@ def test_the_confusion_matrix_counts_and_shares_by_true_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, 2])
     proba = np.eye(3)[[0, 0, 0, 1, 2, 2]]
     table = confusion_table(report_data(labels, proba))
-    assert table.rows == (
+    assert table.rows == [
         ("A", "3 (75 %)", "1 (25 %)", "0 (0 %)", "4"),
         ("B", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
         ("C", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
-    )
+    ]
 
 
 def test_overconfident_probabilities_show_in_slope_and_error() -> None:

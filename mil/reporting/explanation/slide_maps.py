@@ -1,4 +1,4 @@
-"""What ``mil explain`` shows of one slide: maps and tiles, cut from the slide where it is there."""
+"""Maps, tiles and exports of one slide, with its pixels if the slide file can be read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from features.visualization.heatmap import (
 from features.visualization.pyramid_tiff import write_heatmap_tiff
 from mil.inference.attention import Explanation, SlideAttention
 from mil.inference.attention_export import write_geojson, write_tile_table
-from mil.reporting.explanation_page import MapView, SlideView, TileView
+from mil.reporting.explanation.page import MapView, SlideView, TileView
 from mil.reporting.figures import embed_image
 
 __all__ = ["show_slide"]
@@ -40,7 +40,7 @@ _TILE_PX = 224
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _SlidePixels:
-    """Pixels of a slide, as far as they can be had."""
+    """Pixels of a slide that could be read."""
 
     overview: RgbArray | None = None
     tiles: Mapping[int, RgbArray] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class _SlidePixels:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Map:
-    """A number of every tile, and its colours."""
+    """One value per tile, shape (tiles,), with its colour scale."""
 
     key: str
     label: str
@@ -67,26 +67,11 @@ def show_slide(
     top: int,
     classes: Sequence[str],
 ) -> SlideView:
-    """Draw the maps of a slide, cut its tiles, and write the exports.
+    """Draw the maps and tiles of a slide, and write its exports to the patient's folder.
 
-    A slide that cannot be read is shown without its tissue, with the reason.
-
-    Parameters
-    ----------
-    explanation
-        The patient's.
-    slide
-        One of its slides.
-    folder
-        Where the exports go.
-    path
-        The slide's file; None if there is none.
-    missing
-        Why there is none.
-    top
-        Tiles to show of the most and of the least attended.
-    classes
-        Names of the classes.
+    A slide that cannot be read is shown without its tissue, with the reason; ``missing`` is the
+    reason if there is no file (``path`` is None). ``top`` is the number of most and of least
+    attended tiles.
 
     Raises
     ------
@@ -95,27 +80,29 @@ def show_slide(
     """
     name = slide.meta.slide_id
     write_tile_table(folder / f"{name}.csv", slide, classes=classes)
-    most, least = slide.most(top).tolist(), slide.least(top).tolist()
-    places = tile_layout(slide.meta, slide.coords_px0)
-    if places is None:
+    top_tiles, bottom_tiles = slide.most(top).tolist(), slide.least(top).tolist()
+    layout = tile_layout(slide.meta, slide.coords_px0)
+    if layout is None:
         return SlideView(
             slide=slide, files={"table (CSV)": f"{name}.csv"},
-            most=[TileView(index=i, picture=None) for i in most],
-            least=[TileView(index=i, picture=None) for i in least],
-            note="its bag does not know where on the slide its tiles lie.",
+            top=[TileView(index=i) for i in top_tiles],
+            bottom=[TileView(index=i) for i in bottom_tiles],
+            note="its bag has no tile coordinates.",
         )  # fmt: skip
-    tissue = _read_tissue(path, places, slide.meta, [*most, *least]) if path else _SlidePixels()
+    pixels = _SlidePixels()
+    if path is not None:
+        pixels = _read_pixels(path, layout, slide.meta, [*top_tiles, *bottom_tiles])
     maps = _maps(explanation, slide, classes)
-    write_geojson(folder / f"{name}.geojson", slide, span_px0=places.tile_size_px0, classes=classes)
+    write_geojson(folder / f"{name}.geojson", slide, span_px0=layout.tile_size_px0, classes=classes)
     downsample = write_heatmap_tiff(
-        folder / f"{name}.overlay.tif", places, maps[0].values, scale=maps[0].scale
+        folder / f"{name}.overlay.tif", layout, maps[0].values, scale=maps[0].scale
     )
     return SlideView(
         slide=slide,
-        maps=list(_draw(maps, places, tissue.overview, slide)),
-        most=[_tile_view(i, tissue, slide) for i in most],
-        least=[_tile_view(i, tissue, slide) for i in least],
-        note=tissue.note if path else missing,
+        maps=list(_draw(maps, layout, pixels.overview, slide)),
+        top=[_tile_view(i, pixels, slide) for i in top_tiles],
+        bottom=[_tile_view(i, pixels, slide) for i in bottom_tiles],
+        note=pixels.note if path else missing,
         overlay_downsample=downsample,
         files={
             "table (CSV)": f"{name}.csv",
@@ -125,18 +112,18 @@ def show_slide(
     )
 
 
-def _read_tissue(
-    path: Path, places: TileLayout, meta: BagMeta, tiles: Sequence[int]
+def _read_pixels(
+    path: Path, layout: TileLayout, meta: BagMeta, tiles: Sequence[int]
 ) -> _SlidePixels:
-    """The overview and some tiles of a slide; the reason where it cannot be read."""
+    """Read the overview and some tiles of a slide; return the reason if it cannot be read."""
     try:
         slide = open_slide(path)
     except SlideError as error:
         return _SlidePixels(note=f"{error}.")
     try:
-        _require_same_size(slide, meta)
-        overview = slide.overview(downsample=heatmap_downsample(places))
-        return _SlidePixels(overview=overview, tiles=dict(_read_tiles(slide, places, meta, tiles)))
+        _check_size(slide, meta)
+        overview = slide.overview(downsample=heatmap_downsample(layout))
+        return _SlidePixels(overview=overview, tiles=dict(_read_tiles(slide, layout, meta, tiles)))
     except SlideError as error:
         return _SlidePixels(note=f"{error}.")
     finally:
@@ -144,10 +131,10 @@ def _read_tissue(
 
 
 def _read_tiles(
-    slide: Slide, places: TileLayout, meta: BagMeta, tiles: Sequence[int]
+    slide: Slide, layout: TileLayout, meta: BagMeta, tiles: Sequence[int]
 ) -> Iterator[tuple[int, RgbArray]]:
-    """Pixels of tiles as they were embedded; those that cannot be decoded are left out."""
-    grid = grid_from_layout(places, meta)
+    """Yield index and pixels of tiles as they were embedded, if they can be decoded."""
+    grid = grid_from_layout(layout, meta)
     for index in tiles:
         try:
             yield index, read_tile(slide, grid, index)
@@ -155,20 +142,20 @@ def _read_tiles(
             continue
 
 
-def _require_same_size(slide: Slide, meta: BagMeta) -> None:
-    found = (slide.levels[0].width_px, slide.levels[0].height_px)
+def _check_size(slide: Slide, meta: BagMeta) -> None:
+    actual = (slide.levels[0].width_px, slide.levels[0].height_px)
     expected = (meta.width_px0, meta.height_px0)
-    if all(expected) and found != expected:
+    if all(expected) and actual != expected:
         raise SlideError(
             slide.path,
-            actual=f"{found[0]:,} × {found[1]:,} px",
-            expected=f"{expected[0]:,} × {expected[1]:,} px, as its bag says",
-            hint="Name the slides that the bags were made from with --slides",
+            actual=f"{actual[0]:,} × {actual[1]:,} px",
+            expected=f"{expected[0]:,} × {expected[1]:,} px, as stated in its bag",
+            hint="Use --slides to name the slides that the bags were made from",
         )
 
 
 def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str]) -> list[_Map]:
-    """Ways of colouring a slide; all slides of a patient have the same scales."""
+    """Return the maps of a slide; all slides of a patient have the same scales."""
     largest = max(float(each.attention.max()) for each in explanation.slides)
     times = largest * explanation.n_tiles
     maps = [
@@ -188,18 +175,18 @@ def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str
         ),
     ]  # fmt: skip
     leading = explanation.leading_class
-    signed_contribution = slide.signed_contribution(leading)
-    if signed_contribution is not None:
+    contribution = slide.signed_contribution(leading)
+    if contribution is not None:
         parts = [each.signed_contribution(leading) for each in explanation.slides]
-        most = max(float(np.abs(part).max()) for part in parts if part is not None)
+        largest = max(float(np.abs(part).max()) for part in parts if part is not None)
         name = printable(classes[leading])
-        words = f"−{most:.2g} (against {name}) to +{most:.2g} (for {name})"
-        scale = ColorScale(palette="cividis", low=-most, high=most, words=words)
+        words = f"−{largest:.2g} (against {name}) to +{largest:.2g} (for {name})"
+        scale = ColorScale(palette="cividis", low=-largest, high=largest, words=words)
         maps.append(
             _Map(
                 key="contribution",
                 label=f"contribution to {name}",
-                values=signed_contribution,
+                values=contribution,
                 scale=scale,
             )
         )
@@ -207,15 +194,15 @@ def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str
 
 
 def _draw(
-    maps: Sequence[_Map], places: TileLayout, overview: RgbArray | None, slide: SlideAttention
+    maps: Sequence[_Map], layout: TileLayout, overview: RgbArray | None, slide: SlideAttention
 ) -> Iterator[MapView]:
     name = slide.meta.slide_id
     of_tiles = pluralize(len(slide.attention), "tiles")
     facts = [of_tiles, f"{100 * slide.share:.1f} % of the patient's attention"]
     x_px0, y_px0 = slide.coords_px0[slide.most(1)[0]].tolist()
     for each in maps:
-        image = draw_heatmap(
-            places, each.values, scale=each.scale, overview=overview, title=name, facts=facts
+        drawing = draw_heatmap(
+            layout, each.values, scale=each.scale, overview=overview, title=name, facts=facts
         )
         alt = (
             f"Slide {name}, colours show {each.label}. The most attended of {of_tiles} is "
@@ -223,24 +210,22 @@ def _draw(
         )
         yield MapView(
             key=each.key, label=each.label,
-            picture=embed_image(image, alt=alt, max_px=_MAP_PX, quality=_MAP_QUALITY),
+            image=embed_image(drawing, alt=alt, max_px=_MAP_PX, quality=_MAP_QUALITY),
         )  # fmt: skip
     if overview is not None:
-        image = draw_slide(places, overview, title=name, facts=facts)
+        drawing = draw_slide(layout, overview, title=name, facts=facts)
         yield MapView(
             key="slide", label="slide only",
-            picture=embed_image(
-                image, alt=f"Slide {name} without colours", max_px=_MAP_PX, quality=_MAP_QUALITY
+            image=embed_image(
+                drawing, alt=f"Slide {name} without colours", max_px=_MAP_PX, quality=_MAP_QUALITY
             ),
         )  # fmt: skip
 
 
-def _tile_view(index: int, tissue: _SlidePixels, slide: SlideAttention) -> TileView:
-    pixels = tissue.tiles.get(index)
-    if pixels is None:
-        return TileView(index=index, picture=None)
+def _tile_view(index: int, pixels: _SlidePixels, slide: SlideAttention) -> TileView:
+    tile = pixels.tiles.get(index)
+    if tile is None:
+        return TileView(index=index)
     x_px0, y_px0 = slide.coords_px0[index].tolist()
     alt = f"Tile at x {x_px0:,}, y {y_px0:,} of slide {slide.meta.slide_id}"
-    return TileView(
-        index=index, picture=embed_image(Image.fromarray(pixels), alt=alt, max_px=_TILE_PX)
-    )
+    return TileView(index=index, image=embed_image(Image.fromarray(tile), alt=alt, max_px=_TILE_PX))

@@ -1,5 +1,0 @@
-"""Pictures of ``mil explain``."""
-
-from __future__ import annotations
-
-__all__: list[str] = []
