@@ -1,4 +1,4 @@
-"""``mil doctor``: whether this machine can do the work."""
+"""``mil doctor``: check the installation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 
 def doctor(*, as_json: JsonOutput = False) -> None:
-    """Look at versions, devices, readers, weights and disks, and embed a painted slide.
+    """Check versions, devices, readers, weights and disks, and embed a synthetic slide.
 
-    Each line is `ok`, a `note` (something one may do without), or `failed`, with what to do about
-    it. Nothing is sent or downloaded, and nothing is kept.
+    Each check is `ok`, a `note` (something optional is missing), or `failed`, with advice. Nothing
+    is sent, downloaded or kept.
 
     Example: `mil doctor`
 
@@ -34,37 +34,37 @@ def doctor(*, as_json: JsonOutput = False) -> None:
 
     Exit codes: 0 nothing failed, 1 something failed.
     """
-    from cli.doctor_checks.run import run_checks
+    from cli.doctor_checks.base import run_checks
 
-    with spinner("looking at software, machine, readers and backbone"):
-        findings = [finding for part in run_checks() for finding in part]
-    n_failed = sum(finding.status == "failed" for finding in findings)
+    with spinner("checking software, machine, readers and backbone"):
+        results = [result for part in run_checks() for result in part]
+    n_failed = sum(result.status == "failed" for result in results)
     if as_json:
-        print_json({"ok": not n_failed, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ok": not n_failed, "findings": [asdict(result) for result in results]})
     else:
-        _print(findings)
+        _print(results)
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR)
 
 
-def _print(findings: list[CheckResult]) -> None:
+def _print(results: list[CheckResult]) -> None:
     table = Table()
-    for name in ("part", "looked at", "", "found"):
+    for name in ("part", "check", "", "result"):
         table.add_column(name, overflow="fold")
     part = ""
-    for finding in findings:
+    for result in results:
         table.add_row(
-            finding.part if finding.part != part else "",
-            finding.name,
-            Text(finding.status, style=_STYLES[finding.status]),
-            Text(finding.found),
+            result.part if result.part != part else "",
+            result.name,
+            Text(result.status, style=_STYLES[result.status]),
+            Text(result.found),
         )
-        part = finding.part
+        part = result.part
     stdout.print(table)
-    for finding in findings:
-        if finding.status != "ok":
-            stdout.print(f"{finding.status}: {finding.name}: {finding.advice}")
-    counts = Counter(finding.status for finding in findings)
+    for result in results:
+        if result.status != "ok":
+            stdout.print(f"{result.status}: {result.name}: {result.advice}")
+    counts = Counter(result.status for result in results)
     stdout.print(
         f"{counts['ok']} ok, {pluralize(counts['note'], 'notes')}, {counts['failed']} failed"
     )

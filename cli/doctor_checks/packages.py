@@ -1,4 +1,4 @@
-"""Python and packages: what is installed, and whether it is new enough."""
+"""Checks of Python and packages: what is installed, and whether it is recent enough."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ __all__ = ["check"]
 
 _DISTRIBUTION = "mil-slides"
 _SHOWN = {"mil-slides", "torch", "timm", "openslide-python", "tifffile", "imagecodecs", "zarr"}
-"""Packages that have a line of their own even where nothing is wrong with them."""
+"""Packages listed individually even if they are fine."""
 
 _USES = {
     "dicom": "compressed DICOM",
-    "onnx": "the backbone faster on CPUs",
+    "onnx": "faster encoders on CPUs",
     "ray": "clusters",
     "stain": "--stain-norm",
 }
 
 
 def check() -> list[CheckResult]:
-    """Python, the program, the packages it needs, and its extras."""
-    findings = [_line("Python", f"{platform.python_version()} ({sys.executable})")]
+    """Check Python, the program, its required packages and its extras."""
+    results = [_line("Python", f"{platform.python_version()} ({sys.executable})")]
     try:
         program = metadata.distribution(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return [*findings, _missing(_DISTRIBUTION, advice=f"pip install {_DISTRIBUTION}")]
-    findings.append(_line(_DISTRIBUTION, program.version))
+        return [*results, _missing(_DISTRIBUTION, advice=f"pip install {_DISTRIBUTION}")]
+    results.append(_line(_DISTRIBUTION, program.version))
     required = [Requirement(text) for text in program.requires or ()]
     needed = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
-    findings += _needed(needed)
-    findings.append(_libraries())
+    results += _needed(needed)
+    results.append(_libraries())
     extras = program.metadata.get_all("Provides-Extra") or []
-    return [*findings, *(_extra(name, required) for name in sorted(extras))]
+    return [*results, *(_extra(name, required) for name in sorted(extras))]
 
 
 def _needed(required: Sequence[Requirement]) -> list[CheckResult]:
-    """A line for each package that is known by name or not as it should be, one for the rest."""
-    findings, n_others = [], 0
+    """Check required packages; those that are fine and not in ``_SHOWN`` share one result."""
+    results, n_others = [], 0
     for one in sorted(required, key=lambda one: one.name):
         wrong = _wrong_with(one)
         if wrong:
-            findings.append(_missing(one.name, found=wrong, advice=f"pip install -U '{one}'"))
+            results.append(_missing(one.name, found=wrong, advice=f"pip install -U '{one}'"))
         elif one.name in _SHOWN:
-            findings.append(_line(one.name, metadata.version(one.name)))
+            results.append(_line(one.name, metadata.version(one.name)))
         else:
             n_others += 1
-    return [*findings, _line("other packages", f"{n_others}, all new enough")]
+    return [*results, _line("other packages", f"{n_others}, all recent enough")]
 
 
 def _libraries() -> CheckResult:
-    """Libraries below the packages that read slides and bags."""
+    """Report the versions of the C libraries that read slides and bags."""
     import h5py
     import openslide
 
@@ -84,18 +84,18 @@ def _extra(name: str, required: Sequence[Requirement]) -> CheckResult:
 
 
 def _wrong_with(required: Requirement) -> str:
-    """Why an installed package is not what is required; empty where it is."""
+    """Return why a requirement is not met; empty if it is."""
     try:
         version = metadata.version(required.name)
     except metadata.PackageNotFoundError:
         return "not installed"
-    # A local build such as 2.15.0+cu132, or a pre-release, is new enough by its number.
-    is_new_enough = required.specifier.contains(version, prereleases=True)
-    return "" if is_new_enough else f"{version}, needs {required.specifier}"
+    # Local builds such as 2.15.0+cu132 and pre-releases are compared by their number.
+    is_met = required.specifier.contains(version, prereleases=True)
+    return "" if is_met else f"{version}, needs {required.specifier}"
 
 
 def _line(name: str, found: str) -> CheckResult:
-    return CheckResult(part="software", name=name, status="ok", found=found)
+    return CheckResult(part="software", name=name, found=found)
 
 
 def _missing(name: str, *, found: str = "not installed", advice: str) -> CheckResult:

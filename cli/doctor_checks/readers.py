@@ -1,4 +1,4 @@
-"""Readers and codecs: each decodes a tiny picture that was just written."""
+"""Checks of readers and codecs: each decodes a small image that was just written."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from features.slides.base import RgbArray, Slide
 __all__ = ["check"]
 
 _SIDE_PX = 256
-_LARGEST_ERROR = 8.0
-"""Mean difference of a picture from what was written, in steps of 255: codecs may lose details."""
+_MAX_ERROR = 8.0
+"""Maximum mean error of lossy codecs, grey levels of 255."""
 
 _COMPRESSIONS = ("none", "lzw", "adobe_deflate", "jpeg", "jpeg2000", "webp", "zstd")
 _ADVICE = {
@@ -38,7 +38,7 @@ _ADVICE = {
 
 
 def check() -> list[CheckResult]:
-    """TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
+    """Check TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as folder:
         return [
             *(
@@ -47,8 +47,8 @@ def check() -> list[CheckResult]:
                 for name in _COMPRESSIONS
             ),
             *(
-                run_check("readers", name, partial(look, Path(folder)), advice=_ADVICE[kind])
-                for kind, name, look in _OTHERS
+                run_check("readers", name, partial(check, Path(folder)), advice=_ADVICE[kind])
+                for kind, name, check in _OTHERS
             ),
         ]  # fmt: skip
 
@@ -63,10 +63,10 @@ def _openslide(folder: Path) -> str:
 
 
 def _zarr(folder: Path) -> str:
-    """A store of zarr version 3 with one level."""
-    path = folder / "picture.zarr"
+    """Write a zarr version 3 store with one level, and read it."""
+    path = folder / "image.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=3)
-    pixels = np.moveaxis(_picture(), -1, 0)  # (channel, y, x)
+    pixels = np.moveaxis(_gradient(), -1, 0)  # (channel, y, x)
     array = root.create_array("0", shape=pixels.shape, dtype=pixels.dtype, chunks=(1, 128, 128))
     array[...] = pixels
     axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space"} for n in "yx")]
@@ -77,20 +77,20 @@ def _zarr(folder: Path) -> str:
 
 def _image(folder: Path) -> str:
     for suffix in ("png", "jpg"):
-        Image.fromarray(_picture()).save(folder / f"picture.{suffix}")
-        said = _compare(ImageSlide, folder / f"picture.{suffix}")
-    return said
+        Image.fromarray(_gradient()).save(folder / f"image.{suffix}")
+        message = _compare(ImageSlide, folder / f"image.{suffix}")
+    return message
 
 
 def _bag(folder: Path) -> str:
-    """A bag of two tiles, written and read."""
+    """Write a bag of two tiles, and read it."""
     features = np.arange(8, dtype=np.float16).reshape(2, 4)
-    made = Fingerprint(
+    fingerprint = Fingerprint(
         encoder="none", weights_sha256="0" * 64, transform="{}", dim=4, tile_px=_SIDE_PX,
         target_mpp=0.5, overlap_px=0, tissue="{}",
     )  # fmt: skip
     meta = BagMeta(
-        slide_id="doctor", fingerprint=made, width_px0=2 * _SIDE_PX, height_px0=_SIDE_PX,
+        slide_id="doctor", fingerprint=fingerprint, width_px0=2 * _SIDE_PX, height_px0=_SIDE_PX,
         mpp_x=0.5, mpp_y=0.5, mpp_source="given", span_x_px0=float(_SIDE_PX),
         span_y_px0=float(_SIDE_PX), slide_content_id="none", n_tried=2,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def _bag(folder: Path) -> str:
     )  # fmt: skip
     write_bag(folder / "doctor.h5", bag)
     if not np.array_equal(read_bag(folder / "doctor.h5").features, features):
-        raise ValueError("other numbers came back")
+        raise ValueError("the numbers read differ from those written")
     return "written and read"
 
 
@@ -114,27 +114,27 @@ _OTHERS: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
 
 def _write_tiff(path: Path, compression: str) -> Path:
     tifffile.imwrite(
-        path, _picture(), photometric="rgb", tile=(128, 128), metadata=None,
+        path, _gradient(), photometric="rgb", tile=(128, 128), metadata=None,
         compression=None if compression == "none" else compression,
     )  # fmt: skip
     return path
 
 
-def _picture() -> RgbArray:
-    """Smooth colours, which every codec keeps."""
+def _gradient() -> RgbArray:
+    """Return a smooth colour gradient, shape (256, 256, 3), uint8, preserved by every codec."""
     ramp = np.arange(_SIDE_PX, dtype=np.uint8)
-    picture = np.empty((_SIDE_PX, _SIDE_PX, 3), np.uint8)
-    picture[..., 0], picture[..., 1], picture[..., 2] = ramp, ramp[:, None], 128
-    return picture
+    pixels = np.empty((_SIDE_PX, _SIDE_PX, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = ramp, ramp[:, None], 128
+    return pixels
 
 
 def _compare(reader: Callable[[Path], Slide], path: Path) -> str:
     slide = reader(path)
     try:
-        found = slide.read(level=0, x_px=0, y_px=0, width_px=_SIDE_PX, height_px=_SIDE_PX)
+        pixels = slide.read(level=0, x_px=0, y_px=0, width_px=_SIDE_PX, height_px=_SIDE_PX)
     finally:
         slide.close()
-    error = float(np.abs(found.astype(np.float32) - _picture()).mean())
-    if error > _LARGEST_ERROR:
-        raise ValueError(f"the picture came back {error:.0f} of 255 steps off")
+    error = float(np.abs(pixels.astype(np.float32) - _gradient()).mean())
+    if error > _MAX_ERROR:
+        raise ValueError(f"the image read differs by {error:.0f} of 255 grey levels")
     return "decoded" if error else "decoded, exact"

@@ -1,3 +1,3 @@
-"""The local page of ``mil view``: what it shows, and the small server that shows it."""
+"""The viewer of ``mil view``: its content, and its local web server."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What the viewer shows: patients, their slides and pictures of them, addressed by number."""
+"""Content of the viewer: patients, slides and their images, addressed by number."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mil.inference.predict import PatientPrediction
 __all__ = ["N_AT_ONCE", "ViewerState"]
 
 N_AT_ONCE = min(max(2, CPU_COUNT), 6)
-"""Pictures that a page asks for at a time: decoding keeps a core busy each."""
+"""Number of images that a page requests at a time; decoding occupies a core for each."""
 
-_KEPT_PATIENTS = 8
-_KEPT_SLIDES = 32
-_KEPT_PICTURES = 1024  # about 20 MB
+_CACHED_PATIENTS = 8
+_CACHED_SLIDES = 32
+_CACHED_IMAGES = 1024  # about 20 MB
 _STATUS = {
     "ok": "",
     "slides_missing": "some slides have no bag",
@@ -38,25 +38,23 @@ _STATUS = {
 
 
 class ViewerState:
-    """A run, its patients, and pictures of their slides.
+    """A run, its patients, and images of their slides.
 
-    Patients and slides are addressed by their place in the cohort, never by name or path. What is
-    not there raises ``KeyError``. Safe for threads.
+    Patients and slides are addressed by their index in the cohort, never by name or path; unknown
+    ones raise ``KeyError``. Safe for threads.
 
     Parameters
     ----------
     run
-        The run.
-    cohort
-        Patients to show.
-    predictions
-        Of each patient of the cohort, in its order.
+        Model bundle.
+    cohort, predictions
+        Patients to show, and their predictions in the same order.
     bags
         Bags by slide id.
     prior
-        Shape (classes,): the class shares that the probabilities are for.
+        Class shares of the probabilities, shape (classes,).
     paths
-        Slide files by slide id; None where no folder of slides was named.
+        Slide files by slide id; None without a folder of slides.
     """
 
     def __init__(
@@ -76,17 +74,17 @@ class ViewerState:
             for number, patient in enumerate(cohort.patients)
             for slide_id in patient.slide_ids
         ]
-        self._shelf = SlideCache()
-        self._explained = lru_cache(_KEPT_PATIENTS)(self._explain)
-        self._viewed = lru_cache(_KEPT_SLIDES)(self._view)
-        self._pictures = lru_cache(_KEPT_PICTURES)(self._draw)
+        self._slide_cache = SlideCache()
+        self._explained = lru_cache(_CACHED_PATIENTS)(self._explain)
+        self._viewed = lru_cache(_CACHED_SLIDES)(self._view)
+        self._images = lru_cache(_CACHED_IMAGES)(self._draw)
 
     def close(self) -> None:
         """Close all slides."""
-        self._shelf.close()
+        self._slide_cache.close()
 
     def patients(self) -> dict[str, object]:
-        """The run, and each patient with its probabilities: of a seen one the out-of-fold ones."""
+        """Return the run and all patients with probabilities, out-of-fold if trained on them."""
         return {
             "run": printable(self._run.path.resolve().name),
             "head": self._run.head_name,
@@ -99,14 +97,14 @@ class ViewerState:
         }
 
     def patient(self, number: int) -> dict[str, object]:
-        """One patient with the tiles and scores of all its slides.
+        """Return one patient with the tiles and scores of all its slides.
 
         Raises
         ------
         KeyError
             If there is no such patient.
         BagError
-            If one of its bags cannot be read any more.
+            If one of its bags can no longer be read.
         """
         if not 0 <= number < len(self._predictions):
             raise KeyError(number)
@@ -116,32 +114,32 @@ class ViewerState:
             "seen_as": printable(prediction.matched_training_patient),
             "n_tiles": sum(prediction.n_tiles.values()),
             "slides": [
-                self._told(place)
-                for place, (owner, _) in enumerate(self._slides)
+                self._slide_as_dict(index)
+                for index, (owner, _) in enumerate(self._slides)
                 if owner == number
             ],
         }
 
-    def slide_window(self, slide: int, level: int, column: int, row: int) -> bytes:
-        """A tile of a slide's pyramid, as JPEG."""
-        return self._pictures("slide", slide, level, column, row)
+    def slide_region(self, slide: int, level: int, column: int, row: int) -> bytes:
+        """Return a tile of a slide's pyramid, as JPEG."""
+        return self._images("slide", slide, level, column, row)
 
-    def colour_window(self, slide: int, level: int, column: int, row: int) -> bytes:
-        """The same tile of the colours over it, as PNG."""
-        return self._pictures("colours", slide, level, column, row)
+    def colour_region(self, slide: int, level: int, column: int, row: int) -> bytes:
+        """Return the colours over the same tile of the pyramid, as PNG."""
+        return self._images("colours", slide, level, column, row)
 
     def tile(self, slide: int, index: int) -> bytes:
-        """One tile as the backbone saw it, as PNG."""
-        return draw_tile(self._viewed(slide), index, self._shelf)
+        """Return one tile as it was embedded, as PNG."""
+        return draw_tile(self._viewed(slide), index, self._slide_cache)
 
     def _draw(self, what: str, slide: int, level: int, column: int, row: int) -> bytes:
         viewed = self._viewed(slide)
-        window = None if viewed.zoom is None else viewed.zoom.region(level, column, row)
-        if window is None:
+        region = None if viewed.zoom is None else viewed.zoom.region(level, column, row)
+        if region is None:
             raise KeyError(slide, level, column, row)
         if what == "slide":
-            return render_region(viewed, window, self._shelf)
-        return draw_colours(viewed, window)
+            return render_region(viewed, region, self._slide_cache)
+        return draw_colours(viewed, region)
 
     def _view(self, slide: int) -> ViewedSlide:
         if not 0 <= slide < len(self._slides):
@@ -149,46 +147,46 @@ class ViewerState:
         number, slide_id = self._slides[slide]
         slides = {each.meta.slide_id: each for each in self._explained(number).slides}
         return view_slide(
-            slide_id, slides.get(slide_id), (self._paths or {}).get(slide_id), self._shelf,
+            slide_id, slides.get(slide_id), (self._paths or {}).get(slide_id), self._slide_cache,
             has_bag=slide_id in self._predictions[number].n_tiles,
             expects_file=self._paths is not None,
         )  # fmt: skip
 
     def _explain(self, number: int) -> Explanation:
-        alone = replace(self._cohort, patients=(self._cohort.patients[number],))
-        return next(explain_patients(self._run, alone, self._bags, prior=self._prior))
+        cohort = replace(self._cohort, patients=(self._cohort.patients[number],))
+        return next(explain_patients(self._run, cohort, self._bags, prior=self._prior))
 
-    def _told(self, place: int) -> dict[str, object]:
-        viewed = self._viewed(place)
-        told: dict[str, object] = {
-            "slide": place,
+    def _slide_as_dict(self, index: int) -> dict[str, object]:
+        viewed = self._viewed(index)
+        content: dict[str, object] = {
+            "slide": index,
             "slide_id": printable(viewed.slide_id),
             "notes": viewed.notes,
             "has_picture": viewed.path is not None,
             "size_px0": viewed.zoom and (viewed.zoom.width_px0, viewed.zoom.height_px0),
             "tiles": None,
         }
-        if viewed.shown is not None:
-            told["share"] = viewed.shown.share
-        if viewed.shown is not None and viewed.places is not None:
-            told["tiles"] = {
-                "span_px0": viewed.places.tile_size_px0,
-                "mpp_x": viewed.places.mpp_xy[0],
-                "mpp_is_assumed": viewed.places.mpp_is_assumed,
-                "coords_px0": viewed.places.coords_px0.tolist(),
-                "attention": viewed.shown.attention.tolist(),
-                "percentile": viewed.shown.percentile.tolist(),
+        if viewed.attention is not None:
+            content["share"] = viewed.attention.share
+        if viewed.attention is not None and viewed.layout is not None:
+            content["tiles"] = {
+                "span_px0": viewed.layout.tile_size_px0,
+                "mpp_x": viewed.layout.mpp_xy[0],
+                "mpp_is_assumed": viewed.layout.mpp_is_assumed,
+                "coords_px0": viewed.layout.coords_px0.tolist(),
+                "attention": viewed.attention.attention.tolist(),
+                "percentile": viewed.attention.percentile.tolist(),
             }
-        return told
+        return content
 
 
 def _row(prediction: PatientPrediction) -> dict[str, object]:
-    unseen = prediction.out_of_fold
-    shown = prediction.probabilities if unseen is None else unseen
+    oof = prediction.out_of_fold
+    shown = prediction.probabilities if oof is None else oof
     return {
         "patient_id": printable(prediction.patient_id),
         "probabilities": shown.tolist(),
-        "out_of_fold": unseen is not None,
+        "out_of_fold": oof is not None,
         "seen": bool(prediction.matched_training_patient),
         "n_slides": len(prediction.slide_ids),
         "status": _STATUS[prediction.status],

@@ -1,4 +1,4 @@
-"""Pictures that the viewer asks for, encoded: tiles of slides, of colours, and the legend."""
+"""Encoded images for the viewer: regions of slides, heatmaps, tiles, and the legend."""
 
 from __future__ import annotations
 
@@ -18,66 +18,65 @@ from features.visualization.heatmap import ColorScale, apply_colormap, grid_from
 __all__ = ["draw_colours", "draw_legend", "draw_tile", "render_region"]
 
 _SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile in the patient")
-_GROUND_RGB = (240, 240, 240)
+_BACKGROUND_RGB = (240, 240, 240)
 _DAMAGED_RGB = (120, 120, 120)
 _JPEG_QUALITY = 85
 
 
-def render_region(slide: ViewedSlide, window: Region, shelf: SlideCache) -> bytes:
-    """A window of a slide as JPEG: plain ground without its file, crossed where it is damaged."""
+def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> bytes:
+    """Return a region of a slide as JPEG: plain without slide file, a cross if damaged."""
     if slide.path is None:
-        ground = Image.new("RGB", (window.width_px, window.height_px), _GROUND_RGB)
-        return _encode(ground, "JPEG")
+        plain = Image.new("RGB", (region.width_px, region.height_px), _BACKGROUND_RGB)
+        return _encode(plain, "JPEG")
     try:
-        with shelf.lend(slide.path) as lent:
-            return _encode(Image.fromarray(lent.zoom.read(window)), "JPEG")
+        with cache.borrow(slide.path) as opened:
+            return _encode(Image.fromarray(opened.zoom.read(region)), "JPEG")
     except SlideError:
-        return _encode(_crossed(window.width_px, window.height_px), "JPEG")
+        return _encode(_draw_cross(region.width_px, region.height_px), "JPEG")
 
 
-def draw_colours(slide: ViewedSlide, window: Region) -> bytes:
-    """The percentiles of a slide's tiles within a window, as PNG; transparent off the tiles.
+def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
+    """Return the attention percentiles in a region, as PNG that is transparent outside tiles.
 
     Raises
     ------
     KeyError
-        If nothing is known of its tiles.
+        If the slide has no tiles or no coordinates.
     """
-    if slide.shown is None or slide.places is None:
+    if slide.attention is None or slide.layout is None:
         raise KeyError(slide.slide_id)
-    rgba = colorize_region(slide.places, slide.shown.percentile, window, scale=_SCALE)
+    rgba = colorize_region(slide.layout, slide.attention.percentile, region, scale=_SCALE)
     return _encode(Image.fromarray(rgba), "PNG")
 
 
-def draw_tile(slide: ViewedSlide, index: int, shelf: SlideCache) -> bytes:
-    """One tile as the backbone saw it, as PNG; crossed where it is damaged.
+def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
+    """Return one tile as it was embedded, as PNG; a cross if damaged.
 
     Raises
     ------
     KeyError
-        If there is no such tile, or no picture of the slide.
+        If there is no such tile, or no slide file.
     """
-    if slide.path is None or slide.shown is None or slide.places is None:
+    if slide.path is None or slide.attention is None or slide.layout is None:
         raise KeyError(slide.slide_id)
-    places, meta = slide.places, slide.shown.meta
-    if not 0 <= index < len(places.coords_px0):
+    if not 0 <= index < len(slide.layout.coords_px0):
         raise KeyError(index)
-    grid = grid_from_layout(places, meta)
+    grid = grid_from_layout(slide.layout, slide.attention.meta)
     try:
-        with shelf.lend(slide.path) as lent:
-            return _encode(Image.fromarray(read_tile(lent.slide, grid, index)), "PNG")
+        with cache.borrow(slide.path) as opened:
+            return _encode(Image.fromarray(read_tile(opened.slide, grid, index)), "PNG")
     except SlideError:
-        return _encode(_crossed(grid.tile_px, grid.tile_px), "PNG")
+        return _encode(_draw_cross(grid.tile_px, grid.tile_px), "PNG")
 
 
 def draw_legend() -> bytes:
-    """The colours from the 0th to the 100th percentile, as PNG."""
+    """Return the colours from the 0th to the 100th percentile, as PNG."""
     row: npt.NDArray[np.float64] = np.linspace(_SCALE.low, _SCALE.high, 256)
     return _encode(Image.fromarray(apply_colormap(row[None], _SCALE)), "PNG")
 
 
-def _crossed(width_px: int, height_px: int) -> Image.Image:
-    """What stands for pixels that cannot be decoded: a grey nobody takes for glass, and a cross."""
+def _draw_cross(width_px: int, height_px: int) -> Image.Image:
+    """Return the replacement of pixels that cannot be decoded: a white cross on dark grey."""
     image = Image.new("RGB", (width_px, height_px), _DAMAGED_RGB)
     draw = ImageDraw.Draw(image)
     draw.line((0, 0, width_px, height_px), fill="white", width=2)

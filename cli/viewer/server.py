@@ -1,4 +1,4 @@
-"""The server of the viewer: this machine only, one secret token, a handful of addresses."""
+"""The server of the viewer: local only, with a secret token and a few fixed addresses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from features.errors import MilError
 
 __all__ = ["ViewServer"]
 
-Answer = tuple[str, bytes]
+Response = tuple[str, bytes]
 """Media type and content."""
 
 _HTML, _CSS, _SCRIPT = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript"
@@ -43,99 +43,101 @@ _IDLE_S = 60
 
 
 class ViewServer(ThreadingHTTPServer):
-    """Serves a run to browsers of this machine that know the token.
+    """HTTP server that shows a run to browsers on this machine that know the token.
 
-    It listens on 127.0.0.1 only. The token is new each time and the first part of every address;
-    the ``Host`` that a browser names must be this machine, so that no foreign name that was made to
-    point here (DNS rebinding) reads anything. Addresses hold numbers and fixed names, never paths.
+    It listens on 127.0.0.1 only. The token is new for each server and the first part of every
+    address. The ``Host`` header must name this machine, which prevents DNS rebinding. Addresses
+    consist of numbers and fixed names, never paths.
 
     Parameters
     ----------
-    viewed
-        What is shown.
+    state
+        Content to show.
     port
-        Where to listen; 0 takes any free one.
+        Port to listen on; 0 chooses any free one.
 
     Raises
     ------
     OSError
-        If the port is taken.
+        If the port is in use.
     """
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, viewed: ViewerState, *, port: int = 0) -> None:
+    def __init__(self, state: ViewerState, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.token = secrets.token_urlsafe(24)
-        """Secret that every address begins with."""
+        """Secret first part of every address."""
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
-        """What a browser may call this machine."""
-        self._routes: list[tuple[re.Pattern[str], Callable[..., Answer]]] = [
-            (re.compile(pattern), answer) for pattern, answer in _routes(viewed).items()
+        """Accepted values of the ``Host`` header."""
+        self._routes: list[tuple[re.Pattern[str], Callable[..., Response]]] = [
+            (re.compile(pattern), handler) for pattern, handler in _routes(state).items()
         ]
 
     @property
     def url(self) -> str:
-        """Address of the page, with the token."""
+        """Address of the page, including the token."""
         return f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
-    def answer(self, address: str) -> Answer:
-        """What lies at an address behind the token.
+    def respond(self, address: str) -> Response:
+        """Return the content at an address, without its token.
 
         Raises
         ------
         KeyError
-            If nothing does.
+            If there is none.
         """
         if address in _STATIC:
             name, kind = _STATIC[address]
             return kind, _static(name)
-        for pattern, answer in self._routes:
-            if found := pattern.fullmatch(address):
-                return answer(*map(int, found.groups()))
+        for pattern, handler in self._routes:
+            if match := pattern.fullmatch(address):
+                return handler(*map(int, match.groups()))
         raise KeyError(address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of browsers that went away in the middle; everything else is a bug."""
+        """Ignore browsers that closed the connection; report all other errors as bugs."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD."""
+    """Handler of GET and HEAD requests."""
 
     server: ViewServer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mil-view", ""
-    disable_nagle_algorithm = True  # or each answer waits for the browser's delayed "received"
+    disable_nagle_algorithm = (
+        True  # Nagle's algorithm would wait for the browser's delayed acknowledgement
+    )
     wbufsize = -1
     timeout = _IDLE_S
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Send the content of the requested address."""
         try:
-            self._send(HTTPStatus.OK, *self.server.answer(self._address()))
+            self._send(HTTPStatus.OK, *self.server.respond(self._address()))
         except PermissionError:
             self._refuse(HTTPStatus.FORBIDDEN)
         except KeyError:
             self._refuse(HTTPStatus.NOT_FOUND)
         except MilError as error:
-            told = json.dumps({"error": str(error)}).encode()
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", told)
+            content = json.dumps({"error": str(error)}).encode()
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", content)
 
-    do_HEAD = do_GET  # noqa: N815 - the name that the library looks for
+    do_HEAD = do_GET  # noqa: N815 - the base class requires this name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep the terminal quiet; the token would stand in every line."""
+        """Log nothing, as every line would contain the token."""
 
     def _address(self) -> str:
-        """What stands behind the token in the address asked for.
+        """Return the requested address without its token.
 
         Raises
         ------
         PermissionError
-            If the token or the host is not right.
+            If the token or the host is wrong.
         """
         token, _, address = self.path.removeprefix("/").partition("/")
         known = secrets.compare_digest(token.encode(), self.server.token.encode())
@@ -148,10 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
-        picture = status == HTTPStatus.OK and kind.startswith("image/")
+        is_image = status == HTTPStatus.OK and kind.startswith("image/")
         for name, value in {
             **_HEADERS, "Content-Type": kind, "Content-Length": str(len(content)),
-            "Cache-Control": "private, max-age=3600" if picture else "no-store",
+            "Cache-Control": "private, max-age=3600" if is_image else "no-store",
         }.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
@@ -159,22 +161,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _routes(viewed: ViewerState) -> dict[str, Callable[..., Answer]]:
-    """Answers by the pattern of their address."""
-    window = f"{_NUMBER}/{_NUMBER}_{_NUMBER}"
+def _routes(state: ViewerState) -> dict[str, Callable[..., Response]]:
+    """Return the handlers by the pattern of their address."""
+    region = f"{_NUMBER}/{_NUMBER}_{_NUMBER}"
     return {
-        r"patients\.json": lambda: _as_json(viewed.patients()),
-        rf"patients/{_NUMBER}\.json": lambda number: _as_json(viewed.patient(number)),
-        rf"slides/{_NUMBER}/{window}\.jpg": lambda *a: ("image/jpeg", viewed.slide_window(*a)),
-        rf"slides/{_NUMBER}/colours/{window}\.png": (
-            lambda *a: ("image/png", viewed.colour_window(*a))
+        r"patients\.json": lambda: _as_json(state.patients()),
+        rf"patients/{_NUMBER}\.json": lambda number: _as_json(state.patient(number)),
+        rf"slides/{_NUMBER}/{region}\.jpg": lambda *a: ("image/jpeg", state.slide_region(*a)),
+        rf"slides/{_NUMBER}/colours/{region}\.png": (
+            lambda *a: ("image/png", state.colour_region(*a))
         ),
-        rf"slides/{_NUMBER}/tiles/{_NUMBER}\.png": lambda *a: ("image/png", viewed.tile(*a)),
+        rf"slides/{_NUMBER}/tiles/{_NUMBER}\.png": lambda *a: ("image/png", state.tile(*a)),
         r"legend\.png": lambda: ("image/png", draw_legend()),
     }
 
 
-def _as_json(content: dict[str, object]) -> Answer:
+def _as_json(content: dict[str, object]) -> Response:
     return "application/json", json.dumps(content).encode()
 
 

@@ -1,4 +1,4 @@
-"""Slides that are being looked at, open while somebody needs them and a little longer."""
+"""Cache of open slides."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ from features.visualization.deepzoom import DeepZoomReader
 
 __all__ = ["OpenSlide", "SlideCache"]
 
-_MOST_OPEN = 2  # each keeps an overview and what it decoded last, up to three quarters of a GiB
+_MAX_OPEN = 2  # each slide caches an overview and decoded tiles of up to 0.75 GiB
 
 
 @dataclass(kw_only=True, eq=False)
 class OpenSlide:
-    """A slide on the shelf."""
+    """An open slide with the reader of its Deep Zoom pyramid."""
 
     slide: Slide
-    """Open slide."""
     zoom: DeepZoomReader
-    """Its pyramid."""
     n_users: int = 0
-    """Threads that read from it just now."""
+    """Number of threads that are reading from it."""
 
 
 class SlideCache:
-    """Opens slides when they are asked for, and closes the longest unused of more than two.
+    """Least recently used cache of up to two open slides.
 
-    Safe for threads; a slide that somebody reads from is never closed.
+    Safe for threads; a slide that is being read is never closed.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: OrderedDict[Path, OpenSlide] = OrderedDict()
-        self._most_open = _MOST_OPEN
+        self._max_open = _MAX_OPEN
 
     @contextmanager
-    def lend(self, path: Path) -> Iterator[OpenSlide]:
-        """A slide, open as long as the context.
+    def borrow(self, path: Path) -> Iterator[OpenSlide]:
+        """Yield an open slide, which stays open as long as the context.
 
         Raises
         ------
@@ -51,27 +49,27 @@ class SlideCache:
             If it cannot be opened.
         """
         with self._lock:
-            lent = self._open.get(path)
-            if lent is None:
+            opened = self._open.get(path)
+            if opened is None:
                 slide = open_slide(path)
-                lent = self._open[path] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
+                opened = self._open[path] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
             self._open.move_to_end(path)
-            lent.n_users += 1
+            opened.n_users += 1
             self._shrink()
         try:
-            yield lent
+            yield opened
         finally:
             with self._lock:
-                lent.n_users -= 1
+                opened.n_users -= 1
                 self._shrink()
 
     def close(self) -> None:
-        """Close all slides; those that somebody reads from as soon as they are given back."""
+        """Close all slides; those being read as soon as their contexts end."""
         with self._lock:
-            self._most_open = 0
+            self._max_open = 0
             self._shrink()
 
     def _shrink(self) -> None:
-        idle = [path for path, lent in self._open.items() if not lent.n_users]
-        for path in idle[: max(0, len(self._open) - self._most_open)]:
+        idle = [path for path, opened in self._open.items() if not opened.n_users]
+        for path in idle[: max(0, len(self._open) - self._max_open)]:
             self._open.pop(path).slide.close()

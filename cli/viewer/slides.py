@@ -1,4 +1,4 @@
-"""One slide as the viewer knows it: its bag, its file, and what does not fit."""
+"""One slide in the viewer: its bag, its file, and what is missing."""
 
 from __future__ import annotations
 
@@ -18,80 +18,72 @@ __all__ = ["ViewedSlide", "view_slide"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewedSlide:
-    """A slide and all that can be shown of it."""
+    """A slide with its attention, tile layout, file and pyramid, as far as they are known."""
 
     slide_id: str
-    """Its name."""
-    shown: SlideAttention | None
-    """Its tiles; None where it has no bag or no tile."""
-    places: TileLayout | None
-    """Where they lie; None where that is not known."""
+    attention: SlideAttention | None
+    """Attention on its tiles; None without bag or tiles."""
+    layout: TileLayout | None
+    """Coordinates of its tiles; None if not known."""
     path: Path | None
-    """Its file; None where there is none that fits."""
+    """Slide file; None if there is none that matches the bag."""
     zoom: DeepZoom | None
-    """The pyramid over it; None where neither file nor bag tells its size."""
+    """Deep Zoom pyramid; None if neither file nor bag states the size of the slide."""
     notes: tuple[str, ...]
     """What is missing, and why."""
 
 
 def view_slide(
     slide_id: str,
-    shown: SlideAttention | None,
+    attention: SlideAttention | None,
     path: Path | None,
-    shelf: SlideCache,
+    cache: SlideCache,
     *,
     has_bag: bool,
     expects_file: bool,
 ) -> ViewedSlide:
-    """Bring a slide's bag and file together.
+    """Match a slide's bag and file.
 
-    Parameters
-    ----------
-    slide_id
-        Its name.
-    shown
-        Its tiles, if any.
-    path
-        Its file, if any.
-    shelf
-        Opens the file.
-    has_bag
-        Whether it has a bag, be it empty.
-    expects_file
-        Whether a folder of slides was named, so that a missing file is worth a word.
+    ``has_bag`` is true even for an empty bag; ``expects_file`` is true if a folder of slides was
+    given, so that a missing file is noted.
     """
     notes = []
-    places = None if shown is None else tile_layout(shown.meta, shown.coords_px0)
-    if shown is None:
+    layout = None if attention is None else tile_layout(attention.meta, attention.coords_px0)
+    if attention is None:
         notes.append("No colours: its bag holds no tile." if has_bag else "No colours: no bag.")
-    elif places is None:
-        notes.append("No colours: its bag does not know where on the slide its tiles lie.")
+    elif layout is None:
+        notes.append("No colours: its bag has no tile coordinates.")
     if path is None and expects_file:
         notes.append("No picture: no file of that name is in the folder of slides.")
     zoom = None
-    if places is not None:
-        zoom = DeepZoom(width_px0=places.slide_size_px0[0], height_px0=places.slide_size_px0[1])
+    if layout is not None:
+        zoom = DeepZoom(width_px0=layout.slide_size_px0[0], height_px0=layout.slide_size_px0[1])
     if path is not None:
         try:
-            zoom = _zoom_of_file(path, None if shown is None else shown.meta, shelf)
+            zoom = _open_pyramid(path, None if attention is None else attention.meta, cache)
         except SlideError as error:
             notes.append(printable(f"No picture: {error.actual}; expected {error.expected}."))
             path = None
     return ViewedSlide(
-        slide_id=slide_id, shown=shown, places=places, path=path, zoom=zoom, notes=tuple(notes)
+        slide_id=slide_id,
+        attention=attention,
+        layout=layout,
+        path=path,
+        zoom=zoom,
+        notes=tuple(notes),
     )
 
 
-def _zoom_of_file(path: Path, meta: BagMeta | None, shelf: SlideCache) -> DeepZoom:
-    """The pyramid over a slide's file, which must be of the size that its bag tells, if it does."""
-    with shelf.lend(path) as lent:
-        zoom = lent.zoom.zoom
-    found = (zoom.width_px0, zoom.height_px0)
+def _open_pyramid(path: Path, meta: BagMeta | None, cache: SlideCache) -> DeepZoom:
+    """Return the pyramid of a slide file, whose size must be that stated in the bag, if any."""
+    with cache.borrow(path) as opened:
+        zoom = opened.zoom.zoom
+    actual = (zoom.width_px0, zoom.height_px0)
     expected = (meta.width_px0, meta.height_px0) if meta else (0, 0)
-    if all(expected) and found != expected:
+    if all(expected) and actual != expected:
         raise SlideError(
             path,
-            actual=f"the file has {found[0]:,} × {found[1]:,} px",
-            expected=f"{expected[0]:,} × {expected[1]:,} px, as its bag says",
+            actual=f"the file has {actual[0]:,} × {actual[1]:,} px",
+            expected=f"{expected[0]:,} × {expected[1]:,} px, as stated in its bag",
         )
     return zoom

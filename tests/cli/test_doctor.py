@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli.doctor_checks import run
+from cli.doctor_checks import base
 from cli.doctor_checks.base import CheckResult, Status
 from tests.cli.running import mil, mil_ok
 
@@ -20,7 +20,7 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
         [finding("cores", "ok"), finding("shared memory", "note")],
         [finding("disk", "failed")],
     ]
-    monkeypatch.setattr(run, "run_checks", lambda: iter(parts))
+    monkeypatch.setattr(base, "run_checks", lambda: iter(parts))
     result = mil("doctor")
     assert result.exit_code == 1
     assert "[bold]0.1 GB" in result.stdout
@@ -37,6 +37,6 @@ def test_a_failed_line_has_advice_and_makes_the_exit_code(monkeypatch: pytest.Mo
 
 
 def test_notes_alone_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "run_checks", lambda: iter([[finding("GPU", "note")]]))
+    monkeypatch.setattr(base, "run_checks", lambda: iter([[finding("GPU", "note")]]))
     result = mil_ok("doctor", "--json")
     assert json.loads(result.stdout)["ok"] is True

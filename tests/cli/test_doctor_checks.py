@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.doctor_checks import encoder, hardware, packages, readers, run
+from cli.doctor_checks import base, encoder, hardware, packages, readers
 from cli.doctor_checks.base import CheckResult
 from features.slides.backends.tiff import TiffSlide
 
@@ -24,7 +24,7 @@ def failed(findings: list[CheckResult]) -> list[str]:
     return [finding.name for finding in findings if finding.status == "failed"]
 
 
-def test_the_software_that_tests_run_on_is_new_enough() -> None:
+def test_the_installed_software_passes() -> None:
     result = by_name(packages.check())
     assert not failed(list(result.values()))
     assert result["torch"].found == metadata.version("torch")
@@ -41,7 +41,7 @@ def test_the_software_that_tests_run_on_is_new_enough() -> None:
          "pip install 'mil-slides[onnx]'"),
     ],
 )  # fmt: skip
-def test_a_package_that_is_missing_or_old_is_told_with_what_installs_it(
+def test_a_missing_or_old_package_is_reported_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
     package: str,
     versions: str | None,
@@ -109,7 +109,7 @@ def test_every_reader_and_codec_decodes_what_was_written() -> None:
     assert len(result) == 11
 
 
-def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_codec_fails_only_its_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> TiffSlide:
         if path.stem == "webp":
             raise ValueError("no such codec")
@@ -122,14 +122,14 @@ def test_a_codec_that_is_broken_fails_its_own_line_only(monkeypatch: pytest.Monk
 
 
 @pytest.mark.ci
-def test_the_default_backbone_says_here_what_it_says_elsewhere() -> None:
+def test_the_default_encoder_gives_the_reference_embedding() -> None:
     result = by_name(encoder.check())
     assert {finding.status for finding in result.values()} == {"ok"}
     assert "579344248a93" in result["weights"].found
-    assert "tiles in" in result["a painted slide into a bag"].found
+    assert "tiles in" in result["a synthetic slide into a bag"].found
 
 
-def test_damaged_weights_are_told_and_not_tried(
+def test_damaged_weights_are_reported_and_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "efficientnet-lite0-57934424.pth"
@@ -143,8 +143,8 @@ def test_damaged_weights_are_told_and_not_tried(
     assert "not installed" in encoder.check()[0].found
 
 
-def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "_EXPECTED", tuple(np.add(encoder._EXPECTED, 0.1)))
+def test_an_encoder_with_other_embeddings_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_REFERENCE", tuple(np.add(encoder._REFERENCE, 0.1)))
     monkeypatch.setattr(encoder, "_embed_slide", lambda _: "left out")
     result = by_name(encoder.check())["a tile on cpu"]
     assert result.status == "failed"
@@ -153,10 +153,10 @@ def test_a_backbone_that_computes_otherwise_is_a_failure(monkeypatch: pytest.Mon
 
 def test_a_part_that_cannot_be_loaded_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        run, "PARTS", {"software": "packages", "readers": "readers", "machine": "hardware"}
+        base, "PARTS", {"software": "packages", "readers": "readers", "machine": "hardware"}
     )
     monkeypatch.setitem(sys.modules, "cli.doctor_checks.readers", None)
-    of_software, of_readers, of_machine = run.run_checks()
+    of_software, of_readers, of_machine = base.run_checks()
     assert of_readers[0].status == "failed"
     assert "cli.doctor_checks.readers" in of_readers[0].found
     assert not failed(of_software + of_machine)

@@ -300,7 +300,7 @@ def test_a_damaged_slide_is_crossed_out_and_stops_no_other(world: Path, tmp_path
     content = bytearray((tmp_path / "new_0.tif").read_bytes())
     content[8192:] = bytes(len(content) - 8192)  # the header stays whole
     (tmp_path / "new_0.tif").write_bytes(bytes(content))
-    for what in (viewed.slide_window(NEW_0, 11, 0, 0), viewed.tile(NEW_0, 0)):
+    for what in (viewed.slide_region(NEW_0, 11, 0, 0), viewed.tile(NEW_0, 0)):
         crossed = np.asarray(Image.open(io.BytesIO(what)))
         assert np.median(crossed) == pytest.approx(120, abs=2)
     healthy = np.asarray(Image.open(io.BytesIO(viewed.tile(NEW_1, 0))))
@@ -329,29 +329,29 @@ def test_a_slide_that_is_read_from_is_not_closed(world: Path, tmp_path: Path) ->
     for number in range(5):
         paths.append(tmp_path / f"{number}.tif")
         write_slide(paths[-1], np.full((300, 300, 3), 40 * number, np.uint8))
-    shelf = SlideCache()
-    with shelf.lend(paths[0]) as first:
+    cache = SlideCache()
+    with cache.borrow(paths[0]) as first:
         for path in paths[1:]:
-            with shelf.lend(path):
+            with cache.borrow(path):
                 pass
         pixels = first.slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
         assert not pixels.any()
-        with shelf.lend(paths[0]) as again:
+        with cache.borrow(paths[0]) as again:
             assert again is first
-    shelf.close()
+    cache.close()
 
 
-def test_a_slide_that_is_lent_when_the_shelf_closes_is_closed_when_it_comes_back(
+def test_a_slide_in_use_when_the_cache_closes_is_closed_afterwards(
     tmp_path: Path,
 ) -> None:
     write_slide(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8))
-    shelf, closed = SlideCache(), []
-    with shelf.lend(tmp_path / "a.tif") as lent:
-        close = lent.slide.close
-        lent.slide.close = lambda: closed.append(close())  # type: ignore[method-assign]
-        shelf.close()
+    cache, closed = SlideCache(), []
+    with cache.borrow(tmp_path / "a.tif") as opened:
+        close = opened.slide.close
+        opened.slide.close = lambda: closed.append(close())  # type: ignore[method-assign]
+        cache.close()
         assert not closed
-        assert not lent.slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9).any()
+        assert not opened.slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9).any()
     assert len(closed) == 1
 
 

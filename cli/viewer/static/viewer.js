@@ -148,8 +148,8 @@ function patientFindings(patient) {
   if (!patient.seen) return [];
   const as = patient.seen_as === patient.patient_id ? "" : ` (as ${patient.seen_as}, by a slide of the same content)`;
   const numbers = patient.out_of_fold
-    ? "The probabilities are those of heads that had not seen it; the colours are of the run's heads, which had."
-    : "Neither the probabilities nor the colours show what it would say of a new one.";
+    ? "The probabilities are those of heads not trained on it; the colours are those of the run's heads, which were."
+    : "Neither the probabilities nor the colours show what it would predict for a new patient.";
   return [[`The run was trained on this patient${as}. ${numbers}`, "warning"]];
 }
 
@@ -311,7 +311,7 @@ async function start() {
   });
   viewer.addHandler("canvas-click", clicked);
   viewer.addHandler("tile-load-failed", () => showFindings([
-    ...state.findings, ["Parts of the slide did not come. Is mil view still running?", "warning"],
+    ...state.findings, ["Parts of the slide could not be loaded. Is mil view still running?", "warning"],
   ]));
   for (const name of ["open", "animation", "resize"]) viewer.addHandler(name, drawScale);
   viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
