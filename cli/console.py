@@ -1,4 +1,4 @@
-"""What a person sees: progress on standard error, results on standard output, one-line errors."""
+"""Consoles, progress bars, error handling and process limits of the command line."""
 
 from __future__ import annotations
 
@@ -53,52 +53,44 @@ EXIT_INTERRUPTED = 130
 
 
 class _PlainConsole(Console):
-    """A console to which names of slides, patients and files are names, whatever they hold.
+    """A console that prints any text literally.
 
-    Brackets are no markup, colons no emoji, and nothing is printed that a terminal would obey.
+    Brackets are not markup, colons not emoji, and control characters are replaced.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every text on its way to the terminal, those in tables too."""
+        """Replace control characters in all text, including that of tables."""
         return super().render_str(printable(text, kept="\n"), **options)
 
 
 stderr = _PlainConsole(stderr=True)
-"""Progress, warnings and errors."""
+"""Console for progress, warnings and errors."""
 
 stdout = _PlainConsole()
-"""What was asked for; nothing else goes to standard output."""
-
-
-def _without_values(options: list[Any]) -> list[Any]:
-    """The options; those that take no value show none in the help, Typer's own included."""
-    for option in options:
-        if getattr(option, "is_flag", False) and option.metavar is None:
-            option.metavar = ""
-    return options
+"""Console for results; nothing else goes to standard output."""
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help shows values of options that take one."""
+    """A command whose help shows a value only for options that take one."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options, Typer's own among them."""
+        """Return all options, including Typer's own."""
         return _without_values(super().get_params(ctx))
 
 
 class PlainGroup(TyperGroup):
-    """A group of commands whose help shows values of options that take one."""
+    """A group of commands whose help shows a value only for options that take one."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options, Typer's own among them."""
+        """Return all options, including Typer's own."""
         return _without_values(super().get_params(ctx))
 
 
 class ErrorHandlingGroup(PlainGroup):
-    """A command group in which a known error is one line and exit code 1, never a traceback."""
+    """A command group that reports a known error in one line, with exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -114,19 +106,13 @@ class ErrorHandlingGroup(PlainGroup):
 
 
 def print_json(content: Mapping[str, object]) -> None:
-    """Print one JSON object on standard output; numbers that are not finite become null."""
+    """Print one JSON object on standard output; NaN and infinity become null."""
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
 
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Progress]:
-    """A progress bar on standard error, with counts, time and time left.
-
-    Parameters
-    ----------
-    unit
-        What is counted, e.g. ``tiles``.
-    """
+    """Show a progress bar on standard error, with counts of a unit such as ``tiles``."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -144,40 +130,61 @@ def progress_bar(unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def spinner(description: str) -> Iterator[None]:
-    """A spinner on standard error while something without a known end goes on."""
+    """Show a spinner on standard error during an activity of unknown length."""
     with stderr.status(description):
         yield
 
 
 @contextmanager
 def finish_on_interrupt() -> Iterator[Event]:
-    """Let the first Ctrl-C only ask to finish what is in work; the second stops at once.
-
-    Yields
-    ------
-    Event
-        Set by the first Ctrl-C.
-    """
+    """Yield an event that the first Ctrl-C sets; the second stops the program at once."""
     stop = Event()
-    if current_thread() is not main_thread():  # only there may signals be caught
+    if current_thread() is not main_thread():  # signals can be caught only there
         yield stop
         return
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        stderr.print("finishing the slides in work; Ctrl-C again stops at once")
+        stderr.print("finishing the slides in progress; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, handle)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
 
 
+def raise_open_file_limit() -> None:
+    """Raise the limit of open files to its maximum; on macOS the default is 256."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # macOS reports an unlimited hard limit, but refuses it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def set_error_tolerant_streams() -> None:
+    """Print characters missing from the terminal's encoding, such as µ, as ``?``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _without_values(options: list[Any]) -> list[Any]:
+    """Hide the value of options that take none in the help, including Typer's own."""
+    for option in options:
+        if getattr(option, "is_flag", False) and option.metavar is None:
+            option.metavar = ""
+    return options
+
+
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is null."""
+    """Replace numbers that JSON does not have, NaN and infinity, by None."""
     if isinstance(value, Mapping):
         return {str(key): _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -185,22 +192,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def raise_open_file_limit() -> None:
-    """Raise the limit of open files as far as this process may; macOS begins at 256."""
-    try:
-        import resource
-    except ImportError:  # Windows, where there is no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):  # macOS calls its hard limit unlimited, and refuses it
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def set_error_tolerant_streams() -> None:
-    """Let characters that the terminal's encoding lacks, such as µ, be printed as ``?``."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")

@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cli.viewer.images import draw_colours, draw_tile, render_region
-from cli.viewer.slide_cache import SlideCache
-from cli.viewer.slides import ViewedSlide, view_slide
+from cli.viewer.slides import (
+    SlideCache,
+    ViewedSlide,
+    draw_colours,
+    draw_tile,
+    render_region,
+    view_slide,
+)
 from features.bags.bag import BagRef
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import printable

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from cli.viewer.content import ViewerState
-from cli.viewer.images import draw_legend
+from cli.viewer.slides import draw_legend
 from features.errors import MilError
 
 __all__ = ["ViewServer"]

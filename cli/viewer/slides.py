@@ -1,19 +1,108 @@
-"""One slide in the viewer: its bag, its file, and what is missing."""
+"""Slides in the viewer: cache of open files, tile layout and pyramid, and encoded images."""
 
 from __future__ import annotations
 
+import io
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
-from cli.viewer.slide_cache import SlideCache
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
 from features.bags.bag import BagMeta
 from features.errors import SlideError
+from features.slides.base import Slide
+from features.slides.reader import open_slide
+from features.tiling.grid import read_tile
 from features.utils.text import printable
-from features.visualization.deepzoom import DeepZoom
-from features.visualization.heatmap import TileLayout, tile_layout
+from features.visualization.deepzoom import DeepZoom, DeepZoomReader, Region, colorize_region
+from features.visualization.heatmap import (
+    ColorScale,
+    TileLayout,
+    apply_colormap,
+    grid_from_layout,
+    tile_layout,
+)
 from mil.inference.attention import SlideAttention
 
-__all__ = ["ViewedSlide", "view_slide"]
+__all__ = [
+    "OpenSlide",
+    "SlideCache",
+    "ViewedSlide",
+    "draw_colours",
+    "draw_legend",
+    "draw_tile",
+    "render_region",
+    "view_slide",
+]
+
+_MAX_OPEN = 2  # each slide caches an overview and decoded tiles of up to 0.75 GiB
+_SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile in the patient")
+_BACKGROUND_RGB = (240, 240, 240)
+_DAMAGED_RGB = (120, 120, 120)
+_JPEG_QUALITY = 85
+
+
+@dataclass(kw_only=True, eq=False)
+class OpenSlide:
+    """An open slide with the reader of its Deep Zoom pyramid."""
+
+    slide: Slide
+    zoom: DeepZoomReader
+    n_users: int = 0
+    """Number of threads that are reading from it."""
+
+
+class SlideCache:
+    """Least recently used cache of up to two open slides.
+
+    Safe for threads; a slide that is being read is never closed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: OrderedDict[Path, OpenSlide] = OrderedDict()
+        self._max_open = _MAX_OPEN
+
+    @contextmanager
+    def borrow(self, path: Path) -> Iterator[OpenSlide]:
+        """Yield an open slide, which stays open as long as the context.
+
+        Raises
+        ------
+        SlideError
+            If it cannot be opened.
+        """
+        with self._lock:
+            opened = self._open.get(path)
+            if opened is None:
+                slide = open_slide(path)
+                opened = self._open[path] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
+            self._open.move_to_end(path)
+            opened.n_users += 1
+            self._shrink()
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.n_users -= 1
+                self._shrink()
+
+    def close(self) -> None:
+        """Close all slides; those being read as soon as their contexts end."""
+        with self._lock:
+            self._max_open = 0
+            self._shrink()
+
+    def _shrink(self) -> None:
+        idle = [path for path, opened in self._open.items() if not opened.n_users]
+        for path in idle[: max(0, len(self._open) - self._max_open)]:
+            self._open.pop(path).slide.close()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +163,58 @@ def view_slide(
     )
 
 
+def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> bytes:
+    """Return a region of a slide as JPEG: plain without slide file, a cross if damaged."""
+    if slide.path is None:
+        plain = Image.new("RGB", (region.width_px, region.height_px), _BACKGROUND_RGB)
+        return _encode(plain, "JPEG")
+    try:
+        with cache.borrow(slide.path) as opened:
+            return _encode(Image.fromarray(opened.zoom.read(region)), "JPEG")
+    except SlideError:
+        return _encode(_draw_cross(region.width_px, region.height_px), "JPEG")
+
+
+def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
+    """Return the attention percentiles in a region, as PNG that is transparent outside tiles.
+
+    Raises
+    ------
+    KeyError
+        If the slide has no tiles or no coordinates.
+    """
+    if slide.attention is None or slide.layout is None:
+        raise KeyError(slide.slide_id)
+    rgba = colorize_region(slide.layout, slide.attention.percentile, region, scale=_SCALE)
+    return _encode(Image.fromarray(rgba), "PNG")
+
+
+def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
+    """Return one tile as it was embedded, as PNG; a cross if damaged.
+
+    Raises
+    ------
+    KeyError
+        If there is no such tile, or no slide file.
+    """
+    if slide.path is None or slide.attention is None or slide.layout is None:
+        raise KeyError(slide.slide_id)
+    if not 0 <= index < len(slide.layout.coords_px0):
+        raise KeyError(index)
+    grid = grid_from_layout(slide.layout, slide.attention.meta)
+    try:
+        with cache.borrow(slide.path) as opened:
+            return _encode(Image.fromarray(read_tile(opened.slide, grid, index)), "PNG")
+    except SlideError:
+        return _encode(_draw_cross(grid.tile_px, grid.tile_px), "PNG")
+
+
+def draw_legend() -> bytes:
+    """Return the colours from the 0th to the 100th percentile, as PNG."""
+    row: npt.NDArray[np.float64] = np.linspace(_SCALE.low, _SCALE.high, 256)
+    return _encode(Image.fromarray(apply_colormap(row[None], _SCALE)), "PNG")
+
+
 def _open_pyramid(path: Path, meta: BagMeta | None, cache: SlideCache) -> DeepZoom:
     """Return the pyramid of a slide file, whose size must be that stated in the bag, if any."""
     with cache.borrow(path) as opened:
@@ -87,3 +228,21 @@ def _open_pyramid(path: Path, meta: BagMeta | None, cache: SlideCache) -> DeepZo
             expected=f"{expected[0]:,} × {expected[1]:,} px, as stated in its bag",
         )
     return zoom
+
+
+def _draw_cross(width_px: int, height_px: int) -> Image.Image:
+    """Return the replacement of pixels that cannot be decoded: a white cross on dark grey."""
+    image = Image.new("RGB", (width_px, height_px), _DAMAGED_RGB)
+    draw = ImageDraw.Draw(image)
+    draw.line((0, 0, width_px, height_px), fill="white", width=2)
+    draw.line((0, height_px, width_px, 0), fill="white", width=2)
+    return image
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "JPEG":
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        image.save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cli.viewer.content import ViewerState
 from cli.viewer.server import ViewServer
-from cli.viewer.slide_cache import SlideCache
+from cli.viewer.slides import SlideCache
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
 from features.slides.synthetic import write_slide
 from features.visualization.heatmap import ColorScale, apply_colormap

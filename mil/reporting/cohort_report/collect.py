@@ -15,19 +15,22 @@ from mil.reporting.cohort_report.anomalies import (
     check_files,
     check_table,
 )
-from mil.reporting.cohort_report.crosstab import Crosstab, TileCount, count_by, count_tiles
 from mil.reporting.cohort_report.slides import (
     SlideBag,
     SlideFiles,
     SlideHeader,
+    Variable,
     bag_variables,
     header_variables,
     read_slide_bags,
 )
 from mil.reporting.cohort_report.statistics import (
     ClassDifference,
+    Crosstab,
     Statistics,
-    Variable,
+    TileCount,
+    count_by,
+    count_tiles,
     group_test,
     statistics,
 )

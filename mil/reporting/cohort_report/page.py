@@ -1,27 +1,51 @@
-"""The page ``describe.html`` of a cohort."""
+"""The page ``describe.html`` of a cohort: key figures, sections, and a gallery."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from features.utils.text import natural_key, pluralize
+from features.utils.text import natural_key, percent, pluralize
 from mil.reporting.cohort_report.collect import CohortSummary
-from mil.reporting.cohort_report.sections import sections_of, with_share
-from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
+from mil.reporting.cohort_report.slides import SlideBag, SlideFiles, SlideHeader, Variable
+from mil.reporting.cohort_report.statistics import Crosstab, TileCount
+from mil.reporting.cohort_report.table import Column, SlideTable
 from mil.reporting.figures import EmbeddedImage, embed_image
-from mil.reporting.html import render
+from mil.reporting.html import Table, render
 
-__all__ = ["THUMBNAIL_PX", "choose_for_gallery", "render_cohort_report"]
+__all__ = [
+    "THUMBNAIL_PX",
+    "Section",
+    "choose_for_gallery",
+    "render_cohort_report",
+    "sections_of",
+    "with_share",
+]
 
 THUMBNAIL_PX = 352
 """Long side of a thumbnail, px: twice its size on the page, for screens of double density."""
-
 _N_COLOURS = 8
 _COLOUR_STEP = 8
+_MAX_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Text, figures and tables under one heading."""
+
+    anchor: str
+    """Fragment of the page's address."""
+    heading: str
+    text: str
+    """Introduction; may be empty."""
+    parts: Sequence[EmbeddedImage | Table]
+    """Figures and tables, in order."""
 
 
 def render_cohort_report(summary: CohortSummary) -> str:
@@ -50,6 +74,31 @@ def choose_for_gallery(
         indices = np.linspace(0, len(own) - 1, min(n_per_label, len(own)))
         chosen += [own[index] for index in indices.round().astype(int)]
     return chosen
+
+
+def sections_of(summary: CohortSummary) -> list[Section]:
+    """Return all sections for which the summary has data, in the order of the page."""
+    sections = [_schema(summary.table), _labels(summary)]
+    for by in dict.fromkeys(counts.by for counts in summary.crosstabs):
+        sections.append(_counted([counts for counts in summary.crosstabs if counts.by == by]))
+    if summary.files and summary.file_variables:
+        sections.append(_files(summary, summary.files))
+    if summary.bag_variables:
+        sections.append(_tiles(summary))
+    if summary.differences:
+        sections.append(_differences(summary))
+    return sections
+
+
+def with_share(count: int, total: int) -> tuple[str, str]:
+    """Return a count and its share of a total, as text.
+
+    Examples
+    --------
+    >>> with_share(1234, 2000)
+    ('1,234', '61.7 %')
+    """
+    return f"{count:,}", percent(count / total, digits=1) if total else "–"
 
 
 def _in_sentences(summary: CohortSummary) -> str:
@@ -116,3 +165,240 @@ def _galleries(
             thumbnail = embed_image(image, alt=f"Slide {caption}", max_px=THUMBNAIL_PX)
             shown.setdefault(row["label"], []).append((thumbnail, caption))
     return [(label, shown[label]) for label in table.classes if label in shown]
+
+
+def _schema(table: SlideTable) -> Section:
+    rows = [
+        [c.name, c.role or "–", c.kind, f"{c.n_missing:,}", f"{c.n_distinct:,}"]
+        for c in table.columns
+    ]
+    columns = Table(
+        title="Columns",
+        columns=["column", "used as", "type", "missing", "distinct values"],
+        rows=rows,
+        text_columns=(0, 1, 2),
+    )
+    repeated = [column for column in table.columns if column.n_distinct < table.n_rows]
+    return Section(
+        anchor="table",
+        heading="The table",
+        text=f"{table.n_rows:,} rows, of which {table.n_rows_repeated:,} equal an earlier one in "
+        "every cell. The type is that of all values of a column; ids are always read as text.",
+        parts=[columns, *(_frequencies(column, table.n_rows) for column in repeated)],
+    )
+
+
+def _frequencies(column: Column, n_rows: int) -> Table:
+    return Table(
+        title=f"Most frequent values of {column.name}",
+        columns=["value", "rows", "share"],
+        rows=[[value, *with_share(count, n_rows)] for value, count in column.frequent],
+    )
+
+
+def _labels(summary: CohortSummary) -> Section:
+    table, counts = summary.table, summary.labels
+    n_slides, n_patients = len(table.slides), len(table.patients)
+    rows = [
+        [
+            name,
+            *with_share(counts["slides"][name], n_slides),
+            *with_share(counts["patients"][name], n_patients),
+        ]
+        for name in table.classes
+    ]
+    by_label = Table(
+        title="Slides and patients per label",
+        columns=["label", "slides", "share", "patients", "share"],
+        rows=[*rows, ["sum", *with_share(n_slides, n_slides), *with_share(n_patients, n_patients)]],
+    )
+    return Section(
+        anchor="labels",
+        heading="Labels",
+        text="The patient is the unit of every split and score; slides of one patient are not "
+        "independent.",
+        parts=[by_label],
+    )
+
+
+def _counted(crosstabs: Sequence[Crosstab]) -> Section:
+    """Return the section on labels by one grouping, at every level counted."""
+    by = crosstabs[0].by
+    headings = {
+        "centre": "Centres", "slides of a patient": "Slides of a patient",
+        "image number": "Image numbers",
+    }  # fmt: skip
+    texts = {
+        "centre": "A centre has its own scanner and stain. If its share of a label differs much "
+        "from that of the others, a model can score by recognising the centre.",
+        "slides of a patient": "",
+        "image number": "An image number counts the slides cut before and says nothing about "
+        "tissue: its quartiles and outliers would be meaningless and are not shown.",
+    }
+    return Section(
+        anchor=by.replace(" ", "-"),
+        heading=headings[by] + (" and labels" if len(crosstabs[0].classes) > 1 else ""),
+        text=texts[by],
+        parts=[part for counts in crosstabs for part in (stacked_bars(counts), _crosstab(counts))],
+    )
+
+
+def _crosstab(crosstab: Crosstab) -> Table:
+    """Return counts and shares as text, with sums; only the largest of very many rows."""
+    n_rows, n_all = len(crosstab.names), int(crosstab.counts.sum())
+    largest = np.sort(np.argsort(-crosstab.totals, kind="stable")[:_MAX_ROWS])
+    rows = [[crosstab.names[row], *_cells(crosstab.counts[row], n_all)] for row in largest]
+    several = len(crosstab.classes) > 1
+    shares = [f"{name}, share" for name in crosstab.classes] if several else ["share"]
+    cut = f", the {_MAX_ROWS} largest of {n_rows:,}" if n_rows > _MAX_ROWS else ""
+    return Table(
+        title=f"{crosstab.level.capitalize()} by {crosstab.by}{cut}",
+        columns=[crosstab.by, *crosstab.classes, *(["sum"] if several else []), *shares],
+        rows=[*rows, ["sum", *_cells(crosstab.counts.sum(axis=0), n_all)]],
+    )
+
+
+def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
+    """Return counts of one row, their sum and shares; with one label, its share of all rows."""
+    total = int(counts.sum())
+    if len(counts) == 1:
+        return [*with_share(total, n_all)]
+    shares = [with_share(int(count), total)[1] for count in counts]
+    return [*(f"{count:,}" for count in counts), f"{total:,}", *shares]
+
+
+def _files(summary: CohortSummary, files: SlideFiles) -> Section:
+    table, variables = summary.table, summary.file_variables
+    headers = [files.headers[s] for s in table.slides["slide"] if s in files.headers]
+    figures = _figures(variables, table, by=["label"])
+    if len(headers) > 1:
+        figures.append(scatter(variables[0], variables[1], table))
+    text = "From the headers of the files; no pixel was read for these numbers."
+    return Section(
+        anchor="files",
+        heading="Files",
+        text=f"{text} {_in_words(summary.largest)}" if summary.largest else text,
+        parts=[*figures, _statistics("files", summary, variables), _formats(headers)],
+    )
+
+
+def _in_words(largest: SlideHeader) -> str:
+    width, height = largest.width_px0, largest.height_px0
+    size = (
+        "" if largest.file_bytes is None else f", a file of {_number(largest.file_bytes / 1e6)} MB"
+    )
+    return (
+        f"The largest slide is {largest.slide_id}: {width:,} × {height:,} px, "
+        f"{_number(width * height / 1e6)} megapixels{size}."
+    )
+
+
+def _formats(headers: Sequence[SlideHeader]) -> Table:
+    formats = Counter((h.compression or "not known", h.reader, f"{h.n_levels}") for h in headers)
+    return Table(
+        title="Compression and reader",
+        columns=["compression of level 0", "reader", "levels", "slides", "share"],
+        rows=[[*key, *with_share(count, len(headers))] for key, count in formats.most_common()],
+        text_columns=(0, 1),
+    )
+
+
+def _tiles(summary: CohortSummary) -> Section:
+    table, variables = summary.table, summary.bag_variables
+    figures = _figures(variables, table, by=["label", "centre"] if table.has_centres else ["label"])
+    of_slides = len(variables) > 1
+    return Section(
+        anchor="tiles",
+        heading="Tiles and tissue" if of_slides else "Images",
+        text="From the bags. Tissue is measured inside embedded tiles, so it is less than all "
+        "tissue of a slide if some of its tiles were left out."
+        if of_slides
+        else "From the bags: the number of embedded images of each series.",
+        parts=[
+            *figures,
+            *(
+                _tile_counts(by, groups, of_slides=of_slides)
+                for by, groups in summary.tile_counts.items()
+            ),
+            _statistics("tiles and tissue" if of_slides else "images", summary, variables),
+        ],
+    )
+
+
+def _tile_counts(by: str, groups: Sequence[TileCount], *, of_slides: bool) -> Table:
+    word, about = ("tiles", "Tiles and tissue") if of_slides else ("images", "Images")
+    columns = [by, "slides", "patients", word, f"{word} per slide", f"{word} per patient"]
+    rows = [
+        [
+            each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
+            *map(_number, (each.tiles_a_slide, each.tiles_a_patient)),
+            *([_number(100 * each.tissue_share)] if of_slides else []),
+        ]
+        for each in groups
+    ]  # fmt: skip
+    return Table(
+        title=f"{about} by {by}, with medians over slides and patients",
+        columns=[*columns, *(["tissue in tiles, % of the slide"] if of_slides else [])],
+        rows=rows,
+    )
+
+
+def _figures(
+    variables: Sequence[Variable], table: SlideTable, *, by: Sequence[str]
+) -> list[EmbeddedImage]:
+    """Return the figures of the variables that vary."""
+    varying = [variable for variable in variables if variable.varies]
+    if not varying:
+        return []
+    return [histograms(varying, table), *(boxes(varying, table, by=name) for name in by)]
+
+
+def _statistics(what: str, summary: CohortSummary, variables: Sequence[Variable]) -> Table:
+    names = {variable.name: variable.label for variable in variables}
+    rows = []
+    for s in summary.statistics:
+        if s.measure in names:
+            spread = (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)
+            known = [f"{s.n:,}", f"{s.n_missing:,}"]
+            rows.append(
+                [names[s.measure], s.group, *known, *map(_number, spread), f"{s.n_outliers:,}"]
+            )
+    columns = (
+        "measure", "slides", "known", "missing", "mean", "SD", "least", "first quartile", "median",
+        "third quartile", "most", "outliers",
+    )  # fmt: skip
+    return Table(
+        title=f"Statistics of {what} per slide; outliers are beyond 1.5 interquartile ranges from "
+        "a quartile",
+        columns=columns,
+        rows=rows,
+        text_columns=(0, 1),
+    )
+
+
+def _differences(summary: CohortSummary) -> Section:
+    first, second = summary.differences[0].classes
+    medians = Table(
+        title="Medians over patients; the value of a patient is the median over its slides",
+        columns=["measure", first, second, "AUROC", "p"],
+        rows=[
+            [d.measure, *map(_number, d.medians), f"{d.auroc:.3f}", f"{d.p_value:.2g}"]
+            for d in summary.differences
+        ],
+    )
+    return Section(
+        anchor="differences",
+        heading="Comparison of classes by patient",
+        text=f"AUROC is the probability that a patient of {second} has a higher value than one of "
+        f"{first}; 0.5 means no difference. p is that of the Mann-Whitney U test (1947), "
+        "two-sided, not corrected for the number of variables.",
+        parts=[medians],
+    )
+
+
+def _number(value: float) -> str:
+    """Return a number with three significant digits; large numbers as integers."""
+    if not math.isfinite(value):
+        return "–"
+    whole = abs(value) >= 1000 or value == round(value)
+    return f"{value:,.0f}" if whole else f"{value:.3g}"

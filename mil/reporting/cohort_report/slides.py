@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from features.bags.bag import IMAGE, Bag, Fingerprint
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
 from features.errors import BagError
-from mil.reporting.cohort_report.statistics import Variable
 
 __all__ = [
     "SlideBag",
     "SlideFiles",
     "SlideHeader",
+    "Variable",
     "bag_variables",
     "header_variables",
     "read_slide_bags",
@@ -73,6 +74,30 @@ class SlideBag:
     empty_reason: str
     """Why it holds no tile; empty if it holds one."""
     fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variable:
+    """One number per slide."""
+
+    name: str
+    unit: str
+    """Unit; empty for a ratio."""
+    values: npt.NDArray[np.float64]
+    """Shape (slides,), in the order of the table's slides; NaN if not known."""
+    log: bool = False
+    """Whether plots use a logarithmic axis."""
+
+    @property
+    def label(self) -> str:
+        """``width (px)``."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
+    def varies(self) -> bool:
+        """Whether any two known values differ."""
+        known = self.values[np.isfinite(self.values)]
+        return len(known) > 1 and bool(np.ptp(known) > 0)
 
 
 def read_slide_bags(

@@ -1,45 +1,83 @@
-"""Variables of slides, their distribution, and their comparison between two classes."""
+"""Statistics of a cohort: counts per group, distribution of variables, comparison of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from features.utils.text import natural_key
+from mil.reporting.cohort_report.slides import SlideBag, Variable
 from mil.reporting.cohort_report.table import SlideTable
 
-__all__ = ["ClassDifference", "Statistics", "Variable", "group_test", "statistics"]
+__all__ = [
+    "ClassDifference",
+    "Crosstab",
+    "Level",
+    "Statistics",
+    "TileCount",
+    "count_by",
+    "count_tiles",
+    "group_test",
+    "statistics",
+]
 
+Level = Literal["slides", "patients"]
 Floats = npt.NDArray[np.float64]
-
 _MIN_CLASS_SIZE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Variable:
-    """One number per slide."""
+class Crosstab:
+    """Counts of slides or patients per label and group."""
 
-    name: str
-    unit: str
-    """Unit; empty for a ratio."""
-    values: Floats
-    """Shape (slides,), in the order of the table's slides; NaN if not known."""
-    log: bool = False
-    """Whether plots use a logarithmic axis."""
-
-    @property
-    def label(self) -> str:
-        """``width (px)``."""
-        return f"{self.name} ({self.unit})" if self.unit else self.name
+    by: str
+    """Grouping of the rows, e.g. ``centre``."""
+    level: Level
+    names: tuple[str, ...]
+    """Groups in natural order."""
+    classes: tuple[str, ...]
+    counts: npt.NDArray[np.int64]
+    """Shape (names, classes)."""
 
     @property
-    def varies(self) -> bool:
-        """Whether any two known values differ."""
-        known = self.values[np.isfinite(self.values)]
-        return len(known) > 1 and bool(np.ptp(known) > 0)
+    def totals(self) -> npt.NDArray[np.int64]:
+        """Sum of each row, shape (names,); at least 1."""
+        return np.asarray(self.counts.sum(axis=1))
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Share of each label in each row, shape (names, classes); rows sum to 1."""
+        return np.asarray(self.counts / self.totals[:, None])
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Return counts by row and label."""
+        return {
+            name: dict(zip(self.classes, row, strict=True))
+            for name, row in zip(self.names, self.counts.tolist(), strict=True)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileCount:
+    """Number of tiles and amount of tissue in one group of slides with a bag."""
+
+    group: str
+    """Label or centre."""
+    n_slides: int
+    n_patients: int
+    n_tiles: int
+    tiles_a_slide: float
+    """Median over slides; NaN if there are none."""
+    tiles_a_patient: float
+    """Median over patients, each with all its slides; NaN if there are none."""
+    tissue_share: float
+    """Median over slides of the share of tissue inside tiles, 0 to 1; NaN if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +120,78 @@ class ClassDifference:
     """Number of patients per class for which it is known."""
 
 
+def count_by(column: str, frame: pd.DataFrame, *, classes: Sequence[str], level: Level) -> Crosstab:
+    """Count labels by the values of a column, without empty cells.
+
+    Parameters
+    ----------
+    column
+        A column of ``frame``.
+    frame
+        One row per slide or patient, with a column ``label``.
+    classes
+        Labels in the order of the result's columns.
+    level
+        Unit of the rows of ``frame``.
+    """
+    values = frame[column].astype(str)
+    counts = pd.crosstab(values[values != ""], frame["label"])
+    counts = counts.reindex(
+        index=sorted(counts.index, key=natural_key), columns=list(classes), fill_value=0
+    )
+    return Crosstab(
+        by={"n_slides": "slides of a patient", "image": "image number"}.get(column, column),
+        level=level,
+        names=tuple(counts.index),
+        classes=tuple(classes),
+        counts=counts.to_numpy(np.int64),
+    )
+
+
+def count_tiles(table: SlideTable, bags: Mapping[str, SlideBag], *, by: str) -> list[TileCount]:
+    """Count the tiles of slides and patients per group, in natural order.
+
+    Parameters
+    ----------
+    table
+        Slides and patients.
+    bags
+        Bags by slide id.
+    by
+        ``label`` or ``centre``, of each slide, and of each patient if all its slides agree.
+    """
+    slides = table.slides[table.slides["slide"].isin(list(bags))]
+    slides = slides.assign(
+        n_tiles=[bags[name].n_tiles for name in slides["slide"]],
+        tissue=[bags[name].tissue_share for name in slides["slide"]],
+    )
+    sums = slides.groupby("patient")["n_tiles"].sum()
+    patients = table.patients[table.patients["patient"].isin(sums.index)]
+    patients = patients.assign(n_tiles=patients["patient"].map(sums))
+    counts = []
+    for group in sorted({*slides[by], *patients[by]}, key=natural_key):
+        own, own_patients = slides[slides[by] == group], patients[patients[by] == group]
+        counts.append(
+            TileCount(
+                group=group,
+                n_slides=len(own),
+                n_patients=len(own_patients),
+                n_tiles=int(own["n_tiles"].sum()),
+                tiles_a_slide=float(own["n_tiles"].median()),
+                tiles_a_patient=float(own_patients["n_tiles"].median()),
+                tissue_share=float(own["tissue"].median()),
+            )
+        )
+    return counts
+
+
 def statistics(variable: Variable, table: SlideTable) -> Iterator[Statistics]:
     """Yield statistics over all slides, and over those of each label if there are several."""
     labels = table.slides["label"].to_numpy()
-    yield _describe(variable, variable.values, "all")
+    yield _describe(variable, np.ones(len(labels), np.bool_), "all")
     if len(table.classes) > 1:
         for name in table.classes:
-            yield _describe(variable, variable.values[labels == name], name)
+            yield _describe(variable, labels == name, name)
 
 
 def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
@@ -119,7 +222,8 @@ def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
     )
 
 
-def _describe(variable: Variable, values: Floats, group: str) -> Statistics:
+def _describe(variable: Variable, rows: npt.NDArray[np.bool_], group: str) -> Statistics:
+    values = np.compress(rows, variable.values)
     known = values[np.isfinite(values)]
     if not len(known):
         known = np.array([np.nan])

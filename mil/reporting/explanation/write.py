@@ -18,6 +18,7 @@ from mil.inference.attention import Explanation, SlideAttention, explain_patient
 from mil.inference.attention_agreement import Agreement, measure_agreement, summarise
 from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
+from mil.reporting.explanation.maps import show_series, show_slide
 from mil.reporting.explanation.page import (
     SERIES_TERMS,
     SLIDE_TERMS,
@@ -26,8 +27,6 @@ from mil.reporting.explanation.page import (
     write_index,
     write_page,
 )
-from mil.reporting.explanation.series_maps import show_series
-from mil.reporting.explanation.slide_maps import show_slide
 from mil.reporting.html import folder_name
 
 __all__ = ["ExplanationReport", "write_explanations"]

@@ -29,9 +29,8 @@ from mil.reporting.figures import (
     render_figure,
     share_ticks,
 )
-from mil.reporting.run_report.calibration import Reliability
 from mil.reporting.run_report.data import ReportData
-from mil.reporting.run_report.subgroups import SubgroupScore
+from mil.reporting.run_report.scores import Reliability, SubgroupScore
 
 __all__ = [
     "draw_confusion",

@@ -22,9 +22,13 @@ from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.reporting.html import folder_name, render, write_html
 from mil.reporting.run_report import figures, tables
-from mil.reporting.run_report.calibration import measure_reliability
 from mil.reporting.run_report.data import ReportData, read_report_data
-from mil.reporting.run_report.subgroups import score_centres, score_folds, score_repeats
+from mil.reporting.run_report.scores import (
+    measure_reliability,
+    score_centres,
+    score_folds,
+    score_repeats,
+)
 
 __all__ = ["write_report"]
 

@@ -14,9 +14,8 @@ from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
 from mil.inference.conformal import cross_fitted_sets
 from mil.reporting.html import Table
-from mil.reporting.run_report.calibration import Reliability
 from mil.reporting.run_report.data import ReportData
-from mil.reporting.run_report.subgroups import SubgroupScore
+from mil.reporting.run_report.scores import Reliability, SubgroupScore
 
 __all__ = [
     "calibration_table",

@@ -186,7 +186,7 @@ def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finishing the slides in work" in told
+    assert "finishing the slides in progress" in told
     names = {path.name for path in whole_bags(bags)}
     assert 0 < len(names) <= N_SLIDES + 1
     table = pd.read_csv(bags / "embed.csv", dtype=str)
@@ -235,7 +235,7 @@ def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "finishing the slides in work" in told
+    assert "finishing the slides in progress" in told
     assert "taken over" not in told
     assert 1 <= len(whole_bags(bags)) < N_SLIDES + 1
     again, _ = start_two(world, bags, "--overwrite", stderr=subprocess.PIPE)
@@ -256,7 +256,7 @@ def test_a_second_ctrl_c_stops_at_once_and_what_is_whole_stays(world: Path, tmp_
         time.sleep(0.02)
     assert process.stderr is not None
     process.send_signal(signal.SIGINT)
-    assert any("finishing the slides in work" in line for line in process.stderr)
+    assert any("finishing the slides in progress" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130

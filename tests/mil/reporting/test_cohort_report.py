@@ -24,9 +24,9 @@ from mil.reporting.cohort_report import (
     render_cohort_report,
     summarize_cohort,
 )
-from mil.reporting.cohort_report.crosstab import count_by
 from mil.reporting.cohort_report.page import choose_for_gallery
-from mil.reporting.cohort_report.statistics import Variable, group_test, statistics
+from mil.reporting.cohort_report.slides import Variable
+from mil.reporting.cohort_report.statistics import count_by, group_test, statistics
 from mil.reporting.cohort_report.table import SlideTable
 from tests.browser import needs_browser, open_tab
 from tests.fakes import make_bag, real_data

@@ -37,9 +37,13 @@ from mil.reporting.run_report import (
     shortcut_probabilities,
     write_report,
 )
-from mil.reporting.run_report.calibration import measure_reliability
 from mil.reporting.run_report.data import ReportData, read_report_data
-from mil.reporting.run_report.subgroups import score_centres, score_folds, score_repeats
+from mil.reporting.run_report.scores import (
+    measure_reliability,
+    score_centres,
+    score_folds,
+    score_repeats,
+)
 from mil.reporting.run_report.tables import calibration_table, confusion_table, findings
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions

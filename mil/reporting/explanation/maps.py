@@ -1,4 +1,4 @@
-"""Maps, tiles and exports of one slide, with its pixels if the slide file can be read."""
+"""Maps, tiles and exports of one slide or series on its explanation page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from features.bags.bag import BagMeta
-from features.errors import SlideError, TileError
+from features.errors import MilError, SlideError, TileError
+from features.series.config import series_config_from_fingerprint
+from features.series.manifest import SeriesSpec
+from features.series.series import open_series
 from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide
 from features.tiling.grid import read_tile
@@ -29,9 +34,9 @@ from features.visualization.pyramid_tiff import write_heatmap_tiff
 from mil.inference.attention import Explanation, SlideAttention
 from mil.inference.attention_export import write_geojson, write_tile_table
 from mil.reporting.explanation.page import MapView, SlideView, TileView
-from mil.reporting.figures import embed_image
+from mil.reporting.figures import MARK_COLOUR, class_styles, embed_image, render_figure
 
-__all__ = ["show_slide"]
+__all__ = ["show_series", "show_slide"]
 
 _MAP_PX = 1600
 _MAP_QUALITY = 88
@@ -100,8 +105,8 @@ def show_slide(
     return SlideView(
         slide=slide,
         maps=list(_draw(maps, layout, pixels.overview, slide)),
-        top=[_tile_view(i, pixels, slide) for i in top_tiles],
-        bottom=[_tile_view(i, pixels, slide) for i in bottom_tiles],
+        top=_tile_views(slide, top_tiles, pixels.tiles),
+        bottom=_tile_views(slide, bottom_tiles, pixels.tiles),
         note=pixels.note if path else missing,
         overlay_downsample=downsample,
         files={
@@ -109,6 +114,46 @@ def show_slide(
             "rectangles for QuPath (GeoJSON)": f"{name}.geojson",
             "overlay of percentiles (TIFF pyramid)": f"{name}.overlay.tif",
         },
+    )
+
+
+def show_series(
+    slide: SlideAttention,
+    folder: Path,
+    *,
+    spec: SeriesSpec | None,
+    missing: str,
+    top: int,
+    classes: Sequence[str],
+) -> SlideView:
+    """Draw the attention of a series by position, show images, and write the table to the folder.
+
+    A series that cannot be read is shown without its images, with the reason; ``missing`` is the
+    reason if its files are not known (``spec`` is None). ``top`` is the number of most and of least
+    attended images.
+
+    Raises
+    ------
+    OutputError
+        If the table cannot be written.
+    """
+    name = f"{slide.meta.slide_id}.csv"
+    write_tile_table(folder / name, slide, classes=classes)
+    top_images, bottom_images = slide.most(top).tolist(), slide.least(top).tolist()
+    images: dict[int, RgbArray] = {}
+    note = missing
+    if spec is not None:
+        try:
+            images, note = _read_images(spec, slide, [*top_images, *bottom_images]), ""
+        except MilError as error:
+            note = f"{error}."
+    return SlideView(
+        slide=slide,
+        maps=[_position_chart(slide)],
+        top=_tile_views(slide, top_images, images),
+        bottom=_tile_views(slide, bottom_images, images),
+        note=note,
+        files={"table (CSV)": name},
     )
 
 
@@ -222,10 +267,56 @@ def _draw(
         )  # fmt: skip
 
 
-def _tile_view(index: int, pixels: _SlidePixels, slide: SlideAttention) -> TileView:
-    tile = pixels.tiles.get(index)
-    if tile is None:
-        return TileView(index=index)
-    x_px0, y_px0 = slide.coords_px0[index].tolist()
-    alt = f"Tile at x {x_px0:,}, y {y_px0:,} of slide {slide.meta.slide_id}"
-    return TileView(index=index, image=embed_image(Image.fromarray(tile), alt=alt, max_px=_TILE_PX))
+def _tile_views(
+    slide: SlideAttention, indices: Sequence[int], pixels: Mapping[int, RgbArray]
+) -> list[TileView]:
+    """Return tiles of a slide or images of a series, with their pixels if known."""
+    what, whole = ("Tile at ", "slide") if slide.order is None else ("", "series")
+    views = []
+    for index in indices:
+        image = None
+        if index in pixels:
+            alt = f"{what}{slide.place(index)} of {whole} {slide.meta.slide_id}"
+            image = embed_image(Image.fromarray(pixels[index]), alt=alt, max_px=_TILE_PX)
+        views.append(TileView(index=index, image=image))
+    return views
+
+
+def _read_images(
+    spec: SeriesSpec, slide: SlideAttention, indices: Sequence[int]
+) -> dict[int, RgbArray]:
+    """Return images as they were embedded, by their row in the bag."""
+    settings = series_config_from_fingerprint(slide.meta.fingerprint)
+    opened = open_series(spec, windows=settings.windows, side_px=settings.side_px)
+    positions = {image.source: position for position, image in enumerate(opened.images)}
+    images = {}
+    for index in indices:
+        source = (slide.source or ())[index]
+        pixels = opened.read(positions[source]) if source in positions else None
+        if isinstance(pixels, np.ndarray):
+            images[index] = pixels
+    return images
+
+
+def _position_chart(slide: SlideAttention) -> MapView:
+    """Draw one bar per image, with the most attended one highlighted."""
+    positions = np.arange(len(slide.attention)) if slide.order is None else slide.order
+    highest = int(slide.most(1)[0])
+    (style,) = class_styles(["attention"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        colours = [MARK_COLOUR if i == highest else style.colour for i in range(len(positions))]
+        axes.bar(positions + 1, slide.attention, width=0.9, color=colours)
+        axes.set(xlabel="position in the series", ylabel="attention")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+
+    alt = (
+        f"Attention by position in series {slide.meta.slide_id}: most on {slide.place(highest)}, "
+        f"{100 * slide.attention[highest]:.1f} %"
+    )
+    return MapView(
+        key="position",
+        label="attention by position",
+        image=render_figure(paint, alt=alt, height_in=2.6),
+    )

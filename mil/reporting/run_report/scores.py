@@ -1,4 +1,4 @@
-"""Scores of folds, repeats and centres."""
+"""Scores of folds, repeats and centres, and reliability before and after calibration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mil.calibration.priors import balanced
 from mil.evaluation.bootstrap import stratified_bootstrap
-from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
+from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
+from mil.evaluation.metrics import Interval, auroc, brier_score, prior_weights, weighted_log_loss
+from mil.evaluation.reliability import (
+    ExpectedError,
+    ReliabilityBin,
+    expected_error,
+    reliability_table,
+)
 from mil.reporting.run_report.data import ReportData
 
-__all__ = ["SubgroupScore", "score_centres", "score_folds", "score_repeats"]
+__all__ = [
+    "Reliability",
+    "SubgroupScore",
+    "measure_reliability",
+    "score_centres",
+    "score_folds",
+    "score_repeats",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
 _METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
 _N_RESAMPLES = 300
+_MAX_BINS = 10
+_PATIENTS_PER_BIN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +46,22 @@ class SubgroupScore:
     """Number of patients per class."""
     scores: Mapping[str, Interval]
     """Scores by metric; empty if a class does not occur. Limits are NaN without resampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Calibration metrics of one kind of probabilities."""
+
+    bins: Mapping[int, tuple[ReliabilityBin, ...]]
+    """Bins by class index."""
+    error: ExpectedError
+    """Expected calibration error, and its value under perfect calibration."""
+    slope: float
+    """Calibration slope, below 1 if overconfident; NaN if not defined."""
+    intercept: float
+    """See :func:`mil.evaluation.calibration_slope.intercept_of`; NaN if not defined."""
+    brier: float
+    """Brier score, 0 to 2."""
 
 
 def score_repeats(data: ReportData) -> tuple[SubgroupScore, ...]:
@@ -67,6 +99,29 @@ def score_centres(data: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
             seed=seed,
         )
         for index in np.argsort(-counts, kind="stable")
+    )
+
+
+def measure_reliability(data: ReportData, kind: str, *, seed: int) -> Reliability:
+    """Return the reliability of one kind of probabilities in the first repeat.
+
+    Bins have equal mass; there are ten, or fewer if ten would hold less than a dozen patients each.
+    """
+    proba, labels = data.first[kind], data.labels
+    prior: npt.NDArray[np.float64] = balanced(data.classes)
+    slope, intercepts = calibration_slope_and_intercepts(proba, labels)
+    n_bins = int(np.clip(len(labels) // _PATIENTS_PER_BIN, 3, _MAX_BINS))
+    return Reliability(
+        bins={
+            index: reliability_table(proba, labels, index, prior=prior, n_bins=n_bins)
+            for index in range(len(data.classes))
+        },
+        error=expected_error(proba, labels, prior=prior, seed=seed, n_bins=n_bins),
+        slope=slope,
+        intercept=intercept_of(intercepts),
+        brier=brier_score(
+            proba, labels, weights=prior_weights(labels, None, n_classes=len(data.classes))
+        ),
     )
 
 
