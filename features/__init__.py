@@ -22,15 +22,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from features.bags.h5 import read_bag
+    from features.bags.store import open_bags
     from features.embedding.config import EmbedConfig
     from features.embedding.pipeline import embed_slides
-    from features.slides.reader import open_slide
+    from features.slides.reader import find_slides, open_slide
 
-__all__ = ["EmbedConfig", "embed_slides", "open_slide", "read_bag"]
+__all__ = [
+    "EmbedConfig",
+    "embed_slides",
+    "find_slides",
+    "open_bags",
+    "open_slide",
+    "read_bag",
+]
 
 _MODULES = {
     "EmbedConfig": "features.embedding.config",
     "embed_slides": "features.embedding.pipeline",
+    "find_slides": "features.slides.reader",
+    "open_bags": "features.bags.store",
     "open_slide": "features.slides.reader",
     "read_bag": "features.bags.h5",
 }

@@ -22,16 +22,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mil.classifier import MILClassifier
+    from mil.data.bags import load_patient_bags
+    from mil.data.cohort import read_cohort
     from mil.inference.bundle import load_bundle
     from mil.inference.predict import predict
+    from mil.training.config import TrainConfig
     from mil.training_run import train_run
 
-__all__ = ["MILClassifier", "load_bundle", "predict", "train_run"]
+__all__ = [
+    "MILClassifier",
+    "TrainConfig",
+    "load_bundle",
+    "load_patient_bags",
+    "predict",
+    "read_cohort",
+    "train_run",
+]
 
 _MODULES = {
     "MILClassifier": "mil.classifier",
+    "TrainConfig": "mil.training.config",
     "load_bundle": "mil.inference.bundle",
+    "load_patient_bags": "mil.data.bags",
     "predict": "mil.inference.predict",
+    "read_cohort": "mil.data.cohort",
     "train_run": "mil.training_run",
 }
 
