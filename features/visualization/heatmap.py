@@ -157,7 +157,7 @@ def rasterize(
 
 
 def apply_colormap(values: Floats, scale: ColorScale) -> RgbArray:
-    """Return the colour of each value, shape (*values.shape, 3), uint8; NaN has the lowest one."""
+    """Return the colour of each value, shape (..., 3), uint8; NaN has the lowest one."""
     palette = mpl.colormaps[scale.palette](np.arange(256), bytes=True)[:, :3]
     part = (np.nan_to_num(values, nan=scale.low) - scale.low) / ((scale.high - scale.low) or 1.0)
     indices = np.rint(255 * np.clip(part, 0, 1)).astype(np.uint8)
