@@ -1,4 +1,4 @@
-"""Files, tables, paths, text, and hardware: shared by all rooms, knows none."""
+"""Atomic files, CSV tables, paths, text, hardware, torch files and image headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module per reader library."""
+"""Readers, one module per library."""
 
 from __future__ import annotations
 
