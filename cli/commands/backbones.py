@@ -72,7 +72,7 @@ def _measure(
     found: list[EncoderInfo], device: str, batch: int, execution: str
 ) -> dict[str, dict[str, object]]:
     """Speed of each backbone that can serve, or why it has none, by name."""
-    from features.encoders.registry import measure_backbone
+    from features.encoders.registry import measure_encoder
     from features.errors import EncoderError
     from features.parallel.devices import choose_device
 
@@ -81,7 +81,7 @@ def _measure(
     with progress_bar("backbones") as bars:
         for name in bars.track(usable, description="measuring"):
             try:
-                rate, ran = measure_backbone(
+                rate, ran = measure_encoder(
                     name, device=chosen, batch_tiles=batch, execution=execution
                 )
             except EncoderError as error:

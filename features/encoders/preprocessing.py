@@ -1,4 +1,4 @@
-"""What a backbone wants done to tiles before it sees them."""
+"""Preprocessing of tiles: input size, interpolation, mean and standard deviation of a model."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ __all__ = ["ConcatPreprocessing", "Preprocessing", "resolve_preprocessing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a backbone wants done to a tile, from timm's data configuration of the model.
+    """Preprocessing of one encoder, from timm's data configuration of the model.
 
-    A tile is scaled to ``input_px`` as a whole: the centre crop of ImageNet evaluation would throw
-    away tissue at its border.
+    A tile is scaled to ``input_px`` as a whole: the centre crop of ImageNet evaluation would lose
+    tissue at its border.
     """
 
     input_px: int
-    """Side of the square the network sees, px."""
+    """Side of the network's square input, px."""
     interpolation: str
-    """``bicubic`` or ``bilinear``, used only where a tile has another size."""
+    """``bicubic`` or ``bilinear``, used only for tiles of another size."""
     mean: tuple[float, ...]
-    """Subtracted from each channel, on a scale of 0 to 1."""
+    """Mean of each channel, on a scale of 0 to 1."""
     std: tuple[float, ...]
-    """Each channel is divided by it, on a scale of 0 to 1."""
+    """Standard deviation of each channel, on a scale of 0 to 1."""
 
     def as_json(self) -> str:
-        """One line for the bag: equal preprocessing gives equal text."""
+        """Return one line of JSON, equal for equal preprocessing."""
         return as_json(**self.__dict__)
 
 
 @dataclass(frozen=True)
 class ConcatPreprocessing:
-    """What several backbones want done to a tile, each for itself."""
+    """Preprocessing of several encoders on the same tiles."""
 
     parts: tuple[Preprocessing, ...]
-    """One a backbone, in their order."""
+    """One per encoder, in order."""
 
     def as_json(self) -> str:
-        """One line for the bag: equal preprocessing gives equal text."""
+        """Return one line of JSON, equal for equal preprocessing."""
         return as_json(parts=[part.__dict__ for part in self.parts])
 
 
 def resolve_preprocessing(model: nn.Module) -> Preprocessing:
-    """What timm's data configuration says of a model.
+    """Read the preprocessing from timm's data configuration of a model.
 
     Parameters
     ----------
     model
-        Built by timm.
+        Model built by timm.
     """
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    # Some timm models ask for lanczos or random interpolation, which torch cannot do on a device.
+    # Some timm models state lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]
     return Preprocessing(
         input_px=int(config["input_size"][-1]),

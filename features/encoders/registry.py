@@ -1,4 +1,4 @@
-"""What backbones there are: input, dim, parameters, licence, weights here, speed here."""
+"""Catalogue of timm encoders: input size, dim, parameters, licence, local weights, speed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from timm.models import get_pretrained_cfg
 
 from features.encoders.encoder import TimmEncoder, measure_dim
 from features.encoders.preprocessing import resolve_preprocessing
-from features.encoders.weights import DEFAULT_BACKBONE, build_untrained, require_known, weights_here
+from features.encoders.weights import (
+    DEFAULT_BACKBONE,
+    build_untrained,
+    local_weights,
+    require_known,
+)
 from features.errors import EncoderError
 
 __all__ = [
-    "WELL_TRIED",
+    "COMMON_ENCODERS",
     "EncoderInfo",
     "encoder_info",
     "list_encoders",
-    "measure_backbone",
+    "measure_encoder",
 ]
 
-WELL_TRIED = (
+COMMON_ENCODERS = (
     DEFAULT_BACKBONE,
     "resnet18",
     "resnet50",
@@ -34,102 +39,102 @@ WELL_TRIED = (
     "vit_small_patch16_224",
     "vit_small_patch14_dinov2",
 )
-"""A short list to begin with: small and middling, of several families, widely used."""
+"""Short list to begin with: small and medium models of several families, widely used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """What is known of a backbone without its weights."""
+    """Properties of an encoder that are known without its weights."""
 
     name: str
     """Name in timm."""
     input_px: int = 0
-    """Side of the square it sees, px; 0 if it cannot serve."""
+    """Side of its square input, px; 0 if unusable."""
     dim: int = 0
-    """Length of an embedding; 0 if it cannot serve."""
+    """Length of an embedding; 0 if unusable."""
     n_parameters: int = 0
-    """Weights without the classifier; 0 if it cannot serve."""
+    """Number of weights without the classifier; 0 if unusable."""
     licence: str = ""
-    """Licence of the weights as timm states it; empty where it does not."""
+    """Licence of the weights as stated by timm, or empty."""
     weights_here: str = ""
-    """``package``, ``hub cache``, or empty where they are not on this machine."""
+    """``package``, ``hub cache``, or empty if the weights are not on this machine."""
     unusable: str = ""
-    """Why it cannot serve; empty if it can."""
+    """Reason why it cannot be used; empty if it can."""
 
 
 def list_encoders(pattern: str | None = None) -> list[str]:
-    """Names in timm, in alphabetical order.
+    """List timm names in alphabetical order.
 
     Parameters
     ----------
     pattern
-        Name with wildcards, e.g. ``*vit*``; with a dot, names with tags are searched. Without a
-        pattern: well-tried ones, and those whose weights are in the hub's cache.
+        Name with wildcards, e.g. ``*vit*``; with a dot, names with tags are searched. Default: a
+        short list of widely used models, and those whose weights are in the hub's cache.
 
     Raises
     ------
     EncoderError
-        If nothing fits the pattern.
+        If no name matches the pattern.
     """
     if pattern is None:
-        return list(dict.fromkeys([*WELL_TRIED, *_cached_names()]))
-    found: list[str] = timm.list_models(pattern, pretrained="." in pattern)
-    if not found:
-        require_known(pattern)  # says what comes close
+        return list(dict.fromkeys([*COMMON_ENCODERS, *_cached_names()]))
+    names: list[str] = timm.list_models(pattern, pretrained="." in pattern)
+    if not names:
+        require_known(pattern)  # its error names the closest matches
         raise EncoderError(
             f"backbone {pattern!r}",
             actual="timm knows no such name",
             hint="Use wildcards, e.g. 'mil backbones \"*vit*\"'.",
         )
-    return found
+    return names
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """What is known of a backbone, from a copy of it without memory for its weights.
+    """Describe an encoder without loading weights.
 
-    Nothing is loaded or computed: the network is laid out on torch's meta device, which knows
-    shapes alone. One that does not give one vector an image is told in ``unusable``.
+    The network is built on torch's meta device, which knows shapes alone. A network that does not
+    return one vector per image gets the reason in ``unusable``.
 
     Parameters
     ----------
     name
         Name in timm, with or without a tag.
     """
-    about = EncoderInfo(name=name, licence=_licence(name), weights_here=weights_here(name))
+    info = EncoderInfo(name=name, licence=_licence(name), weights_here=local_weights(name))
     try:
         with torch.device("meta"):
             model = build_untrained(name).eval()
             side = resolve_preprocessing(model).input_px
             dim = measure_dim(model, name, torch.empty(1, 3, side, side))
     except EncoderError as error:
-        return replace(about, unusable=error.actual)
+        return replace(info, unusable=error.actual)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return replace(about, unusable=f"not known without weights ({reason[:80]})")
+        return replace(info, unusable=f"not known without weights ({reason[:80]})")
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return replace(about, input_px=side, dim=dim, n_parameters=n_parameters)
+    return replace(info, input_px=side, dim=dim, n_parameters=n_parameters)
 
 
-def measure_backbone(
+def measure_encoder(
     name: str, *, device: torch.device, batch_tiles: int, execution: str = "eager"
 ) -> tuple[float, str]:
-    """Tiles a second through a backbone with random weights, on batches that lie ready.
+    """Measure an encoder with random weights on prepared batches.
 
     Parameters
     ----------
     name
         Name in timm, with or without a tag.
     device
-        Where it shall run.
+        Device of the network.
     batch_tiles
-        Tiles the network sees at once.
+        Batch size, tiles.
     execution
         As for :func:`features.encoders.encoder.load_encoder`.
 
     Returns
     -------
     tuple
-        Tiles a second, and how the backbone ran, e.g. ``eager float32 batch 16``.
+        Tiles per second, and the runtime, e.g. ``eager float32 batch 16``.
     """
     torch.manual_seed(0)
     model = build_untrained(name)
@@ -147,7 +152,7 @@ def _licence(name: str) -> str:
 
 
 def _cached_names() -> list[str]:
-    """Models whose weights timm fetched from the hub before, with their tags."""
+    """List models, with tags, whose weights are in the hub's cache."""
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:

@@ -1,4 +1,4 @@
-"""Ways to run a frozen network on this machine, each checked against plain float32 before use."""
+"""Runtimes of a frozen network (eager, torch.compile, ONNX Runtime), checked against float32."""
 
 from __future__ import annotations
 
@@ -38,29 +38,28 @@ Network = Callable[[Tensor], Tensor]
 _PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _LARGEST_ERROR = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}
-"""Largest relative distance of an embedding from plain float32. Half precision rounds every
-product to 3e-4 (float16) or 2e-3 (bfloat16); one part in a hundred of an embedding's length is
-what may be left of it."""
+"""Largest relative distance of an embedding from eager float32. Half precision rounds every
+product to 3e-4 (float16) or 2e-3 (bfloat16), of which 1 % of an embedding's length may remain."""
 
 _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
-"""What it takes to start a way, s: an assumption, used only to leave out what cannot pay back."""
+"""Assumed start-up time of each runtime, seconds: skips runtimes that cannot pay off."""
 
 _BEST_GAIN = 4.0
-"""A way is not expected to be more than so many times faster than plain float32."""
+"""Largest speed-up over eager float32 that is expected of any runtime."""
 
 _MEASURED_S = 1.0
 _LEAST_BATCHES, _MOST_BATCHES = 2, 50
 _TILES_COMPARED = 4
 
 _FEW_BATCHES = 4
-"""A job of so few batches is done in about the time that measuring takes."""
+"""Number of batches that take about as long as the measurement itself."""
 
 _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One way to run a network."""
+    """Engine and precision in which a network runs."""
 
     engine: str
     """``eager`` (torch as it is), ``compile`` (torch.compile), ``onnx`` (ONNX Runtime, CPU)."""
@@ -68,60 +67,58 @@ class Runtime:
     """``float32``; ``float16`` or ``bfloat16`` are autocast, on CUDA only."""
 
     def __str__(self) -> str:
-        """As it is written down, e.g. ``onnx float32``."""
+        """Return the stored form, e.g. ``onnx float32``."""
         return f"{self.engine} {self.precision}"
 
 
 EAGER = Runtime(engine="eager")
-"""The way all others are checked against."""
+"""The reference for all other runtimes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeTrial:
-    """What came of trying one way."""
+    """Result of trying one runtime."""
 
-    way: Runtime
-    """The way."""
+    runtime: Runtime
     start_s: float = math.nan
-    """Seconds to export, compile and check it; NaN if it was not started."""
+    """Seconds for export, compilation and check; NaN if not started."""
     tiles_per_s: float = math.nan
-    """Tiles a second on batches that lie ready; NaN if it was not measured."""
+    """Throughput on prepared batches, tiles per second; NaN if not measured."""
     relative_error: float = math.nan
-    """Largest distance of an embedding from plain float32, relative to its length."""
+    """Largest distance of an embedding from eager float32, relative to its length."""
     refused: str = ""
-    """Why it may not be chosen; empty if it may."""
+    """Reason why it may not be chosen; empty if it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeChoice:
-    """The fastest way that is right, and how it was found."""
+    """Fastest valid runtime, and the trials that led to it."""
 
-    way: Runtime
-    """The way chosen."""
+    runtime: Runtime
     network: Network
-    """The network, run in that way."""
+    """Network as that runtime runs it."""
     trials: tuple[RuntimeTrial, ...]
-    """All ways that were looked at, in the order of looking."""
+    """All runtimes considered, in order."""
 
 
 def parse_execution(text: str) -> tuple[Runtime, int | None]:
-    """Way and batch of a text such as ``onnx``, ``compile float16`` or ``eager float32 batch 64``.
+    """Parse a text such as ``onnx``, ``compile float16`` or ``eager float32 batch 64``.
 
     Returns
     -------
     tuple
-        The way, and the batch in tiles, or None where the text does not say.
+        Runtime, and batch size in tiles or None where the text states none.
 
     Raises
     ------
     EncoderError
-        If there is no such way.
+        If there is no such runtime.
     """
     match = re.fullmatch(r"(\w+)(?: (\w+))?(?: batch (\d+))?", text)
     if match is None or match[1] not in _START_S or (match[2] or "float32") not in _PRECISIONS:
         raise EncoderError(
             f"execution {text!r}",
-            actual="no such way to run a backbone",
+            actual="no such runtime",
             expected=f"auto, {', '.join(_START_S)}, or one of these with a precision "
             f"({', '.join(_PRECISIONS)})",
         )
@@ -130,10 +127,10 @@ def parse_execution(text: str) -> tuple[Runtime, int | None]:
 
 
 def candidate_runtimes(device: torch.device) -> list[Runtime]:
-    """Ways worth trying on a kind of device, plain float32 first, then the cheapest to start.
+    """List the runtimes worth trying on a device, eager float32 first, then by start-up time.
 
-    bfloat16 on a CPU is not among them: its embeddings of the default backbone are 6 % off, and
-    without units for it, it is ten times slower.
+    bfloat16 on a CPU is left out: the default encoder's embeddings are 6 % off, and without units
+    for bfloat16 it is ten times slower.
     """
     if device.type == "cuda":
         half = ["float16"]
@@ -147,82 +144,82 @@ def candidate_runtimes(device: torch.device) -> list[Runtime]:
     return [EAGER]
 
 
-def compile_model(model: nn.Module, way: Runtime, *, example: Tensor) -> Network:
-    """A frozen model, made ready to run in one way and compared with plain float32.
+def compile_model(model: nn.Module, runtime: Runtime, *, example: Tensor) -> Network:
+    """Prepare a frozen model for a runtime and compare its embeddings with eager float32.
 
     Parameters
     ----------
     model
-        In evaluation mode, on its device.
-    way
-        How to run it.
+        Model in evaluation mode, on its device.
+    runtime
+        Engine and precision.
     example
-        Pixels of one batch, shape (batch, 3, side, side), float32, normalised; all later batches
+        One batch, shape (batch, 3, side_px, side_px), float32, normalised; all later batches must
         have this shape.
 
     Raises
     ------
     EncoderError
-        If it cannot run this way here, or gives other embeddings; the message says why.
+        If the runtime does not work here or changes the embeddings; the message says why.
     """
-    if way == EAGER:
+    if runtime == EAGER:
         return model
-    return _start(model, way, example)[0]
+    return _start(model, runtime, example)[0]
 
 
 def select_runtime(
     model: nn.Module,
     *,
     example: Tensor,
-    ways: Sequence[Runtime] | None = None,
+    runtimes: Sequence[Runtime] | None = None,
     n_tiles_expected: int | None = None,
 ) -> RuntimeChoice:
-    """Try the ways on this machine and take the fastest that gives the right embeddings.
+    """Select the fastest runtime on this machine whose embeddings agree with eager float32.
 
-    Each way is started, compared with plain float32 on the example and timed for about a second.
-    Starting costs seconds (ONNX) to a minute (compilation), so where the number of tiles is known,
-    ways whose start cannot pay back are not tried.
+    Each runtime is started, compared on the example and timed for about a second. Starting takes
+    seconds (ONNX) to a minute (compilation), so with a known number of tiles, runtimes whose
+    start-up cannot pay off are skipped.
 
     Parameters
     ----------
     model
-        In evaluation mode, on its device.
+        Model in evaluation mode, on its device.
     example
-        Pixels of one batch, shape (batch, 3, side, side), float32, normalised.
-    ways
-        Ways to try; all that make sense on the device by default.
+        One batch, shape (batch, 3, side_px, side_px), float32, normalised.
+    runtimes
+        Runtimes to try; default: all candidates for the device.
     n_tiles_expected
-        Tiles that are to be embedded, where known.
+        Number of tiles to come, if known.
     """
     if n_tiles_expected is not None and n_tiles_expected <= _FEW_BATCHES * len(example):
-        return RuntimeChoice(way=EAGER, network=model, trials=())
+        return RuntimeChoice(runtime=EAGER, network=model, trials=())
     best, network = _try(model, EAGER, example)
     trials = [best]
-    for way in candidate_runtimes(example.device) if ways is None else ways:
-        if way == EAGER:
+    for runtime in candidate_runtimes(example.device) if runtimes is None else runtimes:
+        if runtime == EAGER:
             continue
-        if not _pays_back(way, best.tiles_per_s, n_tiles_expected):
+        if not _pays_back(runtime, best.tiles_per_s, n_tiles_expected):
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
-            trials.append(RuntimeTrial(way=way, refused=refused))
+            trials.append(RuntimeTrial(runtime=runtime, refused=refused))
             continue
-        trial, tried = _try(model, way, example)
+        trial, tried = _try(model, runtime, example)
         trials.append(trial)
         if trial.tiles_per_s > best.tiles_per_s:  # false for NaN
             best, network = trial, tried
-    return RuntimeChoice(way=best.way, network=network, trials=tuple(trials))
+    return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
 
 
 def measure_network(network: Network, example: Tensor) -> float:
-    """Tiles a second on one batch again and again, after a first that does not count.
+    """Measure throughput on a repeated batch, tiles per second, after one warm-up batch.
 
-    The median batch tells, so that a busy moment does not decide.
+    The median over batches is used, so that a busy moment does not decide.
 
     Parameters
     ----------
     network
-        The network, made ready.
+        Prepared network.
     example
-        Pixels of one batch, shape (batch, 3, side, side), float32, normalised.
+        One batch, shape (batch, 3, side_px, side_px), float32, normalised.
     """
     times: list[float] = []
     with torch.inference_mode():
@@ -236,8 +233,8 @@ def measure_network(network: Network, example: Tensor) -> float:
     return len(example) / median(times)
 
 
-def _in_precision(network: Network, way: Runtime) -> Network:
-    dtype = _PRECISIONS[way.precision]
+def _in_precision(network: Network, runtime: Runtime) -> Network:
+    dtype = _PRECISIONS[runtime.precision]
     if dtype is None:
         return network
 
@@ -249,47 +246,48 @@ def _in_precision(network: Network, way: Runtime) -> Network:
     return run
 
 
-def _pays_back(way: Runtime, tiles_per_s: float, n_tiles: int | None) -> bool:
-    """Whether the time a way could save at best exceeds what its start takes."""
+def _pays_back(runtime: Runtime, tiles_per_s: float, n_tiles: int | None) -> bool:
+    """Return True if the runtime can save more time than its start-up takes."""
     if n_tiles is None:
         return True
-    return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[way.engine]
+    return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[runtime.engine]
 
 
-def _try(model: nn.Module, way: Runtime, example: Tensor) -> tuple[RuntimeTrial, Network]:
-    """Start a way and time it; one that cannot be used is told and not measured."""
+def _try(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[RuntimeTrial, Network]:
+    """Start a runtime and time it; a runtime that fails is recorded with the reason."""
     started = time.perf_counter()
     try:
-        network, error = _start(model, way, example)
+        network, error = _start(model, runtime, example)
     except EncoderError as refusal:
-        return RuntimeTrial(way=way, refused=refusal.actual), model
+        return RuntimeTrial(runtime=runtime, refused=refusal.actual), model
     start_s = time.perf_counter() - started
     rate = measure_network(network, example)
-    return RuntimeTrial(way=way, start_s=start_s, relative_error=error, tiles_per_s=rate), network
+    trial = RuntimeTrial(runtime=runtime, start_s=start_s, relative_error=error, tiles_per_s=rate)
+    return trial, network
 
 
-def _start(model: nn.Module, way: Runtime, example: Tensor) -> tuple[Network, float]:
-    """The network run in one way, and how far off its embeddings are."""
-    if way.engine == "onnx":
-        _require_onnx(way, example.device)
+def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network, float]:
+    """Start a runtime; return its network and the relative error of its embeddings."""
+    if runtime.engine == "onnx":
+        _require_onnx(runtime, example.device)
     try:
-        with _quietly():
-            network = _network(model, way, example)
+        with _silenced():
+            network = _network(model, runtime, example)
             with torch.inference_mode():
                 expected = model(example[:_TILES_COMPARED]).float()
                 error = _relative_error(network(example)[:_TILES_COMPARED], expected)
     except Exception as failure:
-        # Exporters and compilers fail in as many ways as there are models and machines.
+        # Exporters and compilers raise errors of any type, depending on model and machine.
         reason = next(iter(str(failure).strip().splitlines()), "") or type(failure).__name__
         raise EncoderError(
-            f"execution '{way}'",
+            f"execution '{runtime}'",
             actual=f"it cannot run here ({reason[:160]})",
             hint=_ADVICE,
         ) from failure
-    limit = _LARGEST_ERROR[way.precision]
+    limit = _LARGEST_ERROR[runtime.precision]
     if not error <= limit:  # so that NaN is refused as well
         raise EncoderError(
-            f"execution '{way}'",
+            f"execution '{runtime}'",
             actual=f"its embeddings are {error:.1e} off",
             expected=f"at most {limit:.0e} of plain float32",
             hint=_ADVICE,
@@ -297,36 +295,36 @@ def _start(model: nn.Module, way: Runtime, example: Tensor) -> tuple[Network, fl
     return network, error
 
 
-def _network(model: nn.Module, way: Runtime, example: Tensor) -> Network:
-    if way.engine == "onnx":
+def _network(model: nn.Module, runtime: Runtime, example: Tensor) -> Network:
+    if runtime.engine == "onnx":
         return _onnx_network(model, example)
-    network = torch.compile(model, dynamic=False) if way.engine == "compile" else model
-    return _in_precision(network, way)
+    network = torch.compile(model, dynamic=False) if runtime.engine == "compile" else model
+    return _in_precision(network, runtime)
 
 
-def _require_onnx(way: Runtime, device: torch.device) -> None:
+def _require_onnx(runtime: Runtime, device: torch.device) -> None:
     packages = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
-            f"execution '{way}'",
+            f"execution '{runtime}'",
             actual=f"not installed: {', '.join(missing)}",
             hint="Install them: pip install 'mil-slides[onnx]'",
         )
-    if device.type != "cpu" or way.precision != "float32":
+    if device.type != "cpu" or runtime.precision != "float32":
         raise EncoderError(
-            f"execution '{way}'",
-            actual=f"{way.precision} on {device}",
+            f"execution '{runtime}'",
+            actual=f"{runtime.precision} on {device}",
             expected="float32 on cpu",
             hint=_ADVICE,
         )
 
 
 def _onnx_network(model: nn.Module, example: Tensor) -> Network:
-    """Export to ONNX, run by ONNX Runtime on as many threads as torch has.
+    """Export to ONNX and run with ONNX Runtime on as many threads as torch uses.
 
-    Each thread takes a part of the batch through all layers: threads that share a layer wait for
-    each other after it, and for the slowest wherever others use the cores too.
+    Each thread takes a part of the batch through all layers: threads that share a layer would wait
+    for each other after it, and for the slowest wherever other processes use the cores.
     """
     import onnxruntime  # noqa: PLC0415 - an extra, and heavy
 
@@ -362,15 +360,15 @@ def _largest_divisor(number: int, *, most: int) -> int:
     return next(part for part in range(min(number, most), 0, -1) if number % part == 0)
 
 
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest distance between two embeddings of a tile, relative to the length of the second."""
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest distance of an embedding, shape (n, dim), from the expected one."""
     lengths = expected.norm(dim=1).clamp(min=1e-12)
-    return float(((found.float() - expected).norm(dim=1) / lengths).max())
+    return float(((actual.float() - expected).norm(dim=1) / lengths).max())
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the chatter of exporters and compilers from the terminal; failures still raise."""
+def _silenced() -> Iterator[None]:
+    """Silence logs and warnings of exporters and compilers; failures still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Pixels on their way to a device, and embeddings on their way back."""
+"""Asynchronous copies of pixels to a device and of embeddings back to the CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ __all__ = ["AsyncResult", "ConcatResult", "DeviceTransfer", "PinnedBufferPool"]
 
 
 class PinnedBufferPool:
-    """Memory of batches, used again and again: the kernel would clear new pages for each.
+    """Reusable batch buffers; the kernel would clear new pages for each new allocation.
 
     Parameters
     ----------
     pinned
-        Whether a GPU shall copy from it: memory that stays in place is copied while the GPU
-        computes, other memory is not.
+        Page-lock the buffers, so that a GPU copies them while it computes.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -30,7 +29,7 @@ class PinnedBufferPool:
         self._spare: list[RgbArray] = []
 
     def stack(self, tiles: Sequence[RgbArray]) -> RgbArray:
-        """Tiles of one shape, (height_px, width_px, 3), as a batch, shape (n, height, width, 3)."""
+        """Stack tiles, each uint8 of shape (height_px, width_px, 3), along a new first axis."""
         shape = (len(tiles), *tiles[0].shape)
         fits = next((batch for batch in self._spare if batch.shape == shape), None)
         if fits is None:
@@ -39,27 +38,27 @@ class PinnedBufferPool:
             self._spare = [batch for batch in self._spare if batch is not fits]
         return np.stack(tiles, out=fits)
 
-    def give_back(self, batch: RgbArray) -> None:
-        """Take a batch back that nobody reads any more."""
+    def release(self, batch: RgbArray) -> None:
+        """Return a batch to the pool once no one reads it."""
         self._spare.append(batch)
 
 
 @dataclass(frozen=True, eq=False)
 class AsyncResult:
-    """Embeddings that a device may still be at work on."""
+    """Embeddings that the device may still be computing."""
 
     values: Tensor
-    """Shape (n, dim), float32, on the CPU; not to be read before ``wait``."""
+    """Shape (n, dim), float32, on the CPU; valid only after ``wait``."""
     event: torch.cuda.Event | None
-    """What the GPU reports when they are there; None if they are."""
+    """CUDA event recorded behind the copy; None on the CPU."""
 
     @property
-    def is_here(self) -> bool:
-        """Whether they can be had without waiting."""
+    def is_ready(self) -> bool:
+        """True if ``wait`` returns at once."""
         return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> npt.NDArray[np.float32]:
-        """The embeddings, shape (n, dim), once they are there."""
+        """Wait for the embeddings, float32 of shape (n, dim)."""
         if self.event is not None:
             self.event.synchronize()
         return np.asarray(self.values.numpy(), np.float32)
@@ -67,33 +66,33 @@ class AsyncResult:
 
 @dataclass(frozen=True, eq=False)
 class ConcatResult:
-    """Embeddings that arrive in parts."""
+    """Concatenation of several asynchronous results."""
 
     parts: Sequence[AsyncResult | ConcatResult]
-    """In their order, at least one."""
+    """At least one result, in order."""
     axis: int
-    """0 for parts that are of other tiles, 1 for such as are of other backbones."""
+    """0 if the parts hold different tiles, 1 if they hold different encoders' embeddings."""
 
     @property
-    def is_here(self) -> bool:
-        """Whether all can be had without waiting."""
-        return all(part.is_here for part in self.parts)
+    def is_ready(self) -> bool:
+        """True if ``wait`` returns at once."""
+        return all(part.is_ready for part in self.parts)
 
     def wait(self) -> npt.NDArray[np.float32]:
-        """All embeddings, shape (n, dim), once they are there."""
+        """Wait for all embeddings, float32 of shape (n, dim)."""
         return np.concatenate([part.wait() for part in self.parts], axis=self.axis)
 
 
 class DeviceTransfer:
-    """Brings pixels to a device and embeddings back.
+    """Copies of pixels to a device and of embeddings back, overlapped with computation on a GPU.
 
-    A GPU copies in a stream of its own while it computes on what came before, and nobody waits for
-    embeddings that are on their way: the next batch is sent behind them.
+    On CUDA, pixels are copied in a stream of their own while the previous batch is computed, and
+    embeddings are fetched without blocking, so that the next batch can be sent at once.
 
     Parameters
     ----------
     device
-        Where the backbone runs.
+        Device of the encoder.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +102,7 @@ class DeviceTransfer:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, tiles: RgbArray) -> Tensor:
-        """Pixels on the device, uint8; pinned memory must not change until embeddings are back."""
+        """Copy uint8 pixels to the device; pinned ones must not change before the result."""
         pixels = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
         if self._copies is None:
             return pixels.to(self._device)
@@ -111,11 +110,11 @@ class DeviceTransfer:
             sent = pixels.to(self._device, non_blocking=True)
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._copies)
-        sent.record_stream(computing)  # its memory is not given away before the network has read it
+        sent.record_stream(computing)  # keeps its memory until the network has read it
         return sent
 
     def fetch(self, embeddings: Tensor) -> AsyncResult:
-        """Embeddings, shape (n, dim), on their way back as float32."""
+        """Start to copy embeddings, shape (n, dim), to the CPU as float32."""
         if self._copies is None:
             return AsyncResult(embeddings.float().cpu(), None)
         values = embeddings.float().to("cpu", non_blocking=True)

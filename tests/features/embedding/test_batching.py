@@ -33,7 +33,7 @@ class MeanEncoder:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
         self.sizes.append(len(tiles))
         means = torch.from_numpy(tiles.mean(axis=(1, 2)).astype(np.float32))
         return ConcatResult([AsyncResult(means, None)], axis=0)
@@ -106,11 +106,11 @@ def test_broken_tiles_and_those_that_rules_leave_out_are_counted_by_place() -> N
 
 def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None:
     class Failing(MeanEncoder):
-        def begin(self, tiles: RgbArray) -> ConcatResult:
+        def embed_async(self, tiles: RgbArray) -> ConcatResult:
             if len(self.sizes) == 1:
                 self.sizes.append(0)
                 raise RuntimeError("out of memory")
-            return super().begin(tiles)
+            return super().embed_async(tiles)
 
     works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
     found = embed(works, Failing())

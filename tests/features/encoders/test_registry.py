@@ -7,11 +7,11 @@ import torch
 
 from features.encoders import registry
 from features.encoders.registry import (
-    WELL_TRIED,
+    COMMON_ENCODERS,
     EncoderInfo,
     encoder_info,
     list_encoders,
-    measure_backbone,
+    measure_encoder,
 )
 from features.encoders.weights import DEFAULT_BACKBONE, build_untrained
 from features.errors import EncoderError
@@ -34,7 +34,7 @@ def test_a_description_without_memory_equals_the_real_network(name: str) -> None
     assert shape == (1, found.dim)
 
 
-@pytest.mark.parametrize("name", WELL_TRIED)
+@pytest.mark.parametrize("name", COMMON_ENCODERS)
 def test_all_well_tried_backbones_give_one_vector(name: str) -> None:
     found = encoder_info(name)
     assert not found.unusable
@@ -68,10 +68,10 @@ def test_the_short_list_holds_what_the_hubs_cache_holds(
     names = ("timm/vit_tiny_patch16_224.augreg_in21k", "other/model", "timm/not_a_model")
     repos = [SimpleNamespace(repo_id=name) for name in names]
     monkeypatch.setattr(registry, "scan_cache_dir", lambda: SimpleNamespace(repos=repos))
-    assert list_encoders() == [*WELL_TRIED, "vit_tiny_patch16_224.augreg_in21k"]
+    assert list_encoders() == [*COMMON_ENCODERS, "vit_tiny_patch16_224.augreg_in21k"]
 
 
 def test_a_backbone_is_measured_with_random_weights() -> None:
-    rate, ran = measure_backbone("test_efficientnet", device=torch.device("cpu"), batch_tiles=2)
+    rate, ran = measure_encoder("test_efficientnet", device=torch.device("cpu"), batch_tiles=2)
     assert rate > 0
     assert ran == "eager float32 batch 2"

@@ -78,7 +78,7 @@ def test_what_is_chosen_on_cuda_is_near_plain_float32_of_the_cpu() -> None:
     with torch.inference_mode():
         expected = model(batch)
         choice = select_runtime(
-            model.cuda(), example=batch.cuda(), ways=candidate_runtimes(CUDA)[:3]
+            model.cuda(), example=batch.cuda(), runtimes=candidate_runtimes(CUDA)[:3]
         )
         found = choice.network(batch.cuda()).cpu()
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2e-2
@@ -86,12 +86,12 @@ def test_what_is_chosen_on_cuda_is_near_plain_float32_of_the_cpu() -> None:
 
 def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
     choice = select_runtime(tiny(), example=pixels())
-    assert choice.way == ONNX
-    assert [(t.way, t.tiles_per_s) for t in choice.trials] == [
+    assert choice.runtime == ONNX
+    assert [(t.runtime, t.tiles_per_s) for t in choice.trials] == [
         (EAGER, 30.0), (ONNX, 90.0), (COMPILED, 60.0),
     ]  # fmt: skip
     speeds["eager"] = 100.0
-    assert select_runtime(tiny(), example=pixels()).way == EAGER
+    assert select_runtime(tiny(), example=pixels()).runtime == EAGER
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_nothing_is_started_that_cannot_pay_back(
 def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
     monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
-    choice = select_runtime(tiny(), example=pixels(), ways=[ONNX])
-    assert choice.way == EAGER
+    choice = select_runtime(tiny(), example=pixels(), runtimes=[ONNX])
+    assert choice.runtime == EAGER
     assert choice.trials[1].refused == "its embeddings are 1.0e-02 off"
     assert math.isnan(choice.trials[1].tiles_per_s)
     with pytest.raises(EncoderError, match=r"1\.0e-02 off; expected at most 1e-03"):
@@ -120,7 +120,7 @@ def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.M
 def test_a_way_that_gives_nan_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
     monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
-    assert select_runtime(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+    assert select_runtime(tiny(), example=pixels(), runtimes=[ONNX]).runtime == EAGER
 
 
 def test_without_a_compiler_plain_float32_is_taken_quietly(
@@ -133,8 +133,8 @@ def test_without_a_compiler_plain_float32_is_taken_quietly(
         return run
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    choice = select_runtime(tiny(), example=pixels(), ways=[COMPILED])
-    assert choice.way == EAGER
+    choice = select_runtime(tiny(), example=pixels(), runtimes=[COMPILED])
+    assert choice.runtime == EAGER
     assert choice.trials[1].refused == (
         "it cannot run here (InvalidCxxCompiler: no working C++ compiler)"
     )
@@ -147,7 +147,7 @@ def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EncoderError, match=r"onnxruntime.*pip install 'mil-slides\[onnx\]'"):
         compile_model(tiny(), ONNX, example=pixels())
-    assert select_runtime(tiny(), example=pixels(), ways=[ONNX]).way == EAGER
+    assert select_runtime(tiny(), example=pixels(), runtimes=[ONNX]).runtime == EAGER
 
 
 def test_onnx_runs_in_float32_on_a_cpu_only() -> None:

@@ -32,7 +32,7 @@ class LateEvent:
 class LateEncoder(MeanEncoder):
     """Means of the channels, from pixels as they are when somebody waits."""
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
         self.sizes.append(len(tiles))
         values = torch.full((len(tiles), 3), torch.nan)
         return ConcatResult([AsyncResult(values, LateEvent(tiles, values))], axis=0)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_memory_that_came_back_is_used_for_the_next_batch_of_its_shape() -> None
     first = memory.stack(random_tiles(4))
     second = memory.stack(random_tiles(4, seed=1))
     assert not np.shares_memory(first, second)
-    memory.give_back(first)
+    memory.release(first)
     assert not np.shares_memory(memory.stack(random_tiles(3, seed=2)), first)
     third = memory.stack(random_tiles(4, seed=3))
     assert np.shares_memory(third, first)
@@ -69,9 +69,9 @@ def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch()
             raise RuntimeError(message)
 
     class BreakingEncoder(MeanEncoder):
-        def begin(self, tiles: RgbArray) -> ConcatResult:
+        def embed_async(self, tiles: RgbArray) -> ConcatResult:
             if len(self.sizes) != 1:
-                return super().begin(tiles)
+                return super().embed_async(tiles)
             self.sizes.append(0)
             values = torch.empty((len(tiles), 3))
             return ConcatResult([AsyncResult(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
@@ -92,10 +92,10 @@ def test_parts_arrive_together_and_in_their_order() -> None:
     late = AsyncResult(values, LateEvent(tiles, values))  # type: ignore[arg-type]
     here = AsyncResult(torch.ones((2, 1)), None)
     delivery = ConcatResult([here, late], axis=1)
-    assert not delivery.is_here
+    assert not delivery.is_ready
     expected = np.hstack([np.ones((2, 1)), tiles.mean(axis=(1, 2))])
     np.testing.assert_allclose(delivery.wait(), expected, rtol=1e-6)
-    assert delivery.is_here
+    assert delivery.is_ready
 
 
 def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
@@ -104,7 +104,7 @@ def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
     courier = DeviceTransfer(CPU)
     np.testing.assert_array_equal(courier.send(tiles).numpy(), tiles)
     arrival = courier.fetch(torch.ones((2, 3), dtype=torch.float16))
-    assert arrival.is_here
+    assert arrival.is_ready
     assert arrival.wait().dtype == np.float32
 
 
@@ -122,6 +122,6 @@ def test_pinned_batches_go_to_a_gpu_and_come_back_whole() -> None:
         expected.append(batch.mean(axis=(1, 2)))
         if len(arrivals) % 5 == 0:
             arrivals[-1].wait()
-            memory.give_back(batch)
+            memory.release(batch)
     for arrival, means in zip(arrivals, expected, strict=True):
         np.testing.assert_allclose(arrival.wait(), means, rtol=1e-5)

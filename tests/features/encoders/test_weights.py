@@ -13,9 +13,9 @@ from features.encoders.weights import (
     DEFAULT_BACKBONE,
     build_pretrained,
     build_untrained,
+    local_weights,
     packaged_weights,
     read_checkpoint,
-    weights_here,
 )
 from features.errors import EncoderError
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
@@ -116,11 +116,11 @@ def test_weights_are_found_where_they_lie_without_asking_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert weights_here(DEFAULT_BACKBONE) == "package"
-    assert not weights_here("resnet50.a1_in1k")
+    assert local_weights(DEFAULT_BACKBONE) == "package"
+    assert not local_weights("resnet50.a1_in1k")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet50_a1_0-14fe96d1.pth").touch()
-    assert weights_here("resnet50.a1_in1k") == "hub cache"
+    assert local_weights("resnet50.a1_in1k") == "hub cache"
 
 
 def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class ColourEncoder:
     device = torch.device("cpu")
     execution = "eager float32 batch 8"
 
-    def begin(self, tiles: RgbArray) -> ConcatResult:
+    def embed_async(self, tiles: RgbArray) -> ConcatResult:
         return ConcatResult([AsyncResult(torch.from_numpy(self.embed(tiles)), None)], axis=0)
 
     def embed(self, tiles: RgbArray) -> np.ndarray:
