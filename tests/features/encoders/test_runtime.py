@@ -39,8 +39,8 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Ways that start at once and run as fast as said: nothing is left to the machine."""
     rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
 
-    def start(model: nn.Module, way: Runtime, example: Tensor) -> tuple[Network, float]:
-        return lambda pixels: torch.tensor(rates[way.engine]), 1e-6
+    def start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network, float]:
+        return lambda pixels: torch.tensor(rates[runtime.engine]), 1e-6
 
     monkeypatch.setattr(runtime, "_start", start)
     monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
@@ -108,7 +108,7 @@ def test_nothing_is_started_that_cannot_pay_back(
 
 def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
-    monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
     choice = select_runtime(tiny(), example=pixels(), runtimes=[ONNX])
     assert choice.runtime == EAGER
     assert choice.trials[1].refused == "its embeddings are 1.0e-02 off"
@@ -119,7 +119,7 @@ def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.M
 
 def test_a_way_that_gives_nan_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
-    monkeypatch.setattr(runtime, "_require_onnx", lambda way, device: None)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
     assert select_runtime(tiny(), example=pixels(), runtimes=[ONNX]).runtime == EAGER
 
 
@@ -163,15 +163,15 @@ def test_ways_are_read_as_they_are_written() -> None:
     )  # fmt: skip
     assert parse_execution(f"{EAGER} batch 64") == (EAGER, 64)
     for wrong in ("fast", "onnx int8", "eager float32 batch", ""):
-        with pytest.raises(EncoderError, match=r"no such way.*auto, eager, onnx, compile"):
+        with pytest.raises(EncoderError, match=r"no such runtime.*auto, eager, onnx, compile"):
             parse_execution(wrong)
 
 
 def test_reduced_precision_is_tried_on_cuda_only() -> None:
     for kind in ("cpu", "mps", "meta"):
-        ways = candidate_runtimes(torch.device(kind))
-        assert ways[0] == EAGER
-        assert {way.precision for way in ways} == {"float32"}
+        runtimes = candidate_runtimes(torch.device(kind))
+        assert runtimes[0] == EAGER
+        assert {each.precision for each in runtimes} == {"float32"}
 
 
 def test_a_network_is_measured_in_tiles_a_second() -> None:
