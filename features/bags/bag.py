@@ -52,30 +52,26 @@ _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Provenance of embeddings: bags that differ in any field must not be mixed."""
+    """Provenance of embeddings: bags that differ in any field must not be mixed.
+
+    ``encoder`` is a timm name and ``dim`` the length of one embedding; ``tile_px`` and
+    ``overlap_px`` are in px of a tile, ``target_mpp`` is its resolution in µm per px. Settings of
+    preprocessing, tissue segmentation, stain normalisation and augmented views are JSON; an empty
+    text stands for none.
+    """
 
     encoder: str
-    """timm name."""
     weights_sha256: str
     transform: str
-    """Preprocessing of the encoder, as JSON."""
     dim: int
-    """Length of one embedding."""
     tile_px: int
-    """Side of a tile in px."""
     target_mpp: float
-    """Resolution of a tile in µm per px."""
     overlap_px: int
-    """Overlap of neighbouring tiles in px."""
     tissue: str
-    """Settings of tissue segmentation and of the choice of tiles, as JSON."""
     filter_sha256: str = ""
-    """Hash of the tile filter that dropped tiles, see :mod:`features.filters.classifier`; empty for
-    none."""
+    """Hash of the tile filter that dropped tiles, see :mod:`features.filters.classifier`."""
     stain_norm: str = ""
-    """Stain normalisation, as JSON; empty for none."""
     views: str = ""
-    """Augmented views of each tile besides the plain one, as JSON; empty for none."""
 
     @property
     def n_views(self) -> int:
@@ -85,32 +81,29 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class BagMeta:
-    """Metadata of a bag."""
+    """Metadata of a bag.
+
+    Names that end in ``_px0`` are in level-0 px of the slide: ``span_x_px0`` is the width of a
+    tile. ``mpp_x`` and ``mpp_y`` are µm per level-0 px, from ``mpp_source``: ``file``, ``given`` or
+    ``assumed``.
+    """
 
     slide_id: str
     """Name of the slide, without folder and suffix."""
     fingerprint: Fingerprint
     width_px0: int
-    """Width of the slide in level-0 px."""
     height_px0: int
-    """Height of the slide in level-0 px."""
     mpp_x: float
-    """µm per level-0 px along x."""
     mpp_y: float
-    """µm per level-0 px along y."""
     mpp_source: str
-    """``file``, ``given`` or ``assumed``."""
     span_x_px0: float
-    """Width of a tile in level-0 px."""
     span_y_px0: float
-    """Height of a tile in level-0 px."""
     slide_content_id: str
     """Hash of the slide file, see :func:`features.slides.file_info.content_hash`."""
     background_rgb: tuple[int, int, int] = (255, 255, 255)
     """Colour of the slide's glass."""
     min_tissue_used: float = 0.0
-    """Minimum tissue fraction of a tile that was applied to this slide, after it was lowered where
-    needed."""
+    """Minimum tissue fraction of a tile, after it was lowered for a slide with little tissue."""
     n_tried: int = 0
     """Tiles that were to be embedded."""
     n_failed: int = 0
@@ -127,22 +120,38 @@ class BagMeta:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bag:
-    """The embeddings of one slide, or of one series of images."""
+    """The embeddings of one slide, or of one series of images.
+
+    Parameters
+    ----------
+    features
+        Embeddings, shape (n_tiles, dim), float16 or float32.
+    coords_px0
+        Upper left corners, x then y, shape (n_tiles, 2), level-0 px, in reading order;
+        :data:`UNKNOWN_COORD` where the position is not known.
+    tissue_fraction
+        Tissue fraction of each tile, shape (n_tiles,), 0 to 1; NaN where it is not known.
+    meta
+        Metadata.
+    order, source
+        Index of each image in its series, shape (n_tiles,), increasing, and its name; None in a
+        bag of tiles.
+    views
+        Embeddings of augmented views of each tile, shape (n_tiles, n_views, dim); None for none.
+
+    Raises
+    ------
+    BagError
+        If shapes do not fit each other, the fingerprint or the kind.
+    """
 
     features: npt.NDArray[np.floating[Any]]
-    """Embeddings, shape (n_tiles, dim), float16 or float32."""
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px, in reading order;
-    :data:`UNKNOWN_COORD` where the position is not known."""
     tissue_fraction: npt.NDArray[np.float32]
-    """Tissue fraction of each tile, shape (n_tiles,), 0 to 1; NaN where it is not known."""
     meta: BagMeta
     order: npt.NDArray[np.int64] | None = None
-    """Index of each image in its series, shape (n_tiles,), increasing; None in a bag of tiles."""
     source: tuple[str, ...] | None = None
-    """Name of the image of each embedding; None in a bag of tiles."""
     views: npt.NDArray[np.floating[Any]] | None = None
-    """Embeddings of augmented views of each tile, shape (n_tiles, n_views, dim); None for none."""
     features_sha256: str = field(init=False)
     """Hash of the embeddings; equal for copies of a slide with equal fingerprints."""
     views_sha256: str = field(init=False)

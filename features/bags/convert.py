@@ -71,7 +71,7 @@ def import_bags(
 
     def convert(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
-        foreign = bag_format.read(path, encoder=defaults.encoder)
+        foreign = bag_format.read(path, defaults.encoder)
         bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, defaults=defaults)
         write_bag(target, bag)
         return ConversionResult(

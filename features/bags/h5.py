@@ -217,17 +217,8 @@ def read_slide_bag(slide_id: str, bag_ref: BagRef) -> Bag:
 
 
 def read_meta(bag_ref: BagRef) -> BagMeta:
-    """Read the metadata of a bag, without its arrays.
-
-    Raises
-    ------
-    BagError
-        As :func:`read_bag`.
-    """
-    if not isinstance(bag_ref, Path):
-        return bag_ref.read_bag_info().meta
-    with _open(bag_ref) as file:
-        return _parse_meta(bag_ref, read_attributes(file))
+    """Read the metadata of a bag, without its arrays; see :func:`read_bag_info`."""
+    return read_bag_info(bag_ref).meta
 
 
 def read_bag_info(bag_ref: BagRef) -> BagInfo:

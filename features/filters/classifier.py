@@ -58,18 +58,14 @@ _TENSORS = ("coef", "drop", "features", "slide")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """The part of a fingerprint that a filter depends on: equal for all its embeddings."""
+    """The fields of a :class:`features.bags.bag.Fingerprint` that a filter depends on."""
 
     encoder: str
     weights_sha256: str
     transform: str
-    """Preprocessing of the encoder, as JSON."""
     dim: int
-    """Length of one embedding."""
     tile_px: int
-    """Side of a tile in px."""
     target_mpp: float
-    """Resolution of a tile in µm per px."""
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Fingerprint) -> EmbeddingSpec:

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import h5py
 
-from features.bags.formats.base import ForeignBag, find_files, number
+from features.bags.formats.base import ForeignBag, number
 from features.bags.formats.trident import parse_tiling
 from features.bags.safe_hdf5 import find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
-__all__ = ["find", "read"]
+__all__ = ["read"]
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id."""
-    return find_files(source, "patches/*.h5", "*.h5", expected="patches/<slide>.h5")
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:
+def read(path: Path, encoder: str) -> ForeignBag:
     """Read the embeddings of one slide, of the requested encoder or of the only one."""
     with open_h5(path, expected="an AtlasPatch file", hint="Check --from.") as file:
         name = _choose_encoder(path, file, encoder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,45 +32,42 @@ _NEVER_STATED = ("slide_content_id", "tissue", "tissue_fraction", "transform", "
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignBag:
-    """One slide as another program stored it; what its file does not state is 0 or empty."""
+    """One slide as another program stored it; what its file does not state is 0, empty or None.
+
+    ``features`` has shape (n_tiles, dim) and ``coords`` (n_tiles, 2 or more), x then y, both with
+    an optional batch axis. ``coords_are`` corners or centres of tiles, in level-0 px or µm.
+    ``tile_px`` and ``overlap_px`` are px of a tile; ``span_px0``, the side of a tile, and
+    ``size_px0``, width and height of the slide, are level-0 px. ``target_mpp`` and ``mpp`` are µm
+    per px of a tile and of level 0; a nominal ``mpp`` follows from a magnification such as 40.
+    """
 
     features: npt.NDArray[Any]
-    """Embeddings, shape (n_tiles, dim), or (1, n_tiles, dim) with a batch axis."""
     coords: npt.NDArray[Any] | None
-    """Positions of the tiles, shape (n_tiles, 2 or more), x then y; a batch axis is allowed."""
     coords_are: Literal["corners_px0", "centres_px0", "corners_um"] = "corners_px0"
-    """Point of a tile that ``coords`` states, in level-0 px or µm."""
     encoder: str = ""
     tile_px: int = 0
-    """Side of a tile as it was embedded, px."""
     target_mpp: float = 0.0
-    """Resolution of a tile, µm per px."""
     overlap_px: int | None = None
-    """Overlap of neighbouring tiles, px."""
     span_px0: float = 0.0
-    """Side of a tile in level-0 px."""
     size_px0: tuple[int, int] = (0, 0)
-    """Width and height of the slide in level-0 px."""
     mpp: float = 0.0
-    """µm per level-0 px."""
     mpp_is_nominal: bool = False
-    """Whether ``mpp`` follows from a round magnification such as 40, not from the scanner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportDefaults:
-    """Values for imported bags, used where their files do not state them."""
+    """Values for imported bags, used where their files do not state them.
+
+    ``tile_px`` is the side of a tile in px, ``target_mpp`` its resolution in µm per px.
+    ``slide_mpp``, of all slides, and ``mpp_by_slide``, by slide id, are µm per level-0 px and
+    override the file. ``encoder`` also chooses among several embeddings in a file.
+    """
 
     encoder: str = ""
-    """Name of the encoder; also chooses among several embeddings in a file."""
     tile_px: int = 0
-    """Side of a tile, px."""
     target_mpp: float = 0.0
-    """Resolution of a tile, µm per px."""
     slide_mpp: float | None = None
-    """µm per level-0 px of all slides; this and ``mpp_by_slide`` override the file."""
     mpp_by_slide: Mapping[str, float] = field(default_factory=dict)
-    """µm per level-0 px by slide id."""
 
 
 def to_bag(
@@ -148,17 +145,8 @@ def unknown_fields(meta: BagMeta) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def find_files(source: Path, *patterns: str, expected: str) -> dict[str, Path]:
-    """Return the files by slide id that match the first pattern with any match.
-
-    Parameters
-    ----------
-    source
-        Folder to search.
-    patterns
-        Glob patterns, preferred first.
-    expected
-        Expected files, for the message.
+def find_files(source: Path, patterns: Iterable[str], *, expected: str) -> dict[str, Path]:
+    """Return the files by slide id that match the first glob pattern with any match.
 
     Raises
     ------

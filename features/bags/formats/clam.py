@@ -8,25 +8,17 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, find_files, number
+from features.bags.formats.base import ForeignBag, number
 from features.bags.formats.torch_tensors import read_tensors, write_tensor
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
 
-__all__ = ["find", "read", "write"]
+__all__ = ["read", "write"]
 
 _EXPECTED = "a CLAM file"
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id, preferring those with coordinates."""
-    return find_files(
-        source, "h5_files/*.h5", "pt_files/*.pt", "*.h5", "*.pt",
-        expected="h5_files/<slide>.h5 or pt_files/<slide>.pt",
-    )  # fmt: skip
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read the embeddings of one slide, and its tiles from ``../patches/<slide>.h5``."""
     coords, attributes = None, {}
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"

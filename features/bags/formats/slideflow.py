@@ -11,23 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, find_files, number
+from features.bags.formats.base import ForeignBag, number
 from features.bags.formats.torch_tensors import read_tensors, write_tensor
 from features.bags.formats.trident import target_mpp_of
 from features.errors import BagError
 from features.utils.files import atomic_write
 
-__all__ = ["find", "read", "write"]
+__all__ = ["read", "write"]
 
 _CONFIG = "bags_config.json"
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id."""
-    return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read the embeddings of one slide; Slideflow stores the centres of tiles, level-0 px."""
     index_path = path.with_suffix(".index.npz")
     config = _read_config(path.parent / _CONFIG)

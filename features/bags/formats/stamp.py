@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, find_files, number, text
+from features.bags.formats.base import ForeignBag, number, text
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
-__all__ = ["find", "read", "write"]
+__all__ = ["read", "write"]
 
 _FEATURE_NAMES = ("feats", "patch_embeddings")
 _LEGACY_TILE_UM = 256.0
@@ -20,12 +20,7 @@ _STAMP_VERSION = "2.0.0"
 """Lowest version with this layout, because STAMP refuses files of newer versions."""
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id."""
-    return find_files(source, "*.h5", expected="<slide>.h5, one a slide")
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read the embeddings of one slide.
 
     Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the side in px of a tile

@@ -16,22 +16,17 @@ import numpy.typing as npt
 import torch
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, find_files, unknown_fields
+from features.bags.formats.base import ForeignBag, unknown_fields
 from features.errors import BagError
 from features.utils.files import atomic_write, make_folder
 from features.utils.torch_io import safe_torch_load
 
-__all__ = ["find", "read", "read_tensors", "write", "write_tensor"]
+__all__ = ["read", "read_tensors", "write", "write_tensor"]
 
 _FEATURE_NAMES = ("features", "feats", "embeddings")
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id."""
-    return find_files(source, "*.pt", expected="<slide>.pt, one a slide")
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read a tensor, or a dictionary with ``features`` (or ``feats``) and optional ``coords``.
 
     Coordinates are level-0 px; those of ``coords/<slide>.pt`` next to the file take precedence.

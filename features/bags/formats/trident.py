@@ -9,23 +9,15 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, find_files, number, text
+from features.bags.formats.base import ForeignBag, number, text
 from features.bags.h5 import trident_attributes
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
 
-__all__ = ["find", "parse_tiling", "read", "target_mpp_of", "write"]
+__all__ = ["parse_tiling", "read", "target_mpp_of", "write"]
 
 
-def find(source: Path) -> dict[str, Path]:
-    """Return the files by slide id, from the folder itself or its ``features_<encoder>``."""
-    return find_files(
-        source, "*.h5", "features_*/*.h5", "*/features_*/*.h5",
-        expected="features_<encoder>/<slide>.h5",
-    )  # fmt: skip
-
-
-def read(path: Path, *, encoder: str) -> ForeignBag:  # noqa: ARG001 - one signature for all layouts
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read the embeddings of one slide; the resolution follows from its magnification."""
     with open_h5(path, expected="a TRIDENT file", hint="Check --from.") as file:
         features = read_array(file, "features", ndim=(2, 3))

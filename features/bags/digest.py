@@ -1,0 +1,109 @@
+"""Digests: what reports and audits keep of each bag when its tiles are no longer in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.bags.bag import IMAGE, Bag, BagMeta, BagRef
+from features.bags.h5 import read_bag
+from features.errors import BagError
+
+__all__ = ["BagDigest", "read_digests"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BagDigest:
+    """A bag without its tiles."""
+
+    slide_id: str
+    """Slide id under which the bag was found."""
+    bag_ref: BagRef
+    meta: BagMeta
+    n_tiles: int
+    features_sha256: str
+    """Hash of the embeddings."""
+    has_coords: bool
+    """Whether tiles have coordinates; images of a series have none."""
+    tissue_share: float
+    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN if unknown."""
+    mean: npt.NDArray[np.float32]
+    """Mean embedding, shape (dim,); zeros without tiles."""
+
+    @property
+    def is_series(self) -> bool:
+        """Whether it is a bag of images, not of tiles of a slide."""
+        return self.meta.kind == IMAGE
+
+
+def read_digests(
+    slide_ids: Collection[str],
+    bags: Mapping[str, BagRef],
+    *,
+    source: object,
+    on_slide: Callable[[int], None],
+) -> dict[str, BagDigest]:
+    """Read the bags of slides one after the other; slides without a bag are omitted.
+
+    Parameters
+    ----------
+    slide_ids
+        The slides.
+    bags
+        Bags by slide id.
+    source
+        Folder or store of the bags, for messages.
+    on_slide
+        Called after each slide with the number of finished slides.
+
+    Raises
+    ------
+    BagError
+        If no slide has a bag, or a bag is damaged.
+    """
+    digests = {}
+    for n_done, slide_id in enumerate(slide_ids, start=1):
+        if slide_id in bags:
+            digests[slide_id] = _digest(slide_id, bags[slide_id])
+        on_slide(n_done)
+    if not digests:
+        raise BagError(
+            source,
+            actual="no slide of the table has a bag",
+            expected="a bag named after each slide",
+            hint="Check --bags, and that slide ids equal file names without suffix.",
+        )
+    return digests
+
+
+def _digest(slide_id: str, bag_ref: BagRef) -> BagDigest:
+    bag = read_bag(bag_ref)
+    spans_px0 = (bag.meta.span_x_px0, bag.meta.span_y_px0)
+    return BagDigest(
+        slide_id=slide_id,
+        bag_ref=bag_ref,
+        meta=bag.meta,
+        n_tiles=len(bag.features),
+        features_sha256=bag.features_sha256,
+        has_coords=bag.order is None and all(spans_px0) and bool((bag.coords_px0 >= 0).any()),
+        tissue_share=_tissue_share(bag),
+        # float16 would overflow in the sum.
+        mean=bag.features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        if len(bag.features)
+        else np.zeros(bag.features.shape[1], np.float32),
+    )
+
+
+def _tissue_share(bag: Bag) -> float:
+    meta, fingerprint = bag.meta, bag.meta.fingerprint
+    # Overlapping tiles share tissue, so each tile counts for its own step of the grid only.
+    step = 1 - fingerprint.overlap_px / fingerprint.tile_px if fingerprint.tile_px else 1.0
+    tile_px0 = meta.span_x_px0 * meta.span_y_px0 * step * step
+    tissue = float(bag.tissue_fraction.sum(dtype=np.float64)) * tile_px0
+    area = meta.width_px0 * meta.height_px0
+    share = tissue / area if area and meta.kind != IMAGE else math.nan
+    return min(share, 1.0)  # NaN of imported bags stays NaN.
