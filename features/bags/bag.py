@@ -27,6 +27,8 @@ __all__ = [
     "Fingerprint",
     "as_json",
     "check_fingerprint",
+    "check_format",
+    "check_slide_id",
     "different_field",
     "is_plain_id",
     "meta_attributes",
@@ -303,6 +305,57 @@ def check_fingerprint(
                 expected=f"{getattr(expected, name)!r} as in {source}",
                 hint="Embed all slides with the same settings, or choose bags that were.",
             )
+
+
+def check_format(
+    where: object, attributes: Mapping[str, Any], *, name: str, newest: int, hint: str
+) -> None:
+    """Raise unless attributes belong to a complete file of a format, in a version that is known.
+
+    Parameters
+    ----------
+    where
+        File or store, for messages.
+    attributes
+        Its attributes, with ``format``, ``format_version`` and ``complete``.
+    name, newest
+        Name and newest known version of the format.
+    hint
+        What to do with an incomplete file.
+
+    Raises
+    ------
+    BagError
+        If the format differs, the version is newer, or the file is not complete.
+    """
+    if attributes.get("format") != name:
+        raise BagError(where, actual=f"format {attributes.get('format')!r}", expected=f"{name!r}")
+    version = attributes.get("format_version")
+    if not isinstance(version, int) or version > newest:
+        raise BagError(
+            where,
+            actual=f"format version {version!r:.40}",
+            expected=f"at most {newest}",
+            hint="Install the version of this program that wrote it, or a later one.",
+        )
+    if attributes.get("complete") is not True:
+        raise BagError(
+            where,
+            actual="not complete: writing it was interrupted, or is still running",
+            expected="a finished file",
+            hint=hint,
+        )
+
+
+def check_slide_id(bag_ref: BagRef, meta: BagMeta, slide_id: str) -> None:
+    """Raise BagError if a bag under the name of one slide has the metadata of another."""
+    if meta.slide_id != slide_id:
+        raise BagError(
+            bag_ref,
+            actual=f"the bag of slide {meta.slide_id!r}",
+            expected=f"that of {slide_id!r}",
+            hint="Name the file after its slide, or embed the slide again.",
+        )
 
 
 def different_field(one: Fingerprint, other: Fingerprint) -> str:

@@ -23,6 +23,8 @@ from features.bags.bag import (
     BagMeta,
     BagRef,
     Fingerprint,
+    check_format,
+    check_slide_id,
     is_plain_id,
     meta_attributes,
     meta_from_attrs,
@@ -168,10 +170,11 @@ def read_bag(bag_ref: BagRef) -> Bag:
         meta = _parse_meta(bag_ref, attributes := read_attributes(file))
         features = read_array(file, "features", ndim=(2,), kinds="f")
         if meta.kind == IMAGE:
+            source = read_array(file, "source", ndim=(1,), kinds="S")
             bag = Bag.from_series(
                 features,
                 order=read_array(file, "order", ndim=(1,), kinds="iu"),
-                source=_as_texts(read_array(file, "source", ndim=(1,), kinds="S")),
+                source=tuple(text.decode("utf-8", "replace") for text in source.tolist()),
                 meta=meta,
             )
         else:
@@ -206,13 +209,7 @@ def read_slide_bag(slide_id: str, bag_ref: BagRef) -> Bag:
         As :func:`read_bag`, and if it is the bag of another slide.
     """
     bag = read_bag(bag_ref)
-    if bag.meta.slide_id != slide_id:
-        raise BagError(
-            bag_ref,
-            actual=f"the bag of slide {bag.meta.slide_id!r}",
-            expected=f"that of {slide_id!r}",
-            hint="Name the file after its slide, or embed the slide again.",
-        )
+    check_slide_id(bag_ref, bag.meta, slide_id)
     return bag
 
 
@@ -301,10 +298,6 @@ def _as_bytes(texts: tuple[str, ...]) -> npt.NDArray[np.bytes_]:
     return np.array([text.encode("utf-8", "replace") for text in texts] or [b""], "S")[: len(texts)]
 
 
-def _as_texts(array: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
-    return tuple(text.decode("utf-8", "replace") for text in array.tolist())
-
-
 def trident_attributes(meta: BagMeta) -> dict[str, Any]:
     """Return the attributes that TRIDENT writes on ``coords``.
 
@@ -326,17 +319,5 @@ def trident_attributes(meta: BagMeta) -> dict[str, Any]:
 
 
 def _parse_meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
-    if attributes.get("format") != FORMAT:
-        raise BagError(path, actual=f"format {attributes.get('format')!r}", expected=f"{FORMAT!r}")
-    if (version := int(attributes.get("format_version", 0))) > FORMAT_VERSION:
-        raise BagError(
-            path,
-            actual=f"format version {version}",
-            expected=f"at most {FORMAT_VERSION}",
-            hint="Install the version of this program that wrote it, or a later one.",
-        )
-    if not attributes.get("complete", False):
-        raise BagError(
-            path, actual="not complete", expected="a finished bag", hint="Run 'mil embed' again."
-        )
+    check_format(path, attributes, name=FORMAT, newest=FORMAT_VERSION, hint=_HINT)
     return meta_from_attrs(attributes)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,27 +90,19 @@ def open_h5(path: Path, *, expected: str, hint: str) -> Iterator[h5py.File]:
     """
     if not os.path.isfile(path):  # noqa: PTH113 - Path raises an error where a name is too long
         raise BagError(path, actual="there is no such bag", expected="a file")
-    with ExitStack() as stack:
-        try:
-            raw = stack.enter_context(_CheckedFile(path))
-            file = h5py.File(path, "r", driver="fileobj", fileobj=raw)
-        except _H5PY_ERRORS as error:
-            raise BagError(
-                path, actual="not readable as HDF5", expected=expected, hint=hint
-            ) from error
-        with _translate_errors(path, expected=expected, hint=hint), file:
+    is_open = False
+    try:
+        with (
+            _CheckedFile(path) as raw,
+            h5py.File(path, "r", driver="fileobj", fileobj=raw) as file,
+        ):
+            is_open = True
             if file.id.get_create_plist().get_sizes() != _SIZES:
                 raise OSError("addresses of another size than eight bytes")
             yield file
-
-
-@contextmanager
-def _translate_errors(path: Path, *, expected: str, hint: str) -> Iterator[None]:
-    try:
-        yield
     except _H5PY_ERRORS as error:
-        text = " ".join(str(error).split())
-        raise BagError(path, actual=f"damaged ({text})", expected=expected, hint=hint) from error
+        reason = f"damaged ({' '.join(str(error).split())})" if is_open else "not readable as HDF5"
+        raise BagError(path, actual=reason, expected=expected, hint=hint) from error
 
 
 class _CheckedFile(io.FileIO):

@@ -27,10 +27,7 @@ from features.utils.paths import parse_url
 __all__ = ["ObjectStore", "ShardedArray", "read_json"]
 
 _DTYPES: dict[str, np.dtype[Any]] = {
-    "uint8": np.dtype("u1"),
-    "int64": np.dtype("<i8"),
-    "float16": np.dtype("<f2"),
-    "float32": np.dtype("<f4"),
+    name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int64", "float16", "float32")
 }
 _PLAIN_CODECS = ({"name": "bytes"}, {"name": "bytes", "configuration": {"endian": "little"}})
 _CHECKSUM_BYTES = 4

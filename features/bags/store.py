@@ -22,6 +22,7 @@ from features.bags.bag import (
     BagMeta,
     BagRef,
     Fingerprint,
+    check_format,
     is_plain_id,
     meta_from_attrs,
 )
@@ -60,10 +61,7 @@ _PLAIN_ARRAYS = {
     "tissue_fraction": "tissue_fraction",
 }
 _MAX_TABLE_BYTES = 1 << 30
-_FLOATS: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
+_FLOATS = {name: np.dtype(name) for name in ("float16", "float32")}
 _HINT = "Pack the bags again with 'mil bags pack'."
 
 
@@ -261,23 +259,9 @@ def _read_attributes(store: ObjectStore) -> Mapping[str, Any]:
             hint="Name a folder of bags, or a packed store, with --bags.",
         )
     attributes = root.get("attributes") if isinstance(root, dict) else None
-    if not isinstance(attributes, dict) or attributes.get("format") != PACK_FORMAT:
+    if not isinstance(attributes, dict):
         raise BagError(store.name, actual="a zarr store of another kind", expected=PACK_FORMAT)
-    version = attributes.get("format_version")
-    if not isinstance(version, int) or version > PACK_VERSION:
-        raise BagError(
-            store.name,
-            actual=f"format version {version}",
-            expected=f"at most {PACK_VERSION}",
-            hint="Install the version of this program that wrote it, or a later one.",
-        )
-    if attributes.get("complete") is not True:
-        raise BagError(
-            store.name,
-            actual="not complete: packing was interrupted, or is still running",
-            expected="a finished store",
-            hint=_HINT,
-        )
+    check_format(store.name, attributes, name=PACK_FORMAT, newest=PACK_VERSION, hint=_HINT)
     return attributes
 
 

@@ -16,7 +16,14 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from features.bags.bag import Bag, BagInfo, BagRef, check_fingerprint, meta_attributes
+from features.bags.bag import (
+    Bag,
+    BagInfo,
+    BagRef,
+    check_fingerprint,
+    check_slide_id,
+    meta_attributes,
+)
 from features.bags.h5 import read_bag, read_bag_info
 from features.bags.shard_reader import ObjectStore, read_json
 from features.bags.store import PACK_FORMAT, PACK_VERSION, TABLE, VIEWS, arrays_of, open_bags
@@ -95,13 +102,7 @@ def _read_infos(bag_refs: Mapping[str, BagRef]) -> dict[str, BagInfo]:
     infos: dict[str, BagInfo] = {}
     for slide_id, bag_ref in bag_refs.items():
         info = read_bag_info(bag_ref)
-        if info.meta.slide_id != slide_id:
-            raise BagError(
-                bag_ref,
-                actual=f"the bag of slide {info.meta.slide_id!r}",
-                expected=f"that of {slide_id!r}",
-                hint="Name the file after its slide.",
-            )
+        check_slide_id(bag_ref, info.meta, slide_id)
         first = next(iter(infos.values()), info).meta
         check_fingerprint(
             first.fingerprint,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,13 +45,6 @@ class ExampleRow:
     """File of the slide; None if only its id is known."""
     corner_px0: tuple[int, int] | None
     """Upper left corner of the tile, x then y, level-0 px; None for an image."""
-
-
-class _Tile(NamedTuple):
-    """Pixels of one tile, uint8 of shape (tile_px, tile_px, 3), and its row of the table."""
-
-    row: ExampleRow
-    pixels: RgbArray
 
 
 def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
@@ -119,15 +111,10 @@ def embed_examples(
     """
     embeddings: list[npt.NDArray[np.float32]] = []
     sources: list[ExampleRow] = []
-    batch: list[RgbArray] = []
-    for tile in _read_tiles(rows, tile_px, target_mpp, given_mpp, on_row):
-        sources.append(tile.row)
-        batch.append(tile.pixels)
-        if len(batch) == _BATCH_TILES:
-            embeddings.append(encoder.embed(np.stack(batch)))
-            batch = []
-    if batch:
-        embeddings.append(encoder.embed(np.stack(batch)))
+    tiles = _read_tiles(rows, tile_px, target_mpp, given_mpp, on_row)
+    while batch := list(islice(tiles, _BATCH_TILES)):
+        sources += [row for row, _ in batch]
+        embeddings.append(encoder.embed(np.stack([pixels for _, pixels in batch])))
     slides = _slides_of(rows)
     indices = {slide.slide_id: index for index, slide in enumerate(slides)}
     return LabelledTiles(
@@ -220,63 +207,51 @@ def _read_tiles(
     target_mpp: float,
     given_mpp: Mapping[str, float],
     on_row: Callable[[], None],
-) -> Iterator[_Tile]:
-    """Yield the tiles of all rows; consecutive rows of one slide share its open file."""
+) -> Iterator[tuple[ExampleRow, RgbArray]]:
+    """Yield row and pixels, shape (tile_px, tile_px, 3), of all tiles.
+
+    Consecutive rows of one slide share its open file.
+    """
     for path, file_rows in groupby(rows, key=lambda row: row.image_path or row.slide_path):
         slide = open_slide(path or "")
         try:
             for row in file_rows:
-                grid = (
-                    _grid_of_image(slide, row, tile_px)
-                    if row.corner_px0 is None
-                    else _grid_of_tile(slide, row, tile_px, target_mpp, given_mpp.get(row.slide_id))
-                )
+                grid = _grid_of(slide, row, tile_px, target_mpp, given_mpp.get(row.slide_id))
                 for index in range(len(grid.coords_px0)):
-                    yield _Tile(row, read_tile(slide, grid, index))
+                    yield row, read_tile(slide, grid, index)
                 on_row()
         finally:
             slide.close()
 
 
-def _grid_of_image(image: Slide, row: ExampleRow, tile_px: int) -> TileGrid:
-    """Return all whole tiles of an image."""
-    width, height = image.levels[0].width_px, image.levels[0].height_px
-    if min(width, height) < tile_px:
-        raise TableError(
-            row.where,
-            actual=f"{row.image_path} of {width} × {height} px",
-            expected=f"at least {tile_px} × {tile_px} px, one tile",
-            hint="Export larger images, or set the size of a tile with --tile-px.",
-        )
-    columns, rows = (np.arange(0, side - tile_px + 1, tile_px) for side in (width, height))
-    corners = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
-    return _grid(corners, tile_px, tile_width_px0=float(tile_px), tile_height_px0=float(tile_px))
-
-
-def _grid_of_tile(
+def _grid_of(
     slide: Slide, row: ExampleRow, tile_px: int, target_mpp: float, given_mpp: float | None
 ) -> TileGrid:
-    """Return the only tile of a row of a slide."""
-    x, y = row.corner_px0 or (0, 0)
+    """Return all whole tiles of an image, or the one tile of a slide that a row states."""
     width, height = slide.levels[0].width_px, slide.levels[0].height_px
-    if not (0 <= x < width and 0 <= y < height):
-        raise TableError(
-            row.where,
-            actual=f"({x}, {y})",
-            expected=f"a position on the slide of {width} × {height} px",
-        )
-    resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=slide.path)
-    return _grid(
-        np.array([[x, y]]),
-        tile_px,
-        tile_width_px0=tile_px * target_mpp / resolution.mpp_x,
-        tile_height_px0=tile_px * target_mpp / resolution.mpp_y,
-    )
-
-
-def _grid(
-    corners: npt.NDArray[np.int64], tile_px: int, *, tile_width_px0: float, tile_height_px0: float
-) -> TileGrid:
+    if row.corner_px0 is None:
+        if min(width, height) < tile_px:
+            raise TableError(
+                row.where,
+                actual=f"{row.image_path} of {width} × {height} px",
+                expected=f"at least {tile_px} × {tile_px} px, one tile",
+                hint="Export larger images, or set the size of a tile with --tile-px.",
+            )
+        starts = (np.arange(0, side - tile_px + 1, tile_px) for side in (width, height))
+        corners = np.stack(np.meshgrid(*starts), axis=-1).reshape(-1, 2)
+        tile_width_px0 = tile_height_px0 = float(tile_px)
+    else:
+        x, y = row.corner_px0
+        if not (0 <= x < width and 0 <= y < height):
+            raise TableError(
+                row.where,
+                actual=f"({x}, {y})",
+                expected=f"a position on the slide of {width} × {height} px",
+            )
+        resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=slide.path)
+        corners = np.array([[x, y]])
+        tile_width_px0 = tile_px * target_mpp / resolution.mpp_x
+        tile_height_px0 = tile_px * target_mpp / resolution.mpp_y
     return TileGrid(
         coords_px0=corners.astype(np.int64),
         tissue_fraction=np.ones(len(corners), np.float32),

@@ -280,7 +280,7 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("format", np.arange(3), "format (0, 1, 2)"),
-        ("format_version", "new", "damaged (invalid literal"),
+        ("format_version", "new", "format version 'new'"),
         ("encoder", 3, "damaged (attribute 'encoder' is 3"),
         ("mpp_x", "fine", "damaged (attribute 'mpp_x' is 'fine'"),
         ("n_tried", 4.5, "damaged (attribute 'n_tried' is 4.5"),
