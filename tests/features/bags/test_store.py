@@ -321,7 +321,11 @@ def edit_table(store: Path, change: Callable[[dict], object]) -> None:
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
-        ("", lambda c: c["attributes"].update(format="other"), "format .other.; expected .mil-pack."),
+        (
+            "",
+            lambda c: c["attributes"].update(format="other"),
+            "format .other.; expected .mil-pack.",
+        ),
         ("", lambda c: c["attributes"].update(format_version=99), "format version 99"),
         ("", lambda c: c["attributes"].update(complete=False), "not complete"),
         ("", lambda c: c["attributes"].pop("fingerprint"), "table of bags is damaged"),
