@@ -134,7 +134,7 @@ def test_a_model_that_gives_maps_is_refused(n_maps: int, found: str) -> None:
     preprocessing = Preprocessing(
         input_px=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    with pytest.raises(EncoderError, match=f"backbone 'maps'.*{found}.*one vector a tile"):
+    with pytest.raises(EncoderError, match=f"backbone 'maps'.*{found}.*one vector per tile"):
         TimmEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
 
 
