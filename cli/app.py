@@ -1,4 +1,4 @@
-"""The command ``mil`` and its subcommands; loads nothing heavy until one is run."""
+"""The command ``mil`` and its subcommands; heavy packages are imported only when one runs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     help=(
-        "Whole-slide images into calibrated patient probabilities.\n\n"
+        "Calibrated patient probabilities from whole-slide images.\n\n"
         "First `mil embed slides/`, then `mil train`, then `mil infer --patients test.csv`; "
-        "`mil demo` shows all three on painted slides."
+        "`mil demo` shows all three on synthetic slides."
     ),
 )
-# In the order of the work; the panels are those of `mil --help`.
+# The panels of `mil --help`, in the order of the work.
 _PANELS = {
     "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
@@ -58,8 +58,8 @@ app.add_typer(bags, name="bags", rich_help_panel="Bags and filters")
 app.add_typer(filter_, name="filter", rich_help_panel="Bags and filters")
 
 
-def _print_version(*, wanted: bool) -> None:
-    if wanted:
+def _print_version(*, requested: bool) -> None:
+    if requested:
         typer.echo(f"mil {metadata.version('mil-slides')}")
         raise typer.Exit
 
@@ -72,9 +72,9 @@ def common(
         typer.Option(
             "--version",
             metavar="",
-            callback=lambda wanted: _print_version(wanted=wanted),
+            callback=lambda requested: _print_version(requested=requested),
             is_eager=True,
-            help="Print the version and leave.",
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -82,7 +82,7 @@ def common(
 
 
 def main() -> None:
-    """Run the command line; usage and completion call it ``mil`` however it was started."""
+    """Run the command line, named ``mil`` in usage and completion however it was started."""
     raise_open_file_limit()
     set_error_tolerant_streams()
     app(prog_name="mil")

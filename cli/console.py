@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -24,6 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
@@ -39,6 +40,7 @@ __all__ = [
     "PlainGroup",
     "finish_on_interrupt",
     "print_json",
+    "print_table",
     "progress_bar",
     "raise_open_file_limit",
     "set_error_tolerant_streams",
@@ -108,6 +110,25 @@ class ErrorHandlingGroup(PlainGroup):
 def print_json(content: Mapping[str, object]) -> None:
     """Print one JSON object on standard output; NaN and infinity become null."""
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    numeric: Collection[str] = (),
+) -> None:
+    """Print a table on standard output, with numeric columns aligned to the right."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        if name in numeric:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
 
 
 @contextmanager

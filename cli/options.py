@@ -1,4 +1,4 @@
-"""Options that several commands share, said once; in panels, as ``--help`` shows them."""
+"""Options that several commands share, in the panels of ``--help``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
     "Address",
     "Backbone",
     "BagsDir",
-    "BagsPlace",
+    "BagsSource",
     "Batch",
     "Calibrator",
     "CohortTable",
@@ -33,17 +33,17 @@ __all__ = [
     "MppTable",
     "Overlap",
     "PatientTable",
-    "PictureSlides",
     "Prior",
     "Rules",
     "RunDir",
     "SlideMpp",
     "SlidePaths",
+    "SlidesDir",
     "TargetMpp",
     "TilePx",
     "Weights",
     "Workers",
-    "WorkersEach",
+    "WorkersPerDevice",
     "flag",
 ]
 
@@ -54,12 +54,12 @@ FOLDS = "Folds and calibration"
 
 
 def flag(name: str, meaning: str, *, panel: str | None = None) -> Any:
-    """An option that takes no value, and of which the help shows none."""
+    """Return an option that takes no value and shows none in the help."""
     return typer.Option(name, metavar="", help=meaning, rich_help_panel=panel)
 
 
 class EngineName(StrEnum):
-    """Where work is done."""
+    """Executor of the work."""
 
     local = "local"
     ray = "ray"
@@ -78,35 +78,37 @@ Labels = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Columns of 0 and 1 in place of `label`, where a patient may have several, e.g. "
+        help="Columns of 0 and 1 used instead of `label`, for patients with several labels, e.g. "
         "`any,epidural,subdural`.",
     ),
 ]
 RunDir = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER", help="The run; default: the newest in `runs/`.", show_default=False
+        metavar="FOLDER",
+        help="Folder of the run; default: the newest in `runs/`.",
+        show_default=False,
     ),
 ]
 BagsDir = Annotated[
     Path,
-    typer.Option("--bags", metavar="FOLDER", help="Folder of bags, one HDF5 file a slide."),
+    typer.Option("--bags", metavar="FOLDER", help="Folder of bags, one HDF5 file per slide."),
 ]
-BagsPlace = Annotated[
+BagsSource = Annotated[
     Path,
-    typer.Option(
-        "--bags", metavar="FOLDER", help="Folder of bags, or a packed store (also its URL)."
-    ),
+    typer.Option("--bags", metavar="FOLDER", help="Folder of bags, or a packed store or its URL."),
 ]
-PictureSlides = Annotated[
+SlidesDir = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Slides that the bags were made from, for pictures."),
+    typer.Option(
+        metavar="FOLDER", help="Folder of the slides that the bags were made from, to show them."
+    ),
 ]
 Prior = Annotated[
     str,
     typer.Option(
         metavar="SHARES",
-        help="Class shares that the probabilities are for: `balanced`, `cohort` (as in training) "
+        help="Class shares assumed for the probabilities: `balanced`, `cohort` (as in training), "
         "or shares such as `CE=0.7,LAA=0.3`.",
     ),
 ]
@@ -122,57 +124,60 @@ SlidePaths = Annotated[
 SlideMpp = Annotated[
     float | None,
     typer.Option(
-        metavar="µm/px", help="µm per level-0 px of all these slides, where the files are wrong."
+        metavar="µm/px",
+        help="µm per level-0 px of all slides, if the files state none or a wrong one.",
     ),
 ]
 MppTable = Annotated[
     Path | None,
-    typer.Option(metavar="CSV", help="Table with `slide_id` and `mpp`, for single slides."),
+    typer.Option(
+        metavar="CSV", help="Table with `slide_id` and `mpp` (µm per level-0 px) of single slides."
+    ),
 ]
 
 TargetMpp = Annotated[
     float,
     typer.Option(
         "--mpp", min=0.05, max=50, metavar="µm/px", rich_help_panel=TILES,
-        help="Resolution of a tile, µm per px.",
+        help="Resolution of the tiles, µm per px.",
     ),
 ]  # fmt: skip
 TilePx = Annotated[
     int,
-    typer.Option(min=16, max=4096, metavar="px", rich_help_panel=TILES, help="Side of a tile, px."),
+    typer.Option(
+        min=16, max=4096, metavar="px", rich_help_panel=TILES, help="Side of the tiles, px."
+    ),
 ]
 Overlap = Annotated[
     int,
-    typer.Option(
-        min=0, metavar="px", rich_help_panel=TILES, help="Overlap of neighbouring tiles, px."
-    ),
+    typer.Option(min=0, metavar="px", rich_help_panel=TILES, help="Overlap of adjacent tiles, px."),
 ]
 MinTissue = Annotated[
     float,
     typer.Option(
         min=0, max=1, metavar="SHARE", rich_help_panel=TILES,
-        help="Least share of a tile that is tissue.",
+        help="Minimum share of tissue in a tile.",
     ),
 ]  # fmt: skip
 MaxTiles = Annotated[
     int | None,
     typer.Option(
         min=1, metavar="N", rich_help_panel=TILES,
-        help="Tiles of a slide at most, drawn spread over its tissue; same each time.",
+        help="Maximum number of tiles per slide, spread over its tissue; always the same.",
     ),
 ]  # fmt: skip
 Rules = Annotated[
     str,
     typer.Option(
         metavar="NAMES", rich_help_panel=TILES,
-        help="Rules that leave tiles out: `all`, `none`, or some of `dark,ink,grey,fold,blur`.",
+        help="Rules that reject tiles: `all`, `none`, or some of `dark,ink,grey,fold,blur`.",
     ),
 ]  # fmt: skip
 FilterFile = Annotated[
     Path | None,
     typer.Option(
         "--filter", metavar="FILE", rich_help_panel=TILES,
-        help="Tile filter that `mil filter fit` wrote; what it drops is counted.",
+        help="Tile filter written by `mil filter fit`; the tiles it drops are counted.",
     ),
 ]  # fmt: skip
 
@@ -187,7 +192,7 @@ Weights = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE", rich_help_panel=BACKBONE,
-        help="Local checkpoint of the backbone (safetensors or torch); of joined backbones one "
+        help="Local checkpoint of the backbone (safetensors or torch); with several backbones one "
         "each, `-` for installed weights.",
     ),
 ]  # fmt: skip
@@ -195,14 +200,14 @@ Execution = Annotated[
     str,
     typer.Option(
         metavar="WAY", rich_help_panel=BACKBONE,
-        help="How the backbone runs: `auto` takes the fastest way that gives the same embeddings; "
-        "`eager`, `compile`, `onnx`. A folder of bags keeps its first choice.",
+        help="Runtime of the backbone: `eager`, `compile`, `onnx`, or `auto`, the fastest with the "
+        "same embeddings. A folder of bags keeps its first choice.",
     ),
 ]  # fmt: skip
 Batch = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", rich_help_panel=BACKBONE, help="Tiles through the backbone at once."
+        min=1, metavar="N", rich_help_panel=BACKBONE, help="Tiles per batch of the backbone."
     ),
 ]
 
@@ -219,31 +224,30 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=MACHINE,
-        help="`auto` (CUDA where there is a GPU for it, else the CPU), `cpu`, `cuda` or `cuda:N`.",
+        help="`auto` (a CUDA GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.",
     ),
 ]  # fmt: skip
 Devices = Annotated[
     str,
     typer.Option(
         "--device", metavar="NAMES", rich_help_panel=MACHINE,
-        help="`auto` (every CUDA GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
-        "`cuda:0,1`, each with a process of its own.",
+        help="`auto` (all CUDA GPUs, else the CPU), `cpu`, `cuda`, `cuda:N`, or several such as "
+        "`cuda:0,1`, one process per device.",
     ),
 ]  # fmt: skip
 EngineChoice = Annotated[
     EngineName,
     typer.Option(
         "--engine", rich_help_panel=MACHINE,
-        help="Where the work is done: on the devices of this machine (`local`), or on a Ray "
-        "cluster (`ray`).",
+        help="Executor: the devices of this machine (`local`), or a Ray cluster (`ray`).",
     ),
 ]  # fmt: skip
 Address = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT", rich_help_panel=MACHINE, show_default=False,
-        help="The Ray cluster; default: the one this machine is part of, else a new one on this "
-        "machine.",
+        help="Address of the Ray cluster; default: the one this machine belongs to, else a new one "
+        "on this machine.",
     ),
 ]  # fmt: skip
 Workers = Annotated[
@@ -253,11 +257,11 @@ Workers = Annotated[
         help="Threads that decode tiles.",
     ),
 ]  # fmt: skip
-WorkersEach = Annotated[
+WorkersPerDevice = Annotated[
     int | None,
     typer.Option(
         "--workers", min=1, max=256, metavar="N", rich_help_panel=MACHINE, show_default=False,
-        help="Threads that decode tiles, of each device; default: all cores, shared out. On Ray "
-        "also the cores that an actor takes.",
+        help="Threads per device that decode tiles; default: all cores, divided among the devices. "
+        "On Ray also the number of cores per actor.",
     ),
 ]  # fmt: skip

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from cli.console import print_json, progress_bar, spinner, stdout
+from cli.console import print_json, print_table, progress_bar, spinner, stdout
 from cli.options import JsonOutput
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from mil.audit import AuditReport
+    from mil.audit import AuditReport, ShortcutScore
 
 __all__ = ["audit"]
 
@@ -31,9 +31,7 @@ def audit(
     ],
     test: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="TEST", help="CSV of patients kept apart; labels are not looked at."
-        ),
+        typer.Argument(metavar="TEST", help="CSV of held-out patients; labels are not read."),
     ] = None,
     bags: Annotated[
         Path | None,
@@ -43,27 +41,27 @@ def audit(
         ),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=2, max=50, metavar="N", help="Folds of the training to come.")
+        int,
+        typer.Option(min=2, max=50, metavar="N", help="Number of folds of the planned training."),
     ] = 5,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the training to come.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the planned training.")
     ] = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Look for leaks and shortcuts before anything is trained.
 
-    Leaks: patients or slides on two sides, slides of two patients, identical files and
-    near-duplicate slides (with `--bags`) that folds or tables would put on two sides. Also classes
-    too small for the folds asked for, and the shortcut report: how well centre, number of slides
-    and, with `--bags`, tiles, area, aspect and background colour alone predict the label, and how
-    well mean embeddings predict the centre.
+    Leaks are patients or slides in both tables, slides of two patients, and (with `--bags`)
+    identical files and near-duplicate slides that tables or folds would divide between training and
+    test. Also reported are classes too small for the folds, and shortcuts: how well centre, number
+    of slides and, with `--bags`, tiles, area, aspect ratio and background colour alone predict the
+    label, and how well mean embeddings predict the centre.
 
     Example: `mil audit train.csv`
 
     Example: `mil audit train.csv test.csv --bags bags --json`
 
-    Exit codes: 0 no leak was found, whatever else was; 1 a leak, or a table or bag that cannot be
-    used; 2 usage.
+    Exit codes: 0 no leak was found, 1 a leak, or a table or bag cannot be used, 2 usage.
     """
     with spinner("loading"):
         from mil.audit import audit as run_audit
@@ -91,43 +89,43 @@ def audit(
 def _print_report(report: AuditReport, *, bags: Path | None) -> None:
     print_findings(report.findings)
     if report.shortcut_scores:
-        _print_shortcuts(report)
-    looked_at = ", ".join(
-        f"{pluralize(report.n_patients[side], 'patients')} and "
-        f"{pluralize(report.n_slides[side], 'slides')} in {side}"
-        for side in report.n_patients
+        _print_shortcuts(report.shortcut_scores)
+    splits = ", ".join(
+        f"{pluralize(report.n_patients[split], 'patients')} and "
+        f"{pluralize(report.n_slides[split], 'slides')} in {split}"
+        for split in report.n_patients
     )
-    stdout.print(
-        f"Looked at {looked_at}, "
-        + (
-            "at tables only: add --bags to find copies."
-            if bags is None
-            else f"{pluralize(report.n_bags, 'bags')}."
-        )
+    scope = (
+        "tables only: add --bags to find copies"
+        if bags is None
+        else pluralize(report.n_bags, "bags")
     )
+    stdout.print(f"Audited {splits}, {scope}.")
     n_leaks = sum(finding.severity == "error" for finding in report.findings)
     stdout.print(f"Leaks: {n_leaks}." if n_leaks else "No leak found.")
 
 
-def _print_shortcuts(report: AuditReport) -> None:
-    table = Table(title="Shortcuts: what can be predicted without tissue", title_justify="left")
-    for name in ("from", "to"):
-        table.add_column(name, no_wrap=True)
-    for name in ("score", "95 % interval", "chance", "p", "patients"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for found in report.shortcut_scores:
-        table.add_row(
-            found.source,
-            found.target,
-            f"{found.score.value:.3f}",
-            f"{found.score.low:.3f} to {found.score.high:.3f}",
-            f"{found.chance:.3f}",
-            f"{found.p_value:.3f}",
-            str(found.n_patients),
-        )
-    stdout.print(table)
+def _print_shortcuts(scores: Iterable[ShortcutScore]) -> None:
+    numeric = ("score", "95 % interval", "chance", "p", "patients")
+    print_table(
+        ("from", "to", *numeric),
+        [
+            (
+                each.source,
+                each.target,
+                f"{each.score.value:.3f}",
+                f"{each.score.low:.3f} to {each.score.high:.3f}",
+                f"{each.chance:.3f}",
+                f"{each.p_value:.3f}",
+                str(each.n_patients),
+            )
+            for each in scores
+        ],
+        title="Shortcuts: predictions without tissue",
+        numeric=numeric,
+    )
     stdout.print(
         "Score: cross-validated AUROC for labels, balanced accuracy for centres; below chance "
-        "means no information. p: share of shuffled truths that score as high."
+        "means no information. p: share of shuffled labels that score as high. Intervals: "
+        "class-stratified bootstrap over patients."
     )
-    stdout.print("Intervals: class-stratified bootstrap over patients.")

@@ -1,4 +1,4 @@
-"""``mil demo``: the whole road on painted slides, by the commands a user would type."""
+"""``mil demo``: all steps on synthetic slides, by the commands a user would type."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["demo"]
 def demo(
     *,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where all that the demo makes goes.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for all files of the demo.")
     ] = Path("demo"),
     train_patients: Annotated[
-        int, typer.Option(min=24, metavar="N", help="Training patients to paint.")
+        int, typer.Option(min=24, metavar="N", help="Number of training patients.")
     ] = 60,
     test_patients: Annotated[
-        int, typer.Option(min=8, metavar="N", help="Held-out patients to paint.")
+        int, typer.Option(min=8, metavar="N", help="Number of held-out patients.")
     ] = 30,
     signal: Annotated[
         float,
@@ -34,32 +34,32 @@ def demo(
             min=0,
             max=1,
             metavar="SHARE",
-            help="How far the class shows in the tissue; 0: not at all.",
+            help="Strength of the class signal in the tissue; 0: none.",
         ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Another seed paints another cohort.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the cohort.")] = 0,
 ) -> None:
-    """Paint a small cohort of stroke clots, then embed, train, infer and score it.
+    """Generate a small synthetic cohort of stroke clots, then embed, train, infer and score it.
 
-    The slides are synthetic: they show that the road works and what its outputs look like, and say
+    The slides are synthetic: they show that all steps work and what the output looks like, and say
     nothing about patients. Takes a few minutes on two cores.
 
     Example: `mil demo --out demo`
 
     Example: `mil demo --train-patients 24 --test-patients 8`
 
-    Exit codes: 0 done, 2 usage, else that of the command that failed.
+    Exit codes: 0 done, 2 usage, else the code of the failed command.
     """
     from features.slides.synthetic import make_cohort, write_synthetic_cohort
 
     started = time.monotonic()
     stdout.print(
-        "These slides are SYNTHETIC: painted tissue whose mixture depends on the class. Scores on "
-        "them show that the road works, nothing more."
+        "These slides are SYNTHETIC: generated tissue whose composition depends on the class. "
+        "Scores on them show that the program works, nothing more."
     )
     plan = make_cohort(n_patients=train_patients + test_patients, seed=seed, signal=signal)
     with progress_bar("slides") as bars:
-        task = bars.add_task("painting", total=len(plan))
+        task = bars.add_task("generating", total=len(plan))
         write_synthetic_cohort(
             out,
             plan,
@@ -68,7 +68,7 @@ def demo(
             on_slide=lambda: bars.advance(task),
         )
     bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
-    # Bags of an earlier demo may have been made otherwise.
+    # Bags of an earlier demo may have been made with other settings.
     _run("embed", out / "slides", "--bags", bags, "--overwrite")
     _run(
         "train", "--cohort", out / "train.csv", "--bags", bags, "--run", run, "--seed", seed,
@@ -76,22 +76,22 @@ def demo(
     )  # fmt: skip
     _run("infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission)
     _run("score", submission, "--cohort", out / "test_labels.csv")
-    stdout.print(f"Everything lies in {out}/ ({time.monotonic() - started:.0f} s):")
-    for path, words in (
-        (out / "slides", "painted slides, tables beside them"),
-        (bags, "one bag of embeddings a slide"),
+    stdout.print(f"Results in {out}/ ({time.monotonic() - started:.0f} s):")
+    for path, content in (
+        (out / "slides", "synthetic slides; the tables are next to them"),
+        (bags, "one bag of embeddings per slide"),
         (run, "the model bundle"),
-        (submission, "one row a held-out patient"),
+        (submission, "one row per held-out patient"),
     ):
-        stdout.print(f"  {path}: {words}")
+        stdout.print(f"  {path}: {content}")
 
 
 def _run(*arguments: object) -> None:
-    """Print a command and run it as a user would, in a process of its own."""
+    """Print a command and run it in its own process, as a user would."""
     words = [str(argument) for argument in arguments]
     stdout.print(f"\n$ mil {shlex.join(words)}", style="bold")
     sys.stdout.flush()
     code = subprocess.run([sys.executable, "-m", "cli", *words], check=False).returncode  # noqa: S603
     if code:
-        stderr.print(f"that command ended with exit code {code}", style="bold red")
+        stderr.print(f"the command failed with exit code {code}", style="bold red")
         raise typer.Exit(code)

@@ -35,7 +35,7 @@ from cli.options import (
     TargetMpp,
     TilePx,
     Weights,
-    WorkersEach,
+    WorkersPerDevice,
     flag,
 )
 from cli.shared.arguments import (
@@ -164,7 +164,7 @@ def embed(
     device: Devices = "auto",
     engine: EngineChoice = EngineName.local,
     address: Address = None,
-    workers: WorkersEach = None,
+    workers: WorkersPerDevice = None,
 ) -> None:
     """Find tissue on slides, cut tiles, run a frozen backbone over them, write one bag a slide.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
-from cli.options import BagsPlace, JsonOutput, PictureSlides, Prior, RunDir
+from cli.options import BagsSource, JsonOutput, Prior, RunDir, SlidesDir
 from cli.shared.arguments import files_of
 from cli.shared.runs import newest_run
 from features.utils.text import pluralize
@@ -41,8 +41,8 @@ def explain(
         typer.Option(metavar="ID", help="Instead of --patients: a single slide."),
     ] = None,
     run: RunDir = None,
-    bags: BagsPlace = Path("bags"),
-    slides: PictureSlides = None,
+    bags: BagsSource = Path("bags"),
+    slides: SlidesDir = None,
     series: Annotated[
         Path | None,
         typer.Option(

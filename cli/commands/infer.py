@@ -11,7 +11,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, spinner, stdout
 from cli.options import (
-    BagsPlace,
+    BagsSource,
     Batch,
     Device,
     JsonOutput,
@@ -46,7 +46,7 @@ def infer(
     *,
     patients: PatientTable,
     run: RunDir = None,
-    bags: BagsPlace = Path("bags"),
+    bags: BagsSource = Path("bags"),
     slides: Annotated[
         Path | None,
         typer.Option(

@@ -1,8 +1,8 @@
-"""``mil inspect``: what is understood of slides."""
+"""``mil inspect``: metadata of slides."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -18,7 +18,7 @@ __all__ = ["inspect"]
 
 
 def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutput = False) -> None:
-    """Print what is understood of slides: reader, size, levels, resolution and where it came from.
+    """Print the metadata of slides: reader, size, levels, resolution and its source.
 
     Only headers are read.
 
@@ -30,29 +30,29 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
     from features.slides.reader import open_slide
 
     slides = resolve_slides(paths)
-    found: list[dict[str, object]] = []
+    opened: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for path in slides:
         try:
             slide = open_slide(path)
             try:
-                found.append(_describe(slide, slide_mpp))
+                opened.append(_describe(slide, slide_mpp))
             finally:
                 slide.close()
         except MilError as error:
             failed[str(path)] = str(error)
     if as_json:
-        print_json({"slides": found, "failed": failed})
+        print_json({"slides": opened, "failed": failed})
     else:
-        for described in found:
+        for described in opened:
             _print(described)
         for message in failed.values():
             stderr.print(f"failed: {message}", style="yellow")
     if failed:
-        raise typer.Exit(EXIT_PARTLY_FAILED if found else EXIT_KNOWN_ERROR)
+        raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
 
 
-def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, object]:
+def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, Any]:
     from features.slides.reader import slide_id_of
     from features.slides.resolution import resolve_mpp
 
@@ -75,14 +75,8 @@ def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, object]:
     }
 
 
-def _print(described: dict[str, object]) -> None:
-    table = Table(title=str(described["path"]), title_justify="left", show_header=False)
-    table.add_column("what")
-    table.add_column("found")
+def _print(described: dict[str, Any]) -> None:
     in_file = described["mpp_in_file"]
-    used = described["mpp_used"]
-    levels = described["levels"]
-    assert isinstance(used, list) and isinstance(levels, list)  # noqa: S101, PT018 - put in above
     rows = {
         "slide id": described["slide_id"],
         "reader": described["reader"],
@@ -90,14 +84,14 @@ def _print(described: dict[str, object]) -> None:
         f"({described['gigapixels']:.3g} gigapixels, "
         f"{described['width_mm']:.3g} x {described['height_mm']:.3g} mm)",
         "µm/px in the file": "none" if in_file is None else _pair(in_file),
-        "µm/px used": f"{_pair(used)} ({described['mpp_source']})",
-        "levels": "\n".join(f"{w:,} x {h:,} px, 1/{d:.4g}" for w, h, d in levels),
+        "µm/px used": f"{_pair(described['mpp_used'])} ({described['mpp_source']})",
+        "levels": "\n".join(f"{w:,} x {h:,} px, 1/{d:.4g}" for w, h, d in described["levels"]),
     }
+    table = Table(title=described["path"], title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, value)
     stdout.print(table)
 
 
-def _pair(mpp: object) -> str:
-    assert isinstance(mpp, list)  # noqa: S101 - a pair of numbers
+def _pair(mpp: list[float]) -> str:
     return " x ".join(f"{value:.5g}" for value in mpp)

@@ -1,4 +1,4 @@
-"""``mil preview``: pictures of slides with their tiles."""
+"""``mil preview``: images of slides with their tiles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
     print_json,
+    print_table,
     progress_bar,
     stderr,
     stdout,
@@ -50,7 +50,7 @@ def preview(
     *,
     paths: SlidePaths,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the pictures and their page go.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for the images and their page.")
     ] = Path("previews"),
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
@@ -63,11 +63,11 @@ def preview(
     rules: Rules = "all",
     workers: Workers = CPU_COUNT,
 ) -> None:
-    """Draw slides with their tissue and tiles, and why tiles are left out; embeds nothing.
+    """Draw slides with their tissue, tiles and rejected tiles, without embedding.
 
-    Each slide becomes a picture and a file of its numbers; `index.html` in the folder shows all
-    slides ever put there, and sorts them by any number. Tiles are read to be judged by the rules;
-    `--rules none` lays them only, which is quick.
+    Each slide gets an image and a file of its numbers; `index.html` lists all slides ever previewed
+    in the folder, sortable by any number. The rules read every tile; `--rules none` only places the
+    tiles, which is fast.
 
     Example: `mil preview slides/ --out previews`
 
@@ -86,26 +86,26 @@ def preview(
     from features.visualization.preview import PreviewWriter, preview_slide
 
     slides = resolve_slides(paths)
-    given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    mpp_of = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     check_unique_ids(slides, option="--out")
-    folder = PreviewWriter(out)
+    writer = PreviewWriter(out)
     rows: list[PreviewRow] = []
     with progress_bar("tiles") as progress:
         bars = EmbedProgressBars(progress, n_slides=len(slides))
         try:
             for path in slides:
                 row = preview_slide(
-                    path, folder, tiles=tiles, tissue=TissueSettings(),
-                    given_mpp=given.get(slide_id_of(path)), n_workers=workers, progress=bars,
+                    path, writer, tiles=tiles, tissue=TissueSettings(),
+                    given_mpp=mpp_of.get(slide_id_of(path)), n_workers=workers, progress=bars,
                 )  # fmt: skip
                 rows.append(row)
                 bars.slide_ended(row)
         finally:
-            folder.write_index()
+            writer.write_index()
     if as_json:
-        print_json(_summary(rows, folder.index_path))
+        print_json(_summary(rows, writer.index_path))
     else:
-        _print_summary(rows, folder.index_path)
+        _print_summary(rows, writer.index_path)
     n_failed = sum(row.status == "failed" for row in rows)
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(rows) else EXIT_PARTLY_FAILED)
@@ -137,21 +137,19 @@ def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
 
 def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     summary = _summary(rows, page)
-    title = f"{pluralize(len(rows), 'slides')} into {page.parent}"
-    table = Table(title=title, title_justify="left")
     columns = {
         "with tiles": "n_done", "without": "n_empty", "failed": "n_failed",
         "tiles found": "n_tiles_found", "read": "n_tiles_read", "kept": "n_tiles_kept",
         "not decoded": "n_tiles_failed",
     }  # fmt: skip
-    for name in columns:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{summary[key]:,}" for key in columns.values()))
-    stdout.print(table)
+    print_table(
+        list(columns), [[f"{summary[key]:,}" for key in columns.values()]],
+        title=f"{pluralize(len(rows), 'slides')} into {page.parent}", numeric=columns,
+    )  # fmt: skip
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
-        told = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
-        stdout.print(f"Tiles left out: {told}.")
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
+        stdout.print(f"Tiles rejected: {counts}.")
     stdout.print(f"Look at {page}")
     n_assumed = sum(row.mpp_source == "assumed" for row in rows)
     if n_assumed:

@@ -1,4 +1,4 @@
-"""``mil report``: the page of a finished run, written again from its files."""
+"""``mil report``: write the report of a finished run again."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder that `mil explain` wrote: patients are linked to their pages.",
+            help="Folder written by `mil explain`, to link patients to their pages.",
         ),
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Write `report.html` of a run again, from the run's files; trains and scores nothing.
+    """Write `report.html` of a run again from the files of the run, without training or scoring.
 
-    `mil train` writes the page with every run. This command is for a page that was deleted, or
-    for one drawn by a later version of this program.
+    `mil train` writes the page with every run. Use this command if the page was deleted, or to get
+    the page of a later version of this program.
 
     Example: `mil report runs/first`
 
@@ -37,7 +37,7 @@ def report(
     Exit codes: 0 done, 1 the run cannot be used, 2 usage.
     """
     if explanations is not None and not explanations.is_dir():
-        raise typer.BadParameter(f"{explanations} is no folder", param_hint="--explanations")
+        raise typer.BadParameter(f"{explanations} is not a folder", param_hint="--explanations")
     with spinner("drawing the report"):
         from mil.reporting.run_report import write_report
 
@@ -45,4 +45,4 @@ def report(
     if as_json:
         print_json({"report": str(page)})
     else:
-        stdout.print(f"The report lies in {page}")
+        stdout.print(f"Report written to {page}")

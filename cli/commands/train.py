@@ -15,7 +15,7 @@ from cli.console import print_json, progress_bar, spinner, stdout
 from cli.options import (
     FOLDS,
     Address,
-    BagsPlace,
+    BagsSource,
     Calibrator,
     CohortTable,
     Device,
@@ -60,7 +60,7 @@ def train(
             "whitening of embeddings and teach no class; copies of the cohort's are left out.",
         ),
     ] = None,
-    bags: BagsPlace = Path("bags"),
+    bags: BagsSource = Path("bags"),
     run: Annotated[
         Path | None,
         typer.Option(

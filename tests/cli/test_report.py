@@ -27,7 +27,7 @@ def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
     before = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
     result = mil_ok("report", run)
-    assert f"The report lies in {run / 'report.html'}" in result.stdout
+    assert f"Report written to {run / 'report.html'}" in result.stdout
     assert (run / "report.html").read_bytes() == before
     assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
 

@@ -392,7 +392,7 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
         ("--bags", tmp_path): "no bag of any of the 5 patients",
         ("--slides", tmp_path / "no"): "no such file or folder",
         ("--patients", tmp_path / "no.csv"): "no.csv",
-        ("--port", server.server_port): "cannot be listened on",
+        ("--port", server.server_port): "cannot be used",
         ("--prior", "nonsense"): "nonsense",
     }
     for (option, value), message in cases.items():
