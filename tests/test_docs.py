@@ -99,10 +99,11 @@ def test_modules_of_the_python_reference_exist() -> None:
             assert path.with_suffix(".py").is_file() or path.is_dir(), f"{page.name}: {name}"
 
 
-def test_the_map_of_the_code_names_every_package() -> None:
+def test_the_map_of_the_code_names_every_package_and_no_other() -> None:
     text = (ROOT / "docs/concepts/map.md").read_text(encoding="utf-8")
     packages = [path.parent for path in MODULES if path.name == "__init__.py"]
     names = [".".join(path.relative_to(ROOT).parts) for path in packages]
-    rooms = [name for name in names if name.count(".") == 1]
-    assert rooms
-    assert not [name for name in rooms if f"`{name}`" not in text]
+    assert not [name for name in names if name.count(".") == 1 and f"`{name}`" not in text]
+    rows = re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE)
+    assert rows
+    assert set(rows) <= set(names)
