@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import Bag
+from features.bags.digest import BagDigest
 from features.bags.h5 import read_bag
 from features.utils.text import percent
-from mil.audit.digests import SlideDigest, TableEntry
 from mil.audit.findings import Finding, Severity, abbreviate
+from mil.audit.tables import TableEntry
 
 __all__ = [
     "MIN_AGREEING_TILES",
@@ -109,10 +110,10 @@ _ADVICE = {
 
 
 def find_identical(
-    digests: Mapping[str, SlideDigest], entries: Mapping[str, TableEntry]
+    digests: Mapping[str, BagDigest], entries: Mapping[str, TableEntry]
 ) -> list[Finding]:
     """Return findings on slides with the same file content or the same embeddings."""
-    by_content = _groups(digests, lambda digest: digest.content_id)
+    by_content = _groups(digests, lambda digest: digest.meta.slide_content_id)
     known = {frozenset(group) for group in by_content}
     by_embedding = [
         group
@@ -126,7 +127,7 @@ def find_identical(
 
 
 def find_near_duplicates(
-    digests: Mapping[str, SlideDigest],
+    digests: Mapping[str, BagDigest],
     entries: Mapping[str, TableEntry],
     *,
     on_pair: Callable[[int, int], None],
@@ -161,7 +162,7 @@ def find_near_duplicates(
     read = lru_cache(maxsize=_N_CACHED_BAGS)(read_bag)
     copies = []
     for done, (first, second, cosine) in enumerate(pairs, start=1):
-        fit = match_tiles(read(first.path), read(second.path), centre=centre)
+        fit = match_tiles(read(first.bag_ref), read(second.bag_ref), centre=centre)
         if fit.is_copy:
             detail = f": {percent(fit.share)} of tiles agree, cosine of means {cosine:.2f}"
             copies.append(
@@ -216,8 +217,8 @@ def _grid_positions(bag: Bag) -> Floats:
 
 
 def _candidates(
-    usable: Sequence[SlideDigest], entries: Mapping[str, TableEntry], centre: Floats
-) -> list[tuple[SlideDigest, SlideDigest, float]]:
+    usable: Sequence[BagDigest], entries: Mapping[str, TableEntry], centre: Floats
+) -> list[tuple[BagDigest, BagDigest, float]]:
     """Return each slide with its nearest slides of other patients, without repeats and copies."""
     means = _unit_rows(np.stack([digest.mean for digest in usable]), centre)
     pairs: dict[tuple[int, int], float] = {}
@@ -233,12 +234,10 @@ def _candidates(
     return [(usable[a], usable[b], cosine) for (a, b), cosine in sorted(pairs.items())]
 
 
-def _is_candidate(
-    first: SlideDigest, second: SlideDigest, entries: Mapping[str, TableEntry]
-) -> bool:
+def _is_candidate(first: BagDigest, second: BagDigest, entries: Mapping[str, TableEntry]) -> bool:
     known = (
         first.features_sha256 == second.features_sha256
-        or first.content_id == second.content_id != ""
+        or first.meta.slide_content_id == second.meta.slide_content_id != ""
     )
     return not known and not (
         entries[first.slide_id].patient_ids & entries[second.slide_id].patient_ids
@@ -246,7 +245,7 @@ def _is_candidate(
 
 
 def _groups(
-    digests: Mapping[str, SlideDigest], key: Callable[[SlideDigest], str]
+    digests: Mapping[str, BagDigest], key: Callable[[BagDigest], str]
 ) -> list[tuple[str, ...]]:
     """Return groups of two or more slides with the same key; an empty key matches nothing."""
     members: dict[str, list[str]] = {}

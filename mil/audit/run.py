@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from features.bags.bag import check_fingerprint
+from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
-from mil.audit.digests import SlideDigest, TableEntry, read_digests, table_entries
 from mil.audit.duplicates import find_identical, find_near_duplicates
 from mil.audit.findings import Finding, Severity, abbreviate, worst_first
 from mil.audit.shortcuts import (
@@ -17,11 +18,13 @@ from mil.audit.shortcuts import (
     measure_shortcuts,
 )
 from mil.audit.tables import (
+    TableEntry,
     audit_overlap,
     audit_similar_ids,
     audit_sizes,
     audit_table,
     read_split,
+    table_entries,
 )
 from mil.data.cohort import Cohort, read_cohort
 from mil.errors import CohortError
@@ -102,13 +105,19 @@ def audit(
     if test is not None:
         findings += audit_overlap(*splits)
     findings += audit_similar_ids(splits)
-    digests: Mapping[str, SlideDigest] = {}
+    digests: Mapping[str, BagDigest] = {}
     if bags_dir is not None:
         entries = table_entries(splits)
         digests = read_digests(
-            entries, open_bags(bags_dir),
+            entries, open_bags(bags_dir), source=bags_dir,
             on_slide=lambda done: on_step("reading bags", done, len(entries)),
         )  # fmt: skip
+        first = next(iter(digests.values()))
+        check_fingerprint(
+            first.meta.fingerprint,
+            ((digest.bag_ref, digest.meta.fingerprint) for digest in digests.values()),
+            source=f"the bag of {first.slide_id!r}",
+        )
         findings += _audit_bags(digests, entries, on_step)
     cohort = _read_cohort(train, findings)
     scores: tuple[ShortcutScore, ...] = ()
@@ -127,7 +136,7 @@ def audit(
 
 
 def _audit_bags(
-    digests: Mapping[str, SlideDigest], entries: Mapping[str, TableEntry], on_step: OnStep
+    digests: Mapping[str, BagDigest], entries: Mapping[str, TableEntry], on_step: OnStep
 ) -> list[Finding]:
     findings = find_identical(digests, entries)
     findings += find_near_duplicates(

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.audit.digests import SlideDigest
+from features.bags.digest import BagDigest
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import patient_folds, stratified_fold_ids
@@ -75,7 +75,7 @@ class ShortcutScore:
 
 
 def measure_shortcuts(
-    cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
+    cohort: Cohort, digests: Mapping[str, BagDigest], *, n_folds: int, seed: int
 ) -> tuple[ShortcutScore, ...]:
     """Measure which shortcuts predict the label, and whether embeddings predict the centre.
 
@@ -176,11 +176,14 @@ Column = tuple[str, Cohort, Floats]
 """Name, patients with known values, and values of shape (patients, columns)."""
 
 
-def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterator[Column]:
+def _slide_columns(cohort: Cohort, digests: Mapping[str, BagDigest]) -> Iterator[Column]:
     """Yield properties of slides other than tissue, for the patients with known values."""
     slides = {p.patient_id: _slides_of(p, digests) for p in cohort.patients}
     # Bags of series and imported bags may not state the size of their slide.
-    sized = {name: [s for s in of if s.width_px0 and s.height_px0] for name, of in slides.items()}
+    sized = {
+        name: [s for s in of if s.meta.width_px0 and s.meta.height_px0]
+        for name, of in slides.items()
+    }
     for name, known, measure in (
         ("tiles", slides, _log_tiles), ("area", sized, _log_area), ("aspect", sized, _log_aspect),
         ("background", slides, _background),
@@ -191,20 +194,20 @@ def _slide_columns(cohort: Cohort, digests: Mapping[str, SlideDigest]) -> Iterat
             yield name, _select(cohort, set(rows)), values
 
 
-def _log_tiles(slides: list[SlideDigest]) -> list[float]:
+def _log_tiles(slides: list[BagDigest]) -> list[float]:
     return [float(np.log1p(sum(slide.n_tiles for slide in slides)))]
 
 
-def _log_area(slides: list[SlideDigest]) -> list[float]:
-    return [float(np.mean([np.log(s.width_px0) + np.log(s.height_px0) for s in slides]))]
+def _log_area(slides: list[BagDigest]) -> list[float]:
+    return [float(np.mean([np.log(s.meta.width_px0) + np.log(s.meta.height_px0) for s in slides]))]
 
 
-def _log_aspect(slides: list[SlideDigest]) -> list[float]:
-    return [float(np.mean([np.log(s.width_px0 / s.height_px0) for s in slides]))]
+def _log_aspect(slides: list[BagDigest]) -> list[float]:
+    return [float(np.mean([np.log(s.meta.width_px0 / s.meta.height_px0) for s in slides]))]
 
 
-def _background(slides: list[SlideDigest]) -> list[float]:
-    rgb: list[float] = np.mean([slide.background_rgb for slide in slides], axis=0).tolist()
+def _background(slides: list[BagDigest]) -> list[float]:
+    rgb: list[float] = np.mean([slide.meta.background_rgb for slide in slides], axis=0).tolist()
     return rgb
 
 
@@ -214,7 +217,7 @@ def _concatenate(columns: list[Column], shared: set[str]) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
-def _slides_of(patient: Patient, digests: Mapping[str, SlideDigest]) -> list[SlideDigest]:
+def _slides_of(patient: Patient, digests: Mapping[str, BagDigest]) -> list[BagDigest]:
     return [digests[name] for name in patient.slide_ids if name in digests]
 
 
@@ -249,7 +252,7 @@ def _score_label(
 
 
 def _score_centre(
-    cohort: Cohort, digests: Mapping[str, SlideDigest], *, n_folds: int, seed: int
+    cohort: Cohort, digests: Mapping[str, BagDigest], *, n_folds: int, seed: int
 ) -> Iterator[ShortcutScore]:
     """Yield the score of the mean embedding as predictor of centres with ten patients or more."""
     means, centres = [], []

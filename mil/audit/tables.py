@@ -17,11 +17,13 @@ from mil.errors import SplitError
 
 __all__ = [
     "Split",
+    "TableEntry",
     "audit_overlap",
     "audit_similar_ids",
     "audit_sizes",
     "audit_table",
     "read_split",
+    "table_entries",
 ]
 
 _MIN_CLASS_SIZE_PER_FOLD = 5
@@ -40,6 +42,42 @@ class Split:
     def patient_ids(self) -> set[str]:
         """Ids of the patients in the table."""
         return set(self.rows["patient"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableEntry:
+    """Everything that the tables state about one slide."""
+
+    slide_id: str
+    splits: frozenset[str]
+    """``train``, ``test`` or both."""
+    patient_ids: frozenset[str]
+    """Its patient; several if tables contradict each other."""
+    labels: frozenset[str]
+    """Its labels in the training table; empty for a slide of the test table."""
+
+    def __str__(self) -> str:
+        """``a_0 (train, patient a, CE)``."""
+        parts = (self.splits, {f"patient {name}" for name in self.patient_ids}, self.labels)
+        text = ", ".join(" and ".join(sorted(part)) for part in parts if part)
+        return f"{self.slide_id} ({text})"
+
+
+def table_entries(splits: Sequence[Split]) -> dict[str, TableEntry]:
+    """Return the entry of each slide by slide id, in order of first appearance."""
+    entries: dict[str, TableEntry] = {}
+    for split in splits:
+        for row in split.rows.to_dict("records"):
+            slide_id = str(row["slide"])
+            labels = {str(row["label"])} if "label" in row else set()
+            known = entries.get(slide_id)
+            entries[slide_id] = TableEntry(
+                slide_id=slide_id,
+                splits=frozenset({split.name, *(known.splits if known else ())}),
+                patient_ids=frozenset({row["patient"], *(known.patient_ids if known else ())}),
+                labels=frozenset({*labels, *(known.labels if known else ())}),
+            )
+    return entries
 
 
 def read_split(path: Path, *, name: str) -> Split:

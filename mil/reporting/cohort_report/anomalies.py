@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from features.bags.digest import BagDigest
 from features.utils.text import percent, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.audit.tables import Split, audit_similar_ids, audit_table
 from mil.evaluation.metrics import wilson_interval
-from mil.reporting.cohort_report.slides import SlideBag, SlideFiles
+from mil.reporting.cohort_report.slides import SlideFiles
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
 from mil.reporting.cohort_report.table import SlideTable
 
@@ -118,7 +119,7 @@ def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     yield from _check_resolutions(files, known)
 
 
-def check_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Finding]:
+def check_bags(table: SlideTable, bags: Mapping[str, BagDigest]) -> Iterator[Finding]:
     """Yield findings on missing and empty bags, and on bags with different fingerprints."""
     known = list(table.slides["slide"])
     if missing := [slide for slide in known if slide not in bags]:
@@ -131,9 +132,9 @@ def check_bags(table: SlideTable, bags: Mapping[str, SlideBag]) -> Iterator[Find
         )
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
         message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"
-        advice = f"The first: {bags[empty[0]].empty_reason or 'no reason is stored'}."
+        advice = f"The first: {bags[empty[0]].meta.empty_reason or 'no reason is stored'}."
         yield Finding(Severity.warning, "bag_empty", message, advice, tuple(empty))
-    n_ways = len({bag.fingerprint for bag in bags.values()})
+    n_ways = len({bag.meta.fingerprint for bag in bags.values()})
     if n_ways > 1:
         yield Finding(
             Severity.warning, "bags_differ",

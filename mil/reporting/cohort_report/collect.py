@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from features.bags.digest import BagDigest, read_digests
+from features.bags.store import open_bags
 from mil.audit.findings import Finding, worst_first
 from mil.errors import CohortError
 from mil.reporting.cohort_report.anomalies import (
@@ -16,13 +18,11 @@ from mil.reporting.cohort_report.anomalies import (
     check_table,
 )
 from mil.reporting.cohort_report.slides import (
-    SlideBag,
     SlideFiles,
     SlideHeader,
     Variable,
     bag_variables,
     header_variables,
-    read_slide_bags,
 )
 from mil.reporting.cohort_report.statistics import (
     ClassDifference,
@@ -45,7 +45,7 @@ class CohortSummary:
 
     table: SlideTable
     files: SlideFiles | None
-    bags: Mapping[str, SlideBag] | None
+    bags: Mapping[str, BagDigest] | None
     """Bags by slide id."""
     findings: tuple[Finding, ...]
     """Anomalies, worst first."""
@@ -130,8 +130,8 @@ def summarize_cohort(
     slide_ids = list(table.slides["slide"])
     bags = None
     if bags_dir:
-        bags = read_slide_bags(
-            bags_dir, slide_ids,
+        bags = read_digests(
+            slide_ids, open_bags(bags_dir), source=bags_dir,
             on_slide=lambda done: on_step("reading bags", done, len(slide_ids)),
         )  # fmt: skip
     of_files = header_variables(files.headers, slide_ids) if files else ()
@@ -176,7 +176,7 @@ def _findings(
     table: SlideTable,
     crosstabs: Sequence[Crosstab],
     files: SlideFiles | None,
-    bags: Mapping[str, SlideBag] | None,
+    bags: Mapping[str, BagDigest] | None,
     differences: Sequence[ClassDifference],
 ) -> tuple[Finding, ...]:
     findings = [*check_table(table)]

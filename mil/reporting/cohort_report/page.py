@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from features.bags.digest import BagDigest
 from features.utils.text import natural_key, percent, pluralize
 from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
-from mil.reporting.cohort_report.slides import SlideBag, SlideFiles, SlideHeader, Variable
+from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader, Variable
 from mil.reporting.cohort_report.statistics import Crosstab, TileCount
 from mil.reporting.cohort_report.table import Column, SlideTable
 from mil.reporting.figures import EmbeddedImage, embed_image
@@ -139,14 +140,16 @@ def _key_figures(summary: CohortSummary) -> list[tuple[str, str]]:
 
 
 def _glass_colours(
-    bags: Mapping[str, SlideBag], table: SlideTable
+    bags: Mapping[str, BagDigest], table: SlideTable
 ) -> list[tuple[str, list[tuple[str, int]]]]:
     """Return the most frequent glass colours per centre: ``red, green, blue``, slide count."""
     colours: dict[str, Counter[str]] = {}
     for row in table.slides.to_dict("records"):
         bag = bags.get(row["slide"])
         if bag is not None and not bag.is_series:
-            rgb = (min(255, _COLOUR_STEP * round(c / _COLOUR_STEP)) for c in bag.glass_rgb)
+            rgb = (
+                min(255, _COLOUR_STEP * round(c / _COLOUR_STEP)) for c in bag.meta.background_rgb
+            )
             of_centre = colours.setdefault(row["centre"] or "all", Counter())
             of_centre[", ".join(map(str, rgb))] += 1
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,19 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from features.bags.bag import IMAGE, Bag, Fingerprint
-from features.bags.h5 import read_bag
-from features.bags.store import open_bags
-from features.errors import BagError
+from features.bags.digest import BagDigest
 
 __all__ = [
-    "SlideBag",
     "SlideFiles",
     "SlideHeader",
     "Variable",
     "bag_variables",
     "header_variables",
-    "read_slide_bags",
 ]
 
 
@@ -60,22 +55,6 @@ class SlideFiles:
     """Files ignored because another file has the same slide id, with that other file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlideBag:
-    """A bag without its embeddings."""
-
-    slide_id: str
-    n_tiles: int
-    tissue_share: float
-    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN if not known."""
-    is_series: bool
-    """Whether it is a series of images, for which tissue is not segmented."""
-    glass_rgb: tuple[int, int, int]
-    empty_reason: str
-    """Why it holds no tile; empty if it holds one."""
-    fingerprint: Fingerprint
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variable:
     """One number per slide."""
@@ -100,34 +79,6 @@ class Variable:
         return len(known) > 1 and bool(np.ptp(known) > 0)
 
 
-def read_slide_bags(
-    bags_dir: Path, slide_ids: Collection[str], *, on_slide: Callable[[int], None]
-) -> dict[str, SlideBag]:
-    """Read the bags of these slides one after the other; slides without a bag are left out.
-
-    ``on_slide`` is called after each slide with the number of slides done.
-
-    Raises
-    ------
-    BagError
-        If there is no bag of any of these slides, or one of them is damaged.
-    """
-    refs = open_bags(bags_dir)
-    bags = {}
-    for done, slide_id in enumerate(slide_ids, start=1):
-        if slide_id in refs:
-            bags[slide_id] = _summarize(slide_id, read_bag(refs[slide_id]))
-        on_slide(done)
-    if not bags:
-        raise BagError(
-            bags_dir,
-            actual="no slide of the table has a bag",
-            expected="a bag named after each slide",
-            hint="Check --bags, and that slide ids equal file names without suffix.",
-        )
-    return bags
-
-
 def header_variables(
     headers: Mapping[str, SlideHeader], slide_ids: Sequence[str]
 ) -> tuple[Variable, ...]:
@@ -147,7 +98,7 @@ def header_variables(
     )
 
 
-def bag_variables(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
+def bag_variables(bags: Mapping[str, BagDigest], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
     """Return tiles and tissue, or images of series, with values of shape (slides,)."""
     known = [bags.get(slide_id) for slide_id in slide_ids]
     tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
@@ -163,22 +114,3 @@ def bag_variables(bags: Mapping[str, SlideBag], slide_ids: Sequence[str]) -> tup
 def _known(*variables: Variable) -> tuple[Variable, ...]:
     """Return the variables that are known for at least one slide."""
     return tuple(variable for variable in variables if np.isfinite(variable.values).any())
-
-
-def _summarize(slide_id: str, bag: Bag) -> SlideBag:
-    meta, how = bag.meta, bag.meta.fingerprint
-    # Overlapping tiles count tissue twice, so each tile counts for its own step of the grid only.
-    step = 1 - how.overlap_px / how.tile_px if how.tile_px else 1.0
-    tile_px0 = meta.span_x_px0 * meta.span_y_px0 * step * step
-    tissue = float(bag.tissue_fraction.sum(dtype=np.float64)) * tile_px0
-    area = meta.width_px0 * meta.height_px0
-    share = tissue / area if area and meta.kind != IMAGE else math.nan
-    return SlideBag(
-        slide_id=slide_id,
-        n_tiles=len(bag.features),
-        tissue_share=min(share, 1.0),  # NaN, if an imported bag states no tissue, stays NaN
-        is_series=meta.kind == IMAGE,
-        glass_rgb=meta.background_rgb,
-        empty_reason=meta.empty_reason,
-        fingerprint=how,
-    )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from features.bags.digest import BagDigest
 from features.utils.text import natural_key
-from mil.reporting.cohort_report.slides import SlideBag, Variable
+from mil.reporting.cohort_report.slides import Variable
 from mil.reporting.cohort_report.table import SlideTable
 
 __all__ = [
@@ -148,7 +149,7 @@ def count_by(column: str, frame: pd.DataFrame, *, classes: Sequence[str], level:
     )
 
 
-def count_tiles(table: SlideTable, bags: Mapping[str, SlideBag], *, by: str) -> list[TileCount]:
+def count_tiles(table: SlideTable, bags: Mapping[str, BagDigest], *, by: str) -> list[TileCount]:
     """Count the tiles of slides and patients per group, in natural order.
 
     Parameters
