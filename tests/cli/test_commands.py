@@ -150,6 +150,7 @@ def test_inference_counts_sets_and_marks_patients_to_look_at(world: Path, tmp_pa
     assert "look_at" not in pd.read_csv(tmp_path / "out.details.csv")
 
 
+@pytest.mark.ci
 def test_scores_of_a_submission_are_printed_and_given_as_json(world: Path, tmp_path: Path) -> None:
     oof = world / "run" / "out_of_fold.csv"
     result = mil_ok("score", oof, "--cohort", world / "train.csv")

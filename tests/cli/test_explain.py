@@ -52,6 +52,7 @@ def explain(world: Path, *arguments: object) -> Result:
     return mil("explain", "--run", world / "run", "--bags", world / "bags", *arguments)
 
 
+@pytest.mark.ci
 def test_the_probability_shown_is_the_one_that_infer_gives(world: Path, tmp_path: Path) -> None:
     for prior in ("balanced", "cohort"):
         out = tmp_path / "submission.csv"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 from features.utils.tables import read_table
@@ -15,6 +16,7 @@ def train(table: Path, *arguments: object) -> Result:
     return mil("train", "--cohort", table, *options)
 
 
+@pytest.mark.ci
 def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_path: Path) -> None:
     table = write_cohort(tmp_path, n_patients=36, shift=0.8)
     head, *rows = table.read_text().splitlines()

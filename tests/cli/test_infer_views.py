@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from features.bags.h5 import find_bags
 from mil.data.bags import load_patient_bags
@@ -17,6 +18,7 @@ from tests.fakes import write_cohort
 FAST = TrainConfig(n_members=1, n_components=8, fixed_steps=10)
 
 
+@pytest.mark.ci
 def test_inference_averages_views_when_asked_and_refuses_where_there_are_none(
     tmp_path: Path,
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_viewer_gives_each_patient_three_probabilities(world: Path) -> None:
     assert all(name in data for name in CLASSES)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("calibrator", ["none", "beta", "temperature"])
 def test_three_classes_are_trained_with_each_calibrator_and_retired_ones_refused(
     world: Path, tmp_path: Path, calibrator: str

@@ -314,6 +314,7 @@ def test_a_huge_attribute_is_refused(tmp_path: Path) -> None:
     assert problem(tmp_path) == "attribute 'note' of 2,400,000 bytes"
 
 
+@pytest.mark.ci
 def test_no_damage_of_a_few_bytes_gives_a_traceback(tmp_path: Path) -> None:
     whole = np.frombuffer(write(tmp_path).read_bytes(), np.uint8)
     chance = np.random.default_rng(0)

@@ -26,6 +26,7 @@ def contents(bags: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in find_bags(bags, may_be_empty=True).items()}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("number", "text", "advice"),
     [
@@ -56,6 +57,7 @@ def test_a_disk_that_refuses_stops_the_run_and_loses_nothing_whole(
     assert contents(bags) == whole
 
 
+@pytest.mark.ci
 def test_a_full_disk_of_real_size_is_survived(
     slides: Path,
     tmp_path: Path,
@@ -187,6 +189,7 @@ def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
     assert contents(tmp_path / "whole").items() <= contents(bags).items()
 
 
+@pytest.mark.ci
 def test_too_many_open_files_are_told_with_what_to_do_and_lose_nothing(
     slides: Path,
     tmp_path: Path,

@@ -142,6 +142,7 @@ def test_one_bag_of_other_settings_among_many_stops_the_run(
         run(slides, tmp_path / "bags", encoder)
 
 
+@pytest.mark.ci
 def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:

@@ -138,7 +138,7 @@ def test_a_model_that_gives_maps_is_refused(n_maps: int, found: str) -> None:
         TimmEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
 
 
-@pytest.mark.parametrize("execution", ["eager", "onnx"])
+@pytest.mark.parametrize("execution", ["eager", pytest.param("onnx", marks=pytest.mark.ci)])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_a_tiles_bytes_depend_neither_on_its_neighbours_nor_on_its_place(
     name: str, execution: str

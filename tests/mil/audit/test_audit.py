@@ -250,6 +250,7 @@ def test_different_slides_never_agree(n_tiles: int) -> None:
     )
 
 
+@pytest.mark.ci
 def test_a_scanner_shared_by_a_centre_makes_no_duplicates(tmp_path: Path) -> None:
     world = clean_world(tmp_path, n_patients=60)
     rng = np.random.default_rng(5)
@@ -265,6 +266,7 @@ def test_a_scanner_shared_by_a_centre_makes_no_duplicates(tmp_path: Path) -> Non
     assert "centre_in_embeddings" in kinds(report, Severity.note)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("source", ["centre", "slides", "tiles", "area", "aspect", "background"])
 def test_each_planted_shortcut_is_found(tmp_path: Path, source: str) -> None:
     rng = np.random.default_rng(1)

@@ -203,6 +203,7 @@ def test_a_table_of_several_labels_is_described_by_the_one_asked_for(tmp_path: P
         read_cohort_table(path, label="epidural")
 
 
+@pytest.mark.ci
 def test_a_column_of_many_labels_or_centres_is_cut(tmp_path: Path) -> None:
     rows = [f"{n}_0,{n},{'common' if n % 2 else f'rare {n:03d}'},{n},0" for n in range(300)]
     summary = described(write(tmp_path, rows))

@@ -234,6 +234,7 @@ def test_every_figure_has_a_description(
     assert page.links
 
 
+@pytest.mark.ci
 def test_entries_of_a_legend_differ_without_colour(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
