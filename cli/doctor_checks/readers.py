@@ -28,28 +28,27 @@ _MAX_ERROR = 8.0
 """Maximum mean error of lossy codecs, grey levels of 255."""
 
 _COMPRESSIONS = ("none", "lzw", "adobe_deflate", "jpeg", "jpeg2000", "webp", "zstd")
-_ADVICE = {
-    "tiff": "Install them again: pip install --force-reinstall tifffile imagecodecs",
-    "openslide": "Install it again: pip install --force-reinstall openslide-bin openslide-python",
-    "zarr": "Install it again: pip install --force-reinstall zarr numcodecs",
-    "image": "Install it again: pip install --force-reinstall pillow",
-    "bag": "Install it again: pip install --force-reinstall h5py",
-}
 
 
 def check() -> list[CheckResult]:
     """Check TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
+    checks: list[tuple[str, Callable[[Path], str], str]] = [
+        *(
+            (f"TIFF, {name}", partial(_tiff, compression=name), "tifffile imagecodecs")
+            for name in _COMPRESSIONS
+        ),
+        ("OpenSlide", _openslide, "openslide-bin openslide-python"),
+        ("OME-Zarr", _zarr, "zarr numcodecs"),
+        ("PNG and JPEG", _image, "pillow"),
+        ("bags in HDF5", _bag, "h5py"),
+    ]
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as folder:
         return [
-            *(
-                run_check("readers", f"TIFF, {name}", partial(_tiff, Path(folder), name),
-                         advice=_ADVICE["tiff"])
-                for name in _COMPRESSIONS
-            ),
-            *(
-                run_check("readers", name, partial(check, Path(folder)), advice=_ADVICE[kind])
-                for kind, name, check in _OTHERS
-            ),
+            run_check(
+                "readers", name, partial(function, Path(folder)),
+                advice=f"Install again: pip install --force-reinstall {packages}",
+            )
+            for name, function, packages in checks
         ]  # fmt: skip
 
 
@@ -102,14 +101,6 @@ def _bag(folder: Path) -> str:
     if not np.array_equal(read_bag(folder / "doctor.h5").features, features):
         raise ValueError("the numbers read differ from those written")
     return "written and read"
-
-
-_OTHERS: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
-    ("openslide", "OpenSlide", _openslide),
-    ("zarr", "OME-Zarr", _zarr),
-    ("image", "PNG and JPEG", _image),
-    ("bag", "bags in HDF5", _bag),
-)
 
 
 def _write_tiff(path: Path, compression: str) -> Path:

@@ -33,14 +33,58 @@ from features.visualization.heatmap import (
 from features.visualization.pyramid_tiff import write_heatmap_tiff
 from mil.inference.attention import Explanation, SlideAttention
 from mil.inference.attention_export import write_geojson, write_tile_table
-from mil.reporting.explanation.page import MapView, SlideView, TileView
-from mil.reporting.figures import MARK_COLOUR, class_styles, embed_image, render_figure
+from mil.reporting.figures import (
+    MARK_COLOUR,
+    EmbeddedImage,
+    class_styles,
+    embed_image,
+    render_figure,
+)
 
-__all__ = ["show_series", "show_slide"]
+__all__ = ["MapView", "SlideView", "TileView", "show_series", "show_slide"]
 
 _MAP_PX = 1600
 _MAP_QUALITY = 88
 _TILE_PX = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapView:
+    """One map of a slide."""
+
+    key: str
+    """``percentile``, ``raw``, ``contribution``, ``slide``, or ``position`` in a series."""
+    label: str
+    image: EmbeddedImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileView:
+    """One of the most or least attended tiles."""
+
+    index: int
+    """Row in the bag."""
+    image: EmbeddedImage | None = None
+    """Pixels of the tile; None without slide, or if the tile cannot be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideView:
+    """Maps, tiles and exports of a slide on its page."""
+
+    slide: SlideAttention
+    maps: Sequence[MapView] = ()
+    """Maps; empty if the bag has no tile coordinates."""
+    top: Sequence[TileView] = ()
+    """The most attended tiles, the highest first."""
+    bottom: Sequence[TileView] = ()
+    """The least attended tiles, the lowest first."""
+    note: str = ""
+    """Reason why the tissue is not shown; empty if it is, or if no slides were asked for."""
+    overlay_downsample: int | None = None
+    """Level-0 px per px of the overlay; None without overlay."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """File name of each export, by its description."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -180,24 +180,23 @@ def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
     """
     for name in ("judged.csv", "notes.json"):
         if not (folder / name).is_file():
-            raise RunError(
-                folder,
-                actual=f"no {name} in it",
-                expected="the files that the report is made from",
-                hint="Copy the run again, or train again with 'mil train'.",
-            )
+            raise _unusable(folder, f"no {name} in it")
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
         return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
     except (
         ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, TableError,
     ) as error:  # fmt: skip
-        raise RunError(
-            folder,
-            actual=f"damaged ({' '.join(str(error).split())[:200]})",
-            expected="judged.csv and notes.json as 'mil train' wrote them",
-            hint="Copy the run again, or train again with 'mil train'.",
-        ) from error
+        raise _unusable(folder, f"damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _unusable(folder: Path, actual: str) -> RunError:
+    return RunError(
+        folder,
+        actual=actual,
+        expected="judged.csv and notes.json as 'mil train' wrote them",
+        hint="Copy the run again, or train again with 'mil train'.",
+    )
 
 
 def _parse(table: pd.DataFrame, notes: Mapping[str, Any], classes: tuple[str, ...]) -> ReportData:

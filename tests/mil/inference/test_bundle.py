@@ -82,7 +82,7 @@ def test_the_card_says_what_for_on_whom_how_judged_and_how_well(
     card = (run.path / "MODEL_CARD.md").read_text()
     assert re.findall(r"(?m)^\*\*([^.*]+)", card) == [
         "What it does", "What it is for", "What it is not for", "Trained on", "Made of",
-        "How it was judged", "Scores", "What cannot be ruled out", "Limits", "Made with",
+        "How it was evaluated", "Scores", "What cannot be ruled out", "Limits", "Made with",
     ]  # fmt: skip
     scores = json.loads((run.path / "scores.json").read_text())
     for kind in ("calibrated", "mean + logistic", "cohort prior", "constant", "shortcut: tiles"):
