@@ -6,7 +6,7 @@ cross-validation over patients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -184,31 +184,25 @@ def _slide_columns(cohort: Cohort, digests: Mapping[str, BagDigest]) -> Iterator
         name: [s for s in of if s.meta.width_px0 and s.meta.height_px0]
         for name, of in slides.items()
     }
-    for name, known, measure in (
-        ("tiles", slides, _log_tiles), ("area", sized, _log_area), ("aspect", sized, _log_aspect),
-        ("background", slides, _background),
-    ):  # fmt: skip
-        rows = {patient_id: measure(of) for patient_id, of in known.items() if of}
+    properties: dict[str, tuple[dict[str, list[BagDigest]], Callable[..., Any]]] = {
+        "tiles": (slides, lambda own: [np.log1p(sum(s.n_tiles for s in own))]),
+        "area": (
+            sized,
+            lambda own: [
+                np.mean([np.log(s.meta.width_px0) + np.log(s.meta.height_px0) for s in own])
+            ],
+        ),
+        "aspect": (
+            sized,
+            lambda own: [np.mean([np.log(s.meta.width_px0 / s.meta.height_px0) for s in own])],
+        ),
+        "background": (slides, lambda own: np.mean([s.meta.background_rgb for s in own], axis=0)),
+    }
+    for name, (known, measure) in properties.items():
+        rows = {patient_id: measure(own) for patient_id, own in known.items() if own}
         values = np.array(list(rows.values()), np.float64)
         if rows and np.ptp(values, axis=0).max() > 0:
             yield name, _select(cohort, set(rows)), values
-
-
-def _log_tiles(slides: list[BagDigest]) -> list[float]:
-    return [float(np.log1p(sum(slide.n_tiles for slide in slides)))]
-
-
-def _log_area(slides: list[BagDigest]) -> list[float]:
-    return [float(np.mean([np.log(s.meta.width_px0) + np.log(s.meta.height_px0) for s in slides]))]
-
-
-def _log_aspect(slides: list[BagDigest]) -> list[float]:
-    return [float(np.mean([np.log(s.meta.width_px0 / s.meta.height_px0) for s in slides]))]
-
-
-def _background(slides: list[BagDigest]) -> list[float]:
-    rgb: list[float] = np.mean([slide.meta.background_rgb for slide in slides], axis=0).tolist()
-    return rgb
 
 
 def _concatenate(columns: list[Column], shared: set[str]) -> Floats:

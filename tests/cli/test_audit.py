@@ -62,9 +62,3 @@ def test_bad_input_is_one_line(table: Path, arguments: list[str], code: int, mes
     assert result.exit_code == code
     assert message in result.output
     assert "Traceback" not in result.output
-
-
-def test_help_says_what_the_exit_codes_mean_and_has_an_example() -> None:
-    result = mil("audit", "--help")
-    assert "Exit codes: 0 no leak was found" in result.output
-    assert "Example: mil audit train.csv" in result.output.replace("`", "")

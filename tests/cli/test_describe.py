@@ -90,12 +90,6 @@ def test_of_two_files_with_the_same_slide_id_the_first_is_read(table: Path, tmp_
     assert "data:image/jpeg" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
-def test_help_has_an_example_and_the_exit_codes() -> None:
-    result = mil("describe", "--help")
-    assert "mil describe train.csv" in result.output
-    assert "Exit codes" in result.output
-
-
 def test_compression_and_size_of_files_folders_and_urls(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tif", np.zeros((40, 40, 3), np.uint8))
     Image.new("RGB", (5, 4)).save(tmp_path / "b.png")

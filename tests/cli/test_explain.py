@@ -185,11 +185,6 @@ def test_wrong_use_and_bad_input_are_told_in_one_line(world: Path, tmp_path: Pat
     assert not out.exists()
 
 
-def test_help_has_an_example() -> None:
-    result = mil_ok("explain", "--help")
-    assert "mil explain --patients test.csv" in result.output
-
-
 @needs_browser
 def test_in_a_browser_the_switch_shows_one_map_a_slide_and_fits_a_phone(
     world: Path, tmp_path: Path

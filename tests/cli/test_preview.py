@@ -69,11 +69,6 @@ def test_wrong_use_and_bad_input_are_told_in_one_line(slides: Path, tmp_path: Pa
     assert only_bad.exit_code == 1
 
 
-def test_help_has_an_example() -> None:
-    result = mil_ok("preview", "--help")
-    assert "mil preview slides/" in result.output
-
-
 def test_previews_load_no_torch(slides: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.app import app\n"

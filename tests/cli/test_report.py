@@ -54,7 +54,3 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> 
     assert result.exit_code == 1
     assert "no model.json in it" in result.output
     assert "Traceback" not in result.output
-
-
-def test_its_help_has_an_example() -> None:
-    assert "mil report runs/first" in mil("report", "--help").output

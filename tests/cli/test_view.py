@@ -30,7 +30,7 @@ from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.browser import needs_browser, open_tab
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import mil
 from tests.fakes import make_bag, write_cohort
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -401,11 +401,6 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
         assert result.exit_code == 1, result.output
         assert message in result.output
         assert len(result.output.strip().splitlines()) == 1
-
-
-def test_help_has_an_example() -> None:
-    result = mil_ok("view", "--help")
-    assert "mil view runs/first --patients test.csv" in result.output
 
 
 SETTLED = (

@@ -105,11 +105,7 @@ def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
         yield Finding(Severity.warning, "file_unreadable", message, advice, tuple(failed))
     with_file = files.headers.keys() | files.failures.keys()
     if missing := [slide for slide in known if slide not in with_file]:
-        message = (
-            f"{len(missing)} of {pluralize(len(known), 'slides')} have no file: "
-            f"{abbreviate(missing)}"
-        )
-        yield Finding(Severity.warning, "file_missing", message, "", tuple(missing))
+        yield _missing("file", missing, len(known))
     if extra := sorted(with_file - named):
         message = (
             f"{pluralize(len(extra), 'files')} that the table does not name: {abbreviate(extra)}"
@@ -123,13 +119,7 @@ def check_bags(table: SlideTable, bags: Mapping[str, BagDigest]) -> Iterator[Fin
     """Yield findings on missing and empty bags, and on bags with different fingerprints."""
     known = list(table.slides["slide"])
     if missing := [slide for slide in known if slide not in bags]:
-        message = (
-            f"{len(missing)} of {pluralize(len(known), 'slides')} have no bag: "
-            f"{abbreviate(missing)}"
-        )
-        yield Finding(
-            Severity.warning, "bag_missing", message, "Embed them with 'mil embed'.", tuple(missing)
-        )
+        yield _missing("bag", missing, len(known), "Embed them with 'mil embed'.")
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
         message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"
         advice = f"The first: {bags[empty[0]].meta.empty_reason or 'no reason is stored'}."
@@ -252,3 +242,9 @@ def _check_resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Find
             f"resolution of {usual:.3g} µm/px by a factor of {_MAX_MPP_RATIO} or more: "
             f"{abbreviate(outliers)}", "", tuple(outliers),
         )  # fmt: skip
+
+
+def _missing(what: str, slide_ids: Sequence[str], n_slides: int, advice: str = "") -> Finding:
+    names = abbreviate(slide_ids)
+    message = f"{len(slide_ids)} of {pluralize(n_slides, 'slides')} have no {what}: {names}"
+    return Finding(Severity.warning, f"{what}_missing", message, advice, tuple(slide_ids))
