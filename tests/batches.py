@@ -1,4 +1,4 @@
-"""Patients side by side, for tests of what takes batches."""
+"""Padded batches of patients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["pad"]
 
 
 def pad(bags: Sequence[Tensor]) -> Batch:
-    """Bags side by side.
+    """Pad bags to one length.
 
     Parameters
     ----------
@@ -22,5 +22,5 @@ def pad(bags: Sequence[Tensor]) -> Batch:
     """
     features = torch.nn.utils.rnn.pad_sequence(list(bags), batch_first=True)
     lengths = torch.tensor([len(bag) for bag in bags], device=features.device)
-    places = torch.arange(features.shape[1], device=features.device)
-    return Batch(features, places[None] < lengths[:, None])
+    indices = torch.arange(features.shape[1], device=features.device)
+    return Batch(features, indices[None] < lengths[:, None])

@@ -1,4 +1,4 @@
-"""Disks and systems that refuse, as far as the one who runs the tests may make them."""
+"""Full and read-only disks and low limits, as far as the user of the tests may set them up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["few_handles", "full_after", "read_only", "small_disk"]
 
 @contextmanager
 def few_handles(*, n_left: int) -> Iterator[None]:
-    """Let this process open so few files more; skips where there is no such limit."""
+    """Allow this process ``n_left`` more open files; skip where there is no such limit."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)  # the lowest free number
@@ -28,7 +28,7 @@ def few_handles(*, n_left: int) -> Iterator[None]:
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, n_files: int, *, number: int, text: str) -> None:
-    """Let ``n_files`` files come to disk, and refuse all later ones with an error of the system."""
+    """Let ``n_files`` files be written, and fail all later ones with an error of the system."""
     fsync: Callable[[int], None] = os.fsync
     done: list[int] = []
 
@@ -43,14 +43,14 @@ def full_after(monkeypatch: pytest.MonkeyPatch, n_files: int, *, number: int, te
 
 @contextmanager
 def small_disk(folder: Path, *, n_bytes: int) -> Iterator[Path]:
-    """A disk of its own in memory; skips where one may not be mounted."""
+    """Mount a disk in memory; skip where that is not allowed."""
     with _mounted(folder, ["-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs"]) as mounted:
         yield mounted
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[Path]:
-    """The folder, which not even root can write to; skips where it may not be mounted anew."""
+    """Mount the folder read-only, even for root; skip where that is not allowed."""
     with _mounted(folder, ["--bind", "-o", "ro", str(folder)]) as mounted:
         yield mounted
 

@@ -25,9 +25,8 @@ class Block:
     """One fenced block of a page."""
 
     page: Path
-    """The page."""
     line: int
-    """Line of its fence, from 1."""
+    """Line of the fence, from 1."""
     language: str
     """Word after the fence: `sh`, `python`, `csv` for a table, or other."""
     text: str

@@ -1,4 +1,4 @@
-"""Stand-ins that tests share: bags and cohorts without slides, slides without files."""
+"""Synthetic bags and cohorts without slides, and slides without files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_bag(
     content_id: str = "",
     n_views: int = 0,
 ) -> Bag:
-    """A bag of normal noise, every number of it raised by ``shift``; views lie close to it."""
+    """Return a bag of normal noise plus ``shift``; views differ from it by a tenth of the noise."""
     rng = np.random.default_rng([seed, *slide_id.encode()])
     columns = max(1, int(np.ceil(np.sqrt(n_tiles))))
     index = np.arange(n_tiles)
@@ -74,7 +74,7 @@ def make_bag(
 def make_series(
     bag_id: str, *, n_images: int = 4, dim: int = 8, seed: int = 0, shift: float = 0.0
 ) -> Bag:
-    """A bag of images of normal noise, every number of it raised by ``shift``."""
+    """Return a bag of images: normal noise plus ``shift``."""
     tiles = make_bag(bag_id, n_tiles=n_images, dim=dim, seed=seed, shift=shift)
     made = replace(
         tiles.meta.fingerprint,
@@ -88,7 +88,7 @@ def make_series(
     return Bag.from_series(
         tiles.features,
         order=np.arange(n_images),
-        source=tuple(f"{bag_id}_{place}.png" for place in range(n_images)),
+        source=tuple(f"{bag_id}_{index}.png" for index in range(n_images)),
         meta=meta,
     )
 
@@ -104,9 +104,9 @@ def write_cohort(
     signal_share: float = 1.0,
     n_views: int = 0,
 ) -> Path:
-    """Bags and a table of patients of two classes; every fifth patient has two slides.
+    """Write bags and a table of patients of two classes; every fifth patient has two slides.
 
-    Of the second class, ``signal_share`` of the tiles are raised by ``shift``.
+    ``shift`` is added to ``signal_share`` of the tiles of the second class.
     """
     (folder / "bags").mkdir(parents=True, exist_ok=True)
     rows = ["image_id,patient_id,label"]
@@ -134,7 +134,7 @@ def make_examples(
     slide_ids: Sequence[str] = (),
     patient_ids: Sequence[str] = (),
 ) -> LabelledTiles:
-    """Ten tiles a slide, noise like that of bags; the first four, raised by 3, are to drop."""
+    """Return ten tiles per slide of normal noise; the first four, plus 3, are to be dropped."""
     rng = np.random.default_rng([seed, 77])
     slide = np.repeat(np.arange(n_slides), 10)
     drop = np.tile(np.arange(10) < 4, n_slides)
@@ -152,7 +152,7 @@ def make_examples(
 
 
 def make_filter(*, n_slides: int, dim: int = 8, **examples: Any) -> TileFilter:
-    """A filter of bags as :func:`make_bag` makes them, which drops tiles that are raised by 3."""
+    """Return a filter that drops tiles of :func:`make_bag` to which 3 was added."""
     return fit_filter(
         make_examples(n_slides=n_slides, dim=dim, **examples),
         spec=EmbeddingSpec.from_fingerprint(replace(FINGERPRINT, dim=dim)),
@@ -207,4 +207,4 @@ class FakeSlide:
         return self._pixels[0][::downsample, ::downsample]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

@@ -14,7 +14,7 @@ __all__ = ["KINDS", "LABELS", "paint_head", "write_cohort"]
 Floats = npt.NDArray[np.float32]
 
 KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-"""Kinds of bleeds, by where they lie."""
+"""Kinds of bleeds, named after their location."""
 LABELS = ("any", *KINDS)
 _SHARES = (0.15, 0.3, 0.25, 0.25, 0.3)  # of scans with a bleed that have each kind
 _SHARE_BLEEDING = 0.6
@@ -24,18 +24,18 @@ _BLOOD, _BRAIN, _WATER, _BONE = 150.0, 110.0, 80.0, 250.0  # grey levels of 255
 def paint_head(
     rng: np.random.Generator, *, height: float, kinds: tuple[str, ...] = (), side_px: int = 650
 ) -> npt.NDArray[np.uint8]:
-    """One slice: a skull around brain with ventricles, and bleeds.
+    """Paint one slice: a skull around brain with ventricles, and bleeds.
 
     Parameters
     ----------
     rng
-        Decides everything random.
+        Source of the random numbers.
     height
-        Place in the scan, 0 at the base to 1 at the crown: a head is widest in the middle.
+        Position in the scan from 0, the base, to 1, the crown; a head is widest in the middle.
     kinds
         Bleeds on this slice, of :data:`KINDS`.
     side_px
-        Side of the slice.
+        Side of the slice, px.
 
     Returns
     -------
@@ -62,42 +62,42 @@ def paint_head(
 
 
 def write_cohort(folder: Path, *, n_scans: int, seed: int = 0, side_px: int = 650) -> None:
-    """Scans of 20 to 40 JPEG slices, and their tables.
+    """Write scans of 20 to 40 JPEG slices, and their tables.
 
-    ``series.csv`` lists the slices, and ``slices.csv`` has one row a slice with all labels.
+    ``series.csv`` lists the slices, and ``slices.csv`` has one row per slice with all labels.
 
     Parameters
     ----------
     folder
-        Where everything goes.
+        Folder of the output.
     n_scans
-        Scans, each a patient's.
+        Scans, each of another patient.
     seed
-        Decides everything random.
+        Source of the random numbers.
     side_px
-        Side of a slice.
+        Side of a slice, px.
     """
     rng = np.random.default_rng((seed, n_scans))
     images, labels = ["bag_id,path,order"], [f"slide_id,patient_id,source,{','.join(LABELS)}"]
     for number in range(n_scans):
         name, n_slices = f"s{seed}_{number:03d}", int(rng.integers(20, 41))
         (folder / name).mkdir(parents=True)
-        places = _bleeds(rng, n_slices)
-        for place in range(n_slices):
-            kinds = tuple(kind for kind in KINDS if place in places.get(kind, ()))
-            pixels = paint_head(rng, height=place / n_slices, kinds=kinds, side_px=side_px)
-            source = f"{name}/{place:02d}.jpg"
+        bleeds = _bleeds(rng, n_slices)
+        for index in range(n_slices):
+            kinds = tuple(kind for kind in KINDS if index in bleeds.get(kind, ()))
+            pixels = paint_head(rng, height=index / n_slices, kinds=kinds, side_px=side_px)
+            source = f"{name}/{index:02d}.jpg"
             Image.fromarray(pixels).save(folder / source, quality=90)
-            images.append(f"{name},{source},{place}")
-            marks = [int(bool(kinds)), *(int(kind in kinds) for kind in KINDS)]
-            labels.append(f"{name},p{name},{source},{','.join(map(str, marks))}")
+            images.append(f"{name},{source},{index}")
+            scan_labels = [int(bool(kinds)), *(int(kind in kinds) for kind in KINDS)]
+            labels.append(f"{name},p{name},{source},{','.join(map(str, scan_labels))}")
     (folder / "series.csv").write_text("\n".join(images) + "\n")
     (folder / "slices.csv").write_text("\n".join(labels) + "\n")
 
 
 @cache
 def _grid(side_px: int) -> tuple[Floats, Floats]:
-    """Places from left to right and from top to bottom, -0.5 to 0.5."""
+    """Return x and y of each pixel, -0.5 to 0.5, each of shape (side_px, side_px)."""
     line = np.arange(side_px, dtype=np.float32) / side_px - np.float32(0.5)
     return line[None, :].repeat(side_px, axis=0), line[:, None].repeat(side_px, axis=1)
 
@@ -105,23 +105,23 @@ def _grid(side_px: int) -> tuple[Floats, Floats]:
 def _blood(
     rng: np.random.Generator,
     kind: str,
-    place: tuple[Floats, Floats],
+    position: tuple[Floats, Floats],
     polar: tuple[Floats, Floats],
     *,
     horns: npt.NDArray[np.bool_],
     furrow: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Where a bleed of that kind lies."""
-    (across, along), (radius, angle) = place, polar
-    towards = float(rng.uniform(-np.pi, np.pi))  # where around the head
-    beside = np.abs((angle - towards + np.pi) % (2 * np.pi) - np.pi)  # angle from there
+    """Return the pixels of a bleed of that kind."""
+    (across, along), (radius, angle) = position, polar
+    towards = float(rng.uniform(-np.pi, np.pi))  # direction from the centre of the head
+    distance = np.abs((angle - towards + np.pi) % (2 * np.pi) - np.pi)  # angle from that direction
     if kind == "epidural":
-        bulge = 0.22 * np.sqrt(np.clip(1 - (beside / 0.45) ** 2, 0, 1))
-        return (beside < 0.45) & (radius > 0.9 - bulge)
+        bulge = 0.22 * np.sqrt(np.clip(1 - (distance / 0.45) ** 2, 0, 1))
+        return (distance < 0.45) & (radius > 0.9 - bulge)
     if kind == "subdural":
-        return (beside < 1.1) & (radius > rng.uniform(0.8, 0.85))
+        return (distance < 1.1) & (radius > rng.uniform(0.8, 0.85))
     if kind == "subarachnoid":
-        return furrow & (beside < 1.2)
+        return furrow & (distance < 1.2)
     if kind == "intraventricular":
         return horns & (along > rng.uniform(-0.1, 0.15))
     far_x, far_y = 0.45 * float(np.cos(towards)), 0.45 * float(np.sin(towards))
@@ -129,7 +129,7 @@ def _blood(
 
 
 def _bleeds(rng: np.random.Generator, n_slices: int) -> dict[str, range]:
-    """Slices of each kind of bleed in a scan; two to six neighbours."""
+    """Return the slices of each kind of bleed in a scan: two to six neighbours."""
     if rng.random() > _SHARE_BLEEDING:
         return {}
     chosen = [kind for kind, share in zip(KINDS, _SHARES, strict=True) if rng.random() < share]

@@ -1,4 +1,4 @@
-"""Generated head scans as DICOM: a skull, brain, and perhaps a bleed on some of the slices."""
+"""Synthetic head scans as DICOM: skull, brain, and a bleed on some slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 PLANTED = "PLANTEDNAME"
-"""Stands in every name of every header; nothing that is written may hold it."""
+"""Part of every name in every header; no output may contain it."""
 BIRTH_DATE = "19010203"
 SIDE_PX = 96
 
@@ -20,7 +20,7 @@ SIDE_PX = 96
 def paint_slice(
     rng: np.random.Generator, *, bleed: bool = False, side_px: int = SIDE_PX, hu: float = 75.0
 ) -> np.ndarray:
-    """HU of one slice, shape (side_px, side_px): air, a ring of bone, brain, perhaps blood."""
+    """Return HU of one slice, shape (side_px, side_px): air, bone, brain, optional blood."""
     y, x = np.mgrid[:side_px, :side_px] / side_px - 0.5
     turn = rng.uniform(-0.3, 0.3)
     across = (x * np.cos(turn) + y * np.sin(turn)) / rng.uniform(0.36, 0.44)
@@ -39,13 +39,13 @@ def paint_slice(
 
 
 def dataset(values_hu: np.ndarray, **tags: Any) -> FileDataset:
-    """A DICOM slice of these values; ``tags`` replace what it would say, None removes a tag."""
+    """Build a DICOM slice of these values; ``tags`` override the defaults, None removes a tag."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID") or generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    text: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "CT",
         "PatientName": f"{PLANTED}^Jane", "PatientBirthDate": BIRTH_DATE, "PatientID": PLANTED,
@@ -58,7 +58,7 @@ def dataset(values_hu: np.ndarray, **tags: Any) -> FileDataset:
         "InstanceNumber": 1,
         "PixelData": (np.rint(values_hu) + 1024).astype("<i2").tobytes(),
     }  # fmt: skip
-    for name, value in (text | tags).items():
+    for name, value in (defaults | tags).items():
         if value is not None:
             setattr(header, name, value)
     return header
@@ -74,7 +74,7 @@ def write_slice(path: Path, values_hu: np.ndarray, **tags: Any) -> Path:
 def write_frames(
     path: Path, slices: Sequence[np.ndarray], *, positions: Sequence[float] | None, **tags: Any
 ) -> Path:
-    """A scan as frames of one file.
+    """Write a scan as frames of one file.
 
     Parameters
     ----------
@@ -83,8 +83,7 @@ def write_frames(
     slices
         HU of each frame.
     positions
-        Along z, mm; then each frame also has an intercept of its own. None: nothing is told of
-        frames.
+        Along z, mm; each frame then has its own intercept. None writes no groups of frames.
     tags
         As for :func:`dataset`.
     """
@@ -103,7 +102,7 @@ def write_frames(
     if positions:
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             delattr(header, tag)
-        header.RescaleIntercept = 0  # wrong, unless what is told of each frame comes first
+        header.RescaleIntercept = 0  # wrong unless the groups of each frame take precedence
         shared = Dataset()
         shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
         shared.PixelMeasuresSequence = [_item(PixelSpacing=[0.5, 0.5])]
@@ -138,38 +137,38 @@ def write_scan(
     side_px: int = SIDE_PX,
     alter: Callable[[int, Dataset], None] = lambda number, header: None,
 ) -> Path:
-    """A scan of ``n_slices``; file names are no guide to the order, positions are.
+    """Write a scan whose slices are ordered by position and not by file name.
 
     Parameters
     ----------
     folder
-        Where the files go.
+        Folder of the files.
     n_slices
         Slices, 5 mm apart.
     seed
-        Decides everything random.
+        Seed of the random numbers.
     bleeding
-        Places of the slices, from 0, that hold blood.
+        Indices of the slices, from 0, that hold blood.
     side_px
         Side of a slice, px.
     alter
-        May change a slice before it is written.
+        Called with index and header of each slice before it is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     names = rng.permutation(n_slices)
     study = "1.2." + ".".join(map(str, (*seed, 7)))
-    for place in range(n_slices):
+    for index in range(n_slices):
         header = dataset(
-            paint_slice(rng, bleed=place in bleeding, side_px=side_px),
-            ImagePositionPatient=[0, 0, 5 * place], InstanceNumber=n_slices - place,
+            paint_slice(rng, bleed=index in bleeding, side_px=side_px),
+            ImagePositionPatient=[0, 0, 5 * index], InstanceNumber=n_slices - index,
             StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1",
         )  # fmt: skip
-        alter(place, header)
-        header.save_as(folder / f"IM{names[place]:04d}.dcm", enforce_file_format=True)
+        alter(index, header)
+        header.save_as(folder / f"IM{names[index]:04d}.dcm", enforce_file_format=True)
     return folder
 
 
-def place_of(path: Path) -> float:
-    """Position of a slice along z, mm."""
+def z_position_mm(path: Path) -> float:
+    """Return the position of a slice along z, mm."""
     return float(pydicom.dcmread(path).ImagePositionPatient[2])

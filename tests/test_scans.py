@@ -13,7 +13,7 @@ from PIL import Image
 from features.bags.h5 import find_bags, read_bag
 from tests.cli.running import mil_ok
 from tests.fakes import real_data
-from tests.scans import BIRTH_DATE, PLANTED, write_scan
+from tests.scans import BIRTH_DATE, PLANTED, write_scan, z_position_mm
 
 
 def mil(*arguments: object) -> dict[str, object]:
@@ -39,21 +39,15 @@ def write_studies(folder: Path, *, n_scans: int) -> None:
             folder / "scans" / name, n_slices=n_slices, seed=(number,), bleeding=tuple(bleeding)
         )
         scans.append(f"{name},p{number:02d},{'bleeding' if bleeding else 'well'}")
-        by_position = sorted(sources.iterdir(), key=place_of)
+        by_position = sorted(sources.iterdir(), key=z_position_mm)
         slices += [
-            f"{name},{name}/{path.name},{int(place in bleeding)}"
-            for place, path in enumerate(by_position)
+            f"{name},{name}/{path.name},{int(index in bleeding)}"
+            for index, path in enumerate(by_position)
         ]
     n_train = n_scans * 3 // 4
     (folder / "train.csv").write_text("\n".join(scans[: n_train + 1]))
     (folder / "test.csv").write_text("\n".join([scans[0], *scans[n_train + 1 :]]))
     (folder / "slices.csv").write_text("\n".join(slices))
-
-
-def place_of(path: Path) -> float:
-    import pydicom
-
-    return float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2])
 
 
 @pytest.mark.slow

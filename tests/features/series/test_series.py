@@ -12,7 +12,7 @@ from features.errors import SlideError, TileError
 from features.series.manifest import SeriesEntry, SeriesSpec
 from features.series.series import ImageSeries, open_series
 from features.series.windowing import DEFAULT_WINDOWS, parse_windows
-from tests.scans import paint_slice, place_of, write_frames, write_scan
+from tests.scans import paint_slice, write_frames, write_scan, z_position_mm
 
 WINDOWS = parse_windows(DEFAULT_WINDOWS)
 
@@ -44,7 +44,7 @@ def verdicts(series: ImageSeries) -> list[str]:
 
 def test_slices_are_sorted_by_position_and_not_by_name_or_number(tmp_path: Path) -> None:
     series = of_folder(write_scan(tmp_path / "scan", n_slices=9))
-    assert [place_of(image.path) for image in series.images] == [5.0 * i for i in range(9)]
+    assert [z_position_mm(image.path) for image in series.images] == [5.0 * i for i in range(9)]
     assert numbers(series) == list(range(9, 0, -1))
 
 
@@ -95,7 +95,7 @@ def test_of_several_series_the_largest_is_taken_and_scout_views_are_left_out(
     assert verdicts(series) == ["another series"] * 2 + ["scout view"] or sorted(
         verdicts(series)
     ) == ["another series", "another series", "scout view"]
-    assert [place_of(image.path) for image in series.images[:4]] == [15, 20, 25, 30]
+    assert [z_position_mm(image.path) for image in series.images[:4]] == [15, 20, 25, 30]
     assert series.read(6) in ("another series", "scout view")
 
 
