@@ -1,3 +1,3 @@
-"""What stands behind a patient's probability: attention and contributions, tile by tile."""
+"""Model bundles, predictions, prediction sets, and attention."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Where the heads of a run look on a patient's slides, and what each tile adds."""
+"""Attention and contribution of each tile of a patient's slides."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideAttention:
-    """Attention on the tiles of one slide, in the order of its bag."""
+    """Attention of the tiles of one slide, in the order of its bag."""
 
     meta: BagMeta
-    """What the slide's bag says about itself."""
+    """Metadata of the slide's bag."""
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where not known."""
+    """Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where unknown."""
     attention: Floats
-    """Shape (tiles,): mean over the heads; sums to 1 over all tiles of the patient."""
+    """Mean over the heads, shape (tiles,); sums to 1 over all tiles of the patient."""
     percentile: Floats
-    """Shape (tiles,): rank of the attention among all tiles of the patient, 0 to 100."""
+    """Rank of the attention among all tiles of the patient, shape (tiles,), 0 to 100."""
     contributions: Floats | None
-    """Shape (tiles, classes): what each tile adds to the mean logit of the heads, before
-    calibration; None where heads have no such parts."""
+    """Part of each tile in the mean logit of the heads before calibration, shape (tiles, classes);
+    None for heads whose logit is no sum over tiles."""
     order: npt.NDArray[np.int64] | None = None
-    """Place of each image in its series, shape (tiles,), from 0; None for tiles of a slide."""
+    """Position of each image in its series, shape (tiles,), from 0; None for tiles of a slide."""
     source: tuple[str, ...] | None = None
-    """Which image each is; None for tiles of a slide."""
+    """Name of each image of a series; None for tiles of a slide."""
 
-    def place(self, index: int) -> str:
-        """Where a tile lies, or which image of a series it is, in words."""
+    def describe_tile(self, index: int) -> str:
+        """Return the position of a tile, or the name of an image of a series, in words."""
         if self.order is not None and self.source is not None:
             return f"image {self.order[index] + 1}: {self.source[index]}"
         x_px0, y_px0 = self.coords_px0[index].tolist()
@@ -54,13 +54,13 @@ class SlideAttention:
 
     @property
     def share(self) -> float:
-        """Share of the patient's attention that falls on this slide, 0 to 1."""
+        """Share of the patient's attention on this slide, 0 to 1."""
         return float(self.attention.sum())
 
     def signed_contribution(self, class_index: int) -> Floats | None:
-        """What each tile adds to the logit of a class beyond what it adds to all on average.
+        """Return the contribution of each tile to a class, less its mean over the classes.
 
-        Only differences between logits move a probability.
+        Only differences between logits change a probability.
 
         Returns
         -------
@@ -72,22 +72,22 @@ class SlideAttention:
         own = self.contributions[:, class_index] - self.contributions.mean(axis=1)
         return np.asarray(own, np.float64)
 
-    def most(self, n_tiles: int) -> npt.NDArray[np.int64]:
-        """Indices of the most attended tiles, the highest first."""
+    def top(self, n_tiles: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the most attended tiles, shape (n_tiles,), highest first."""
         return np.argsort(-self.attention, kind="stable")[:n_tiles]
 
-    def least(self, n_tiles: int) -> npt.NDArray[np.int64]:
-        """Indices of the least attended tiles that are not among as many most attended ones."""
+    def bottom(self, n_tiles: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the least attended tiles, lowest first, without those of top."""
         order = np.argsort(-self.attention, kind="stable")
         return order[min(n_tiles, len(order)) :][::-1][:n_tiles]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a run says of one patient, and where it looked."""
+    """Prediction of one patient, with the attention behind it."""
 
     prediction: PatientPrediction
-    """As :func:`mil.inference.predict.predict` gives it."""
+    """From :func:`mil.inference.predict.predict`."""
     slides: tuple[SlideAttention, ...]
     """Slides with tiles, in the order of the table."""
 
@@ -103,41 +103,45 @@ class Explanation:
 
     @property
     def logits(self) -> Floats | None:
-        """Shape (classes,): sum of all contributions; None where there are none."""
+        """Sum of all contributions, shape (classes,); None where there are none."""
         parts = [s.contributions.sum(axis=0) for s in self.slides if s.contributions is not None]
         return np.sum(parts, axis=0) if parts else None
 
 
 def explain_patients(
-    run: ModelBundle, cohort: Cohort, bags: Path | Mapping[str, BagRef], *, prior: Floats
+    bundle: ModelBundle,
+    cohort: Cohort,
+    bags: str | Path | Mapping[str, BagRef],
+    *,
+    prior: str | Floats = "balanced",
 ) -> Iterator[Explanation]:
-    """Prediction and attention of every patient asked for, one after the other.
+    """Return an iterator over the predictions and attention of all patients of a cohort.
 
-    All bags are checked before the first patient is looked at.
+    The fingerprints of all bags are checked before the first patient is predicted.
 
     Parameters
     ----------
-    run, cohort, bags, prior
-        As for :func:`mil.inference.predict.predict`, which gives the probabilities.
+    bundle, cohort, bags, prior
+        As for :func:`mil.inference.predict.predict`.
 
     Raises
     ------
     BagError
-        If a bag was made otherwise than the run's, or is damaged.
+        If there is no bag, or a bag was made with other settings than the run's or is damaged.
     """
-    places = open_bags(bags, may_be_empty=True) if isinstance(bags, Path) else bags
-    wanted = (slide for patient in cohort.patients for slide in patient.slide_ids)
-    found = (places[slide] for slide in wanted if slide in places)
+    refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
+    slide_ids = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
+    used = (refs[slide_id] for slide_id in slide_ids if slide_id in refs)
     check_fingerprint(
-        run.fingerprint,
-        ((place, read_meta(place).fingerprint) for place in found),
-        source=f"the run {run.path}",
+        bundle.fingerprint,
+        ((ref, read_meta(ref).fingerprint) for ref in used),
+        source=f"the run {bundle.path}",
     )
-    return (_explain(run, cohort, patient, places, prior) for patient in cohort.patients)
+    return (_explain(bundle, cohort, patient, refs, prior) for patient in cohort.patients)
 
 
 def percentiles(values: Floats) -> Floats:
-    """Rank of each value among all of them, 0 to 100; equal values share the middle of theirs.
+    """Return the percentile rank of each value, shape (n,), 0 to 100; ties share their mean rank.
 
     Examples
     --------
@@ -148,13 +152,16 @@ def percentiles(values: Floats) -> Floats:
 
 
 def _explain(
-    run: ModelBundle, cohort: Cohort, patient: Patient, places: Mapping[str, BagRef], prior: Floats
+    bundle: ModelBundle,
+    cohort: Cohort,
+    patient: Patient,
+    refs: Mapping[str, BagRef],
+    prior: str | Floats,
 ) -> Explanation:
-    alone = replace(cohort, patients=(patient,))
-    (prediction,) = predict(run, alone, places, prior=prior)
-    used = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [run.apply_filter(read_slide_bag(slide_id, places[slide_id])) for slide_id in used]
-    slides = _slides(run.heads, bags) if bags else ()
+    (prediction,) = predict(bundle, replace(cohort, patients=(patient,)), refs, prior=prior)
+    nonempty = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
+    bags = [bundle.apply_filter(read_slide_bag(slide_id, refs[slide_id])) for slide_id in nonempty]
+    slides = _slides(bundle.heads, bags) if bags else ()
     return Explanation(prediction=prediction, slides=slides)
 
 
@@ -179,14 +186,14 @@ def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention,
 
 
 def _attend(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | None]:
-    """Attention (tiles,) and contributions (tiles, classes), if any: means over the heads."""
+    """Return mean attention (tiles,) and, if any, mean contributions (tiles, classes)."""
     features = torch.from_numpy(np.asarray(tiles, np.float32))[None]  # (1, tiles, dim)
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
     with torch.inference_mode():
-        components = heads[0].whitening(features)  # one whitening an ensemble
+        components = heads[0].whitening(features)  # an ensemble shares one whitening
         outputs = [head.score(components, mask) for head in heads]
     attention = torch.cat([output.attention for output in outputs]).double().numpy().mean(axis=0)
-    attention /= attention.sum()  # which float32 leaves a little off 1
+    attention /= attention.sum()  # sums in float32 are not exactly 1
     parts = [output.contributions for output in outputs if output.contributions is not None]
     contributions = torch.cat(parts).double().numpy().mean(axis=0) if parts else None
     return attention, contributions

@@ -1,4 +1,4 @@
-"""Whether the attention lies where somebody saw something: labels of single images score it."""
+"""Agreement of the attention with labels of single images."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from mil.data.instance_labels import InstanceLabels
 from mil.evaluation.metrics import as_two_columns, auroc
 from mil.inference.attention import Explanation
 
-__all__ = ["Agreement", "PatientAgreement", "measure_agreement", "summarise"]
+__all__ = ["AttentionAgreement", "PatientAgreement", "mean_agreement", "measure_agreement"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientAgreement:
-    """Attention beside labels of a patient whose images have both answers."""
+    """Agreement of one patient whose images have both labels."""
 
     auroc: float
-    """Chance that an image that shows something has more attention than one that does not."""
+    """Probability that a positive image has more attention than a negative one."""
     hit: bool
-    """Whether the most attended image shows something."""
+    """Whether the most attended image is positive."""
     share: float
-    """Share of the images that do: how often a random image would."""
+    """Share of positive images: the hit rate of an image drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Means over patients."""
+class AttentionAgreement:
+    """Means of :class:`PatientAgreement` over patients."""
 
     n_patients: int
-    """Patients whose images have both answers."""
+    """Patients whose images have both labels."""
     auroc: float
-    """Mean area; 0.5 is chance."""
+    """Mean area under the ROC curve; 0.5 is chance."""
     hits: float
-    """Share of patients whose most attended image shows something."""
+    """Share of patients whose most attended image is positive."""
     chance: float
-    """What that share would be for images drawn at random."""
+    """Expected ``hits`` of images drawn at random."""
 
 
 def measure_agreement(explanation: Explanation, labels: InstanceLabels) -> PatientAgreement | None:
-    """Compare the attention of one patient with labels of its images.
+    """Return the agreement of a patient's attention with the labels of its images.
 
-    Images without a label are left out; None where those left do not have both answers.
+    Images without a label are left out; the result is None where the others have one label only.
     """
     attention, truth = [], []
     for slide in explanation.slides:
-        for place, source in enumerate(slide.source or ()):
-            if (found := labels.get((slide.meta.slide_id, source))) is not None:
-                attention.append(float(slide.attention[place]))
-                truth.append(found)
+        for index, source in enumerate(slide.source or ()):
+            if (label := labels.get((slide.meta.slide_id, source))) is not None:
+                attention.append(float(slide.attention[index]))
+                truth.append(label)
     if len(set(truth)) < 2:
         return None
-    values, answers = np.array(attention), np.array(truth, np.int64)
+    values, positive = np.array(attention), np.array(truth, np.int64)
     return PatientAgreement(
-        auroc=auroc(as_two_columns(values), answers),
-        hit=bool(answers[values.argmax()]),
-        share=float(answers.mean()),
+        auroc=auroc(as_two_columns(values), positive),
+        hit=bool(positive[values.argmax()]),
+        share=float(positive.mean()),
     )
 
 
-def summarise(found: Sequence[PatientAgreement]) -> Agreement:
-    """Means over patients; NaN where there is none."""
-    rows = [(each.auroc, float(each.hit), each.share) for each in found] or [(math.nan,) * 3]
+def mean_agreement(patients: Sequence[PatientAgreement]) -> AttentionAgreement:
+    """Return means over patients; NaN where there is none."""
+    rows = [(each.auroc, float(each.hit), each.share) for each in patients] or [(math.nan,) * 3]
     area, hits, chance = np.array(rows, np.float64).mean(axis=0).tolist()
-    return Agreement(n_patients=len(found), auroc=area, hits=hits, chance=chance)
+    return AttentionAgreement(n_patients=len(patients), auroc=area, hits=hits, chance=chance)

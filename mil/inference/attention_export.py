@@ -1,4 +1,4 @@
-"""Attention for other programs: a table, and rectangles for QuPath."""
+"""Export of attention: CSV tables, and GeoJSON rectangles for QuPath."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["tile_table", "write_geojson", "write_tile_table"]
 
 
 def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame:
-    """One row a tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
+    """Return one row per tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
 
-    For images of a series ``order`` and ``source`` stand instead of ``x_px0`` and ``y_px0``. Where
-    heads have contributions, one column ``contribution_<class>`` a class follows.
+    Images of a series have ``order`` and ``source`` instead of ``x_px0`` and ``y_px0``. Heads with
+    contributions add one column ``contribution_<class>`` per class.
 
     Parameters
     ----------
     slide
-        Attention on the slide.
+        Attention of the slide's tiles.
     classes
         Names of the classes, in the order of the logits.
     """
-    places: dict[str, object] = {"order": slide.order, "source": slide.source}
+    position: dict[str, object] = {"order": slide.order, "source": slide.source}
     if slide.order is None:
-        places = {"x_px0": slide.coords_px0[:, 0], "y_px0": slide.coords_px0[:, 1]}
+        position = {"x_px0": slide.coords_px0[:, 0], "y_px0": slide.coords_px0[:, 1]}
     table = pd.DataFrame({
         "slide_id": slide.meta.slide_id,
-        **places,
+        **position,
         "attention": slide.attention,
         "percentile": slide.percentile,
     })  # fmt: skip
@@ -57,14 +57,14 @@ def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str
 def write_geojson(
     path: Path, slide: SlideAttention, *, span_px0: tuple[float, float], classes: Sequence[str]
 ) -> None:
-    """Write one rectangle a tile, in level-0 px, with its numbers as QuPath's measurements.
+    """Write one rectangle per tile, in level-0 px, with its values as QuPath measurements.
 
     Parameters
     ----------
     path
-        Where to.
+        GeoJSON file.
     slide
-        Attention on the slide.
+        Attention of the slide's tiles.
     span_px0
         Width and height of a tile, level-0 px.
     classes
@@ -77,7 +77,7 @@ def write_geojson(
     """
     table = tile_table(slide, classes=classes).drop(columns="slide_id")
     features = [_rectangle(row, span_px0) for row in table.to_dict("records")]
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump({"type": "FeatureCollection", "features": features}, file, allow_nan=False)
 
 

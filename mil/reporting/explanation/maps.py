@@ -129,7 +129,7 @@ def show_slide(
     """
     name = slide.meta.slide_id
     write_tile_table(folder / f"{name}.csv", slide, classes=classes)
-    top_tiles, bottom_tiles = slide.most(top).tolist(), slide.least(top).tolist()
+    top_tiles, bottom_tiles = slide.top(top).tolist(), slide.bottom(top).tolist()
     layout = tile_layout(slide.meta, slide.coords_px0)
     if layout is None:
         return SlideView(
@@ -183,7 +183,7 @@ def show_series(
     """
     name = f"{slide.meta.slide_id}.csv"
     write_tile_table(folder / name, slide, classes=classes)
-    top_images, bottom_images = slide.most(top).tolist(), slide.least(top).tolist()
+    top_images, bottom_images = slide.top(top).tolist(), slide.bottom(top).tolist()
     images: dict[int, RgbArray] = {}
     note = missing
     if spec is not None:
@@ -288,7 +288,7 @@ def _draw(
     name = slide.meta.slide_id
     of_tiles = pluralize(len(slide.attention), "tiles")
     facts = [of_tiles, f"{100 * slide.share:.1f} % of the patient's attention"]
-    x_px0, y_px0 = slide.coords_px0[slide.most(1)[0]].tolist()
+    x_px0, y_px0 = slide.coords_px0[slide.top(1)[0]].tolist()
     for each in maps:
         drawing = draw_heatmap(
             layout, each.values, scale=each.scale, overview=overview, title=name, facts=facts
@@ -320,7 +320,7 @@ def _tile_views(
     for index in indices:
         image = None
         if index in pixels:
-            alt = f"{what}{slide.place(index)} of {whole} {slide.meta.slide_id}"
+            alt = f"{what}{slide.describe_tile(index)} of {whole} {slide.meta.slide_id}"
             image = embed_image(Image.fromarray(pixels[index]), alt=alt, max_px=_TILE_PX)
         views.append(TileView(index=index, image=image))
     return views
@@ -345,7 +345,7 @@ def _read_images(
 def _position_chart(slide: SlideAttention) -> MapView:
     """Draw one bar per image, with the most attended one highlighted."""
     positions = np.arange(len(slide.attention)) if slide.order is None else slide.order
-    highest = int(slide.most(1)[0])
+    highest = int(slide.top(1)[0])
     (style,) = class_styles(["attention"])
 
     def paint(figure: Figure) -> None:
@@ -356,8 +356,8 @@ def _position_chart(slide: SlideAttention) -> MapView:
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
 
     alt = (
-        f"Attention by position in series {slide.meta.slide_id}: most on {slide.place(highest)}, "
-        f"{100 * slide.attention[highest]:.1f} %"
+        f"Attention by position in series {slide.meta.slide_id}: most on "
+        f"{slide.describe_tile(highest)}, {100 * slide.attention[highest]:.1f} %"
     )
     return MapView(
         key="position",

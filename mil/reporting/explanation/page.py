@@ -17,7 +17,7 @@ from features.utils.files import make_folder
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
-from mil.inference.attention_agreement import Agreement, measure_agreement, summarise
+from mil.inference.attention_agreement import AttentionAgreement, mean_agreement, measure_agreement
 from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
 from mil.reporting.explanation.maps import SlideView, TileView, show_series, show_slide
@@ -95,8 +95,8 @@ class ExplanationReport:
     predictions: tuple[PatientPrediction, ...]
     without_picture: Mapping[str, str]
     """Reasons why slides or series could not be shown, by id."""
-    agreement: Agreement | None
-    """Agreement of the attention with image labels; None without labels."""
+    agreement: AttentionAgreement | None
+    """AttentionAgreement of the attention with image labels; None without labels."""
     terms: Terms
 
 
@@ -270,7 +270,7 @@ def write_explanations(
         pages=pages,
         predictions=tuple(predictions),
         without_picture=without_picture if slides is not None or series is not None else {},
-        agreement=None if image_labels is None else summarise(agreements),
+        agreement=None if image_labels is None else mean_agreement(agreements),
         terms=terms,
     )
 
@@ -322,7 +322,7 @@ def _tiles(
         index = tile.index
         return {
             "image": tile.image,
-            "position": slide.place(index),
+            "position": slide.describe_tile(index),
             "times": f"{slide.attention[index] * explanation.n_tiles:.2g} × equal share",
             "percentile": f"percentile {slide.percentile[index]:.1f}",
             "contribution": None if contribution is None else _signed(contribution[index], ".2g"),

@@ -113,7 +113,7 @@ def test_most_and_least_attended_tiles_never_overlap(world: Path) -> None:
     _, (found,) = explain(world, "gated", "new_0,new")
     slide = found.slides[0]
     for top in (1, 3, 5, 20):
-        most, least = slide.most(top).tolist(), slide.least(top).tolist()
+        most, least = slide.top(top).tolist(), slide.bottom(top).tolist()
         assert not set(most) & set(least)
         assert len(most) + len(least) == min(7, 2 * top)
         values = slide.attention[most + least[::-1]]

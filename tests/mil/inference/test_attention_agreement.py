@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from mil.inference.attention import Explanation, SlideAttention, percentiles
-from mil.inference.attention_agreement import measure_agreement, summarise
+from mil.inference.attention_agreement import mean_agreement, measure_agreement
 from mil.inference.predict import PatientPrediction
 from tests.fakes import make_series
 
@@ -37,14 +37,14 @@ def test_attention_on_the_labelled_images_is_agreement() -> None:
     assert bad is not None
     assert (good.auroc, good.hit, good.share) == (1.0, True, 0.5)
     assert (bad.auroc, bad.hit) == (0.0, False)
-    both = summarise([good, bad])
+    both = mean_agreement([good, bad])
     assert (both.n_patients, both.auroc, both.hits, both.chance) == (2, 0.5, 0.5, 0.5)
 
 
 def test_a_patient_whose_images_are_alike_or_unlabelled_says_nothing() -> None:
     assert measure_agreement(explanation([0.4, 0.6]), labels(0, 0)) is None
     assert measure_agreement(explanation([0.4, 0.6]), {}) is None
-    assert math.isnan(summarise([]).auroc)
+    assert math.isnan(mean_agreement([]).auroc)
 
 
 def test_images_without_a_label_are_left_out() -> None:
