@@ -33,9 +33,9 @@ def write(path: Path, pixels: np.ndarray = PICTURE, **options: object) -> Path:
     return path
 
 
-def overwrite(path: Path, place: int, data: bytes) -> None:
+def overwrite(path: Path, position: int, data: bytes) -> None:
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(position)
         file.write(data)
 
 
@@ -61,8 +61,8 @@ def read_all(path: Path) -> list[bool]:
         for y in (0, 128):
             for x in (0, 128, 256):
                 with suppress(TileError):
-                    found = slide.read(level=0, x_px=x, y_px=y, width_px=128, height_px=128)
-                    np.testing.assert_array_equal(found, PICTURE[y : y + 128, x : x + 128])
+                    result = slide.read(level=0, x_px=x, y_px=y, width_px=128, height_px=128)
+                    np.testing.assert_array_equal(result, PICTURE[y : y + 128, x : x + 128])
                     good.append(True)
                     continue
                 good.append(False)
@@ -95,8 +95,8 @@ def read_all(path: Path) -> list[bool]:
 )
 def test_content_that_is_no_slide_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "slide.tif").write_bytes(content)
-    found, _, expected = refusal(tmp_path / "slide.tif").partition("; expected ")
-    assert ("no reader can open it" in found) == bool(content)
+    result, _, expected = refusal(tmp_path / "slide.tif").partition("; expected ")
+    assert ("no reader can open it" in result) == bool(content)
     assert "slide" in expected or "image" in expected
 
 
@@ -299,8 +299,8 @@ def peak_and_seconds(path: Path) -> tuple[int, float]:
 
 def test_a_small_file_by_hand_is_a_slide(tmp_path: Path) -> None:
     with closing(open_slide(write_by_hand(tmp_path / "slide.tif"))) as slide:
-        found = slide.read(level=0, x_px=0, y_px=0, width_px=16, height_px=16)
-    assert (found == 0x80).all()
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=16, height_px=16)
+    assert (result == 0x80).all()
 
 
 @pytest.mark.parametrize(
@@ -375,9 +375,9 @@ def test_transparency_of_a_large_image_takes_no_more_room_than_its_colours(tmp_p
     slide = ImageSlide(tmp_path / "slide.png")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    found = slide.read(level=0, x_px=3998, y_px=3998, width_px=3, height_px=3)
-    assert found[0, 0].tolist() == [255, 127, 127]
-    assert found[2, 2].tolist() == [255, 255, 255]
+    result = slide.read(level=0, x_px=3998, y_px=3998, width_px=3, height_px=3)
+    assert result[0, 0].tolist() == [255, 127, 127]
+    assert result[2, 2].tolist() == [255, 255, 255]
     assert peak < 3 * 48_000_000
 
 
@@ -388,8 +388,8 @@ def write_chain(path: Path, following: Sequence[int | None]) -> Path:
     size = len(directory(entries, following=0))
     data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
     for target in following:
-        place = 0 if target is None else 264 + target * size
-        data += directory(entries, following=place)
+        position = 0 if target is None else 264 + target * size
+        data += directory(entries, following=position)
     path.write_bytes(data)
     return path
 
@@ -464,8 +464,8 @@ def test_sub_directories_that_lead_astray_do_no_harm(tmp_path: Path, target: int
                (330, 4, 1, target)]  # fmt: skip
     data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
     path.write_bytes(data + directory(entries, following=0))
-    said = opening_says(path)
-    assert "opened 128" in said or "slide.tif: " in said
+    message = opening_says(path)
+    assert "opened 128" in message or "slide.tif: " in message
 
 
 def healthy(compression: str | None) -> bytes:
@@ -488,8 +488,8 @@ def test_any_damage_to_the_header_ends_in_a_slide_or_a_clear_error(
 ) -> None:  # fmt: skip
     path = tmp_path_factory.getbasetemp() / f"damaged-{compression}.tif"
     data = bytearray(HEALTHY[compression])
-    for place, value in changes:
-        data[place] = value
+    for position, value in changes:
+        data[position] = value
     path.write_bytes(data)
     try:
         slide = open_slide(path)
@@ -533,5 +533,5 @@ def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "up").symlink_to(tmp_path)
     (tmp_path / "b" / "itself").symlink_to("itself")
-    found = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
-    assert found == ["a/slide.png", "b/slide.png"]
+    result = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
+    assert result == ["a/slide.png", "b/slide.png"]

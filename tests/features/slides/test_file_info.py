@@ -29,12 +29,12 @@ def memory() -> Iterator[str]:
     fsspec.filesystem("memory").rm(url, recursive=True)
 
 
-def write_zarr(place: Any, *, seed: int = 0) -> Any:
+def write_zarr(location: Any, *, seed: int = 0) -> Any:
     """An image of 100 chunks that all have the same size."""
-    group = zarr.open_group(place, mode="w", zarr_format=2, attributes={"name": "image"})
+    group = zarr.open_group(location, mode="w", zarr_format=2, attributes={"name": "image"})
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 40), np.uint8)
     group.create_array("0", data=pixels, chunks=(4, 4), compressors=None)
-    return place
+    return location
 
 
 def test_a_file_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
@@ -71,11 +71,12 @@ def test_copies_of_a_zarr_are_alike_wherever_they_lie(tmp_path: Path, memory: st
     path = write_zarr(tmp_path / "s.zarr")
     url = write_zarr(f"{memory}/t.zarr")
     shutil.copytree(path, tmp_path / "copy")
-    found = {
-        content_hash(place) for place in (path, tmp_path / "copy", path.as_uri(), url, Path(url))
+    result = {
+        content_hash(location)
+        for location in (path, tmp_path / "copy", path.as_uri(), url, Path(url))
     }
-    assert len(found) == 1
-    assert content_hash(write_zarr(tmp_path / "other.zarr", seed=1)) not in found
+    assert len(result) == 1
+    assert content_hash(write_zarr(tmp_path / "other.zarr", seed=1)) not in result
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,9 @@ def test_where_nothing_is_listed_url_and_metadata_count(
 
 
 @pytest.mark.parametrize(
-    "place", ["gone.tif", "memory://gone/s.zarr", "file:///gone/s.zarr", "nonesuch://host/s.zarr"]
+    "location", ["gone.tif", "memory://gone/s.zarr", "file:///gone/s.zarr", "nonesuch://host/s.zarr"]
 )
-def test_what_is_not_there_is_a_clear_error(place: str) -> None:
+def test_what_is_not_there_is_a_clear_error(location: str) -> None:
     with pytest.raises(SlideError, match=r"its content cannot be read") as caught:
-        content_hash(place)
-    assert str(caught.value).startswith(f"{place}: ")
+        content_hash(location)
+    assert str(caught.value).startswith(f"{location}: ")

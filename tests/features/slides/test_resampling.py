@@ -88,11 +88,11 @@ def test_an_overview_is_the_mean_of_what_each_pixel_covers_up_to_the_edges(
     levels = [SMOOTH, *(shrunk(SMOOTH, factor) for factor in factors)]
     with closing(reader(write(tmp_path / name, levels))) as slide:
         for downsample in (1, 2, 3, 4, 5, 7, 16, 60, 1000):
-            found = slide.overview(downsample=downsample)
+            result = slide.overview(downsample=downsample)
             expected = exact_mean(SMOOTH, cell_edges(382, downsample), cell_edges(509, downsample))
-            assert found.dtype == np.uint8
-            assert found.shape == expected.shape
-            difference = np.abs(found - expected)
+            assert result.dtype == np.uint8
+            assert result.shape == expected.shape
+            difference = np.abs(result - expected)
             assert difference.max() < 2.5, downsample
             assert difference.mean() < 0.6, downsample
 
@@ -115,8 +115,8 @@ def test_means_do_not_depend_on_how_the_picture_is_cut(
         for left, right in ((x_cut, width), (0, x_cut)):
             if bottom > top and right > left:
                 means.add(pixels[top:bottom, left:right], x_px=left, y_px=top)
-    found = means.mean_image(fill_rgb=(0, 0, 0))
-    np.testing.assert_array_equal(found, np.rint(exact_mean(pixels, **cells)))
+    result = means.mean_image(fill_rgb=(0, 0, 0))
+    np.testing.assert_array_equal(result, np.rint(exact_mean(pixels, **cells)))
 
 
 @settings(max_examples=30)
@@ -144,9 +144,9 @@ def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: in
 def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
     means = AreaAccumulator(rows=cell_edges(20, 10), columns=cell_edges(20, 10))
     means.add(np.full((10, 5, 3), 100, np.uint8), x_px=0, y_px=0)
-    found = means.mean_image(fill_rgb=(200, 210, 220))
-    assert found[0, 0].tolist() == [150, 155, 160]
-    assert found[1, 1].tolist() == [200, 210, 220]
+    result = means.mean_image(fill_rgb=(200, 210, 220))
+    assert result[0, 0].tolist() == [150, 155, 160]
+    assert result[1, 1].tolist() == [200, 210, 220]
 
 
 def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +164,9 @@ def test_a_window_of_a_picture_is_averaged_and_a_whole_one_untouched() -> None:
     size = {"height_px": 60, "width_px": 70}
     same = resize_area(PICTURE, rows=(0, 60), columns=(0, 70), **size)
     np.testing.assert_array_equal(same, PICTURE)
-    found = resize_area(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
+    result = resize_area(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
     rows = (PICTURE[1] / 2.0 + PICTURE[2] + PICTURE[3] / 2.0) / 2
-    np.testing.assert_allclose(found[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
+    np.testing.assert_allclose(result[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
 
 
 def test_the_coarsest_level_that_is_fine_enough_is_nearest() -> None:

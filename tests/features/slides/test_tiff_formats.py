@@ -56,8 +56,8 @@ def pixels_of(path: Path, reader: type = TiffSlide) -> np.ndarray:
         return whole(slide)
 
 
-def largest_error(found: np.ndarray, expected: np.ndarray) -> int:
-    return int(np.abs(found.astype(int) - expected.astype(int)).max())
+def largest_error(result: np.ndarray, expected: np.ndarray) -> int:
+    return int(np.abs(result.astype(int) - expected.astype(int)).max())
 
 
 def triple(grey: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
 
 
 @pytest.mark.parametrize(
-    ("beside", "told"),
+    ("companion", "options"),
     [
         (NOISE[::2], {}),
         (NOISE[..., 0], {"photometric": "minisblack"}),
@@ -196,12 +196,12 @@ def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
     ids=["smaller", "grey", "reduced", "label"],
 )
 def test_pictures_that_stand_beside_the_slide_are_left_out(
-    tmp_path: Path, beside: np.ndarray, told: dict[str, object]
+    tmp_path: Path, companion: np.ndarray, options: dict[str, object]
 ) -> None:
     path = tmp_path / "s.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as file:
         file.write(NOISE, photometric="rgb")
-        file.write(beside, **{"photometric": "rgb", **told})
+        file.write(companion, **{"photometric": "rgb", **options})
     np.testing.assert_array_equal(pixels_of(path, open_slide), NOISE)
 
 
@@ -287,15 +287,15 @@ def test_grey_jpeg_comes_back_nearly(tmp_path: Path, kind: str) -> None:
 
 def parts_of_jpeg(stream: bytes) -> tuple[bytes, bytes]:
     """Tables as a stream of their own, and the stream without them."""
-    tables, rest, place = b"", stream[:2], 2
-    while stream[place + 1] != 0xDA:  # start of scan
-        end = place + 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
-        if stream[place + 1] in {0xDB, 0xC4}:  # quantisation, Huffman
-            tables += stream[place:end]
+    tables, rest, position = b"", stream[:2], 2
+    while stream[position + 1] != 0xDA:  # start of scan
+        end = position + 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
+        if stream[position + 1] in {0xDB, 0xC4}:  # quantisation, Huffman
+            tables += stream[position:end]
         else:
-            rest += stream[place:end]
-        place = end
-    return stream[:2] + tables + b"\xff\xd9", rest + stream[place:]
+            rest += stream[position:end]
+        position = end
+    return stream[:2] + tables + b"\xff\xd9", rest + stream[position:]
 
 
 def write_with_shared_tables(path: Path, kind: str, subsampling: str) -> Path:
@@ -332,9 +332,9 @@ def test_jpeg_tables_shared_by_all_tiles_are_used(
     tmp_path: Path, kind: str, subsampling: str
 ) -> None:
     path = write_with_shared_tables(tmp_path / "s.tif", kind, subsampling)
-    found = pixels_of(path)
-    assert largest_error(found, WAVES) <= 8
-    np.testing.assert_array_equal(found, pixels_of(path, OpenSlideSlide))
+    result = pixels_of(path)
+    assert largest_error(result, WAVES) <= 8
+    np.testing.assert_array_equal(result, pixels_of(path, OpenSlideSlide))
 
 
 def write_pyramid(path: Path, *, in_subifds: bool, **options: object) -> list[np.ndarray]:
@@ -430,7 +430,7 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "options", "found"),
+    ("pixels", "options", "message"),
     [
         (NOISE.astype(np.float32), {}, "type float32"),
         (NOISE.astype(np.int16), {}, "type int16"),
@@ -447,8 +447,8 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_would_give_wrong_colours_or_places_is_left_to_others(
-    tmp_path: Path, pixels: np.ndarray, options: dict[str, object], found: str
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, object], message: str
 ) -> None:
     path = write(tmp_path / "s.tif", pixels, **options)
-    with pytest.raises(SlideError, match=found):
+    with pytest.raises(SlideError, match=message):
         TiffSlide(path)

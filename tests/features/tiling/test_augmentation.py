@@ -59,13 +59,13 @@ def test_another_number_place_or_seed_gives_another_view(other: str) -> None:
 def test_without_any_range_a_view_is_one_of_the_eight_ways_to_lay_a_tile() -> None:
     tile = painted()
     ways = [np.rot90(side, k) for side in (tile, tile[:, ::-1]) for k in range(4)]
-    found = set()
+    result = set()
     for number in range(1, 60):
         view = draw(tile, STILL, number)
         # On the way through hue and back a colour moves by a few grey levels.
         off = [np.abs(view.astype(int) - way).max() for way in ways]
-        found |= {index for index, most in enumerate(off) if most <= 8}
-    assert found == set(range(8))
+        result |= {index for index, most in enumerate(off) if most <= 8}
+    assert result == set(range(8))
 
 
 @settings(max_examples=25, deadline=None)

@@ -141,10 +141,10 @@ def test_shrinking_by_any_factor_is_the_area_average(
     tile = read_tile(FakeSlide(pixels, downsamples=(1, 2)[: level + 1]), grid_at(x, y, span), 0)
     # The integral of the picture, read at the exact borders of every pixel of the tile.
     summed = np.pad(pixels[::factor, ::factor].cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
-    places = np.arange(len(summed))
+    positions = np.arange(len(summed))
     edges = [(start + span * np.arange(33) / 32) / factor for start in (y, x)]
-    by_rows = interp1d(places, summed, axis=0)(edges[0])
-    sums = np.diff(np.diff(interp1d(places, by_rows, axis=1)(edges[1]), axis=0), axis=1)
+    by_rows = interp1d(positions, summed, axis=0)(edges[0])
+    sums = np.diff(np.diff(interp1d(positions, by_rows, axis=1)(edges[1]), axis=0), axis=1)
     np.testing.assert_allclose(tile, sums / (span / factor / 32) ** 2, atol=0.51)
 
 
@@ -221,8 +221,8 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 def test_a_resolution_is_believed_where_plausible(
     file_mpp: tuple[float, float] | None, given: float | None, expected: tuple[float, str]
 ) -> None:
-    found = resolve_mpp(file_mpp, given_mpp=given, where="s")
-    assert (found.mpp, found.source) == (pytest.approx(expected[0]), expected[1])
+    result = resolve_mpp(file_mpp, given_mpp=given, where="s")
+    assert (result.mpp, result.source) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_an_implausible_given_resolution_is_refused() -> None:

@@ -16,14 +16,14 @@ from tests.fakes import real_data
 def corners(path: Path) -> np.ndarray:
     with open_slide_tiles(
         path, tiles=TileSettings(), tissue=TissueSettings(), given_mpp=None
-    ) as survey:
-        return survey.grid.coords_px0
+    ) as slide_tiles:
+        return slide_tiles.grid.coords_px0
 
 
 @real_data
 def test_a_slide_has_the_same_tiles_as_svs_as_pyramid_and_as_dicom(mil_data: Path) -> None:
     folder = mil_data / "slides"
-    found = [
+    result = [
         corners(path)
         for path in (
             folder / "cmu-1-small-region.svs",
@@ -31,7 +31,7 @@ def test_a_slide_has_the_same_tiles_as_svs_as_pyramid_and_as_dicom(mil_data: Pat
             *find_slides([folder / "cmu-1-small-region.dicom"]),
         )
     ]
-    assert len(found) == 3
-    assert len(found[0]) == 53
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    assert len(result) == 3
+    assert len(result[0]) == 53
+    np.testing.assert_array_equal(result[0], result[1])
+    np.testing.assert_array_equal(result[0], result[2])

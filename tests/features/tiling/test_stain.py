@@ -24,7 +24,7 @@ REFERENCE = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 OTHER = ((0.55, 0.75, 0.36), (0.20, 0.90, 0.30))
 
 
-def amounts(side: int, seed: int) -> np.ndarray:
+def concentrations(side: int, seed: int) -> np.ndarray:
     """How much of two stains lies where, shape (side, side, 2): nuclei over a softer ground."""
     rng = np.random.default_rng(seed)
     nuclei = ndimage.gaussian_filter(rng.normal(size=(side, side)), 4) * 18 - 0.6
@@ -33,12 +33,12 @@ def amounts(side: int, seed: int) -> np.ndarray:
 
 
 def stained(
-    much: np.ndarray, stains: tuple[tuple[float, ...], ...] = OTHER, *, strength: float = 1.0,
+    stain: np.ndarray, stains: tuple[tuple[float, ...], ...] = OTHER, *, strength: float = 1.0,
     glass: tuple[int, int, int] = GLASS,
 ) -> np.ndarray:  # fmt: skip
     """A picture by the law of Beer and Lambert with a little noise."""
     colours = np.array([np.array(stain) / np.linalg.norm(stain) for stain in stains])
-    light = np.array(glass) * np.exp(-strength * (much @ colours))
+    light = np.array(glass) * np.exp(-strength * (stain @ colours))
     light += np.random.default_rng(0).normal(size=light.shape) * 1.5
     return np.clip(light.round(), 0, 255).astype(np.uint8)
 
@@ -52,9 +52,9 @@ def normalise(pixels: np.ndarray, glass: tuple[int, int, int] = GLASS) -> np.nda
 def test_slides_stained_and_lit_otherwise_come_out_alike(
     strength: float, glass: tuple[int, int, int]
 ) -> None:
-    much = amounts(256, seed=1)
-    plain = stained(much, REFERENCE)
-    other = stained(much, OTHER, strength=strength, glass=glass)
+    stain = concentrations(256, seed=1)
+    plain = stained(stain, REFERENCE)
+    other = stained(stain, OTHER, strength=strength, glass=glass)
     before = np.abs(plain.astype(float) - other).mean()
     after = np.abs(normalise(plain).astype(float) - normalise(other, glass)).mean()
     assert after < 8
@@ -62,19 +62,19 @@ def test_slides_stained_and_lit_otherwise_come_out_alike(
 
 
 def test_a_slide_stained_like_the_reference_hardly_changes() -> None:
-    much = amounts(256, seed=2)
-    scaled = much * np.array(STRONG) / np.percentile(much.reshape(-1, 2), 99, axis=0)
+    stain = concentrations(256, seed=2)
+    scaled = stain * np.array(STRONG) / np.percentile(stain.reshape(-1, 2), 99, axis=0)
     pixels = stained(scaled, REFERENCE, glass=(255, 255, 255))
     assert np.abs(normalise(pixels, (255, 255, 255)).astype(float) - pixels).mean() < 6
 
 
 def test_glass_becomes_white() -> None:
-    recolour = MacenkoNormalizer(stained(amounts(256, seed=1)), glass_rgb=GLASS, where="s1")
+    recolour = MacenkoNormalizer(stained(concentrations(256, seed=1)), glass_rgb=GLASS, where="s1")
     assert recolour(np.full((8, 8, 3), GLASS, np.uint8)).min() >= 254
 
 
 def test_the_whole_slide_is_treated_alike_whatever_lies_on_a_tile() -> None:
-    pixels = stained(amounts(256, seed=1))
+    pixels = stained(concentrations(256, seed=1))
     recolour = MacenkoNormalizer(pixels, glass_rgb=GLASS, where="s1")
     whole, part = recolour(pixels), recolour(pixels[:64, 100:164])
     assert np.abs(whole[:64, 100:164].astype(int) - part).max() <= 1
@@ -82,13 +82,13 @@ def test_the_whole_slide_is_treated_alike_whatever_lies_on_a_tile() -> None:
 
 
 def test_the_same_slide_gives_the_same_bytes() -> None:
-    pixels = stained(amounts(128, seed=3))
+    pixels = stained(concentrations(128, seed=3))
     assert normalise(pixels).tobytes() == normalise(pixels).tobytes()
 
 
 @pytest.mark.parametrize("pixels", [
     np.full((64, 64, 3), GLASS, np.uint8),
-    stained(amounts(128, seed=1), (REFERENCE[0], REFERENCE[0])),
+    stained(concentrations(128, seed=1), (REFERENCE[0], REFERENCE[0])),
 ])  # fmt: skip
 def test_a_slide_without_two_stains_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(SlideError, match="s1: two stains cannot be separated"):
@@ -108,22 +108,22 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
-    survey = work_on(2, bright=(1,)).survey
+    slide_tiles = work_on(2, bright=(1,)).survey
     still = AugmentationConfig(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
         saturation=0, hue=0, sharpness=0,
     )  # fmt: skip
-    looks = TileTransform(survey, views=still, stain_normalizer=np.zeros_like)
-    work = SlideBuffer(survey, dim=3, looks=looks)
-    found = work.read(0)
-    assert isinstance(found, np.ndarray)
-    assert found.shape == (2, 32, 32, 3)
-    assert found.max() == 0
+    transform = TileTransform(slide_tiles, views=still, stain_normalizer=np.zeros_like)
+    work = SlideBuffer(slide_tiles, dim=3, looks=transform)
+    result = work.read(0)
+    assert isinstance(result, np.ndarray)
+    assert result.shape == (2, 32, 32, 3)
+    assert result.max() == 0
     assert work.read(1) == "bright"
 
 
 def test_nothing_is_recoloured_unless_asked_for_and_where_no_tile_is_kept() -> None:
     assert build_stain_normalizer("none", work_on(2).survey) is None
-    survey = replace(work_on(1).survey, detect_artifact=lambda tile: "blur")
-    assert build_stain_normalizer("macenko", survey) is None
+    slide_tiles = replace(work_on(1).survey, detect_artifact=lambda tile: "blur")
+    assert build_stain_normalizer("macenko", slide_tiles) is None
     assert STAIN_NORMS["none"] == ""

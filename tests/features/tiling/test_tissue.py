@@ -75,10 +75,10 @@ def test_tissue_is_found_on_every_glass_in_every_light(
     rng = np.random.default_rng(sum(glass) + int(noise))
     truth = paint_truth(rng)
     scene = np.where(truth[..., None], paint_tissue(rng, truth.shape, glass), glass)
-    found = find(photograph(scene, light, noise, rng))
-    assert iou(found.mask, truth) >= 0.95
-    assert np.abs(np.subtract(found.background_rgb, glass)).max() <= 22  # as bright as anywhere
-    assert found.threshold >= TissueSettings().floor_distance
+    result = find(photograph(scene, light, noise, rng))
+    assert iou(result.mask, truth) >= 0.95
+    assert np.abs(np.subtract(result.background_rgb, glass)).max() <= 22  # as bright as anywhere
+    assert result.threshold >= TissueSettings().floor_distance
 
 
 @pytest.mark.parametrize("noise", [*NOISES, 25.0])
@@ -86,8 +86,8 @@ def test_tissue_is_found_on_every_glass_in_every_light(
 @pytest.mark.parametrize("glass", GLASSES_RGB)
 def test_a_blank_slide_has_no_tissue(glass: tuple[int, int, int], light: str, noise: float) -> None:
     rng = np.random.default_rng(3)
-    found = find(photograph(blank(glass), light, noise, rng))
-    assert not found.mask.any()
+    result = find(photograph(blank(glass), light, noise, rng))
+    assert not result.mask.any()
 
 
 def disc(shape: tuple[int, int], y: int, x: int, radius: float) -> Bools:
@@ -100,21 +100,21 @@ def test_strongly_tilted_light_is_followed() -> None:
     light = np.linspace(0.8, 1.0, 400)[None, :, None]
     rng = np.random.default_rng(0)
     scene = np.where(truth[..., None], (215, 130, 165), (235, 235, 235)) * light
-    found = find(photograph(scene, "even", 2.0, rng))
-    assert iou(found.mask, truth) >= 0.95
+    result = find(photograph(scene, "even", 2.0, rng))
+    assert iou(result.mask, truth) >= 0.95
 
 
 def test_specks_go_and_small_holes_close_by_their_area() -> None:
     truth = disc((200, 200), 100, 100, 60)
-    speck, hole, lumen = (disc((200, 200), *place) for place in
+    speck, hole, lumen = (disc((200, 200), *position) for position in
                           ((20, 20, 4), (80, 80, 4), (120, 120, 12)))  # fmt: skip
     picture = blank((240, 240, 240), (200, 200))
     picture[(truth | speck) & ~hole & ~lumen] = (190, 90, 130)
     # A disc of 4 px radius at 8 µm/px has 3,100 µm², one of 12 px 29,000.
-    found = find(picture).mask
-    assert not found[speck].any()
-    assert found[hole].all()
-    assert not found[120, 120]
+    result = find(picture).mask
+    assert not result[speck].any()
+    assert result[hole].all()
+    assert not result[120, 120]
     finer = find(picture, TissueSettings(least_speck_um2=1000.0, least_hole_um2=1000.0)).mask
     assert finer[20, 20]
     assert not finer[80, 80]
@@ -135,9 +135,9 @@ def test_fill_beside_the_scanned_area_is_no_tissue(fill: tuple[int, int, int]) -
     picture[truth] = (190, 90, 130)
     picture = photograph(picture, "even", 1.0, rng)
     picture[:, 260:] = fill
-    found = find(picture)
-    assert iou(found.mask, truth) >= 0.95
-    assert np.abs(np.subtract(found.background_rgb, (205, 205, 208))).max() <= 2
+    result = find(picture)
+    assert iou(result.mask, truth) >= 0.95
+    assert np.abs(np.subtract(result.background_rgb, (205, 205, 208))).max() <= 2
 
 
 def test_pale_tissue_counts_for_its_texture() -> None:
@@ -147,24 +147,24 @@ def test_pale_tissue_counts_for_its_texture() -> None:
     picture = np.full((*truth.shape, 3), 240.0)
     # On average 8 grey levels below the glass: less than the least distance taken for tissue.
     picture[truth] = (232 + 9 * weave / weave.std())[truth][:, None]
-    found = find(photograph(picture, "even", 1.0, rng)).mask
-    assert found[truth].mean() > 0.9
-    assert found[~truth].mean() < 0.01
+    result = find(photograph(picture, "even", 1.0, rng)).mask
+    assert result[truth].mean() > 0.9
+    assert result[~truth].mean() < 0.01
 
 
 def test_a_picture_of_tissue_alone_is_tissue() -> None:
     rng = np.random.default_rng(7)
     picture = photograph(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
-    found = find(picture)
-    assert found.mask.mean() > 0.99
-    assert found.background_rgb == (255, 255, 255)
+    result = find(picture)
+    assert result.mask.mean() > 0.99
+    assert result.background_rgb == (255, 255, 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 3)])
 def test_tiny_pictures_have_a_mask_too(shape: tuple[int, int]) -> None:
-    found = find(blank((240, 240, 240), shape))
-    assert found.mask.shape == shape
-    assert not found.mask.any()
+    result = find(blank((240, 240, 240), shape))
+    assert result.mask.shape == shape
+    assert not result.mask.any()
 
 
 def test_the_picture_looked_at_has_about_the_resolution_asked() -> None:

@@ -20,11 +20,11 @@ def test_a_file_is_there_when_it_is_whole(tmp_path: Path, before: str | None) ->
     path = tmp_path / "table.csv"
     if before:
         path.write_text(before)
-    with atomic_write(path) as beside:
-        assert beside.parent == tmp_path
-        assert beside.suffix == ".csv"
-        assert beside.name.startswith(".")
-        beside.write_text("new")
+    with atomic_write(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".csv"
+        assert temporary.name.startswith(".")
+        temporary.write_text("new")
         assert path.exists() == bool(before)
         assert not before or path.read_text() == before
     assert path.read_text() == "new"
@@ -48,12 +48,12 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_never_written_through(
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "table.csv"
     path.symlink_to(tmp_path / "precious")
-    with atomic_write(path) as beside:
-        pass_through = beside.name
-        beside.write_text("new")
+    with atomic_write(path) as temporary:
+        pass_through = temporary.name
+        temporary.write_text("new")
     (tmp_path / "out" / pass_through).symlink_to(tmp_path / "precious")
-    with atomic_write(path) as beside:
-        beside.write_text("newer")
+    with atomic_write(path) as temporary:
+        temporary.write_text("newer")
     assert (tmp_path / "precious").read_text() == "old"
     assert path.read_text() == "newer"
     assert not path.is_symlink()
@@ -68,8 +68,8 @@ def test_what_ends_early_leaves_the_old_file_and_nothing_else(
     path.write_text("old")
 
     def write_half() -> None:
-        with atomic_write(path) as beside:
-            beside.write_text("ne")
+        with atomic_write(path) as temporary:
+            temporary.write_text("ne")
             raise stop
 
     with pytest.raises(stop):
@@ -89,9 +89,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(
     monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(OutputError, match=r"table\.csv: cannot be written \(No space left"),
-        atomic_write(path) as beside,
+        atomic_write(path) as temporary,
     ):
-        beside.write_text("new")
+        temporary.write_text("new")
     assert path.read_text() == "old"
     assert names(tmp_path) == {"table.csv"}
 
@@ -101,16 +101,16 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_clear_errors(tmp_path: Pat
     for name in ("gone/table.csv", "in the way"):
         with (
             pytest.raises(OutputError, match="cannot be written"),
-            atomic_write(tmp_path / name) as beside,
+            atomic_write(tmp_path / name) as temporary,
         ):
-            beside.write_text("new")
+            temporary.write_text("new")
     assert names(tmp_path) == {"in the way"}
 
 
 def test_a_long_name_does_not_grow_past_what_a_file_system_takes(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 240}.h5"
-    with atomic_write(path) as beside:
-        beside.write_text("new")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
     assert path.read_text() == "new"
 
 
@@ -130,8 +130,8 @@ def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> Non
 def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path: Path) -> None:
     for name in (".s1.123.part.h5", ".s1.x.45.part.h5", ".s1.part.h5", "s1.h5", ".hidden"):
         (tmp_path / name).touch()
-    with atomic_write(tmp_path / f"{'a' * 100}.h5") as beside:  # a name that is cut short
-        beside.touch()
+    with atomic_write(tmp_path / f"{'a' * 100}.h5") as temporary:  # a name that is cut short
+        temporary.touch()
         assert find_temporary_files(tmp_path) == {
             "s1.h5": [tmp_path / ".s1.123.part.h5"],
             "s1.x.h5": [tmp_path / ".s1.x.45.part.h5"],

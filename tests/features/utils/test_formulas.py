@@ -53,8 +53,8 @@ def test_a_formula_is_guarded_in_names_and_cells_and_read_as_what_it_was(
     write_table(tmp_path / "t.csv", pd.DataFrame({"patient_id": [text], text: ["1"]}))
     with (tmp_path / "t.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["patient_id", f"'{text}"], [f"'{text}", "1"]]
-    found = read_table(tmp_path / "t.csv")
-    assert found.to_dict("records") == [{"patient_id": text, text: "1"}]
+    result = read_table(tmp_path / "t.csv")
+    assert result.to_dict("records") == [{"patient_id": text, text: "1"}]
 
 
 @pytest.mark.parametrize("text", ["049194", "588e11", "-1", "+3.5", "-inf", "O'Neil", "'x", "a=b"])

@@ -35,8 +35,8 @@ def test_the_size_that_a_stream_claims_is_found(stream: bytes, size: object) -> 
 
 @given(st.binary(max_size=80), st.sampled_from([b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b""]))
 def test_no_stream_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
-    found = jpeg_dimensions(start + noise)
-    assert found is None or len(found) == 2
+    result = jpeg_dimensions(start + noise)
+    assert result is None or len(result) == 2
 
 
 @pytest.mark.parametrize("noise", [b"\x00", b"\x12\x34\x56", b"\xff\xff", b"\xff\x00"])

@@ -41,12 +41,12 @@ def mean_of_squares(pixels: RgbArray, downsample: int) -> np.ndarray:
 
 def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Region]]:
     side = -(-max(zoom.width_px0, zoom.height_px0) // ZOOM_TILE_PX)
-    found = []
+    result = []
     for row in range(side + 1):
         for column in range(side + 1):
             if window := zoom.region(level, column, row):
-                found.append((column, row, window))
-    return found
+                result.append((column, row, window))
+    return result
 
 
 def whole_level(slide_zoom: DeepZoomReader, level: int) -> RgbArray:
@@ -148,18 +148,18 @@ def test_colours_lie_on_the_tiles_to_the_pixel(
     zoom = DeepZoom(width_px0=width, height_px0=height)
     level = min(level, zoom.last_level)
     coords = rng.integers(0, (width, height), (12, 2))
-    places = TileLayout(
+    layout = TileLayout(
         coords_px0=coords, tile_size_px0=(span, span), slide_size_px0=(width, height),
         mpp_xy=(0.25, 0.25), mpp_is_assumed=False,
     )  # fmt: skip
     values = rng.uniform(0, 100, 12)
     downsample = 1 << (zoom.last_level - level)
-    numbers = rasterize(places, values, downsample=downsample)
+    numbers = rasterize(layout, values, downsample=downsample)
     for column, row, window in all_windows(zoom, level):
         top, left = row * ZOOM_TILE_PX, column * ZOOM_TILE_PX
         part = numbers[top : top + window.height_px, left : left + window.width_px]
-        found = colorize_region(places, values, window, scale=SCALE)
+        result = colorize_region(layout, values, window, scale=SCALE)
         on_tiles = np.isfinite(part)
-        assert (found[..., 3] == np.where(on_tiles, 255, 0)).all()
-        assert np.array_equal(found[on_tiles][:, :3], apply_colormap(part, SCALE)[on_tiles])
-        assert not found[~on_tiles].any()
+        assert (result[..., 3] == np.where(on_tiles, 255, 0)).all()
+        assert np.array_equal(result[on_tiles][:, :3], apply_colormap(part, SCALE)[on_tiles])
+        assert not result[~on_tiles].any()

@@ -22,7 +22,7 @@ from tests.fakes import make_bag
 PERCENT = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile, 0 to 100")
 
 
-def places(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> TileLayout:
+def make_layout(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> TileLayout:
     return TileLayout(
         coords_px0=np.array(corners, np.int64).reshape(-1, 2), tile_size_px0=(span, span),
         slide_size_px0=(size, size), mpp_xy=(0.5, 0.5), mpp_is_assumed=False,
@@ -30,30 +30,30 @@ def places(*corners: tuple[int, int], span: float = 100.0, size: int = 600) -> T
 
 
 def test_every_tile_is_filled_with_its_number_where_it_lies() -> None:
-    found = rasterize(places((0, 0), (300, 200)), np.array([1.0, 2.0]), downsample=10)
-    assert found.shape == (60, 60)
-    assert (found[:10, :10] == 1).all()
-    assert (found[20:30, 30:40] == 2).all()
-    assert np.isfinite(found).sum() == 200
+    result = rasterize(make_layout((0, 0), (300, 200)), np.array([1.0, 2.0]), downsample=10)
+    assert result.shape == (60, 60)
+    assert (result[:10, :10] == 1).all()
+    assert (result[20:30, 30:40] == 2).all()
+    assert np.isfinite(result).sum() == 200
 
 
 def test_where_tiles_overlap_the_map_shows_their_mean() -> None:
-    found = rasterize(places((0, 0), (50, 0)), np.array([1.0, 2.0]), downsample=10)
-    assert found[0, :16].tolist() == [1.0] * 5 + [1.5] * 5 + [2.0] * 5 + [
+    result = rasterize(make_layout((0, 0), (50, 0)), np.array([1.0, 2.0]), downsample=10)
+    assert result[0, :16].tolist() == [1.0] * 5 + [1.5] * 5 + [2.0] * 5 + [
         pytest.approx(np.nan, nan_ok=True)
     ]
 
 
 def test_any_number_of_tiles_may_meet_in_one_px_of_the_map() -> None:
     corners = [(x, y) for x in range(260) for y in range(260)]
-    found = rasterize(places(*corners, span=1.0, size=260), np.ones(260**2), downsample=512)
-    assert found.tolist() == [[1.0]]
+    result = rasterize(make_layout(*corners, span=1.0, size=260), np.ones(260**2), downsample=512)
+    assert result.tolist() == [[1.0]]
 
 
 def test_a_tile_smaller_than_a_pixel_of_the_map_is_still_seen() -> None:
-    found = rasterize(places((305, 405), span=3.0), np.array([7.0]), downsample=10)
-    assert np.isfinite(found).sum() == 1
-    assert np.nanmax(found) == 7
+    result = rasterize(make_layout((305, 405), span=3.0), np.array([7.0]), downsample=10)
+    assert np.isfinite(result).sum() == 1
+    assert np.nanmax(result) == 7
 
 
 @given(
@@ -65,8 +65,8 @@ def test_neighbouring_tiles_leave_no_gap_and_do_not_overlap(
     span: float, downsample: int, n: int
 ) -> None:
     starts = np.floor(np.arange(n) * span + 0.5).astype(int)
-    where = places(*((int(x), 0) for x in starts), span=span)
-    row = rasterize(where, np.arange(n, dtype=float), downsample=downsample)[0]
+    layout = make_layout(*((int(x), 0) for x in starts), span=span)
+    row = rasterize(layout, np.arange(n, dtype=float), downsample=downsample)[0]
     covered = row[np.isfinite(row)]
     assert np.isfinite(row[: len(covered)]).all()
     if downsample < span / 2:
@@ -91,10 +91,10 @@ def test_a_scale_without_extent_is_drawn_all_the_same() -> None:
 
 def test_the_slide_keeps_its_colours_off_the_tiles_and_lies_grey_below_them() -> None:
     pink = np.full((300, 600, 3), (200, 90, 140), np.uint8)
-    where = replace(places((100, 100)), slide_size_px0=(600, 300))
+    layout = replace(make_layout((100, 100)), slide_size_px0=(600, 300))
     picture = np.asarray(
         draw_heatmap(
-            where, np.array([100.0]), scale=PERCENT, overview=pink, title="s", facts=["1 tile"]
+            layout, np.array([100.0]), scale=PERCENT, overview=pink, title="s", facts=["1 tile"]
         )
     )
     assert (picture[:100, :100] == (200, 90, 140)).all()
@@ -102,14 +102,19 @@ def test_the_slide_keeps_its_colours_off_the_tiles_and_lies_grey_below_them() ->
     assert (red > 180, green > 160, blue < 120) == (True, True, True)  # yellow
     assert (pink == (200, 90, 140)).all()
     assert picture.shape[0] > 300  # the caption
-    plain = np.asarray(draw_slide(where, pink, title="s", facts=[]))
+    plain = np.asarray(draw_slide(layout, pink, title="s", facts=[]))
     assert (plain[:300] == (200, 90, 140)).all()
 
 
 def test_without_a_slide_the_map_lies_on_white() -> None:
     picture = np.asarray(
         draw_heatmap(
-            places((100, 100)), np.array([0.0]), scale=PERCENT, overview=None, title="s", facts=[]
+            make_layout((100, 100)),
+            np.array([0.0]),
+            scale=PERCENT,
+            overview=None,
+            title="s",
+            facts=[],
         )
     )
     assert (picture[50, 50] == 255).all()
@@ -118,7 +123,7 @@ def test_without_a_slide_the_map_lies_on_white() -> None:
 
 @pytest.mark.parametrize("size", [10, 1200, 1201, 60_000])
 def test_pictures_are_at_most_1200_px_long(size: int) -> None:
-    downsample = heatmap_downsample(places((0, 0), size=size))
+    downsample = heatmap_downsample(make_layout((0, 0), size=size))
     assert size / downsample <= 1200
     assert downsample == 1 or size / (downsample - 1) > 1200
 
@@ -127,11 +132,11 @@ def test_a_bag_that_does_not_know_its_tiles_reach_lends_them_the_distance_of_nei
     bag = make_bag("a", n_tiles=9)
     known = tile_layout(bag.meta, bag.coords_px0)
     unknown = replace(bag.meta, span_x_px0=0.0, span_y_px0=0.0, width_px0=0, height_px0=0)
-    found = tile_layout(unknown, bag.coords_px0)
+    result = tile_layout(unknown, bag.coords_px0)
     assert known is not None
-    assert found is not None
-    assert found.tile_size_px0 == known.tile_size_px0 == (448.0, 448.0)
-    assert found.slide_size_px0 == known.slide_size_px0
-    assert found.mpp_is_assumed
+    assert result is not None
+    assert result.tile_size_px0 == known.tile_size_px0 == (448.0, 448.0)
+    assert result.slide_size_px0 == known.slide_size_px0
+    assert result.mpp_is_assumed
     assert tile_layout(unknown, bag.coords_px0[:1]) is None
     assert tile_layout(bag.meta, np.full_like(bag.coords_px0, -1)) is None

@@ -54,7 +54,7 @@ def paint(*, side_px: int = 900) -> np.ndarray:
     return pixels
 
 
-def survey_of(
+def slide_tiles_of(
     pixels: np.ndarray, *, name: str = "s.tif", mpp: float | None = 0.5, tile_px: int = 100
 ) -> SlideTiles:
     slide = FakeSlide(pixels, mpp_xy=None if mpp is None else (mpp, mpp))
@@ -90,13 +90,13 @@ def preview(path: Path, folder: PreviewWriter, **options: object) -> PreviewRow:
 def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_a_green_grid() -> (
     None
 ):
-    survey = survey_of(paint())
-    index = len(survey.grid.coords_px0) // 2
+    slide_tiles = slide_tiles_of(paint())
+    index = len(slide_tiles.grid.coords_px0) // 2
     picture, (width, height) = draw_tiling(
-        survey, rejected={index: "ink"}, failed=(), tiles_read=True
+        slide_tiles, rejected={index: "ink"}, failed=(), tiles_read=True
     )
     assert (width, height) == (900, 900)
-    x, y = survey.grid.coords_px0[index]
+    x, y = slide_tiles.grid.coords_px0[index]
     pixels = np.asarray(picture)
     inside, outside = pixels[y : y + 100, x : x + 100], pixels[: height - 1, :80]
     assert share_of(inside, VERMILLION) > 0.2
@@ -105,9 +105,9 @@ def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_
 
 
 def test_a_tile_that_could_not_be_decoded_is_crossed_out() -> None:
-    survey = survey_of(paint())
-    x, y = survey.grid.coords_px0[3]
-    picture, _ = draw_tiling(survey, rejected={}, failed={3}, tiles_read=True)
+    slide_tiles = slide_tiles_of(paint())
+    x, y = slide_tiles.grid.coords_px0[3]
+    picture, _ = draw_tiling(slide_tiles, rejected={}, failed={3}, tiles_read=True)
     pixels = np.asarray(picture)
     for offset in (20, 50, 80):
         assert pixels[y + offset, x + offset].max() < 20
@@ -116,20 +116,20 @@ def test_a_tile_that_could_not_be_decoded_is_crossed_out() -> None:
 
 def test_the_outline_follows_the_tissue() -> None:
     picture, (width, height) = draw_tiling(
-        survey_of(paint(), tile_px=800), rejected={}, failed=(), tiles_read=True
+        slide_tiles_of(paint(), tile_px=800), rejected={}, failed=(), tiles_read=True
     )
     black = np.asarray(picture)[:height, :width].max(axis=2) < 20
     rows, columns = np.nonzero(black)
-    for places in (rows, columns):
-        assert abs(places.min() - 100) <= 10
-        assert abs(places.max() - 550) <= 10
+    for positions in (rows, columns):
+        assert abs(positions.min() - 100) <= 10
+        assert abs(positions.max() - 550) <= 10
     assert black.mean() < 0.02
 
 
 @pytest.mark.parametrize("side_px", [300, 900, 2500])
 def test_a_picture_is_at_most_1600_px_of_slide_and_never_finer_than_level_0(side_px: int) -> None:
     _, size = draw_tiling(
-        survey_of(paint(side_px=side_px)), rejected={}, failed=(), tiles_read=True
+        slide_tiles_of(paint(side_px=side_px)), rejected={}, failed=(), tiles_read=True
     )
     assert max(size) <= min(1600, side_px)
     assert max(size) >= min(800, side_px)
@@ -151,9 +151,9 @@ def test_every_rule_has_a_colour_and_a_hatch_of_its_own_that_also_tells_it_in_gr
 @pytest.mark.parametrize("um_per_px", [0.01, 0.25, 0.9, 7.3, 210.0])
 def test_a_scale_bar_is_as_long_as_it_says(um_per_px: float) -> None:
     bar, text = scale_bar(um_per_px, max_px=400, assumed=False)
-    found = re.fullmatch(r"([\d.]+) (µm|mm)", text)
-    assert found is not None
-    length_um = float(found[1]) * (1000 if found[2] == "mm" else 1)
+    result = re.fullmatch(r"([\d.]+) (µm|mm)", text)
+    assert result is not None
+    length_um = float(result[1]) * (1000 if result[2] == "mm" else 1)
     assert str(length_um).strip("0.")[0] in "125"
     assert bar is not None
     assert bar.width == pytest.approx(length_um / um_per_px, abs=0.6)
@@ -180,10 +180,10 @@ def test_a_caption_breaks_into_lines_and_shortens_names_that_do_not_fit() -> Non
 
 
 def test_numbers_are_kept_beside_the_picture_and_add_up(tmp_path: Path) -> None:
-    survey = survey_of(paint(), mpp=None)
+    slide_tiles = slide_tiles_of(paint(), mpp=None)
     folder = PreviewWriter(tmp_path / "new" / "previews")
-    row = folder.add(survey, rejected={0: "ink", 1: "blur", 2: "ink"}, failed={3})
-    n_tiles = len(survey.grid.coords_px0)
+    row = folder.add(slide_tiles, rejected={0: "ink", 1: "blur", 2: "ink"}, failed={3})
+    n_tiles = len(slide_tiles.grid.coords_px0)
     assert (row.status, row.n_found, row.n_read, row.n_kept) == (
         "done",
         n_tiles,
@@ -195,7 +195,7 @@ def test_numbers_are_kept_beside_the_picture_and_add_up(tmp_path: Path) -> None:
     with Image.open(folder.folder / "s.jpg") as picture:
         assert picture.format == "JPEG"
     assert {path.name for path in folder.folder.iterdir()} == {"s.jpg", "s.json"}
-    not_read = folder.add(survey, rejected={}, failed=(), tiles_read=False)
+    not_read = folder.add(slide_tiles, rejected={}, failed=(), tiles_read=False)
     assert (not_read.n_read, not_read.n_kept) == (0, n_tiles)
 
 
@@ -203,7 +203,7 @@ def test_same_slide_same_bytes(tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
         folder = PreviewWriter(tmp_path / name)
-        folder.add(survey_of(paint()), rejected={1: "fold"}, failed=())
+        folder.add(slide_tiles_of(paint()), rejected={1: "fold"}, failed=())
         folder.write_index()
         made.append({path.name: path.read_bytes() for path in folder.folder.iterdir()})
     assert made[0] == made[1]
@@ -212,7 +212,7 @@ def test_same_slide_same_bytes(tmp_path: Path) -> None:
 def test_a_later_run_keeps_earlier_slides_on_the_page(tmp_path: Path) -> None:
     for name in ("one.tif", "two.tif"):
         folder = PreviewWriter(tmp_path)
-        folder.add(survey_of(paint(), name=name), rejected={}, failed=())
+        folder.add(slide_tiles_of(paint(), name=name), rejected={}, failed=())
         folder.write_index()
     (tmp_path / "mine.json").write_text('{"kind": "else"}')
     (tmp_path / "torn.json").write_text("{")
@@ -223,9 +223,9 @@ def test_a_later_run_keeps_earlier_slides_on_the_page(tmp_path: Path) -> None:
 
 
 def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_path: Path) -> None:
-    survey = survey_of(paint())
+    slide_tiles = slide_tiles_of(paint())
     folder = PreviewWriter(tmp_path)
-    folder.add(survey, rejected={}, failed={0})
+    folder.add(slide_tiles, rejected={}, failed={0})
     kept = folder.add_failure(Path("s.tif"), "too many\ntiles failed")
     assert (kept.status, kept.n_failed, kept.message) == ("failed", 1, "too many tiles failed")
     assert (tmp_path / "s.jpg").is_file()
@@ -245,24 +245,24 @@ def test_a_picture_that_cannot_be_taken_away_is_said(tmp_path: Path) -> None:
 def test_a_finer_picture_is_read_where_the_level_behind_it_is_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    survey = survey_of(paint(side_px=2000))
+    slide_tiles = slide_tiles_of(paint(side_px=2000))
     asked: list[int] = []
-    overview = survey.slide.overview
+    overview = slide_tiles.slide.overview
 
     def watched(*, downsample: int) -> np.ndarray:
         asked.append(downsample)
         return overview(downsample=downsample)
 
-    monkeypatch.setattr(survey.slide, "overview", watched)
+    monkeypatch.setattr(slide_tiles.slide, "overview", watched)
     sizes = ((2000, 1), (1000, 2), (500, 4))
     for max_px, expected in ((2000**2, [2]), (2000**2 - 1, [])):
         monkeypatch.setattr("features.visualization.thumbnail._CHEAP_PX", max_px)
         monkeypatch.setattr(
-            survey.slide, "levels",
+            slide_tiles.slide, "levels",
             tuple(Level(width_px=px, height_px=px, downsample=float(d)) for px, d in sizes),
         )  # fmt: skip
         asked.clear()
-        draw_tiling(survey, rejected={}, failed=(), tiles_read=True)
+        draw_tiling(slide_tiles, rejected={}, failed=(), tiles_read=True)
         assert asked == expected
 
 
@@ -346,7 +346,7 @@ def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
 def test_a_hostile_name_is_only_text_and_its_link_leads_to_its_picture(tmp_path: Path) -> None:
     names = [HOSTILE, os.fsdecode(b"caf\xe9"), "javascript:alert(1)"]
     for name in names:
-        PreviewWriter(tmp_path).add(survey_of(paint(), name=name), rejected={}, failed=())
+        PreviewWriter(tmp_path).add(slide_tiles_of(paint(), name=name), rejected={}, failed=())
     PreviewWriter(tmp_path).add_failure(Path("x.tif"), "<img src=x onerror=alert(1)>")
     html = PreviewWriter(tmp_path).write_index().read_text(encoding="utf-8")
     tags = tags_of(html)
@@ -363,7 +363,7 @@ def test_a_hostile_name_is_only_text_and_its_link_leads_to_its_picture(tmp_path:
 
 def test_the_page_needs_no_network_and_can_be_used_without_eyes_and_mouse(tmp_path: Path) -> None:
     folder = PreviewWriter(tmp_path)
-    folder.add(survey_of(paint()), rejected={0: "ink"}, failed={1})
+    folder.add(slide_tiles_of(paint()), rejected={0: "ink"}, failed={1})
     html = folder.write_index().read_text()
     tags = tags_of(html)
     assert ("html", {"lang": "en"}) in tags

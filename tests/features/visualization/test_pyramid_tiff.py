@@ -16,7 +16,7 @@ from features.visualization.pyramid_tiff import overlay_downsample, write_heatma
 SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="attention: percentile")
 
 
-def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> TileLayout:
+def make_layout(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> TileLayout:
     columns, rows = np.meshgrid(np.arange(3), np.arange(2))
     corners = np.stack([columns.ravel(), rows.ravel()], axis=1) * round(span) + 4480
     return TileLayout(
@@ -27,12 +27,12 @@ def places(*, size: tuple[int, int] = (12_000, 9_000), span: float = 448.0) -> T
 
 def test_the_overlay_lies_over_the_slide_to_the_pixel(tmp_path: Path) -> None:
     values = np.array([0.0, 20.0, 40.0, 60.0, 80.0, 100.0])
-    where = places()
-    downsample = write_heatmap_tiff(tmp_path / "o.tif", where, values, scale=SCALE)
+    layout = make_layout()
+    downsample = write_heatmap_tiff(tmp_path / "o.tif", layout, values, scale=SCALE)
     assert downsample == 16
     rgba = tifffile.imread(tmp_path / "o.tif", key=0)
     assert rgba.shape == (9000 // 16 + 1, 12_000 // 16, 4)
-    for (x, y), value in zip((where.coords_px0 // 16).tolist(), values, strict=True):
+    for (x, y), value in zip((layout.coords_px0 // 16).tolist(), values, strict=True):
         tile = rgba[y : y + 28, x : x + 28]
         assert (tile == (*apply_colormap(np.array(value), SCALE).tolist(), 255)).all()
     assert (rgba[..., 3] > 0).sum() == 6 * 28 * 28
@@ -40,7 +40,7 @@ def test_the_overlay_lies_over_the_slide_to_the_pixel(tmp_path: Path) -> None:
 
 def test_levels_halve_and_each_says_its_resolution_and_downsample(tmp_path: Path) -> None:
     path = tmp_path / "o.tif"
-    write_heatmap_tiff(path, places(), np.ones(6), scale=SCALE)
+    write_heatmap_tiff(path, make_layout(), np.ones(6), scale=SCALE)
     with tifffile.TiffFile(path) as tiff:
         assert len(tiff.pages) == 3
         for level, page in enumerate(tiff.pages):
@@ -54,7 +54,7 @@ def test_levels_halve_and_each_says_its_resolution_and_downsample(tmp_path: Path
 
 def test_our_readers_and_openslide_open_it_with_the_right_resolution(tmp_path: Path) -> None:
     path = tmp_path / "o.tif"
-    write_heatmap_tiff(path, places(), np.ones(6), scale=SCALE)
+    write_heatmap_tiff(path, make_layout(), np.ones(6), scale=SCALE)
     slide = open_slide(path)
     assert slide.mpp_xy == pytest.approx((4.0, 4.0))
     assert [level.width_px for level in slide.levels] == [750, 375, 188]
@@ -74,15 +74,15 @@ def test_our_readers_and_openslide_open_it_with_the_right_resolution(tmp_path: P
 def test_tiles_stay_at_least_16_px_wide_unless_the_slide_is_huge(
     size: tuple[int, int], span: float, downsample: int
 ) -> None:
-    assert overlay_downsample(places(size=size, span=span)) == downsample
+    assert overlay_downsample(make_layout(size=size, span=span)) == downsample
 
 
 def test_same_numbers_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_heatmap_tiff(tmp_path / f"{name}.tif", places(), np.arange(6.0), scale=SCALE)
+        write_heatmap_tiff(tmp_path / f"{name}.tif", make_layout(), np.arange(6.0), scale=SCALE)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
-        write_heatmap_tiff(tmp_path / "gone" / "o.tif", places(), np.ones(6), scale=SCALE)
+        write_heatmap_tiff(tmp_path / "gone" / "o.tif", make_layout(), np.ones(6), scale=SCALE)
