@@ -147,7 +147,8 @@ def test_where_nothing_is_listed_url_and_metadata_count(
 
 
 @pytest.mark.parametrize(
-    "location", ["gone.tif", "memory://gone/s.zarr", "file:///gone/s.zarr", "nonesuch://host/s.zarr"]
+    "location",
+    ["gone.tif", "memory://gone/s.zarr", "file:///gone/s.zarr", "nonesuch://host/s.zarr"],
 )
 def test_what_is_not_there_is_a_clear_error(location: str) -> None:
     with pytest.raises(SlideError, match=r"its content cannot be read") as caught:
