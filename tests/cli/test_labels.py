@@ -189,7 +189,7 @@ def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_p
     )  # fmt: skip
     result = mil_ok(*command)
     words = " ".join(result.output.split())
-    assert "labels of single images taught the attention on 36 patients" in words
+    assert "trained on labels of single images of 36 patients" in words
     assert "on 24 patients" in words
     refused = mil(*command, "--overwrite", "--filter", world / "none.filter")
     assert refused.exit_code == 2

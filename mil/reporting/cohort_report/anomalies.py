@@ -222,13 +222,14 @@ def _check_copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
 
 def _check_resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Finding]:
     headers = [files.headers[slide] for slide in known if slide in files.headers]
-    silent = [header.slide_id for header in headers if math.isnan(header.mpp)]
-    if silent:
+    unknown = [header.slide_id for header in headers if math.isnan(header.mpp)]
+    if unknown:
         yield Finding(
-            Severity.warning if len(silent) < len(headers) else Severity.note, "resolution_unknown",
-            f"{len(silent)} of {pluralize(len(headers), 'slides')} state no plausible "
-            f"resolution: {abbreviate(silent)}",
-            "State it in 'mil embed' with --slide-mpp or --mpp-table.", tuple(silent),
+            Severity.warning if len(unknown) < len(headers) else Severity.note,
+            "resolution_unknown",
+            f"{len(unknown)} of {pluralize(len(headers), 'slides')} state no plausible "
+            f"resolution: {abbreviate(unknown)}",
+            "State it in 'mil embed' with --slide-mpp or --mpp-table.", tuple(unknown),
         )  # fmt: skip
     mpps = {header.slide_id: header.mpp for header in headers if not math.isnan(header.mpp)}
     usual = float(np.median(list(mpps.values()))) if mpps else math.nan

@@ -144,7 +144,15 @@ def summarize_cohort(
         table=table,
         files=files,
         bags=bags,
-        findings=_findings(table, crosstabs, files, bags, differences),
+        findings=worst_first(
+            [
+                *check_table(table),
+                *(check_centres(table, crosstabs[0]) if table.has_centres else ()),
+                *(check_files(table, files) if files else ()),
+                *(check_bags(table, bags) if bags is not None else ()),
+                *check_differences(differences),
+            ]
+        ),
         labels={
             level: {name: int((frame["label"] == name).sum()) for name in table.classes}
             for level, frame in (("slides", table.slides), ("patients", table.patients))
@@ -170,24 +178,6 @@ def _crosstabs(table: SlideTable) -> Iterator[Crosstab]:
     yield count_by("n_slides", table.patients, classes=table.classes, level="patients")
     if table.has_image_numbers:
         yield count_by("image", table.slides, classes=table.classes, level="slides")
-
-
-def _findings(
-    table: SlideTable,
-    crosstabs: Sequence[Crosstab],
-    files: SlideFiles | None,
-    bags: Mapping[str, BagDigest] | None,
-    differences: Sequence[ClassDifference],
-) -> tuple[Finding, ...]:
-    findings = [*check_table(table)]
-    if table.has_centres:
-        findings += check_centres(table, crosstabs[0])
-    if files:
-        findings += check_files(table, files)
-    if bags is not None:
-        findings += check_bags(table, bags)
-    findings += check_differences(differences)
-    return worst_first(findings)
 
 
 def _largest(files: SlideFiles, slide_ids: Sequence[str]) -> SlideHeader | None:

@@ -33,22 +33,21 @@ def run_caveats(
     notes += _copy_notes(bags)
     notes += filter_notes(bags)
     if bags.instance_labels and not settings.mixup:
-        n_taught = sum(1 in own and 0 in own for own in bags.instance_labels.values())
+        n_patients = sum(1 in own and 0 in own for own in bags.instance_labels.values())
         notes.append(
-            f"labels of single images taught the attention on {n_taught} patients, in each fold on "
-            "those it learned from"
+            f"the attention was also trained on labels of single images of {n_patients} patients, "
+            "in each fold on those of its training patients"
         )
     if n_views := bags.fingerprint.n_views:
         notes.append(
-            f"tiles have {n_views} views each, and every step of training drew one look at each "
-            "tile; scores are of plain tiles, but for 'views averaged' (cross-fitted), which is "
-            "what 'mil infer --tta' gives"
+            f"tiles have {n_views} augmented views each, and every training step used one randomly "
+            "drawn view of each tile; scores are those of plain tiles, except 'views averaged' "
+            "(cross-fitted), the scores of 'mil infer --tta'"
         )
     if not settings.early_stopping:
         notes.append(
-            f"patients to stop on would be fewer than {MIN_VALIDATION_PER_CLASS} of a class: "
-            f"every head was trained for {settings.fixed_steps} steps instead of being stopped "
-            "early"
+            f"early stopping would have fewer than {MIN_VALIDATION_PER_CLASS} validation patients "
+            f"of a class: every head was trained for {settings.fixed_steps} steps instead"
         )
     return tuple(notes)
 
