@@ -77,7 +77,7 @@ class Fingerprint:
 
     @property
     def n_views(self) -> int:
-        """Number of views of each tile besides the plain one."""
+        """Number of augmented views of each tile."""
         return int(json.loads(self.views)["n_views"]) if self.views else 0
 
 
@@ -195,14 +195,8 @@ class Bag:
     ) -> Bag:
         """Return a bag of images, without coordinates and tissue fractions.
 
-        Parameters
-        ----------
-        features
-            Embeddings, shape (n, dim).
-        order, source
-            Position of each image in its series, shape (n,), increasing, and its name.
-        meta
-            Metadata of kind :data:`IMAGE`.
+        ``features`` has shape (n, dim), ``order``, the increasing indices of the images in their
+        series, shape (n,); ``source`` names the images. ``meta`` is of kind :data:`IMAGE`.
         """
         return cls(
             features=features,
@@ -216,12 +210,7 @@ class Bag:
     def select(self, rows: npt.NDArray[np.bool_], *, meta: BagMeta) -> Bag:
         """Return the bag of the instances where ``rows``, bool of shape (n_tiles,), is True.
 
-        Parameters
-        ----------
-        rows
-            The instances to keep.
-        meta
-            Metadata of the new bag.
+        ``meta`` is the metadata of the new bag.
         """
         source = self.source
         return Bag(
@@ -281,21 +270,10 @@ def is_plain_id(slide_id: str) -> bool:
 def check_fingerprint(
     expected: Fingerprint, actual: Iterable[tuple[object, Fingerprint]], *, source: str
 ) -> None:
-    """Raise for the first bag whose fingerprint differs from the expected one.
+    """Raise BagError for the first bag whose fingerprint differs, with the field and both values.
 
-    Parameters
-    ----------
-    expected
-        Fingerprint that all bags must have.
-    actual
-        Reference, for messages, and fingerprint of each bag.
-    source
-        Origin of the expected fingerprint, e.g. ``the run 'runs/a'``.
-
-    Raises
-    ------
-    BagError
-        If one differs; the message names the field and both values.
+    ``actual`` holds the reference, for messages, and the fingerprint of each bag; ``source`` names
+    the origin of the expected fingerprint, e.g. ``the run 'runs/a'``.
     """
     for ref, other in actual:
         if name := different_field(other, expected):
@@ -310,23 +288,9 @@ def check_fingerprint(
 def check_format(
     where: object, attributes: Mapping[str, Any], *, name: str, newest: int, hint: str
 ) -> None:
-    """Raise unless attributes belong to a complete file of a format, in a version that is known.
+    """Raise BagError unless attributes are those of a complete file of a known version.
 
-    Parameters
-    ----------
-    where
-        File or store, for messages.
-    attributes
-        Its attributes, with ``format``, ``format_version`` and ``complete``.
-    name, newest
-        Name and newest known version of the format.
-    hint
-        What to do with an incomplete file.
-
-    Raises
-    ------
-    BagError
-        If the format differs, the version is newer, or the file is not complete.
+    ``where`` names the file; ``hint`` says what to do with an incomplete one.
     """
     if attributes.get("format") != name:
         raise BagError(where, actual=f"format {attributes.get('format')!r}", expected=f"{name!r}")

@@ -21,7 +21,7 @@ class BagDigest:
     """A bag without its tiles."""
 
     slide_id: str
-    """Slide id under which the bag was found."""
+    """Key of the bag in its folder or store."""
     bag_ref: BagRef
     meta: BagMeta
     n_tiles: int

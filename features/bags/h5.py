@@ -81,17 +81,10 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
 def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """Return the paths of all bags of a folder by slide id, sorted.
 
-    Parameters
-    ----------
-    bags_dir
-        The folder.
-    may_be_empty
-        Return nothing, instead of raising, where the folder is missing or holds no bag.
-
     Raises
     ------
     BagError
-        If the folder does not exist or holds no bag.
+        If the folder is missing or holds no bag, unless it may be empty.
     """
     paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
     if paths or may_be_empty:

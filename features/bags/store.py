@@ -219,23 +219,11 @@ class StoredBag:
         return bag
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
-        """Read only the embeddings, shape (n_tiles, dim).
-
-        Raises
-        ------
-        BagError
-            If its rows cannot be read.
-        """
+        """Read as :func:`features.bags.h5.read_features`, shape (n_tiles, dim)."""
         return self._read("features").astype(self.info.dtype, copy=False)
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
-        """Read only the embeddings of views, shape (n_tiles, n_views, dim).
-
-        Raises
-        ------
-        BagError
-            If it has no views, or its rows cannot be read.
-        """
+        """Read as :func:`features.bags.h5.read_views`, shape (n_tiles, n_views, dim)."""
         if self.info.views_dtype is None:
             raise BagError(self.name, actual="no views", expected="a bag with views of its tiles")
         return self._read(VIEWS).astype(self.info.views_dtype, copy=False)

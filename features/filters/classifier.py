@@ -113,13 +113,6 @@ class LabelledTiles:
         """Return the slides of a patient, by its id or by id or content of one of its slides.
 
         Where one slide matches, all others of its group match as well.
-
-        Parameters
-        ----------
-        patient_id
-            The patient.
-        slide_ids, content_ids
-            Ids and content hashes of the patient's slides.
         """
         groups = {
             slide.group
@@ -220,16 +213,9 @@ def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
 
 
 def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
-    """Raise if a filter was fitted on other embeddings than it is applied to.
+    """Raise if a filter was fitted on other embeddings than those of a fingerprint.
 
-    Parameters
-    ----------
-    tile_filter
-        The filter.
-    fingerprint
-        Fingerprint of the embeddings.
-    source
-        Name of the embeddings, for the message.
+    ``source`` names these embeddings in the message.
 
     Raises
     ------

@@ -78,18 +78,7 @@ def to_bag(
     Without coordinates, all are (-1, -1). A resolution that nothing states is assumed, as for
     slides; one that is only a nominal magnification is used, but counts as assumed.
 
-    Parameters
-    ----------
-    foreign
-        Content of the file; embeddings of shape (n_tiles, dim).
-    path
-        The file, for messages.
-    slide_id
-        Name of the slide.
-    layout
-        Name of the format, kept in ``software``.
-    defaults
-        Values for what the file does not state.
+    ``path`` names the file in messages; ``layout``, the format, is kept in ``software``.
 
     Raises
     ------
