@@ -1,20 +1,20 @@
-"""What can go wrong with an input, as a small tree.
+"""Exception classes of the package.
 
 ::
 
-    MilError            anything we can explain in one line; exit code 1
+    MilError            any failure that one line explains; exit code 1
     ├── TableError        a CSV table that cannot be used
     ├── OutputError       a file or folder that cannot be written
     ├── SlideError        a slide that cannot be opened or read
-    │   ├── MultiImageError    several pictures where one is the slide
-    │   └── TileError     one region of it that cannot be decoded
-    ├── ResolutionError   a resolution that cannot be had from this slide
+    │   ├── MultiImageError    several images of one size in a file
+    │   └── TileError     a region of it that cannot be decoded
+    ├── ResolutionError   an implausible resolution, or one that the slide lacks
     ├── EncoderError      a backbone or its weights
     ├── FilterError       a tile filter that cannot be fitted, read or applied
     └── BagError          a bag file that cannot be read or trusted
 
-The learning half adds its own branches in :mod:`mil.errors`. Every message follows one mould:
-where, what was found, what was expected, what to do.
+The learning half adds its own branches in :mod:`mil.errors`. Every message has one form: where,
+what was found, what was expected, what to do.
 """
 
 import re
@@ -36,23 +36,23 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class MilError(Exception):
-    """A failure that a person can mend, said in one line.
+    """A failure that the user can fix, explained in one line.
 
     Parameters
     ----------
     where
         The file, row, slide or patient concerned.
     actual
-        What is there.
+        What was found.
     expected
-        What should have been there; empty where ``actual`` says it all.
+        What was expected; empty where ``actual`` is enough.
     hint
         What to do next, as a full sentence; empty where it is obvious.
 
     Examples
     --------
-    >>> print(MilError("train.csv", actual="no column 'label'", expected="one label a slide"))
-    train.csv: no column 'label'; expected one label a slide
+    >>> print(MilError("train.csv", actual="no column 'label'", expected="one label per slide"))
+    train.csv: no column 'label'; expected one label per slide
     """
 
     def __init__(self, where: object, *, actual: str, expected: str = "", hint: str = "") -> None:
@@ -97,7 +97,7 @@ class SlideError(MilError):
 
 
 class MultiImageError(SlideError):
-    """A file of several pictures of one size, of which nobody says which is the slide."""
+    """A file of several images of one size, none of them marked as the slide."""
 
 
 class TileError(SlideError):
@@ -105,11 +105,11 @@ class TileError(SlideError):
 
 
 class ResolutionError(MilError):
-    """A resolution that is implausible or cannot be had from the slide."""
+    """A resolution that is implausible or that the slide does not have."""
 
 
 class EncoderError(MilError):
-    """A backbone that does not exist, or weights that are missing or do not fit."""
+    """An encoder that does not exist, or weights that are missing or do not fit."""
 
 
 class FilterError(MilError):
@@ -117,4 +117,4 @@ class FilterError(MilError):
 
 
 class BagError(MilError):
-    """A bag file that is missing, damaged, incomplete or of another make."""
+    """A bag file that is missing, damaged, incomplete or of another kind."""
