@@ -114,7 +114,7 @@ def print_json(content: Mapping[str, object]) -> None:
 
 def print_table(
     columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str | Text]],
     *,
     title: str | None = None,
     numeric: Collection[str] = (),

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from cli.console import EXIT_KNOWN_ERROR, print_json, spinner, stdout
+from cli.console import EXIT_KNOWN_ERROR, print_json, print_table, spinner, stdout
 from cli.options import JsonOutput
 from features.utils.text import pluralize
 
@@ -48,19 +47,13 @@ def doctor(*, as_json: JsonOutput = False) -> None:
 
 
 def _print(results: list[CheckResult]) -> None:
-    table = Table()
-    for name in ("part", "check", "", "result"):
-        table.add_column(name, overflow="fold")
+    rows: list[tuple[str, str, Text, str]] = []
     part = ""
     for result in results:
-        table.add_row(
-            result.part if result.part != part else "",
-            result.name,
-            Text(result.status, style=_STYLES[result.status]),
-            Text(result.found),
-        )
+        status = Text(result.status, style=_STYLES[result.status])
+        rows.append((result.part if result.part != part else "", result.name, status, result.found))
         part = result.part
-    stdout.print(table)
+    print_table(("part", "check", "", "result"), rows)
     for result in results:
         if result.status != "ok":
             stdout.print(f"{result.status}: {result.name}: {result.advice}")
