@@ -132,7 +132,7 @@ def test_what_is_deployed_is_stopped_as_what_was_validated(
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert set(history["fold"]) == {"0", "1", "2", "deployed"}
     assert set(history["stop_loss"].notna().groupby(history["fold"]).any()) == {stops}
-    assert any("instead of being stopped early" in note for note in summary.notes) != stops
+    assert any("early stopping would have fewer" in note for note in summary.notes) != stops
 
 
 def test_every_patient_asked_for_gets_one_row_in_order(
