@@ -65,7 +65,7 @@ def test_training_tells_scores_beside_baselines(world: Path) -> None:
     assert data["n_patients"] == 36
     assert data["scores"]["constant"]["weighted_log_loss"]["value"] == pytest.approx(np.log(2))
     assert data["scores"]["calibrated"]["auroc"]["value"] > 0.8
-    assert any("instead of being stopped early" in note for note in data["notes"])
+    assert any("early stopping would have fewer" in note for note in data["notes"])
 
 
 def test_training_takes_unlabelled_slides(world: Path, tmp_path: Path) -> None:
