@@ -1,4 +1,4 @@
-"""The model bundle: a folder that holds all that inference needs, and nothing that runs code."""
+"""Model bundle: the folder of a trained run, without executable code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORMAT = "mil-run"
 """Value of ``format`` in ``model.json``."""
 
 FORMAT_VERSION = 1
-"""Version that is written; newer ones are refused."""
+"""Version of new bundles; later versions are refused."""
 
 _FILTER = "filter.safetensors"
 _DAMAGE = (
@@ -62,55 +62,55 @@ _DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSlide:
-    """A slide the run has seen, told by id and by content."""
+    """A slide that a run was trained on, identified by id and by content."""
 
     slide_id: str
-    """Its name."""
+    """Slide id."""
     patient_id: str
-    """Whose it is."""
+    """Patient id."""
     n_tiles: int
     """Embeddings in its bag."""
     content_id: str
-    """Content of the slide file, see :func:`features.slides.file_info.content_hash`."""
+    """Hash of the slide file, see :func:`features.slides.file_info.content_hash`."""
     features_sha256: str
     """Hash of its embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelBundle:
-    """A trained, calibrated model and what it was made of."""
+    """Trained and calibrated model, with its settings and training patients."""
 
     path: Path
-    """Its folder."""
+    """Folder of the run."""
     classes: tuple[str, ...]
     """Classes in the order of the logits."""
     fingerprint: Fingerprint
-    """How its bags were made; others are refused."""
+    """Settings of the bags; bags with other settings are refused."""
     head_name: str
     """Kind of head."""
     heads: tuple[Head, ...]
-    """The ensemble that is deployed; its logit is their mean."""
+    """Heads of the deployed ensemble; its logit is their mean."""
     calibrator: Calibrator
-    """Turns the ensemble's logits into probabilities at the balanced prior."""
+    """Calibrator of the ensemble's logits, to probabilities at the balanced prior."""
     cohort_counts: tuple[int, ...]
     """Patients of each class in the training cohort."""
     training_slides: tuple[TrainingSlide, ...]
-    """Slides it was trained on."""
+    """Slides of the training cohort."""
     unlabelled_slides: tuple[TrainingSlide, ...]
-    """Slides that its whitening was fitted on besides, without labels."""
+    """Further slides, without labels, that the whitening was fitted on."""
     out_of_fold: Mapping[str, npt.NDArray[np.float64]]
-    """By training patient: cross-fitted probabilities at the balanced prior, shape (classes,), the
-    mean over repeats; nested ones in a run that was scored so."""
+    """Cross-fitted (or nested) probabilities of each training patient at the balanced prior, shape
+    (classes,), mean over repeats."""
     settings: Mapping[str, Any]
-    """Settings and seed it was trained with, as plain values."""
+    """Training settings and seed, as plain values."""
     versions: Mapping[str, str]
-    """Versions of the software it was trained with."""
+    """Software versions of the training."""
     sets: PredictionSets
-    """What tells which classes cannot be ruled out."""
+    """Fold heads and nonconformity scores behind the prediction sets."""
     view_calibrator: Calibrator | None = None
-    """Calibrator of logits averaged over the views of tiles; None where it learned without."""
+    """Calibrator of logits averaged over the views of tiles; None without views in training."""
     tile_filter: TileFilter | None = None
-    """Filter that dropped tiles of its bags; None for none."""
+    """Filter that drops tiles of the bags; None for none."""
 
     def parse_prior(self, text: str) -> npt.NDArray[np.float64]:
         """Return the class shares that a text names, shape (classes,).
@@ -129,34 +129,33 @@ class ModelBundle:
         return parse_prior(text, self.classes, counts)
 
     def guaranteed_coverage(self, coverage: float) -> dict[str, float] | None:
-        """Coverage of each class that prediction sets keep, see :mod:`mil.inference.conformal`.
+        """Return the guaranteed coverage of each class, see :mod:`mil.inference.conformal`.
 
-        None where nothing is guaranteed: folds by centre hold patients that are not drawn alike,
-        and a filter that drops tiles as they are read may be another in each fold than for new
-        patients.
+        None where nothing is guaranteed: patients of folds by centre are not exchangeable, and a
+        filter that is refitted in each fold differs from the one for new patients.
         """
-        sifts = self.tile_filter is not None and not self.fingerprint.filter_sha256
-        if sifts or self.settings["by"] != "patient":
+        drops_tiles = self.tile_filter is not None and not self.fingerprint.filter_sha256
+        if drops_tiles or self.settings["by"] != "patient":
             return None
-        found = self.sets.conformal.guaranteed_coverage(coverage).tolist()
-        return dict(zip(self.classes, found, strict=True))
+        of_classes = self.sets.conformal.guaranteed_coverage(coverage).tolist()
+        return dict(zip(self.classes, of_classes, strict=True))
 
     def apply_filter(self, bag: Bag) -> Bag:
-        """The bag without the tiles that the run's filter drops.
+        """Return the bag without the tiles that the run's filter drops.
 
-        Where the filter had its part in making the bags, nothing is left to drop.
+        A filter that was applied when the bags were made has nothing left to drop.
         """
         if self.tile_filter is None or self.fingerprint.filter_sha256:
             return bag
         return apply_filter(self.tile_filter, bag)
 
     def with_view_calibrator(self) -> ModelBundle:
-        """The run as it is where logits are averaged over the views of tiles.
+        """Return the bundle with the calibrator of logits averaged over views.
 
         Raises
         ------
         RunError
-            If it was trained on bags without views.
+            If the run was trained on bags without views.
         """
         if self.view_calibrator is None:
             raise RunError(
@@ -169,22 +168,21 @@ class ModelBundle:
 
 
 def save_bundle(run: ModelBundle) -> None:
-    """Write heads, filter, description, slides, out-of-fold probabilities and sets to its path.
-
-    ``model.json`` is written last: a folder without it is not a run.
+    """Write a bundle to its path; ``model.json`` comes last and marks the run as complete.
 
     Raises
     ------
     OutputError
         If a file cannot be written.
     """
-    with atomic_write(run.path / "heads.safetensors") as beside:
+    with atomic_write(run.path / "heads.safetensors") as temporary:
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
             for index, head in enumerate(run.heads)
             for name, value in head.state_dict().items()
         }
-        beside.write_bytes(save(tensors))  # whose own writer hides why a disk refuses
+        # The writer of safetensors hides the reason of a failed write.
+        temporary.write_bytes(save(tensors))
     if run.tile_filter is not None:
         write_filter(run.path / _FILTER, run.tile_filter)
     _write_slides(run.path / "slides.csv", run.training_slides)
@@ -198,24 +196,24 @@ def save_bundle(run: ModelBundle) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write one JSON object, whole or not at all.
+    """Write one JSON object atomically.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_bundle(path: str | Path) -> ModelBundle:
-    """Read a model bundle; nothing in it is ever executed.
+    """Read a model bundle; no code in it is executed.
 
     Raises
     ------
     RunError
-        If the folder is no run, is damaged, or was written by a later version.
+        If the folder is not a finished run, is damaged, or was written by a later version.
     """
     path = Path(path)
     _require_plain_files(path)
@@ -270,7 +268,7 @@ def _describe(run: ModelBundle) -> dict[str, object]:
 
 
 def _require_plain_files(path: Path) -> None:
-    """Refuse what would be waited for when it is opened, such as a named pipe."""
+    """Refuse files on which opening would block, such as named pipes."""
     for file in path.glob("*"):
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise _damaged(path, f"{file.name} is no plain file")
@@ -311,28 +309,28 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _read_classes(names: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("classes that are no names")
+        raise TypeError("classes that are not names")
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"classes {names}")
     return tuple(names)
 
 
 def _check_consistent(run: ModelBundle) -> None:
-    """Ask the run of one blank tile: what does not go together fails here and not in use.
+    """Predict one blank tile, so that inconsistent parts fail here and not in use.
 
     Raises
     ------
     AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError
-        If parts are of different sizes, or lack what is asked of them.
+        If parts have different sizes, or a part is incomplete.
     """
     if len(run.cohort_counts) != len(run.classes) or min(run.cohort_counts) < 1:
         raise ValueError(f"{run.cohort_counts} patients of classes {run.classes}")
     tile = np.zeros((1, run.fingerprint.dim), np.float32)
     logits, _ = predict_members(run.heads, tile)
     for calibrator in (run.calibrator, run.view_calibrator or run.calibrator):
-        found = calibrator.predict_proba(logits)
-        if found.shape != (len(run.heads), len(run.classes)) or not np.isfinite(found).all():
-            raise ValueError("a calibrator of another number of classes, or beyond all bounds")
+        proba = calibrator.predict_proba(logits)
+        if proba.shape != (len(run.heads), len(run.classes)) or not np.isfinite(proba).all():
+            raise ValueError("a calibrator of another number of classes, or not finite")
     run.sets.predict_set(tile, coverage=COVERAGE)
     int(run.settings["seed"])
     run.guaranteed_coverage(COVERAGE)
@@ -347,10 +345,10 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
         tensors = load_file(path / "heads.safetensors")
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"heads.safetensors: {error}") from error
-    # Before anything of that size is made: the file holds it, the description only claims it.
-    held, claimed = tensors["0.whitening.matrix"].shape, (dim, described["n_components"])
-    if held != claimed or not all(held):
-        raise _damaged(path, f"heads.safetensors: whitening of {tuple(held)}, not {claimed}")
+    # The file is checked before memory of the size in the description is allocated.
+    shape, expected = tensors["0.whitening.matrix"].shape, (dim, described["n_components"])
+    if shape != expected or not all(shape):
+        raise _damaged(path, f"heads.safetensors: whitening of {tuple(shape)}, not {expected}")
     heads = []
     for index in range(described["n_heads"]):
         head = build_head(

@@ -1,4 +1,4 @@
-"""Prediction sets as a bundle keeps them: the heads of every fold, and whom they judged how."""
+"""Prediction sets of a bundle: the heads of every fold and their nonconformity scores."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ _HEADS, _CONFORMAL = "fold_heads.safetensors", "sets.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionSets:
-    """What tells which classes cannot be ruled out for a patient that no head has seen."""
+    """Prediction sets of new patients, by the heads of a cross-validation."""
 
     heads: tuple[tuple[Head, ...], ...]
     """Ensembles of one cross-validation, by fold."""
     conformal: CrossConformal
-    """How strange the patients looked whom they judged."""
+    """Nonconformity scores of the patients that each fold held out."""
 
     def predict_set(self, tiles: Features, *, coverage: float) -> npt.NDArray[np.bool_]:
-        """Which classes cannot be ruled out, shape (classes,).
+        """Return which classes cannot be ruled out, bool, shape (classes,).
 
         Parameters
         ----------
         tiles
             The patient's embeddings, shape (tiles, dim); at least one.
         coverage
-            Aimed at, above 0 and below 1.
+            Target coverage, above 0 and below 1.
         """
         logits = [predict_members(heads, tiles)[0].mean(axis=0) for heads in self.heads]
-        left = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
-        return np.asarray(left[0])
+        kept = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
+        return np.asarray(kept[0])
 
 
-def fit_sets(found: OutOfFoldPredictions) -> PredictionSets:
-    """Prediction sets from the first cross-validation and its heads.
+def fit_sets(oof: OutOfFoldPredictions) -> PredictionSets:
+    """Return prediction sets from the first cross-validation and its heads.
 
-    See :mod:`mil.inference.conformal`. One is enough, and one alone has a guarantee. No calibrator
-    has a part in them.
+    See :mod:`mil.inference.conformal`: the guarantee holds for a single cross-validation. They use
+    raw logits and no calibrator.
     """
-    n_folds = 1 + int(found.fold[0].max())
+    n_folds = 1 + int(oof.fold[0].max())
     return PredictionSets(
-        heads=tuple(found.heads[0, index] for index in range(n_folds)),
-        conformal=CrossConformal.fit(found.logits[0], found.labels, found.fold[0]),
+        heads=tuple(oof.heads[0, index] for index in range(n_folds)),
+        conformal=CrossConformal.fit(oof.logits[0], oof.labels, oof.fold[0]),
     )
 
 
@@ -75,40 +75,40 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
         for fold, heads in enumerate(sets.heads)
         for name, value in heads_to_state_dict(heads).items()
     }
-    with atomic_write(folder / _HEADS) as beside:
-        beside.write_bytes(save(tensors))
+    with atomic_write(folder / _HEADS) as temporary:
+        temporary.write_bytes(save(tensors))
     described = {
         "method": "cross-conformal (CV+), by class",
         "strangeness": sets.conformal.as_dict(classes),
     }
-    with atomic_write(folder / _CONFORMAL) as beside:
-        beside.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / _CONFORMAL) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) -> PredictionSets:
-    """Read what :func:`write_sets` wrote.
+    """Read the files of :func:`write_sets`.
 
     Parameters
     ----------
     folder
-        The run.
+        Folder of the run.
     classes
         Classes in order.
     head
         Kind of head.
     n_heads
-        Heads of an ensemble.
+        Heads per ensemble.
 
     Raises
     ------
     CalibrationError, OSError, SafetensorError, KeyError, TypeError, ValueError
-        If a file is absent or damaged.
+        If a file is missing or damaged.
     """
     described: Mapping[str, Any] = json.loads((folder / _CONFORMAL).read_text(encoding="utf-8"))
     conformal = CrossConformal.from_dict(described["strangeness"], classes)
     tensors = load_file(folder / _HEADS)
     ensembles = []
-    for fold in range(len(conformal.strangeness)):
+    for fold in range(len(conformal.scores)):
         start = f"{fold}."
         own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
         ensembles.append(

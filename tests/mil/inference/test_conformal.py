@@ -85,10 +85,8 @@ def test_the_guarantee_holds_where_folds_disagree_most() -> None:
     rng = np.random.default_rng(0)
     n_fold, n_new = 400, 4000
     grid = (np.arange(n_fold) + 0.5) / n_fold
-    strangeness = -np.log(
-        grid
-    )  # of logits (0, log(1 / p - 1)), whose probability of the first is p
-    conformal = CrossConformal(strangeness=((np.sort(strangeness), np.zeros(n_fold)),) * 2)
+    scores = -np.log(grid)  # of logits (0, log(1 / p - 1)), whose probability of the first is p
+    conformal = CrossConformal(scores=((np.sort(scores), np.zeros(n_fold)),) * 2)
     first = rng.uniform(size=n_new)
     second = np.where(first < 0.5, 0.5 - first, 1.5 - first)
     shares = np.stack([first, second])
