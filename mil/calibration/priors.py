@@ -15,12 +15,12 @@ Shares = npt.NDArray[np.float64]
 
 
 def balanced(classes: Sequence[str]) -> Shares:
-    """Equal shares, shape (classes,)."""
+    """Return equal class shares, shape (classes,)."""
     return np.full(len(classes), 1.0 / len(classes))
 
 
 def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) -> Shares:
-    """Class shares from what a user wrote.
+    """Return the class shares that a text names.
 
     Parameters
     ----------
@@ -54,22 +54,22 @@ def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) ->
     shares = _parse_shares(text, classes)
     values = np.array([shares[name] for name in classes])
     if not np.isfinite(values).all() or (values <= 0).any() or abs(values.sum() - 1) > 1e-6:
-        raise _refusal(text, classes, found=f"shares {values.tolist()}")
+        raise _prior_error(text, classes, actual=f"shares {values.tolist()}")
     return np.asarray(values / values.sum(), np.float64)
 
 
 def shift_prior(proba: Shares, *, old: Shares, new: Shares) -> Shares:
-    """Probabilities as they would be at another prior (Saerens et al., 2002).
+    """Return the probabilities at another prior (Saerens et al., 2002).
 
-    The likelihood of what was seen stays; only the class shares change, so each probability is
-    multiplied by new / old and rows are divided by their sum. No ranking of patients changes.
+    The likelihood of the data stays and only the class shares change, so each probability is
+    multiplied by new / old and rows are divided by their sums.
 
     Parameters
     ----------
     proba
-        Shape (n, classes); rows sum to 1.
+        Probabilities, float64, shape (n, classes); rows sum to 1.
     old, new
-        Shape (classes,): the shares the probabilities are for, and shall be for.
+        Class shares of the given and of the returned probabilities, shape (classes,).
 
     Returns
     -------
@@ -85,20 +85,20 @@ def _parse_shares(text: str, classes: Sequence[str]) -> dict[str, float]:
     for part in text.split(","):
         name, _, value = part.partition("=")
         if name.strip() in shares:
-            raise _refusal(text, classes, found=f"{name.strip()!r} twice")
+            raise _prior_error(text, classes, actual=f"{name.strip()!r} twice")
         try:
             shares[name.strip()] = float(value)
         except ValueError as error:
-            raise _refusal(text, classes, found=f"{part!r} is no share") from error
+            raise _prior_error(text, classes, actual=f"{part!r}, not a number") from error
     if set(shares) != set(classes):
-        raise _refusal(text, classes, found=f"shares for {', '.join(shares)}")
+        raise _prior_error(text, classes, actual=f"shares for {', '.join(shares)}")
     return shares
 
 
-def _refusal(text: str, classes: Sequence[str], *, found: str) -> MilError:
+def _prior_error(text: str, classes: Sequence[str], *, actual: str) -> MilError:
     example = ",".join(f"{name}={1 / len(classes):.2g}" for name in classes)
     return MilError(
         f"prior {text!r}",
-        actual=found,
+        actual=actual,
         expected=f"balanced, cohort, or positive shares that sum to 1 such as {example}",
     )

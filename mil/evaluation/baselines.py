@@ -1,4 +1,4 @@
-"""What a run must beat: means of tissue without attention, and what is no tissue at all."""
+"""Baselines of a run: mean embeddings without attention, and variables other than tissue."""
 
 from __future__ import annotations
 
@@ -22,130 +22,130 @@ from mil.training.cross_validation import OutOfFoldPredictions
 __all__ = ["SHORTCUT", "mean_logistic_probabilities", "shortcut_probabilities"]
 
 SHORTCUT = "shortcut: "
-"""How names of predictions begin that come from no tissue."""
+"""Prefix of the names of predictions from variables other than tissue."""
 
-_MOST_COMPONENTS = 32
-_STRENGTH = 0.1
+_MAX_COMPONENTS = 32
+_C = 0.1
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
 def mean_logistic_probabilities(
-    bags: PatientBags, found: OutOfFoldPredictions, *, calibrator: str, seed: int
+    bags: PatientBags, oof: OutOfFoldPredictions, *, calibrator: str, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Cross-fitted probabilities of a logistic regression on each patient's mean embedding.
+    """Return cross-fitted probabilities of a logistic regression on mean embeddings.
 
-    The same patients, folds and calibrator as the run's own probabilities, so that what differs is
-    the head alone. Scaling, principal components (at most 32, whitened) and regression are fitted
+    Patients, folds and calibrator are those of the run's own probabilities, so that only the head
+    differs. Scaling, principal components (at most 32, whitened) and regression are fitted
     inside each training fold; nothing is tuned.
 
     Parameters
     ----------
     bags
         Bags of the cohort.
-    found
-        The run's out-of-fold logits; patients, labels and folds are taken from it.
+    oof
+        Out-of-fold logits of the run, with its patients, labels and folds.
     calibrator
         Name, see :func:`mil.calibration.build_calibrator`.
     seed
-        Of the principal components.
+        Seed of the principal components.
 
     Returns
     -------
     numpy.ndarray
-        At the balanced prior, shape (repeats, patients, classes), float64.
+        float64, shape (repeats, patients, classes), at the balanced prior.
     """
-    whole = _means(bags, found.patient_ids)
+    all_means = _means(bags, oof.patient_ids)
 
-    def columns(barred: Bools) -> Floats:
-        seen = bags.refit_without(np.array(found.patient_ids)[barred].tolist())
-        means = whole if seen is bags else _means(seen, found.patient_ids)
-        empty = np.isnan(means[:, 0])  # left without a tile by the fold's tile filter
-        return np.where(empty[:, None], means[~barred & ~empty].mean(axis=0), means)
+    def columns(excluded: Bools) -> Floats:
+        refit = bags.refit_without(np.array(oof.patient_ids)[excluded].tolist())
+        means = all_means if refit is bags else _means(refit, oof.patient_ids)
+        empty = np.isnan(means[:, 0])  # the fold's tile filter dropped all tiles
+        return np.where(empty[:, None], means[~excluded & ~empty].mean(axis=0), means)
 
     def model(n_patients: int) -> Pipeline:
-        n_components = min(_MOST_COMPONENTS, whole.shape[1], n_patients // 2)
+        n_components = min(_MAX_COMPONENTS, all_means.shape[1], n_patients // 2)
         return make_pipeline(
             StandardScaler(),
             PCA(n_components, whiten=True, random_state=seed),
-            LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=2000),
+            LogisticRegression(C=_C, class_weight="balanced", max_iter=2000),
         )
 
-    return _cross_fitted(found, columns=columns, model=model, calibrator=calibrator)
+    return _cross_fitted(oof, columns=columns, model=model, calibrator=calibrator)
 
 
 def shortcut_probabilities(
-    patients: Sequence[Patient], bags: PatientBags, found: OutOfFoldPredictions, *, calibrator: str
+    patients: Sequence[Patient], bags: PatientBags, oof: OutOfFoldPredictions, *, calibrator: str
 ) -> dict[str, Floats]:
-    """Cross-fitted probabilities from what goes along with a patient's slides and is no tissue.
+    """Return cross-fitted probabilities from variables other than tissue.
 
-    Centre, number of slides, number of tiles in their bags, and all of them together; the same
-    patients, folds and calibrator as the run's own probabilities. What all patients have alike is
+    These are centre, number of slides, number of tiles, and all of them together, with the
+    patients, folds and calibrator of the run's own probabilities. A variable without variance is
     left out.
 
     Parameters
     ----------
     patients
-        The cohort; may hold more patients than were judged.
+        Patients of the cohort; may include patients without predictions.
     bags
-        Their bags.
-    found, calibrator
+        Bags of the cohort.
+    oof, calibrator
         As for :func:`mean_logistic_probabilities`.
 
     Returns
     -------
     dict
-        By name, which begins with :data:`SHORTCUT`, at the balanced prior, shape (repeats,
-        patients, classes), float64.
+        float64, shape (repeats, patients, classes), at the balanced prior, by name with the prefix
+        :data:`SHORTCUT`.
     """
     named = {patient.patient_id: patient for patient in patients}
     n_tiles: Counter[str] = Counter()
     for note in bags.slides:
         n_tiles[note.patient_id] += note.n_tiles
-    columns = shortcut_features([named[name] for name in found.patient_ids])
-    tiles = np.log1p([[n_tiles[name]] for name in found.patient_ids])
+    columns = shortcut_features([named[name] for name in oof.patient_ids])
+    tiles = np.log1p([[n_tiles[name]] for name in oof.patient_ids])
     if np.ptp(tiles) > 0:
         columns["tiles"] = tiles
     if len(columns) > 1:
         columns[ALL_SHORTCUTS] = np.concatenate(list(columns.values()), axis=1)
 
-    def judged_by(name: str) -> Floats:
+    def predict_from(name: str) -> Floats:
         return _cross_fitted(
-            found, columns=lambda _: columns[name],
+            oof, columns=lambda _: columns[name],
             model=lambda _: shortcut_model(name), calibrator=calibrator,
         )  # fmt: skip
 
-    return {SHORTCUT + name: judged_by(name) for name in columns}
+    return {SHORTCUT + name: predict_from(name) for name in columns}
 
 
 def _cross_fitted(
-    found: OutOfFoldPredictions,
+    oof: OutOfFoldPredictions,
     *,
     columns: Callable[[Bools], Floats],
     model: Callable[[int], Pipeline],
     calibrator: str,
 ) -> Floats:
-    """Probabilities by a model of each fold, and by a calibrator that had not seen the patient.
+    """Return cross-fitted probabilities of a model per fold, shape (repeats, patients, classes).
 
-    ``columns`` gives numbers of all patients, shape (patients, columns), that know nothing of
-    those in a mask: the judged, and who shares a slide with one of them; ``model`` gives one to fit
-    to so many patients.
+    ``columns`` returns the features of all patients, shape (patients, columns), computed without
+    the patients of a mask: those held out, and those who share a slide with one of them. ``model``
+    returns an unfitted model for a number of patients.
     """
-    logits = np.full(found.logits.shape, np.nan)
-    groups = group_ids(found.patient_ids, found.linked)
-    for repeat, of_repeat in enumerate(found.fold):
+    logits = np.full(oof.logits.shape, np.nan)
+    groups = group_ids(oof.patient_ids, oof.linked)
+    for repeat, of_repeat in enumerate(oof.fold):
         for fold in np.unique(of_repeat):
-            judged = of_repeat == fold
-            barred = np.isin(groups, groups[judged])
-            values = columns(barred)
-            fitted = model(int((~barred).sum())).fit(values[~barred], found.labels[~barred])
-            logits[repeat, judged] = clipped_log(fitted.predict_proba(values[judged]))
-    return cross_fit(logits, found.labels, found.fold, calibrator=calibrator, groups=groups)
+            held_out = of_repeat == fold
+            excluded = np.isin(groups, groups[held_out])
+            values = columns(excluded)
+            fitted = model(int((~excluded).sum())).fit(values[~excluded], oof.labels[~excluded])
+            logits[repeat, held_out] = clipped_log(fitted.predict_proba(values[held_out]))
+    return cross_fit(logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
 
 
 def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Mean embedding of each patient, shape (patients, dim); NaN where there is no tile."""
+    """Return mean embeddings, shape (patients, dim); NaN for a patient without tiles."""
     means = np.full((len(patient_ids), bags.fingerprint.dim), np.nan)
     for row, patient_id in zip(means, patient_ids, strict=True):
         if len(tiles := bags.features[patient_id]):

@@ -1,8 +1,8 @@
 """Curves over thresholds with bootstrap bands: ROC, precision and recall, net benefit.
 
-All are of one class against the rest. ``values``, shape (n,), is its probability and ``positive``,
-shape (n,), bool, says who has it. Bands are pointwise 95 % intervals over resampled patients, class
-counts kept.
+All are of one class against the rest. ``values``, shape (n,), is the probability of the class and
+``positive``, shape (n,), bool, marks its patients. Bands are pointwise 95 % intervals over
+resampled patients, class counts kept.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _THRESHOLDS = np.arange(1, 100) / 100
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """A curve and its band, all of shape (points,)."""
+    """Curve with a bootstrap band; all arrays have shape (points,)."""
 
     x: Floats
-    """Where it is read: false positive share, recall, or threshold."""
+    """False positive rate, recall, or threshold."""
     y: Floats
-    """The curve."""
+    """Value on all patients."""
     low: Floats
     """2.5th percentile over resamples."""
     high: Floats
@@ -36,42 +36,42 @@ class Curve:
 
 
 def roc_curve(values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500) -> Curve:
-    """Share of the class that is found against share of the others that is taken for it."""
+    """Return the true positive rate over the false positive rate, at 101 points."""
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
     true, false = _rates(values, positive, counts)
-    found = [np.interp(_GRID, x, y) for x, y in zip(false, true, strict=True)]
-    return _with_band(_GRID, np.stack(found))
+    curves = [np.interp(_GRID, x, y) for x, y in zip(false, true, strict=True)]
+    return _with_band(_GRID, np.stack(curves))
 
 
 def precision_recall_curve(
     values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500
 ) -> Curve:
-    """Share of the patients taken for the class that has it, against share of the class found.
+    """Return the precision over the recall, at recalls 0.01 to 1.
 
-    Precision depends on class shares; it is for those of the sample. At a recall between two
-    thresholds the precision of the lower one is given (Davis and Goadrich, 2006: a straight line
-    would flatter).
+    Precision depends on class shares; it is for those of the sample. Between two thresholds it is
+    that of the lower one, because linear interpolation would be too optimistic (Davis and Goadrich,
+    2006).
     """
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
     true, false = _rates(values, positive, counts)
     n_positive = positive.sum()
     n_negative = len(positive) - n_positive
     recalls = _GRID[1:]
-    found = []
+    curves = []
     for recall, fallout in zip(true, false, strict=True):
-        places = np.searchsorted(recall, recalls - 1e-9)
-        hits = recall[places] * n_positive
-        found.append(hits / (hits + fallout[places] * n_negative))
-    return _with_band(recalls, np.stack(found))
+        points = np.searchsorted(recall, recalls - 1e-9)
+        hits = recall[points] * n_positive
+        curves.append(hits / (hits + fallout[points] * n_negative))
+    return _with_band(recalls, np.stack(curves))
 
 
 def net_benefit_curve(
     values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500
 ) -> Curve:
-    """Net benefit of acting above a threshold (Vickers and Elkin, 2006), at 0.01 to 0.99.
+    """Return the net benefit at thresholds 0.01 to 0.99 (Vickers and Elkin, 2006).
 
-    True positives less false positives weighed by the odds of the threshold, a patient. ``values``
-    must be for the class shares of the sample.
+    It is the number of true positives, less that of false positives times the odds of the
+    threshold, per patient. ``values`` must be for the class shares of the sample.
     """
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed).astype(np.float64)
     acts = (values[:, None] >= _THRESHOLDS).astype(np.float64)
@@ -82,12 +82,12 @@ def net_benefit_curve(
 
 
 def treat_all(thresholds: Floats, share: float) -> Floats:
-    """Net benefit of acting on everyone, where ``share`` of all has the class."""
+    """Return the net benefit of treating everyone, shape (points,); ``share`` have the class."""
     return np.asarray(share - (1 - share) * thresholds / (1 - thresholds), np.float64)
 
 
 def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """How often each patient is in each sample, shape (1 + resamples, n); first all once."""
+    """Return how often a sample holds each patient, shape (1 + resamples, n); first all once."""
     rng = np.random.default_rng(seed)
     counts = np.ones((1 + n_resamples, len(positive)), np.int64)
     for side in (positive, ~positive):
@@ -97,10 +97,10 @@ def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> npt.ND
 
 
 def _rates(values: Floats, positive: Bools, counts: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """True and false positive shares from the highest threshold down, shape (samples, points)."""
+    """Return true and false positive rates by falling threshold, shape (samples, points)."""
     order = np.argsort(-values, kind="stable")
     ranked = values[order]
-    # Equal values are taken together: only the last of them is a threshold.
+    # Equal values cannot be separated: only the last of them is a threshold.
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     shares = []
     for side in (positive[order], ~positive[order]):

@@ -1,7 +1,7 @@
-"""Scores of probabilities: arrays in, numbers out, with intervals over patients.
+"""Metrics of predicted probabilities.
 
 Throughout, ``proba`` has shape (n, classes), float64, and ``labels`` shape (n,), int, the index of
-the true class. ``weights`` has shape (n,) and lets the sample stand for other class shares.
+the true class. ``weights``, shape (n,), let the sample represent other class shares.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Metric = Callable[[Floats, Ints], float]
-"""From ``proba`` and ``labels`` to a score."""
+"""Function of ``proba`` and ``labels`` that returns a score."""
 
-_LEAST_PROBABILITY = 1e-15
+_MIN_PROBABILITY = 1e-15
 _Z = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A score with its 95 % interval."""
+    """Score with its 95 % interval."""
 
     value: float
-    """The score on all patients."""
+    """Score on all patients."""
     low: float
     """2.5th percentile over resamples."""
     high: float
     """97.5th percentile over resamples."""
 
     def __str__(self) -> str:
-        """``0.6612 [0.6301, 0.6933]``."""
+        """Return text such as ``0.6612 [0.6301, 0.6933]``."""
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON: ``value``, and ``interval`` of two numbers."""
+        """Return plain values for JSON: ``value``, and ``interval`` of two numbers."""
         return {"value": self.value, "interval": [self.low, self.high]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave.
+        """Build an interval from the result of :meth:`as_dict`.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If it is anything else.
+            If the values have another form.
         """
         low, high = values["interval"]
         return cls(value=float(values["value"]), low=float(low), high=float(high))
 
 
 def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | None = None) -> float:
-    """Class-weighted mean of each class's mean log loss: the metric of STRIP AI.
+    """Return the class-weighted mean of each class's mean log loss, in nats (STRIP AI).
 
-    Each row is divided by its sum first and clipped to [1e-15, 1 - 1e-15] then, in this order. A
-    constant 1 / classes gives ln(classes) whatever the class shares.
+    Rows are divided by their sums, then clipped to [1e-15, 1 - 1e-15]. A constant 1 / classes gives
+    ln(classes) whatever the class shares.
 
     Parameters
     ----------
@@ -119,12 +119,12 @@ def log_losses(proba: Floats, labels: Ints) -> Floats:
         row = int(np.flatnonzero(~(sums[:, 0] > 0))[0])
         raise MilError(f"row {row}", actual=f"probabilities that sum to {sums[row, 0]:g}",
                          expected="above 0")  # fmt: skip
-    clipped = np.clip(proba / sums, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    clipped = np.clip(proba / sums, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     return np.asarray(-np.log(clipped[np.arange(len(labels)), labels]), np.float64)
 
 
 def auroc(proba: Floats, labels: Ints) -> float:
-    """Area under the ROC curve; for more than two classes the mean of one against the rest.
+    """Return the area under the ROC curve; with more than two classes, the one-vs-rest mean.
 
     Ties count half. NaN where a class does not occur.
     """
@@ -137,7 +137,7 @@ def auroc(proba: Floats, labels: Ints) -> float:
 
 
 def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -> float:
-    """Mean squared distance between probabilities and truth (Brier, 1950), 0 to 2.
+    """Return the mean squared error of the probabilities (Brier, 1950), 0 to 2.
 
     Summed over all classes as in the original; half of it is the form with one column for two
     classes.
@@ -149,29 +149,29 @@ def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -
 def expected_calibration_error(
     proba: Floats, labels: Ints, *, weights: Floats | None = None, n_bins: int = 10
 ) -> float:
-    """Expected calibration error over bins of equal mass, mean of the classes.
+    """Return the expected calibration error over bins of equal weight, mean over classes.
 
-    In each bin the mean probability is compared with the share that has the class; distances are
-    averaged with the bins' weights. It is biased upwards: even perfect probabilities show about
-    0.05 at 600 patients and ten bins, more with fewer patients.
+    The error of a bin is the absolute difference of mean probability and observed share. It is
+    biased upwards: perfect probabilities have about 0.05 at 600 patients and ten bins, and more
+    with fewer patients.
     """
-    mass = np.ones(len(labels)) if weights is None else weights
+    sample_weight = np.ones(len(labels)) if weights is None else weights
     errors = [
-        _binary_calibration_error(proba[:, index], labels == index, mass, n_bins)
+        _binary_calibration_error(proba[:, index], labels == index, sample_weight, n_bins)
         for index in range(proba.shape[1])
     ]
     return float(np.mean(errors))
 
 
-def equal_mass_bins(values: Floats, mass: Floats, *, n_bins: int) -> Ints:
-    """Bins of about equal mass in the order of the values; equal values share a bin.
+def equal_mass_bins(values: Floats, sample_weight: Floats, *, n_bins: int) -> Ints:
+    """Return the bin of each value, with about equal weight per bin; equal values share a bin.
 
     Parameters
     ----------
-    values, mass
-        Shape (n,).
+    values, sample_weight
+        float64, shape (n,).
     n_bins
-        Bins asked for; those that ties leave empty stay empty.
+        Number of bins; some may be empty because of ties.
 
     Returns
     -------
@@ -179,35 +179,35 @@ def equal_mass_bins(values: Floats, mass: Floats, *, n_bins: int) -> Ints:
         Shape (n,), 0 to ``n_bins`` - 1.
     """
     order = np.argsort(values, kind="stable")
-    ranked, weights = values[order], mass[order]
-    # The bin of a patient is where the middle of its mass falls.
+    ranked, weights = values[order], sample_weight[order]
+    # The bin of a patient is where the middle of its weight falls.
     middle = (np.cumsum(weights) - weights / 2) / weights.sum()
     of_rank = np.minimum((middle * n_bins).astype(np.int64), n_bins - 1)
-    # Equal values belong together, whichever order they were sorted in.
+    # Equal values get the bin of the first of them.
     bins = np.empty(len(values), np.int64)
     bins[order] = of_rank[np.searchsorted(ranked, ranked, side="left")]
     return bins
 
 
 def accuracy(proba: Floats, labels: Ints, *, weights: Floats | None = None) -> float:
-    """Share of patients whose likeliest class is the true one."""
+    """Return the share of patients whose most probable class is the true one."""
     return float(np.average(proba.argmax(axis=1) == labels, weights=weights))
 
 
 def balanced_accuracy(proba: Floats, labels: Ints) -> float:
-    """Mean over classes of the share of its patients that are found."""
+    """Return the mean recall over classes."""
     return accuracy(proba, labels, weights=prior_weights(labels, None, n_classes=proba.shape[1]))
 
 
 def prior_weights(labels: Ints, prior: Floats | None, *, n_classes: int) -> Floats:
-    """Weights that let the sample stand for other class shares.
+    """Return weights that let the sample represent other class shares.
 
     Parameters
     ----------
     labels
         Shape (n,); every class must occur.
     prior
-        Shape (classes,): the shares; equal ones if None.
+        Class shares, shape (classes,); equal if None.
     n_classes
         Number of classes.
 
@@ -222,14 +222,14 @@ def prior_weights(labels: Ints, prior: Floats | None, *, n_classes: int) -> Floa
 
 
 def wilson_interval(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share of n (Wilson, 1927): inside [0, 1] however few they are.
+    """Return the 95 % interval of a share of n patients (Wilson, 1927), within [0, 1].
 
     Parameters
     ----------
     share
-        0 to 1.
+        Observed share, 0 to 1.
     n
-        Patients it is of; where they are weighed, as many equal ones as tell as much.
+        Number of patients; for weighted patients, the effective number.
     """
     shrink = 1 + _Z**2 / n
     centre = (share + _Z**2 / (2 * n)) / shrink
@@ -238,7 +238,7 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
 
 
 def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
-    """Mann-Whitney form: the chance that a positive outranks a negative."""
+    """Return the probability that a positive outranks a negative (Mann and Whitney)."""
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
     if not n_positive or not n_negative:
@@ -248,13 +248,13 @@ def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
 
 
 def _binary_calibration_error(
-    proba: Floats, positive: npt.NDArray[np.bool_], mass: Floats, n_bins: int
+    proba: Floats, positive: npt.NDArray[np.bool_], sample_weight: Floats, n_bins: int
 ) -> float:
-    bins = equal_mass_bins(proba, mass, n_bins=n_bins)
-    gaps = np.bincount(bins, mass * (proba - positive), minlength=n_bins)
-    return float(np.abs(gaps).sum() / mass.sum())
+    bins = equal_mass_bins(proba, sample_weight, n_bins=n_bins)
+    gaps = np.bincount(bins, sample_weight * (proba - positive), minlength=n_bins)
+    return float(np.abs(gaps).sum() / sample_weight.sum())
 
 
 def as_two_columns(proba: Floats) -> Floats:
-    """Probabilities of one label, shape (...,), as those of not having and having it, (..., 2)."""
+    """Return the probabilities of absence and presence, shape (..., 2), of one label, (...,)."""
     return np.stack([1 - proba, proba], axis=-1)

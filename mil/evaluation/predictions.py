@@ -1,4 +1,4 @@
-"""Predictions tables: read, joined with a cohort by patient, averaged."""
+"""Prediction tables: reading, matching with a cohort, averaging."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Floats = npt.NDArray[np.float64]
 
 _SLIDE_COLUMNS = ("image_id", "slide_id")
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
-_LEAST_FOR_LOGIT = 1e-15
-_MOST = 1 + 1e-6  # a 1 that was rounded on its way
+_MIN_PROBABILITY = 1e-15
+_MAX_PROBABILITY = 1 + 1e-6  # tolerates a 1 that was rounded in a file
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where a table keeps ids and probabilities."""
+    """Names of the columns with ids and probabilities."""
 
     id_name: str
     by_slide: bool
@@ -35,19 +35,19 @@ class _Columns:
 
 
 def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> Floats:
-    """Probabilities of a cohort's patients from a table of patients or of slides.
+    """Return the probabilities of a cohort's patients from a table of patients or of slides.
 
-    A table of slides (with ``image_id`` or ``slide_id``) gives each patient the mean of its slides'
-    rows, each rescaled to sum to 1.
+    In a table of slides (with ``image_id`` or ``slide_id``), a patient's probabilities are the mean
+    over its slides, each row rescaled to sum to 1.
 
     Parameters
     ----------
     path
-        The table: one column a class, or one column of probabilities if ``class_name`` is given.
+        CSV table: one column per class, or one column of probabilities if ``class_name`` is given.
     cohort
         Patients with labels.
     class_name
-        The class that a single column of probabilities is for; None if there is a column a class.
+        Class of a single column of probabilities; None if there is one column per class.
 
     Returns
     -------
@@ -57,7 +57,8 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
     Raises
     ------
     PredictionsError
-        If columns cannot be told, a value is no probability, or rows and cohort do not match.
+        If columns cannot be identified, a value is not a probability, or the patients of table and
+        cohort differ.
     TableError
         If the table cannot be read.
     """
@@ -67,10 +68,9 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
     ids = table[columns.id_name]
     if columns.by_slide:
         ids = ids.map(without_suffix)
-    _refuse_mismatch(path, ids, cohort, by_slide=columns.by_slide)
+    _check_same_ids(path, ids, cohort, by_slide=columns.by_slide)
     if columns.by_slide:
-        owners = cohort.patient_of_slide()
-        ids = ids.map(lambda slide_id: owners[slide_id])
+        ids = ids.map(cohort.patient_of_slide())
     means = pd.DataFrame(values).groupby(ids.to_numpy()).mean()
     return np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64)
 
@@ -78,19 +78,19 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
 def average_predictions(
     predictions: Sequence[Floats], *, how: Literal["probability", "logit"]
 ) -> Floats:
-    """Mean of several models, shape (patients, classes); rows sum to 1.
+    """Return the mean of several models, shape (patients, classes); rows sum to 1.
 
     Parameters
     ----------
     predictions
-        Each of shape (patients, classes).
+        Probabilities of each model, shape (patients, classes).
     how
         ``probability``: arithmetic mean. ``logit``: mean of the logarithms, rescaled.
     """
     stacked = np.stack(predictions)
     if how == "probability":
         return np.asarray(stacked.mean(axis=0))
-    product = np.exp(np.log(np.clip(stacked, _LEAST_FOR_LOGIT, None)).mean(axis=0))
+    product = np.exp(np.log(np.clip(stacked, _MIN_PROBABILITY, None)).mean(axis=0))
     return np.asarray(product / product.sum(axis=1, keepdims=True))
 
 
@@ -116,14 +116,14 @@ def _find_columns(
         raise PredictionsError(
             path,
             actual=f"no column {absent[0]!r} among {', '.join(table.columns)}",
-            expected=f"one column a class: {', '.join(cohort.classes)}",
+            expected=f"one column per class: {', '.join(cohort.classes)}",
             hint="If one column holds the probability of a single class, name it with --class.",
         )
     return _Columns(id_name, slide_column is not None, cohort.classes)
 
 
 def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
-    """The one column of probabilities: by its usual names, else the only one of numbers."""
+    """Return the column of probabilities: by a usual name, else the only numeric one."""
     for name in (*_PROBABILITY_NAMES, *cohort.classes):
         if name in table:
             return name
@@ -152,7 +152,7 @@ def _read_values(
 ) -> Floats:
     numbers = table[list(columns.names)].apply(pd.to_numeric, errors="coerce")
     values = numbers.to_numpy(np.float64)
-    bad = ~np.isfinite(values) | (values < 0) | (values > _MOST)
+    bad = ~np.isfinite(values) | (values < 0) | (values > _MAX_PROBABILITY)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         text = table[columns.names[column]].iloc[row]
@@ -175,7 +175,7 @@ def _read_values(
 
 
 def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
-    """Complement of one class's probability; only two classes leave no doubt about it."""
+    """Return both classes' probabilities, shape (n, 2), from those of one."""
     if len(cohort.classes) != 2:
         raise PredictionsError(
             f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
@@ -185,13 +185,13 @@ def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
     return pair if cohort.classes[1] == class_name else pair[:, ::-1]
 
 
-def _refuse_mismatch(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool) -> None:
+def _check_same_ids(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool) -> None:
     what = "slides" if by_slide else "patients"
     known = set(cohort.patient_of_slide()) if by_slide else set(cohort.patient_ids)
-    if twice := sorted(ids[ids.duplicated()]):
+    if duplicates := sorted(ids[ids.duplicated()]):
         raise PredictionsError(
             path,
-            actual=f"{len(twice)} {what} more than once ({_abbreviate(twice)})",
+            actual=f"{len(duplicates)} {what} more than once ({_abbreviate(duplicates)})",
             expected="one row each",
         )
     if unknown := sorted(set(ids) - known):

@@ -1,7 +1,7 @@
-"""Reliability: what probabilities promise beside what came true, and what the Brier score is of.
+"""Reliability tables, expected calibration error, and decomposition of the Brier score.
 
-All is read at a stated prior: ``proba``, shape (n, classes), is for it, and patients are weighed so
-that the sample stands for it.
+All are computed at a stated prior: ``proba``, shape (n, classes), is for it, and patients are
+weighted so that the sample represents it.
 """
 
 from __future__ import annotations
@@ -34,77 +34,76 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """Patients with neighbouring probabilities of a class."""
+    """Bin of patients with neighbouring probabilities of a class."""
 
     n_patients: int
-    """How many they are."""
     low: float
-    """Their lowest probability."""
+    """Lowest probability."""
     high: float
-    """Their highest probability."""
+    """Highest probability."""
     promised: float
-    """Their mean probability."""
+    """Mean probability."""
     observed: float
-    """Share of them that has the class, at the stated prior."""
+    """Share of patients with the class, at the stated prior."""
     observed_low: float
     """Lower end of the share's 95 % interval (Wilson, 1927)."""
     observed_high: float
-    """Upper end of it."""
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedError:
-    """Expected calibration error, with what it would be if nothing were wrong."""
+    """Expected calibration error, with its distribution under perfect calibration."""
 
     value: float
-    """As found."""
+    """Error of the predictions."""
     if_perfect: float
-    """Mean over samples drawn from the probabilities themselves: the upward bias."""
+    """Mean over labels drawn from the probabilities themselves: the upward bias."""
     if_perfect_high: float
-    """95th percentile over those samples: an error below it shows no miscalibration."""
+    """95th percentile over the same draws: an error below it shows no miscalibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrierDecomposition:
-    """Parts of one class's Brier score; ``brier`` is their signed sum, exactly."""
+    """Decomposition of one class's Brier score; ``brier`` is the exact signed sum."""
 
     brier: float
-    """Mean squared distance of the class's probability and truth, 0 to 1."""
+    """Mean squared error of the class's probability, 0 to 1."""
     reliability: float
-    """Distance of promise and observation between bins; smaller is better."""
+    """Squared difference of mean probability and observed share over bins; smaller is better."""
     resolution: float
-    """How far the bins' shares lie from the prior; larger is better, it is taken off."""
+    """Variance of the observed shares of the bins; larger is better, it is subtracted."""
     uncertainty: float
-    """The prior's own variance; no prediction changes it."""
+    """Variance of the prior; no prediction changes it."""
     within_bins: float
-    """What the bins hide: variance of probabilities inside them, less what of it was right."""
+    """Variance of probabilities within bins, less twice their covariance with the truth."""
 
 
 def reliability_table(
     proba: Floats, labels: Ints, index: int, *, prior: Floats, n_bins: int = 10
 ) -> tuple[ReliabilityBin, ...]:
-    """Bins of equal mass of one class's probability, lowest first.
+    """Return bins of equal weight of one class's probability, lowest first.
 
     Parameters
     ----------
     proba, labels
-        Predictions at ``prior``, shape (n, classes), and truth, shape (n,).
+        Probabilities at ``prior``, shape (n, classes), and true class indices, shape (n,).
     index
-        The class.
+        Index of the class.
     prior
         Class shares, shape (classes,).
     n_bins
-        Bins asked for; equal probabilities share a bin, so there may be fewer.
+        Number of bins; equal probabilities share a bin, so there may be fewer.
     """
-    mass = prior_weights(labels, prior, n_classes=proba.shape[1])
+    sample_weight = prior_weights(labels, prior, n_classes=proba.shape[1])
     values, truth = proba[:, index], labels == index
-    bins = equal_mass_bins(values, mass, n_bins=n_bins)
+    bins = equal_mass_bins(values, sample_weight, n_bins=n_bins)
     table = []
     for number in np.unique(bins):
         inside = bins == number
-        weights = mass[inside]
+        weights = sample_weight[inside]
         observed = float(np.average(truth[inside], weights=weights))
-        # Unequal weights tell as much as this many equal ones (Kish, 1965).
+        # Unequal weights have the variance of this many equal ones (Kish, 1965).
         n_effective = float(weights.sum() ** 2 / (weights**2).sum())
         low, high = wilson_interval(observed, n_effective)
         table.append(
@@ -124,18 +123,17 @@ def reliability_table(
 def expected_error(
     proba: Floats, labels: Ints, *, prior: Floats, n_draws: int = 200, seed: int, n_bins: int = 10
 ) -> ExpectedError:
-    """Expected calibration error beside what perfect probabilities would show.
+    """Return the expected calibration error, and its distribution under perfect calibration.
 
-    The error takes distances without their sign, so chance alone lifts it above 0. How far is
-    found by drawing the truth from the probabilities, as if they were perfect, and measuring again
-    (Bröcker and Smith, 2007).
+    The error averages absolute differences, so chance alone raises it above 0. This bias is
+    estimated by drawing labels from the probabilities themselves (Bröcker and Smith, 2007).
 
     Parameters
     ----------
     proba, labels, prior, n_bins
         As for :func:`reliability_table`.
     n_draws, seed
-        Of the simulation.
+        Number of draws, and their seed.
     """
     n, n_classes = proba.shape
     shares = np.bincount(labels, minlength=n_classes) / n
@@ -159,7 +157,7 @@ def expected_error(
 def brier_parts(
     proba: Floats, labels: Ints, index: int, *, prior: Floats, n_bins: int = 10
 ) -> BrierDecomposition:
-    """Brier score of one class in parts (Murphy, 1973; within bins Stephenson et al., 2008).
+    """Return the decomposition of one class's Brier score (Murphy, 1973; Stephenson et al., 2008).
 
     ``brier = reliability - resolution + uncertainty + within_bins``. Over all classes the scores
     sum to :func:`mil.evaluation.metrics.brier_score`; for two classes each is half of it.
@@ -169,19 +167,19 @@ def brier_parts(
     proba, labels, index, prior, n_bins
         As for :func:`reliability_table`.
     """
-    mass = prior_weights(labels, prior, n_classes=proba.shape[1])
-    mass = mass / mass.sum()
+    sample_weight = prior_weights(labels, prior, n_classes=proba.shape[1])
+    sample_weight = sample_weight / sample_weight.sum()
     values, truth = proba[:, index], (labels == index).astype(np.float64)
-    _, bins = np.unique(equal_mass_bins(values, mass, n_bins=n_bins), return_inverse=True)
-    of_bin = np.bincount(bins, mass)
-    promised = np.bincount(bins, mass * values) / of_bin
-    observed = np.bincount(bins, mass * truth) / of_bin
-    overall = float(mass @ truth)
-    apart = values - promised[bins]
+    _, bins = np.unique(equal_mass_bins(values, sample_weight, n_bins=n_bins), return_inverse=True)
+    of_bin = np.bincount(bins, sample_weight)
+    promised = np.bincount(bins, sample_weight * values) / of_bin
+    observed = np.bincount(bins, sample_weight * truth) / of_bin
+    overall = float(sample_weight @ truth)
+    residual = values - promised[bins]
     return BrierDecomposition(
-        brier=float(mass @ (values - truth) ** 2),
+        brier=float(sample_weight @ (values - truth) ** 2),
         reliability=float(of_bin @ (promised - observed) ** 2),
         resolution=float(of_bin @ (observed - overall) ** 2),
         uncertainty=overall * (1 - overall),
-        within_bins=float(mass @ (apart**2 - 2 * apart * (truth - observed[bins]))),
+        within_bins=float(sample_weight @ (residual**2 - 2 * residual * (truth - observed[bins]))),
     )
