@@ -1,4 +1,4 @@
-"""Scores of predictions at a stated prior, as they are and after cross-fitted calibration."""
+"""Scores of predictions at a stated prior, raw and after cross-fitted calibration."""
 
 from __future__ import annotations
 
@@ -49,56 +49,56 @@ INTERVAL_NOTE = (
     "95 % intervals: class-stratified bootstrap over patients; the variance of training is not in "
     "them"
 )
-"""What the intervals hold, to be said wherever they are shown."""
+"""Meaning of the intervals, shown wherever they are."""
 
 CROSS_FITTED_NOTE = (
     "calibrated scores are cross-fitted: the calibrator of a patient was fitted on other patients, "
     "whose predictions may come from models that were trained on the patient; a score is the mean "
     "over the repeats, and its interval holds the choice of folds as well"
 )
-"""What calibrated scores are, to be said wherever they are shown."""
+"""Meaning of calibrated scores, shown wherever they are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreSettings:
-    """What is asked for of every set of predictions."""
+    """Settings of a scoring, for every set of predictions."""
 
     file_prior: Floats
-    """Class shares the predictions are for, shape (classes,)."""
+    """Class shares of the predictions, shape (classes,)."""
     prior: Floats
-    """Class shares at which calibration is read, shape (classes,)."""
+    """Class shares at which calibration is measured, shape (classes,)."""
     calibrator: str | None
     """Name of the calibrator to cross-fit; None to score the predictions alone."""
     n_folds: int
-    """Folds of a cross-fit."""
+    """Folds of each cross-fit."""
     n_repeats: int
-    """Cross-fits with other folds."""
+    """Cross-fits, each with other folds."""
     reliability: bool
     """Whether reliability is described."""
     n_resamples: int
-    """Of the bootstrap."""
+    """Bootstrap resamples."""
     seed: int
-    """Decides folds and resamples."""
+    """Seed of folds and resamples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreReport:
-    """What was found of a set of predictions, by kind: raw, and calibrated where asked for."""
+    """Scores of a set of predictions, by kind: ``raw`` and, on request, ``calibrated``."""
 
     scores: Mapping[str, Mapping[str, Interval]]
     """Scores by kind and name."""
     reliability: Mapping[str, Mapping[str, Any]]
-    """What :func:`describe_reliability` says, by kind; empty if not asked for."""
+    """Results of :func:`describe_reliability` by kind; empty if not requested."""
     calibrators: Mapping[str, int]
-    """Number of fitted calibrators, by kind; empty where none were asked for."""
+    """Number of fitted calibrators by kind; empty if none were requested."""
     calibrated: Floats | None
-    """Cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes); None
-    where none were asked for."""
+    """Cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes); None if
+    not requested."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, object] = {
-            kind: {name: found.as_dict() for name, found in scores.items()}
+            kind: {name: score.as_dict() for name, score in scores.items()}
             for kind, scores in self.scores.items()
         }
         if self.calibrators:
@@ -109,16 +109,16 @@ class ScoreReport:
 
 
 def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> ScoreReport:
-    """Score one model's predictions, raw and, where asked for, after cross-fitted calibration.
+    """Score one model's predictions, raw and, on request, after cross-fitted calibration.
 
     Parameters
     ----------
     proba
-        Shape (patients, classes), in the cohort's order.
+        Probabilities, float64, shape (patients, classes), in the cohort's order.
     cohort
         Patients and labels.
     settings
-        What is asked for.
+        Settings of the scoring.
 
     Raises
     ------
@@ -180,10 +180,10 @@ def calibrate_predictions(
     n_repeats: int,
     seed: int,
 ) -> Floats:
-    """Calibrate each patient by a calibrator that was fitted on other patients.
+    """Return probabilities by calibrators that were fitted on other patients.
 
-    Folds are drawn anew each repeat, stratified by class; a patient's slides were averaged before,
-    so they are on one side.
+    Folds are drawn anew in each repeat, stratified by class. There is one row per patient, so a
+    patient's slides are never on both sides.
 
     Parameters
     ----------
@@ -192,13 +192,18 @@ def calibrate_predictions(
     labels
         Shape (patients,).
     file_prior
-        Class shares the predictions are for, shape (classes,).
+        Class shares of the predictions, shape (classes,).
     calibrator
         Name, see :func:`mil.calibration.build_calibrator`.
     n_folds, n_repeats
-        Folds of a cross-fit, and cross-fits with other folds.
+        Folds of each cross-fit, and number of cross-fits.
     seed
-        Decides the folds.
+        Seed of the folds.
+
+    Returns
+    -------
+    numpy.ndarray
+        At the balanced prior, float64, shape (repeats, patients, classes).
 
     Raises
     ------
@@ -229,25 +234,25 @@ def score_predictions(
     n_resamples: int,
     seed: int,
 ) -> dict[str, Interval]:
-    """All scores of one set of predictions, or of the repeats of a cross-fit, with intervals.
+    """Return all scores of one set of predictions, or of the repeats of a cross-fit.
 
-    Weighted log loss, AUROC, balanced accuracy and the calibration line are taken at the balanced
-    prior; Brier score, calibration error and accuracy at ``prior``, after the exact shift and with
-    patients weighted so that the sample stands for it.
+    Weighted log loss, AUROC, balanced accuracy, calibration slope and intercept are for the
+    balanced prior; Brier score, calibration error and accuracy for ``prior``, after the exact shift
+    and with patients weighted so that the sample represents it.
 
     Parameters
     ----------
     proba
-        Shape (patients, classes), or (repeats, patients, classes): a score is the mean over the
-        repeats then, and each resample of patients takes the next repeat.
+        Probabilities, shape (patients, classes), or (repeats, patients, classes): then a score is
+        the mean over repeats, and each resample of patients takes the next repeat.
     labels
         Shape (patients,).
     file_prior
-        Class shares the predictions are for, shape (classes,).
+        Class shares of the predictions, shape (classes,).
     prior
-        Class shares at which calibration is read, shape (classes,).
+        Class shares at which calibration is measured, shape (classes,).
     n_resamples, seed
-        Of the bootstrap.
+        Number of bootstrap resamples, and their seed.
     """
     n_classes = proba.shape[-1]
     even = np.full(n_classes, 1 / n_classes)
@@ -291,21 +296,21 @@ def describe_reliability(
     prior: Floats,
     seed: int,
 ) -> dict[str, Any]:
-    """Expected calibration error, reliability table and Brier decomposition, as plain values.
+    """Return calibration error, reliability table and Brier decomposition as plain values.
 
     Parameters
     ----------
     proba
-        Shape (patients, classes), or (repeats, patients, classes): each patient's mean over the
-        repeats is described then.
+        Probabilities, shape (patients, classes), or (repeats, patients, classes): then the means
+        over repeats are described.
     labels
         Shape (patients,).
     classes
-        Names; of two classes the second is described, of more each.
+        Names of the classes. Of two classes the second is described, of more each.
     file_prior, prior
-        Class shares that the predictions are for, and at which they are read, shape (classes,).
+        Class shares of the predictions and of the result, shape (classes,).
     seed
-        Of the draws that tell the error's bias.
+        Seed of the draws that estimate the bias of the calibration error.
     """
     mean = proba if proba.ndim == 2 else proba.mean(axis=0)
     at_prior = _at_prior(mean, old=file_prior, new=prior)
@@ -325,7 +330,7 @@ def describe_reliability(
 
 
 def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
-    """Weighted log loss of what one gets without looking at a slide."""
+    """Return the weighted log losses of constant predictions: equal, and the cohort's shares."""
     n_patients = len(cohort.patients)
     shares = np.array(list(cohort.class_counts().values())) / n_patients
     return {
@@ -335,7 +340,7 @@ def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
 
 
 def _at_prior(proba: Floats, *, old: Floats, new: Floats) -> Floats:
-    """No shift, no rounding: what the file says is scored as it stands."""
+    """Shift to another prior; equal priors leave the values exactly as they are."""
     if np.allclose(new, old, rtol=0, atol=1e-12):
         return proba
     flat = shift_prior(proba.reshape(-1, proba.shape[-1]), old=old, new=new)

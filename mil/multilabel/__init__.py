@@ -1,3 +1,3 @@
-"""Several labels a patient, each yes or no: table, folds, runs, probabilities and scores."""
+"""Several binary labels per patient: table, folds, training, prediction and scores."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Labels of a run that are done, so that a training that was killed does not do them again."""
+"""Checkpoints of a training on several labels: the labels that are finished."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ __all__ = ["LabelCheckpoints"]
 
 
 class LabelCheckpoints:
-    """Notes beside the runs of labels: what each came to, and a hash of all that decided it.
+    """Summaries of finished labels, each with a hash of everything that determines its run.
 
-    A label that was trained otherwise has another hash, so its note is not found.
+    A label with other data or settings has another hash and is trained again.
 
     Parameters
     ----------
     folder
-        Where the notes lie; made when the first is written.
+        Folder of the checkpoints; created with the first.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, label: str, run_dir: Path, *, decided_by: str) -> TrainingSummary | None:
-        """What the label came to; None where it is not done, or was done otherwise.
+    def read(self, label: str, run_dir: Path, *, config_hash: str) -> TrainingSummary | None:
+        """Return the summary of a label; None if it is unfinished or has another hash.
 
         Parameters
         ----------
         label
-            Its name.
+            Name of the label.
         run_dir
-            Where its run lies if it is done.
-        decided_by
-            Hash of all that decides its run.
+            Folder of its run.
+        config_hash
+            Hash of everything that determines the run.
         """
         try:
-            said = json.loads(self._path(label).read_text(encoding="utf-8"))
-            found = TrainingSummary.from_dict(said["summary"], path=run_dir)
+            stored = json.loads(self._path(label).read_text(encoding="utf-8"))
+            summary = TrainingSummary.from_dict(stored["summary"], path=run_dir)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        whole = said["decided_by"] == decided_by and (run_dir / "model.json").is_file()
-        return found if whole else None
+        valid = stored["decided_by"] == config_hash and (run_dir / "model.json").is_file()
+        return summary if valid else None
 
-    def note(self, label: str, summary: TrainingSummary, *, decided_by: str) -> None:
-        """Note that a label is done.
+    def write(self, label: str, summary: TrainingSummary, *, config_hash: str) -> None:
+        """Write the checkpoint of a finished label.
 
         Raises
         ------
         OutputError
-            If the note cannot be written.
+            If the file cannot be written.
         """
         make_folder(self._folder)
-        write_json(self._path(label), {"decided_by": decided_by, "summary": summary.as_dict()})
+        write_json(self._path(label), {"decided_by": config_hash, "summary": summary.as_dict()})
 
     def discard(self) -> None:
-        """Remove the notes: the run is whole."""
+        """Remove all checkpoints."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, label: str) -> Path:

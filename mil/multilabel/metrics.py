@@ -1,7 +1,7 @@
-"""Scores of several labels: each by itself, and all in one number.
+"""Metrics of several labels, one by one and combined.
 
-Throughout, ``proba`` and ``truth`` have shape (patients, labels): a probability that a patient has
-a label, and 0 or 1. Of the repeats of a cross-fit, ``proba`` has shape (repeats, patients, labels).
+Throughout, ``proba`` and ``truth`` have shape (patients, labels): the probability that a patient
+has a label, and 0 or 1. For the repeats of a cross-fit ``proba`` is (repeats, patients, labels).
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 ANY = "any"
-"""Name of the label that a patient has who has any of the others."""
+"""Name of the label that is present if any of the others is."""
 
 _WEIGHT_OF_ANY = 2.0
-_LEAST_PROBABILITY = 1e-15
+_MIN_PROBABILITY = 1e-15
 
 
 def label_weights(names: Sequence[str]) -> Floats:
-    """Weight of each label in the loss, shape (labels,): ``any`` counts twice, as for RSNA."""
+    """Return the weights of the labels, shape (labels,): ``any`` counts twice, as for RSNA."""
     weights = np.array([_WEIGHT_OF_ANY if name == ANY else 1.0 for name in names])
     return np.asarray(weights / weights.sum(), np.float64)
 
 
 def label_log_losses(proba: Floats, truth: Ints) -> Floats:
-    """Mean log loss of each label, shape (labels,), in nats; probabilities are clipped at 1e-15."""
+    """Return the mean log loss of each label, shape (labels,), in nats, clipped at 1e-15."""
     return np.asarray(_log_losses(proba, truth).mean(axis=0), np.float64)
 
 
 def _log_losses(proba: Floats, truth: Ints) -> Floats:
-    clipped = np.clip(proba, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    clipped = np.clip(proba, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     return np.asarray(-np.where(truth == 1, np.log(clipped), np.log1p(-clipped)), np.float64)
 
 
 def weighted_label_loss(
     proba: Floats, truth: Ints, *, names: Sequence[str], n_resamples: int, seed: int
 ) -> Interval:
-    """Weighted mean of the labels' log losses, with its interval over patients.
+    """Return the weighted mean of the labels' log losses, in nats, with its interval over patients.
 
     The metric of the RSNA intracranial haemorrhage challenge (Flanders et al., 2020), taken over
-    patients instead of slices. Patients are resampled as they are: how many have a label varies.
+    patients instead of slices. Resamples do not keep the counts of the labels.
 
     Parameters
     ----------
     proba, truth
-        Shape (patients, labels); of several repeats the mean is taken, and each resample of
-        patients takes the next one.
+        Shape (patients, labels). With several repeats the value is their mean, and each resample of
+        patients takes the next repeat.
     names
         Names of the labels; ``any`` weighs twice.
     n_resamples, seed
-        Of the bootstrap.
+        Number of bootstrap resamples, and their seed.
     """
     weights = label_weights(names)
     repeats = proba.reshape(-1, *truth.shape)
@@ -79,14 +79,14 @@ def weighted_label_loss(
 
 
 def shift_labels(proba: Floats, *, old: Floats, new: Floats) -> Floats:
-    """Probabilities as they would be if each label were as frequent as ``new`` says.
+    """Return the probabilities at other shares of the labels.
 
     Parameters
     ----------
     proba
-        Shape (..., labels).
+        Probabilities, float64, shape (..., labels).
     old, new
-        Shape (labels,): share of patients with each label, above 0 and below 1.
+        Share of patients with each label before and after, shape (labels,), above 0 and below 1.
     """
     factors = new / (1 - new) * (1 - old) / old
     odds = proba * factors

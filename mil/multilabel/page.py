@@ -1,4 +1,4 @@
-"""The page over a run of several labels; each label has a report of its own."""
+"""Overview page of a run of several labels; each label has its own report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["write_label_page"]
 def write_label_page(
     path: Path,
     name: str,
-    found: Mapping[str, TrainingSummary],
+    summaries: Mapping[str, TrainingSummary],
     table: LabelTable,
     losses: Mapping[str, Interval],
 ) -> None:
@@ -27,11 +27,11 @@ def write_label_page(
     Parameters
     ----------
     path
-        The page.
+        HTML file.
     name
-        What it calls the run.
-    found
-        What each label came to.
+        Name of the run.
+    summaries
+        Training summary of each label.
     table
         Patients and labels.
     losses
@@ -40,7 +40,7 @@ def write_label_page(
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     n_patients = len(table.truth)
     html = render(
@@ -54,11 +54,11 @@ def write_label_page(
                 "link": f"./labels/{quote(label)}/report.html",
                 "n_with": int(n_with),
                 "share": f"{100 * n_with / n_patients:.1f} %",
-                "loss": found[label].scores["calibrated"]["weighted_log_loss"],
-                "auroc": found[label].scores["calibrated"]["auroc"],
+                "loss": summaries[label].scores["calibrated"]["weighted_log_loss"],
+                "auroc": summaries[label].scores["calibrated"]["auroc"],
             }
             for label, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True)
         ],
     )
-    with atomic_write(path) as beside:
-        beside.write_text(html, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")

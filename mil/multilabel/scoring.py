@@ -1,4 +1,4 @@
-"""Scores of a predictions file with several labels."""
+"""Scores of predictions of several labels."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelScores:
-    """What was found of one file."""
+    """Scores of one predictions file."""
 
     losses: Mapping[str, Interval]
-    """Weighted log loss of all labels: of the ``raw`` predictions, of the ``calibrated`` ones where
-    asked for, and of the ``cohort prior``, the shares of the patients scored."""
+    """Weighted log loss of all labels, in nats: ``raw``, on request ``calibrated``, and ``cohort
+    prior`` (the shares of the scored patients as predictions)."""
     labels: Mapping[str, ScoreReport]
-    """What was found of each label by itself."""
+    """Scores of each label."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "weighted_label_loss": {kind: loss.as_dict() for kind, loss in self.losses.items()},
-            "labels": {name: found.as_dict() for name, found in self.labels.items()},
+            "labels": {name: label.as_dict() for name, label in self.labels.items()},
         }
 
 
 def read_label_predictions(path: Path, table: LabelTable) -> Floats:
-    """Probabilities of labels in the order of the table's patients, shape (patients, labels).
+    """Return probabilities in the order of the table's patients, shape (patients, labels).
 
     Raises
     ------
     TableError
         If a column is missing.
     PredictionsError
-        If a value is no probability, or patients are missing, unknown or there twice.
+        If a value is not a probability, or patients are missing, unknown or duplicated.
     """
     rows = read_table(path)
     ids = rows[find_column(rows, ["patient_id"], where=path, what="patient ids")]
     for name in table.names:
-        find_column(rows, [name], where=path, what="one column a label")
+        find_column(rows, [name], where=path, what="one column per label")
     numbers = rows[list(table.names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = ~((numbers >= 0) & (numbers <= 1))
     if bad.any():
@@ -72,17 +72,17 @@ def read_label_predictions(path: Path, table: LabelTable) -> Floats:
             path, actual=f"{len(ids)} rows for {len(known)} patients (first that differs: "
             f"{odd[0]!r})", expected=f"one row for each patient of {table.patients.path}",
         )  # fmt: skip
-    places = {name: place for place, name in enumerate(ids)}
-    return np.asarray(numbers[[places[name] for name in known]], np.float64)
+    rows_of = {name: row for row, name in enumerate(ids)}
+    return np.asarray(numbers[[rows_of[name] for name in known]], np.float64)
 
 
 def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "logit"]) -> Floats:
-    """Mean of several files, shape (patients, labels).
+    """Return the mean of several files, shape (patients, labels).
 
     Parameters
     ----------
     tables
-        Each of shape (patients, labels).
+        Probabilities of each file, shape (patients, labels).
     how
         As for :func:`mil.evaluation.predictions.average_predictions`.
     """
@@ -95,20 +95,20 @@ def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "log
 def score_labels(
     proba: Floats, table: LabelTable, settings: ScoreSettings, *, file_prior: Floats, prior: Floats
 ) -> LabelScores:
-    """Score predictions, as they are and, where asked for, after cross-fitted calibration.
+    """Score predictions, raw and, on request, after cross-fitted calibration.
 
     Parameters
     ----------
     proba
-        Shape (patients, labels), in the order of the table.
+        Probabilities, float64, shape (patients, labels), in the order of the table.
     table
         Patients and labels.
     settings
-        What is asked for; its priors are replaced by those of each label.
+        Settings of the scoring; its priors are replaced by those of each label.
     file_prior
-        Shares of patients with each label that the predictions are for, shape (labels,).
+        Share of patients with each label in the predictions, shape (labels,).
     prior
-        Shares at which the calibration of each label is read, shape (labels,).
+        Shares at which the calibration of each label is measured, shape (labels,).
 
     Raises
     ------
@@ -118,22 +118,22 @@ def score_labels(
     shares = table.truth.mean(axis=0)
     labels = {
         name: score_model(
-            as_two_columns(proba[:, place]),
+            as_two_columns(proba[:, index]),
             table.cohort_of(name),
             replace(
-                settings, file_prior=as_two_columns(file_prior[place]),
-                prior=as_two_columns(prior[place])
+                settings, file_prior=as_two_columns(file_prior[index]),
+                prior=as_two_columns(prior[index])
             ),
         )
-        for place, name in enumerate(table.names)
+        for index, name in enumerate(table.names)
     }  # fmt: skip
     kinds = {"raw": proba}
     if not np.array_equal(file_prior, shares):
         kinds["raw"] = shift_labels(proba, old=file_prior, new=shares)
-    found = [scored.calibrated for scored in labels.values() if scored.calibrated is not None]
-    if found:
+    calibrated = [label.calibrated for label in labels.values() if label.calibrated is not None]
+    if calibrated:
         even = np.full(len(shares), 0.5)
-        balanced = np.stack([each[..., 1] for each in found], axis=-1)
+        balanced = np.stack([each[..., 1] for each in calibrated], axis=-1)
         kinds["calibrated"] = shift_labels(balanced, old=even, new=shares)
     kinds["cohort prior"] = np.broadcast_to(shares, proba.shape)
     return LabelScores(

@@ -1,4 +1,4 @@
-"""A run of several labels: one ordinary run a label, on the same folds of patients."""
+"""Training on several labels: one ordinary run per label, on the same folds of patients."""
 
 from __future__ import annotations
 
@@ -48,40 +48,39 @@ _FORMAT_VERSION = 1  # that is written; newer ones are refused
 _FILE = "labels.json"
 _FOLDER = "labels"
 _FINISHED = "finished"
-_N_RESAMPLES = 1000
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelSummary:
-    """What a training on several labels came to."""
+    """Summary of a training on several labels."""
 
     path: Path
     """Folder of the run."""
     losses: Mapping[str, Interval]
-    """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated``, out-of-fold,
-    the mean over repeats, and ``cohort prior``, of the shares themselves."""
+    """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated`` (out-of-fold,
+    mean over repeats), and ``cohort prior`` (the shares as predictions)."""
     labels: Mapping[str, TrainingSummary]
-    """What each label came to."""
+    """Summary of each label."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "run": str(self.path),
             "weighted_label_loss": {kind: loss.as_dict() for kind, loss in self.losses.items()},
-            "labels": {name: found.as_dict() for name, found in self.labels.items()},
+            "labels": {name: label.as_dict() for name, label in self.labels.items()},
         }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiLabelBundle:
-    """The runs of several labels; all were trained on the same patients and bags."""
+    """Bundles of several labels, trained on the same patients and bags."""
 
     path: Path
-    """Their folder."""
+    """Folder of the run."""
     runs: Mapping[str, ModelBundle]
-    """Run of each label, in the order of the labels; its second class is the label."""
+    """Bundle of each label, in order; its second class is the label."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,13 +89,13 @@ class MultiLabelBundle:
 
     @property
     def shares(self) -> Floats:
-        """Share of the training cohort that has each label, shape (labels,)."""
+        """Share of training patients with each label, shape (labels,)."""
         counts = [run.cohort_counts for run in self.runs.values()]
         return np.array([count[1] / sum(count) for count in counts], np.float64)
 
 
-def _say_nothing(_label: str, _what: str) -> None:
-    """For callers without an eye on it."""
+def _no_progress(_label: str, _what: str) -> None:
+    """Ignore progress."""
 
 
 def train_labels(
@@ -110,36 +109,37 @@ def train_labels(
     config: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[str, int, int], None],
-    on_step: Callable[[str, str], None] = _say_nothing,
+    on_step: Callable[[str, str], None] = _no_progress,
     by: SplitBy = "patient",
     nested: bool = False,
+    n_resamples: int = 1000,
     executor: ExecutorFactory = local_fold_executor,
     failures: Mapping[str, str] | None = None,
     image_labels: Mapping[str, InstanceLabels] | None = None,
 ) -> LabelSummary:
-    """Train, calibrate and write one run a label, with the same folds for all.
+    """Train, calibrate and write one run per label, with the same folds for all.
 
-    Each label has heads of its own, whose two logits make a sigmoid, and a calibrator of its own:
-    probabilities of different labels need not sum to 1, and each has its own report. Folds are
-    stratified over all labels at once. The folder appears whole when all is done; the same call
-    after a kill goes on at the label it was in, and there at the fold.
+    Each label has its own heads, calibrator and report, and its probability is a sigmoid of two
+    logits, so those of different labels need not sum to 1. Folds are stratified over all labels at
+    once. The folder appears when the training is complete; after a kill, the same call resumes at
+    the interrupted fold of the interrupted label.
 
     Parameters
     ----------
     table
         Patients and labels.
     bags
-        Their bags.
+        Bags of the patients.
     run_dir
         Folder of the run.
-    n_folds, n_repeats, seed, config, calibrator, by, nested, executor, failures
+    n_folds, n_repeats, seed, config, calibrator, by, nested, n_resamples, executor, failures
         As for :func:`mil.training_run.train_run`.
     on_head
         Called with the label, heads done, and heads in all.
     on_step
-        Called with the label and what begins when all its heads are done.
+        Called with the label and the name of each step after its heads.
     image_labels
-        By label, labels of single images, which teach the attention besides.
+        Labels of single images by label, which also supervise the attention.
 
     Raises
     ------
@@ -156,13 +156,13 @@ def train_labels(
         folds = label_folds(
             usable, n_folds=n_folds, n_repeats=n_repeats, seed=seed, linked=bags.linked_patients()
         )
-    beside = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
-    finished = LabelCheckpoints(beside / _FINISHED)
+    temporary = make_folder(run_dir.with_name(f".{run_dir.name}.labels"))
+    finished = LabelCheckpoints(temporary / _FINISHED)
     options: dict[str, Any] = {
         "n_folds": n_folds, "n_repeats": n_repeats, "seed": seed, "config": config,
         "calibrator": calibrator, "by": by, "nested": nested, "failures": failures,
     }  # fmt: skip
-    found = {}
+    summaries = {}
     for name in table.names:
 
         def one_more(done: int, total: int, *, label: str = name) -> None:
@@ -171,44 +171,44 @@ def train_labels(
         def one_step(what: str, *, label: str = name) -> None:
             on_step(label, what)
 
-        cohort, place = table.cohort_of(name), make_folder(beside / _FOLDER) / name
-        taught = bags.with_instance_labels(image_labels[name]) if image_labels else bags
-        decided_by = _hash_of(cohort, taught, folds or (), options)
-        done = finished.read(name, place, decided_by=decided_by)
-        if done is None:
-            done = train_run(
-                cohort, taught, place, folds=folds, executor=executor, on_head=one_more,
-                on_step=one_step, **options,
+        cohort, label_dir = table.cohort_of(name), make_folder(temporary / _FOLDER) / name
+        label_bags = bags.with_instance_labels(image_labels[name]) if image_labels else bags
+        config_hash = _hash_of(cohort, label_bags, folds or (), options)
+        summary = finished.read(name, label_dir, config_hash=config_hash)
+        if summary is None:
+            summary = train_run(
+                cohort, label_bags, label_dir, folds=folds, executor=executor, on_head=one_more,
+                on_step=one_step, n_resamples=n_resamples, **options,
             )  # fmt: skip
-            finished.note(name, done, decided_by=decided_by)
-        found[name] = done
-    _drop_others(beside / _FOLDER, table.names)
-    summary = _summarise(usable, beside, run_dir, found, seed=seed)
-    write_label_page(beside / "report.html", run_dir.name, found, usable, summary.losses)
+            finished.write(name, summary, config_hash=config_hash)
+        summaries[name] = summary
+    _remove_others(temporary / _FOLDER, table.names)
+    result = _summarize(usable, temporary, run_dir, summaries, n_resamples=n_resamples, seed=seed)
+    write_label_page(temporary / "report.html", run_dir.name, summaries, usable, result.losses)
     write_json(
-        beside / _FILE,
+        temporary / _FILE,
         {
             "format": _FORMAT, "format_version": _FORMAT_VERSION, "labels": list(table.names),
-            "scores": summary.as_dict() | {"run": run_dir.name},
+            "scores": result.as_dict() | {"run": run_dir.name},
         },
     )  # fmt: skip
     finished.discard()
-    _move(beside, run_dir)
-    return summary
+    _move(temporary, run_dir)
+    return result
 
 
 def is_multilabel_bundle(path: Path) -> bool:
-    """Whether a folder is a finished run of several labels."""
+    """Return whether a folder is a finished run of several labels."""
     return (path / _FILE).is_file()
 
 
 def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
-    """Read the runs of all labels.
+    """Read the bundles of all labels.
 
     Raises
     ------
     RunError
-        If one of them is missing or damaged, or a later version wrote them.
+        If one of them is missing, damaged, or written by a later version.
     """
     try:
         described = json.loads((path / _FILE).read_text(encoding="utf-8"))
@@ -233,7 +233,7 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
 def _hash_of(
     cohort: Cohort, bags: PatientBags, folds: Sequence[Fold], options: Mapping[str, Any]
 ) -> str:
-    """A hash of all that decides the run of a label."""
+    """Return a hash of everything that determines the run of a label."""
     everyone = Fold(repeat=0, index=0, train_ids=bags.nonempty(), test_ids=())
     parts = (everyone, *folds)
     names = Checkpoints(cohort.path, bags).keys(
@@ -245,47 +245,49 @@ def _hash_of(
     )
     about = {name: value for name, value in options.items() if name != "config"}
     patients = [(p.patient_id, p.slide_ids, p.label, p.center_id) for p in cohort.patients]
-    told = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _drop_others(folder: Path, names: Sequence[str]) -> None:
-    """Drop what an earlier training on other labels left."""
+def _remove_others(folder: Path, names: Sequence[str]) -> None:
+    """Remove the runs of an earlier training on other labels."""
     for path in folder.iterdir():
         if path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _summarise(
+def _summarize(
     table: LabelTable,
-    beside: Path,
+    temporary: Path,
     run_dir: Path,
-    found: Mapping[str, TrainingSummary],
+    summaries: Mapping[str, TrainingSummary],
     *,
+    n_resamples: int,
     seed: int,
 ) -> LabelSummary:
-    """All labels in one number, and the table of what was said of every patient."""
+    """Return the combined scores of all labels, and write their out-of-fold probabilities."""
     columns = []
     for name in table.names:
-        folder = beside / _FOLDER / name
-        evidence = read_report_data(folder, classes=table.cohort_of(name).classes)
-        places = {patient: place for place, patient in enumerate(evidence.patient_ids)}
-        order = [places[patient] for patient in table.patients.patient_ids]
-        columns.append(evidence.proba["calibrated"][:, order, 1])
+        data = read_report_data(temporary / _FOLDER / name, classes=table.cohort_of(name).classes)
+        index = {patient: row for row, patient in enumerate(data.patient_ids)}
+        order = [index[patient] for patient in table.patients.patient_ids]
+        columns.append(data.proba["calibrated"][:, order, 1])
     balanced = np.stack(columns, axis=-1)  # (repeats, patients, labels)
     shares = table.truth.mean(axis=0)
     proba = shift_labels(balanced, old=np.full(len(shares), 0.5), new=shares)
-    # The first repeat averages as many heads as are deployed; a mean over repeats, more.
-    _write_out_of_fold(beside / "out_of_fold.csv", table, proba[0])
+    # One repeat averages as many heads as the deployed run; a mean over repeats averages more.
+    _write_out_of_fold(temporary / "out_of_fold.csv", table, proba[0])
     kinds = {"calibrated": proba, "cohort prior": np.broadcast_to(shares, proba.shape)}
     losses = {
         kind: weighted_label_loss(
-            values, table.truth, names=table.names, n_resamples=_N_RESAMPLES, seed=seed
+            values, table.truth, names=table.names, n_resamples=n_resamples, seed=seed
         )
         for kind, values in kinds.items()
     }
-    # They lie beside until all is done; what is told is where they will be found.
-    labels = {name: replace(each, path=run_dir / _FOLDER / name) for name, each in found.items()}
+    # The runs are still in a temporary folder; the summary names their final one.
+    labels = {
+        name: replace(summary, path=run_dir / _FOLDER / name) for name, summary in summaries.items()
+    }
     return LabelSummary(path=run_dir, losses=losses, labels=labels)
 
 
@@ -295,11 +297,11 @@ def _write_out_of_fold(path: Path, table: LabelTable, proba: Floats) -> None:
     write_table(path, rows)
 
 
-def _move(beside: Path, run_dir: Path) -> None:
+def _move(temporary: Path, run_dir: Path) -> None:
     try:
         if run_dir.exists():
             shutil.rmtree(run_dir)
-        beside.rename(run_dir)
+        temporary.rename(run_dir)
     except OSError as error:
         raise OutputError(
             run_dir, actual=f"cannot be replaced ({error.strerror or error})"
