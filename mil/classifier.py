@@ -1,4 +1,4 @@
-"""The learner in scikit-learn's manner: bags and labels in, calibrated probabilities out."""
+"""scikit-learn estimator: calibrated ensemble of multiple-instance heads."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Floats = npt.NDArray[np.float64]
 
 
 class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
-    """Ensemble of multiple-instance heads, calibrated on patients that its heads had not seen.
+    """Ensemble of multiple-instance heads, calibrated on out-of-fold patients.
 
-    A bag is an array of embeddings, shape (tiles, dim). Before it is fitted on everything,
-    ``n_folds`` ensembles like the one that is kept are trained on parts of the patients; the
-    calibrator is fitted on what they say of the others. Works in ``cross_val_score`` and
+    A bag is an array of embeddings, shape (tiles, dim). ``n_folds`` ensembles like the deployed one
+    are trained by cross-validation, and the calibrator is fitted on their out-of-fold logits; then
+    the deployed ensemble is trained on all patients. Works in ``cross_val_score`` and
     ``GridSearchCV``. The same bags, labels and ``random_state`` give the same numbers on one
     machine.
 
@@ -49,21 +49,21 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     head
         Kind of head, see :func:`mil.heads.head_names`.
     calibrator
-        Name, see :func:`mil.calibration.calibrator_names`; None leaves logits as they are, and
-        then no inner cross-validation is run.
+        Name, see :func:`mil.calibration.calibrator_names`; None for uncalibrated logits, without
+        cross-validation.
     n_folds
         Folds of the inner cross-validation.
     prior
-        Class shares that probabilities are for: ``balanced``, or those of the ``cohort`` fitted on.
-        Not so of heads that learned from ``cross-entropy`` and are not calibrated: they lean to the
-        frequent class by as much as they have learned, so their own probabilities are for neither.
+        Class shares of the probabilities: ``balanced``, or those of the training ``cohort``. With
+        the loss ``cross-entropy`` and no calibrator the probabilities are for neither, because the
+        heads are biased towards the frequent class.
     n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
 learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
 feature_noise, mixup, device
         As in :class:`mil.training.config.TrainConfig`. Heads are stopped early where the patients
         suffice, see :func:`mil.training.cross_validation.resolve_stopping`.
     random_state
-        Decides everything random: an int, a ``numpy.random.RandomState``, or None for another
+        Seed: an int, a ``numpy.random.RandomState``, or None for another
         result every time.
 
     Attributes
@@ -71,11 +71,11 @@ feature_noise, mixup, device
     classes_
         Labels in order, shape (classes,).
     heads_
-        The ensemble; its logit is the mean of its heads'.
+        Heads of the ensemble; its logit is their mean.
     calibrator_
         Fitted calibrator, or None.
     history_
-        Learning curves of ``heads_``.
+        Learning curves of the heads.
     n_features_in_
         Length of an embedding.
 
@@ -150,38 +150,38 @@ feature_noise, mixup, device
         *,
         unlabelled: Sequence[npt.ArrayLike] | None = None,
     ) -> Self:
-        """Train and calibrate.
+        """Train the ensemble and its calibrator.
 
         Parameters
         ----------
         bags
-            Each of shape (tiles, dim), with the same dim; float16 and float32 are kept, others
-            become float32. A bag without tiles teaches nothing.
+            Embeddings of each bag, shape (tiles, dim); float16 and float32 are kept, others become
+            float32. A bag without tiles is ignored.
         y
             Label of each bag, shape (bags,).
         groups
             Patient of each bag, shape (bags,). Bags of one patient must have one label; their
-            tiles are joined, so that a patient is never on two sides of a split. By default every
+            tiles are joined, so that a patient is never on both sides of a split. By default each
             bag is a patient.
         unlabelled
-            Bags without labels, each a patient's, that whitening is fitted on besides. Copies of
-            ``bags`` are left out, told by their bytes; none may be of patients to be scored later.
+            Further bags without labels, one per patient, that the whitening is fitted on. Copies of
+            ``bags``, detected by their bytes, are left out. Bags of test patients must not be here.
 
         Raises
         ------
         InputError
-            If bags are not such arrays, lengths differ, a patient has two labels, or a class has no
-            patient with tiles or fewer than there are folds, or ``prior`` or ``n_folds`` cannot
-            be. It is a ValueError.
+            If bags have another form, lengths differ, a patient has two labels, a class has fewer
+            patients with tiles than folds, or ``prior`` or ``n_folds`` is invalid. It is a
+            ValueError.
         RunError
-            If a setting is unknown or out of its range.
+            If a setting is unknown or out of range.
         MilError
-            If the device does not exist here.
+            If the device does not exist.
         CalibrationError
             If the calibrator is unknown or has too few patients of a class.
         SplitError
-            If a class has fewer patients than folds once those whose bags are equal count as one:
-            they are kept in one fold.
+            If a class has fewer patients than folds when patients with equal bags count as one,
+            because they are kept in one fold.
         """
         if self.prior not in ("balanced", "cohort"):
             raise InputError("prior", actual=repr(self.prior), expected="'balanced' or 'cohort'")
@@ -219,18 +219,18 @@ feature_noise, mixup, device
         return self
 
     def predict_proba(self, bags: Sequence[npt.ArrayLike]) -> Floats:
-        """Calibrated probabilities, shape (bags, classes); a bag without tiles gets the prior.
+        """Return calibrated probabilities, shape (bags, classes); the prior without tiles.
 
         Raises
         ------
         InputError
-            If bags are not arrays of shape (tiles, dim) with the dim that was fitted on.
+            If bags are not arrays of shape (tiles, dim) with the dim of the training.
         """
         arrays = self._checked(bags)
         n_classes = len(self.classes_)
         proba = np.full((len(arrays), n_classes), 1 / n_classes)
-        filled = np.array([len(tiles) > 0 for tiles in arrays], bool)
-        if filled.any():
+        nonempty = np.array([len(tiles) > 0 for tiles in arrays], bool)
+        if nonempty.any():
             logits = np.stack(
                 [
                     predict_members(self.heads_, tiles)[0].mean(axis=0)
@@ -239,14 +239,14 @@ feature_noise, mixup, device
                 ]
             )
             calibrator = self.calibrator_ or build_calibrator("none")
-            proba[filled] = calibrator.predict_proba(logits)
+            proba[nonempty] = calibrator.predict_proba(logits)
         if self.prior == "balanced":
             return proba
         shares = self.class_counts_ / self.class_counts_.sum()
         return shift_prior(proba, old=np.full(n_classes, 1 / n_classes), new=shares)
 
     def decision_function(self, bags: Sequence[npt.ArrayLike]) -> Floats:
-        """Calibrated log odds of ``classes_[1]``, shape (bags,).
+        """Return calibrated log odds of ``classes_[1]``, shape (bags,).
 
         With more than two classes, calibrated log probabilities, shape (bags, classes).
         """
@@ -254,14 +254,13 @@ feature_noise, mixup, device
         return log_proba[:, 1] - log_proba[:, 0] if len(self.classes_) == 2 else log_proba
 
     def predict(self, bags: Sequence[npt.ArrayLike]) -> npt.NDArray[Any]:
-        """Likeliest label of each bag, shape (bags,)."""
-        likeliest = self.predict_proba(bags).argmax(axis=1)
-        return np.asarray(self.classes_[likeliest])
+        """Return the most probable label of each bag, shape (bags,)."""
+        return np.asarray(self.classes_[self.predict_proba(bags).argmax(axis=1)])
 
     def attention(self, bags: Sequence[npt.ArrayLike]) -> list[Floats]:
-        """Attention of each bag's tiles, shape (tiles,): the mean over heads; it sums to 1.
+        """Return the attention of each bag's tiles, shape (tiles,): mean over heads, sum 1.
 
-        It says where the heads looked, not that a tile speaks for a class.
+        A high attention does not mean that the tile supports the predicted class.
         """
         return [
             predict_members(self.heads_, tiles)[1].mean(axis=0) if len(tiles) else np.empty(0)
@@ -291,9 +290,9 @@ feature_noise, mixup, device
         if self.calibrator is None:
             return None
         build_calibrator(self.calibrator)  # refuse an unknown one before training
-        found = cross_validate(store, cohort, folds, config=settings, seed=seed)
-        every_row = np.ones(found.fold.shape, bool)
-        return fit_calibrator(found, every_row, calibrator=self.calibrator)
+        oof = cross_validate(store, cohort, folds, config=settings, seed=seed)
+        every_row = np.ones(oof.fold.shape, bool)
+        return fit_calibrator(oof, every_row, calibrator=self.calibrator)
 
     def _checked(self, bags: Sequence[npt.ArrayLike]) -> list[Features]:
         check_is_fitted(self)
@@ -306,12 +305,12 @@ feature_noise, mixup, device
 
 
 def _settings() -> list[Any]:
-    """Fields of the training settings that are parameters here."""
+    """Return the fields of the training settings that are parameters of the classifier."""
     return [field for field in fields(TrainConfig) if field.name != "early_stopping"]
 
 
 def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[Features]:
-    """Bags as finite float16 or float32 arrays with one dim."""
+    """Return bags as finite float16 or float32 arrays, shape (tiles, dim)."""
     if len(bags) == 0:
         raise InputError("bags", actual="none", expected="one or more arrays of shape (tiles, dim)")
     arrays = [np.asarray(bag) for bag in bags]
@@ -324,7 +323,7 @@ def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[F
                 expected=f"numbers of shape (tiles, {expected or 'dim'})",
             )
         if tiles.dtype not in (np.float16, np.float32):
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            with np.errstate(over="ignore"):  # overflow gives infinity, which is refused below
                 arrays[index] = tiles.astype(np.float32)
         if not np.isfinite(arrays[index]).all():
             raise InputError(f"bag {index}", actual="NaN or infinity", expected="finite float32")
@@ -339,8 +338,8 @@ def _as_labels(
         raise InputError(
             "y",
             actual=f"labels of shape {np.shape(y)}",
-            expected="one label a bag, shape (bags,)",
-            hint="For several labels a bag, wrap it: sklearn.multioutput.MultiOutputClassifier.",
+            expected="one label per bag, shape (bags,)",
+            hint="For several labels per bag, wrap it: sklearn.multioutput.MultiOutputClassifier.",
         )
     check_classification_targets(y)
     classes, labels = np.unique(column_or_1d(y), return_inverse=True)
@@ -354,27 +353,27 @@ def _as_labels(
 def _as_cohort(
     arrays: Sequence[Features], labels: npt.NDArray[np.int64], groups: npt.ArrayLike | None
 ) -> tuple[PatientBags, Cohort]:
-    """Patients with tiles; the bags of a patient are joined."""
-    given = np.arange(len(arrays)) if groups is None else column_or_1d(groups)
-    check_consistent_length(arrays, given)
-    if pd.isna(given).any():
-        row = int(np.flatnonzero(pd.isna(given))[0])
+    """Return the patients with tiles; the bags of a patient are joined."""
+    patient_ids = np.arange(len(arrays)) if groups is None else column_or_1d(groups)
+    check_consistent_length(arrays, patient_ids)
+    if pd.isna(patient_ids).any():
+        row = int(np.flatnonzero(pd.isna(patient_ids))[0])
         raise InputError("groups", actual=f"none for bag {row}", expected="a patient for each bag")
-    names, owners = np.unique(given, return_inverse=True)
-    features, patients, notes = {}, [], []
-    for owner in dict.fromkeys(owners.tolist()):  # in the order of the bags
-        rows = np.flatnonzero(owners == owner).tolist()
+    names, patient_of_bag = np.unique(patient_ids, return_inverse=True)
+    features, patients, slides = {}, [], []
+    for index in dict.fromkeys(patient_of_bag.tolist()):  # in the order of the bags
+        rows = np.flatnonzero(patient_of_bag == index).tolist()
         if len(np.unique(labels[rows])) > 1:
             raise InputError(
-                f"patient {names.tolist()[owner]!r}",
+                f"patient {names.tolist()[index]!r}",
                 actual=f"{len(np.unique(labels[rows]))} labels",
                 expected="one label for all bags of a patient",
             )
         tiles = np.concatenate([arrays[row] for row in rows])
         if len(tiles):
-            name = str(owner)
+            name = str(index)
             features[name] = tiles
-            notes += [_slide_record(name, arrays[row]) for row in rows]
+            slides += [_slide_record(name, arrays[row]) for row in rows]
             patients.append(
                 Patient(patient_id=name, slide_ids=(), label=str(labels[rows[0]]), center_id=None)
             )
@@ -382,11 +381,11 @@ def _as_cohort(
         path=Path("y"), patients=tuple(patients), classes=tuple(map(str, range(labels.max() + 1)))
     )
     fingerprint = _fingerprint(arrays[0].shape[1])
-    return PatientBags(features=features, fingerprint=fingerprint, slides=tuple(notes)), cohort
+    return PatientBags(features=features, fingerprint=fingerprint, slides=tuple(slides)), cohort
 
 
 def _unseen_cohort(arrays: Sequence[Features], fingerprint: Fingerprint) -> PatientBags:
-    """Patients of their own, whatever names the labelled ones have."""
+    """Return one patient per bag, with ids that no labelled patient has."""
     features = {f"unlabelled {index}": tiles for index, tiles in enumerate(arrays)}
     return PatientBags(
         features=features,
@@ -396,7 +395,7 @@ def _unseen_cohort(arrays: Sequence[Features], fingerprint: Fingerprint) -> Pati
 
 
 def _slide_record(name: str, tiles: Features) -> SlideRecord:
-    """A bag told by its bytes."""
+    """Return the record of a bag, identified by the hash of its embeddings."""
     digest = hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
     return SlideRecord(
         slide_id=name, patient_id=name, n_tiles=len(tiles), content_id="", features_sha256=digest
@@ -404,7 +403,7 @@ def _slide_record(name: str, tiles: Features) -> SlideRecord:
 
 
 def _fingerprint(dim: int) -> Fingerprint:
-    """Of bags of which nothing is known but their dim."""
+    """Return the fingerprint of bags with a known dim and nothing else."""
     return Fingerprint(
         encoder=UNKNOWN, weights_sha256=UNKNOWN, transform=UNKNOWN, dim=dim, tile_px=0,
         target_mpp=float("nan"), overlap_px=0, tissue=UNKNOWN,

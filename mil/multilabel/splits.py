@@ -1,4 +1,4 @@
-"""Folds of patients that serve several labels at once."""
+"""Folds of patients, stratified over several labels at once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ Ints = npt.NDArray[np.int64]
 def label_folds(
     table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
-    """Folds of patients with every label spread evenly; each patient is judged once a repeat.
-
-    Patients who share a slide are in one fold.
+    """Return folds of patients, stratified by every label; linked patients are in one fold.
 
     Raises
     ------
@@ -28,8 +26,8 @@ def label_folds(
         If a label has fewer patients with it, or without it, than there are folds.
     """
     groups = group_ids(table.patients.patient_ids, linked)
-    dealt = table.truth[np.unique(groups)]
-    n_patients, with_it = len(dealt), dealt.sum(axis=0)
+    truth = table.truth[np.unique(groups)]
+    n_patients, with_it = len(truth), truth.sum(axis=0)
     fewest = np.minimum(with_it, n_patients - with_it)
     if fewest.min() < n_folds:
         rarest = int(fewest.argmin())
@@ -42,21 +40,21 @@ def label_folds(
     folds: list[Fold] = []
     for repeat in range(n_repeats):
 
-        def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
+        def assign(patients: Ints, *, repeat: int = repeat) -> Ints:
             return iterative_stratification(
                 table.truth[patients], n_parts=n_folds, seed=(seed, repeat)
             )
 
-        folds += folds_from_ids(table.patients, assign_groups(groups, deal), repeat=repeat)
+        folds += folds_from_ids(table.patients, assign_groups(groups, assign), repeat=repeat)
     return tuple(folds)
 
 
 def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]) -> Ints:
-    """A part for each patient, every label spread over the parts (Sechidis et al., 2011).
+    """Return the part of each patient, every label spread over the parts (Sechidis et al., 2011).
 
-    The rarest label left is dealt first: each of its patients goes to the part that wants most of
-    the label, of these to the one that wants most of the patient's other labels, then to the one
-    that wants most patients. The same seed gives the same parts.
+    The rarest remaining label is assigned first: each of its patients goes to the part that lacks
+    most of the label; ties go to the part that lacks most of the patient's other labels, then to
+    the one that lacks most patients. The same seed gives the same parts.
 
     Parameters
     ----------
@@ -65,7 +63,7 @@ def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]
     n_parts
         Number of parts.
     seed
-        Numbers that decide the order of patients and between equals.
+        Seed of the order of patients, and of remaining ties.
 
     Returns
     -------
@@ -73,7 +71,7 @@ def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]
         Shape (patients,), 0 to ``n_parts`` - 1.
     """
     rng = np.random.default_rng(seed)
-    # A column for those who have none of the labels lets them be dealt like the others.
+    # An extra column spreads the patients without any label evenly too.
     every = np.column_stack([truth, truth.sum(axis=1) == 0]).astype(np.int64)
     wanted = np.tile(every.sum(axis=0) / n_parts, (n_parts, 1))  # (parts, labels)
     room = np.full(n_parts, len(truth) / n_parts)

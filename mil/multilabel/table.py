@@ -1,4 +1,4 @@
-"""A table of several labels a patient, each 0 or 1, whoever has how many of them."""
+"""Table of several binary labels per patient."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _RESERVED = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelTable:
-    """Patients and which of several labels each has."""
+    """Patients with several binary labels."""
 
     patients: Cohort
     """The patients, without a class."""
     names: tuple[str, ...]
-    """Names of the labels, in the order asked for."""
+    """Names of the labels, in the requested order."""
     truth: npt.NDArray[np.int64]
-    """Shape (patients, labels): 1 where a patient has a label."""
+    """1 where a patient has a label, else 0; shape (patients, labels)."""
 
     def cohort_of(self, name: str) -> Cohort:
-        """The cohort of one label, whose classes are not to have it and to have it."""
+        """Return the cohort of one label, with the classes ``no <name>`` and ``<name>``."""
         classes = (f"no {name}", name)
         has = self.truth[:, self.names.index(name)].tolist()
         patients = tuple(
@@ -45,7 +45,7 @@ class LabelTable:
         return replace(self.patients, patients=patients, classes=classes)
 
     def subset(self, patient_ids: Sequence[str]) -> LabelTable:
-        """These patients only, in the order of the table."""
+        """Return the table of some patients, in its order."""
         wanted = set(patient_ids)
         kept = np.array([name in wanted for name in self.patients.patient_ids], bool)
         some = tuple(p for p in self.patients.patients if p.patient_id in wanted)
@@ -57,12 +57,12 @@ class LabelTable:
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
-    """Names of labels from what a user wrote.
+    """Return the names of labels in the text of an option.
 
     Raises
     ------
     CohortError
-        If one is named twice, or cannot be a column or folder.
+        If one is named twice, or cannot be the name of a column and a folder.
 
     Examples
     --------
@@ -86,8 +86,8 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
     """Read patients and several labels, one column each, 0 or 1.
 
     The columns of ids are those of :func:`mil.data.cohort.read_cohort`. A slide or scan may have
-    several rows, one a slice: it has a label if any of its rows does, and a patient has one if any
-    of its slides does.
+    several rows, one per slice. It has a label if any of its rows does, and a patient has one if
+    any of its slides does.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
         rows[f"label {name}"] = _zeros_and_ones(path, table[column], name)
     for column, owner in (("patient", "slide"), ("centre", "patient")):
         if column in rows:
-            _refuse_two(path, rows, column, of=owner)
+            _check_one_value(path, rows, column, of=owner)
     labels = [f"label {name}" for name in names]
     patients, truth = [], []
     for patient_id, own in rows.groupby("patient", sort=False):
@@ -124,13 +124,13 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
             )
         )
         truth.append(own[labels].max().to_numpy(np.int64))
-    found = LabelTable(
+    label_table = LabelTable(
         patients=Cohort(path=path, patients=tuple(patients), classes=()),
         names=tuple(names),
         truth=np.stack(truth),
     )
-    _refuse_constant(path, found)
-    return found
+    _check_not_constant(path, label_table)
+    return label_table
 
 
 def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[int]:
@@ -143,7 +143,7 @@ def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[
     return values.astype(np.int64)
 
 
-def _refuse_two(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None:
+def _check_one_value(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None:
     counts = rows.groupby(of, sort=False)[column].nunique()
     if (counts > 1).any():
         name = counts.index[counts > 1][0]
@@ -152,7 +152,7 @@ def _refuse_two(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None
         )
 
 
-def _refuse_constant(path: Path, table: LabelTable) -> None:
+def _check_not_constant(path: Path, table: LabelTable) -> None:
     n_patients = len(table.truth)
     for name, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True):
         if n_with in (0, n_patients):
@@ -166,16 +166,16 @@ Floats = npt.NDArray[np.float64]
 
 
 def parse_label_prior(text: str, names: Sequence[str], *, cohort: Floats) -> Floats:
-    """Share of patients with each label.
+    """Return the share of patients with each label that a text names.
 
     Parameters
     ----------
     text
-        ``cohort``, ``balanced`` (a half of each), or shares such as ``any=0.4,epidural=0.02``.
+        ``cohort``, ``balanced`` (half for each), or shares such as ``any=0.4,epidural=0.02``.
     names
         Names of the labels.
     cohort
-        Shares that ``cohort`` stands for, shape (labels,).
+        Shares of the cohort, shape (labels,).
 
     Returns
     -------
