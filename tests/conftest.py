@@ -58,7 +58,7 @@ def quick_runs() -> Iterator[pytest.MonkeyPatch]:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from mil.multilabel import train as label_training
+    from mil.multilabel.train import train_labels
     from mil.reporting import figures
     from mil.training_run import train_run
 
@@ -69,10 +69,10 @@ def quick_runs() -> Iterator[pytest.MonkeyPatch]:
             else:
                 Image.new("L", (1, 1)).save(buffer, format)
 
-    assert train_run.__kwdefaults__ is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train_run.__kwdefaults__, "n_resamples", 50)
-        patch.setattr(label_training, "_N_RESAMPLES", 50)
+        for train in (train_run, train_labels):
+            assert train.__kwdefaults__ is not None
+            patch.setitem(train.__kwdefaults__, "n_resamples", 50)
         patch.setattr(figures, "Figure", Sketch)
         yield patch
 
