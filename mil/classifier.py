@@ -255,7 +255,8 @@ feature_noise, mixup, device
 
     def predict(self, bags: Sequence[npt.ArrayLike]) -> npt.NDArray[Any]:
         """Return the most probable label of each bag, shape (bags,)."""
-        return np.asarray(self.classes_[self.predict_proba(bags).argmax(axis=1)])
+        most_probable = self.predict_proba(bags).argmax(axis=1)
+        return np.asarray(self.classes_[most_probable])
 
     def attention(self, bags: Sequence[npt.ArrayLike]) -> list[Floats]:
         """Return the attention of each bag's tiles, shape (tiles,): mean over heads, sum 1.

@@ -35,7 +35,7 @@ def test_the_loss_of_all_labels_is_the_mean_over_repeats_and_patients_keep_their
 
     monkeypatch.setattr(train, "read_report_data", evidence_of)
     table = LabelTable(patients=cohort, names=NAMES, truth=truth)
-    summary = train._summarise(table, tmp_path, tmp_path / "run", {}, seed=0)
+    summary = train._summarize(table, tmp_path, tmp_path / "run", {}, n_resamples=50, seed=0)
     proba = shift_labels(balanced, old=np.full(2, 0.5), new=truth.mean(axis=0))
     losses = [label_weights(NAMES) @ label_log_losses(each, truth) for each in proba]
     assert summary.losses["calibrated"].value == pytest.approx(np.mean(losses))
