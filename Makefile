@@ -28,24 +28,24 @@ docs: $(READY) ## build the documentation into docs/_build/html; warnings are er
 	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-# Two processes, of which one that is done takes over half of the other's rest.
+# Two processes; the one that finishes first takes over tests from the other.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test: $(READY) ## run the tests that every edit should pass (under 5 minutes on 2 cores)
 	$(PYTEST)
 
-test-changed: $(READY) ## run those tests that the edits since the last call can have changed
+test-changed: $(READY) ## run only the tests that the edits since the last call affect
 	$(BIN)/python -m pytest -q --testmon --testmon-forceselect; status=$$?; test $$status = 5 || exit $$status
 
-test-ci: $(READY) ## run all tests but the slow ones: also browser, wheel, documents, doctests
+test-ci: $(READY) ## run all tests but the slow ones, with browser, documents and doctests
 	$(PYTEST) -m 'not slow and not gpu' --doctest-modules tests features mil cli
 
-test-slow: $(READY) ## run the slow tests: the demo, kills, Ray, pages of the documents, real data
+test-slow: $(READY) ## run the slow tests: demo, wheel, killed runs, Ray, pages of the documents
 	$(PYTEST) -m slow
 
 CASES ?= 10000
 SEED := $(or $(SEED),$(shell date +%s))
-fuzz: $(READY) ## spoil CASES=10000 files and search for examples at random, from a SEED that is printed
+fuzz: $(READY) ## corrupt CASES=10000 files and search for examples at random; prints its SEED
 	@echo "make fuzz CASES=$(CASES) SEED=$(SEED) runs the same again"
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.guided --cases $(CASES) --seed $(SEED)
