@@ -110,9 +110,9 @@ def score(
     by a calibrator that was fitted on other patients. This makes the scores cross-fitted; nothing
     is known here of what the model itself had seen.
 
-    With `--labels` files have one column a label, and rows need not sum to 1: the weighted log loss
-    of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the shares
-    of the patients scored. `--calibrate` cross-fits a calibrator a label.
+    With `--labels`, files have one column per label, and rows need not sum to 1: the weighted log
+    loss of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the
+    shares of the scored patients. `--calibrate` cross-fits a calibrator per label.
 
     Example: `mil score submission.csv --cohort labels.csv`
 
@@ -187,12 +187,12 @@ def _score_files(
             "interval": INTERVAL_NOTE,
             "baselines": baseline_losses(labelled),
             **calibration_as_dict(settings),
-            "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
+            "files": [{"name": name, **report.as_dict()} for name, report in scored.items()],
         })  # fmt: skip
         return
-    for name, found in scored.items():
-        print_scores(name, found.scores, n_patients=len(labelled.patients))
-        for kind, described in found.reliability.items():
+    for name, report in scored.items():
+        print_scores(name, report.scores, n_patients=len(labelled.patients))
+        for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
 
@@ -202,7 +202,7 @@ def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:
 
 
 def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None:
-    """What a reader of the tables must know."""
+    """Print the baselines, priors and intervals behind the tables."""
     from mil.evaluation.scoring import INTERVAL_NOTE, baseline_losses
 
     baselines = baseline_losses(cohort)
@@ -210,9 +210,9 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
         f"Weighted log loss without looking: {baselines['constant']:.4f} for equal probabilities, "
         f"{baselines['cohort_prior']:.4f} for the cohort's shares."
     )
-    told = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
     stdout.print(
-        f"Brier, calibration error, reliability and accuracy are read at a prior of {told} "
+        f"Brier, calibration error, reliability and accuracy are measured at a prior of {shares} "
         f"({prior}); all else at the balanced one."
     )
     stdout.print(f"{INTERVAL_NOTE}.")

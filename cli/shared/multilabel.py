@@ -1,4 +1,4 @@
-"""What ``mil train``, ``mil infer`` and ``mil score`` do where patients have several labels."""
+"""Branches of ``mil train``, ``mil infer`` and ``mil score`` for several labels per patient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["infer_labels", "read_labels", "score_label_files", "shares_of", "tra
 
 
 def read_labels(cohort: Path, labels: str) -> LabelTable:
-    """Patients of a table and the labels that an option names."""
+    """Read the patients of a table and the labels that an option names."""
     from mil.multilabel.table import parse_labels, read_label_table
 
     return read_label_table(cohort, parse_labels(labels))
@@ -48,7 +48,7 @@ def train_labels(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train one run a label and print what they came to; ``options`` go to ``train_labels``."""
+    """Train one run per label and print the scores; ``options`` go to ``train_labels``."""
     from mil.data.instance_labels import read_instance_labels
     from mil.multilabel.train import train_labels
 
@@ -66,7 +66,7 @@ def train_labels(
             bars.update(tasks[label], description=f"{label}: {what}")
 
         summary = train_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
-    for note in dict.fromkeys(note for found in summary.labels.values() for note in found.notes):
+    for note in dict.fromkeys(note for label in summary.labels.values() for note in label.notes):
         stderr.print(f"note: {note}", style="yellow")
     if as_json:
         print_json(summary.as_dict())
@@ -75,7 +75,7 @@ def train_labels(
 
 
 def shares_of(run: MultiLabelBundle, stated: str) -> npt.NDArray[np.float64]:
-    """Shares of patients with each label that ``--prior`` states, shape (labels,)."""
+    """Return the share of patients with each label that ``--prior`` names, shape (labels,)."""
     from mil.multilabel.table import parse_label_prior
 
     return parse_label_prior(stated, run.names, cohort=run.shares)
@@ -118,9 +118,9 @@ def infer_labels(
             "prior": of_labels,
         })  # fmt: skip
     else:
-        told = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
+        shares_text = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
         stdout.print(f"{pluralize(len(first), 'patients')} into {out} (run {run.path})")
-        stdout.print(f"One column a label, for shares of {told} ({stated}).")
+        stdout.print(f"One column per label, for shares of {shares_text} ({stated}).")
         stdout.print(f"Status and spread of each patient: {details}")
     print_caveats(patient_caveats(first))
 
@@ -135,7 +135,7 @@ def score_label_files(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score files with one column a label; ``options`` are those of ``ScoreSettings``."""
+    """Score files with one column per label; ``options`` are those of ``ScoreSettings``."""
     from mil.evaluation.metrics import as_two_columns
     from mil.evaluation.scoring import ScoreSettings
     from mil.multilabel.scoring import average_labels, read_label_predictions, score_labels
@@ -163,19 +163,20 @@ def score_label_files(
             "n_patients": len(table.truth),
             "label_counts": counts,
             **calibration_as_dict(settings),
-            "files": [{"name": name, **found.as_dict()} for name, found in scored.items()],
+            "files": [{"name": name, **scores.as_dict()} for name, scores in scored.items()],
         })  # fmt: skip
         return
-    for name, found in scored.items():
-        _print_losses(f"{name}, {pluralize(len(table.truth), 'patients')}", found.losses)
-        for kind in next(iter(found.labels.values())).scores:
-            _print_labels({n: of.scores[kind] for n, of in found.labels.items()}, counts, kind=kind)
-        for label, of_label in found.labels.items():
+    for name, scores in scored.items():
+        _print_losses(f"{name}, {pluralize(len(table.truth), 'patients')}", scores.losses)
+        for kind in next(iter(scores.labels.values())).scores:
+            of_labels = {label: report.scores[kind] for label, report in scores.labels.items()}
+            _print_labels(of_labels, counts, kind=kind)
+        for label, of_label in scores.labels.items():
             for kind, described in of_label.reliability.items():
                 print_reliability(f"{name}, {label}", kind, described)
     stdout.print(
-        "Weighted log loss: mean over labels at the shares of these patients, 'any' twice. Of a "
-        "single label it weighs both answers alike, so that a constant has 0.6931. Intervals: "
+        "Weighted log loss: mean over labels at the shares of these patients, 'any' twice. For a "
+        "single label, having and not having it weigh the same: a constant has 0.6931. Intervals: "
         "95 %, bootstrap over patients."
     )
     print_calibration_note(settings)
@@ -183,9 +184,9 @@ def score_label_files(
 
 def _print_training(summary: LabelSummary) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
-    scores = {name: found.scores["calibrated"] for name, found in summary.labels.items()}
+    scores = {name: label.scores["calibrated"] for name, label in summary.labels.items()}
     _print_labels(scores, None, kind="calibrated")
-    stdout.print(f"The run lies in {summary.path}; each label has its own in labels/")
+    stdout.print(f"The run is in {summary.path}; each label has its own in labels/")
 
 
 def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
@@ -200,7 +201,7 @@ def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
 def _print_labels(
     scores: Mapping[str, Mapping[str, Interval]], counts: Mapping[str, int] | None, *, kind: str
 ) -> None:
-    """One row a label: those scores that every label has."""
+    """Print one row per label, with the scores that every label has."""
     shown = [name for name in next(iter(scores.values())) if not name.startswith("calibration_")]
     table = Table(title=kind, title_justify="left")
     table.add_column("label")
@@ -208,7 +209,7 @@ def _print_labels(
         table.add_column("with it", justify="right")
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
-    for label, found in scores.items():
-        told = [] if counts is None else [f"{counts[label]:,}"]
-        table.add_row(label, *told, *(str(found[name]) for name in shown))
+    for label, of_label in scores.items():
+        count = [] if counts is None else [f"{counts[label]:,}"]
+        table.add_row(label, *count, *(str(of_label[name]) for name in shown))
     stdout.print(table)

@@ -1,4 +1,4 @@
-"""The run that a command works with, and the prior that its probabilities are for."""
+"""The default run of a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["newest_run"]
 
 
 def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
-    """The finished run that was written last; of those of several labels only where asked for.
+    """Return the newest finished run; runs of several labels count on request only.
 
     Raises
     ------
@@ -17,16 +17,16 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
     """
     from mil.errors import RunError
 
-    marks = list(runs_dir.glob("*/model.json"))
+    files = list(runs_dir.glob("*/model.json"))
     if several_labels:
-        marks += runs_dir.glob("*/labels.json")
-    whole = [file for file in marks if not file.parent.name.startswith(".")]  # not being written
-    found = sorted(whole, key=lambda file: file.stat().st_mtime)
-    if not found:
+        files += runs_dir.glob("*/labels.json")
+    finished = [file for file in files if not file.parent.name.startswith(".")]
+    runs = sorted(finished, key=lambda file: file.stat().st_mtime)
+    if not runs:
         raise RunError(
             runs_dir,
             actual="no finished run in it",
             expected="a folder that 'mil train' wrote",
             hint="Train one, or name another with --run.",
         )
-    return found[-1].parent
+    return runs[-1].parent
