@@ -190,7 +190,7 @@ def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_p
     result = mil_ok(*command)
     words = " ".join(result.output.split())
     assert "trained on labels of single images of 36 patients" in words
-    assert "on 24 patients" in words
+    assert "images of 24 patients" in words
     refused = mil(*command, "--overwrite", "--filter", world / "none.filter")
     assert refused.exit_code == 2
 
