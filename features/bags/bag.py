@@ -324,6 +324,8 @@ def check_slide_id(bag_ref: BagRef, meta: BagMeta, slide_id: str) -> None:
 
 def different_field(one: Fingerprint, other: Fingerprint) -> str:
     """Return the name of the first field in which two fingerprints differ; empty if none."""
+    if one == other:  # also where a resolution is NaN in both, which differs from itself
+        return ""
     names = (part.name for part in fields(Fingerprint))
     return next((name for name in names if getattr(one, name) != getattr(other, name)), "")
 

@@ -158,7 +158,7 @@ def fit(folder: Path) -> TrainingSummary:
 def test_a_run_says_which_unlabelled_slides_it_used_and_which_not(tmp_path: Path) -> None:
     summary = fit(tmp_path)
     said = "\n".join(summary.notes)
-    assert "whitening was also fitted on 1 patients without using a label" in said
+    assert "whitening was also fitted on 1 patients without using their labels" in said
     assert "left out as patients of the cohort" in said
     assert "1 (copy is 001)" in said
     assert "unlabelled slides without a bag: 1, gone_0" in said
