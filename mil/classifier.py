@@ -20,8 +20,9 @@ from features.bags.bag import UNKNOWN, Fingerprint
 from features.parallel.devices import choose_device
 from mil.calibration import Calibrator, build_calibrator
 from mil.calibration.priors import shift_prior
-from mil.data.bags import Features, PatientBags, SlideRecord
+from mil.data.bags import PatientBags, SlideRecord
 from mil.data.cohort import Cohort, Patient
+from mil.data.features import Features
 from mil.data.splits import Fold, patient_folds
 from mil.errors import InputError
 from mil.heads.ensemble import predict_members

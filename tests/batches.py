@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mil.data.bags import Batch
+from mil.data.features import Batch
 
 __all__ = ["pad"]
 

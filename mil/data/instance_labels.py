@@ -1,4 +1,4 @@
-"""Labels of single images of series: they score the attention, and may teach it."""
+"""Labels of single images of series, to train and to evaluate attention."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mil.errors import CohortError
 __all__ = ["InstanceLabels", "read_instance_labels"]
 
 InstanceLabels = Mapping[tuple[str, str], int]
-"""1 for images that show something, 0 for the others, by bag and source."""
+"""1 for positive images, 0 for negative ones, by bag and source."""
 
 
 def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
-    """Labels of single images: ``slide_id`` (or ``bag_id``), ``source`` (or ``path``), 0 or 1.
+    """Read labels of images: ``slide_id`` (or ``bag_id``), ``source`` (or ``path``), 0 or 1.
 
     Parameters
     ----------
     path
-        CSV table; sources are those that bags name, see ``docs/reference/bag.md``.
+        CSV table; sources are named as in bags, see ``docs/reference/bag.md``.
     names
         Columns that may hold the label, preferred first.
 
@@ -35,20 +35,20 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
     table = read_table(path)
     bag = find_column(table, ["slide_id", "bag_id", "scan_id"], where=path, what="bag ids")
     source = find_column(table, ["source", "path", "file"], where=path, what="files of images")
-    label = find_column(table, names, where=path, what="0 or 1 for each image")
-    odd = ~table[label].isin(["0", "1"])
-    if odd.any():
-        row = int(table.index[odd][0])
+    column = find_column(table, names, where=path, what="0 or 1 for each image")
+    invalid = ~table[column].isin(["0", "1"])
+    if invalid.any():
+        row = int(table.index[invalid][0])
         raise CohortError(
-            f"{path}, row {row + 2}", actual=f"{label} is {table[label][row]!r}", expected="0 or 1"
-        )
-    keys = list(zip(table[bag].map(without_suffix), table[source], strict=True))
-    answers = table[label].astype(int).tolist()
-    found = dict(zip(keys, answers, strict=True))
-    for row, (key, answer) in enumerate(zip(keys, answers, strict=True)):
-        if found[key] != answer:
+            f"{path}, row {row + 2}", actual=f"{column} is {table[column][row]!r}",
+            expected="0 or 1",
+        )  # fmt: skip
+    labels: dict[tuple[str, str], int] = {}
+    keys = zip(table[bag].map(without_suffix), table[source], strict=True)
+    for row, (key, label) in enumerate(zip(keys, table[column].astype(int).tolist(), strict=True)):
+        if labels.setdefault(key, label) != label:
             raise CohortError(
-                f"{path}, row {row + 2}", actual=f"{label} of image {key[1]!r} is 0 and 1",
-                expected="one answer an image",
+                f"{path}, row {row + 2}", actual=f"{column} of image {key[1]!r} is 0 and 1",
+                expected="one label per image",
             )  # fmt: skip
-    return found
+    return labels

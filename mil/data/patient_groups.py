@@ -1,4 +1,4 @@
-"""Patients who share a slide: wherever patients are split, they stay on one side."""
+"""Groups of patients linked by a shared slide, which stay together in every split."""
 
 from __future__ import annotations
 
@@ -13,52 +13,51 @@ __all__ = ["LinkedPairs", "assign_groups", "group_ids"]
 
 Ints = npt.NDArray[np.int64]
 LinkedPairs = Sequence[tuple[str, str]]
-"""Pairs of ids of patients under both of whom one slide stands. What one of them taught would be
-asked again of the other."""
+"""Pairs of ids of patients that share a slide: in different folds, the slide would be in training
+and test data at once."""
 
 
 def group_ids(patient_ids: Sequence[str], linked: LinkedPairs) -> Ints:
-    """Who stands for each patient: the first of those who share slides, directly or by others.
+    """Return a group index per patient, equal for patients linked directly or through others.
 
     Parameters
     ----------
     patient_ids
         The patients.
     linked
-        Pairs of patients; those who are not among the patients join nobody.
+        Pairs of patients; pairs with other patients are ignored.
 
     Returns
     -------
     numpy.ndarray
-        Place among the patients, shape (patients,); that of the patient who shares nothing is its
-        own.
+        Index of the group's first patient, shape (patients,); the own index without links.
     """
     n_patients = len(patient_ids)
     if not linked:
         return np.arange(n_patients)
-    places = {name: place for place, name in enumerate(patient_ids)}
-    pairs = [(places[one], places[two]) for one, two in linked if {one, two} <= places.keys()]
+    indices = {name: index for index, name in enumerate(patient_ids)}
+    pairs = [(indices[one], indices[two]) for one, two in linked if {one, two} <= indices.keys()]
     rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
-    shared = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n_patients, n_patients))
-    _, group = connected_components(shared, directed=False)
-    _, first, of_group = np.unique(group, return_index=True, return_inverse=True)
-    return np.asarray(first[of_group], np.int64)
+    edges = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n_patients, n_patients))
+    _, component = connected_components(edges, directed=False)
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
 
 
-def assign_groups(group: Ints, deal: Callable[[Ints], Ints]) -> Ints:
-    """Parts of all patients where only those who stand for others or themselves are dealt.
+def assign_groups(groups: Ints, assign: Callable[[Ints], Ints]) -> Ints:
+    """Assign folds to the first patient of each group, and to the others with it.
 
     Parameters
     ----------
-    group
+    groups
         From :func:`group_ids`, shape (patients,).
-    deal
-        Given places of patients, shape (n,), the part of each, shape (n,).
+    assign
+        Maps indices of patients, shape (n,), to their folds, shape (n,).
 
     Returns
     -------
     numpy.ndarray
-        Shape (patients,).
+        Fold of each patient, shape (patients,).
     """
-    dealt, place = np.unique(group, return_inverse=True)
-    return np.asarray(deal(dealt)[place], np.int64)
+    first, inverse = np.unique(groups, return_inverse=True)
+    return np.asarray(assign(first)[inverse], np.int64)

@@ -1,4 +1,4 @@
-"""Folds of patients: stratified by class and centre, or one a centre; and written down."""
+"""Cross-validation folds of patients: stratified by class and centre, or one centre per fold."""
 
 from __future__ import annotations
 
@@ -37,34 +37,33 @@ SplitBy = Literal["patient", "centre"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One split of the patients: those to learn from and those to judge."""
+    """One split of the patients into a training and a test part."""
 
     repeat: int
-    """Which cross-validation it belongs to, from 0."""
+    """Index of the cross-validation, from 0."""
     index: int
-    """Which fold of it, from 0."""
+    """Index of the fold in it, from 0."""
     train_ids: tuple[str, ...]
-    """Patients to learn from, in the cohort's order."""
+    """Training patients, in the order of the cohort."""
     test_ids: tuple[str, ...]
-    """Patients to judge, in the cohort's order; none of them is in ``train_ids``."""
+    """Test patients, in the order of the cohort; disjoint from ``train_ids``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentreSpread:
-    """How far folds could be stratified by centre: the centre that differs most between them."""
+    """The centre whose share of the test patients differs most between folds."""
 
     center_id: str
-    """The centre."""
     repeat: int
-    """The cross-validation in which it differs most."""
+    """Index of the cross-validation with the largest difference."""
     lowest: float
-    """Least share of a fold's judged patients that are this centre's."""
+    """Smallest share of a fold's test patients from this centre."""
     highest: float
     """Largest such share."""
 
     @property
     def difference(self) -> float:
-        """Largest difference of a centre's share between two folds; 0 where folds are alike."""
+        """Difference of the shares; 0 where all folds have the same."""
         return self.highest - self.lowest
 
 
@@ -77,10 +76,10 @@ def make_folds(
     seed: int,
     linked: LinkedPairs = (),
 ) -> tuple[Fold, ...]:
-    """Folds as asked for, see :func:`patient_folds` and :func:`leave_one_centre_out`.
+    """Make folds with :func:`patient_folds` or :func:`leave_one_centre_out`.
 
-    By centre, ``n_folds`` and ``seed`` decide nothing. No fold learns from a patient who shares a
-    slide with one it judges.
+    By centre, ``n_folds`` and ``seed`` have no effect. No patient of a fold's training part shares
+    a slide with one of its test part.
 
     Raises
     ------
@@ -95,12 +94,12 @@ def make_folds(
 def patient_folds(
     cohort: Cohort, *, n_folds: int, n_repeats: int, seed: int, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
-    """Stratified folds of patients: each patient is judged exactly once a repeat.
+    """Make stratified folds of patients: each is a test patient exactly once per repeat.
 
-    Within a repeat, the patients of a class are spread so that folds differ by at most one of
-    them; where the table names centres, each centre is spread over the folds as evenly as that
-    allows. Patients who share a slide are in one fold: one of them is dealt, and takes the others
-    along. The same seed gives the same folds.
+    Within a repeat, folds differ by at most one patient per class; where the table names centres,
+    each centre is spread over the folds as evenly as that allows. Patients that share a slide are
+    in one fold: the first of them is assigned, the others follow. The same seed gives the same
+    folds.
 
     Raises
     ------
@@ -111,18 +110,18 @@ def patient_folds(
     counts = np.bincount(cohort.labels[np.unique(linked_group)], minlength=len(cohort.classes))
     for name, count in zip(cohort.classes, counts.tolist(), strict=True):
         if count < n_folds:
-            once = ", those who share a slide counted once" if linked else ""
+            once = ", those that share a slide counted once" if linked else ""
             raise SplitError(
                 cohort.path,
                 actual=f"{count} patients of class {name!r}{once}",
-                expected=f"at least {n_folds}, one for each fold",
+                expected=f"at least {n_folds}, one per fold",
                 hint=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
             )
     centres = _centre_indices(cohort)
     folds: list[Fold] = []
     for repeat in range(n_repeats):
 
-        def deal(patients: Ints, *, repeat: int = repeat) -> Ints:
+        def assign(patients: Ints, *, repeat: int = repeat) -> Ints:
             return stratified_fold_ids(
                 cohort.labels[patients],
                 n_folds=n_folds,
@@ -130,26 +129,26 @@ def patient_folds(
                 groups=centres[patients],
             )
 
-        folds += folds_from_ids(cohort, assign_groups(linked_group, deal), repeat=repeat)
+        folds += folds_from_ids(cohort, assign_groups(linked_group, assign), repeat=repeat)
     return tuple(folds)
 
 
 def leave_one_centre_out(
     cohort: Cohort, *, n_repeats: int = 1, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
-    """Leave one centre out: the patients of each centre are judged by what the others taught.
+    """Make one fold per centre, whose training part is the patients of all other centres.
 
-    Folds stand in the order of the centres' names. A repeat has the same folds again; what is
-    trained on them starts elsewhere. Where patients of two centres share a slide, neither is
-    learned from in the fold that judges the other.
+    Folds are in the order of the centres' names. Repeats have the same folds; only the seed of the
+    training differs. Where patients of two centres share a slide, neither is a training patient of
+    the fold that tests the other.
 
     Raises
     ------
     SplitError
-        If a patient has no centre, there is one centre only, or a class occurs at one centre only
-        and could not be learned without it.
+        If a patient has no centre, there is only one centre, or a class occurs at one centre only,
+        whose fold would have no training patient of it.
     """
-    _refuse_patients_without_centre(cohort)
+    _check_centres(cohort)
     centres = _centre_indices(cohort)
     names = _centre_names(cohort)
     if len(names) < 2:
@@ -165,41 +164,41 @@ def leave_one_centre_out(
             raise SplitError(
                 cohort.path,
                 actual=f"class {class_name!r} at centre {names[at[0]]!r} only",
-                expected="each class at two centres or more, to be learned without any one of them",
-                hint="Use --by patient; centre and class cannot be told apart here.",
+                expected="each class at two centres or more, to train on it in every fold",
+                hint="Use --by patient; centre and class are confounded here.",
             )
     folds = folds_from_ids(cohort, centres, repeat=0, linked=linked)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
 
 
 def centre_spread(cohort: Cohort, folds: Sequence[Fold]) -> CentreSpread | None:
-    """The centre whose share of the judged patients differs most between folds of one repeat.
+    """Return the centre whose share of the test patients differs most between folds of a repeat.
 
-    Patients without a centre count as one more, named ''. None if no patient has a centre.
+    Patients without a centre count as a centre named ''. None if no patient has a centre.
     """
     if not any(patient.center_id for patient in cohort.patients):
         return None
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
-    found = []
+    spreads = []
     for repeat in sorted({fold.repeat for fold in folds}):
-        judged = [[centre_of[p] for p in f.test_ids] for f in folds if f.repeat == repeat]
+        tested = [[centre_of[p] for p in f.test_ids] for f in folds if f.repeat == repeat]
         for name in _centre_names(cohort):
-            shares = [centres.count(name) / len(centres) for centres in judged]
-            found.append(
+            shares = [centres.count(name) / len(centres) for centres in tested]
+            spreads.append(
                 CentreSpread(center_id=name, repeat=repeat, lowest=min(shares), highest=max(shares))
             )
-    return max(found, key=lambda spread: spread.difference)
+    return max(spreads, key=lambda spread: spread.difference)
 
 
 def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[str, ...]:
-    """What a reader must know of the folds, in plain sentences."""
+    """Return notes on the folds for a reader of the results, as sentences."""
     if by == "centre":
-        return (_said_of_centre_folds(cohort), *_said_of_one_sided_centres(cohort))
+        return (_note_centre_folds(cohort), *_note_one_class_centres(cohort))
     spread = centre_spread(cohort, folds)
     if spread is None:
         return ("folds are stratified by class alone: the table names no centres",)
-    of_whom = f"centre {spread.center_id!r}" if spread.center_id else "patients without a centre"
-    shares = f"{of_whom}, {spread.lowest:.3f} to {spread.highest:.3f}"
+    name = f"centre {spread.center_id!r}" if spread.center_id else "patients without a centre"
+    shares = f"{name}, {spread.lowest:.3f} to {spread.highest:.3f}"
     note = "folds are stratified by class and centre: a centre's share of a fold differs by at most"
     return (f"{note} {spread.difference:.3f} ({shares})",)
 
@@ -207,33 +206,33 @@ def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[
 def stratified_fold_ids(
     labels: Ints, *, n_folds: int, seed: Sequence[int], groups: Ints | None = None
 ) -> Ints:
-    """A part for each patient, every class spread evenly over the fold_ids.
+    """Assign patients to folds, every class spread evenly over the folds.
 
     Parameters
     ----------
     labels
         Class index of each patient, shape (n,).
     n_folds
-        Number of fold_ids.
+        Number of folds.
     seed
-        One or more numbers that decide the shuffling.
+        One or more numbers that seed the shuffling.
     groups
-        Index of each patient's centre, shape (n,), to be spread as evenly as classes allow; none
-        by default.
+        Index of each patient's centre, shape (n,), spread as evenly as classes allow; none by
+        default.
 
     Returns
     -------
     numpy.ndarray
-        Shape (n,), 0 to ``n_folds`` - 1. For each class, fold_ids differ by at most one patient.
+        Shape (n,), 0 to ``n_folds`` - 1. Folds differ by at most one patient per class.
     """
     rng = np.random.default_rng(tuple(seed))
     if groups is not None:
-        return _parts_even_in_groups(labels, groups, n_folds=n_folds, rng=rng)
+        return _stratify_classes_and_groups(labels, groups, n_folds=n_folds, rng=rng)
     fold_ids = np.empty(len(labels), np.int64)
     offset = 0
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        # Dealing goes on where the last class stopped, so that whole fold_ids also stay even.
+        # Assignment continues where the last class stopped, so that fold sizes stay even, too.
         fold_ids[members] = (np.arange(len(members)) + offset) % n_folds
         offset += len(members)
     return fold_ids
@@ -242,18 +241,18 @@ def stratified_fold_ids(
 def folds_from_ids(
     cohort: Cohort, fold_ids: Ints, *, repeat: int, linked: LinkedPairs = ()
 ) -> list[Fold]:
-    """A fold for each part, which is judged while the others teach.
+    """Make one fold per distinct id, with its patients as test part and the others as training.
 
     Parameters
     ----------
     cohort
         The patients.
     fold_ids
-        The part that each is in, from 0, shape (patients,).
+        Fold in which each patient is tested, from 0, shape (patients,).
     repeat
-        Which cross-validation the folds belong to.
+        Index of the cross-validation.
     linked
-        Who shares a slide: those who do so with a patient judged do not teach.
+        Pairs of patients that share a slide: patients linked to a test patient are not trained on.
     """
     ids = np.array(cohort.patient_ids)
     linked_group = group_ids(cohort.patient_ids, linked)
@@ -269,7 +268,7 @@ def folds_from_ids(
 
 
 def write_folds(path: Path, folds: Sequence[Fold]) -> None:
-    """Write which patient is judged in which fold of which repeat.
+    """Write a CSV table of repeat, fold and test patient.
 
     Raises
     ------
@@ -280,42 +279,43 @@ def write_folds(path: Path, folds: Sequence[Fold]) -> None:
     write_table(path, pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"]))
 
 
-def _parts_even_in_groups(
+def _stratify_classes_and_groups(
     labels: Ints, groups: Ints, *, n_folds: int, rng: np.random.Generator
 ) -> Ints:
-    """Deal patients one by one to the part that has fewest of their class, then of their group.
+    """Assign each patient to the fold with the fewest of its class, then of its group.
 
-    Class and group are balanced each by itself, never each group's class share: if every fold had
-    the class shares of every centre, the training folds would give away the test fold's, and the
-    centre alone would score above chance (AUROC 0.56 on shuffled STRIP labels) where it tells
-    nothing.
+    Class and group are balanced each by itself, never the class shares within groups: if every fold
+    had the class shares of every centre, the training folds would reveal the test fold's, and the
+    centre alone would score above chance (AUROC 0.56 on shuffled STRIP labels) without any signal.
     """
-    of_class = np.zeros((labels.max() + 1, n_folds), np.int64)
-    of_group = np.zeros((groups.max() + 1, n_folds), np.int64)
+    class_counts = np.zeros((labels.max() + 1, n_folds), np.int64)
+    group_counts = np.zeros((groups.max() + 1, n_folds), np.int64)
     fold_ids = np.empty(len(labels), np.int64)
     for patient in rng.permutation(len(labels)):
         label, group = labels[patient], groups[patient]
-        chance = rng.random(n_folds)
-        part = np.lexsort((chance, of_class.sum(axis=0), of_group[group], of_class[label]))[0]
-        fold_ids[patient] = part
-        of_class[label, part] += 1
-        of_group[group, part] += 1
+        tie_break = rng.random(n_folds)
+        fold = np.lexsort(
+            (tie_break, class_counts.sum(axis=0), group_counts[group], class_counts[label])
+        )[0]
+        fold_ids[patient] = fold
+        class_counts[label, fold] += 1
+        group_counts[group, fold] += 1
     return fold_ids
 
 
 def _centre_names(cohort: Cohort) -> list[str]:
-    """Centres that occur, sorted, numbers by value; '' stands for none."""
+    """Return the distinct centres, sorted, numbers by value; '' for none."""
     names = {patient.center_id or "" for patient in cohort.patients}
     return sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (99, name))
 
 
 def _centre_indices(cohort: Cohort) -> Ints:
-    """Place of each patient's centre among the names, shape (patients,)."""
-    places = {name: index for index, name in enumerate(_centre_names(cohort))}
-    return np.array([places[patient.center_id or ""] for patient in cohort.patients], np.int64)
+    """Return the index of each patient's centre among the names, shape (patients,)."""
+    indices = {name: index for index, name in enumerate(_centre_names(cohort))}
+    return np.array([indices[patient.center_id or ""] for patient in cohort.patients], np.int64)
 
 
-def _refuse_patients_without_centre(cohort: Cohort) -> None:
+def _check_centres(cohort: Cohort) -> None:
     without = [patient.patient_id for patient in cohort.patients if not patient.center_id]
     if without:
         raise SplitError(
@@ -327,16 +327,16 @@ def _refuse_patients_without_centre(cohort: Cohort) -> None:
         )
 
 
-def _said_of_centre_folds(cohort: Cohort) -> str:
+def _note_centre_folds(cohort: Cohort) -> str:
     sizes = np.bincount(_centre_indices(cohort))
     return (
-        f"each of {len(sizes)} centres was judged by heads trained on the others; centres have "
+        f"each of {len(sizes)} centres was predicted by heads trained on the others; centres have "
         f"{sizes.min()} to {sizes.max()} patients"
     )
 
 
-def _said_of_one_sided_centres(cohort: Cohort) -> list[str]:
-    """Centres with one class only: judged all the same, but no AUROC of their own."""
+def _note_one_class_centres(cohort: Cohort) -> list[str]:
+    """Name the centres with one class only, which have no AUROC of their own."""
     centres = _centre_indices(cohort)
     one_sided = [
         name
@@ -345,5 +345,5 @@ def _said_of_one_sided_centres(cohort: Cohort) -> list[str]:
     ]
     if not one_sided:
         return []
-    note = f"centres with one class only, judged all the same: {', '.join(map(repr, one_sided))}"
+    note = f"centres with one class only: {', '.join(map(repr, one_sided))}"
     return [f"{note}; they count in scores over all patients and have no AUROC of their own"]

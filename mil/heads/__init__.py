@@ -1,4 +1,4 @@
-"""Heads: what learns. One file a kind; importing the package makes all of them known."""
+"""Multiple-instance heads, one file per kind; importing the package registers all of them."""
 
 from mil.heads import (
     additive,
@@ -13,12 +13,12 @@ from mil.heads import (
 from mil.heads.base import (
     Head,
     HeadOutput,
-    Whitening,
     build_head,
     head_names,
     register_head,
 )
 from mil.heads.stacked import StackedHeads, can_stack
+from mil.heads.whitening import Whitening
 
 __all__ = [
     "Head",

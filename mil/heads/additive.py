@@ -1,4 +1,4 @@
-"""Additive attention: what tiles contribute sums to the logit."""
+"""Additive attention pooling: the logits are the sum of the tiles' contributions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class AdditiveHead(GatedAttentionHead):
     Gated attention ``a_t`` as in :class:`~mil.heads.attention.GatedAttentionHead`, but tiles are
     classified before they are summed: ``contribution_t = a_t ψ(h_t)`` with a small perceptron ψ,
     and the logits are the sum of the contributions. The paper has ``ψ(a_t h_t)``, which is the same
-    for a ψ without biases; with them, our form keeps the logits free of the number of tiles.
+    for a ψ without biases; with biases, this form keeps the logits independent of the number of
+    tiles.
     """
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
@@ -26,7 +27,7 @@ class AdditiveHead(GatedAttentionHead):
             nn.Linear(HIDDEN, HIDDEN // 2), nn.ReLU(), nn.Linear(HIDDEN // 2, n_classes)
         )
 
-    def conclude(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
-        """Logits from ``hidden`` (batch, tiles, hidden) and ``attention`` (batch, tiles)."""
+    def pooled_output(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
+        """Sum the contributions of tiles, ``attention`` of shape (batch, tiles)."""
         contributions = attention[..., None] * self.classify(hidden)  # (batch, tiles, classes)
         return HeadOutput(contributions.sum(dim=1), attention, contributions=contributions)

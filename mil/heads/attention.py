@@ -1,4 +1,4 @@
-"""Attention pooling, plain and gated."""
+"""Attention pooling, plain and gated (Ilse et al., 2018)."""
 
 from __future__ import annotations
 
@@ -24,35 +24,34 @@ __all__ = ["AttentionHead", "GatedAttentionHead"]
 class AttentionHead(Head):
     """Attention pooling (Ilse et al., 2018, equation 8).
 
-    ``attention = softmax(w · tanh(V h))`` over a patient's tiles; the logits are a linear map of
-    the attention-weighted mean of ``h``. In our form ``h`` is a linear embedding of the whitened
+    ``attention = softmax(wᵀ tanh(V h))`` over a patient's tiles; the logits are a linear map of
+    the attention-weighted mean of ``h``. Here ``h`` is a linear embedding of the whitened
     components followed by ReLU and dropout, much smaller than in the paper, for cohorts of tens to
-    hundreds of patients.
+    hundreds of patients. ``V`` and ``w`` have biases.
     """
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components)
         self.embed = instance_projection(n_components)
-        self.look = nn.Linear(HIDDEN, HIDDEN)
-        self.weigh = nn.Linear(HIDDEN, 1)
+        self.fc_v = nn.Linear(HIDDEN, HIDDEN)
+        self.fc_w = nn.Linear(HIDDEN, 1)
         self.classify: nn.Module = nn.Linear(HIDDEN, n_classes)
 
-    def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
-        """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
+    def forward_components(self, components: Tensor, mask: Tensor) -> HeadOutput:
+        """Pool ``components``, shape (batch, tiles, n_components)."""
         return self.pool(self.embed(components), mask)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> HeadOutput:
-        """Attend to ``hidden`` (batch, tiles, hidden) under ``mask`` (batch, tiles)."""
-        scores = self.weigh(self.gaze(hidden)).squeeze(-1)  # (batch, tiles)
-        attention = masked_softmax(scores, mask)  # (batch, tiles)
-        return self.conclude(hidden, attention)
+        """Pool ``hidden``, shape (batch, tiles, hidden), under ``mask``, shape (batch, tiles)."""
+        scores = self.fc_w(self.attention_features(hidden)).squeeze(-1)  # (batch, tiles)
+        return self.pooled_output(hidden, masked_softmax(scores, mask))
 
-    def gaze(self, hidden: Tensor) -> Tensor:
-        """What the attention looks at, shape (batch, tiles, hidden)."""
-        return fast_tanh(self.look(hidden))
+    def attention_features(self, hidden: Tensor) -> Tensor:
+        """Return the features that ``w`` scores, shape (batch, tiles, hidden)."""
+        return fast_tanh(self.fc_v(hidden))
 
-    def conclude(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
-        """Logits from ``hidden`` (batch, tiles, hidden) and ``attention`` (batch, tiles)."""
+    def pooled_output(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
+        """Classify the mean of ``hidden`` weighted by ``attention``, shape (batch, tiles)."""
         pooled = torch.einsum("bt,bth->bh", attention, hidden)  # (batch, hidden)
         return HeadOutput(self.classify(pooled), attention)
 
@@ -66,29 +65,29 @@ class GatedAttentionHead(AttentionHead):
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
-        self.gate = nn.Linear(HIDDEN, HIDDEN)
+        self.fc_u = nn.Linear(HIDDEN, HIDDEN)
 
-    def gaze(self, hidden: Tensor) -> Tensor:
-        """What the attention looks at, shape (batch, tiles, hidden)."""
-        looked: Tensor = _Gated.apply(self.look(hidden), self.gate(hidden))
-        return looked
+    def attention_features(self, hidden: Tensor) -> Tensor:
+        """Return the gated features that ``w`` scores, shape (batch, tiles, hidden)."""
+        gated: Tensor = _GatedTanh.apply(self.fc_v(hidden), self.fc_u(hidden))
+        return gated
 
 
-class _Gated(torch.autograd.Function):
-    """``tanh(x) · sigmoid(y)``, whose gradient by hand takes half the passes over memory."""
+class _GatedTanh(torch.autograd.Function):
+    """``tanh(x) · sigmoid(y)``; the explicit gradient takes half the passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        bent, gate = fast_tanh(x), torch.sigmoid(y)
-        ctx.save_for_backward(bent, gate)
-        return bent * gate
+        tanh, gate = fast_tanh(x), torch.sigmoid(y)
+        ctx.save_for_backward(tanh, gate)
+        return tanh * gate
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
-        bent, gate = ctx.saved_tensors
-        let_through = slopes[0] * gate
-        both = let_through * bent
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        tanh, gate = ctx.saved_tensors
+        grad_tanh = grad_outputs[0] * gate
+        product = grad_tanh * tanh
         return (
-            torch.addcmul(let_through, both, bent, value=-1),
-            torch.addcmul(both, both, gate, value=-1),
+            torch.addcmul(grad_tanh, product, tanh, value=-1),
+            torch.addcmul(product, product, gate, value=-1),
         )

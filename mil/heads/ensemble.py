@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mil.data.bags import Features
+from mil.data.features import Features
 from mil.heads.base import Head
 
 __all__ = ["predict_members", "predict_views"]
@@ -17,7 +17,7 @@ __all__ = ["predict_members", "predict_views"]
 def predict_members(
     heads: Sequence[Head], tiles: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What each head says of one patient.
+    """Return logits and attention of each head for one patient.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ def predict_members(
     features = torch.from_numpy(np.asarray(tiles)).float()[None]  # (1, tiles, dim)
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
     with torch.inference_mode():
-        # The heads of an ensemble share one whitening, so the long product is taken once.
+        # The heads of an ensemble share one whitening, so the large product is computed once.
         components = heads[0].whitening(features)
-        outputs = [head.score(components, mask) for head in heads]
+        outputs = [head.forward_components(components, mask) for head in heads]
     logits = torch.cat([output.logits for output in outputs]).double().numpy()
     attention = torch.cat([output.attention for output in outputs]).double().numpy()
     return logits, attention
@@ -45,23 +45,21 @@ def predict_members(
 def predict_views(
     heads: Sequence[Head], tiles: Features, views: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What each head says of one patient by each look at its tiles: the plain one, then the views.
+    """Return logits and attention of each head on the plain tiles, then on each view of them.
 
     Parameters
     ----------
-    heads
-        Heads of an ensemble, on the CPU.
-    tiles
-        The patient's embeddings, shape (tiles, dim); at least one.
+    heads, tiles
+        As for :func:`predict_members`.
     views
-        Those of their views, shape (tiles, n_views, dim).
+        Embeddings of the augmented views, shape (tiles, n_views, dim).
 
     Returns
     -------
     tuple
-        Logits of shape (looks, heads, classes) and attention of shape (looks, heads, tiles),
-        float64.
+        Logits of shape (1 + n_views, heads, classes) and attention of shape
+        (1 + n_views, heads, tiles), float64.
     """
-    looks = [tiles, *np.moveaxis(views, 1, 0)]
-    logits, attention = zip(*(predict_members(heads, look) for look in looks), strict=True)
+    versions = [tiles, *np.moveaxis(views, 1, 0)]
+    logits, attention = zip(*(predict_members(heads, each) for each in versions), strict=True)
     return np.stack(logits), np.stack(attention)

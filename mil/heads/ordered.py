@@ -1,4 +1,4 @@
-"""Gated attention that knows where an instance lies: for slices of a scan."""
+"""Gated attention over an ordered bag: for the slices of a scan."""
 
 from __future__ import annotations
 
@@ -12,46 +12,41 @@ from mil.heads.base import HIDDEN, HeadOutput, register_head
 
 __all__ = ["SequenceAttentionHead"]
 
-_N_WAVES = 4
+_N_FREQUENCIES = 4
 
 
 @register_head("ordered")
 class SequenceAttentionHead(GatedAttentionHead):
-    """Gated attention over instances that see their neighbours and know their place.
+    """Gated attention over instances with features of their neighbours and a position encoding.
 
-    To what a head keeps of an instance, linear maps add what it keeps of the one before and of the
-    one after, and the relative place in the bag, 0 to 1, as sines and cosines of four wavelengths
-    (Vaswani et al., 2017). Then gated attention pools as in
-    :class:`~mil.heads.attention.GatedAttentionHead`. It takes the order of the bag for meaningful:
-    for tiles of a slide another head is the better choice.
+    Linear maps of the preceding and the following instance, and of the relative position in the
+    bag, 0 to 1, as sines and cosines of four frequencies (Vaswani et al., 2017), are added to an
+    instance's hidden features. Then gated attention pools as in
+    :class:`~mil.heads.attention.GatedAttentionHead`. The order of the bag is meaningful to it: for
+    tiles of a slide another head is the better choice.
     """
 
     depends_on_order = True
 
     def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
         super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
-        self.before = nn.Linear(HIDDEN, HIDDEN)
-        self.after = nn.Linear(HIDDEN, HIDDEN)
-        self.locate = nn.Linear(2 * _N_WAVES, HIDDEN)
+        self.previous = nn.Linear(HIDDEN, HIDDEN)
+        self.next = nn.Linear(HIDDEN, HIDDEN)
+        self.position = nn.Linear(2 * _N_FREQUENCIES, HIDDEN)
 
-    def score(self, components: Tensor, mask: Tensor) -> HeadOutput:
-        """Pool ``components`` (batch, tiles, n_components) under ``mask`` (batch, tiles)."""
+    def forward_components(self, components: Tensor, mask: Tensor) -> HeadOutput:
+        """Pool ``components``, shape (batch, tiles, n_components)."""
         hidden = self.embed(components) * mask[..., None]  # (batch, tiles, hidden)
-        nothing = torch.zeros_like(hidden[:, :1])
-        earlier = torch.cat([nothing, hidden[:, :-1]], dim=1)
-        later = torch.cat([hidden[:, 1:], nothing], dim=1)
-        seen = (
-            hidden
-            + self.before(earlier)
-            + self.after(later)
-            + self.locate(_positional_encoding(mask))
-        )
-        return self.pool(torch.relu(seen), mask)
+        zeros = torch.zeros_like(hidden[:, :1])
+        previous = self.previous(torch.cat([zeros, hidden[:, :-1]], dim=1))
+        following = self.next(torch.cat([hidden[:, 1:], zeros], dim=1))
+        position = self.position(_positional_encoding(mask))
+        return self.pool(torch.relu(hidden + previous + following + position), mask)
 
 
 def _positional_encoding(mask: Tensor) -> Tensor:
-    """Relative places as sines and cosines, shape (batch, tiles, 2 x waves)."""
+    """Return sines and cosines of relative positions, shape (batch, tiles, 2 × frequencies)."""
     steps = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
     last = (steps * mask).amax(dim=1, keepdim=True).clamp(min=1)  # (batch, 1)
-    angles = [math.pi * 2**wave * steps / last for wave in range(_N_WAVES)]
+    angles = [math.pi * 2**wave * steps / last for wave in range(_N_FREQUENCIES)]
     return torch.stack([f(angle) for f in (torch.sin, torch.cos) for angle in angles], dim=-1)

@@ -1,4 +1,4 @@
-"""Heads side by side: one module whose linear maps hold the weights of all."""
+"""Several heads of one kind as one module with batched linear maps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mil.heads.base import ByteDropout, Head
+from mil.heads.base import Head
+from mil.heads.dropout import ByteDropout
 from mil.heads.random_streams import RandomStreams
 
 __all__ = ["StackedHeads", "can_stack"]
 
 
 def can_stack(head: Head) -> bool:
-    """Whether all that the head learns are linear maps, which can be taken for many at once."""
+    """Return whether all parameters of a head belong to linear maps, which can be batched."""
     linear = [part for part in head.modules() if isinstance(part, nn.Linear)]
     return {id(weight) for part in linear for weight in part.parameters()} == {
         id(weight) for weight in head.parameters()
@@ -23,21 +24,22 @@ def can_stack(head: Head) -> bool:
 
 
 class StackedHeads:
-    """Heads of one kind that are trained together, each on patients of its own.
+    """Heads of one kind that are trained together, each on its own patients.
 
-    ``module`` is used like a single head. Its batch holds as many patients for the first head, then
-    as many for the second, and so on; pooling does not care, and each linear map takes the patients
-    of a head by that head's weights, all in one batched product. A single head is its own module.
+    ``module`` is called like a single head. Its batch holds the patients of the first head, then
+    equally many of the second, and so on; each linear map is one batched product that applies a
+    head's weights to its own patients. This is what ``torch.func.stack_module_state`` and ``vmap``
+    do, which do not support the autograd function of gated attention.
 
     Parameters
     ----------
     heads
-        Of one kind and size; more than one only if :func:`can_stack`. Their weights are copied.
-    luck
-        What dropout draws from.
+        Heads of one kind and size; more than one only if :func:`can_stack`. Weights are copied.
+    random_streams
+        Source of the random numbers of dropout.
     """
 
-    def __init__(self, heads: Sequence[Head], luck: RandomStreams) -> None:
+    def __init__(self, heads: Sequence[Head], random_streams: RandomStreams) -> None:
         self.module: Head = copy.deepcopy(heads[0])
         self.n_heads = len(heads)
         if self.n_heads > 1:
@@ -47,42 +49,42 @@ class StackedHeads:
                     self.module.set_submodule(name, _StackedLinear(same))
         for part in self.module.modules():
             if isinstance(part, ByteDropout):
-                part.luck = luck
+                part.random_streams = random_streams
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is learned; with several heads, the first axis of each is that of the heads."""
+        """Return the parameters, with several heads each of shape (heads, ...)."""
         return list(self.module.parameters())
 
-    def by_head(self, weights: Tensor) -> Tensor:
-        """One of the parameters or its gradient as a table, shape (heads, numbers)."""
+    def per_head(self, weights: Tensor) -> Tensor:
+        """Return a parameter or its gradient as a table, shape (heads, numbers)."""
         return weights.reshape(self.n_heads, -1)
 
-    def copy_to(self, place: int, head: Head) -> None:
-        """Copy the weights of the head at ``place`` into ``head``."""
+    def export(self, index: int, head: Head) -> None:
+        """Copy the weights of the head at ``index`` into ``head``."""
         with torch.no_grad():
-            for own, other in zip(self.parameters(), head.parameters(), strict=True):
-                other.copy_(self.by_head(own)[place].view_as(other))
+            for source, target in zip(self.parameters(), head.parameters(), strict=True):
+                target.copy_(self.per_head(source)[index].view_as(target))
 
-    def keep(self, places: Sequence[int], optimiser: torch.optim.Optimizer) -> None:
-        """Go on with these heads only, and with what the optimiser knows of them."""
-        fewer = []
+    def select(self, indices: Sequence[int], optimizer: torch.optim.Optimizer) -> None:
+        """Keep only these heads, and their part of the optimizer's state."""
+        selected = []
         for name, weights in list(self.module.named_parameters()):
-            kept = torch.tensor(places, device=weights.device)
-            known = optimiser.state.pop(weights)
-            own = nn.Parameter(weights.detach()[kept])
-            optimiser.state[own] = {
-                key: value[kept] if value.shape == weights.shape else value
-                for key, value in known.items()
+            index = torch.tensor(indices, device=weights.device)
+            state = optimizer.state.pop(weights)
+            remaining = nn.Parameter(weights.detach()[index])
+            optimizer.state[remaining] = {
+                key: value[index] if value.shape == weights.shape else value
+                for key, value in state.items()
             }
             parent, _, leaf = name.rpartition(".")
-            setattr(self.module.get_submodule(parent), leaf, own)
-            fewer.append(own)
-        optimiser.param_groups[0]["params"] = fewer
-        self.n_heads = len(places)
+            setattr(self.module.get_submodule(parent), leaf, remaining)
+            selected.append(remaining)
+        optimizer.param_groups[0]["params"] = selected
+        self.n_heads = len(indices)
 
 
 class _StackedLinear(nn.Module):
-    """Linear maps of several heads, each for its own share of the rows."""
+    """Linear maps of several heads, each applied to its own rows."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class _StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([b.detach() for b in biases]))  # (heads, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of ``x``, shape (heads × batch, ..., in), to shape (heads × batch, ..., out)."""
+        """Map ``x``, shape (heads × batch, ..., in), to shape (heads × batch, ..., out)."""
         rows = x.reshape(len(self.weight), -1, x.shape[-1])
-        found = torch.baddbmm(self.bias[:, None], rows, self.weight.transpose(1, 2))
-        return found.view(*x.shape[:-1], -1)
+        mapped = torch.baddbmm(self.bias[:, None], rows, self.weight.transpose(1, 2))
+        return mapped.view(*x.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Ensembles of heads as named tensors, for files; their one whitening is kept once."""
+"""Weights of an ensemble as named tensors for files; the common whitening is stored once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from mil.heads.base import Head, build_head
 __all__ = ["heads_from_state_dict", "heads_to_state_dict"]
 
 _WHITENING = "whitening."
+# Names of modules in files where they differ from the attributes of the heads.
+_STORED_NAMES = {
+    "fc_v": "look", "fc_w": "weigh", "fc_u": "gate", "classify_tiles": "judge",
+    "previous": "before", "next": "after", "position": "locate",
+    "mlp": "think", "norm": "settle", "qkv": "mixes", "proj": "joins",
+}  # fmt: skip
 
 
 def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
-    """Weights of an ensemble by name, on the CPU.
+    """Return the weights of an ensemble by stored name, on the CPU.
 
     Parameters
     ----------
@@ -23,7 +29,7 @@ def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
         Heads of one kind that share their whitening; at least one.
     """
     packed = {
-        f"{index}.{name}": value
+        f"{index}.{_stored_name(name)}": value
         for index, head in enumerate(heads)
         for name, value in head.state_dict().items()
         if not name.startswith(_WHITENING)
@@ -35,19 +41,19 @@ def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
 def heads_from_state_dict(
     packed: Mapping[str, Tensor], *, name: str, n_heads: int, n_classes: int
 ) -> tuple[Head, ...]:
-    """The heads that :func:`heads_to_state_dict` took, in evaluation mode, on the CPU.
+    """Return the heads of :func:`heads_to_state_dict`, in evaluation mode, on the CPU.
 
     Raises
     ------
     ValueError
-        If the weights are not those of so many such heads, or one is not finite.
+        If the weights do not belong to that number of such heads, or one is not finite.
     """
     try:
         dim, n_components = packed[f"{_WHITENING}matrix"].shape
         heads = tuple(
             _unpack(packed, index, build_head(name, dim=dim, n_components=n_components,
                                               n_classes=n_classes))
-            for index in range(n_heads if dim else 0)  # an empty matrix may claim any width
+            for index in range(n_heads if dim else 0)  # an empty matrix may have any width
         )  # fmt: skip
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"weights of heads {name!r}: {error}") from error
@@ -59,8 +65,13 @@ def heads_from_state_dict(
 
 
 def _unpack(packed: Mapping[str, Tensor], index: int, head: Head) -> Head:
+    names = {_stored_name(name): name for name in head.state_dict()}
     start = f"{index}."
-    own = {name.removeprefix(start): v for name, v in packed.items() if name.startswith(start)}
-    shared = {name: v for name, v in packed.items() if name.startswith(_WHITENING)}
-    head.load_state_dict(own | shared)
+    stored = {name.removeprefix(start): v for name, v in packed.items() if name.startswith(start)}
+    stored |= {name: v for name, v in packed.items() if name.startswith(_WHITENING)}
+    head.load_state_dict({names.get(name, name): value for name, value in stored.items()})
     return head.eval()
+
+
+def _stored_name(name: str) -> str:
+    return ".".join(_STORED_NAMES.get(part, part) for part in name.split("."))

@@ -1,4 +1,4 @@
-"""Embeddings to a few uncorrelated components, learned without labels."""
+"""PCA whitening of embeddings: the module, and its fit without labels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.errors import BagError
-from mil.data.bags import Features
-from mil.heads import Whitening
+from mil.data.features import Features
 
-__all__ = ["fit_pca_whitening"]
+__all__ = ["Whitening", "fit_pca_whitening"]
 
-_TILES_LOOKED_AT = 4096
-_TILES_OF_A_PATIENT = (16, 256)  # of those, at least and at most
-_BAGS_AT_ONCE = 64
+_TOTAL_TILES = 4096
+_TILES_PER_PATIENT = (16, 256)
+_BAGS_PER_BLOCK = 64
+
+
+class Whitening(nn.Module):
+    """Affine map of embeddings to a few uncorrelated components."""
+
+    mean: Tensor
+    """Shape (dim,): subtracted first."""
+    matrix: Tensor
+    """Shape (dim, n_components): multiplied with then."""
+
+    def __init__(self, dim: int, n_components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim, n_components))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map embeddings, shape (..., dim), to components, shape (..., n_components)."""
+        return torch.matmul(features - self.mean, self.matrix)
 
 
 def fit_pca_whitening(
@@ -27,41 +44,41 @@ def fit_pca_whitening(
     *,
     device: torch.device | None = None,
 ) -> Whitening:
-    """Principal components of the tiles, every patient with the same weight.
+    """Fit principal components of tiles, every patient with the same weight.
 
-    Components are scaled by their standard deviation with a floor (the mean variance of the kept
-    ones is added), so that the smallest, mostly noise, are not blown up to the size of the first.
-    Some 4,096 tiles are looked at, evenly spaced, 16 to 256 of a patient. Each bag is read once.
+    Components are divided by their standard deviation with a floor (the mean variance of the kept
+    ones is added), so that the smallest, mostly noise, are not scaled to the size of the first.
+    About 4,096 evenly spaced tiles are used, 16 to 256 per patient. Each bag is read once.
 
     Parameters
     ----------
     bags
-        By patient id, shape (tiles, dim).
+        Embeddings by patient id, shape (tiles, dim).
     names
-        Patients to learn from, each with a tile.
+        Patients to fit on, each with at least one tile.
     n_components
-        Components to keep; ``dim`` at most.
+        Components to keep; at most ``dim``.
     device
-        Where it is computed, and where the whitening is left; the CPU by default.
+        Device of the computation and of the result; the CPU by default.
 
     Raises
     ------
     BagError
         If embeddings are too large for their squares to be float32 numbers.
     """
-    few, many = _TILES_OF_A_PATIENT
-    n_tiles = min(max(_TILES_LOOKED_AT // len(names), few), many)
+    least, most = _TILES_PER_PATIENT
+    n_tiles = min(max(_TOTAL_TILES // len(names), least), most)
     centre = _subsample(bags[names[0]], n_tiles, device).mean(dim=0)
     dim = len(centre)
     moments = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     means = torch.zeros(dim, dtype=torch.float64, device=device)
-    for start in range(0, len(names), _BAGS_AT_ONCE):
-        # Moved near 0 first, so that float32 suffices for the product. Rows are weighed so that
-        # the product of all with themselves is a sum over patients of means over their tiles.
-        block = names[start : start + _BAGS_AT_ONCE]
-        drawn = [_subsample(bags[name], n_tiles, device) - centre for name in block]
-        means += torch.stack([tiles.mean(dim=0) for tiles in drawn]).double().sum(dim=0)
-        rows = torch.cat([tiles / len(tiles) ** 0.5 for tiles in drawn])
+    for start in range(0, len(names), _BAGS_PER_BLOCK):
+        # Tiles are centred first, so that float32 suffices for the product. Rows are weighted so
+        # that the product is a sum over patients of means over their tiles.
+        block = names[start : start + _BAGS_PER_BLOCK]
+        samples = [_subsample(bags[name], n_tiles, device) - centre for name in block]
+        means += torch.stack([tiles.mean(dim=0) for tiles in samples]).double().sum(dim=0)
+        rows = torch.cat([tiles / len(tiles) ** 0.5 for tiles in samples])
         moments += rows.T @ rows
     means /= len(names)
     moments = moments / len(names) - torch.outer(means, means)
@@ -79,22 +96,22 @@ def fit_pca_whitening(
 
 
 def _top_eigenvectors(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalues, falling, shape (n_kept,), and their vectors, shape (dim, n_kept).
+    """Return eigenvalues, descending, shape (n_kept,), and eigenvectors, shape (dim, n_kept).
 
-    In single precision: an error is far below the floor under the scale.
+    Single precision suffices: its error is far below the floor of the scale.
     """
     dim = len(moments)
     values, vectors = scipy.linalg.eigh(
         moments.float().cpu().numpy(), subset_by_index=(dim - n_kept, dim - 1)
     )
     values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
-    # The sign of an eigenvector is arbitrary; fixing it makes runs comparable.
+    # The sign of an eigenvector is arbitrary; a fixed one makes runs comparable.
     largest = vectors[np.abs(vectors).argmax(axis=0), range(n_kept)]
     vectors = vectors * np.where(largest < 0, -1, 1)
     return torch.from_numpy(values.astype(np.float64)), torch.from_numpy(vectors)
 
 
 def _subsample(bag: Features, n_tiles: int, device: torch.device | None) -> Tensor:
-    """At most so many tiles of a bag, shape (tiles, dim), float32."""
-    places = np.linspace(0, len(bag) - 1, min(len(bag), n_tiles)).astype(np.int64)
-    return torch.from_numpy(bag[places]).to(device).float()
+    """Return at most ``n_tiles`` evenly spaced tiles of a bag, shape (tiles, dim), float32."""
+    indices = np.linspace(0, len(bag) - 1, min(len(bag), n_tiles)).astype(np.int64)
+    return torch.from_numpy(bag[indices]).to(device).float()

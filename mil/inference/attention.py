@@ -14,8 +14,8 @@ from scipy.stats import rankdata
 from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint
 from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
-from mil.data.bags import Features
 from mil.data.cohort import Cohort, Patient
+from mil.data.features import Features
 from mil.heads import Head
 from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction, predict
@@ -191,7 +191,7 @@ def _attend(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | No
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
     with torch.inference_mode():
         components = heads[0].whitening(features)  # an ensemble shares one whitening
-        outputs = [head.score(components, mask) for head in heads]
+        outputs = [head.forward_components(components, mask) for head in heads]
     attention = torch.cat([output.attention for output in outputs]).double().numpy().mean(axis=0)
     attention /= attention.sum()  # sums in float32 are not exactly 1
     parts = [output.contributions for output in outputs if output.contributions is not None]

@@ -14,8 +14,9 @@ from features.bags.bag import Bag, BagRef, check_fingerprint
 from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
 from mil.calibration.priors import balanced, shift_prior
-from mil.data.bags import Features, content_keys
+from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
+from mil.data.features import Features
 from mil.heads.ensemble import predict_members, predict_views
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE

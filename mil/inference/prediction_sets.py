@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.torch import load_file, save
 
 from features.utils.files import atomic_write
-from mil.data.bags import Features
+from mil.data.features import Features
 from mil.heads import Head
 from mil.heads.ensemble import predict_members
 from mil.heads.storage import heads_from_state_dict, heads_to_state_dict

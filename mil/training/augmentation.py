@@ -1,6 +1,6 @@
-"""Bags changed at random while heads learn, so that they do not learn them by heart.
+"""Augmentation of bags against overfitting: instance dropout, feature noise, mixup.
 
-Nothing is drawn for what is switched off.
+An augmentation that is switched off uses no random numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from mil.data.bags import Batch
+from mil.data.features import Batch
 from mil.heads.random_streams import RandomStreams
 
 __all__ = ["MixedBatch", "add_noise", "apply_instance_dropout", "mix_bags"]
@@ -19,79 +19,79 @@ __all__ = ["MixedBatch", "add_noise", "apply_instance_dropout", "mix_bags"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixedBatch:
-    """Bags of two patients each."""
+    """Bags that mix two patients each."""
 
     batch: Batch
-    """Twice as wide as before: the patient's own tiles in the first half."""
+    """Mixed bags, twice as wide: the patient's own tiles are in the first half."""
     partners: Tensor
-    """Shape (batch,), int64: from which patient of the batch the other tiles are."""
+    """Shape (batch,), int64: index of the patient of the batch in the second half."""
     shares: Tensor
-    """Shape (batch,), float32, 0.5 to 1: of the patient's own label; the rest is the partner's."""
+    """Shape (batch,), float32, 0.5 to 1: weight of the patient's own label."""
 
 
-def apply_instance_dropout(batch: Batch, share: float, luck: RandomStreams) -> Batch:
-    """The bags without each tile with probability ``share``; at least one tile of each stays.
+def apply_instance_dropout(batch: Batch, p: float, rng: RandomStreams) -> Batch:
+    """Drop each tile with probability ``p``; at least one tile of each bag stays.
 
     Parameters
     ----------
     batch
         Patients with at least one tile.
-    share
-        0 keeps everything and draws nothing.
-    luck
-        With a row for each patient.
+    p
+        0 keeps everything and uses no random numbers.
+    rng
+        Random numbers with a row per patient.
     """
-    if not share:
+    if not p:
         return batch
-    drawn = luck.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, -1)
-    kept = drawn >= share
+    drawn = rng.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, -1)
+    kept = drawn >= p
     kept.scatter_(1, drawn.argmax(dim=1, keepdim=True), value=True)
     return Batch(batch.features * kept[..., None], kept)
 
 
-def add_noise(batch: Batch, deviation: float, luck: RandomStreams) -> Batch:
-    """The bags with normal noise of that standard deviation; 0 adds and draws nothing.
+def add_noise(batch: Batch, std: float, rng: RandomStreams) -> Batch:
+    """Add normal noise to the features of real tiles.
 
     Parameters
     ----------
     batch
         Patients.
-    deviation
-        In units of the bags' numbers.
-    luck
-        With a row for each patient.
+    std
+        Standard deviation, in units of the features; 0 uses no random numbers.
+    rng
+        Random numbers with a row per patient.
     """
-    if not deviation:
+    if not std:
         return batch
-    noise = deviation * luck.normal(batch.features)
+    noise = std * rng.normal(batch.features)
     return batch._replace(features=batch.features + noise * batch.mask[..., None])
 
 
-def mix_bags(batch: Batch, alpha: float, luck: RandomStreams, *, n_heads: int = 1) -> MixedBatch:
-    """Mixup (Zhang et al., 2018) for bags: tiles of two patients together, labels shared alike.
+def mix_bags(batch: Batch, alpha: float, rng: RandomStreams, *, n_heads: int = 1) -> MixedBatch:
+    """Mix pairs of bags and their labels: mixup (Zhang et al., 2018) on whole tiles.
 
-    A share drawn from Beta(``alpha``, ``alpha``), or its rest if that is larger, of a patient's
-    tiles stays; the partner, drawn from the patients of the same head, fills up with the
-    complementary share of its tiles. Whole tiles are mixed and not their numbers, so every tile
-    stays a real one and any head can learn from it.
+    A share λ drawn from Beta(``alpha``, ``alpha``), or 1 - λ if that is larger, of a patient's
+    tiles stays; a random partner among the patients of the same head adds the complementary share
+    of its tiles. Features are not interpolated, so every tile is a real one, and any head can be
+    trained on it.
 
     Parameters
     ----------
     batch
-        As many patients for each head, one head after another; each with at least one tile.
+        Equally many patients per head, consecutive; each with at least one tile.
     alpha
-        Positive; the larger, the more even the mixtures.
-    luck
-        With a row for each patient.
+        Positive; the larger, the closer the shares are to one half.
+    rng
+        Random numbers with a row per patient.
     n_heads
-        Heads that the patients are for.
+        Number of heads.
     """
-    features, mask = _shuffled(batch, luck)  # (batch, tiles, dim), (batch, tiles)
+    features, mask = _shuffled(batch, rng)  # (batch, tiles, dim), (batch, tiles)
     n_patients, device = len(mask) // n_heads, mask.device
-    ranks, places = luck.uniform(len(mask), 2, device=device).T  # (batch,) each
-    drawn = torch.from_numpy(betaincinv(alpha, alpha, ranks.double().cpu().numpy()))
+    quantiles, positions = rng.uniform(len(mask), 2, device=device).T  # (batch,) each
+    drawn = torch.from_numpy(betaincinv(alpha, alpha, quantiles.double().cpu().numpy()))
     shares = torch.maximum(drawn, 1 - drawn).float().to(device)  # (batch,)
-    order = places.reshape(n_heads, -1).argsort(dim=1)  # (heads, patients)
+    order = positions.reshape(n_heads, -1).argsort(dim=1)  # (heads, patients)
     firsts = n_patients * torch.arange(n_heads, device=device)[:, None]  # (heads, 1)
     partners = (order + firsts).flatten()  # (batch,)
     counts = mask.sum(dim=1).double()  # (batch,)
@@ -103,9 +103,9 @@ def mix_bags(batch: Batch, alpha: float, luck: RandomStreams, *, n_heads: int = 
     return MixedBatch(batch=Batch(mixed, kept), partners=partners, shares=shares)
 
 
-def _shuffled(batch: Batch, luck: RandomStreams) -> Batch:
-    """The same bags in random order, real tiles first."""
-    drawn = luck.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
+def _shuffled(batch: Batch, rng: RandomStreams) -> Batch:
+    """Return the bags with their tiles in random order, real ones first."""
+    drawn = rng.uniform(*batch.mask.shape, device=batch.mask.device).masked_fill(~batch.mask, 2)
     order = drawn.argsort(dim=1)
-    places = order[..., None].expand(-1, -1, batch.features.shape[2])
-    return Batch(batch.features.gather(1, places), batch.mask.gather(1, order))
+    indices = order[..., None].expand(-1, -1, batch.features.shape[2])
+    return Batch(batch.features.gather(1, indices), batch.mask.gather(1, order))

@@ -1,4 +1,4 @@
-"""How heads are trained."""
+"""Hyper-parameters of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mil.errors import RunError
 __all__ = ["TrainConfig"]
 
 _SCHEDULES = ("constant", "one-cycle")
-_COUNTS = (
+_POSITIVE_INTEGERS = (
     "n_members", "n_components", "max_epochs", "fixed_steps", "patience", "batch_patients",
     "max_tiles",
 )  # fmt: skip
@@ -19,69 +19,67 @@ _COUNTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How heads are trained; the same for validation and for what is deployed."""
+    """Hyper-parameters of training, the same for cross-validation and the deployed ensemble."""
 
     head: str = "gated"
-    """Kind of head."""
+    """Kind of head, see :func:`mil.heads.head_names`."""
     n_members: int = 5
-    """Heads in an ensemble."""
+    """Heads per ensemble."""
     n_components: int = 64
-    """Components kept of an embedding; at most, where few patients are there."""
+    """Whitened components per embedding; fewer for few patients."""
     early_stopping: bool = False
-    """Stop each head on an inner fold of its own, else after ``fixed_steps``. One rule for all
-    ensembles of a run: heads stopped otherwise give logits of another size, and the calibrator
-    would be fitted on logits unlike the deployed ones."""
+    """Stop each head by the validation loss on an inner fold of its own, else after
+    ``fixed_steps``. All ensembles of a run have the same rule: the rule changes the scale of the
+    logits, which must be the same for the calibrator and the deployed ensemble."""
     max_epochs: int = 60
-    """Epochs at most, with early stopping."""
+    """Maximum number of epochs with early stopping."""
     fixed_steps: int = 120
-    """Steps without early stopping. Steps and not epochs: the size of the logits grows with steps,
-    and the deployed heads, which learn from more patients, must give logits of the size that the
-    calibrator was fitted on."""
+    """Steps without early stopping. Steps and not epochs: the scale of the logits grows with steps,
+    and must be the same for the deployed heads, which have more training patients."""
     patience: int = 12
-    """Epochs without improvement before stopping."""
+    """Epochs without improvement before early stopping."""
     batch_patients: int = 16
-    """Patients a step."""
+    """Patients per step."""
     max_tiles: int = 64
-    """Tiles drawn of a patient a step."""
+    """Tiles sampled per patient and step."""
     learning_rate: float | None = None
-    """Of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping and 1e-3 without,
-    where nothing but a number of small steps keeps a head from learning its patients by heart."""
+    """Learning rate of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping and
+    1e-3 without, where only the number of small steps limits overfitting."""
     weight_decay: float = 1e-2
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     schedule: str = "constant"
-    """Learning rate over the steps: ``constant``, or ``one-cycle`` up to ``learning_rate`` and
-    down (Smith and Topin, 2019) over the most steps a head may take."""
+    """Learning rate schedule: ``constant``, or ``one-cycle`` up to ``learning_rate`` and down
+    (Smith and Topin, 2019) over the maximum number of steps."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     loss: str = "balanced"
-    """One of :data:`mil.training.losses.LOSSES`; heads are stopped on the balanced one, whatever it
-    is."""
+    """One of :data:`mil.training.losses.LOSSES`; early stopping always uses the balanced one."""
     label_smoothing: float = 0.0
-    """Share of a label that is spread evenly over all classes, 0 to below 1."""
+    """Share of a label that is distributed over all classes, 0 to below 1."""
     instance_dropout: float = 0.0
-    """Share of a patient's tiles left out of a step, 0 to below 1."""
+    """Probability of leaving a tile out of a step, 0 to below 1."""
     feature_noise: float = 0.0
     """Standard deviation of noise on whitened components, whose own is at most 1."""
     mixup: float = 0.0
-    """Evenness of mixtures of two patients, see :func:`mil.training.augmentation.mix_bags`; 0:
-    none. Labels of images do not teach mixtures."""
+    """Parameter α of mixup, see :func:`mil.training.augmentation.mix_bags`; 0: none. Labels of
+    images are not used with mixup."""
     device: str = "cpu"
-    """Where it runs."""
+    """Torch device."""
 
     @property
     def n_inner_folds(self) -> int:
-        """Inner folds to stop on: one a head, and five for a single head."""
+        """Inner folds for early stopping: one per head, and five for a single head."""
         return self.n_members if self.n_members > 1 else 5
 
     @property
     def effective_learning_rate(self) -> float:
-        """The learning rate that is used."""
+        """Learning rate with the default resolved."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-2 if self.early_stopping else 1e-3
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise _out_of_range(name, value, expected="a whole number, 1 or more")

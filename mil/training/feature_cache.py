@@ -1,4 +1,4 @@
-"""Whitened bags of patients that stay where heads are trained, and what is drawn of them."""
+"""Whitened features of all training patients on the training device, and sampling from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mil.data.bags import Batch, Features, PatientBags
+from mil.data.bags import PatientBags
+from mil.data.features import Batch, Features
 from mil.heads import Whitening
 from mil.heads.random_streams import RandomStreams
 
@@ -19,199 +20,189 @@ __all__ = ["CacheSpec", "FeatureCache", "build_caches", "length_buckets"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureCache:
-    """Bags one after another in one piece of memory, on the device of training."""
+    """Whitened bags, concatenated in one tensor on the training device."""
 
     tiles: Tensor
-    """Shape (tiles x n_versions, n_components), float32: whitened tiles of all patients, all
-    versions of a tile one after another, the plain one first."""
+    """Shape (tiles × n_versions, n_components), float32: the versions of a tile are consecutive,
+    the plain one first."""
     starts: Tensor
-    """Shape (patients,), int64: where a patient's tiles begin."""
+    """Shape (patients,), int64: index of a patient's first tile."""
     lengths: Tensor
-    """Shape (patients,), int64: how many tiles a patient has, at least one."""
+    """Shape (patients,), int64: number of a patient's tiles, at least one."""
     labels: Tensor
     """Shape (patients,), int64: class indices."""
     n_versions: int = 1
-    """Looks at each tile: the plain one, and its views."""
+    """Versions of each tile: the plain one and its augmented views."""
     instance_labels: Tensor | None = None
-    """Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`; None
-    without."""
+    """Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`."""
 
     @classmethod
-    def joined(cls, shelves: Sequence[FeatureCache]) -> FeatureCache:
-        """All of them as one; the patients of the second come after those of the first."""
-        if len(shelves) == 1:
-            return shelves[0]
+    def concatenate(cls, caches: Sequence[FeatureCache]) -> FeatureCache:
+        """Return one cache; patients of the second come after those of the first, and so on."""
+        if len(caches) == 1:
+            return caches[0]
         offset, starts = 0, []
-        for shelf in shelves:
-            starts.append(shelf.starts + offset)
-            offset += len(shelf.tiles) // shelf.n_versions
+        for cache in caches:
+            starts.append(cache.starts + offset)
+            offset += len(cache.tiles) // cache.n_versions
+        labelled = [c.instance_labels for c in caches if c.instance_labels is not None]
         return cls(
-            tiles=torch.cat([shelf.tiles for shelf in shelves]),
+            tiles=torch.cat([cache.tiles for cache in caches]),
             starts=torch.cat(starts),
-            lengths=torch.cat([shelf.lengths for shelf in shelves]),
-            labels=torch.cat([shelf.labels for shelf in shelves]),
-            n_versions=shelves[0].n_versions,
-            instance_labels=None
-            if shelves[0].instance_labels is None
-            else torch.cat(
-                [shelf.instance_labels for shelf in shelves if shelf.instance_labels is not None]
-            ),
+            lengths=torch.cat([cache.lengths for cache in caches]),
+            labels=torch.cat([cache.labels for cache in caches]),
+            n_versions=caches[0].n_versions,
+            instance_labels=torch.cat(labelled) if labelled else None,
         )
 
-    def draw(self, patients: Tensor, n_tiles: int, luck: RandomStreams) -> Batch:
-        """At most so many random tiles of each patient, and a random look at each.
+    def sample(self, patients: Tensor, n_tiles: int, rng: RandomStreams) -> Batch:
+        """Sample tiles of each patient, each in a random version.
 
-        A larger bag is cut into ``n_tiles`` stretches of one length, and one tile is drawn of
-        each, so that every part of a slide is seen in every step. A smaller one is taken whole.
+        A bag of more than ``n_tiles`` is divided into ``n_tiles`` segments of equal length, and one
+        tile is sampled from each, so that every part of a slide contributes to every step. A
+        smaller bag is used whole.
 
         Parameters
         ----------
         patients
-            Shape (batch,), int64: which patients.
+            Shape (batch,), int64: indices of patients.
         n_tiles
-            Tiles of a patient at most. As many columns are drawn, whoever the patients are.
-        luck
-            With a row for each patient.
+            Maximum number of tiles per patient, and the width of the batch.
+        rng
+            Random numbers with a row per patient.
         """
-        return self.draw_marked(patients, n_tiles, luck)[0]
+        return self.sample_labelled(patients, n_tiles, rng)[0]
 
-    def draw_marked(
-        self, patients: Tensor, n_tiles: int, luck: RandomStreams
+    def sample_labelled(
+        self, patients: Tensor, n_tiles: int, rng: RandomStreams
     ) -> tuple[Batch, Tensor | None]:
-        """As :meth:`draw`, with labels of the images drawn, shape (batch, tiles); None without."""
+        """Sample as :meth:`sample`, with labels of the images, shape (batch, tiles), if any."""
         size, device = (len(patients), n_tiles), self.tiles.device
-        places, mask = self._find(patients, luck.uniform(*size, device=device))
-        looks: Tensor | int = 0
+        tiles, mask = self._locate(patients, rng.uniform(*size, device=device))
+        versions: Tensor | int = 0
         if self.n_versions > 1:
-            looks = luck.integers(self.n_versions, *size, device=device)
-        instance_labels = None if self.instance_labels is None else self.instance_labels[places]
-        return self._take(places, mask, looks), instance_labels
+            versions = rng.integers(self.n_versions, *size, device=device)
+        labels = None if self.instance_labels is None else self.instance_labels[tiles]
+        return self._take(tiles, mask, versions), labels
 
-    def spread(self, patients: Tensor, n_tiles: int | None = None, *, version: int = 0) -> Batch:
-        """One look at at most so many tiles of each patient, evenly spaced; always the same.
+    def take_evenly(
+        self, patients: Tensor, n_tiles: int | None = None, *, version: int = 0
+    ) -> Batch:
+        """Select evenly spaced tiles of each patient, without randomness.
 
         Parameters
         ----------
         patients
-            Shape (batch,), int64: which patients.
+            Shape (batch,), int64: indices of patients.
         n_tiles
-            Tiles of a patient at most; all of them by default.
-        look
-            Which one; 0 for the plain tiles.
+            Maximum number of tiles per patient; all of them by default.
+        version
+            Version of the tiles; 0 for the plain ones.
         """
         longest = int(self.lengths[patients].max())
         width = longest if n_tiles is None else min(n_tiles, longest)
         middle = torch.full((1, width), 0.5, device=self.tiles.device)
-        return self._take(*self._find(patients, middle.expand(len(patients), -1)), version)
+        return self._take(*self._locate(patients, middle.expand(len(patients), -1)), version)
 
-    def _find(self, patients: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-        """The tile at ``within`` (batch, width), from 0 to below 1, of each stretch of a bag.
+    def _locate(self, patients: Tensor, fractions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tile at a fraction, 0 to below 1, of each segment of a bag, and the mask.
 
-        Returns tiles and which of them are real, both of shape (batch, width).
+        ``fractions``, the indices of tiles and the mask all have shape (batch, width).
         """
-        width = within.shape[1]
+        width = fractions.shape[1]
         lengths = self.lengths[patients, None]  # (batch, 1)
-        steps = torch.arange(width, device=within.device)
-        # In double precision, or the last stretch of a large bag could end behind its last tile.
-        drawn = ((steps + within.double()) * (lengths / width)).long()
-        places = torch.where(lengths > width, torch.minimum(drawn, lengths - 1), steps)
+        steps = torch.arange(width, device=fractions.device)
+        # In single precision the last segment of a large bag could end after its last tile.
+        sampled = ((steps + fractions.double()) * (lengths / width)).long()
+        tiles = torch.where(lengths > width, torch.minimum(sampled, lengths - 1), steps)
         mask = steps < lengths
-        return self.starts[patients, None] + torch.where(mask, places, 0), mask
+        return self.starts[patients, None] + torch.where(mask, tiles, 0), mask
 
-    def _take(self, tiles: Tensor, mask: Tensor, looks: Tensor | int = 0) -> Batch:
-        """These tiles, by ``looks``, one or of the same shape."""
-        places = tiles * self.n_versions + looks
-        found = self.tiles.index_select(0, places.view(-1)).view(*places.shape, -1)
-        return Batch(found * mask[..., None] if not mask.all() else found, mask)
+    def _take(self, tiles: Tensor, mask: Tensor, versions: Tensor | int) -> Batch:
+        """Gather tiles, shape (batch, width), in one version or in one per tile."""
+        rows = tiles * self.n_versions + versions
+        features = self.tiles.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+        return Batch(features * mask[..., None] if not mask.all() else features, mask)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheSpec:
-    """What a shelf is to hold."""
+    """Patients and whitening of a feature cache that is to be built."""
 
     bags: PatientBags
-    """Where the tiles are."""
+    """Store of at least these patients."""
     patient_ids: Sequence[str]
-    """Patients in the order of the shelf, each with a tile."""
+    """Patients in the order of the cache, each with at least one tile."""
     labels: npt.NDArray[np.int64]
     """Class index of each, shape (patients,)."""
     whitening: Whitening
-    """Of their tiles, on the device of the shelf."""
+    """Whitening of their tiles, on the device of the cache."""
 
 
-def build_caches(plans: Sequence[CacheSpec]) -> list[FeatureCache]:
-    """A shelf for each plan.
-
-    A bag that several plans name is taken to the device once, where it lies in memory.
-    """
-    shelves, parts = [], []
-    for plan in plans:
-        device = plan.whitening.mean.device
-        lengths = [plan.bags.n_tiles[name] for name in plan.patient_ids]
-        # One piece of memory: many small ones among passing large ones would tear the heap to
-        # pieces.
-        n_components = plan.whitening.matrix.shape[1]
-        tiles = torch.empty(sum(lengths), plan.bags.n_versions, n_components, device=device)
-        parts.append(dict(zip(plan.patient_ids, torch.split(tiles, lengths), strict=True)))
+def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
+    """Build a cache per spec; a bag that several specs name is read and moved once."""
+    caches, parts = [], []
+    for spec in specs:
+        device = spec.whitening.mean.device
+        lengths = [spec.bags.n_tiles[name] for name in spec.patient_ids]
+        # One allocation: many small ones between temporary large ones would fragment the heap.
+        n_components = spec.whitening.matrix.shape[1]
+        tiles = torch.empty(sum(lengths), spec.bags.n_versions, n_components, device=device)
+        parts.append(dict(zip(spec.patient_ids, torch.split(tiles, lengths), strict=True)))
         counts = torch.tensor(lengths, device=device)
-        shelves.append(
+        images = spec.bags.instance_labels
+        caches.append(
             FeatureCache(
                 tiles=tiles.view(-1, n_components),
                 starts=counts.cumsum(0) - counts,
                 lengths=counts,
-                labels=torch.from_numpy(plan.labels).to(device),
-                n_versions=plan.bags.n_versions,
-                instance_labels=_marks(plan, device=device),
+                labels=torch.from_numpy(spec.labels).to(device),
+                n_versions=spec.bags.n_versions,
+                instance_labels=torch.from_numpy(
+                    np.concatenate([images[name] for name in spec.patient_ids])
+                ).to(device)
+                if images
+                else None,
             )
         )
     with torch.no_grad():
-        for name in dict.fromkeys(name for plan in plans for name in plan.patient_ids):
-            asked = [
-                (plan, of_plan[name])
-                for plan, of_plan in zip(plans, parts, strict=True)
-                if name in of_plan
+        for name in dict.fromkeys(name for spec in specs for name in spec.patient_ids):
+            targets = [
+                (spec, by_patient[name])
+                for spec, by_patient in zip(specs, parts, strict=True)
+                if name in by_patient
             ]
-            _whiten([(plan, plan.bags.features[name], part[:, :1]) for plan, part in asked])
+            _whiten((spec, spec.bags.features[name], part[:, :1]) for spec, part in targets)
             _whiten(
-                [
-                    (plan, plan.bags.views[name], part[:, 1:])
-                    for plan, part in asked
-                    if plan.bags.views
-                ]
+                (spec, spec.bags.views[name], part[:, 1:])
+                for spec, part in targets
+                if spec.bags.views
             )
-    return shelves
+    return caches
 
 
-def length_buckets(widths: Sequence[int], room: int) -> list[slice]:
-    """Neighbours that, padded to the widest of them, take at most ``room`` tiles; one at least.
+def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
+    """Return slices of bags whose tiles, padded to the longest bag of a slice, fit ``room``.
 
     Parameters
     ----------
-    widths
-        Tiles of each, falling.
+    lengths
+        Tiles per bag, descending.
     room
-        Tiles of a block.
+        Tiles per slice; a single bag may exceed it.
     """
-    blocks, start = [], 0
-    while start < len(widths):
-        n = max(1, room // widths[start])
-        blocks.append(slice(start, start + n))
+    slices, start = [], 0
+    while start < len(lengths):
+        n = max(1, room // lengths[start])
+        slices.append(slice(start, start + n))
         start += n
-    return blocks
+    return slices
 
 
-def _whiten(asked: Iterable[tuple[CacheSpec, Features, Tensor]]) -> None:
-    """Fill parts of shelves, shape (tiles, looks, n_components), with one bag, whitened."""
-    loaded, near = None, torch.empty(0)
-    for plan, bag, part in asked:
+def _whiten(targets: Iterable[tuple[CacheSpec, Features, Tensor]]) -> None:
+    """Write one bag, whitened, into parts of caches, shape (tiles, versions, n_components)."""
+    loaded, on_device = None, torch.empty(0)
+    for spec, bag, part in targets:
         if bag is not loaded:
-            loaded, near = bag, torch.from_numpy(bag).to(part.device).float()
-        part.copy_(plan.whitening(near).view(part.shape))
-
-
-def _marks(plan: CacheSpec, *, device: torch.device) -> Tensor | None:
-    """Labels of the patients' images, shape (tiles,); None where there are none."""
-    if not plan.bags.instance_labels:
-        return None
-    instance_labels = [plan.bags.instance_labels[name] for name in plan.patient_ids]
-    return torch.from_numpy(np.concatenate(instance_labels)).to(device)
+            loaded, on_device = bag, torch.from_numpy(bag).to(part.device).float()
+        part.copy_(spec.whitening(on_device).view(part.shape))

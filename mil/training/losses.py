@@ -1,4 +1,4 @@
-"""What heads are trained to make small."""
+"""Training losses of bags and of attention."""
 
 from __future__ import annotations
 
@@ -15,51 +15,46 @@ __all__ = ["LOSSES", "BagLoss", "bag_loss", "class_weights", "instance_attention
 LOSSES = ("balanced", "cross-entropy", "focal")
 """Names of losses: class-balanced log loss (the metric itself), log loss, focal loss."""
 
-_FOCUSING = 2.0  # of the focal loss, as in the paper
-_LEAST = 1e-6  # share of the attention whose logarithm is still taken
+_GAMMA = 2.0  # of the focal loss, as in the paper
+_MIN_ATTENTION = 1e-6  # keeps logarithms finite
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BagLoss:
-    """A loss by patient."""
+    """Loss per patient, with class weights for its mean."""
 
     weights: Tensor
-    """Shape (classes,): of the patients of a class; averages 1 over the patients."""
-    focusing: float
+    """Shape (classes,): weight of a class; the mean over the training patients is 1."""
+    gamma: float
     """Exponent of ``1 - p`` in the focal loss; 0 is log loss."""
     label_smoothing: float
-    """Share of a label that is spread evenly over all classes."""
+    """Share of a label that is distributed over all classes."""
 
-    def __call__(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Losses of patients, not weighted.
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return unweighted losses of patients, shape (batch,), in nats.
 
         Parameters
         ----------
         logits
             Shape (batch, classes).
-        truth
+        target
             Shape (batch,), int64: class indices.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch,), in nats.
         """
-        if not self.focusing:
+        if not self.gamma:
             return functional.cross_entropy(
-                logits, truth, reduction="none", label_smoothing=self.label_smoothing
+                logits, target, reduction="none", label_smoothing=self.label_smoothing
             )
         log_proba = torch.log_softmax(logits, dim=-1)
         n_classes = logits.shape[-1]
-        smooth = functional.one_hot(truth, n_classes).to(logits.dtype)
+        smooth = functional.one_hot(target, n_classes).to(logits.dtype)
         smooth = smooth * (1 - self.label_smoothing) + self.label_smoothing / n_classes
-        # 1 - p from its logarithm: exact where p is near 1.
-        unsure = (-torch.expm1(log_proba)) ** self.focusing
-        return -(smooth * unsure * log_proba).sum(dim=-1)
+        # expm1 is exact where p is near 1.
+        modulating_factor = (-torch.expm1(log_proba)) ** self.gamma
+        return -(smooth * modulating_factor * log_proba).sum(dim=-1)
 
 
 def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: float = 0.0) -> BagLoss:
-    """The loss of that name for patients with these labels.
+    """Build the loss of that name for training patients with these labels.
 
     ``balanced`` gives every class the same total weight (the metric itself). ``cross-entropy``
     gives every patient the same. ``focal`` is ``-w_y (1 - p_y)² log p_y`` (Lin et al., 2017),
@@ -70,32 +65,32 @@ def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: floa
     name
         One of :data:`LOSSES`.
     labels
-        Shape (patients,), int64: class indices of those who are learned from.
+        Shape (patients,), int64: class indices of the training patients.
     n_classes
         Number of classes.
     label_smoothing
-        Share of a label that is spread over all classes (Szegedy et al., 2016).
+        Share of a label that is distributed over all classes (Szegedy et al., 2016).
 
     Raises
     ------
     RunError
-        If there is no loss of that name.
+        If the name is unknown.
     """
     if name not in LOSSES:
         raise RunError(f"loss {name!r}", actual="unknown", expected=" or ".join(LOSSES))
     weights = class_weights(labels, n_classes)
     return BagLoss(
         weights=torch.ones_like(weights) if name == "cross-entropy" else weights,
-        focusing=_FOCUSING if name == "focal" else 0.0,
+        gamma=_GAMMA if name == "focal" else 0.0,
         label_smoothing=label_smoothing,
     )
 
 
-def instance_attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
-    """How far the attention is from images that show something, where labels of images tell.
+def instance_attention_loss(attention: Tensor, mask: Tensor, instance_labels: Tensor) -> Tensor:
+    """Return the log loss of attending to positive images, shape (batch,), in nats.
 
-    Minus the logarithm of the share that lies on them, of all attention on images with a label: the
-    likelihood of drawing one of them. Patients whose images do not have both answers teach nothing.
+    It is minus the logarithm of the share of positive images in the attention to all labelled
+    images of a patient; 0 for patients without images of both labels.
 
     Parameters
     ----------
@@ -103,21 +98,19 @@ def instance_attention_loss(attention: Tensor, mask: Tensor, marks: Tensor) -> T
         Shape (batch, tiles).
     mask
         Shape (batch, tiles), bool: real tiles.
-    marks
-        Shape (batch, tiles): 1, 0, or -1 where nobody looked.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (batch,), in nats.
+    instance_labels
+        Shape (batch, tiles): 1, 0, or -1 if unknown.
     """
-    shown, known = (marks == 1) & mask, (marks >= 0) & mask  # (batch, tiles)
-    on, of = ((attention * where).sum(dim=1).clamp(min=_LEAST) for where in (shown, known))
-    both = shown.any(dim=1) & (known & ~shown).any(dim=1)  # (batch,), as on and of
-    return torch.where(both, of.log() - on.log(), torch.zeros_like(on))
+    positive, known = (instance_labels == 1) & mask, (instance_labels >= 0) & mask
+    on_positive, on_known = (
+        (attention * where).sum(dim=1).clamp(min=_MIN_ATTENTION) for where in (positive, known)
+    )  # (batch,) each
+    has_both = positive.any(dim=1) & (known & ~positive).any(dim=1)
+    losses = on_known.log() - on_positive.log()
+    return torch.where(has_both, losses, torch.zeros_like(losses))
 
 
 def class_weights(labels: Tensor, n_classes: int) -> Tensor:
-    """Weights by class that give every class the same total and average 1 over patients."""
+    """Return weights, shape (classes,), with equal totals per class and mean 1 over patients."""
     counts = torch.bincount(labels, minlength=n_classes).clamp(min=1)
     return len(labels) / (n_classes * counts.float())

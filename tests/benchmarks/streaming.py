@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from features.bags.h5 import find_bags, write_bag
-from mil.data.bags import OnDiskFeatures, load_patient_bags
+from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
+from mil.data.features import OnDiskFeatures
 from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
 from tests.fakes import make_bag

@@ -177,7 +177,7 @@ def _train_peer(
 
 
 def _score(head: Head, bag: Tensor) -> Tensor:
-    return head.score(
+    return head.forward_components(
         bag[None], torch.ones(1, len(bag), dtype=torch.bool, device=bag.device)
     ).logits
 

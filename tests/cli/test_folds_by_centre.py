@@ -26,7 +26,7 @@ def test_leaving_one_centre_out_judges_every_patient_and_is_written_down(tmp_pat
     result = train(table, "--by", "centre", "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
-    assert "each of 3 centres was judged by heads trained on the others" in str(data["notes"])
+    assert "each of 3 centres was predicted by heads trained on the others" in str(data["notes"])
     folds = read_table(tmp_path / "run" / "folds.csv")
     assert sorted(folds["patient_id"]) == sorted(centres)
     for _, judged in folds.groupby("fold"):

@@ -11,8 +11,9 @@ from features.bags.h5 import find_bags, read_features, write_bag
 from features.errors import BagError
 from features.utils.hardware import available_memory
 from mil.data import bags
-from mil.data.bags import OnDiskFeatures, PatientBags, load_patient_bags
+from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
+from mil.data.features import OnDiskFeatures
 from mil.data.splits import patient_folds
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate

@@ -37,7 +37,7 @@ def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Pa
     with pytest.raises(CohortError, match="row 2: label is 'yes'"):
         read_instance_labels(tmp_path / "a.csv", ["label"])
     (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,1\ns,x/1.dcm,0\n")
-    with pytest.raises(CohortError, match=r"row 2: label of image 'x/1\.dcm' is 0 and 1"):
+    with pytest.raises(CohortError, match=r"row 3: label of image 'x/1\.dcm' is 0 and 1"):
         read_instance_labels(tmp_path / "a.csv", ["label"])
 
 
@@ -91,7 +91,7 @@ def test_labels_stay_with_their_images_where_some_are_drawn() -> None:
         tiles=numbers[:, None].float(), starts=torch.tensor([0, 30]), lengths=lengths,
         labels=torch.zeros(2, dtype=torch.int64), instance_labels=(numbers % 3 == 0).to(torch.int8),
     )  # fmt: skip
-    batch, marks = FeatureCache.joined([shelf, shelf]).draw_marked(
+    batch, marks = FeatureCache.concatenate([shelf, shelf]).sample_labelled(
         torch.tensor([0, 3]), 8, RandomStreams()
     )
     assert marks is not None

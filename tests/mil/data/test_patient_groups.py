@@ -180,9 +180,7 @@ def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.Mon
     standing = group_ids(cohort.patient_ids, list(twins.items()))
     assert len(set(standing.tolist())) == 60
     for lesson in taught:
-        stopped_on, learned = (
-            set(standing[p.numpy()]) for p in (lesson.stopped_on, lesson.learned)
-        )
+        stopped_on, learned = (set(standing[p.numpy()]) for p in (lesson.val_idx, lesson.train_idx))
         assert stopped_on
         assert not stopped_on & learned
     assert len(taught) == settings.n_members

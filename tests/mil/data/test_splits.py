@@ -191,8 +191,8 @@ def test_each_centre_is_left_out_once_and_every_patient_judged_once() -> None:
 def test_a_centre_with_one_class_is_judged_and_said() -> None:
     cohort = cohort_with_centres({"10": "aab", "2": "ab", "7": "bb"})
     said = split_notes(cohort, leave_one_centre_out(cohort), by="centre")
-    assert "each of 3 centres was judged by heads trained on the others" in said[0]
-    assert "centres with one class only, judged all the same: '7'" in said[1]
+    assert "each of 3 centres was predicted by heads trained on the others" in said[0]
+    assert "centres with one class only: '7'" in said[1]
     both = cohort_with_centres({"1": "ab", "2": "ab"})
     assert len(split_notes(both, leave_one_centre_out(both), by="centre")) == 1
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mil.errors import RunError
 from mil.heads import HeadOutput, attention, build_head, head_names, transmil
-from mil.heads.base import ByteDropout, fast_tanh
+from mil.heads.base import fast_tanh
+from mil.heads.dropout import ByteDropout
 from tests.batches import pad
 
 
@@ -107,9 +108,9 @@ def test_gated_attention_equals_its_formula() -> None:
     with torch.inference_mode():
         output = head(tiles, torch.ones(1, 7, dtype=torch.bool))
         h = head.embed((tiles[0] - head.whitening.mean) @ head.whitening.matrix)
-        v = torch.tanh(h @ head.look.weight.T + head.look.bias)
-        u = torch.sigmoid(h @ head.gate.weight.T + head.gate.bias)
-        a = torch.softmax((v * u) @ head.weigh.weight[0], dim=0)
+        v = torch.tanh(h @ head.fc_v.weight.T + head.fc_v.bias)
+        u = torch.sigmoid(h @ head.fc_u.weight.T + head.fc_u.bias)
+        a = torch.softmax((v * u) @ head.fc_w.weight[0], dim=0)
         logits = head.classify(a @ h)
     torch.testing.assert_close(output.attention[0], a)
     torch.testing.assert_close(output.logits[0], logits)
@@ -153,7 +154,7 @@ def test_log_sum_exp_equals_its_formula_and_lies_between_mean_and_max() -> None:
 
 def test_dual_stream_equals_its_formula() -> None:
     head, output, h = evaluate("dsmil", torch.randn(6, 6))
-    z, q = head.judge(h), torch.tanh(head.query(h))
+    z, q = head.classify_tiles(h), torch.tanh(head.query(h))
     looks = torch.stack([(q @ q[z[:, c].argmax()] / 8).softmax(dim=0) for c in range(3)])
     second = head.classify((looks @ h).flatten())
     torch.testing.assert_close(output.logits[0], (z.amax(dim=0) + second) / 2)

@@ -27,11 +27,11 @@ def test_what_an_ensemble_is_dealt_does_not_depend_on_those_beside_it() -> None:
 
 
 def test_those_who_stay_are_dealt_on_from_their_own_streams() -> None:
-    luck, alone = RandomStreams(streams(1, 1, 2, 2)), RandomStreams(streams(2))
-    for some in (luck.uniform(4, 3, device=CPU)[2:], alone.uniform(2, 3, device=CPU)):
+    rng, alone = RandomStreams(streams(1, 1, 2, 2)), RandomStreams(streams(2))
+    for some in (rng.uniform(4, 3, device=CPU)[2:], alone.uniform(2, 3, device=CPU)):
         assert len(some) == 2
-    luck.keep([0, 3])
-    assert torch.equal(luck.uniform(2, 3, device=CPU)[1:], alone.uniform(1, 3, device=CPU))
+    rng.select([0, 3])
+    assert torch.equal(rng.uniform(2, 3, device=CPU)[1:], alone.uniform(1, 3, device=CPU))
 
 
 def test_without_streams_torch_s_own_is_drawn_from() -> None:

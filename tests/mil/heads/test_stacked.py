@@ -32,12 +32,12 @@ def test_a_stack_says_and_learns_of_each_patient_what_its_head_does(name: str) -
     truth = torch.tensor([0, 1, 2, 1, 0, 2])
     batch = pad(bags)
     stack = StackedHeads([head.eval() for head in heads], RandomStreams())
-    output = stack.module.score(*batch)
+    output = stack.module.forward_components(*batch)
     own = stack.module.auxiliary_loss(output, batch.mask, truth)
     (output.logits.logsumexp(1) + (0 if own is None else own)).sum().backward()
     for place, head in enumerate(heads):
         part = slice(2 * place, 2 * place + 2)
-        alone = head.score(batch.features[part], batch.mask[part])
+        alone = head.forward_components(batch.features[part], batch.mask[part])
         torch.testing.assert_close(alone.logits, output.logits[part])
         torch.testing.assert_close(alone.attention, output.attention[part])
         auxiliary = head.auxiliary_loss(alone, batch.mask[part], truth[part])
@@ -49,7 +49,7 @@ def test_a_stack_says_and_learns_of_each_patient_what_its_head_does(name: str) -
 def test_weights_are_copied_in_and_out() -> None:
     heads, others = make("gated", 3), make("gated", 4)[1:]
     stack = StackedHeads(heads, RandomStreams())
-    stack.copy_to(1, others[0])
+    stack.export(1, others[0])
     for weight, copied in zip(heads[1].parameters(), others[0].parameters(), strict=True):
         assert torch.equal(weight, copied)
         assert weight.data_ptr() != copied.data_ptr()
@@ -59,7 +59,7 @@ def test_a_head_alone_is_its_own_module() -> None:
     (head,) = make("transmil", 1)
     stack = StackedHeads([head], RandomStreams())
     assert type(stack.module) is type(head)
-    assert stack.by_head(stack.parameters()[0]).shape[0] == 1
+    assert stack.per_head(stack.parameters()[0]).shape[0] == 1
 
 
 def test_heads_that_stay_go_on_as_if_the_others_had_never_been_there() -> None:
@@ -70,10 +70,12 @@ def test_heads_that_stay_go_on_as_if_the_others_had_never_been_there() -> None:
         optimiser = torch.optim.AdamW(stack.parameters(), lr=0.1, fused=True)
         for step in range(4):
             if step == 2 and len(places) == 3:
-                stack.keep([0, 2], optimiser)
+                stack.select([0, 2], optimiser)
             bags = torch.linspace(-1, 1, 60).view(1, 12, 5).expand(stack.n_heads, -1, -1)
             optimiser.zero_grad()
-            output = stack.module.eval().score(bags, torch.ones(stack.n_heads, 12).bool())
+            output = stack.module.eval().forward_components(
+                bags, torch.ones(stack.n_heads, 12).bool()
+            )
             output.logits[:, 1].square().sum().backward()
             optimiser.step()
         found.append([weight.detach().clone() for weight in stack.parameters()])

@@ -84,7 +84,7 @@ def test_a_heads_own_loss_is_part_of_what_is_trained_on(
 def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
     settings = TrainConfig(schedule="one-cycle", learning_rate=0.01)
-    schedule = trainer.build_schedule(optimiser, settings, n_steps=50)
+    schedule = trainer.build_scheduler(optimiser, settings, n_steps=50)
     rates = []
     for _ in range(50):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -104,7 +104,7 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
     head = build_head("mean", dim=5, n_components=5, n_classes=2)
     torch.nn.init.normal_(head.classify.weight)
     lesson = trainer.TrainSplit(
-        member=0, learned=torch.arange(4), stopped_on=torch.empty(0, dtype=torch.int64),
+        member=0, train_idx=torch.arange(4), val_idx=torch.empty(0, dtype=torch.int64),
         stream=torch.Generator().manual_seed(3),
     )  # fmt: skip
     settings = TrainConfig(mixup=1.0)
@@ -113,8 +113,8 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
         n_classes=2, config=settings, on_head=lambda: None,
     )  # fmt: skip
     found = course._loss(torch.arange(4))
-    luck = RandomStreams([lesson.stream.manual_seed(3)])
-    mixture = mix_bags(shelf.draw(torch.arange(4), 6, luck), 1.0, luck)
+    rng = RandomStreams([lesson.stream.manual_seed(3)])
+    mixture = mix_bags(shelf.sample(torch.arange(4), 6, rng), 1.0, rng)
     means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)
     log_proba = head.classify(means).log_softmax(dim=1)
     rows = torch.arange(4)

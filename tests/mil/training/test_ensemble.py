@@ -169,7 +169,7 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
 
 
 def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_STEPS_BETWEEN_CHECKS", 1)
+    monkeypatch.setattr(trainer, "_STEPS_PER_VALIDATION", 1)
     bags, cohort = noise_cohort(60, 3, shift=0.15)
     settings = replace(FAST, early_stopping=True, max_epochs=25, patience=25, learning_rate=0.02)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,))

@@ -30,7 +30,10 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
     torch.manual_seed(seed)
     patients = torch.arange(len(lengths)).flip(0)
     shelf = shelf_of(lengths)
-    for batch in (shelf.draw(patients, n_tiles, RandomStreams()), shelf.spread(patients, n_tiles)):
+    for batch in (
+        shelf.sample(patients, n_tiles, RandomStreams()),
+        shelf.take_evenly(patients, n_tiles),
+    ):
         for patient, features, mask in zip(patients.tolist(), *batch, strict=True):
             length = lengths[patient]
             owners, numbers = features[mask].T
@@ -49,7 +52,7 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
 def test_every_tile_is_drawn_as_often_as_any_other() -> None:
     torch.manual_seed(0)
     shelf = shelf_of([10])
-    drawn = shelf.draw(torch.zeros(8000, dtype=torch.int64), 4, RandomStreams()).features[..., 1]
+    drawn = shelf.sample(torch.zeros(8000, dtype=torch.int64), 4, RandomStreams()).features[..., 1]
     shares = torch.bincount(drawn.long().flatten(), minlength=10) / drawn.numel()
     torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
 
@@ -66,8 +69,8 @@ def test_the_last_tile_of_a_very_large_bag_is_the_last_that_can_be_drawn() -> No
 
 @given(first=LENGTHS, second=LENGTHS)
 def test_joined_shelves_hold_the_same_bags(first: list[int], second: list[int]) -> None:
-    joined = FeatureCache.joined([shelf_of(first), shelf_of(second)])
-    whole = joined.spread(torch.arange(len(first + second)), 50)
+    joined = FeatureCache.concatenate([shelf_of(first), shelf_of(second)])
+    whole = joined.take_evenly(torch.arange(len(first + second)), 50)
     for index, length in enumerate(first + second):
         tiles = whole.features[index, :length]
         assert (tiles[:, 0] == (index if index < len(first) else index - len(first))).all()

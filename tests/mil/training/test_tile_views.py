@@ -13,8 +13,9 @@ import torch
 from features.bags.h5 import find_bags, read_bag, write_bag
 from features.errors import BagError
 from mil.calibration.priors import balanced
-from mil.data.bags import OnDiskFeatures, PatientBags, load_patient_bags
+from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
+from mil.data.features import OnDiskFeatures
 from mil.data.splits import patient_folds
 from mil.errors import RunError
 from mil.heads.ensemble import predict_members, predict_views
@@ -95,13 +96,13 @@ def test_a_step_draws_every_look_at_a_tile_as_often_as_any_other() -> None:
         labels=torch.tensor([0, 1]),
         n_versions=3,
     )
-    both = FeatureCache.joined([shelf, shelf])
-    batch = both.draw(torch.tensor([0, 1, 2, 3] * 500), 3, RandomStreams())
+    both = FeatureCache.concatenate([shelf, shelf])
+    batch = both.sample(torch.tensor([0, 1, 2, 3] * 500), 3, RandomStreams())
     tiles, looks = batch.features[batch.mask].T
     assert set(tiles.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
     shares = torch.bincount(looks.long(), minlength=3) / len(looks)
     torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=0.03, rtol=0)
-    plain = both.spread(torch.tensor([0, 1]), 3)
+    plain = both.take_evenly(torch.tensor([0, 1]), 3)
     assert plain.features[plain.mask].tolist() == [[t, 0.0] for t in (0.0, 1.0, 2.0, 3.0, 4.0)]
 
 

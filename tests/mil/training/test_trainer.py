@@ -119,7 +119,7 @@ def shelf_and_lessons(sizes: list[int]) -> tuple[FeatureCache, list[TrainSplit]]
     parts = torch.arange(n).split(sizes)
     nobody = torch.empty(0, dtype=torch.int64)
     return shelf, [
-        TrainSplit(member=i, learned=p, stopped_on=nobody, stream=torch.Generator().manual_seed(i))
+        TrainSplit(member=i, train_idx=p, val_idx=nobody, stream=torch.Generator().manual_seed(i))
         for i, p in enumerate(parts)
     ]
 
@@ -129,15 +129,15 @@ def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
 ) -> None:
     shelf, given = shelf_and_lessons([33, 32])
     seen: list[torch.Tensor] = []
-    draw = FeatureCache.draw_marked
+    draw = FeatureCache.sample_labelled
 
     def watch(
-        self: FeatureCache, patients: torch.Tensor, n_tiles: int, luck: RandomStreams
+        self: FeatureCache, patients: torch.Tensor, n_tiles: int, rng: RandomStreams
     ) -> object:
         seen.append(patients.view(2, -1))
-        return draw(self, patients, n_tiles, luck)
+        return draw(self, patients, n_tiles, rng)
 
-    monkeypatch.setattr(FeatureCache, "draw_marked", watch)
+    monkeypatch.setattr(FeatureCache, "sample_labelled", watch)
     heads = [build_head("max", dim=4, n_components=4, n_classes=2) for _ in given]
     settings = TrainConfig(batch_patients=11, fixed_steps=3)
     train_heads(heads, given, shelf, n_classes=2, config=settings, on_head=lambda: None)
@@ -145,7 +145,7 @@ def test_an_epoch_shows_every_patient_of_every_lesson_in_even_steps(
     long, short = torch.cat(seen, dim=1)
     assert sorted(long.tolist()) == list(range(33))
     assert sorted(set(short.tolist())) == list(range(33, 65))
-    assert torch.bincount(short).max() == 2  # begun again, not drawn with luck
+    assert torch.bincount(short).max() == 2  # begun again, not drawn with rng
 
 
 def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
@@ -161,12 +161,12 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
     stopped_on = [torch.arange(20), torch.arange(20, 40)[::2]]
     found = []
     for most in (10, 50, 10_000):
-        monkeypatch.setattr(trainer, "_TILES_AT_ONCE", most)
+        monkeypatch.setattr(trainer, "_TILES_PER_BATCH_CPU", most)
         exam = trainer._Validator(stopped_on, shelf, n_classes=2)
-        found.append(exam.losses(trainer.StackedHeads([head, head], RandomStreams()).module))
+        found.append(exam.val_loss(trainer.StackedHeads([head, head], RandomStreams()).module))
     for losses in found[1:]:
         assert losses == pytest.approx(found[0], rel=1e-5)
-    logits = head.eval().score(*shelf.spread(stopped_on[1], 256)).logits.detach()
+    logits = head.eval().forward_components(*shelf.take_evenly(stopped_on[1], 256)).logits.detach()
     labels = shelf.labels[stopped_on[1]]
     losses = -logits.log_softmax(dim=1)[range(10), labels]
     by_class = [losses[labels == label].mean() for label in (0, 1)]

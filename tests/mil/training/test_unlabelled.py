@@ -111,7 +111,7 @@ def test_a_restricted_store_keeps_the_unlabelled() -> None:
     bags, _ = noise_cohort(9, 0)
     joined = bags.with_unlabelled(strangers(bags))
     part = joined.subset(["p001"])
-    features, names = part.without_labels()
+    features, names = part.unsupervised_features()
     assert names == ("p001", *(f"other p{number:03d}" for number in range(6)))
     assert len(features[names[-1]])
     with pytest.raises(KeyError):
