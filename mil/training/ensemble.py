@@ -134,7 +134,7 @@ def _halve_when_out_of_memory(train: _Train) -> _Train:
             for ensemble in train_in_parts(part, config=config, **options)
         )
 
-    return cast(_Train, train_in_parts)
+    return cast("_Train", train_in_parts)
 
 
 @_halve_when_out_of_memory
