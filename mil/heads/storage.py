@@ -9,7 +9,12 @@ from torch import Tensor
 
 from mil.heads.base import Head, build_head
 
-__all__ = ["heads_from_state_dict", "heads_to_state_dict"]
+__all__ = [
+    "heads_from_state_dict",
+    "heads_to_state_dict",
+    "load_stored_state",
+    "stored_state_dict",
+]
 
 _WHITENING = "whitening."
 # Names of modules in files where they differ from the attributes of the heads.
@@ -29,9 +34,9 @@ def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
         Heads of one kind that share their whitening; at least one.
     """
     packed = {
-        f"{index}.{_stored_name(name)}": value
+        f"{index}.{name}": value
         for index, head in enumerate(heads)
-        for name, value in head.state_dict().items()
+        for name, value in stored_state_dict(head).items()
         if not name.startswith(_WHITENING)
     }
     shared = {f"{_WHITENING}{n}": value for n, value in heads[0].whitening.state_dict().items()}
@@ -65,12 +70,28 @@ def heads_from_state_dict(
 
 
 def _unpack(packed: Mapping[str, Tensor], index: int, head: Head) -> Head:
-    names = {_stored_name(name): name for name in head.state_dict()}
     start = f"{index}."
     stored = {name.removeprefix(start): v for name, v in packed.items() if name.startswith(start)}
     stored |= {name: v for name, v in packed.items() if name.startswith(_WHITENING)}
-    head.load_state_dict({names.get(name, name): value for name, value in stored.items()})
+    load_stored_state(head, stored)
     return head.eval()
+
+
+def stored_state_dict(head: Head) -> dict[str, Tensor]:
+    """Return the weights of a head by the names that files have for them."""
+    return {_stored_name(name): value for name, value in head.state_dict().items()}
+
+
+def load_stored_state(head: Head, stored: Mapping[str, Tensor]) -> None:
+    """Load weights by the names that files have for them.
+
+    Raises
+    ------
+    RuntimeError
+        If names or shapes are not those of the head.
+    """
+    names = {_stored_name(name): name for name in head.state_dict()}
+    head.load_state_dict({names.get(name, name): value for name, value in stored.items()})
 
 
 def _stored_name(name: str) -> str:

@@ -25,6 +25,7 @@ from mil.calibration.priors import parse_prior
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
 from mil.heads.ensemble import predict_members
+from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 
@@ -179,7 +180,7 @@ def save_bundle(run: ModelBundle) -> None:
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
             for index, head in enumerate(run.heads)
-            for name, value in head.state_dict().items()
+            for name, value in stored_state_dict(head).items()
         }
         # The writer of safetensors hides the reason of a failed write.
         temporary.write_bytes(save(tensors))
@@ -363,7 +364,7 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
             if name.startswith(f"{index}.")
         }
         try:
-            head.load_state_dict(state)
+            load_stored_state(head, state)
         except RuntimeError as error:
             raise _damaged(path, f"heads.safetensors: {error}") from error
         heads.append(head.eval())

@@ -10,7 +10,7 @@ import pytest
 from features.bags.h5 import find_bags, read_features, write_bag
 from features.errors import BagError
 from features.utils.hardware import available_memory
-from mil.data import bags
+from mil.data import features
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.features import OnDiskFeatures
@@ -81,7 +81,7 @@ def test_a_fold_reads_what_it_learns_from_twice_and_what_it_judges_once(
         read.append(path.stem)
         return read_features(path)
 
-    monkeypatch.setattr(bags, "read_features", watch)
+    monkeypatch.setattr(features, "read_features", watch)
     cross_validate(stored, cohort, [fold], config=FAST, seed=0)
     times = {p: [read.count(s) for s in p.slide_ids] for p in cohort.patients}
     first = fold.train_ids[0]  # says where about the embeddings lie

@@ -305,7 +305,7 @@ def test_a_run_says_what_was_dropped_and_whom_the_filter_knew(
     folder, store, _ = trained
     notes = json.loads((folder / "run" / "notes.json").read_text())["notes"]
     assert any(note.startswith("tiles dropped by the filter: ") for note in notes)
-    assert any("learned from slides of 12 of these patients" in note for note in notes)
+    assert any("trained on slides of 12 of these patients" in note for note in notes)
     assert store.tile_filter is not None
     assert store.tile_filter.sha256[:12] in (folder / "run" / "MODEL_CARD.md").read_text()
 
@@ -343,7 +343,7 @@ def test_bags_with_views_and_stains_made_alike_take_no_filter_as_they_are_read(
 ) -> None:
     cohort = read_cohort(write_cohort(tmp_path, n_patients=6, shift=0.8, n_views=1), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
-    with pytest.raises(FilterError, match="views of tiles in them"):
+    with pytest.raises(FilterError, match="augmented views of tiles"):
         through(bags, cohort, fitted(known_examples()))
     alike = replace(bags, views={}, fingerprint=replace(bags.fingerprint, views="", stain_norm="x"))
     with pytest.raises(FilterError, match="without stain normalisation"):

@@ -184,7 +184,7 @@ def test_clam_has_nothing_to_learn_from_a_single_tile() -> None:
 def test_transmil_looks_at_evenly_spread_tiles_of_a_large_bag_in_any_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transmil, "MOST_TILES", 8)
+    monkeypatch.setattr(transmil, "MAX_TILES", 8)
     tiles = torch.randn(24, 6)
     order = torch.randperm(24)
     head, output, _ = evaluate("transmil", tiles)
@@ -199,7 +199,7 @@ def test_transmil_looks_at_evenly_spread_tiles_of_a_large_bag_in_any_order(
 def test_transmil_treats_a_small_bag_beside_a_large_one_as_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transmil, "MOST_TILES", 8)
+    monkeypatch.setattr(transmil, "MAX_TILES", 8)
     small, large = torch.randn(5, 6), torch.randn(24, 6)
     with torch.inference_mode():
         together = make("transmil")(*pad([small, large]))
@@ -250,7 +250,7 @@ def test_the_gradient_of_the_gate_is_that_of_its_formula() -> None:
     weights = torch.randn(7, 5, dtype=torch.float64)
     slopes = [
         torch.autograd.grad((found * weights).sum(), (x, y))
-        for found in (attention._Gated.apply(x, y), torch.tanh(x) * torch.sigmoid(y))
+        for found in (attention._GatedTanh.apply(x, y), torch.tanh(x) * torch.sigmoid(y))
     ]
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other)

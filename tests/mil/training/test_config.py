@@ -112,7 +112,7 @@ def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
         [trainer._HeadState(head, lesson)], shelf, trainer._EpochShape.of(lesson, shelf, settings),
         n_classes=2, config=settings, on_head=lambda: None,
     )  # fmt: skip
-    found = course._loss(torch.arange(4))
+    found = course._train_loss(torch.arange(4))
     rng = RandomStreams([lesson.stream.manual_seed(3)])
     mixture = mix_bags(shelf.sample(torch.arange(4), 6, rng), 1.0, rng)
     means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)

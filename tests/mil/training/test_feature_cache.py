@@ -63,7 +63,7 @@ def test_the_last_tile_of_a_very_large_bag_is_the_last_that_can_be_drawn() -> No
         tiles=torch.arange(n, dtype=torch.float64)[:, None], starts=torch.tensor([0]),
         lengths=torch.tensor([n]), labels=torch.tensor([0]),
     )  # fmt: skip
-    found, _ = shelf._find(torch.tensor([0]), torch.full((1, 7), 1 - 2**-24))
+    found, _ = shelf._locate(torch.tensor([0]), torch.full((1, 7), 1 - 2**-24))
     assert found[0, -1] in (n - 2, n - 1)
 
 

@@ -152,11 +152,10 @@ def test_the_loss_stopped_on_is_the_balanced_one_over_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bags, cohort = noise_cohort(40, 0)
-    desk = ensemble._prepare(
-        EnsembleTask(bags=bags, labels=labels_of(cohort), seed=(0,)), n_classes=2, settings=FAST,
-        device=torch.device("cpu"),
+    spec = ensemble._cache_spec(
+        EnsembleTask(bags=bags, labels=labels_of(cohort), seed=(0,)), n_classes=2, config=FAST,
     )  # fmt: skip
-    (shelf,) = build_caches([desk.plan])
+    (shelf,) = build_caches([spec])
     head = build_head("gated", dim=16, n_components=8, n_classes=2)
     stopped_on = [torch.arange(20), torch.arange(20, 40)[::2]]
     found = []
@@ -185,7 +184,7 @@ def test_small_cohorts_are_trained_together_and_large_ones_fold_by_fold() -> Non
 def test_many_patients_at_once_are_told_what_each_is_told_alone(
     monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
-    monkeypatch.setattr(ensemble, "_TILES_JUDGED_AT_ONCE", 40)
+    monkeypatch.setattr(ensemble, "_TILES_PER_PREDICTION", 40)
     bags, cohort = noise_cohort(20, 1)
     torch.manual_seed(0)
     heads = [build_head(head, dim=16, n_components=16, n_classes=3).eval() for _ in range(2)]
