@@ -109,7 +109,7 @@ def test_no_fold_learns_from_one_and_judges_the_other(
 def test_those_who_share_a_slide_count_once_where_a_class_is_too_small() -> None:
     _, cohort = noise_cohort(12, 0)  # four patients of class b
     patient_folds(cohort, n_folds=4, n_repeats=1, seed=0)
-    with pytest.raises(SplitError, match=r"3 patients of class 'b', those who share.*--folds 3"):
+    with pytest.raises(SplitError, match=r"3 patients of class 'b', those that share.*--folds 3"):
         patient_folds(cohort, n_folds=4, n_repeats=1, seed=0, linked=[("p003", "p000")])
 
 
