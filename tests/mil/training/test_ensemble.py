@@ -94,7 +94,7 @@ def test_a_restricted_store_does_not_hold_the_others() -> None:
 def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whitening, "_TILES_LOOKED_AT", 10_000)  # all
+    monkeypatch.setattr(whitening, "_TOTAL_TILES", 10_000)  # all
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(6, 6)) * [9, 5, 3, 2, 1, 0.5]
     # More bags than are taken at once, far from 0, of very different sizes.

@@ -66,11 +66,11 @@ def test_finished_assignments_are_taken_over_and_the_others_done(
     kept = Checkpoints(tmp_path / "kept", bags)
     heads: list[str] = []
     with local_fold_executor(bags) as engine:
-        first = FoldRunner(engine, kept=kept, on_head=lambda: heads.append("new")).judge(
+        first = FoldRunner(engine, checkpoints=kept, on_head=lambda: heads.append("new")).judge(
             assignments[:2]
         )
         assert len(heads) == 2 * SETTINGS.n_members
-        again = FoldRunner(_Only(engine, 2), kept=kept, on_head=lambda: heads.append("known"))
+        again = FoldRunner(_Only(engine, 2), checkpoints=kept, on_head=lambda: heads.append("known"))
         judged = again.judge(assignments)
     assert len(heads) == 5 * SETTINGS.n_members
     for (one,), (other,), fold in zip(first, judged, folds, strict=False):
@@ -104,7 +104,7 @@ def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) ->
     (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
     job = FoldJob(folds=(fold,), labels={}, n_classes=2, config=SETTINGS, seeds=((0,),))
     with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
-        FoldRunner(Deadly(), kept=None, on_head=lambda: None).judge([job])
+        FoldRunner(Deadly(), checkpoints=None, on_head=lambda: None).judge([job])
 
 
 def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor(

@@ -138,7 +138,7 @@ def test_the_average_over_looks_is_that_of_single_looks(world: Path, run: ModelB
 def test_many_patients_at_once_are_told_what_each_is_told_alone(
     world: Path, run: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "_TILES_JUDGED_AT_ONCE", 30)
+    monkeypatch.setattr(ensemble, "_TILES_PER_PREDICTION", 30)
     _, bags = load(world)
     names = bags.nonempty()
     together = predict_batch(run.heads, bags, names, device=torch.device("cpu"))
