@@ -70,7 +70,9 @@ def test_finished_assignments_are_taken_over_and_the_others_done(
             assignments[:2]
         )
         assert len(heads) == 2 * SETTINGS.n_members
-        again = FoldRunner(_Only(engine, 2), checkpoints=kept, on_head=lambda: heads.append("known"))
+        again = FoldRunner(
+            _Only(engine, 2), checkpoints=kept, on_head=lambda: heads.append("known")
+        )
         judged = again.judge(assignments)
     assert len(heads) == 5 * SETTINGS.n_members
     for (one,), (other,), fold in zip(first, judged, folds, strict=False):
