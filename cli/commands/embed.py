@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from cli.commands.embed_series import embed_series_command
-from cli.console import finish_on_interrupt, print_json, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, progress_bar, spinner, stderr, stdout
 from cli.options import (
     TILES,
     Address,
@@ -48,26 +47,19 @@ from cli.shared.arguments import (
     select_shard,
     tile_settings,
 )
-from cli.shared.embed_progress import EmbedProgressBars, report_outcomes
-from cli.shared.executors import (
-    EXPECTED_TILES_PER_SLIDE,
-    EmbedOptions,
-    absolute_path,
-    open_executor,
-)
-from features.utils.hardware import CPU_COUNT
+from cli.shared.embed_progress import report_results
+from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from features.embedding.config import EmbedConfig
-    from features.encoders.encoder import Encoder
     from features.filters.classifier import TileFilter
 
 __all__ = []
 
 
 class StainNorm(StrEnum):
-    """How stains are made alike."""
+    """Stain normalisation of the slides."""
 
     none = "none"
     macenko = "macenko"
@@ -196,13 +188,13 @@ def embed(
     require_ray_for_address(engine, address)
     if (series is None) == (not paths):
         raise typer.BadParameter("give either slides or --series", param_hint="--series")
-    if engine is EngineName.ray:  # whose machines have other working folders
-        paths, bags = [absolute_path(path) for path in paths or []], absolute_path(bags)
-        series = series and absolute_path(series)
-    work = EmbedOptions(
-        backbone=backbone, weights=weights, execution=execution, batch=batch, device=device,
-        engine=engine, address=address, workers=workers, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    if engine is EngineName.ray:  # Machines of the cluster have other working directories.
+        bags, series = absolute_path(bags), series and absolute_path(series)
+    options: dict[str, Any] = {
+        "encoder": backbone, "weights": checkpoint_paths(weights), "runtime": execution,
+        "batch_tiles": batch, "device": device, "engine": engine.value, "address": address,
+        "n_workers": workers, "overwrite": overwrite,
+    } | ({} if max_failed is None else {"max_failed": max_failed})  # fmt: skip
     if series is not None:
         reject_options(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
@@ -212,9 +204,8 @@ def embed(
             "goes with slides, not with --series",
         )  # fmt: skip
         embed_series_command(
-            series, bags, work=work, windows=windows, tile_px=tile_px, max_failed=max_failed,
-            shard=shard,
-        )  # fmt: skip
+            series, bags, windows=windows, shard=shard, as_json=as_json, side_px=tile_px, **options
+        )
         return
     tiles = tile_settings(
         mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
@@ -223,89 +214,44 @@ def embed(
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     folder_for_bags(bags)
     slides = select_shard(resolve_slides(paths or []), shard)
-    given = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
-    sieve = None if tile_filter is None else _read_filter(tile_filter, slides)
+    given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
     with spinner("loading torch"):
         from features.embedding.config import EmbedConfig
+        from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
         from features.tiling.augmentation import AugmentationConfig
-        from features.tiling.tissue import TissueSettings
+        from features.visualization.preview import PreviewWriter
 
-    settings = EmbedConfig(
-        tiles=tiles, tissue=TissueSettings(), batch_tiles=batch, n_workers=workers or CPU_COUNT,
-        max_failed=EmbedConfig.max_failed if max_failed is None else max_failed,
-        tile_filter=sieve, stain_norm=stain_norm.value,
-        views=AugmentationConfig(n_views=views, seed=views_seed),
+    config = EmbedConfig(
+        tiles=tiles, tile_filter=read_filter, stain_norm=stain_norm.value,
+        views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
+    n_tiles_expected = len(slides) * TILES_PER_SLIDE
     if dry_run:
-        _estimate(slides, work=work, settings=settings, given_mpp=given)
-    else:
-        _embed(slides, bags, work=work, settings=settings, given_mpp=given, preview=preview)
-
-
-def _estimate(
-    slides: list[Path], *, work: EmbedOptions, settings: EmbedConfig, given_mpp: Mapping[str, float]
-) -> None:
-    """Print what embedding would take, on the first of the devices."""
-    from features.parallel.devices import parse_devices
-
-    request = work.request(n_tiles_expected=len(slides) * EXPECTED_TILES_PER_SLIDE)
-    with spinner("loading the backbone"):
-        encoder = replace(request, device=parse_devices(work.device)[0]).load(None)
-    print_estimate(slides, encoder, settings=settings, given_mpp=given_mpp, as_json=work.as_json)
-
-
-def _embed(
-    slides: list[Path],
-    bags_dir: Path,
-    *,
-    work: EmbedOptions,
-    settings: EmbedConfig,
-    given_mpp: Mapping[str, float],
-    preview: Path | None,
-) -> None:
-    """Embed under progress bars and tell what became of each slide."""
-    from features.embedding.config import make_fingerprint
-    from features.embedding.pipeline import embed_slides_by
-    from features.visualization.preview import PreviewWriter
-
-    plan = work.plan(
-        bags_dir,
-        n_tiles_expected=len(slides) * EXPECTED_TILES_PER_SLIDE,
-        fingerprint=partial(make_fingerprint, settings=settings),
-    )
-    with (
-        open_executor(plan, engine=work.engine, address=work.address) as embedders,
-        progress_bar("tiles") as bars,
-        finish_on_interrupt() as stop,
-    ):
-        outcomes = embed_slides_by(
-            embedders,
-            slides,
-            bags_dir,
-            settings=settings,
-            given_mpp=given_mpp,
-            overwrite=work.overwrite,
-            progress=EmbedProgressBars(bars, n_slides=len(slides)),
-            preview=None if preview is None else PreviewWriter(absolute_path(preview)),
-            stop=stop,
+        print_estimate(
+            slides, config, n_tiles_expected=n_tiles_expected, given_mpp=given_mpp, as_json=as_json
         )
-    report_outcomes(
-        outcomes, bags_dir, n_asked_for=len(slides), stopped=stop.is_set(), as_json=work.as_json
-    )
+        return
+    results, stopped = embed_with_progress(
+        embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
+        units=("slides", "tiles"), may_stop=True, given_mpp=given_mpp,
+        preview=None if preview is None else PreviewWriter(preview.absolute()),
+    )  # fmt: skip
+    report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json)
 
 
 def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
-    """The filter of a file, with a word of warning where it learned from these very slides."""
+    """Read a tile filter, with a warning if it was trained on these slides."""
     from features.filters.classifier import read_filter
     from features.slides.reader import slide_id_of
 
     tile_filter = read_filter(path)
-    seen = {slide.slide_id for slide in tile_filter.examples.slides}
-    if n_seen := len(seen.intersection(map(slide_id_of, slides))):
+    trained_on = {slide.slide_id for slide in tile_filter.examples.slides}
+    if n_trained_on := len(trained_on.intersection(map(slide_id_of, slides))):
         stderr.print(
-            f"warning: the filter learned from {n_seen} of these slides: 'mil train' will refuse "
-            "bags made with it. Embed without --filter and give it to 'mil train --filter', which "
-            "fits it again in each fold.",
+            f"warning: the filter was trained on {n_trained_on} of these slides: 'mil train' will "
+            "refuse bags made with it. Embed without --filter and give it to 'mil train --filter', "
+            "which fits it again in each fold.",
             style="yellow",
         )
     return tile_filter
@@ -313,36 +259,41 @@ def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
 
 def print_estimate(
     slides: list[Path],
-    encoder: Encoder,
+    config: EmbedConfig,
     *,
-    settings: EmbedConfig,
+    n_tiles_expected: int,
     given_mpp: Mapping[str, float],
     as_json: bool,
 ) -> None:
-    """Survey the slides and print tiles, gigabytes and hours; writes nothing."""
+    """Print tiles, gigabytes and hours of a run on the first of its devices; writes nothing."""
     from features.embedding.estimate import estimate_embedding
+    from features.parallel.devices import parse_devices
 
+    config = replace(config, device=parse_devices(config.device)[0])
+    with spinner("loading the encoder"):
+        encoder = config.load_encoder(n_tiles_expected=n_tiles_expected)
     with progress_bar("slides") as bars:
-        task = bars.add_task("finding tissue", total=len(slides))
-        found = estimate_embedding(
-            slides, encoder, settings=settings, given_mpp=given_mpp,
+        task = bars.add_task("segmenting tissue", total=len(slides))
+        estimate = estimate_embedding(
+            slides, encoder, config=config, given_mpp=given_mpp,
             on_slide=lambda: bars.advance(task),
         )  # fmt: skip
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(estimate))
         return
-    title = f"{pluralize(found.n_slides, 'slides')}, nothing written"
+    title = f"{pluralize(estimate.n_slides, 'slides')}, nothing written"
     table = Table(title=title, title_justify="left")
     for name in ("tiles", "bags", "decoding", "backbone", "finding tissue", "in all"):
         table.add_column(name, justify="right")
     table.add_row(
-        f"{found.n_tiles:,}", f"{found.bag_gb:,.3g} GB", f"{found.decode_tiles_per_s:,.0f} tiles/s",
-        f"{found.backbone_tiles_per_s:,.0f} tiles/s", f"{found.survey_s:,.0f} s",
-        _duration(found.hours),
+        f"{estimate.n_tiles:,}", f"{estimate.bag_gb:,.3g} GB",
+        f"{estimate.decode_tiles_per_s:,.0f} tiles/s",
+        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s", f"{estimate.survey_s:,.0f} s",
+        _duration(estimate.hours),
     )  # fmt: skip
     stdout.print(table)
     stdout.print("Hours are for this machine and these options; rules may leave tiles out.")
-    for message in found.failures.values():
+    for message in estimate.failures.values():
         stderr.print(f"failed: {message}", style="yellow")
 
 

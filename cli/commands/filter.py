@@ -23,7 +23,7 @@ from cli.options import (
     Weights,
 )
 from cli.shared.arguments import require_one_resolution, resolve_mpp_table
-from cli.shared.executors import load_encoder_for
+from cli.shared.executors import checkpoint_paths
 from features.utils.text import percent, pluralize
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def fit(
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     with spinner("loading the backbone"):
+        from features.encoders.config import EncoderConfig
         from features.filters.classifier import EmbeddingSpec, write_filter
         from features.filters.examples import embed_examples, read_example_table
         from features.filters.training import fit_filter
@@ -92,10 +93,11 @@ def fit(
         rows = read_example_table(table)
         slides = [row.slide_path for row in rows if row.slide_path is not None]
         given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
-        encoder = load_encoder_for(
-            None, backbone, weights=weights, device=device, batch=batch, execution=execution,
-            n_slides=1,
+        config = EncoderConfig(
+            encoder=backbone, weights=checkpoint_paths(weights), device=device, batch_tiles=batch,
+            runtime=execution,
         )  # fmt: skip
+        encoder = config.load_encoder(n_tiles_expected=len(rows))
     with progress_bar("rows") as bars:
         task = bars.add_task("embedding", total=len(rows))
         examples = embed_examples(

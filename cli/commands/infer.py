@@ -11,24 +11,30 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, spinner, stdout
 from cli.options import (
+    Address,
     BagsSource,
     Batch,
-    Device,
+    Devices,
+    EngineChoice,
+    EngineName,
     JsonOutput,
     MppTable,
     PatientTable,
     RunDir,
     SlideMpp,
     Weights,
-    Workers,
+    WorkersPerDevice,
     flag,
 )
-from cli.shared.arguments import reject_options, require_one_resolution
+from cli.shared.arguments import (
+    reject_options,
+    require_one_resolution,
+    require_ray_for_address,
+)
 from cli.shared.embed_missing import embed_missing_series, embed_missing_slides
 from cli.shared.multilabel import infer_labels, shares_of
 from cli.shared.output import print_caveats
 from cli.shared.runs import newest_run
-from features.utils.hardware import CPU_COUNT
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -107,8 +113,10 @@ def infer(
     as_json: JsonOutput = False,
     weights: Weights = None,
     batch: Batch = 64,
-    device: Device = "auto",
-    workers: Workers = CPU_COUNT,
+    device: Devices = "auto",
+    engine: EngineChoice = EngineName.local,
+    address: Address = None,
+    workers: WorkersPerDevice = None,
 ) -> None:
     """Write one row of calibrated probabilities per patient.
 
@@ -128,6 +136,7 @@ def infer(
     Exit codes: 0 all done, 1 nothing was written, 2 usage, 3 written, but slides failed.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    require_ray_for_address(engine, address)
     if slides is not None and series is not None:
         raise typer.BadParameter("give either --slides or --series", param_hint="--series")
     with spinner("loading the run"):
@@ -155,7 +164,8 @@ def infer(
     n_failed = 0
     missing = {name for p in cohort.patients for name in p.slide_ids if name not in refs}
     options: dict[str, Any] = {
-        "weights": weights, "device": device, "workers": workers, "batch": batch
+        "weights": weights, "device": device, "engine": engine.value, "address": address,
+        "n_workers": workers, "batch_tiles": batch,
     }  # fmt: skip
     if slides is not None and missing:
         n_failed = embed_missing_slides(

@@ -14,15 +14,12 @@ from cli.doctor_checks.base import CheckResult, run_check
 from features.bags.h5 import read_bag
 from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideResult
 from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.encoders.weights import packaged_weights
 from features.errors import MilError
 from features.parallel.devices import choose_device
 from features.slides.base import RgbArray
 from features.slides.synthetic import make_cohort, render_slide, write_slide
-from features.tiling.grid import TileSettings
-from features.tiling.tissue import TissueSettings
 
 __all__ = ["check"]
 
@@ -111,29 +108,15 @@ def _test_tile() -> RgbArray:
 def _embed_slide(encoder: Encoder) -> str:
     """Embed a synthetic slide as ``mil embed`` does, and read its bag."""
     started = time.perf_counter()
-    settings = EmbedConfig(
-        tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=_BATCH_TILES, n_workers=2
-    )
+    config = EmbedConfig(encoder=encoder, batch_tiles=_BATCH_TILES, n_workers=2)
     with tempfile.TemporaryDirectory(prefix="mil-doctor-") as name:
         slide, bags = Path(name) / "synthetic.tif", Path(name) / "bags"
         plan = make_cohort(n_patients=1, seed=1, signal=1.0)[0]
         write_slide(slide, render_slide(plan)[_CROP, _CROP])
-        outcomes = embed_slides(
-            [slide], bags, encoder, settings=settings, given_mpp={}, overwrite=False,
-            progress=_NoProgress(),
-        )  # fmt: skip
-        if outcomes[0].status != "done":
-            raise ValueError(outcomes[0].message)
+        (result,) = embed_slides([slide], bags, config)
+        if result.status != "done":
+            raise ValueError(result.message)
         features = torch.from_numpy(read_bag(bags / "synthetic.h5").features)
     if not torch.isfinite(features).all():
         raise ValueError("embeddings contain NaN or infinity")
     return f"{len(features)} tiles in {time.perf_counter() - started:.1f} s"
-
-
-class _NoProgress:
-    """Progress reports that are discarded."""
-
-    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideResult) -> None: ...
-    def noted(self, text: str) -> None: ...

@@ -1,20 +1,18 @@
-"""What ``mil infer`` embeds first: slides and series that have no bag yet, as the run's were."""
+"""Slides and series that ``mil infer`` embeds first, with the settings of the run's bags."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cli.console import progress_bar, spinner
 from cli.shared.arguments import resolve_mpp_table
-from cli.shared.embed_progress import EmbedProgressBars, print_failures
-from cli.shared.executors import images_expected, load_encoder_for
+from cli.shared.embed_progress import print_failures
+from cli.shared.executors import checkpoint_paths, embed_with_progress
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    from features.embedding.results import SlideResult
-    from features.encoders.encoder import Encoder
+    from features.parallel.base import Executor
     from mil.inference.bundle import ModelBundle
 
 __all__ = ["embed_missing_series", "embed_missing_slides"]
@@ -26,75 +24,72 @@ def embed_missing_slides(
     slides: Path,
     bags_dir: Path,
     *,
-    weights: list[Path] | None,
     slide_mpp: float | None,
     mpp_table: Path | None,
-    device: str,
-    workers: int,
-    batch: int,
+    **options: Any,
 ) -> int:
-    """Embed the slides whose ids are missing among the bags; return how many failed."""
+    """Embed slides that have no bag yet, and return the number of failed ones.
+
+    Parameters
+    ----------
+    run
+        Gives the settings of its bags.
+    missing
+        Slide ids without a bag.
+    slides, bags_dir
+        Folders of the slides and of the bags.
+    slide_mpp, mpp_table
+        Resolution of the slides, µm per level-0 px, for all or by slide id.
+    options
+        Fields of :class:`features.EmbedConfig`, and ``weights`` as on the command line.
+    """
     from features.embedding.config import config_from_fingerprint
-    from features.embedding.pipeline import embed_slides
+    from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
     from features.slides.reader import find_slides, slide_id_of
 
     paths = [path for path in find_slides([slides]) if slide_id_of(path) in missing]
     if not paths:
         return 0
     _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
-    with spinner("loading the backbone"):
-        settings = config_from_fingerprint(
-            run.fingerprint, batch_tiles=batch, n_workers=workers, tile_filter=run.tile_filter
-        )
-        given = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
-        encoder = _encoder_of(
-            run, bags_dir, weights=weights, device=device, batch=batch, n_slides=len(paths)
-        )
-
-    def embed(bars: EmbedProgressBars) -> list[SlideResult]:
-        return embed_slides(
-            paths, bags_dir, encoder, settings=settings, given_mpp=given, overwrite=False,
-            progress=bars,
-        )  # fmt: skip
-
-    return _with_progress(embed, bags_dir, n_bags=len(paths), words=("slides", "tiles"))
+    weights = checkpoint_paths(options.pop("weights"))
+    config = config_from_fingerprint(
+        run.fingerprint, tile_filter=run.tile_filter, weights=weights, **options
+    )
+    given_mpp = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    results, _ = embed_with_progress(
+        embed_slides, paths, bags_dir, config, n_tiles_expected=len(paths) * TILES_PER_SLIDE,
+        units=("slides", "tiles"), may_stop=False, check=_weights_check(run), given_mpp=given_mpp,
+    )  # fmt: skip
+    print_failures(results, bags_dir)
+    return sum(result.status == "failed" for result in results)
 
 
 def embed_missing_series(
-    run: ModelBundle,
-    missing: Collection[str],
-    series: Path,
-    bags_dir: Path,
-    *,
-    weights: list[Path] | None,
-    device: str,
-    workers: int,
-    batch: int,
+    run: ModelBundle, missing: Collection[str], series: Path, bags_dir: Path, **options: Any
 ) -> int:
-    """Embed the series whose ids are missing among the bags; return how many failed."""
+    """Embed series that have no bag yet, and return the number of failed ones.
+
+    Parameters
+    ----------
+    run, missing, series, bags_dir, options
+        As for :func:`embed_missing_slides`.
+    """
     from features.series.config import series_config_from_fingerprint
     from features.series.manifest import read_series
-    from features.series.pipeline import embed_series
+    from features.series.pipeline import embed_series, expected_images
 
     specs = [spec for spec in read_series(series) if spec.bag_id in missing]
     if not specs:
         return 0
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
-    with spinner("loading the backbone"):
-        settings = series_config_from_fingerprint(
-            run.fingerprint, batch_images=batch, n_workers=workers
-        )
-        encoder = _encoder_of(
-            run, bags_dir, weights=weights, device=device, batch=batch,
-            n_tiles_expected=images_expected(specs),
-        )  # fmt: skip
-
-    def embed(bars: EmbedProgressBars) -> list[SlideResult]:
-        return embed_series(
-            specs, bags_dir, encoder, settings=settings, overwrite=False, progress=bars
-        )
-
-    return _with_progress(embed, bags_dir, n_bags=len(specs), words=("series", "images"))
+    weights = checkpoint_paths(options.pop("weights"))
+    config = series_config_from_fingerprint(run.fingerprint, weights=weights, **options)
+    results, _ = embed_with_progress(
+        embed_series, specs, bags_dir, config, n_tiles_expected=expected_images(specs),
+        units=("series", "images"), may_stop=False, check=_weights_check(run),
+    )  # fmt: skip
+    print_failures(results, bags_dir, unit="series")
+    return sum(result.status == "failed" for result in results)
 
 
 def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
@@ -105,48 +100,24 @@ def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
         raise BagError(
             bags_dir,
             actual=f"{pluralize(n_missing, 'slides')} without a bag in it, first {first!r}",
-            expected="all slides of the table: to a packed store nothing can be added",
-            hint="Name a folder of bags, or leave out what they would be made of.",
+            expected="a bag of every slide in the table: nothing can be added to a packed store",
+            hint="Name a folder of bags, or leave out --slides and --series.",
         )
 
 
-def _encoder_of(
-    run: ModelBundle,
-    bags_dir: Path,
-    *,
-    weights: list[Path] | None,
-    device: str,
-    batch: int,
-    n_slides: int = 0,
-    n_tiles_expected: int | None = None,
-) -> Encoder:
-    """The backbone that the run's bags were made with."""
+def _weights_check(run: ModelBundle) -> Any:
+    """Return a check that an executor's encoder has the weights of the run's bags."""
     from mil.errors import RunError
 
-    encoder = load_encoder_for(
-        bags_dir, run.fingerprint.encoder, weights=weights, device=device, batch=batch,
-        execution="auto", n_slides=n_slides, n_tiles_expected=n_tiles_expected,
-    )  # fmt: skip
-    if encoder.weights_sha256 != run.fingerprint.weights_sha256:
-        raise RunError(
-            run.path,
-            actual=f"weights {encoder.weights_sha256[:12]}… for backbone "
-            f"{run.fingerprint.encoder!r}",
-            expected=f"{run.fingerprint.weights_sha256[:12]}…, which its bags were made with",
-            hint="Name their checkpoint with --weights.",
-        )
-    return encoder
+    def check(executor: Executor) -> None:
+        info: Any = executor.info
+        actual, expected = info.fingerprint.weights_sha256, run.fingerprint.weights_sha256
+        if actual != expected:
+            raise RunError(
+                run.path,
+                actual=f"weights {actual[:12]}… for backbone {run.fingerprint.encoder!r}",
+                expected=f"{expected[:12]}…, with which its bags were made",
+                hint="Name their checkpoint with --weights.",
+            )
 
-
-def _with_progress(
-    embed: Callable[[EmbedProgressBars], list[SlideResult]],
-    bags_dir: Path,
-    *,
-    n_bags: int,
-    words: tuple[str, str],
-) -> int:
-    """Embed under progress bars; returns how many failed."""
-    with progress_bar(words[1]) as bars:
-        outcomes = embed(EmbedProgressBars(bars, n_slides=n_bags, what=words[0]))
-    print_failures(outcomes, bags_dir, what=words[0])
-    return sum(outcome.status == "failed" for outcome in outcomes)
+    return check

@@ -1,4 +1,4 @@
-"""Tiles of many slides through the backbone, in batches that do not stop at a slide's border."""
+"""Batches of tiles for the encoder, which span the borders between slides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from features.encoders.encoder import Encoder
 from features.encoders.transfer import ConcatResult, PinnedBufferPool
-from features.errors import TileError
+from features.errors import SlideError, TileError
 from features.filters.classifier import REASON, TileFilter
 from features.slides.base import RgbArray
 from features.tiling.transforms import TileTransform
@@ -26,23 +26,23 @@ __all__ = ["Instances", "SlideBuffer", "encode_slides"]
 
 _BATCHES_AHEAD = 6
 _BATCHES_ON_DEVICE = 2
-_PATIENCE_S = 0.2
+_POLL_S = 0.2
 _NICENESS = 3
-"""Enough to come second; more, and one that holds the interpreter's lock is held up itself."""
+"""Enough to yield to the encoder; more delays threads that hold the interpreter lock."""
 
 
 class Instances(Protocol):
-    """What goes through the backbone for one bag: tiles of a slide, or images of a series."""
+    """Inputs of one bag: the tiles of a slide, or the images of a series."""
 
     @property
     def n_tiles(self) -> int:
-        """How many there are."""
+        """Number of tiles, or images."""
         ...
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Pixels of one, or the rule that leaves it out, or why it cannot be decoded.
+        """Return the pixels of one, the rule that rejects it, or its decoding error.
 
-        All have one size, shape (height_px, width_px, 3), uint8; called from several threads.
+        Pixels have shape (height_px, width_px, 3), uint8, the same for all; thread-safe.
         """
         ...
 
@@ -51,55 +51,55 @@ S = TypeVar("S", bound=Instances)
 
 
 class SlideBuffer(Generic[S]):
-    """A slide, or whatever else becomes one bag, on its way through the backbone.
+    """Embeddings of a slide or series while they are computed.
 
     Parameters
     ----------
-    survey
-        The open slide and its tiles.
+    instances
+        The open slide and its tiles, or the images of a series.
     dim
         Length of an embedding.
-    looks
-        What the backbone is shown of each tile; None for the tile as it is.
+    transform
+        Makes the encoder's inputs of each tile; None for the tile alone.
     tile_filter
-        Drops tiles by their embeddings; None drops none.
+        Rejects tiles by their embeddings; None keeps all.
 
     Attributes
     ----------
     failures
-        One message for each tile that could not be decoded, by its index into the grid.
-    left_out
-        Rule that spoke against a tile, or ``filter``, by its index into the grid.
-    fault
-        What went wrong with the slide as a whole; None if nothing did.
-    n_looks
-        Pictures a tile: the plain one and its views.
+        Decoding error by index into the grid.
+    rejected
+        Name of the rejecting rule, or ``filter``, by index into the grid.
+    error
+        Error of the slide as a whole; None without.
+    n_views
+        Inputs per tile: the plain tile and its augmented views.
     """
 
     def __init__(
         self,
-        survey: S,
+        instances: S,
         *,
         dim: int,
-        looks: TileTransform | None = None,
+        transform: TileTransform | None = None,
         tile_filter: TileFilter | None = None,
     ) -> None:
-        self.survey = survey
-        self._looks = looks
-        self.n_looks = 1 if looks is None else looks.n_views
+        self.instances = instances
+        self._transform = transform
+        self.n_views = 1 if transform is None else transform.n_views
         self._filter = tile_filter
         self.failures: dict[int, str] = {}
-        self.left_out: dict[int, str] = {}
-        self.fault: Exception | None = None
-        n_tiles = survey.n_tiles
-        self._features = np.empty((n_tiles, self.n_looks, dim), np.float32)
+        self.rejected: dict[int, str] = {}
+        self.error: Exception | None = None
+        n_tiles = instances.n_tiles
+        self._features = np.empty((n_tiles, self.n_views, dim), np.float32)
         self._embedded = np.zeros(n_tiles, bool)
-        self._n_left = n_tiles * self.n_looks
+        self._n_pending = n_tiles * self.n_views
 
     @property
     def is_done(self) -> bool:
-        """Whether every tile was dealt with."""
-        return self._n_left == 0
+        """Whether every tile is embedded, rejected or failed."""
+        return self._n_pending == 0
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
@@ -108,154 +108,185 @@ class SlideBuffer(Generic[S]):
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """Embeddings of plain tiles, shape (n_embedded, dim), in the order of the grid."""
+        """Embeddings of plain tiles in grid order, shape (n_embedded, dim)."""
         return np.asarray(self._features[self._embedded, 0])
 
     @property
     def views(self) -> npt.NDArray[np.float32] | None:
-        """Embeddings of their views, shape (n_embedded, n_views, dim); None without views."""
-        return self._features[self._embedded, 1:] if self.n_looks > 1 else None
+        """Embeddings of augmented views, shape (n_embedded, n_views - 1, dim); None without."""
+        return self._features[self._embedded, 1:] if self.n_views > 1 else None
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Pictures of a tile, the plain one first, or why there are none.
+        """Return the encoder's inputs of a tile, the plain one first.
 
         Returns
         -------
         RgbArray, str or TileError
-            Shape (n_looks, height_px, width_px, 3), uint8; or as :meth:`Instances.read`.
+            Shape (n_views, height_px, width_px, 3), uint8; or as :meth:`Instances.read`.
         """
-        tile = self.survey.read(index)
+        tile = self.instances.read(index)
         if not isinstance(tile, np.ndarray):
             return tile
-        return tile[None] if self._looks is None else self._looks(tile, index)
+        return tile[None] if self._transform is None else self._transform(tile, index)
 
-    def store(self, index: int, look: int, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep the embedding of a look at a tile, unless the filter drops the plain tile.
+    def store(self, index: int, view: int, embedding: npt.NDArray[np.float32]) -> None:
+        """Store the embedding of a view, shape (dim,); view 0, the plain tile, comes first.
 
-        The plain one always comes first.
+        The filter is applied to the plain tile.
         """
-        self._n_left -= 1
-        if look == 0:
+        self._n_pending -= 1
+        if view == 0:
             if self._filter is not None and self._filter.predict_drop(embedding[None])[0]:
-                self.left_out[index] = REASON
-            self._embedded[index] = index not in self.left_out
-        self._features[index, look] = embedding
+                self.rejected[index] = REASON
+            self._embedded[index] = index not in self.rejected
+        self._features[index, view] = embedding
 
-    def drop(self, index: int, reason: str | Exception) -> None:
-        """Note that a tile has no embedding: the reason to leave it out, or what went wrong."""
+    def reject(self, index: int, reason: str | Exception) -> None:
+        """Record that a tile has no embedding: the rejecting rule, or an error."""
         if isinstance(reason, str):
-            self.left_out[index] = reason
+            self.rejected[index] = reason
         elif isinstance(reason, TileError):
             self.failures[index] = str(reason)
         else:
-            self.fault = reason
-        self._n_left -= self.n_looks
+            self.error = reason
+        self._n_pending -= self.n_views
 
     def fail(self, error: Exception) -> None:
-        """Note that the backbone failed on a look at a tile."""
-        self.fault = error
-        self._n_left -= 1
+        """Record that the encoder failed on a view."""
+        self.error = error
+        self._n_pending -= 1
+
+    def check_failures(
+        self, where: object, n_tiles: int, *, unit: str, verb: str, max_failed: float, again: str
+    ) -> None:
+        """Raise the error of the slide, or one if too many of its tiles failed.
+
+        Parameters
+        ----------
+        where
+            The slide or series, for the message.
+        n_tiles
+            Number of tiles that were tried.
+        unit, verb, again
+            Words of the message: ``tiles`` that cannot be ``decoded``, and the advice.
+        max_failed
+            Maximum share of failed tiles, 0 to 1.
+
+        Raises
+        ------
+        SlideError
+            If more tiles failed.
+        """
+        if self.error is not None:
+            raise self.error
+        if (n_failed := len(self.failures)) > max_failed * n_tiles:
+            raise SlideError(
+                where,
+                actual=f"{n_failed} of {n_tiles} {unit} cannot be {verb}, "
+                f"first: {next(iter(self.failures.values()))}",
+                expected=f"at most {max_failed:.0%}",
+                hint=f"{again} again, or allow more with --max-failed.",
+            )
 
 
 class _TileRef(NamedTuple):
-    """Where an embedding belongs."""
+    """Destination of an embedding."""
 
-    work: SlideBuffer[Any]
-    number: int
-    look: int
+    buffer: SlideBuffer[Any]
+    position: int
+    """Index into the grid."""
+    view: int
 
 
 class _PendingBatch(NamedTuple):
-    """A batch that the backbone is at work on."""
+    """A batch in the encoder."""
 
-    places: list[_TileRef]
+    refs: list[_TileRef]
     pixels: RgbArray
-    sent: Future[ConcatResult]
+    result: Future[ConcatResult]
 
     @property
-    def is_back(self) -> bool:
-        """Whether its embeddings, or what went wrong, can be had without waiting."""
-        return self.sent.done() and (
-            self.sent.exception() is not None or self.sent.result().is_ready
+    def is_ready(self) -> bool:
+        """Whether its embeddings, or its error, are available without waiting."""
+        return self.result.done() and (
+            self.result.exception() is not None or self.result.result().is_ready
         )
 
 
 class _TileFuture(NamedTuple):
-    """A tile being read; without ``tile`` the announcement of a slide."""
+    """A tile that is being read; ``tile`` is None in the item that announces a slide."""
 
-    work: SlideBuffer[Any]
-    number: int
+    buffer: SlideBuffer[Any]
+    position: int
+    """Index into the grid."""
     tile: Future[RgbArray | str | TileError] | None
 
 
 def encode_slides(
-    works: Iterable[SlideBuffer[S]],
+    buffers: Iterable[SlideBuffer[S]],
     encoder: Encoder,
     *,
     batch_tiles: int,
     n_workers: int,
     on_tiles: Callable[[int], None],
 ) -> Iterator[SlideBuffer[S]]:
-    """Embed the tiles of slides, one after the other, and yield each slide when it is done.
+    """Embed the tiles of slides one slide after the other, and yield each finished slide.
 
-    One thread takes slides from ``works`` and hands their tiles to threads that decode, resample
-    and judge them; the caller's thread gathers batches across slides; one more thread feeds the
-    backbone. At most a few batches of pixels are in memory at any time. A tile that cannot be
-    decoded is left out and told, never replaced by white.
+    One thread takes slides from ``buffers`` and submits their tiles to the threads that decode and
+    resample them and apply the artefact rules; the caller's thread collects batches across slides;
+    another thread feeds the encoder. A few batches of pixels are in memory at any time. A tile that
+    cannot be decoded is recorded as failed, never replaced by white.
 
     Parameters
     ----------
-    works
-        Slides to embed; taken as they are needed, in the thread that reads.
+    buffers
+        Slides to embed; taken when needed, in the reading thread.
     encoder
-        The backbone.
+        Computes the embeddings.
     batch_tiles
-        Tiles that go through the backbone together.
+        Tiles per batch.
     n_workers
-        Threads that decode.
+        Decoding threads.
     on_tiles
-        Called with the number of tiles just dealt with.
+        Called with the number of tiles just finished.
 
     Yields
     ------
     SlideBuffer
-        Each slide once all its tiles are dealt with.
+        Each slide once all its tiles are embedded, rejected or failed.
     """
     ahead = _BATCHES_AHEAD * batch_tiles
+    on_cpu = encoder.device.type == "cpu"
     with (
-        ThreadPoolExecutor(1, thread_name_prefix="backbone") as device,
-        _Reader(
-            works, n_ahead=ahead, n_workers=n_workers, yields=encoder.device.type == "cpu"
-        ) as items,
+        ThreadPoolExecutor(1, thread_name_prefix="encoder") as device,
+        _Reader(buffers, n_ahead=ahead, n_workers=n_workers, low_priority=on_cpu) as items,
     ):
-        lane = _EncoderQueue(device, encoder, on_tiles)
+        queue = _EncoderQueue(device, encoder, on_tiles)
         batch: list[tuple[_TileRef, RgbArray]] = []
-        for work, number, tile in items:
+        for buffer, index, tile in items:
             if tile is None:
-                if work.is_done:  # a slide without tiles
-                    yield work
+                if buffer.is_done:  # The slide has no tiles.
+                    yield buffer
                 continue
-            found = _result(tile)
-            if isinstance(found, np.ndarray):
-                batch += [
-                    (_TileRef(work, number, look), pixels) for look, pixels in enumerate(found)
-                ]
+            pixels = _result(tile)
+            if isinstance(pixels, np.ndarray):
+                batch += [(_TileRef(buffer, index, view), p) for view, p in enumerate(pixels)]
             else:
-                work.drop(number, found)
+                buffer.reject(index, pixels)
                 on_tiles(1)
-                if work.is_done:
-                    yield work
+                if buffer.is_done:
+                    yield buffer
             while len(batch) >= batch_tiles:
-                lane.send(batch[:batch_tiles])
+                queue.send(batch[:batch_tiles])
                 batch = batch[batch_tiles:]
-            yield from lane.collect(most=_BATCHES_ON_DEVICE)
+            yield from queue.collect(max_pending=_BATCHES_ON_DEVICE)
         if batch:
-            lane.send(batch)
-        yield from lane.collect(most=0)
+            queue.send(batch)
+        yield from queue.collect(max_pending=0)
 
 
 class _EncoderQueue:
-    """Batches on their way through the backbone, in a thread that feeds it."""
+    """Batches in the encoder, which a thread of its own feeds."""
 
     def __init__(
         self, device: ThreadPoolExecutor, encoder: Encoder, on_tiles: Callable[[int], None]
@@ -264,61 +295,66 @@ class _EncoderQueue:
         self._encoder = encoder
         self._on_tiles = on_tiles
         self._memory = PinnedBufferPool(pinned=encoder.device.type == "cuda")
-        self._running: deque[_PendingBatch] = deque()
+        self._pending: deque[_PendingBatch] = deque()
 
     def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
         pixels = self._memory.stack([tile for _, tile in batch])
-        sent = self._device.submit(self._encoder.embed_async, pixels)
-        self._running.append(_PendingBatch([place for place, _ in batch], pixels, sent))
+        result = self._device.submit(self._encoder.embed_async, pixels)
+        self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
 
-    def collect(self, *, most: int) -> Iterator[SlideBuffer[Any]]:
-        """Hand out embeddings that are there, and wait while more than ``most`` batches run.
+    def collect(self, *, max_pending: int) -> Iterator[SlideBuffer[Any]]:
+        """Store embeddings that are ready, and wait while more batches are pending.
 
-        Yields slides that are done now.
+        Yields finished slides.
         """
-        while len(self._running) > most or (self._running and self._running[0].is_back):
-            batch = self._running.popleft()
+        while len(self._pending) > max_pending or (self._pending and self._pending[0].is_ready):
+            batch = self._pending.popleft()
             yield from _scatter(batch)
             self._memory.release(batch.pixels)
-            self._on_tiles(sum(not place.look for place in batch.places))
+            self._on_tiles(sum(ref.view == 0 for ref in batch.refs))
 
 
 def _scatter(batch: _PendingBatch) -> Iterator[SlideBuffer[Any]]:
-    """Hand the embeddings of a batch to their slides; yields those that are done now."""
+    """Store the embeddings of a batch in their buffers; yields finished slides."""
     try:
-        embeddings = batch.sent.result().wait()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is these slides' alone
-        for work, _, _ in batch.places:
-            work.fail(error)
-            if work.is_done:
-                yield work
+        embeddings = batch.result.result().wait()
+    except Exception as error:  # noqa: BLE001 - it must stop these slides only
+        for ref in batch.refs:
+            ref.buffer.fail(error)
+            if ref.buffer.is_done:
+                yield ref.buffer
         return
-    for (work, number, look), embedding in zip(batch.places, embeddings, strict=True):
-        work.store(number, look, embedding)
-        if work.is_done:
-            yield work
+    for (buffer, index, view), embedding in zip(batch.refs, embeddings, strict=True):
+        buffer.store(index, view, embedding)
+        if buffer.is_done:
+            yield buffer
 
 
 def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Exception:
     try:
         return tile.result()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this slide's alone
+    except Exception as error:  # noqa: BLE001 - it must stop this slide only
         return error
 
 
 class _Reader:
-    """Reads the tiles of all slides in order, some in advance, in threads of its own.
+    """Threads that read the tiles of all slides in order, some in advance.
 
-    Where the backbone needs the cores too, these threads can yield to its threads, which wait for
-    each other after every layer: one that is held up holds up all.
+    If the encoder runs on the CPU, they have a lower priority: the encoder's threads wait for each
+    other after every layer, so that a delay of one delays all.
     """
 
     def __init__(
-        self, works: Iterable[SlideBuffer[Any]], *, n_ahead: int, n_workers: int, yields: bool
+        self,
+        buffers: Iterable[SlideBuffer[Any]],
+        *,
+        n_ahead: int,
+        n_workers: int,
+        low_priority: bool,
     ) -> None:
-        self._works = works
+        self._buffers = buffers
         self._n_workers = n_workers
-        self._initializer = _lower_priority if yields else None
+        self._initializer = _lower_priority if low_priority else None
         self._queue: Queue[_TileFuture | BaseException | None] = Queue(n_ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
@@ -332,7 +368,7 @@ class _Reader:
         while self._thread.is_alive():
             with suppress(Empty):
                 self._queue.get_nowait()
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(_POLL_S)
 
     def __iter__(self) -> Iterator[_TileFuture]:
         while (item := self._queue.get()) is not None:
@@ -345,32 +381,29 @@ class _Reader:
             with ThreadPoolExecutor(
                 self._n_workers, thread_name_prefix="decode", initializer=self._initializer
             ) as pool:
-                for work in self._works:
-                    self._announce(work, pool)
+                for buffer in self._buffers:
+                    self._put(_TileFuture(buffer, -1, None))
+                    for index in range(buffer.instances.n_tiles):
+                        if self._closed.is_set():
+                            return
+                        self._put(_TileFuture(buffer, index, pool.submit(buffer.read, index)))
                     if self._closed.is_set():
-                        break
-        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+                        return
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self._put(error)
         else:
             self._put(None)
 
-    def _announce(self, work: SlideBuffer[Any], pool: ThreadPoolExecutor) -> None:
-        self._put(_TileFuture(work, -1, None))
-        for number in range(work.survey.n_tiles):
-            if self._closed.is_set():
-                return
-            self._put(_TileFuture(work, number, pool.submit(work.read, number)))
-
     def _put(self, item: _TileFuture | BaseException | None) -> None:
         while not self._closed.is_set():
             try:
-                self._queue.put(item, timeout=_PATIENCE_S)
+                self._queue.put(item, timeout=_POLL_S)
             except Full:
                 continue
             return
 
 
 def _lower_priority() -> None:
-    """Let the other threads of this process go first; Linux counts niceness by thread."""
+    """Lower the priority of this thread; Linux counts niceness per thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,12 +1,14 @@
-"""How slides become bags: all that is chosen beforehand, and the fingerprint that tells it."""
+"""Settings of an embedding run, and the fingerprint that its bags carry."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from features.bags.bag import UNKNOWN, Fingerprint, as_json
+from features.encoders.config import EncoderConfig
 from features.encoders.encoder import Encoder
 from features.errors import BagError
 from features.filters.classifier import TileFilter, check_compatible
@@ -14,81 +16,104 @@ from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.stain import STAIN_NORMS, require_stain_norm
 from features.tiling.tissue import TissueSettings
+from features.utils.hardware import CPU_COUNT
 
-__all__ = ["EmbedConfig", "config_from_fingerprint", "make_fingerprint"]
+__all__ = ["BaseEmbedConfig", "EmbedConfig", "config_from_fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """How slides become bags."""
+class BaseEmbedConfig(EncoderConfig, ABC):
+    """Settings that slides and image series share."""
 
-    tiles: TileSettings
-    """Size, resolution and choice of tiles."""
-    tissue: TissueSettings
-    """How tissue is told from glass."""
-    views: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """Views of each tile besides the plain one."""
-    stain_norm: str = "none"
-    """How stains are made alike: a name of :data:`features.tiling.stain.STAIN_NORMS`."""
-    batch_tiles: int = 64
-    """Tiles through the backbone at once."""
-    n_workers: int = 4
-    """Threads that decode."""
+    n_workers: int | None = None
+    """Decoding threads per device, on Ray also the cores of an actor; None divides all cores."""
     max_failed: float = 0.05
-    """Share of a slide's tiles that may fail to decode before the slide fails, 0 to 1."""
+    """Maximum share of a bag's tiles that may fail to decode, 0 to 1."""
+    overwrite: bool = False
+    """Embed again what has a bag."""
+    engine: Literal["local", "ray"] = "local"
+    """Use the devices of this machine, or a Ray cluster."""
+    address: str | None = None
+    """Address of the Ray cluster; see :func:`features.parallel.ray_cluster.ray_connection`."""
+
+    @property
+    def n_threads(self) -> int:
+        """Decoding threads of a worker that has the machine for itself."""
+        return self.n_workers or CPU_COUNT
+
+    @abstractmethod
+    def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
+        """Return the fingerprint of bags made with these settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(BaseEmbedConfig):
+    """All settings of an embedding run on slides."""
+
+    tiles: TileSettings = field(default_factory=TileSettings)
+    """Size, resolution and selection of tiles."""
+    tissue: TissueSettings = field(default_factory=TissueSettings)
+    """Settings of the tissue segmentation."""
+    views: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Augmented views of each tile besides the plain one."""
+    stain_norm: str = "none"
+    """Stain normalisation, a key of :data:`features.tiling.stain.STAIN_NORMS`."""
     tile_filter: TileFilter | None = None
-    """Drops tiles by their embeddings; None drops none."""
+    """Rejects tiles by their embeddings; None keeps all."""
 
     def __post_init__(self) -> None:
         require_stain_norm(self.stain_norm)
 
+    def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
+        """Return the fingerprint of bags made with this encoder and these settings.
 
-def make_fingerprint(encoder: Encoder, settings: EmbedConfig) -> Fingerprint:
-    """How bags of this encoder and these settings are told from others.
-
-    Raises
-    ------
-    FilterError
-        If the tile filter was fitted on other embeddings than these.
-    """
-    tile_filter = settings.tile_filter
-    fingerprint = Fingerprint(
-        encoder=encoder.name,
-        weights_sha256=encoder.weights_sha256,
-        transform=encoder.preprocessing.as_json(),
-        dim=encoder.dim,
-        tile_px=settings.tiles.tile_px,
-        target_mpp=settings.tiles.target_mpp,
-        overlap_px=settings.tiles.overlap_px,
-        tissue=as_json(
-            min_tissue=settings.tiles.min_tissue,
-            rules=list(settings.tiles.rules),
-            max_tiles=settings.tiles.max_tiles,
-            **asdict(settings.tissue),
-        ),
-        filter_sha256="" if tile_filter is None else tile_filter.sha256,
-        stain_norm=STAIN_NORMS[settings.stain_norm],
-        views=as_json(**asdict(settings.views)) if settings.views.n_views else "",
-    )
-    if tile_filter is not None:
-        check_compatible(tile_filter, fingerprint, source="the bags to be made")
-    return fingerprint
+        Raises
+        ------
+        FilterError
+            If the tile filter was fitted on embeddings made otherwise.
+        """
+        fingerprint = Fingerprint(
+            encoder=encoder.name,
+            weights_sha256=encoder.weights_sha256,
+            transform=encoder.preprocessing.as_json(),
+            dim=encoder.dim,
+            tile_px=self.tiles.tile_px,
+            target_mpp=self.tiles.target_mpp,
+            overlap_px=self.tiles.overlap_px,
+            tissue=as_json(
+                min_tissue=self.tiles.min_tissue,
+                rules=list(self.tiles.rules),
+                max_tiles=self.tiles.max_tiles,
+                **asdict(self.tissue),
+            ),
+            filter_sha256="" if self.tile_filter is None else self.tile_filter.sha256,
+            stain_norm=STAIN_NORMS[self.stain_norm],
+            views=as_json(**asdict(self.views)) if self.views.n_views else "",
+        )
+        if self.tile_filter is not None:
+            check_compatible(self.tile_filter, fingerprint, source="the bags to be made")
+        return fingerprint
 
 
 def config_from_fingerprint(
-    fingerprint: Fingerprint,
-    *,
-    batch_tiles: int,
-    n_workers: int,
-    tile_filter: TileFilter | None = None,
+    fingerprint: Fingerprint, *, tile_filter: TileFilter | None = None, **others: Any
 ) -> EmbedConfig:
-    """Settings that make bags of this fingerprint, given the same encoder and tile filter.
+    """Return the settings that make bags of a fingerprint.
+
+    Parameters
+    ----------
+    fingerprint
+        Fingerprint of bags of slides.
+    tile_filter
+        The filter of these bags, if they have one.
+    others
+        Fields of :class:`EmbedConfig` that a fingerprint does not hold, e.g. ``device``.
 
     Raises
     ------
     BagError
-        If its bags were imported from another program, which does not tell how it found tissue, or
-        are of series of images.
+        If the bags were imported from another program, whose tissue settings are unknown, or hold
+        image series.
     """
     if fingerprint.weights_sha256 == UNKNOWN:
         raise BagError(
@@ -101,11 +126,20 @@ def config_from_fingerprint(
     if "images" in tissue:
         raise BagError(
             "the run's bags",
-            actual="series of images, which are not found on slides",
+            actual="series of images, not slides",
             expected="bags of slides",
             hint="Embed these series with 'mil embed --series', and leave --slides out.",
         )
+    norms = [name for name, norm in STAIN_NORMS.items() if norm == fingerprint.stain_norm]
+    if not norms:
+        raise BagError(
+            "the run's bags",
+            actual=f"stains normalised by {fingerprint.stain_norm}",
+            expected=f"{' or '.join(filter(None, STAIN_NORMS.values()))}, or nothing",
+            hint="Install the version of this program that made them.",
+        )
     return EmbedConfig(
+        encoder=fingerprint.encoder,
         tiles=TileSettings(
             tile_px=fingerprint.tile_px,
             target_mpp=fingerprint.target_mpp,
@@ -116,21 +150,7 @@ def config_from_fingerprint(
         ),
         tissue=TissueSettings(**tissue),
         views=AugmentationConfig(**json.loads(fingerprint.views or "{}")),
-        stain_norm=_stain_norm_of(fingerprint),
-        batch_tiles=batch_tiles,
-        n_workers=n_workers,
+        stain_norm=norms[0],
         tile_filter=tile_filter if fingerprint.filter_sha256 else None,
-    )
-
-
-def _stain_norm_of(fingerprint: Fingerprint) -> str:
-    """Name of the way in which stains were made alike."""
-    for name, told in STAIN_NORMS.items():
-        if told == fingerprint.stain_norm:
-            return name
-    raise BagError(
-        "the run's bags",
-        actual=f"stains made alike by {fingerprint.stain_norm}",
-        expected=f"{' or '.join(filter(None, STAIN_NORMS.values()))}, or nothing",
-        hint="Install the version of this program that made them.",
+        **others,
     )

@@ -1,4 +1,4 @@
-"""Embedders elsewhere: how one is made where it is to work, and crews of them."""
+"""Executors for embedding: this process, one process per device, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,79 +13,62 @@ from pathlib import Path
 
 import torch
 
-from features.bags.bag import Fingerprint
+from features.embedding.config import BaseEmbedConfig
 from features.embedding.worker import EmbeddingWorker
-from features.encoders.config import EncoderConfig, recorded_runtime
-from features.encoders.encoder import Encoder
+from features.encoders.config import recorded_runtime
 from features.errors import MilError, OutputError
+from features.parallel.base import Executor
+from features.parallel.devices import parse_devices
 from features.parallel.local import LocalExecutor
-from features.parallel.pool import Transport, WorkerPool
+from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
 from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
 from features.utils.files import make_folder, write_error
 from features.utils.hardware import CPU_COUNT
 
-__all__ = ["WorkerFactory", "local_executor", "process_executor", "ray_executor"]
+__all__ = ["EmbeddingWorkerFactory", "open_executor"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerFactory:
-    """Makes an embedder where it is to work; survives pickling."""
+class EmbeddingWorkerFactory:
+    """Builds an embedding worker in the process where it will run; picklable."""
 
     bags_dir: Path
-    """Folder of the bags, which all share."""
-    encoder: EncoderConfig
-    """The backbone."""
-    fingerprint: Callable[[Encoder], Fingerprint]
-    """How the bags will say they were made."""
-    batch_tiles: int
-    """Tiles through the backbone at once."""
-    n_workers: int | None = None
-    """Threads that decode; of one among several embedders, also its cores. None for all there
-    are, or an even part of them."""
-    n_threads: int | None = None
-    """Threads of the backbone on a CPU; None for all cores."""
-    overwrite: bool = False
-    """Embed again what has a bag."""
-    n_embedders: int = 1
-    """How many embedders work at the same time."""
-    mark: Path | None = None
-    """A file in the folder that only who shares it can see; None where all do."""
+    config: BaseEmbedConfig
+    n_tiles_expected: int | None = None
+    """Number of tiles that the worker will embed, if known."""
+    n_workers: int = 1
+    """Workers of the run; of several, each limits the threads of torch to its share of cores."""
+    shared_file: Path | None = None
+    """A file in the folder, by which other machines check that they share it; None without."""
     version: str = field(default_factory=lambda: metadata.version("mil-slides"))
-    """Version of the program that made the plan."""
+    """Version of the program in the calling process."""
 
     def __call__(self) -> EmbeddingWorker:
-        """Make the embedder, here.
+        """Build the worker.
 
         Raises
         ------
         MilError
             If this machine has another version of the program, or does not share the folder.
         EncoderError
-            If the backbone cannot be had here.
+            If the encoder cannot be loaded.
         """
-        self._require_common_ground()
-        if self.n_threads is not None:
-            torch.set_num_threads(self.n_threads)
-        encoder = self.encoder.load(self.bags_dir)
-        return EmbeddingWorker(
-            self.bags_dir, encoder, fingerprint=self.fingerprint(encoder),
-            batch_tiles=self.batch_tiles, n_workers=self.n_workers or CPU_COUNT,
-            overwrite=self.overwrite, n_embedders=self.n_embedders,
-        )  # fmt: skip
+        self._check_machine()
+        if self.n_workers > 1:
+            torch.set_num_threads(self.config.n_threads)
+        encoder = self.config.load_encoder(self.bags_dir, n_tiles_expected=self.n_tiles_expected)
+        return EmbeddingWorker(self.bags_dir, encoder, self.config, n_workers=self.n_workers)
 
-    def on(self, device: str, *, n_embedders: int, n_workers: int) -> WorkerFactory:
-        """The plan for one of several embedders."""
-        n_tiles = self.encoder.n_tiles_expected
-        encoder = replace(
-            self.encoder, device=device, n_tiles_expected=n_tiles and -(-n_tiles // n_embedders)
-        )
+    def for_device(self, device: str, *, n_workers: int, n_threads: int) -> EmbeddingWorkerFactory:
+        """Return the factory of one of several workers, each with ``n_threads`` cores."""
+        n_tiles = self.n_tiles_expected
         return replace(
-            self, encoder=encoder, n_workers=n_workers, n_threads=n_workers,
-            n_embedders=n_embedders,
+            self, config=replace(self.config, device=device, n_workers=n_threads),
+            n_tiles_expected=n_tiles and -(-n_tiles // n_workers), n_workers=n_workers,
         )  # fmt: skip
 
-    def _require_common_ground(self) -> None:
+    def _check_machine(self) -> None:
         host = socket.gethostname()
         version = metadata.version("mil-slides")
         if version != self.version:
@@ -93,10 +76,10 @@ class WorkerFactory:
                 f"machine {host}", actual=f"mil-slides {version}", expected=self.version,
                 hint="Install the same version everywhere.",
             )  # fmt: skip
-        if self.mark is not None and not self.mark.is_file():
+        if self.shared_file is not None and not self.shared_file.is_file():
             raise OutputError(
                 self.bags_dir,
-                actual=f"on {host} it is not the folder that this command has",
+                actual=f"on {host} it is not the folder of the machine that runs this command",
                 expected="one folder that all machines share",
                 hint="Name a folder on a shared file system with --bags, by a path that is the "
                 "same everywhere.",
@@ -104,93 +87,100 @@ class WorkerFactory:
 
 
 @contextmanager
-def local_executor(plan: WorkerFactory) -> Iterator[LocalExecutor]:
-    """One embedder in this process."""
-    with closing(plan()) as embedder:
-        yield LocalExecutor(embedder)
+def open_executor(
+    config: BaseEmbedConfig,
+    bags_dir: Path | str,
+    *,
+    n_tiles_expected: int | None = None,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> Iterator[Executor]:
+    """Start the workers that a configuration asks for, and shut them down at the end.
 
-
-def process_executor(
-    plan: WorkerFactory, devices: Sequence[str], *, on_warning: Callable[[str], None]
-) -> WorkerPool:
-    """Embedders in processes of their own on this machine, one a device.
-
-    Parameters
-    ----------
-    plan
-        How they are made.
-    devices
-        Devices, from :func:`features.parallel.devices.parse_devices`.
-    on_warning
-        Told what a person should know, e.g. that a process died.
-    """
-    n_workers = plan.n_workers or max(1, CPU_COUNT // len(devices))
-    hires = {
-        place: plan.on(device, n_embedders=len(devices), n_workers=n_workers)
-        for place, device in zip(_places(devices), devices, strict=True)
-    }
-    return _crew(plan, ProcessTransport(hires), on_warning)
-
-
-@contextmanager
-def ray_executor(
-    plan: WorkerFactory, address: str | None, *, on_warning: Callable[[str], None]
-) -> Iterator[WorkerPool]:
-    """Embedders on a Ray cluster, one a GPU; where there are none, one a node.
+    Several devices get a process each; a Ray cluster gets an actor per GPU, or without GPUs, one
+    per node.
 
     Parameters
     ----------
-    plan
-        How they are made; its paths must be absolute.
-    address
-        Address of the cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
+    config
+        Settings of the run.
+    bags_dir
+        Folder of the bags; created if missing.
+    n_tiles_expected
+        Number of tiles to embed, if known: a runtime that is slow to start is not tried for a few.
     on_warning
-        Told what a person should know, e.g. that a worker died.
+        Receives text for the user, e.g. that a worker died.
 
     Raises
     ------
     MilError
-        If Ray is not installed or not there, the cluster has no room, or its machines do not share
-        the folder of bags.
+        If Ray is not installed or not reachable, the cluster is too small, or its machines do not
+        share the folder; if a loaded encoder is given for several devices or Ray.
+    EncoderError
+        If the encoder cannot be loaded.
     """
-    with ray_connection(address), _marked(plan.bags_dir) as mark:
-        share = plan_actors(device=plan.encoder.device, n_cpus=plan.n_workers)
-        hire = replace(plan, mark=mark).on(
-            "cuda" if share.n_gpus else "cpu", n_embedders=share.n_actors, n_workers=share.n_cpus
-        )
-        on_warning(
-            f"on Ray: {share.n_actors} embedders with {share.n_cpus} cores"
-            + " and a GPU each" * share.n_gpus
-        )
-        with _crew(plan, RayTransport(hire, share), on_warning) as crew:
-            yield crew
+    bags_dir = Path(bags_dir)
+    factory = EmbeddingWorkerFactory(
+        bags_dir=bags_dir, config=config, n_tiles_expected=n_tiles_expected
+    )
+    is_loaded = not isinstance(config.encoder, str)
+    devices = (config.device,) if is_loaded else parse_devices(config.device)
+    if config.engine == "ray":
+        if is_loaded:
+            raise MilError(
+                "the encoder", actual="a loaded encoder", expected="its timm name with engine 'ray'"
+            )
+        with ray_connection(config.address), _shared_file(bags_dir) as shared_file:
+            resources = plan_actors(device=config.device, n_cpus=config.n_workers)
+            factory = replace(
+                factory, bags_dir=bags_dir.absolute(), shared_file=shared_file
+            ).for_device(
+                "cuda" if resources.n_gpus else "cpu", n_workers=resources.n_actors,
+                n_threads=resources.n_cpus,
+            )  # fmt: skip
+            on_warning(
+                f"on Ray: {resources.n_actors} workers with {resources.n_cpus} cores"
+                + " and a GPU each" * resources.n_gpus
+            )
+            transport = RayTransport(factory, resources)
+            # The first worker selects the runtime if the folder has none recorded.
+            first_only = recorded_runtime(bags_dir) is None
+            with WorkerPool(transport, start_first_only=first_only, on_warning=on_warning) as pool:
+                yield pool
+    elif len(devices) > 1:
+        n_threads = config.n_workers or max(1, CPU_COUNT // len(devices))
+        factories = {
+            worker_id: factory.for_device(device, n_workers=len(devices), n_threads=n_threads)
+            for worker_id, device in zip(_worker_ids(devices), devices, strict=True)
+        }
+        first_only = recorded_runtime(bags_dir) is None
+        with WorkerPool(
+            ProcessTransport(factories), start_first_only=first_only, on_warning=on_warning
+        ) as pool:
+            yield pool
+    else:
+        with closing(factory()) as worker:
+            yield LocalExecutor(worker)
 
 
-def _crew(plan: WorkerFactory, lines: Transport, on_warning: Callable[[str], None]) -> WorkerPool:
-    """A crew whose first worker chooses how the backbone runs, if the folder has not settled it."""
-    unsettled = recorded_runtime(plan.bags_dir) is None
-    return WorkerPool(lines, start_first_only=unsettled, on_warning=on_warning)
-
-
-def _places(devices: Sequence[str]) -> list[str]:
-    """Names of devices; one that is there several times is numbered."""
+def _worker_ids(devices: Sequence[str]) -> list[str]:
+    """Return the names of devices; repeated ones are numbered."""
     total, seen = Counter(devices), Counter[str]()
-    places = []
+    ids = []
     for device in devices:
         seen[device] += 1
-        places.append(f"{device} ({seen[device]})" if total[device] > 1 else device)
-    return places
+        ids.append(f"{device} ({seen[device]})" if total[device] > 1 else device)
+    return ids
 
 
 @contextmanager
-def _marked(folder: Path) -> Iterator[Path]:
-    """A file in the folder, by which others can tell whether theirs is the same."""
-    mark = make_folder(folder) / f".shared-{uuid.uuid4().hex}"
+def _shared_file(folder: Path) -> Iterator[Path]:
+    """Create a file in a folder, by which other machines check that they share the folder."""
+    path = make_folder(folder).absolute() / f".shared-{uuid.uuid4().hex}"
     try:
-        mark.touch()
+        path.touch()
     except OSError as error:
         raise write_error(folder, error) from error
     try:
-        yield mark
+        yield path
     finally:
-        mark.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -1,414 +1,361 @@
-"""Slides, or whatever else becomes a bag, into a folder of bags, alone or beside others."""
+"""Embedding of slides, or of any other sources, into a folder of bags."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
 from features.bags.bag import Bag, Fingerprint
 from features.bags.h5 import find_bags
-from features.embedding.bag_builder import build_bag
-from features.embedding.batching import SlideBuffer, encode_slides
-from features.embedding.config import EmbedConfig, make_fingerprint
+from features.embedding.batching import encode_slides
+from features.embedding.config import BaseEmbedConfig, EmbedConfig
+from features.embedding.distributed import open_executor
 from features.embedding.results import SlideResult, write_results
+from features.embedding.sources import SlideSource, Source
 from features.embedding.worker import (
     BatchSizeReduced,
-    EmbeddingWorker,
     OutputFull,
-    Source,
     SourceStarted,
     TilesDone,
     WorkerInfo,
     read_finished_bag,
 )
-from features.encoders.encoder import Encoder
 from features.errors import OutputError
 from features.filters.classifier import save_filter_copy
 from features.parallel.base import Executor
-from features.parallel.local import LocalExecutor
-from features.parallel.locks import FolderLocks
+from features.parallel.locks import FolderLocks, shared_locks
 from features.slides.manifest import check_unique_ids
-from features.slides.reader import slide_id_of
-from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
-from features.tiling.stain import build_stain_normalizer
-from features.tiling.transforms import TileTransform
+from features.slides.reader import find_slides, slide_id_of
 from features.utils.files import make_folder
+from features.utils.paths import parse_url
 from features.visualization.preview import PreviewWriter
 
 __all__ = [
+    "TILES_PER_SLIDE",
     "EmbedProgress",
+    "NoProgress",
     "embed_slide",
     "embed_slides",
-    "embed_slides_by",
     "embed_sources",
 ]
 
-_SECONDS_BETWEEN_TABLES = 30.0
-_BAGS_LOOKED_AT = 8
-"""Bags of a folder that are opened before work begins, whatever their number."""
+TILES_PER_SLIDE = 200
+"""Assumed number of tiles, before any slide is opened."""
+
+_TABLE_INTERVAL_S = 30.0
+_BAGS_CHECKED_FIRST = 8
+"""Bags whose fingerprint is checked before the work starts, whatever their number."""
 
 
 class EmbedProgress(Protocol):
-    """Whoever wants to know how far the work is; may be called from several threads."""
+    """Callbacks of an embedding run; may be called from several threads."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
-        """Called when the tiles of a slide are known."""
+        """Receive the number of tiles of a slide."""
         ...
 
     def tiles_done(self, n_tiles: int) -> None:
-        """Called after each batch."""
+        """Receive the number of tiles finished since the last call."""
         ...
 
-    def slide_ended(self, outcome: SlideResult) -> None:
-        """Called when a slide is dealt with."""
+    def slide_ended(self, result: SlideResult) -> None:
+        """Receive the result of a slide."""
         ...
 
-    def noted(self, text: str) -> None:
-        """Called with what a person should know, e.g. that memory was short."""
+    def warn(self, text: str) -> None:
+        """Receive text for the user, e.g. that memory was short."""
         ...
 
 
-def embed_slide(
-    path: Path,
-    encoder: Encoder,
-    *,
-    settings: EmbedConfig,
-    given_mpp: float | None,
-    progress: EmbedProgress,
-) -> Bag:
-    """Embed one slide.
+class NoProgress:
+    """Progress callbacks that do nothing."""
+
+    def slide_started(self, slide_id: str, n_tiles: int) -> None:
+        """Do nothing."""
+
+    def tiles_done(self, n_tiles: int) -> None:
+        """Do nothing."""
+
+    def slide_ended(self, result: SlideResult) -> None:
+        """Do nothing."""
+
+    def warn(self, text: str) -> None:
+        """Do nothing."""
+
+
+def embed_slide(path: Path | str, config: EmbedConfig, *, given_mpp: float | None = None) -> Bag:
+    """Embed one slide without writing its bag.
 
     Parameters
     ----------
     path
         The slide.
-    encoder
-        The backbone.
-    settings
-        How tiles are found and cut.
+    config
+        All settings.
     given_mpp
-        µm per level-0 px where the user knows better than the file; else None.
-    progress
-        Told about tiles as they are done.
+        µm per level-0 px that replaces the file's own; None to trust the file.
 
     Returns
     -------
     Bag
-        With ``features`` of shape (n_tiles, dim); ``n_tiles`` is 0 on a slide without tissue.
+        With ``features`` of shape (n_tiles, dim); ``n_tiles`` is 0 without tissue.
 
     Raises
     ------
     SlideError
-        If the slide cannot be opened, or more of its tiles cannot be decoded than may fail.
+        If the slide cannot be opened, or too many of its tiles cannot be decoded.
     ResolutionError
         If ``given_mpp`` is implausible.
     """
-    source = _SlideSource(path=path, settings=settings, given_mpp=given_mpp)
-    with source.open() as survey:
-        progress.slide_started(source.bag_id, survey.n_tiles)
-        for work in encode_slides(
-            [source.work_on(survey, dim=encoder.dim)], encoder, batch_tiles=settings.batch_tiles,
-            n_workers=settings.n_workers, on_tiles=progress.tiles_done,
-        ):  # fmt: skip
-            return source.build_bag(work, encoder)
-    raise AssertionError("a slide always comes back")
+    source = SlideSource(path=Path(path), config=config, given_mpp=given_mpp)
+    encoder = config.load_encoder()
+    with source.open() as tiles:
+        (buffer,) = encode_slides(
+            [source.make_buffer(tiles, dim=encoder.dim)], encoder, batch_tiles=config.batch_tiles,
+            n_workers=config.n_threads, on_tiles=lambda _: None,
+        )  # fmt: skip
+        return source.build_bag(buffer, encoder)
 
 
 def embed_slides(
-    paths: Sequence[Path],
-    bags_dir: Path,
-    encoder: Encoder,
+    paths: Sequence[Path | str],
+    bags_dir: Path | str,
+    config: EmbedConfig,
     *,
-    settings: EmbedConfig,
-    given_mpp: Mapping[str, float],
-    overwrite: bool,
-    progress: EmbedProgress,
+    executor: Executor | None = None,
+    given_mpp: Mapping[str, float] | None = None,
+    progress: EmbedProgress | None = None,
     preview: PreviewWriter | None = None,
     stop: Event | None = None,
 ) -> list[SlideResult]:
-    """Embed a set of slides, each into ``bags_dir/<slide_id>.h5``.
+    """Embed slides, each into ``bags_dir/<slide_id>.h5``.
 
-    A slide with a finished bag is skipped, one that fails does not stop the others, and what
-    became of each is kept in ``bags_dir/embed.csv``, also when the run is stopped half way. Several
-    processes may work on one folder at once: each slide is done by one of them, and the slides of
-    one that dies by another.
+    A slide with a finished bag is skipped, a failed one does not stop the others, and the result of
+    each is written to ``bags_dir/embed.csv``, also when the run is stopped half way. Several
+    processes may work on one folder: each slide is embedded by one of them, and the slides of a
+    process that dies by another.
 
     Parameters
     ----------
     paths
-        The slides.
+        Slides, folders of slides, and URLs.
     bags_dir
-        Folder of the bags; made if missing.
-    encoder
-        The backbone.
-    settings
-        How tiles are found and cut.
+        Folder of the bags; created if missing.
+    config
+        All settings.
+    executor
+        From :func:`features.embedding.distributed.open_executor` with the same settings and folder;
+        None starts one for this run.
     given_mpp
-        µm per level-0 px by slide id, for slides whose file is silent or wrong.
-    overwrite
-        Embed slides again that have a bag.
+        µm per level-0 px by slide id, for slides whose file has none or a wrong one.
     progress
-        Told as the work goes on.
+        Callbacks of the run.
     preview
-        Where pictures of the slides embedded now and their index are put; None for nowhere.
+        Draws the slides embedded now, and writes the page of the previews; None for no preview.
     stop
-        Once set, the slides in work are finished and no new ones begun.
+        Once set, started slides are finished and no others started.
 
     Returns
     -------
     list of SlideResult
-        One a slide that was dealt with, in the order of ``paths``.
+        One per finished, skipped or failed slide, sorted by path.
 
     Raises
     ------
     SlideError
-        If two slides have the same id.
+        If two slides have the same id, or a path does not exist.
     BagError
         If the folder holds bags of these slides made with other settings.
     FilterError
-        If the tile filter was fitted on other embeddings than these.
+        If the tile filter was fitted on embeddings made otherwise.
     OutputError
-        If the folder cannot be written to any more, e.g. for want of space.
+        If the folder cannot be written to any more, e.g. because the disk is full.
+
+    Examples
+    --------
+    >>> from features import EmbedConfig, embed_slides
+    >>> config = EmbedConfig(device="cuda", views=AugmentationConfig(n_views=4))  # doctest: +SKIP
+    >>> results = embed_slides(["slides/"], "bags", config)  # doctest: +SKIP
     """
-    with closing(
-        EmbeddingWorker(
-            bags_dir, encoder, fingerprint=make_fingerprint(encoder, settings),
-            batch_tiles=settings.batch_tiles, n_workers=settings.n_workers, overwrite=overwrite,
-        )
-    ) as embedder:  # fmt: skip
-        return embed_slides_by(
-            LocalExecutor(embedder), paths, bags_dir, settings=settings, given_mpp=given_mpp,
-            overwrite=overwrite, progress=progress, preview=preview, stop=stop,
-        )  # fmt: skip
-
-
-def embed_slides_by(
-    engine: Executor,
-    paths: Sequence[Path],
-    bags_dir: Path,
-    *,
-    settings: EmbedConfig,
-    given_mpp: Mapping[str, float],
-    overwrite: bool,
-    progress: EmbedProgress,
-    preview: PreviewWriter | None = None,
-    stop: Event | None = None,
-) -> list[SlideResult]:
-    """Embed a set of slides by an engine whose workers are embedders; see :func:`embed_slides`.
-
-    Parameters
-    ----------
-    engine
-        Has the slides embedded, into the same folder and with the same settings.
-    paths, bags_dir, settings, given_mpp, overwrite, progress, preview, stop
-        As for :func:`embed_slides`.
-    """
-    check_unique_ids(paths, option="--bags")
+    slides = find_slides(paths)
+    check_unique_ids(slides, option="--bags")
+    if config.engine == "ray":  # Other machines have other working directories.
+        slides = [path if parse_url(path) else path.absolute() for path in slides]
+    given_mpp = given_mpp or {}
     sources = [
-        _SlideSource(
-            path=path, settings=settings, given_mpp=given_mpp.get(slide_id_of(path)),
-            preview=preview,
+        SlideSource(
+            path=path, config=config, given_mpp=given_mpp.get(slide_id_of(path)), preview=preview
         )
-        for path in paths
-    ]  # fmt: skip
-    if settings.tile_filter is not None:
-        save_filter_copy(make_folder(bags_dir), settings.tile_filter)
+        for path in slides
+    ]
+    if config.tile_filter is not None:
+        save_filter_copy(make_folder(Path(bags_dir)), config.tile_filter)
     try:
         return embed_sources(
-            engine, sources, bags_dir, overwrite=overwrite, progress=progress, stop=stop
-        )
+            sources, Path(bags_dir), config, executor=executor,
+            n_tiles_expected=len(sources) * TILES_PER_SLIDE, progress=progress, stop=stop,
+        )  # fmt: skip
     finally:
         if preview is not None:
             preview.write_index()
 
 
 def embed_sources(
-    engine: Executor,
     sources: Sequence[Source[Any]],
     bags_dir: Path,
+    config: BaseEmbedConfig,
     *,
-    overwrite: bool,
-    progress: EmbedProgress,
-    stop: Event | None = None,
+    executor: Executor | None,
+    n_tiles_expected: int,
+    progress: EmbedProgress | None,
+    stop: Event | None,
 ) -> list[SlideResult]:
-    """Embed whatever becomes bags, as :func:`embed_slides` does slides.
+    """Embed sources of bags with distinct names, as :func:`embed_slides` embeds slides.
 
     Parameters
     ----------
-    engine
-        Its workers are embedders for the same folder.
     sources
-        What becomes bags, each with a name of its own.
-    bags_dir, overwrite, progress, stop
+        Slides or series.
+    n_tiles_expected
+        Number of tiles to embed, roughly.
+    bags_dir, config, executor, progress, stop
         As for :func:`embed_slides`.
 
     Returns
     -------
     list of SlideResult
-        One a source that was dealt with, in their order.
+        One per finished, skipped or failed source, in their order.
 
     Raises
     ------
     BagError
         If the folder holds bags of these names made with other settings.
     OutputError
-        If the folder cannot be written to any more, e.g. for want of space.
+        If the folder cannot be written to any more.
     """
-    with FolderLocks(make_folder(bags_dir) / ".claims") as locks:
+    progress = progress or NoProgress()
+    with ExitStack() as stack:
+        if executor is None:
+            executor = stack.enter_context(
+                open_executor(
+                    config, bags_dir, n_tiles_expected=n_tiles_expected, on_warning=progress.warn
+                )
+            )
+        locks = stack.enter_context(shared_locks(make_folder(bags_dir) / ".claims"))
         run = _EmbeddingRun(
-            sources=sources, bags_dir=bags_dir, progress=progress, stop=stop or Event(),
-            locks=locks,
+            sources=sources, bags_dir=bags_dir, executor=executor, progress=progress,
+            stop=stop or Event(), locks=locks,
         )  # fmt: skip
-        return run.go(engine, overwrite=overwrite)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _SlideSource:
-    """A slide that becomes a bag."""
-
-    path: Path
-    settings: EmbedConfig
-    given_mpp: float | None
-    preview: PreviewWriter | None = None
-
-    @cached_property
-    def bag_id(self) -> str:
-        return slide_id_of(self.path)
-
-    def open(self) -> AbstractContextManager[SlideTiles]:
-        return open_slide_tiles(
-            self.path, tiles=self.settings.tiles, tissue=self.settings.tissue,
-            given_mpp=self.given_mpp,
-        )  # fmt: skip
-
-    def work_on(self, opened: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
-        recolour = build_stain_normalizer(self.settings.stain_norm, opened)
-        looks = TileTransform(opened, views=self.settings.views, stain_normalizer=recolour)
-        return SlideBuffer(opened, dim=dim, looks=looks, tile_filter=self.settings.tile_filter)
-
-    def build_bag(self, work: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
-        if self.preview is not None and work.fault is None:
-            self.preview.add(work.survey, rejected=work.left_out, failed=work.failures)
-        return build_bag(work, encoder, self.settings)
-
-    def note_failure(self, message: str) -> None:
-        if self.preview is not None:
-            self.preview.add_failure(self.path, message)
+        return run.run(overwrite=config.overwrite)
 
 
 class _EmbeddingRun:
-    """One go over a set of sources: what is left to do, and what became of each."""
+    """One pass over sources, and their results."""
 
     def __init__(
         self,
         *,
         sources: Sequence[Source[Any]],
         bags_dir: Path,
+        executor: Executor,
         progress: EmbedProgress,
         stop: Event,
         locks: FolderLocks,
     ) -> None:
-        self._sources, self._bags_dir = sources, bags_dir
+        self._sources, self._bags_dir, self._executor = sources, bags_dir, executor
         self._progress, self._stop, self._locks = progress, stop, locks
-        self._outcomes: dict[str, SlideResult] = {}
-        self._full: OutputError | None = None
+        self._results: dict[str, SlideResult] = {}
+        self._output_error: OutputError | None = None
         self._lock = Lock()
         self._saved_at = time.monotonic()
 
-    def go(self, engine: Executor, *, overwrite: bool) -> list[SlideResult]:
-        there = {} if overwrite else find_bags(self._bags_dir, may_be_empty=True)
-        old = [source for source in self._sources if source.bag_id in there]
-        self._refuse_other_settings(engine, old)
+    def run(self, *, overwrite: bool) -> list[SlideResult]:
+        existing = {} if overwrite else find_bags(self._bags_dir, may_be_empty=True)
+        old = [source for source in self._sources if source.bag_id in existing]
+        for source in old[:: max(1, -(-len(old) // _BAGS_CHECKED_FIRST))]:
+            read_finished_bag(self._bags_dir, source.bag_id, self._fingerprint)
         try:
-            new = [source for source in self._sources if source.bag_id not in there]
-            self._embed(engine, new)
-            self._embed(engine, self._skip_finished(engine, old))
+            self._embed([source for source in self._sources if source.bag_id not in existing])
+            self._embed(self._skip_finished(old))
         finally:
-            self._write_outcomes()
-        if self._full is not None:
-            raise self._full
-        return self._in_order()
+            self._write_table()
+        if self._output_error is not None:
+            raise self._output_error
+        return self._ordered_results()
 
-    def _embed(self, engine: Executor, left: Sequence[Source[Any]]) -> None:
-        if left and not self._stop.is_set():
-            engine.run(left, self, stop=self._stop)
-
-    def on_done(self, source: Source[Any], outcome: SlideResult) -> None:
+    def on_done(self, source: Source[Any], result: SlideResult) -> None:
         with self._lock:
-            self._outcomes[source.bag_id] = outcome
-            due = time.monotonic() - self._saved_at > _SECONDS_BETWEEN_TABLES
+            self._results[source.bag_id] = result
+            due = time.monotonic() - self._saved_at > _TABLE_INTERVAL_S
             if due:
                 self._saved_at = time.monotonic()
-        self._progress.slide_ended(outcome)
+        self._progress.slide_ended(result)
         if due:
-            self._write_outcomes()
+            self._write_table()
 
     def on_failed(self, source: Source[Any], reason: str) -> None:
-        outcome = SlideResult.of_failure(
-            source.path, f"{source.path}: {reason}", slide_id=source.bag_id, seconds=0.0
+        result = SlideResult.of_failure(
+            source.path, f"{source.path}: {reason}", slide_id=source.bag_id
         )
-        source.note_failure(outcome.message)
-        self.on_done(source, outcome)
+        source.record_failure(result.message)
+        self.on_done(source, result)
 
-    def on_message(self, news: SourceStarted | TilesDone | BatchSizeReduced | OutputFull) -> None:
-        match news:
+    def on_message(
+        self, message: SourceStarted | TilesDone | BatchSizeReduced | OutputFull
+    ) -> None:
+        match message:
             case SourceStarted(bag_id, n_tiles):
                 self._progress.slide_started(bag_id, n_tiles)
             case TilesDone(n_tiles):
                 self._progress.tiles_done(n_tiles)
-            case BatchSizeReduced(device, execution):
-                self._progress.noted(
-                    f"{device} ran out of memory; the backbone goes on as {execution!r}"
+            case BatchSizeReduced(device, runtime):
+                self._progress.warn(
+                    f"{device} ran out of memory; the encoder continues as {runtime!r}"
                 )
             case OutputFull(error):
-                self._give_up(error)
+                self._stop_with(error)
 
-    def _give_up(self, error: OutputError) -> None:
-        self._full = self._full or error
+    @property
+    def _fingerprint(self) -> Fingerprint:
+        info = self._executor.info
+        assert isinstance(info, WorkerInfo)  # noqa: S101 - its workers are embedding workers
+        return info.fingerprint
+
+    def _embed(self, sources: Sequence[Source[Any]]) -> None:
+        if sources and not self._stop.is_set():
+            self._executor.run(sources, self, stop=self._stop)
+
+    def _stop_with(self, error: OutputError) -> None:
+        self._output_error = self._output_error or error
         self._stop.set()
 
-    def _write_outcomes(self) -> None:
+    def _write_table(self) -> None:
         try:
-            write_results(self._bags_dir, self._in_order(), self._locks)
+            write_results(self._bags_dir, self._ordered_results(), self._locks)
         except OutputError as error:
-            self._give_up(error)
+            self._stop_with(error)
 
-    def _refuse_other_settings(self, engine: Executor, old: Sequence[Source[Any]]) -> None:
-        """Look at a few of the bags there, so that nothing is added where it does not belong."""
-        for source in old[:: max(1, -(-len(old) // _BAGS_LOOKED_AT))]:
-            read_finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
+    def _skip_finished(self, sources: Sequence[Source[Any]]) -> list[Source[Any]]:
+        """Report finished bags as skipped, and return the sources of damaged ones.
 
-    def _skip_finished(self, engine: Executor, old: Sequence[Source[Any]]) -> list[Source[Any]]:
-        """Sources whose bag is damaged, to be made again.
-
-        Bags are opened only now, when all that has none is done: work began at once, however many
-        there are.
+        This opens every bag and may take long, so it comes after the slides without a bag.
         """
-        left = []
-        for source in old:
+        damaged = []
+        for source in sources:
             if self._stop.is_set():
                 break
-            meta = read_finished_bag(self._bags_dir, source.bag_id, _fingerprint_of(engine))
+            meta = read_finished_bag(self._bags_dir, source.bag_id, self._fingerprint)
             if meta is None:
-                left.append(source)
+                damaged.append(source)
             else:
                 self.on_done(source, SlideResult.of_bag(source.path, meta, status="skipped"))
-        return left
+        return damaged
 
-    def _in_order(self) -> list[SlideResult]:
+    def _ordered_results(self) -> list[SlideResult]:
         with self._lock:
             names = [source.bag_id for source in self._sources]
-            return [self._outcomes[name] for name in names if name in self._outcomes]
-
-
-def _fingerprint_of(engine: Executor) -> Fingerprint:
-    """How the bags of an engine's embedders will say they were made."""
-    info = engine.info
-    assert isinstance(info, WorkerInfo)  # noqa: S101 - the workers are embedders
-    return info.fingerprint
+            return [self._results[name] for name in names if name in self._results]

@@ -1,4 +1,4 @@
-"""What became of each slide, and the table that keeps it: ``embed.csv``."""
+"""Result of each slide, and the table of results ``embed.csv``."""
 
 from __future__ import annotations
 
@@ -17,36 +17,33 @@ from features.utils.tables import read_table, write_table
 
 __all__ = ["SlideResult", "Status", "counts_text", "read_failures", "write_results"]
 
-_TABLE_PATIENCE_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 
 Status = Literal["done", "empty", "skipped", "failed"]
-"""``done`` and ``empty`` wrote a bag, ``skipped`` found a finished one, ``failed`` wrote none."""
+"""``done`` and ``empty`` wrote a bag, ``skipped`` kept a finished one, ``failed`` wrote none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideResult:
-    """What became of one slide; one row of ``embed.csv``."""
+    """Result of one slide; one row of ``embed.csv``."""
 
     slide_id: str
-    """Its name without folder and suffix."""
     status: Status
-    """What happened."""
     n_tiles: int = 0
     """Embeddings in its bag."""
     n_failed: int = 0
     """Tiles that could not be decoded."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Tiles that were left out, by rule."""
+    """Number of rejected tiles by rule."""
     mpp: float = float("nan")
-    """µm per level-0 px that was used."""
+    """Resolution that was used, µm per level-0 px."""
     mpp_source: str = ""
     """``file``, ``given`` or ``assumed``."""
     seconds: float = 0.0
-    """Time from opening it to its bag; slides overlap."""
+    """Time from opening the slide to its bag, s; slides overlap."""
     message: str = ""
-    """Why it failed or is empty, or which of its tiles could not be decoded first."""
+    """Why it failed or is empty, or its first decoding error."""
     path: str = ""
-    """Where the slide lies."""
 
     @classmethod
     def of_bag(
@@ -58,7 +55,7 @@ class SlideResult:
         seconds: float = 0.0,
         message: str = "",
     ) -> SlideResult:
-        """Outcome of a slide that has a bag; ``message`` where its being empty is not all."""
+        """Return the result of a slide with a bag; an empty bag's reason replaces ``message``."""
         left_out: dict[str, int] = json.loads(meta.left_out)
         return cls(
             slide_id=meta.slide_id,
@@ -74,8 +71,10 @@ class SlideResult:
         )
 
     @classmethod
-    def of_failure(cls, path: Path, message: str, *, slide_id: str, seconds: float) -> SlideResult:
-        """Outcome of a slide that has no bag, and why."""
+    def of_failure(
+        cls, path: Path, message: str, *, slide_id: str, seconds: float = 0.0
+    ) -> SlideResult:
+        """Return the result of a slide without a bag."""
         return cls(
             slide_id=slide_id,
             status="failed",
@@ -85,11 +84,11 @@ class SlideResult:
         )
 
 
-def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], locks: FolderLocks) -> None:
-    """Bring ``embed.csv`` up to date: rows of other slides stay as they are.
+def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderLocks) -> None:
+    """Update ``embed.csv``; rows of other slides stay as they are.
 
-    A skipped slide keeps its earlier row, which says how it was made. Processes that share the
-    folder write one after the other.
+    A skipped slide keeps its earlier row, which records how its bag was made. Processes that share
+    the folder write one after the other.
 
     Raises
     ------
@@ -97,23 +96,21 @@ def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], locks: Folder
         If the table cannot be written.
     """
     path = bags_dir / "embed.csv"
-    waited_until = time.monotonic() + _TABLE_PATIENCE_S
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not locks.acquire("embed.csv"):
-        if time.monotonic() > waited_until:
-            return  # the next round writes these rows too
+        if time.monotonic() > deadline:
+            return  # The next update writes these rows too.
         time.sleep(0.05)
     try:
         rows: dict[str, dict[str, object]] = {}
         if path.is_file():
             for row in read_table(path).to_dict("records"):
                 rows[str(row.get("slide_id", ""))] = {str(k): v for k, v in row.items()}
-        for outcome in outcomes:
-            if outcome.status != "skipped" or outcome.slide_id not in rows:
-                rows[outcome.slide_id] = {
-                    **asdict(outcome), "left_out": counts_text(outcome.left_out)
-                }  # fmt: skip
+        for result in results:
+            if result.status != "skipped" or result.slide_id not in rows:
+                rows[result.slide_id] = {**asdict(result), "left_out": counts_text(result.left_out)}
         if rows:
-            import pandas as pd  # noqa: PLC0415 - takes 0.3 s; slides are in work by now
+            import pandas as pd  # noqa: PLC0415 - it takes 0.3 s; by now slides are being read
 
             names = [part.name for part in fields(SlideResult)]
             table = pd.DataFrame(list(rows.values()), columns=names)
@@ -123,7 +120,7 @@ def write_results(bags_dir: Path, outcomes: Sequence[SlideResult], locks: Folder
 
 
 def read_failures(bags_dir: Path) -> dict[str, str]:
-    """Why slides could not be embedded, by slide id, where ``embed.csv`` is there and says it."""
+    """Return the errors of failed slides in ``embed.csv`` by slide id; empty without the table."""
     with suppress(TableError):
         rows = read_table(bags_dir / "embed.csv").to_dict("records")
         return {
@@ -135,7 +132,7 @@ def read_failures(bags_dir: Path) -> dict[str, str]:
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
-    """Counts as text.
+    """Return counts as text, sorted by name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The work of embedding in one process: sources opened, read, embedded, and their bags written."""
+"""Worker that embeds sources and writes their bags."""
 
 from __future__ import annotations
 
@@ -8,337 +8,268 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
-from features.bags.bag import Bag, BagMeta, Fingerprint, check_fingerprint
+from features.bags.bag import BagMeta, Fingerprint, check_fingerprint
 from features.bags.h5 import bag_path, read_meta, write_bag
-from features.embedding.batching import Instances, SlideBuffer, encode_slides
-from features.embedding.results import SlideResult, Status
+from features.embedding.batching import SlideBuffer, encode_slides
+from features.embedding.config import BaseEmbedConfig
+from features.embedding.results import SlideResult
+from features.embedding.sources import Source
 from features.encoders.encoder import Encoder
 from features.errors import BagError, MilError, OutputError
 from features.parallel.base import Job, JobQueue
-from features.parallel.locks import FolderLocks
+from features.parallel.locks import shared_locks
 from features.utils.files import OPEN_FILES_HINT, find_temporary_files, make_folder
 
 __all__ = [
     "BatchSizeReduced",
     "EmbeddingWorker",
     "OutputFull",
-    "Source",
     "SourceStarted",
     "TilesDone",
     "WorkerInfo",
     "read_finished_bag",
 ]
 
-_SURVEYS_AHEAD = 1
-_BAGS_BEHIND = 4
-_SECONDS_BETWEEN_NEWS = 0.5
-_MOST_NEWS_PER_S = 100
-
-S = TypeVar("S", bound=Instances)
-
-
-class Source(Protocol[S]):
-    """What becomes one bag: a slide, or a series of images; survives pickling."""
-
-    @property
-    def bag_id(self) -> str:
-        """Name of the bag."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        ...
-
-    def open(self) -> AbstractContextManager[S]:
-        """Open it and find what is to be embedded."""
-        ...
-
-    def work_on(self, opened: S, *, dim: int) -> SlideBuffer[S]:
-        """What is to be done with it now that it is open, for embeddings of length ``dim``."""
-        ...
-
-    def build_bag(self, work: SlideBuffer[S], encoder: Encoder) -> Bag:
-        """The bag, once everything is dealt with.
-
-        Raises
-        ------
-        MilError
-            If more of it failed than may.
-        """
-        ...
-
-    def note_failure(self, message: str) -> None:
-        """Called where no bag could be made of it."""
-        ...
+_SOURCES_AHEAD = 1
+_MAX_UNWRITTEN_BAGS = 4
+_MESSAGE_INTERVAL_S = 0.5
+_MAX_MESSAGES_PER_S = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """What all embedders of a run have in common."""
+    """Properties that all embedding workers of a run share."""
 
     fingerprint: Fingerprint
-    """How their bags say they were made."""
-    execution: str
-    """How the backbone runs."""
+    """Fingerprint of their bags."""
+    runtime: str
+    """Runtime of their encoder."""
 
     def __str__(self) -> str:
-        """In a few words."""
+        """Return a short description."""
         made = self.fingerprint
-        return f"{made.encoder} of weights {made.weights_sha256[:12]}…, run as {self.execution!r}"
+        return f"{made.encoder} with weights {made.weights_sha256[:12]}…, run as {self.runtime!r}"
 
 
 @dataclass(frozen=True)
 class SourceStarted:
-    """News: what is to be embedded of a source is known."""
+    """Message: the number of tiles, or images, of a source is known."""
 
     bag_id: str
-    """Name of its bag."""
     n_tiles: int
-    """How many tiles, or images."""
 
 
 @dataclass(frozen=True)
 class TilesDone:
-    """News: tiles were dealt with."""
+    """Message: number of tiles finished since the last such message."""
 
     n_tiles: int
-    """How many since the last such news."""
 
 
 @dataclass(frozen=True)
 class BatchSizeReduced:
-    """News: the device had not the memory for a batch, and the backbone now sees fewer tiles."""
+    """Message: the device ran out of memory, and the encoder continues with smaller batches."""
 
     device: str
-    """Which device."""
-    execution: str
-    """How the backbone runs now."""
+    runtime: str
 
 
 @dataclass(frozen=True)
 class OutputFull:
-    """News: nothing more can be written, and every other source would end the same way."""
+    """Message: the folder cannot be written to, so that all other sources would fail too."""
 
     error: OutputError
-    """Why."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Job(Generic[S]):
-    """A source in work."""
+class _OpenSource:
+    """A source whose tiles are being embedded."""
 
-    deal: Job
-    """Where it came from."""
-    work: SlideBuffer[S]
-    """What is known of it so far."""
-    opened: ExitStack
-    """Closes it."""
+    job: Job
+    buffer: SlideBuffer[Any]
+    closing: ExitStack
+    """Closes the source."""
     started: float
     """When it was opened, on the monotonic clock, s."""
 
-    @property
-    def source(self) -> Source[S]:
-        """What becomes a bag."""
-        source: Source[S] = self.deal.payload
-        return source
-
-    @classmethod
-    def open(cls, deal: Job, *, dim: int) -> _Job[S]:
-        """Open a source for embeddings of length ``dim``."""
-        started = time.monotonic()
-        with ExitStack() as opened:  # closed at once where the work cannot be prepared
-            work = deal.payload.work_on(opened.enter_context(deal.payload.open()), dim=dim)
-            return cls(deal=deal, work=work, opened=opened.pop_all(), started=started)
-
 
 class EmbeddingWorker:
-    """A worker that makes bags in a folder; several may share it, each bag is made by one.
+    """Worker that writes bags to a folder, which several workers may share.
 
     Parameters
     ----------
     bags_dir
-        Folder of the bags; made if missing.
+        Folder of the bags; created if missing.
     encoder
-        The backbone.
-    fingerprint
-        How the bags will say they were made.
-    batch_tiles
-        Tiles through the backbone at once.
+        Computes the embeddings.
+    config
+        Settings of the run.
     n_workers
-        Threads that decode.
-    overwrite
-        Embed again what has a bag.
-    n_embedders
-        How many work at the same time; many tell of their tiles less often.
+        Number of workers of the run: the more there are, the less often each reports progress.
     """
 
     def __init__(
-        self,
-        bags_dir: Path,
-        encoder: Encoder,
-        *,
-        fingerprint: Fingerprint,
-        batch_tiles: int,
-        n_workers: int,
-        overwrite: bool,
-        n_embedders: int = 1,
+        self, bags_dir: Path, encoder: Encoder, config: BaseEmbedConfig, *, n_workers: int = 1
     ) -> None:
-        self.bags_dir, self.encoder = make_folder(bags_dir), encoder
-        self.batch_tiles, self.n_workers = batch_tiles, n_workers
-        self.overwrite = overwrite
-        self.seconds_between_news = max(_SECONDS_BETWEEN_NEWS, n_embedders / _MOST_NEWS_PER_S)
-        self.info = WorkerInfo(fingerprint=fingerprint, execution=encoder.execution)
-        self.locks = FolderLocks(bags_dir / ".claims").__enter__()
+        self.bags_dir, self.encoder, self.config = make_folder(bags_dir), encoder, config
+        self.message_interval_s = max(_MESSAGE_INTERVAL_S, n_workers / _MAX_MESSAGES_PER_S)
+        fingerprint = config.make_fingerprint(encoder)
+        self.info = WorkerInfo(fingerprint=fingerprint, runtime=encoder.execution)
+        self._stack = ExitStack()
+        self.locks = self._stack.enter_context(shared_locks(bags_dir / ".claims"))
         self._leftovers = find_temporary_files(bags_dir)
 
     def close(self) -> None:
-        """Give back what is claimed."""
-        self.locks.__exit__(None, None, None)
+        """Release all locks."""
+        self._stack.close()
 
     def run(self, queue: JobQueue) -> None:
-        """Make bags until there is no source for now; batches do not stop at a source's border."""
-        shift = _WorkerRun(self, queue)
-        behind: deque[Future[None]] = deque()
+        """Write bags until the queue offers no source; batches span sources."""
+        run = _WorkerRun(self, queue)
+        unwritten: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
-            for work in encode_slides(
-                shift.works(), self.encoder, batch_tiles=self.batch_tiles,
-                n_workers=self.n_workers, on_tiles=shift.count,
+            for buffer in encode_slides(
+                run.buffers(), self.encoder, batch_tiles=self.config.batch_tiles,
+                n_workers=self.config.n_threads, on_tiles=run.count_tiles,
             ):  # fmt: skip
-                behind.append(writer.submit(shift.finish, work))
-                while len(behind) > _BAGS_BEHIND:
-                    behind.popleft().result()
-            while behind:
-                behind.popleft().result()
-        shift.tell_of_tiles()
+                unwritten.append(writer.submit(run.write, buffer))
+                while len(unwritten) > _MAX_UNWRITTEN_BAGS:
+                    unwritten.popleft().result()
+            while unwritten:
+                unwritten.popleft().result()
+        run.report_tiles()
 
-    def remove_temporary_files(self, bag_id: str, *, look_again: bool) -> None:
-        """Remove what was left of a bag by a process that was killed; its claim must be ours."""
-        if look_again:
+    def remove_temporary_files(self, bag_id: str, *, rescan: bool) -> None:
+        """Remove the temporary files of a killed process for a bag whose lock is held."""
+        if rescan:
             self._leftovers = find_temporary_files(self.bags_dir)
         for part in self._leftovers.get(f"{bag_id}.h5", ()):
             part.unlink(missing_ok=True)
 
 
 class _WorkerRun:
-    """What an embedder does from a desk's first job until there is none for now."""
+    """One call of :meth:`EmbeddingWorker.run`."""
 
-    def __init__(self, embedder: EmbeddingWorker, queue: JobQueue) -> None:
-        self._embedder, self._queue = embedder, queue
-        self._jobs: dict[SlideBuffer[Instances], _Job[Instances]] = {}
+    def __init__(self, worker: EmbeddingWorker, queue: JobQueue) -> None:
+        self._worker, self._queue = worker, queue
+        self._open_sources: dict[SlideBuffer[Any], _OpenSource] = {}
         self._lock = Lock()
-        self._execution = embedder.encoder.execution
-        self._n_untold = 0
-        self._told_at = time.monotonic()
+        self._execution = worker.encoder.execution
+        self._n_unreported = 0
+        self._reported_at = time.monotonic()
 
-    def works(self) -> Iterator[SlideBuffer[Instances]]:
-        """Open sources, the next one while this one is read; runs in the thread that reads."""
-        ahead: deque[Future[_Job[Instances] | None]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="survey") as pool:
-            for deal in self._queue.jobs():
-                ahead.append(pool.submit(self._open, deal))
-                if len(ahead) > _SURVEYS_AHEAD:
-                    yield from self._opened(ahead.popleft().result())
+    def buffers(self) -> Iterator[SlideBuffer[Any]]:
+        """Open sources, the next one while this one is read; runs in the reading thread."""
+        ahead: deque[Future[_OpenSource | None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="opening") as pool:
+            for job in self._queue.jobs():
+                ahead.append(pool.submit(self._open, job))
+                if len(ahead) > _SOURCES_AHEAD:
+                    yield from self._start(ahead.popleft().result())
             while ahead:
-                yield from self._opened(ahead.popleft().result())
+                yield from self._start(ahead.popleft().result())
 
-    def count(self, n_tiles: int) -> None:
-        """Count tiles that were dealt with, and tell of them now and then."""
+    def count_tiles(self, n_tiles: int) -> None:
+        """Count finished tiles, and report them at intervals."""
         with self._lock:
-            self._n_untold += n_tiles
-        if time.monotonic() - self._told_at > self._embedder.seconds_between_news:
-            self.tell_of_tiles()
+            self._n_unreported += n_tiles
+        if time.monotonic() - self._reported_at > self._worker.message_interval_s:
+            self.report_tiles()
 
-    def tell_of_tiles(self) -> None:
-        """Tell of the tiles that were counted since it was told last, and of halved batches."""
+    def report_tiles(self) -> None:
+        """Report the tiles finished since the last report, and reduced batch sizes."""
         with self._lock:
-            n_tiles, self._n_untold = self._n_untold, 0
-            self._told_at = time.monotonic()
+            n_tiles, self._n_unreported = self._n_unreported, 0
+            self._reported_at = time.monotonic()
         if n_tiles:
             self._queue.send_message(TilesDone(n_tiles))
-        encoder = self._embedder.encoder
+        encoder = self._worker.encoder
         if encoder.execution != self._execution:
             self._execution = encoder.execution
             self._queue.send_message(BatchSizeReduced(str(encoder.device), encoder.execution))
 
-    def finish(self, work: SlideBuffer[Instances]) -> None:
-        """Write the bag of a source; whatever is wrong with it stays with it."""
-        job = self._jobs.pop(work)
-        source = job.source
+    def write(self, buffer: SlideBuffer[Any]) -> None:
+        """Write the bag of a finished source, or report why there is none."""
+        opened = self._open_sources.pop(buffer)
+        source: Source[Any] = opened.job.payload
         try:
-            with job.opened:
-                bag = source.build_bag(work, self._embedder.encoder)
-            write_bag(bag_path(self._embedder.bags_dir, source.bag_id), bag)
-        except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-            self._fail(job.deal, error, seconds=time.monotonic() - job.started)
+            with opened.closing:
+                bag = source.build_bag(buffer, self._worker.encoder)
+            write_bag(bag_path(self._worker.bags_dir, source.bag_id), bag)
+        except Exception as error:  # noqa: BLE001 - one slide must not stop the others
+            self._fail(opened.job, error, seconds=time.monotonic() - opened.started)
             return
-        status: Status = "done" if len(bag.features) else "empty"
-        outcome = SlideResult.of_bag(
-            source.path, bag.meta, status=status, seconds=time.monotonic() - job.started,
-            message=next(iter(work.failures.values()), ""),
+        result = SlideResult.of_bag(
+            source.path, bag.meta, status="done" if len(bag.features) else "empty",
+            seconds=time.monotonic() - opened.started,
+            message=next(iter(buffer.failures.values()), ""),
         )  # fmt: skip
-        self._end(job.deal, outcome)
+        self._finish(opened.job, result)
 
-    def _open(self, deal: Job) -> _Job[Instances] | None:
-        """A source ready to be read; None where it is done, held by others, or cannot be opened."""
+    def _open(self, job: Job) -> _OpenSource | None:
+        """Open a source; None if it is finished, locked by another process, or cannot be opened."""
         started = time.monotonic()
-        source: Source[Instances] = deal.payload
-        embedder = self._embedder
+        source: Source[Any] = job.payload
+        worker = self._worker
         try:
-            if not embedder.locks.acquire(source.bag_id):
-                self._queue.requeue(deal)
+            if not worker.locks.acquire(source.bag_id):
+                self._queue.requeue(job)
                 return None
-            if not embedder.overwrite and (
-                meta := read_finished_bag(
-                    embedder.bags_dir, source.bag_id, embedder.info.fingerprint
-                )
+            if not worker.config.overwrite and (
+                meta := read_finished_bag(worker.bags_dir, source.bag_id, worker.info.fingerprint)
             ):
-                self._end(deal, SlideResult.of_bag(source.path, meta, status="skipped"))
+                self._finish(job, SlideResult.of_bag(source.path, meta, status="skipped"))
                 return None
-            embedder.remove_temporary_files(source.bag_id, look_again=deal.n_crashes > 0)
-            return _Job.open(deal, dim=embedder.encoder.dim)
-        except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-            self._fail(deal, error, seconds=time.monotonic() - started)
+            worker.remove_temporary_files(source.bag_id, rescan=job.n_crashes > 0)
+            with ExitStack() as stack:  # It closes the source if no buffer can be made.
+                buffer = source.make_buffer(
+                    stack.enter_context(source.open()), dim=worker.encoder.dim
+                )
+                return _OpenSource(job=job, buffer=buffer, closing=stack.pop_all(), started=started)
+        except Exception as error:  # noqa: BLE001 - one slide must not stop the others
+            self._fail(job, error, seconds=time.monotonic() - started)
             return None
 
-    def _opened(self, job: _Job[Instances] | None) -> Iterator[SlideBuffer[Instances]]:
-        if job is not None:
-            self._jobs[job.work] = job
-            self._queue.send_message(SourceStarted(job.source.bag_id, job.work.survey.n_tiles))
-            yield job.work
+    def _start(self, opened: _OpenSource | None) -> Iterator[SlideBuffer[Any]]:
+        if opened is not None:
+            buffer = opened.buffer
+            self._open_sources[buffer] = opened
+            bag_id = opened.job.payload.bag_id
+            self._queue.send_message(SourceStarted(bag_id, buffer.instances.n_tiles))
+            yield buffer
 
-    def _fail(self, deal: Job, error: Exception, *, seconds: float) -> None:
-        source: Source[Instances] = deal.payload
+    def _fail(self, job: Job, error: Exception, *, seconds: float) -> None:
+        source: Source[Any] = job.payload
         text = str(error)
         if not isinstance(error, MilError):
             text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
         if isinstance(error, OutputError):
             self._queue.send_message(OutputFull(error))
-        elif os.strerror(errno.EMFILE) in text:  # said by readers in as many ways as there are
+        elif os.strerror(errno.EMFILE) in text:  # Every reader library words the rest differently.
             text = f"{text.rstrip('.')}. {OPEN_FILES_HINT}"
-        outcome = SlideResult.of_failure(source.path, text, slide_id=source.bag_id, seconds=seconds)
-        if not isinstance(error, OutputError):  # which is no fault of the source
-            source.note_failure(outcome.message)
-        self._end(deal, outcome)
+        result = SlideResult.of_failure(source.path, text, slide_id=source.bag_id, seconds=seconds)
+        if not isinstance(error, OutputError):
+            source.record_failure(result.message)
+        self._finish(job, result)
 
-    def _end(self, deal: Job, outcome: SlideResult) -> None:
-        self._embedder.locks.release(deal.payload.bag_id)
-        self._queue.finish(deal, outcome)
+    def _finish(self, job: Job, result: SlideResult) -> None:
+        self._worker.locks.release(job.payload.bag_id)
+        self._queue.finish(job, result)
 
 
 def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
-    """What a whole bag says of itself; None where there is none, or a damaged one.
+    """Read the metadata of a bag; None if it is missing or damaged.
 
     Raises
     ------
     BagError
-        If it was made with other settings than ``fingerprint`` tells.
+        If its fingerprint is another.
     """
     path = bag_path(bags_dir, bag_id)
     try:

@@ -1,4 +1,4 @@
-"""The backbone for a folder of bags, run as its other bags were."""
+"""Settings of an encoder, and the runtime recorded for a folder of bags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.encoders.encoder import BATCH_TILES, Encoder, load_encoder
+from features.encoders.encoder import BATCH_TILES, DEFAULT_BACKBONE, Encoder, load_encoder
 from features.errors import EncoderError
 from features.parallel.devices import choose_device
 from features.utils.files import make_folder, write_error
@@ -18,108 +18,108 @@ __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """A backbone that somebody asks for, here or in another process."""
+    """Settings of an encoder; picklable unless they hold a loaded one."""
 
-    name: str
-    """Name in timm; several joined by ``+``."""
+    encoder: str | Encoder = DEFAULT_BACKBONE
+    """timm name, or several joined by ``+``; or a loaded encoder, for which the other fields but
+    ``batch_tiles`` have no effect."""
     weights: tuple[Path | None, ...] = ()
-    """A checkpoint for each of its parts, None for installed weights; empty for installed ones of
-    all."""
+    """One checkpoint per encoder, None for installed weights; empty for installed weights only."""
     device: str = "auto"
-    """Where it shall run."""
+    """Device, or several; see :func:`features.parallel.devices.parse_devices`."""
     batch_tiles: int = BATCH_TILES
-    """Tiles through it at once, where the folder has not settled that yet."""
-    execution: str = "auto"
-    """How it shall run; see :func:`features.encoders.encoder.load_encoder`."""
-    n_tiles_expected: int | None = None
-    """Tiles that are to be embedded, where known."""
+    """Tiles per batch."""
+    runtime: str = "auto"
+    """``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.encoders.runtime`."""
 
-    def load(self, bags_dir: Path | None) -> Encoder:
-        """Load it, and run it as the bags of a folder were made, or settle that for the folder now.
+    def load_encoder(
+        self, bags_dir: Path | None = None, *, n_tiles_expected: int | None = None
+    ) -> Encoder:
+        """Load the encoder with the runtime recorded for a folder of bags, or record one now.
 
         Parameters
         ----------
         bags_dir
-            Folder of the bags; None settles nothing.
+            Folder of the bags; None records nothing.
+        n_tiles_expected
+            Number of tiles to embed, if known: a runtime that is slow to start is not tried for a
+            few.
 
         Raises
         ------
         EncoderError
-            If it cannot be had, or the folder's bags were made in another way than is asked for.
+            If the encoder cannot be loaded, or the folder's bags were made with another runtime.
         """
-        pinned = None if bags_dir is None else recorded_runtime(bags_dir)
-        if pinned and self.execution != "auto" and not pinned.startswith(self.execution):
+        if not isinstance(self.encoder, str):
+            return self.encoder
+        recorded = None if bags_dir is None else recorded_runtime(bags_dir)
+        if recorded and self.runtime != "auto" and not recorded.startswith(self.runtime):
             raise EncoderError(
                 bags_dir,
-                actual=f"bags made with {pinned!r}",
-                expected=f"--execution {self.execution}",
+                actual=f"bags made with {recorded!r}",
+                expected=f"--execution {self.runtime}",
                 hint="Leave --execution out, or name another folder with --bags.",
             )
-        encoder = self._load(pinned or self.execution)
-        if bags_dir is None or pinned:
+
+        def load(runtime: str) -> Encoder:
+            assert isinstance(self.encoder, str)  # noqa: S101 - checked above
+            return load_encoder(
+                self.encoder, weights_path=self.weights, device=choose_device(self.device),
+                batch_tiles=self.batch_tiles, execution=runtime, n_tiles_expected=n_tiles_expected,
+            )  # fmt: skip
+
+        encoder = load(recorded or self.runtime)
+        if bags_dir is None or recorded:
             return encoder
-        settled = record_runtime(make_folder(bags_dir), encoder.execution)
-        return encoder if settled == encoder.execution else self._load(settled)
-
-    def _load(self, execution: str) -> Encoder:
-        return load_encoder(
-            self.name,
-            weights_path=self.weights[0] if len(self.weights) == 1 else self.weights,
-            device=choose_device(self.device),
-            batch_tiles=self.batch_tiles,
-            execution=execution,
-            n_tiles_expected=self.n_tiles_expected,
-        )
+        recorded = record_runtime(make_folder(bags_dir), encoder.execution)
+        return encoder if recorded == encoder.execution else load(recorded)
 
 
-_NAME = "execution.txt"
+_FILE_NAME = "execution.txt"
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What FAT and some network file systems answer, which have no hard links."""
+"""Errors of FAT and some network file systems, which have no hard links."""
 
 
 def recorded_runtime(bags_dir: Path) -> str | None:
-    """The way in which the bags of a folder are made, e.g. ``onnx float32 batch 64``.
-
-    None where nothing was chosen yet.
-    """
+    """Return the runtime recorded for a folder, e.g. ``onnx float32 batch 64``; None without."""
     try:
-        return (bags_dir / _NAME).read_text(encoding="utf-8").strip() or None
+        return (bags_dir / _FILE_NAME).read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 
 
-def record_runtime(bags_dir: Path, execution: str) -> str:
-    """Choose for a folder; where another process was first, its choice stands.
+def record_runtime(bags_dir: Path, runtime: str) -> str:
+    """Record the runtime of a folder, unless another process has recorded one.
 
     Returns
     -------
     str
-        What holds for the folder from now on.
+        The recorded runtime.
 
     Raises
     ------
     OutputError
-        If the folder cannot be written.
+        If the folder cannot be written to.
     """
-    beside = bags_dir / f".{_NAME}.{os.getpid()}.part"
+    temporary = bags_dir / f".{_FILE_NAME}.{os.getpid()}.part"
     try:
-        beside.write_text(execution + "\n", encoding="utf-8")
+        temporary.write_text(runtime + "\n", encoding="utf-8")
         with suppress(FileExistsError):
-            _name(beside, bags_dir / _NAME)
+            _link_or_copy(temporary, bags_dir / _FILE_NAME)
     except OSError as error:
         raise write_error(bags_dir, error) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
-    return recorded_runtime(bags_dir) or execution
+            temporary.unlink(missing_ok=True)
+    return recorded_runtime(bags_dir) or runtime
 
 
-def _name(beside: Path, path: Path) -> None:
-    """Give a file its name; fails where there is one of that name."""
+def _link_or_copy(temporary: Path, path: Path) -> None:
+    """Create a file with the content of another; fails if it exists."""
     try:
-        os.link(beside, path)  # a link is whole at once
+        os.link(temporary, path)  # A link is complete at once; a copy is not.
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         with path.open("xb") as file:
-            file.write(beside.read_bytes())
+            file.write(temporary.read_bytes())

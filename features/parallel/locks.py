@@ -6,15 +6,16 @@ import json
 import os
 import socket
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from types import TracebackType
 
 from features.errors import OutputError
 from features.utils.files import make_folder, write_error
 
-__all__ = ["FolderLocks"]
+__all__ = ["FolderLocks", "shared_locks"]
 
 _HEARTBEAT_S = 10.0
 _STALE_S = 90.0
@@ -179,6 +180,35 @@ class FolderLocks:
     def _unlink(path: Path) -> None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+_SHARED: dict[Path, tuple[FolderLocks, int]] = {}
+"""Open locks of this process and their number of users, by folder."""
+_SHARED_GUARD = Lock()
+
+
+@contextmanager
+def shared_locks(folder: Path) -> Iterator[FolderLocks]:
+    """Open the locks of a folder, or share those that this process has open.
+
+    Parameters
+    ----------
+    folder
+        Folder of the lock files; created if missing.
+    """
+    key = folder.absolute()
+    with _SHARED_GUARD:
+        locks, n_users = _SHARED.get(key) or (FolderLocks(folder).__enter__(), 0)
+        _SHARED[key] = (locks, n_users + 1)
+    try:
+        yield locks
+    finally:
+        with _SHARED_GUARD:
+            locks, n_users = _SHARED.pop(key)
+            if n_users > 1:
+                _SHARED[key] = (locks, n_users - 1)
+            else:
+                locks.__exit__(None, None, None)
 
 
 def _namespace() -> str:

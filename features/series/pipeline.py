@@ -1,11 +1,11 @@
-"""Series of images into a folder of bags, on the same road as slides."""
+"""Embedding of image series into a folder of bags."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -15,92 +15,61 @@ from features.embedding.bag_builder import software_versions
 from features.embedding.batching import SlideBuffer
 from features.embedding.pipeline import EmbedProgress, embed_sources
 from features.embedding.results import SlideResult, counts_text
-from features.embedding.worker import EmbeddingWorker
 from features.encoders.encoder import Encoder
-from features.errors import SlideError
 from features.parallel.base import Executor
-from features.parallel.local import LocalExecutor
-from features.series.config import SeriesConfig, fingerprint_of_series
+from features.series.config import SeriesConfig
 from features.series.manifest import SeriesSpec
 from features.series.series import ImageSeries, SeriesImage, open_series
 from features.slides.file_info import content_hash
 
-__all__ = ["embed_series", "embed_series_by"]
+__all__ = ["embed_series", "expected_images"]
 
 _DECODERS = ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+_IMAGES_PER_FOLDER = 40
+
+
+def expected_images(specs: Sequence[SeriesSpec]) -> int:
+    """Return the number of listed images; a folder counts with an assumed number."""
+    return sum(max(_IMAGES_PER_FOLDER, len(spec.listed)) for spec in specs)
 
 
 def embed_series(
     specs: Sequence[SeriesSpec],
-    bags_dir: Path,
-    encoder: Encoder,
+    bags_dir: Path | str,
+    config: SeriesConfig,
     *,
-    settings: SeriesConfig,
-    overwrite: bool,
-    progress: EmbedProgress,
+    executor: Executor | None = None,
+    progress: EmbedProgress | None = None,
     stop: Event | None = None,
 ) -> list[SlideResult]:
-    """Embed series, each into ``bags_dir/<bag_id>.h5``.
-
-    As :func:`features.embedding.pipeline.embed_slides`: finished ones are skipped, one that fails
-    does not stop the others, and ``embed.csv`` says what became of each.
+    """Embed image series, each into ``bags_dir/<bag_id>.h5``.
 
     Parameters
     ----------
     specs
-        What becomes bags, from :func:`features.series.manifest.read_series`.
-    bags_dir, encoder, overwrite, progress, stop
+        From :func:`features.series.manifest.read_series`.
+    config
+        All settings.
+    bags_dir, executor, progress, stop
         As for :func:`features.embedding.pipeline.embed_slides`.
-    settings
-        How images are looked at.
 
     Returns
     -------
     list of SlideResult
-        One a series that was dealt with, in the order of ``specs``.
+        One per finished, skipped or failed series, in the order of ``specs``.
 
     Raises
     ------
     BagError
         If the folder holds bags of these series made with other settings.
     OutputError
-        If the folder cannot be written to any more, e.g. for want of space.
+        If the folder cannot be written to any more, e.g. because the disk is full.
     """
-    with closing(
-        EmbeddingWorker(
-            bags_dir, encoder, fingerprint=fingerprint_of_series(encoder, settings),
-            batch_tiles=settings.batch_images, n_workers=settings.n_workers, overwrite=overwrite,
-        )
-    ) as embedder:  # fmt: skip
-        return embed_series_by(
-            LocalExecutor(embedder), specs, bags_dir, settings=settings, overwrite=overwrite,
-            progress=progress, stop=stop,
-        )  # fmt: skip
-
-
-def embed_series_by(
-    engine: Executor,
-    specs: Sequence[SeriesSpec],
-    bags_dir: Path,
-    *,
-    settings: SeriesConfig,
-    overwrite: bool,
-    progress: EmbedProgress,
-    stop: Event | None = None,
-) -> list[SlideResult]:
-    """Embed series by an engine whose workers are embedders; see :func:`embed_series`.
-
-    Parameters
-    ----------
-    engine
-        Has the series embedded, into the same folder and with the same settings.
-    specs, bags_dir, settings, overwrite, progress, stop
-        As for :func:`embed_series`.
-    """
-    sources = [_SeriesSource(spec=spec, settings=settings) for spec in specs]
+    sources = [_SeriesSource(spec=spec, config=config) for spec in specs]
     return embed_sources(
-        engine, sources, bags_dir, overwrite=overwrite, progress=progress, stop=stop
-    )
+        sources, Path(bags_dir), config, executor=executor,
+        n_tiles_expected=expected_images(specs), progress=progress, stop=stop,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +77,7 @@ class _SeriesSource:
     """A series that becomes a bag."""
 
     spec: SeriesSpec
-    settings: SeriesConfig
+    config: SeriesConfig
 
     @property
     def bag_id(self) -> str:
@@ -116,50 +85,42 @@ class _SeriesSource:
 
     @property
     def path(self) -> Path:
-        """Its folder; of a single file that file."""
+        """Folder of the series; its file if it has only one."""
         first = self.spec.listed[0].path
         return first if len(self.spec.listed) == 1 else first.parent
 
     @contextmanager
     def open(self) -> Iterator[ImageSeries]:
-        yield open_series(
-            self.spec, windows=self.settings.windows, side_px=self.settings.side_px
+        yield open_series(self.spec, windows=self.config.windows, side_px=self.config.side_px)
+
+    def make_buffer(self, instances: ImageSeries, *, dim: int) -> SlideBuffer[ImageSeries]:
+        return SlideBuffer(instances, dim=dim)
+
+    def build_bag(self, buffer: SlideBuffer[ImageSeries], encoder: Encoder) -> Bag:
+        buffer.check_failures(
+            f"series {self.bag_id!r}", buffer.instances.n_tiles - len(buffer.rejected),
+            unit="images", verb="read", max_failed=self.config.max_failed,
+            again="Export the series",
         )  # fmt: skip
-
-    def work_on(self, opened: ImageSeries, *, dim: int) -> SlideBuffer[ImageSeries]:
-        return SlideBuffer(opened, dim=dim)
-
-    def build_bag(self, work: SlideBuffer[ImageSeries], encoder: Encoder) -> Bag:
-        if work.fault is not None:
-            raise work.fault
-        n_failed, n_images = len(work.failures), work.survey.n_tiles - len(work.left_out)
-        if n_failed > self.settings.max_failed * n_images:
-            raise SlideError(
-                f"series {self.bag_id!r}",
-                actual=f"{n_failed} of {n_images} images cannot be read, "
-                f"first: {next(iter(work.failures.values()))}",
-                expected=f"at most {self.settings.max_failed:.0%}",
-                hint="Export the series again, or allow more with --max-failed.",
-            )
-        kept = [work.survey.images[index] for index in work.kept]
+        kept = [buffer.instances.images[index] for index in buffer.kept]
         return Bag.from_series(
-            work.features,
-            order=work.kept,
+            buffer.features,
+            order=buffer.kept,
             source=tuple(image.source for image in kept),
-            meta=self._describe(work, kept, encoder),
+            meta=self._metadata(buffer, kept, encoder),
         )
 
-    def note_failure(self, message: str) -> None:
-        """Nothing is shown of series besides ``embed.csv``."""
+    def record_failure(self, message: str) -> None:
+        """Do nothing: series have no preview."""
 
-    def _describe(
-        self, work: SlideBuffer[ImageSeries], kept: Sequence[SeriesImage], encoder: Encoder
+    def _metadata(
+        self, buffer: SlideBuffer[ImageSeries], kept: Sequence[SeriesImage], encoder: Encoder
     ) -> BagMeta:
         width_px, height_px, spacing_um = _geometry(kept)
-        left_out = Counter(work.left_out.values())
+        left_out = Counter(buffer.rejected.values())
         return BagMeta(
             slide_id=self.bag_id,
-            fingerprint=fingerprint_of_series(encoder, self.settings),
+            fingerprint=self.config.make_fingerprint(encoder),
             width_px0=width_px,
             height_px0=height_px,
             mpp_x=spacing_um[0],
@@ -167,10 +128,10 @@ class _SeriesSource:
             mpp_source="file" if spacing_um[0] else "",
             span_x_px0=0.0,
             span_y_px0=0.0,
-            slide_content_id=_content_of(dict.fromkeys(image.path for image in kept)),
+            slide_content_id=_series_hash(dict.fromkeys(image.path for image in kept)),
             background_rgb=(0, 0, 0),
-            n_tried=work.survey.n_tiles,
-            n_failed=len(work.failures),
+            n_tried=buffer.instances.n_tiles,
+            n_failed=len(buffer.failures),
             left_out=as_json(**left_out),
             empty_reason="" if kept else f"all images left out: {counts_text(left_out)}",
             software=software_versions(encoder, *_DECODERS),
@@ -179,15 +140,15 @@ class _SeriesSource:
 
 
 def _geometry(images: Sequence[SeriesImage]) -> tuple[int, int, tuple[float, float]]:
-    """Width and height in px, and µm per px, of a scan's first slice; zeros where not known."""
+    """Return width and height in px, and µm per px, of the first slice; zeros if unknown."""
     header = images[0].header if images else None
     if header is None:
         return 0, 0, (0.0, 0.0)
     return header.width_px, header.height_px, header.spacing_um or (0.0, 0.0)
 
 
-def _content_of(paths: Iterable[Path]) -> str:
-    """Tells a series by the contents of its files in order, whatever they are called."""
+def _series_hash(paths: Iterable[Path]) -> str:
+    """Return a hash of the contents of a series' files in order, whatever their names."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(content_hash(path).encode())

@@ -22,7 +22,7 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +30,6 @@ import numpy as np
 
 from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.embedding.results import SlideResult
 from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
 from features.parallel.devices import choose_device
 from features.tiling.grid import TileSettings
@@ -45,22 +44,10 @@ BACKBONE_S = 4.0
 """Of each half."""
 
 
-class Silent:
-    """Progress that nobody looks at."""
-
-    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideResult) -> None: ...
-    def noted(self, text: str) -> None: ...
-
-
 def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedConfig) -> int:
     """The whole command, into a fresh folder; returns tiles embedded."""
     with tempfile.TemporaryDirectory() as bags:
-        outcomes = embed_slides(
-            slides, Path(bags), encoder, settings=settings, given_mpp={}, overwrite=False,
-            progress=Silent(),
-        )  # fmt: skip
+        outcomes = embed_slides(slides, bags, replace(settings, encoder=encoder))
     failed = [outcome.message for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise SystemExit(failed[0])
@@ -85,7 +72,7 @@ class Parts:
                 path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
             ) as survey:
                 masked = time.perf_counter()
-                with ThreadPoolExecutor(settings.n_workers) as pool:
+                with ThreadPoolExecutor(settings.n_threads) as pool:
                     tiles = survey.read_all(pool, n_ahead=2 * settings.batch_tiles)
                     self.n_decoded += sum(1 for _ in tiles)
                 self.decode_s += time.perf_counter() - masked

@@ -65,7 +65,7 @@ class Watch:
         self.samples: list[Sample] = []
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def noted(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
 
     def tiles_done(self, n_tiles: int) -> None:
         self.n_tiles += n_tiles
@@ -110,7 +110,8 @@ def endure(n_slides: int, *, every: int) -> dict[str, object]:
         model, name=_BACKBONE, preprocessing=resolve_preprocessing(model),
         device=torch.device("cpu"), batch_tiles=16,
     )  # fmt: skip
-    settings = EmbedConfig(
+    config = EmbedConfig(
+        encoder=encoder,
         tiles=TileSettings(tile_px=_TILE_PX, min_tissue=0.05), tissue=TissueSettings(),
         batch_tiles=16, n_workers=2,
     )  # fmt: skip
@@ -118,10 +119,7 @@ def endure(n_slides: int, *, every: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         paths = paint(Path(name) / "slides", n_slides)
         started = time.perf_counter()
-        embed_slides(
-            paths, Path(name) / "bags", encoder, settings=settings, given_mpp={},
-            overwrite=False, progress=watch,
-        )  # fmt: skip
+        embed_slides(paths, Path(name) / "bags", config, progress=watch)
         seconds = time.perf_counter() - started
     half = watch.samples[len(watch.samples) // 2 :]
     slope = np.polyfit([s.n_slides for s in half], [s.rss_mb for s in half], 1)[0]

@@ -218,7 +218,7 @@ def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(
     fit(world, path, "seen.csv")
     result = mil_ok("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
                 "--rules", "none", "--filter", path)  # fmt: skip
-    assert "learned from 1 of these slides" in result.output
+    assert "trained on 1 of these slides" in result.output
     refused = train(world, tmp_path / "bags", tmp_path / "run")
     assert refused.exit_code == 1
     assert "00_0" in refused.output

@@ -62,7 +62,7 @@ def work_on(
     if not n_views:
         return SlideBuffer(survey, dim=3)
     return SlideBuffer(
-        survey, dim=3, looks=TileTransform(survey, views=AugmentationConfig(n_views=n_views))
+        survey, dim=3, transform=TileTransform(survey, views=AugmentationConfig(n_views=n_views))
     )
 
 
@@ -71,7 +71,7 @@ def embed(works: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[Sli
     found = list(
         encode_slides(works, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
     )
-    assert sum(done) == sum(len(work.survey.grid.coords_px0) for work in found)
+    assert sum(done) == sum(len(work.instances.grid.coords_px0) for work in found)
     return found
 
 
@@ -82,7 +82,7 @@ def test_batches_go_over_the_borders_of_slides() -> None:
     assert encoder.sizes == [4, 4, 4]
     assert set(map(id, found)) == set(map(id, works))
     for work in works:
-        picture = work.survey.slide._pixels[0]
+        picture = work.instances.slide._pixels[0]
         expected = picture.reshape(32, -1, 32, 3).mean(axis=(0, 2))[: len(work.kept)]
         np.testing.assert_allclose(work.features, expected, rtol=1e-5)
 
@@ -100,8 +100,8 @@ def test_broken_tiles_and_those_that_rules_leave_out_are_counted_by_place() -> N
     embed([work], MeanEncoder())
     assert work.kept.tolist() == [0, 2, 3]
     assert list(work.failures) == [1]
-    assert work.left_out == {4: "bright", 5: "bright"}
-    assert work.fault is None
+    assert work.rejected == {4: "bright", 5: "bright"}
+    assert work.error is None
 
 
 def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None:
@@ -114,7 +114,7 @@ def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None
 
     works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
     found = embed(works, Failing())
-    assert [work.fault is None for work in works] == [True, False, True]
+    assert [work.error is None for work in works] == [True, False, True]
     assert len(found) == 3
 
 
@@ -133,7 +133,7 @@ def test_slides_are_taken_as_they_are_needed() -> None:
         next(stream)
     stream.close()
     assert len(taken) < 20
-    assert not any(t.name in {"reading", "backbone"} for t in threading.enumerate())
+    assert not any(t.name in {"reading", "encoder"} for t in threading.enumerate())
 
 
 def test_an_error_among_the_slides_reaches_the_caller() -> None:
@@ -181,11 +181,11 @@ def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
             return embeddings[:, 0] > 250
 
     plain = work_on(6, seed=1, bright=(4,), n_views=2)
-    survey = replace(plain.survey, detect_artifact=lambda tile: "")
-    looks = TileTransform(survey, views=AugmentationConfig(n_views=2))
-    work = SlideBuffer(survey, dim=3, looks=looks, tile_filter=Sieve())  # type: ignore[arg-type]
+    survey = replace(plain.instances, detect_artifact=lambda tile: "")
+    transform = TileTransform(survey, views=AugmentationConfig(n_views=2))
+    work = SlideBuffer(survey, dim=3, transform=transform, tile_filter=Sieve())  # type: ignore[arg-type]
     embed([work], MeanEncoder(), 4)
-    assert work.left_out == {4: "filter"}
+    assert work.rejected == {4: "filter"}
     assert work.kept.tolist() == [0, 1, 2, 3, 5]
     assert work.views is not None
     assert len(work.features) == len(work.views) == 5

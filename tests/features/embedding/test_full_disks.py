@@ -19,7 +19,7 @@ from features.errors import OutputError
 from features.parallel.locks import FolderLocks
 from tests.disks import few_handles, full_after, read_only, small_disk
 from tests.fakes import make_bag
-from tests.features.embedding.test_pipeline import Silent, run
+from tests.features.embedding.test_pipeline import NoProgress, run
 
 
 def contents(bags: Path) -> dict[str, bytes]:
@@ -118,20 +118,20 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
     assert len(find_bags(bags)) == 3
 
 
-def test_a_claim_that_does_not_fit_is_no_claim(
+def test_a_lock_file_that_does_not_fit_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FolderLocks(tmp_path / "claims") as claims, monkeypatch.context() as patched:
+    with FolderLocks(tmp_path / "claims") as locks, monkeypatch.context() as patched:
 
         def full(_: FolderLocks) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patched.setattr(FolderLocks, "_owner_record", full)
         with pytest.raises(OutputError, match=r"claims: cannot be written \(No space.*Free some"):
-            claims.take("s0")
+            locks.acquire("s0")
         assert not list((tmp_path / "claims").glob("*.claim"))
-    with FolderLocks(tmp_path / "claims") as claims:
-        assert claims.take("s0")
+    with FolderLocks(tmp_path / "claims") as locks:
+        assert locks.acquire("s0")
 
 
 def test_bags_that_are_whole_can_be_read_from_a_folder_that_is_read_only(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_bags_that_are_whole_can_be_read_from_a_folder_that_is_read_only(tmp_pat
         assert len(read_bag(find_bags(bags)["a"]).features) == 4
 
 
-class Remover(Silent):
+class Remover(NoProgress):
     """Takes a folder away as soon as the first slide is dealt with."""
 
     def __init__(self, folder: Path, aside: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from features.bags.bag import BagMeta
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
 from features.embedding import pipeline, worker
-from features.embedding.config import EmbedConfig, config_from_fingerprint, make_fingerprint
-from features.embedding.pipeline import embed_slide, embed_slides
+from features.embedding.config import EmbedConfig, config_from_fingerprint
+from features.embedding.pipeline import NoProgress, embed_slide, embed_slides
 from features.embedding.results import SlideResult
 from features.encoders.encoder import Encoder, TimmEncoder
 from features.encoders.transfer import AsyncResult
@@ -37,20 +37,10 @@ SETTINGS = EmbedConfig(
 )
 
 
-class Silent:
-    """Progress that nobody looks at."""
-
-    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideResult) -> None: ...
-    def noted(self, text: str) -> None: ...
-
-
 def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideResult]:
-    defaults = {
-        "settings": SETTINGS, "given_mpp": {}, "overwrite": False, "progress": Silent(),
-    }  # fmt: skip
-    return embed_slides(find_slides([slides]), bags, encoder, **{**defaults, **options})
+    config = replace(options.pop("config", SETTINGS), encoder=encoder)
+    config = replace(config, overwrite=options.pop("overwrite", False))
+    return embed_slides([slides], bags, config, **options)
 
 
 def test_a_folder_becomes_bags_and_a_bad_slide_stops_no_other(
@@ -91,13 +81,13 @@ def test_a_folder_of_other_settings_is_not_mixed(
     run(slides, tmp_path / "bags", encoder)
     other = EmbedConfig(tiles=TileSettings(tile_px=160, target_mpp=1.0), tissue=TissueSettings())
     with pytest.raises(BagError, match=r"target_mpp is 0\.5; expected 1\.0.*--overwrite"):
-        run(slides, tmp_path / "bags", encoder, settings=other)
+        run(slides, tmp_path / "bags", encoder, config=other)
 
 
 def fill(slides: Path, bags: Path, encoder: Encoder, n_bags: int) -> None:
     """Slides that nobody may open, each with a finished bag."""
     bags.mkdir()
-    made = make_fingerprint(encoder, SETTINGS)
+    made = SETTINGS.make_fingerprint(encoder)
     for number in range(n_bags):
         name = f"finished{number:02d}"
         (slides / f"{name}.tif").write_bytes(b"not to be opened")
@@ -112,7 +102,7 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
     opened: list[Path] = []
     opened_before: list[int] = []
 
-    class Watching(Silent):
+    class Watching(NoProgress):
         def slide_started(self, slide_id: str, n_tiles: int) -> None:
             opened_before.append(len([path for path in opened if path.name.startswith("fin")]))
 
@@ -123,7 +113,7 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
     monkeypatch.setattr(worker, "read_meta", watch)
     outcomes = run(slides, tmp_path / "bags", encoder, progress=Watching())
     assert len(opened_before) == 3
-    assert max(opened_before) <= pipeline._BAGS_LOOKED_AT < 40
+    assert max(opened_before) <= pipeline._BAGS_CHECKED_FIRST < 40
     assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
     assert [o.slide_id for o in outcomes] == sorted(path.stem for path in slides.iterdir())
     assert sum(o.status == "skipped" for o in outcomes) == 40
@@ -148,7 +138,7 @@ def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
 ) -> None:
     with_views = replace(SETTINGS, views=AugmentationConfig(n_views=2, seed=3))
     run(slides, tmp_path / "plain", encoder)
-    run(slides, tmp_path / "bags", encoder, settings=with_views)
+    run(slides, tmp_path / "bags", encoder, config=with_views)
     plain, bag = (read_bag(tmp_path / name / "s0.h5") for name in ("plain", "bags"))
     np.testing.assert_array_equal(bag.features, plain.features)
     assert bag.views is not None
@@ -158,7 +148,7 @@ def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
     assert read_bag(tmp_path / "bags" / "blank.h5").views.shape == (0, 2, encoder.dim)
     before = {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")}
     other = replace(with_views, n_workers=1)
-    run(slides, tmp_path / "bags", encoder, settings=other, overwrite=True)
+    run(slides, tmp_path / "bags", encoder, config=other, overwrite=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
     with pytest.raises(BagError, match=r"views is '.*\"seed\":3.*expected ''"):
         run(slides, tmp_path / "bags", encoder)
@@ -223,11 +213,12 @@ def test_a_slide_with_many_broken_tiles_fails(
 
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_settings_come_back_from_a_fingerprint(encoder: Encoder, n_views: int) -> None:
-    settings = replace(SETTINGS, views=AugmentationConfig(n_views=n_views, hue=0.01))
-    made = make_fingerprint(encoder, settings)
+    views = AugmentationConfig(n_views=n_views, hue=0.01)
+    config = replace(SETTINGS, encoder="test_vit", views=views)
+    made = config.make_fingerprint(encoder)
     again = config_from_fingerprint(made, batch_tiles=8, n_workers=2)
-    assert again == (settings if n_views else SETTINGS)
-    assert make_fingerprint(encoder, again) == made
+    assert again == (config if n_views else replace(config, views=AugmentationConfig()))
+    assert again.make_fingerprint(encoder) == made
 
 
 def test_tables_of_slides_and_resolutions_are_checked(tmp_path: Path) -> None:
@@ -257,7 +248,7 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
     for place in (tmp_path / "s.ome.zarr", url):
         write_zarr(place, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
         (slide,) = find_slides([place])
-        bag = embed_slide(slide, encoder, settings=SETTINGS, given_mpp=None, progress=Silent())
+        bag = embed_slide(slide, replace(SETTINGS, encoder=encoder))
         write_bag(tmp_path / "s.h5", bag)
         bags.append(read_bag(tmp_path / "s.h5"))
     fsspec.filesystem("memory").rm(url.rpartition("/")[0], recursive=True)
@@ -272,29 +263,29 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
 def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
     slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Listening(Silent):
+    class Listening(NoProgress):
         def __init__(self) -> None:
             self.said: list[str] = []
 
-        def noted(self, text: str) -> None:
+        def warn(self, text: str) -> None:
             self.said.append(text)
 
     run(slides, tmp_path / "whole", encoder)
     assert isinstance(encoder, TimmEncoder)
     monkeypatch.setattr(encoder, "batch_tiles", encoder.batch_tiles)  # set back in the end
     monkeypatch.setattr(encoder, "_input", encoder._input)
-    forward = encoder._begin_batch
+    forward = encoder._embed_batch
 
     def short_of_memory(tiles: np.ndarray) -> AsyncResult:
         if encoder.batch_tiles > 16:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(tiles)
 
-    monkeypatch.setattr(encoder, "_begin_batch", short_of_memory)
+    monkeypatch.setattr(encoder, "_embed_batch", short_of_memory)
     listening = Listening()
     outcomes = run(slides, tmp_path / "bags", encoder, progress=listening)
     assert listening.said == [
-        "cpu ran out of memory; the backbone goes on as 'eager float32 batch 16'"
+        "cpu ran out of memory; the encoder continues as 'eager float32 batch 16'"
     ]
     assert sum(outcome.status == "failed" for outcome in outcomes) == 1  # the one that is no slide
     bag, same = (read_bag(tmp_path / name / "s0.h5") for name in ("bags", "whole"))

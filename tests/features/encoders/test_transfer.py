@@ -83,7 +83,7 @@ def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch()
         )
     )  # fmt: skip
     assert len(found) == 3
-    assert [str(work.fault or "") for work in works] == ["", "the device fell off the bus", ""]
+    assert [str(work.error or "") for work in works] == ["", "the device fell off the bus", ""]
 
 
 def test_parts_arrive_together_and_in_their_order() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from features.bags.h5 import read_bag
-from features.embedding.config import EmbedConfig, config_from_fingerprint, make_fingerprint
+from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import embed_slides
 from features.embedding.results import SlideResult
 from features.encoders.preprocessing import Preprocessing
@@ -55,15 +55,6 @@ class ColourEncoder:
 
     def embed(self, tiles: RgbArray) -> np.ndarray:
         return (tiles.mean(axis=(1, 2)) / 255).astype(np.float32)
-
-
-class Silent:
-    """Progress callbacks that do nothing."""
-
-    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideResult) -> None: ...
-    def noted(self, text: str) -> None: ...
 
 
 def picture(path: Path, colour: tuple[int, int, int], side_px: int = 64) -> Path:
@@ -155,7 +146,7 @@ def green_filter(folder: Path, **spec: object) -> TileFilter:
         for colour, label in (((190 + number, 70, 100), "keep"), ((60, 170 + number, 110), "drop")):
             name = picture(folder / f"{label}{number}.png", colour, side_px=128).name
             rows.append(f"{name},{label},slide{number}")
-    own = EmbeddingSpec.from_fingerprint(make_fingerprint(ColourEncoder(), SETTINGS))
+    own = EmbeddingSpec.from_fingerprint(SETTINGS.make_fingerprint(ColourEncoder()))
     examples = embed(table_of(folder, *rows))
     return fit_filter(examples, spec=replace(own, **spec))  # type: ignore[arg-type]
 
@@ -173,10 +164,7 @@ def slide(tmp_path: Path) -> Path:
 
 
 def run(slide: Path, bags: Path, settings: EmbedConfig) -> SlideResult:
-    (outcome,) = embed_slides(
-        [slide], bags, ColourEncoder(), settings=settings, given_mpp={}, overwrite=False,
-        progress=Silent(),
-    )  # fmt: skip
+    (outcome,) = embed_slides([slide], bags, replace(settings, encoder=ColourEncoder()))
     return outcome
 
 
@@ -211,7 +199,7 @@ def test_bags_with_and_without_a_filter_are_not_mixed(tmp_path: Path, slide: Pat
     again = config_from_fingerprint(
         fingerprint, batch_tiles=8, n_workers=2, tile_filter=tile_filter
     )
-    assert again == replace(SETTINGS, tile_filter=tile_filter)
+    assert again == replace(SETTINGS, encoder="colour", tile_filter=tile_filter)
 
 
 def test_a_filter_of_another_recipe_is_refused_before_anything_is_read(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -81,15 +80,3 @@ def test_an_address_of_a_client_server_is_refused() -> None:
         ray_connection("ray://head:10001"),
     ):
         pass
-
-
-def test_an_address_without_a_cluster_is_refused() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # Bound but not listening.
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-        with (
-            pytest.raises(MilError, match=f"Ray cluster {address}: no connection"),
-            ray_connection(address),
-        ):
-            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from features.encoders.encoder import Encoder, load_encoder
 from features.errors import BagError
 from features.series.config import (
     SeriesConfig,
-    fingerprint_of_series,
     series_config_from_fingerprint,
 )
 from features.series.manifest import read_series
@@ -30,16 +30,7 @@ from features.series.pipeline import embed_series
 from features.series.windowing import parse_windows
 from tests.scans import BIRTH_DATE, PLANTED, write_scan
 
-SETTINGS = SeriesConfig(side_px=64, batch_images=4, n_workers=2)
-
-
-class Silent:
-    """Progress that nobody looks at."""
-
-    def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
-    def tiles_done(self, n_tiles: int) -> None: ...
-    def slide_ended(self, outcome: SlideResult) -> None: ...
-    def noted(self, text: str) -> None: ...
+SETTINGS = SeriesConfig(side_px=64, batch_tiles=4, n_workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +44,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 def run(source: Path, bags: Path, encoder: Encoder, **options: object) -> list[SlideResult]:
-    defaults = {"settings": SETTINGS, "overwrite": False, "progress": Silent()}
-    return embed_series(read_series(source), bags, encoder, **{**defaults, **options})
+    config = replace(options.pop("config", SETTINGS), encoder=encoder, **options)
+    return embed_series(read_series(source), bags, config)
 
 
 def test_scans_become_bags_with_order_and_source(tmp_path: Path, encoder: Encoder) -> None:
@@ -139,7 +130,7 @@ def test_finished_series_are_skipped_and_other_settings_refused(
     assert again.status == "skipped"
     other = SeriesConfig(side_px=64, windows=parse_windows("brain,subdural,bone"))
     with pytest.raises(BagError, match="tissue is"):
-        run(tmp_path / "scans", tmp_path / "bags", encoder, settings=other)
+        run(tmp_path / "scans", tmp_path / "bags", encoder, config=other)
     run(tmp_path / "scans", tmp_path / "bags", encoder, overwrite=True)
     assert (tmp_path / "bags" / "s.h5").read_bytes() == before
 
@@ -166,10 +157,12 @@ def test_no_name_and_no_birth_date_reaches_what_is_written_or_printed(
 
 
 def test_settings_are_found_again_in_the_fingerprint(encoder: Encoder) -> None:
-    settings = SeriesConfig(side_px=96, windows=parse_windows("bone,soft,10/20"))
-    made = fingerprint_of_series(encoder, settings)
+    settings = SeriesConfig(
+        encoder="test_vit", side_px=96, windows=parse_windows("bone,soft,10/20")
+    )
+    made = settings.make_fingerprint(encoder)
     assert series_config_from_fingerprint(made) == settings
-    with pytest.raises(BagError, match="series of images, which are not found on slides"):
+    with pytest.raises(BagError, match="series of images, not slides"):
         config_from_fingerprint(made, batch_tiles=4, n_workers=1)
 
 

@@ -1,0 +1,115 @@
+"""Sources of bags: the interface that workers use, and slides."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from features.bags.bag import Bag
+from features.embedding.bag_builder import build_bag
+from features.embedding.batching import Instances, SlideBuffer
+from features.embedding.config import EmbedConfig
+from features.encoders.encoder import Encoder
+from features.slides.reader import slide_id_of
+from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
+from features.tiling.stain import build_stain_normalizer
+from features.tiling.transforms import TileTransform
+from features.visualization.preview import PreviewWriter
+
+__all__ = ["SlideSource", "Source", "buffer_tiles"]
+
+S = TypeVar("S", bound=Instances)
+
+
+class Source(Protocol[S]):
+    """A slide or an image series that becomes one bag; picklable."""
+
+    @property
+    def bag_id(self) -> str:
+        """Name of the bag."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Path of the slide, or of the series."""
+        ...
+
+    def open(self) -> AbstractContextManager[S]:
+        """Open it and list its tiles or images."""
+        ...
+
+    def make_buffer(self, instances: S, *, dim: int) -> SlideBuffer[S]:
+        """Return an empty buffer for embeddings of length ``dim``."""
+        ...
+
+    def build_bag(self, buffer: SlideBuffer[S], encoder: Encoder) -> Bag:
+        """Build the bag from a finished buffer.
+
+        Raises
+        ------
+        MilError
+            If too many tiles or images failed.
+        """
+        ...
+
+    def record_failure(self, message: str) -> None:
+        """Record that there is no bag, and why."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SlideSource:
+    """A slide that becomes a bag."""
+
+    path: Path
+    config: EmbedConfig
+    given_mpp: float | None
+    """µm per level-0 px that replaces the file's own; None to trust the file."""
+    preview: PreviewWriter | None = None
+
+    @cached_property
+    def bag_id(self) -> str:
+        """Slide id."""
+        return slide_id_of(self.path)
+
+    def open(self) -> AbstractContextManager[SlideTiles]:
+        """Open the slide and lay its tile grid."""
+        config = self.config
+        return open_slide_tiles(
+            self.path, tiles=config.tiles, tissue=config.tissue, given_mpp=self.given_mpp
+        )
+
+    def make_buffer(self, instances: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
+        """Return an empty buffer with the slide's transform and filter."""
+        return buffer_tiles(instances, self.config, dim=dim)
+
+    def build_bag(self, buffer: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
+        """Draw the preview, and build the bag."""
+        if self.preview is not None and buffer.error is None:
+            self.preview.add(buffer.instances, rejected=buffer.rejected, failed=buffer.failures)
+        return build_bag(buffer, encoder, self.config)
+
+    def record_failure(self, message: str) -> None:
+        """Show the failure in the preview."""
+        if self.preview is not None:
+            self.preview.add_failure(self.path, message)
+
+
+def buffer_tiles(tiles: SlideTiles, config: EmbedConfig, *, dim: int) -> SlideBuffer[SlideTiles]:
+    """Return an empty buffer for the embeddings of a slide's tiles.
+
+    Parameters
+    ----------
+    tiles
+        The open slide.
+    config
+        Settings of views, stain normalisation and filter.
+    dim
+        Length of an embedding.
+    """
+    normalizer = build_stain_normalizer(config.stain_norm, tiles)
+    transform = TileTransform(tiles, views=config.views, stain_normalizer=normalizer)
+    return SlideBuffer(tiles, dim=dim, transform=transform, tile_filter=config.tile_filter)
