@@ -186,7 +186,7 @@ def test_tiles_are_dropped_while_reading_and_where_the_run_is_used(
     assert result.exit_code == 0, result.output
     notes = json.loads(result.stdout)["notes"]
     assert "tiles dropped by the filter: 36 of 108 (33.3 %)" in notes
-    assert any("learned from slides of 1 of these patients" in note for note in notes)
+    assert any("trained on slides of 1 of these patients" in note for note in notes)
     out = tmp_path / "out.csv"
     mil("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags", bags,
         "--out", out)  # fmt: skip

@@ -108,13 +108,13 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
-    slide_tiles = work_on(2, bright=(1,)).survey
+    slide_tiles = work_on(2, bright=(1,)).instances
     still = AugmentationConfig(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
         saturation=0, hue=0, sharpness=0,
     )  # fmt: skip
     transform = TileTransform(slide_tiles, views=still, stain_normalizer=np.zeros_like)
-    work = SlideBuffer(slide_tiles, dim=3, looks=transform)
+    work = SlideBuffer(slide_tiles, dim=3, transform=transform)
     result = work.read(0)
     assert isinstance(result, np.ndarray)
     assert result.shape == (2, 32, 32, 3)
@@ -123,7 +123,7 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
 
 
 def test_nothing_is_recoloured_unless_asked_for_and_where_no_tile_is_kept() -> None:
-    assert build_stain_normalizer("none", work_on(2).survey) is None
-    slide_tiles = replace(work_on(1).survey, detect_artifact=lambda tile: "blur")
+    assert build_stain_normalizer("none", work_on(2).instances) is None
+    slide_tiles = replace(work_on(1).instances, detect_artifact=lambda tile: "blur")
     assert build_stain_normalizer("macenko", slide_tiles) is None
     assert STAIN_NORMS["none"] == ""
