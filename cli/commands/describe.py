@@ -85,7 +85,7 @@ def describe(
         table = read_cohort_table(train, label=label)
         files = None
         if slides is not None:
-            from mil.reporting.cohort_report.slide_files import read_slide_files
+            from cli.shared.slide_files import read_slide_files
 
             files = read_slide_files(slides, table, n_thumbnails=gallery, on_step=on_step)
         summary = summarize_cohort(table, files=files, bags_dir=bags, on_step=on_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from features.utils.text import pluralize
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
     from mil.inference.bundle import ModelBundle
-    from mil.reporting.explanation import ExplanationReport
+    from mil.reporting.explanation import ExplanationReport, Terms
 
 __all__ = ["explain"]
 
@@ -92,11 +93,13 @@ def explain(
     if slide is not None and patient:
         raise typer.BadParameter("requires --patients", param_hint="--patient")
     with spinner("loading the run"):
+        from cli.shared.attention_maps import show_bag
         from features.bags.store import open_bags
+        from features.series.config import is_series_fingerprint
         from features.series.manifest import read_series
         from mil.data.instance_labels import read_instance_labels
         from mil.inference.bundle import load_bundle
-        from mil.reporting.explanation import write_explanations
+        from mil.reporting.explanation import SERIES_TERMS, SLIDE_TERMS, write_explanations
 
         model = load_bundle(run or newest_run())
         shares = model.parse_prior(prior)
@@ -107,19 +110,24 @@ def explain(
         labels = None
         if image_labels is not None:
             labels = read_instance_labels(image_labels, [model.classes[-1], "label"])
+    terms = SERIES_TERMS if is_series_fingerprint(model.fingerprint) else SLIDE_TERMS
     with progress_bar("slides") as bars:
         task = bars.add_task("explaining", total=cohort.n_slides)
         report = write_explanations(
-            model, cohort, bags, out, prior=shares, slides=slide_files, series=series_files,
-            image_labels=labels, top=top,
+            model, cohort, bags, out, prior=shares, image_labels=labels, terms=terms,
+            show=partial(
+                show_bag, slides=slide_files, series=series_files, top=top, classes=model.classes
+            ),
             on_patient=lambda prediction: bars.advance(task, len(prediction.slide_ids)),
         )  # fmt: skip
+    if slide_files is None and series_files is None:  # no pictures were asked for
+        report = replace(report, without_picture={})
     by_class = dict(zip(model.classes, map(float, shares), strict=True))
     if as_json:
         print_json(_as_dict(report, model, by_class))
     else:
         _print_summary(report, model, ", ".join(f"{n} {s:.3f}" for n, s in by_class.items()), prior)
-    _print_warnings(report)
+    _print_warnings(report, terms)
     if report.without_picture:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -194,8 +202,8 @@ def _print_summary(report: ExplanationReport, run: ModelBundle, shares: str, pri
     stdout.print(f"Look at {report.index}")
 
 
-def _print_warnings(report: ExplanationReport) -> None:
-    slide, tile = report.terms.slide, report.terms.tile
+def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
+    slide, tile = terms.slide, terms.tile
     n_seen = sum(bool(p.matched_training_patient) for p in report.predictions)
     if n_seen:
         stderr.print(

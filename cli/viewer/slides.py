@@ -34,6 +34,7 @@ __all__ = [
     "OpenSlide",
     "SlideCache",
     "ViewedSlide",
+    "check_slide_size",
     "draw_colours",
     "draw_legend",
     "draw_tile",
@@ -54,8 +55,7 @@ class OpenSlide:
 
     slide: Slide
     zoom: DeepZoomReader
-    n_users: int = 0
-    """Number of threads that are reading from it."""
+    n_users: int = 0  # threads that are reading from it
 
 
 class SlideCache:
@@ -107,19 +107,19 @@ class SlideCache:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewedSlide:
-    """A slide with its attention, tile layout, file and pyramid, as far as they are known."""
+    """A slide with its attention, tile layout, file and pyramid, as far as they are known.
+
+    ``attention`` is None without bag or tiles, ``layout`` without tile coordinates, ``path``
+    without a file that matches the bag, and ``zoom`` if neither file nor bag states the size in
+    level-0 px. ``notes`` state what is missing, and why.
+    """
 
     slide_id: str
     attention: SlideAttention | None
-    """Attention on its tiles; None without bag or tiles."""
     layout: TileLayout | None
-    """Coordinates of its tiles; None if not known."""
     path: Path | None
-    """Slide file; None if there is none that matches the bag."""
     zoom: DeepZoom | None
-    """Deep Zoom pyramid; None if neither file nor bag states the size of the slide."""
     notes: tuple[str, ...]
-    """What is missing, and why."""
 
 
 def view_slide(
@@ -149,7 +149,10 @@ def view_slide(
         zoom = DeepZoom(width_px0=layout.slide_size_px0[0], height_px0=layout.slide_size_px0[1])
     if path is not None:
         try:
-            zoom = _open_pyramid(path, None if attention is None else attention.meta, cache)
+            with cache.borrow(path) as opened:
+                if attention is not None:
+                    check_slide_size(opened.slide, attention.meta)
+                zoom = opened.zoom.zoom
         except SlideError as error:
             notes.append(printable(f"No picture: {error.actual}; expected {error.expected}."))
             path = None
@@ -164,7 +167,10 @@ def view_slide(
 
 
 def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> bytes:
-    """Return a region of a slide as JPEG: plain without slide file, a cross if damaged."""
+    """Return a region of a slide as JPEG of the region's size, px.
+
+    Without slide file it is plain, and if damaged a cross.
+    """
     if slide.path is None:
         plain = Image.new("RGB", (region.width_px, region.height_px), _BACKGROUND_RGB)
         return _encode(plain, "JPEG")
@@ -176,7 +182,9 @@ def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> byte
 
 
 def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
-    """Return the attention percentiles in a region, as PNG that is transparent outside tiles.
+    """Return the attention percentiles in a region as PNG of the region's size, px.
+
+    It is transparent outside tiles.
 
     Raises
     ------
@@ -190,7 +198,7 @@ def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
 
 
 def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
-    """Return one tile as it was embedded, as PNG; a cross if damaged.
+    """Return one tile as it was embedded, as PNG of ``tile_px`` px; a cross if damaged.
 
     Raises
     ------
@@ -210,24 +218,22 @@ def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
 
 
 def draw_legend() -> bytes:
-    """Return the colours from the 0th to the 100th percentile, as PNG."""
+    """Return the colours from the 0th to the 100th percentile, as PNG of 256 by 1 px."""
     row: npt.NDArray[np.float64] = np.linspace(_SCALE.low, _SCALE.high, 256)
     return _encode(Image.fromarray(apply_colormap(row[None], _SCALE)), "PNG")
 
 
-def _open_pyramid(path: Path, meta: BagMeta | None, cache: SlideCache) -> DeepZoom:
-    """Return the pyramid of a slide file, whose size must be that stated in the bag, if any."""
-    with cache.borrow(path) as opened:
-        zoom = opened.zoom.zoom
-    actual = (zoom.width_px0, zoom.height_px0)
-    expected = (meta.width_px0, meta.height_px0) if meta else (0, 0)
+def check_slide_size(slide: Slide, meta: BagMeta) -> None:
+    """Raise ``SlideError`` if a slide has another size, level-0 px, than its bag states."""
+    actual = (slide.levels[0].width_px, slide.levels[0].height_px)
+    expected = (meta.width_px0, meta.height_px0)
     if all(expected) and actual != expected:
         raise SlideError(
-            path,
+            slide.path,
             actual=f"the file has {actual[0]:,} × {actual[1]:,} px",
             expected=f"{expected[0]:,} × {expected[1]:,} px, as stated in its bag",
+            hint="Use --slides to name the slides that the bags were made from",
         )
-    return zoom
 
 
 def _draw_cross(width_px: int, height_px: int) -> Image.Image:

@@ -1,8 +1,4 @@
-"""The report of a cohort before training: counts, figures and anomalies.
-
-Headers and thumbnails of slides are read by
-:func:`mil.reporting.cohort_report.slide_files.read_slide_files`, which loads the slide readers.
-"""
+"""The report of a cohort before training: counts, figures and anomalies."""
 
 from mil.reporting.cohort_report.collect import CohortSummary, summarize_cohort
 from mil.reporting.cohort_report.page import render_cohort_report

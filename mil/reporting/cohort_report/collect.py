@@ -108,7 +108,7 @@ def summarize_cohort(
     table
         Table of the cohort, from :func:`read_cohort_table`.
     files
-        Headers and thumbnails of its slides, from :func:`read_slide_files`.
+        Headers and thumbnails of its slides.
     bags_dir
         Folder of bags.
     on_step

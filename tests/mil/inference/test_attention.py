@@ -20,8 +20,7 @@ from mil.inference.attention import Explanation, explain_patients, percentiles
 from mil.inference.attention_export import tile_table, write_geojson, write_tile_table
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict
-from mil.reporting.explanation.maps import SlideView
-from mil.reporting.explanation.page import write_index, write_page
+from mil.reporting.explanation import SlideView, write_index, write_page
 from mil.reporting.html import folder_name
 from mil.training.config import TrainConfig
 from mil.training_run import train_run

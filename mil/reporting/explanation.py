@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from features.series.config import is_series_fingerprint
-from features.series.manifest import SeriesSpec
 from features.utils.files import make_folder
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels
@@ -20,14 +18,17 @@ from mil.inference.attention import Explanation, SlideAttention, explain_patient
 from mil.inference.attention_agreement import AttentionAgreement, mean_agreement, measure_agreement
 from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
-from mil.reporting.explanation.maps import SlideView, TileView, show_series, show_slide
+from mil.reporting.figures import EmbeddedImage
 from mil.reporting.html import Table, folder_name, render, write_html
 
 __all__ = [
     "SERIES_TERMS",
     "SLIDE_TERMS",
     "ExplanationReport",
+    "MapView",
+    "SlideView",
     "Terms",
+    "TileView",
     "write_explanations",
     "write_index",
     "write_page",
@@ -36,18 +37,18 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """Terms that a page uses for bags and instances."""
+    """Terms that a page uses for bags and instances.
+
+    ``slide`` is a bag, ``tile`` an instance, ``nothing`` the reason why all bags of a patient are
+    empty, ``picture`` what is missing if a slide cannot be read, and ``position`` a sentence on the
+    position of an instance.
+    """
 
     slide: str
-    """A bag: ``slide`` or ``scan``."""
     tile: str
-    """An instance: ``tile`` or ``image``."""
     nothing: str
-    """Reason why all bags of a patient are empty."""
     picture: str
-    """Content that is missing if a slide or its images cannot be read."""
     position: str
-    """Meaning of the position of an instance, as a sentence."""
 
     @property
     def a_tile(self) -> str:
@@ -85,19 +86,57 @@ SERIES_TERMS = Terms(
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapView:
+    """One map of a slide, or the attention by position of a series."""
+
+    key: str
+    """``percentile``, ``raw``, ``contribution``, ``slide``, or ``position`` in a series."""
+    label: str
+    image: EmbeddedImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileView:
+    """One of the most or least attended tiles: its row in the bag, and its pixels if readable."""
+
+    index: int
+    image: EmbeddedImage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideView:
+    """Maps, tiles and exports of a slide on its page.
+
+    ``maps`` is empty if the bag has no tile coordinates. ``top`` and ``bottom`` are the most and
+    the least attended tiles, the most extreme first. ``note`` states why the tissue is not shown,
+    and is empty if it is, or if no slides were given. ``overlay_downsample`` is the number of
+    level-0 px per px of the overlay, None without overlay. ``files`` are the names of exports by
+    description.
+    """
+
+    slide: SlideAttention
+    maps: Sequence[MapView] = ()
+    top: Sequence[TileView] = ()
+    bottom: Sequence[TileView] = ()
+    note: str = ""
+    overlay_downsample: int | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExplanationReport:
-    """Summary of the pages written by :func:`write_explanations`."""
+    """Summary of the pages written by :func:`write_explanations`.
+
+    ``index`` is the page with links to ``pages``, which are by patient id. ``without_picture``
+    holds the notes of :class:`SlideView` by slide id. ``agreement`` of the attention with image
+    labels is None without labels.
+    """
 
     index: Path
-    """Page with links to those of the patients."""
     pages: Mapping[str, Path]
-    """Page of each patient, by patient id."""
     predictions: tuple[PatientPrediction, ...]
     without_picture: Mapping[str, str]
-    """Reasons why slides or series could not be shown, by id."""
     agreement: AttentionAgreement | None
-    """AttentionAgreement of the attention with image labels; None without labels."""
-    terms: Terms
 
 
 def write_page(
@@ -109,22 +148,9 @@ def write_page(
     prior: npt.NDArray[np.float64],
     terms: Terms = SLIDE_TERMS,
 ) -> None:
-    """Write the page of a patient.
+    """Write the page of a patient, with one view per slide in the order of the explanation.
 
-    Parameters
-    ----------
-    path
-        Path of the page.
-    explanation
-        Prediction and attention of the patient.
-    views
-        Maps and tiles of each slide, in the order of the explanation.
-    run
-        Model bundle.
-    prior
-        Class shares of the probabilities, shape (classes,).
-    terms
-        Terms for slides and tiles.
+    ``prior`` holds the class shares of the probabilities, shape (classes,).
 
     Raises
     ------
@@ -159,16 +185,9 @@ def write_index(
     prior: npt.NDArray[np.float64],
     terms: Terms = SLIDE_TERMS,
 ) -> None:
-    """Write the index of the patients, with links to their pages.
+    """Write the index of the patients in the folder that holds those of their pages.
 
-    Parameters
-    ----------
-    path
-        Path of the index, in the folder that holds those of the patients.
-    predictions
-        Predictions of the patients.
-    run, prior, terms
-        As for :func:`write_page`.
+    ``prior`` holds the class shares of the probabilities, shape (classes,).
 
     Raises
     ------
@@ -195,34 +214,30 @@ def write_explanations(
     out: Path,
     *,
     prior: npt.NDArray[np.float64],
-    slides: Mapping[str, Path] | None = None,
-    series: Mapping[str, SeriesSpec] | None = None,
+    show: Callable[[Explanation, SlideAttention, Path], SlideView],
+    terms: Terms = SLIDE_TERMS,
     image_labels: InstanceLabels | None = None,
-    top: int = 8,
     on_patient: Callable[[PatientPrediction], None] = lambda _: None,
 ) -> ExplanationReport:
-    """Write attention maps, tiles and exports of every patient, and an index.
+    """Write the pages of all patients, each in its own folder, and an index.
 
     Parameters
     ----------
-    run
-        Model bundle.
-    cohort
-        Patients to explain.
+    run, cohort
+        Model bundle, and the patients to explain.
     bags_dir
         Folder of their bags, or a packed store.
     out
         Folder for the pages; created if necessary.
     prior
         Class shares of the probabilities, shape (classes,).
-    slides
-        Slide files by slide id; None shows the maps without tissue.
-    series
-        Files of series by bag id; None shows the attention without images.
+    show
+        Function that draws a slide, or only its attention, and writes its exports to the folder of
+        the patient.
+    terms
+        Terms for slides and tiles.
     image_labels
         Labels of the images of series, to measure the agreement with the attention.
-    top
-        Number of most and of least attended tiles shown per slide.
     on_patient
         Called after each patient.
 
@@ -233,22 +248,6 @@ def write_explanations(
     OutputError
         If a page cannot be written.
     """
-    terms = SERIES_TERMS if is_series_fingerprint(run.fingerprint) else SLIDE_TERMS
-    missing = _missing_text(slides, "no file of that name is in the folder of slides.")
-    missing_series = _missing_text(series, "the table of series does not list it.")
-
-    def show(explanation: Explanation, slide: SlideAttention, folder: Path) -> SlideView:
-        slide_id = slide.meta.slide_id
-        if slide.order is not None:
-            return show_series(
-                slide, folder, spec=(series or {}).get(slide_id), missing=missing_series, top=top,
-                classes=run.classes,
-            )  # fmt: skip
-        return show_slide(
-            explanation, slide, folder, path=(slides or {}).get(slide_id), missing=missing,
-            top=top, classes=run.classes,
-        )  # fmt: skip
-
     explanations = explain_patients(run, cohort, bags_dir, prior=prior)
     make_folder(out)
     pages, predictions, agreements = {}, [], []
@@ -269,9 +268,8 @@ def write_explanations(
         index=out / "index.html",
         pages=pages,
         predictions=tuple(predictions),
-        without_picture=without_picture if slides is not None or series is not None else {},
+        without_picture=without_picture,
         agreement=None if image_labels is None else mean_agreement(agreements),
-        terms=terms,
     )
 
 
@@ -332,8 +330,3 @@ def _tiles(
         f"{which} attended {terms.tile}s": [describe(tile) for tile in tiles]
         for which, tiles in (("Most", view.top), ("Least", view.bottom))
     }
-
-
-def _missing_text(files: Mapping[str, object] | None, text: str) -> str:
-    """Return why a file is missing; empty if no files were asked for."""
-    return "" if files is None else text

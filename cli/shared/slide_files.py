@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -14,9 +14,8 @@ from features.errors import MilError, SlideError
 from features.slides.file_info import compression_of, content_hash, file_size
 from features.slides.reader import find_slides, open_slide, slide_id_of
 from features.slides.resolution import resolve_mpp
+from mil.reporting.cohort_report import SlideFiles, SlideHeader, SlideTable
 from mil.reporting.cohort_report.page import THUMBNAIL_PX, choose_for_gallery
-from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
-from mil.reporting.cohort_report.table import SlideTable
 
 __all__ = ["read_slide_files"]
 
@@ -24,26 +23,12 @@ OnStep = Callable[[str, int, int], None]
 
 
 def read_slide_files(
-    folder: Path,
-    table: SlideTable,
-    *,
-    n_thumbnails: int = 6,
-    on_step: OnStep = lambda _what, _done, _total: None,
+    folder: Path, table: SlideTable, *, n_thumbnails: int, on_step: OnStep
 ) -> SlideFiles:
-    """Read the headers of all slides of a folder, and thumbnails of some per label.
+    """Read the headers of all slides of a folder, and at most ``n_thumbnails`` images per label.
 
-    Slides that cannot be opened are among the result's ``failures``.
-
-    Parameters
-    ----------
-    folder
-        Folder of slides.
-    table
-        Table of the cohort, from which the slides with a thumbnail are chosen.
-    n_thumbnails
-        Maximum number of thumbnails per label.
-    on_step
-        Called with the current activity, the steps done and the steps in all.
+    Slides that cannot be opened are among the result's ``failures``. The long side of a thumbnail
+    is 352 px or more. ``on_step`` is called with the activity, the steps done and the steps in all.
 
     Raises
     ------
@@ -90,8 +75,7 @@ def _hash_files_of_equal_size(paths: Mapping[str, Path], on_step: OnStep) -> dic
 
 
 def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
-    slide = open_slide(path)
-    try:
+    with closing(open_slide(path)) as slide:
         resolution = resolve_mpp(slide.mpp_xy, given_mpp=None, where=path)
         return SlideHeader(
             slide_id=slide_id,
@@ -104,15 +88,10 @@ def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
             compression=compression_of(path),
             content_id=content_id,
         )
-    finally:
-        slide.close()
 
 
 def _read_thumbnail(path: Path) -> Image.Image:
     """Read the whole slide at low resolution; no level is held in memory as a whole."""
-    slide = open_slide(path)
-    try:
+    with closing(open_slide(path)) as slide:
         long_side_px = max(slide.levels[0].width_px, slide.levels[0].height_px)
         return Image.fromarray(slide.overview(downsample=max(1, long_side_px // THUMBNAIL_PX)))
-    finally:
-        slide.close()
