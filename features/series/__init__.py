@@ -1,3 +1,3 @@
-"""Series of images as bags: slices of a scan, patches of tissue, whatever carries one label."""
+"""Image series as bags: slices of a scan, or any images that share a label."""
 
 __all__: list[str] = []

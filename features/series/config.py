@@ -17,12 +17,14 @@ __all__ = ["SeriesConfig", "is_series_fingerprint", "series_config_from_fingerpr
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesConfig(BaseEmbedConfig):
-    """All settings of an embedding run on image series."""
+    """All settings of an embedding run on image series.
+
+    A whole image is scaled to a square, shape (side_px, side_px, 3), with its aspect ratio kept;
+    each window makes one channel of a CT slice.
+    """
 
     side_px: int = 224
-    """Side of the square to which a whole image is scaled, with its aspect ratio kept."""
     windows: tuple[Window, Window, Window] = parse_windows(DEFAULT_WINDOWS)
-    """Windows of CT slices, one per colour channel."""
     max_failed: float = 0.2
 
     def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
@@ -45,12 +47,7 @@ class SeriesConfig(BaseEmbedConfig):
 def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> SeriesConfig:
     """Return the settings that make bags of a fingerprint.
 
-    Parameters
-    ----------
-    fingerprint
-        Fingerprint of bags of image series.
-    others
-        Fields of :class:`SeriesConfig` that a fingerprint does not hold, e.g. ``device``.
+    ``others`` are fields that a fingerprint does not hold, e.g. ``device``.
 
     Raises
     ------
@@ -61,7 +58,7 @@ def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> S
         first, second, third = (Window(**w) for w in json.loads(fingerprint.tissue)["windows"])
     except (KeyError, TypeError, ValueError) as error:
         raise BagError(
-            "the run's bags", actual="bags that were not made of series of images",
+            "the run's bags", actual="bags that were not made from image series",
             expected="bags made by 'mil embed --series'",
         ) from error  # fmt: skip
     return SeriesConfig(
@@ -71,7 +68,7 @@ def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> S
 
 
 def is_series_fingerprint(fingerprint: Fingerprint) -> bool:
-    """Return whether bags of this fingerprint hold image series."""
+    """Return True if bags of this fingerprint hold image series."""
     try:
         series_config_from_fingerprint(fingerprint)
     except BagError:

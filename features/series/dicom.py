@@ -1,18 +1,19 @@
-"""DICOM slices: where each lies in its scan, and its Hounsfield units.
+"""DICOM slices: position in the scan, and Hounsfield units.
 
-A file holds one slice, or several as frames (enhanced CT); then what is told of a frame by itself
-comes before what is told of all.
+A file holds one slice, or several as frames (enhanced CT), whose own values precede those that all
+frames share.
 
-Files are hostile until shown otherwise. Of a header only the few tags named here are ever looked
-at: names, birth dates and ids of patients are not, so they cannot reach anything that is written.
-What the library says of a damaged file may quote it and is not repeated for the same reason.
+Files may be hostile. Only the tags named here are read: names, birth dates and ids of patients are
+not, so that no output can contain them. Messages of pydicom may quote the file and are not repeated
+for the same reason.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,63 +35,55 @@ __all__ = ["SliceHeader", "is_dicom", "read_hu", "read_slice_headers"]
 
 _LARGEST_BYTES = 1 << 29
 _LARGEST_PX = 1 << 25
-"""Pixels of a slice at most, 34 Mpx; a CT slice has 0.26."""
+"""Largest number of pixels of a slice, 34 Mpx; a CT slice has 0.26."""
 _MOST_FRAMES = 4096
 _LARGEST_HU = 1e6
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
 
-_PLACE_TAGS = [
+_GEOMETRY_TAGS = [
     "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "InstanceNumber", "Modality",
     "PixelSpacing", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns",
     "NumberOfFrames", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 ]  # fmt: skip
-_PIXEL_TAGS = [
-    "BitsAllocated", "BitsStored", "Columns", "NumberOfFrames", "PhotometricInterpretation",
-    "PixelData", "PixelRepresentation", "RescaleIntercept", "RescaleSlope", "Rows",
-    "SamplesPerPixel", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
-]  # fmt: skip
-
 _STORED_TAGS = [
     "BitsAllocated", "BitsStored", "Columns", "HighBit", "PhotometricInterpretation",
     "PixelRepresentation", "Rows", "SamplesPerPixel",
 ]  # fmt: skip
-_IN_PIECES = "pixels in pieces that do not fit"
+_PIXEL_TAGS = [
+    "NumberOfFrames", "PixelData", "RescaleIntercept", "RescaleSlope",
+    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", *_STORED_TAGS,
+]  # fmt: skip
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")  # they quote what a header holds
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")  # They quote the header.
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHeader:
-    """What a slice says of its place; what a file does not tell, or tells as nonsense, is None."""
+    """Size and position of a slice; None for values that the file lacks or states wrongly.
+
+    ``instance_uid`` is equal for copies of a slice. ``frame`` counts from 0; it is None in a file
+    of one slice. A localizer is a scout view. ``position_mm`` is the centre of the first pixel in
+    the patient's axes, ``normal`` has length 1 and is perpendicular to the plane, and
+    ``spacing_um`` is the distance of pixels along x and y, µm.
+    """
 
     width_px: int
-    """Width of the picture."""
     height_px: int
-    """Height of the picture."""
     study_uid: str | None
-    """The study it belongs to."""
     series_uid: str | None
-    """The series of that study."""
     instance_uid: str | None
-    """The file: equal for copies of it."""
     frame: int | None
-    """Which slice of the file it is, from 0; None where the file holds one."""
     is_localizer: bool
-    """Whether it is a scout view, not a slice."""
     instance_number: int | None
-    """Number that the scanner gave it."""
     position_mm: tuple[float, float, float] | None
-    """Centre of its first pixel in the patient's axes, mm."""
     normal: tuple[float, float, float] | None
-    """Direction across its plane, of length 1."""
     spacing_um: tuple[float, float] | None
-    """Distance of pixels along x and y, µm."""
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, whatever its name."""
+    """Return True if bytes 128 to 131 of a file are those of DICOM, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
@@ -99,46 +92,45 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
-    """Where the slices of a file lie, in the order of its frames.
+    """Read the headers of a file's slices in the order of its frames.
 
-    Returns
-    -------
-    tuple of SliceHeader
-        One, or one a frame; none of a DICOM file without a picture, such as a report.
+    A DICOM file without an image, such as a report, has none.
 
     Raises
     ------
     TileError
-        If the file is damaged, too large, or no picture of a CT.
+        If the file is damaged, too large, or an image of another modality than CT.
     """
-    header = _read(path, _PLACE_TAGS, pixels=False)
-    height_px, width_px = _whole(header, "Rows"), _whole(header, "Columns")
-    if not height_px or not width_px:
-        kind = _text(header.file_meta, "MediaStorageSOPClassUID") or ""
-        if "Image Storage" in pydicom.uid.UID(kind).name:
-            raise TileError(path, actual="a picture without rows or columns", expected="both")
-        return ()
-    modality = _text(header, "Modality")
-    if modality not in (None, "CT"):
-        raise TileError(
-            path, actual="a picture that is not a CT", expected="CT, whose values are HU",
-            hint="Turn pictures of other kinds into PNG first.",
-        )  # fmt: skip
-    n_frames = _n_frames(path, header)
-    n_least = 0 if header.file_meta.TransferSyntaxUID.is_compressed else n_frames
-    if n_frames > 1 and n_least * height_px * width_px > path.stat().st_size:
-        raise TileError(
-            path, actual=f"{path.stat().st_size:,} bytes for {n_frames:,} frames of "
-            f"{width_px:,} × {height_px:,} px", expected="a byte a pixel at least",
-        )  # fmt: skip
-    frames = range(n_frames) if n_frames > 1 else (None,)
-    return tuple(_header_of(header, frame, size_px=(width_px, height_px)) for frame in frames)
+    with _translate_errors(path, "a damaged DICOM file"):
+        header = _read(path, _GEOMETRY_TAGS, pixels=False)
+        height_px, width_px = _integer(header, "Rows"), _integer(header, "Columns")
+        if not height_px or not width_px:
+            kind = _text(header.file_meta, "MediaStorageSOPClassUID") or ""
+            if "Image Storage" in pydicom.uid.UID(kind).name:
+                raise TileError(path, actual="a picture without rows or columns", expected="both")
+            return ()
+        if _text(header, "Modality") not in (None, "CT"):
+            raise TileError(
+                path, actual="a picture that is not a CT", expected="CT, whose values are HU",
+                hint="Convert other images to PNG first.",
+            )  # fmt: skip
+        n_frames, n_bytes = _n_frames(path, header), path.stat().st_size
+        n_least = 0 if header.file_meta.TransferSyntaxUID.is_compressed else n_frames
+        if n_frames > 1 and n_least * height_px * width_px > n_bytes:
+            raise TileError(
+                path, actual=f"{n_bytes:,} bytes for {n_frames:,} frames of {width_px:,} × "
+                f"{height_px:,} px", expected="at least a byte per pixel",
+            )  # fmt: skip
+        frames = range(n_frames) if n_frames > 1 else (None,)
+        return tuple(_header_of(header, frame, size_px=(width_px, height_px)) for frame in frames)
 
 
 def _header_of(header: Any, frame: int | None, *, size_px: tuple[int, int]) -> SliceHeader:
-    place = _group(header, frame, "PlanePositionSequence")
-    plane = _group(header, frame, "PlaneOrientationSequence")
+    position = _group(header, frame, "PlanePositionSequence")
+    orientation = _group(header, frame, "PlaneOrientationSequence")
     measures = _group(header, frame, "PixelMeasuresSequence")
+    image_type = _value(header, "ImageType")
+    parts = [image_type] if isinstance(image_type, (str, float)) else image_type or ()
     return SliceHeader(
         width_px=size_px[0],
         height_px=size_px[1],
@@ -146,233 +138,203 @@ def _header_of(header: Any, frame: int | None, *, size_px: tuple[int, int]) -> S
         series_uid=_text(header, "SeriesInstanceUID"),
         instance_uid=_text(header, "SOPInstanceUID"),
         frame=frame,
-        is_localizer="LOCALIZER" in map(str.upper, _texts(header, "ImageType")),
-        instance_number=_whole(header, "InstanceNumber"),
-        position_mm=_triple(_numbers(place, "ImagePositionPatient", 3)),
-        normal=_normal(_numbers(plane, "ImageOrientationPatient", 6)),
+        is_localizer="LOCALIZER" in [str(part).upper() for part in parts],
+        instance_number=_integer(header, "InstanceNumber"),
+        position_mm=_triple(_numbers(position, "ImagePositionPatient", 3)),
+        normal=_normal(_numbers(orientation, "ImageOrientationPatient", 6)),
         spacing_um=_spacing(_numbers(measures, "PixelSpacing", 2)),
     )
 
 
 def read_hu(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
-    """Hounsfield units of a slice.
+    """Read a slice in Hounsfield units, float32 of shape (height_px, width_px).
 
-    Stored values times the slope plus the intercept; a missing slope is 1, a missing intercept 0.
-    Unsigned values of 12 bits whose intercept is above -100 were written by scanners that wrapped
-    the range: they are shifted by 1,000, wrapped back and given the intercept -1,000, as Howard
-    (2019) does for the scans of RSNA.
-
-    Parameters
-    ----------
-    path
-        The file.
-    frame
-        Which of its slices, from 0; None of a file that holds one.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (height_px, width_px), float32, HU.
+    They are the stored values times the slope plus the intercept; a missing slope is 1, a missing
+    intercept 0. Unsigned values of 12 bits with an intercept above -100 were written by scanners
+    that wrapped the range: they are shifted by 1,000, wrapped back and given the intercept -1,000,
+    as Howard (2019) does for the scans of RSNA. ``frame`` counts from 0, and is None for a file of
+    one slice.
 
     Raises
     ------
     TileError
-        If the file is damaged, claims more than it can hold or than is sane, is compressed in a
-        way that no installed decoder knows, or is not one grey picture.
+        If the file is damaged, states an impossible or excessive size, is compressed in a way that
+        no installed decoder supports, or is not a greyscale image.
     """
-    header = _read_whole(path) if frame is None else _read_once(path, path.stat().st_mtime_ns)
-    n_frames = _check_supported(path, header)
-    if (n_frames > 1) != (frame is not None) or (frame or 0) >= n_frames:
-        raise TileError(path, actual=f"{n_frames} frames", expected="as many as a moment ago")
-    stored = _stored_values(path, _single_frame(path, header, frame))
-    rescale = _group(header, frame, "PixelValueTransformationSequence")
-    slope = _number(rescale, "RescaleSlope", 1.0)
-    intercept = _number(rescale, "RescaleIntercept", 0)
-    if slope is None or intercept is None or slope == 0:
-        raise TileError(path, actual="a rescale slope or intercept that is no number")
-    if (
-        int(header.BitsStored) == 12
-        and not _whole(header, "PixelRepresentation")
-        and intercept > -100
-    ):
-        stored = stored + 1000
-        stored = np.where(stored >= 4096, stored - 4096, stored)
-        intercept = -1000.0
+    with _translate_errors(path, "a damaged DICOM file"):
+        if frame is None:
+            header = _read(path, _PIXEL_TAGS, pixels=True)
+        else:
+            header = _read_frames(path, path.stat().st_mtime_ns)
+        n_frames = _check_supported(path, header)
+        if (n_frames > 1) != (frame is not None) or (frame or 0) >= n_frames:
+            raise TileError(path, actual=f"{n_frames} frames", expected="as many as a moment ago")
+        stored = _stored_values(path, header, frame)
+        rescale = _group(header, frame, "PixelValueTransformationSequence")
+        slope = _number(rescale, "RescaleSlope", 1.0)
+        intercept = _number(rescale, "RescaleIntercept", 0)
+        if slope is None or intercept is None or slope == 0:
+            raise TileError(path, actual="a rescale slope or intercept that is not a usable number")
+        is_unsigned = not _integer(header, "PixelRepresentation")
+        if int(header.BitsStored) == 12 and is_unsigned and intercept > -100:
+            stored = stored + 1000
+            stored = np.where(stored >= 4096, stored - 4096, stored)
+            intercept = -1000.0
     values = stored.astype(np.float64) * slope + intercept
     return np.clip(values, -_LARGEST_HU, _LARGEST_HU).astype(np.float32)
 
 
-def _read_whole(path: Path) -> Any:
+@lru_cache(maxsize=1)
+def _read_frames(path: Path, changed_ns: int) -> Any:  # noqa: ARG001 - part of the cache's key
+    """Read a file of several frames once, as they are requested one after another."""
     return _read(path, _PIXEL_TAGS, pixels=True)
 
 
-@lru_cache(maxsize=1)
-def _read_once(path: Path, changed_ns: int) -> Any:  # noqa: ARG001 - tells files of one name apart
-    """A file of many slices, which are asked for one after another."""
-    return _read_whole(path)
-
-
 def _read(path: Path, tags: Sequence[str], *, pixels: bool) -> Any:
-    """These tags of a file and nothing else of it."""
-
-    def read() -> Any:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise TileError(
-                path, actual=f"a file of {path.stat().st_size:,} bytes",
-                expected=f"one slice, at most {_LARGEST_BYTES:,}",
-            )  # fmt: skip
-        if not is_dicom(path):
-            raise TileError(path, actual="no DICOM file", expected="DICM at byte 128")
-        syntax = getattr(read_file_meta_info(path), "TransferSyntaxUID", None)
-        if syntax is None or not syntax.is_transfer_syntax or syntax.is_private:
-            raise TileError(path, actual="no transfer syntax", expected="one that DICOM names")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            # Inflating it allocates whatever a few bytes ask for.
-            raise TileError(
-                path, actual="a deflated file",
-                expected="pixels stored plainly or compressed as pictures",
-            )  # fmt: skip
-        return pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=not pixels)
-
-    return _translate_errors(path, read, what="a damaged DICOM file")
+    """Read only these tags of a file."""
+    n_bytes = path.stat().st_size
+    if n_bytes > _LARGEST_BYTES:
+        raise TileError(
+            path, actual=f"a file of {n_bytes:,} bytes", expected=f"at most {_LARGEST_BYTES:,}"
+        )
+    if not is_dicom(path):
+        raise TileError(path, actual="no DICOM file", expected="DICM at byte 128")
+    syntax = getattr(read_file_meta_info(path), "TransferSyntaxUID", None)
+    if syntax is None or not syntax.is_transfer_syntax or syntax.is_private:
+        raise TileError(path, actual="no transfer syntax", expected="one that DICOM names")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        # Inflating it allocates whatever a few bytes ask for.
+        raise TileError(
+            path, actual="a deflated file", expected="pixels stored as they are, or as JPEG or RLE"
+        )
+    return pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=not pixels)
 
 
-def _translate_errors(path: Path, act: Callable[[], Any], *, what: str) -> Any:
-    """Do it; whatever the library dislikes becomes one error, told without its words."""
+@contextmanager
+def _translate_errors(path: Path, actual: str) -> Iterator[None]:
+    """Turn any error of pydicom and its decoders into a TileError without the error's own words."""
     try:
-        return act()
+        yield
     except TileError:
         raise
     except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"  # of Rust, and no Exception in Python
+        is_panic = type(error).__name__ == "PanicException"  # Rust's is not an Exception.
         if not is_panic and not isinstance(error, Exception):
             raise
         raise TileError(
-            path, actual=f"{what} ({type(error).__name__})", expected="a whole slice",
+            path, actual=f"{actual} ({type(error).__name__})", expected="a whole slice",
             hint="Export it again.",
         ) from error  # fmt: skip
 
 
 def _n_frames(path: Path, header: Any) -> int:
-    """Slices of a file; a number of 0 is written by some for 1."""
+    """Return the number of slices of a file; 0 stands for 1 in some."""
     value = _value(header, "NumberOfFrames")
-    n_frames = 1 if value in (None, "") else _whole(header, "NumberOfFrames")
+    n_frames = 1 if value in (None, "") else _integer(header, "NumberOfFrames")
     if n_frames is None or n_frames > _MOST_FRAMES:
         raise TileError(
             path,
-            actual="a number of frames that is none"
-            if n_frames is None
-            else f"{n_frames:,} frames",
+            actual="an invalid number of frames" if n_frames is None else f"{n_frames:,} frames",
             expected=f"at most {_MOST_FRAMES:,} slices in a file",
         )
     return n_frames or 1
 
 
 def _check_supported(path: Path, header: Any) -> int:
-    """Refuse what is not grey pictures of a sane size; gives how many."""
-    height_px, width_px = _whole(header, "Rows") or 0, _whole(header, "Columns") or 0
+    """Return the number of slices; raise unless they are greyscale and of a plausible size."""
+    height_px, width_px = _integer(header, "Rows") or 0, _integer(header, "Columns") or 0
     if not 0 < height_px * width_px <= _LARGEST_PX:
         raise TileError(
             path, actual=f"a picture of {width_px:,} × {height_px:,} px",
             expected=f"1 to {_LARGEST_PX:,} px",
         )  # fmt: skip
-    bits, stored = _whole(header, "BitsAllocated"), _whole(header, "BitsStored")
+    bits, stored = _integer(header, "BitsAllocated"), _integer(header, "BitsStored")
     if bits not in (8, 16) or stored is None or not 1 <= stored <= bits:
-        raise TileError(path, actual=f"{stored} of {bits} bits a pixel", expected="1 to 16 of 16")
-    n_channels = _whole(header, "SamplesPerPixel") or 1
+        raise TileError(path, actual=f"{stored} of {bits} bits per pixel", expected="1 to 16 of 16")
+    n_channels = _integer(header, "SamplesPerPixel") or 1
     meaning = _text(header, "PhotometricInterpretation") or ""
     if n_channels != 1 or not meaning.startswith("MONO"):
         raise TileError(
-            path, actual=f"a picture of {n_channels} channels", expected="a grey one",
-        )  # fmt: skip
+            path, actual=f"a picture of {n_channels} channels", expected="one in greyscale"
+        )
     if "PixelData" not in header:
         raise TileError(path, actual="no pixels", expected="a picture")
     return _n_frames(path, header)
 
 
-def _single_frame(path: Path, header: Any, frame: int | None) -> Any:
-    """One frame as a file of its own would say it."""
-    if frame is None:
-        return header
-    pixels, n_frames = header.PixelData, _n_frames(path, header)
-    if header.file_meta.TransferSyntaxUID.is_compressed:
-        stream = _translate_errors(
-            path, lambda: get_frame(pixels, frame, number_of_frames=n_frames), what=_IN_PIECES
-        )
-        pixels = encapsulate([stream])
-    else:
-        n_bytes = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8
-        pixels = pixels[frame * n_bytes : (frame + 1) * n_bytes]
-    alone = Dataset()
-    alone.file_meta = header.file_meta
-    alone.set_original_encoding(*header.original_encoding)
-    for name in _STORED_TAGS:
-        if name in header:
-            alone[name] = header[name]
-    alone["PixelData"] = DataElement(header["PixelData"].tag, header["PixelData"].VR, pixels)
-    return alone
+def _stored_values(path: Path, header: Any, frame: int | None) -> npt.NDArray[np.int32]:
+    """Read the stored values of a slice, int32 of shape (height_px, width_px).
 
-
-def _stored_values(path: Path, header: Any) -> npt.NDArray[np.int32]:
-    """Values as stored, without what other bits of the same bytes hold."""
-    size = (int(header.Columns), int(header.Rows))
+    Bits of the same bytes that do not belong to them are masked.
+    """
     syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed:
-        n_bytes = size[0] * size[1] * int(header.BitsAllocated) // 8
-        if len(header.PixelData) < n_bytes:
-            raise TileError(
-                path, actual=f"{len(header.PixelData):,} bytes of pixels", expected=f"{n_bytes:,}"
-            )
-    else:
-        _refuse_other_size(path, header, size)
-    pixels = _translate_errors(
-        path, lambda: header.pixel_array,
-        what=f"pixels that cannot be decoded ({syntax.name if syntax.is_compressed else 'plain'})",
-    )  # fmt: skip
-    if pixels.shape != size[::-1]:
-        raise TileError(path, actual=f"pixels of shape {pixels.shape}", expected=f"{size[::-1]}")
+    size = (int(header.Columns), int(header.Rows))
+    name = syntax.name if syntax.is_compressed else "plain"
+    with _translate_errors(path, f"pixels that cannot be decoded ({name})"):
+        pixels = header.PixelData
+        if syntax.is_compressed:
+            n_frames = _n_frames(path, header)
+            stream = get_frame(pixels, frame or 0, number_of_frames=n_frames)
+            stated = jpeg_dimensions(stream)  # Decoders would believe it and allocate its size.
+            if stated not in (None, size):
+                raise TileError(
+                    path, actual=f"a stream of {stated[0]:,} × {stated[1]:,} px",
+                    expected=f"{size[0]:,} × {size[1]:,} px as in the header",
+                )  # fmt: skip
+            pixels = encapsulate([stream]) if frame is not None else pixels
+        else:
+            n_bytes = size[0] * size[1] * int(header.BitsAllocated) // 8
+            if frame is not None:
+                pixels = pixels[frame * n_bytes : (frame + 1) * n_bytes]
+            if len(pixels) < n_bytes:
+                raise TileError(
+                    path, actual=f"{len(pixels):,} bytes of pixels", expected=f"{n_bytes:,}"
+                )
+        single = header if frame is None else _single_frame(header, pixels)
+        values: npt.NDArray[Any] = single.pixel_array
+    if values.shape != size[::-1]:
+        raise TileError(path, actual=f"pixels of shape {values.shape}", expected=f"{size[::-1]}")
     n_bits = int(header.BitsStored)
-    values = pixels.astype(np.int32) & ((1 << n_bits) - 1)
-    if _whole(header, "PixelRepresentation"):
+    values = values.astype(np.int32) & ((1 << n_bits) - 1)
+    if _integer(header, "PixelRepresentation"):
         values = np.where(values >= 1 << (n_bits - 1), values - (1 << n_bits), values)
     return np.asarray(values, np.int32)
 
 
-def _refuse_other_size(path: Path, header: Any, size: tuple[int, int]) -> None:
-    """Refuse a stream that claims another size than the header: decoders would believe it."""
-    stream = _translate_errors(
-        path, lambda: get_frame(header.PixelData, 0, number_of_frames=1), what=_IN_PIECES
-    )
-    claimed = jpeg_dimensions(stream)
-    if claimed not in (None, size):
-        raise TileError(
-            path, actual=f"a stream of {claimed[0]:,} × {claimed[1]:,} px",
-            expected=f"{size[0]:,} × {size[1]:,} px, as its header says",
-        )  # fmt: skip
+def _single_frame(header: Any, pixels: bytes) -> Dataset:
+    """Build the header of a file that holds only one frame."""
+    single = Dataset()
+    single.file_meta = header.file_meta
+    single.set_original_encoding(*header.original_encoding)
+    for name in _STORED_TAGS:
+        if name in header:
+            single[name] = header[name]
+    single["PixelData"] = DataElement(header["PixelData"].tag, header["PixelData"].VR, pixels)
+    return single
 
 
 def _group(header: Any, frame: int | None, name: str) -> Any:
-    """What is told of a frame in a group: of it alone, else of all frames, else of the file."""
+    """Return a functional group of a frame: its own, the shared one, or the file's header."""
     if frame is None:
         return header
-    each = _items(header, "PerFrameFunctionalGroupsSequence")
-    for about in (*each[frame : frame + 1], *_items(header, "SharedFunctionalGroupsSequence")):
-        for found in _items(about, name):
-            return found
+    own = _items(header, "PerFrameFunctionalGroupsSequence")[frame : frame + 1]
+    for groups in (*own, *_items(header, "SharedFunctionalGroupsSequence")):
+        if items := _items(groups, name):
+            return items[0]
     return header
 
 
 def _items(header: Any, name: str) -> Sequence[Any]:
-    """Items of a sequence; none where there is no such sequence."""
+    """Return the items of a sequence; empty if there is none."""
     value = _value(header, name)
     return value if isinstance(value, pydicom.Sequence) else ()
 
 
 def _value(header: Any, name: str) -> Any:
-    """A tag's value; None where there is none, NaN where it cannot be read as what it should be."""
+    """Return a tag's value; None if it is missing, NaN if it cannot be parsed."""
     try:
         return header.get(name)
-    except Exception:  # noqa: BLE001 - values are parsed when they are asked for, in many ways
+    except Exception:  # noqa: BLE001 - values are parsed when they are read, in many ways
         return math.nan
 
 
@@ -381,14 +343,8 @@ def _text(header: Any, name: str) -> str | None:
     return value.strip() or None if isinstance(value, str) else None
 
 
-def _texts(header: Any, name: str) -> list[str]:
-    value = _value(header, name)
-    parts = [value] if isinstance(value, (str, float)) else value or ()
-    return [str(part) for part in parts]
-
-
 def _number(header: Any, name: str, default: float) -> float | None:
-    """A finite number; the default where the tag is absent or empty, None where it is nonsense."""
+    """Return a finite number; the default if the tag is missing or empty, None if it is invalid."""
     value = _value(header, name)
     try:
         number = default if value in (None, "") else float(value)
@@ -397,7 +353,8 @@ def _number(header: Any, name: str, default: float) -> float | None:
     return number if abs(number) < _LARGEST_HU else None
 
 
-def _whole(header: Any, name: str) -> int | None:
+def _integer(header: Any, name: str) -> int | None:
+    """Return an integer from 0 to 2^31 - 1; None if the tag is missing or invalid."""
     try:
         value = int(_value(header, name))
     except (TypeError, ValueError, OverflowError):
@@ -406,7 +363,7 @@ def _whole(header: Any, name: str) -> int | None:
 
 
 def _numbers(header: Any, name: str, n: int) -> npt.NDArray[np.float64] | None:
-    """So many finite numbers."""
+    """Return finite numbers, shape (n,); None if the tag is missing or invalid."""
     value = _value(header, name)
     try:
         numbers = np.array([float(part) for part in value], np.float64)
@@ -420,14 +377,16 @@ def _triple(numbers: npt.NDArray[np.float64] | None) -> tuple[float, float, floa
 
 
 def _normal(directions: npt.NDArray[np.float64] | None) -> tuple[float, float, float] | None:
+    """Return the unit normal of a plane from the directions of its rows and columns, shape (6,)."""
     if directions is None:
         return None
-    across = np.cross(directions[:3], directions[3:])
-    length = float(np.linalg.norm(across))
-    return _triple(across / length) if length > 0.5 else None
+    normal = np.cross(directions[:3], directions[3:])
+    length = float(np.linalg.norm(normal))
+    return _triple(normal / length) if length > 0.5 else None
 
 
 def _spacing(rows_and_columns: npt.NDArray[np.float64] | None) -> tuple[float, float] | None:
+    """Convert the distance of rows and of columns, mm, to that along x and y, µm."""
     if rows_and_columns is None or not (rows_and_columns > 0).all():
         return None
     along_y, along_x = (1000 * rows_and_columns).tolist()

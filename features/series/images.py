@@ -15,22 +15,18 @@ from features.slides.pixels import to_rgb
 __all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Endings of names that are taken for images in a folder."""
+"""Suffixes of the files of a folder that are read as images."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _LARGEST_PX = 1 << 26
-"""Pixels of an image at most, 67 Mpx: it is decoded whole, and several at once."""
+"""Largest number of pixels of an image, 67 Mpx: it is decoded whole, and several at once."""
 
 
 def read_image(path: Path) -> RgbArray:
-    """Pixels of an image, grey ones in three equal channels, what is transparent black.
+    """Read an image, uint8 of shape (height_px, width_px, 3).
 
-    Grey levels of 16 bits keep their upper eight.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (height_px, width_px, 3), uint8.
+    Greyscale gets three equal channels, of 16 bits only the upper eight; transparent pixels are
+    black.
 
     Raises
     ------
@@ -39,19 +35,19 @@ def read_image(path: Path) -> RgbArray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            _refuse_large(path, image)
+            _check_size(path, image)
             return _as_rgb(image)
     except TileError:
         raise
-    except Exception as error:  # Pillow meets damage in more ways than it says
+    except Exception as error:  # Pillow raises errors of many types on damaged files.
         raise TileError(
             path, actual=f"no image that can be read ({type(error).__name__})",
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
 
 
-def _refuse_large(path: Path, image: Image.Image) -> None:
-    """Refuse what would take much room, or claims to lie beyond the end of the file."""
+def _check_size(path: Path, image: Image.Image) -> None:
+    """Raise for an image that needs too much memory, or states data beyond the end of the file."""
     width_px, height_px = image.size
     if width_px * height_px > _LARGEST_PX:
         raise TileError(
@@ -60,8 +56,8 @@ def _refuse_large(path: Path, image: Image.Image) -> None:
             expected=f"at most {_LARGEST_PX:,} px",
         )
     n_bytes = path.stat().st_size
-    if any(part[2] > n_bytes for part in getattr(image, "tile", ())):  # room is made up to there
-        raise TileError(path, actual="an image that goes on behind the end of the file")
+    if any(part[2] > n_bytes for part in getattr(image, "tile", ())):  # Pillow allocates up to it.
+        raise TileError(path, actual="an image that extends beyond the end of the file")
 
 
 def _as_rgb(image: Image.Image) -> RgbArray:
@@ -75,30 +71,17 @@ def _as_rgb(image: Image.Image) -> RgbArray:
 
 
 def letterbox(pixels: RgbArray, *, side_px: int) -> RgbArray:
-    """An image scaled to a square as a whole: its shape is kept, what is left stays black.
+    """Scale an image to a square and fill the rest with black; its aspect ratio is kept.
 
-    Parameters
-    ----------
-    pixels
-        Shape (height_px, width_px, 3), uint8.
-    side_px
-        Side of the square.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (side_px, side_px, 3), uint8.
+    Takes uint8 of shape (height_px, width_px, 3), returns uint8 of shape (side_px, side_px, 3).
     """
     height_px, width_px = pixels.shape[:2]
     scale = side_px / max(height_px, width_px)
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
-    small = pixels
     if size != (width_px, height_px):
-        # Pillow's filters grow with the reduction, so nothing is skipped on the way down.
-        small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    if small.shape[:2] == (side_px, side_px):
-        return np.ascontiguousarray(small)
+        # Pillow's filters grow with the reduction, so no pixel is skipped.
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     square = np.zeros((side_px, side_px, 3), np.uint8)
     top, left = (side_px - size[1]) // 2, (side_px - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = small
+    square[top : top + size[1], left : left + size[0]] = pixels
     return square

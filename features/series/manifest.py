@@ -1,11 +1,13 @@
-"""Which images make up which bag: from a table, or from a folder of folders."""
+"""Series of images to embed, listed by a table or a folder of folders."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,62 +25,54 @@ _PATH_COLUMNS = ("path", "instance_path", "file")
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesEntry:
-    """A file or folder of images that belongs to a bag."""
+    """A file or folder of images that belongs to a bag.
+
+    ``source`` is its name in the bag: as in the table, or the file name if that is an absolute
+    path. ``order`` is None if the table has no order.
+    """
 
     path: Path
-    """Where it lies."""
     source: str
-    """What the bag calls it: as in the table, or its name where that is an absolute path."""
     order: float | None = None
-    """Its place among the images of the bag; None where the table has no order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesSpec:
-    """What becomes one bag."""
+    """Files and folders that become one bag, in the order of the table."""
 
     bag_id: str
-    """Name of the bag."""
-    listed: tuple[SeriesEntry, ...]
-    """Its files and folders, in the order of the table."""
+    entries: tuple[SeriesEntry, ...]
 
 
 def read_series(path: Path) -> tuple[SeriesSpec, ...]:
-    """Bags to be made, from a CSV table, or from a folder with one folder a bag.
+    """Read the series to embed from a CSV table, or from a folder with one folder per bag.
 
-    The table has one row an image, with the columns ``bag_id`` (or ``scan_id``, ``series_id``,
-    ``slide_id``) and ``path``, and optionally ``order`` and ``patient_id``. A path may be a folder;
-    then all images in it are meant. Relative paths count from the table's folder.
-
-    Parameters
-    ----------
-    path
-        The table or the folder.
+    The table has one row per image, with the columns ``bag_id`` (or ``scan_id``, ``series_id``,
+    ``slide_id``) and ``path``, and optionally ``order`` and ``patient_id``. A path may be a folder,
+    which stands for all images in it. Relative paths start at the table's folder.
 
     Raises
     ------
     TableError
-        If a column or value is missing, an order is no number or stands there twice in a bag, a
-        path twice, or a bag has several patients.
+        If a column or value is missing, an order is not a number or occurs twice in a bag, a path
+        occurs twice, or a bag has several patients.
     BagError
         If a bag id cannot be the name of a file.
     """
     specs = _read_folder(path) if path.is_dir() else _read_rows(path)
     for spec in specs:
-        bag_path(Path(), spec.bag_id)  # refused before hours of work
+        bag_path(Path(), spec.bag_id)  # An invalid name must fail before hours of work.
     return specs
 
 
 def _read_folder(folder: Path) -> tuple[SeriesSpec, ...]:
-    inside = [each for each in folder.iterdir() if not each.name.startswith(".")]
-    folders = sorted((p for p in inside if p.is_dir()), key=lambda p: natural_key(p.name))
-    if not folders:
-        folders = [folder] if inside else []
-    if not folders:
-        raise TableError(folder, actual="an empty folder", expected="one folder of images a bag")
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if not visible:
+        raise TableError(folder, actual="an empty folder", expected="one folder of images per bag")
+    folders = [path for path in visible if path.is_dir()]
     return tuple(
-        SeriesSpec(bag_id=each.resolve().name, listed=(SeriesEntry(path=each, source=each.name),))
-        for each in folders
+        SeriesSpec(bag_id=path.resolve().name, entries=(SeriesEntry(path=path, source=path.name),))
+        for path in sorted(folders, key=lambda path: natural_key(path.name)) or [folder]
     )
 
 
@@ -87,35 +81,30 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
     bag_column = find_column(table, _BAG_COLUMNS, where=path, what="the bag of each image")
     path_column = find_column(table, _PATH_COLUMNS, where=path, what="a file of each image")
     for column in (bag_column, path_column):
-        _refuse_empty(path, table, column)
+        _check_filled(path, table, column)
     if "patient_id" in table:
-        _refuse_two_patients(path, table, bag_column)
-    table = table.assign(_row=range(2, len(table) + 2))
-    specs = []
-    for bag_id, rows in table.groupby(bag_column, sort=False):
-        listed = [
-            _listed(path, text, order, int(row))
-            for text, order, row in zip(
-                rows[path_column],
-                rows["order"] if "order" in rows else [""] * len(rows),
-                rows["_row"],
-                strict=True,
-            )
-        ]
-        _refuse_twice(path, str(bag_id), listed)
-        specs.append(SeriesSpec(bag_id=str(bag_id), listed=tuple(listed)))
-    return tuple(specs)
+        _check_one_patient(path, table, bag_column)
+    orders = table["order"] if "order" in table else [""] * len(table)
+    entries: dict[str, list[SeriesEntry]] = {}
+    columns = zip(table[bag_column], table[path_column], orders, strict=True)
+    for row, (bag_id, text, order) in enumerate(columns, start=2):
+        entries.setdefault(bag_id, []).append(_entry(path, text, order, row))
+    for bag_id, listed in entries.items():
+        _check_distinct(path, bag_id, listed)
+    return tuple(
+        SeriesSpec(bag_id=bag_id, entries=tuple(listed)) for bag_id, listed in entries.items()
+    )
 
 
-def _listed(table: Path, text: str, order: str, row: int) -> SeriesEntry:
-    where = table.parent / text
-    if not path_exists(where):
-        raise TableError(f"{table}, row {row}", actual=f"no file {where}", expected="an image")
-    source = where.name if Path(text).is_absolute() or ".." in Path(text).parts else text
-    return SeriesEntry(path=where, source=source, order=_number(table, order, row))
+def _entry(table: Path, text: str, order: str, row: int) -> SeriesEntry:
+    path = table.parent / text
+    if not path_exists(path):
+        raise TableError(f"{table}, row {row}", actual=f"no file {path}", expected="an image")
+    source = path.name if Path(text).is_absolute() or ".." in Path(text).parts else text
+    return SeriesEntry(path=path, source=source, order=_parse_order(table, order, row))
 
 
-def _number(table: Path, text: str, row: int) -> float | None:
+def _parse_order(table: Path, text: str, row: int) -> float | None:
     if not text:
         return None
     try:
@@ -127,31 +116,33 @@ def _number(table: Path, text: str, row: int) -> float | None:
     return number
 
 
-def _refuse_empty(path: Path, table: pd.DataFrame, column: str) -> None:
+def _check_filled(path: Path, table: pd.DataFrame, column: str) -> None:
     empty = table.index[table[column] == ""]
     if len(empty):
         raise TableError(f"{path}, row {empty[0] + 2}", actual=f"no {column}", expected="a value")
 
 
-def _refuse_two_patients(path: Path, table: pd.DataFrame, bag_column: str) -> None:
+def _check_one_patient(path: Path, table: pd.DataFrame, bag_column: str) -> None:
     counts = table.groupby(bag_column, sort=False)["patient_id"].nunique()
     if (counts > 1).any():
         bag = counts.index[counts > 1][0]
         raise TableError(
-            path, actual=f"bag {bag!r} has {counts[bag]} patients", expected="one patient a bag"
+            path, actual=f"bag {bag!r} has {counts[bag]} patients", expected="one patient per bag"
         )
 
 
-def _refuse_twice(path: Path, bag_id: str, listed: Sequence[SeriesEntry]) -> None:
-    orders = [each.order for each in listed if each.order is not None]
-    if orders and len(orders) < len(listed):
+def _check_distinct(path: Path, bag_id: str, entries: Sequence[SeriesEntry]) -> None:
+    orders = [entry.order for entry in entries if entry.order is not None]
+    if orders and len(orders) < len(entries):
         raise TableError(
-            path, actual=f"bag {bag_id!r} has an order for {len(orders)} of {len(listed)} images",
+            path, actual=f"bag {bag_id!r} has an order for {len(orders)} of {len(entries)} images",
             expected="one for each, or none",
         )  # fmt: skip
-    for what, values in (("order", orders), ("path", [each.path for each in listed])):
-        if len(set(values)) < len(values):
-            twice = next(value for value in values if values.count(value) > 1)  # type: ignore[arg-type]
+    columns: dict[str, list[Any]] = {"order": orders, "path": [entry.path for entry in entries]}
+    for name, values in columns.items():
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        if repeated:
             raise TableError(
-                path, actual=f"bag {bag_id!r} has {what} {twice} more than once", expected="once"
-            )
+                path, actual=f"bag {bag_id!r} has {name} {repeated[0]} more than once",
+                expected="once",
+            )  # fmt: skip

@@ -30,7 +30,7 @@ _IMAGES_PER_FOLDER = 40
 
 def expected_images(specs: Sequence[SeriesSpec]) -> int:
     """Return the number of listed images; a folder counts with an assumed number."""
-    return sum(max(_IMAGES_PER_FOLDER, len(spec.listed)) for spec in specs)
+    return sum(max(_IMAGES_PER_FOLDER, len(spec.entries)) for spec in specs)
 
 
 def embed_series(
@@ -42,28 +42,10 @@ def embed_series(
     progress: EmbedProgress | None = None,
     stop: Event | None = None,
 ) -> list[SlideResult]:
-    """Embed image series, each into ``bags_dir/<bag_id>.h5``.
+    """Embed image series, each into ``bags_dir/<bag_id>.h5``; return one result each, in order.
 
-    Parameters
-    ----------
-    specs
-        From :func:`features.series.manifest.read_series`.
-    config
-        All settings.
-    bags_dir, executor, progress, stop
-        As for :func:`features.embedding.pipeline.embed_slides`.
-
-    Returns
-    -------
-    list of SlideResult
-        One per finished, skipped or failed series, in the order of ``specs``.
-
-    Raises
-    ------
-    BagError
-        If the folder holds bags of these series made with other settings.
-    OutputError
-        If the folder cannot be written to any more, e.g. because the disk is full.
+    Arguments and errors are those of :func:`features.embedding.pipeline.embed_slides`; ``specs``
+    come from :func:`features.series.manifest.read_series`.
     """
     sources = [_SeriesSource(spec=spec, config=config) for spec in specs]
     return embed_sources(
@@ -86,8 +68,8 @@ class _SeriesSource:
     @property
     def path(self) -> Path:
         """Folder of the series; its file if it has only one."""
-        first = self.spec.listed[0].path
-        return first if len(self.spec.listed) == 1 else first.parent
+        first = self.spec.entries[0].path
+        return first if len(self.spec.entries) == 1 else first.parent
 
     @contextmanager
     def open(self) -> Iterator[ImageSeries]:
@@ -148,7 +130,7 @@ def _geometry(images: Sequence[SeriesImage]) -> tuple[int, int, tuple[float, flo
 
 
 def _series_hash(paths: Iterable[Path]) -> str:
-    """Return a hash of the contents of a series' files in order, whatever their names."""
+    """Hash the contents of a series' files in order, whatever their names."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(content_hash(path).encode())

@@ -1,4 +1,4 @@
-"""A series ready to be read: its images in order, and what is wrong with the others."""
+"""Images of one series, opened and put in order."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ from features.utils.text import natural_key
 __all__ = ["ImageSeries", "SeriesImage", "open_series"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_ALIKE_MM = 0.01
-"""Slices nearer to each other than this lie at one place."""
+_SAME_POSITION_MM = 0.01
+"""Largest distance of slices that count as being at one position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesImage:
-    """One file of a series, or one frame of a file that holds several."""
+    """One file of a series, or one frame of a file that holds several.
+
+    ``source`` is its name in the bag; that of a frame ends in ``#`` and its number, from 1.
+    ``order`` comes from the table, ``header`` from a DICOM file; either may be None. ``rejection``
+    is the reason for leaving the image out, or its error; None if it is to be embedded.
+    """
 
     path: Path
-    """Where it lies."""
     source: str
-    """What the bag calls it; a frame has its number, from 1, behind a ``#``."""
     order: float | None = None
-    """Place that the table gives it."""
     header: SliceHeader | None = None
-    """What a DICOM file says of its place; None for other images."""
-    verdict: str | TileError | None = None
-    """Why it is left out, or what is wrong with it; None where it is to be embedded."""
+    rejection: str | TileError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSeries:
-    """Images of one bag, those to be embedded first and in order."""
+    """All images of one bag, those to be embedded first and in order.
+
+    Each window makes one colour channel of a CT slice, and each image is scaled to a square of
+    ``side_px``: shape (side_px, side_px, 3), uint8.
+    """
 
     images: tuple[SeriesImage, ...]
-    """All files."""
     windows: tuple[Window, Window, Window]
-    """What a slice is looked at through, one a channel."""
     side_px: int
-    """Side of the square that an image is scaled to."""
 
     @property
     def n_tiles(self) -> int:
-        """Files, also those that are left out."""
+        """Number of images, including rejected ones."""
         return len(self.images)
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Pixels of an image as a square, or why it is left out, or why it cannot be read."""
+        """Return an image, uint8 of shape (side_px, side_px, 3), or its rejection or error."""
         image = self.images[index]
-        if image.verdict is not None:
-            return image.verdict
+        if image.rejection is not None:
+            return image.rejection
         try:
             return letterbox(self._pixels(image), side_px=self.side_px)
         except TileError as error:
@@ -76,61 +77,47 @@ class ImageSeries:
 def open_series(
     spec: SeriesSpec, *, windows: tuple[Window, Window, Window], side_px: int
 ) -> ImageSeries:
-    """Find the images of a bag and put them in order.
+    """List the images of a bag and put them in order, each to become a square of ``side_px``.
 
-    Files that the table lists are sorted by its ``order`` where it has one. Else slices of a scan
-    are sorted by their position along the normal of their plane where all tell it, then by the
-    scanner's number where all have one; other listed images keep the order of the table, and those
-    of a folder are sorted by name. Frames of a file are slices like others; where nothing else
-    tells them apart they stay in its order.
+    Files of a table with an ``order`` are sorted by it. Otherwise, slices of a scan are sorted by
+    their position along the normal of their plane if all state it, else by the scanner's number if
+    all have one; other images of a table keep its order, and those of a folder are sorted by name.
+    Frames of a file are slices like others, and keep its order where nothing else differs.
 
-    Of a folder that holds several series of a study the largest is taken. Scout views, copies of a
-    slice and files without a picture are left out.
-
-    Parameters
-    ----------
-    spec
-        The bag's files and folders.
-    windows
-        What slices are looked at through, one a channel.
-    side_px
-        Side of the square that an image is scaled to.
+    If a folder holds several series of a study, the largest is used. Scout views, copies of a slice
+    and files without an image are rejected.
 
     Raises
     ------
     SlideError
         If there is no image at all, or slices belong to several studies.
     """
-    files = (image for listed in spec.listed for image in _files_of(listed))
-    found = [image for file in files for image in _inspect(file)]
-    if not found:
+    files = (image for entry in spec.entries for image in _files_of(entry))
+    images = [image for file in files for image in _inspect(file)]
+    if not images:
         raise SlideError(
             f"series {spec.bag_id!r}", actual="no image in it", expected="DICOM, PNG, JPEG files"
         )
-    _refuse_several_studies(spec, found)
-    if any(listed.path.is_dir() for listed in spec.listed):
-        found = _largest_series(found)
-    ordered = _without_copies(_in_order([each for each in found if each.verdict is None]))
-    others = [each for each in found if each.verdict is not None]
-    # What is left out among the ordered ones moves behind them, so that their places have no gaps.
-    images = sorted([*ordered, *others], key=lambda each: each.verdict is not None)
+    _check_one_study(spec, images)
+    if any(entry.path.is_dir() for entry in spec.entries):
+        images = _reject_smaller_series(images)
+    ordered = _reject_copies(_in_order([image for image in images if image.rejection is None]))
+    rejected = [image for image in images if image.rejection is not None]
+    # Copies move behind the other ordered images, so that the order in the bag has no gaps.
+    images = sorted([*ordered, *rejected], key=lambda image: image.rejection is not None)
     return ImageSeries(images=tuple(images), windows=windows, side_px=side_px)
 
 
-def _files_of(listed: SeriesEntry) -> Iterator[SeriesImage]:
-    """The file itself, or all images below the folder, hidden ones left out."""
-    if not listed.path.is_dir():
-        yield SeriesImage(path=listed.path, source=listed.source, order=listed.order)
+def _files_of(entry: SeriesEntry) -> Iterator[SeriesImage]:
+    """Yield the file itself, or all visible images below the folder, sorted by name."""
+    if not entry.path.is_dir():
+        yield SeriesImage(path=entry.path, source=entry.source, order=entry.order)
         return
-    names = sorted(
-        (p.relative_to(listed.path).as_posix() for p in listed.path.rglob("*") if p.is_file()),
-        key=natural_key,
-    )
-    for name in names:
-        path = listed.path / name
-        if any(part.startswith(".") for part in Path(name).parts) or not _is_image(path):
-            continue
-        yield SeriesImage(path=path, source=f"{listed.source}/{name}")
+    names = (p.relative_to(entry.path).as_posix() for p in entry.path.rglob("*") if p.is_file())
+    for name in sorted(names, key=natural_key):
+        path = entry.path / name
+        if not any(part.startswith(".") for part in Path(name).parts) and _is_image(path):
+            yield SeriesImage(path=path, source=f"{entry.source}/{name}")
 
 
 def _is_image(path: Path) -> bool:
@@ -140,67 +127,69 @@ def _is_image(path: Path) -> bool:
 
 
 def _inspect(image: SeriesImage) -> list[SeriesImage]:
-    """The image, or each frame of it, with its place in the scan or what speaks against it."""
+    """Return the image, or each frame of it, with its header or the reason for rejecting it."""
     if image.path.suffix.lower() not in _DICOM_SUFFIXES and not is_dicom(image.path):
         return [image]
     try:
         headers = read_slice_headers(image.path)
     except TileError as error:
-        return [replace(image, verdict=error)]
+        return [replace(image, rejection=error)]
     if not headers:
-        return [replace(image, verdict="no picture")]
+        return [replace(image, rejection="no picture")]
     return [
         replace(
             image,
             source=image.source if header.frame is None else f"{image.source}#{header.frame + 1}",
             header=header,
-            verdict="scout view" if header.is_localizer else None,
+            rejection="scout view" if header.is_localizer else None,
         )
         for header in headers
     ]
 
 
-def _refuse_several_studies(spec: SeriesSpec, images: Sequence[SeriesImage]) -> None:
-    studies = {header.study_uid for header in _headers(images)} - {None}
+def _check_one_study(spec: SeriesSpec, images: Sequence[SeriesImage]) -> None:
+    studies = {image.header.study_uid for image in images if image.header} - {None}
     if len(studies) > 1:
         raise SlideError(
             f"series {spec.bag_id!r}",
             actual=f"slices of {len(studies)} studies in one bag",
-            expected="one study a bag",
-            hint="Give each study a bag id, or a folder, of its own.",
+            expected="one study per bag",
+            hint="Give each study its own bag id or folder.",
         )
 
 
-def _largest_series(images: Sequence[SeriesImage]) -> list[SeriesImage]:
-    """Images of the series with most slices; of equally large ones the first by its id."""
-    wanted = [image for image in images if image.verdict is None]
-    counts = Counter(header.series_uid or "" for header in _headers(wanted))
-    if len(counts) < 2:
-        return list(images)
-    taken = min(counts, key=lambda uid: (-counts[uid], uid))
-    return [
-        replace(image, verdict="another series")
-        if image.verdict is None and image.header and (image.header.series_uid or "") != taken
-        else image
+def _reject_smaller_series(images: Sequence[SeriesImage]) -> list[SeriesImage]:
+    """Reject all slices but those of the largest series."""
+    uids = [
+        image.header.series_uid or "" if image.header and image.rejection is None else None
         for image in images
+    ]
+    counts = Counter(uid for uid in uids if uid is not None)
+    largest = min(counts, key=lambda uid: (-counts[uid], uid), default=None)
+    return [
+        image if uid in (None, largest) else replace(image, rejection="another series")
+        for image, uid in zip(images, uids, strict=True)
     ]
 
 
 def _in_order(images: Sequence[SeriesImage]) -> list[SeriesImage]:
     if images and all(image.order is not None for image in images):
         return sorted(images, key=lambda image: image.order or 0.0)
-    places = _positions_mm(images)
-    if places is not None:
-        # Slices at one place, as in a scan that was repeated, stay in the scanner's order.
-        keys = [(round(p / _ALIKE_MM), *_number_of(i)) for p, i in zip(places, images, strict=True)]
-        return [images[i] for i in sorted(range(len(images)), key=lambda i: keys[i])]
+    positions = _positions_mm(images)
+    if positions is not None:
+        # Slices at one position, as in a scan that was repeated, stay in the scanner's order.
+        pairs = sorted(
+            zip(positions, images, strict=True),
+            key=lambda pair: (round(pair[0] / _SAME_POSITION_MM), *_number_of(pair[1])),
+        )
+        return [image for _, image in pairs]
     if all(image.header and image.header.instance_number is not None for image in images):
         return sorted(images, key=_number_of)
     return list(images)
 
 
 def _positions_mm(images: Sequence[SeriesImage]) -> list[float] | None:
-    """Position of each slice along the first one's normal; None unless all tell theirs."""
+    """Return each slice's position along the first one's normal; None unless all state theirs."""
     headers = [image.header for image in images]
     if not headers or headers[0] is None or headers[0].normal is None:
         return None
@@ -212,22 +201,18 @@ def _positions_mm(images: Sequence[SeriesImage]) -> list[float] | None:
 
 
 def _number_of(image: SeriesImage) -> tuple[int, int]:
-    """The scanner's number of the file, and the frame in it."""
+    """Return the scanner's number of the file, and the frame in it."""
     header = image.header
     return (0, 0) if header is None else (header.instance_number or 0, header.frame or 0)
 
 
-def _without_copies(images: Iterable[SeriesImage]) -> list[SeriesImage]:
-    """Mark all but the first of the files that hold the same slice."""
+def _reject_copies(images: Iterable[SeriesImage]) -> list[SeriesImage]:
+    """Reject all but the first of the files that hold the same slice."""
     seen: set[tuple[str, int | None]] = set()
-    kept = []
+    result = []
     for image in images:
         uid = image.header.instance_uid if image.header else None
         name = (uid, image.header.frame) if image.header and uid else None
-        kept.append(replace(image, verdict="copy") if name in seen else image)
+        result.append(replace(image, rejection="copy") if name in seen else image)
         seen.update([name] if name else [])
-    return kept
-
-
-def _headers(images: Iterable[SeriesImage]) -> list[SliceHeader]:
-    return [image.header for image in images if image.header is not None]
+    return result

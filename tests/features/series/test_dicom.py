@@ -1,4 +1,4 @@
-"""DICOM as it comes: every way in which it can be wrong ends in one error of one slice."""
+"""DICOM files: values, headers, and one kind of error for all damage."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -
     )  # fmt: skip
     header.compress(RLELossless, generate_instance_uid=False)
     header.save_as(path, enforce_file_format=True)
-    whole = path.read_bytes()
-    start = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # the first segment, after the RLE header
+    content = path.read_bytes()
+    start = content.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # first segment, after the RLE header
     n_refused = 0
-    for place in range(start, start + 400):
-        path = tmp_path / f"{place}.dcm"
-        path.write_bytes(whole[:place] + b"\x7f" + whole[place + 1 :])
+    for offset in range(start, start + 400):
+        path = tmp_path / f"{offset}.dcm"
+        path.write_bytes(content[:offset] + b"\x7f" + content[offset + 1 :])
         try:
             read_hu(path)
         except TileError as error:
@@ -127,7 +127,7 @@ def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("tags", "said"),
+    ("tags", "message"),
     [
         ({"Rows": 60000, "Columns": 60000}, "60,000 × 60,000 px"),
         ({"Rows": 4000, "Columns": 4000}, "8,192 bytes of pixels; expected 32,000,000"),
@@ -138,15 +138,15 @@ def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -
         ({"BitsStored": None}, "None of 16 bits"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "a picture of 3 channels"),
         ({"NumberOfFrames": 100000}, "100,000 frames"),
-        ({"PhotometricInterpretation": None}, "expected a grey one"),
+        ({"PhotometricInterpretation": None}, "expected one in greyscale"),
         ({"PixelData": None}, "no pixels"),
         ({"PixelData": b"\0" * 100}, "100 bytes of pixels"),
         ({"RescaleSlope": 0}, "slope or intercept"),
     ],
 )
-def test_a_claim_that_cannot_be_is_refused(tmp_path: Path, tags: dict, said: str) -> None:
+def test_an_impossible_header_is_refused(tmp_path: Path, tags: dict, message: str) -> None:
     path = write_slice(tmp_path / "a.dcm", HU, **tags)
-    with pytest.raises(TileError, match=said):
+    with pytest.raises(TileError, match=message):
         read_hu(path)
 
 
@@ -160,7 +160,7 @@ def test_an_absurd_size_allocates_nothing(tmp_path: Path) -> None:
     assert peak_bytes < 5_000_000
 
 
-def test_a_stream_that_claims_another_size_than_the_header_is_not_decoded(tmp_path: Path) -> None:
+def test_a_stream_of_another_size_than_the_header_is_not_decoded(tmp_path: Path) -> None:
     honest = imagecodecs.jpeg2k_encode(STORED, level=0, codecformat="j2k")
     lying = honest[:8] + struct.pack(">II", 60000, 60000) + honest[16:]
     with pytest.raises(TileError, match="60,000 × 60,000 px; expected 64 × 64"):
@@ -176,7 +176,7 @@ def test_a_deflated_file_is_refused_before_it_swells(tmp_path: Path) -> None:
             read(tmp_path / "a.dcm")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the library's own words about damage
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the damage
 @pytest.mark.parametrize("seed", range(6))
 def test_a_file_with_broken_bytes_gives_values_or_one_error_without_a_name(
     tmp_path: Path, seed: int
@@ -185,18 +185,18 @@ def test_a_file_with_broken_bytes_gives_values_or_one_error_without_a_name(
     whole = bytearray(write_slice(tmp_path / "a.dcm", HU).read_bytes())
     for round_ in range(40):
         broken = bytearray(whole)
-        for place in rng.integers(132, 1400, 1 + round_ % 9):
-            broken[place] = rng.integers(256)
+        for offset in rng.integers(132, 1400, 1 + round_ % 9):
+            broken[offset] = rng.integers(256)
         (tmp_path / "b.dcm").write_bytes(broken[: rng.integers(200, len(broken))]
                                          if round_ % 3 == 0 else broken)  # fmt: skip
         for read in (read_slice_headers, read_hu):
-            said = what_comes_of(read, tmp_path / "b.dcm")
-            assert PLANTED not in said
-            assert BIRTH_DATE not in said
+            text = result_or_error(read, tmp_path / "b.dcm")
+            assert PLANTED not in text
+            assert BIRTH_DATE not in text
 
 
-def what_comes_of(read: Callable[[Path], object], path: Path) -> str:
-    """What is given, or the one error that may be raised, as text."""
+def result_or_error(read: Callable[[Path], object], path: Path) -> str:
+    """Return the result, or the one error that may be raised, as text."""
     try:
         return repr(read(path))
     except TileError as error:
@@ -204,7 +204,7 @@ def what_comes_of(read: Callable[[Path], object], path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "no DICOM file"),
         (b"just text", "no DICOM file"),
@@ -213,13 +213,13 @@ def what_comes_of(read: Callable[[Path], object], path: Path) -> str:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_is_no_slice_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_without_a_slice_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.dcm").write_bytes(content)
-    with pytest.raises(TileError, match=said):
+    with pytest.raises(TileError, match=message):
         read_slice_headers(tmp_path / "a.dcm")
 
 
-def test_a_header_tells_the_place_and_nothing_of_the_patient(tmp_path: Path) -> None:
+def test_a_header_states_the_position_and_nothing_of_the_patient(tmp_path: Path) -> None:
     header = only_header(
         write_slice(
             tmp_path / "a.dcm", HU, InstanceNumber=7, ImagePositionPatient=[1, 2, 3.5],
@@ -262,7 +262,7 @@ def test_a_report_has_no_picture_and_a_magnetic_resonance_no_hounsfield(tmp_path
         read_slice_headers(write_slice(tmp_path / "b.dcm", HU, Modality="MR"))
 
 
-def test_dicom_is_told_by_its_bytes(tmp_path: Path) -> None:
+def test_dicom_is_recognised_by_its_bytes(tmp_path: Path) -> None:
     write_slice(tmp_path / "without_suffix", HU)
     (tmp_path / "a.dcm").write_text("no")
     assert is_dicom(tmp_path / "without_suffix")
@@ -270,14 +270,14 @@ def test_dicom_is_told_by_its_bytes(tmp_path: Path) -> None:
     assert not is_dicom(tmp_path / "gone")
 
 
-def test_the_library_is_told_to_keep_quiet_about_headers() -> None:
+def test_the_library_does_not_validate_headers() -> None:
     assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE
 
 
 FRAMES = [np.rint(paint_slice(np.random.default_rng(n), side_px=48)) for n in range(4)]
 
 
-def test_frames_of_a_file_are_slices_with_places_and_scales_of_their_own(tmp_path: Path) -> None:
+def test_frames_of_a_file_have_their_own_positions_and_rescaling(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[15, 5, 10, 0])
     headers = read_slice_headers(path)
     assert [header.frame for header in headers] == [0, 1, 2, 3]
@@ -306,25 +306,25 @@ def test_compressed_frames_are_read_to_the_bit(tmp_path: Path, syntax: str) -> N
         np.testing.assert_array_equal(read_hu(path, frame=number), values)
 
 
-def test_frames_without_groups_take_what_the_file_says(tmp_path: Path) -> None:
+def test_frames_without_groups_use_the_values_of_the_file(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "a.dcm", FRAMES, positions=None)
     assert [header.position_mm for header in read_slice_headers(path)] == [(0, 0, 0)] * 4
     np.testing.assert_array_equal(read_hu(path, frame=2), FRAMES[2])
 
 
 @pytest.mark.parametrize(
-    ("tags", "said"),
+    ("tags", "message"),
     [
-        ({"NumberOfFrames": 3000}, "frames of 48 × 48 px; expected a byte a pixel"),
+        ({"NumberOfFrames": 3000}, "frames of 48 × 48 px; expected at least a byte per pixel"),
         ({"NumberOfFrames": 5000}, "5,000 frames; expected at most 4,096"),
-        ({"NumberOfFrames": -3}, "a number of frames that is none"),
+        ({"NumberOfFrames": -3}, "an invalid number of frames"),
     ],
 )
-def test_a_claim_of_more_frames_than_a_file_holds_is_refused_at_once(
-    tmp_path: Path, tags: dict, said: str
+def test_more_frames_than_a_file_holds_are_refused_at_once(
+    tmp_path: Path, tags: dict, message: str
 ) -> None:
     path = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15], **tags)
-    with pytest.raises(TileError, match=said):
+    with pytest.raises(TileError, match=message):
         read_slice_headers(path)
 
 
@@ -340,17 +340,45 @@ def test_a_frame_that_is_cut_off_costs_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("frame", [None, 1])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_wrong_value_representation_of_any_tag_gives_values_or_one_error(
+    tmp_path: Path, frame: int | None, compressed: bool
+) -> None:
+    path = tmp_path / "a.dcm"
+    write_slice(path, HU) if frame is None else write_frames(path, FRAMES, positions=[0, 1, 2, 3])
+    header = pydicom.dcmread(path)
+    if compressed:
+        header.compress(RLELossless, generate_instance_uid=False)
+        header.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    for element in [*header.file_meta, *header]:
+        tag = struct.pack("<HH", element.tag.group, element.tag.element)
+        before, _, after = content.partition(tag)
+        for representation in (b"ZZ", b"\xff\xff", b"US", b"DS", b"AT", b"PN", b"SQ", b"UN"):
+            path.write_bytes(before + tag + representation + after[2:])
+            result_or_error(read_slice_headers, path)
+            result_or_error(lambda path: read_hu(path, frame=frame), path)
+
+
+def test_a_file_that_disappears_is_an_error_of_its_slice(tmp_path: Path) -> None:
+    for read in (read_slice_headers, read_hu, lambda path: read_hu(path, frame=1)):
+        with pytest.raises(TileError, match="FileNotFoundError"):
+            read(tmp_path / "gone.dcm")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_bytes_in_groups_give_slices_or_one_error_without_a_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = write_frames(tmp_path / "a.dcm", FRAMES, positions=[0, 5, 10, 15]).read_bytes()
     end_of_header = len(whole) - 4 * 48 * 48 * 2
     for number in range(120):
         broken = bytearray(whole)
-        for place in rng.integers(132, end_of_header, 1 + number % 9):
-            broken[place] = rng.integers(256)
+        for offset in rng.integers(132, end_of_header, 1 + number % 9):
+            broken[offset] = rng.integers(256)
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(broken)
-        said = what_comes_of(read_slice_headers, path)
-        said += what_comes_of(lambda path: read_hu(path, frame=1), path)
-        assert PLANTED not in said
-        assert BIRTH_DATE not in said
+        text = result_or_error(read_slice_headers, path)
+        text += result_or_error(lambda path: read_hu(path, frame=1), path)
+        assert PLANTED not in text
+        assert BIRTH_DATE not in text

@@ -24,11 +24,11 @@ def test_rows_of_a_bag_become_one_series_in_the_order_of_the_table(tmp_path: Pat
     )  # fmt: skip
     first, second = read_series(table)
     assert (first.bag_id, second.bag_id) == ("007", "1e3")
-    assert [(each.source, each.order) for each in first.listed] == [("b.png", 2), ("a.png", 1)]
-    assert second.listed[0].path == tmp_path / "c.png"
+    assert [(entry.source, entry.order) for entry in first.entries] == [("b.png", 2), ("a.png", 1)]
+    assert second.entries[0].path == tmp_path / "c.png"
 
 
-def test_a_folder_of_folders_is_one_bag_a_folder(tmp_path: Path) -> None:
+def test_a_folder_of_folders_is_one_bag_per_folder(tmp_path: Path) -> None:
     for name in ("scan10", "scan9", ".hidden"):
         (tmp_path / name).mkdir()
     assert [spec.bag_id for spec in read_series(tmp_path)] == ["scan9", "scan10"]
@@ -42,11 +42,11 @@ def test_a_folder_of_images_is_one_bag(tmp_path: Path) -> None:
 
 def test_no_path_of_the_machine_is_taken_for_the_name_of_an_image(tmp_path: Path) -> None:
     table = write(tmp_path, f"scan_id,file\na,{tmp_path}/deep/1.png\n", "deep/1.png")
-    assert read_series(table)[0].listed[0].source == "1.png"
+    assert read_series(table)[0].entries[0].source == "1.png"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("scan,path\na,1.png\n", "no column 'bag_id'"),
         ("bag_id,image\na,1.png\n", "no column 'path'"),
@@ -61,15 +61,15 @@ def test_no_path_of_the_machine_is_taken_for_the_name_of_an_image(tmp_path: Path
         ("bag_id,path,patient_id\na,1.png,p\na,2.png,q\n", "has 2 patients"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(TableError, match=said):
+def test_an_invalid_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(TableError, match=message):
         read_series(write(tmp_path, text, "1.png", "2.png"))
 
 
 def test_no_column_of_another_meaning_is_proposed(tmp_path: Path) -> None:
-    with pytest.raises(TableError) as refused:
+    with pytest.raises(TableError) as raised:
         read_series(write(tmp_path, "image_id,path\na,1.png\n", "1.png"))
-    assert "Did you mean" not in str(refused.value)
+    assert "Did you mean" not in str(raised.value)
     with pytest.raises(TableError, match="Did you mean 'bagid'"):
         read_series(write(tmp_path, "bagid,path\na,1.png\n", "1.png"))
 
@@ -79,7 +79,7 @@ def test_an_id_that_leads_elsewhere_is_refused_at_once(tmp_path: Path) -> None:
         read_series(write(tmp_path, "bag_id,path\n../a,1.png\n", "1.png"))
 
 
-def test_an_empty_folder_is_said(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="an empty folder"):
         read_series(tmp_path)
 

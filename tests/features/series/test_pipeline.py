@@ -51,8 +51,8 @@ def run(source: Path, bags: Path, encoder: Encoder, **options: object) -> list[S
 def test_scans_become_bags_with_order_and_source(tmp_path: Path, encoder: Encoder) -> None:
     for number in range(2):
         write_scan(tmp_path / "scans" / f"scan{number}", n_slices=3 + number, seed=(number,))
-    outcomes = run(tmp_path / "scans", tmp_path / "bags", encoder)
-    assert [(o.slide_id, o.status, o.n_tiles) for o in outcomes] == [
+    results = run(tmp_path / "scans", tmp_path / "bags", encoder)
+    assert [(o.slide_id, o.status, o.n_tiles) for o in results] == [
         ("scan0", "done", 3), ("scan1", "done", 4),
     ]  # fmt: skip
     bag = read_bag(tmp_path / "bags" / "scan1.h5")
@@ -91,32 +91,32 @@ def test_a_bad_image_stops_no_series_and_a_bad_series_no_other(
     (tmp_path / "scans" / "s0" / "IM0003.dcm").write_bytes(b"broken")
     for file in sorted((tmp_path / "scans" / "s1").iterdir())[:3]:
         file.write_bytes(b"broken")
-    outcomes = {o.slide_id: o for o in run(tmp_path / "scans", tmp_path / "bags", encoder)}
-    assert {name: o.status for name, o in outcomes.items()} == {
+    results = {o.slide_id: o for o in run(tmp_path / "scans", tmp_path / "bags", encoder)}
+    assert {name: o.status for name, o in results.items()} == {
         "s0": "done", "s1": "failed", "s2": "done",
     }  # fmt: skip
-    assert outcomes["s0"].n_failed == 1
-    assert "IM0003.dcm: no DICOM file" in outcomes["s0"].message
-    assert "3 of 6 images cannot be read" in outcomes["s1"].message
+    assert results["s0"].n_failed == 1
+    assert "IM0003.dcm: no DICOM file" in results["s0"].message
+    assert "3 of 6 images cannot be read" in results["s1"].message
     table = (tmp_path / "bags" / "embed.csv").read_text()
     assert "IM0003.dcm" in table
     assert list(find_bags(tmp_path / "bags")) == ["s0", "s2"]
 
 
 def test_what_is_left_out_is_counted_and_leaves_no_gap(tmp_path: Path, encoder: Encoder) -> None:
-    def mix(place: int, header: Dataset) -> None:
-        if place == 0:
+    def mix(index: int, header: Dataset) -> None:
+        if index == 0:
             header.ImageType = ["DERIVED", "SECONDARY", "LOCALIZER"]
-        if place == 2:
+        if index == 2:
             header.SeriesInstanceUID = "9.9"
 
     write_scan(tmp_path / "scans" / "s", n_slices=5, alter=mix)
-    (outcome,) = run(tmp_path / "scans", tmp_path / "bags", encoder)
+    (result,) = run(tmp_path / "scans", tmp_path / "bags", encoder)
     bag = read_bag(tmp_path / "bags" / "s.h5")
     assert json.loads(bag.meta.left_out) == {"another series": 1, "scout view": 1}
     assert bag.order is not None
     assert bag.order.tolist() == [0, 1, 2]
-    assert outcome.n_tiles == 3
+    assert result.n_tiles == 3
     assert verify_bags(tmp_path / "bags", on_bag=lambda done, total: None).n_bad == 0
 
 
@@ -138,22 +138,22 @@ def test_finished_series_are_skipped_and_other_settings_refused(
 def test_no_name_and_no_birth_date_reaches_what_is_written_or_printed(
     tmp_path: Path, encoder: Encoder, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def spoil(place: int, header: Dataset) -> None:
-        if place == 1:
+    def spoil(index: int, header: Dataset) -> None:
+        if index == 1:
             header.Rows = 60000
-        if place == 2:
+        if index == 2:
             header.RescaleSlope = 0
 
     write_scan(tmp_path / "scans" / "good", n_slices=4)
     write_scan(tmp_path / "scans" / "bad", n_slices=5, alter=spoil)
-    outcomes = run(tmp_path / "scans", tmp_path / "bags", encoder)
-    assert {o.slide_id: o.status for o in outcomes} == {"bad": "failed", "good": "done"}
+    results = run(tmp_path / "scans", tmp_path / "bags", encoder)
+    assert {o.slide_id: o.status for o in results} == {"bad": "failed", "good": "done"}
     printed = capfd.readouterr()
     written = b"".join(p.read_bytes() for p in (tmp_path / "bags").rglob("*") if p.is_file())
     for secret in (PLANTED, BIRTH_DATE):
         assert any(secret.encode() in p.read_bytes() for p in (tmp_path / "scans").rglob("*.dcm"))
         assert secret.encode() not in written
-        assert secret not in printed.out + printed.err + repr(outcomes)
+        assert secret not in printed.out + printed.err + repr(results)
 
 
 def test_settings_are_found_again_in_the_fingerprint(encoder: Encoder) -> None:
