@@ -9,15 +9,16 @@
     │   ├── MultiImageError    several images of one size in a file
     │   └── TileError     a region of it that cannot be decoded
     ├── ResolutionError   an implausible resolution, or one that the slide lacks
-    ├── EncoderError      a backbone or its weights
+    ├── EncoderError      an encoder or its weights
     ├── FilterError       a tile filter that cannot be fitted, read or applied
     └── BagError          a bag file that cannot be read or trusted
 
-The learning half adds its own branches in :mod:`mil.errors`. Every message has one form: where,
-what was found, what was expected, what to do.
+The package ``mil`` adds its own branches in :mod:`mil.errors`. Every message has one form: where,
+the present state, what was expected, what to do.
 """
 
 import re
+from functools import partial
 
 __all__ = [
     "BagError",
@@ -43,7 +44,7 @@ class MilError(Exception):
     where
         The file, row, slide or patient concerned.
     actual
-        What was found.
+        The present state.
     expected
         What was expected; empty where ``actual`` is enough.
     hint
@@ -63,7 +64,7 @@ class MilError(Exception):
         super().__init__(where, actual, expected, hint)
 
     def __str__(self) -> str:
-        """Return one line: where, what was found, what was expected, what to do.
+        """Return one line: where, the present state, what was expected, what to do.
 
         Line breaks and control characters, which texts of libraries may quote from a file, become
         spaces.
@@ -76,12 +77,9 @@ class MilError(Exception):
         return _UNPRINTABLE.sub(" ", text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the way back from a worker process (keyword-only arguments do not by default)."""
-        return _rebuild, (type(self), self.where, self.actual, self.expected, self.hint)
-
-
-def _rebuild(kind: type[MilError], where: str, actual: str, expected: str, hint: str) -> MilError:
-    return kind(where, actual=actual, expected=expected, hint=hint)
+        """Pickle the keyword-only arguments too, for errors of worker processes."""
+        rebuild = partial(type(self), actual=self.actual, expected=self.expected, hint=self.hint)
+        return rebuild, (self.where,)
 
 
 class TableError(MilError):

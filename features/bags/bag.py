@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import BagError
+from features.errors import BagError, MilError
 
 __all__ = [
     "IMAGE",
@@ -26,6 +26,7 @@ __all__ = [
     "BagSource",
     "Fingerprint",
     "as_json",
+    "check_complete",
     "check_fingerprint",
     "check_format",
     "check_slide_id",
@@ -58,8 +59,9 @@ class Fingerprint:
 
     ``encoder`` is a timm name and ``dim`` the length of one embedding; ``tile_px`` and
     ``overlap_px`` are in px of a tile, ``target_mpp`` is its resolution in µm per px. Settings of
-    preprocessing, tissue segmentation, stain normalisation and augmented views are JSON; an empty
-    text stands for none.
+    preprocessing, tissue segmentation, stain normalisation and augmented views are JSON,
+    ``filter_sha256`` is the hash of the tile filter that was applied; an empty text stands for
+    none.
     """
 
     encoder: str
@@ -71,13 +73,12 @@ class Fingerprint:
     overlap_px: int
     tissue: str
     filter_sha256: str = ""
-    """Hash of the tile filter that dropped tiles, see :mod:`features.filters.classifier`."""
     stain_norm: str = ""
     views: str = ""
 
     @property
     def n_views(self) -> int:
-        """Number of augmented views of each tile."""
+        """Number of views of each tile, whose embeddings have shape (n_tiles, n_views, dim)."""
         return int(json.loads(self.views)["n_views"]) if self.views else 0
 
 
@@ -87,11 +88,16 @@ class BagMeta:
 
     Names that end in ``_px0`` are in level-0 px of the slide: ``span_x_px0`` is the width of a
     tile. ``mpp_x`` and ``mpp_y`` are µm per level-0 px, from ``mpp_source``: ``file``, ``given`` or
-    ``assumed``.
+    ``assumed``. ``slide_content_id`` is the hash of the slide file (see
+    :func:`features.slides.file_info.content_hash`), ``background_rgb`` the colour of its glass.
+    ``min_tissue_used`` is the minimum tissue fraction of a tile, after it was lowered for a slide
+    with little tissue. Of ``n_tried`` tiles, ``n_failed`` could not be decoded, and those that
+    ``left_out`` counts, as JSON, were rejected by artefact rule or filter. ``empty_reason`` is set
+    if no tile is left. ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or
+    :data:`IMAGE`.
     """
 
     slide_id: str
-    """Name of the slide, without folder and suffix."""
     fingerprint: Fingerprint
     width_px0: int
     height_px0: int
@@ -101,23 +107,14 @@ class BagMeta:
     span_x_px0: float
     span_y_px0: float
     slide_content_id: str
-    """Hash of the slide file, see :func:`features.slides.file_info.content_hash`."""
     background_rgb: tuple[int, int, int] = (255, 255, 255)
-    """Colour of the slide's glass."""
     min_tissue_used: float = 0.0
-    """Minimum tissue fraction of a tile, after it was lowered for a slide with little tissue."""
     n_tried: int = 0
-    """Tiles that were to be embedded."""
     n_failed: int = 0
-    """Tiles among them that could not be decoded."""
     left_out: str = "{}"
-    """Tiles among them that were rejected, by artefact rule or filter, as JSON."""
     empty_reason: str = ""
-    """Why the bag holds no tile; empty if it holds one."""
     software: str = ""
-    """Versions of the software that made it, as JSON."""
     kind: str = TILE
-    """Kind of its instances: :data:`TILE` or :data:`IMAGE`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,36 +223,34 @@ class Bag:
 
 @dataclass(frozen=True, kw_only=True)
 class BagInfo:
-    """Header of a bag: metadata, number of embeddings and their types."""
+    """Header of a bag: metadata, and number and type (float16 or float32) of its embeddings.
+
+    The arrays have shape (n_tiles, dim) and, unless ``views_dtype`` is None, (n_tiles, n_views,
+    dim).
+    """
 
     meta: BagMeta
     n_tiles: int
     dtype: np.dtype[Any]
-    """float16 or float32."""
     views_dtype: np.dtype[Any] | None = None
-    """Type of the embeddings of views; None without views."""
 
 
 class BagSource(Protocol):
-    """A bag that is not a file of its own, e.g. rows of a packed store; hashable."""
+    """A bag that is not a file of its own, e.g. rows of a packed store, shape (n_rows, dim)."""
 
     def __hash__(self) -> int: ...
 
     def read(self) -> Bag:
-        """Read as :func:`features.bags.h5.read_bag`."""
-        ...
+        """Read all arrays, embeddings of shape (n_tiles, dim) among them."""
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
-        """Read as :func:`features.bags.h5.read_features`, shape (n_tiles, dim)."""
-        ...
+        """Read the embeddings only, shape (n_tiles, dim)."""
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
-        """Read as :func:`features.bags.h5.read_views`, shape (n_tiles, n_views, dim)."""
-        ...
+        """Read the embeddings of views only, shape (n_tiles, n_views, dim)."""
 
     def read_bag_info(self) -> BagInfo:
-        """Read as :func:`features.bags.h5.read_bag_info`."""
-        ...
+        """Read the metadata, and shape and types of the arrays."""
 
 
 BagRef = Path | BagSource
@@ -286,22 +281,28 @@ def check_fingerprint(
 
 
 def check_format(
-    where: object, attributes: Mapping[str, Any], *, name: str, newest: int, hint: str
+    where: object,
+    attributes: Mapping[str, Any],
+    *,
+    name: str,
+    newest: int,
+    error: type[MilError] = BagError,
 ) -> None:
-    """Raise BagError unless attributes are those of a complete file of a known version.
-
-    ``where`` names the file; ``hint`` says what to do with an incomplete one.
-    """
-    if attributes.get("format") != name:
-        raise BagError(where, actual=f"format {attributes.get('format')!r}", expected=f"{name!r}")
+    """Raise ``error`` unless attributes state this format and no version after the newest."""
+    if (actual := attributes.get("format")) != name:
+        raise error(where, actual=f"format {actual!r:.40}", expected=f"{name!r}")
     version = attributes.get("format_version")
     if not isinstance(version, int) or version > newest:
-        raise BagError(
+        raise error(
             where,
             actual=f"format version {version!r:.40}",
             expected=f"at most {newest}",
             hint="Install the version of this program that wrote it, or a later one.",
         )
+
+
+def check_complete(where: object, attributes: Mapping[str, Any], *, hint: str) -> None:
+    """Raise BagError, with a hint, unless attributes state that writing the file was finished."""
     if attributes.get("complete") is not True:
         raise BagError(
             where,
@@ -353,18 +354,14 @@ def _check_series(bag: Bag) -> None:
 
 def meta_attributes(meta: BagMeta) -> dict[str, Any]:
     """Return the metadata of a bag, fields of the fingerprint included, as plain values by name."""
-    values = {part.name: getattr(meta, part.name) for part in fields(BagMeta)}
-    del values["fingerprint"]
-    return values | {p.name: getattr(meta.fingerprint, p.name) for p in fields(Fingerprint)}
+    own = {name: value for name, value in vars(meta).items() if name != "fingerprint"}
+    return own | vars(meta.fingerprint)
 
 
 def meta_from_attrs(attributes: Mapping[str, Any]) -> BagMeta:
     """Return the metadata from :func:`meta_attributes`; missing attributes get their defaults.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If an attribute has another type, or one without a default is missing.
+    Raises TypeError for an attribute of another type, ValueError for a missing one without default.
     """
     fingerprint = Fingerprint(**_values(fields(Fingerprint), attributes))
     own = [part for part in fields(BagMeta) if part.name != "fingerprint"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bags.bag import TILE, Bag, BagRef, Fingerprint, check_fingerprint
+from features.bags.bag import TILE, BagRef, Fingerprint, check_fingerprint
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
 from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, read_slide_bag, write_bag
@@ -25,43 +25,22 @@ OnSlide = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResult:
-    """Result of the conversion of one slide."""
+    """Result of the conversion of one slide: fields that its bag does not know, or the problem."""
 
     slide_id: str
     n_tiles: int = 0
-    """Number of embeddings in its bag."""
     unknown: tuple[str, ...] = ()
-    """Fields of its provenance that the bag does not know."""
     problem: str = ""
-    """Why nothing was written; empty on success."""
 
 
 def import_bags(
     source: Path, bags_dir: Path, *, layout: str, defaults: ImportDefaults, on_slide: OnSlide
 ) -> list[ConversionResult]:
-    """Convert another program's bags into bags of this program.
+    """Convert another program's bags into bags of this program, in a new or empty folder.
 
-    A bag that cannot be read does not stop the others.
-
-    Parameters
-    ----------
-    source
-        Folder of the other program.
-    bags_dir
-        New or empty folder for the bags.
-    layout
-        Key of :data:`features.bags.formats.registry.BAG_FORMATS`.
-    defaults
-        Values for what the files do not state.
-    on_slide
-        Called after each slide.
-
-    Raises
-    ------
-    BagError
-        If ``source`` holds no bag of that layout.
-    OutputError
-        If ``bags_dir`` is not empty, or cannot be written.
+    ``layout`` is a key of :data:`features.bags.formats.registry.BAG_FORMATS`. A bag that cannot be
+    read does not stop the others. Raises BagError if ``source`` holds no bag of that layout,
+    OutputError if ``bags_dir`` is not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
@@ -84,25 +63,10 @@ def import_bags(
 def export_bags(
     bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide
 ) -> list[ConversionResult]:
-    """Convert a folder of bags into the format of another program.
+    """Convert a folder of bags into the format of another program, in a new or empty folder.
 
-    Parameters
-    ----------
-    bags_dir
-        Folder of bags.
-    out
-        New or empty folder.
-    layout
-        Key of :data:`features.bags.formats.registry.BAG_FORMATS`, of a format that can be written.
-    on_slide
-        Called after each slide.
-
-    Raises
-    ------
-    BagError
-        If ``bags_dir`` holds no bag, or ``layout`` can only be read.
-    OutputError
-        If ``out`` is not empty, or cannot be written.
+    Raises BagError if ``bags_dir`` holds no bag, or ``layout`` can only be read, OutputError if
+    ``out`` is not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     write = bag_format.write
@@ -118,9 +82,18 @@ def export_bags(
         check_fingerprint(
             fingerprints[0], [(bag_ref, fingerprints[-1])], source="the first bag exported"
         )
+        if bag.meta.kind != TILE:
+            raise BagError(
+                bag_ref, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles"
+            )
         unknown = unknown_fields(bag.meta)
-        missing = bag_format.required & set(unknown)
-        _check_exportable(bag_ref, bag, missing=missing, layout=layout)
+        if missing := bag_format.required & set(unknown):
+            raise BagError(
+                bag_ref,
+                actual=f"{', '.join(sorted(missing))} unknown",
+                expected=f"known, as {layout} needs it",
+                hint="Import the bags again with options that state them.",
+            )
         write(out, bag)
         return ConversionResult(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
 
@@ -153,15 +126,3 @@ def _make_new_folder(path: Path) -> None:
             hint="Name another folder, or empty this one.",
         )
     make_folder(path)
-
-
-def _check_exportable(bag_ref: BagRef, bag: Bag, *, missing: Collection[str], layout: str) -> None:
-    if bag.meta.kind != TILE:
-        raise BagError(bag_ref, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles")
-    if missing:
-        raise BagError(
-            bag_ref,
-            actual=f"{', '.join(sorted(missing))} unknown",
-            expected=f"known, as {layout} needs it",
-            hint="Import the bags again with options that state them.",
-        )

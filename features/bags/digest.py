@@ -18,21 +18,21 @@ __all__ = ["BagDigest", "read_digests"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BagDigest:
-    """A bag without its tiles."""
+    """A bag without its tiles.
+
+    ``slide_id`` is its key in the folder or store. ``tissue_share`` is the share of the slide's
+    area that is tissue inside its tiles, 0 to 1, NaN if unknown; ``mean`` the mean embedding, shape
+    (dim,), zeros without tiles. Images of a series have no coordinates.
+    """
 
     slide_id: str
-    """Key of the bag in its folder or store."""
     bag_ref: BagRef
     meta: BagMeta
     n_tiles: int
     features_sha256: str
-    """Hash of the embeddings."""
     has_coords: bool
-    """Whether tiles have coordinates; images of a series have none."""
     tissue_share: float
-    """Share of the slide's area that is tissue inside its tiles, 0 to 1; NaN if unknown."""
     mean: npt.NDArray[np.float32]
-    """Mean embedding, shape (dim,); zeros without tiles."""
 
     @property
     def is_series(self) -> bool:
@@ -47,23 +47,10 @@ def read_digests(
     source: object,
     on_slide: Callable[[int], None],
 ) -> dict[str, BagDigest]:
-    """Read the bags of slides one after the other; slides without a bag are omitted.
+    """Read the bags of slides one after the other, keeping embeddings of shape (dim,) only.
 
-    Parameters
-    ----------
-    slide_ids
-        The slides.
-    bags
-        Bags by slide id.
-    source
-        Folder or store of the bags, for messages.
-    on_slide
-        Called after each slide with the number of finished slides.
-
-    Raises
-    ------
-    BagError
-        If no slide has a bag, or a bag is damaged.
+    Slides without a bag are omitted; ``on_slide`` is called with the number of finished slides.
+    Raises BagError, naming the ``source`` of the bags, if no slide has one, or one is damaged.
     """
     digests = {}
     for n_done, slide_id in enumerate(slide_ids, start=1):

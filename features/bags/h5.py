@@ -23,6 +23,7 @@ from features.bags.bag import (
     BagMeta,
     BagRef,
     Fingerprint,
+    check_complete,
     check_format,
     check_slide_id,
     is_plain_id,
@@ -64,13 +65,7 @@ _HINT = "Delete it and run 'mil embed' again."
 
 
 def bag_path(bags_dir: Path, slide_id: str) -> Path:
-    """Return the path of a slide's bag.
-
-    Raises
-    ------
-    BagError
-        If ``slide_id`` would lead to another folder.
-    """
+    """Return the path of a slide's bag; raises BagError if the id leads to another folder."""
     if not is_plain_id(slide_id):
         raise BagError(
             repr(slide_id), actual="not usable as a file name", expected="a plain slide id"
@@ -81,26 +76,16 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
 def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """Return the paths of all bags of a folder by slide id, sorted.
 
-    Raises
-    ------
-    BagError
-        If the folder is missing or holds no bag, unless it may be empty.
+    Raises BagError if the folder is missing or holds no bag, unless it may be empty.
     """
     paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
     if paths or may_be_empty:
         return paths
-    if not bags_dir.is_dir():
-        raise BagError(
-            bags_dir,
-            actual="there is no such folder",
-            expected="a folder of bags",
-            hint="Make one with 'mil embed SLIDES --bags DIR', or name it with --bags.",
-        )
     raise BagError(
         bags_dir,
-        actual="no bag (*.h5) in it",
-        expected="one per slide",
-        hint="Make them with 'mil embed SLIDES --bags DIR'.",
+        actual="no bag (*.h5) in it" if bags_dir.is_dir() else "there is no such folder",
+        expected="a folder of bags, one per slide",
+        hint="Make them with 'mil embed SLIDES --bags DIR', or name another folder with --bags.",
     )
 
 
@@ -113,7 +98,8 @@ def to_storage_dtype(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.
 def write_bag(path: Path, bag: Bag) -> None:
     """Write a bag whole or not at all; equal bags give equal bytes.
 
-    Embeddings are stored as float16 unless a value would overflow, then as float32.
+    Embeddings, shape (n_tiles, dim), are stored as float16 unless a value would overflow, then as
+    float32.
 
     Raises
     ------
@@ -150,7 +136,7 @@ def write_bag(path: Path, bag: Bag) -> None:
 
 
 def read_bag(bag_ref: BagRef) -> Bag:
-    """Read a bag with all its arrays.
+    """Read a bag with all its arrays: embeddings of shape (n_tiles, dim), level-0 px of tiles.
 
     Raises
     ------
@@ -192,14 +178,10 @@ def read_bag(bag_ref: BagRef) -> Bag:
 
 
 def read_slide_bag(slide_id: str, bag_ref: BagRef) -> Bag:
-    """Read the bag of a slide, and raise if its metadata name another slide.
+    """Read the bag of a slide, embeddings of shape (n_tiles, dim), as :func:`read_bag`.
 
-    Files that are written later are named after the metadata, so the two must agree.
-
-    Raises
-    ------
-    BagError
-        As :func:`read_bag`, and if it is the bag of another slide.
+    Raises BagError also if its metadata name another slide, as the names of files written later
+    come from the metadata.
     """
     bag = read_bag(bag_ref)
     check_slide_id(bag_ref, bag.meta, slide_id)
@@ -212,13 +194,7 @@ def read_meta(bag_ref: BagRef) -> BagMeta:
 
 
 def read_bag_info(bag_ref: BagRef) -> BagInfo:
-    """Read the metadata of a bag, and the number and type of its embeddings.
-
-    Raises
-    ------
-    BagError
-        As :func:`read_bag`.
-    """
+    """Read the metadata of a bag, and shape and type of its arrays; raises as :func:`read_bag`."""
     if not isinstance(bag_ref, Path):
         return bag_ref.read_bag_info()
     with _open(bag_ref) as file:
@@ -234,13 +210,7 @@ def read_bag_info(bag_ref: BagRef) -> BagInfo:
 
 
 def read_features(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
-    """Read only the embeddings of a bag, shape (n_tiles, dim).
-
-    Raises
-    ------
-    BagError
-        If it is missing or damaged.
-    """
+    """Read only the embeddings of a bag, shape (n_tiles, dim); raises BagError if it is damaged."""
     if not isinstance(bag_ref, Path):
         return bag_ref.read_features()
     with _open(bag_ref) as file:
@@ -250,10 +220,7 @@ def read_features(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
 def read_views(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
     """Read only the embeddings of a bag's views, shape (n_tiles, n_views, dim).
 
-    Raises
-    ------
-    BagError
-        If it is missing or damaged, or holds no views.
+    Raises BagError if it is missing or damaged, or holds no views.
     """
     if not isinstance(bag_ref, Path):
         return bag_ref.read_views()
@@ -312,5 +279,6 @@ def trident_attributes(meta: BagMeta) -> dict[str, Any]:
 
 
 def _parse_meta(path: Path, attributes: Mapping[str, Any]) -> BagMeta:
-    check_format(path, attributes, name=FORMAT, newest=FORMAT_VERSION, hint=_HINT)
+    check_format(path, attributes, name=FORMAT, newest=FORMAT_VERSION)
+    check_complete(path, attributes, hint=_HINT)
     return meta_from_attrs(attributes)

@@ -26,10 +26,7 @@ _MIN_BYTES_PER_S = 10e6
 class IsolatedReader:
     """Context manager that reads bags as :func:`features.bags.h5.read_bag`, in another process.
 
-    Parameters
-    ----------
-    timeout_s
-        Time limit for one bag in seconds; 1 s per 10 MB of the file is added.
+    The time limit for one bag is ``timeout_s`` seconds, and 1 s per 10 MB of its file.
     """
 
     def __init__(self, *, timeout_s: float = 30.0) -> None:
@@ -46,10 +43,8 @@ class IsolatedReader:
     def read(self, bag_ref: BagRef) -> Bag:
         """Read one bag; those of a packed store, which need no HDF5, are read in this process.
 
-        Raises
-        ------
-        BagError
-            As :func:`features.bags.h5.read_bag`, and if reading does not end or crashes.
+        Raises BagError as :func:`features.bags.h5.read_bag`, and if reading crashes or does not end
+        within the limit of seconds.
         """
         if not isinstance(bag_ref, Path):
             return read_bag(bag_ref)

@@ -1,8 +1,8 @@
 """HDF5 files written atomically, and read without trusting them.
 
 A few bytes of HDF5 can refer to other files of the machine (external links, external storage,
-virtual datasets) or claim terabytes. Only data inside the file itself are read, and a size that the
-file cannot hold is refused before memory is allocated. The library reads the file through
+virtual datasets) or state sizes of terabytes. Only data inside the file itself are read, and a size
+that the file cannot hold is refused before memory is allocated. The library reads the file through
 :class:`_CheckedFile`, which refuses a heap over which it would loop for ever.
 """
 
@@ -56,14 +56,10 @@ _SIZES = (8, 8)
 
 @contextmanager
 def create_h5(path: Path) -> Iterator[h5py.File]:
-    """Give a new file, which is written atomically when the block ends without an error.
+    """Yield a new file, which is written atomically when the block ends without an error.
 
-    It is built in memory, because the library crashes on a full disk.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    It is built in memory, because the library crashes on a full disk. Raises OutputError if the
+    file cannot be written.
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
@@ -74,19 +70,9 @@ def create_h5(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def open_h5(path: Path, *, expected: str, hint: str) -> Iterator[h5py.File]:
-    """Open a file for reading; errors of the library, then or later, become a BagError.
+    """Open a file for reading; errors of the library, then or inside the block, become a BagError.
 
-    Parameters
-    ----------
-    path
-        The file.
-    expected, hint
-        What the file should be and what to do otherwise, for the message.
-
-    Raises
-    ------
-    BagError
-        If it is missing, not HDF5, or turns out damaged inside the block.
+    ``expected`` names the kind of file, and ``hint`` says what to do if it is missing or damaged.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - Path raises an error where a name is too long
         raise BagError(path, actual="there is no such bag", expected="a file")
@@ -113,7 +99,7 @@ class _CheckedFile(io.FileIO):
     """
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer from the current position, and check the heaps in it."""
+        """Fill the buffer from the current position, check its heaps, and return the bytes read."""
         start = self.tell()
         n_read = super().readinto(buffer) or 0
         n_before = min(start, _HEAP_HEADER_BYTES)  # A read may begin inside a heap's signature.
@@ -143,10 +129,7 @@ class _CheckedFile(io.FileIO):
 def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
     """Return the dataset or group at a path such as ``features/uni``; None if there is none.
 
-    Raises
-    ------
-    BagError
-        If a link on the way leads elsewhere, e.g. out of the file.
+    Raises BagError if a link on the way leads elsewhere, e.g. out of the file.
     """
     item: Any = file
     for part in name.split("/"):
@@ -166,23 +149,11 @@ def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
 def read_array(
     file: h5py.File, name: str, *, ndim: tuple[int, ...], kinds: str = "fiu"
 ) -> npt.NDArray[Any]:
-    """Read a dataset of numbers.
+    """Read a dataset of numbers, whose shape has one of the allowed numbers of axes.
 
-    Parameters
-    ----------
-    file
-        Open file.
-    name
-        Path of the dataset.
-    ndim
-        Allowed numbers of axes, the usual one first; the array has a shape of one of them.
-    kinds
-        Allowed NumPy kinds: ``f`` floating, ``i`` and ``u`` integer, ``S`` bytes.
-
-    Raises
-    ------
-    BagError
-        If it is missing, of another kind, outside the file, or larger than the file can hold.
+    ``kinds`` are allowed NumPy kinds: ``f`` floating, ``i`` and ``u`` integer, ``S`` bytes. Raises
+    BagError if the dataset is missing, of another kind, outside the file, or larger than the bytes
+    of the file can hold.
     """
     dataset = find_item(file, name)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
@@ -205,7 +176,7 @@ def read_array(
     if n_bytes > (n_allowed := _allowed_bytes(file, dataset)):
         raise BagError(
             file.filename,
-            actual=f"{name!r} claims {dataset.shape} values, {n_bytes:,} bytes",
+            actual=f"{name!r} states {dataset.shape} values, {n_bytes:,} bytes",
             expected=f"at most {n_allowed:,}, from what the file holds",
         )
     return np.asarray(dataset[()])
@@ -215,12 +186,7 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
     """Return attributes as plain Python values; arrays become tuples, empty ones None.
 
     Values of variable length other than texts, and long lists of texts, become None as well: a few
-    bytes of them may refer to any number of values.
-
-    Raises
-    ------
-    BagError
-        If one is larger than 1 MiB.
+    bytes of them may refer to any number of values. Raises BagError if one is larger than 1 MiB.
     """
     values: dict[str, Any] = {}
     for name in item.attrs:

@@ -40,18 +40,13 @@ _MAX_SIZE = 2**40
 class ObjectStore:
     """Named files of a folder, or objects behind a URL that fsspec knows.
 
-    A local folder that is replaced after the store was opened is refused.
-
-    Raises
-    ------
-    BagError
-        If the URL cannot be served.
+    A local folder that is replaced after the store was opened is refused. Raises BagError if the
+    URL cannot be served.
     """
 
     def __init__(self, path: Path | str) -> None:
         url = parse_url(path)
         self.name = url or str(path)
-        """Folder or URL, for messages."""
         self._filesystem: Any = LocalFileSystem()
         self._root = str(Path(path).absolute())
         try:
@@ -108,12 +103,9 @@ class ObjectStore:
 
 
 def read_json(store: ObjectStore, key: str) -> Any:
-    """Return the content of a JSON file of at most 1 MiB; None where there is none.
+    """Return the content of a JSON file; None where there is none.
 
-    Raises
-    ------
-    BagError
-        If it is larger, or no JSON.
+    Raises BagError if it is larger than 1 MiB, or not JSON.
     """
     n_bytes = store.size(key)
     if n_bytes < 0:
@@ -133,19 +125,9 @@ def read_json(store: ObjectStore, key: str) -> Any:
 
 
 class ShardedArray:
-    """One array of a packed store.
+    """One array of a packed store, shape (rows, ...).
 
-    Parameters
-    ----------
-    store
-        The store.
-    name
-        Key of the array.
-
-    Raises
-    ------
-    BagError
-        If it is missing, or not laid out as uncompressed shards of rows.
+    Raises BagError if it is missing, or not laid out as uncompressed shards of rows.
     """
 
     def __init__(self, store: ObjectStore, name: str) -> None:
@@ -167,12 +149,9 @@ class ShardedArray:
     def read(self, first: int, n_rows: int) -> npt.NDArray[Any]:
         """Return the rows from ``first`` on, shape (n_rows, *shape[1:]).
 
-        Memory is allocated only after the shards that must hold the rows have been checked.
-
-        Raises
-        ------
-        BagError
-            If the array has no such rows, or a shard is missing, truncated or of another layout.
+        Memory is allocated only after the shards that must hold the rows have been checked. Raises
+        BagError if the array has no such rows, or a shard is missing, truncated or of another
+        layout.
         """
         if not 0 <= first <= first + n_rows <= self.shape[0]:
             raise self._damaged(f"rows {first} to {first + n_rows}", f"at most {self.shape[0]}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import numpy.typing as npt
 from features.bags.bag import (
     Bag,
     BagInfo,
-    BagMeta,
     BagRef,
     Fingerprint,
+    check_complete,
     check_format,
     is_plain_id,
     meta_from_attrs,
@@ -68,6 +68,8 @@ _HINT = "Pack the bags again with 'mil bags pack'."
 def open_bags(path: Path, *, may_be_empty: bool = False) -> Mapping[str, BagRef]:
     """Return all bags of a folder or of a packed store by slide id, sorted; none is read yet.
 
+    Reading one returns embeddings of shape (n_tiles, dim).
+
     Parameters
     ----------
     path
@@ -84,7 +86,7 @@ def open_bags(path: Path, *, may_be_empty: bool = False) -> Mapping[str, BagRef]
 
 
 def arrays_of(fingerprint: Fingerprint) -> Mapping[str, str]:
-    """Return the arrays with one row per tile, and the fields of a bag that they hold."""
+    """Return the arrays, shape (n_rows, ...), and the fields of a bag that they hold."""
     return {**_PLAIN_ARRAYS, VIEWS: VIEWS} if fingerprint.n_views else _PLAIN_ARRAYS
 
 
@@ -94,17 +96,10 @@ def is_bag_store(path: Path) -> bool:
 
 
 class BagStore(Mapping[str, BagRef]):
-    """Bags of a packed store by slide id, sorted; no bag is read before it is requested.
+    """Bags of a packed store, a folder or URL, by slide id, sorted; none is read before its use.
 
-    Parameters
-    ----------
-    path
-        Folder or URL of the store.
-
-    Raises
-    ------
-    BagError
-        If it is not a complete packed store, has a newer version, or is inconsistent.
+    Raises BagError if it is not a complete packed store, has a newer version, or is inconsistent:
+    its arrays must have shape (tiles of all bags, ...).
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,11 +121,12 @@ class BagStore(Mapping[str, BagRef]):
         """Return the bag of a slide without reading its arrays."""
         row = self._rows[slide_id]
         values = {name: column[row] for name, column in self._columns.items()}
+        own = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         try:
             return StoredBag(
                 name=f"{self._name}, bag {slide_id!r}",
                 info=BagInfo(
-                    meta=_parse_meta(values, self.fingerprint),
+                    meta=meta_from_attrs(own | vars(self.fingerprint)),
                     n_tiles=values["n_tiles"],
                     dtype=_FLOATS[values["dtype"]],
                     views_dtype=_FLOATS[values["views_dtype"]] if VIEWS in self._arrays else None,
@@ -171,32 +167,29 @@ class BagStore(Mapping[str, BagRef]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredBag:
-    """One bag of a packed store; a :class:`features.bags.bag.BagSource`."""
+    """One bag of a packed store; a :class:`features.bags.bag.BagSource`.
+
+    Its tiles are the rows from ``first_row`` on of the store's arrays, shape (n_rows, ...), which
+    may have a wider type than ``info`` states. ``hashes`` are the SHA-256 of its embeddings and of
+    those of its views when it was packed; ``series`` holds order and source of images, and nothing
+    in a bag of tiles.
+    """
 
     name: str
-    """The store and the slide, for messages."""
     info: BagInfo
-    """Metadata, number of tiles and types; the type may be narrower than the store's."""
     first_row: int
-    """Row of its first tile in the arrays."""
     hashes: tuple[str, str]
-    """SHA-256 of its embeddings and of those of its views when it was packed."""
     series: Mapping[str, Any]
-    """Order and source of images; empty in a bag of tiles."""
     arrays: Mapping[str, ShardedArray]
-    """Arrays of the store."""
 
     def __str__(self) -> str:
         """Return store and slide, as messages name it."""
         return self.name
 
     def read(self) -> Bag:
-        """Read the whole bag; see :func:`features.bags.h5.read_bag`.
+        """Read the whole bag, embeddings of shape (n_tiles, dim) among it.
 
-        Raises
-        ------
-        BagError
-            If its rows cannot be read, or differ from those that were packed.
+        Raises BagError if its rows cannot be read, or differ from those that were packed.
         """
         bag = Bag(
             features=self.read_features(),
@@ -206,9 +199,8 @@ class StoredBag:
             views=None if self.info.views_dtype is None else self.read_views(),
             **self.series,
         )
-        for actual, expected in zip(
-            (bag.features_sha256, bag.views_sha256), self.hashes, strict=True
-        ):
+        hashes = (bag.features_sha256, bag.views_sha256)
+        for actual, expected in zip(hashes, self.hashes, strict=True):
             if actual != expected:
                 raise BagError(
                     self.name,
@@ -219,17 +211,17 @@ class StoredBag:
         return bag
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
-        """Read as :func:`features.bags.h5.read_features`, shape (n_tiles, dim)."""
+        """Read the embeddings only, shape (n_tiles, dim)."""
         return self._read("features").astype(self.info.dtype, copy=False)
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
-        """Read as :func:`features.bags.h5.read_views`, shape (n_tiles, n_views, dim)."""
+        """Read the embeddings of views only, shape (n_tiles, n_views, dim), else raise BagError."""
         if self.info.views_dtype is None:
             raise BagError(self.name, actual="no views", expected="a bag with views of its tiles")
         return self._read(VIEWS).astype(self.info.views_dtype, copy=False)
 
     def read_bag_info(self) -> BagInfo:
-        """Return the bag without its arrays, from the table alone."""
+        """Return metadata, and shape and types of the arrays, from the table alone."""
         return self.info
 
     def _read(self, name: str) -> npt.NDArray[Any]:
@@ -249,7 +241,8 @@ def _read_attributes(store: ObjectStore) -> Mapping[str, Any]:
     attributes = root.get("attributes") if isinstance(root, dict) else None
     if not isinstance(attributes, dict):
         raise BagError(store.name, actual="a zarr store of another kind", expected=PACK_FORMAT)
-    check_format(store.name, attributes, name=PACK_FORMAT, newest=PACK_VERSION, hint=_HINT)
+    check_format(store.name, attributes, name=PACK_FORMAT, newest=PACK_VERSION)
+    check_complete(store.name, attributes, hint=_HINT)
     return attributes
 
 
@@ -272,12 +265,6 @@ def _read_table(store: ObjectStore) -> dict[str, list[Any]]:
     if not isinstance(columns, dict) or not all(isinstance(c, list) for c in columns.values()):
         raise BagError(store.name, actual="its table of bags has no columns", hint=_HINT)
     return columns
-
-
-def _parse_meta(values: Mapping[str, Any], fingerprint: Fingerprint) -> BagMeta:
-    own = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    shared = {part.name: getattr(fingerprint, part.name) for part in fields(Fingerprint)}
-    return meta_from_attrs({**own, **shared})
 
 
 def _parse_series(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _ARRAYS = ("features", "coords", "tissue_fraction", VIEWS)
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSummary:
-    """Size of a packed store: bags, tiles, and bytes of the arrays of tiles."""
+    """Size of a packed store: bags, tiles, and bytes of the arrays of shape (n_tiles, ...)."""
 
     n_bags: int
     n_tiles: int
@@ -55,33 +55,19 @@ def write_store(
     on_bag: Callable[[int, int], None],
     copy_filter: Callable[[Path, Path, str], None] | None = None,
 ) -> StoreSummary:
-    """Copy all bags into one sharded zarr store.
+    """Copy all bags of a folder or store into one sharded zarr store, a folder or URL.
 
     The headers of all bags are compared first, so that nothing is written where bags do not belong
     together; then the bags are copied one at a time, and a shard is written when it is full: memory
-    holds one bag and one shard. A folder is written under a temporary name and renamed at the end.
-    Objects behind a URL cannot be renamed, so there the attribute ``complete`` is written last.
+    holds one bag and one shard of rows, shape (n_rows, dim). A folder is written under a temporary
+    name and renamed at the end. Objects behind a URL cannot be renamed, so there the attribute
+    ``complete`` is written last.
 
-    Parameters
-    ----------
-    bags
-        Folder of bags, or another packed store.
-    store
-        Folder or URL of the new store.
-    overwrite
-        Replace an existing packed store.
-    on_bag
-        Called after each bag with the number of finished bags and of all bags.
-    copy_filter
-        Called with the folder of bags, the new folder and the hash of the bags' tile filter where
-        the store is a folder, see :func:`features.filters.classifier.copy_filter`.
-
-    Raises
-    ------
-    BagError
-        If there is no bag, one is damaged or changes meanwhile, or two fingerprints differ.
-    OutputError
-        If ``store`` exists and may not be replaced, or cannot be written.
+    ``on_bag`` is called after each bag with the number of finished bags and of all bags;
+    ``copy_filter``, where the store is a folder, with the folder of bags, the new folder and the
+    hash of the bags' tile filter, see :func:`features.filters.classifier.copy_filter`. Raises
+    BagError if there is no bag, one is damaged or changes meanwhile, or two fingerprints differ,
+    OutputError if ``store`` exists and may not be replaced, or cannot be written.
     """
     bag_refs = open_bags(bags)
     infos = _read_infos(bag_refs)
@@ -158,7 +144,7 @@ def _holds_anything(path: Path) -> bool:
 
 @contextmanager
 def _open_new_store(path: Path) -> Iterator[Store]:
-    """Give a zarr store to write; a folder appears at ``path`` only when the block ends well."""
+    """Yield a zarr store to write; a folder appears at ``path`` only when the block succeeds."""
     url = parse_url(path)
     if url is None:
         with atomic_folder(path) as temporary, _as_output_error(path):
@@ -250,7 +236,7 @@ class _StoreWriter:
     def finish(self) -> None:
         """Write the last rows, the table, and that the store is complete."""
         self._write_shard()
-        _write_table(self._store, self._table())
+        self._write_table()
         zarr.open_group(self._store, mode="r+").update_attributes({
             "complete": True, "fingerprint": asdict(self.fingerprint),
             "n_bags": len(self._infos), "n_tiles": self.n_tiles,
@@ -263,15 +249,18 @@ class _StoreWriter:
                 array[first:last] = self._shard[name][: self._n_buffered]
         self._n_written, self._n_buffered = last, 0
 
-    def _table(self) -> dict[str, list[Any]]:
-        """Return the columns of the table: one entry per bag, without the shared fingerprint."""
+    def _write_table(self) -> None:
+        """Write the table: columns with one entry per bag, without the shared fingerprint."""
         shared = asdict(self.fingerprint)
-        rows = [
+        bags = [
             {name: v for name, v in meta_attributes(info.meta).items() if name not in shared}
             | {"n_tiles": info.n_tiles, "dtype": info.dtype.name, **self._contents[slide_id]}
             for slide_id, info in self._infos.items()
         ]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        columns = {name: [bag[name] for bag in bags] for name in bags[0]}
+        content = np.frombuffer(json.dumps(columns, separators=(",", ":")).encode(), np.uint8)
+        rows = _shard_rows(1, n_rows=len(content))
+        _create(self._store, TABLE, content.shape, content.dtype, rows=rows)[:] = content
 
 
 def _widest(dtypes: Iterable[np.dtype[Any] | None]) -> np.dtype[Any]:
@@ -296,9 +285,3 @@ def _create(
         shards=(rows[0], *shape[1:]), filters=None, compressors=None, fill_value=0,
         config={"write_empty_chunks": True},
     )  # fmt: skip
-
-
-def _write_table(store: Store, columns: Mapping[str, list[Any]]) -> None:
-    content = np.frombuffer(json.dumps(columns, separators=(",", ":")).encode(), np.uint8)
-    rows = _shard_rows(1, n_rows=len(content))
-    _create(store, TABLE, content.shape, content.dtype, rows=rows)[:] = content

@@ -24,29 +24,30 @@ __all__ = ["BagReport", "FolderReport", "verify_bags"]
 
 @dataclass(frozen=True, kw_only=True)
 class BagReport:
-    """Result for one bag."""
+    """Result for one bag: its problems, and the fields that an imported bag does not know.
+
+    ``slide_id`` is its key in the folder or store; ``n_tiles`` is 0 if it cannot be read.
+    """
 
     slide_id: str
-    """Name of its file without suffix, or its key in the store."""
     n_tiles: int = 0
-    """Number of embeddings; 0 if the bag cannot be read."""
     problems: tuple[str, ...] = ()
-    """Faults of the bag; empty for a good one."""
     unknown: tuple[str, ...] = ()
-    """Fields of its provenance that an imported bag does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderReport:
-    """Result for a folder of bags."""
+    """Result for a folder of bags.
+
+    ``n_fingerprints``, of all readable bags, is 1 in a good folder. ``constant_features`` are
+    indices, 0 to dim - 1, of features, shape (n_tiles, dim), with the same value on all tiles of
+    all bags with the most frequent fingerprint; that is not wrong in itself, as some encoders have
+    such features.
+    """
 
     bags: tuple[BagReport, ...]
-    """One report per bag, by name."""
     n_fingerprints: int
-    """Number of different fingerprints among readable bags; 1 in a good folder."""
     constant_features: tuple[int, ...]
-    """Indices of features with the same value on all tiles of all bags with the most frequent
-    fingerprint; not wrong in itself, as some encoders have such features."""
 
     @property
     def n_bad(self) -> int:
@@ -69,34 +70,23 @@ def verify_bags(
     on_bag: Callable[[int, int], None],
     read: Callable[[BagRef], Bag] = read_bag,
 ) -> FolderReport:
-    """Read every bag of a folder, one at a time, and report its faults.
+    """Read every bag of a folder or packed store, one at a time, and report its faults.
 
-    Bags whose fingerprint differs from that of most bags count as bad.
-
-    Parameters
-    ----------
-    bags_dir
-        Folder of bags, or packed store.
-    on_bag
-        Called after each bag with the number of finished bags and of all bags.
-    read
-        Reads a bag; :class:`features.bags.isolated_reader.IsolatedReader` does so more safely.
-
-    Raises
-    ------
-    BagError
-        If there is no bag, or the store is damaged.
+    Bags whose fingerprint differs from that of most bags count as bad. ``on_bag`` is called after
+    each with the number of finished bags and of all; ``read`` may be safer than
+    :func:`features.bags.h5.read_bag`, see :class:`features.bags.isolated_reader.IsolatedReader`.
+    Raises BagError if there is no bag, or the store is damaged.
     """
     bag_refs = open_bags(bags_dir)
-    reports: list[BagReport] = []
+    reports: dict[str, BagReport] = {}
     summaries: dict[str, _BagSummary] = {}
     for slide_id in bag_refs:
         try:
             bag = read(bag_refs[slide_id])
         except BagError as error:
-            reports.append(BagReport(slide_id=slide_id, problems=(error.actual,)))
+            reports[slide_id] = BagReport(slide_id=slide_id, problems=(error.actual,))
         else:
-            reports.append(_check(slide_id, bag))
+            reports[slide_id] = _check(slide_id, bag)
             summaries[slide_id] = _BagSummary(
                 fingerprint=bag.meta.fingerprint,
                 minimum=bag.features.min(axis=0, initial=np.inf),
@@ -104,15 +94,14 @@ def verify_bags(
             )
         on_bag(len(reports), len(bag_refs))
     counts = Counter(summary.fingerprint for summary in summaries.values())
-    usual = counts.most_common(1)[0][0] if counts else None
+    usual = max(counts, key=counts.__getitem__, default=None)
+    for slide_id, summary in summaries.items():
+        reports[slide_id] = _check_fingerprint(reports[slide_id], summary.fingerprint, usual)
+    same = [summary for summary in summaries.values() if summary.fingerprint == usual]
     return FolderReport(
-        bags=tuple(
-            _check_fingerprint(report, summaries.get(report.slide_id), usual) for report in reports
-        ),
+        bags=tuple(reports.values()),
         n_fingerprints=len(counts),
-        constant_features=_constant_features(
-            [summary for summary in summaries.values() if summary.fingerprint == usual]
-        ),
+        constant_features=_constant_features(same),
     )
 
 
@@ -195,14 +184,12 @@ def _check_tissue(tissue_fraction: npt.NDArray[np.float32]) -> Iterator[str]:
 
 
 def _check_fingerprint(
-    report: BagReport, summary: _BagSummary | None, usual: Fingerprint | None
+    report: BagReport, fingerprint: Fingerprint, usual: Fingerprint | None
 ) -> BagReport:
     """Return the report, with one more problem if the fingerprint differs from the usual one."""
-    if summary is None or usual is None:
+    if usual is None or not (name := different_field(fingerprint, usual)):
         return report
-    if not (name := different_field(summary.fingerprint, usual)):
-        return report
-    own, others = getattr(summary.fingerprint, name), getattr(usual, name)
+    own, others = getattr(fingerprint, name), getattr(usual, name)
     problem = f"{name} is {own!r:.60}, but {others!r:.60} in most bags"
     return replace(report, problems=(*report.problems, problem))
 

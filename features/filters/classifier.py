@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from features.bags.bag import Bag, Fingerprint, as_json
+from features.bags.bag import Bag, Fingerprint, as_json, check_format
 from features.errors import FilterError
 from features.utils.files import atomic_write
 from features.utils.paths import parse_url
@@ -54,11 +54,16 @@ REASON = "filter"
 
 _ROWS = 1024
 _TENSORS = ("coef", "drop", "features", "slide")
+_EXPECTED = "a file that 'mil filter fit' wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """The fields of a :class:`features.bags.bag.Fingerprint` that a filter depends on."""
+    """The fields of a :class:`features.bags.bag.Fingerprint` that a filter depends on.
+
+    Embeddings have shape (n_tiles, dim); tiles have ``tile_px`` px a side and ``target_mpp`` µm per
+    px.
+    """
 
     encoder: str
     weights_sha256: str
@@ -75,13 +80,14 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSlide:
-    """A slide with labelled tiles."""
+    """A slide with labelled tiles; patient and content are empty if unknown.
+
+    ``content_id`` is the hash of its file, see :func:`features.slides.file_info.content_hash`.
+    """
 
     slide_id: str
     content_id: str = ""
-    """Hash of its file, see :func:`features.slides.file_info.content_hash`; empty if unknown."""
     patient_id: str = ""
-    """Its patient; empty if unknown."""
 
     @property
     def group(self) -> tuple[str, str]:
@@ -91,14 +97,15 @@ class ExampleSlide:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledTiles:
-    """Embeddings of tiles that were labelled to keep or to drop."""
+    """Embeddings of tiles that were labelled to keep or to drop.
+
+    ``features`` has shape (n_tiles, dim), float16 or float32; ``drop``, True for tiles to drop, and
+    ``slide_index``, the index of each tile's slide in ``slides``, have shape (n_tiles,).
+    """
 
     features: npt.NDArray[np.floating[Any]]
-    """Shape (n_tiles, dim), float16 or float32."""
     drop: npt.NDArray[np.bool_]
-    """Shape (n_tiles,): True for tiles to drop."""
     slide_index: npt.NDArray[np.int64]
-    """Shape (n_tiles,): index of each tile's slide in ``slides``."""
     slides: tuple[ExampleSlide, ...]
 
     def groups(self) -> npt.NDArray[np.int64]:
@@ -124,7 +131,7 @@ class LabelledTiles:
         return frozenset(slide for slide in self.slides if slide.group in groups)
 
     def without(self, slides: Collection[ExampleSlide]) -> LabelledTiles:
-        """Return the tiles of all other slides."""
+        """Return the tiles of all other slides, embeddings of shape (n_kept, dim)."""
         kept = np.array([slide not in slides for slide in self.slides], bool)
         rows = kept[self.slide_index]
         return LabelledTiles(
@@ -158,34 +165,28 @@ class ConfusionCounts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileFilter:
-    """A fitted filter; the same file gives the same predictions on every machine."""
+    """A fitted filter; the same file gives the same predictions on every machine.
+
+    ``coef``, shape (dim,), applies to embeddings that are not standardised; with ``intercept`` it
+    gives the log odds of dropping, for equally frequent labels. A tile is dropped from the
+    probability ``threshold`` on, above 0 and below 1. ``strength`` is the chosen inverse strength
+    of regularisation (C). ``held_out`` is None for a filter fitted again inside a fold.
+    ``software`` holds versions as JSON.
+    """
 
     spec: EmbeddingSpec
-    """Required properties of embeddings."""
     coef: npt.NDArray[np.float64]
-    """Weights for embeddings that are not standardised, shape (dim,)."""
     intercept: float
-    """Intercept of the log odds of dropping, for equally frequent labels."""
     threshold: float
-    """Probability from which on a tile is dropped, above 0 and below 1."""
     strength: float
-    """Chosen inverse strength of regularisation (C)."""
     held_out: ConfusionCounts | None
-    """Performance on held-out slides; None for a filter fitted again inside a fold."""
     examples: LabelledTiles
-    """Training tiles."""
     software: str
-    """Versions of the software that made it, as JSON."""
 
     def predict_drop(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-        """Return which tiles to drop, shape (n_tiles,), bool.
+        """Return which tiles to drop, shape (n_tiles,), by their features, shape (n_tiles, dim).
 
         The result for a tile does not depend on the other tiles of the array, to the last bit.
-
-        Parameters
-        ----------
-        features
-            Embeddings, shape (n_tiles, dim).
         """
         log_odds = np.empty(len(features))
         for start in range(0, len(features), _ROWS):
@@ -200,7 +201,10 @@ class TileFilter:
 
 
 def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
-    """Return the bag without the tiles that a filter drops, which ``left_out`` counts."""
+    """Return the bag without the tiles that a filter drops, which ``left_out`` counts.
+
+    Its arrays keep the rows of the other tiles: embeddings have shape (n_kept, dim).
+    """
     kept = ~tile_filter.predict_drop(bag.features)
     left_out = json.loads(bag.meta.left_out)
     n_dropped = len(kept) - int(kept.sum())
@@ -213,14 +217,9 @@ def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
 
 
 def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
-    """Raise if a filter was fitted on other embeddings than those of a fingerprint.
+    """Raise FilterError for a filter that was fitted on other embeddings than a fingerprint's.
 
-    ``source`` names these embeddings in the message.
-
-    Raises
-    ------
-    FilterError
-        If a field differs; the message names it and both values.
+    The message names the field, both values and the ``source`` of these embeddings.
     """
     if fingerprint.stain_norm:
         raise FilterError(
@@ -241,25 +240,13 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
 
 
 def write_filter(path: Path, tile_filter: TileFilter) -> None:
-    """Write a filter atomically; equal filters give equal bytes.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
+    """Write a filter atomically, else raise OutputError; equal filters give equal bytes."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(_as_bytes(tile_filter))
 
 
 def save_filter_copy(bags_dir: Path, tile_filter: TileFilter) -> None:
-    """Save a copy of the filter in the folder of bags that were made with it.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be written to.
-    """
+    """Save a copy of the filter in the folder of bags that were made with it, as write_filter."""
     path = _copy_path(bags_dir, tile_filter.sha256)
     if not path.is_file():
         write_filter(path, tile_filter)
@@ -268,10 +255,7 @@ def save_filter_copy(bags_dir: Path, tile_filter: TileFilter) -> None:
 def load_filter_copy(bags_dir: Path, sha256: str) -> TileFilter:
     """Read the copy of the filter with this hash from a folder of bags.
 
-    Raises
-    ------
-    FilterError
-        If it is missing, damaged, or has another hash.
+    Raises FilterError if it is missing, damaged, or has another hash.
     """
     tile_filter = read_filter(path := _copy_path(bags_dir, sha256))
     if tile_filter.sha256 != sha256:
@@ -285,12 +269,8 @@ def copy_filter(bags_dir: Path, target_dir: Path, sha256: str) -> None:
     """Copy the filter that bags were embedded with to the folder of their copies.
 
     Does nothing without a hash, for bags behind a URL, and where the filter is missing or damaged;
-    training must then be given the filter by name, as with the original folder.
-
-    Raises
-    ------
-    OutputError
-        If the target folder cannot be written to.
+    training must then be given the filter by name, as with the original folder. Raises OutputError
+    if the target folder cannot be written to.
     """
     if not sha256 or parse_url(bags_dir) is not None:
         return
@@ -299,7 +279,7 @@ def copy_filter(bags_dir: Path, target_dir: Path, sha256: str) -> None:
 
 
 def read_filter(path: Path) -> TileFilter:
-    """Read a filter without executing anything in its file.
+    """Read a filter, weights of shape (dim,), without executing anything in its file.
 
     Raises
     ------
@@ -311,7 +291,8 @@ def read_filter(path: Path) -> TileFilter:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             if not isinstance(header, dict):
                 raise FilterError(path, actual="another kind of file", expected=_EXPECTED)
-            _check_version(path, header)
+            stated = {"format": FORMAT, **header}  # The key of the metadata names the format.
+            check_format(path, stated, name=FORMAT, newest=FORMAT_VERSION, error=FilterError)
             return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
@@ -324,22 +305,8 @@ def read_filter(path: Path) -> TileFilter:
         ) from error
 
 
-_EXPECTED = "a file that 'mil filter fit' wrote"
-
-
 def _copy_path(bags_dir: Path, sha256: str) -> Path:
     return bags_dir / f"filter-{sha256[:12]}.safetensors"
-
-
-def _check_version(path: Path, header: Mapping[str, Any]) -> None:
-    version = header.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise FilterError(
-            path,
-            actual=f"format version {version!r}",
-            expected=f"at most {FORMAT_VERSION}",
-            hint="Install the version of this program that wrote it, or a later one.",
-        )
 
 
 def _as_bytes(tile_filter: TileFilter) -> bytes:
@@ -354,13 +321,8 @@ def _as_bytes(tile_filter: TileFilter) -> bytes:
         slides=[asdict(slide) for slide in examples.slides],
         software=tile_filter.software,
     )
-    tensors = {
-        "coef": tile_filter.coef,
-        "drop": examples.drop,
-        "features": examples.features,
-        "slide": examples.slide_index,
-    }
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    tensors = (tile_filter.coef, examples.drop, examples.features, examples.slide_index)
+    arrays = dict(zip(_TENSORS, map(np.ascontiguousarray, tensors), strict=True))
     return save(arrays, metadata={FORMAT: header})  # Several entries would have no fixed order.
 
 

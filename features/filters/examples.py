@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -30,21 +31,21 @@ _LABELS = {"keep": False, "drop": True}
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleRow:
-    """One row of a table of examples: an image to cut into tiles, or one tile of a slide."""
+    """One row of a table of examples: an image to cut into tiles, or one tile of a slide.
+
+    ``where`` names table and row in messages; ``patient_id`` is empty if unknown. An image, at the
+    resolution of a tile, has ``image_path``, and ``slide_path`` if the file of its slide is known;
+    a tile of a slide has ``slide_path`` and ``corner_px0``, its upper left corner, x then y, in
+    level-0 px.
+    """
 
     where: str
-    """Table and row, for messages."""
     drop: bool
-    """Whether its tiles are labelled to drop."""
     slide_id: str
     patient_id: str
-    """Patient of the slide; empty if the table does not name it."""
     image_path: Path | None
-    """Image at the resolution of a tile; None for a tile of a slide."""
     slide_path: Path | None
-    """File of the slide; None if only its id is known."""
     corner_px0: tuple[int, int] | None
-    """Upper left corner of the tile, x then y, level-0 px; None for an image."""
 
 
 def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
@@ -52,13 +53,9 @@ def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
 
     Columns: ``label`` (``keep`` or ``drop``); then either ``path``, an image of a tile or of a
     larger region, with ``slide_id``, or ``slide_path`` with ``x`` and ``y`` in level-0 px; and
-    optionally ``patient_id``. A table may mix both kinds. Paths are relative to its folder.
-
-    Raises
-    ------
-    TableError
-        If a column or cell is missing, a label is neither keep nor drop, coordinates are not
-        integers, a tile occurs twice, or a slide has two patients or two files.
+    optionally ``patient_id``. A table may mix both kinds. Paths are relative to its folder. Raises
+    TableError if a column or cell is missing, a label is neither keep nor drop, coordinates are not
+    integers, a tile occurs twice, or a slide has two patients or two files.
     """
     table = read_table(path)
     find_column(table, ["label"], where=path, what="keep or drop in every row")
@@ -85,29 +82,12 @@ def embed_examples(
 ) -> LabelledTiles:
     """Cut the examples into tiles and embed them, giving features of shape (n_tiles, dim).
 
-    An image larger than a tile is cut into all whole tiles it holds, each with the row's label.
-
-    Parameters
-    ----------
-    rows
-        Result of :func:`read_example_table`.
-    encoder
-        The encoder.
-    tile_px
-        Side of a tile, px.
-    target_mpp
-        Resolution of a tile, µm per px; images must have it.
-    given_mpp
-        µm per level-0 px by slide id, for slides whose file states none or a wrong one.
-    on_row
-        Called after the tiles of a row have been read.
-
-    Raises
-    ------
-    SlideError
-        If an image or slide cannot be read.
-    TableError
-        If an image is smaller than a tile, or a tile starts outside its slide.
+    An image larger than a tile is cut into all whole tiles it holds, each with the row's label. A
+    tile has ``tile_px`` px a side and ``target_mpp`` µm per px, which images must have;
+    ``given_mpp`` is µm per level-0 px by slide id, for slides whose file states none or a wrong
+    one. ``on_row`` is called after the tiles of a row have been read. Raises SlideError if an image
+    or slide cannot be read, TableError if an image is smaller than a tile or a tile starts outside
+    its slide.
     """
     embeddings: list[npt.NDArray[np.float32]] = []
     sources: list[ExampleRow] = []
@@ -165,11 +145,10 @@ def _check_unique_tiles(rows: Sequence[ExampleRow]) -> None:
     known: dict[object, str] = {}
     for row in rows:
         tile = row.image_path or (row.slide_path, row.corner_px0)
-        if tile in known:
+        if (first := known.setdefault(tile, row.where)) != row.where:
             raise TableError(
-                row.where, actual=f"the same tile as in {known[tile]}", expected="each tile once"
+                row.where, actual=f"the same tile as in {first}", expected="each tile once"
             )
-        known[tile] = row.where
 
 
 def _check_one_per_slide(
@@ -213,15 +192,12 @@ def _read_tiles(
     Consecutive rows of one slide share its open file.
     """
     for path, file_rows in groupby(rows, key=lambda row: row.image_path or row.slide_path):
-        slide = open_slide(path or "")
-        try:
+        with closing(open_slide(path or "")) as slide:
             for row in file_rows:
                 grid = _grid_of(slide, row, tile_px, target_mpp, given_mpp.get(row.slide_id))
                 for index in range(len(grid.coords_px0)):
                     yield row, read_tile(slide, grid, index)
                 on_row()
-        finally:
-            slide.close()
 
 
 def _grid_of(

@@ -64,23 +64,10 @@ def fit_filter(
     Logistic regression on standardised embeddings, with balanced class weights. The regularisation
     is chosen by a cross-validation grouped by patient (by slide, where the patient is unknown). The
     counts come from an outer cross-validation: standardisation, regression and the choice of the
-    regularisation use the training folds only. The threshold is given, not tuned.
-
-    Parameters
-    ----------
-    examples
-        Tiles to keep and to drop, embeddings of shape (n_tiles, dim).
-    spec
-        Required properties of embeddings.
-    threshold
-        Probability from which on a tile is dropped, above 0 and below 1.
-    versions
-        Versions of the software that made the embeddings, by name.
-
-    Raises
-    ------
-    FilterError
-        If fewer than three patients or slides have tiles of either label.
+    regularisation use the training folds only. The threshold is given, not tuned: a probability
+    above 0 and below 1. ``examples`` hold embeddings of shape (n_tiles, dim), ``versions`` those of
+    the software that made them, by name. Raises FilterError if fewer than three patients or slides
+    have tiles of either label.
     """
     _check_groups(examples, least=LEAST_GROUPS)
     groups, features = examples.groups(), examples.features.astype(np.float64)
@@ -101,19 +88,10 @@ def fit_filter(
 
 @lru_cache(maxsize=_REFITS_CACHED)
 def refit_filter(tile_filter: TileFilter, *, without: frozenset[ExampleSlide]) -> TileFilter:
-    """Return the filter fitted without some slides, its regularisation chosen again.
+    """Return the filter, weights of shape (dim,), fitted again without some slides.
 
-    Parameters
-    ----------
-    tile_filter
-        The filter, with its training tiles.
-    without
-        Slides that must not influence the result.
-
-    Raises
-    ------
-    FilterError
-        If fewer than two patients or slides with tiles of either label are left.
+    Its regularisation is chosen again. Raises FilterError if fewer than two patients or slides with
+    tiles of either label are left.
     """
     if not without:
         return tile_filter
@@ -162,7 +140,7 @@ def _fit(features: Floats, drop: Bools, groups: Ints) -> _LinearModel:
 
 
 def _fit_path(features: Floats, drop: Bools) -> list[_LinearModel]:
-    """Fit one regression per value of ``C_GRID``, each with a warm start from the one before."""
+    """Fit one regression per value of ``C_GRID``, each with a warm start from the previous one."""
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
     regression = LogisticRegression(class_weight="balanced", max_iter=5000, warm_start=True)
@@ -219,18 +197,13 @@ def _check_groups(
     if counts[label] >= least:
         return
     actual = f"tiles {label} from {counts[label]} patients or slides"
-    if not without:
-        raise FilterError(
-            "the tile filter",
-            actual=actual,
-            expected=f"{least} or more, so that it can be evaluated on held-out slides",
-            hint="Add examples from more slides.",
-        )
-    names = sorted(slide.slide_id for slide in without)
-    raise FilterError(
-        "the tile filter",
-        actual=f"{actual} without the slides of held-out patients "
-        f"({', '.join(names[:5])}{' and more' if len(names) > 5 else ''})",
-        expected=f"{least} or more to fit it again without them",
-        hint="Add examples from more slides, preferably of patients outside the cohort.",
-    )
+    expected, hint = f"{least} or more", "Add examples from more slides"
+    if without:
+        names = sorted(slide.slide_id for slide in without)
+        shown = ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")
+        actual += f" without the slides of held-out patients ({shown})"
+        expected += " to fit it again without them"
+        hint += ", preferably of patients outside the cohort"
+    else:
+        expected += ", so that it can be evaluated on held-out slides"
+    raise FilterError("the tile filter", actual=actual, expected=expected, hint=f"{hint}.")

@@ -12,13 +12,11 @@ __all__ = ["Executor", "Job", "JobListener", "JobQueue", "Worker", "WorkerFactor
 
 @dataclass(frozen=True)
 class Job:
-    """One unit of work, as a worker receives it."""
+    """One unit of work: its index among the jobs of a run, and how many workers died running it."""
 
     index: int
-    """Position among the jobs of a run."""
     payload: Any
     n_crashes: int = 0
-    """Workers that died while they ran it."""
 
 
 class JobQueue(Protocol):
@@ -26,36 +24,29 @@ class JobQueue(Protocol):
 
     def jobs(self) -> Iterator[Job]:
         """Yield jobs until none is available for now."""
-        ...
 
     def finish(self, job: Job, result: Any) -> None:
         """Report the result of a job."""
-        ...
 
     def requeue(self, job: Job) -> None:
         """Return a job that cannot run now; it is offered again after about a second."""
-        ...
 
     def send_message(self, message: Any) -> None:
         """Send a progress message to the listener of the run."""
-        ...
 
 
 class Worker(Protocol):
-    """A runner of jobs, of several at once if it likes."""
+    """A runner of jobs, of one or several at once."""
 
     @property
     def info(self) -> object:
         """Properties that all workers of a run must share; compared with ``==``, shown as text."""
-        ...
 
     def run(self, queue: JobQueue) -> None:
         """Run jobs until the queue offers none, and finish all that were started."""
-        ...
 
     def close(self) -> None:
         """Release all resources."""
-        ...
 
 
 WorkerFactory = Callable[[], Worker]
@@ -67,15 +58,12 @@ class JobListener(Protocol):
 
     def on_done(self, payload: Any, result: Any) -> None:
         """Receive the result of a job."""
-        ...
 
     def on_failed(self, payload: Any, reason: str) -> None:
         """Receive the reason why a job was given up, after it crashed several workers."""
-        ...
 
     def on_message(self, message: Any) -> None:
         """Receive a progress message of a worker."""
-        ...
 
 
 class Executor(Protocol):
@@ -84,7 +72,6 @@ class Executor(Protocol):
     @property
     def info(self) -> object:
         """Properties that its workers share."""
-        ...
 
     def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
         """Run jobs; returns when each has a result or is given up.
@@ -98,4 +85,3 @@ class Executor(Protocol):
         stop
             Once set, started jobs are finished and no others started.
         """
-        ...

@@ -1,4 +1,4 @@
-"""Where work runs."""
+"""Choice of the devices on which models run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ __all__ = ["choose_device", "parse_devices"]
 
 
 def choose_device(name: str) -> torch.device:
-    """Device of that name; ``auto`` is CUDA, else CPU.
+    """Return the device of a name; ``auto`` is CUDA, else CPU.
 
-    Apple's MPS is used only where it is asked for by name: it has no float64, which whitening
-    computes in, and nothing was tried on it.
-
-    Raises
-    ------
-    MilError
-        If the device does not exist here.
+    Apple's MPS is used only if it is named: it has no float64, which whitening needs, and is not
+    tested. Raises MilError if this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,41 +30,31 @@ def choose_device(name: str) -> torch.device:
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """Names of the devices of this machine that a text names.
+    """Return the names of the devices that a text lists.
 
     ``auto`` is every GPU where there are several, else as for :func:`choose_device`. Devices are
     separated by commas, and a number stands for another of the same kind: ``cuda:0,1`` is
-    ``cuda:0,cuda:1``. A device may be named several times.
-
-    Raises
-    ------
-    MilError
-        If a device does not exist here.
+    ``cuda:0,cuda:1``. A device may be named several times. Raises MilError for a device of a list
+    that this machine does not have.
 
     Examples
     --------
     >>> parse_devices("cpu,cpu")
     ('cpu', 'cpu')
     """
+    n_gpus = torch.cuda.device_count()
     if text == "auto":
-        n_gpus = torch.cuda.device_count()
         return tuple(f"cuda:{index}" for index in range(n_gpus)) if n_gpus > 1 else (text,)
     names: list[str] = []
     for part in text.split(","):
         kind = names[-1].partition(":")[0] if names else ""
         names.append(f"{kind}:{part}" if part.isdecimal() else part.strip())
-    if len(names) > 1:
-        for name in names:
-            _require(name, text)
-    return tuple(names)
-
-
-def _require(name: str, text: str) -> None:
-    """Refuse a device of a list that is not here, without touching the device."""
-    known = {"cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))}
-    if name not in known:
+    known = {"cpu", *(f"cuda:{index}" for index in range(n_gpus))}
+    unknown = [name for name in names if name not in known]
+    if len(names) > 1 and unknown:
         raise MilError(
-            f"device {name!r} of {text!r}",
+            f"device {unknown[0]!r} of {text!r}",
             actual=f"this machine has {', '.join(sorted(known))}",
             expected="one of them, or auto for all GPUs",
         )
+    return tuple(names)

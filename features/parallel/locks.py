@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
-from types import TracebackType
 
 from features.errors import OutputError
 from features.utils.files import make_folder, write_error
 
 __all__ = ["FolderLocks", "shared_locks"]
-
-_HEARTBEAT_S = 10.0
-_STALE_S = 90.0
 
 
 class FolderLocks:
@@ -35,21 +31,11 @@ class FolderLocks:
     If a lock is ever taken from a living owner, e.g. on a machine that was suspended for longer,
     both write the same whole files: work is lost, nothing else.
 
-    Use it as a context manager: the heartbeat runs within the block.
-
-    Parameters
-    ----------
-    folder
-        Folder of the lock files; created if missing.
-    heartbeat_s
-        Seconds between touches.
-    stale_s
-        Seconds without a touch after which a lock is stale.
+    Use it as a context manager: the heartbeat runs within the block. The folder is created if it is
+    missing.
     """
 
-    def __init__(
-        self, folder: Path, *, heartbeat_s: float = _HEARTBEAT_S, stale_s: float = _STALE_S
-    ) -> None:
+    def __init__(self, folder: Path, *, heartbeat_s: float = 10.0, stale_s: float = 90.0) -> None:
         make_folder(folder)
         self._folder = folder
         self._heartbeat_s = heartbeat_s
@@ -64,12 +50,7 @@ class FolderLocks:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         for path in list(self._owned):
@@ -80,12 +61,9 @@ class FolderLocks:
             self._folder.rmdir()
 
     def acquire(self, name: str) -> bool:
-        """Acquire the lock on a name; False if another living process has it.
+        """Acquire the lock on a name; return False if another living process has it.
 
-        Raises
-        ------
-        OutputError
-            If the folder cannot be written to.
+        Raises OutputError if the folder cannot be written to.
         """
         try:
             return self._acquire(name)
@@ -189,13 +167,7 @@ _SHARED_GUARD = Lock()
 
 @contextmanager
 def shared_locks(folder: Path) -> Iterator[FolderLocks]:
-    """Open the locks of a folder, or share those that this process has open.
-
-    Parameters
-    ----------
-    folder
-        Folder of the lock files; created if missing.
-    """
+    """Open the locks of a folder, or share those that this process has open."""
     key = folder.absolute()
     with _SHARED_GUARD:
         locks, n_users = _SHARED.get(key) or (FolderLocks(folder).__enter__(), 0)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from features.errors import MilError
 
-__all__ = [
-    "Done",
-    "Idle",
-    "NoJob",
-    "Progress",
-    "Ready",
-    "RequestJob",
-    "Requeue",
-    "Shutdown",
-    "StartFailed",
-    "WorkerDied",
-]
+__all__ = ["Done", "Progress", "Ready", "Requeue", "Signal", "StartFailed", "WorkerDied"]
+
+
+class Signal(Enum):
+    """Message without content."""
+
+    REQUEST_JOB = "from a worker: room for another job; the answer is a job or NO_JOB"
+    IDLE = "from a worker: all its jobs are finished, and it waits for another"
+    NO_JOB = "to a worker: no job for now; finish those that were started"
+    SHUTDOWN = "to a worker: end"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """From a worker: started, and waiting for a job."""
+    """From a worker: started, and waiting for a job; ``location`` is its machine and process."""
 
     info: object
-    """:attr:`features.parallel.base.Worker.info` of the worker."""
     location: str
-    """Its machine and process, as text."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,6 @@ class StartFailed:
     """From a worker: it cannot start."""
 
     error: MilError
-
-
-@dataclass(frozen=True)
-class RequestJob:
-    """From a worker: room for another job; the answer is a job or :class:`NoJob`."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +58,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Idle:
-    """From a worker: all its jobs are finished, and it waits for another."""
-
-
-@dataclass(frozen=True)
 class WorkerDied:
     """From the transport: a worker has ended."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class NoJob:
-    """To a worker: no job for now; finish those that were started."""
-
-
-@dataclass(frozen=True)
-class Shutdown:
-    """To a worker: end."""

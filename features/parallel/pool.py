@@ -5,19 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from threading import Event
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from features.errors import MilError
 from features.parallel.base import JobListener
 from features.parallel.messages import (
     Done,
-    Idle,
-    NoJob,
     Progress,
     Ready,
-    RequestJob,
     Requeue,
+    Signal,
     StartFailed,
     WorkerDied,
 )
@@ -36,23 +33,18 @@ class Transport(Protocol):
     @property
     def worker_ids(self) -> tuple[str, ...]:
         """Names of the workers, e.g. ``cuda:0``; a replacement keeps the name."""
-        ...
 
     def start(self, worker_id: str) -> None:
         """Start a worker, or its replacement after it died."""
-        ...
 
     def send(self, worker_id: str, message: object) -> None:
         """Send a message to a worker; ignored if it is dead."""
-        ...
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
-        ...
+        """Return new messages with the ids of their workers; wait up to ``timeout_s`` seconds."""
 
     def close(self, *, shutdown: Collection[str]) -> None:
         """Shut down these workers, and kill all others."""
-        ...
 
 
 class WorkerPool:
@@ -62,22 +54,10 @@ class WorkerPool:
     :class:`features.parallel.queue.CrashAwareQueue`. A worker that dies three times before it has
     started is given up.
 
-    Use it as a context manager: workers start on entry.
-
-    Parameters
-    ----------
-    transport
-        Starts the workers and carries messages.
-    start_first_only
-        Start the other workers after the first is ready, because that one makes a choice which the
-        others take over.
-    on_warning
-        Receives text for the user, e.g. that a worker died.
-
-    Raises
-    ------
-    MilError
-        On entry, if no worker can start; while running, if none is left.
+    Use it as a context manager: workers start on entry; with ``start_first_only``, the others after
+    the first is ready, which makes a choice that they take over. ``on_warning`` receives text for
+    the user, e.g. that a worker died. Raises MilError on entry, if no worker can start, and while
+    running, if none is left.
     """
 
     def __init__(
@@ -106,12 +86,7 @@ class WorkerPool:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transport.close(shutdown=self._locations if error is None else ())
 
     @property
@@ -127,9 +102,9 @@ class WorkerPool:
                 self._feed_idle(queue)
             for worker_id, message in self._transport.receive(timeout_s=_POLL_S):
                 match message:
-                    case RequestJob():
+                    case Signal.REQUEST_JOB:
                         job = None if stop.is_set() else queue.pop_for(worker_id)
-                        self._transport.send(worker_id, job or NoJob())
+                        self._transport.send(worker_id, job or Signal.NO_JOB)
                     case Done(index, result):
                         listener.on_done(queue.finish(worker_id, index), result)
                     case Requeue(index):
@@ -174,7 +149,7 @@ class WorkerPool:
             case Ready(info, location):
                 self._locations[worker_id] = location
                 self._register(worker_id, info)
-            case Idle():
+            case Signal.IDLE:
                 self._idle.add(worker_id)
             case StartFailed(error):
                 self._retire(worker_id, error)
@@ -186,14 +161,14 @@ class WorkerPool:
         if info == self._info:
             self._n_failed_starts[worker_id] = 0
             self._idle.add(worker_id)
-            return
-        error = MilError(
-            f"worker {worker_id}",
-            actual=str(info),
-            expected=f"{self._info}, as on the other workers",
-            hint="Install the same versions and weights everywhere.",
-        )
-        self._retire(worker_id, error)
+        else:
+            error = MilError(
+                f"worker {worker_id}",
+                actual=str(info),
+                expected=f"{self._info}, as on the other workers",
+                hint="Install the same versions and weights everywhere.",
+            )
+            self._retire(worker_id, error)
 
     def _replace(self, worker_id: str, reason: str) -> None:
         self._n_failed_starts[worker_id] += worker_id not in self._locations
@@ -201,14 +176,14 @@ class WorkerPool:
         self._idle.discard(worker_id)
         if self._n_failed_starts[worker_id] < _MAX_FAILED_STARTS:
             self._transport.start(worker_id)
-            return
-        error = MilError(
-            f"worker {worker_id}",
-            actual=f"{reason}, {_MAX_FAILED_STARTS} times while it started",
-            expected="a worker that stays alive",
-            hint="Memory may be short: try fewer devices or a smaller --batch.",
-        )
-        self._retire(worker_id, error)
+        else:
+            error = MilError(
+                f"worker {worker_id}",
+                actual=f"{reason}, {_MAX_FAILED_STARTS} times while it started",
+                expected="a worker that stays alive",
+                hint="Memory may be short: try fewer devices or a smaller --batch.",
+            )
+            self._retire(worker_id, error)
 
     def _retire(self, worker_id: str, error: MilError) -> None:
         """Continue without a worker; raises if none was ever ready, or none is left."""

@@ -14,7 +14,7 @@ from threading import Lock, Thread
 from typing import NamedTuple
 
 from features.parallel.base import WorkerFactory
-from features.parallel.messages import Shutdown, StartFailed, WorkerDied
+from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 
 __all__ = ["ProcessTransport"]
@@ -28,13 +28,7 @@ class _ProcessHandle(NamedTuple):
 
 
 class ProcessTransport:
-    """Transport to workers in one process each.
-
-    Parameters
-    ----------
-    factories
-        Builder of each worker, by worker id, e.g. ``cuda:0``.
-    """
+    """Transport to workers in one process each, built by factories by worker id (``cuda:0``)."""
 
     def __init__(self, factories: Mapping[str, WorkerFactory]) -> None:
         self._factories = dict(factories)
@@ -64,7 +58,7 @@ class ProcessTransport:
                 handle.pipe.send(message)
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
+        """Return new messages with the ids of their workers; wait up to ``timeout_s`` seconds."""
         ids = {handle.pipe: worker_id for worker_id, handle in self._handles.items()}
         received: list[tuple[str, object]] = []
         for pipe in connection.wait(list(ids), timeout_s):
@@ -73,11 +67,10 @@ class ProcessTransport:
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
-                message = None
-            if message is None:
                 message = WorkerDied(_terminate(self._handles.pop(worker_id)))
-            elif isinstance(message, (WorkerDied, StartFailed)):
-                _terminate(self._handles.pop(worker_id))
+            else:
+                if isinstance(message, (WorkerDied, StartFailed)):
+                    _terminate(self._handles.pop(worker_id))
             received.append((worker_id, message))
         return received
 
@@ -85,7 +78,7 @@ class ProcessTransport:
         """Shut down these workers, and kill all others."""
         for worker_id, handle in self._handles.items():
             if worker_id in shutdown:
-                self.send(worker_id, Shutdown())
+                self.send(worker_id, Signal.SHUTDOWN)
             else:
                 handle.process.kill()
         for handle in self._handles.values():

@@ -20,13 +20,8 @@ class CrashAwareQueue:
     """Waiting and running jobs of a pool.
 
     The jobs of a worker that died are queued again, but each runs alone: this separates the job
-    that crashes its worker from those that merely ran beside it. A job is given up after three
-    crashes.
-
-    Parameters
-    ----------
-    payloads
-        One per job, in the order in which they start as far as possible.
+    that crashes its worker from those that merely ran at the same time. A job is given up after
+    three crashes. Jobs start in the order of their payloads as far as possible.
     """
 
     def __init__(self, payloads: Iterable[Any]) -> None:
@@ -67,18 +62,12 @@ class CrashAwareQueue:
         return self._running[worker_id].pop(index).payload
 
     def requeue(self, worker_id: str, index: int) -> None:
-        """Queue a job again that cannot run now, with a delay."""
+        """Queue a job again that cannot run now, with a delay of a second."""
         due = time.monotonic() + _REQUEUE_DELAY_S
         self._delayed.append((due, self._running[worker_id].pop(index)))
 
     def requeue_crashed(self, worker_id: str) -> tuple[int, list[Any]]:
-        """Queue the jobs of a dead worker again.
-
-        Returns
-        -------
-        tuple
-            Number of jobs queued again, and the payloads of jobs that are given up.
-        """
+        """Queue the jobs of a dead worker again; return their number and the payloads given up."""
         running = self._running.pop(worker_id, {}).values()
         jobs = [replace(job, n_crashes=job.n_crashes + 1) for job in running]
         kept = [job for job in jobs if job.n_crashes < _MAX_CRASHES]

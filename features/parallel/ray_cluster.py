@@ -17,7 +17,7 @@ from typing import Any
 
 from features.errors import MilError
 from features.parallel.base import WorkerFactory
-from features.parallel.messages import Shutdown, StartFailed, WorkerDied
+from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 
 __all__ = ["ActorResources", "RayTransport", "plan_actors", "ray_connection"]
@@ -29,31 +29,21 @@ _MAX_REASON_CHARS = 160
 
 @dataclass(frozen=True, kw_only=True)
 class ActorResources:
-    """Number of actors, and the resources of each."""
+    """Number of actors, and cores and GPUs (0 or 1) of each."""
 
     n_actors: int
     n_cpus: int
-    """Cores per actor."""
     n_gpus: int
-    """GPUs per actor, 0 or 1."""
 
 
 @contextmanager
 def ray_connection(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster for the duration of the block.
 
-    Ray's usage statistics are switched off, unless the environment sets them.
-
-    Parameters
-    ----------
-    address
-        ``host:port`` of the cluster; None for ``RAY_ADDRESS``, else the cluster to which this
-        machine belongs, else a new one on this machine alone.
-
-    Raises
-    ------
-    MilError
-        If Ray is not installed, or there is no cluster at the address.
+    ``address`` is ``host:port`` of the cluster; None for ``RAY_ADDRESS``, else the cluster to which
+    this machine belongs, else a new one on this machine alone. Ray's usage statistics are switched
+    off, unless the environment sets them. Raises MilError if Ray is not installed, or there is no
+    cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     where = f"Ray cluster {address}" if address else "Ray cluster"
@@ -91,17 +81,9 @@ def ray_connection(address: str | None) -> Iterator[None]:
 def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
     """Return how many actors fit the cluster: one per GPU, or without GPUs, one per node.
 
-    Parameters
-    ----------
-    device
-        ``auto``, ``cuda`` or ``cpu``.
-    n_cpus
-        Cores per actor; None for an even part of a node's cores per GPU, or all of a node's cores.
-
-    Raises
-    ------
-    MilError
-        If no node is large enough.
+    ``device`` is ``auto``, ``cuda`` or ``cpu``; ``n_cpus`` is the number of cores per actor, None
+    for an even part of a node's cores per GPU, or all of a node's cores. Raises MilError if no node
+    is large enough.
     """
     ray = _ray()
     nodes = [
@@ -127,11 +109,10 @@ def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
             n_actors=sum(cpus // n_cpus for cpus, _ in nodes), n_cpus=n_cpus, n_gpus=0
         )
     if not resources.n_actors:
+        most_cpus, most_gpus = (max(counts) for counts in zip((0, 0), *nodes, strict=True))
         raise MilError(
             "Ray cluster",
-            actual=f"{len(nodes)} nodes, the largest with {max(nodes, default=(0, 0))[0]} "
-            "cores and "
-            f"{max((gpus for _, gpus in nodes), default=0)} GPUs",
+            actual=f"{len(nodes)} nodes, the largest with {most_cpus} cores and {most_gpus} GPUs",
             expected=f"a node with {resources.n_cpus} cores" + " and a GPU" * resources.n_gpus,
             hint="Ask for fewer cores with --workers, or for --device cpu.",
         )
@@ -139,15 +120,7 @@ def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
 
 
 class RayTransport:
-    """Transport to workers that are actors of the connected cluster.
-
-    Parameters
-    ----------
-    factory
-        Builds each worker.
-    resources
-        Number of actors, and the resources of each.
-    """
+    """Transport to workers, built by a factory, that are actors of the connected cluster."""
 
     def __init__(self, factory: WorkerFactory, resources: ActorResources) -> None:
         self._ray = _ray()
@@ -178,7 +151,7 @@ class RayTransport:
             self._actors[worker_id].receive.remote(message)
 
     def receive(self, *, timeout_s: float) -> list[tuple[str, object]]:
-        """Return new messages with the ids of their workers; waits up to ``timeout_s`` seconds."""
+        """Return new messages with the ids of their workers; wait up to ``timeout_s`` seconds."""
         streams = list(self._streams)
         if not streams:
             time.sleep(timeout_s)
@@ -190,7 +163,7 @@ class RayTransport:
     def close(self, *, shutdown: Collection[str]) -> None:
         """Shut down these workers, and kill all others."""
         for worker_id in shutdown:
-            self.send(worker_id, Shutdown())
+            self.send(worker_id, Signal.SHUTDOWN)
         until = time.monotonic() + _SHUTDOWN_S
         while time.monotonic() < until and set(self._actors) & set(shutdown):
             self.receive(timeout_s=1.0)

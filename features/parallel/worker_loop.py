@@ -12,12 +12,10 @@ from features.errors import MilError
 from features.parallel.base import Job, WorkerFactory
 from features.parallel.messages import (
     Done,
-    Idle,
     Progress,
     Ready,
-    RequestJob,
     Requeue,
-    Shutdown,
+    Signal,
     StartFailed,
     WorkerDied,
 )
@@ -29,16 +27,10 @@ Receive = Callable[[], object]
 
 
 def run_worker(factory: WorkerFactory, send: Send, receive: Receive) -> None:
-    """Build a worker and let it run jobs until it is shut down.
+    """Build a worker and run its jobs until it is shut down.
 
-    Parameters
-    ----------
-    factory
-        Builds the worker.
-    send
-        Sends a message to the pool; called from several threads.
-    receive
-        Returns the next message of the pool, and blocks until there is one.
+    ``send`` sends a message to the pool and is called from several threads; ``receive`` blocks
+    until there is a message of the pool, and returns it.
     """
     try:
         with closing(factory()) as worker:
@@ -48,7 +40,7 @@ def run_worker(factory: WorkerFactory, send: Send, receive: Receive) -> None:
                 worker.run(queue)
                 if queue.is_shut_down:
                     break
-                send(Idle())
+                send(Signal.IDLE)
     except MilError as error:
         send(StartFailed(error))
     except Exception as error:  # noqa: BLE001 - the pool reports it and replaces this worker
@@ -63,10 +55,10 @@ class _RemoteQueue:
     def jobs(self) -> Iterator[Job]:
         yield self._first
         while True:
-            self._send(RequestJob())
+            self._send(Signal.REQUEST_JOB)
             answer = self._receive()
             if not isinstance(answer, Job):
-                self.is_shut_down = isinstance(answer, Shutdown)
+                self.is_shut_down = answer is Signal.SHUTDOWN
                 return
             yield answer
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from features.bags.bag import Bag, Fingerprint
+from features.bags.bag import Bag, Fingerprint, check_format
 from features.errors import MilError, TableError
 from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
 from features.utils.files import atomic_write
@@ -295,16 +295,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, f"model.json: {error}") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise RunError(file, actual="another format", expected=FORMAT)
-    version = described.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise RunError(
-            file,
-            actual=f"format version {version!r}",
-            expected=f"at most {FORMAT_VERSION}",
-            hint="Install the version of this program that wrote it, or a later one.",
-        )
+    if not isinstance(described, dict):
+        described = {}
+    check_format(file, described, name=FORMAT, newest=FORMAT_VERSION, error=RunError)
     return described
 
 

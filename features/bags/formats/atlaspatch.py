@@ -15,7 +15,7 @@ __all__ = ["read"]
 
 
 def read(path: Path, encoder: str) -> ForeignBag:
-    """Read the embeddings of one slide, of the requested encoder or of the only one."""
+    """Read the embeddings of one slide, shape (n_tiles, dim), of an encoder or of the only one."""
     with open_h5(path, expected="an AtlasPatch file", hint="Check --from.") as file:
         name = _choose_encoder(path, file, encoder)
         features = read_array(file, f"features/{name}", ndim=(2, 3))

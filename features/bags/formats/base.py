@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from features.slides.resolution import Resolution, resolve_mpp
 __all__ = [
     "ForeignBag",
     "ImportDefaults",
-    "find_files",
     "number",
     "text",
     "to_bag",
@@ -76,16 +75,10 @@ def to_bag(
     """Return the bag, in reading order, with a list of the fields that are not known.
 
     Without coordinates, all are (-1, -1). A resolution that nothing states is assumed, as for
-    slides; one that is only a nominal magnification is used, but counts as assumed.
-
-    ``path`` names the file in messages; ``layout``, the format, is kept in ``software``.
-
-    Raises
-    ------
-    BagError
-        If embeddings and coordinates are not tables of numbers of the same length.
-    ResolutionError
-        If a given resolution is implausible.
+    slides; one that is only a nominal magnification is used, but counts as assumed. ``path`` names
+    the file in messages; ``layout``, the format, is kept in ``software``. Raises BagError if
+    embeddings, shape (n_tiles, dim), and coordinates, shape (n_tiles, 2), are not numbers of as
+    many tiles, ResolutionError if a given resolution is implausible.
     """
     features = _without_batch_axis(path, foreign.features, "features")
     resolution = _resolution(foreign, defaults.mpp_by_slide.get(slide_id, defaults.slide_mpp), path)
@@ -132,29 +125,6 @@ def unknown_fields(meta: BagMeta) -> tuple[str, ...]:
         return ()
     names = software.get("unknown", []) if isinstance(software, dict) else []
     return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def find_files(source: Path, patterns: Iterable[str], *, expected: str) -> dict[str, Path]:
-    """Return the files by slide id that match the first glob pattern with any match.
-
-    Raises
-    ------
-    BagError
-        If no file matches, or those of a pattern are in several folders.
-    """
-    for pattern in patterns:
-        paths = sorted(p for p in source.glob(pattern) if not p.name.startswith("."))
-        folders = sorted({path.parent for path in paths})
-        if len(folders) > 1:
-            raise BagError(
-                source,
-                actual=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
-                expected="one set of bags",
-                hint="Choose one of these folders.",
-            )
-        if paths:
-            return {path.stem: path for path in paths}
-    raise BagError(source, actual="no such bag in it", expected=expected, hint="Check --from.")
 
 
 def number(attributes: Mapping[str, Any], name: str) -> float:

@@ -19,7 +19,7 @@ _EXPECTED = "a CLAM file"
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read the embeddings of one slide, and its tiles from ``../patches/<slide>.h5``."""
+    """Read embeddings, shape (n_tiles, dim), and tiles from ``../patches/<slide>.h5``."""
     coords, attributes = None, {}
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
     if tiles_path.is_file():
@@ -43,7 +43,11 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """Write ``h5_files``, ``pt_files`` and ``patches``; tiles are squares in level-0 px."""
+    """Write ``h5_files``, ``pt_files`` and ``patches``.
+
+    Embeddings, shape (n_tiles, dim), are float32; tiles are squares, their corners, shape (n_tiles,
+    2), level-0 px.
+    """
     slide_id = bag.meta.slide_id
     features, coords = bag.features.astype(np.float32), bag.coords_px0.astype(np.int32)
     tiles_path = make_folder(folder / "patches") / f"{slide_id}.h5"

@@ -9,29 +9,48 @@ from types import MappingProxyType
 
 from features.bags.bag import Bag
 from features.bags.formats import atlaspatch, clam, slideflow, stamp, torch_tensors, trident
-from features.bags.formats.base import ForeignBag, find_files
+from features.bags.formats.base import ForeignBag
+from features.errors import BagError
 
 __all__ = ["BAG_FORMATS", "BagFormat"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BagFormat:
-    """Format of the bags of another program."""
+    """Format of the bags of another program.
+
+    ``patterns`` are globs of its files, preferred first, which messages name as ``expected``.
+    ``read`` takes a path and an encoder, which chooses among several embeddings of a file;
+    ``write``, None if the format can only be read, takes a folder and a bag, which must know the
+    ``required`` fields.
+    """
 
     patterns: tuple[str, ...]
-    """Glob patterns of its files, preferred first."""
     expected: str
-    """Name of its files, for messages."""
     read: Callable[[Path, str], ForeignBag]
-    """Reads one slide; the second argument, an encoder, chooses among several embeddings."""
     write: Callable[[Path, Bag], None] | None = None
-    """Writes one slide into a folder; None if the format can only be read."""
     required: frozenset[str] = frozenset()
-    """Fields that a bag must know to be written."""
 
     def find(self, source: Path) -> dict[str, Path]:
-        """Return the files of a folder by slide id; see :func:`find_files`."""
-        return find_files(source, self.patterns, expected=self.expected)
+        """Return the files by slide id that match the first pattern with any match.
+
+        Raises BagError if no file matches, or those of a pattern are in several folders.
+        """
+        for pattern in self.patterns:
+            paths = sorted(p for p in source.glob(pattern) if not p.name.startswith("."))
+            folders = sorted({path.parent for path in paths})
+            if len(folders) > 1:
+                raise BagError(
+                    source,
+                    actual=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
+                    expected="one set of bags",
+                    hint="Choose one of these folders.",
+                )
+            if paths:
+                return {path.stem: path for path in paths}
+        raise BagError(
+            source, actual="no such bag in it", expected=self.expected, hint="Check --from."
+        )
 
 
 _TILES = frozenset({"coords", "target_mpp", "tile_px"})

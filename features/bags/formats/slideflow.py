@@ -23,7 +23,7 @@ _CONFIG = "bags_config.json"
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read the embeddings of one slide; Slideflow stores the centres of tiles, level-0 px."""
+    """Read embeddings, shape (n_tiles, dim); coordinates are centres of tiles, level-0 px."""
     index_path = path.with_suffix(".index.npz")
     config = _read_config(path.parent / _CONFIG)
     tile_px = int(number(config, "tile_px"))
@@ -40,7 +40,10 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """Write the three files; all slides of a folder share the JSON file."""
+    """Write the three files; all slides of a folder share the JSON file.
+
+    Embeddings, shape (n_tiles, dim), are float32, centres of tiles, shape (n_tiles, 2), level-0 px.
+    """
     fingerprint = bag.meta.fingerprint
     tile_um = fingerprint.tile_px * fingerprint.target_mpp
     config = {

@@ -21,7 +21,7 @@ _STAMP_VERSION = "2.0.0"
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read the embeddings of one slide.
+    """Read the embeddings of one slide, shape (n_tiles, dim).
 
     Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the side in px of a tile
     of 256 µm.
@@ -57,7 +57,7 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """Write ``<slide>.h5``; coordinates in µm, float32."""
+    """Write ``<slide>.h5``; coordinates, shape (n_tiles, 2), in µm, float32."""
     fingerprint = bag.meta.fingerprint
     mpp_xy = np.array([bag.meta.mpp_x, bag.meta.mpp_y])
     path = folder / f"{bag.meta.slide_id}.h5"

@@ -27,9 +27,11 @@ _FEATURE_NAMES = ("features", "feats", "embeddings")
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read a tensor, or a dictionary with ``features`` (or ``feats``) and optional ``coords``.
+    """Read a tensor, shape (n_tiles, dim), or a dictionary with ``features`` and ``coords``.
 
-    Coordinates are level-0 px; those of ``coords/<slide>.pt`` next to the file take precedence.
+    ``features`` may be named ``feats`` or ``embeddings``, and ``coords`` may be missing.
+    Coordinates, shape (n_tiles, 2), are level-0 px; those of ``coords/<slide>.pt`` next to the file
+    take precedence.
     """
     tensors = read_tensors(path)
     name = next((name for name in _FEATURE_NAMES if name in tensors), None)
@@ -47,7 +49,10 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """Write ``<slide>.pt``, float32, and ``coords/<slide>.pt``, int64, level-0 px."""
+    """Write ``<slide>.pt``, float32 of shape (n_tiles, dim), and its coordinates.
+
+    ``coords/<slide>.pt`` holds int64 of shape (n_tiles, 2), level-0 px.
+    """
     name = f"{bag.meta.slide_id}.pt"
     if "coords" not in unknown_fields(bag.meta):
         write_tensor(make_folder(folder / "coords") / name, bag.coords_px0.astype(np.int64))
@@ -55,12 +60,9 @@ def write(folder: Path, bag: Bag) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of a file by name; a bare tensor gets the name ``features``.
+    """Return the tensors of a file, of any shape, by name; a bare one is named ``features``.
 
-    Raises
-    ------
-    BagError
-        If the file holds anything but tensors, or states sizes that it cannot hold.
+    Raises BagError if the file holds anything but tensors, or states sizes that it cannot hold.
     """
     if not path.is_file():
         raise BagError(path, actual="there is no such file", expected="a .pt file")
@@ -85,13 +87,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write one tensor atomically; equal arrays give equal bytes.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
+    """Write one tensor of any shape atomically, or raise OutputError; equal ones as equal bytes."""
     content = io.BytesIO()  # PyTorch does not report a full disk.
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
     with atomic_write(path) as temporary:
@@ -105,7 +101,7 @@ def _as_array(path: Path, tensor: torch.Tensor) -> npt.NDArray[Any]:
     if n_bytes > path.stat().st_size:
         raise BagError(
             path,
-            actual=f"a tensor that claims {tuple(tensor.shape)} values, {n_bytes:,} bytes",
+            actual=f"a tensor that states {tuple(tensor.shape)} values, {n_bytes:,} bytes",
             expected="no more than the file holds",
         )
     plain = tensor.detach()

@@ -18,7 +18,7 @@ __all__ = ["parse_tiling", "read", "target_mpp_of", "write"]
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read the embeddings of one slide; the resolution follows from its magnification."""
+    """Read embeddings, shape (n_tiles, dim); the resolution follows from the magnification."""
     with open_h5(path, expected="a TRIDENT file", hint="Check --from.") as file:
         features = read_array(file, "features", ndim=(2, 3))
         coords = read_array(file, "coords", ndim=(2, 3))
@@ -36,7 +36,10 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
 
 
 def write(folder: Path, bag: Bag) -> None:
-    """Write ``<mag>x_<tile>px_<overlap>px_overlap/{patches,features_<encoder>}``."""
+    """Write ``<mag>x_<tile>px_<overlap>px_overlap/{patches,features_<encoder>}``.
+
+    Embeddings have shape (n_tiles, dim), upper left corners shape (n_tiles, 2), level-0 px.
+    """
     attributes = trident_attributes(bag.meta)
     fingerprint = bag.meta.fingerprint
     root = folder / (

@@ -363,7 +363,7 @@ def test_a_pickle_that_would_run_a_program_is_refused(
 
 def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path: Path) -> None:
     write_pt(tmp_path / "pt/s1.pt", torch.zeros(1, 8).expand(10**12, 8))
-    assert "a tensor that claims (1000000000000, 8) values" in refused(tmp_path / "pt", "torch")
+    assert "a tensor that states (1000000000000, 8) values" in refused(tmp_path / "pt", "torch")
 
 
 def test_a_packed_archive_is_refused(tmp_path: Path) -> None:

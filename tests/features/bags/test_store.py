@@ -238,7 +238,7 @@ def test_a_killed_pack_leaves_nothing_that_looks_whole(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_writer, "_write_table", die)
+        patched.setattr(store_writer._StoreWriter, "_write_table", die)
         patched.setattr("features.utils.files.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             pack(folder, store)
@@ -278,7 +278,7 @@ def test_the_old_store_stays_whole_until_the_new_one_is(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_writer, "_write_table", full)
+    monkeypatch.setattr(store_writer._StoreWriter, "_write_table", full)
     with pytest.raises(OutputError, match=r"bags\.zarr: cannot be written \(No space left"):
         pack(folder, store, overwrite=True)
     assert_same(BagStore(store)["c"], folder / "c.h5")

@@ -242,14 +242,14 @@ def test_a_huge_claim_is_refused_without_reading(tmp_path: Path, filtered: bool)
         write(tmp_path), "features",
         lambda f: f.create_dataset("features", shape, np.float16, chunks=(1024, 8), **options),
     )  # fmt: skip
-    assert problem(tmp_path) == f"'features' claims {shape} values, 16,000,000,000,000 bytes"
+    assert problem(tmp_path) == f"'features' states {shape} values, 16,000,000,000,000 bytes"
 
 
 def test_a_claim_beyond_64_bits_is_refused(tmp_path: Path) -> None:
     shape = (2**62, 2**40)
     path = write(tmp_path)
     swap(path, "features", lambda f: f.create_dataset("features", shape, "f2", chunks=(1, 1024)))
-    assert "'features' claims" in problem(tmp_path)
+    assert "'features' states" in problem(tmp_path)
 
 
 def test_a_compressed_array_of_honest_size_is_read(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_patient_is_known_by_id_by_slide_and_by_content() -> None:
     assert not examples.slides_of_patient("q", slide_ids=("d",), content_ids=("",))
 
 
-def test_a_tile_is_judged_by_itself() -> None:
+def test_a_tile_is_classified_by_itself() -> None:
     tile_filter = make_filter(n_slides=8)
     tiles = np.random.default_rng(1).normal(1.5, 1, size=(2500, 8)).astype(np.float16)
     together = tile_filter.predict_drop(tiles)
@@ -245,7 +245,7 @@ def test_a_filter_of_other_tiles_is_refused_and_the_field_is_named() -> None:
             check_compatible(tile_filter, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]
 
 
-def test_a_sifted_bag_counts_what_is_gone() -> None:
+def test_a_filtered_bag_counts_what_is_gone() -> None:
     tile_filter: TileFilter = make_filter(n_slides=8)
     bag = make_bag("s", n_tiles=30)
     bag.features[:10] += np.float16(4)

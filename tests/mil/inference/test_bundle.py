@@ -244,7 +244,7 @@ def test_bags_made_otherwise_are_refused_by_field(
     ("name", "content", "said"),
     [
         ("model.json", b"{", "damaged"),
-        ("model.json", b"[]", "another format"),
+        ("model.json", b"[]", "format None; expected 'mil-run'"),
         ("model.json", b"[" * 100_000, "damaged"),
         ("heads.safetensors", pickle.dumps({"weight": 1}), "damaged"),
         ("model.json", b'{"format": "mil-run", "format_version": 99}', "format version 99"),
