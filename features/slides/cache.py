@@ -13,14 +13,9 @@ __all__ = ["TileCache"]
 
 
 class TileCache:
-    """Thread-safe LRU cache of pixels, limited in bytes.
+    """Thread-safe LRU cache of blocks, shape (height, width, 3), of up to ``max_bytes`` bytes.
 
     Of two threads that request the same block at once, the second waits for the first.
-
-    Parameters
-    ----------
-    max_bytes
-        Limit of the decoded blocks in the cache, bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -30,15 +25,12 @@ class TileCache:
         self._lock = Lock()
 
     def get(self, key: Hashable, decode: Callable[[], RgbArray]) -> RgbArray:
-        """Return the block of a key, shape (height, width, 3), uint8; decode it if missing."""
+        """Return the pixels of a block, shape (height, width, 3), uint8; decode them if missing."""
+        own: Future[RgbArray] = Future()
         with self._lock:
-            future = self._blocks.get(key)
-            is_missing = future is None
-            if future is None:
-                future = self._blocks[key] = Future()
-            else:
-                self._blocks.move_to_end(key)
-        if not is_missing:
+            future = self._blocks.setdefault(key, own)
+            self._blocks.move_to_end(key)
+        if future is not own:
             return future.result()
         try:
             pixels = decode()

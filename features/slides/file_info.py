@@ -26,7 +26,7 @@ _ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 def content_hash(path: Path | str) -> str:
     """Return a hash of a slide's content without reading gigabytes; copies have the same hash.
 
-    It covers:
+    It is SHA-256 in 64 hexadecimal digits, of a file, a folder or a URL, and covers:
 
     - of a file up to 64 MiB, everything; of a larger one, its size and 64 blocks of 1 MiB, evenly
       spaced from the first byte to the last
@@ -37,20 +37,7 @@ def content_hash(path: Path | str) -> str:
       its root; copies elsewhere have other hashes
     - of any other folder, the relative names and the hashes of its files
 
-    Parameters
-    ----------
-    path
-        A file, a folder or a URL, see :func:`features.utils.paths.parse_url`.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits (SHA-256).
-
-    Raises
-    ------
-    SlideError
-        If it is missing or cannot be read.
+    Raises SlideError if the slide is missing or cannot be read.
     """
     url = parse_url(path)
     try:
@@ -151,7 +138,7 @@ def _hash_zarr(sizes: Mapping[str, int], open_file: Callable[[str], BinaryIO]) -
 def compression_of(path: Path) -> str:
     """Return the compression of the first image of a file, e.g. ``LZW``, ``JPEG`` or ``NONE``.
 
-    Only headers are read. Empty where it is unknown: zarr, DICOM, folders and URLs.
+    Only headers are read, no pixels. Empty where it is unknown: zarr, DICOM, folders and URLs.
     """
     if not path.is_file():
         return ""

@@ -18,10 +18,7 @@ __all__ = ["check_unique_ids", "read_mpp_table", "read_slide_table"]
 def read_mpp_table(path: Path) -> dict[str, float]:
     """Read µm per level-0 px by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
 
-    Raises
-    ------
-    TableError
-        If a column is missing or a value is not a number.
+    Raises TableError if a column is missing or a value is not a number.
     """
     table = read_table(path)
     slide_column = find_column(table, ["slide_id", "image_id"], where=path, what="slide ids")
@@ -45,10 +42,7 @@ def read_mpp_table(path: Path) -> dict[str, float]:
 def read_slide_table(path: Path) -> list[Path]:
     """Read the slides listed in a CSV; paths are relative to its folder, URLs are kept.
 
-    Raises
-    ------
-    TableError
-        If there is no column of paths, or a listed file does not exist.
+    Raises TableError if there is no column of paths, or a listed file does not exist.
     """
     table = read_table(path)
     column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
@@ -60,19 +54,9 @@ def read_slide_table(path: Path) -> list[Path]:
 
 
 def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:
-    """Raise an error for slides whose results would have the same name.
+    """Raise SlideError for slides of the same id, whose results would have the same name.
 
-    Parameters
-    ----------
-    paths
-        The slides.
-    option
-        Command-line option of the results folder, for the message.
-
-    Raises
-    ------
-    SlideError
-        If two slides have the same id.
+    The message names ``option``, the command-line option of the results folder.
     """
     counts = Counter(slide_id_of(path) for path in paths)
     for slide_id, n_paths in counts.items():

@@ -15,7 +15,7 @@ _BAND_PX = 1 << 20
 
 
 def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
-    """Return an image of one colour, shape (height_px, width_px, 3), uint8."""
+    """Return pixels of one colour, shape (height_px, width_px, 3), uint8."""
     image = np.empty((height_px, width_px, 3), np.uint8)
     if len(set(rgb)) == 1:
         image.fill(rgb[0])  # several times as fast as channel by channel
@@ -25,19 +25,10 @@ def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> Rg
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:
-    """Convert grey, RGB or RGBA of 8 or 16 bit to RGB of 8 bit.
+    """Convert grey, RGB or RGBA of 8 or 16 bit to RGB of shape (height, width, 3), uint8.
 
-    Parameters
-    ----------
-    pixels
-        Shape (height, width) or (height, width, 1 to 4), uint8 or uint16.
-    background_rgb
-        Colour behind transparent pixels.
-
-    Returns
-    -------
-    RgbArray
-        Shape (height, width, 3), uint8.
+    ``pixels`` has shape (height, width) or (height, width, 1 to 4), uint8 or uint16; transparent
+    pixels take the background colour.
     """
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
@@ -53,9 +44,10 @@ def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) ->
 def _flatten_alpha(
     pixels: npt.NDArray[np.uint8], background_rgb: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Colours composited onto the background by alpha, the last channel, (height, width, 3).
+    """Return colours composited onto the background by alpha, the last channel.
 
-    Computed in bands, because floats take sixteen times the memory.
+    Both have shape (height, width, channels). Computed in bands, because floats take sixteen times
+    the memory.
     """
     height, width = pixels.shape[:2]
     flat = np.empty((height, width, 3), np.uint8)

@@ -43,6 +43,11 @@ def open_slide(path: Path | str) -> Slide:
         The slide; a URL may come as text or as ``Path``, see
         :func:`features.utils.paths.parse_url`.
 
+    Returns
+    -------
+    Slide
+        Reader of pixels of shape (height, width, 3), uint8; the caller closes it.
+
     Raises
     ------
     MultiImageError

@@ -33,14 +33,9 @@ _N_CACHED = 4096
 
 
 def nearest_level(levels: Sequence[Level], downsample: float) -> int:
-    """Return the index of the coarsest level with at most ``downsample``, within 1 %; else 0.
+    """Return the index of the coarsest level of at most ``downsample`` level-0 px per px, else 0.
 
-    Parameters
-    ----------
-    levels
-        All resolutions of a slide.
-    downsample
-        Level-0 px per px of the target.
+    A tolerance of 1 % allows for rounded sizes.
     """
     fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.01]
     return max(fine, key=lambda index: levels[index].downsample, default=0)
@@ -74,21 +69,10 @@ def resize_area(
     height_px: int,
     width_px: int,
 ) -> RgbArray:
-    """Downsample a window of an image; each pixel is the mean of the area that it covers.
+    """Downsample a window of an image by area averaging, from shape (height, width, 3), uint8.
 
-    Parameters
-    ----------
-    pixels
-        Shape (height, width, 3), uint8.
-    rows, columns
-        Start and end of the window, px; may be fractional.
-    height_px, width_px
-        Size of the result.
-
-    Returns
-    -------
-    RgbArray
-        Shape (height_px, width_px, 3), uint8.
+    ``rows`` and ``columns`` are start and end of the window, px, and may be fractional. The result
+    has shape (height_px, width_px, 3), uint8.
     """
     height, width = pixels.shape[:2]
     cut = abs(rows[1] - rows[0] - height_px) + abs(columns[1] - columns[0] - width_px)
@@ -105,11 +89,8 @@ class AreaAccumulator:
     """Mean colour of every cell of a grid, accumulated from rectangles in any order.
 
     A pixel on the border of two cells is weighted in each by the share of it that is covered.
-
-    Parameters
-    ----------
-    rows, columns
-        Increasing edges of the cells, px, shapes (rows + 1,) and (columns + 1,), float64.
+    ``rows`` and ``columns`` are increasing edges of the cells, px, of shapes (rows + 1,) and
+    (columns + 1,), float64.
     """
 
     def __init__(self, *, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> None:
@@ -121,14 +102,14 @@ class AreaAccumulator:
         self._across = lru_cache(_N_CACHED)(partial(_overlaps, columns))
 
     def add(self, pixels: RgbArray, *, x_px: int, y_px: int) -> None:
-        """Add a rectangle, shape (height, width, 3), with its upper left corner at (x_px, y_px)."""
+        """Add a rectangle, shape (height, width, 3), uint8, from the px (x_px, y_px) on."""
         height, width = pixels.shape[:2]
         step = max(1, _BAND_PX // width)
         for top in range(0, height, step):
             self._add_band(pixels[top : top + step], x_px, y_px + top)
 
     def mean_image(self, *, fill_rgb: tuple[int, int, int]) -> RgbArray:
-        """Return the means, shape (rows, columns, 3), uint8; areas not added have ``fill_rgb``."""
+        """Return the means, shape (rows, columns, 3), uint8; pixels not added have ``fill_rgb``."""
         image = np.empty(self._sums.shape, np.uint8)
         heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)
         fill = np.asarray(fill_rgb, np.float32)
@@ -151,16 +132,10 @@ class AreaAccumulator:
 
 
 def thumbnail_accumulator(levels: Sequence[Level], level: int, downsample: int) -> AreaAccumulator:
-    """Return the accumulator of an overview, see :meth:`features.slides.base.Slide.overview`.
+    """Return the accumulator of an overview of shape (height, width, 3); see ``Slide.overview``.
 
-    Parameters
-    ----------
-    levels
-        All resolutions of the slide.
-    level
-        Index of the level whose pixels will be added; it is taken to cover the area of level 0.
-    downsample
-        Level-0 px per px of the overview.
+    Pixels of one level will be added, which is taken to cover the area of level 0; ``downsample``
+    is in level-0 px per px of the overview.
     """
     whole, size = levels[0], levels[level]
     return AreaAccumulator(

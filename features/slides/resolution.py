@@ -35,10 +35,9 @@ MppSource = Literal["file", "given", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """Resolution of a slide's level 0."""
+    """Resolution of a slide's level 0, µm per px along x and y, and its source."""
 
     mpp_x: float
-    """µm per level-0 px along x."""
     mpp_y: float
     source: MppSource
 
@@ -51,21 +50,10 @@ class Resolution:
 def resolve_mpp(
     file_mpp_xy: tuple[float, float] | None, *, given_mpp: float | None, where: object
 ) -> Resolution:
-    """Return the given resolution, else the file's if plausible, else the assumed one.
+    """Return the given resolution, else the file's if plausible, else :data:`ASSUMED_MPP`.
 
-    Parameters
-    ----------
-    file_mpp_xy
-        µm per level-0 px along x and y from the file; None if it has none.
-    given_mpp
-        µm per level-0 px from the user, which replaces a wrong header; None if not given.
-    where
-        The slide, for the message.
-
-    Raises
-    ------
-    ResolutionError
-        If ``given_mpp`` is outside :data:`PLAUSIBLE_MPP`.
+    All are in µm per level-0 px, the file's along x and y; None where there is none. Raises
+    ResolutionError, which names ``where``, if ``given_mpp`` is outside :data:`PLAUSIBLE_MPP`.
     """
     if given_mpp is not None:
         if not _is_plausible(given_mpp):
@@ -86,11 +74,6 @@ def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:
     """Return ids of slides whose µm per px differs by :data:`OUTLIER_FACTOR` from the median.
 
     They were scanned with another objective, or have a wrong header.
-
-    Parameters
-    ----------
-    mpp_by_slide
-        µm per level-0 px by slide id.
 
     Examples
     --------

@@ -54,18 +54,19 @@ _N_CENTRES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSlide:
-    """Parameters that determine one synthetic slide."""
+    """Parameters that determine one synthetic slide, of shape (height_px0, width_px0, 3).
+
+    ``patient_id`` is six hexadecimal characters that may resemble a number; ``image_num`` counts
+    the patient's slides from 0. ``red_share`` is the share of the tissue that is red cells, the
+    rest is fibrin; ``white_share`` that covered by white cells.
+    """
 
     patient_id: str
-    """Six hexadecimal characters, some of which look like numbers."""
     image_num: int
-    """Number of the slide within its patient, from 0."""
     center_id: str
     label: str
     red_share: float
-    """Share of the tissue that is red cells; the rest is fibrin."""
     white_share: float
-    """Share of the tissue that is covered by white cells."""
     glass_rgb: tuple[int, int, int]
     width_px0: int
     height_px0: int
@@ -73,7 +74,7 @@ class SyntheticSlide:
 
     @property
     def slide_id(self) -> str:
-        """Id of the slide: ``<patient_id>_<image_num>``."""
+        """Id of the slide, ``<patient_id>_<image_num>``."""
         return f"{self.patient_id}_{self.image_num}"
 
 
@@ -83,23 +84,8 @@ def make_cohort(
     """Draw a cohort: patients of two classes in three centres, some with two slides.
 
     Clots of the second class have more red cells on average, with a wide overlap: at ``signal`` 1
-    the mixture separates the classes with an AUROC of about 0.9, at 0 not at all.
-
-    Parameters
-    ----------
-    n_patients
-        Number of patients.
-    seed
-        Seed of all draws.
-    signal
-        Strength of the difference between the classes, 0 to 1.
-    classes
-        Names of the classes, the one with fewer red cells first.
-
-    Returns
-    -------
-    list of SyntheticSlide
-        The slides in the order of their patients.
+    the mixture separates the classes with an AUROC of about 0.9, at 0 not at all. The slides are in
+    the order of their patients.
     """
     rng = np.random.default_rng([seed, 77])
     slides: list[SyntheticSlide] = []
@@ -154,12 +140,8 @@ def render_slide(slide: SyntheticSlide) -> RgbArray:
 def write_slide(path: Path, pixels: RgbArray) -> None:
     """Write pixels, shape (height, width, 3), uint8, as a TIFF like those of STRIP.
 
-    It has one level, tiles of 128 px, LZW compression and a resolution of 10 px per cm.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    It has one level, tiles of 128 px, LZW compression and a resolution of 10 px per cm. Raises
+    OutputError if the file cannot be written.
     """
     with atomic_write(path) as temporary:
         tifffile.imwrite(
@@ -178,26 +160,9 @@ def write_synthetic_cohort(
 ) -> None:
     """Write ``slides/*.tif``, ``train.csv``, ``test.csv`` and ``test_labels.csv``.
 
-    The last patients are the test patients; ``test.csv`` has no labels. Existing slides are not
-    rendered again.
-
-    Parameters
-    ----------
-    folder
-        The folder of the cohort.
-    slides
-        Cohort from :func:`make_cohort`.
-    n_test_patients
-        Number of test patients.
-    n_workers
-        Number of processes.
-    on_slide
-        Called after each slide.
-
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
+    The last ``n_test_patients`` are the test patients; ``test.csv`` has no labels. Existing slides
+    are not rendered again. ``n_workers`` processes render; ``on_slide`` is called after each slide.
+    Raises OutputError if a file cannot be written.
     """
     slides_dir = make_folder(folder / "slides")
     _write_tables(folder, slides, n_test_patients=n_test_patients)

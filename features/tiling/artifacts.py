@@ -32,14 +32,15 @@ _MIN_ABSORPTION = 0.12  # share of the glass's light, from which on a pixel coun
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRule:
-    """One reason to reject a tile."""
+    """One reason to reject a tile of shape (tile_px, tile_px, 3), uint8.
+
+    ``name`` is used on the command line and in tables, ``meaning`` explains the thresholds to
+    users; ``applies`` returns True for an artefact.
+    """
 
     name: str
-    """Name on the command line and in the tables."""
     meaning: str
-    """Explanation for users, with the thresholds."""
     applies: Callable[[_Transmission], bool]
-    """Predicate that is True for an artefact."""
 
 
 class _Transmission:
@@ -60,23 +61,11 @@ class _Transmission:
         self.foreground = self.lowest < 1 - _MIN_ABSORPTION
 
 
-def _is_dark(light: _Transmission) -> bool:
-    return float((light.highest < 0.25).mean()) > 0.5
-
-
-def _is_ink(light: _Transmission) -> bool:
-    return float(((light.green - light.red > 0.12) & (light.lowest < 0.75)).mean()) > 0.2
-
-
 def _is_grey(light: _Transmission) -> bool:
     colourless = light.foreground & (light.highest - light.lowest < 0.06)
     n_foreground = int(light.foreground.sum())
     is_enough = n_foreground > 0.02 * light.foreground.size
     return is_enough and float(colourless.sum()) > 0.8 * n_foreground
-
-
-def _is_fold(light: _Transmission) -> bool:
-    return float((light.red < 0.35).mean()) > 0.5
 
 
 def _is_blurred(light: _Transmission) -> bool:
@@ -97,14 +86,16 @@ RULES: dict[str, ArtifactRule] = {
             name="dark",
             meaning="black fill, black ink, borders of the scan: more than half of the tile lets "
             "less than 25 % of the glass's light through in every channel",
-            applies=_is_dark,
+            applies=lambda light: float((light.highest < 0.25).mean()) > 0.5,
         ),
         ArtifactRule(
             name="ink",
             meaning="green or blue pen: over 20 % of the tile lets clearly more green than red "
             "light through (by 12 % of the glass's), which no red or purple stain does. Red "
             "ink has the colour of red cells and is not recognised",
-            applies=_is_ink,
+            applies=lambda light: (
+                float(((light.green - light.red > 0.12) & (light.lowest < 0.75)).mean()) > 0.2
+            ),
         ),
         ArtifactRule(
             name="grey",
@@ -116,7 +107,7 @@ RULES: dict[str, ArtifactRule] = {
             name="fold",
             meaning="tissue folded until it hides all detail: over half of the tile lets less "
             "than 35 % of the red light through, where stains are clearest",
-            applies=_is_fold,
+            applies=lambda light: float((light.red < 0.35).mean()) > 0.5,
         ),
         ArtifactRule(
             name="blur",
@@ -137,10 +128,7 @@ fine detail (Pech-Pacheco et al., 2000). The thresholds were set on real tiles; 
 def parse_rules(text: str) -> tuple[str, ...]:
     """Return the rules named in a text: ``all``, ``none``, or names separated by commas.
 
-    Raises
-    ------
-    MilError
-        If a name is not that of a rule.
+    Raises MilError if a name is not that of a rule.
 
     Examples
     --------
@@ -155,13 +143,7 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 
 def require_rules(names: Sequence[str]) -> None:
-    """Raise an error for a name that is not that of a rule.
-
-    Raises
-    ------
-    MilError
-        If there is such a name.
-    """
+    """Raise MilError for a name that is not that of a rule."""
     unknown = [name for name in names if name not in RULES]
     if unknown:
         raise MilError(
@@ -170,14 +152,10 @@ def require_rules(names: Sequence[str]) -> None:
 
 
 def artifact_detector(names: Sequence[str], *, glass_rgb: tuple[int, int, int]) -> ArtifactDetector:
-    """Return the artefact detector of one slide.
+    """Return the artefact detector of one slide, for tiles of shape (tile_px, tile_px, 3), uint8.
 
-    Parameters
-    ----------
-    names
-        Rules of :data:`RULES` to apply; without any, every tile is kept.
-    glass_rgb
-        Colour of the slide's glass, relative to which colours are measured.
+    It applies the rules of :data:`RULES` that ``names`` lists; without any, every tile is kept.
+    Colours of pixels are measured relative to that of the slide's glass.
     """
     rules = [rule for name, rule in RULES.items() if name in names]
 

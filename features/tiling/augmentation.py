@@ -18,33 +18,25 @@ __all__ = ["AugmentationConfig", "augment_tile"]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """Number and strength of the augmented views of a tile.
+    """Number and strength of the augmented views of a tile of shape (tile_px, tile_px, 3).
 
-    Every parameter is drawn uniformly from its range, the same range for all slides and classes.
+    Every parameter is drawn uniformly from its range, the same for all slides and classes. Angles
+    are in degrees to either side, the rotation after flips and quarter turns; ``shift`` is a share
+    of the tile's side, ``hue`` of the colour circle. All others are factors of 1 ± the value; a
+    sharpness below 1 blurs. ``n_views`` does not count the plain tile.
     """
 
     n_views: int = 0
-    """Augmented views per tile, besides the plain one."""
     seed: int = 0
-    """Seed of all draws."""
     angle_deg: float = 10.0
-    """Largest rotation to either side, after flips and quarter turns."""
     shift: float = 0.05
-    """Largest shift along each axis, as a share of the tile's side."""
     scale: float = 0.1
-    """Size times 1 ± this."""
     shear_deg: float = 5.0
-    """Largest shear to either side."""
     brightness: float = 0.15
-    """Brightness times 1 ± this."""
     contrast: float = 0.15
-    """Contrast times 1 ± this."""
     saturation: float = 0.15
-    """Saturation times 1 ± this."""
     hue: float = 0.03
-    """Largest shift of the hue, as a share of the colour circle."""
     sharpness: float = 0.5
-    """Sharpness times 1 ± this: below 1 blurred, above 1 sharpened."""
 
     def __post_init__(self) -> None:
         if self.n_views < 0:
@@ -59,30 +51,13 @@ def augment_tile(
     key: str,
     glass_rgb: tuple[int, int, int],
 ) -> RgbArray:
-    """Return one augmented view of a tile.
+    """Return one augmented view of a tile; both have shape (tile_px, tile_px, 3), uint8.
 
     Flips and quarter turns; then rotation, shift, scale and shear in one step, filled with the
     colour of the glass; then brightness, contrast, saturation, hue and sharpness. All draws follow
-    from ``settings.seed``, ``view`` and ``key``, so neither threads, batches nor the number of
-    views change a view.
-
-    Parameters
-    ----------
-    tile
-        Shape (tile_px, tile_px, 3), uint8.
-    settings
-        Strength of the changes.
-    view
-        Number of the view, from 1.
-    key
-        Text unique to the tile: content hash of its slide, and its coordinates.
-    glass_rgb
-        Colour of the slide's glass.
-
-    Returns
-    -------
-    RgbArray
-        Shape (tile_px, tile_px, 3), uint8.
+    from ``settings.seed``, the number of the view, from 1, and ``key``, a text unique to the tile
+    (content hash of its slide, and its coordinates in level-0 px), so neither threads, batches nor
+    the number of views change a view.
     """
     digest = hashlib.sha256(f"{settings.seed} {view} {key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))

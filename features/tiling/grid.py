@@ -23,54 +23,65 @@ _MIN_FRACTION = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """Size, resolution and choice of tiles."""
+    """Size, resolution and choice of tiles of shape (tile_px, tile_px, 3).
+
+    Attributes
+    ----------
+    target_mpp
+        Resolution of a tile, µm/px.
+    overlap_px
+        Overlap of neighbouring tiles, px.
+    min_tissue
+        Least share of a tile that is tissue, 0 to 1.
+    rules
+        Rules of :mod:`features.tiling.artifacts` to apply.
+    max_tiles
+        Limit per slide, spread over its tissue; None for all.
+    """
 
     tile_px: int = 224
-    """Side of a tile, px."""
     target_mpp: float = 0.5
-    """Resolution of a tile, µm/px."""
     overlap_px: int = 0
-    """Overlap of neighbouring tiles, px."""
     min_tissue: float = 0.3
-    """Least share of a tile that is tissue, 0 to 1."""
     rules: tuple[str, ...] = tuple(RULES)
-    """Rules of :mod:`features.tiling.artifacts` to apply."""
     max_tiles: int | None = None
-    """Limit per slide, spread over its tissue; None for all."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap_px < self.tile_px:
-            raise MilError(
-                "tiles", actual=f"an overlap of {self.overlap_px} px",
-                expected=f"0 to {self.tile_px - 1} px",
-            )  # fmt: skip
-        if not 0 <= self.min_tissue <= 1:
-            raise MilError(
-                "tiles", actual=f"a least tissue share of {self.min_tissue:g}", expected="0 to 1"
-            )
-        if not self.target_mpp > 0:
-            raise MilError(
-                "tiles", actual=f"a resolution of {self.target_mpp:g} µm/px", expected="above 0"
-            )
-        if self.max_tiles is not None and self.max_tiles < 1:
-            raise MilError("tiles", actual=f"at most {self.max_tiles} tiles", expected="1 or more")
+        for is_valid, actual, expected in (
+            (
+                0 <= self.overlap_px < self.tile_px,
+                f"an overlap of {self.overlap_px} px",
+                f"0 to {self.tile_px - 1} px",
+            ),
+            (0 <= self.min_tissue <= 1, f"a least tissue share of {self.min_tissue:g}", "0 to 1"),
+            (self.target_mpp > 0, f"a resolution of {self.target_mpp:g} µm/px", "above 0"),
+            (
+                self.max_tiles is None or self.max_tiles > 0,
+                f"at most {self.max_tiles} tiles",
+                "1 or more",
+            ),
+        ):
+            if not is_valid:
+                raise MilError("tiles", actual=actual, expected=expected)
         require_rules(self.rules)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileGrid:
-    """Tiles of one slide, in reading order: top to bottom, each row from left to right."""
+    """Tiles of one slide, in reading order: top to bottom, each row from left to right.
+
+    ``coords_px0`` are upper left corners, x then y, of shape (tiles, 2), level-0 px;
+    ``tissue_fraction``, shape (tiles,), is the share of each tile that is tissue. A tile is read
+    with a side of ``tile_px``. ``min_tissue_used`` is the least tissue share applied, below the
+    setting where no tile reached that.
+    """
 
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (n_tiles, 2), level-0 px."""
     tissue_fraction: npt.NDArray[np.float32]
-    """Share of each tile that is tissue, shape (n_tiles,)."""
     tile_width_px0: float
     tile_height_px0: float
     tile_px: int
-    """Side of a tile as it is read, px."""
     min_tissue_used: float
-    """Least tissue share applied; below the setting where no tile reached that."""
 
 
 def make_tile_grid(
@@ -81,23 +92,12 @@ def make_tile_grid(
     resolution: Resolution,
     settings: TileSettings,
 ) -> TileGrid:
-    """Return the grid of tiles that hold enough tissue.
+    """Return the grid of tiles that hold enough tissue, shape (tiles, 2), level-0 px.
 
     Tiles do not reach over the edge of the slide; a slide smaller than one tile has a single tile
     from 0 on. Where no tile holds enough tissue, the threshold is halved until one does; where all
     tissue is in the strips at the edges that no whole tile covers, the one edge-aligned tile with
     most of it is taken.
-
-    Parameters
-    ----------
-    tissue
-        Tissue of the slide.
-    width_px0, height_px0
-        Size of the slide in level-0 px.
-    resolution
-        µm per level-0 px.
-    settings
-        Size, resolution and choice of tiles.
     """
     width = settings.tile_px * settings.target_mpp / resolution.mpp_x
     height = settings.tile_px * settings.target_mpp / resolution.mpp_y
@@ -123,19 +123,10 @@ def make_tile_grid(
 
 
 def subsample_tiles(grid: TileGrid, max_tiles: int | None, *, seed: int) -> TileGrid:
-    """Return at most ``max_tiles`` tiles of a grid, spread over its area, in reading order.
+    """Return at most ``max_tiles`` tiles of a grid, shape (tiles, 2), level-0 px, in their order.
 
-    The tiles are sorted along a Z-order curve (Morton, 1966), cut into ``max_tiles`` runs of the
-    same length, and one tile is drawn from each.
-
-    Parameters
-    ----------
-    grid
-        All tiles.
-    max_tiles
-        Limit; None keeps all.
-    seed
-        Seed of the draws.
+    To be spread over its area, the tiles are sorted along a Z-order curve (Morton, 1966), cut into
+    ``max_tiles`` runs of the same length, and one tile is drawn from each. None keeps all.
     """
     n_tiles = len(grid.coords_px0)
     if max_tiles is None or n_tiles <= max_tiles:
@@ -159,30 +150,12 @@ def _morton_codes(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
-    """Read the pixels of one tile.
+    """Read the pixels of one tile, shape (tile_px, tile_px, 3), uint8.
 
     They come from the coarsest level that is fine enough, are cut at the exact, often fractional
     window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where the slide
-    is coarser than the target. A tile covers the same µm whatever the scanner.
-
-    Parameters
-    ----------
-    slide
-        Open slide.
-    grid
-        Its tiles.
-    index
-        Index into the grid.
-
-    Returns
-    -------
-    RgbArray
-        Shape (tile_px, tile_px, 3), uint8.
-
-    Raises
-    ------
-    TileError
-        If the tile cannot be decoded.
+    is coarser than the target. A tile covers the same µm whatever the scanner. Raises TileError if
+    the tile cannot be decoded.
     """
     level = nearest_level(
         slide.levels, min(grid.tile_width_px0, grid.tile_height_px0) / grid.tile_px
@@ -211,7 +184,7 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
 
 
 def _starts(length_px0: int, *, tile_px0: float, pitch_px0: float) -> npt.NDArray[np.int64]:
-    """First pixels of tiles along one axis; at least one tile."""
+    """Return the first px of tiles along one axis, shape (tiles,); at least one tile."""
     n_tiles = max(1, int((length_px0 - tile_px0) / pitch_px0 + 1 + 1e-9))
     starts: npt.NDArray[np.int64] = np.floor(np.arange(n_tiles) * pitch_px0 + 0.5).astype(np.int64)
     # Rounding the corner may push the last tile over the edge by half a pixel.

@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +23,18 @@ __all__ = ["SlideTiles", "open_slide_tiles"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTiles:
-    """An open slide and the tiles to read from it."""
+    """An open slide and the tiles to read from it, each of shape (tile_px, tile_px, 3), uint8.
+
+    ``overview`` is the whole slide at the resolution of the mask, of shape (height, width, 3),
+    uint8; ``n_tissue_tiles`` counts tiles with enough tissue, before subsampling to ``max_tiles``.
+    """
 
     slide: Slide
     resolution: Resolution
     overview: RgbArray
-    """The whole slide at the resolution of the mask, shape (height, width, 3), uint8."""
     tissue: TissueMask
     grid: TileGrid
     n_tissue_tiles: int
-    """Tiles with enough tissue, before subsampling to ``max_tiles``."""
     detect_artifact: ArtifactDetector
 
     @property
@@ -43,11 +45,8 @@ class SlideTiles:
     def read(self, index: int) -> RgbArray | str | TileError:
         """Read a tile, shape (tile_px, tile_px, 3), uint8.
 
-        Returns
-        -------
-        RgbArray, str or TileError
-            The pixels; or the name of the artefact rule that rejects the tile; or the error that
-            says why it cannot be decoded.
+        Returns instead the name of the artefact rule that rejects the tile, or the error that says
+        why its pixels cannot be decoded.
         """
         try:
             tile = read_tile(self.slide, self.grid, index)
@@ -60,47 +59,28 @@ class SlideTiles:
     ) -> Iterator[tuple[int, RgbArray | str | TileError]]:
         """Read all tiles in order, with ``n_ahead`` of them being read in advance.
 
-        Yields
-        ------
-        tuple
-            Index into the grid, and what :meth:`read` returns for it.
+        Yields the index into the grid, and the result of :meth:`read`: pixels of shape (tile_px,
+        tile_px, 3), a rule's name, or an error.
         """
-        pending: deque[tuple[int, Future[RgbArray | str | TileError]]] = deque()
-        for index in range(self.n_tiles):
-            pending.append((index, pool.submit(self.read, index)))
-            if len(pending) > n_ahead:
-                first, future = pending.popleft()
-                yield first, future.result()
-        for first, future in pending:
-            yield first, future.result()
+        pending: deque[Future[RgbArray | str | TileError]] = deque()
+        for index in range(self.n_tiles + n_ahead):
+            if index < self.n_tiles:
+                pending.append(pool.submit(self.read, index))
+            if index >= n_ahead:
+                yield index - n_ahead, pending.popleft().result()
 
 
 @contextmanager
 def open_slide_tiles(
     path: Path, *, tiles: TileSettings, tissue: TissueSettings, given_mpp: float | None
 ) -> Iterator[SlideTiles]:
-    """Open a slide, segment its tissue and lay its tile grid; close it at the end.
+    """Open a slide, segment its tissue and compute its tile grid; close it at the end.
 
-    Parameters
-    ----------
-    path
-        The slide.
-    tiles
-        Size, resolution and choice of tiles.
-    tissue
-        Settings of the tissue segmentation.
-    given_mpp
-        µm per level-0 px that replaces the file's own; None to trust the file.
-
-    Raises
-    ------
-    SlideError
-        If the slide cannot be opened, or none of it can be read.
-    ResolutionError
-        If ``given_mpp`` is implausible.
+    ``given_mpp`` are µm per level-0 px that replace the file's own; None to trust the file. Raises
+    SlideError if the slide cannot be opened, or none of it can be read; ResolutionError if
+    ``given_mpp`` is implausible.
     """
-    slide = open_slide(path)
-    try:
+    with closing(open_slide(path)) as slide:
         resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)
         downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
@@ -112,16 +92,13 @@ def open_slide_tiles(
             resolution=resolution,
             settings=tiles,
         )
+        seed = zlib.crc32(slide_id_of(path).encode())
         yield SlideTiles(
             slide=slide,
             resolution=resolution,
             overview=overview,
             tissue=mask,
-            grid=subsample_tiles(
-                grid, tiles.max_tiles, seed=zlib.crc32(slide_id_of(path).encode())
-            ),
+            grid=subsample_tiles(grid, tiles.max_tiles, seed=seed),
             n_tissue_tiles=len(grid.coords_px0),
             detect_artifact=artifact_detector(tiles.rules, glass_rgb=mask.background_rgb),
         )
-    finally:
-        slide.close()

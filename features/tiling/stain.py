@@ -45,13 +45,7 @@ _PACKAGE = "macenko_pca"
 
 
 def require_stain_norm(name: str) -> None:
-    """Raise an error for a method that is unknown or not installed.
-
-    Raises
-    ------
-    MilError
-        If there is no such method, or its package is missing.
-    """
+    """Raise MilError for a method that is unknown, or whose package is missing."""
     if name not in STAIN_NORMS:
         raise MilError("stain normalisation", actual=f"{name!r}", expected=" or ".join(STAIN_NORMS))
     if name != "none" and importlib.util.find_spec(_PACKAGE) is None:
@@ -65,17 +59,8 @@ def require_stain_norm(name: str) -> None:
 def build_stain_normalizer(name: str, slide_tiles: SlideTiles) -> StainNormalizer | None:
     """Return the stain normaliser of a slide, fitted on 16 of its tiles; None for ``none``.
 
-    Parameters
-    ----------
-    name
-        One of :data:`STAIN_NORMS`.
-    slide_tiles
-        The open slide and its tiles; the same ones are always used.
-
-    Raises
-    ------
-    SlideError
-        If two stains cannot be separated on it.
+    It maps pixels of shape (height, width, 3), uint8, to the same shape. The tiles are always the
+    same ones. Raises SlideError if two stains cannot be separated on the slide.
     """
     if name == "none":
         return None
@@ -96,26 +81,14 @@ def build_stain_normalizer(name: str, slide_tiles: SlideTiles) -> StainNormalize
 
 
 class MacenkoNormalizer:
-    """Maps the two stains of one slide to those of a fixed reference (Macenko et al., 2009).
+    """Map of the two stains of one slide to those of a fixed reference (Macenko et al., 2009).
 
-    The stain vectors are estimated once per slide, as the outermost directions of its optical
-    densities over its own glass; the residual stays as it is. The reference has haematoxylin and
-    eosin (Ruifrok and Johnston, 2001) over white, the 99th percentile of the first at an optical
-    density of 2, of the second at 1 (natural logarithm).
-
-    Parameters
-    ----------
-    pixels
-        Tissue of the slide, shape (height, width, 3), uint8.
-    glass_rgb
-        Colour of its glass.
-    where
-        The slide, for messages.
-
-    Raises
-    ------
-    SlideError
-        If two stains cannot be separated.
+    The stain vectors are estimated once per slide, from tissue ``pixels`` of shape (height, width,
+    3), uint8, as the outermost directions of their optical densities over the slide's own glass;
+    the residual stays as it is. The reference has haematoxylin and eosin (Ruifrok and Johnston,
+    2001) over white, the 99th percentile of the first at an optical density of 2, of the second
+    at 1 (natural logarithm). Raises SlideError, which names ``where``, if two stains cannot be
+    separated.
     """
 
     def __init__(self, pixels: RgbArray, *, glass_rgb: tuple[int, int, int], where: object) -> None:
@@ -129,7 +102,9 @@ class MacenkoNormalizer:
         first = macenko_pca.find_stain_index(haematoxylin, stains[:, :2])
         self._stains = _basis(stains[:, first], stains[:, 1 - first])
         self._reference = _basis(haematoxylin, eosin)
-        _require_two(self._stains, where)
+        cosine = float(self._stains[:, 0] @ self._stains[:, 1])
+        if not np.isfinite(self._stains).all() or cosine > np.cos(np.radians(_MIN_ANGLE_DEG)):
+            raise _one_stain(where)
         concentrations = self._concentrations(pixels).reshape(-1, 3)[:, :2]
         strong = np.percentile(concentrations, _PERCENTILE, axis=0)
         if not (strong > 0).all():
@@ -181,13 +156,6 @@ def _basis(
     return np.stack([*columns, other / max(float(np.linalg.norm(other)), 1e-12)], axis=1).astype(
         np.float32
     )
-
-
-def _require_two(stains: npt.NDArray[np.float32], where: object) -> None:
-    """Raise an error where the stains are parallel or not finite."""
-    cosine = float(stains[:, 0] @ stains[:, 1])
-    if not np.isfinite(stains).all() or cosine > np.cos(np.radians(_MIN_ANGLE_DEG)):
-        raise _one_stain(where)
 
 
 def _one_stain(where: object) -> SlideError:

@@ -36,51 +36,52 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 @dataclass(frozen=True, kw_only=True)
 class TissueSettings:
-    """Settings of the tissue segmentation."""
+    """Settings of the tissue segmentation.
+
+    Attributes
+    ----------
+    mask_mpp
+        Resolution of the mask, µm/px: about one cell per pixel, so that gaps between cells and the
+        scanner's noise average out, and a slide of 5 gigapixels fits in 15 MB.
+    floor_distance
+        Least distance to the glass at which a pixel may be tissue, grey levels (0 to 255). Otsu's
+        threshold always splits, so a blank slide needs an absolute floor; JPEG blocks, dust and the
+        tints of a glass stay below 10, pale fibrin begins at 15. Noisier glass raises it.
+    least_speck_um2
+        Area below which islands are removed, µm²: dust of up to 70 µm across. A tile of 224 px at
+        0.5 µm/px has 12,544, so at the default share of 0.3 no smaller island makes a tile.
+    least_hole_um2
+        Area below which holes are filled, µm²: capillaries, fat cells and tears of one cell's width
+        belong to the tissue, vessels and glands wider than 70 µm do not.
+    """
 
     mask_mpp: float = 8.0
-    """Resolution of the mask, µm/px: about one cell per pixel, so that gaps between cells and the
-    scanner's noise average out, and a slide of 5 gigapixels fits in 15 MB."""
     floor_distance: float = 12.0
-    """Least distance to the glass at which a pixel may be tissue, grey levels (0 to 255). Otsu's
-    threshold always splits, so a blank slide needs an absolute floor; JPEG blocks, dust and the
-    tints of a glass stay below 10, pale fibrin begins at 15. Noisier glass raises it."""
     least_speck_um2: float = 4000.0
-    """Area below which islands are removed, µm²: dust of up to 70 µm across. A tile of 224 px at
-    0.5 µm/px has 12,544, so at the default share of 0.3 no smaller island makes a tile."""
     least_hole_um2: float = 4000.0
-    """Area below which holes are filled, µm²: capillaries, fat cells and tears of one cell's width
-    belong to the tissue, vessels and glands wider than 70 µm do not."""
 
     def __post_init__(self) -> None:
-        for name, least in (("mask_mpp", 0.05), ("floor_distance", 1.0)):
-            if not least <= getattr(self, name) < math.inf:
+        minima = {"mask_mpp": 0.05, "floor_distance": 1, "least_speck_um2": 0, "least_hole_um2": 0}
+        for name, least in minima.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
                 raise MilError(
-                    "tissue",
-                    actual=f"{name} is {getattr(self, name):g}",
-                    expected=f"{least:g} or more",
-                )
-        for name in ("least_speck_um2", "least_hole_um2"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise MilError(
-                    "tissue",
-                    actual=f"{name} is {getattr(self, name):g}",
-                    expected="an area, 0 or more",
+                    "tissue", actual=f"{name} is {value:g}", expected=f"{least:g} or more"
                 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TissueMask:
-    """Tissue of a slide at low resolution."""
+    """Tissue of a slide at low resolution: ``mask``, shape (height, width), bool, True on tissue.
+
+    ``downsample`` is in level-0 px per px of the mask, ``background_rgb`` the colour of the glass,
+    and ``threshold`` the distance to it above which a pixel is tissue, grey levels.
+    """
 
     mask: Bools
-    """True on tissue, shape (height, width), bool."""
     downsample: int
-    """Level-0 px per px of the mask."""
     background_rgb: tuple[int, int, int]
-    """Colour of the glass."""
     threshold: float
-    """Distance to the glass above which a pixel is tissue, grey levels."""
 
 
 def mask_downsample(mpp: float, settings: TissueSettings) -> int:
@@ -97,7 +98,7 @@ def mask_downsample(mpp: float, settings: TissueSettings) -> int:
 def segment_tissue(
     overview: RgbArray, *, downsample: int, mpp: float, settings: TissueSettings
 ) -> TissueMask:
-    """Segment the tissue of a slide on glass of any colour.
+    """Segment the tissue of a slide on glass of any colour, from shape (height, width, 3), uint8.
 
     1. The colour of the glass is the mode of bright, smooth pixels that are not redder than glass
        can be. Where there is no glass (an image of tissue alone), it is white.
@@ -112,21 +113,8 @@ def segment_tissue(
     5. Specks are removed and small holes filled by area. Where there are only specks, the largest
        is kept if it is distinct (a small biopsy).
 
-    Parameters
-    ----------
-    overview
-        The whole slide, shape (height, width, 3), uint8.
-    downsample
-        Level-0 px per px of ``overview``.
-    mpp
-        µm per level-0 px.
-    settings
-        Resolution, floor and areas.
-
-    Returns
-    -------
-    TissueMask
-        Its ``mask`` has the shape (height, width) of ``overview``; all False on a blank slide.
+    ``downsample`` is in level-0 px per px of ``overview``, ``mpp`` in µm per level-0 px. The mask
+    has shape (height, width), and is all False on a blank slide.
     """
     smooth = _median_of_nine(overview)
     roughness = _variance(smooth.mean(axis=2, dtype=np.float32), 3)
@@ -262,14 +250,11 @@ def _terms(y: Floats, x: Floats) -> tuple[Floats, ...]:
 
 
 def _darker_than_glass(pixels: RgbArray, light: Floats, is_glass: Bools) -> tuple[Floats, float]:
-    """Difference of each pixel to the local glass, and the noise of the glass.
+    """Return the grey levels of each pixel below the local glass, and the noise of the glass.
 
-    Returns
-    -------
-    tuple
-        Grey levels below the glass, at least 0, in the channel that differs most, shape (height,
-        width), float32; standard deviation of bare glass in the noisiest channel, estimated by
-        the median absolute deviation, grey levels.
+    The first is at least 0, in the channel that differs most, of shape (height, width), float32;
+    the second the standard deviation of bare glass in the noisiest channel, estimated by the
+    median absolute deviation.
     """
     y, x = _axes(*is_glass.shape)
     darker = np.zeros(is_glass.shape, np.float32)
@@ -311,14 +296,17 @@ def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
     island is then more likely a small biopsy than dust.
     """
     candidates = distance > threshold
-    mask = _without_small(candidates, least_px)
-    if mask.any() or not candidates.any():
-        return mask
-    labels, _ = ndimage.label(candidates, structure=_EIGHT_NEIGHBOURS)
-    sizes = np.bincount(labels.ravel())[1:]
-    island = labels == sizes.argmax() + 1
-    distinct = sizes.max() >= _MIN_ISLAND_PX and float(distance[island].mean()) > 2 * threshold
-    return island if distinct else mask
+    labels, n_islands = ndimage.label(candidates, structure=_EIGHT_NEIGHBOURS)
+    if not n_islands:
+        return candidates
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    is_kept = (sizes >= least_px) & (sizes > 0)
+    if not is_kept.any():
+        largest = sizes.argmax()
+        colour = float(distance[labels == largest].mean())
+        is_kept[largest] = sizes[largest] >= _MIN_ISLAND_PX and colour > 2 * threshold
+    return np.asarray(is_kept[labels])
 
 
 def _fill_small_holes(mask: Bools, least_px: float) -> Bools:
@@ -328,13 +316,3 @@ def _fill_small_holes(mask: Bools, least_px: float) -> Bools:
     is_open = np.bincount(labels.ravel()) >= least_px
     is_open[0], is_open[labels[0, 0]] = False, True
     return np.asarray(~is_open[labels[1:-1, 1:-1]])
-
-
-def _without_small(mask: Bools, least_px: float) -> Bools:
-    """Keep connected areas of at least ``least_px`` pixels."""
-    labels, n_areas = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
-    if not n_areas:
-        return mask
-    large = np.bincount(labels.ravel()) >= least_px
-    large[0] = False
-    return np.asarray(large[labels])

@@ -14,21 +14,11 @@ __all__ = ["TileTransform"]
 
 
 class TileTransform:
-    """Turns a tile into the encoder's inputs: the stain-normalised tile and augmented views of it.
+    """Transform of a tile into the encoder's inputs: the normalised tile and augmented views of it.
 
-    Parameters
-    ----------
-    slide_tiles
-        The open slide and its tiles.
-    views
-        Settings of the augmented views; none by default.
-    stain_normalizer
-        Applied to every tile of the slide; None leaves the colours.
-
-    Attributes
-    ----------
-    n_views
-        Images per tile: the plain one and its augmented views.
+    It maps shape (tile_px, tile_px, 3), uint8, to (n_views, tile_px, tile_px, 3), for any tile of
+    the open slide. ``views`` adds augmented views to the plain one; ``stain_normalizer`` is applied
+    to every tile, None leaves the colours.
     """
 
     def __init__(
@@ -50,20 +40,7 @@ class TileTransform:
         self.n_views = 1 + self._config.n_views
 
     def __call__(self, tile: RgbArray, index: int) -> RgbArray:
-        """Return the views of a tile, the plain one first.
-
-        Parameters
-        ----------
-        tile
-            Pixels as read, shape (tile_px, tile_px, 3), uint8.
-        index
-            Index into the grid.
-
-        Returns
-        -------
-        RgbArray
-            Shape (n_views, tile_px, tile_px, 3), uint8.
-        """
+        """Return the views of the tile at ``index`` of the grid, the plain one first."""
         if self._normalize is not None:
             tile = self._normalize(tile)
         x, y = self._coords_px0[index].tolist()

@@ -29,18 +29,10 @@ _FULL = "Free some space; what is finished is kept, and the same command goes on
 _LOCKED = "Make the folder writable, or name another."
 _GONE = "Bring the folder back, or make it; what is finished is kept, and the same command goes on."
 _HINTS = {
-    errno.ENOENT: _GONE,
-    errno.ENOTDIR: _GONE,
-    errno.ESTALE: _GONE,
-    errno.ENODEV: _GONE,
-    errno.EMFILE: OPEN_FILES_HINT,
-    errno.ENFILE: OPEN_FILES_HINT,
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EFBIG: _FULL,
-    errno.EROFS: _LOCKED,
-    errno.EACCES: _LOCKED,
-    errno.EPERM: _LOCKED,
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV), _GONE),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), OPEN_FILES_HINT),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _LOCKED),
 }
 _MAX_STEM = 80
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
@@ -53,21 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader therefore sees the old file or the whole new one, never a part. The temporary name, in
     the same folder, keeps the suffix (some writers need it), starts with a dot (listings skip it)
     and holds the process id (processes never share it). The bytes are on disk before the rename.
-
-    Parameters
-    ----------
-    path
-        The final file; its folder must exist.
-
-    Yields
-    ------
-    Path
-        Where to write.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written or replaced; the old file is then untouched.
+    Raises OutputError if the file cannot be written or replaced; the old file is then untouched.
     """
     temporary = path.with_name(f".{path.stem[:_MAX_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
@@ -86,22 +64,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new hidden folder that replaces ``path`` when the block ends without an error.
 
-    Its files are on disk before the rename. An older folder of that name stays until then.
-
-    Parameters
-    ----------
-    path
-        The final folder.
-
-    Yields
-    ------
-    Path
-        Where to write.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written or replaced; the old folder is then untouched.
+    Its bytes are on disk before the rename. An older folder of that name stays until then, and for
+    good where an OutputError is raised because the new one cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = temporary.with_suffix(".old")
@@ -155,10 +119,7 @@ def path_exists(path: Path) -> bool:
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents if they are missing, and return its path.
 
-    Raises
-    ------
-    OutputError
-        If it is a file or cannot be made.
+    Raises OutputError if it is a file or cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

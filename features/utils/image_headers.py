@@ -23,20 +23,10 @@ _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
 
 
 def jpeg_dimensions(stream: bytes) -> tuple[int, int] | None:
-    """Return width and height in px that a stream of the JPEG family declares.
+    """Return width and height in px that a stream of the JPEG family declares; None if it does not.
 
-    Pillow cannot replace this: it refuses JPEG-LS and more than 8 bit, and takes the size of a JP2
-    file from a box that decoders ignore.
-
-    Parameters
-    ----------
-    stream
-        JPEG, lossless JPEG, JPEG-LS, or JPEG 2000 with or without boxes.
-
-    Returns
-    -------
-    tuple of int or None
-        None for any other stream, and where no size is declared.
+    The family is JPEG, lossless JPEG, JPEG-LS, and JPEG 2000 with or without boxes. Pillow refuses
+    JPEG-LS and more than 8 bit, and takes the size of a JP2 file from a box that decoders ignore.
     """
     try:
         if stream.startswith(_JPEG_START):

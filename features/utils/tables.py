@@ -32,28 +32,14 @@ _MIN_SIMILARITY = 0.75
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV table with every cell as text.
+    """Read a CSV table with every cell as text, shape (rows, columns), index 0 to rows - 1.
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept literally; an empty cell is the empty
     string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
     separators are supported. White space around names and cells is stripped, and so is the
-    apostrophe with which :func:`write_table` escapes formulas.
-
-    Parameters
-    ----------
-    path
-        The table; its first row names the columns.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per line, all columns of strings, index 0 to n - 1.
-
-    Raises
-    ------
-    TableError
-        If the file is missing, unreadable, not text, without rows, names a column twice, or a row
-        has more cells than the header.
+    apostrophe with which :func:`write_table` escapes formulas. Raises TableError if the file is
+    missing, unreadable, not text, without rows, names a column twice, or a row has more cells than
+    the header.
     """
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
 
@@ -83,25 +69,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
-    """Write a table as CSV, whole or not at all; the same table gives the same bytes.
+    """Write a table of shape (rows, columns) as CSV, whole or not at all, without its index.
 
-    A text that a spreadsheet would take for a formula, because it begins with ``=``, ``+``, ``-``
-    or ``@`` and is not a number, gets an apostrophe before it, which :func:`read_table` strips.
-    All other cells are written unchanged.
-
-    Parameters
-    ----------
-    path
-        The file.
-    table
-        Any table; its index is not written.
-    float_format
-        Format of numbers, e.g. ``%.6g``; all digits by default.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    The same table gives the same bytes. A text that a spreadsheet would take for a formula, because
+    it begins with ``=``, ``+``, ``-`` or ``@`` and is not a number, gets an apostrophe before it,
+    which :func:`read_table` strips. ``float_format``, e.g. ``%.6g``, shortens numbers. Raises
+    OutputError if the file cannot be written.
     """
     escaped = _map_cells(table, _escape_formula)
     with atomic_write(path) as temporary:
@@ -146,23 +119,10 @@ def _check_row_lengths(path: Path, text: str, separator: str) -> None:
 
 
 def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:
-    """Return the first of ``names`` that is a column of ``table``.
+    """Return the first of ``names`` that is a column of ``table``, shape (rows, columns).
 
-    Parameters
-    ----------
-    table
-        Any table.
-    names
-        Accepted names, preferred first.
-    where
-        The file, for the message.
-    what
-        Content of the column, for the message.
-
-    Raises
-    ------
-    TableError
-        If there is none; the message lists the columns and the most similar name.
+    Raises TableError if there is none: the message names the file ``where``, ``what`` the column
+    contains, all columns, and the one whose name is most similar.
     """
     for name in names:
         if name in table.columns:

@@ -33,13 +33,6 @@ def percent(share: float, *, digits: int = 0) -> str:
 def printable(text: str, *, kept: str = "") -> str:
     r"""Return a text with a question mark in place of control and other unprintable characters.
 
-    Parameters
-    ----------
-    text
-        Any text, such as a file name.
-    kept
-        Unprintable characters that stay.
-
     Examples
     --------
     >>> printable("two\nlines\x1b[31m")

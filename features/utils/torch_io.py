@@ -17,17 +17,15 @@ _ARCHIVE_START = b"PK\x03\x04"
 
 
 def safe_torch_load(path: Path) -> object:
-    """Load tensors and plain containers of them onto the CPU, without running code from the file.
+    """Load tensors of any shape, and plain containers of them, onto the CPU, without running code.
 
     Raises
     ------
     ValueError
         If the file is empty, larger than the free memory, or an archive that unpacks to more than
         its own size in bytes (PyTorch stores tensors uncompressed).
-    pickle.UnpicklingError
-        If it holds anything but tensors and plain containers.
     Exception
-        Of any kind, if the file is damaged.
+        Of any kind if the file is damaged; UnpicklingError if it holds anything else.
     """
     n_bytes, n_free = path.stat().st_size, available_memory()
     if not n_bytes:

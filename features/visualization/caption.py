@@ -33,20 +33,10 @@ def add_caption(
     legend: Sequence[Entry],
     min_width_px: int = 0,
 ) -> Image.Image:
-    """Return the image with title, facts and legend below it, wrapped to its width.
+    """Return an RGB image, shape (height, width, 3), with title, facts and legend below it.
 
-    Parameters
-    ----------
-    image
-        An RGB image.
-    title
-        Shortened in its middle where it is too long.
-    facts
-        Short texts.
-    legend
-        Symbols and their meanings.
-    min_width_px
-        Least width of the result, px.
+    They are wrapped to its width, at least ``min_width_px``, px. A title that is too long is
+    shortened in its middle. ``legend`` has symbols and their meanings.
     """
     width, top = max(image.width, min_width_px), image.height
     result = Image.new("RGB", (width, top + 60 * _LINE_PX), "white")
@@ -63,16 +53,9 @@ def add_caption(
 
 
 def scale_bar(um_per_px: float, *, max_px: int, assumed: bool) -> Entry:
-    """Return a bar of a round length, and that length as text.
+    """Return a bar of a round length of up to ``max_px``, and that length as text.
 
-    Parameters
-    ----------
-    um_per_px
-        Resolution of the image, µm per px.
-    max_px
-        Longest bar, px.
-    assumed
-        Adds a remark that the resolution is only assumed.
+    The image has ``um_per_px``, µm per px; ``assumed`` adds a remark that this is only assumed.
     """
     length_um = round_length_um(max(1, max_px) * um_per_px)
     width = max(3, round(length_um / um_per_px))

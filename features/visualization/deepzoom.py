@@ -27,10 +27,13 @@ _MAX_OVERVIEW_PX = 80 << 20  # 240 MB; several times that while it is computed
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A rectangle of one level of a pyramid."""
+    """Rectangle of one level of a pyramid: pixels of shape (height_px, width_px, 3).
+
+    ``downsample`` is in level-0 px per px of the level, a power of two; all other fields are in px
+    of the level.
+    """
 
     downsample: int
-    """Level-0 px per px of the level, a power of two; all other fields are px of the level."""
     left_px: int
     top_px: int
     width_px: int
@@ -41,7 +44,8 @@ class Region:
 class DeepZoom:
     """Pyramid over an image: each level has half the resolution of the next, the first is 1 px.
 
-    Levels are numbered as in Microsoft's Deep Zoom; tiles do not overlap.
+    Its shape is (height_px0, width_px0) at full resolution. Levels are numbered as in Microsoft's
+    Deep Zoom; tiles do not overlap.
     """
 
     width_px0: int
@@ -49,11 +53,11 @@ class DeepZoom:
 
     @property
     def last_level(self) -> int:
-        """Level of full resolution."""
+        """Number of the level of full resolution, px for level-0 px."""
         return math.ceil(math.log2(max(self.width_px0, self.height_px0)))
 
     def region(self, level: int, column: int, row: int) -> Region | None:
-        """Return the region of a tile; None where there is no such tile.
+        """Return the region of a tile, shape (256, 256) px, less at edges; None without a tile.
 
         Examples
         --------
@@ -84,19 +88,10 @@ class DeepZoomReader:
     """Regions of an open slide, each px the mean of the level-0 square that it covers.
 
     Fine regions come from the slide's coarsest level that is fine enough. Where a px would average
-    more than 4 × 4 px of it, regions come from an overview that is read once, on first use, so
-    that a one-level slide of gigapixels is not decoded again for each. Areas of the overview that
-    a reader knows to be empty may have the colour of the glass.
-
-    Parameters
-    ----------
-    slide
-        Open slide; the caller closes it.
-
-    Attributes
-    ----------
-    zoom
-        The pyramid over the slide.
+    more than 4 × 4 px of it, regions come from an overview, shape (height, width, 3), that is read
+    once, on first use, so that a one-level slide of gigapixels is not decoded again for each. Areas
+    of the overview that a reader knows to be empty may have the colour of the glass. ``zoom`` is
+    the pyramid over the slide, which the caller closes.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -113,10 +108,7 @@ class DeepZoomReader:
     def read(self, region: Region) -> RgbArray:
         """Read the pixels of a region, shape (height_px, width_px, 3), uint8.
 
-        Raises
-        ------
-        SlideError
-            If it cannot be decoded.
+        Raises SlideError if it cannot be decoded.
         """
         level = nearest_level(self._slide.levels, region.downsample)
         averaged = region.downsample / self._slide.levels[level].downsample
@@ -191,23 +183,10 @@ def _mean_of_pairs(
 def colorize_region(
     layout: TileLayout, values: npt.NDArray[np.float64], region: Region, *, scale: ColorScale
 ) -> npt.NDArray[np.uint8]:
-    """Return the tiles of a slide in the colours of their values, within a region.
+    """Return the tiles of a slide in the colours of their values, within a region of its pyramid.
 
-    Parameters
-    ----------
-    layout
-        The tiles.
-    values
-        One per tile, shape (tiles,), float64.
-    region
-        Region of the pyramid over the slide.
-    scale
-        Colour map.
-
-    Returns
-    -------
-    numpy.ndarray
-        RGBA, shape (height_px, width_px, 4), uint8; transparent outside the tiles.
+    ``values`` has shape (tiles,), float64; the result is RGBA of shape (height_px, width_px, 4),
+    uint8, with transparent pixels outside the tiles.
     """
     region_px = (region.left_px, region.top_px, region.width_px, region.height_px)
     raster = rasterize(layout, values, downsample=region.downsample, region_px=region_px)

@@ -43,51 +43,41 @@ _DEFAULT_TILE_PX = 224
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TileLayout:
-    """Coordinates and size of the tiles of a slide."""
+    """Coordinates and size of the tiles of a slide, in level-0 px.
+
+    ``coords_px0`` are upper left corners, x then y, of shape (tiles, 2); sizes are width and
+    height. ``mpp_xy`` are µm per level-0 px along x and y, assumed where neither the file nor the
+    user gives them.
+    """
 
     coords_px0: npt.NDArray[np.int64]
-    """Upper left corners, x then y, shape (tiles, 2), level-0 px."""
     tile_size_px0: tuple[float, float]
-    """Width and height of a tile, level-0 px."""
     slide_size_px0: tuple[int, int]
-    """Width and height of the slide, level-0 px."""
     mpp_xy: tuple[float, float]
-    """µm per level-0 px along x and y."""
     mpp_is_assumed: bool
-    """True where neither the file nor the user gives the resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorScale:
-    """Colour map of a heatmap.
+    """Colour map of a heatmap: values of shape (...) become colours of shape (..., 3).
 
     The lightness of both palettes rises monotonically, so they also read in grey and with any
     common colour vision: viridis (van der Walt and Smith, 2015) for ordered values; cividis
-    (Nuñez et al., 2018), whose middle is grey, for values with two sides.
+    (Nuñez et al., 2018), whose middle is grey, for values with two sides. ``low`` has the darkest
+    colour, ``high`` the lightest; values beyond are clipped. ``words`` is the text of the legend.
     """
 
     palette: Literal["viridis", "cividis"]
-    """Name of the matplotlib colormap."""
     low: float
-    """Value of the darkest colour; smaller values are clipped."""
     high: float
-    """Value of the lightest colour; larger values are clipped."""
     words: str
-    """Meaning of the colours, for the legend."""
 
 
 def tile_layout(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TileLayout | None:
-    """Return the layout of a bag's tiles; None where the bag has no coordinates.
+    """Return the layout of a bag's tiles, shape (tiles, 2), level-0 px; None without coordinates.
 
     Imported bags may lack the size of slide and tiles: tiles then extend to their next neighbour,
     and the slide to its last tile.
-
-    Parameters
-    ----------
-    meta
-        Metadata of the bag.
-    coords_px0
-        Coordinates of its tiles, shape (tiles, 2), level-0 px.
     """
     tile_size = (
         meta.span_x_px0 or _min_distance(coords_px0[:, 0]),
@@ -106,7 +96,7 @@ def tile_layout(meta: BagMeta, coords_px0: npt.NDArray[np.int64]) -> TileLayout 
 
 
 def heatmap_downsample(layout: TileLayout) -> int:
-    """Return the level-0 px per px of a heatmap, whose long side is at most 1,200 px."""
+    """Return the level-0 px per px of a heatmap, shape (height, width), at most 1,200 px."""
     return max(1, math.ceil(max(layout.slide_size_px0) / _LONG_SIDE_PX))
 
 
@@ -119,22 +109,10 @@ def rasterize(
 ) -> npt.NDArray[np.float32]:
     """Fill every tile of a slide with its value; the mean where tiles overlap.
 
-    Parameters
-    ----------
-    layout
-        The tiles.
-    values
-        One per tile, shape (tiles,), float64.
-    downsample
-        Level-0 px per px of the result.
-    region_px
-        Left, top, width and height of the part to fill, px of the result; None for all.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample)), or that of the region,
-        float32; NaN outside the tiles.
+    ``values`` has shape (tiles,), float64; ``downsample`` is in level-0 px per px of the result;
+    ``region_px`` is left, top, width and height of the part to fill, px of the result, None for
+    all. The result has shape (ceil(height_px0 / downsample), ceil(width_px0 / downsample)), or that
+    of the region, float32; NaN outside the tiles.
     """
     whole = (0, 0, *(math.ceil(length / downsample) for length in layout.slide_size_px0))
     corner_x, corner_y, width, height = region_px or whole
@@ -165,7 +143,7 @@ def apply_colormap(values: Floats, scale: ColorScale) -> RgbArray:
 
 
 def colormap_rgba(values: npt.NDArray[np.float32], scale: ColorScale) -> npt.NDArray[np.uint8]:
-    """Return colours of a raster, shape (height, width, 4), uint8; transparent where it is NaN."""
+    """Return colours of a raster, shape (height, width, 4), uint8; NaN pixels are transparent."""
     on_tiles = np.isfinite(values)
     rgba = np.dstack([apply_colormap(values, scale), np.where(on_tiles, 255, 0).astype(np.uint8)])
     rgba[~on_tiles] = 0
@@ -183,21 +161,9 @@ def draw_heatmap(
 ) -> Image.Image:
     """Draw a slide with its tiles coloured by value, with scale bar and legend below.
 
-    Below the colours the slide is grey, so that a colour always stands for a value.
-
-    Parameters
-    ----------
-    layout
-        The tiles.
-    values
-        One per tile, shape (tiles,), float64.
-    scale
-        Colour map.
-    overview
-        The slide downsampled by :func:`heatmap_downsample`, shape (height, width, 3), uint8; None
-        leaves it white.
-    title, facts
-        Text of the caption.
+    Below the colours the slide is grey, so that a colour always stands for a value. ``values`` has
+    shape (tiles,), float64; ``overview``, shape (height, width, 3), uint8, is the slide downsampled
+    to at most 1,200 px by :func:`heatmap_downsample`, None leaves it white.
     """
     downsample = heatmap_downsample(layout)
     raster = rasterize(layout, values, downsample=downsample)
@@ -217,7 +183,10 @@ def draw_heatmap(
 def draw_slide(
     layout: TileLayout, overview: RgbArray, *, title: str, facts: Sequence[str]
 ) -> Image.Image:
-    """Draw the same image without a heatmap; ``overview`` has shape (height, width, 3), uint8."""
+    """Draw the same image without a heatmap, with scale bar and caption only.
+
+    ``overview`` has shape (height, width, 3), uint8, and at most 1,200 px a side.
+    """
     return _with_caption(
         Image.fromarray(overview), layout, heatmap_downsample(layout), title=title, facts=facts,
         legend=[],
@@ -270,14 +239,9 @@ def _min_distance(coords: npt.NDArray[np.int64]) -> float:
 
 
 def grid_from_layout(layout: TileLayout, meta: BagMeta) -> TileGrid:
-    """Return the tile grid of a bag, to read its tiles again; every tissue fraction is set to 1.
+    """Return the tile grid of a bag, shape (tiles, 2), level-0 px, to read its tiles again.
 
-    Parameters
-    ----------
-    layout
-        The tiles.
-    meta
-        Metadata of the bag.
+    Every tissue fraction is set to 1.
     """
     return TileGrid(
         coords_px0=layout.coords_px0,

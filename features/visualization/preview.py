@@ -32,28 +32,16 @@ class PreviewProgress(Protocol):
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
         """Handle the start of a slide with so many tiles."""
-        ...
 
     def tiles_done(self, n_tiles: int) -> None:
         """Handle that ``n_tiles`` more tiles are done."""
-        ...
 
 
 class PreviewWriter:
-    """Writes ``<slide_id>.jpg``, ``<slide_id>.json`` and ``index.html`` into a folder.
+    """Writer of ``<slide_id>.jpg``, ``<slide_id>.json`` and ``index.html`` into a folder.
 
     Every file is written whole or not at all. The page shows all slides of the folder, also those
-    of earlier runs.
-
-    Parameters
-    ----------
-    folder
-        Made if missing.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be made.
+    of earlier runs. Raises OutputError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,23 +63,9 @@ class PreviewWriter:
     ) -> PreviewRow:
         """Draw a slide, and write its image and numbers.
 
-        Parameters
-        ----------
-        slide_tiles
-            The open slide and its tiles.
-        rejected
-            Name of the rule that rejects a tile, by index into the grid.
-        failed
-            Indices into the grid of tiles that could not be decoded.
-        tiles_read
-            False where the tiles were not read.
-
-        Raises
-        ------
-        SlideError
-            If the slide can no longer be read.
-        OutputError
-            If a file cannot be written.
+        ``rejected`` are names of rules by index into the grid, ``failed`` indices of tiles whose
+        pixels could not be decoded; ``tiles_read`` is False where none were read. Raises SlideError
+        if the slide can no longer be read, OutputError if a file cannot be written.
         """
         picture, picture_px = draw_tiling(
             slide_tiles, rejected=rejected, failed=failed, tiles_read=tiles_read
@@ -110,10 +84,7 @@ class PreviewWriter:
     def add_failure(self, path: Path, message: str) -> PreviewRow:
         """Record the error of a slide; its image stays only if this run has drawn it.
 
-        Raises
-        ------
-        OutputError
-            If a file cannot be written.
+        Raises OutputError if a file cannot be written.
         """
         slide_id = slide_id_of(path)
         drawn = self._drawn.get(slide_id)
@@ -138,10 +109,7 @@ class PreviewWriter:
     def write_index(self) -> Path:
         """Write the page over all slides in the folder.
 
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
+        Raises OutputError if it cannot be written.
         """
         html = render_page(self.rows(), self.folder)
         with atomic_write(self.index_path) as temporary:
@@ -167,28 +135,8 @@ def preview_slide(
     """Segment the tissue of one slide, apply the artefact rules to its tiles, and draw both.
 
     An error of the slide is recorded in its row and not raised. Without rules, no tile is read.
-
-    Parameters
-    ----------
-    path
-        The slide.
-    writer
-        Writer of the previews.
-    tiles
-        Size, resolution and choice of tiles.
-    tissue
-        Settings of the tissue segmentation.
-    given_mpp
-        µm per level-0 px that replaces the file's own; None to trust the file.
-    n_workers
-        Threads that decode.
-    progress
-        Receiver of the progress.
-
-    Raises
-    ------
-    OutputError
-        If a file cannot be written; an older image of the slide then stays.
+    ``given_mpp`` are µm per level-0 px that replace the file's own; ``n_workers`` threads decode.
+    Raises OutputError if a file cannot be written; an older image of the slide then stays.
     """
     try:
         with open_slide_tiles(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as slide_tiles:

@@ -30,34 +30,34 @@ Status = Literal["done", "empty", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
-    """Numbers of one slide: one row of the page, stored as ``<slide_id>.json`` by these names."""
+    """Numbers of one slide: one row of the page, stored as ``<slide_id>.json`` by these names.
+
+    ``picture_px`` is width and height of the slide in ``<slide_id>.jpg``, px, None where there is
+    no image. ``mpp_source`` is ``file``, ``given`` or ``assumed``. ``tissue_share`` is the share of
+    the slide that is tissue, ``min_tissue_used`` the least one of a tile that was applied, both 0
+    to 1. ``n_found`` counts tiles with enough tissue, ``left_out`` rejected tiles by rule,
+    ``n_failed`` those that could not be decoded. ``message`` is an error, or the reason why no tile
+    is kept.
+    """
 
     slide_id: str
     status: Status
     picture_px: tuple[int, int] | None = None
-    """Width and height of the slide in ``<slide_id>.jpg``; None where there is no image."""
     width_px0: int | None = None
     height_px0: int | None = None
     mpp_x: float | None = None
     mpp_y: float | None = None
     mpp_source: str = ""
-    """``file``, ``given`` or ``assumed``."""
     reader: str = ""
     glass_rgb: tuple[int, int, int] | None = None
     tissue_share: float | None = None
-    """Share of the slide that is tissue, 0 to 1."""
     min_tissue_used: float | None = None
-    """Least tissue share of a tile that was applied, 0 to 1."""
     n_found: int | None = None
-    """Tiles with enough tissue."""
     n_read: int | None = None
     n_kept: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Rejected tiles by rule."""
     n_failed: int | None = None
-    """Tiles that could not be decoded."""
     message: str = ""
-    """Error, or the reason why no tile is kept."""
 
     @property
     def mpp(self) -> float | None:
@@ -68,15 +68,7 @@ class PreviewRow:
 
 
 def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
-    """Return the HTML page over slides, self-contained except for the links to the images.
-
-    Parameters
-    ----------
-    rows
-        The slides.
-    folder
-        Folder of their images, and of the page.
-    """
+    """Return the HTML page over slides; its only links are those to their images in ``folder``."""
     left_out: Counter[str] = Counter()
     for row in rows:
         left_out.update(row.left_out)

@@ -24,7 +24,7 @@ _UM_PER_CM = 10_000
 def overlay_downsample(layout: TileLayout) -> int:
     """Return the level-0 px per px of the overlay's finest level, a power of two.
 
-    It is the coarsest level at which a tile is at least 16 px wide and high, or a coarser one
+    It is the coarsest level at which a tile has a shape of at least (16, 16) px, or a coarser one
     where the overlay would exceed 8,192 px.
     """
     downsample = 1
@@ -39,31 +39,12 @@ def overlay_downsample(layout: TileLayout) -> int:
 def write_heatmap_tiff(
     path: Path, layout: TileLayout, values: npt.NDArray[np.float64], *, scale: ColorScale
 ) -> int:
-    """Write the values of tiles as a tiled RGBA pyramid, transparent outside the tiles.
+    """Write the values of tiles, shape (tiles,), float64, as a tiled RGBA pyramid.
 
-    Each level has half the resolution of the one before. Resolution tags give the µm per px of
-    each, and the description names the downsample, so that viewers can align overlay and slide.
-
-    Parameters
-    ----------
-    path
-        The file.
-    layout
-        The tiles.
-    values
-        One per tile, shape (tiles,), float64.
-    scale
-        Colour map.
-
-    Returns
-    -------
-    int
-        Level-0 px per px of the finest level.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    It is transparent outside the tiles, and each level has half the resolution of the one before.
+    Resolution tags give the µm per px of each, and the description names the downsample, so that
+    viewers can align overlay and slide. Returns the level-0 px per px of the finest level; raises
+    OutputError if the file cannot be written.
     """
     first = overlay_downsample(layout)
     mpp_x, mpp_y = layout.mpp_xy

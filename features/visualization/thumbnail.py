@@ -29,7 +29,7 @@ Rgb = tuple[int, int, int]
 _LONG_SIDE_PX = 1600
 _MAX_ENLARGEMENT = 3.0  # beyond, a coarse overview only gets softer
 _CHEAP_PX = 16_000_000  # levels of up to so many pixels are read again for a finer picture
-_MIN_WIDTH_PX = 760  # so that the legend has room beside a narrow slide
+_MIN_WIDTH_PX = 760  # so that the legend has room below a narrow slide
 
 _TISSUE_RGB: Rgb = (0, 0, 0)
 _KEPT_RGB: Rgb = (0, 158, 115)
@@ -57,21 +57,9 @@ def draw_tiling(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Draw a slide with tissue outline, tile grid, rejected tiles, scale bar, legend and caption.
 
-    Parameters
-    ----------
-    slide_tiles
-        The open slide and its tiles.
-    rejected
-        Name of the rule that rejects a tile, by index into the grid.
-    failed
-        Indices into the grid of tiles that could not be decoded.
-    tiles_read
-        False where the tiles were not read; the legend then says so.
-
-    Returns
-    -------
-    tuple
-        The image, RGB; width and height of the slide's part of it, px, at its upper left.
+    ``rejected`` are names of rules by index into the grid, ``failed`` indices of tiles that could
+    not be decoded; where ``tiles_read`` is False, the legend says so. Returns the RGB image, shape
+    (height, width, 3), and width and height of the slide's part of it, px, at its upper left.
     """
     pixels, scale = _read_base_image(slide_tiles)
     height, width = pixels.shape[:2]
@@ -104,7 +92,7 @@ def draw_tiling(
 
 
 def legend_patch(name: str) -> Image.Image:
-    """Return the legend symbol of ``tissue``, ``kept``, ``failed`` or the tiles of a rule."""
+    """Return the symbol of ``tissue``, ``kept``, ``failed`` or a rule, shape (20, 34, 3), px."""
     pixels = np.full((_SYMBOL_PX[1], _SYMBOL_PX[0], 3), 255, np.uint8)
     box = np.array([[0, 0, _SYMBOL_PX[0] - 1, _SYMBOL_PX[1] - 1]])
     if name == "tissue":
@@ -182,7 +170,7 @@ def _legend(
         (legend_patch("tissue"), f"tissue {100 * slide_tiles.tissue.mask.mean():.1f} %"),
         (
             legend_patch("kept"),
-            f"{n_kept:,} tiles {'kept' if tiles_read else 'laid, not read'}{sample}",
+            f"{n_kept:,} tiles {'kept' if tiles_read else 'in the grid, not read'}{sample}",
         ),
         *((legend_patch(name), f"{counts[name]:,} {name}") for name in sort_rules(counts)),
     ]

@@ -1,5 +1,1 @@
 """Readers, one module per library."""
-
-from __future__ import annotations
-
-__all__: list[str] = []

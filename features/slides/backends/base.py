@@ -29,17 +29,17 @@ _AHEAD_BYTES = 64 << 20
 
 
 class RegionReader(ABC):
-    """Slide whose reader serves regions inside a level; see :class:`features.slides.base.Slide`."""
+    """Base of the readers of regions, shape (height, width, 3), that are inside a level."""
 
     path: Path
     levels: tuple[Level, ...]
     background_rgb: tuple[int, int, int] = (255, 255, 255)
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
-        """Read a rectangle of one level, with the background colour outside the slide.
+        """Read a rectangle of one level, shape (height_px, width_px, 3), uint8.
 
-        The parameters are those of :meth:`features.slides.base.Slide.read`; the result has shape
-        (height_px, width_px, 3), uint8.
+        Pixels outside the slide have the background colour; see
+        :meth:`features.slides.base.Slide.read`.
         """
         size = self.levels[level]
         left, top = max(x_px, 0), max(y_px, 0)
@@ -59,7 +59,10 @@ class RegionReader(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BlockGrid:
-    """Division of a level into blocks: TIFF tiles, TIFF strips or zarr chunks."""
+    """Division of a level into blocks, each of shape (block_height_px, block_width_px), px.
+
+    Blocks are TIFF tiles, TIFF strips or zarr chunks; the last row and column may be cut.
+    """
 
     width_px: int
     height_px: int
@@ -68,17 +71,17 @@ class BlockGrid:
 
     @property
     def rows(self) -> int:
-        """Number of rows, the last one perhaps cut."""
+        """Number of rows of blocks."""
         return -(-self.height_px // self.block_height_px)
 
     @property
     def columns(self) -> int:
-        """Number of columns, the last one perhaps cut."""
+        """Number of columns of blocks."""
         return -(-self.width_px // self.block_width_px)
 
 
 class BlockReader(RegionReader):
-    """Slide decoded block by block, each block at most once while the cache holds it."""
+    """Slide decoded block by block, each block at most once while the cache of 320 MiB holds it."""
 
     _grids: Sequence[BlockGrid]
     _where: object
@@ -92,9 +95,9 @@ class BlockReader(RegionReader):
         self._cache = TileCache(_CACHE_BYTES)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole slide downsampled; damaged blocks have the background colour.
+        """Read the whole slide downsampled, shape (height, width, 3), uint8.
 
-        See :meth:`features.slides.base.Slide.overview` for shape and errors.
+        Damaged blocks have the background colour; see :meth:`features.slides.base.Slide.overview`.
         """
         level = overview_level(self.levels, downsample)
         grid = self._grids[level]

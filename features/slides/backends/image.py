@@ -23,12 +23,9 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse images long before the limi
 
 
 class ImageSlide(RegionReader):
-    """A plain image, decoded whole; see :class:`features.slides.base.Slide`.
+    """A plain image of at most 268 million pixels, decoded whole to shape (height, width, 3).
 
-    Raises
-    ------
-    SlideError
-        If Pillow cannot open it, or it is too large to be decoded whole.
+    Raises SlideError if Pillow cannot open it, or it is larger.
     """
 
     reader = "image"
@@ -49,7 +46,7 @@ class ImageSlide(RegionReader):
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole image downsampled; see :meth:`features.slides.base.Slide.overview`."""
+        """Read the whole image downsampled, shape (height, width, 3), uint8."""
         means = thumbnail_accumulator(self.levels, 0, downsample)
         means.add(self._pixels, x_px=0, y_px=0)
         return means.mean_image(fill_rgb=self.background_rgb)

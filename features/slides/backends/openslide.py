@@ -8,7 +8,6 @@ from threading import Lock
 
 import numpy as np
 import openslide
-from PIL import Image
 
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, RegionReader
@@ -27,12 +26,8 @@ _SQUARE_PX = 2048
 class OpenSlideSlide(RegionReader):
     """A slide read by OpenSlide; see :class:`features.slides.base.Slide`.
 
-    A handle keeps its first error for ever, so the slide is reopened after one.
-
-    Raises
-    ------
-    SlideError
-        If OpenSlide cannot open the file.
+    A handle keeps its first error for ever, so the slide is reopened after one. Raises SlideError
+    if OpenSlide cannot open the file, or if it declares more pixels or bytes than can be true.
     """
 
     reader = "openslide"
@@ -61,7 +56,7 @@ class OpenSlideSlide(RegionReader):
         self.background_rgb = (red, green, blue)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole slide downsampled; see :meth:`features.slides.base.Slide.overview`."""
+        """Read the whole slide downsampled, shape (height, width, 3), uint8."""
         level = overview_level(self.levels, downsample)
         size = self.levels[level]
         means = thumbnail_accumulator(self.levels, level, downsample)
@@ -120,31 +115,23 @@ class OpenSlideSlide(RegionReader):
             ) from error
 
     def _read_region(self, level: int, x_px: int, y_px: int, width: int, height: int) -> RgbArray:
+        """Pixels of a region, shape (height, width, 3); an error is retried on a fresh handle."""
         downsample = self.levels[level].downsample
         corner = (round(x_px * downsample), round(y_px * downsample))
         handle = self._handle
         try:
             image = handle.read_region(corner, level, (width, height))
         except openslide.OpenSlideError:
-            image = self._retry_region(handle, corner, level, (width, height))
+            with self._lock:
+                if self._handle is handle:  # another thread may have reopened it already
+                    self._handle = self._open()
+            try:
+                image = self._handle.read_region(corner, level, (width, height))
+            except openslide.OpenSlideError as error:
+                raise TileError(
+                    self.path,
+                    actual=f"{width} × {height} px at {corner} px0 of level {level} cannot be "
+                    f"read ({error})",
+                    expected="pixels",
+                ) from error
         return to_rgb(np.asarray(image), background_rgb=self.background_rgb)
-
-    def _retry_region(
-        self,
-        broken: openslide.OpenSlide,
-        corner: tuple[int, int],
-        level: int,
-        size: tuple[int, int],
-    ) -> Image.Image:
-        with self._lock:
-            if self._handle is broken:  # another thread may have reopened it already
-                self._handle = self._open()
-        try:
-            return self._handle.read_region(corner, level, size)
-        except openslide.OpenSlideError as error:
-            raise TileError(
-                self.path,
-                actual=f"{size[0]} × {size[1]} px at {corner} px0 of level {level} cannot be read "
-                f"({error})",
-                expected="pixels",
-            ) from error

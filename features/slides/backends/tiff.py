@@ -47,11 +47,10 @@ _PLAIN_RANGE = 16
 
 @dataclass(frozen=True, eq=False)
 class _SegmentTable:
-    """Segments of all channels, or of one channel of a planar image."""
+    """Segments of all channels, or of one of a planar image, from ``first`` of its page on."""
 
     page: tifffile.TiffPage | tifffile.TiffFrame
     first: int
-    """Number of the first segment within its page."""
     offsets: Sequence[int]
     byte_counts: npt.NDArray[np.uint64]
     jpeg_tables: bytes | None
@@ -72,18 +71,12 @@ class _SegmentGrid(BlockGrid):
 
 
 class TiffSlide(BlockReader):
-    """A TIFF file read without OpenSlide; see :class:`features.slides.base.Slide`.
+    """A TIFF file read without OpenSlide, as pixels of shape (height, width, 3), uint8.
 
     Serves tiled and striped TIFF and BigTIFF of 8 or 16 bit, grey, RGB, RGBA, palette and
     JPEG-YCbCr, in every compression that imagecodecs knows, with pyramids in pages or SubIFDs.
-    Channels may be planar, within a page or as the three channels of an OME-TIFF.
-
-    Raises
-    ------
-    MultiImageError
-        If it holds several images of one size.
-    SlideError
-        If the file is not such a TIFF.
+    Channels may be planar, within a page or as the three channels of an OME-TIFF. Raises
+    MultiImageError if it holds several images of one size, SlideError if it is not such a TIFF.
     """
 
     reader = "tiff"
@@ -129,7 +122,7 @@ class TiffSlide(BlockReader):
         """Raise an error for files that tifffile would misread or never finish reading."""
         page = self._file.pages.first
         if is_ndpi(page) or page.is_scn or page.is_bif:
-            raise self._unsupported("a vendor's TIFF, whose tiles only OpenSlide can place")
+            raise self._unsupported("a vendor's TIFF, in which only OpenSlide knows where its tiles are")
         for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or ""):
             n_planes = math.prod(int(n) for n in re.findall(r'\bSize[ZCT]="(\d+)"', pixels))
             if n_planes > _MAX_OME_PLANES:
@@ -141,9 +134,9 @@ class TiffSlide(BlockReader):
         if n_images > 1:
             raise MultiImageError(
                 self.path,
-                actual=f"{n_images} pictures of one size, one behind the other",
-                expected="one picture, or three channels of an OME-TIFF: red, green and blue",
-                hint="Export the slide in colours, as one picture.",
+                actual=f"{n_images} images of one size, one after another",
+                expected="one image, or three channels of an OME-TIFF: red, green and blue",
+                hint="Export the slide in colours, as one image.",
             )
 
     def _read_grid(self, level: tifffile.TiffPageSeries) -> _SegmentGrid:

@@ -79,7 +79,7 @@ def has_directory_loop(file: tifffile.TiffFile) -> bool:
 
 
 def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
-    """Return whether another series of the file could equally well be the slide."""
+    """Return whether another series has the slide's shape and could equally well be the slide."""
     page: Any = other.keyframe
     return (
         other.shape == series.shape
@@ -89,13 +89,19 @@ def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPage
 
 
 def count_images(level: tifffile.TiffPageSeries) -> int:
-    """Return the number of images in a level: the product of channels, planes and time points."""
+    """Return the number of images in a level: the product of channels, planes and time points.
+
+    Those are all axes of its shape except height, width and samples.
+    """
     sizes = zip(level.axes, level.shape, strict=True)
     return math.prod(size for axis, size in sizes if axis not in "YXS")
 
 
 def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
-    """Return the pages that make up the image: one, or red, green and blue of an OME-TIFF."""
+    """Return the pages that make up the image: one, or red, green and blue, each of shape (y, x).
+
+    Three come from an OME-TIFF with channels in pages of one sample per pixel.
+    """
     page: Any = level.keyframe
     planes = [plane for plane in level.pages if plane is not None]
     if (
@@ -126,10 +132,8 @@ def unsupported_samples(page: Any) -> str:
 def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None:
     """Raise an error for a stream that declares a huge image, before a decoder allocates it.
 
-    Raises
-    ------
-    ValueError
-        If it declares more than ``max_px`` pixels, or is PNG or WebP without a readable size.
+    Raises ValueError if it declares more than ``max_px`` pixels, or is PNG or WebP without a
+    readable size.
     """
     size = None
     if compression in _JPEGS:
@@ -145,8 +149,8 @@ def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None
 def to_colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return grey or RGB, and alpha behind them if there is one, from the samples of a page.
 
-    Palette and inverted grey are converted. Samples and result have shape (height, width,
-    channels), uint8 or uint16.
+    Palette and inverted grey are converted; both arrays have shape (height, width, channels), uint8
+    or uint16.
     """
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16

@@ -29,18 +29,10 @@ _PLAIN = {"bytes", "crc32c", "delta", "shuffle", "transpose"}
 
 
 def with_size_limits(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """Return the array with codecs that raise an error for chunks that unpack to too much.
+    """Return the array, of the same shape, with codecs that refuse chunks of too many bytes.
 
-    Parameters
-    ----------
-    array
-        Array of zarr version 2 or 3, opened for reading.
-
-    Raises
-    ------
-    ValueError
-        If it names any codec except blosc, bz2, gzip, lz4, zlib, zstd and those that keep the
-        size.
+    ``array`` is of zarr version 2 or 3. Raises ValueError if it names any codec except blosc, bz2,
+    gzip, lz4, zlib, zstd and those that keep the size.
     """
     metadata: Any = array.metadata
     if metadata.zarr_format == 2:

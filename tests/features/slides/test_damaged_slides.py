@@ -441,7 +441,7 @@ def test_directories_in_a_circle_are_an_error_and_no_hang(
 
 def test_a_long_chain_of_directories_without_a_circle_is_walked_to_its_end(tmp_path: Path) -> None:
     path = write_chain(tmp_path / "slide.tif", [*range(1, 150), None])
-    assert "150 pictures of one size" in opening_says(path)
+    assert "150 images of one size" in opening_says(path)
 
 
 def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_path: Path) -> None:

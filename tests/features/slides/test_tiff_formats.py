@@ -161,7 +161,7 @@ def test_of_several_pictures_none_is_taken_for_the_slide(
     path = tmp_path / "s.tif"
     stack = np.zeros(shape, np.uint8)
     tifffile.imwrite(path, stack, **{"photometric": "minisblack", **options})
-    with pytest.raises(MultiImageError, match=f"{shape[0]} pictures of one size.*Export the slide"):
+    with pytest.raises(MultiImageError, match=f"{shape[0]} images of one size.*Export the slide"):
         open_slide(path)
 
 
@@ -181,7 +181,7 @@ def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
     with tifffile.TiffWriter(path, **kind) as file:
         file.write(NOISE, photometric="rgb")
         file.write(255 - NOISE, photometric="rgb", **second)
-    with pytest.raises(MultiImageError, match=r"2 pictures of one size.*Export the slide"):
+    with pytest.raises(MultiImageError, match=r"2 images of one size.*Export the slide"):
         open_slide(path)
 
 

@@ -25,7 +25,7 @@ OTHER = ((0.55, 0.75, 0.36), (0.20, 0.90, 0.30))
 
 
 def concentrations(side: int, seed: int) -> np.ndarray:
-    """How much of two stains lies where, shape (side, side, 2): nuclei over a softer ground."""
+    """Concentrations of two stains, shape (side, side, 2): nuclei over a softer ground."""
     rng = np.random.default_rng(seed)
     nuclei = ndimage.gaussian_filter(rng.normal(size=(side, side)), 4) * 18 - 0.6
     ground = ndimage.gaussian_filter(rng.normal(size=(side, side)), 9) * 25 + 0.3
@@ -36,7 +36,7 @@ def stained(
     stain: np.ndarray, stains: tuple[tuple[float, ...], ...] = OTHER, *, strength: float = 1.0,
     glass: tuple[int, int, int] = GLASS,
 ) -> np.ndarray:  # fmt: skip
-    """A picture by the law of Beer and Lambert with a little noise."""
+    """Pixels by the law of Beer and Lambert with a little noise."""
     colours = np.array([np.array(stain) / np.linalg.norm(stain) for stain in stains])
     light = np.array(glass) * np.exp(-strength * (stain @ colours))
     light += np.random.default_rng(0).normal(size=light.shape) * 1.5
@@ -104,7 +104,7 @@ def test_unknown_ways_and_a_missing_package_are_said(monkeypatch: pytest.MonkeyP
         require_stain_norm("macenko")
 
 
-def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
+def test_rules_apply_to_tiles_as_read_and_views_to_normalised_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
@@ -122,7 +122,7 @@ def test_tiles_are_judged_as_they_are_and_recoloured_before_their_views(
     assert work.read(1) == "bright"
 
 
-def test_nothing_is_recoloured_unless_asked_for_and_where_no_tile_is_kept() -> None:
+def test_there_is_no_normaliser_without_a_method_and_where_no_tile_is_kept() -> None:
     assert build_stain_normalizer("none", work_on(2).instances) is None
     slide_tiles = replace(work_on(1).instances, detect_artifact=lambda tile: "blur")
     assert build_stain_normalizer("macenko", slide_tiles) is None
