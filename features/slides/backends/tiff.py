@@ -122,7 +122,9 @@ class TiffSlide(BlockReader):
         """Raise an error for files that tifffile would misread or never finish reading."""
         page = self._file.pages.first
         if is_ndpi(page) or page.is_scn or page.is_bif:
-            raise self._unsupported("a vendor's TIFF, in which only OpenSlide knows where its tiles are")
+            raise self._unsupported(
+                "a vendor's TIFF, in which only OpenSlide knows where its tiles are"
+            )
         for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or ""):
             n_planes = math.prod(int(n) for n in re.findall(r'\bSize[ZCT]="(\d+)"', pixels))
             if n_planes > _MAX_OME_PLANES:
