@@ -210,7 +210,7 @@ def pack(
 
 @contextmanager
 def _count_progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a callback that sets a progress bar, from the number of finished items and of all."""
+    """Yield a callback that sets a progress bar, from the number of finished items and of all."""
     with progress_bar(unit) as bars:
         task = bars.add_task(unit, total=None)
 

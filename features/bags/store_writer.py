@@ -58,10 +58,10 @@ def write_store(
     """Copy all bags of a folder or store into one sharded zarr store, a folder or URL.
 
     The headers of all bags are compared first, so that nothing is written where bags do not belong
-    together; then the bags are copied one at a time, and a shard is written when it is full: memory
-    holds one bag and one shard of rows, shape (n_rows, dim). A folder is written under a temporary
-    name and renamed at the end. Objects behind a URL cannot be renamed, so there the attribute
-    ``complete`` is written last.
+    together; then the bags are copied one at a time, and a shard of 64 MiB is written when it is
+    full: memory holds one bag and one shard of rows, shape (n_rows, dim). A folder is written under
+    a temporary name and renamed at the end. Objects behind a URL cannot be renamed, so there the
+    attribute ``complete`` is written last.
 
     ``on_bag`` is called after each bag with the number of finished bags and of all bags;
     ``copy_filter``, where the store is a folder, with the folder of bags, the new folder and the

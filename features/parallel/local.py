@@ -14,7 +14,10 @@ _REQUEUE_DELAY_S = 1.0
 
 
 class LocalExecutor:
-    """Executor with one worker, in the caller's process and thread."""
+    """Executor with one worker, in the caller's process and thread.
+
+    Jobs that cannot run now are offered again after one second.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

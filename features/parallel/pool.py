@@ -56,8 +56,8 @@ class WorkerPool:
 
     Use it as a context manager: workers start on entry; with ``start_first_only``, the others after
     the first is ready, which makes a choice that they take over. ``on_warning`` receives text for
-    the user, e.g. that a worker died. Raises MilError on entry, if no worker can start, and while
-    running, if none is left.
+    the user, e.g. that a worker died, or that none was ready after 30 seconds. Raises MilError on
+    entry, if no worker can start, and while running, if none is left.
     """
 
     def __init__(

@@ -42,8 +42,8 @@ def ray_connection(address: str | None) -> Iterator[None]:
 
     ``address`` is ``host:port`` of the cluster; None for ``RAY_ADDRESS``, else the cluster to which
     this machine belongs, else a new one on this machine alone. Ray's usage statistics are switched
-    off, unless the environment sets them. Raises MilError if Ray is not installed, or there is no
-    cluster at the address.
+    off, unless the environment sets them. Raises MilError if Ray is not installed, or no cluster
+    answers at the address within 10 seconds.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     where = f"Ray cluster {address}" if address else "Ray cluster"
@@ -161,7 +161,7 @@ class RayTransport:
         return [self._next(stream) for stream in ready]
 
     def close(self, *, shutdown: Collection[str]) -> None:
-        """Shut down these workers, and kill all others."""
+        """Shut down these workers, and kill all others, and these too if they take 20 seconds."""
         for worker_id in shutdown:
             self.send(worker_id, Signal.SHUTDOWN)
         until = time.monotonic() + _SHUTDOWN_S

@@ -61,10 +61,10 @@ def test_bags_go_out_and_come_back(folder: Path, tmp_path: Path) -> None:
     assert "2 of 2 slides, 8 tiles" in result.output
     table = tmp_path / "mpp.csv"
     table.write_text("slide_id,mpp\na,0.25\n")
-    ask = ["bags", "import", tmp_path / "out", "--from", "stamp"]
-    result = mil_ok(*ask, "--bags", tmp_path / "back", "--mpp-table", table)
+    args = ["bags", "import", tmp_path / "out", "--from", "stamp"]
+    result = mil_ok(*args, "--bags", tmp_path / "back", "--mpp-table", table)
     assert "Unknown about their provenance: mpp (of 1), size, slide_content_id" in result.output
-    data = json.loads(mil(*ask, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
+    data = json.loads(mil(*args, "--bags", tmp_path / "b2", "--slide-mpp", "0.25", "--json").stdout)
     assert (data["n_done"], data["failed"]) == (2, {})
     assert data["unknown"]["weights_sha256"] == 2
     assert "mpp" not in data["unknown"]
@@ -116,15 +116,15 @@ def test_a_packed_store_serves_every_command_that_reads_bags(tmp_path: Path) -> 
     )
     for name, bags in {"folder": tmp_path / "bags", "store": store}.items():
         out = tmp_path / name
-        ask = {
+        args = {
             "train": ["--cohort", table, "--run", out / "run", "--folds", 2],
             "infer": ["--patients", table, "--run", out / "run", "--out", out / "sub.csv"],
         }
         if bags == store:
-            ask["explain"] = ["--slide", "000_0", "--run", out / "run", "--out", out / "pages"]
-            ask["describe"] = [table, "--out", out / "page.html"]
+            args["explain"] = ["--slide", "000_0", "--run", out / "run", "--out", out / "pages"]
+            args["describe"] = [table, "--out", out / "page.html"]
         out.mkdir()
-        for command, options in ask.items():
+        for command, options in args.items():
             mil_ok(command, *options, "--bags", bags)
         (out / "audit.json").write_text(mil("audit", table, "--bags", bags, "--json").stdout)
     assert mil("bags", "verify", store).exit_code == 0

@@ -248,13 +248,13 @@ HISTOLAB = {
         "tissue-level2-4760-5241-8856-9338",
     ),
 }  # fmt: skip
-"""Pictures that are all glass, ink or line, and such that are all tissue. Names that begin alike up
-to the level are of one slide, as far as one can tell; each of the others counts as a slide."""
+"""Pictures that are all glass, ink or line, and such that are all tissue. Names that start the same
+up to the level are probably of one slide; each of the others counts as a slide."""
 
 
 @real_data
 @pytest.mark.slow
-def test_on_real_pictures_glass_and_ink_that_were_held_out_are_told_from_tissue(
+def test_on_real_pictures_glass_and_ink_that_were_held_out_are_separated_from_tissue(
     mil_data: Path, tmp_path: Path
 ) -> None:
     folder = mil_data / "images" / "histolab"

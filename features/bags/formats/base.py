@@ -77,8 +77,8 @@ def to_bag(
     Without coordinates, all are (-1, -1). A resolution that nothing states is assumed, as for
     slides; one that is only a nominal magnification is used, but counts as assumed. ``path`` names
     the file in messages; ``layout``, the format, is kept in ``software``. Raises BagError if
-    embeddings, shape (n_tiles, dim), and coordinates, shape (n_tiles, 2), are not numbers of as
-    many tiles, ResolutionError if a given resolution is implausible.
+    embeddings, shape (n_tiles, dim), and coordinates, shape (n_tiles, 2), level-0 px or µm, are not
+    numbers of as many tiles, ResolutionError if a given resolution is implausible.
     """
     features = _without_batch_axis(path, foreign.features, "features")
     resolution = _resolution(foreign, defaults.mpp_by_slide.get(slide_id, defaults.slide_mpp), path)

@@ -43,10 +43,10 @@ IN_ORDER = [1, 2, 0]
 
 
 def quiet(n_done: int, n_all: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
-def bring_in(source: Path, layout: str, **defaults: object) -> tuple[Bag, ConversionResult]:
+def import_slide(source: Path, layout: str, **defaults: object) -> tuple[Bag, ConversionResult]:
     """Import a folder of one slide."""
     bags_dir = source.parent / "imported"
     (result,) = import_bags(
@@ -56,8 +56,8 @@ def bring_in(source: Path, layout: str, **defaults: object) -> tuple[Bag, Conver
     return read_bag(bags_dir / f"{result.slide_id}.h5"), result
 
 
-def refused(source: Path, layout: str, **defaults: object) -> str:
-    """Why a folder of one slide cannot be imported."""
+def import_problem(source: Path, layout: str, **defaults: object) -> str:
+    """Return why a folder of one slide cannot be imported."""
     bags_dir = source.parent / "imported"
     (result,) = import_bags(
         source, bags_dir, layout=layout, defaults=ImportDefaults(**defaults), on_slide=quiet
@@ -79,7 +79,7 @@ def write_pt(path: Path, content: object) -> None:
     torch.save(content, path)
 
 
-# Our own format, years from now.
+# The format of this program in an old version.
 
 
 def test_a_bag_of_version_1_stays_readable() -> None:
@@ -105,12 +105,12 @@ def test_the_stored_sample_is_small() -> None:
     assert SAMPLE.stat().st_size < 20_000
 
 
-# Files in the layouts of others.
+# Files in the layouts of other programs.
 
 
 def test_clam_gives_embeddings_and_corners(tmp_path: Path) -> None:
     write_h5(tmp_path / "clam/h5_files/s1.h5", features=FEATURES, coords=COORDS.astype(np.int32))
-    bag, result = bring_in(tmp_path / "clam", "clam")
+    bag, result = import_slide(tmp_path / "clam", "clam")
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert bag.meta.fingerprint.encoder == bag.meta.fingerprint.weights_sha256 == UNKNOWN
@@ -128,7 +128,7 @@ def test_clam_tensors_take_their_places_from_patches(tmp_path: Path) -> None:
         file["coords"].attrs.update(
             {"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0), "level_dim": (500, 400)}
         )
-    bag, result = bring_in(tmp_path / "clam", "clam", encoder="resnet50", target_mpp=1.0)
+    bag, result = import_slide(tmp_path / "clam", "clam", encoder="resnet50", target_mpp=1.0)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert (bag.meta.width_px0, bag.meta.height_px0) == (2000, 1600)
     assert bag.meta.span_x_px0 == 1024
@@ -153,7 +153,7 @@ def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
 @pytest.mark.parametrize("where", ["", "features_uni_v1", "20x_256px_0px_overlap/features_uni_v1"])
 def test_trident_says_most_of_its_making(tmp_path: Path, where: str) -> None:
     write_trident(tmp_path / "job" / where / "s1.h5", FEATURES, COORDS)
-    bag, result = bring_in(tmp_path / "job", "trident")
+    bag, result = import_slide(tmp_path / "job", "trident")
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
     fingerprint = bag.meta.fingerprint
     assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
@@ -169,19 +169,19 @@ def test_trident_says_most_of_its_making(tmp_path: Path, where: str) -> None:
 
 def test_a_leading_batch_axis_is_dropped(tmp_path: Path) -> None:
     write_trident(tmp_path / "job/s1.h5", FEATURES[None], COORDS[None])
-    bag, _ = bring_in(tmp_path / "job", "trident")
+    bag, _ = import_slide(tmp_path / "job", "trident")
     np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
 
 
 def test_a_batch_of_two_is_refused(tmp_path: Path) -> None:
     write_trident(tmp_path / "job/s1.h5", np.stack([FEATURES, FEATURES]), COORDS)
-    assert "features of shape (2, 3, 8)" in refused(tmp_path / "job", "trident")
+    assert "features of shape (2, 3, 8)" in import_problem(tmp_path / "job", "trident")
 
 
 def test_a_slide_without_tiles_becomes_a_bag_without_tiles(tmp_path: Path) -> None:
     write_trident(tmp_path / "job/s1.h5", FEATURES[:0], COORDS[:0])
-    bag, _ = bring_in(tmp_path / "job", "trident")
+    bag, _ = import_slide(tmp_path / "job", "trident")
     assert bag.features.shape == (0, 8)
     assert bag.meta.empty_reason == "the trident file holds no tile"
     assert verify_bags(tmp_path / "imported", on_bag=quiet).n_bad == 0
@@ -191,7 +191,7 @@ def test_slides_without_tiles_are_no_copies_of_each_other(tmp_path: Path) -> Non
     contents = set()
     for name in ("s1", "s2"):
         write_trident(tmp_path / name / f"job/{name}.h5", FEATURES[:0], COORDS[:0])
-        contents.add(bring_in(tmp_path / name / "job", "trident")[0].meta.slide_content_id)
+        contents.add(import_slide(tmp_path / name / "job", "trident")[0].meta.slide_content_id)
     assert len(contents) == 2
 
 
@@ -219,7 +219,7 @@ def test_stamp_counts_in_micrometres(tmp_path: Path) -> None:
         tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES.astype(np.float16),
         coords=(COORDS / 448 * 256).astype(np.float32),
     )  # fmt: skip
-    bag, result = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
+    bag, result = import_slide(tmp_path / "stamp", "stamp", slide_mpp=0.5)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 512)
     fingerprint = bag.meta.fingerprint
     assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
@@ -238,7 +238,7 @@ def test_stamp_in_micrometres_is_placed_at_the_assumed_resolution_if_none_is_giv
     write_h5(
         tmp_path / "stamp/s1.h5", attributes=STAMP, feats=FEATURES, coords=COORDS / 448 * 256.0
     )
-    bag, result = bring_in(tmp_path / "stamp", "stamp", mpp_by_slide={"other": 0.5})
+    bag, result = import_slide(tmp_path / "stamp", "stamp", mpp_by_slide={"other": 0.5})
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
     assert bag.meta.mpp_source == "assumed"
     assert "mpp" in result.unknown
@@ -246,14 +246,14 @@ def test_stamp_in_micrometres_is_placed_at_the_assumed_resolution_if_none_is_giv
 
 def test_early_stamp_without_a_unit_is_known_by_its_step(tmp_path: Path) -> None:
     write_h5(tmp_path / "stamp/s1.h5", feats=FEATURES, coords=COORDS // 2)
-    bag, _ = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.5)
+    bag, _ = import_slide(tmp_path / "stamp", "stamp", slide_mpp=0.5)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] // 448 * 512)
     assert bag.meta.fingerprint.tile_px == 224
 
 
 def test_stamp_without_unit_or_known_step_is_refused(tmp_path: Path) -> None:
     write_h5(tmp_path / "stamp/s1.h5", feats=FEATURES, coords=COORDS)
-    assert "coords without a unit" in refused(tmp_path / "stamp", "stamp")
+    assert "coords without a unit" in import_problem(tmp_path / "stamp", "stamp")
 
 
 def test_stamp_of_the_second_kind_of_attributes(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_stamp_of_the_second_kind_of_attributes(tmp_path: Path) -> None:
         tmp_path / "stamp/s1.h5", attributes={"unit": "um", "tile_size": 256.0},
         patch_embeddings=FEATURES, coords=COORDS / 448 * 256.0,
     )  # fmt: skip
-    bag, result = bring_in(tmp_path / "stamp", "stamp", slide_mpp=0.25)
+    bag, result = import_slide(tmp_path / "stamp", "stamp", slide_mpp=0.25)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER] / 448 * 1024)
     assert {"encoder", "tile_px", "target_mpp"} <= set(result.unknown)
 
@@ -276,17 +276,17 @@ def test_atlaspatch_keeps_embeddings_in_a_group_and_places_in_five_columns(tmp_p
         tmp_path / "atlas/patches/s1.h5", attributes=attributes, coords=rows,
         features__uni_v1=FEATURES, features__resnet50=-FEATURES,
     )  # fmt: skip
-    bag, result = bring_in(tmp_path / "atlas", "atlaspatch", encoder="resnet50")
+    bag, result = import_slide(tmp_path / "atlas", "atlaspatch", encoder="resnet50")
     np.testing.assert_array_equal(bag.features, -FEATURES[IN_ORDER])
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert (bag.meta.mpp_x, bag.meta.mpp_source) == (0.2527, "file")
     assert "mpp" not in result.unknown
     for path in (tmp_path / "imported").iterdir():
         path.unlink()
-    assert "embeddings of resnet50, uni_v1; expected one" in refused(
+    assert "embeddings of resnet50, uni_v1; expected one" in import_problem(
         tmp_path / "atlas", "atlaspatch"
     )
-    assert "expected 'conch'" in refused(tmp_path / "atlas", "atlaspatch", encoder="conch")
+    assert "expected 'conch'" in import_problem(tmp_path / "atlas", "atlaspatch", encoder="conch")
 
 
 def write_slideflow(folder: Path, tile_um: object) -> None:
@@ -299,7 +299,7 @@ def write_slideflow(folder: Path, tile_um: object) -> None:
 @pytest.mark.parametrize("tile_um", [112, "20x"])
 def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
     write_slideflow(tmp_path / "sf", tile_um)
-    bag, result = bring_in(tmp_path / "sf", "slideflow", slide_mpp=0.25)
+    bag, result = import_slide(tmp_path / "sf", "slideflow", slide_mpp=0.25)
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     fingerprint = bag.meta.fingerprint
     assert (fingerprint.encoder, fingerprint.tile_px, fingerprint.target_mpp) == (
@@ -322,7 +322,7 @@ def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
 )
 def test_tensors_and_dictionaries_of_tensors_are_read(tmp_path: Path, content: object) -> None:
     write_pt(tmp_path / "pt/s1.pt", content)
-    bag, result = bring_in(tmp_path / "pt", "torch", encoder="resnet50")
+    bag, result = import_slide(tmp_path / "pt", "torch", encoder="resnet50")
     np.testing.assert_allclose(bag.features, FEATURES, rtol=1e-2)
     assert "coords" in result.unknown
     assert (bag.coords_px0 == -1).all()
@@ -334,12 +334,12 @@ def test_a_dictionary_may_bring_its_places(tmp_path: Path) -> None:
         tmp_path / "pt/s1.pt",
         {"features": torch.from_numpy(FEATURES), "coords": torch.from_numpy(COORDS)},
     )
-    bag, result = bring_in(tmp_path / "pt", "torch")
+    bag, result = import_slide(tmp_path / "pt", "torch")
     np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
     assert "coords" not in result.unknown
 
 
-# Files that mean harm or are broken.
+# Malicious and damaged files.
 
 
 class Harm:
@@ -357,13 +357,15 @@ def test_a_pickle_that_would_run_a_program_is_refused(
 ) -> None:
     (tmp_path / "pt").mkdir()
     save({"features": Harm(tmp_path / "harmed")}, tmp_path / "pt/s1.pt")
-    assert "it was not loaded" in refused(tmp_path / "pt", layout)
+    assert "it was not loaded" in import_problem(tmp_path / "pt", layout)
     assert not (tmp_path / "harmed").exists()
 
 
 def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path: Path) -> None:
     write_pt(tmp_path / "pt/s1.pt", torch.zeros(1, 8).expand(10**12, 8))
-    assert "a tensor that states (1000000000000, 8) values" in refused(tmp_path / "pt", "torch")
+    assert "a tensor that states (1000000000000, 8) values" in import_problem(
+        tmp_path / "pt", "torch"
+    )
 
 
 def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
@@ -375,7 +377,7 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
     ):
         for part in plain.infolist():
             packed.writestr(part.filename, plain.read(part))
-    assert "an archive that unpacks to" in refused(tmp_path / "pt", "torch")
+    assert "an archive that unpacks to" in import_problem(tmp_path / "pt", "torch")
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
 )
 def test_other_tensors_are_refused(tmp_path: Path, content: object, expected: str) -> None:
     write_pt(tmp_path / "pt/s1.pt", content)
-    assert expected in refused(tmp_path / "pt", "torch")
+    assert expected in import_problem(tmp_path / "pt", "torch")
 
 
 @pytest.mark.parametrize("n_bytes", [0, 10, 300, -30])
@@ -399,7 +401,7 @@ def test_truncated_tensors_are_refused(tmp_path: Path, n_bytes: int) -> None:
     write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
     whole = (tmp_path / "pt/s1.pt").read_bytes()
     (tmp_path / "pt/s1.pt").write_bytes(whole[:n_bytes])
-    assert "s1.pt: no" in refused(tmp_path / "pt", "torch")
+    assert "s1.pt: no" in import_problem(tmp_path / "pt", "torch")
 
 
 def test_an_index_that_numpy_stumbles_over_is_refused(tmp_path: Path) -> None:
@@ -408,14 +410,14 @@ def test_an_index_that_numpy_stumbles_over_is_refused(tmp_path: Path) -> None:
         npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
         with zipfile.ZipFile(tmp_path / "sf/s1.index.npz", "w") as archive:
             archive.writestr("arr_0.npy", npy if header.startswith(b"{") else header)
-        assert "s1" in refused(tmp_path / "sf", "slideflow")
+        assert "s1" in import_problem(tmp_path / "sf", "slideflow")
 
 
 def test_a_pickled_index_is_refused(tmp_path: Path) -> None:
     write_slideflow(tmp_path / "sf", 112)
     harm = np.array([Harm(tmp_path / "harmed")], dtype=object)
     np.savez(tmp_path / "sf/s1.index.npz", arr_0=harm, allow_pickle=True)
-    assert "Object arrays cannot be loaded" in refused(tmp_path / "sf", "slideflow")
+    assert "Object arrays cannot be loaded" in import_problem(tmp_path / "sf", "slideflow")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -426,15 +428,15 @@ def test_a_broken_configuration_is_refused_or_taken_for_silent(
     write_slideflow(tmp_path / "sf", 112)
     (tmp_path / "sf/bags_config.json").write_text(content)
     if content == "3":
-        assert bring_in(tmp_path / "sf", "slideflow")[0].meta.fingerprint.encoder == UNKNOWN
+        assert import_slide(tmp_path / "sf", "slideflow")[0].meta.fingerprint.encoder == UNKNOWN
     else:
-        assert "bags_config.json: not readable" in refused(tmp_path / "sf", "slideflow")
+        assert "bags_config.json: not readable" in import_problem(tmp_path / "sf", "slideflow")
 
 
 @pytest.mark.parametrize("coords", [COORDS[:2], np.full((3, 2), np.nan), COORDS[:, :1]])
 def test_places_that_do_not_fit_are_refused(tmp_path: Path, coords: np.ndarray) -> None:
     write_h5(tmp_path / "clam/s1.h5", features=FEATURES, coords=coords)
-    assert "coords of shape" in refused(tmp_path / "clam", "clam")
+    assert "coords of shape" in import_problem(tmp_path / "clam", "clam")
 
 
 def test_a_link_out_of_a_foreign_file_is_not_followed(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ def test_a_link_out_of_a_foreign_file_is_not_followed(tmp_path: Path) -> None:
     write_h5(tmp_path / "atlas/s1.h5", coords=COORDS)
     with h5py.File(tmp_path / "atlas/s1.h5", "r+") as file:
         file["features"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/")
-    assert "is a link to somewhere else" in refused(tmp_path / "atlas", "atlaspatch")
+    assert "is a link to somewhere else" in import_problem(tmp_path / "atlas", "atlaspatch")
 
 
 def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -553,7 +555,7 @@ def test_stamp_files_state_their_unit_and_tile(tmp_path: Path) -> None:
 
 def test_bags_without_places_go_only_where_none_are_needed(tmp_path: Path) -> None:
     write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
-    bring_in(tmp_path / "pt", "torch")
+    import_slide(tmp_path / "pt", "torch")
     for layout in ("clam", "stamp"):
         (result,) = export_bags(
             tmp_path / "imported", tmp_path / layout, layout=layout, on_slide=quiet
@@ -616,7 +618,7 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
 
 def test_no_slide_can_be_embedded_to_match_imported_bags(tmp_path: Path) -> None:
     write_trident(tmp_path / "job/s1.h5", FEATURES, COORDS)
-    bag, _ = bring_in(tmp_path / "job", "trident")
+    bag, _ = import_slide(tmp_path / "job", "trident")
     with pytest.raises(BagError, match="how their tiles were made is unknown"):
         config_from_fingerprint(bag.meta.fingerprint, batch_tiles=1, n_workers=1)
 

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 8 embeddings in chunks of 2, so that bags lie across their borders."""
+    """Shards of 8 embeddings in chunks of 2, so that bags extend over several."""
     monkeypatch.setattr(store_writer, "_SHARD_BYTES", 8 * 16)
     monkeypatch.setattr(store_writer, "_CHUNK_BYTES", 2 * 16)
 

@@ -26,7 +26,7 @@ def problem(folder: Path) -> str:
 
 
 def write(folder: Path, **changes: object) -> Path:
-    """A good bag, but for these fields of its meta."""
+    """Write a good bag, except for these fields of its metadata."""
     bag = make_bag("s1")
     path = folder / "s1.h5"
     write_bag(path, replace(bag, meta=replace(bag.meta, **changes)))

@@ -179,8 +179,8 @@ def test_a_written_filter_comes_back_and_equal_ones_have_equal_bytes(tmp_path: P
     )
 
 
-def spoil(path: Path, **changes: object) -> Path:
-    """The filter of a file with other tensors or other metadata."""
+def write_changed(path: Path, **changes: object) -> Path:
+    """Write a filter with other tensors or metadata, and return its path."""
     tile_filter = make_filter(n_slides=8)
     write_filter(path, tile_filter)
     tensors = load_file(path)
@@ -214,7 +214,7 @@ def test_a_file_that_does_not_fit_together_is_refused(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(FilterError, match=message):
-        read_filter(spoil(tmp_path / "f.safetensors", **changes))
+        read_filter(write_changed(tmp_path / "f.safetensors", **changes))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

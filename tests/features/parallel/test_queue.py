@@ -52,7 +52,7 @@ def test_a_busy_worker_receives_no_job_of_a_dead_worker() -> None:
     assert pop_jobs(queue, "three", 1) == ["a"]
 
 
-def test_a_job_is_given_up_after_three_crashes_and_the_one_beside_it_is_not() -> None:
+def test_a_job_is_given_up_after_three_crashes_and_the_one_run_with_it_is_not() -> None:
     queue = CrashAwareQueue("ab")
     pop_jobs(queue, "one", 2)
     queue.requeue_crashed("one")

@@ -1,4 +1,4 @@
-"""Addresses without a cluster; apart from the tests that connect this process to one."""
+"""Addresses without a cluster, not in the module whose tests connect this process to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that do little and die on demand, and a listener that records everything."""
+"""Workers that crash on demand, and a listener that records everything."""
 
 from __future__ import annotations
 
