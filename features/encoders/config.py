@@ -18,32 +18,34 @@ __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Settings of an encoder; picklable unless they hold a loaded one."""
+    """Settings of an encoder; picklable unless they hold a loaded one.
+
+    Attributes
+    ----------
+    encoder
+        timm name, or several joined by ``+``; or a loaded encoder, for which the other fields but
+        ``batch_tiles`` have no effect.
+    weights
+        One checkpoint per encoder, None for installed weights; empty for installed weights only.
+    device
+        Device, or several; see :func:`features.parallel.devices.parse_devices`.
+    runtime
+        ``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.encoders.runtime`.
+    """
 
     encoder: str | Encoder = DEFAULT_BACKBONE
-    """timm name, or several joined by ``+``; or a loaded encoder, for which the other fields but
-    ``batch_tiles`` have no effect."""
     weights: tuple[Path | None, ...] = ()
-    """One checkpoint per encoder, None for installed weights; empty for installed weights only."""
     device: str = "auto"
-    """Device, or several; see :func:`features.parallel.devices.parse_devices`."""
     batch_tiles: int = BATCH_TILES
-    """Tiles per batch."""
     runtime: str = "auto"
-    """``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.encoders.runtime`."""
 
     def load_encoder(
         self, bags_dir: Path | None = None, *, n_tiles_expected: int | None = None
     ) -> Encoder:
         """Load the encoder with the runtime recorded for a folder of bags, or record one now.
 
-        Parameters
-        ----------
-        bags_dir
-            Folder of the bags; None records nothing.
-        n_tiles_expected
-            Number of tiles to embed, if known: a runtime that is slow to start is not tried for a
-            few.
+        Without a folder nothing is recorded. A runtime that is slow to start is not tried for few
+        tiles.
 
         Raises
         ------
@@ -89,12 +91,7 @@ def recorded_runtime(bags_dir: Path) -> str | None:
 
 
 def record_runtime(bags_dir: Path, runtime: str) -> str:
-    """Record the runtime of a folder, unless another process has recorded one.
-
-    Returns
-    -------
-    str
-        The recorded runtime.
+    """Record the runtime of a folder unless another process has; return the recorded one.
 
     Raises
     ------

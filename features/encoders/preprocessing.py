@@ -17,18 +17,15 @@ __all__ = ["ConcatPreprocessing", "Preprocessing", "resolve_preprocessing"]
 class Preprocessing:
     """Preprocessing of one encoder, from timm's data configuration of the model.
 
-    A tile is scaled to ``input_px`` as a whole: the centre crop of ImageNet evaluation would lose
-    tissue at its border.
+    A tile of another size is scaled as a whole, ``bicubic`` or ``bilinear``, to a square of
+    ``input_px``, shape (input_px, input_px, 3): the centre crop of ImageNet evaluation would lose
+    tissue at its border. ``mean`` and ``std`` of each channel are on a scale of 0 to 1.
     """
 
     input_px: int
-    """Side of the network's square input, px."""
     interpolation: str
-    """``bicubic`` or ``bilinear``, used only for tiles of another size."""
     mean: tuple[float, ...]
-    """Mean of each channel, on a scale of 0 to 1."""
     std: tuple[float, ...]
-    """Standard deviation of each channel, on a scale of 0 to 1."""
 
     def as_json(self) -> str:
         """Return one line of JSON, equal for equal preprocessing."""
@@ -37,10 +34,9 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ConcatPreprocessing:
-    """Preprocessing of several encoders on the same tiles."""
+    """Preprocessing of several encoders on the same tiles, one per encoder, in order."""
 
     parts: tuple[Preprocessing, ...]
-    """One per encoder, in order."""
 
     def as_json(self) -> str:
         """Return one line of JSON, equal for equal preprocessing."""
@@ -48,13 +44,7 @@ class ConcatPreprocessing:
 
 
 def resolve_preprocessing(model: nn.Module) -> Preprocessing:
-    """Read the preprocessing from timm's data configuration of a model.
-
-    Parameters
-    ----------
-    model
-        Model built by timm.
-    """
+    """Read the preprocessing from timm's data configuration of a model."""
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     # Some timm models state lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]

@@ -44,32 +44,28 @@ COMMON_ENCODERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """Properties of an encoder that are known without its weights."""
+    """Properties of an encoder that are known without its weights.
+
+    ``unusable`` is the reason if it cannot be used; the side of its square input, px, the length of
+    an embedding and the number of weights without the classifier are then 0. ``licence`` is that of
+    the weights as stated by timm. ``weights_here`` is ``package``, ``hub cache``, or empty if the
+    weights are not on this machine.
+    """
 
     name: str
-    """Name in timm."""
     input_px: int = 0
-    """Side of its square input, px; 0 if unusable."""
     dim: int = 0
-    """Length of an embedding; 0 if unusable."""
     n_parameters: int = 0
-    """Number of weights without the classifier; 0 if unusable."""
     licence: str = ""
-    """Licence of the weights as stated by timm, or empty."""
     weights_here: str = ""
-    """``package``, ``hub cache``, or empty if the weights are not on this machine."""
     unusable: str = ""
-    """Reason why it cannot be used; empty if it can."""
 
 
 def list_encoders(pattern: str | None = None) -> list[str]:
-    """List timm names in alphabetical order.
+    """List the timm names that match a pattern with wildcards, e.g. ``*vit*``, alphabetically.
 
-    Parameters
-    ----------
-    pattern
-        Name with wildcards, e.g. ``*vit*``; with a dot, names with tags are searched. Default: a
-        short list of widely used models, and those whose weights are in the hub's cache.
+    A pattern with a dot searches names with tags. None lists widely used models, and those whose
+    weights are in the hub's cache.
 
     Raises
     ------
@@ -90,15 +86,10 @@ def list_encoders(pattern: str | None = None) -> list[str]:
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """Describe an encoder without loading weights.
+    """Describe an encoder, with or without a tag in its name, without loading weights.
 
-    The network is built on torch's meta device, which knows shapes alone. A network that does not
-    return one vector per image gets the reason in ``unusable``.
-
-    Parameters
-    ----------
-    name
-        Name in timm, with or without a tag.
+    The network is built on torch's meta device, which computes nothing but shapes. A network whose
+    output for one image is not of shape (1, dim) has the reason in ``unusable``.
     """
     info = EncoderInfo(name=name, licence=_licence(name), weights_here=local_weights(name))
     try:
@@ -120,21 +111,7 @@ def measure_encoder(
 ) -> tuple[float, str]:
     """Measure an encoder with random weights on prepared batches.
 
-    Parameters
-    ----------
-    name
-        Name in timm, with or without a tag.
-    device
-        Device of the network.
-    batch_tiles
-        Batch size, tiles.
-    execution
-        As for :func:`features.encoders.encoder.load_encoder`.
-
-    Returns
-    -------
-    tuple
-        Tiles per second, and the runtime, e.g. ``eager float32 batch 16``.
+    Returns tiles per second, and the runtime, e.g. ``eager float32 batch 16``.
     """
     torch.manual_seed(0)
     model = build_untrained(name)

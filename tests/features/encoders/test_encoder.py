@@ -49,7 +49,7 @@ def test_preprocessing_is_timms_own() -> None:
     assert encoder.dim == 1280
 
 
-def test_embeddings_equal_timm_called_by_hand(tiny_weights: Path) -> None:
+def test_embeddings_equal_those_of_timm(tiny_weights: Path) -> None:
     encoder = load_encoder(TINY, weights_path=tiny_weights, device=CPU, batch_tiles=4)
     tiles = random_tiles()
     model = timm.create_model(TINY, pretrained=False)
@@ -70,7 +70,7 @@ def test_tiles_of_another_size_are_scaled_whole(tiny_weights: Path) -> None:
     np.testing.assert_allclose(encoder.embed(flat), encoder.embed(large), rtol=1e-3, atol=1e-4)
 
 
-def test_the_hash_tells_weights_and_not_files(tmp_path: Path, tiny_weights: Path) -> None:
+def test_the_hash_depends_on_weights_and_not_on_files(tmp_path: Path, tiny_weights: Path) -> None:
     torch.save({"state_dict": tiny_state()}, tmp_path / "same.pth")
     save_file(tiny_state(seed=1), tmp_path / "other.safetensors")
     first, same, other = (
@@ -86,7 +86,7 @@ def test_the_hash_tells_weights_and_not_files(tmp_path: Path, tiny_weights: Path
     ["test_convnext", "test_coatnet", "test_efficientnet", "test_mambaout", "test_maxvit",
      "test_nfnet", "test_resnet", "test_vit", "test_vit_relpos"],
 )  # fmt: skip
-def test_any_family_gives_one_vector_a_tile(name: str) -> None:
+def test_any_family_gives_one_vector_per_tile(name: str) -> None:
     encoder = untrained(name)
     assert encoder.embed(random_tiles()).shape == (3, encoder.dim)
     assert encoder.embed(random_tiles(0)).shape == (0, encoder.dim)
@@ -103,7 +103,7 @@ def test_any_family_gives_one_vector_a_tile(name: str) -> None:
         ("vit_small_patch16_224", 384),
     ],
 )
-def test_networks_that_people_use_give_one_vector_a_tile(name: str, dim: int) -> None:
+def test_networks_in_common_use_give_one_vector_per_tile(name: str, dim: int) -> None:
     assert untrained(name, batch_tiles=1).embed(random_tiles(1, 224)).shape == (1, dim)
 
 
@@ -117,7 +117,7 @@ def untrained(name: str, batch_tiles: int = 4, execution: str = "eager") -> Timm
 
 
 class Maps(nn.Module):
-    """Gives a map, or several, where one vector is wanted."""
+    """Model that returns one feature map or several instead of a vector."""
 
     def __init__(self, n_maps: int) -> None:
         super().__init__()
@@ -128,19 +128,19 @@ class Maps(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("n_maps", "found"), [(1, r"shape \(1, 3, 32, 32\)"), (2, "a list for one tile")]
+    ("n_maps", "output"), [(1, r"shape \(1, 3, 32, 32\)"), (2, "a list for one tile")]
 )
-def test_a_model_that_gives_maps_is_refused(n_maps: int, found: str) -> None:
+def test_a_model_that_returns_maps_is_refused(n_maps: int, output: str) -> None:
     preprocessing = Preprocessing(
         input_px=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    with pytest.raises(EncoderError, match=f"backbone 'maps'.*{found}.*one vector per tile"):
+    with pytest.raises(EncoderError, match=f"backbone 'maps'.*{output}.*one vector per tile"):
         TimmEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
 
 
 @pytest.mark.parametrize("execution", ["eager", pytest.param("onnx", marks=pytest.mark.ci)])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
-def test_a_tiles_bytes_depend_neither_on_its_neighbours_nor_on_its_place(
+def test_a_tiles_bytes_depend_neither_on_its_batch_nor_on_its_position(
     name: str, execution: str
 ) -> None:
     if execution == "onnx":
@@ -153,7 +153,7 @@ def test_a_tiles_bytes_depend_neither_on_its_neighbours_nor_on_its_place(
         assert encoder.embed(tiles[index : index + 1]).tobytes() == together[index].tobytes()
 
 
-def test_an_encoder_says_how_it_runs_and_runs_so_again(tiny_weights: Path) -> None:
+def test_a_recorded_execution_is_used_again(tiny_weights: Path) -> None:
     first = load_encoder(TINY, weights_path=tiny_weights, device=CPU, batch_tiles=3)
     assert first.execution == "eager float32 batch 3"
     again = load_encoder(TINY, weights_path=tiny_weights, device=CPU, execution=first.execution)
@@ -161,7 +161,7 @@ def test_an_encoder_says_how_it_runs_and_runs_so_again(tiny_weights: Path) -> No
     assert again.embed(random_tiles()).tobytes() == first.embed(random_tiles()).tobytes()
 
 
-def test_few_tiles_are_not_worth_choosing(tiny_weights: Path) -> None:
+def test_for_few_tiles_no_runtime_is_tried(tiny_weights: Path) -> None:
     encoder = load_encoder(
         TINY, weights_path=tiny_weights, device=CPU, execution="auto", n_tiles_expected=10
     )
@@ -201,7 +201,7 @@ def test_each_of_several_backbones_needs_its_checkpoint(tiny_weights: Path) -> N
 
 
 class Short(nn.Module):
-    """A backbone on a device with memory for so many tiles at once."""
+    """Model on a device with memory for ``n_tiles`` at once."""
 
     def __init__(self, n_tiles: int) -> None:
         super().__init__()
@@ -226,9 +226,9 @@ def short_encoder(n_tiles: int) -> TimmEncoder:
 def test_a_device_out_of_memory_gets_half_the_batch_until_it_fits() -> None:
     encoder = short_encoder(3)
     tiles = random_tiles(21)
-    found = encoder.embed(tiles)
+    embeddings = encoder.embed(tiles)
     assert encoder.execution == "eager float32 batch 2"
-    np.testing.assert_allclose(found, short_encoder(16).embed(tiles), rtol=1e-6)
+    np.testing.assert_allclose(embeddings, short_encoder(16).embed(tiles), rtol=1e-6)
     encoder.embed(tiles)
     assert encoder.batch_tiles == 2
 

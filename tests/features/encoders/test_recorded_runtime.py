@@ -37,8 +37,8 @@ def test_a_disk_without_hard_links_keeps_the_first_choice_as_well(
 @pytest.mark.ci
 def test_processes_that_choose_at_once_agree(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(partial(record_runtime, tmp_path), map(str, range(20))))
-    assert set(found) == {recorded_runtime(tmp_path)}
+        recorded = list(pool.map(partial(record_runtime, tmp_path), map(str, range(20))))
+    assert set(recorded) == {recorded_runtime(tmp_path)}
 
 
 def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:

@@ -27,30 +27,30 @@ def test_the_default_backbone_is_described_with_its_weights() -> None:
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_a_description_without_memory_equals_the_real_network(name: str) -> None:
     model = build_untrained(name).eval()
-    found = encoder_info(name)
-    assert found.n_parameters == sum(p.numel() for p in model.parameters())
+    info = encoder_info(name)
+    assert info.n_parameters == sum(p.numel() for p in model.parameters())
     with torch.inference_mode():
-        shape = model(torch.zeros(1, 3, found.input_px, found.input_px)).shape
-    assert shape == (1, found.dim)
+        shape = model(torch.zeros(1, 3, info.input_px, info.input_px)).shape
+    assert shape == (1, info.dim)
 
 
 @pytest.mark.parametrize("name", COMMON_ENCODERS)
-def test_all_well_tried_backbones_give_one_vector(name: str) -> None:
-    found = encoder_info(name)
-    assert not found.unusable
-    assert found.dim > 0
+def test_all_common_encoders_give_one_vector(name: str) -> None:
+    info = encoder_info(name)
+    assert not info.unusable
+    assert info.dim > 0
 
 
-def test_a_model_that_pools_nothing_is_told_and_does_not_stop_the_list(
+def test_a_model_without_pooling_is_unusable_and_does_not_stop_the_list(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(registry, "build_untrained", lambda name: torch.nn.Identity())
     monkeypatch.setattr(
         registry, "resolve_preprocessing", lambda model: SimpleNamespace(input_px=8)
     )
-    found = encoder_info("resnet18")
-    assert found.unusable == "an output of shape (1, 3, 8, 8) for one tile"
-    assert (found.dim, found.licence) == (0, "apache-2.0")
+    info = encoder_info("resnet18")
+    assert info.unusable == "an output of shape (1, 3, 8, 8) for one tile"
+    assert (info.dim, info.licence) == (0, "apache-2.0")
 
 
 def test_names_are_found_by_pattern() -> None:

@@ -36,7 +36,7 @@ def pixels(n_tiles: int = 4) -> Tensor:
 
 @pytest.fixture
 def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Ways that start at once and run as fast as said: nothing is left to the machine."""
+    """Speeds by engine, tiles per second; all start at once, whatever the machine."""
     rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
 
     def start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network, float]:
@@ -54,37 +54,37 @@ def test_onnx_gives_the_embeddings_of_plain_float32(name: str) -> None:
     model, batch = tiny(name), pixels()
     with torch.inference_mode():
         expected = model(batch)
-        found = compile_model(model, ONNX, example=batch)(batch)
-    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
+        actual = compile_model(model, ONNX, example=batch)(batch)
+    assert float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_embeddings_of_plain_float32_wherever_a_tile_lies() -> None:
+def test_a_compiled_network_gives_the_embeddings_of_plain_float32_in_any_order() -> None:
     model, batch = tiny(), pixels()
     try:
         network = compile_model(model, COMPILED, example=batch)
     except EncoderError as error:
         pytest.skip(f"no compiler: {error}")
     with torch.inference_mode():
-        expected, found, turned = model(batch), network(batch), network(batch.flip(0))
-    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
-    assert torch.equal(turned.flip(0), found)
+        expected, actual, flipped = model(batch), network(batch), network(batch.flip(0))
+    assert float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-3
+    assert torch.equal(flipped.flip(0), actual)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_what_is_chosen_on_cuda_is_near_plain_float32_of_the_cpu() -> None:
+def test_the_runtime_selected_on_cuda_agrees_with_float32_on_the_cpu() -> None:
     model, batch = tiny(), pixels(16)
     with torch.inference_mode():
         expected = model(batch)
         choice = select_runtime(
             model.cuda(), example=batch.cuda(), runtimes=candidate_runtimes(CUDA)[:3]
         )
-        found = choice.network(batch.cuda()).cpu()
-    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2e-2
+        actual = choice.network(batch.cuda()).cpu()
+    assert float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2e-2
 
 
-def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
+def test_the_fastest_valid_runtime_is_selected(speeds: dict[str, float]) -> None:
     choice = select_runtime(tiny(), example=pixels())
     assert choice.runtime == ONNX
     assert [(t.runtime, t.tiles_per_s) for t in choice.trials] == [
@@ -97,7 +97,7 @@ def test_the_fastest_right_way_is_taken(speeds: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("n_tiles", "tried"), [(16, 0), (300, 1), (1_000, 2), (20_000, 3), (None, 3)]
 )
-def test_nothing_is_started_that_cannot_pay_back(
+def test_runtimes_that_cannot_pay_off_are_not_started(
     speeds: dict[str, float], n_tiles: int | None, tried: int
 ) -> None:
     choice = select_runtime(tiny(), example=pixels(), n_tiles_expected=n_tiles)
@@ -106,7 +106,7 @@ def test_nothing_is_started_that_cannot_pay_back(
         assert trial.refused == f"{n_tiles:,} tiles are too few to pay back its start"
 
 
-def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_with_other_embeddings_is_never_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
     monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
     choice = select_runtime(tiny(), example=pixels(), runtimes=[ONNX])
@@ -117,13 +117,13 @@ def test_a_way_that_gives_other_embeddings_is_never_chosen(monkeypatch: pytest.M
         compile_model(tiny(), ONNX, example=pixels())
 
 
-def test_a_way_that_gives_nan_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_with_nan_is_never_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
     monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
     assert select_runtime(tiny(), example=pixels(), runtimes=[ONNX]).runtime == EAGER
 
 
-def test_without_a_compiler_plain_float32_is_taken_quietly(
+def test_without_a_compiler_eager_float32_is_selected_silently(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def no_compiler(model: nn.Module, **options: object) -> Network:
@@ -156,7 +156,7 @@ def test_onnx_runs_in_float32_on_a_cpu_only() -> None:
         compile_model(tiny(), Runtime(engine="onnx", precision="float16"), example=pixels())
 
 
-def test_ways_are_read_as_they_are_written() -> None:
+def test_runtimes_are_parsed_as_they_are_written() -> None:
     assert parse_execution("onnx") == (ONNX, None)
     assert parse_execution("compile bfloat16") == (
         Runtime(engine="compile", precision="bfloat16"), None,
@@ -171,10 +171,10 @@ def test_reduced_precision_is_tried_on_cuda_only() -> None:
     for kind in ("cpu", "mps", "meta"):
         runtimes = candidate_runtimes(torch.device(kind))
         assert runtimes[0] == EAGER
-        assert {each.precision for each in runtimes} == {"float32"}
+        assert {runtime.precision for runtime in runtimes} == {"float32"}
 
 
-def test_a_network_is_measured_in_tiles_a_second() -> None:
+def test_throughput_is_in_tiles_per_second() -> None:
     n_calls = 0
 
     def network(batch: Tensor) -> Tensor:

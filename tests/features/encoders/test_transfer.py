@@ -1,4 +1,4 @@
-"""Memory of batches, and what is on its way to and from a device."""
+"""Reused batch buffers, and asynchronous copies to and from a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class LateEvent:
-    """Stands for a GPU that does its work only when somebody waits for it."""
+    """Event of a GPU that computes only in ``synchronize``."""
 
     def __init__(self, tiles: RgbArray, values: torch.Tensor) -> None:
         self.tiles, self.values = tiles, values
@@ -30,7 +30,7 @@ class LateEvent:
 
 
 class LateEncoder(MeanEncoder):
-    """Means of the channels, from pixels as they are when somebody waits."""
+    """Means of the channels, from the pixels at the time of ``wait``."""
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
         self.sizes.append(len(tiles))
@@ -42,7 +42,7 @@ def random_tiles(n_tiles: int, seed: int = 0) -> list[RgbArray]:
     return list(np.random.default_rng(seed).integers(0, 256, (n_tiles, 8, 8, 3), np.uint8))
 
 
-def test_memory_that_came_back_is_used_for_the_next_batch_of_its_shape() -> None:
+def test_a_released_buffer_is_used_for_the_next_batch_of_its_shape() -> None:
     memory = PinnedBufferPool(pinned=False)
     first = memory.stack(random_tiles(4))
     second = memory.stack(random_tiles(4, seed=1))
@@ -62,7 +62,7 @@ def test_batches_whose_embeddings_come_late_keep_their_pixels_until_then() -> No
         np.testing.assert_allclose(work.features, same.features, rtol=1e-5)
 
 
-def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch() -> None:
+def test_an_error_on_the_device_fails_only_the_slides_of_its_batch() -> None:
     class Breaking(LateEvent):
         def synchronize(self) -> None:
             message = "the device fell off the bus"
@@ -77,51 +77,51 @@ def test_what_goes_wrong_on_the_device_is_the_fault_of_the_slides_in_its_batch()
             return ConcatResult([AsyncResult(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
 
     works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
-    found = list(
+    finished = list(
         encode_slides(
             works, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
         )
     )  # fmt: skip
-    assert len(found) == 3
+    assert len(finished) == 3
     assert [str(work.error or "") for work in works] == ["", "the device fell off the bus", ""]
 
 
-def test_parts_arrive_together_and_in_their_order() -> None:
+def test_parts_are_concatenated_in_order() -> None:
     tiles = np.stack(random_tiles(2))
     values = torch.zeros((2, 3))
     late = AsyncResult(values, LateEvent(tiles, values))  # type: ignore[arg-type]
-    here = AsyncResult(torch.ones((2, 1)), None)
-    delivery = ConcatResult([here, late], axis=1)
-    assert not delivery.is_ready
+    ready = AsyncResult(torch.ones((2, 1)), None)
+    result = ConcatResult([ready, late], axis=1)
+    assert not result.is_ready
     expected = np.hstack([np.ones((2, 1)), tiles.mean(axis=(1, 2))])
-    np.testing.assert_allclose(delivery.wait(), expected, rtol=1e-6)
-    assert delivery.is_ready
+    np.testing.assert_allclose(result.wait(), expected, rtol=1e-6)
+    assert result.is_ready
 
 
-def test_on_a_cpu_pixels_and_embeddings_are_there_at_once() -> None:
+def test_on_a_cpu_results_are_ready_at_once() -> None:
     tiles = np.stack(random_tiles(2))
     tiles.flags.writeable = False
-    courier = DeviceTransfer(CPU)
-    np.testing.assert_array_equal(courier.send(tiles).numpy(), tiles)
-    arrival = courier.fetch(torch.ones((2, 3), dtype=torch.float16))
-    assert arrival.is_ready
-    assert arrival.wait().dtype == np.float32
+    transfer = DeviceTransfer(CPU)
+    np.testing.assert_array_equal(transfer.send(tiles).numpy(), tiles)
+    result = transfer.fetch(torch.ones((2, 3), dtype=torch.float16))
+    assert result.is_ready
+    assert result.wait().dtype == np.float32
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_pinned_batches_go_to_a_gpu_and_come_back_whole() -> None:
     device = torch.device("cuda")
-    memory, courier = PinnedBufferPool(pinned=True), DeviceTransfer(device)
-    arrivals, expected = [], []
+    memory, transfer = PinnedBufferPool(pinned=True), DeviceTransfer(device)
+    results, expected = [], []
     for seed in range(50):
         batch = memory.stack(random_tiles(64, seed))
         assert torch.from_numpy(batch).is_pinned()
-        sent = courier.send(batch)
-        arrivals.append(courier.fetch(sent.float().mean(dim=(1, 2))))
+        sent = transfer.send(batch)
+        results.append(transfer.fetch(sent.float().mean(dim=(1, 2))))
         expected.append(batch.mean(axis=(1, 2)))
-        if len(arrivals) % 5 == 0:
-            arrivals[-1].wait()
+        if len(results) % 5 == 0:
+            results[-1].wait()
             memory.release(batch)
-    for arrival, means in zip(arrivals, expected, strict=True):
-        np.testing.assert_allclose(arrival.wait(), means, rtol=1e-5)
+    for result, means in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result.wait(), means, rtol=1e-5)

@@ -28,7 +28,7 @@ def tiny_weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_default_backbone_knows_what_photographs_show() -> None:
+def test_the_default_backbone_recognises_photographs() -> None:
     # The mapping of the packaged weights is right only if the whole network still classifies.
     from sklearn.datasets import load_sample_image
 
@@ -93,18 +93,18 @@ def test_without_the_hub_the_message_names_the_ways_out(monkeypatch: pytest.Monk
         assert way_out in str(caught.value)
 
 
-def test_hub_weights_are_asked_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_weights_are_requested_from_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     real = timm.create_model
-    asked: list[str] = []
+    requested: list[str] = []
 
     def with_network(name: str, *, pretrained: bool = False, **options: object) -> object:
         if pretrained:
-            asked.append(name)
+            requested.append(name)
         return real(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", with_network)
     build_pretrained(TINY, weights_path=None)
-    assert asked == [TINY]
+    assert requested == [TINY]
 
 
 def test_a_tag_that_timm_does_not_know_is_a_clear_error() -> None:
@@ -112,7 +112,7 @@ def test_a_tag_that_timm_does_not_know_is_a_clear_error() -> None:
         build_untrained("resnet18.no_such_tag")
 
 
-def test_weights_are_found_where_they_lie_without_asking_the_network(
+def test_local_weights_are_listed_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
