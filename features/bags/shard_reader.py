@@ -155,29 +155,21 @@ class ShardedArray:
         """
         if not 0 <= first <= first + n_rows <= self.shape[0]:
             raise self._damaged(f"rows {first} to {first + n_rows}", f"at most {self.shape[0]}")
-        slices = self._shard_slices(first, n_rows)
-        for shard, _, _ in slices:
+        end, size = first + n_rows, self._shard_rows
+        shards = range(first // size, -(-end // size)) if n_rows else range(0)
+        for shard in shards:
             self._check(shard)
         rows = np.empty((n_rows, *self.shape[1:]), self.dtype)
         target = rows.reshape(-1).view(np.uint8).data
         done = 0
-        for shard, start, count in slices:
-            part = target[done : done + count * self._row_bytes]
+        for shard in shards:
+            start, stop = max(first - shard * size, 0), min(end - shard * size, size)
+            part = target[done : done + (stop - start) * self._row_bytes]
             n_read = self._store.read_into(self._key(shard), start * self._row_bytes, part)
             if n_read != len(part):
                 raise self._damaged(f"{self._key(shard)} is truncated", f"{len(part):,} bytes more")
             done += len(part)
         return rows
-
-    def _shard_slices(self, first: int, n_rows: int) -> list[tuple[int, int, int]]:
-        """Return shard, first row in it, and number of rows, for every shard that is needed."""
-        slices = []
-        while n_rows:
-            shard, start = divmod(first, self._shard_rows)
-            count = min(n_rows, self._shard_rows - start)
-            slices.append((shard, start, count))
-            first, n_rows = first + count, n_rows - count
-        return slices
 
     def _check(self, shard: int) -> None:
         """Raise if the chunks of a shard are not consecutive, according to its index.

@@ -77,10 +77,10 @@ def write_store(
         for number, (slide_id, bag_ref) in enumerate(bag_refs.items(), start=1):
             writer.add(slide_id, _read_unchanged(bag_ref, infos[slide_id]))
             on_bag(number, len(bag_refs))
-        writer.finish()
+        summary = writer.finish()
         if copy_filter and isinstance(new_store, LocalStore):
             copy_filter(bags, new_store.root, writer.fingerprint.filter_sha256)
-    return StoreSummary(n_bags=len(bag_refs), n_tiles=writer.n_tiles, n_bytes=writer.n_bytes)
+    return summary
 
 
 def _read_infos(bag_refs: Mapping[str, BagRef]) -> dict[str, BagInfo]:
@@ -180,7 +180,7 @@ class _StoreWriter:
     def __init__(self, store: Store, infos: Mapping[str, BagInfo]) -> None:
         self._store, self._infos = store, infos
         self._contents: dict[str, dict[str, Any]] = {}
-        self.n_tiles = sum(info.n_tiles for info in infos.values())
+        self._n_tiles = sum(info.n_tiles for info in infos.values())
         self.fingerprint = next(iter(infos.values())).meta.fingerprint
         dim, n_views = self.fingerprint.dim, self.fingerprint.n_views
         self._fields = arrays_of(self.fingerprint)
@@ -195,20 +195,15 @@ class _StoreWriter:
         attributes = {"format": PACK_FORMAT, "format_version": version, "complete": False}
         zarr.create_group(store, attributes=attributes)
         row_bytes = max(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
-        rows = _shard_rows(row_bytes, n_rows=self.n_tiles)
+        rows = _shard_rows(row_bytes, n_rows=self._n_tiles)
         self._arrays = {
-            name: _create(store, name, (self.n_tiles, *shape), dtype, rows=rows)
+            name: _create(store, name, (self._n_tiles, *shape), dtype, rows=rows)
             for name, (shape, dtype) in layouts.items()
         }
         self._shard = {
             name: np.empty((rows[0], *shape), dtype) for name, (shape, dtype) in layouts.items()
         }
         self._n_buffered = self._n_written = 0
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(array.nbytes for array in self._arrays.values())
 
     def add(self, slide_id: str, bag: Bag) -> None:
         """Append the rows of a bag."""
@@ -233,14 +228,16 @@ class _StoreWriter:
             if count == n_free:
                 self._write_shard()
 
-    def finish(self) -> None:
+    def finish(self) -> StoreSummary:
         """Write the last rows, the table, and that the store is complete."""
         self._write_shard()
         self._write_table()
         zarr.open_group(self._store, mode="r+").update_attributes({
             "complete": True, "fingerprint": asdict(self.fingerprint),
-            "n_bags": len(self._infos), "n_tiles": self.n_tiles,
+            "n_bags": len(self._infos), "n_tiles": self._n_tiles,
         })  # fmt: skip
+        n_bytes = sum(array.nbytes for array in self._arrays.values())
+        return StoreSummary(n_bags=len(self._infos), n_tiles=self._n_tiles, n_bytes=n_bytes)
 
     def _write_shard(self) -> None:
         first, last = self._n_written, self._n_written + self._n_buffered

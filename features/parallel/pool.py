@@ -66,7 +66,7 @@ class WorkerPool:
         self._transport = transport
         self._start_first_only = start_first_only
         self._warn = on_warning
-        self._info: object = None
+        self.info: object = None
         self._active = set(transport.worker_ids)
         self._n_failed_starts = dict.fromkeys(transport.worker_ids, 0)
         self._locations: dict[str, str] = {}
@@ -88,11 +88,6 @@ class WorkerPool:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transport.close(shutdown=self._locations if error is None else ())
-
-    @property
-    def info(self) -> object:
-        """Properties that the workers share."""
-        return self._info
 
     def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
         """Run jobs; see :meth:`features.parallel.base.Executor.run`."""
@@ -120,7 +115,7 @@ class WorkerPool:
     def _wait_for_first(self) -> None:
         """Wait until one worker is ready."""
         warn_at = time.monotonic() + _SLOW_START_S
-        while self._info is None:
+        while self.info is None:
             for worker_id, message in self._transport.receive(timeout_s=_POLL_S):
                 self._handle(worker_id, message)
             if time.monotonic() > warn_at:
@@ -157,15 +152,15 @@ class WorkerPool:
                 self._replace(worker_id, reason)
 
     def _register(self, worker_id: str, info: object) -> None:
-        self._info = info if self._info is None else self._info
-        if info == self._info:
+        self.info = info if self.info is None else self.info
+        if info == self.info:
             self._n_failed_starts[worker_id] = 0
             self._idle.add(worker_id)
         else:
             error = MilError(
                 f"worker {worker_id}",
                 actual=str(info),
-                expected=f"{self._info}, as on the other workers",
+                expected=f"{self.info}, as on the other workers",
                 hint="Install the same versions and weights everywhere.",
             )
             self._retire(worker_id, error)
@@ -190,6 +185,6 @@ class WorkerPool:
         self._locations.pop(worker_id, None)
         self._idle.discard(worker_id)
         self._active.discard(worker_id)
-        if self._info is None or not self._active:
+        if self.info is None or not self._active:
             raise error
         self._warn(f"continuing without {worker_id}: {error}")

@@ -32,12 +32,8 @@ class ProcessTransport:
 
     def __init__(self, factories: Mapping[str, WorkerFactory]) -> None:
         self._factories = dict(factories)
+        self.worker_ids = tuple(factories)
         self._handles: dict[str, _ProcessHandle] = {}
-
-    @property
-    def worker_ids(self) -> tuple[str, ...]:
-        """Names of the workers."""
-        return tuple(self._factories)
 
     def start(self, worker_id: str) -> None:
         """Start a worker, or its replacement after it died."""

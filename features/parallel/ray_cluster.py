@@ -129,14 +129,9 @@ class RayTransport:
             num_cpus=resources.n_cpus, num_gpus=resources.n_gpus, max_concurrency=2, max_restarts=0,
             scheduling_strategy="SPREAD",
         )(_Actor)  # fmt: skip
-        self._ids = tuple(f"actor {number}" for number in range(1, resources.n_actors + 1))
+        self.worker_ids = tuple(f"actor {number}" for number in range(1, resources.n_actors + 1))
         self._actors: dict[str, Any] = {}
         self._streams: dict[Any, str] = {}
-
-    @property
-    def worker_ids(self) -> tuple[str, ...]:
-        """Names of the workers."""
-        return self._ids
 
     def start(self, worker_id: str) -> None:
         """Start a worker, or its replacement after it died, once its resources are free."""
