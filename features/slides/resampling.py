@@ -89,8 +89,7 @@ class AreaAccumulator:
     """Mean colour of every cell of a grid, accumulated from rectangles in any order.
 
     A pixel on the border of two cells is weighted in each by the share of it that is covered.
-    ``rows`` and ``columns`` are increasing edges of the cells, px, of shapes (rows + 1,) and
-    (columns + 1,), float64.
+    ``rows`` and ``columns`` are increasing edges of the cells, px, of shape (cells + 1,), float64.
     """
 
     def __init__(self, *, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> None:

@@ -74,11 +74,11 @@ class SlideTiles:
 def open_slide_tiles(
     path: Path, *, tiles: TileSettings, tissue: TissueSettings, given_mpp: float | None
 ) -> Iterator[SlideTiles]:
-    """Open a slide, segment its tissue and compute its tile grid; close it at the end.
+    """Open a slide, and compute its tissue mask and its tiles of shape (tile_px, tile_px, 3).
 
-    ``given_mpp`` are µm per level-0 px that replace the file's own; None to trust the file. Raises
-    SlideError if the slide cannot be opened, or none of it can be read; ResolutionError if
-    ``given_mpp`` is implausible.
+    The slide is closed at the end. ``given_mpp`` are µm per level-0 px that replace the file's own;
+    None to trust the file. Raises SlideError if the slide cannot be opened, or none of it can be
+    read; ResolutionError if ``given_mpp`` is implausible.
     """
     with closing(open_slide(path)) as slide:
         resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)

@@ -85,7 +85,7 @@ class TissueMask:
 
 
 def mask_downsample(mpp: float, settings: TissueSettings) -> int:
-    """Return the level-0 px per px of the mask of a slide with ``mpp`` µm per px, at least 1.
+    """Return the level-0 px per px of the mask, shape (height, width), at ``mpp`` µm per px.
 
     Examples
     --------

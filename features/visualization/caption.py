@@ -53,7 +53,7 @@ def add_caption(
 
 
 def scale_bar(um_per_px: float, *, max_px: int, assumed: bool) -> Entry:
-    """Return a bar of a round length of up to ``max_px``, and that length as text.
+    """Return a bar, shape (14, width, 3), of a round length of up to ``max_px``, and that length.
 
     The image has ``um_per_px``, µm per px; ``assumed`` adds a remark that this is only assumed.
     """

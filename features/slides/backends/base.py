@@ -71,17 +71,20 @@ class BlockGrid:
 
     @property
     def rows(self) -> int:
-        """Number of rows of blocks."""
+        """Number of rows in the grid's shape (rows, columns)."""
         return -(-self.height_px // self.block_height_px)
 
     @property
     def columns(self) -> int:
-        """Number of columns of blocks."""
+        """Number of columns in the grid's shape (rows, columns)."""
         return -(-self.width_px // self.block_width_px)
 
 
 class BlockReader(RegionReader):
-    """Slide decoded block by block, each block at most once while the cache of 320 MiB holds it."""
+    """Slide decoded block by block, each of shape (height, width, 3), uint8.
+
+    A block is decoded at most once while the cache of 320 MiB holds it.
+    """
 
     _grids: Sequence[BlockGrid]
     _where: object

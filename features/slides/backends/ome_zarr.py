@@ -57,9 +57,9 @@ class OmeZarrSlide(BlockReader):
     """An OME-Zarr image in a folder, a zip, or behind a URL that fsspec knows (``s3://…``).
 
     Serves OME-NGFF up to 0.4 (zarr v2) and 0.5 (zarr v3), grey, RGB or RGBA of 8 or 16 bit, one
-    plane at one time, in any order of axes. Pixels are read with shape (height, width, 3), uint8;
-    chunks that are not stored have the fill value. Where ``bioformats2raw`` put several images into
-    one store, the first is the slide. Raises SlideError if it is not such an image, or cannot be
+    plane at one time, in any order of axes, as pixels of shape (height, width, 3), uint8. Chunks
+    that are not stored have the fill value. Where ``bioformats2raw`` put several images into one
+    store, the first is the slide. Raises SlideError if it is not such an image, or cannot be
     reached.
     """
 

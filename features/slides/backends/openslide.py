@@ -24,7 +24,7 @@ _SQUARE_PX = 2048
 
 
 class OpenSlideSlide(RegionReader):
-    """A slide read by OpenSlide; see :class:`features.slides.base.Slide`.
+    """A slide read by OpenSlide, as pixels of shape (height, width, 3), uint8.
 
     A handle keeps its first error for ever, so the slide is reopened after one. Raises SlideError
     if OpenSlide cannot open the file, or if it declares more pixels or bytes than can be true.

@@ -114,7 +114,7 @@ def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
 
 
 def unsupported_samples(page: Any) -> str:
-    """Return why the samples of a page cannot be converted to RGB; empty if they can."""
+    """Return why a page's samples, shape (y, x, channels), cannot become RGB; empty if they can."""
     photometric, compression = page.photometric.name, page.compression
     if photometric not in _PHOTOMETRICS:
         return f"colours as {photometric}"
@@ -130,10 +130,10 @@ def unsupported_samples(page: Any) -> str:
 
 
 def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None:
-    """Raise an error for a stream that declares a huge image, before a decoder allocates it.
+    """Raise ValueError for a stream that declares a shape of more than ``max_px`` pixels.
 
-    Raises ValueError if it declares more than ``max_px`` pixels, or is PNG or WebP without a
-    readable size.
+    This is known before a decoder allocates them. PNG and WebP without a readable size raise it
+    too.
     """
     size = None
     if compression in _JPEGS:

@@ -24,11 +24,11 @@ from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.reader import find_slides, open_slide
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]
 
 
-def write(path: Path, pixels: np.ndarray = PICTURE, **options: object) -> Path:
+def write(path: Path, pixels: np.ndarray = PIXELS, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
     return path
 
@@ -62,7 +62,7 @@ def read_all(path: Path) -> list[bool]:
             for x in (0, 128, 256):
                 with suppress(TileError):
                     result = slide.read(level=0, x_px=x, y_px=y, width_px=128, height_px=128)
-                    np.testing.assert_array_equal(result, PICTURE[y : y + 128, x : x + 128])
+                    np.testing.assert_array_equal(result, PIXELS[y : y + 128, x : x + 128])
                     good.append(True)
                     continue
                 good.append(False)
@@ -112,7 +112,7 @@ def test_a_slide_cut_anywhere_fails_clearly_or_loses_only_what_is_cut(
         with suppress(SlideError):
             with closing(open_slide(path)) as slide:
                 first = slide.read(level=0, x_px=0, y_px=0, width_px=128, height_px=128)
-            assert compression == "jpeg" or (first == PICTURE[:128, :128]).all()
+            assert compression == "jpeg" or (first == PIXELS[:128, :128]).all()
 
 
 @pytest.mark.parametrize("value", [2**32 - 1, 2**31, 10**7])
@@ -136,7 +136,7 @@ def test_a_tile_that_ends_past_the_end_is_lost_alone(tmp_path: Path) -> None:
 def test_for_a_tile_past_the_end_no_memory_is_asked_for(
     tmp_path: Path, changes: dict[str, int]
 ) -> None:
-    with closing(open_slide(write_by_hand(tmp_path / "slide.tif", **changes))) as slide:
+    with closing(open_slide(write_raw_tiff(tmp_path / "slide.tif", **changes))) as slide:
         tracemalloc.start()
         with pytest.raises(TileError, match="past the end of the file"):
             slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
@@ -274,8 +274,8 @@ def directory(entries: Sequence[tuple[int, int, int, int]], *, following: int) -
     return struct.pack("<H", len(entries)) + tags + struct.pack("<I", following)
 
 
-def write_by_hand(path: Path, **changes: int) -> Path:
-    """Grey, 16 x 16 px, one strip, each value open to change."""
+def write_raw_tiff(path: Path, **changes: int) -> Path:
+    """Write a grey TIFF, shape (16, 16), in one strip, with any value changed."""
     tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
             "offset": 273, "samples": 277, "rows": 278, "length": 279}  # fmt: skip
     values = {"width": 16, "height": 16, "bits": 8, "compression": 1, "photometric": 1,
@@ -287,7 +287,7 @@ def write_by_hand(path: Path, **changes: int) -> Path:
 
 
 def peak_and_seconds(path: Path) -> tuple[int, float]:
-    """Bytes and time that a refusal takes."""
+    """Peak memory, bytes, and time, seconds, of a refusal."""
     started = time.monotonic()
     tracemalloc.start()
     try:
@@ -298,7 +298,7 @@ def peak_and_seconds(path: Path) -> tuple[int, float]:
 
 
 def test_a_small_file_by_hand_is_a_slide(tmp_path: Path) -> None:
-    with closing(open_slide(write_by_hand(tmp_path / "slide.tif"))) as slide:
+    with closing(open_slide(write_raw_tiff(tmp_path / "slide.tif"))) as slide:
         result = slide.read(level=0, x_px=0, y_px=0, width_px=16, height_px=16)
     assert (result == 0x80).all()
 
@@ -326,7 +326,7 @@ def test_a_small_file_by_hand_is_a_slide(tmp_path: Path) -> None:
 def test_absurd_sizes_are_refused_at_once_and_allocate_nothing(
     tmp_path: Path, changes: dict[str, int]
 ) -> None:
-    peak, seconds = peak_and_seconds(write_by_hand(tmp_path / "slide.tif", **changes))
+    peak, seconds = peak_and_seconds(write_raw_tiff(tmp_path / "slide.tif", **changes))
     assert peak < 20 << 20
     assert seconds < 5
 
@@ -408,8 +408,8 @@ except SlideError as error:
 """
 
 
-def opening_says(path: Path) -> str:
-    """What opening comes to in a process of its own, which is ended if it hangs."""
+def opening_message(path: Path) -> str:
+    """Output of opening a slide in a process of its own, which is ended if it hangs."""
     done = subprocess.run(
         [sys.executable, "-c", OPEN, path], cwd=ROOT, timeout=60, check=True, text=True,
         stdout=subprocess.PIPE,
@@ -434,14 +434,14 @@ def test_directories_in_a_circle_are_an_error_and_no_hang(
     tmp_path: Path, following: list[int], suffix: str
 ) -> None:
     path = write_chain(tmp_path / f"slide{suffix}", following)
-    message = opening_says(path)
+    message = opening_message(path)
     assert f"slide{suffix}: no reader can open it" in message
     assert "directories that lead back to one another" in message
 
 
 def test_a_long_chain_of_directories_without_a_circle_is_walked_to_its_end(tmp_path: Path) -> None:
     path = write_chain(tmp_path / "slide.tif", [*range(1, 150), None])
-    assert "150 images of one size" in opening_says(path)
+    assert "150 images of one size" in opening_message(path)
 
 
 def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_path: Path) -> None:
@@ -449,11 +449,11 @@ def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_p
     extra = [(271, 2, 9, "Hamamatsu", True), (65420, 4, 1, 1, True), (65441, 4, 1, 9, True)]
     with tifffile.TiffWriter(path) as tiff:
         for _ in range(150):
-            tiff.write(PICTURE[:16, :16], photometric="rgb", extratags=extra, metadata=None)
+            tiff.write(PIXELS[:16, :16], photometric="rgb", extratags=extra, metadata=None)
     with tifffile.TiffFile(path, is_ndpi=False) as tiff:
         first, last = tiff.pages[0].offset, tiff.pages[-1]
         overwrite(path, last.offset + 2 + 12 * len(last.tags), struct.pack("<I", first))
-    assert "slide.ndpi: no reader can open it" in opening_says(path)
+    assert "slide.ndpi: no reader can open it" in opening_message(path)
 
 
 @pytest.mark.parametrize("target", [264, 0, 4, 2**32 - 1])
@@ -464,13 +464,13 @@ def test_sub_directories_that_lead_astray_do_no_harm(tmp_path: Path, target: int
                (330, 4, 1, target)]  # fmt: skip
     data = struct.pack("<2sHI", b"II", 42, 264) + b"\x80" * 256
     path.write_bytes(data + directory(entries, following=0))
-    message = opening_says(path)
+    message = opening_message(path)
     assert "opened 128" in message or "slide.tif: " in message
 
 
 def healthy(compression: str | None) -> bytes:
     file = BytesIO()
-    tifffile.imwrite(file, PICTURE, photometric="rgb", tile=(128, 128), compression=compression)
+    tifffile.imwrite(file, PIXELS, photometric="rgb", tile=(128, 128), compression=compression)
     return file.getvalue()
 
 
@@ -528,7 +528,7 @@ def test_a_link_to_itself_or_to_nothing_is_no_slide(tmp_path: Path) -> None:
 def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        Image.fromarray(PICTURE).save(tmp_path / name / "slide.png")
+        Image.fromarray(PIXELS).save(tmp_path / name / "slide.png")
     (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
     (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "up").symlink_to(tmp_path)

@@ -22,7 +22,7 @@ from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
 from features.slides.reader import find_slides, open_slide, slide_id_of
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = np.stack(
     [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
 ).astype(np.uint8)
@@ -41,7 +41,7 @@ def arranged(pixels: np.ndarray, axes: str) -> np.ndarray:
 
 def write(
     store: Any,
-    levels: Sequence[np.ndarray] = (PICTURE,),
+    levels: Sequence[np.ndarray] = (PIXELS,),
     *,
     axes: str = "tczyx",
     zarr_format: int = 2,
@@ -113,7 +113,7 @@ def test_every_order_of_axes_gives_the_same_pixels(
     assert slide.reader == "ome-zarr"
     assert slide.path == tmp_path / "s.ome.zarr"
     assert (slide.levels[0].width_px, slide.levels[0].height_px) == (421, 300)
-    np.testing.assert_array_equal(whole(slide), PICTURE)
+    np.testing.assert_array_equal(whole(slide), PIXELS)
     slide.close()
     slide.close()
 
@@ -131,23 +131,23 @@ def test_plain_flat_and_sharded_chunks_are_read(
     tmp_path: Path, zarr_format: int, options: dict[str, Any]
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yxc", zarr_format=zarr_format, **options)
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PICTURE)
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PIXELS)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_grey_sixteen_bit_and_alpha_become_rgb(tmp_path: Path, zarr_format: int) -> None:
-    grey = PICTURE[..., :1]
-    deep = PICTURE.astype(np.uint16) << 8 | 77
-    clear = np.dstack([PICTURE, np.where(grey > 128, 255, 0).astype(np.uint8)])
+    grey = PIXELS[..., :1]
+    deep = PIXELS.astype(np.uint16) << 8 | 77
+    clear = np.dstack([PIXELS, np.where(grey > 128, 255, 0).astype(np.uint8)])
     cases = {
         "grey": (grey, "cyx", np.repeat(grey, 3, 2)),
         "no channels": (grey, "yx", np.repeat(grey, 3, 2)),
-        "deep": (deep, "tczyx", PICTURE),
-        "alpha": (clear, "cyx", np.where(grey > 128, PICTURE, 255)),
-        "deep alpha": (clear.astype(np.uint16) * 257, "yxc", np.where(grey > 128, PICTURE, 255)),
+        "deep": (deep, "tczyx", PIXELS),
+        "alpha": (clear, "cyx", np.where(grey > 128, PIXELS, 255)),
+        "deep alpha": (clear.astype(np.uint16) * 257, "yxc", np.where(grey > 128, PIXELS, 255)),
     }
     if zarr_format == 2:
-        cases["big-endian"] = (deep.astype(">u2"), "yxc", PICTURE)
+        cases["big-endian"] = (deep.astype(">u2"), "yxc", PIXELS)
     for name, (pixels, axes, expected) in cases.items():
         path = write(tmp_path / f"{name}.zarr", [pixels], axes=axes, zarr_format=zarr_format)
         slide = OmeZarrSlide(path)
@@ -180,11 +180,11 @@ def test_datasets_are_levels(tmp_path: Path, zarr_format: int) -> None:
         (128, 128, 128, 128),
     ],
 )
-def test_any_region_equals_the_padded_picture(
+def test_any_region_equals_the_padded_image(
     tmp_path: Path, x: int, y: int, width: int, height: int
 ) -> None:
     slide = OmeZarrSlide(write(tmp_path / "s.zarr"))
-    padded = np.pad(PICTURE, ((60, 400), (60, 400), (0, 0)), constant_values=255)
+    padded = np.pad(PIXELS, ((60, 400), (60, 400), (0, 0)), constant_values=255)
     result = slide.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
     np.testing.assert_array_equal(result, padded[y + 60 :, x + 60 :][:height, :width])
     slide.close()
@@ -254,7 +254,7 @@ def test_stores_older_than_described_axes_are_read(tmp_path: Path, axes: list[st
     path = write(tmp_path / "s.zarr", mpp=(1.0, 1.0))
     change(path, lambda image: image.update(axes=axes) if axes else image.pop("axes"))
     slide = OmeZarrSlide(path)
-    np.testing.assert_array_equal(whole(slide), PICTURE)
+    np.testing.assert_array_equal(whole(slide), PIXELS)
     assert slide.mpp_xy is None
 
 
@@ -262,8 +262,8 @@ def test_the_first_image_of_bioformats2raw_is_the_slide(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     write(path, group="0")
-    write(path, [PICTURE[:50, :50]], group="1")
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PICTURE)
+    write(path, [PIXELS[:50, :50]], group="1")
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PIXELS)
 
 
 @pytest.mark.parametrize("as_path", [False, True])
@@ -273,17 +273,17 @@ def test_urls_are_read_through_fsspec(memory_url: str, zarr_format: int, as_path
     slide = open_slide(Path(memory_url) if as_path else memory_url)
     assert slide.mpp_xy == pytest.approx((0.5, 0.5))
     assert slide_id_of(slide.path) == slide_id_of(memory_url) == "s"
-    np.testing.assert_array_equal(whole(slide), PICTURE)
+    np.testing.assert_array_equal(whole(slide), PIXELS)
     slide.close()
     (result,) = find_slides([memory_url])
     assert result == slide.path
-    np.testing.assert_array_equal(whole(open_slide(result)), PICTURE)
+    np.testing.assert_array_equal(whole(open_slide(result)), PIXELS)
 
 
 def test_a_file_url_is_read_and_what_it_lacks_is_the_fill_value(tmp_path: Path) -> None:
     path = write(tmp_path / "s.zarr", axes="yxc", fill_value=9)
     shutil.rmtree(path / "0" / "0")
-    expected = PICTURE.copy()
+    expected = PIXELS.copy()
     expected[:128] = 9
     for position in (path, path.as_uri(), Path(path.as_uri())):
         slide = open_slide(position)
@@ -314,7 +314,7 @@ def test_zipped_stores_are_read(tmp_path: Path, zarr_format: int, inside: bool) 
     slide = open_slide(path)
     assert slide.reader == "ome-zarr"
     assert slide_id_of(path) == "s"
-    np.testing.assert_array_equal(whole(slide), PICTURE)
+    np.testing.assert_array_equal(whole(slide), PIXELS)
     slide.close()
     slide.close()
 
@@ -333,7 +333,7 @@ def test_a_broken_chunk_is_an_error_and_its_neighbours_are_not(
     with pytest.raises(TileError, match="row 2, column 1 of level 0 cannot be read"):
         slide.read(level=0, x_px=120, y_px=250, width_px=20, height_px=20)
     result = slide.read(level=0, x_px=0, y_px=0, width_px=421, height_px=256)
-    np.testing.assert_array_equal(result, PICTURE[:256])
+    np.testing.assert_array_equal(result, PIXELS[:256])
     overview = slide.overview(downsample=4)
     assert (overview[64:, 32:64] == 255).all()
     assert np.abs(overview[:64].astype(int) - 127).max() < 128
@@ -392,13 +392,13 @@ def test_metadata_that_is_no_metadata_is_an_error(tmp_path: Path, content: str) 
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (PICTURE.astype(np.float32), {}, "samples of type float32"),
-        (PICTURE.astype(np.uint32), {}, "samples of type uint32"),
-        (PICTURE.astype(np.int16), {}, "samples of type int16"),
-        (PICTURE[..., :2], {}, "2 channels"),
-        (np.dstack([PICTURE, PICTURE]), {}, "6 channels"),
-        (PICTURE[:0], {}, "421 × 0 px"),
-        (PICTURE[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
+        (PIXELS.astype(np.float32), {}, "samples of type float32"),
+        (PIXELS.astype(np.uint32), {}, "samples of type uint32"),
+        (PIXELS.astype(np.int16), {}, "samples of type int16"),
+        (PIXELS[..., :2], {}, "2 channels"),
+        (np.dstack([PIXELS, PIXELS]), {}, "6 channels"),
+        (PIXELS[:0], {}, "421 × 0 px"),
+        (PIXELS[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
     ],
 )
 def test_pixels_that_are_no_slide_are_refused(
@@ -493,7 +493,7 @@ def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpa
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], PICTURE[..., 0])
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], PIXELS[..., 0])
     (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
     with closing(OmeZarrSlide(path)) as slide:
         tracemalloc.start()
@@ -527,7 +527,7 @@ def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) 
     grey = np.zeros((512, 512), np.uint8)
     frame = numcodecs.Zstd().encode(grey)
     for n_bytes, is_read in ((512 * 512, True), (20 << 20, False)):
-        # A frame of one repeated byte, whose header tells a window but no size.
+        # A frame of one repeated byte, whose header has a window but no size.
         blocks = b"".join(
             (min(left, 1 << 17) << 3 | 2 | (left <= 1 << 17)).to_bytes(3, "little") + b"\0"
             for left in range(n_bytes, 0, -(1 << 17))
@@ -586,11 +586,11 @@ def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
     assert [slide_id_of(path) for path in result] == ["a", "s", "t", "z"]
     assert find_slides([tmp_path / "t.ZARR"]) == [tmp_path / "t.ZARR"]
     for path in result[1:3]:
-        np.testing.assert_array_equal(whole(open_slide(path)), PICTURE)
+        np.testing.assert_array_equal(whole(open_slide(path)), PIXELS)
 
 
 def test_transparency_shows_the_background_as_with_other_readers(tmp_path: Path) -> None:
-    pixels = np.dstack([PICTURE, PICTURE[..., 1]])
+    pixels = np.dstack([PIXELS, PIXELS[..., 1]])
     slide = OmeZarrSlide(write(tmp_path / "s.zarr", [pixels]))
     np.testing.assert_array_equal(whole(slide), to_rgb(pixels, background_rgb=(255, 255, 255)))
     slide.close()

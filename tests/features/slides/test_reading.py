@@ -24,13 +24,13 @@ from features.slides.pixels import to_rgb
 from features.slides.reader import find_slides, open_slide, slide_id_of
 from tests.fakes import real_data
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = np.stack(
     [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
 ).astype(np.uint8)
 
 
-def write(path: Path, pixels: np.ndarray = PICTURE, **options: object) -> Path:
+def write(path: Path, pixels: np.ndarray = PIXELS, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
     return path
 
@@ -47,13 +47,13 @@ def whole(slide: object, level: int = 0) -> np.ndarray:
     width=st.integers(1, 90),
     height=st.integers(1, 90),
 )
-def test_any_region_equals_the_padded_picture(x: int, y: int, width: int, height: int) -> None:
+def test_any_region_equals_the_padded_image(x: int, y: int, width: int, height: int) -> None:
     global SHARED  # noqa: PLW0603 - one open slide for all examples
     if SHARED is None:
         import tempfile
 
         SHARED = TiffSlide(write(Path(tempfile.mkdtemp()) / "s.tif", compression="lzw"))
-    padded = np.pad(PICTURE, ((60, 200), (60, 200), (0, 0)), constant_values=255)
+    padded = np.pad(PIXELS, ((60, 200), (60, 200), (0, 0)), constant_values=255)
     result = SHARED.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
     np.testing.assert_array_equal(result, padded[y + 60 :, x + 60 :][:height, :width])
 
@@ -64,7 +64,7 @@ SHARED: TiffSlide | None = None
 def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) -> None:
     glass = np.empty((4096, 4096, 3), np.uint8)
     glass[:] = (196, 211, 192)
-    glass[1024:1536, 2048:2560] = PICTURE[:256, :256].repeat(2, 0).repeat(2, 1)
+    glass[1024:1536, 2048:2560] = PIXELS[:256, :256].repeat(2, 0).repeat(2, 1)
     slide = TiffSlide(write(tmp_path / "s.tif", glass, compression="lzw"))
     decoded = []
     original = slide._decode
@@ -72,7 +72,7 @@ def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) ->
     result = slide.overview(downsample=32)
     tissue = {(row, column) for row in range(8, 12) for column in range(16, 20)}
     assert tissue <= set(decoded)
-    assert len(set(decoded) - tissue) <= 96  # the sample that tells glass from tissue
+    assert len(set(decoded) - tissue) <= 96  # the sample that separates glass from tissue
     assert (result[0, 0] == (196, 211, 192)).all()
     assert np.abs(result[40, 70].astype(int) - (196, 211, 192)).max() > 40
     n_decoded = len(decoded)
@@ -94,8 +94,8 @@ def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
 
     slide._decode = count
     with ThreadPoolExecutor(8) as pool:
-        for picture in pool.map(lambda _: whole(slide), range(24)):
-            np.testing.assert_array_equal(picture, PICTURE)
+        for pixels in pool.map(lambda _: whole(slide), range(24)):
+            np.testing.assert_array_equal(pixels, PIXELS)
     assert len(decoded) == len(set(decoded)) == 12
     slide.close()
 
@@ -120,7 +120,7 @@ def test_a_broken_tile_is_an_error_and_its_neighbours_are_not(tmp_path: Path) ->
     with pytest.raises(TileError, match="row 1, column 1 of level 0 cannot be decoded"):
         slide.read(level=0, x_px=150, y_px=150, width_px=9, height_px=9)
     result = slide.read(level=0, x_px=0, y_px=0, width_px=100, height_px=100)
-    np.testing.assert_array_equal(result, PICTURE[:100, :100])
+    np.testing.assert_array_equal(result, PIXELS[:100, :100])
     assert slide.overview(downsample=8).shape == (38, 53, 3)
     slide.close()
 
@@ -142,7 +142,7 @@ def test_resolution_comes_from_the_tags_and_is_not_judged_here(tmp_path: Path) -
 def test_ome_metadata_gives_the_resolution(tmp_path: Path) -> None:
     path = tmp_path / "s.ome.tif"
     tifffile.imwrite(
-        path, PICTURE, photometric="rgb", tile=(128, 128),
+        path, PIXELS, photometric="rgb", tile=(128, 128),
         metadata={"axes": "YXS", "PhysicalSizeX": 0.46, "PhysicalSizeY": 0.46},
     )  # fmt: skip
     slide = open_slide(path)
@@ -152,15 +152,15 @@ def test_ome_metadata_gives_the_resolution(tmp_path: Path) -> None:
 
 
 def test_plain_images_are_one_level_slides(tmp_path: Path) -> None:
-    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    Image.fromarray(PIXELS).save(tmp_path / "s.png")
     slide = open_slide(tmp_path / "s.png")
     assert slide.reader == "image"
-    np.testing.assert_array_equal(whole(slide), PICTURE)
+    np.testing.assert_array_equal(whole(slide), PIXELS)
     slide.close()
 
 
 def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
-    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    Image.fromarray(PIXELS).save(tmp_path / "s.png")
     (tmp_path / "s.png").rename(tmp_path / "s.svs")
     assert open_slide(tmp_path / "s.svs").reader == "image"
 
@@ -169,7 +169,7 @@ def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("features.slides.backends.image._MAX_PX", 1000)
-    Image.fromarray(PICTURE).save(tmp_path / "s.png")
+    Image.fromarray(PIXELS).save(tmp_path / "s.png")
     with pytest.raises(SlideError, match="plain image of 421 × 300 px"):
         ImageSlide(tmp_path / "s.png")
 
@@ -218,7 +218,7 @@ def test_transparency_shows_the_background() -> None:
 
 
 @real_data
-def test_one_slide_in_three_formats_is_the_same_picture(mil_data: Path) -> None:
+def test_one_slide_in_three_formats_is_the_same_image(mil_data: Path) -> None:
     folder = mil_data / "slides"
     paths = [
         folder / "cmu-1-small-region.svs",
@@ -228,10 +228,10 @@ def test_one_slide_in_three_formats_is_the_same_picture(mil_data: Path) -> None:
     slides = [open_slide(path) for path in paths]
     assert [slide.reader for slide in slides] == ["tiff", "tiff", "openslide"]
     region = {"level": 0, "x_px": 700, "y_px": 900, "width_px": 900, "height_px": 900}
-    pictures = [slide.read(**region).astype(int) for slide in slides]
-    for slide, picture in zip(slides, pictures, strict=True):
+    regions = [slide.read(**region).astype(int) for slide in slides]
+    for slide, pixels in zip(slides, regions, strict=True):
         assert slide.mpp_xy == pytest.approx((0.499, 0.499))
-        assert np.abs(picture - pictures[0]).mean() < 8  # each was compressed anew
+        assert np.abs(pixels - regions[0]).mean() < 8  # each was compressed anew
         slide.close()
 
 
@@ -248,10 +248,10 @@ def test_a_slide_that_openslide_refuses_is_read(mil_data: Path) -> None:
 @real_data
 @pytest.mark.parametrize("name", ["broken.svs", "unopenable.tiff", "unreadable.svs"])
 def test_broken_slides_are_clear_errors(mil_data: Path, name: str) -> None:
-    def look() -> None:
+    def read_overview() -> None:
         slide = open_slide(mil_data / "slides" / "edge" / name)
         with closing(slide):
             slide.overview(downsample=4)
 
     with pytest.raises(SlideError, match=name):
-        look()
+        read_overview()

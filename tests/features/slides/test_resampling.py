@@ -20,10 +20,10 @@ from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Level
 from features.slides.resampling import AreaAccumulator, cell_edges, nearest_level, resize_area
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
 STEEP = np.add.outer(np.arange(382) * 0.4, np.arange(509) * 0.2)
 SMOOTH = np.stack([STEEP, 254 - STEEP, 128 + 60 * np.sin(STEEP / 40)], axis=-1).astype(np.uint8)
-"""A smooth picture whose edges are neither white nor like their neighbours."""
+"""A smooth image whose edges are neither white nor like their neighbours."""
 
 
 def exact_mean(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def exact_mean(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.
 
 
 def shrunk(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """The whole picture, each side divided by a factor and rounded."""
+    """The whole image, each side divided by a factor and rounded."""
     height, width = pixels.shape[:2]
     return resize_area(
         pixels, rows=(0, height), columns=(0, width),
@@ -104,10 +104,10 @@ def test_an_overview_is_the_mean_of_what_each_pixel_covers_up_to_the_edges(
     block=st.integers(1, 50),
     cuts=st.tuples(st.integers(0, 39), st.integers(0, 39)),
 )
-def test_means_do_not_depend_on_how_the_picture_is_cut(
+def test_means_do_not_depend_on_how_the_image_is_cut(
     height: int, width: int, block: int, cuts: tuple[int, int]
 ) -> None:
-    pixels = PICTURE[:height, :width]
+    pixels = PIXELS[:height, :width]
     cells = {"rows": cell_edges(height, block), "columns": cell_edges(width, block)}
     means = AreaAccumulator(**cells)
     y_cut, x_cut = min(cuts[0], height - 1), min(cuts[1], width - 1)
@@ -125,9 +125,9 @@ def test_cells_whose_borders_cut_pixels_are_weighed_by_area(step: float, cut: in
     edges = np.append(np.arange(0, 59.9, step), 60.0)
     means = AreaAccumulator(rows=edges, columns=edges)
     for top, bottom in ((0, cut), (cut, 60)):
-        means.add(PICTURE[top:bottom, :60], x_px=0, y_px=top)
+        means.add(PIXELS[top:bottom, :60], x_px=0, y_px=top)
     summed = np.pad(
-        PICTURE[:60, :60].astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0))
+        PIXELS[:60, :60].astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0))
     )
     low = np.minimum(edges.astype(int), 59)
     part = (edges - low)[:, None]
@@ -150,22 +150,22 @@ def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
 
 
 def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = []
+    images = []
     for at_once_px in (10, 71, 10_000):
         monkeypatch.setattr("features.slides.resampling._BAND_PX", at_once_px)
         means = AreaAccumulator(rows=cell_edges(60, 7), columns=cell_edges(70, 7))
-        means.add(PICTURE, x_px=0, y_px=0)
-        pictures.append(means.mean_image(fill_rgb=(0, 0, 0)))
-    np.testing.assert_array_equal(pictures[0], pictures[2])
-    np.testing.assert_array_equal(pictures[1], pictures[2])
+        means.add(PIXELS, x_px=0, y_px=0)
+        images.append(means.mean_image(fill_rgb=(0, 0, 0)))
+    np.testing.assert_array_equal(images[0], images[2])
+    np.testing.assert_array_equal(images[1], images[2])
 
 
-def test_a_window_of_a_picture_is_averaged_and_a_whole_one_untouched() -> None:
+def test_a_window_of_an_image_is_averaged_and_a_whole_one_untouched() -> None:
     size = {"height_px": 60, "width_px": 70}
-    same = resize_area(PICTURE, rows=(0, 60), columns=(0, 70), **size)
-    np.testing.assert_array_equal(same, PICTURE)
-    result = resize_area(PICTURE, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
-    rows = (PICTURE[1] / 2.0 + PICTURE[2] + PICTURE[3] / 2.0) / 2
+    same = resize_area(PIXELS, rows=(0, 60), columns=(0, 70), **size)
+    np.testing.assert_array_equal(same, PIXELS)
+    result = resize_area(PIXELS, rows=(1.5, 3.5), columns=(2, 6), height_px=1, width_px=2)
+    rows = (PIXELS[1] / 2.0 + PIXELS[2] + PIXELS[3] / 2.0) / 2
     np.testing.assert_allclose(result[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
 
 

@@ -32,7 +32,7 @@ def test_a_plan_holds_both_classes_in_every_centre_and_ids_like_numbers() -> Non
 
 
 @pytest.mark.parametrize(("signal", "low", "high"), [(0.0, 0.46, 0.54), (1.0, 0.85, 0.95)])
-def test_the_mixture_tells_the_class_as_far_as_asked(
+def test_the_mixture_separates_the_classes_as_far_as_asked(
     signal: float, low: float, high: float
 ) -> None:
     from sklearn.metrics import roc_auc_score
@@ -50,14 +50,14 @@ def test_glass_is_no_matter_of_the_class() -> None:
 
 
 @pytest.mark.ci
-def test_the_same_plan_paints_the_same_picture_with_tissue_as_on_real_slides() -> None:
+def test_the_same_plan_renders_the_same_image_with_tissue_as_on_real_slides() -> None:
     for plan in make_cohort(n_patients=6, seed=4, signal=1.0)[:4]:
-        picture = render_slide(plan)
-        assert picture.shape == (plan.height_px0, plan.width_px0, 3)
-        np.testing.assert_array_equal(picture, render_slide(plan))
-        assert (picture[:40, :40] == plan.glass_rgb).all()
+        pixels = render_slide(plan)
+        assert pixels.shape == (plan.height_px0, plan.width_px0, 3)
+        np.testing.assert_array_equal(pixels, render_slide(plan))
+        assert (pixels[:40, :40] == plan.glass_rgb).all()
         mask = segment_tissue(
-            picture[::32, ::32], downsample=32, mpp=0.25, settings=TissueSettings()
+            pixels[::32, ::32], downsample=32, mpp=0.25, settings=TissueSettings()
         )
         assert mask.background_rgb == plan.glass_rgb
         assert 0.05 < mask.mask.mean() < 0.5

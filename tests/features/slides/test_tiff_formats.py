@@ -24,7 +24,7 @@ WAVES = np.stack(
     ],
     axis=-1,
 ).astype(np.uint8)
-"""A smooth picture of whole TIFF tiles, so that lossy codecs err by little."""
+"""A smooth image of whole TIFF tiles, so that lossy codecs err by little."""
 
 BAG_FORMATS = [{"tile": (128, 128)}, {"tile": (48, 160)}, {"tile": None, "rowsperstrip": 17}]
 LOSSLESS = {
@@ -83,7 +83,7 @@ def test_of_sixteen_bit_the_upper_eight_are_kept(
     if options["compression"] == "webp":
         pytest.skip("WebP has 8 bit")
     if options["compression"] == "jpeg2000" and byteorder == ">":
-        pytest.skip("tifffile hands big-endian samples to the JPEG 2000 encoder unswapped")
+        pytest.skip("tifffile passes big-endian samples to the JPEG 2000 encoder unswapped")
     deep = np.random.default_rng(1).integers(0, 65536, NOISE.shape, np.uint16)
     path = write(tmp_path / "s.tif", deep, byteorder=byteorder, **layout, **options)
     np.testing.assert_array_equal(pixels_of(path), (deep >> 8).astype(np.uint8))
@@ -155,7 +155,7 @@ def test_three_channels_of_an_ome_tiff_are_red_green_and_blue(
     ],
     ids=["OME of two channels", "ImageJ", "tifffile", "pages", "pages in colours"],
 )
-def test_of_several_pictures_none_is_taken_for_the_slide(
+def test_of_several_images_none_is_taken_for_the_slide(
     tmp_path: Path, options: dict[str, object], shape: tuple[int, ...]
 ) -> None:
     path = tmp_path / "s.tif"
@@ -195,7 +195,7 @@ def test_of_several_series_of_one_size_none_is_taken_for_the_slide(
     ],
     ids=["smaller", "grey", "reduced", "label"],
 )
-def test_pictures_that_stand_beside_the_slide_are_left_out(
+def test_images_that_accompany_the_slide_are_left_out(
     tmp_path: Path, companion: np.ndarray, options: dict[str, object]
 ) -> None:
     path = tmp_path / "s.ome.tif"

@@ -33,13 +33,13 @@ def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
     return max(tiles, key=lambda tile: float((tile.min(axis=2) < 0.85 * min(glass_rgb)).mean()))
 
 
-def why(tile: object, glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> str:
+def rejecting_rule(tile: object, glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> str:
     pixels = np.clip(np.rint(np.asarray(tile, np.float64)), 0, 255).astype(np.uint8)
     return artifact_detector(tuple(RULES), glass_rgb=glass_rgb)(pixels)
 
 
 def stripe(tile: RgbArray, colour: tuple[float, float, float], width_px: int) -> RgbArray:
-    """A band of ink over the tile: what lies below is multiplied with its colour."""
+    """Multiply a band of the tile with the colour of ink."""
     inked = tile.astype(np.float64)
     inked[:, 40 : 40 + width_px] *= colour
     return inked
@@ -47,13 +47,13 @@ def stripe(tile: RgbArray, colour: tuple[float, float, float], width_px: int) ->
 
 @pytest.mark.parametrize("glass", GLASSES_RGB)
 def test_sharp_tissue_on_any_glass_is_kept(glass: tuple[int, int, int]) -> None:
-    assert why(clot(glass), glass) == ""
+    assert rejecting_rule(clot(glass), glass) == ""
 
 
 @pytest.mark.parametrize("glass", GLASSES_RGB)
 def test_bare_glass_is_no_reason(glass: tuple[int, int, int]) -> None:
     noisy = np.random.default_rng(0).normal(glass, 4.0, (224, 224, 3))
-    assert why(noisy, glass) == ""
+    assert rejecting_rule(noisy, glass) == ""
 
 
 @pytest.mark.parametrize(
@@ -64,42 +64,46 @@ def test_bare_glass_is_no_reason(glass: tuple[int, int, int]) -> None:
 def test_green_blue_and_black_ink_are_told_by_their_share(
     colour: tuple[float, float, float], width_px: int, expected: str
 ) -> None:
-    assert why(stripe(np.full((224, 224, 3), 240, np.uint8), colour, width_px)) == expected
+    assert (
+        rejecting_rule(stripe(np.full((224, 224, 3), 240, np.uint8), colour, width_px)) == expected
+    )
     over_tissue = stripe(clot(), colour, width_px)
     assert (
-        why(over_tissue) in {expected, "ink", "dark", "fold"} if expected else not why(over_tissue)
+        rejecting_rule(over_tissue) in {expected, "ink", "dark", "fold"}
+        if expected
+        else not rejecting_rule(over_tissue)
     )
 
 
 def test_black_fill_is_dark() -> None:
     tile = clot().copy()
     tile[:130] = 0
-    assert why(tile) == "dark"
+    assert rejecting_rule(tile) == "dark"
 
 
 def test_a_grey_line_on_glass_is_an_edge() -> None:
     tile = np.random.default_rng(1).normal(238, 2.0, (224, 224, 3))
     tile[:, 100:118] -= 110
-    assert why(tile, (238, 238, 238)) == "grey"
+    assert rejecting_rule(tile, (238, 238, 238)) == "grey"
 
 
 def test_tissue_folded_many_times_is_a_fold() -> None:
     once = np.random.default_rng(2).normal((150, 90, 170), 12, (224, 224, 3)) / 255
-    assert why(255 * once) == ""
-    assert why(255 * once**3) == "fold"
-    assert why(255 * once**6) == "dark"
+    assert rejecting_rule(255 * once) == ""
+    assert rejecting_rule(255 * once**3) == "fold"
+    assert rejecting_rule(255 * once**6) == "dark"
 
 
 @pytest.mark.parametrize(("sigma_px", "expected"), [(0.0, ""), (0.7, ""), (3.0, "blur")])
 def test_blur_is_told_by_the_share_of_fine_detail(sigma_px: float, expected: str) -> None:
     tile = ndimage.gaussian_filter(clot().astype(np.float64), (sigma_px, sigma_px, 0))
-    assert why(tile) == expected
+    assert rejecting_rule(tile) == expected
 
 
 @given(scale=st.floats(0.4, 1.0))
 def test_a_judge_sees_the_tile_beside_its_glass(scale: float) -> None:
     glass = (round(250 * scale),) * 3
-    assert why(clot() * (glass[0] / 255), glass) == ""
+    assert rejecting_rule(clot() * (glass[0] / 255), glass) == ""
 
 
 def test_every_rule_can_be_turned_off() -> None:
@@ -135,7 +139,7 @@ def test_real_tiles_are_judged_as_one_sees(
         picture = picture.reduce(2)
     pixels = np.asarray(picture)
     reasons = [
-        why(pixels[y : y + 224, x : x + 224], (240, 240, 240))
+        rejecting_rule(pixels[y : y + 224, x : x + 224], (240, 240, 240))
         for y in range(0, pixels.shape[0] - 223, 224)
         for x in range(0, pixels.shape[1] - 223, 224)
     ]

@@ -139,7 +139,7 @@ def test_shrinking_by_any_factor_is_the_area_average(
     pixels = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
     factor = 2 if level and span >= 64 else 1
     tile = read_tile(FakeSlide(pixels, downsamples=(1, 2)[: level + 1]), grid_at(x, y, span), 0)
-    # The integral of the picture, read at the exact borders of every pixel of the tile.
+    # The integral of the image, read at the exact borders of every pixel of the tile.
     summed = np.pad(pixels[::factor, ::factor].cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
     positions = np.arange(len(summed))
     edges = [(start + span * np.arange(33) / 32) / factor for start in (y, x)]

@@ -49,7 +49,7 @@ def normalise(pixels: np.ndarray, glass: tuple[int, int, int] = GLASS) -> np.nda
 
 @pytest.mark.parametrize("strength", [0.7, 1.0, 1.4])
 @pytest.mark.parametrize("glass", [GLASS, (210, 222, 205)])
-def test_slides_stained_and_lit_otherwise_come_out_alike(
+def test_slides_stained_and_lit_otherwise_become_similar(
     strength: float, glass: tuple[int, int, int]
 ) -> None:
     stain = concentrations(256, seed=1)

@@ -1,4 +1,4 @@
-"""Tissue on painted slides of which the truth is known, on blank ones, and on real pictures."""
+"""Tissue on painted slides of which the truth is known, on blank ones, and on real images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOISES = [0.0, 4.0, 12.0]
 Bools = npt.NDArray[np.bool_]
 
 
-def find(overview: RgbArray, settings: TissueSettings | None = None) -> TissueMask:
+def segment(overview: RgbArray, settings: TissueSettings | None = None) -> TissueMask:
     return segment_tissue(overview, downsample=32, mpp=0.25, settings=settings or TissueSettings())
 
 
@@ -31,7 +31,7 @@ def iou(one: Bools, other: Bools) -> float:
 
 
 def paint_truth(rng: np.random.Generator, shape: tuple[int, int] = (400, 520)) -> Bools:
-    """Some ragged islands."""
+    """Paint some ragged islands."""
     rows, columns = np.indices(shape)
     height = np.full(shape, -1.0)
     for _ in range(3):
@@ -49,17 +49,19 @@ def paint_tissue(rng: np.random.Generator, shape: tuple[int, int], glass: object
     return np.asarray(glass) * (pale + (deep - pale) * tone)
 
 
-def light_of(kind: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Share of the light at each place, 1 at the brightest."""
+def illumination(kind: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Share of the light at each px, shape (height, width, 1), 1 at the brightest."""
     y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
     share = {"even": np.ones(shape), "tilted": 0.93 + 0.07 * (x + y) / 2,
              "vignette": 1 - 0.06 * (x**2 + y**2)}[kind]  # fmt: skip
     return share[..., None]
 
 
-def photograph(scene: object, kind: str, noise: float, rng: np.random.Generator) -> RgbArray:
-    picture = np.asarray(scene) * light_of(kind, np.shape(scene)[:2])
-    return np.clip(np.rint(picture + rng.normal(0, noise, picture.shape)), 0, 255).astype(np.uint8)
+def add_light_and_noise(
+    scene: object, kind: str, noise: float, rng: np.random.Generator
+) -> RgbArray:
+    pixels = np.asarray(scene) * illumination(kind, np.shape(scene)[:2])
+    return np.clip(np.rint(pixels + rng.normal(0, noise, pixels.shape)), 0, 255).astype(np.uint8)
 
 
 def blank(glass: tuple[int, int, int], shape: tuple[int, int] = (300, 400)) -> RgbArray:
@@ -75,7 +77,7 @@ def test_tissue_is_found_on_every_glass_in_every_light(
     rng = np.random.default_rng(sum(glass) + int(noise))
     truth = paint_truth(rng)
     scene = np.where(truth[..., None], paint_tissue(rng, truth.shape, glass), glass)
-    result = find(photograph(scene, light, noise, rng))
+    result = segment(add_light_and_noise(scene, light, noise, rng))
     assert iou(result.mask, truth) >= 0.95
     assert np.abs(np.subtract(result.background_rgb, glass)).max() <= 22  # as bright as anywhere
     assert result.threshold >= TissueSettings().floor_distance
@@ -86,7 +88,7 @@ def test_tissue_is_found_on_every_glass_in_every_light(
 @pytest.mark.parametrize("glass", GLASSES_RGB)
 def test_a_blank_slide_has_no_tissue(glass: tuple[int, int, int], light: str, noise: float) -> None:
     rng = np.random.default_rng(3)
-    result = find(photograph(blank(glass), light, noise, rng))
+    result = segment(add_light_and_noise(blank(glass), light, noise, rng))
     assert not result.mask.any()
 
 
@@ -100,7 +102,7 @@ def test_strongly_tilted_light_is_followed() -> None:
     light = np.linspace(0.8, 1.0, 400)[None, :, None]
     rng = np.random.default_rng(0)
     scene = np.where(truth[..., None], (215, 130, 165), (235, 235, 235)) * light
-    result = find(photograph(scene, "even", 2.0, rng))
+    result = segment(add_light_and_noise(scene, "even", 2.0, rng))
     assert iou(result.mask, truth) >= 0.95
 
 
@@ -108,34 +110,34 @@ def test_specks_go_and_small_holes_close_by_their_area() -> None:
     truth = disc((200, 200), 100, 100, 60)
     speck, hole, lumen = (disc((200, 200), *position) for position in
                           ((20, 20, 4), (80, 80, 4), (120, 120, 12)))  # fmt: skip
-    picture = blank((240, 240, 240), (200, 200))
-    picture[(truth | speck) & ~hole & ~lumen] = (190, 90, 130)
+    pixels = blank((240, 240, 240), (200, 200))
+    pixels[(truth | speck) & ~hole & ~lumen] = (190, 90, 130)
     # A disc of 4 px radius at 8 µm/px has 3,100 µm², one of 12 px 29,000.
-    result = find(picture).mask
+    result = segment(pixels).mask
     assert not result[speck].any()
     assert result[hole].all()
     assert not result[120, 120]
-    finer = find(picture, TissueSettings(least_speck_um2=1000.0, least_hole_um2=1000.0)).mask
+    finer = segment(pixels, TissueSettings(least_speck_um2=1000.0, least_hole_um2=1000.0)).mask
     assert finer[20, 20]
     assert not finer[80, 80]
 
 
 def test_a_single_small_biopsy_is_not_taken_for_dust() -> None:
-    picture = blank((240, 240, 240))
+    pixels = blank((240, 240, 240))
     biopsy = disc((300, 400), 100, 100, 3)
-    picture[biopsy] = (160, 60, 110)
-    assert iou(find(picture).mask, biopsy) > 0.6
+    pixels[biopsy] = (160, 60, 110)
+    assert iou(segment(pixels).mask, biopsy) > 0.6
 
 
 @pytest.mark.parametrize("fill", [(255, 255, 255), (0, 0, 0)])
 def test_fill_beside_the_scanned_area_is_no_tissue(fill: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(5)
     truth = disc((300, 400), 150, 120, 60)
-    picture = blank((205, 205, 208))
-    picture[truth] = (190, 90, 130)
-    picture = photograph(picture, "even", 1.0, rng)
-    picture[:, 260:] = fill
-    result = find(picture)
+    pixels = blank((205, 205, 208))
+    pixels[truth] = (190, 90, 130)
+    pixels = add_light_and_noise(pixels, "even", 1.0, rng)
+    pixels[:, 260:] = fill
+    result = segment(pixels)
     assert iou(result.mask, truth) >= 0.95
     assert np.abs(np.subtract(result.background_rgb, (205, 205, 208))).max() <= 2
 
@@ -144,25 +146,25 @@ def test_pale_tissue_counts_for_its_texture() -> None:
     rng = np.random.default_rng(6)
     truth = disc((300, 400), 150, 200, 80)
     weave = ndimage.gaussian_filter(rng.normal(size=truth.shape), 1.2)
-    picture = np.full((*truth.shape, 3), 240.0)
+    pixels = np.full((*truth.shape, 3), 240.0)
     # On average 8 grey levels below the glass: less than the least distance taken for tissue.
-    picture[truth] = (232 + 9 * weave / weave.std())[truth][:, None]
-    result = find(photograph(picture, "even", 1.0, rng)).mask
+    pixels[truth] = (232 + 9 * weave / weave.std())[truth][:, None]
+    result = segment(add_light_and_noise(pixels, "even", 1.0, rng)).mask
     assert result[truth].mean() > 0.9
     assert result[~truth].mean() < 0.01
 
 
 def test_a_picture_of_tissue_alone_is_tissue() -> None:
     rng = np.random.default_rng(7)
-    picture = photograph(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
-    result = find(picture)
+    pixels = add_light_and_noise(paint_tissue(rng, (200, 200), (255, 255, 255)), "even", 2.0, rng)
+    result = segment(pixels)
     assert result.mask.mean() > 0.99
     assert result.background_rgb == (255, 255, 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 3)])
 def test_tiny_pictures_have_a_mask_too(shape: tuple[int, int]) -> None:
-    result = find(blank((240, 240, 240), shape))
+    result = segment(blank((240, 240, 240), shape))
     assert result.mask.shape == shape
     assert not result.mask.any()
 
@@ -203,5 +205,5 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 def test_real_pictures_hold_as_much_tissue_as_one_sees(
     mil_data: Path, name: str, least: float, most: float
 ) -> None:
-    picture = np.asarray(Image.open(mil_data / "images" / name).convert("RGB"))
-    assert least <= find(picture).mask.mean() <= most
+    pixels = np.asarray(Image.open(mil_data / "images" / name).convert("RGB"))
+    assert least <= segment(pixels).mask.mean() <= most

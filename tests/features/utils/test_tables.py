@@ -44,7 +44,7 @@ def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> N
         ('id,5" tile;2" tile,n', ["id", '5" tile;2" tile', "n"]),
         ("\n\nid\ta;b\tn", ["id", "a;b", "n"]),
     ],
-    ids=["begin alike", "other separators", "over two lines", "inches", "behind empty lines"],
+    ids=["same beginning", "other separators", "over two lines", "inches", "behind empty lines"],
 )
 def test_a_name_in_quotes_may_hold_separators_and_line_ends(
     tmp_path: Path, header: str, names: list[str]

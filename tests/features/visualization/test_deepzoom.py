@@ -52,15 +52,15 @@ def all_windows(zoom: DeepZoom, level: int) -> list[tuple[int, int, Region]]:
 def whole_level(slide_zoom: DeepZoomReader, level: int) -> RgbArray:
     zoom = slide_zoom.zoom
     downsample = 1 << (zoom.last_level - level)
-    picture = np.zeros(
+    pixels = np.zeros(
         (-(-zoom.height_px0 // downsample), -(-zoom.width_px0 // downsample), 3), np.uint8
     )
     for column, row, window in all_windows(zoom, level):
         top, left = row * ZOOM_TILE_PX, column * ZOOM_TILE_PX
-        picture[top : top + window.height_px, left : left + window.width_px] = slide_zoom.read(
+        pixels[top : top + window.height_px, left : left + window.width_px] = slide_zoom.read(
             window
         )
-    return picture
+    return pixels
 
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), level=st.integers(0, 13))

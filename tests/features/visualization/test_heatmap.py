@@ -92,22 +92,22 @@ def test_a_scale_without_extent_is_drawn_all_the_same() -> None:
 def test_the_slide_keeps_its_colours_off_the_tiles_and_lies_grey_below_them() -> None:
     pink = np.full((300, 600, 3), (200, 90, 140), np.uint8)
     layout = replace(make_layout((100, 100)), slide_size_px0=(600, 300))
-    picture = np.asarray(
+    image = np.asarray(
         draw_heatmap(
             layout, np.array([100.0]), scale=PERCENT, overview=pink, title="s", facts=["1 tile"]
         )
     )
-    assert (picture[:100, :100] == (200, 90, 140)).all()
-    red, green, blue = picture[150, 150].tolist()
+    assert (image[:100, :100] == (200, 90, 140)).all()
+    red, green, blue = image[150, 150].tolist()
     assert (red > 180, green > 160, blue < 120) == (True, True, True)  # yellow
     assert (pink == (200, 90, 140)).all()
-    assert picture.shape[0] > 300  # the caption
+    assert image.shape[0] > 300  # the caption
     plain = np.asarray(draw_slide(layout, pink, title="s", facts=[]))
     assert (plain[:300] == (200, 90, 140)).all()
 
 
 def test_without_a_slide_the_map_lies_on_white() -> None:
-    picture = np.asarray(
+    image = np.asarray(
         draw_heatmap(
             make_layout((100, 100)),
             np.array([0.0]),
@@ -117,8 +117,8 @@ def test_without_a_slide_the_map_lies_on_white() -> None:
             facts=[],
         )
     )
-    assert (picture[50, 50] == 255).all()
-    assert (picture[150, 150] == apply_colormap(np.array(0.0), PERCENT)).all()
+    assert (image[50, 50] == 255).all()
+    assert (image[150, 150] == apply_colormap(np.array(0.0), PERCENT)).all()
 
 
 @pytest.mark.parametrize("size", [10, 1200, 1201, 60_000])

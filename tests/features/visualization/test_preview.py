@@ -31,7 +31,7 @@ VERMILLION, GREEN = (213, 94, 0), (0, 158, 115)
 
 
 class Silent:
-    """Progress that nobody looks at."""
+    """Progress without an output."""
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None: ...
     def tiles_done(self, n_tiles: int) -> None: ...
@@ -75,8 +75,8 @@ def slide_tiles_of(
     )  # fmt: skip
 
 
-def share_of(picture: np.ndarray, rgb: tuple[int, int, int]) -> float:
-    return float((np.abs(picture.astype(int) - rgb).max(axis=2) < 30).mean())
+def share_of(image: np.ndarray, rgb: tuple[int, int, int]) -> float:
+    return float((np.abs(image.astype(int) - rgb).max(axis=2) < 30).mean())
 
 
 def preview(path: Path, folder: PreviewWriter, **options: object) -> PreviewRow:
@@ -92,12 +92,12 @@ def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_
 ):
     slide_tiles = slide_tiles_of(paint())
     index = len(slide_tiles.grid.coords_px0) // 2
-    picture, (width, height) = draw_tiling(
+    image, (width, height) = draw_tiling(
         slide_tiles, rejected={index: "ink"}, failed=(), tiles_read=True
     )
     assert (width, height) == (900, 900)
     x, y = slide_tiles.grid.coords_px0[index]
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     inside, outside = pixels[y : y + 100, x : x + 100], pixels[: height - 1, :80]
     assert share_of(inside, VERMILLION) > 0.2
     assert share_of(outside, VERMILLION) == 0
@@ -107,18 +107,18 @@ def test_a_left_out_tile_has_the_colour_of_its_rule_where_it_lies_and_kept_ones_
 def test_a_tile_that_could_not_be_decoded_is_crossed_out() -> None:
     slide_tiles = slide_tiles_of(paint())
     x, y = slide_tiles.grid.coords_px0[3]
-    picture, _ = draw_tiling(slide_tiles, rejected={}, failed={3}, tiles_read=True)
-    pixels = np.asarray(picture)
+    image, _ = draw_tiling(slide_tiles, rejected={}, failed={3}, tiles_read=True)
+    pixels = np.asarray(image)
     for offset in (20, 50, 80):
         assert pixels[y + offset, x + offset].max() < 20
         assert pixels[y + offset, x + 100 - offset].max() < 20
 
 
 def test_the_outline_follows_the_tissue() -> None:
-    picture, (width, height) = draw_tiling(
+    image, (width, height) = draw_tiling(
         slide_tiles_of(paint(), tile_px=800), rejected={}, failed=(), tiles_read=True
     )
-    black = np.asarray(picture)[:height, :width].max(axis=2) < 20
+    black = np.asarray(image)[:height, :width].max(axis=2) < 20
     rows, columns = np.nonzero(black)
     for positions in (rows, columns):
         assert abs(positions.min() - 100) <= 10
@@ -192,8 +192,8 @@ def test_numbers_are_kept_beside_the_picture_and_add_up(tmp_path: Path) -> None:
     )
     assert (row.left_out, row.n_failed, row.mpp_source) == ({"ink": 2, "blur": 1}, 1, "assumed")
     assert folder.rows() == [row]
-    with Image.open(folder.folder / "s.jpg") as picture:
-        assert picture.format == "JPEG"
+    with Image.open(folder.folder / "s.jpg") as image:
+        assert image.format == "JPEG"
     assert {path.name for path in folder.folder.iterdir()} == {"s.jpg", "s.json"}
     not_read = folder.add(slide_tiles, rejected={}, failed=(), tiles_read=False)
     assert (not_read.n_read, not_read.n_kept) == (0, n_tiles)
