@@ -1,4 +1,4 @@
-"""From bags and labels to a finished run: validate, calibrate, fit what is deployed, write it."""
+"""Training of a run: bags and labels into a calibrated model bundle with scores and report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import softmax
 
+from features.bags.store import open_bags
+from features.filters.classifier import read_filter
 from features.utils.files import atomic_folder
 from features.utils.tables import write_table
-from mil.data.bags import PatientBags, SlideRecord
-from mil.data.cohort import Cohort
+from mil.data.bags import PatientBags, SlideRecord, load_patient_bags, read_embed_failures
+from mil.data.cohort import Cohort, read_cohort
+from mil.data.filtered_bags import apply_tile_filter
+from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
+from mil.errors import InputError
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
@@ -48,34 +53,45 @@ from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
 from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
 
-__all__ = ["TrainingSummary", "train_run"]
+__all__ = ["TrainingSummary", "load_training_bags", "train_run"]
 
+Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, Mapping[str, Interval]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSummary:
-    """What a training came to."""
+    """Summary of a finished training.
+
+    Attributes
+    ----------
+    path
+        Folder of the run.
+    head
+        Kind of head.
+    n_patients, n_tiles
+        Patients with tiles, and all tiles.
+    scores
+        Scores with intervals, by kind of prediction and by metric; all out-of-fold.
+    one_class
+        Share of the patients whose prediction set at the usual coverage holds one class.
+    guaranteed
+        Coverage of each class that such sets keep for new patients; None by centre.
+    notes
+        Caveats for the reader of the scores, such as slides without a bag.
+    """
 
     path: Path
-    """Folder of the run."""
     head: str
-    """Kind of head."""
     n_patients: int
-    """Patients with tiles."""
     n_tiles: int
-    """Tiles of all of them."""
     scores: Scores
-    """Scores with intervals, by kind of prediction and by metric; all out-of-fold."""
     one_class: float
-    """Share of the patients judged whose prediction set at the usual coverage holds one class."""
     guaranteed: Mapping[str, float] | None
-    """Coverage of each class that such sets keep for new patients; None by centre."""
     notes: tuple[str, ...]
-    """What a reader must know: slides without bags, fixed steps."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "run": str(self.path),
             "head": self.head,
@@ -91,286 +107,333 @@ class TrainingSummary:
         }
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any], *, path: Path) -> TrainingSummary:
-        """What :meth:`as_dict` told, of a run that lies at ``path``.
+    def from_dict(cls, values: Mapping[str, Any], *, path: Path) -> TrainingSummary:
+        """Return the summary of :meth:`as_dict`, of a run in the folder ``path``.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If it is anything else.
+            If the values are not those of a summary.
         """
         return cls(
             path=path,
-            head=said["head"],
-            n_patients=said["n_patients"],
-            n_tiles=said["n_tiles"],
+            head=values["head"],
+            n_patients=values["n_patients"],
+            n_tiles=values["n_tiles"],
             scores={
-                kind: {metric: Interval.from_dict(oof) for metric, oof in of_kind.items()}
-                for kind, of_kind in said["scores"].items()
+                kind: {metric: Interval.from_dict(score) for metric, score in of_kind.items()}
+                for kind, of_kind in values["scores"].items()
             },
-            one_class=said["sets"]["one_class"],
-            guaranteed=said["sets"]["guaranteed"],
-            notes=tuple(said["notes"]),
+            one_class=values["sets"]["one_class"],
+            guaranteed=values["sets"]["guaranteed"],
+            notes=tuple(values["notes"]),
         )
 
 
-def _say_nothing(_: str) -> None:
-    """For callers without an eye on it."""
+def _no_progress(*_: object) -> None:
+    """Ignore progress."""
+
+
+def load_training_bags(
+    cohort: Cohort, bags_dir: Path, *, tile_filter: str | Path | None = None
+) -> PatientBags:
+    """Read the bags of a cohort, shape (tiles, dim) per patient, behind their tile filter.
+
+    ``tile_filter`` is the file of a filter to apply when tiles are read; None for none.
+
+    Raises
+    ------
+    BagError
+        If no slide has a bag, a bag is damaged, or two bags were made differently.
+    FilterError
+        If the filter cannot be applied to these bags.
+    """
+    return apply_tile_filter(
+        load_patient_bags(cohort, open_bags(bags_dir)),
+        cohort,
+        bags_dir=bags_dir,
+        tile_filter=None if tile_filter is None else read_filter(Path(tile_filter)),
+    )
 
 
 def train_run(
-    cohort: Cohort,
-    bags: PatientBags,
-    run_dir: Path,
+    cohort: str | Path | Cohort,
+    bags: str | Path | PatientBags,
+    run_dir: str | Path,
     *,
-    n_folds: int,
-    n_repeats: int,
-    seed: int,
-    config: TrainConfig,
-    calibrator: str = "platt",
-    on_head: Callable[[int, int], None],
+    config: TrainConfig | None = None,
     by: SplitBy = "patient",
+    n_folds: int = 5,
+    n_repeats: int = 1,
+    seed: int = 0,
+    calibrator: str = "platt",
     nested: bool = False,
-    n_resamples: int = 1000,
     folds: Sequence[Fold] | None = None,
-    executor: ExecutorFactory = local_fold_executor,
-    unlabelled: PatientBags | None = None,
+    tile_filter: str | Path | None = None,
+    unlabelled: str | Path | PatientBags | None = None,
+    image_labels: str | Path | None = None,
     failures: Mapping[str, str] | None = None,
-    on_step: Callable[[str], None] = _say_nothing,
+    executor: ExecutorFactory = local_fold_executor,
+    n_resamples: int = 1000,
+    report: bool = True,
+    on_head: Callable[[int, int], None] = _no_progress,
+    on_step: Callable[[str], None] = _no_progress,
 ) -> TrainingSummary:
-    """Train, calibrate and write a run.
+    """Train, calibrate and write a run, as ``mil train`` does.
 
-    The folder appears whole when all is done; an older run of that name is replaced only then.
-    Until then, what finished folds said lies in a hidden folder beside it: the same call after a
-    kill takes it over, and ends with the same bytes.
+    The folder appears when the run is complete; only then is an older run of that name replaced.
+    Results of finished folds are kept in a hidden folder next to it until then: after a kill, the
+    same call continues with them and gives the same bytes.
 
     Parameters
     ----------
     cohort
-        Patients and labels.
+        CSV table of slides, patients and labels, see :func:`mil.data.cohort.read_cohort`; or a
+        cohort.
     bags
-        Their bags.
+        Folder or packed store of their bags; or bags, shape (tiles, dim) per patient.
     run_dir
         Folder of the run.
+    config
+        Hyper-parameters; the default ones by default.
+    by
+        Stratified folds of patients, or leave one centre out.
     n_folds, n_repeats
-        Folds of a cross-validation, and cross-validations with other folds.
+        Number of folds, and of cross-validations with other folds.
     seed
-        Decides everything random.
-    settings
-        How ensembles are trained.
+        Seeds everything random.
     calibrator
         Name, see :func:`mil.calibration.build_calibrator`.
-    on_head
-        Called with heads done and heads in all.
-    by
-        Whether folds are stratified folds of patients or leave one centre out.
     nested
-        Score with calibrators fitted by a cross-validation inside each fold's training patients;
-        every fold then costs as many ensembles more as there are folds.
-    n_resamples
-        Bootstrap resamples behind the intervals of the scores.
+        Score with calibrators fitted on a cross-validation within each fold's training patients,
+        which trains ``n_folds`` more ensembles per fold.
     folds
-        Folds of the patients with tiles, where they are given and not made.
-    executor
-        Given the bags, where the ensembles of folds are trained; the ensemble that is deployed is
-        trained here.
+        Folds of the patients with tiles; made from the options above by default.
+    tile_filter
+        File of a filter of tiles, see :func:`load_training_bags`; only where ``bags`` is a path.
     unlabelled
-        Patients whose embeddings, and nothing else, the whitening is fitted on besides. Those who
-        are patients of the cohort are left out, see
-        :meth:`mil.data.bags.PatientBags.with_unlabelled`.
+        Table of further slides, or their bags, that the whitening is also fitted on. Patients of
+        the cohort are left out, see :meth:`mil.data.bags.PatientBags.with_unlabelled`.
+    image_labels
+        Table of labels of single images that also supervise the attention, in a column of the last
+        class's name or ``label``.
     failures
-        Why slides have no bag, by slide id, as far as it is known: for the report.
+        Reasons why slides have no bag, by slide id, for the report; read from ``embed.csv`` where
+        ``bags`` is a path.
+    executor
+        Opens the workers that train the folds. The deployed ensemble is trained in this process.
+    n_resamples
+        Bootstrap resamples for the 95 % intervals of scores.
+    report
+        Draw the report, ``report.html``.
+    on_head
+        Called with the number of heads trained, and of all heads.
     on_step
-        Called with what begins when all heads are done.
+        Called with the name of each step but the training of heads.
 
     Raises
     ------
+    InputError
+        If ``tile_filter`` or a table of unlabelled slides is given with bags that were read.
+    TableError, CohortError
+        If a table cannot be used.
+    BagError, FilterError
+        If bags or filter cannot be used.
     SplitError
         If a class has too few patients with tiles.
     CalibrationError
         If the calibrator is unknown or too few patients of a class are left to calibrate on.
     OutputError
         If the folder cannot be written.
-    BagError
-        If unlabelled bags were made otherwise.
     """
-    said: tuple[str, ...] = ()
+    run_dir = Path(run_dir)
+    if not isinstance(cohort, Cohort):
+        cohort = read_cohort(Path(cohort), labelled=True)
+    if not isinstance(bags, PatientBags):
+        failures = read_embed_failures(Path(bags))
+    bags, unlabelled = _read_bags(cohort, bags, unlabelled, tile_filter=tile_filter)
+    if image_labels is not None:
+        labels = read_instance_labels(Path(image_labels), [cohort.classes[-1], "label"])
+        bags = bags.with_instance_labels(labels)
+    unlabelled_notes: tuple[str, ...] = ()
     if unlabelled is not None:
-        said = unlabelled_caveats(bags, unlabelled)
+        unlabelled_notes = unlabelled_caveats(bags, unlabelled)
         bags = bags.with_unlabelled(unlabelled)
-    design = CrossValidationPlan.of(
+    plan = CrossValidationPlan.build(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
-        config=config, seed=seed, calibrator=calibrator,
+        config=config or TrainConfig(), seed=seed, calibrator=calibrator,
     )  # fmt: skip
     n_done = 0
 
-    def one_more() -> None:
+    def count_head() -> None:
         nonlocal n_done
         n_done += 1
-        on_head(n_done, design.n_heads)
+        on_head(n_done, plan.n_heads)
 
     checkpoints = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
-    oof, proba = _judge(design, executor, checkpoints, one_more)
-    final = _train_deployed(design, one_more)
+    with executor(bags) as workers:
+        oof = cross_validate(
+            bags, plan.cohort, plan.folds, config=plan.config, seed=seed, on_head=count_head,
+            checkpoints=checkpoints, executor=workers,
+        )  # fmt: skip
+        proba = {
+            "calibrated": cross_fitted_probabilities(oof, calibrator=calibrator),
+            "raw": softmax(oof.logits, axis=2),
+            "mean + logistic": mean_logistic_probabilities(
+                bags, oof, calibrator=calibrator, seed=seed
+            ),
+        }
+        if nested:
+            proba["cross-fitted"] = proba["calibrated"]
+            proba["calibrated"] = nested_probabilities(
+                bags, plan.cohort, plan.folds, oof, inner=plan.inner, config=plan.config,
+                seed=seed, calibrator=calibrator, on_head=count_head, checkpoints=checkpoints,
+                executor=workers,
+            )  # fmt: skip
+    deployed = train_ensemble(
+        bags.subset(plan.cohort.patient_ids),
+        dict(zip(plan.cohort.patient_ids, plan.cohort.labels.tolist(), strict=True)),
+        n_classes=len(plan.cohort.classes),
+        config=plan.config,
+        seed=(seed, 2),
+        on_head=count_head,
+    )
     on_step("scoring")
-    with_view_calibrator = oof.with_view_calibrator()
-    kinds = _beside_baselines(design, oof, proba)
-    if with_view_calibrator is not None:
-        kinds["views averaged"] = cross_fitted_probabilities(
-            with_view_calibrator, calibrator=calibrator
-        )
+    kinds = _with_baselines(plan, oof, proba)
     scores = _score(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
-    described = {
-        "kind": "nested" if nested else "cross-fitted",
-        **_plain(scores),
-        "gains": _plain(_gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)),
-    }
-    run = _as_run(design, oof, with_view_calibrator, final, proba["calibrated"], path=run_dir)
+    gains = _gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
+    bundle = _as_bundle(plan, oof, deployed, proba["calibrated"], path=run_dir)
     notes = (
-        *run_caveats(cohort, bags, oof, design.config),
-        *said,
-        *split_notes(design.cohort, design.folds, by=by),
+        *run_caveats(cohort, bags, oof, plan.config),
+        *unlabelled_notes,
+        *split_notes(plan.cohort, plan.folds, by=by),
     )
     on_step("drawing the report")
-    with atomic_folder(run_dir) as beside:
-        write_folds(beside / "folds.csv", design.folds)
-        _write_history(beside / "history.csv", oof, final)
-        write_json(beside / "scores.json", described)
-        write_model_card(beside / "MODEL_CARD.md", run, scores)
-        save_bundle(replace(run, path=beside))
-        evidence = collect_report_data(
-            cohort, bags, oof, proba, notes=notes, failures=failures or {}
+    with atomic_folder(run_dir) as temporary:
+        write_folds(temporary / "folds.csv", plan.folds)
+        _write_history(temporary / "history.csv", oof, deployed)
+        kind = "nested" if nested else "cross-fitted"
+        write_json(
+            temporary / "scores.json", {"kind": kind, **_plain(scores), "gains": _plain(gains)}
         )
-        write_report_data(beside, evidence)
-        write_report(beside, name=run_dir.name)
+        write_model_card(temporary / "MODEL_CARD.md", bundle, scores)
+        save_bundle(replace(bundle, path=temporary))
+        data = collect_report_data(cohort, bags, oof, proba, notes=notes, failures=failures or {})
+        write_report_data(temporary, data)
+        if report:
+            write_report(temporary, name=run_dir.name)
     checkpoints.discard()
+    sets = cross_fitted_sets(
+        proba["calibrated"][0], oof.labels, oof.fold[0], coverage=COVERAGE
+    )  # (patients, classes)
     return TrainingSummary(
         path=run_dir,
-        head=config.head,
+        head=plan.config.head,
         n_patients=len(oof.patient_ids),
         n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
-        one_class=_share_of_one_class(proba["calibrated"][0], oof),
-        guaranteed=run.guaranteed_coverage(COVERAGE),
+        one_class=float((sets.sum(axis=1) == 1).mean()),
+        guaranteed=bundle.guaranteed_coverage(COVERAGE),
         notes=notes,
     )
 
 
-def _judge(
-    design: CrossValidationPlan,
-    executor: ExecutorFactory,
-    checkpoints: Checkpoints,
-    on_head: Callable[[], None],
-) -> tuple[OutOfFoldPredictions, dict[str, npt.NDArray[np.float64]]]:
-    """Cross-validate; logits, and probabilities by kind, shape (repeats, patients, classes)."""
-    bags, folds, config, seed = design.bags, design.folds, design.config, design.seed
-    with executor(bags) as running:
-        oof = cross_validate(
-            bags, design.cohort, folds, config=config, seed=seed, on_head=on_head,
-            checkpoints=checkpoints, executor=running,
+def _read_bags(
+    cohort: Cohort,
+    bags: str | Path | PatientBags,
+    unlabelled: str | Path | PatientBags | None,
+    *,
+    tile_filter: str | Path | None,
+) -> tuple[PatientBags, PatientBags | None]:
+    """Return the bags of the cohort and of unlabelled patients, read where they are paths."""
+    if not isinstance(bags, PatientBags):
+        store = load_training_bags(cohort, Path(bags), tile_filter=tile_filter)
+        if isinstance(unlabelled, str | Path):
+            others = read_cohort(Path(unlabelled), labelled=False)
+            unlabelled = load_patient_bags(others, open_bags(Path(bags)))
+        return store, unlabelled
+    if tile_filter or isinstance(unlabelled, str | Path):
+        raise InputError(
+            "bags", actual="bags that were read", expected="their path, to read other bags from it",
+            hint="Give the path, or 'unlabelled' as bags and bags behind their filter.",
         )  # fmt: skip
-        proba = {
-            "calibrated": cross_fitted_probabilities(oof, calibrator=design.calibrator),
-            "raw": softmax(oof.logits, axis=2),
-            "mean + logistic": mean_logistic_probabilities(
-                bags, oof, calibrator=design.calibrator, seed=seed
-            ),
-        }
-        if design.nested:
-            proba["cross-fitted"] = proba["calibrated"]
-            proba["calibrated"] = nested_probabilities(
-                bags, design.cohort, folds, oof, inner=design.inner, config=config, seed=seed,
-                calibrator=design.calibrator, on_head=on_head, checkpoints=checkpoints,
-                executor=running,
-            )  # fmt: skip
-    return oof, proba
+    return bags, unlabelled
 
 
-def _train_deployed(design: CrossValidationPlan, on_head: Callable[[], None]) -> Ensemble:
-    """The ensemble of the bundle, on all patients."""
-    cohort = design.cohort
-    return train_ensemble(
-        design.bags.subset(cohort.patient_ids),
-        dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
-        n_classes=len(cohort.classes),
-        config=design.config,
-        seed=(design.seed, 2),
-        on_head=on_head,
-    )
-
-
-def _as_run(
-    design: CrossValidationPlan,
+def _as_bundle(
+    plan: CrossValidationPlan,
     oof: OutOfFoldPredictions,
-    with_view_calibrator: OutOfFoldPredictions | None,
-    final: Ensemble,
-    calibrated: npt.NDArray[np.float64],
+    deployed: Ensemble,
+    calibrated: Floats,
     *,
     path: Path,
 ) -> ModelBundle:
-    bags = design.bags
+    """Return the bundle; ``calibrated`` has shape (repeats, patients, classes)."""
+    bags, view_averaged = plan.bags, oof.view_averaged()
     every_row = np.ones(oof.fold.shape, bool)
+    versions = {
+        name: metadata.version(name) for name in ("mil-slides", "torch", "numpy", "scipy", "h5py")
+    }
     return ModelBundle(
         path=path,
-        classes=design.cohort.classes,
+        classes=plan.cohort.classes,
         fingerprint=bags.fingerprint,
-        head_name=design.config.head,
-        heads=final.heads,
-        calibrator=fit_calibrator(oof, every_row, calibrator=design.calibrator),
+        head_name=plan.config.head,
+        heads=deployed.heads,
+        calibrator=fit_calibrator(oof, every_row, calibrator=plan.calibrator),
         view_calibrator=None
-        if with_view_calibrator is None
-        else fit_calibrator(with_view_calibrator, every_row, calibrator=design.calibrator),
-        cohort_counts=tuple(design.cohort.class_counts().values()),
-        training_slides=tuple(_as_training_slide(note) for note in bags.slides),
+        if view_averaged is None
+        else fit_calibrator(view_averaged, every_row, calibrator=plan.calibrator),
+        cohort_counts=tuple(plan.cohort.class_counts().values()),
+        training_slides=tuple(_as_training_slide(record) for record in bags.slides),
         unlabelled_slides=tuple(
-            _as_training_slide(note) for note in (bags.unlabelled.slides if bags.unlabelled else ())
+            _as_training_slide(record)
+            for record in (bags.unlabelled.slides if bags.unlabelled else ())
         ),
         out_of_fold=dict(zip(oof.patient_ids, calibrated.mean(axis=0), strict=True)),
-        settings=design.as_settings(),
-        versions=_versions(),
+        settings=plan.as_settings(),
+        versions={"python": platform.python_version(), **versions},
         sets=fit_sets(oof),
         tile_filter=bags.tile_filter,
     )
 
 
-def _as_training_slide(note: SlideRecord) -> TrainingSlide:
+def _as_training_slide(record: SlideRecord) -> TrainingSlide:
     return TrainingSlide(
-        slide_id=note.slide_id,
-        patient_id=note.patient_id,
-        n_tiles=note.n_tiles,
-        content_id=note.content_id,
-        features_sha256=note.features_sha256,
+        slide_id=record.slide_id,
+        patient_id=record.patient_id,
+        n_tiles=record.n_tiles,
+        content_id=record.content_id,
+        features_sha256=record.features_sha256,
     )
 
 
-def _beside_baselines(
-    design: CrossValidationPlan,
-    oof: OutOfFoldPredictions,
-    proba: Mapping[str, npt.NDArray[np.float64]],
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Predictions and what one gets without looking, shape (repeats, patients, classes)."""
+def _with_baselines(
+    plan: CrossValidationPlan, oof: OutOfFoldPredictions, proba: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """Add the probabilities of baselines and views, shape (repeats, patients, classes) each."""
     shape = proba["calibrated"].shape
     shares = np.bincount(oof.labels, minlength=shape[2]) / shape[1]
-    return {
+    kinds = {
         **proba,
         "cohort prior": np.broadcast_to(shares, shape),
         "constant": np.full(shape, 1 / shape[2]),
-        **shortcut_probabilities(
-            design.cohort.patients, design.bags, oof, calibrator=design.calibrator
-        ),
+        **shortcut_probabilities(plan.cohort.patients, plan.bags, oof, calibrator=plan.calibrator),
     }
+    view_averaged = oof.view_averaged()
+    if view_averaged is not None:
+        kinds["views averaged"] = cross_fitted_probabilities(
+            view_averaged, calibrator=plan.calibrator
+        )
+    return kinds
 
 
 def _score(
-    kinds: Mapping[str, npt.NDArray[np.float64]],
-    labels: npt.NDArray[np.int64],
-    *,
-    n_resamples: int,
-    seed: int,
+    kinds: Mapping[str, Floats], labels: npt.NDArray[np.int64], *, n_resamples: int, seed: int
 ) -> Scores:
-    """Scores of each kind of prediction with their intervals, means over repeats.
+    """Return the scores of each kind of prediction with intervals, means over repeats.
 
-    Never of predictions averaged over repeats: those are of more heads than are deployed.
+    Predictions are never averaged over repeats: an average is of more heads than are deployed.
     """
     metrics = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
     return {
@@ -379,19 +442,10 @@ def _score(
     }
 
 
-def _share_of_one_class(proba: npt.NDArray[np.float64], oof: OutOfFoldPredictions) -> float:
-    sets = cross_fitted_sets(proba, oof.labels, oof.fold[0], coverage=COVERAGE)
-    return float((sets.sum(axis=1) == 1).mean())
-
-
 def _gains(
-    kinds: Mapping[str, npt.NDArray[np.float64]],
-    labels: npt.NDArray[np.int64],
-    *,
-    n_resamples: int,
-    seed: int,
+    kinds: Mapping[str, Floats], labels: npt.NDArray[np.int64], *, n_resamples: int, seed: int
 ) -> Scores:
-    """How much better the calibrated predictions are than each baseline."""
+    """Return by how much the calibrated predictions are better than each baseline."""
     shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
     names = ("mean + logistic", "cohort prior", "constant", *shortcuts)
     return paired_differences(
@@ -403,13 +457,13 @@ def _gains(
     )
 
 
-def _write_history(path: Path, oof: OutOfFoldPredictions, final: Ensemble) -> None:
+def _write_history(path: Path, oof: OutOfFoldPredictions, deployed: Ensemble) -> None:
     rows: list[dict[str, object]] = [
         {"repeat": repeat, "fold": fold, **asdict(record)}
         for (repeat, fold), records in oof.history.items()
         for record in records
     ]
-    rows += [{"repeat": "", "fold": "deployed", **asdict(record)} for record in final.history]
+    rows += [{"repeat": "", "fold": "deployed", **asdict(record)} for record in deployed.history]
     table = pd.DataFrame(rows).rename(columns={"val_loss": "stop_loss"})
     write_table(path, table, float_format="%.6g")
 
@@ -419,9 +473,3 @@ def _plain(scores: Scores) -> dict[str, object]:
         name: {metric: score.as_dict() for metric, score in of_kind.items()}
         for name, of_kind in scores.items()
     }
-
-
-def _versions() -> dict[str, str]:
-    names: Sequence[str] = ("mil-slides", "torch", "numpy", "scipy", "h5py")
-    versions = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions}

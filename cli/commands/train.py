@@ -31,8 +31,6 @@ from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
 
 if TYPE_CHECKING:
-    from mil.data.bags import PatientBags
-    from mil.data.cohort import Cohort
     from mil.training_run import TrainingSummary
 
 __all__ = ["By", "train"]
@@ -41,7 +39,7 @@ _DEFAULT_FOLDS = 5
 
 
 class By(StrEnum):
-    """What folds are made of."""
+    """Kind of folds."""
 
     patient = "patient"
     centre = "centre"
@@ -56,8 +54,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="CSV",
-            help="Table with `image_id` (or `slide_id`) and `patient_id` of slides that fit the "
-            "whitening of embeddings and teach no class; copies of the cohort's are left out.",
+            help="Table with `image_id` (or `slide_id`) and `patient_id` of slides without labels that "
+            "the whitening is also fitted on; copies of the cohort's are left out.",
         ),
     ] = None,
     bags: BagsSource = Path("bags"),
@@ -81,7 +79,7 @@ def train(
         By,
         typer.Option(
             rich_help_panel=FOLDS,
-            help="Folds of patients, stratified by class and centre; or leave one `centre` out "
+            help="Stratified folds of patients, by class and centre; or leave one `centre` out "
             "(needs `center_id`).",
         ),
     ] = By.patient,
@@ -103,7 +101,7 @@ def train(
             max=100,
             metavar="N",
             rich_help_panel=FOLDS,
-            help="Cross-validations with other folds.",
+            help="Number of cross-validations, each with other folds.",
         ),
     ] = 1,
     seed: Annotated[
@@ -112,7 +110,7 @@ def train(
             min=0,
             metavar="N",
             rich_help_panel=FOLDS,
-            help="Folds, starts and batches follow it.",
+            help="Seed of folds, initial weights and batches.",
         ),
     ] = 0,
     calibrator: Calibrator = "platt",
@@ -120,8 +118,8 @@ def train(
         bool,
         flag(
             "--nested",
-            "Score with calibrators fitted by a cross-validation inside each fold; with 5 folds 5 "
-            "times as long.",
+            "Score with calibrators fitted on a cross-validation within each fold; with 5 folds it "
+            "takes about 5 times as long.",
             panel=FOLDS,
         ),
     ] = False,
@@ -131,7 +129,7 @@ def train(
         typer.Option(
             metavar="CSV",
             help="Table with `slide_id`, `source` and 0 or 1 for images of series, in a column "
-            "named after each label (or the last class, or `label`): teaches the attention, too.",
+            "named after each label (or the last class, or `label`); they supervise the attention.",
         ),
     ] = None,
     device: Device = "auto",
@@ -140,19 +138,19 @@ def train(
 ) -> None:
     """Train heads under patient-grouped cross-validation, calibrate them, write one model bundle.
 
-    Every patient is judged by heads that never saw it, neither in weights nor in early stopping
-    nor in scaling. On those out-of-fold logits the calibrator is fitted; the scores printed are
-    cross-fitted, that is, a patient's probability comes from a calibrator fitted on other folds, or
-    nested with `--nested`. A training that was killed goes on at the fold it was in when it is
+    Each patient is predicted by heads trained without it: weights, early stopping and whitening use
+    other patients only. The calibrator is fitted on these out-of-fold logits. The scores printed
+    are cross-fitted: a patient's probability comes from a calibrator fitted on other folds, or
+    nested with `--nested`. A training that was killed continues with the fold it was in when it is
     started again with the same settings.
 
-    With `--filter`, tiles that the filter drops are left out and counted; `mil infer` and `mil
-    explain` will leave them out alike. Where it learned from slides of these patients, each fold
-    uses one fitted again without those it judges.
+    With `--filter`, tiles that the filter drops are left out and counted, also by `mil infer` and
+    `mil explain`. If the filter was trained on slides of these patients, each fold fits it again
+    without its test patients.
 
-    With `--labels`, each label has heads, a calibrator and a report of its own in one run, all on
-    the same folds, which are stratified over all labels. A scan may have one row a slice: it has a
-    label if any of its slices does.
+    With `--labels`, each label has its own heads, calibrator and report in one run, all on the same
+    folds, which are stratified over all labels. A scan may have one row per slice: it has a label
+    if any of its slices has it.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
@@ -176,75 +174,48 @@ def train(
     if tile_filter is not None:
         reject_options({"--image-labels": image_labels}, "does not go with --filter")
     with spinner("loading torch"):
-        from features.bags.store import open_bags
-        from features.embedding.results import read_failures
-        from features.filters.classifier import read_filter
         from features.parallel.devices import choose_device
-        from mil.data.bags import load_patient_bags
-        from mil.data.cohort import read_cohort
-        from mil.data.filtered_bags import apply_tile_filter
+        from mil.data.bags import read_embed_failures
         from mil.training.checkpoints import run_lock
         from mil.training.config import TrainConfig
-        from mil.training.fold_jobs import ExecutorFactory, local_fold_executor, ray_fold_executor
+        from mil.training.fold_jobs import local_fold_executor, ray_fold_executor
+        from mil.training_run import load_training_bags, train_run
 
-    several = None if labels is None else read_labels(cohort, labels)
-    table = read_cohort(cohort, labelled=True) if several is None else several.patients
-    folder = run or _next_run()
-    context.with_resource(run_lock(folder))  # until the command ends
-    _require_free(folder, overwrite=overwrite)
-    with spinner("reading bags"):
-        places = open_bags(bags if engine is EngineName.local else absolute_path(bags))
-        loaded = apply_tile_filter(
-            load_patient_bags(table, places), table, bags_dir=bags,
-            tile_filter=None if tile_filter is None else read_filter(tile_filter),
-        )  # fmt: skip
-        others = read_cohort(unlabelled, labelled=False) if unlabelled else None
-        strangers = load_patient_bags(others, places) if others else None
-    settings = TrainConfig(head=head, device=str(choose_device(device)))
-    executor: ExecutorFactory = local_fold_executor
-    if engine is EngineName.ray:
-        executor = partial(
-            ray_fold_executor, address=address, device=settings.device, on_warning=print_warning
-        )
+    table = None if labels is None else read_labels(cohort, labels)
+    run_dir = run or _next_run()
+    context.with_resource(run_lock(run_dir))  # until the command ends
+    _require_free(run_dir, overwrite=overwrite)
+    config = TrainConfig(head=head, device=str(choose_device(device)))
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
-        "config": settings, "calibrator": calibrator, "nested": nested, "executor": executor,
-        "failures": read_failures(bags),
+        "config": config, "calibrator": calibrator, "nested": nested,
+        "executor": local_fold_executor,
     }  # fmt: skip
-    if several is not None:
-        train_labels(several, loaded, folder, image_labels=image_labels, as_json=as_json, **options)
-    else:
-        _train_classes(
-            table, loaded, folder, image_labels=image_labels, as_json=as_json,
-            unlabelled=strangers, **options,
+    if engine is EngineName.ray:
+        bags = absolute_path(bags)
+        options["executor"] = partial(
+            ray_fold_executor, address=address, device=config.device, on_warning=print_warning
+        )
+    if table is not None:
+        with spinner("reading bags"):
+            loaded = load_training_bags(table.patients, bags, tile_filter=tile_filter)
+        train_labels(
+            table, loaded, run_dir, image_labels=image_labels, as_json=as_json,
+            failures=read_embed_failures(bags), **options,
         )  # fmt: skip
-
-
-def _train_classes(
-    cohort: Cohort,
-    bags: PatientBags,
-    run_dir: Path,
-    *,
-    image_labels: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Train one run and print what it came to; ``options`` go to ``train_run``."""
-    from mil.data.instance_labels import read_instance_labels
-    from mil.training_run import train_run
-
-    if image_labels is not None:
-        shown = read_instance_labels(image_labels, [cohort.classes[-1], "label"])
-        bags = bags.with_instance_labels(shown)
+        return
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = train_run(
             cohort,
             bags,
             run_dir,
-            **options,
+            tile_filter=tile_filter,
+            unlabelled=unlabelled,
+            image_labels=image_labels,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
-            on_step=lambda what: bars.update(task, description=what),
+            on_step=lambda step: bars.update(task, description=step),
+            **options,
         )
     for note in summary.notes:
         print_warning(note)
@@ -255,12 +226,12 @@ def _train_classes(
 
 
 def _next_run() -> Path:
-    """The first of ``runs/run-1``, ``runs/run-2`` and so on that is not there."""
+    """Return the first of ``runs/run-1``, ``runs/run-2`` and so on that does not exist."""
     return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
 
 
 def _require_free(run: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless asked to replace a finished run in it."""
+    """Raise for a folder that is not empty, unless it holds a finished run to replace."""
     from mil.errors import RunError
 
     if run.exists() and not run.is_dir():
@@ -299,10 +270,10 @@ def _print_summary(summary: TrainingSummary) -> None:
         "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
         "not in them."
     )
-    kept = summary.guaranteed
-    told = ", ".join(f"{name} {share:.2f}" for name, share in kept.items()) if kept else "none"
+    coverages = summary.guaranteed or {}
+    guaranteed = ", ".join(f"{name} {share:.2f}" for name, share in coverages.items()) or "none"
     stdout.print(
-        f"Prediction sets that aim at {COVERAGE:g} leave one class to {summary.one_class:.2f} of "
-        f"the patients; guaranteed coverage: {told}",
+        f"Prediction sets that aim at {COVERAGE:g} hold one class for {summary.one_class:.2f} of "
+        f"the patients; guaranteed coverage: {guaranteed}",
     )
-    stdout.print(f"The run lies in {summary.path}")
+    stdout.print(f"Run: {summary.path}")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from features.bags.bag import BagMeta
-from features.errors import TableError
 from features.parallel.locks import FolderLocks
 from features.utils.tables import read_table, write_table
 
-__all__ = ["SlideResult", "Status", "counts_text", "read_failures", "write_results"]
+__all__ = ["SlideResult", "Status", "counts_text", "write_results"]
 
 _LOCK_TIMEOUT_S = 60.0
 
@@ -117,18 +115,6 @@ def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderL
             write_table(path, table, float_format="%.6g")
     finally:
         locks.release("embed.csv")
-
-
-def read_failures(bags_dir: Path) -> dict[str, str]:
-    """Return the errors of failed slides in ``embed.csv`` by slide id; empty without the table."""
-    with suppress(TableError):
-        rows = read_table(bags_dir / "embed.csv").to_dict("records")
-        return {
-            str(row.get("slide_id")): str(row.get("message"))
-            for row in rows
-            if row.get("status") == "failed"
-        }
-    return {}
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

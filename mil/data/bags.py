@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint
 from features.bags.h5 import read_slide_bag
-from features.errors import BagError
+from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
+from features.utils.tables import read_table
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
 from mil.data.patient_groups import LinkedPairs
 
-__all__ = ["PatientBags", "SlideRecord", "content_keys", "load_patient_bags"]
+__all__ = [
+    "PatientBags",
+    "SlideRecord",
+    "content_keys",
+    "load_patient_bags",
+    "read_embed_failures",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +292,18 @@ def load_patient_bags(
         missing_slides=missing,
         views=kept_views if first.n_views else {},
     )
+
+
+def read_embed_failures(bags_dir: Path) -> dict[str, str]:
+    """Return the errors of failed slides in ``embed.csv`` by slide id; empty without the table."""
+    with suppress(TableError):
+        rows = read_table(bags_dir / "embed.csv").to_dict("records")
+        return {
+            str(row.get("slide_id")): str(row.get("message"))
+            for row in rows
+            if row.get("status") == "failed"
+        }
+    return {}
 
 
 def content_keys(

@@ -32,7 +32,7 @@ from mil.multilabel.table import LabelTable
 from mil.reporting.run_report.data import read_report_data
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
-from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
+from mil.training.fold_jobs import ExecutorFactory, FoldJob, local_fold_executor
 from mil.training_run import TrainingSummary, train_run
 
 __all__ = [
@@ -236,13 +236,14 @@ def _hash_of(
     """Return a hash of everything that determines the run of a label."""
     everyone = Fold(repeat=0, index=0, train_ids=bags.nonempty(), test_ids=())
     parts = (everyone, *folds)
-    names = Checkpoints(cohort.path, bags).keys(
-        parts,
-        dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
+    job = FoldJob(
+        folds=parts,
+        labels=dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True)),
         n_classes=len(cohort.classes),
         config=options["config"],
         seeds=[(options["seed"], part.repeat, part.index) for part in parts],
     )
+    names = Checkpoints(cohort.path, bags).keys(job)
     about = {name: value for name, value in options.items() if name != "config"}
     patients = [(p.patient_id, p.slide_ids, p.label, p.center_id) for p in cohort.patients]
     text = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)

@@ -1,13 +1,13 @@
-"""What lies beside a run until it is whole: what finished folds said, and who is writing it."""
+"""Checkpoints of finished folds beside a run in progress, and the lock of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,44 +21,28 @@ from safetensors.torch import save
 from features.parallel.locks import FolderLocks
 from features.utils.files import atomic_write, make_folder
 from mil.data.bags import PatientBags
-from mil.data.splits import Fold
 from mil.errors import RunError
-from mil.heads import Head
 from mil.heads.storage import heads_from_state_dict, heads_to_state_dict
-from mil.training.config import TrainConfig
+from mil.training.fold_jobs import FoldJob, FoldResult
 from mil.training.trainer import EpochRecord
 
-__all__ = ["Checkpoints", "FoldResult", "run_lock"]
+__all__ = ["Checkpoints", "run_lock"]
 
-_LOGITS, _AVERAGED, _SAID = "logits", "averaged", "said"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FoldResult:
-    """What a fold's ensemble said of the patients it was kept from, and how it learned."""
-
-    logits: Mapping[str, npt.NDArray[np.float64]]
-    """By patient id: mean logit of the ensemble, shape (classes,)."""
-    heads: tuple[Head, ...]
-    """The ensemble."""
-    history: tuple[EpochRecord, ...]
-    """Learning curves of its heads."""
-    averaged: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    """As ``logits``, averaged over all looks at the tiles; empty where they have no views."""
+_LOGITS, _AVERAGED, _METADATA = "logits", "averaged", "metadata"
 
 
 class Checkpoints:
-    """A folder of judgements, each named after a hash of all that decided it.
+    """A folder of fold results, each named after a hash of everything that determines it.
 
-    Bags, tile filter, labels, config, seed, and the program itself are in that name: what was
-    made otherwise is not found, and nothing has to be told apart.
+    Bags, tile filter, labels, configuration, seed and the program itself are in the hash, so that a
+    result of other inputs is never read. The folder is made with the first result.
 
     Parameters
     ----------
     folder
-        Where they lie; made when the first is written.
+        Folder of the results.
     bags
-        Bags of all patients.
+        Bags of all patients, shape (tiles, dim) each.
     """
 
     def __init__(self, folder: Path, bags: PatientBags) -> None:
@@ -67,138 +51,104 @@ class Checkpoints:
         self._filter = "" if bags.tile_filter is None else bags.tile_filter.sha256
         self._unlabelled = _contents(bags.unlabelled) if bags.unlabelled else {}
 
-    def keys(
-        self,
-        folds: Sequence[Fold],
-        labels: Mapping[str, int],
-        *,
-        n_classes: int,
-        config: TrainConfig,
-        seeds: Sequence[Sequence[int]],
-        outer_fold: Fold | None = None,
-    ) -> list[str]:
-        """Names of the judgements of folds that are trained together.
+    def keys(self, job: FoldJob) -> list[str]:
+        """Return the name of the result of each fold of a job.
 
-        Parameters
-        ----------
-        folds
-            Patients to learn from and to judge. The last bit of what one learns may depend on the
-            others, so their names do, too.
-        labels
-            Class index by patient id, of at least those to learn from.
-        n_classes
-            Number of classes.
-        settings
-            How their ensembles are trained.
-        seeds
-            Numbers that decide everything random, for each fold.
-        outer_fold
-            The fold in whose training part all this happens: a tile filter is fitted again without
-            the patients that it judges.
+        The last bits of a result may depend on the folds that are trained with it, so each name
+        does, too. Within an outer fold, a tile filter is fitted again without the outer fold's test
+        patients, so the names depend on these as well.
         """
-        outside = () if outer_fold is None else outer_fold.test_ids
-        decided = [
+        outside = () if job.outer_fold is None else job.outer_fold.test_ids
+        inputs = [
             {
                 "code": _code(),
-                "learned": [(p, self._contents[p], labels[p]) for p in fold.train_ids],
-                "judged": [(p, self._contents[p]) for p in fold.test_ids],
+                "train": [(p, self._contents[p], job.labels[p]) for p in fold.train_ids],
+                "test": [(p, self._contents[p]) for p in fold.test_ids],
                 "outside": [(p, self._contents[p]) for p in outside],
                 "unlabelled": list(self._unlabelled.items()),
-                "n_classes": n_classes,
+                "n_classes": job.n_classes,
                 "filter": self._filter,
-                "settings": asdict(config),
+                "config": asdict(job.config),
                 "seed": list(seed),
             }
-            for fold, seed in zip(folds, seeds, strict=True)
+            for fold, seed in zip(job.folds, job.seeds, strict=True)
         ]
-        together = json.dumps(decided, sort_keys=True)
+        together = json.dumps(inputs, sort_keys=True)
         return [
             hashlib.sha256(f"{number} of {together}".encode()).hexdigest()
-            for number in range(len(folds))
+            for number in range(len(job.folds))
         ]
 
-    def read(self, name: str, *, head: str, n_classes: int) -> FoldResult | None:
-        """The judgement of that name; None where there is none, or it cannot be read.
+    def read(self, key: str, *, head: str, n_classes: int) -> FoldResult | None:
+        """Return the result of that name, or None if it is missing or cannot be read.
 
-        Parameters
-        ----------
-        name
-            From :meth:`keys`.
-        head
-            Kind of head.
-        n_classes
-            Number of classes.
+        ``head`` is the kind of its heads.
         """
         try:
-            with safe_open(self._path(name), framework="pt") as file:
-                said = json.loads((file.metadata() or {})[_SAID])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            logits, averaged = (tensors.pop(key).numpy() for key in (_LOGITS, _AVERAGED))
+            with safe_open(self._path(key), framework="pt") as file:
+                stored = json.loads((file.metadata() or {})[_METADATA])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            logits, averaged = (tensors.pop(name).numpy() for name in (_LOGITS, _AVERAGED))
             return FoldResult(
-                logits=dict(zip(said["patients"], logits, strict=True)),
-                averaged=dict(zip(said["averaged"], averaged, strict=True)),
+                logits=dict(zip(stored["patients"], logits, strict=True)),
+                averaged=dict(zip(stored["averaged"], averaged, strict=True)),
                 heads=heads_from_state_dict(
-                    tensors, name=head, n_heads=said["n_heads"], n_classes=n_classes
+                    tensors, name=head, n_heads=stored["n_heads"], n_classes=n_classes
                 ),
                 history=tuple(
-                    EpochRecord(member=member, epoch=epoch, train_loss=train, val_loss=stop)
-                    for member, epoch, train, stop in said["history"]
+                    EpochRecord(member=member, epoch=epoch, train_loss=train, val_loss=val)
+                    for member, epoch, train, val in stored["history"]
                 ),
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def write(self, name: str, judgement: FoldResult) -> None:
-        """Keep a judgement, whole or not at all; numbers come back to the last bit.
+    def write(self, key: str, result: FoldResult) -> None:
+        """Write a result, complete or not at all, without rounding.
 
         Raises
         ------
         OutputError
             If it cannot be written.
         """
-        said = {
-            "patients": list(judgement.logits),
-            "averaged": list(judgement.averaged),
-            "n_heads": len(judgement.heads),
-            "history": [astuple(record) for record in judgement.history],
+        stored = {
+            "patients": list(result.logits),
+            "averaged": list(result.averaged),
+            "n_heads": len(result.heads),
+            "history": [astuple(record) for record in result.history],
         }
         tensors = {
-            _LOGITS: _rows(judgement.logits),
-            _AVERAGED: _rows(judgement.averaged),
-            **heads_to_state_dict(judgement.heads),
+            _LOGITS: _as_table(result.logits),
+            _AVERAGED: _as_table(result.averaged),
+            **heads_to_state_dict(result.heads),
         }
         make_folder(self._folder)
-        with atomic_write(self._path(name)) as beside:
-            beside.write_bytes(save(tensors, metadata={_SAID: json.dumps(said)}))
+        with atomic_write(self._path(key)) as temporary:
+            temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(stored)}))
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
 
     def discard(self) -> None:
-        """Remove the folder: the run is whole."""
+        """Remove the folder, once the run is complete."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Keep other trainings, also those on other machines, from writing a run meanwhile.
+    """Lock a run against other trainings, also on other machines, in a hidden folder beside it.
 
-    A training that was killed keeps nobody away: see :class:`features.parallel.locks.FolderLocks`.
-
-    Parameters
-    ----------
-    run_dir
-        Folder of the run; the claim lies in a hidden folder beside it.
+    The lock of a killed training expires, see :class:`features.parallel.locks.FolderLocks`.
 
     Raises
     ------
     RunError
-        If another training is at work on it.
+        If another training is writing the run.
     OutputError
-        If its parent cannot be written to.
+        If the parent folder cannot be written to.
     """
-    with FolderLocks(run_dir.with_name(f".{run_dir.name}.claims")) as claims:
-        if not claims.acquire("training"):
+    with FolderLocks(run_dir.with_name(f".{run_dir.name}.claims")) as locks:
+        if not locks.acquire("training"):
             raise RunError(
                 run_dir,
                 actual="another training is writing it",
@@ -208,24 +158,25 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _rows(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:
+def _as_table(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:
+    """Return the rows as one tensor, shape (patients, classes), float64."""
     return torch.from_numpy(np.array(list(logits.values()), np.float64))
 
 
 def _contents(bags: PatientBags) -> dict[str, str]:
-    """By patient, a hash of its embeddings, of those of their views, and of labels of its images.
+    """Return a hash of each patient's embeddings, of all their versions, and of image labels.
 
-    They come from those of its slides where they are known.
+    Hashes of the slides are used where these are known and no tile was dropped.
     """
     slides: dict[str, list[tuple[str, int]]] = {}
-    for note in bags.slides:
-        hashes = f"{note.features_sha256} {note.views_sha256}".rstrip()
-        slides.setdefault(note.patient_id, []).append((hashes, note.n_tiles))
+    for record in bags.slides:
+        hashes = f"{record.features_sha256} {record.views_sha256}".rstrip()
+        slides.setdefault(record.patient_id, []).append((hashes, record.n_tiles))
     contents = {}
     for patient_id, n_tiles in bags.n_tiles.items():
-        noted = slides.get(patient_id, [])
-        if noted and sum(n_noted for _, n_noted in noted) == n_tiles:
-            contents[patient_id] = " ".join(hashes for hashes, _ in noted)
+        own = slides.get(patient_id, [])
+        if own and sum(n_of_slide for _, n_of_slide in own) == n_tiles:
+            contents[patient_id] = " ".join(hashes for hashes, _ in own)
         else:
             tiles = bags.features[patient_id]
             digest = hashlib.sha256(f"{tiles.dtype} {tiles.shape}".encode())
@@ -241,7 +192,7 @@ def _contents(bags: PatientBags) -> dict[str, str]:
 
 @cache
 def _code() -> str:
-    """A hash of this package's sources and of the versions it stands on."""
+    """Return a hash of the sources of this package and of the versions of numpy and torch."""
     digest = hashlib.sha256()
     for name in ("numpy", "torch"):
         digest.update(f"{name} {metadata.version(name)}".encode())

@@ -1,10 +1,11 @@
-"""Out-of-fold logits: every patient judged by an ensemble that never saw it."""
+"""Cross-validation: out-of-fold logits, and probabilities calibrated on other patients."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,16 @@ from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.patient_groups import LinkedPairs, group_ids
 from mil.data.splits import Fold, SplitBy, make_folds
+from mil.errors import RunError
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.ensemble import MIN_VALIDATION_PER_CLASS, max_parallel_ensembles
-from mil.training.fold_jobs import FoldJob, FoldRunner, FoldWorker, training_subset
+from mil.training.fold_jobs import FoldJob, FoldResult, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
 
 __all__ = [
+    "FoldRunner",
     "OutOfFoldPredictions",
     "cross_fitted_probabilities",
     "cross_validate",
@@ -33,38 +36,120 @@ __all__ = [
     "resolve_stopping",
 ]
 
-_LEAST_COMPONENTS = 8
-_IMAGES_A_COMPONENT = 30
+_MIN_COMPONENTS = 8
+_IMAGES_PER_COMPONENT = 30
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutOfFoldPredictions:
-    """What ensembles say of patients they did not see."""
+    """Predictions of ensembles for their test patients, with the ensembles and learning curves.
+
+    Attributes
+    ----------
+    patient_ids
+        Patients with tiles, in the cohort's order.
+    labels
+        Class indices, shape (patients,).
+    logits
+        Mean logits of the ensembles, shape (repeats, patients, classes).
+    fold
+        Index of the fold that tested each patient, shape (repeats, patients).
+    history, heads
+        Learning curves and ensembles by repeat and fold.
+    linked
+        Pairs of patients that share a slide.
+    averaged
+        As ``logits``, averaged over all versions of the tiles; None without augmented views.
+    """
 
     patient_ids: tuple[str, ...]
-    """Patients that have tiles, in the cohort's order."""
     labels: npt.NDArray[np.int64]
-    """Class index of each, shape (patients,)."""
     logits: Floats
-    """Mean logit of the ensemble, shape (repeats, patients, classes)."""
     fold: npt.NDArray[np.int64]
-    """Fold in which each was judged, shape (repeats, patients)."""
     history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
-    """Learning curves by repeat and fold."""
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
-    """The ensembles themselves, by repeat and fold."""
     linked: LinkedPairs = ()
-    """Pairs of patients who share a slide."""
     averaged: Floats | None = None
-    """Mean logit averaged over all looks at the tiles, shape of ``logits``; None without views."""
 
-    def with_view_calibrator(self) -> OutOfFoldPredictions | None:
-        """What is said where logits are averaged over views; None without views."""
+    def view_averaged(self) -> OutOfFoldPredictions | None:
+        """Return the predictions averaged over views, the same shape; None without views."""
         if self.averaged is None:
             return None
         return replace(self, logits=self.averaged, averaged=None)
+
+
+class FoldRunner:
+    """Runner of fold jobs: reads finished folds from checkpoints, and trains the others.
+
+    Parameters
+    ----------
+    executor
+        Its workers are :class:`mil.training.fold_jobs.FoldWorker`.
+    checkpoints
+        Folder of finished folds; None for none.
+    on_head
+        Called after each head, also for heads that are read from checkpoints.
+    """
+
+    def __init__(
+        self, executor: Executor, *, checkpoints: Checkpoints | None, on_head: Callable[[], None]
+    ) -> None:
+        self._executor, self._checkpoints, self._on_head = executor, checkpoints, on_head
+        self._results: dict[int, list[FoldResult]] = {}
+
+    def run(self, jobs: Sequence[FoldJob]) -> list[list[FoldResult]]:
+        """Return the results of each job, one per fold, in the order of the jobs.
+
+        Raises
+        ------
+        RunError
+            If a job ends every worker that runs it.
+        """
+        self._results = {}
+        remaining = []
+        for index, job in enumerate(jobs):
+            if (finished := self._read_checkpoints(job)) is None:
+                remaining.append((index, job))
+                continue
+            self._results[index] = finished
+            for _ in range(len(finished) * job.config.n_members):
+                self._on_head()
+        self._executor.run(remaining, self, stop=Event())
+        return [self._results[index] for index in range(len(jobs))]
+
+    def on_done(self, payload: tuple[int, FoldJob], result: list[FoldResult]) -> None:
+        """Store the results of a job."""
+        index, job = payload
+        self._results[index] = result
+        if self._checkpoints is not None:
+            for key, of_fold in zip(self._checkpoints.keys(job), result, strict=True):
+                self._checkpoints.write(key, of_fold)
+
+    def on_failed(self, payload: tuple[int, FoldJob], reason: str) -> None:
+        """Raise an error that names the folds."""
+        folds = ", ".join(f"{fold.index} of repeat {fold.repeat}" for fold in payload[1].folds)
+        raise RunError(
+            f"fold {folds}", actual=reason, expected="a worker that survives the training",
+            hint="Memory may be short. Finished folds are kept: run the same command again to "
+            "continue.",
+        )  # fmt: skip
+
+    def on_message(self, message: object) -> None:  # noqa: ARG002 - workers report heads only
+        """Count a trained head."""
+        self._on_head()
+
+    def _read_checkpoints(self, job: FoldJob) -> list[FoldResult] | None:
+        """Return the stored results of a job; None unless those of all its folds are there."""
+        if self._checkpoints is None:
+            return None
+        stored = [
+            self._checkpoints.read(key, head=job.config.head, n_classes=job.n_classes)
+            for key in self._checkpoints.keys(job)
+        ]
+        results = [result for result in stored if result is not None]
+        return results if len(results) == len(stored) else None
 
 
 def cross_validate(
@@ -79,78 +164,75 @@ def cross_validate(
     executor: Executor | None = None,
     outer_fold: Fold | None = None,
 ) -> OutOfFoldPredictions:
-    """Judge every patient once a repeat by an ensemble trained on the other folds.
+    """Predict every patient once per repeat with an ensemble trained on the other folds.
 
-    What trains a fold receives a store that does not hold the fold's test patients; those are only
-    shown to the finished ensemble. A tile filter that learned from some of them is fitted again
-    without them before anything else. Patients without tiles are neither learned from nor judged.
+    The training of a fold gets a store without the fold's test patients; a tile filter that was
+    trained on some of them is fitted again without them first. Patients without tiles are neither
+    trained on nor predicted.
 
     Parameters
     ----------
     bags
-        Bags of the cohort.
+        Bags of the cohort, shape (tiles, dim) per patient.
     cohort
         Patients and labels.
     folds
-        From :func:`mil.data.splits.patient_folds`.
-    settings
-        How ensembles are trained.
+        From :func:`mil.data.splits.make_folds`.
+    config
+        Hyper-parameters.
     seed
-        Decides everything random.
-    on_head
-        Called after each head, and for heads of folds that are taken over.
-    checkpoints
-        Finished folds are kept there and taken over from there.
+        Seeds everything random.
+    on_head, checkpoints
+        As for :class:`FoldRunner`.
     executor
-        Has ensembles trained by judges that hold these bags; None does it here, one after the
-        other. The numbers are the same.
+        Trains the ensembles on workers that hold these bags; by default this process does. The
+        numbers are the same.
     outer_fold
-        The fold in whose training part all this happens, where the executor's judges hold the bags
+        The fold whose training patients ``folds`` split, where the executor's workers hold the bags
         of all patients and ``bags`` are those of :func:`mil.training.fold_jobs.training_subset`.
 
     Raises
     ------
     RunError
-        If training a fold ends every worker of the executor that tries it.
+        If training a fold ends every worker that runs it.
     """
     names = bags.nonempty()
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
-    places = {name: index for index, name in enumerate(names)}
+    rows = {name: index for index, name in enumerate(names)}
     n_repeats = 1 + max(fold.repeat for fold in folds)
     logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
     averaged = np.full_like(logits, np.nan)
-    judged_in = np.full((n_repeats, len(names)), -1, np.int64)
+    fold_ids = np.full((n_repeats, len(names)), -1, np.int64)
     history, heads = {}, {}
     at_once = max_parallel_ensembles(bags, config)
-    groups = [tuple(folds[start : start + at_once]) for start in range(0, len(folds), at_once)]
-    assignments = [
+    jobs = [
         FoldJob(
             folds=group,
             labels=labels,
             n_classes=len(cohort.classes),
             config=config,
-            seeds=tuple((seed, 1, fold.repeat, fold.index) for fold in group),
+            seeds=[(seed, 1, fold.repeat, fold.index) for fold in group],
             outer_fold=outer_fold,
         )
-        for group in groups
+        for group in (folds[start : start + at_once] for start in range(0, len(folds), at_once))
     ]
-    bench = FoldRunner(
+    runner = FoldRunner(
         executor or LocalExecutor(FoldWorker(bags)), checkpoints=checkpoints, on_head=on_head
     )
-    for group, judgements in zip(groups, bench.judge(assignments), strict=True):
-        for fold, judged in zip(group, judgements, strict=True):
-            history[fold.repeat, fold.index] = judged.history
-            heads[fold.repeat, fold.index] = judged.heads
-            for name, logit in judged.logits.items():
-                logits[fold.repeat, places[name]] = logit
-                judged_in[fold.repeat, places[name]] = fold.index
-            for name, logit in judged.averaged.items():
-                averaged[fold.repeat, places[name]] = logit
+    results = [result for of_job in runner.run(jobs) for result in of_job]
+    for fold, result in zip(folds, results, strict=True):
+        history[fold.repeat, fold.index] = result.history
+        heads[fold.repeat, fold.index] = result.heads
+        for name, logit in result.logits.items():
+            logits[fold.repeat, rows[name]] = logit
+            fold_ids[fold.repeat, rows[name]] = fold.index
+        for name, logit in result.averaged.items():
+            averaged[fold.repeat, rows[name]] = logit
     return OutOfFoldPredictions(
         patient_ids=names,
         labels=np.array([labels[name] for name in names], np.int64),
         logits=logits,
-        fold=judged_in,
+        fold=fold_ids,
         history=history,
         heads=heads,
         linked=bags.linked_patients(),
@@ -167,16 +249,16 @@ def inner_folds(
     seed: int,
     linked: LinkedPairs = (),
 ) -> tuple[tuple[Fold, ...], ...]:
-    """Folds inside the training patients of each fold, made as the folds themselves.
+    """Return folds of the training patients of each fold, made as the folds themselves.
 
     Raises
     ------
     SplitError
-        If a fold's training patients cannot be split so.
+        If the training patients of a fold cannot be split so.
     """
     return tuple(
         make_folds(
-            _restricted(cohort, fold.train_ids),
+            _subset(cohort, fold.train_ids),
             by=by,
             n_folds=n_folds,
             n_repeats=1,
@@ -201,38 +283,32 @@ def nested_probabilities(
     checkpoints: Checkpoints | None = None,
     executor: Executor | None = None,
 ) -> Floats:
-    """Probabilities at the balanced prior that nothing fitted on the patient had a part in.
+    """Return nested probabilities at the balanced prior, shape (repeats, patients, classes).
 
-    For each fold, the calibrator's own fitting points come from a cross-validation inside the
-    fold's training patients, whose heads are handed a store of these patients only.
+    For each fold, the calibrator is fitted on a cross-validation within the fold's training
+    patients, so that nothing that was fitted on a patient has a part in its probability.
 
     Parameters
     ----------
     bags, cohort, folds, config, seed, on_head, checkpoints, executor
         As for :func:`cross_validate`.
     oof
-        What it gave for these.
+        Its result for these.
     inner
-        From :func:`inner_folds`, for each fold.
+        Result of :func:`inner_folds`.
     calibrator
         Name, see :func:`mil.calibration.build_calibrator`.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (repeats, patients, classes).
 
     Raises
     ------
     CalibrationError
-        If the calibrator is unknown, or a class has fewer than three patients in a fold's training
-        part.
+        If the calibrator is unknown, or a class has fewer than three training patients in a fold.
     """
     proba = np.full(oof.logits.shape, np.nan)
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
             training_subset(bags, fold),
-            _restricted(cohort, fold.train_ids),
+            _subset(cohort, fold.train_ids),
             inner_of_fold,
             config=config,
             seed=_inner_seed(seed, fold),
@@ -242,32 +318,23 @@ def nested_probabilities(
             outer_fold=fold,
         )
         fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
-        judged = oof.fold[fold.repeat] == fold.index
-        proba[fold.repeat, judged] = fitted.predict_proba(oof.logits[fold.repeat, judged])
+        tested = oof.fold[fold.repeat] == fold.index
+        proba[fold.repeat, tested] = fitted.predict_proba(oof.logits[fold.repeat, tested])
     return proba
 
 
 def resolve_stopping(
     config: TrainConfig, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
 ) -> TrainConfig:
-    """The config, with what the number of patients decides; the same for every ensemble.
+    """Return the configuration with the stopping rule and the number of components resolved.
 
-    Early stopping is used where every ensemble has patients enough for it. A third as many
+    Both are the same for every ensemble that is trained on the training patients of ``folds``.
+    Early stopping is used where every ensemble has enough patients for it. A third as many
     components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
-    most ``config.n_components``: with more, few patients are fitted by heart. Of series of images
-    as many are kept as there are thirties of images, if that is more: slices differ by their place
-    in a scan before all else, and what one of them shows comes later among the components.
-
-    Parameters
-    ----------
-    settings
-        How ensembles are trained.
-    cohort
-        Patients that have tiles.
-    folds
-        All splits on whose training patients an ensemble will learn.
-    n_images
-        Images of series that all patients have; 0 for tiles of slides.
+    most ``config.n_components``: with more, few patients are overfitted. For series, one component
+    per 30 images is kept if that is more: slices of a scan differ by their position before all
+    else, and their content is in later components. ``n_images`` is the number of images of all
+    patients, 0 for tiles of slides.
     """
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
@@ -277,7 +344,7 @@ def resolve_stopping(
         early_stopping=fewest >= MIN_VALIDATION_PER_CLASS * config.n_inner_folds,
         n_components=min(
             config.n_components,
-            max(_LEAST_COMPONENTS, n_patients // 3, n_images // _IMAGES_A_COMPONENT),
+            max(_MIN_COMPONENTS, n_patients // 3, n_images // _IMAGES_PER_COMPONENT),
         ),
     )
 
@@ -285,17 +352,10 @@ def resolve_stopping(
 def fit_calibrator(
     oof: OutOfFoldPredictions, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
 ) -> Calibrator:
-    """Calibrator fitted on out-of-fold logits.
+    """Return the calibrator of that name, fitted on some of the out-of-fold logits.
 
-    Parameters
-    ----------
-    oof
-        Out-of-fold logits.
-    rows
-        Which of them to use, shape (repeats, patients), bool. A patient with several rows counts
-        once altogether.
-    calibrator
-        Name, see :func:`mil.calibration.build_calibrator`.
+    ``rows`` selects the logits, shape (repeats, patients), bool. A patient with several rows counts
+    once altogether.
 
     Raises
     ------
@@ -310,27 +370,21 @@ def fit_calibrator(
 
 
 def cross_fitted_probabilities(oof: OutOfFoldPredictions, *, calibrator: str = "platt") -> Floats:
-    """Probabilities at the balanced prior whose calibrator was fitted on other patients.
+    """Return cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes).
 
     For each fold of each repeat, the calibrator is fitted on that repeat's other folds, without
-    patients who share a slide with one of the fold. These are cross-fitted and not nested: other
-    patients' logits may come from heads that had learned from the patient judged.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (repeats, patients, classes).
+    patients that share a slide with one of the fold. They are not nested: the logits that the
+    calibrator is fitted on may come from heads that were trained on the patient.
     """
     groups = group_ids(oof.patient_ids, oof.linked)
     return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
 
 
-def _restricted(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:
+def _subset(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:
     wanted = set(patient_ids)
     return replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in wanted))
 
 
 def _inner_seed(seed: int, fold: Fold) -> int:
-    """A seed of the fold's own, for what happens inside its training patients."""
-    drawn = np.random.SeedSequence((seed, 3, fold.repeat, fold.index)).generate_state(1)
-    return int(drawn[0])
+    """Return the seed of everything within the training patients of a fold."""
+    return int(np.random.SeedSequence((seed, 3, fold.repeat, fold.index)).generate_state(1)[0])

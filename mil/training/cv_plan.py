@@ -1,4 +1,4 @@
-"""Who is learnt from and judged, and how: settled before anything is trained."""
+"""Plan of a cross-validation, resolved and checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,31 +20,26 @@ __all__ = ["CrossValidationPlan"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidationPlan:
-    """A cross-validation, and the ensemble that is deployed after it."""
+    """A cross-validation, and the ensemble that is deployed after it.
+
+    ``cohort`` holds the patients with tiles, ``bags`` also the others. ``inner`` are the folds of
+    the training patients of each fold, none unless scores are nested. ``config`` has the stopping
+    rule resolved. The other fields are as for :func:`mil.training_run.train_run`.
+    """
 
     cohort: Cohort
-    """Patients with tiles."""
     bags: PatientBags
-    """Their bags, and those of the patients without."""
     folds: Sequence[Fold]
-    """Whom the ensembles of the cross-validation learn from, and whom they judge."""
     inner: Sequence[Sequence[Fold]]
-    """Folds inside each fold's training patients; none unless scores are nested."""
     by: SplitBy
-    """Whether folds are stratified folds of patients or leave one centre out."""
     n_repeats: int
-    """Cross-validations with other folds."""
     nested: bool
-    """Whether scores are of calibrators fitted inside each fold's training patients."""
     config: TrainConfig
-    """How ensembles are trained, with the rule by which they stop."""
     seed: int
-    """Decides everything random."""
     calibrator: str
-    """Its name."""
 
     @classmethod
-    def of(
+    def build(
         cls,
         cohort: Cohort,
         bags: PatientBags,
@@ -58,23 +53,18 @@ class CrossValidationPlan:
         seed: int,
         calibrator: str,
     ) -> CrossValidationPlan:
-        """The design for a cohort, whose patients without a tile are left out.
+        """Return the plan for a cohort without its patients without tiles.
 
-        Parameters
-        ----------
-        cohort, bags, by, n_folds, n_repeats, nested, config, seed, calibrator
-            As for :func:`mil.training_run.train_run`.
-        folds
-            Folds of the patients with tiles; None to make them.
+        ``folds`` are folds of the patients with tiles; None to make them.
 
         Raises
         ------
         SplitError
-            If a class has too few patients with tiles, in all or to learn from in a fold.
+            If a class has too few patients with tiles, in all or in the training part of a fold.
         CalibrationError
             If the calibrator is unknown.
         """
-        usable = _with_tiles(cohort, bags)
+        usable = _drop_empty(cohort, bags)
         build_calibrator(calibrator)  # refuse an unknown one before hours of training
         linked = bags.linked_patients()
         if folds is None:
@@ -85,9 +75,9 @@ class CrossValidationPlan:
             usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed,
             linked=linked,
         )  # fmt: skip
-        _refuse_small_folds(usable, folds)
+        _check_training_parts(usable, folds)
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
-        n_images = sum(note.n_tiles for note in bags.slides if note.sources)
+        n_images = sum(record.n_tiles for record in bags.slides if record.sources)
         return cls(
             cohort=usable, bags=bags, folds=folds, inner=inner, by=by, n_repeats=n_repeats,
             nested=nested, seed=seed, calibrator=calibrator,
@@ -96,12 +86,12 @@ class CrossValidationPlan:
 
     @property
     def n_heads(self) -> int:
-        """Heads to train: an ensemble for each fold, and the one that is deployed."""
+        """Number of heads of all ensembles: one for each fold, and the one that is deployed."""
         n_ensembles = len(self.folds) + sum(len(of_fold) for of_fold in self.inner) + 1
         return n_ensembles * self.config.n_members
 
     def as_settings(self) -> dict[str, object]:
-        """What the run keeps of it."""
+        """Return the settings that a model bundle stores."""
         return {
             **asdict(self.config),
             "by": self.by,
@@ -114,23 +104,23 @@ class CrossValidationPlan:
         }
 
 
-def _with_tiles(cohort: Cohort, bags: PatientBags) -> Cohort:
-    """The cohort without patients that have no tile: they can teach nothing."""
-    filled = set(bags.nonempty())
-    patients = tuple(p for p in cohort.patients if p.patient_id in filled)
-    left = {patient.label for patient in patients}
-    if gone := [name for name in cohort.classes if name not in left]:
+def _drop_empty(cohort: Cohort, bags: PatientBags) -> Cohort:
+    """Return the cohort without patients that have no tile."""
+    nonempty = set(bags.nonempty())
+    patients = tuple(p for p in cohort.patients if p.patient_id in nonempty)
+    labels = {patient.label for patient in patients}
+    if missing := [name for name in cohort.classes if name not in labels]:
         raise SplitError(
             cohort.path,
-            actual=f"no patient of class {gone[0]!r} has a tile",
+            actual=f"no patient of class {missing[0]!r} has a tile",
             expected="patients of every class",
-            hint="Look at embed.csv beside the bags.",
+            hint="See embed.csv in the folder of the bags.",
         )
     return replace(cohort, patients=patients)
 
 
-def _refuse_small_folds(cohort: Cohort, folds: Sequence[Fold]) -> None:
-    """Refuse what a calibrator would refuse when all heads are trained."""
+def _check_training_parts(cohort: Cohort, folds: Sequence[Fold]) -> None:
+    """Raise before the training for what a calibrator would raise after it."""
     label_of = {patient.patient_id: patient.label for patient in cohort.patients}
     for fold in folds:
         counts = Counter(label_of[name] for name in fold.train_ids)
@@ -138,8 +128,8 @@ def _refuse_small_folds(cohort: Cohort, folds: Sequence[Fold]) -> None:
         if counts[smallest] < MIN_PATIENTS_PER_CLASS:
             raise SplitError(
                 cohort.path,
-                actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r} to learn "
-                f"from in fold {fold.index} of repeat {fold.repeat}",
-                expected=f"at least {MIN_PATIENTS_PER_CLASS}, or nothing can be calibrated",
+                actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r} in "
+                f"the training part of fold {fold.index} of repeat {fold.repeat}",
+                expected=f"at least {MIN_PATIENTS_PER_CLASS}, to fit a calibrator",
                 hint="Add patients of that class.",
             )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar, cast
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ from mil.training.trainer import EpochRecord, TrainSplit, tiles_per_batch, train
 __all__ = [
     "MIN_VALIDATION_PER_CLASS",
     "Ensemble",
-    "EnsembleTask",
     "max_parallel_ensembles",
     "predict_batch",
     "train_ensemble",
@@ -40,28 +38,14 @@ _TILES_PER_PREDICTION = 16_384  # some heads need memory for every pair of a pat
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EnsembleTask:
-    """Training data and seed of one ensemble."""
-
-    bags: PatientBags
-    """Store of the training patients and no others."""
-    labels: Mapping[str, int]
-    """Class index by patient id, of at least these patients."""
-    seed: Sequence[int]
-    """One or more numbers that seed everything random."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Ensemble:
-    """Trained heads, whose mean logit is the prediction."""
+    """Trained heads in evaluation mode on the CPU, and their learning curves.
+
+    The prediction of an ensemble is the mean of its heads' logits, shape (classes,).
+    """
 
     heads: tuple[Head, ...]
-    """The heads, in evaluation mode, on the CPU."""
     history: tuple[EpochRecord, ...]
-    """Learning curves of all heads."""
-
-
-_Train = TypeVar("_Train", bound=Callable[..., tuple[Ensemble, ...]])
 
 
 def train_ensemble(
@@ -73,26 +57,46 @@ def train_ensemble(
     seed: Sequence[int],
     on_head: Callable[[], None] = lambda: None,
 ) -> Ensemble:
-    """Train the heads of one ensemble.
+    """Train one ensemble; see :func:`train_ensembles`."""
+    return train_ensembles(
+        [bags], [labels], seeds=[seed], n_classes=n_classes, config=config, on_head=on_head
+    )[0]
 
-    Whitening is fitted on the store's patients and its unlabelled ones, without labels. With early
+
+def train_ensembles(
+    bags: Sequence[PatientBags],
+    labels: Sequence[Mapping[str, int]],
+    *,
+    seeds: Sequence[Sequence[int]],
+    n_classes: int,
+    config: TrainConfig,
+    on_head: Callable[[], None] = lambda: None,
+) -> tuple[Ensemble, ...]:
+    """Train ensembles together, each on its own bags, shape (tiles, dim) per patient.
+
+    Whitening is fitted on a store's patients and its unlabelled ones, without labels. With early
     stopping each head has another inner fold as validation set and is trained on the rest; without
     it all heads are trained on all patients and differ by initialisation and order of patients.
     Where tiles have augmented views, each step samples one version of each tile; whitening and
     validation use plain tiles.
 
+    Each ensemble has its own random generator, so that the others change only the last bits of its
+    sums; the same ensembles together give the same heads on one machine. If the device has not
+    enough memory for all of them, they are trained in two halves, and so on.
+
     Parameters
     ----------
     bags
-        Store of the training patients and no others.
+        The training patients of each ensemble and no others; see :func:`max_parallel_ensembles`
+        for a good number.
     labels
-        Class index by patient id, of at least these patients.
+        Class index by patient id for each ensemble, of at least its patients.
+    seeds
+        One or more numbers for each ensemble.
     n_classes
         Number of classes.
     config
         Hyper-parameters.
-    seed
-        One or more numbers; the same ones give the same heads on one machine.
     on_head
         Callback after each finished head.
 
@@ -101,85 +105,60 @@ def train_ensemble(
     SplitError
         If a class has no patient with tiles, or too few for early stopping.
     RunError
-        If the device runs out of memory.
+        If the device has not enough memory for one ensemble.
     """
-    task = EnsembleTask(bags=bags, labels=labels, seed=seed)
-    return train_ensembles([task], n_classes=n_classes, config=config, on_head=on_head)[0]
-
-
-def _halve_when_out_of_memory(train: _Train) -> _Train:
-    """Train half of the tasks at a time where the device has no memory for all of them."""
-
-    @wraps(train)
-    def train_in_parts(
-        tasks: Sequence[EnsembleTask], *, config: TrainConfig, **options: Any
-    ) -> tuple[Ensemble, ...]:
-        try:
-            return train(tasks, config=config, **options)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(tasks) == 1:
-                raise RunError(
-                    f"device {config.device}",
-                    actual="out of memory with a single ensemble on it",
-                    expected="memory for the tiles of all its patients",
-                    hint="End other programs on it and run the same command again: it continues "
-                    "after the finished folds. Or train with --device cpu.",
-                ) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(tasks) // 2
-        return tuple(
-            ensemble
-            for part in (tasks[:half], tasks[half:])
-            for ensemble in train_in_parts(part, config=config, **options)
+    try:
+        return _train_together(
+            bags, labels, seeds, n_classes=n_classes, config=config, on_head=on_head
         )
+    except torch.cuda.OutOfMemoryError as error:
+        if len(bags) == 1:
+            raise RunError(
+                f"device {config.device}",
+                actual="out of memory with a single ensemble on it",
+                expected="memory for the tiles of all its patients",
+                hint="End other programs on it and run the same command again: it continues after "
+                "the finished folds. Or train with --device cpu.",
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(bags) // 2
+    first, second = (
+        train_ensembles(
+            bags[part], labels[part], seeds=seeds[part], n_classes=n_classes, config=config,
+            on_head=on_head,
+        )
+        for part in (slice(half), slice(half, None))
+    )  # fmt: skip
+    return first + second
 
-    return cast("_Train", train_in_parts)
 
-
-@_halve_when_out_of_memory
-def train_ensembles(
-    tasks: Sequence[EnsembleTask],
+def _train_together(
+    bags: Sequence[PatientBags],
+    labels: Sequence[Mapping[str, int]],
+    seeds: Sequence[Sequence[int]],
     *,
     n_classes: int,
     config: TrainConfig,
-    on_head: Callable[[], None] = lambda: None,
+    on_head: Callable[[], None],
 ) -> tuple[Ensemble, ...]:
-    """Train ensembles together, each as :func:`train_ensemble` does and on its own bags only.
-
-    Each has its own random generator, so that the others change only the last bits of its sums. The
-    same tasks together give the same heads. If the device has not enough memory for all of them,
-    they are trained in two halves, and so on.
-
-    Parameters
-    ----------
-    tasks
-        One per ensemble; see :func:`max_parallel_ensembles` for a good number.
-    n_classes, config, on_head
-        As for :func:`train_ensemble`.
-
-    Raises
-    ------
-    SplitError
-        As :func:`train_ensemble`.
-    RunError
-        If the device has not enough memory for one of them.
-    """
     device = torch.device(config.device)
-    specs = [_cache_spec(task, n_classes=n_classes, config=config) for task in tasks]
+    specs = [
+        _cache_spec(store, of_store, n_classes=n_classes, config=config)
+        for store, of_store in zip(bags, labels, strict=True)
+    ]
     splits: list[TrainSplit] = []
     n_before = 0
-    for task, spec in zip(tasks, specs, strict=True):
-        splits += [split.offset(n_before) for split in _inner_splits(task, spec, config)]
+    for spec, seed in zip(specs, seeds, strict=True):
+        splits += _inner_splits(spec, seed, config, first_index=n_before)
         n_before += len(spec.patient_ids)
     cache = FeatureCache.concatenate(build_caches(specs))
     # A fork of the global random state leaves the caller's untouched.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        init = partial(_init_head, n_classes=n_classes, config=config)
         heads = [
-            _init_head(spec.whitening, (*task.seed, member), n_classes=n_classes, config=config).to(
-                device
-            )
-            for spec, task in zip(specs, tasks, strict=True)
+            init(spec.whitening, (*seed, member)).to(device)
+            for spec, seed in zip(specs, seeds, strict=True)
             for member in range(config.n_members)
         ]
         curves = train_heads(
@@ -200,14 +179,8 @@ def train_ensembles(
 def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     """Return how many ensembles to train together: as many as use the device fully and fit.
 
-    The number depends only on the sizes of the bags, the configuration, and the device's memory.
-
-    Parameters
-    ----------
-    bags
-        Patients of all ensembles.
-    config
-        Hyper-parameters.
+    The number depends only on the sizes of the bags of all patients, the configuration, and the
+    device's memory in bytes.
     """
     device = torch.device(config.device)
     lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
@@ -219,45 +192,47 @@ def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     return max(1, min(tiles_per_batch(device) // n_tiles, room // n_bytes))
 
 
-def _cache_spec(task: EnsembleTask, *, n_classes: int, config: TrainConfig) -> CacheSpec:
-    """Check the class counts of a task and fit its whitening."""
-    names = task.bags.nonempty()
-    labels = np.array([task.labels[name] for name in names], np.int64)
-    _check_class_counts(np.bincount(labels, minlength=n_classes), config)
-    whitening = fit_pca_whitening(
-        *task.bags.unsupervised_features(), config.n_components, device=torch.device(config.device)
-    )
-    return CacheSpec(bags=task.bags, patient_ids=names, labels=labels, whitening=whitening)
-
-
-def _inner_splits(task: EnsembleTask, spec: CacheSpec, config: TrainConfig) -> list[TrainSplit]:
-    """Split the patients of a task into training and validation patients of each head."""
-    fold_ids = assign_groups(
-        group_ids(spec.patient_ids, task.bags.linked_patients()),
-        lambda patients: stratified_fold_ids(
-            spec.labels[patients], n_folds=config.n_inner_folds, seed=task.seed
-        ),
-    )
-    stream = torch.Generator(torch.device(config.device)).manual_seed(_hash_seed(task.seed))
-    splits = []
-    for member in range(config.n_members):
-        is_validation = (fold_ids == member) & config.early_stopping
-        train_idx, val_idx = (
-            torch.from_numpy(np.flatnonzero(rows)) for rows in (~is_validation, is_validation)
-        )
-        splits.append(
-            TrainSplit(member=member, train_idx=train_idx, val_idx=val_idx, stream=stream)
-        )
-    return splits
-
-
-def _check_class_counts(counts: npt.NDArray[np.int64], config: TrainConfig) -> None:
+def _cache_spec(
+    bags: PatientBags, labels: Mapping[str, int], *, n_classes: int, config: TrainConfig
+) -> CacheSpec:
+    """Check the class counts of an ensemble's patients and fit its whitening."""
+    names = bags.nonempty()
+    indices = np.array([labels[name] for name in names], np.int64)
+    counts = np.bincount(indices, minlength=n_classes)
     actual = f"{counts.tolist()} patients with tiles in each class"
     if not counts.all():
         raise SplitError("training", actual=actual, expected="at least one of each")
     least = MIN_VALIDATION_PER_CLASS * config.n_inner_folds
     if config.early_stopping and counts.min() < least:
         raise SplitError("early stopping", actual=actual, expected=f"at least {least} of each")
+    whitening = fit_pca_whitening(
+        *bags.unsupervised_features(), config.n_components, device=torch.device(config.device)
+    )
+    return CacheSpec(bags=bags, patient_ids=names, labels=indices, whitening=whitening)
+
+
+def _inner_splits(
+    spec: CacheSpec, seed: Sequence[int], config: TrainConfig, *, first_index: int
+) -> list[TrainSplit]:
+    """Split patients, the first at ``first_index`` of the cache, for training and validation."""
+    fold_ids = assign_groups(
+        group_ids(spec.patient_ids, spec.bags.linked_patients()),
+        lambda patients: stratified_fold_ids(
+            spec.labels[patients], n_folds=config.n_inner_folds, seed=seed
+        ),
+    )
+    stream = torch.Generator(torch.device(config.device)).manual_seed(_hash_seed(seed))
+    splits = []
+    for member in range(config.n_members):
+        is_validation = (fold_ids == member) & config.early_stopping
+        train_idx, val_idx = (
+            torch.from_numpy(first_index + np.flatnonzero(rows))
+            for rows in (~is_validation, is_validation)
+        )
+        splits.append(
+            TrainSplit(member=member, train_idx=train_idx, val_idx=val_idx, stream=stream)
+        )
+    return splits
 
 
 def _init_head(
@@ -273,26 +248,11 @@ def _init_head(
 def predict_batch(
     heads: Sequence[Head], bags: PatientBags, names: Sequence[str], *, device: torch.device
 ) -> npt.NDArray[np.float64]:
-    """Return logits of each head for many patients at once.
+    """Return logits of many patients at once, shape (versions, heads, patients, classes), float64.
 
     They equal those of :func:`mil.heads.ensemble.predict_views` per patient up to the last bits of
-    sums. It saves an accelerator thousands of small products; a processor gains nothing.
-
-    Parameters
-    ----------
-    heads
-        Heads of an ensemble, on the CPU.
-    bags
-        Store of at least these patients.
-    names
-        Patients, each with at least one tile.
-    device
-        Device of the computation.
-
-    Returns
-    -------
-    numpy.ndarray
-        Logits of shape (versions, heads, patients, classes), float64.
+    sums. It saves an accelerator thousands of small products; a processor gains nothing. ``heads``
+    are on the CPU, and each patient in ``names`` has at least one tile in ``bags``.
     """
     on_device = [copy.deepcopy(head).to(device) for head in heads]
     no_labels = np.zeros(len(names), np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,37 +29,31 @@ _INSTANCE_LOSS_WEIGHT = 0.3  # of the labels of images, relative to the patient'
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One row of a learning curve."""
+    """One row of the learning curve of a head, ``member`` of its ensemble; losses are in nats.
+
+    ``train_loss`` is the mean over the steps. ``val_loss`` is the class-balanced log loss of the
+    validation patients, NaN without early stopping and in epochs without validation.
+    """
 
     member: int
-    """Index of the head in its ensemble."""
     epoch: int
-    """Index of the epoch, from 0."""
     train_loss: float
-    """Mean training loss over the steps, in nats."""
     val_loss: float
-    """Class-balanced log loss of the validation patients, in nats; NaN without early stopping and
-    in epochs without validation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainSplit:
-    """Training and validation patients of one head, as indices into a feature cache."""
+    """Patients of one head, ``member`` of its ensemble, as indices into a feature cache.
+
+    Training patients and validation patients each have shape (patients,), int64; the latter are
+    empty without early stopping. The random generator ``stream`` is on the device of the cache and
+    common to an ensemble.
+    """
 
     member: int
-    """Index of the head in its ensemble."""
     train_idx: Tensor
-    """Shape (patients,), int64."""
     val_idx: Tensor
-    """Shape (patients,), int64: patients for early stopping; empty without."""
     stream: torch.Generator
-    """Random generator on the device of the cache, common to an ensemble."""
-
-    def offset(self, n_patients: int) -> TrainSplit:
-        """Return the split for a cache in which ``n_patients`` other patients come first."""
-        return replace(
-            self, train_idx=self.train_idx + n_patients, val_idx=self.val_idx + n_patients
-        )
 
 
 def train_heads(
@@ -71,7 +65,7 @@ def train_heads(
     config: TrainConfig,
     on_head: Callable[[], None],
 ) -> list[list[EpochRecord]]:
-    """Train heads in place and leave the weights of the best validation loss in each.
+    """Train heads in place, keep the weights of the best validation loss, return learning curves.
 
     Heads whose batches have the same shape are stacked and trained together. A head's result
     depends on the others only in the last bits of sums. A head that stops early leaves the stack.
@@ -81,22 +75,19 @@ def train_heads(
     heads
         Heads of one kind, with random weights, on the device of the cache.
     splits
-        Training and validation patients of each head.
+        Training and validation patients of each head, shape (patients,) each.
     cache
         Features of the patients of all splits.
-    n_classes, config
-        As for :func:`mil.training.ensemble.train_ensemble`.
-    on_head
-        Callback after each finished head.
-
-    Returns
-    -------
-    list
-        Learning curve of each head.
+    n_classes, config, on_head
+        As for :func:`mil.training.ensemble.train_ensembles`.
     """
     states = [_HeadState(head, split) for head, split in zip(heads, splits, strict=True)]
     for shape, group in _group_by_shape(states, cache, config):
-        Trainer(group, cache, shape, n_classes=n_classes, config=config, on_head=on_head).fit()
+        trainer = _Trainer(group, cache, shape, n_classes=n_classes, config=config, on_head=on_head)
+        for epoch in range(trainer.n_epochs):
+            trainer.end_epoch(epoch, trainer.train_epoch())
+            if not trainer.active:
+                break
     return [state.curve for state in states]
 
 
@@ -145,14 +136,12 @@ class _HeadState:
 
 
 class _EpochShape(NamedTuple):
-    """Size of a head's epochs."""
+    """Size of a head's epochs: every patient is drawn, at most ``n_tiles`` tiles of each."""
 
     n_steps: int
-    """Steps per epoch, so that every patient is drawn."""
     n_patients: int
     """Patients per step."""
     n_tiles: int
-    """Tiles per patient and step, at most."""
 
     @classmethod
     def of(cls, split: TrainSplit, cache: FeatureCache, config: TrainConfig) -> _EpochShape:
@@ -177,20 +166,8 @@ def _group_by_shape(
             yield from ((shape, [state]) for state in group)
 
 
-class Trainer:
-    """Training loop of heads that are trained together as one stacked module.
-
-    Parameters
-    ----------
-    states
-        Heads and their splits.
-    cache
-        Features of their patients.
-    shape
-        Size of their epochs.
-    n_classes, config, on_head
-        As for :func:`train_heads`.
-    """
+class _Trainer:
+    """Epochs of heads that are trained together as one stacked module."""
 
     def __init__(
         self,
@@ -204,10 +181,11 @@ class Trainer:
     ) -> None:
         self.cache, self.shape, self.config = cache, shape, config
         self._on_head = on_head
-        self._active = list(states)  # in the order of the stack
+        self.active = list(states)  # in the order of the stack
         self.rng = RandomStreams([state.split.stream for state in states])
         self.stack = StackedHeads([state.head for state in states], self.rng)
         n_fixed = max(1, round(config.fixed_steps / shape.n_steps))
+        self.validation_interval = max(1, round(_STEPS_PER_VALIDATION / shape.n_steps))
         self.n_epochs = config.max_epochs if config.early_stopping else n_fixed
         self.losses = [
             bag_loss(
@@ -233,24 +211,8 @@ class Trainer:
             self.optimizer, config, n_steps=self.n_epochs * shape.n_steps
         )
 
-    def fit(self) -> None:
-        """Train until every head has stopped."""
-        interval = max(1, round(_STEPS_PER_VALIDATION / self.shape.n_steps))
-        for epoch in range(self.n_epochs):
-            train_losses = self._train_epoch()
-            val_losses = [float("nan")] * len(self._active)
-            if self.validator and epoch % interval == 0:
-                val_losses = self.validator.val_loss(self.stack.module)
-            rows = zip(self._active, train_losses, val_losses, strict=True)
-            for index, (state, train_loss, val_loss) in enumerate(rows):
-                if state.update(epoch, train_loss, val_loss):
-                    self.stack.export(index, state.head)
-            self._drop_finished(epoch)
-            if not self._active:
-                break
-
-    def _train_epoch(self) -> list[float]:
-        """Train for one epoch; return the mean training loss of each head."""
+    def train_epoch(self) -> list[float]:
+        """Train for one epoch; return the mean training loss of each head, in nats."""
         self.stack.module.train()
         losses = []
         for patients in self._shuffle():
@@ -263,6 +225,17 @@ class Trainer:
             losses.append(loss.detach())
         means: list[float] = torch.stack(losses).double().mean(dim=0).tolist()
         return means
+
+    def end_epoch(self, epoch: int, train_losses: Sequence[float]) -> None:
+        """Validate the heads, keep the best weights, and drop the heads that are finished."""
+        val_losses = [float("nan")] * len(self.active)
+        if self.validator and epoch % self.validation_interval == 0:
+            val_losses = self.validator.val_loss(self.stack.module)
+        rows = zip(self.active, train_losses, val_losses, strict=True)
+        for index, (state, train_loss, val_loss) in enumerate(rows):
+            if state.update(epoch, train_loss, val_loss):
+                self.stack.export(index, state.head)
+        self._drop_finished(epoch)
 
     def _train_loss(self, patients: Tensor) -> Tensor:
         """Return the mean loss of each head over its patients, shape (heads,)."""
@@ -306,9 +279,9 @@ class Trainer:
         """
         device, (n_steps, n_patients, _) = self.cache.labels.device, self.shape
         positions = torch.arange(n_steps * n_patients, device=device)
-        ranks = self.rng.uniform(len(self._active), len(positions), device=device)
+        ranks = self.rng.uniform(len(self.active), len(positions), device=device)
         rows = []
-        for state, rank in zip(self._active, ranks, strict=True):
+        for state, rank in zip(self.active, ranks, strict=True):
             train_idx = state.split.train_idx.to(device)
             n = len(train_idx)
             rows.append(train_idx[rank[:n].argsort()[positions % n]])
@@ -329,34 +302,24 @@ class Trainer:
         is_last = epoch == self.n_epochs - 1
         patience = self.config.patience if self.validator else self.n_epochs
         remaining = []
-        for index, state in enumerate(self._active):
+        for index, state in enumerate(self.active):
             if not is_last and epoch - state.best_epoch < patience:
                 remaining.append(index)
                 continue
             if state.best_epoch < 0:  # without validation the last weights are kept
                 self.stack.export(index, state.head)
             self._on_head()
-        if 0 < len(remaining) < len(self._active):
+        if 0 < len(remaining) < len(self.active):
             self.stack.select(remaining, self.optimizer)
             self.rng.select(remaining)
             if self.validator:
                 self.validator.select(remaining)
             self.losses = [self.losses[index] for index in remaining]
-        self._active = [self._active[index] for index in remaining]
+        self.active = [self.active[index] for index in remaining]
 
 
 class _Validator:
-    """Validation loss for early stopping, one value per head.
-
-    Parameters
-    ----------
-    val_idx
-        Validation patients of each head, shape (patients,), int64.
-    cache
-        Their features.
-    n_classes
-        Number of classes.
-    """
+    """Validation loss of each head, in nats, from indices of its patients, shape (patients,)."""
 
     def __init__(self, val_idx: Sequence[Tensor], cache: FeatureCache, *, n_classes: int) -> None:
         self._cache = cache

@@ -52,7 +52,6 @@ from mil.heads.ensemble import predict_members
 from mil.training.config import TrainConfig
 from mil.training.ensemble import (
     MIN_VALIDATION_PER_CLASS,
-    EnsembleTask,
     max_parallel_ensembles,
     train_ensembles,
 )
@@ -356,25 +355,23 @@ def _to_unit_scale(features: Floats, learned: npt.NDArray[np.bool_]) -> Floats:
 def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Floats]:
     """Scores of the judged bags of each fold; ensembles of several folds are trained together."""
     labels = {f"{index}": int(label) for index, label in enumerate(job.table.labels)}
-    tasks = [
-        EnsembleTask(
-            bags=_store(dict(zip(fold.train_ids, train_bags, strict=True))),
-            labels={name: labels[name] for name in fold.train_ids},
-            seed=(job.repeat, fold.index),
-        )
+    stores = [
+        _store(dict(zip(fold.train_ids, train_bags, strict=True)))
         for fold, (train_bags, _) in zip(folds, parts, strict=True)
     ]
+    labels_of_fold = [{name: labels[name] for name in fold.train_ids} for fold in folds]
+    seeds = [(job.repeat, fold.index) for fold in folds]
     settings = replace(CONFIGURATIONS[job.settings], head=job.head)
-    fewest = min(min(Counter(task.labels.values()).values()) for task in tasks)
+    fewest = min(min(Counter(own.values()).values()) for own in labels_of_fold)
     if fewest < MIN_VALIDATION_PER_CLASS * settings.n_inner_folds:
         settings = replace(settings, early_stopping=False)
     everything = _store({f"{index}": bag for index, bag in enumerate(job.table.bags)})
     at_once = max_parallel_ensembles(everything, settings)
     ensembles = [
         ensemble
-        for start in range(0, len(tasks), at_once)
+        for part in (slice(start, start + at_once) for start in range(0, len(folds), at_once))
         for ensemble in train_ensembles(
-            tasks[start : start + at_once], n_classes=2, config=settings
+            stores[part], labels_of_fold[part], seeds=seeds[part], n_classes=2, config=settings
         )
     ]
     return [

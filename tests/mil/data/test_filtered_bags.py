@@ -36,7 +36,7 @@ from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate, inner_folds, nested_probabilities
-from mil.training.ensemble import EnsembleTask
+from mil.training.fold_jobs import FoldJob
 from mil.training_run import train_run
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter, write_cohort
 
@@ -116,13 +116,13 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
     taught: list[tuple[set[str], set[str]]] = []
     train = fold_jobs.train_ensembles
 
-    def watch(tasks: Sequence[EnsembleTask], **kwargs: Any) -> object:
-        for store in (task.bags for task in tasks):
+    def watch(stores: Sequence[PatientBags], *args: Any, **kwargs: Any) -> object:
+        for store in stores:
             assert isinstance(store.features, FilteredFeatures)
             assert store.tile_filter is store.features.tile_filter
             slides = store.features.tile_filter.examples.slides
             taught.append((set(store.patient_ids), {s.slide_id.split("_")[0] for s in slides}))
-        return train(tasks, **kwargs)
+        return train(stores, *args, **kwargs)
 
     monkeypatch.setattr(fold_jobs, "train_ensembles", watch)
     out = cross_validate(found, cohort, folds, config=FAST, seed=0)
@@ -323,18 +323,14 @@ def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path
     bags, cohort = world(tmp_path)
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    job = FoldJob(folds=[fold], labels=labels, n_classes=2, config=FAST, seeds=[(0,)])
     first = fitted(known_examples())
     stores = (
         bags,
         through(bags, cohort, first),
         through(bags, cohort, replace(first, threshold=0.51)),
     )
-    names = {
-        Checkpoints(tmp_path / "kept", store).keys(
-            [fold], labels, n_classes=2, config=FAST, seeds=[(0,)]
-        )[0]
-        for store in stores
-    }
+    names = {Checkpoints(tmp_path / "kept", store).keys(job)[0] for store in stores}
     assert len(names) == 3
 
 

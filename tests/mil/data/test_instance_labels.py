@@ -22,6 +22,7 @@ from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from mil.training.ensemble import train_ensemble
 from mil.training.feature_cache import FeatureCache
+from mil.training.fold_jobs import FoldJob
 from mil.training.losses import instance_attention_loss
 from tests.fakes import make_series
 
@@ -153,10 +154,9 @@ def test_folds_kept_from_other_labels_of_images_are_not_taken_over(
     cohort, bags, shown = world
     fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids[:12], test_ids=())
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    job = FoldJob(folds=[fold], labels=labels, n_classes=2, config=SETTINGS, seeds=[(0,)])
     names = {
-        Checkpoints(tmp_path, store).keys(
-            [fold], labels, n_classes=2, config=SETTINGS, seeds=[(0,)]
-        )[0]
+        Checkpoints(tmp_path, store).keys(job)[0]
         for store in (
             bags, bags.with_instance_labels(shown),
             bags.with_instance_labels({key: 1 - value for key, value in shown.items()}),

@@ -146,15 +146,15 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
         clean, poisoned = judge(bags, folds), judge(replace(bags, features=loud), folds)
         return {name for name in clean if clean[name] != poisoned[name]}
 
-    design = CrossValidationPlan.of(
+    plan = CrossValidationPlan.build(
         cohort, bags, None, by=by, n_folds=4, n_repeats=1, nested=True, config=FAST, seed=5,
         calibrator="platt",
     )  # fmt: skip
     names = cohort.patient_ids
-    standing = dict(zip(names, group_ids(names, bags.linked_patients()).tolist(), strict=True))
-    for inner in design.inner:
-        require_apart(inner, standing)
-    reached = moved(design.folds)
+    group_of = dict(zip(names, group_ids(names, bags.linked_patients()).tolist(), strict=True))
+    for inner in plan.inner:
+        require_apart(inner, group_of)
+    reached = moved(plan.folds)
     assert "p000" not in reached
     assert len(reached) > len(copies)  # patients of other folds are judged by what they taught
     unaware = next(
@@ -268,8 +268,10 @@ def test_folds_that_leave_too_few_of_a_class_are_refused_before_anything_is_trai
     copies = {f"p{n:03d}": "p000" for n in (3, 6, 9, 12)} if by == "centre" else {"p003": "p000"}
     n_kept = 20 if by == "centre" else 10  # of class b four, two of them sharing a slide
     cohort = at_centres(replace(cohort, patients=cohort.patients[:n_kept]), 2)
-    with pytest.raises(SplitError, match=r"class 'b' to learn from in fold \d of .* at least 3"):
-        CrossValidationPlan.of(
+    with pytest.raises(
+        SplitError, match=r"class 'b' in the training part of fold \d of .* at least 3"
+    ):
+        CrossValidationPlan.build(
             cohort, with_copies(bags, copies).subset(cohort.patient_ids), None, by=by,
             n_folds=3, n_repeats=1, nested=False, config=FAST, seed=0, calibrator="platt",
         )  # fmt: skip

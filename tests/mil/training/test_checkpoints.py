@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +12,11 @@ from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import Fold, patient_folds
 from mil.training import checkpoints, cross_validation, fold_jobs
-from mil.training.checkpoints import Checkpoints, FoldResult
+from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
-from mil.training.ensemble import EnsembleTask, train_ensemble, train_ensembles
+from mil.training.ensemble import train_ensemble, train_ensembles
+from mil.training.fold_jobs import FoldJob, FoldResult
 from mil.training.trainer import EpochRecord
 from mil.training_run import train_run
 from tests.fakes import write_cohort
@@ -38,12 +39,12 @@ def kill_at(head: int):
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Seeds of the ensembles that cross-validations really trained."""
+    """Record the seeds of the ensembles that cross-validations trained."""
     seeds: list[tuple[int, ...]] = []
 
-    def watch(tasks: Sequence[EnsembleTask], **kwargs: object) -> object:
-        seeds.extend(tuple(task.seed) for task in tasks)
-        return train_ensembles(tasks, **kwargs)  # type: ignore[arg-type]
+    def watch(*args: Any, **kwargs: Any) -> object:
+        seeds.extend(tuple(seed) for seed in kwargs["seeds"])
+        return train_ensembles(*args, **kwargs)
 
     monkeypatch.setattr(fold_jobs, "train_ensembles", watch)
     return seeds
@@ -51,7 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folds are trained one after another, as large ones are."""
+    """Train one fold after the other, as for large cohorts."""
     monkeypatch.setattr(cross_validation, "max_parallel_ensembles", lambda bags, settings: 1)
 
 
@@ -81,7 +82,7 @@ def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_
     n_whole = len(trained)
     assert n_whole == (12 if nested else 3)
     trained.clear()
-    # Two heads a fold: killed in the middle of the third fold, or of the first inner folds.
+    # Two heads per fold: killed in the middle of the third fold, or of the first inner folds.
     killed_at = 9 if nested else 5
     with pytest.raises(KilledError):
         fit(cohort, bags, tmp_path / "runs" / "run", nested=nested, kill=killed_at)
@@ -96,7 +97,7 @@ def test_a_killed_training_goes_on_at_the_fold_it_was_in_and_ends_with_the_same_
 
 
 @pytest.mark.ci
-def test_folds_that_are_trained_together_are_taken_over_together(
+def test_folds_that_are_trained_together_are_read_together(
     tmp_path: Path, trained: list[tuple[int, ...]]
 ) -> None:
     cohort, bags = cohort_of(tmp_path)
@@ -135,7 +136,7 @@ def test_other_settings_start_anew(tmp_path: Path, trained: list[tuple[int, ...]
     assert not (tmp_path / ".run.part").exists()
 
 
-def test_a_name_depends_on_all_that_decides_a_judgement(
+def test_a_key_depends_on_everything_that_determines_a_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bags, cohort = noise_cohort(12, 0)
@@ -144,39 +145,40 @@ def test_a_name_depends_on_all_that_decides_a_judgement(
 
     def name(
         of: PatientBags = bags, fold=fold, labels=labels, settings=FAST, seed=(0,), n_classes=2,
-        beside: tuple[Fold, ...] = (), within: Fold | None = None,
+        together: tuple[Fold, ...] = (), outer_fold: Fold | None = None,
     ) -> str:  # fmt: skip
-        return Checkpoints(tmp_path, of).keys(
-            (fold, *beside), labels, n_classes=n_classes, config=settings,
-            seeds=[seed] * (1 + len(beside)), outer_fold=within,
-        )[0]  # fmt: skip
+        job = FoldJob(
+            folds=(fold, *together), labels=labels, n_classes=n_classes, config=settings,
+            seeds=[seed] * (1 + len(together)), outer_fold=outer_fold,
+        )  # fmt: skip
+        return Checkpoints(tmp_path, of).keys(job)[0]
 
-    turned = fold.train_ids[0]
-    taught = {**bags.features, turned: bags.features[turned] + np.float16(1)}
-    shown = {**bags.features, fold.test_ids[0]: bags.features[fold.test_ids[0]][:-1]}
+    learner = fold.train_ids[0]
+    changed = {**bags.features, learner: bags.features[learner] + np.float16(1)}
+    shorter = {**bags.features, fold.test_ids[0]: bags.features[fold.test_ids[0]][:-1]}
     views = {patient_id: tiles[:, None] for patient_id, tiles in bags.features.items()}
     names = [
         name(),
-        name(of=replace(bags, features=taught)),
-        name(of=replace(bags, features=shown)),
+        name(of=replace(bags, features=changed)),
+        name(of=replace(bags, features=shorter)),
         name(of=replace(bags, views=views)),
-        name(labels={**labels, turned: 1 - labels[turned]}),
+        name(labels={**labels, learner: 1 - labels[learner]}),
         name(fold=other_fold),
         name(settings=replace(FAST, mixup=0.1)),
         name(seed=(1,)),
         name(n_classes=3),
-        name(beside=(other_fold,)),
-        name(within=other_fold),
+        name(together=(other_fold,)),
+        name(outer_fold=other_fold),
     ]
     assert name() == names[0]
-    # A patient's own label has no part in how it is judged.
-    judged = fold.test_ids[0]
-    assert name(labels={**labels, judged: 1 - labels[judged]}) == names[0]
+    # A patient's own label has no effect on its prediction.
+    tested = fold.test_ids[0]
+    assert name(labels={**labels, tested: 1 - labels[tested]}) == names[0]
     monkeypatch.setattr(checkpoints, "_code", lambda: "another program")
     assert len({*names, name()}) == len(names) + 1
 
 
-def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: Path) -> None:
+def test_numbers_come_back_to_the_last_bit_and_a_damaged_file_is_no_result(tmp_path: Path) -> None:
     bags, cohort = noise_cohort(9, 0)
     kept = Checkpoints(tmp_path / "part", bags)
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
@@ -186,13 +188,13 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     assert kept.read("a", head="gated", n_classes=2) is None
     averaged = {"p": logits["p"] / 7}
     kept.write("a", FoldResult(logits=logits, heads=heads, history=(record,), averaged=averaged))
-    found = kept.read("a", head="gated", n_classes=2)
-    assert found is not None
-    assert states(found.heads) == states(heads)
-    assert found.logits["p"].tobytes() == logits["p"].tobytes()
-    assert found.averaged["p"].tobytes() == averaged["p"].tobytes()
-    assert found.history[0].train_loss == record.train_loss
-    assert np.isnan(found.history[0].val_loss)
+    result = kept.read("a", head="gated", n_classes=2)
+    assert result is not None
+    assert states(result.heads) == states(heads)
+    assert result.logits["p"].tobytes() == logits["p"].tobytes()
+    assert result.averaged["p"].tobytes() == averaged["p"].tobytes()
+    assert result.history[0].train_loss == record.train_loss
+    assert np.isnan(result.history[0].val_loss)
     file = tmp_path / "part" / "a.safetensors"
     whole = file.read_bytes()
     for damage in (b"", b"{}", whole[:-1], whole.replace(b"patients", b"patience")):
@@ -204,14 +206,14 @@ def test_numbers_come_back_to_the_last_bit_and_damage_is_no_judgement(tmp_path: 
     assert not (tmp_path / "part").exists()
 
 
-def test_heads_of_folds_taken_over_are_counted(tmp_path: Path) -> None:
+def test_heads_read_from_checkpoints_are_counted(tmp_path: Path) -> None:
     bags, cohort = noise_cohort(18, 1)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     kept = Checkpoints(tmp_path / "part", bags)
-    counts, found = [], []
+    counts, results = [], []
     for _ in range(2):
         heads: list[None] = []
-        found.append(
+        results.append(
             cross_validate(
                 bags,
                 cohort,
@@ -224,4 +226,4 @@ def test_heads_of_folds_taken_over_are_counted(tmp_path: Path) -> None:
         )
         counts.append(len(heads))
     assert counts == [6, 6]
-    assert found[0].logits.tobytes() == found[1].logits.tobytes()
+    assert results[0].logits.tobytes() == results[1].logits.tobytes()

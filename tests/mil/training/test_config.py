@@ -94,33 +94,33 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls_below_its_start() -> Non
     assert rates[-1] < rates[0] < max(rates)
 
 
-def test_a_mixture_is_judged_by_both_labels_in_their_shares() -> None:
+def test_the_loss_of_a_mixed_bag_is_that_of_both_labels_in_their_shares() -> None:
     torch.manual_seed(0)
-    truth = torch.tensor([0, 1, 0, 1])
-    shelf = FeatureCache(
+    labels = torch.tensor([0, 1, 0, 1])
+    cache = FeatureCache(
         tiles=torch.randn(24, 5), starts=6 * torch.arange(4), lengths=torch.full((4,), 6),
-        labels=truth,
+        labels=labels,
     )  # fmt: skip
     head = build_head("mean", dim=5, n_components=5, n_classes=2)
     torch.nn.init.normal_(head.classify.weight)
-    lesson = trainer.TrainSplit(
+    split = trainer.TrainSplit(
         member=0, train_idx=torch.arange(4), val_idx=torch.empty(0, dtype=torch.int64),
         stream=torch.Generator().manual_seed(3),
     )  # fmt: skip
     settings = TrainConfig(mixup=1.0)
-    course = trainer.Trainer(
-        [trainer._HeadState(head, lesson)], shelf, trainer._EpochShape.of(lesson, shelf, settings),
+    group = trainer._Trainer(
+        [trainer._HeadState(head, split)], cache, trainer._EpochShape.of(split, cache, settings),
         n_classes=2, config=settings, on_head=lambda: None,
     )  # fmt: skip
-    found = course._train_loss(torch.arange(4))
-    rng = RandomStreams([lesson.stream.manual_seed(3)])
-    mixture = mix_bags(shelf.sample(torch.arange(4), 6, rng), 1.0, rng)
-    means = mixture.batch.features.sum(1) / mixture.batch.mask.sum(1, keepdim=True)
+    losses = group._train_loss(torch.arange(4))
+    rng = RandomStreams([split.stream.manual_seed(3)])
+    mixed = mix_bags(cache.sample(torch.arange(4), 6, rng), 1.0, rng)
+    means = mixed.batch.features.sum(1) / mixed.batch.mask.sum(1, keepdim=True)
     log_proba = head.classify(means).log_softmax(dim=1)
     rows = torch.arange(4)
-    own, other = log_proba[rows, truth], log_proba[rows, truth[mixture.partners]]
-    expected = -mixture.shares * own - (1 - mixture.shares) * other
-    torch.testing.assert_close(found, expected.mean()[None])
+    own, other = log_proba[rows, labels], log_proba[rows, labels[mixed.partners]]
+    expected = -mixed.shares * own - (1 - mixed.shares) * other
+    torch.testing.assert_close(losses, expected.mean()[None])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from mil.errors import RunError
 from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
+from mil.training.cross_validation import FoldRunner
 from mil.training.ensemble import train_ensemble
 from mil.training.fold_jobs import (
     ExecutorFactory,
     FoldJob,
-    FoldRunner,
     local_fold_executor,
     ray_fold_executor,
 )
@@ -34,16 +34,16 @@ SETTINGS = TrainConfig(n_members=2, n_components=8, fixed_steps=4, max_tiles=8)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("judging"), n_patients=24, shift=1.0)
+    return write_cohort(tmp_path_factory.mktemp("folds"), n_patients=24, shift=1.0)
 
 
 def fit(
-    table: Path, run: Path, judges: ExecutorFactory, *, n_heads: list[int], nested: bool = False
+    table: Path, run: Path, executor: ExecutorFactory, *, n_heads: list[int], nested: bool = False
 ) -> None:
     cohort = read_cohort(table, labelled=True)
     train_run(
         cohort, load_patient_bags(cohort, find_bags(table.parent / "bags")), run, n_folds=3,
-        n_repeats=2, seed=1, config=SETTINGS, nested=nested, executor=judges,
+        n_repeats=2, seed=1, config=SETTINGS, nested=nested, executor=executor,
         on_head=lambda done, total: n_heads.append(done),
     )  # fmt: skip
 
@@ -52,30 +52,27 @@ def files_of(run: Path) -> dict[str, bytes]:
     return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_finished_assignments_are_taken_over_and_the_others_done(
-    table: Path, tmp_path: Path
-) -> None:
+def test_finished_jobs_are_read_and_the_others_run(table: Path, tmp_path: Path) -> None:
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     folds = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
-    assignments = [
+    jobs = [
         FoldJob(folds=(f,), labels=labels, n_classes=2, config=SETTINGS, seeds=((0, f.index),))
         for f in folds
     ]
     kept = Checkpoints(tmp_path / "kept", bags)
     heads: list[str] = []
-    with local_fold_executor(bags) as engine:
-        first = FoldRunner(engine, checkpoints=kept, on_head=lambda: heads.append("new")).judge(
-            assignments[:2]
+    with local_fold_executor(bags) as executor:
+        first = FoldRunner(executor, checkpoints=kept, on_head=lambda: heads.append("new")).run(
+            jobs[:2]
         )
         assert len(heads) == 2 * SETTINGS.n_members
-        again = FoldRunner(
-            _Only(engine, 2), checkpoints=kept, on_head=lambda: heads.append("known")
-        )
-        judged = again.judge(assignments)
+        second = FoldRunner(
+            _Only(executor, 2), checkpoints=kept, on_head=lambda: heads.append("known")
+        ).run(jobs)
     assert len(heads) == 5 * SETTINGS.n_members
-    for (one,), (other,), fold in zip(first, judged, folds, strict=False):
+    for (one,), (other,), fold in zip(first, second, folds, strict=False):
         assert set(one.logits) == set(fold.test_ids)
         assert {name: row.tolist() for name, row in one.logits.items()} == {
             name: row.tolist() for name, row in other.logits.items()
@@ -83,21 +80,21 @@ def test_finished_assignments_are_taken_over_and_the_others_done(
 
 
 class _Only:
-    """An engine that is given nothing but one assignment."""
+    """An executor that accepts one job only."""
 
-    card = None
+    info = None
 
-    def __init__(self, engine: Executor, number: int) -> None:
-        self._engine, self._number = engine, number
+    def __init__(self, executor: Executor, number: int) -> None:
+        self._executor, self._number = executor, number
 
     def run(self, jobs, listener, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
         assert [number for number, _ in jobs] == [self._number]
-        self._engine.run(jobs, listener, stop=stop)
+        self._executor.run(jobs, listener, stop=stop)
 
 
 def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) -> None:
     class Deadly:
-        card = None
+        info = None
 
         def run(self, jobs, listener, *, stop: Event) -> None:  # type: ignore[no-untyped-def]
             listener.on_failed(jobs[0], "it ran out of memory")
@@ -106,29 +103,29 @@ def test_a_fold_that_ends_every_worker_is_an_error_that_names_it(table: Path) ->
     (fold, *_) = make_folds(cohort, by="patient", n_folds=3, n_repeats=1, seed=0)
     job = FoldJob(folds=(fold,), labels={}, n_classes=2, config=SETTINGS, seeds=((0,),))
     with pytest.raises(RunError, match="fold 0 of repeat 0: it ran out of memory"):
-        FoldRunner(Deadly(), checkpoints=None, on_head=lambda: None).judge([job])
+        FoldRunner(Deadly(), checkpoints=None, on_head=lambda: None).run([job])
 
 
-def test_a_device_without_memory_to_judge_all_at_once_leaves_it_to_the_processor(
+def test_a_device_without_memory_for_all_patients_at_once_leaves_them_to_the_cpu(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(*_: object, **__: object) -> None:
-        asked.append("device")
+        calls.append("device")
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    asked: list[str] = []
+    calls: list[str] = []
     monkeypatch.setattr(fold_jobs, "predict_batch", short)
     cohort = read_cohort(table, labelled=True)
     bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     ensemble = train_ensemble(bags, labels, n_classes=2, config=SETTINGS, seed=(0,))
-    near, far = (
-        dict(fold_jobs._looks(ensemble, bags, cohort.patient_ids, device=torch.device(name)))
+    on_cpu, on_device = (
+        dict(fold_jobs._predict_versions(ensemble.heads, bags, torch.device(name)))
         for name in ("cpu", "meta")
     )
-    assert asked == ["device"]
-    assert list(near) == list(far) == list(cohort.patient_ids)
-    assert all(np.array_equal(near[name], far[name]) for name in near)
+    assert calls == ["device"]
+    assert list(on_cpu) == list(on_device) == list(cohort.patient_ids)
+    assert all(np.array_equal(on_cpu[name], on_device[name]) for name in on_cpu)
 
 
 @pytest.mark.slow
@@ -145,14 +142,14 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
                 _kill_an_actor()
             super().append(done)
 
-    fit(table, tmp_path / "here" / "run", local_fold_executor, n_heads=[], nested=True)
+    fit(table, tmp_path / "local" / "run", local_fold_executor, n_heads=[], nested=True)
     on_ray = partial(ray_fold_executor, address=None, device="cpu", on_warning=notes.append)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        fit(table, tmp_path / "there" / "run", on_ray, n_heads=Counting(), nested=True)
+        fit(table, tmp_path / "ray" / "run", on_ray, n_heads=Counting(), nested=True)
     finally:
         ray.shutdown()
-    assert files_of(tmp_path / "there" / "run") == files_of(tmp_path / "here" / "run")
+    assert files_of(tmp_path / "ray" / "run") == files_of(tmp_path / "local" / "run")
     assert any("died" in note for note in notes)
 
 
@@ -161,4 +158,4 @@ def _kill_an_actor() -> None:
         if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::_Actor"):
             process.kill()
             return
-    raise AssertionError("no actor is there")
+    raise AssertionError("no actor runs")

@@ -147,13 +147,13 @@ def test_many_patients_at_once_are_told_what_each_is_told_alone(
 
 
 def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: ModelBundle) -> None:
-    found = cross(*load(world))
-    with_view_calibrator = found.with_view_calibrator()
-    assert with_view_calibrator is not None
-    rows = np.ones(found.fold.shape, bool)
+    oof = cross(*load(world))
+    view_averaged = oof.view_averaged()
+    assert view_averaged is not None
+    rows = np.ones(oof.fold.shape, bool)
     assert run.view_calibrator is not None
-    assert run.view_calibrator.as_dict() == fit_calibrator(with_view_calibrator, rows).as_dict()
-    assert run.calibrator.as_dict() == fit_calibrator(found, rows).as_dict()
+    assert run.view_calibrator.as_dict() == fit_calibrator(view_averaged, rows).as_dict()
+    assert run.calibrator.as_dict() == fit_calibrator(oof, rows).as_dict()
     assert run.view_calibrator.as_dict() != run.calibrator.as_dict()
 
 

@@ -22,6 +22,7 @@ from mil.inference.predict import predict
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions, cross_validate
+from mil.training.fold_jobs import FoldJob
 from mil.training_run import TrainingSummary, train_run
 from tests.fakes import make_bag, write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
@@ -131,11 +132,9 @@ def test_a_judgement_with_other_unlabelled_patients_has_another_name(tmp_path: P
     bags, cohort = noise_cohort(12, 0)
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
+    job = FoldJob(folds=[fold], labels=labels, n_classes=2, config=FAST, seeds=[(0,)])
     stores = [bags, *(bags.with_unlabelled(strangers(bags, n=n)) for n in (3, 4))]
-    names = {
-        Checkpoints(tmp_path, store).keys([fold], labels, n_classes=2, config=FAST, seeds=[(0,)])[0]
-        for store in stores
-    }
+    names = {Checkpoints(tmp_path, store).keys(job)[0] for store in stores}
     assert len(names) == 3
 
 
