@@ -54,7 +54,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="CSV",
-            help="Table with `image_id` (or `slide_id`) and `patient_id` of slides without labels that "
+            help="Table with `image_id` (or `slide_id`) and `patient_id` of unlabelled slides that "
             "the whitening is also fitted on; copies of the cohort's are left out.",
         ),
     ] = None,
