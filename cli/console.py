@@ -75,20 +75,24 @@ stdout = _PlainConsole()
 """Console for results; nothing else goes to standard output."""
 
 
-class PlainCommand(TyperCommand):
+class _PlainHelp:
+    """Help that shows a value only for options that take one, including Typer's own."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all options."""
+        options: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for option in options:
+            if getattr(option, "is_flag", False) and option.metavar is None:
+                option.metavar = ""
+        return options
+
+
+class PlainCommand(_PlainHelp, TyperCommand):
     """A command whose help shows a value only for options that take one."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return all options, including Typer's own."""
-        return _without_values(super().get_params(ctx))
 
-
-class PlainGroup(TyperGroup):
+class PlainGroup(_PlainHelp, TyperGroup):
     """A group of commands whose help shows a value only for options that take one."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return all options, including Typer's own."""
-        return _without_values(super().get_params(ctx))
 
 
 class ErrorHandlingGroup(PlainGroup):
@@ -194,14 +198,6 @@ def set_error_tolerant_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _without_values(options: list[Any]) -> list[Any]:
-    """Hide the value of options that take none in the help, including Typer's own."""
-    for option in options:
-        if getattr(option, "is_flag", False) and option.metavar is None:
-            option.metavar = ""
-    return options
 
 
 def _finite(value: Any) -> Any:

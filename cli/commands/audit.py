@@ -111,19 +111,15 @@ def _print_shortcuts(scores: Iterable[ShortcutScore]) -> None:
         ("from", "to", *numeric),
         [
             (
-                each.source,
-                each.target,
-                f"{each.score.value:.3f}",
-                f"{each.score.low:.3f} to {each.score.high:.3f}",
-                f"{each.chance:.3f}",
-                f"{each.p_value:.3f}",
-                str(each.n_patients),
+                each.source, each.target, f"{each.score.value:.3f}",
+                f"{each.score.low:.3f} to {each.score.high:.3f}", f"{each.chance:.3f}",
+                f"{each.p_value:.3f}", str(each.n_patients),
             )
             for each in scores
         ],
         title="Shortcuts: predictions without tissue",
         numeric=numeric,
-    )
+    )  # fmt: skip
     stdout.print(
         "Score: cross-validated AUROC for labels, balanced accuracy for centres; below chance "
         "means no information. p: share of shuffled labels that score as high. Intervals: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,11 +35,8 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
     failed: dict[str, str] = {}
     for path in slides:
         try:
-            slide = open_slide(path)
-            try:
+            with closing(open_slide(path)) as slide:
                 opened.append(_describe(slide, slide_mpp))
-            finally:
-                slide.close()
         except MilError as error:
             failed[str(path)] = str(error)
     if as_json:

@@ -23,17 +23,16 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """Result of one check."""
+    """Observation of one check of a part of the system, e.g. ``software``.
+
+    ``advice`` is in full sentences, empty if nothing has to be done.
+    """
 
     part: str
-    """Part of the system, e.g. ``software``."""
     name: str
-    """Subject of the check."""
     status: Status = "ok"
     found: str
-    """What the check observed."""
     advice: str = ""
-    """What to do, in full sentences; empty if nothing has to be done."""
 
 
 def run_check(part: str, name: str, check: Callable[[], str], *, advice: str) -> CheckResult:

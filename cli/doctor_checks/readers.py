@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ _COMPRESSIONS = ("none", "lzw", "adobe_deflate", "jpeg", "jpeg2000", "webp", "zs
 
 
 def check() -> list[CheckResult]:
-    """Check TIFF in each compression, OpenSlide, OME-Zarr, plain images, and bags."""
+    """Check TIFF in each compression, OpenSlide, OME-Zarr, plain images, all 256 px, and bags."""
     checks: list[tuple[str, Callable[[Path], str], str]] = [
         *(
             (f"TIFF, {name}", partial(_tiff, compression=name), "tifffile imagecodecs")
@@ -53,8 +54,7 @@ def check() -> list[CheckResult]:
 
 
 def _tiff(folder: Path, compression: str) -> str:
-    path = _write_tiff(folder / f"{compression}.tif", compression)
-    return _compare(TiffSlide, path)
+    return _compare(TiffSlide, _write_tiff(folder / f"{compression}.tif", compression))
 
 
 def _openslide(folder: Path) -> str:
@@ -120,11 +120,8 @@ def _gradient() -> RgbArray:
 
 
 def _compare(reader: Callable[[Path], Slide], path: Path) -> str:
-    slide = reader(path)
-    try:
+    with closing(reader(path)) as slide:
         pixels = slide.read(level=0, x_px=0, y_px=0, width_px=_SIDE_PX, height_px=_SIDE_PX)
-    finally:
-        slide.close()
     error = float(np.abs(pixels.astype(np.float32) - _gradient()).mean())
     if error > _MAX_ERROR:
         raise ValueError(f"the image read differs by {error:.0f} of 255 grey levels")

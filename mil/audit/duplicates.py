@@ -14,7 +14,7 @@ their level in the body, so that displacements agree although nothing was copied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -56,12 +56,10 @@ _ROTATIONS = tuple(np.array(rotation) for rotation in (
 
 @dataclass(frozen=True, kw_only=True)
 class TileAgreement:
-    """Geometric agreement between the tiles of two slides."""
+    """Number of tiles of the smaller slide, and of those whose matches have one displacement."""
 
     n_agreeing: int
-    """Number of tiles whose best matches have the same displacement."""
     n_tiles: int
-    """Number of tiles compared, those of the smaller slide."""
 
     @property
     def share(self) -> float:
@@ -114,16 +112,19 @@ def find_identical(
 ) -> list[Finding]:
     """Return findings on slides with the same file content or the same embeddings."""
     by_content = _groups(digests, lambda digest: digest.meta.slide_content_id)
-    known = {frozenset(group) for group in by_content}
     by_embedding = [
         group
         for group in _groups(digests, lambda d: d.features_sha256 if d.n_tiles else "")
-        if not any(set(group) <= other for other in known)
+        if not any(set(group) <= set(other) for other in by_content)
     ]
-    return [
-        *_findings("identical_file", "are the same file", by_content, entries),
-        *_findings("identical_embeddings", "have the same embeddings", by_embedding, entries),
-    ]
+    findings: list[Finding] = []
+    for kind, verb, groups in (
+        ("identical_file", "are the same file", by_content),
+        ("identical_embeddings", "have the same embeddings", by_embedding),
+    ):
+        copies = [_DuplicateFinding(tuple(entries[name] for name in group)) for group in groups]
+        findings += _by_severity(kind, verb, copies)
+    return findings
 
 
 def find_near_duplicates(
@@ -138,12 +139,7 @@ def find_near_duplicates(
     :func:`match_tiles`, with the three slides of other patients whose mean embeddings are most
     similar by cosine. Slides without tile coordinates are left out.
 
-    Parameters
-    ----------
-    digests, entries
-        Digest and table entry of each slide, by slide id.
-    on_pair
-        Called with the number of pairs compared and the number of pairs in all.
+    ``on_pair`` is called with the number of pairs compared and the number of pairs in all.
 
     Raises
     ------
@@ -175,27 +171,17 @@ def find_near_duplicates(
 def match_tiles(first: Bag, second: Bag, *, centre: Floats) -> TileAgreement:
     """Count tiles of the smaller bag whose best matches in the other have the same displacement.
 
-    Parameters
-    ----------
-    first, second
-        Bags in any order, each with at least one tile and with coordinates in level-0 px.
-    centre
-        Mean embedding of the cohort, shape (dim,), subtracted before cosines are computed.
+    Both bags have tiles, with coordinates of shape (tiles, 2) in level-0 px. ``centre``, shape
+    (dim,), is the mean embedding of the cohort, subtracted before cosines are computed.
     """
     small, large = sorted((first, second), key=lambda bag: len(bag.features))
     n_tiles = min(len(small.features), _MAX_TILES)
     rows = np.linspace(0, len(small.features) - 1, n_tiles).round().astype(np.int64)
     cosines = _unit_rows(small.features[rows], centre) @ _unit_rows(large.features, centre).T
-    positions, matched = (
-        _grid_positions(small)[rows],
-        _grid_positions(large)[cosines.argmax(axis=1)],
-    )
-    return TileAgreement(
-        n_agreeing=max(
-            _largest_cluster(matched @ rotation.T - positions) for rotation in _ROTATIONS
-        ),
-        n_tiles=n_tiles,
-    )
+    positions = _grid_positions(small)[rows]
+    matched = _grid_positions(large)[cosines.argmax(axis=1)]
+    shifts = (matched @ rotation.T - positions for rotation in _ROTATIONS)
+    return TileAgreement(n_agreeing=max(map(_largest_cluster, shifts)), n_tiles=n_tiles)
 
 
 def _largest_cluster(shifts: Floats) -> int:
@@ -254,23 +240,11 @@ def _groups(
     return [tuple(names) for value, names in members.items() if value and len(names) > 1]
 
 
-def _findings(
-    kind: str, verb: str, groups: Iterable[Sequence[str]], entries: Mapping[str, TableEntry]
-) -> Iterator[Finding]:
-    copies = [_DuplicateFinding(tuple(entries[name] for name in group)) for group in groups]
-    return _by_severity(kind, verb, copies)
-
-
 def _by_severity(kind: str, verb: str, copies: Sequence[_DuplicateFinding]) -> Iterator[Finding]:
     """Yield one finding per severity."""
     for severity in Severity:
         subjects = tuple(str(copy) for copy in copies if copy.severity is severity)
         if subjects:
             owner = "of one patient " if severity is Severity.note else ""
-            yield Finding(
-                severity,
-                kind,
-                f"slides {owner}{verb}: {abbreviate(subjects)}",
-                _ADVICE[severity],
-                subjects,
-            )
+            message = f"slides {owner}{verb}: {abbreviate(subjects)}"
+            yield Finding(severity, kind, message, _ADVICE[severity], subjects)

@@ -23,26 +23,18 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding, in plain words."""
+    """One finding, in plain words.
+
+    ``kind`` is a stable identifier for programs, e.g. ``patient_on_two_sides``; ``advice`` is in
+    full sentences, empty if nothing has to be done; ``subjects`` are all patients, slides, centres
+    or classes concerned, of which the message names the first few.
+    """
 
     severity: Severity
     kind: str
-    """Stable identifier for programs, e.g. ``patient_on_two_sides``."""
     message: str
     advice: str = ""
-    """What to do, in full sentences; empty if nothing has to be done."""
     subjects: tuple[str, ...] = ()
-    """All patients, slides, centres or classes concerned; the message names the first few."""
-
-    def as_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        return {
-            "severity": self.severity.value,
-            "kind": self.kind,
-            "message": self.message,
-            "advice": self.advice,
-            "subjects": list(self.subjects),
-        }
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

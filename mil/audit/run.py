@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from features.bags.bag import check_fingerprint
@@ -36,16 +36,15 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """Result of an audit."""
+    """Result of an audit: numbers per split (``train``, ``test``), and findings, worst first.
+
+    ``n_bags`` is 0 if only tables were audited.
+    """
 
     n_patients: Mapping[str, int]
-    """Patients per split, ``train`` and ``test``."""
     n_slides: Mapping[str, int]
-    """Slides per split."""
     n_bags: int
-    """Number of bags read; 0 if only tables were audited."""
     findings: tuple[Finding, ...]
-    """Findings, worst first."""
     shortcut_scores: tuple[ShortcutScore, ...]
 
     @property
@@ -60,7 +59,7 @@ class AuditReport:
             "n_patients": dict(self.n_patients),
             "n_slides": dict(self.n_slides),
             "n_bags": self.n_bags,
-            "findings": [finding.as_dict() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "predictability": [score.as_dict() for score in self.shortcut_scores],
         }
 
@@ -71,6 +70,7 @@ def audit(
     test: Path | None = None,
     bags_dir: Path | None = None,
     n_folds: int = 5,
+    n_resamples: int = 1000,
     seed: int = 0,
     on_step: OnStep = lambda _what, _done, _total: None,
 ) -> AuditReport:
@@ -86,6 +86,8 @@ def audit(
         Folder of bags; without it only the tables are audited.
     n_folds, seed
         Settings of the planned training.
+    n_resamples
+        Number of bootstrap samples of patients for the intervals of shortcut scores.
     on_step
         Called with the current activity, the steps done and the steps in all.
 
@@ -123,9 +125,20 @@ def audit(
     scores: tuple[ShortcutScore, ...] = ()
     if cohort is not None:
         on_step("measuring shortcuts", 0, 1)
-        scores = measure_shortcuts(cohort, digests, n_folds=n_folds, seed=seed)
+        scores = measure_shortcuts(
+            cohort, digests, n_folds=n_folds, n_resamples=n_resamples, seed=seed
+        )
         findings += audit_sizes(cohort, n_folds=n_folds, seed=seed)
-        findings += audit_shortcuts(scores) if scores else [_too_small(cohort)]
+        if not scores:
+            findings.append(
+                Finding(
+                    Severity.note, "shortcuts_not_measured",
+                    "shortcuts were not measured: a class has fewer than "
+                    f"{MIN_CLASS_SIZE} patients, or nothing but tissue varies",
+                    subjects=tuple(f"{name}: {n}" for name, n in cohort.class_counts().items()),
+                )
+            )  # fmt: skip
+        findings += audit_shortcuts(scores)
     return AuditReport(
         n_patients={split.name: len(split.patient_ids) for split in splits},
         n_slides={split.name: split.rows["slide"].nunique() for split in splits},
@@ -145,25 +158,22 @@ def _audit_bags(
     if missing := tuple(slide_id for slide_id in entries if slide_id not in digests):
         findings.append(
             Finding(
-                Severity.warning,
-                "slide_without_bag",
+                Severity.warning, "slide_without_bag",
                 f"{len(missing)} of {len(entries)} slides have no bag and were not examined: "
                 f"{abbreviate(missing)}",
-                "Embed them with 'mil embed', and audit again.",
-                missing,
+                "Embed them with 'mil embed', and audit again.", missing,
             )
-        )
+        )  # fmt: skip
     if without := tuple(name for name, digest in digests.items() if not digest.has_coords):
         findings.append(
             Finding(
-                Severity.note,
-                "places_not_known",
+                Severity.note, "places_not_known",
                 f"{len(without)} of {len(digests)} bags hold series of images or lack tile "
                 f"coordinates: {abbreviate(without)}; copies among them are recognised by file and "
                 "by embeddings only, not if scanned or embedded again",
                 subjects=without,
             )
-        )
+        )  # fmt: skip
     return findings
 
 
@@ -174,20 +184,8 @@ def _read_cohort(train: Path, findings: list[Finding]) -> Cohort | None:
     except CohortError as error:
         findings.append(
             Finding(
-                Severity.warning,
-                "table_refused",
-                f"training would refuse the table: {error}",
+                Severity.warning, "table_refused", f"training would refuse the table: {error}",
                 "Folds and shortcuts were not examined; correct the table and audit again.",
             )
-        )
+        )  # fmt: skip
         return None
-
-
-def _too_small(cohort: Cohort) -> Finding:
-    return Finding(
-        Severity.note,
-        "shortcuts_not_measured",
-        f"shortcuts were not measured: a class has fewer than {MIN_CLASS_SIZE} patients, or "
-        "nothing but tissue varies",
-        subjects=tuple(f"{name}: {count}" for name, count in cohort.class_counts().items()),
-    )

@@ -34,7 +34,6 @@ MIN_CLASS_SIZE = 10
 """Minimum number of patients per class, or per centre, for a shortcut to be measured."""
 
 _N_REPEATS = 3
-_N_RESAMPLES = 1000
 _N_PERMUTATIONS = 999
 _ALPHA = 0.01
 _MAX_COMPONENTS = 32
@@ -42,23 +41,31 @@ _MAX_COMPONENTS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutScore:
-    """Out-of-fold score of a small model that predicts the label or centre from one property."""
+    """Out-of-fold score of a small model that predicts the label or centre from one property.
+
+    Attributes
+    ----------
+    source
+        Predictor: ``centre``, ``slides``, ``tiles``, ``area``, ``aspect``, ``background``, ``all``
+        of these, or ``mean embedding``.
+    target, metric
+        ``label`` by ``auroc``, or ``centre`` by ``balanced_accuracy``.
+    chance
+        Value of the metric without any information.
+    p_value
+        One-sided p-value of a permutation test with 1,000 shuffled labels.
+    n_compared
+        Number of sources tried on this target, for the Bonferroni correction at 0.01.
+    """
 
     source: str
-    """Predictor: ``centre``, ``slides``, ``tiles``, ``area``, ``aspect``, ``background``,
-    ``all`` of these, or ``mean embedding``."""
     target: str
-    """``label`` or ``centre``."""
     metric: str
-    """``auroc`` or ``balanced_accuracy``."""
     score: Interval
     chance: float
-    """Value of the metric without any information."""
     p_value: float
-    """One-sided p-value of a permutation test with 1,000 shuffled labels."""
     n_patients: int
     n_compared: int
-    """Number of sources tried on this target, for the Bonferroni correction at 0.01."""
 
     @property
     def is_above_chance(self) -> bool:
@@ -75,23 +82,20 @@ class ShortcutScore:
 
 
 def measure_shortcuts(
-    cohort: Cohort, digests: Mapping[str, BagDigest], *, n_folds: int, seed: int
+    cohort: Cohort,
+    digests: Mapping[str, BagDigest],
+    *,
+    n_folds: int,
+    n_resamples: int,
+    seed: int,
 ) -> tuple[ShortcutScore, ...]:
     """Measure which shortcuts predict the label, and whether embeddings predict the centre.
 
     The small model is a logistic regression with squares and products and equal class weights.
-    Predictions are out-of-fold means over three cross-validations. The permutation test shuffles
-    the labels without refitting; a feature without information scores slightly below chance in
-    cross-validation, so the test is conservative.
-
-    Parameters
-    ----------
-    cohort
-        Patients with labels.
-    digests
-        Digests of their slides; empty if only the table is audited.
-    n_folds, seed
-        Number of folds, and the seed of everything random.
+    Predictions, shape (patients, classes), are out-of-fold means over three cross-validations. The
+    permutation test shuffles the labels without refitting; a feature without information scores
+    slightly below chance in cross-validation, so the test is conservative. Without ``digests`` of
+    bags only the table is audited.
 
     Returns
     -------
@@ -106,60 +110,45 @@ def measure_shortcuts(
         shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
         columns.append((ALL_SHORTCUTS, _select(cohort, shared), _concatenate(columns, shared)))
     measurable = [c for c in columns if _smallest_class(c[1]) >= MIN_CLASS_SIZE]
+    n_compared, settings = len(measurable), {"n_resamples": n_resamples, "seed": seed}
     scores = [
-        _score_label(
-            values, of, source=source, n_folds=n_folds, seed=seed, n_compared=len(measurable)
-        )
+        _score_label(values, of, source=source, n_folds=n_folds, n_compared=n_compared, **settings)
         for source, of, values in measurable
     ]
-    scores += _score_centre(cohort, digests, n_folds=n_folds, seed=seed)
+    scores += _score_centre(cohort, digests, n_folds=n_folds, **settings)
     return tuple(scores)
 
 
-def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> list[Finding]:
-    """Return findings on the shortcuts that predict better than chance."""
+def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> Iterator[Finding]:
+    """Yield findings on the shortcuts that predict better than chance."""
     significant = [score for score in scores if score.is_above_chance]
-    of_label = [score for score in significant if score.target == "label"]
-    centre_predicts_label = any(score.source == "centre" for score in of_label)
-    return [
-        *(_label_finding(score) for score in of_label),
-        *(
-            _centre_finding(score, centre_predicts_label=centre_predicts_label)
-            for score in significant
-            if score.target == "centre"
-        ),
-    ]
-
-
-def _label_finding(measured: ShortcutScore) -> Finding:
-    score = measured.score
-    return Finding(
-        Severity.warning,
-        "shortcut",
-        f"{_SOURCE_TEXTS[measured.source]} ranks classes with AUROC {score.value:.3f} "
-        f"[{score.low:.3f}, {score.high:.3f}] on {measured.n_patients} patients "
-        f"(p = {measured.p_value:.3f})",
-        "A model must do clearly better than this to have learned anything from tissue; also train "
-        "with --by centre.",
-        (measured.source,),
-    )
-
-
-def _centre_finding(measured: ShortcutScore, *, centre_predicts_label: bool) -> Finding:
-    score = measured.score
-    message = (
-        f"mean embeddings predict the centre: balanced accuracy {score.value:.3f} "
-        f"[{score.low:.3f}, {score.high:.3f}] where chance gives {measured.chance:.3f}"
-    )
-    if not centre_predicts_label:
-        message += "; the centre alone does not predict the label here"
-        return Finding(Severity.note, "centre_in_embeddings", message)
-    return Finding(
-        Severity.warning,
-        "centre_in_embeddings",
-        message + ", and the centre predicts the label: heads can use it as a shortcut",
-        "Also train with --by centre, and compare.",
-    )
+    centre_predicts_label = any((s.source, s.target) == ("centre", "label") for s in significant)
+    for measured in significant:
+        score = measured.score
+        values = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        if measured.target == "label":
+            yield Finding(
+                Severity.warning, "shortcut",
+                f"{_SOURCE_TEXTS[measured.source]} ranks classes with AUROC {values} on "
+                f"{measured.n_patients} patients (p = {measured.p_value:.3f})",
+                "A model must do clearly better than this to have learned anything from tissue; "
+                "also train with --by centre.",
+                (measured.source,),
+            )  # fmt: skip
+            continue
+        message = (
+            f"mean embeddings predict the centre: balanced accuracy {values} where chance gives "
+            f"{measured.chance:.3f}"
+        )
+        if centre_predicts_label:
+            yield Finding(
+                Severity.warning, "centre_in_embeddings",
+                f"{message}, and the centre predicts the label: heads can use it as a shortcut",
+                "Also train with --by centre, and compare.",
+            )  # fmt: skip
+        else:
+            message += "; the centre alone does not predict the label here"
+            yield Finding(Severity.note, "centre_in_embeddings", message)
 
 
 _SOURCE_TEXTS = {
@@ -225,7 +214,14 @@ def _smallest_class(cohort: Cohort) -> int:
 
 
 def _score_label(
-    values: Floats, cohort: Cohort, *, source: str, n_folds: int, seed: int, n_compared: int
+    values: Floats,
+    cohort: Cohort,
+    *,
+    source: str,
+    n_folds: int,
+    n_compared: int,
+    n_resamples: int,
+    seed: int,
 ) -> ShortcutScore:
     folds = patient_folds(
         cohort, n_folds=min(n_folds, _smallest_class(cohort)), n_repeats=_N_REPEATS, seed=seed
@@ -241,12 +237,12 @@ def _score_label(
         metric="auroc",
         chance=0.5,
         n_compared=n_compared,
-        **_evaluate(auroc, proba, cohort.labels, seed=seed),
+        **_evaluate(auroc, proba, cohort.labels, n_resamples=n_resamples, seed=seed),
     )
 
 
 def _score_centre(
-    cohort: Cohort, digests: Mapping[str, BagDigest], *, n_folds: int, seed: int
+    cohort: Cohort, digests: Mapping[str, BagDigest], *, n_folds: int, n_resamples: int, seed: int
 ) -> Iterator[ShortcutScore]:
     """Yield the score of the mean embedding as predictor of centres with ten patients or more."""
     means, centres = [], []
@@ -273,15 +269,14 @@ def _score_centre(
         PCA(n_components, whiten=True, random_state=seed),
         LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000),
     )
+    proba = _out_of_fold(model, values, truth, fold_ids)
     yield ShortcutScore(
         source="mean embedding",
         target="centre",
         metric="balanced_accuracy",
         chance=1 / int(enough.sum()),
         n_compared=1,
-        **_evaluate(
-            balanced_accuracy, _out_of_fold(model, values, truth, fold_ids), truth, seed=seed
-        ),
+        **_evaluate(balanced_accuracy, proba, truth, n_resamples=n_resamples, seed=seed),
     )
 
 
@@ -299,10 +294,12 @@ def _out_of_fold(model: Any, values: Floats, labels: Ints, fold_ids: Ints) -> Fl
     return proba
 
 
-def _evaluate(metric: Metric, proba: Floats, labels: Ints, *, seed: int) -> dict[str, Any]:
+def _evaluate(
+    metric: Metric, proba: Floats, labels: Ints, *, n_resamples: int, seed: int
+) -> dict[str, Any]:
     """Return the score with its interval, and the p-value of a permutation test."""
     score = stratified_bootstrap(
-        {"score": metric}, proba, labels, n_resamples=_N_RESAMPLES, seed=seed
+        {"score": metric}, proba, labels, n_resamples=n_resamples, seed=seed
     )["score"]
     rng = np.random.default_rng(seed)
     shuffled = [metric(proba, rng.permutation(labels)) for _ in range(_N_PERMUTATIONS)]

@@ -31,12 +31,14 @@ _MIN_CLASS_SIZE_PER_FOLD = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One table of the audit, ``train`` or ``test``."""
+    """One table of the audit, ``train`` or ``test``, of shape (slides, columns).
+
+    The rows are those of :func:`mil.data.cohort.read_slide_rows`, without labels in ``test``.
+    """
 
     name: str
     path: Path
     rows: pd.DataFrame
-    """Result of :func:`mil.data.cohort.read_slide_rows`, without labels in the test split."""
 
     @property
     def patient_ids(self) -> set[str]:
@@ -46,15 +48,16 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class TableEntry:
-    """Everything that the tables state about one slide."""
+    """Everything that the tables state about one slide.
+
+    ``splits`` are ``train``, ``test`` or both; there are several patients and labels if tables
+    contradict each other, and no label for a slide of the test table.
+    """
 
     slide_id: str
     splits: frozenset[str]
-    """``train``, ``test`` or both."""
     patient_ids: frozenset[str]
-    """Its patient; several if tables contradict each other."""
     labels: frozenset[str]
-    """Its labels in the training table; empty for a slide of the test table."""
 
     def __str__(self) -> str:
         """``a_0 (train, patient a, CE)``."""
@@ -94,7 +97,7 @@ def read_split(path: Path, *, name: str) -> Split:
 
 
 def audit_table(split: Split) -> Iterator[Finding]:
-    """Return findings on rows that contradict each other; training refuses all of them."""
+    """Yield findings on rows that contradict each other; training refuses all of them."""
     rows = split.rows
     owners = rows.groupby("slide")["patient"].nunique()
     counts = rows["slide"].value_counts()
@@ -123,7 +126,7 @@ def audit_table(split: Split) -> Iterator[Finding]:
 
 
 def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
-    """Return findings on patients and slides listed in both the training and the test table."""
+    """Yield findings on patients and slides listed in both the training and the test table."""
     if patients := sorted(train.patient_ids & test.patient_ids):
         yield Finding(
             Severity.error,
@@ -145,7 +148,7 @@ def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
 
 
 def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Return findings on patient ids that differ only in capitals or leading zeros."""
+    """Yield findings on patient ids that differ only in capitals or leading zeros."""
     forms = defaultdict(set)
     for name in set().union(*(split.patient_ids for split in splits)):
         forms[name.casefold().lstrip("0")].add(name)
@@ -161,7 +164,7 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
 
 
 def audit_sizes(cohort: Cohort, *, n_folds: int, seed: int) -> Iterator[Finding]:
-    """Return findings on classes and folds too small for the settings, and on centres per fold."""
+    """Yield findings on classes and folds too small for the settings, and on centres per fold."""
     yield from _check_class_sizes(cohort, n_folds)
     yield from _single_class_centres(cohort)
     try:
@@ -179,8 +182,7 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
         yield Finding(
             Severity.warning,
             f"patient_with_two_{column}s",
-            f"{split.path}: {pluralize(len(names), 'patients')} with more than one "
-            f"{column}: "
+            f"{split.path}: {pluralize(len(names), 'patients')} with more than one {column}: "
             f"{abbreviate(names)}",
             f"Give each patient one {column}; training refuses the table as it is.",
             tuple(names),

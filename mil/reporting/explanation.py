@@ -87,10 +87,12 @@ SERIES_TERMS = Terms(
 
 @dataclass(frozen=True, kw_only=True)
 class MapView:
-    """One map of a slide, or the attention by position of a series."""
+    """One map of a slide, or the attention by position of a series.
+
+    ``key`` is ``percentile``, ``raw``, ``contribution``, ``slide``, or ``position`` in a series.
+    """
 
     key: str
-    """``percentile``, ``raw``, ``contribution``, ``slide``, or ``position`` in a series."""
     label: str
     image: EmbeddedImage
 
@@ -288,7 +290,7 @@ def _in_words(classes: Sequence[str], prior: npt.NDArray[np.float64]) -> str:
 
 
 def _table_of_shares(explanation: Explanation, classes: Sequence[str], terms: Terms) -> Table:
-    """Return the share of tiles and attention of each slide."""
+    """Return the share of tiles and attention of each slide, and its sums of shape (classes,)."""
     n_tiles, has_parts = explanation.n_tiles, explanation.logits is not None
     columns = [
         terms.slide.capitalize(), f"{terms.tile.capitalize()}s", f"Share of {terms.tile}s",

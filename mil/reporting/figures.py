@@ -89,27 +89,25 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedImage:
-    """A figure or photograph embedded in a page."""
+    """A figure or photograph embedded in a page as a ``data:`` URI.
+
+    ``alt`` describes it for readers who cannot see it; the full size is in CSS px.
+    """
 
     uri: str
-    """Content as a ``data:`` URI."""
     alt: str
-    """Description for readers who cannot see it."""
     width_px: int
-    """Width at full size, CSS px."""
     height_px: int
-    """Height at full size, CSS px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassStyle:
-    """Style of one class on all figures of a page."""
+    """Style of one class on all figures of a page, in the values of matplotlib."""
 
     colour: str
     hatch: str
     marker: str
     line: str | tuple[int, tuple[int, ...]]
-    """Line style of matplotlib."""
 
 
 _CLASS_STYLES = (
@@ -137,16 +135,9 @@ def render_figure(
 ) -> EmbeddedImage:
     """Draw a figure in the common style.
 
-    Parameters
-    ----------
-    paint
-        Function that draws on an empty figure; called once. The layout is automatic.
-    alt
-        Description of the figure, with its most important number.
-    width_in, height_in
-        Size, inches of 96 CSS px.
-    kind
-        ``svg`` scales without loss; ``png`` is smaller for figures of several thousand points.
+    ``paint`` draws on an empty figure of a size in inches of 96 px, whose layout is automatic, and
+    is called once. ``alt`` describes the figure with its most important number. ``svg`` scales
+    without loss; ``png`` is smaller for figures of several thousand points.
     """
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stub lists the keys it knows

@@ -24,15 +24,17 @@ _DEVICES = {"aux", "con", "nul", "prn"} | {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, as the macro ``table`` of ``templates/macros.html`` takes it."""
+    """A table of text, shape (rows, columns), for the macro ``table`` of ``macros.html``.
+
+    ``text_columns`` are the indices of the columns set as text; the others are set as numbers.
+    ``links`` are addresses behind the first cell of a row, by the cell's text.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: Sequence[int] = (0,)
-    """Indices of the columns set as text; the others are set as numbers."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """Address behind the first cell of a row, by the cell's text."""
 
     @property
     def numeric(self) -> list[bool]:

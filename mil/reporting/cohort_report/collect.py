@@ -41,30 +41,38 @@ __all__ = ["CohortSummary", "summarize_cohort"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CohortSummary:
-    """Counts, statistics and findings of a cohort."""
+    """Counts, statistics and findings of a cohort.
+
+    Attributes
+    ----------
+    findings
+        Anomalies, worst first.
+    labels
+        Number of slides and patients per label: ``{"slides": {...}, "patients": {...}}``.
+    crosstabs
+        Labels by centre (patients, then slides), slides of a patient, and image number.
+    file_variables, bag_variables
+        Variables of shape (slides,), without those not known for any slide.
+    statistics
+        Statistics of each variable over all slides and over those of each label.
+    tile_counts
+        Tiles and tissue by ``label`` and, if there are any, ``centre``; empty without bags.
+    largest
+        Header of the slide with the largest area, px².
+    """
 
     table: SlideTable
     files: SlideFiles | None
     bags: Mapping[str, BagDigest] | None
-    """Bags by slide id."""
     findings: tuple[Finding, ...]
-    """Anomalies, worst first."""
     labels: Mapping[str, Mapping[str, int]]
-    """Number of slides and patients per label: ``{"slides": {...}, "patients": {...}}``."""
     crosstabs: tuple[Crosstab, ...]
-    """Labels by centre (patients, then slides), slides of a patient, and image number."""
     file_variables: tuple[Variable, ...]
-    """Variables from headers, without those not known for any slide."""
     bag_variables: tuple[Variable, ...]
-    """Variables from bags, without those not known for any slide."""
     statistics: tuple[Statistics, ...]
-    """Statistics of each variable over all slides and over those of each label."""
     differences: tuple[ClassDifference, ...]
-    """Comparison of each variable between two classes, by patient."""
     tile_counts: Mapping[str, Sequence[TileCount]]
-    """Tiles and tissue by ``label`` and, if there are any, ``centre``; empty without bags."""
     largest: SlideHeader | None
-    """Header of the slide with the largest area."""
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -82,7 +90,7 @@ class CohortSummary:
                 {"by": counts.by, "level": counts.level, "counts": counts.as_dict()}
                 for counts in self.crosstabs
             ],
-            "findings": [finding.as_dict() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "statistics": [asdict(row) for row in self.statistics],
             "class_differences": [asdict(difference) for difference in self.differences],
             "tiles": {
@@ -103,16 +111,7 @@ def summarize_cohort(
 ) -> CohortSummary:
     """Summarise a cohort per slide and per patient; faults become findings, not errors.
 
-    Parameters
-    ----------
-    table
-        Table of the cohort, from :func:`read_cohort_table`.
-    files
-        Headers and thumbnails of its slides.
-    bags_dir
-        Folder of bags.
-    on_step
-        Called with the current activity, the steps done and the steps in all.
+    ``on_step`` is called with the current activity, the steps done and the steps in all.
 
     Raises
     ------
@@ -140,19 +139,19 @@ def summarize_cohort(
     compared = [group_test(variable, table) for variable in variables]
     differences = tuple(difference for difference in compared if difference is not None)
     crosstabs = tuple(_crosstabs(table))
+    findings = [*check_table(table)]
+    if table.has_centres:
+        findings += check_centres(table, crosstabs[0])
+    if files:
+        findings += check_files(table, files)
+    if bags is not None:
+        findings += check_bags(table, bags)
+    findings += check_differences(differences)
     return CohortSummary(
         table=table,
         files=files,
         bags=bags,
-        findings=worst_first(
-            [
-                *check_table(table),
-                *(check_centres(table, crosstabs[0]) if table.has_centres else ()),
-                *(check_files(table, files) if files else ()),
-                *(check_bags(table, bags) if bags is not None else ()),
-                *check_differences(differences),
-            ]
-        ),
+        findings=worst_first(findings),
         labels={
             level: {name: int((frame["label"] == name).sum()) for name in table.classes}
             for level, frame in (("slides", table.slides), ("patients", table.patients))

@@ -42,7 +42,8 @@ _MAX_SVG_POINTS = 3000
 def stacked_bars(crosstab: Crosstab) -> EmbeddedImage:
     """Draw counts and shares of labels side by side, with lines at the shares over all rows.
 
-    Only counts are drawn if there is one label; of more than 40 rows the largest 40 are shown.
+    The table, of shape (names, classes), is cut to its 40 largest rows. Only counts are drawn if
+    there is one label.
     """
     largest = np.sort(np.argsort(-crosstab.totals, kind="stable")[:_MAX_BARS])
     names = [plain(crosstab.names[row]) for row in largest]
@@ -72,12 +73,17 @@ def stacked_bars(crosstab: Crosstab) -> EmbeddedImage:
 
 
 def histograms(variables: Sequence[Variable], table: SlideTable) -> EmbeddedImage:
-    """Draw a histogram of each variable, as shares of the slides of each label; all must vary."""
+    """Draw a histogram of each variable, shape (slides,), as shares of the slides of each label.
+
+    All variables must vary.
+    """
+    labels = table.slides["label"].to_numpy()
 
     def paint(figure: Figure) -> None:
         panels = _panels(figure, len(variables))
         for axes, variable in zip(panels, variables, strict=True):
-            _histogram(axes, variable, _by_label(variable, table))
+            groups = [(name, variable.values[labels == name]) for name in table.classes]
+            _histogram(axes, variable, groups)
         for axes in panels[::_N_COLUMNS]:
             axes.set_ylabel("share of slides")
         if table.labelled:
@@ -93,7 +99,7 @@ def histograms(variables: Sequence[Variable], table: SlideTable) -> EmbeddedImag
 
 
 def boxes(variables: Sequence[Variable], table: SlideTable, *, by: str) -> EmbeddedImage:
-    """Draw box plots of each variable over slides: median, quartiles, and outliers as points.
+    """Draw box plots of each variable, shape (slides,): median, quartiles, outliers as points.
 
     All variables must vary. ``by`` is ``label`` or ``centre``; of more than 20 groups the largest
     20 are shown.
@@ -120,7 +126,7 @@ def boxes(variables: Sequence[Variable], table: SlideTable, *, by: str) -> Embed
 
 
 def scatter(x: Variable, y: Variable, table: SlideTable) -> EmbeddedImage:
-    """Draw one point per slide, its marker and colour by label."""
+    """Draw two variables, shape (slides,), as points with marker and colour by label."""
     labels = table.slides["label"].to_numpy()
 
     def paint(figure: Figure) -> None:
@@ -232,11 +238,6 @@ def _scale(axes: Axes, known: Floats, *, log: bool) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
     count_ticks(axes.xaxis)
-
-
-def _by_label(variable: Variable, table: SlideTable) -> Groups:
-    labels = table.slides["label"].to_numpy()
-    return [(name, variable.values[labels == name]) for name in table.classes]
 
 
 def _largest(table: SlideTable, by: str) -> list[str]:

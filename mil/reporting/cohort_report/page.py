@@ -16,7 +16,7 @@ from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
 from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader, Variable
 from mil.reporting.cohort_report.statistics import Crosstab, TileCount
-from mil.reporting.cohort_report.table import Column, SlideTable
+from mil.reporting.cohort_report.table import SlideTable
 from mil.reporting.figures import EmbeddedImage, embed_image
 from mil.reporting.html import Table, render
 
@@ -38,15 +38,12 @@ _MAX_ROWS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Text, figures and tables under one heading."""
+    """Text (may be empty), figures and tables under one heading, with the ``anchor`` of its URL."""
 
     anchor: str
-    """Fragment of the page's address."""
     heading: str
     text: str
-    """Introduction; may be empty."""
     parts: Sequence[EmbeddedImage | Table]
-    """Figures and tables, in order."""
 
 
 def render_cohort_report(summary: CohortSummary) -> str:
@@ -121,16 +118,15 @@ def _in_sentences(summary: CohortSummary) -> str:
 def _key_figures(summary: CohortSummary) -> list[tuple[str, str]]:
     """Return names and values at the top of the page."""
     table = summary.table
-    figures = [
-        ("slides", f"{len(table.slides):,}"),
-        ("patients", f"{len(table.patients):,}"),
-    ]
+    n_patients = len(table.patients)
+    figures = [("slides", f"{len(table.slides):,}"), ("patients", f"{n_patients:,}")]
     if table.has_centres:
         figures.append(("centres", f"{table.n_centres:,}"))
     if table.labelled:
-        for name, count in summary.labels["patients"].items():
-            text = " · ".join(with_share(count, len(table.patients)))
-            figures.append((f"patients of {name}", text))
+        figures += [
+            (f"patients of {name}", " · ".join(with_share(count, n_patients)))
+            for name, count in summary.labels["patients"].items()
+        ]
     if summary.files:
         n_files = sum(slide in summary.files.headers for slide in table.slides["slide"])
         figures.append(("slides with a file", f"{n_files:,}"))
@@ -171,49 +167,44 @@ def _galleries(
 
 
 def _schema(table: SlideTable) -> Section:
-    rows = [
-        [c.name, c.role or "–", c.kind, f"{c.n_missing:,}", f"{c.n_distinct:,}"]
-        for c in table.columns
-    ]
     columns = Table(
-        title="Columns",
-        columns=["column", "used as", "type", "missing", "distinct values"],
-        rows=rows,
+        "Columns",
+        ["column", "used as", "type", "missing", "distinct values"],
+        [
+            [c.name, c.role or "–", c.kind, f"{c.n_missing:,}", f"{c.n_distinct:,}"]
+            for c in table.columns
+        ],
         text_columns=(0, 1, 2),
     )
-    repeated = [column for column in table.columns if column.n_distinct < table.n_rows]
+    frequencies = [
+        Table(
+            f"Most frequent values of {column.name}",
+            ["value", "rows", "share"],
+            [[value, *with_share(count, table.n_rows)] for value, count in column.frequent],
+        )
+        for column in table.columns
+        if column.n_distinct < table.n_rows
+    ]
     return Section(
         anchor="table",
         heading="The table",
         text=f"{table.n_rows:,} rows, of which {table.n_rows_repeated:,} equal an earlier one in "
         "every cell. The type is that of all values of a column; ids are always read as text.",
-        parts=[columns, *(_frequencies(column, table.n_rows) for column in repeated)],
-    )
-
-
-def _frequencies(column: Column, n_rows: int) -> Table:
-    return Table(
-        title=f"Most frequent values of {column.name}",
-        columns=["value", "rows", "share"],
-        rows=[[value, *with_share(count, n_rows)] for value, count in column.frequent],
+        parts=[columns, *frequencies],
     )
 
 
 def _labels(summary: CohortSummary) -> Section:
     table, counts = summary.table, summary.labels
     n_slides, n_patients = len(table.slides), len(table.patients)
-    rows = [
-        [
-            name,
-            *with_share(counts["slides"][name], n_slides),
-            *with_share(counts["patients"][name], n_patients),
-        ]
-        for name in table.classes
-    ]
+    sums = [(name, counts["slides"][name], counts["patients"][name]) for name in table.classes]
     by_label = Table(
-        title="Slides and patients per label",
-        columns=["label", "slides", "share", "patients", "share"],
-        rows=[*rows, ["sum", *with_share(n_slides, n_slides), *with_share(n_patients, n_patients)]],
+        "Slides and patients per label",
+        ["label", "slides", "share", "patients", "share"],
+        [
+            [name, *with_share(slides, n_slides), *with_share(patients, n_patients)]
+            for name, slides, patients in [*sums, ("sum", n_slides, n_patients)]
+        ],
     )
     return Section(
         anchor="labels",
@@ -276,33 +267,28 @@ def _files(summary: CohortSummary, files: SlideFiles) -> Section:
     figures = _figures(variables, table, by=["label"])
     if len(headers) > 1:
         figures.append(scatter(variables[0], variables[1], table))
+    formats = Counter((h.compression or "not known", h.reader, f"{h.n_levels}") for h in headers)
+    of_formats = Table(
+        "Compression and reader",
+        ["compression of level 0", "reader", "levels", "slides", "share"],
+        [[*key, *with_share(count, len(headers))] for key, count in formats.most_common()],
+        text_columns=(0, 1),
+    )
     text = "From the headers of the files; no pixel was read for these numbers."
     return Section(
         anchor="files",
         heading="Files",
         text=f"{text} {_in_words(summary.largest)}" if summary.largest else text,
-        parts=[*figures, _statistics("files", summary, variables), _formats(headers)],
+        parts=[*figures, _statistics("files", summary, variables), of_formats],
     )
 
 
 def _in_words(largest: SlideHeader) -> str:
-    width, height = largest.width_px0, largest.height_px0
-    size = (
-        "" if largest.file_bytes is None else f", a file of {_number(largest.file_bytes / 1e6)} MB"
-    )
+    width, height, n_bytes = largest.width_px0, largest.height_px0, largest.file_bytes
+    size = "" if n_bytes is None else f", a file of {_number(n_bytes / 1e6)} MB"
     return (
         f"The largest slide is {largest.slide_id}: {width:,} × {height:,} px, "
         f"{_number(width * height / 1e6)} megapixels{size}."
-    )
-
-
-def _formats(headers: Sequence[SlideHeader]) -> Table:
-    formats = Counter((h.compression or "not known", h.reader, f"{h.n_levels}") for h in headers)
-    return Table(
-        title="Compression and reader",
-        columns=["compression of level 0", "reader", "levels", "slides", "share"],
-        rows=[[*key, *with_share(count, len(headers))] for key, count in formats.most_common()],
-        text_columns=(0, 1),
     )
 
 
@@ -358,23 +344,24 @@ def _figures(
 
 def _statistics(what: str, summary: CohortSummary, variables: Sequence[Variable]) -> Table:
     names = {variable.name: variable.label for variable in variables}
-    rows = []
-    for s in summary.statistics:
-        if s.measure in names:
-            spread = (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)
-            known = [f"{s.n:,}", f"{s.n_missing:,}"]
-            rows.append(
-                [names[s.measure], s.group, *known, *map(_number, spread), f"{s.n_outliers:,}"]
-            )
+    rows = [
+        [
+            names[s.measure], s.group, f"{s.n:,}", f"{s.n_missing:,}",
+            *map(_number, (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)),
+            f"{s.n_outliers:,}",
+        ]
+        for s in summary.statistics
+        if s.measure in names
+    ]  # fmt: skip
     columns = (
         "measure", "slides", "known", "missing", "mean", "SD", "least", "first quartile", "median",
         "third quartile", "most", "outliers",
     )  # fmt: skip
     return Table(
-        title=f"Statistics of {what} per slide; outliers are beyond 1.5 interquartile ranges from "
+        f"Statistics of {what} per slide; outliers are beyond 1.5 interquartile ranges from "
         "a quartile",
-        columns=columns,
-        rows=rows,
+        columns,
+        rows,
         text_columns=(0, 1),
     )
 
@@ -382,9 +369,9 @@ def _statistics(what: str, summary: CohortSummary, variables: Sequence[Variable]
 def _differences(summary: CohortSummary) -> Section:
     first, second = summary.differences[0].classes
     medians = Table(
-        title="Medians over patients; the value of a patient is the median over its slides",
-        columns=["measure", first, second, "AUROC", "p"],
-        rows=[
+        "Medians over patients; the value of a patient is the median over its slides",
+        ["measure", first, second, "AUROC", "p"],
+        [
             [d.measure, *map(_number, d.medians), f"{d.auroc:.3f}", f"{d.p_value:.2g}"]
             for d in summary.differences
         ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,48 +23,51 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SlideHeader:
-    """Metadata of a slide file, read without its pixels."""
+    """Metadata of a slide file, read without its pixels.
+
+    ``file_bytes`` is the size of the file or folder, None if not known, as for a URL. ``mpp`` is
+    the geometric mean of both axes, NaN if the file states no plausible one. ``compression`` is
+    that of level 0, e.g. ``JPEG``, empty if not known. ``content_id`` is the content hash, empty if
+    no other file has the same size.
+    """
 
     slide_id: str
     width_px0: int
     height_px0: int
     n_levels: int
     file_bytes: int | None
-    """Size of the file or folder, bytes; None if not known, as for a URL."""
     mpp: float
-    """µm per level-0 px, geometric mean of both axes; NaN if the file states none plausible."""
     reader: str
     compression: str
-    """Compression of level 0, e.g. ``JPEG``; empty if not known."""
     content_id: str
-    """Content hash; empty if no other file has the same size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideFiles:
-    """Headers and thumbnails of a folder of slides."""
+    """Headers of the slides of a folder, and thumbnails of some, by slide id.
+
+    Slides need not be in the table. ``failures`` are the reasons why slides could not be opened,
+    ``repeated`` the files ignored because another, their value, has the same slide id.
+    """
 
     headers: Mapping[str, SlideHeader]
-    """Headers by slide id, including slides not in the table."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """Reasons why slides could not be opened, by slide id."""
     thumbnails: Mapping[str, Image.Image] = field(default_factory=dict)
-    """Thumbnails of some slides, by slide id."""
     repeated: Mapping[Path, Path] = field(default_factory=dict)
-    """Files ignored because another file has the same slide id, with that other file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variable:
-    """One number per slide."""
+    """One number per slide, shape (slides,), float64, in the order of the table's slides.
+
+    Unknown values are NaN; the unit (px, µm/px, ...) is empty for a ratio or count. ``log`` asks
+    for a logarithmic axis.
+    """
 
     name: str
     unit: str
-    """Unit; empty for a ratio."""
     values: npt.NDArray[np.float64]
-    """Shape (slides,), in the order of the table's slides; NaN if not known."""
     log: bool = False
-    """Whether plots use a logarithmic axis."""
 
     @property
     def label(self) -> str:
@@ -84,15 +86,13 @@ def header_variables(
 ) -> tuple[Variable, ...]:
     """Return size, aspect ratio and resolution (µm/px), with values of shape (slides,)."""
     known = [headers.get(slide_id) for slide_id in slide_ids]
-    width = np.array([h.width_px0 if h else np.nan for h in known], np.float64)
-    height = np.array([h.height_px0 if h else np.nan for h in known], np.float64)
-    n_bytes = [h.file_bytes if h and h.file_bytes is not None else math.nan for h in known]
-    mpp = np.array([h.mpp if h else np.nan for h in known], np.float64)
+    rows = [(h.width_px0, h.height_px0, h.file_bytes, h.mpp) if h else (None,) * 4 for h in known]
+    width, height, n_bytes, mpp = np.array(rows, np.float64).reshape(-1, 4).T  # None becomes NaN
     return _known(
         Variable(name="width", unit="px", values=width),
         Variable(name="height", unit="px", values=height),
         Variable(name="area", unit="megapixels", values=width * height / 1e6, log=True),
-        Variable(name="file size", unit="MB", values=np.array(n_bytes) / 1e6, log=True),
+        Variable(name="file size", unit="MB", values=n_bytes / 1e6, log=True),
         Variable(name="aspect (width / height)", unit="", values=width / height, log=True),
         Variable(name="resolution", unit="µm/px", values=mpp),
     )

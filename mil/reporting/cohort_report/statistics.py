@@ -29,22 +29,21 @@ __all__ = [
 ]
 
 Level = Literal["slides", "patients"]
-Floats = npt.NDArray[np.float64]
 _MIN_CLASS_SIZE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crosstab:
-    """Counts of slides or patients per label and group."""
+    """Counts of slides or patients per group and label, shape (names, classes), int64.
+
+    ``by`` is the grouping, e.g. ``centre``; its groups, the ``names``, are in natural order.
+    """
 
     by: str
-    """Grouping of the rows, e.g. ``centre``."""
     level: Level
     names: tuple[str, ...]
-    """Groups in natural order."""
     classes: tuple[str, ...]
     counts: npt.NDArray[np.int64]
-    """Shape (names, classes)."""
 
     @property
     def totals(self) -> npt.NDArray[np.int64]:
@@ -66,74 +65,67 @@ class Crosstab:
 
 @dataclass(frozen=True, kw_only=True)
 class TileCount:
-    """Number of tiles and amount of tissue in one group of slides with a bag."""
+    """Number of tiles and amount of tissue in the slides of one label or centre that have a bag.
+
+    ``tiles_a_slide`` and ``tiles_a_patient`` are medians, ``tissue_share`` is the median over
+    slides of the share of tissue inside tiles, 0 to 1; all are NaN if there are none.
+    """
 
     group: str
-    """Label or centre."""
     n_slides: int
     n_patients: int
     n_tiles: int
     tiles_a_slide: float
-    """Median over slides; NaN if there are none."""
     tiles_a_patient: float
-    """Median over patients, each with all its slides; NaN if there are none."""
     tissue_share: float
-    """Median over slides of the share of tissue inside tiles, 0 to 1; NaN if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Distribution of one variable over the slides of one group."""
+    """Distribution of one variable over the ``n`` slides of one group for which it is known.
+
+    The group is a label, or ``all``. Values are in ``unit`` (px, µm/px, ...); ``least`` and
+    ``most`` are the extremes, ``q1`` and ``q3`` the quartiles. Outliers are beyond 1.5
+    interquartile ranges from the quartiles (Tukey, 1977).
+    """
 
     measure: str
     unit: str
     group: str
-    """A label, or ``all``."""
     n: int
-    """Number of slides for which it is known."""
     n_missing: int
     mean: float
     sd: float
-    """Standard deviation of the sample."""
     least: float
     q1: float
     median: float
     q3: float
     most: float
     n_outliers: int
-    """Values beyond 1.5 interquartile ranges from the quartiles (Tukey, 1977)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDifference:
-    """Comparison of one variable between two classes, by patient."""
+    """Comparison of one variable between two classes, by patient.
+
+    The value of a patient is the median over its slides. ``auroc`` is the probability that a
+    patient of the second class has a higher value than one of the first, and ``p_value`` that of
+    the two-sided Mann-Whitney U test (1947).
+    """
 
     measure: str
-    """Variable; the value of a patient is the median over its slides."""
     classes: tuple[str, str]
     medians: tuple[float, float]
-    """Median over the patients of each class."""
     auroc: float
-    """Probability that a patient of the second class has a higher value than one of the first."""
     p_value: float
-    """Two-sided p-value of the Mann-Whitney U test (1947)."""
     n_patients: tuple[int, int]
-    """Number of patients per class for which it is known."""
 
 
 def count_by(column: str, frame: pd.DataFrame, *, classes: Sequence[str], level: Level) -> Crosstab:
     """Count labels by the values of a column, without empty cells.
 
-    Parameters
-    ----------
-    column
-        A column of ``frame``.
-    frame
-        One row per slide or patient, with a column ``label``.
-    classes
-        Labels in the order of the result's columns.
-    level
-        Unit of the rows of ``frame``.
+    ``frame`` has one row per slide or patient (``level``) and a column ``label``; the result's
+    counts have shape (distinct values, classes).
     """
     values = frame[column].astype(str)
     counts = pd.crosstab(values[values != ""], frame["label"])
@@ -150,16 +142,9 @@ def count_by(column: str, frame: pd.DataFrame, *, classes: Sequence[str], level:
 
 
 def count_tiles(table: SlideTable, bags: Mapping[str, BagDigest], *, by: str) -> list[TileCount]:
-    """Count the tiles of slides and patients per group, in natural order.
+    """Count the tiles of slides and patients per ``label`` or ``centre``, in natural order.
 
-    Parameters
-    ----------
-    table
-        Slides and patients.
-    bags
-        Bags by slide id.
-    by
-        ``label`` or ``centre``, of each slide, and of each patient if all its slides agree.
+    Patients whose slides disagree have a group of their own.
     """
     slides = table.slides[table.slides["slide"].isin(list(bags))]
     slides = slides.assign(
@@ -226,7 +211,8 @@ def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
 def _describe(variable: Variable, rows: npt.NDArray[np.bool_], group: str) -> Statistics:
     values = np.compress(rows, variable.values)
     known = values[np.isfinite(values)]
-    if not len(known):
+    n = len(known)
+    if not n:
         known = np.array([np.nan])
     least, q1, median, q3, most = np.percentile(known, [0, 25, 50, 75, 100]).tolist()
     whisker = 1.5 * (q3 - q1)
@@ -234,10 +220,10 @@ def _describe(variable: Variable, rows: npt.NDArray[np.bool_], group: str) -> St
         measure=variable.name,
         unit=variable.unit,
         group=group,
-        n=int(np.isfinite(values).sum()),
-        n_missing=int((~np.isfinite(values)).sum()),
+        n=n,
+        n_missing=len(values) - n,
         mean=float(known.mean()),
-        sd=float(known.std(ddof=1)) if len(known) > 1 else float("nan"),
+        sd=float(known.std(ddof=1)) if n > 1 else float("nan"),
         least=least,
         q1=q1,
         median=median,

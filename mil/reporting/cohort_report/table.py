@@ -39,42 +39,50 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of the table."""
+    """One column of the table.
+
+    ``role`` is its meaning, e.g. ``patient id``, empty if it is not used; ``kind`` is ``text``,
+    ``number``, ``whole number`` or ``empty``, by all its values. ``n_distinct`` counts different
+    values without the empty one; ``frequent`` holds the ten most frequent values and their counts.
+    """
 
     name: str
     role: str
-    """Meaning, e.g. ``patient id``; empty for a column that is not used."""
     kind: str
-    """``text``, ``number``, ``whole number`` or ``empty``, by all its values."""
     n_missing: int
     n_distinct: int
-    """Number of different values, without the empty one."""
     frequent: tuple[tuple[str, int], ...]
-    """The ten most frequent values and their counts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTable:
-    """Content of a cohort table."""
+    """Content of a cohort table, without ``n_rows_left_out`` rows that lack a slide or patient id.
+
+    Attributes
+    ----------
+    n_rows, n_rows_repeated
+        Number of rows, and of those that equal an earlier one in every cell.
+    rows
+        Data frame of shape (rows, columns), as from :func:`mil.data.cohort.read_slide_rows`:
+        ``slide``, ``patient`` and, if there are any, ``label`` and ``centre``.
+    slides
+        Text, shape (slides, 5): ``slide``, ``patient``, ``label``, ``centre``, ``image``.
+    patients
+        Shape (patients, 4): ``patient``, ``label``, ``centre``, ``n_slides``.
+    classes
+        Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. If there
+        are more than twelve, the eleven most frequent remain, and the rest is :data:`OTHERS`.
+    """
 
     path: Path
     n_rows: int
-    """Number of rows without the header."""
     n_rows_repeated: int
-    """Number of rows that equal an earlier one in every cell."""
     n_rows_left_out: int
-    """Number of rows without a slide or patient id; they are not counted below."""
     columns: tuple[Column, ...]
     rows: pd.DataFrame
-    """The other rows: ``slide``, ``patient`` and, if there are any, ``label`` and ``centre``; as
-    returned by :func:`mil.data.cohort.read_slide_rows`."""
     slides: pd.DataFrame
-    """One row per slide: ``slide``, ``patient``, ``label``, ``centre``, ``image``; text."""
     patients: pd.DataFrame
-    """One row per patient: ``patient``, ``label``, ``centre``, ``n_slides``."""
     classes: tuple[str, ...]
-    """Labels of slides and patients, sorted; only :data:`ALL` in a table without labels. If there
-    are more than twelve, the eleven most frequent remain, and the rest is :data:`OTHERS`."""
 
     @property
     def labelled(self) -> bool:
@@ -106,14 +114,8 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
     """Read a cohort table; faults that training would refuse are accepted.
 
     Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
-    ``center_id`` and ``image_num``. Others are counted and described.
-
-    Parameters
-    ----------
-    path
-        The table.
-    label
-        Column of the labels, if a table has several; None for ``label``, if there is one.
+    ``center_id`` and ``image_num``. Others are counted and described. ``label`` names the column of
+    the labels, if a table has several; None is ``label``, if there is one.
 
     Raises
     ------

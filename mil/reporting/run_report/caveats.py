@@ -30,7 +30,14 @@ def run_caveats(
             "so nothing checks that they belong together, and no new slide can be embedded the "
             "same way"
         )
-    notes += _copy_notes(bags)
+    if copies := bags.duplicate_slides():
+        one, other = copies[0]
+        notes.append(
+            f"slides of two patients that are copies of each other: {len(copies)}, first "
+            f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; no "
+            "fold was trained on one and tested on the other, but both count in the scores: see "
+            "'mil audit', and give copies one patient id"
+        )
     notes += filter_notes(bags)
     if bags.instance_labels and not settings.mixup:
         n_patients = sum(1 in own and 0 in own for own in bags.instance_labels.values())
@@ -50,21 +57,6 @@ def run_caveats(
             f"of a class: every head was trained for {settings.fixed_steps} steps instead"
         )
     return tuple(notes)
-
-
-def _copy_notes(bags: PatientBags) -> tuple[str, ...]:
-    """Return a caveat on slides listed under two patients, if there are any."""
-    copies = bags.duplicate_slides()
-    if not copies:
-        return ()
-    one, other = copies[0]
-    note = (
-        f"slides of two patients that are copies of each other: {len(copies)}, first "
-        f"{one.slide_id} of {one.patient_id} and {other.slide_id} of {other.patient_id}; no fold "
-        "was trained on one and tested on the other, but both count in the scores: see "
-        "'mil audit', and give copies one patient id"
-    )
-    return (note,)
 
 
 def unlabelled_caveats(bags: PatientBags, unlabelled: PatientBags) -> tuple[str, ...]:

@@ -33,27 +33,35 @@ _NESTED_KINDS = {**_KINDS, "cross-fitted": "cross_fitted"}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Out-of-fold predictions with their patients, and the patients and slides left out."""
+    """Out-of-fold predictions with their patients, and the patients and slides left out.
+
+    Attributes
+    ----------
+    labels, n_slides, n_tiles
+        Class index, slides with a bag and tiles of each patient, shape (patients,), int64.
+    centres
+        Centre of each patient; empty text if the table names none.
+    fold
+        Test fold of each patient, shape (repeats, patients), int64.
+    proba
+        ``calibrated``, ``raw`` and ``mean + logistic`` probabilities at the balanced prior, shape
+        (repeats, patients, classes); also ``cross-fitted`` if ``calibrated`` is nested.
+    notes
+        Caveats of the training.
+    incomplete_slides
+        Slide, patient and reason: no bag, no tile, or tiles that could not be decoded.
+    """
 
     classes: tuple[str, ...]
     patient_ids: tuple[str, ...]
     labels: Ints
-    """Class indices, shape (patients,)."""
     centres: tuple[str, ...]
-    """Centre of each patient; '' if the table names none."""
     n_slides: Ints
-    """Number of slides with a bag, shape (patients,)."""
     n_tiles: Ints
-    """Number of tiles, shape (patients,)."""
     fold: Ints
-    """Test fold of each patient, shape (repeats, patients)."""
     proba: Mapping[str, Floats]
-    """``calibrated``, ``raw`` and ``mean + logistic`` probabilities at the balanced prior, shape
-    (repeats, patients, classes); also ``cross-fitted`` if ``calibrated`` is nested."""
     notes: tuple[str, ...]
-    """Caveats of the training."""
     incomplete_slides: tuple[tuple[str, str, str], ...]
-    """Slide, patient and reason: no bag, no tile, or tiles that could not be decoded."""
     patients_without_tiles: tuple[str, ...]
 
     @property
@@ -88,18 +96,8 @@ def collect_report_data(
 ) -> ReportData:
     """Return the data of the report of a training.
 
-    Parameters
-    ----------
-    cohort, bags
-        All patients, including those without tiles, and their bags.
-    oof
-        Out-of-fold predictions, with the test fold of each patient.
-    proba
-        Probabilities by kind, each of shape (repeats, patients, classes).
-    notes
-        Caveats of the training.
-    failures
-        Known reasons why slides have no bag, by slide id.
+    ``cohort`` and ``bags`` also hold the patients without tiles. ``proba`` has shape (repeats,
+    patients, classes) by kind. ``failures`` are known reasons why slides have no bag, by slide id.
     """
     centre_of = {patient.patient_id: patient.center_id or "" for patient in cohort.patients}
     with_bag = pd.Series([note.patient_id for note in bags.slides]).value_counts()
@@ -137,7 +135,7 @@ def _incomplete(
 
 
 def write_report_data(folder: Path, data: ReportData) -> None:
-    """Write ``judged.csv`` (one row per patient and repeat) and ``notes.json``.
+    """Write ``judged.csv``, a table of shape (repeats * patients, columns), and ``notes.json``.
 
     Raises
     ------

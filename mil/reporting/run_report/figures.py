@@ -117,7 +117,10 @@ def draw_groups(
 
 
 def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> EmbeddedImage:
-    """Draw one learning curve per head, the deployed heads on top of those of cross-validation."""
+    """Draw one learning curve per head, the deployed heads on top of those of cross-validation.
+
+    ``history`` is a data frame of shape (epochs of all heads, columns).
+    """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -144,7 +147,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Embedded
 
 
 def draw_roc(data: ReportData, index: int, *, area: float, seed: int) -> EmbeddedImage:
-    """Draw the ROC curve of one class with its band, and that of the mean embedding."""
+    """Draw the ROC curve of one class, shape (thresholds,), with band, and the mean embedding's."""
     curve = roc_curve(*_one_class(data, "calibrated", index), seed=seed)
     other = roc_curve(*_one_class(data, "mean + logistic", index), seed=seed)
     name = plain(data.classes[index])
@@ -169,7 +172,7 @@ def draw_roc(data: ReportData, index: int, *, area: float, seed: int) -> Embedde
 
 
 def draw_precision_recall(data: ReportData, index: int, *, seed: int) -> EmbeddedImage:
-    """Draw the precision-recall curve of one class with its band, at the cohort's shares."""
+    """Draw precision over recall, shape (thresholds,), with its band, at the cohort's shares."""
     curve = precision_recall_curve(*_one_class(data, "calibrated", index), seed=seed)
     other = precision_recall_curve(*_one_class(data, "mean + logistic", index), seed=seed)
     share = float(data.shares[index])
@@ -194,7 +197,7 @@ def draw_precision_recall(data: ReportData, index: int, *, seed: int) -> Embedde
 
 
 def draw_confusion(data: ReportData) -> EmbeddedImage:
-    """Draw the confusion matrix of true and most likely classes, with row shares."""
+    """Draw the confusion matrix, shape (classes, classes), with row shares."""
     n_classes = len(data.classes)
     predicted = data.first["calibrated"].argmax(axis=1)
     counts = np.zeros((n_classes, n_classes), np.int64)
@@ -261,7 +264,7 @@ def draw_reliability(
 
 
 def draw_distribution(data: ReportData, index: int) -> EmbeddedImage:
-    """Draw histograms of the probability of one class for the patients of each class."""
+    """Draw histograms of the probability of one class, shape (patients,), by true class."""
     values = data.first["calibrated"][:, index]
     styles = class_styles(data.classes)
     n_classes = len(data.classes)

@@ -47,7 +47,11 @@ class _Scores:
 
 
 def write_report(
-    folder: Path, *, name: str | None = None, explanations: Path | None = None
+    folder: Path,
+    *,
+    name: str | None = None,
+    explanations: Path | None = None,
+    n_resamples: int = 300,
 ) -> Path:
     """Write ``report.html`` from the files of a run; the same files give the same bytes.
 
@@ -59,6 +63,8 @@ def write_report(
         Title of the run on the page; by default the name of the folder.
     explanations
         Folder written by ``mil explain``; patients with a page in it are linked to the page.
+    n_resamples
+        Number of bootstrap samples of patients for the intervals of centres.
 
     Returns
     -------
@@ -89,7 +95,7 @@ def write_report(
         findings=tables.findings(scores.gains),
         shares=data.shares.tolist(),
         **_figures(data, scores, history, seed=seed),
-        **_tables(run, data, scores, links, seed=seed),
+        **_tables(run, data, scores, links, n_resamples=n_resamples, seed=seed),
     )
     page = folder / "report.html"
     write_html(page, html)
@@ -153,12 +159,18 @@ def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict
 
 
 def _tables(
-    run: ModelBundle, data: ReportData, scores: _Scores, links: Mapping[str, str], *, seed: int
+    run: ModelBundle,
+    data: ReportData,
+    scores: _Scores,
+    links: Mapping[str, str],
+    *,
+    n_resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return all tables of the page."""
     classes = data.classes
     repeats, folds = score_repeats(data), score_folds(data)
-    centres = score_centres(data, seed=seed)
+    centres = score_centres(data, n_resamples=n_resamples, seed=seed)
     proba = data.mean["calibrated"][np.arange(len(data.labels)), data.labels]
     losses = -np.log(np.clip(proba, _MIN_PROBABILITY, 1))
     order = np.argsort(-losses, kind="stable").tolist()

@@ -32,40 +32,49 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
-_N_RESAMPLES = 300
 _MAX_BINS = 10
 _PATIENTS_PER_BIN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubgroupScore:
-    """Scores of the calibrated probabilities in one subgroup of patients."""
+    """Scores of the calibrated probabilities in one subgroup of patients.
+
+    ``counts`` are the patients per class. ``scores`` are by metric, empty if a class does not
+    occur; their limits are NaN without resampling.
+    """
 
     name: str
     counts: tuple[int, ...]
-    """Number of patients per class."""
     scores: Mapping[str, Interval]
-    """Scores by metric; empty if a class does not occur. Limits are NaN without resampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Calibration metrics of one kind of probabilities."""
+    """Calibration metrics of one kind of probabilities, shape (patients, classes).
+
+    Attributes
+    ----------
+    bins
+        Bins by class index.
+    error
+        Expected calibration error, and its value under perfect calibration.
+    slope, intercept
+        Calibration slope, below 1 if overconfident, and
+        :func:`mil.evaluation.calibration_slope.intercept_of`; NaN if not defined.
+    brier
+        Brier score, 0 to 2.
+    """
 
     bins: Mapping[int, tuple[ReliabilityBin, ...]]
-    """Bins by class index."""
     error: ExpectedError
-    """Expected calibration error, and its value under perfect calibration."""
     slope: float
-    """Calibration slope, below 1 if overconfident; NaN if not defined."""
     intercept: float
-    """See :func:`mil.evaluation.calibration_slope.intercept_of`; NaN if not defined."""
     brier: float
-    """Brier score, 0 to 2."""
 
 
 def score_repeats(data: ReportData) -> tuple[SubgroupScore, ...]:
-    """Return the scores of each repeat of the cross-validation."""
+    """Return the scores of each repeat, from probabilities of shape (patients, classes)."""
     return tuple(
         _score(str(repeat), proba, data.labels)
         for repeat, proba in enumerate(data.proba["calibrated"])
@@ -83,8 +92,11 @@ def score_folds(data: ReportData) -> tuple[tuple[SubgroupScore, ...], ...]:
     return tuple(of_repeats)
 
 
-def score_centres(data: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
-    """Return the scores of each centre with intervals, largest centre first; () without centres."""
+def score_centres(data: ReportData, *, n_resamples: int, seed: int) -> tuple[SubgroupScore, ...]:
+    """Return the scores of each centre with intervals, largest centre first; () without centres.
+
+    Probabilities have shape (repeats, patients, classes), patients are resampled.
+    """
     centres = np.array(data.centres)
     names, counts = np.unique(centres, return_counts=True)
     if names.tolist() == [""]:
@@ -95,7 +107,7 @@ def score_centres(data: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
             str(names[index]) or "(none)",
             proba[:, centres == names[index]],
             data.labels[centres == names[index]],
-            n_resamples=_N_RESAMPLES,
+            n_resamples=n_resamples,
             seed=seed,
         )
         for index in np.argsort(-counts, kind="stable")
@@ -105,7 +117,8 @@ def score_centres(data: ReportData, *, seed: int) -> tuple[SubgroupScore, ...]:
 def measure_reliability(data: ReportData, kind: str, *, seed: int) -> Reliability:
     """Return the reliability of one kind of probabilities in the first repeat.
 
-    Bins have equal mass; there are ten, or fewer if ten would hold less than a dozen patients each.
+    They have shape (patients, classes). There are ten bins of equal mass, or fewer if ten would
+    hold less than a dozen patients each.
     """
     proba, labels = data.first[kind], data.labels
     prior: npt.NDArray[np.float64] = balanced(data.classes)

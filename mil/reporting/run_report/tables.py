@@ -113,14 +113,13 @@ def group_table(
     title: str, groups: Sequence[SubgroupScore], classes: Sequence[str], *, first: str
 ) -> Table:
     """Return the scores of folds, repeats or centres, with the number of patients per class."""
-    rows = [
-        (
-            group.name,
-            *(f"{count:,}" for count in group.counts),
-            *(_group_score(group, metric) for metric in ("weighted_log_loss", "auroc")),
-        )
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        scores = [
+            _interval(group.scores[metric]) if group.scores else _NONE
+            for metric in ("weighted_log_loss", "auroc")
+        ]
+        rows.append((group.name, *(f"{count:,}" for count in group.counts), *scores))
     return Table(title, [first, *classes, "weighted log loss", "AUROC"], rows)
 
 
@@ -141,20 +140,18 @@ def calibration_table(reliability: Mapping[str, Reliability]) -> Table:
     return Table(
         "Calibration at equal class shares",
         [
-            "",
-            "calibration error",
-            "if perfectly calibrated: mean",
-            "and 95th percentile",
-            "slope (ideal: 1)",
-            "intercept (ideal: 0)",
-            "Brier score (0 to 2)",
+            "", "calibration error", "if perfectly calibrated: mean", "and 95th percentile",
+            "slope (ideal: 1)", "intercept (ideal: 0)", "Brier score (0 to 2)",
         ],
         rows,
-    )
+    )  # fmt: skip
 
 
 def confusion_table(data: ReportData) -> Table:
-    """Return counts and row shares of true by most likely class, at the balanced prior."""
+    """Return counts and row shares of true by most likely class, shape (classes, classes).
+
+    The probabilities are those at the balanced prior.
+    """
     predicted = data.first["calibrated"].argmax(axis=1)
     rows = []
     for index, name in enumerate(data.classes):
@@ -171,7 +168,7 @@ def confusion_table(data: ReportData) -> Table:
 def sets_table(
     data: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
 ) -> Table:
-    """Return the sizes of prediction sets by true class, and their coverage."""
+    """Return sizes of prediction sets, shape (patients, classes), and coverage by true class."""
     labels = data.labels
     sets = cross_fitted_sets(data.first["calibrated"], labels, data.fold[0], coverage=coverage)
     holds, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
@@ -233,7 +230,10 @@ def patients_table(
     order: Sequence[int],
     links: Mapping[str, str],
 ) -> Table:
-    """Return the predictions of patients in the given order, linked to their explanation pages."""
+    """Return the predictions of patients in the given order, linked to their explanation pages.
+
+    ``losses`` are the log losses in nats, shape (patients,).
+    """
     mean = data.mean["calibrated"]
     rows = []
     for patient in order:
@@ -284,10 +284,6 @@ def _interval(score: Interval) -> str:
 
 def _two_digits(value: float) -> str:
     return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else _NONE
-
-
-def _group_score(group: SubgroupScore, metric: str) -> str:
-    return _interval(group.scores[metric]) if group.scores else _NONE
 
 
 def _plain(value: Any) -> str:
