@@ -24,21 +24,14 @@ from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
 from mil.errors import InputError
-from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.baselines import SHORTCUT, mean_logistic_probabilities, shortcut_probabilities
+from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
 from mil.inference.prediction_sets import fit_sets
 from mil.reporting.model_card import write_model_card
-from mil.reporting.run_report import (
-    SHORTCUT,
-    collect_report_data,
-    mean_logistic_probabilities,
-    paired_differences,
-    shortcut_probabilities,
-    write_report,
-    write_report_data,
-)
+from mil.reporting.run_report import collect_report_data, write_report, write_report_data
 from mil.reporting.run_report.caveats import run_caveats, unlabelled_caveats
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig

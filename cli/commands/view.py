@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +15,7 @@ from cli.shared.runs import newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from cli.viewer.content import ViewerState
     from cli.viewer.server import ViewServer
-    from features.bags.bag import BagRef
     from mil.data.cohort import Cohort
     from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
@@ -69,10 +64,12 @@ def view(
     """
     with spinner("loading the run"):
         from cli.viewer.content import ViewerState
+        from cli.viewer.server import ViewServer
         from features.bags.store import open_bags
-        from features.errors import BagError
+        from features.errors import BagError, MilError
         from mil.data.cohort import read_cohort
         from mil.inference.bundle import load_bundle
+        from mil.inference.predict import predict
 
         model = load_bundle(run or newest_run())
         _check_slides(model)
@@ -82,14 +79,27 @@ def view(
         shares = model.parse_prior(prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")
         refs = open_bags(bags, may_be_empty=True)
-    predictions = _predict(model, cohort, refs, shares)
+    with progress_bar("patients") as bars:
+        predictions = [
+            prediction
+            for patient in bars.track(cohort.patients, description="predicting")
+            for prediction in predict(
+                model, replace(cohort, patients=(patient,)), refs, prior=shares
+            )
+        ]
     if all(prediction.status == "no_bag" for prediction in predictions):
         raise BagError(
             bags, actual=f"no bag of any of the {len(predictions)} patients",
             expected="one bag per slide", hint="Name their folder with --bags, or run 'mil embed'.",
         )  # fmt: skip
     state = ViewerState(model, cohort, predictions, bags=refs, prior=shares, paths=paths)
-    server = _start_server(state, port)
+    try:
+        server = ViewServer(state, port=port)
+    except OSError as error:
+        raise MilError(
+            f"port {port}", actual=f"cannot be used ({error.strerror or error})",
+            expected="a free port", hint="Choose another with --port; 0 takes any free one.",
+        ) from error  # fmt: skip
     _print_start(server, predictions, with_slides=slides is not None)
     if browser:
         typer.launch(server.url)
@@ -118,44 +128,14 @@ def _training_cohort(run: ModelBundle) -> Cohort:
     """Return the training patients stored in a run, with their slides."""
     from mil.data.cohort import Cohort, Patient
 
-    slides: dict[str, list[str]] = {}
+    slides: dict[str, tuple[str, ...]] = {}
     for slide in run.training_slides:
-        slides.setdefault(slide.patient_id, []).append(slide.slide_id)
+        slides[slide.patient_id] = (*slides.get(slide.patient_id, ()), slide.slide_id)
     patients = tuple(
-        Patient(patient_id=patient_id, slide_ids=tuple(ids), label=None, center_id=None)
+        Patient(patient_id=patient_id, slide_ids=ids, label=None, center_id=None)
         for patient_id, ids in slides.items()
     )
     return Cohort(path=run.path / "slides.csv", patients=patients, classes=())
-
-
-def _predict(
-    run: ModelBundle, cohort: Cohort, bags: Mapping[str, BagRef], prior: npt.NDArray[np.float64]
-) -> list[PatientPrediction]:
-    from dataclasses import replace
-
-    from mil.inference.predict import predict
-
-    predictions = []
-    with progress_bar("patients") as bars:
-        task = bars.add_task("predicting", total=len(cohort.patients))
-        for patient in cohort.patients:
-            single = replace(cohort, patients=(patient,))
-            predictions += predict(run, single, bags, prior=prior)
-            bars.advance(task)
-    return predictions
-
-
-def _start_server(state: ViewerState, port: int) -> ViewServer:
-    from cli.viewer.server import ViewServer
-    from features.errors import MilError
-
-    try:
-        return ViewServer(state, port=port)
-    except OSError as error:
-        raise MilError(
-            f"port {port}", actual=f"cannot be used ({error.strerror or error})",
-            expected="a free port", hint="Choose another with --port; 0 takes any free one.",
-        ) from error  # fmt: skip
 
 
 def _print_start(

@@ -46,20 +46,9 @@ class ViewerState:
     """A run, its patients, and images of their slides.
 
     Patients and slides are addressed by their index in the cohort, never by name or path; unknown
-    ones raise ``KeyError``. Safe for threads.
-
-    Parameters
-    ----------
-    run
-        Model bundle.
-    cohort, predictions
-        Patients to show, and their predictions in the same order.
-    bags
-        Bags by slide id.
-    prior
-        Class shares of the probabilities, shape (classes,).
-    paths
-        Slide files by slide id; None without a folder of slides.
+    ones raise ``KeyError``. Safe for threads. ``predictions`` are in the order of the cohort,
+    ``bags`` and ``paths`` by slide id; ``paths`` is None without a folder of slides. ``prior``
+    holds the class shares of the probabilities, shape (classes,).
     """
 
     def __init__(
@@ -102,7 +91,7 @@ class ViewerState:
         }
 
     def patient(self, number: int) -> dict[str, object]:
-        """Return one patient with the tiles and scores of all its slides.
+        """Return one patient with the tiles, level-0 px, and scores of all its slides.
 
         Raises
         ------
@@ -126,15 +115,15 @@ class ViewerState:
         }
 
     def slide_region(self, slide: int, level: int, column: int, row: int) -> bytes:
-        """Return a tile of a slide's pyramid, as JPEG."""
+        """Return a region of a slide's pyramid, 256 px wide or less, as JPEG."""
         return self._images("slide", slide, level, column, row)
 
     def colour_region(self, slide: int, level: int, column: int, row: int) -> bytes:
-        """Return the colours over the same tile of the pyramid, as PNG."""
+        """Return the colours over the same region of the pyramid, px for px, as PNG."""
         return self._images("colours", slide, level, column, row)
 
     def tile(self, slide: int, index: int) -> bytes:
-        """Return one tile as it was embedded, as PNG."""
+        """Return one tile of ``tile_px`` px as it was embedded, as PNG."""
         return draw_tile(self._viewed(slide), index, self._slide_cache)
 
     def _draw(self, what: str, slide: int, level: int, column: int, row: int) -> bytes:

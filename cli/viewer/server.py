@@ -47,14 +47,8 @@ class ViewServer(ThreadingHTTPServer):
 
     It listens on 127.0.0.1 only. The token is new for each server and the first part of every
     address. The ``Host`` header must name this machine, which prevents DNS rebinding. Addresses
-    consist of numbers and fixed names, never paths.
-
-    Parameters
-    ----------
-    state
-        Content to show.
-    port
-        Port to listen on; 0 chooses any free one.
+    consist of numbers and fixed names, never paths. Port 0 chooses any free one. Idle connections
+    are closed after 60 seconds.
 
     Raises
     ------
@@ -68,9 +62,7 @@ class ViewServer(ThreadingHTTPServer):
     def __init__(self, state: ViewerState, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.token = secrets.token_urlsafe(24)
-        """Secret first part of every address."""
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
-        """Accepted values of the ``Host`` header."""
         self._routes: list[tuple[re.Pattern[str], Callable[..., Response]]] = [
             (re.compile(pattern), handler) for pattern, handler in _routes(state).items()
         ]
@@ -108,9 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ViewServer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mil-view", ""
-    disable_nagle_algorithm = (
-        True  # Nagle's algorithm would wait for the browser's delayed acknowledgement
-    )
+    disable_nagle_algorithm = True  # it would wait for the browser's delayed acknowledgement
     wbufsize = -1
     timeout = _IDLE_S
 

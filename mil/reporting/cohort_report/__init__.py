@@ -2,8 +2,12 @@
 
 from mil.reporting.cohort_report.collect import CohortSummary, summarize_cohort
 from mil.reporting.cohort_report.page import render_cohort_report
-from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader
-from mil.reporting.cohort_report.table import SlideTable, read_cohort_table
+from mil.reporting.cohort_report.table import (
+    SlideFiles,
+    SlideHeader,
+    SlideTable,
+    read_cohort_table,
+)
 
 __all__ = [
     "CohortSummary",

@@ -15,9 +15,8 @@ from features.utils.text import percent, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.audit.tables import Split, audit_similar_ids, audit_table
 from mil.evaluation.metrics import wilson_interval
-from mil.reporting.cohort_report.slides import SlideFiles
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.table import SlideFiles, SlideTable
 
 __all__ = ["check_bags", "check_centres", "check_differences", "check_files", "check_table"]
 

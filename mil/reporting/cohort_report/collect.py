@@ -17,24 +17,20 @@ from mil.reporting.cohort_report.anomalies import (
     check_files,
     check_table,
 )
-from mil.reporting.cohort_report.slides import (
-    SlideFiles,
-    SlideHeader,
-    Variable,
-    bag_variables,
-    header_variables,
-)
 from mil.reporting.cohort_report.statistics import (
     ClassDifference,
     Crosstab,
     Statistics,
     TileCount,
+    Variable,
+    bag_variables,
     count_by,
     count_tiles,
     group_test,
+    header_variables,
     statistics,
 )
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.table import SlideFiles, SlideHeader, SlideTable
 
 __all__ = ["CohortSummary", "summarize_cohort"]
 

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from features.utils.text import natural_key
-from mil.reporting.cohort_report.slides import Variable
-from mil.reporting.cohort_report.statistics import Crosstab
+from mil.reporting.cohort_report.statistics import Crosstab, Variable
 from mil.reporting.cohort_report.table import SlideTable
 from mil.reporting.figures import (
     MARK_COLOUR,

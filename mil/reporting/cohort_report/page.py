@@ -14,9 +14,8 @@ from features.bags.digest import BagDigest
 from features.utils.text import natural_key, percent, pluralize
 from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
-from mil.reporting.cohort_report.slides import SlideFiles, SlideHeader, Variable
-from mil.reporting.cohort_report.statistics import Crosstab, TileCount
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.statistics import Crosstab, TileCount, Variable
+from mil.reporting.cohort_report.table import SlideFiles, SlideHeader, SlideTable
 from mil.reporting.figures import EmbeddedImage, embed_image
 from mil.reporting.html import Table, render
 

@@ -1,4 +1,4 @@
-"""Statistics of a cohort: counts per group, distribution of variables, comparison of classes."""
+"""Statistics of a cohort: variables per slide, counts per group, comparison of classes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from scipy.stats import mannwhitneyu
 
 from features.bags.digest import BagDigest
 from features.utils.text import natural_key
-from mil.reporting.cohort_report.slides import Variable
-from mil.reporting.cohort_report.table import SlideTable
+from mil.reporting.cohort_report.table import SlideHeader, SlideTable
 
 __all__ = [
     "ClassDifference",
@@ -22,14 +21,77 @@ __all__ = [
     "Level",
     "Statistics",
     "TileCount",
+    "Variable",
+    "bag_variables",
     "count_by",
     "count_tiles",
     "group_test",
+    "header_variables",
     "statistics",
 ]
 
 Level = Literal["slides", "patients"]
 _MIN_CLASS_SIZE = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variable:
+    """One number per slide, shape (slides,), float64, in the order of the table's slides.
+
+    Unknown values are NaN; the unit (px, µm/px, ...) is empty for a ratio or count. ``log`` asks
+    for a logarithmic axis.
+    """
+
+    name: str
+    unit: str
+    values: npt.NDArray[np.float64]
+    log: bool = False
+
+    @property
+    def label(self) -> str:
+        """``width (px)``."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
+    def varies(self) -> bool:
+        """Whether any two known values differ."""
+        known = self.values[np.isfinite(self.values)]
+        return len(known) > 1 and bool(np.ptp(known) > 0)
+
+
+def header_variables(
+    headers: Mapping[str, SlideHeader], slide_ids: Sequence[str]
+) -> tuple[Variable, ...]:
+    """Return size, aspect ratio and resolution (µm/px), with values of shape (slides,)."""
+    known = [headers.get(slide_id) for slide_id in slide_ids]
+    rows = [(h.width_px0, h.height_px0, h.file_bytes, h.mpp) if h else (None,) * 4 for h in known]
+    width, height, n_bytes, mpp = np.array(rows, np.float64).reshape(-1, 4).T  # None becomes NaN
+    return _known(
+        Variable(name="width", unit="px", values=width),
+        Variable(name="height", unit="px", values=height),
+        Variable(name="area", unit="megapixels", values=width * height / 1e6, log=True),
+        Variable(name="file size", unit="MB", values=n_bytes / 1e6, log=True),
+        Variable(name="aspect (width / height)", unit="", values=width / height, log=True),
+        Variable(name="resolution", unit="µm/px", values=mpp),
+    )
+
+
+def bag_variables(bags: Mapping[str, BagDigest], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
+    """Return tiles and tissue, or images of series, with values of shape (slides,)."""
+    known = [bags.get(slide_id) for slide_id in slide_ids]
+    tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
+    if all(bag.is_series for bag in known if bag):
+        return _known(Variable(name="images", unit="", values=tiles))
+    tissue = np.array([bag.tissue_share if bag else np.nan for bag in known], np.float64)
+    return _known(
+        Variable(name="tiles", unit="", values=tiles),
+        Variable(name="tissue in tiles", unit="% of the slide", values=100 * tissue),
+    )
+
+
+def _known(*variables: Variable) -> tuple[Variable, ...]:
+    """Return the variables that are known for at least one slide."""
+    return tuple(variable for variable in variables if np.isfinite(variable.values).any())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,12 +1,14 @@
-"""The cohort table with its faults: one row per slide, per patient and per column."""
+"""Content of a cohort table with its faults, and of its slide files."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from features.utils.tables import find_column, read_table
 from features.utils.text import natural_key
@@ -18,6 +20,8 @@ __all__ = [
     "OTHERS",
     "SEVERAL",
     "Column",
+    "SlideFiles",
+    "SlideHeader",
     "SlideTable",
     "read_cohort_table",
 ]
@@ -108,6 +112,41 @@ class SlideTable:
     def has_image_numbers(self) -> bool:
         """Whether the slides of a patient are numbered."""
         return bool((self.slides["image"] != "").any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideHeader:
+    """Metadata of a slide file, read without its pixels.
+
+    ``file_bytes`` is the size of the file or folder, None if not known, as for a URL. ``mpp`` is
+    the geometric mean of both axes, NaN if the file states no plausible one. ``compression`` is
+    that of level 0, e.g. ``JPEG``, empty if not known. ``content_id`` is the content hash, empty if
+    no other file has the same size.
+    """
+
+    slide_id: str
+    width_px0: int
+    height_px0: int
+    n_levels: int
+    file_bytes: int | None
+    mpp: float
+    reader: str
+    compression: str
+    content_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideFiles:
+    """Headers of the slides of a folder, and thumbnails of some, by slide id.
+
+    Slides need not be in the table. ``failures`` are the reasons why slides could not be opened,
+    ``repeated`` the files ignored because another, their value, has the same slide id.
+    """
+
+    headers: Mapping[str, SlideHeader]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    thumbnails: Mapping[str, Image.Image] = field(default_factory=dict)
+    repeated: Mapping[Path, Path] = field(default_factory=dict)
 
 
 def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:

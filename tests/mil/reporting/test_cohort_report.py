@@ -25,8 +25,7 @@ from mil.reporting.cohort_report import (
     summarize_cohort,
 )
 from mil.reporting.cohort_report.page import choose_for_gallery
-from mil.reporting.cohort_report.slides import Variable
-from mil.reporting.cohort_report.statistics import count_by, group_test, statistics
+from mil.reporting.cohort_report.statistics import Variable, count_by, group_test, statistics
 from mil.reporting.cohort_report.table import SlideTable
 from tests.browser import needs_browser, open_tab
 from tests.fakes import make_bag, real_data

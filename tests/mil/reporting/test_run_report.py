@@ -27,16 +27,12 @@ from features.bags.h5 import find_bags, write_bag
 from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Patient, read_cohort
 from mil.errors import RunError
-from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.baselines import mean_logistic_probabilities, shortcut_probabilities
+from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.reporting.figures import EmbeddedImage, render_figure
-from mil.reporting.run_report import (
-    mean_logistic_probabilities,
-    paired_differences,
-    shortcut_probabilities,
-    write_report,
-)
+from mil.reporting.run_report import write_report
 from mil.reporting.run_report.data import ReportData, read_report_data
 from mil.reporting.run_report.scores import (
     measure_reliability,
@@ -472,13 +468,13 @@ def test_a_group_without_a_class_has_counts_and_no_score() -> None:
     centres = tuple("one-sided" if label == 0 and i < 30 else "mixed"
                     for i, label in enumerate(labels))  # fmt: skip
     data = report_data(labels, proba, centres=centres)
-    mixed, one_sided = score_centres(data, seed=0)
+    mixed, one_sided = score_centres(data, n_resamples=300, seed=0)
     assert (one_sided.name, one_sided.counts, one_sided.scores) == ("one-sided", (20, 0), {})
     assert mixed.scores["auroc"].low < mixed.scores["auroc"].value < mixed.scores["auroc"].high
     (repeat,) = score_repeats(data)
     assert repeat.scores["auroc"].value == pytest.approx(auroc(proba, labels))
     assert sum(sum(fold.counts) for fold in score_folds(data)[0]) == 60
-    assert score_centres(report_data(labels, proba), seed=0) == ()
+    assert score_centres(report_data(labels, proba), n_resamples=300, seed=0) == ()
 
 
 def test_the_confusion_matrix_counts_and_shares_by_true_class() -> None:
