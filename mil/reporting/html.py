@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from features.utils.files import atomic_write
 
@@ -64,15 +64,15 @@ def folder_name(patient_id: str) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Return the HTML of a template in ``mil/templates``, with all values escaped.
+    """Return the text of a template in ``mil/templates``; in HTML all values are escaped.
 
-    Templates extend ``page.html``, which holds the style and a policy that forbids network access,
+    Pages extend ``page.html``, which holds the style and a policy that forbids network access,
     and import the macros ``figure`` and ``table`` from ``macros.html``. A value missing in
     ``values`` is an error, never empty text.
     """
     environment = Environment(
-        loader=PackageLoader("mil"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("mil"), autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template(template).render(**values)
 
