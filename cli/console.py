@@ -24,6 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
@@ -123,7 +124,7 @@ def print_table(
     title: str | None = None,
     numeric: Collection[str] = (),
 ) -> None:
-    """Print a table on standard output, with numeric columns aligned to the right."""
+    """Print a table of shape (rows, columns) on standard output; numbers are right-aligned."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         if name in numeric:
@@ -153,11 +154,9 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         yield progress
 
 
-@contextmanager
-def spinner(description: str) -> Iterator[None]:
+def spinner(description: str) -> Status:
     """Show a spinner on standard error during an activity of unknown length."""
-    with stderr.status(description):
-        yield
+    return stderr.status(description)
 
 
 @contextmanager

@@ -105,21 +105,19 @@ def audit_table(split: Split) -> Iterator[Finding]:
     again = sorted(set(counts[counts > 1].index) - set(shared))
     if shared:
         yield Finding(
-            Severity.error,
-            "slide_of_two_patients",
+            Severity.error, "slide_of_two_patients",
             f"{split.path}: {pluralize(len(shared), 'slides')} of two patients or more: "
             f"{abbreviate(shared)}; folds of patients would hold it in training and test",
             "Find out which patient it belongs to, and delete the other rows.",
             tuple(shared),
-        )
+        )  # fmt: skip
     if again:
         yield Finding(
-            Severity.warning,
-            "slide_listed_twice",
+            Severity.warning, "slide_listed_twice",
             f"{split.path}: {pluralize(len(again), 'slides')} listed twice: {abbreviate(again)}",
             "Keep one row per slide.",
             tuple(again),
-        )
+        )  # fmt: skip
     for column in ("label", "centre"):
         if column in rows:
             yield from _contradictions(split, column)
@@ -129,22 +127,20 @@ def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
     """Yield findings on patients and slides listed in both the training and the test table."""
     if patients := sorted(train.patient_ids & test.patient_ids):
         yield Finding(
-            Severity.error,
-            "patient_on_two_sides",
+            Severity.error, "patient_on_two_sides",
             f"{pluralize(len(patients), 'patients')} both in {train.path} and in "
             f"{test.path}: {abbreviate(patients)}",
             "Remove them from one table; scores on them say nothing about new patients.",
             tuple(patients),
-        )
+        )  # fmt: skip
     if slides := sorted(set(train.rows["slide"]) & set(test.rows["slide"])):
         yield Finding(
-            Severity.error,
-            "slide_on_two_sides",
+            Severity.error, "slide_on_two_sides",
             f"{pluralize(len(slides), 'slides')} both in {train.path} and in "
             f"{test.path}: {abbreviate(slides)}",
             "Remove them from one table.",
             tuple(slides),
-        )
+        )  # fmt: skip
 
 
 def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
@@ -155,12 +151,11 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
     similar = sorted(" = ".join(sorted(names)) for names in forms.values() if len(names) > 1)
     if similar:
         yield Finding(
-            Severity.warning,
-            "lookalike_patients",
+            Severity.warning, "lookalike_patients",
             "patient ids that differ only in capitals or leading zeros: " + abbreviate(similar),
             "If they are one patient, write the id the same way everywhere.",
             tuple(similar),
-        )
+        )  # fmt: skip
 
 
 def audit_sizes(cohort: Cohort, *, n_folds: int, seed: int) -> Iterator[Finding]:
@@ -180,34 +175,30 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
     names = sorted(n_values[n_values > 1].index)
     if names:
         yield Finding(
-            Severity.warning,
-            f"patient_with_two_{column}s",
+            Severity.warning, f"patient_with_two_{column}s",
             f"{split.path}: {pluralize(len(names), 'patients')} with more than one {column}: "
             f"{abbreviate(names)}",
             f"Give each patient one {column}; training refuses the table as it is.",
             tuple(names),
-        )
+        )  # fmt: skip
 
 
 def _check_class_sizes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
     for name, count in cohort.class_counts().items():
         if count < n_folds:
             yield Finding(
-                Severity.warning,
-                "class_too_small",
+                Severity.warning, "class_too_small",
                 f"class {name!r} has {pluralize(count, 'patients')}, too few for {n_folds} folds",
-                f"Use fewer folds (--folds {max(2, count)}), or more patients.",
-                (name,),
-            )
+                f"Use fewer folds (--folds {max(2, count)}), or more patients.", (name,),
+            )  # fmt: skip
         elif count < n_folds * _MIN_CLASS_SIZE_PER_FOLD:
             yield Finding(
-                Severity.note,
-                "fold_small",
+                Severity.note, "fold_small",
                 f"class {name!r} has {pluralize(count, 'patients')}: a fold tests "
                 f"{count // n_folds} of them or one more",
                 "Read scores over all folds with their interval, never those of a single fold.",
                 (name,),
-            )
+            )  # fmt: skip
 
 
 def _single_class_centres(cohort: Cohort) -> Iterator[Finding]:
@@ -218,9 +209,8 @@ def _single_class_centres(cohort: Cohort) -> Iterator[Finding]:
     names = sorted(name for name, labels in classes.items() if len(labels) == 1)
     if names:
         yield Finding(
-            Severity.note,
-            "centre_with_one_class",
+            Severity.note, "centre_with_one_class",
             f"centres with patients of one class only: {abbreviate(names)}",
             "Look at the shortcut scores; with --by centre they have no AUROC of their own.",
             tuple(names),
-        )
+        )  # fmt: skip

@@ -159,23 +159,17 @@ def write_page(
     OutputError
         If the file cannot be written.
     """
-    labels = {each.key: each.label for view in views for each in view.maps}
-    html = render(
-        "explain.html",
+    html = _render(
+        "explain.html", run, prior, terms,
         explanation=explanation,
         prediction=explanation.prediction,
         status=terms.statuses[explanation.prediction.status],
-        classes=run.classes,
         leading=run.classes[explanation.leading_class],
-        prior=_in_words(run.classes, prior),
-        run=run,
         shares=_table_of_shares(explanation, run.classes, terms),
         views=views,
-        labels=labels,
+        labels={each.key: each.label for view in views for each in view.maps},
         tiles=[_tiles(view, explanation, terms) for view in views],
-        terms=terms,
-        link=_link,
-    )
+    )  # fmt: skip
     write_html(path, html)
 
 
@@ -196,15 +190,8 @@ def write_index(
     OutputError
         If the file cannot be written.
     """
-    html = render(
-        "explain_index.html",
-        predictions=predictions,
-        classes=run.classes,
-        prior=_in_words(run.classes, prior),
-        run=run,
-        terms=terms,
-        folder_name=folder_name,
-        link=_link,
+    html = _render(
+        "explain_index.html", run, prior, terms, predictions=predictions, folder_name=folder_name
     )
     write_html(path, html)
 
@@ -275,6 +262,16 @@ def write_explanations(
     )
 
 
+def _render(
+    template: str, run: ModelBundle, prior: npt.NDArray[np.float64], terms: Terms, **values: object
+) -> str:
+    classes = run.classes
+    shares = ", ".join(f"{name} {s:.3f}" for name, s in zip(classes, prior, strict=True))
+    return render(
+        template, run=run, classes=classes, prior=shares, terms=terms, link=_link, **values
+    )
+
+
 def _link(name: str) -> str:
     """Return the address of a file in the folder of the page."""
     return "./" + quote(os.fsencode(name), safe="/")
@@ -283,10 +280,6 @@ def _link(name: str) -> str:
 def _signed(value: float, digits: str) -> str:
     """Return a number with its sign, with a minus instead of a hyphen."""
     return format(value, f"+{digits}").replace("-", "−")
-
-
-def _in_words(classes: Sequence[str], prior: npt.NDArray[np.float64]) -> str:
-    return ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, prior, strict=True))
 
 
 def _table_of_shares(explanation: Explanation, classes: Sequence[str], terms: Terms) -> Table:
