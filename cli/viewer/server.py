@@ -73,13 +73,7 @@ class ViewServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
     def respond(self, address: str) -> Response:
-        """Return the content at an address, without its token.
-
-        Raises
-        ------
-        KeyError
-            If there is none.
-        """
+        """Return the content at an address without its token, or raise ``KeyError``."""
         if address in _STATIC:
             name, kind = _STATIC[address]
             return kind, _static(name)
@@ -122,13 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing, as every line would contain the token."""
 
     def _address(self) -> str:
-        """Return the requested address without its token.
-
-        Raises
-        ------
-        PermissionError
-            If the token or the host is wrong.
-        """
+        """Return the requested address without its token; ``PermissionError`` if that is wrong."""
         token, _, address = self.path.removeprefix("/").partition("/")
         known = secrets.compare_digest(token.encode(), self.server.token.encode())
         if not known or self.headers.get("Host") not in self.server.hosts:

@@ -71,13 +71,7 @@ class SlideCache:
 
     @contextmanager
     def borrow(self, path: Path) -> Iterator[OpenSlide]:
-        """Yield an open slide, which stays open as long as the context.
-
-        Raises
-        ------
-        SlideError
-            If it cannot be opened.
-        """
+        """Yield an open slide, which stays open as long as the context, or raise ``SlideError``."""
         with self._lock:
             opened = self._open.get(path)
             if opened is None:
@@ -184,12 +178,7 @@ def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> byte
 def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
     """Return the attention percentiles in a region as PNG of the region's size, px.
 
-    It is transparent outside tiles.
-
-    Raises
-    ------
-    KeyError
-        If the slide has no tiles or no coordinates.
+    It is transparent outside tiles. Raises ``KeyError`` without tiles or coordinates.
     """
     if slide.attention is None or slide.layout is None:
         raise KeyError(slide.slide_id)
@@ -200,10 +189,7 @@ def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
 def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
     """Return one tile as it was embedded, as PNG of ``tile_px`` px; a cross if damaged.
 
-    Raises
-    ------
-    KeyError
-        If there is no such tile, or no slide file.
+    Raises ``KeyError`` if there is no such tile, or no slide file.
     """
     if slide.path is None or slide.attention is None or slide.layout is None:
         raise KeyError(slide.slide_id)

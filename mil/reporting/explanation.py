@@ -152,12 +152,8 @@ def write_page(
 ) -> None:
     """Write the page of a patient, with one view per slide in the order of the explanation.
 
-    ``prior`` holds the class shares of the probabilities, shape (classes,).
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    ``prior`` holds the class shares of the probabilities, shape (classes,). Raises ``OutputError``
+    if the file cannot be written.
     """
     html = _render(
         "explain.html", run, prior, terms,
@@ -183,12 +179,8 @@ def write_index(
 ) -> None:
     """Write the index of the patients in the folder that holds those of their pages.
 
-    ``prior`` holds the class shares of the probabilities, shape (classes,).
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    ``prior`` holds the class shares of the probabilities, shape (classes,). Raises ``OutputError``
+    if the file cannot be written.
     """
     html = _render(
         "explain_index.html", run, prior, terms, predictions=predictions, folder_name=folder_name

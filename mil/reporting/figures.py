@@ -1,15 +1,5 @@
 """Common style of all figures: safe for colour-blind readers, readable in grey, with units.
 
-Example::
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for style, name in zip(class_styles(names), names, strict=True):
-            axes.plot(x, y[name], color=style.colour, linestyle=style.line, label=plain(name))
-        axes.set(xlabel="false positive rate", ylabel="true positive rate")
-
-    image = render_figure(paint, alt="ROC curve of LAA: area 0.67", width_in=4.5, height_in=4.5)
-
 The macro ``figure`` of ``templates/macros.html`` puts an :class:`EmbeddedImage` on a page. All text
 from a table (names of classes, centres, slides) is passed through :func:`plain` first. The colours
 are those of Okabe and Ito (2008), which can be distinguished with any common colour vision; each

@@ -50,9 +50,17 @@ def stacked_bars(crosstab: Crosstab) -> EmbeddedImage:
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2 if several else 1, sharey=True, squeeze=False)[0]
-        _count_bars(panels[0], crosstab, largest)
+        _stack(panels[0], crosstab.counts[largest], crosstab.classes)
+        panels[0].set(xlabel=crosstab.level, title="counts")
+        panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        count_ticks(panels[0].xaxis)
         if several:
-            _share_bars(panels[1], crosstab, largest)
+            _stack(panels[1], crosstab.shares[largest], crosstab.classes)
+            for border in np.cumsum(crosstab.counts.sum(axis=0) / crosstab.counts.sum())[:-1]:
+                panels[1].axvline(border, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+            label = f"share of {crosstab.level}; dashed: over all"
+            panels[1].set(xlabel=label, xlim=(0, 1), title="shares")
+            share_ticks(panels[1].xaxis)
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside upper left", ncols=4)
         panels[0].set_yticks(range(len(names)), names)
@@ -150,21 +158,6 @@ def scatter(x: Variable, y: Variable, table: SlideTable) -> EmbeddedImage:
         height_in=4.4,
         kind="svg" if len(labels) <= _MAX_SVG_POINTS else "png",
     )
-
-
-def _count_bars(axes: Axes, crosstab: Crosstab, rows: npt.NDArray[np.int64]) -> None:
-    _stack(axes, crosstab.counts[rows], crosstab.classes)
-    axes.set(xlabel=crosstab.level, title="counts")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    count_ticks(axes.xaxis)
-
-
-def _share_bars(axes: Axes, crosstab: Crosstab, rows: npt.NDArray[np.int64]) -> None:
-    _stack(axes, crosstab.shares[rows], crosstab.classes)
-    for border in np.cumsum(crosstab.counts.sum(axis=0) / crosstab.counts.sum())[:-1]:
-        axes.axvline(float(border), color="black", linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.set(xlabel=f"share of {crosstab.level}; dashed: over all", xlim=(0, 1), title="shares")
-    share_ticks(axes.xaxis)
 
 
 def _stack(axes: Axes, values: npt.NDArray[Any], classes: Sequence[str]) -> None:

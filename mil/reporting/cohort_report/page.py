@@ -47,16 +47,20 @@ class Section:
 
 def render_cohort_report(summary: CohortSummary) -> str:
     """Return the HTML page of a cohort, complete in one file."""
-    table = summary.table
+    table, files, bags = summary.table, summary.files, summary.bags
     return render(
         "describe.html",
         name=table.path.name,
-        summary=_in_sentences(summary),
-        key_figures=_key_figures(summary),
+        cohort=table,
+        n_patients_by_label=summary.labels["patients"],
+        n_files=sum(s in files.headers for s in table.slides["slide"]) if files else None,
+        n_bags=None if bags is None else len(bags),
+        pluralize=pluralize,
+        with_share=with_share,
         findings=summary.findings,
         sections=sections_of(summary),
-        glasses=_glass_colours(summary.bags, table) if summary.bags is not None else [],
-        galleries=_galleries(summary.files, table) if summary.files else [],
+        glasses=[] if bags is None else _glass_colours(bags, table),
+        galleries=_galleries(files, table) if files else [],
     )
 
 
@@ -96,42 +100,6 @@ def with_share(count: int, total: int) -> tuple[str, str]:
     ('1,234', '61.7 %')
     """
     return f"{count:,}", percent(count / total, digits=1) if total else "–"
-
-
-def _in_sentences(summary: CohortSummary) -> str:
-    """Return the cohort in one or two sentences."""
-    table = summary.table
-    n_slides, n_patients = len(table.slides), len(table.patients)
-    text = f"{pluralize(n_slides, 'slides')} of {pluralize(n_patients, 'patients')}"
-    if table.has_centres:
-        text += f" at {pluralize(table.n_centres, 'centres')}"
-    if not table.labelled:
-        return f"{text}."
-    parts = [
-        "{} ({}) {}".format(*with_share(count, n_patients), name)
-        for name, count in summary.labels["patients"].items()
-    ]
-    return f"{text}. Of the patients, {', '.join(parts)}."
-
-
-def _key_figures(summary: CohortSummary) -> list[tuple[str, str]]:
-    """Return names and values at the top of the page."""
-    table = summary.table
-    n_patients = len(table.patients)
-    figures = [("slides", f"{len(table.slides):,}"), ("patients", f"{n_patients:,}")]
-    if table.has_centres:
-        figures.append(("centres", f"{table.n_centres:,}"))
-    if table.labelled:
-        figures += [
-            (f"patients of {name}", " · ".join(with_share(count, n_patients)))
-            for name, count in summary.labels["patients"].items()
-        ]
-    if summary.files:
-        n_files = sum(slide in summary.files.headers for slide in table.slides["slide"])
-        figures.append(("slides with a file", f"{n_files:,}"))
-    if summary.bags is not None:
-        figures.append(("slides with a bag", f"{len(summary.bags):,}"))
-    return figures
 
 
 def _glass_colours(
