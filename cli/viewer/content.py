@@ -78,7 +78,10 @@ class ViewerState:
         self._slide_cache.close()
 
     def patients(self) -> dict[str, object]:
-        """Return the run and all patients with probabilities, out-of-fold if trained on them."""
+        """Return the run, and the patients with probabilities, shape (classes,).
+
+        They are out-of-fold if the run was trained on the patient.
+        """
         return {
             "run": printable(self._run.path.resolve().name),
             "head": self._run.head_name,

@@ -51,7 +51,7 @@ _JPEG_QUALITY = 85
 
 @dataclass(kw_only=True, eq=False)
 class OpenSlide:
-    """An open slide with the reader of its Deep Zoom pyramid."""
+    """An open slide with the reader of its Deep Zoom pyramid, whose regions are 256 px wide."""
 
     slide: Slide
     zoom: DeepZoomReader
@@ -59,7 +59,7 @@ class OpenSlide:
 
 
 class SlideCache:
-    """Least recently used cache of up to two open slides.
+    """Least recently used cache of up to two open slides, each with 0.75 GiB of pixels at most.
 
     Safe for threads; a slide that is being read is never closed.
     """
@@ -125,7 +125,7 @@ def view_slide(
     has_bag: bool,
     expects_file: bool,
 ) -> ViewedSlide:
-    """Match a slide's bag and file.
+    """Match a slide's bag, with tile coordinates in level-0 px, and file.
 
     ``has_bag`` is true even for an empty bag; ``expects_file`` is true if a folder of slides was
     given, so that a missing file is noted.
@@ -161,7 +161,7 @@ def view_slide(
 
 
 def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> bytes:
-    """Return a region of a slide as JPEG of the region's size, px.
+    """Return a region of a slide, shape (height_px, width_px, 3), as JPEG.
 
     Without slide file it is plain, and if damaged a cross.
     """
@@ -176,7 +176,7 @@ def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> byte
 
 
 def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
-    """Return the attention percentiles in a region as PNG of the region's size, px.
+    """Return the percentiles of tiles, shape (tiles,), in a region as PNG of its size, px.
 
     It is transparent outside tiles. Raises ``KeyError`` without tiles or coordinates.
     """
@@ -187,7 +187,7 @@ def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
 
 
 def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
-    """Return one tile as it was embedded, as PNG of ``tile_px`` px; a cross if damaged.
+    """Return one tile as embedded, shape (tile_px, tile_px, 3), as PNG; a cross if damaged.
 
     Raises ``KeyError`` if there is no such tile, or no slide file.
     """

@@ -137,7 +137,7 @@ def find_near_duplicates(
 
     These are rescans, re-encoded copies and crops. Each slide is compared tile by tile, see
     :func:`match_tiles`, with the three slides of other patients whose mean embeddings are most
-    similar by cosine. Slides without tile coordinates are left out.
+    similar by cosine, shape (dim,). Slides without tile coordinates are left out.
 
     ``on_pair`` is called with the number of pairs compared and the number of pairs in all.
 

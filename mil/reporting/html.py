@@ -36,11 +36,6 @@ class Table:
     text_columns: Sequence[int] = (0,)
     links: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def numeric(self) -> list[bool]:
-        """Whether each column is set as numbers."""
-        return [index not in self.text_columns for index in range(len(self.columns))]
-
 
 def folder_name(patient_id: str) -> str:
     """Return the name of a patient's folder: the id with unsuitable characters escaped.

@@ -60,7 +60,8 @@ def check_table(table: SlideTable) -> Iterator[Finding]:
 def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
     """Yield findings on centres whose share of a class differs by ten points from the others'.
 
-    With two classes only the rarer is compared. Intervals are those of Wilson (1927).
+    The counts of ``patients`` have shape (centres, classes); with two classes only the rarer is
+    compared. Intervals are those of Wilson (1927).
     """
     counts, totals = patients.counts, patients.totals
     if not table.labelled or len(totals) < 2:
@@ -95,7 +96,7 @@ def check_differences(differences: Sequence[ClassDifference]) -> Iterator[Findin
 
 
 def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
-    """Yield findings on missing, extra, copied and unreadable files, and on resolutions."""
+    """Yield findings on missing, extra, copied and unreadable files, and resolutions (µm/px)."""
     known = list(table.slides["slide"])
     named = set(known)
     if failed := sorted(named & files.failures.keys()):

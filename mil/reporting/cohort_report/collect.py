@@ -162,7 +162,13 @@ def summarize_cohort(
             for by in ("label", "centre")
             if bags is not None and (by == "label" or table.has_centres)
         },
-        largest=_largest(files, slide_ids) if files else None,
+        largest=max(
+            [files.headers[slide] for slide in slide_ids if slide in files.headers]
+            if files
+            else [],
+            key=lambda header: header.width_px0 * header.height_px0,
+            default=None,
+        ),
     )
 
 
@@ -173,8 +179,3 @@ def _crosstabs(table: SlideTable) -> Iterator[Crosstab]:
     yield count_by("n_slides", table.patients, classes=table.classes, level="patients")
     if table.has_image_numbers:
         yield count_by("image", table.slides, classes=table.classes, level="slides")
-
-
-def _largest(files: SlideFiles, slide_ids: Sequence[str]) -> SlideHeader | None:
-    headers = [files.headers[slide] for slide in slide_ids if slide in files.headers]
-    return max(headers, key=lambda header: header.width_px0 * header.height_px0, default=None)

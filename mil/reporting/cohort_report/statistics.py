@@ -54,7 +54,7 @@ class Variable:
 
     @property
     def varies(self) -> bool:
-        """Whether any two known values differ."""
+        """Whether any two known values, shape (slides,), differ."""
         known = self.values[np.isfinite(self.values)]
         return len(known) > 1 and bool(np.ptp(known) > 0)
 
@@ -234,7 +234,7 @@ def count_tiles(table: SlideTable, bags: Mapping[str, BagDigest], *, by: str) ->
 
 
 def statistics(variable: Variable, table: SlideTable) -> Iterator[Statistics]:
-    """Yield statistics over all slides, and over those of each label if there are several."""
+    """Yield statistics over all values, shape (slides,), and over those of each label."""
     labels = table.slides["label"].to_numpy()
     yield _describe(variable, np.ones(len(labels), np.bool_), "all")
     if len(table.classes) > 1:
@@ -243,7 +243,10 @@ def statistics(variable: Variable, table: SlideTable) -> Iterator[Statistics]:
 
 
 def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
-    """Compare two classes; None unless there are two, with five known patients each."""
+    """Compare medians of shape (patients,) between two classes of five known patients or more.
+
+    The result is None without two such classes, or if the variable is constant.
+    """
     if len(table.known_classes) != 2:
         return None
     one, other = table.known_classes

@@ -137,7 +137,7 @@ class SlideHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideFiles:
-    """Headers of the slides of a folder, and thumbnails of some, by slide id.
+    """Headers of the slides of a folder, and thumbnails of some (px), by slide id.
 
     Slides need not be in the table. ``failures`` are the reasons why slides could not be opened,
     ``repeated`` the files ignored because another, their value, has the same slide id.
@@ -150,7 +150,7 @@ class SlideFiles:
 
 
 def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
-    """Read a cohort table; faults that training would refuse are accepted.
+    """Read a cohort table, shape (rows, columns); faults that training refuses are accepted.
 
     Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
     ``center_id`` and ``image_num``. Others are counted and described. ``label`` names the column of

@@ -178,21 +178,25 @@ def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
     """
     for name in ("judged.csv", "notes.json"):
         if not (folder / name).is_file():
-            raise _unusable(folder, f"no {name} in it")
+            raise unreadable_file(folder / name, "no such file")
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
         return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
     except (
         ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, TableError,
     ) as error:  # fmt: skip
-        raise _unusable(folder, f"damaged ({' '.join(str(error).split())[:200]})") from error
+        expected = "judged.csv and notes.json as 'mil train' wrote them"
+        raise unreadable_file(folder, error, expected=expected) from error
 
 
-def _unusable(folder: Path, actual: str) -> RunError:
+def unreadable_file(
+    path: Path, reason: object, *, expected: str = "as 'mil train' wrote it"
+) -> RunError:
+    """Return the error on a missing or damaged file of a run."""
     return RunError(
-        folder,
-        actual=actual,
-        expected="judged.csv and notes.json as 'mil train' wrote them",
+        path,
+        actual=f"cannot be read ({' '.join(str(reason).split())[:200]})",
+        expected=expected,
         hint="Copy the run again, or train again with 'mil train'.",
     )
 

@@ -229,7 +229,7 @@ def draw_confusion(data: ReportData) -> EmbeddedImage:
 def draw_reliability(
     data: ReportData, reliability: Mapping[str, Reliability], index: int
 ) -> EmbeddedImage:
-    """Draw observed shares over predicted probabilities, before and after calibration."""
+    """Draw observed shares over predictions, shape (bins,), before and after calibration."""
     style = class_styles(data.classes)[index]
 
     def paint(figure: Figure) -> None:

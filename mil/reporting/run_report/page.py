@@ -15,14 +15,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from mil.calibration.priors import balanced, shift_prior
-from mil.errors import RunError
 from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval, auroc
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.reporting.html import folder_name, render, write_html
 from mil.reporting.run_report import figures, tables
-from mil.reporting.run_report.data import ReportData, read_report_data
+from mil.reporting.run_report.data import ReportData, read_report_data, unreadable_file
 from mil.reporting.run_report.scores import (
     measure_reliability,
     score_centres,
@@ -234,7 +233,7 @@ def _read_scores(folder: Path) -> _Scores:
         ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError,
         ValueError,
     ) as error:  # fmt: skip
-        raise _damaged(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
 def _read_history(folder: Path) -> pd.DataFrame:
@@ -244,17 +243,8 @@ def _read_history(folder: Path) -> pd.DataFrame:
                             na_values={"train_loss": [""], "stop_loss": [""]})  # fmt: skip
         return table.astype({"epoch": int, "member": int, "train_loss": float, "stop_loss": float})
     except (OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
 def _intervals(scores: Mapping[str, Any]) -> dict[str, Interval]:
     return {metric: Interval.from_dict(scores[metric]) for metric in _METRICS}
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(
-        path,
-        actual=f"cannot be read ({' '.join(str(error).split())[:200]})",
-        expected="as 'mil train' wrote it",
-        hint="Copy the run again, or train again with 'mil train'.",
-    )

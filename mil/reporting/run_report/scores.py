@@ -40,8 +40,8 @@ _PATIENTS_PER_BIN = 12
 class SubgroupScore:
     """Scores of the calibrated probabilities in one subgroup of patients.
 
-    ``counts`` are the patients per class. ``scores`` are by metric, empty if a class does not
-    occur; their limits are NaN without resampling.
+    ``counts`` are the patients per class, shape (classes,). ``scores`` are by metric, empty if a
+    class does not occur; their limits are NaN without resampling.
     """
 
     name: str
@@ -82,7 +82,7 @@ def score_repeats(data: ReportData) -> tuple[SubgroupScore, ...]:
 
 
 def score_folds(data: ReportData) -> tuple[tuple[SubgroupScore, ...], ...]:
-    """Return the scores of each fold, by repeat, without intervals: folds are too small."""
+    """Return the scores of each fold, shape (repeats, folds), without intervals on so few."""
     of_repeats = []
     for fold, proba in zip(data.fold, data.proba["calibrated"], strict=True):
         parts = [fold == index for index in np.unique(fold)]

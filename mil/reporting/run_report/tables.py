@@ -112,7 +112,7 @@ def findings(gains: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str
 def group_table(
     title: str, groups: Sequence[SubgroupScore], classes: Sequence[str], *, first: str
 ) -> Table:
-    """Return the scores of folds, repeats or centres, with the number of patients per class."""
+    """Return the scores of folds, repeats or centres, with patients of shape (classes,)."""
     rows = []
     for group in groups:
         scores = [
@@ -194,7 +194,7 @@ def sets_table(
 
 
 def cohort_table(data: ReportData) -> Table:
-    """Return the number of patients, slides and tiles of each class."""
+    """Return patients, slides and tiles per class, from counts of shape (patients,)."""
     rows = []
     for index, name in enumerate(data.classes):
         of = data.labels == index

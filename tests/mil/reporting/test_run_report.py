@@ -555,11 +555,11 @@ def test_the_regression_is_not_trained_on_labels_of_test_patients(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("judged.csv", None, "no judged.csv in it; .*Copy the run again"),
-        ("judged.csv", "repeat,fold\n0,0\n", "damaged"),
-        ("notes.json", None, "no notes.json in it"),
-        ("notes.json", "{", "damaged"),
-        ("notes.json", "[]", "damaged"),
+        ("judged.csv", None, r"judged.csv: cannot be read \(no such file\).*Copy the run again"),
+        ("judged.csv", "repeat,fold\n0,0\n", "cannot be read .*judged.csv and notes.json"),
+        ("notes.json", None, "notes.json: cannot be read"),
+        ("notes.json", "{", "cannot be read"),
+        ("notes.json", "[]", "cannot be read"),
         ("scores.json", "{}", "scores.json: cannot be read"),
         ("scores.json", "[]", "scores.json: cannot be read"),
         ("history.csv", None, "history.csv: cannot be read"),
