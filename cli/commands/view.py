@@ -67,12 +67,18 @@ def view(
         from cli.viewer.server import ViewServer
         from features.bags.store import open_bags
         from features.errors import BagError, MilError
+        from features.series.config import is_series_fingerprint
         from mil.data.cohort import read_cohort
+        from mil.errors import RunError
         from mil.inference.bundle import load_bundle
         from mil.inference.predict import predict
 
         model = load_bundle(run or newest_run())
-        _check_slides(model)
+        if is_series_fingerprint(model.fingerprint):  # without a plane for an overlay
+            raise RunError(
+                model.path, actual="a run on series of images", expected="one on slides",
+                hint="'mil explain --series' shows them.",
+            )  # fmt: skip
         cohort = (
             _training_cohort(model) if patients is None else read_cohort(patients, labelled=False)
         )
@@ -110,18 +116,6 @@ def view(
     finally:
         server.server_close()
         state.close()
-
-
-def _check_slides(run: ModelBundle) -> None:
-    """Refuse a run on series of images, which have no plane for an overlay."""
-    from features.series.config import is_series_fingerprint
-    from mil.errors import RunError
-
-    if is_series_fingerprint(run.fingerprint):
-        raise RunError(
-            run.path, actual="a run on series of images", expected="one on slides",
-            hint="'mil explain --series' shows them.",
-        )  # fmt: skip
 
 
 def _training_cohort(run: ModelBundle) -> Cohort:

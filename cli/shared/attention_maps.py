@@ -75,12 +75,7 @@ def show_bag(
     Slides have heatmaps, and tiles of shape (tile_px, tile_px, 3), uint8; series have a chart by
     position, and images. Without files (``slides`` and ``series`` by id; None if not given), or
     with unreadable ones, there are no pixels, and the note states the reason. ``top`` is the number
-    of most and of least attended tiles.
-
-    Raises
-    ------
-    OutputError
-        If an export cannot be written.
+    of most and of least attended tiles. Raises ``OutputError`` if an export cannot be written.
     """
     name = slide.meta.slide_id
     write_tile_table(folder / f"{name}.csv", slide, classes=classes)

@@ -29,11 +29,7 @@ def read_slide_files(
 
     Slides that cannot be opened are among the result's ``failures``. The long side of a thumbnail
     is 352 px or more. ``on_step`` is called with the activity, the steps done and the steps in all.
-
-    Raises
-    ------
-    SlideError
-        If there is no such folder, or no slide in it.
+    Raises ``SlideError`` if there is no such folder, or no slide in it.
     """
     paths: dict[str, Path] = {}
     repeated: dict[Path, Path] = {}

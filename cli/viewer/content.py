@@ -96,12 +96,8 @@ class ViewerState:
     def patient(self, number: int) -> dict[str, object]:
         """Return one patient with the tiles, level-0 px, and scores of all its slides.
 
-        Raises
-        ------
-        KeyError
-            If there is no such patient.
-        BagError
-            If one of its bags can no longer be read.
+        Raises ``KeyError`` if there is no such patient, and ``BagError`` if one of its bags can no
+        longer be read.
         """
         if not 0 <= number < len(self._predictions):
             raise KeyError(number)

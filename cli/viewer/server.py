@@ -48,12 +48,7 @@ class ViewServer(ThreadingHTTPServer):
     It listens on 127.0.0.1 only. The token is new for each server and the first part of every
     address. The ``Host`` header must name this machine, which prevents DNS rebinding. Addresses
     consist of numbers and fixed names, never paths. Port 0 chooses any free one. Idle connections
-    are closed after 60 seconds.
-
-    Raises
-    ------
-    OSError
-        If the port is in use.
+    are closed after 60 seconds. Raises ``OSError`` if the port is in use.
     """
 
     daemon_threads = True

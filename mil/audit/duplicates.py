@@ -207,6 +207,7 @@ def _candidates(
 ) -> list[tuple[BagDigest, BagDigest, float]]:
     """Return each slide with its nearest slides of other patients, without repeats and copies."""
     means = _unit_rows(np.stack([digest.mean for digest in usable]), centre)
+    patients = [entries[digest.slide_id].patient_ids for digest in usable]
     pairs: dict[tuple[int, int], float] = {}
     for index, digest in enumerate(usable):
         cosines = means @ means[index]
@@ -214,20 +215,15 @@ def _candidates(
         for other in np.argsort(-cosines, kind="stable").tolist():
             if n_pairs == _N_CANDIDATES:
                 break
-            if _is_candidate(digest, usable[other], entries):
+            second = usable[other]
+            known = (
+                digest.features_sha256 == second.features_sha256
+                or digest.meta.slide_content_id == second.meta.slide_content_id != ""
+            )
+            if not known and not patients[index] & patients[other]:
                 pairs[min(index, other), max(index, other)] = float(cosines[other])
                 n_pairs += 1
     return [(usable[a], usable[b], cosine) for (a, b), cosine in sorted(pairs.items())]
-
-
-def _is_candidate(first: BagDigest, second: BagDigest, entries: Mapping[str, TableEntry]) -> bool:
-    known = (
-        first.features_sha256 == second.features_sha256
-        or first.meta.slide_content_id == second.meta.slide_content_id != ""
-    )
-    return not known and not (
-        entries[first.slide_id].patient_ids & entries[second.slide_id].patient_ids
-    )
 
 
 def _groups(

@@ -12,12 +12,14 @@ _N_NAMED = 3
 
 
 class Severity(StrEnum):
-    """Severity of a finding, worst first."""
+    """Severity of a finding, worst first.
+
+    An error is a leak: scores obtained from these tables would be too good. After a warning,
+    training would refuse the table, or scores could mislead.
+    """
 
     error = "error"
-    """A leak: scores obtained from these tables would be too good."""
     warning = "warning"
-    """No leak, but training would refuse the table, or scores could mislead."""
     note = "note"
 
 

@@ -108,7 +108,8 @@ def measure_shortcuts(
     columns = [*of_table, *_slide_columns(cohort, digests)]
     if len(columns) > 1:
         shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
-        columns.append((ALL_SHORTCUTS, _select(cohort, shared), _concatenate(columns, shared)))
+        parts = [values[[p in shared for p in of.patient_ids]] for _, of, values in columns]
+        columns.append((ALL_SHORTCUTS, _select(cohort, shared), np.concatenate(parts, axis=1)))
     measurable = [c for c in columns if _smallest_class(c[1]) >= MIN_CLASS_SIZE]
     n_compared, settings = len(measurable), {"n_resamples": n_resamples, "seed": seed}
     scores = [
@@ -192,12 +193,6 @@ def _slide_columns(cohort: Cohort, digests: Mapping[str, BagDigest]) -> Iterator
         values = np.array(list(rows.values()), np.float64)
         if rows and np.ptp(values, axis=0).max() > 0:
             yield name, _select(cohort, set(rows)), values
-
-
-def _concatenate(columns: list[Column], shared: set[str]) -> Floats:
-    """Return all columns of the patients that have every one of them, shape (patients, columns)."""
-    parts = [values[[name in shared for name in of.patient_ids]] for _, of, values in columns]
-    return np.concatenate(parts, axis=1)
 
 
 def _slides_of(patient: Patient, digests: Mapping[str, BagDigest]) -> list[BagDigest]:

@@ -73,12 +73,9 @@ def render(template: str, **values: object) -> str:
 
 
 def write_html(path: Path, html: str) -> None:
-    """Write a page as UTF-8; characters that cannot be encoded become question marks.
+    """Write a page as UTF-8, with question marks for characters that cannot be encoded.
 
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    Raises ``OutputError`` if the file cannot be written.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8", errors="replace")

@@ -20,10 +20,7 @@ def write_model_card(
 ) -> None:
     """Write ``MODEL_CARD.md``, with scores by kind of prediction and by metric.
 
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    Raises ``OutputError`` if the file cannot be written.
     """
     counts = zip(run.cohort_counts, run.classes, strict=True)
     text = render(

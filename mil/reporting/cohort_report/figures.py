@@ -111,7 +111,8 @@ def boxes(variables: Sequence[Variable], table: SlideTable, *, by: str) -> Embed
     All variables must vary. ``by`` is ``label`` or ``centre``; of more than 20 groups the largest
     20 are shown.
     """
-    names = _largest(table, by)
+    counts = table.slides[by].value_counts()
+    names = sorted(map(str, counts.index[:_MAX_BOXES]), key=natural_key)
     height = 0.6 + -(-len(variables) // _N_COLUMNS) * (0.9 + _ROW_IN * len(names))
 
     def paint(figure: Figure) -> None:
@@ -230,9 +231,3 @@ def _scale(axes: Axes, known: Floats, *, log: bool) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
     count_ticks(axes.xaxis)
-
-
-def _largest(table: SlideTable, by: str) -> list[str]:
-    """Return groups of slides by a column, the largest if there are many, in natural order."""
-    counts = table.slides[by].value_counts()
-    return sorted(map(str, counts.index[:_MAX_BOXES]), key=natural_key)

@@ -228,21 +228,17 @@ def _column(values: pd.Series[str], names: dict[str, str]) -> Column:
         "image": "number of the slide within its patient",
     }  # fmt: skip
     nonempty = values[values != ""]
+    kind = "text" if len(nonempty) else "empty"
+    for name, pattern in (("number", _NUMBER), ("whole number", _WHOLE)):
+        if len(nonempty) and nonempty.str.fullmatch(pattern).all():
+            kind = name
     counts = nonempty.value_counts()
     frequent = sorted(counts.items(), key=lambda item: (-item[1], natural_key(str(item[0]))))
     return Column(
         name=str(values.name),
         role=next((roles[role] for role, name in names.items() if name == values.name), ""),
-        kind=_kind(nonempty),
+        kind=kind,
         n_missing=len(values) - len(nonempty),
         n_distinct=len(counts),
         frequent=tuple((str(value), int(n)) for value, n in frequent[:_N_FREQUENT]),
     )
-
-
-def _kind(values: pd.Series[str]) -> str:
-    if values.empty:
-        return "empty"
-    if values.str.fullmatch(_WHOLE).all():
-        return "whole number"
-    return "number" if values.str.fullmatch(_NUMBER).all() else "text"

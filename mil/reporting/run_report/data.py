@@ -71,10 +71,9 @@ class ReportData:
 
     @property
     def first(self) -> dict[str, Floats]:
-        """First repeat of each kind, shape (patients, classes).
+        """First repeat of each kind, shape (patients, classes), by as many heads as are deployed.
 
-        It averages as many heads as the deployed model; a mean over repeats averages more heads
-        and would score better than the deployed model.
+        A mean over repeats averages more heads and would score better than the deployed model.
         """
         return {kind: values[0] for kind, values in self.proba.items()}
 

@@ -18,7 +18,7 @@ from mil.evaluation.curves import (
     roc_curve,
     treat_all,
 )
-from mil.evaluation.metrics import Interval
+from mil.evaluation.metrics import Interval, auroc
 from mil.reporting.figures import (
     BAND_ALPHA,
     CHANCE_COLOUR,
@@ -146,7 +146,7 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Embedded
     )
 
 
-def draw_roc(data: ReportData, index: int, *, area: float, seed: int) -> EmbeddedImage:
+def draw_roc(data: ReportData, index: int, *, seed: int) -> EmbeddedImage:
     """Draw the ROC curve of one class, shape (thresholds,), with band, and the mean embedding's."""
     curve = roc_curve(*_one_class(data, "calibrated", index), seed=seed)
     other = roc_curve(*_one_class(data, "mean + logistic", index), seed=seed)
@@ -161,6 +161,8 @@ def draw_roc(data: ReportData, index: int, *, area: float, seed: int) -> Embedde
                  xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")  # fmt: skip
         axes.legend(loc="lower right")
 
+    own = data.first["calibrated"][:, index]
+    area = auroc(np.stack([1 - own, own], axis=1), (data.labels == index).astype(np.int64))
     recall = float(np.interp(0.2, curve.x, curve.y))
     return render_figure(
         paint,

@@ -11,12 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from mil.calibration.priors import balanced, shift_prior
 from mil.evaluation.baselines import SHORTCUT
-from mil.evaluation.metrics import Interval, auroc
+from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.reporting.html import folder_name, render, write_html
@@ -126,8 +125,7 @@ def _figures(
             if column == "train_loss" or stopped
         ],
         "roc_figures": [
-            figures.draw_roc(data, index, area=_area(first["calibrated"], data, index),
-                              seed=seed)
+            figures.draw_roc(data, index, seed=seed)
             for index in shown
         ],
         "recall_figures": [
@@ -209,11 +207,6 @@ def _tables(
             tables.facts_table("Versions", run.versions),
         ],
     }  # fmt: skip
-
-
-def _area(proba: npt.NDArray[np.float64], data: ReportData, index: int) -> float:
-    own = proba[:, index]
-    return auroc(np.stack([1 - own, own], axis=1), (data.labels == index).astype(np.int64))
 
 
 def _read_scores(folder: Path) -> _Scores:
