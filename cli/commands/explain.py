@@ -120,7 +120,7 @@ def explain(
             ),
             on_patient=lambda prediction: bars.advance(task, len(prediction.slide_ids)),
         )  # fmt: skip
-    if slide_files is None and series_files is None:  # no pictures were asked for
+    if slide_files is None and series_files is None:  # only grids are drawn
         report = replace(report, without_picture={})
     by_class = dict(zip(model.classes, map(float, shares), strict=True))
     if as_json:

@@ -420,12 +420,12 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
         tab.evaluate("byId('zoom-in').click()")
         tab.wait_for(f"viewer.viewport.getZoom(true) > {1.4 * before}")
         tab.wait_for(SETTLED)
-        place = tab.evaluate(
+        position = tab.evaluate(
             "(() => { const box = byId('pane').getBoundingClientRect(); const p = viewer.world"
             ".getItemAt(0).imageToViewerElementCoordinates(new OpenSeadragon.Point(700, 500));"
             " return [box.x + p.x, box.y + p.y]; })()"
         )
-        tab.click(*place)
+        tab.click(*position)
         tab.wait_for("!byId('tile').hidden && byId('tile-picture').naturalWidth === 224")
         facts = tab.evaluate("byId('tile-facts').textContent")
         assert facts.endswith("x, px448y, px448")

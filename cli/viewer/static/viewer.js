@@ -5,7 +5,7 @@ const TILE_PX = 256;
 const byId = (id) => document.getElementById(id);
 const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
-const state = { run: null, order: [], sort: { key: -1, down: false }, patient: -1, asked: 0, slide: null, findings: [], busySince: 0 };
+const state = { run: null, order: [], sort: { key: -1, down: false }, patient: -1, request: 0, slide: null, findings: [], busySince: 0 };
 let viewer = null;
 
 function make(tag, text = "", className = "") {
@@ -17,9 +17,9 @@ function make(tag, text = "", className = "") {
 
 async function fetchJson(address) {
   const answer = await fetch(address);
-  const told = await answer.json().catch(() => ({ error: answer.statusText }));
-  if (!answer.ok) throw new Error(told.error);
-  return told;
+  const content = await answer.json().catch(() => ({ error: answer.statusText }));
+  if (!answer.ok) throw new Error(content.error);
+  return content;
 }
 
 function showFindings(findings) {
@@ -96,9 +96,9 @@ function markRow() {
     row.ariaCurrent = String(chosen);
     if (chosen) row.scrollIntoView({ block: "nearest" });
   }
-  const place = state.order.indexOf(state.patient);
-  byId("previous").disabled = place <= 0;
-  byId("next").disabled = place >= state.order.length - 1;
+  const position = state.order.indexOf(state.patient);
+  byId("previous").disabled = position <= 0;
+  byId("next").disabled = position >= state.order.length - 1;
 }
 
 function step(by) {
@@ -110,13 +110,13 @@ function step(by) {
 
 async function openPatient(number) {
   state.patient = number;
-  const asked = ++state.asked;
+  const request = ++state.request;
   markRow();
   try {
     const patient = await fetchJson(`patients/${number}.json`);
-    if (asked === state.asked) showPatient(patient); // else another was chosen meanwhile
+    if (request === state.request) showPatient(patient); // else another was chosen meanwhile
   } catch (error) {
-    if (asked !== state.asked) return;
+    if (request !== state.request) return;
     closeSlide();
     byId("patient").textContent = `Patient ${state.run.patients[number].patient_id}`;
     byId("facts").textContent = "";
@@ -128,9 +128,9 @@ async function openPatient(number) {
 function showPatient(patient) {
   const { classes } = state.run;
   byId("patient").textContent = `Patient ${patient.patient_id}`;
-  const told = classes.map((name, i) => `${name} ${patient.probabilities[i].toFixed(3)}`);
+  const shares = classes.map((name, i) => `${name} ${patient.probabilities[i].toFixed(3)}`);
   byId("facts").textContent = [
-    told.join(", "), count(patient.slides.length, "slide"), count(patient.n_tiles, "tile"),
+    shares.join(", "), count(patient.slides.length, "slide"), count(patient.n_tiles, "tile"),
     patient.status,
   ].filter(Boolean).join(" · ");
   state.findings = patientFindings(patient);
@@ -203,7 +203,7 @@ function opacity() {
 }
 
 function setOpacity() {
-  byId("opacity-told").textContent = `${byId("opacity").value} %`;
+  byId("opacity-value").textContent = `${byId("opacity").value} %`;
   const colours = viewer.world.getItemAt(1);
   if (colours) colours.setOpacity(opacity());
 }
@@ -236,8 +236,8 @@ function clicked(event) {
   event.preventDefaultAction = true; // a click asks for a tile; a double click zooms
   const item = viewer.world.getItemAt(0);
   if (!item) return;
-  const place = item.viewerElementToImageCoordinates(event.position);
-  const index = tileAt(place.x, place.y);
+  const point = item.viewerElementToImageCoordinates(event.position);
+  const index = tileAt(point.x, point.y);
   if (index < 0) hideTile();
   else showTile(index);
 }

@@ -260,9 +260,9 @@ def test_a_scanner_shared_by_a_centre_makes_no_duplicates(tmp_path: Path) -> Non
         world.bags[slide_id].features[:] += scanners[centre].astype(np.float16)
     report = world.audit()
     assert kinds(report) == []
-    found = {m.target: m for m in report.shortcut_scores}["centre"]
-    assert found.score.value > 0.9
-    assert found.is_above_chance
+    score = {m.target: m for m in report.shortcut_scores}["centre"]
+    assert score.score.value > 0.9
+    assert score.is_above_chance
     assert "centre_in_embeddings" in kinds(report, Severity.note)
 
 
@@ -273,21 +273,21 @@ def test_each_planted_shortcut_is_found(tmp_path: Path, source: str) -> None:
     world = World(tmp_path)
     for number in range(60):
         label = "LAA" if number % 3 == 0 else "CE"
-        told = label == "LAA" if rng.random() < 0.9 else label == "CE"
-        centre = ("1" if told else "2") if source == "centre" else str(rng.integers(1, 3))
+        has_signal = label == "LAA" if rng.random() < 0.9 else label == "CE"
+        centre = ("1" if has_signal else "2") if source == "centre" else str(rng.integers(1, 3))
         bag = noise(f"{number}_0", rng)
         change: dict[str, object] = {
             "tiles": {},
-            "area": {"width_px0": 40_000 if told else 20_000, "height_px0": 30_000},
-            "aspect": {"width_px0": 40_000 if told else 10_000, "height_px0": 20_000},
-            "background": {"background_rgb": (250, 250, 250) if told else (230, 240, 235)},
+            "area": {"width_px0": 40_000 if has_signal else 20_000, "height_px0": 30_000},
+            "aspect": {"width_px0": 40_000 if has_signal else 10_000, "height_px0": 20_000},
+            "background": {"background_rgb": (250, 250, 250) if has_signal else (230, 240, 235)},
         }.get(source, {})  # type: ignore[assignment]
         bag = replace(bag, meta=replace(bag.meta, **change))  # type: ignore[arg-type]
         if source == "tiles":
-            tiles = make_bag(f"{number}_0", n_tiles=60 if told else 20, seed=number)
+            tiles = make_bag(f"{number}_0", n_tiles=60 if has_signal else 20, seed=number)
             bag = replace(tiles, meta=bag.meta)
         world.add(bag, f"p{number}", label=label, centre=centre)
-        if source == "slides" and told:
+        if source == "slides" and has_signal:
             world.add(noise(f"{number}_1", rng), f"p{number}", label=label, centre=centre)
     world.add_to_test(noise("q", rng), "q")
     report = world.audit(with_bags=source not in {"centre", "slides"})
@@ -383,8 +383,8 @@ def test_scans_whose_slices_match_by_their_level_are_no_copies(tmp_path: Path) -
     world, levels = World(tmp_path, test=["x,x"]), rng.normal(size=(2, 32))
     for number in range(8):
         bag = make_series(f"s{number}", n_images=30, dim=32, seed=number)
-        place = np.linspace(0, np.pi, 30)
-        level = np.stack([np.sin(place), np.cos(place)], axis=1) @ levels
+        angle = np.linspace(0, np.pi, 30)
+        level = np.stack([np.sin(angle), np.cos(angle)], axis=1) @ levels
         features = (level + 0.3 * bag.features).astype(np.float16)
         world.add(replace(bag, features=features), f"p{number}", label="ab"[number % 2])
     report = world.audit()

@@ -32,15 +32,15 @@ def test_a_slide_under_two_patients_is_a_caveat(
     copied: dict[str, str],
 ) -> None:
     bags, cohort = noise_cohort(6, 0)
-    found = OutOfFoldPredictions(
+    oof = OutOfFoldPredictions(
         patient_ids=cohort.patient_ids, labels=cohort.labels, logits=np.zeros((1, 6, 2)),
         fold=np.zeros((1, 6), np.int64), history={}, heads={},
     )  # fmt: skip
 
-    def said(**changes: str) -> str:
-        return "\n".join(run_caveats(cohort, with_slides(bags, **changes), found, TrainConfig()))
+    def caveats(**changes: str) -> str:
+        return "\n".join(run_caveats(cohort, with_slides(bags, **changes), oof, TrainConfig()))
 
-    assert "p000_0 of p000 and p001_0 of p001; no fold was trained" in said(**copied)
-    assert "copies of each other" not in said()
-    assert "copies of each other" not in said(content_id="")
-    assert "copies of each other" not in said(**copied, patient_id="p000")
+    assert "p000_0 of p000 and p001_0 of p001; no fold was trained" in caveats(**copied)
+    assert "copies of each other" not in caveats()
+    assert "copies of each other" not in caveats(content_id="")
+    assert "copies of each other" not in caveats(**copied, patient_id="p000")
