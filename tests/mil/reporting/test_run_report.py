@@ -585,7 +585,7 @@ def test_predictions_that_lack_a_row_are_refused(two: Path, tmp_path: Path) -> N
     shutil.copytree(two, copy)
     lines = (copy / "judged.csv").read_text().splitlines(keepends=True)
     (copy / "judged.csv").write_text("".join(lines[:-1]))
-    with pytest.raises(RunError, match="cannot be read .*judged.csv"):
+    with pytest.raises(RunError, match=r"cannot be read .*judged\.csv"):
         write_report(copy)
 
 
