@@ -32,26 +32,24 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SlideRecord:
-    """Metadata of a slide whose bag was read."""
+    """Metadata of a slide whose bag was read, of features of shape (``n_tiles``, dim).
+
+    ``content_id`` is a hash of the content of the slide file, ``features_sha256`` and
+    ``views_sha256`` are hashes of embeddings, the latter empty without augmented views. Of
+    ``n_tried`` tiles selected for embedding, ``n_failed`` could not be decoded; a bag without tiles
+    has an ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides.
+    """
 
     slide_id: str
     patient_id: str
     n_tiles: int
-    """Embeddings in its bag."""
     content_id: str
-    """Hash of the content of the slide file."""
     features_sha256: str
-    """Hash of the embeddings."""
     views_sha256: str = ""
-    """Hash of the embeddings of augmented views; empty without views."""
     n_tried: int = 0
-    """Tiles selected for embedding."""
     n_failed: int = 0
-    """Tiles among them that could not be decoded."""
     empty_reason: str = ""
-    """Reason for a bag without tiles; empty if it has tiles."""
     sources: tuple[str, ...] = ()
-    """Images of a series, in the order of its bag; empty for tiles of a slide."""
 
     @property
     def content_keys(self) -> tuple[tuple[str, str], ...]:
@@ -67,26 +65,34 @@ class PatientBags:
 
     A store holds only the patients that its user may see. Training gets a store made by
     :meth:`subset`, so that patients of a test fold cannot be reached from it.
+
+    Attributes
+    ----------
+    features
+        Embeddings, shape (tiles, dim), float16 or float32; may have 0 rows.
+    fingerprint
+        Encoder and settings of all bags.
+    slides, missing_slides
+        Slides of the bags, and slides of the cohort without a bag.
+    tile_filter
+        Filter that dropped tiles before embedding, or drops them when they are read.
+    unlabelled
+        Other patients, of which only the embeddings are used. Only :meth:`with_unlabelled` adds
+        them, which leaves out copies of the cohort's patients.
+    views
+        Embeddings of augmented views, shape (tiles, n_views, dim); empty without.
+    instance_labels
+        Labels of images, shape (tiles,): 1, 0, or -1 if unknown; empty without.
     """
 
     features: Mapping[str, Features]
-    """Embeddings by patient id, shape (tiles, dim), float16 or float32; may have 0 rows."""
     fingerprint: Fingerprint
-    """Encoder and settings of all bags."""
     slides: tuple[SlideRecord, ...]
-    """Slides of the bags."""
     missing_slides: tuple[str, ...] = ()
-    """Slides of the cohort without a bag."""
     tile_filter: TileFilter | None = None
-    """Filter that dropped tiles before embedding or drops them when they are read."""
     unlabelled: PatientBags | None = None
-    """Other patients, of which only the embeddings are used. They are added by
-    :meth:`with_unlabelled` alone, which leaves out copies of the cohort's patients."""
     views: Mapping[str, Features] = field(default_factory=dict)
-    """Embeddings of augmented views by patient id, shape (tiles, n_views, dim); empty without."""
     instance_labels: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
-    """Labels of images by patient id, shape (tiles,): 1, 0, or -1 if unknown; empty without. They
-    are restricted to the patients of the store, as everything else."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ class PatientBags:
 
     @property
     def n_tiles(self) -> Mapping[str, int]:
-        """Number of embeddings by patient."""
+        """Number of embeddings by patient, the first axis of their shape."""
         if isinstance(self.features, FeatureMapping):
             return self.features.n_tiles
         return {name: len(tiles) for name, tiles in self.features.items()}
@@ -110,7 +116,7 @@ class PatientBags:
         return tuple(name for name, n_tiles in self.n_tiles.items() if n_tiles)
 
     def subset(self, patient_ids: Iterable[str]) -> PatientBags:
-        """Return a store of these patients only, in this order; it does not hold the others."""
+        """Return a store of these patients only, shape (tiles, dim) each, in this order."""
         selected = list(patient_ids)
         kept = set(selected)
         labels = self.instance_labels
@@ -125,10 +131,10 @@ class PatientBags:
         )
 
     def refit_without(self, patient_ids: Iterable[str]) -> PatientBags:
-        """Return the same patients with a tile filter that was fitted without the ones named.
+        """Return the same patients, shape (tiles, dim) each, with a filter fitted without some.
 
-        The result is the store itself where no filter drops tiles when they are read, or the filter
-        has no examples of these patients.
+        The filter is fitted without the patients named. The result is the store itself where no
+        filter drops tiles when they are read, or the filter has no examples of these patients.
         """
         if not isinstance(self.features, FeatureMapping):
             return self
@@ -138,7 +144,7 @@ class PatientBags:
         return replace(self, features=features, tile_filter=features.tile_filter)
 
     def with_instance_labels(self, labels: Mapping[tuple[str, str], int]) -> PatientBags:
-        """Return the store with labels of single images: 0 or 1, by slide and source.
+        """Return the store with labels of images, 0 or 1 by slide and source, as shape (tiles,).
 
         Raises
         ------
@@ -163,7 +169,7 @@ class PatientBags:
         return replace(self, instance_labels=arrays)
 
     def with_unlabelled(self, others: PatientBags) -> PatientBags:
-        """Return the store with unlabelled patients; call it before any split of the store.
+        """Return the store with unlabelled patients, shape (tiles, dim) each; call before splits.
 
         Patients of this store are left out, see :meth:`find_duplicates`, so that no copy of a test
         patient is used in training.
@@ -222,11 +228,11 @@ class PatientBags:
 def load_patient_bags(
     cohort: Cohort, bag_paths: Mapping[str, BagRef], *, most_bytes: int | None = None
 ) -> PatientBags:
-    """Read the bags of a cohort, and keep them in memory if there is room.
+    """Read the bags of a cohort, shape (tiles, dim) per patient; keep them in memory if they fit.
 
-    A slide without a bag is listed, not an error: the patient's other slides are used, and a
-    patient without any tile stays in the store with none. If embeddings take more than
-    ``most_bytes``, all are left in their files and read again at each access; results are the same.
+    Slides without a bag are listed, and a patient without tiles stays in the store with none. If
+    embeddings take more than ``most_bytes``, all are left in their files and read again at each
+    access; results are the same.
 
     Parameters
     ----------
@@ -235,7 +241,7 @@ def load_patient_bags(
     bag_paths
         Reference to the bag of each slide, by slide id.
     most_bytes
-        Memory for embeddings, in bytes; half of the available memory by default.
+        Memory for embeddings; half of the available memory by default.
 
     Raises
     ------

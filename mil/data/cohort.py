@@ -25,27 +25,27 @@ _MANGLED_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IG
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """A patient: the unit of splits and scores."""
+    """A patient, the unit of splits and scores, with its slides in the order of the table.
+
+    ``label`` and ``center_id`` are None where the table has no such column.
+    """
 
     patient_id: str
-    """Id exactly as in the table."""
     slide_ids: tuple[str, ...]
-    """Slides in the order of the table."""
     label: str | None
-    """Class; None in a table without labels."""
     center_id: str | None
-    """Centre; None if the table has no centres."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Patients in order of first appearance."""
+    """Patients in order of first appearance in the table ``path``; labels have shape (patients,).
+
+    ``classes`` are the sorted distinct labels, none in a table without labels.
+    """
 
     path: Path
-    """Path of the table, for messages."""
     patients: tuple[Patient, ...]
     classes: tuple[str, ...]
-    """Sorted distinct labels; empty in a table without labels."""
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -77,16 +77,8 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
     """Read and check a cohort table with one row per slide.
 
     Columns: ``image_id`` or ``slide_id`` (``bag_id`` for series of images), ``patient_id``,
-    ``label`` if ``labelled``, and optionally ``center_id``. The suffix of a
-    slide file is removed from slide ids. A table with ``bag_id`` may have one row per image of a
-    bag.
-
-    Parameters
-    ----------
-    path
-        CSV table.
-    labelled
-        Whether labels are required; if not, a column of labels is ignored.
+    ``label`` if ``labelled`` (it is ignored otherwise), and optionally ``center_id``. Suffixes of
+    slide files are removed from slide ids. A table with ``bag_id`` may have a row per image.
 
     Raises
     ------
@@ -115,18 +107,10 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
 
 
 def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
-    """Read the rows of a cohort table and check each by itself, not against the others.
+    """Read the rows of a cohort table, shape (slides, columns), and check each by itself.
 
-    Parameters
-    ----------
-    path, labelled
-        As for :func:`read_cohort`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Shape (slides, columns): ``slide`` (without suffix), ``patient``, ``label`` if ``labelled``,
-        and ``centre`` if the table has ``center_id``; row i is line i + 2 of the file.
+    The columns are ``slide`` (without suffix), ``patient``, ``label`` if ``labelled``, and
+    ``centre`` if the table has ``center_id``; row i is line i + 2 of the file.
 
     Raises
     ------

@@ -22,16 +22,18 @@ Features = npt.NDArray[np.floating[Any]]
 
 
 class Batch(NamedTuple):
-    """Bags of several patients, padded to the longest."""
+    """Bags of several patients, padded to the longest.
+
+    ``features`` have shape (batch, tiles, dim), float32, zeros on padding; ``mask`` has shape
+    (batch, tiles), bool, True on real tiles.
+    """
 
     features: Tensor
-    """Shape (batch, tiles, dim), float32; zeros on padding."""
     mask: Tensor
-    """Shape (batch, tiles), bool; True on real tiles."""
 
 
 class FeatureMapping(Mapping[str, Features], ABC):
-    """Embeddings by patient id that are read or computed at each access."""
+    """Embeddings by patient id, shape (tiles, dim), that are read or computed at each access."""
 
     tile_filter: TileFilter | None = None
     """Filter that drops tiles when they are read."""
@@ -43,7 +45,7 @@ class FeatureMapping(Mapping[str, Features], ABC):
 
     @abstractmethod
     def subset(self, patient_ids: Sequence[str]) -> FeatureMapping:
-        """Return a mapping of these patients only, in this order; no other can be read from it."""
+        """Return a mapping of these patients only, shape (tiles, dim) each, in this order."""
 
     def refit_without(self, patient_ids: Iterable[str]) -> FeatureMapping:  # noqa: ARG002
         """Return the same patients with nothing learned from the ones named."""
@@ -51,18 +53,10 @@ class FeatureMapping(Mapping[str, Features], ABC):
 
 
 class OnDiskFeatures(FeatureMapping):
-    """Embeddings by patient id that stay in their files and are read at each access.
+    """Embeddings that stay in their files, read at each access: shape (tiles, dim) per patient.
 
-    Parameters
-    ----------
-    files
-        Bags by patient, in order.
-    n_tiles
-        Number of embeddings by patient, in the same order, from the first reading.
-    dim
-        Length of an embedding.
-    n_views
-        Augmented views per tile, to read those; 0 to read the plain tiles.
+    ``files`` are the bags by patient, in order, and ``n_tiles`` their numbers of embeddings at the
+    first reading. With ``n_views``, the augmented views are read, shape (tiles, n_views, dim).
     """
 
     def __init__(
@@ -111,7 +105,7 @@ class OnDiskFeatures(FeatureMapping):
         return len(self._files)
 
     def subset(self, patient_ids: Sequence[str]) -> OnDiskFeatures:
-        """Return a mapping of these patients only, in this order."""
+        """Return a mapping of these patients only, shape (tiles, dim) each, in this order."""
         return OnDiskFeatures(
             {name: self._files[name] for name in patient_ids},
             {name: self.n_tiles[name] for name in patient_ids},

@@ -27,16 +27,9 @@ _MOST_NAMED = 5
 
 
 class FilteredFeatures(FeatureMapping):
-    """Embeddings by patient id without the tiles that a filter drops.
+    """Embeddings by patient id, shape (tiles, dim), without the tiles that a filter drops.
 
-    Parameters
-    ----------
-    features
-        Embeddings of all tiles by patient id, shape (tiles, dim).
-    tile_filter
-        Filter applied when tiles are read.
-    trained_on
-        Training slides of the filter by patient.
+    The filter is applied when tiles are read; ``trained_on`` are its training slides by patient.
     """
 
     def __init__(
@@ -76,13 +69,15 @@ class FilteredFeatures(FeatureMapping):
         return sum(int((~self._kept[patient_id]).sum()) for patient_id in self.n_tiles)
 
     def subset(self, patient_ids: Sequence[str]) -> FilteredFeatures:
-        """Return a mapping of these patients only, in this order, with the same filter."""
+        """Return a mapping of these patients, shape (tiles, dim) each, with the same filter."""
         trained_on = {n: self.trained_on[n] for n in patient_ids if n in self.trained_on}
         features = subset_features(self._features, patient_ids)
         return FilteredFeatures(features, self.tile_filter, trained_on=trained_on)
 
     def refit_without(self, patient_ids: Iterable[str]) -> FilteredFeatures:
-        """Return the same patients with a filter fitted without the examples of the ones named.
+        """Return the same patients, shape (tiles, dim) each, with a filter fitted without some.
+
+        The examples of the patients named are left out of the fit.
 
         Raises
         ------
@@ -101,22 +96,11 @@ class FilteredFeatures(FeatureMapping):
 def apply_tile_filter(
     bags: PatientBags, cohort: Cohort, *, bags_dir: Path, tile_filter: TileFilter | None
 ) -> PatientBags:
-    """Return bags behind a filter: the one given, or the one they were embedded with.
+    """Return bags, shape (tiles, dim) each, behind the filter given or that of the embedding.
 
     A filter given here drops tiles when they are read, and each fold fits it again without its test
     patients. The effect of a filter at embedding cannot be undone: that filter must not have been
-    trained on any patient of the cohort.
-
-    Parameters
-    ----------
-    bags
-        Bags of the cohort.
-    cohort
-        Patients and their slides.
-    bags_dir
-        Folder of the bags, which holds a copy of the filter they were embedded with.
-    tile_filter
-        The filter to apply; None for none.
+    trained on any patient of the cohort; ``bags_dir`` holds a copy of it.
 
     Raises
     ------

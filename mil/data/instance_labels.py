@@ -18,12 +18,8 @@ InstanceLabels = Mapping[tuple[str, str], int]
 def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
     """Read labels of images: ``slide_id`` (or ``bag_id``), ``source`` (or ``path``), 0 or 1.
 
-    Parameters
-    ----------
-    path
-        CSV table; sources are named as in bags, see ``docs/reference/bag.md``.
-    names
-        Columns that may hold the label, preferred first.
+    Sources are named as in bags, see ``docs/reference/bag.md``. ``names`` are columns that may hold
+    the label, preferred first.
 
     Raises
     ------

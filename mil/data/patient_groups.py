@@ -20,17 +20,8 @@ and test data at once."""
 def group_ids(patient_ids: Sequence[str], linked: LinkedPairs) -> Ints:
     """Return a group index per patient, equal for patients linked directly or through others.
 
-    Parameters
-    ----------
-    patient_ids
-        The patients.
-    linked
-        Pairs of patients; pairs with other patients are ignored.
-
-    Returns
-    -------
-    numpy.ndarray
-        Index of the group's first patient, shape (patients,); the own index without links.
+    It is the index of the group's first patient, shape (patients,); the own index without links.
+    Pairs with other patients are ignored.
     """
     n_patients = len(patient_ids)
     if not linked:
@@ -47,17 +38,8 @@ def group_ids(patient_ids: Sequence[str], linked: LinkedPairs) -> Ints:
 def assign_groups(groups: Ints, assign: Callable[[Ints], Ints]) -> Ints:
     """Assign folds to the first patient of each group, and to the others with it.
 
-    Parameters
-    ----------
-    groups
-        From :func:`group_ids`, shape (patients,).
-    assign
-        Maps indices of patients, shape (n,), to their folds, shape (n,).
-
-    Returns
-    -------
-    numpy.ndarray
-        Fold of each patient, shape (patients,).
+    ``groups`` is the result of :func:`group_ids`, shape (patients,), as are the folds. ``assign``
+    maps indices of patients, shape (n,), to their folds, shape (n,).
     """
     first, inverse = np.unique(groups, return_inverse=True)
     return np.asarray(assign(first)[inverse], np.int64)

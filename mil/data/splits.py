@@ -37,29 +37,28 @@ SplitBy = Literal["patient", "centre"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One split of the patients into a training and a test part."""
+    """One split of the patients into disjoint parts, each in the order of the cohort.
+
+    ``repeat`` is the index of the cross-validation and ``index`` that of the fold in it, from 0.
+    """
 
     repeat: int
-    """Index of the cross-validation, from 0."""
     index: int
-    """Index of the fold in it, from 0."""
     train_ids: tuple[str, ...]
-    """Training patients, in the order of the cohort."""
     test_ids: tuple[str, ...]
-    """Test patients, in the order of the cohort; disjoint from ``train_ids``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentreSpread:
-    """The centre whose share of the test patients differs most between folds."""
+    """Centre whose share of the test patients differs most between the folds of a repeat.
+
+    ``lowest`` and ``highest`` are its shares of a fold's test patients, 0 to 1.
+    """
 
     center_id: str
     repeat: int
-    """Index of the cross-validation with the largest difference."""
     lowest: float
-    """Smallest share of a fold's test patients from this centre."""
     highest: float
-    """Largest such share."""
 
     @property
     def difference(self) -> float:
@@ -208,22 +207,9 @@ def stratified_fold_ids(
 ) -> Ints:
     """Assign patients to folds, every class spread evenly over the folds.
 
-    Parameters
-    ----------
-    labels
-        Class index of each patient, shape (n,).
-    n_folds
-        Number of folds.
-    seed
-        One or more numbers that seed the shuffling.
-    groups
-        Index of each patient's centre, shape (n,), spread as evenly as classes allow; none by
-        default.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,), 0 to ``n_folds`` - 1. Folds differ by at most one patient per class.
+    ``labels`` are class indices, shape (n,). ``groups`` are indices of centres, shape (n,), spread
+    as evenly as classes allow. The result has shape (n,) and values 0 to ``n_folds`` - 1; folds
+    differ by at most one patient per class.
     """
     rng = np.random.default_rng(tuple(seed))
     if groups is not None:
@@ -243,16 +229,7 @@ def folds_from_ids(
 ) -> list[Fold]:
     """Make one fold per distinct id, with its patients as test part and the others as training.
 
-    Parameters
-    ----------
-    cohort
-        The patients.
-    fold_ids
-        Fold in which each patient is tested, from 0, shape (patients,).
-    repeat
-        Index of the cross-validation.
-    linked
-        Pairs of patients that share a slide: patients linked to a test patient are not trained on.
+    ``fold_ids`` has shape (patients,). Other patients linked to a test patient are not trained on.
     """
     ids = np.array(cohort.patient_ids)
     linked_group = group_ids(cohort.patient_ids, linked)
@@ -268,7 +245,7 @@ def folds_from_ids(
 
 
 def write_folds(path: Path, folds: Sequence[Fold]) -> None:
-    """Write a CSV table of repeat, fold and test patient.
+    """Write a CSV table of repeat, fold and test patient, shape (test patients, 3).
 
     Raises
     ------

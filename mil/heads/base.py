@@ -32,22 +32,30 @@ _DROPPED_OF_256 = 64
 
 
 class HeadOutput(NamedTuple):
-    """Output of a head for a batch of patients."""
+    """Output of a head for a batch of patients.
+
+    Attributes
+    ----------
+    logits
+        Shape (batch, classes).
+    attention
+        Shape (batch, tiles): non-negative, sums to 1 over a patient's real tiles, 0 on padding.
+    contributions
+        Shape (batch, tiles, classes): summands of the logits, 0 on padding. None where the logits
+        are not a sum over tiles.
+    tile_logits
+        Shape (batch, tiles, classes): logits of each tile by itself, arbitrary on padding. None
+        where a head does not classify single tiles.
+    """
 
     logits: Tensor
-    """Shape (batch, classes)."""
     attention: Tensor
-    """Shape (batch, tiles): non-negative, sums to 1 over a patient's real tiles, 0 on padding."""
     contributions: Tensor | None = None
-    """Shape (batch, tiles, classes): summands of the logits, 0 on padding. None where the logits
-    are not a sum over tiles."""
     tile_logits: Tensor | None = None
-    """Shape (batch, tiles, classes): logits of each tile by itself, arbitrary on padding. None
-    where a head does not classify single tiles."""
 
 
 class Head(nn.Module):
-    """Pooling of a patient's tiles into logits.
+    """Pooling of a patient's tiles, shape (tiles, dim), into logits, shape (classes,).
 
     A new head is one class in one file: it takes ``n_components`` and ``n_classes``, implements
     :meth:`forward_components`, and is registered with :func:`register_head`. The whitening is part
@@ -117,18 +125,9 @@ def head_names() -> tuple[str, ...]:
 
 
 def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Head:
-    """Build a head with random weights.
+    """Build a head with random weights for embeddings of shape (tiles, dim).
 
-    Parameters
-    ----------
-    name
-        One of :func:`head_names`.
-    dim
-        Length of an embedding.
-    n_components
-        Whitened components per embedding.
-    n_classes
-        Number of classes.
+    ``name`` is one of :func:`head_names`, and ``n_components`` the number of whitened components.
 
     Raises
     ------
@@ -141,7 +140,7 @@ def build_head(name: str, *, dim: int, n_components: int, n_classes: int) -> Hea
 
 
 def instance_projection(n_components: int) -> nn.Sequential:
-    """Return the layers that embed a tile: linear map of its components, ReLU, dropout."""
+    """Return the layers (linear, ReLU, dropout) to hidden features of shape (..., hidden)."""
     return nn.Sequential(nn.Linear(n_components, HIDDEN), nn.ReLU(), ByteDropout(_DROPPED_OF_256))
 
 

@@ -10,7 +10,7 @@ __all__ = ["ByteDropout"]
 
 
 class ByteDropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) from one random byte per number.
+    """Dropout (Srivastava et al., 2014), any shape, from one random byte per number.
 
     ``torch.nn.Dropout`` draws a whole random number per element, sequentially on a CPU, which takes
     a quarter of a training step; drawing eight bytes at a time takes a sixth of that.

@@ -17,19 +17,9 @@ __all__ = ["predict_members", "predict_views"]
 def predict_members(
     heads: Sequence[Head], tiles: Features
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return logits and attention of each head for one patient.
+    """Return logits, shape (heads, classes), and attention, shape (heads, tiles), of a patient.
 
-    Parameters
-    ----------
-    heads
-        Heads of an ensemble, on the CPU.
-    tiles
-        The patient's embeddings, shape (tiles, dim); at least one.
-
-    Returns
-    -------
-    tuple
-        Logits of shape (heads, classes) and attention of shape (heads, tiles), float64.
+    ``tiles`` are its embeddings, shape (tiles, dim), at least one; heads are on the CPU.
     """
     features = torch.from_numpy(np.asarray(tiles)).float()[None]  # (1, tiles, dim)
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
@@ -47,18 +37,8 @@ def predict_views(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return logits and attention of each head on the plain tiles, then on each view of them.
 
-    Parameters
-    ----------
-    heads, tiles
-        As for :func:`predict_members`.
-    views
-        Embeddings of the augmented views, shape (tiles, n_views, dim).
-
-    Returns
-    -------
-    tuple
-        Logits of shape (1 + n_views, heads, classes) and attention of shape
-        (1 + n_views, heads, tiles), float64.
+    Logits have shape (1 + n_views, heads, classes), attention (1 + n_views, heads, tiles).
+    ``views`` are embeddings of augmented views, shape (tiles, n_views, dim).
     """
     versions = [tiles, *np.moveaxis(views, 1, 0)]
     logits, attention = zip(*(predict_members(heads, each) for each in versions), strict=True)

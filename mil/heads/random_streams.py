@@ -12,15 +12,11 @@ __all__ = ["RandomStreams"]
 
 
 class RandomStreams:
-    """Random numbers by row: equally many rows for the first head, the second, and so on.
+    """Random numbers of shape (rows, ...), equally many rows for each head in turn.
 
     Each ensemble has a generator of its own, so that its numbers do not depend on the ensembles
-    that are trained at the same time.
-
-    Parameters
-    ----------
-    streams
-        The generator of each head, those of an ensemble consecutive; None is torch's global one.
+    that are trained at the same time. ``streams`` holds the generator of each head, those of an
+    ensemble consecutive; None is torch's global one.
     """
 
     def __init__(self, streams: Sequence[Generator | None] = (None,)) -> None:

@@ -24,19 +24,15 @@ def can_stack(head: Head) -> bool:
 
 
 class StackedHeads:
-    """Heads of one kind that are trained together, each on its own patients.
+    """Heads of one kind that are trained together, with parameters of shape (heads, ...).
 
     ``module`` is called like a single head. Its batch holds the patients of the first head, then
     equally many of the second, and so on; each linear map is one batched product that applies a
     head's weights to its own patients. This is what ``torch.func.stack_module_state`` and ``vmap``
     do, which do not support the autograd function of gated attention.
 
-    Parameters
-    ----------
-    heads
-        Heads of one kind and size; more than one only if :func:`can_stack`. Weights are copied.
-    random_streams
-        Source of the random numbers of dropout.
+    The weights of ``heads`` are copied; there is more than one only if :func:`can_stack`.
+    ``random_streams`` gives the random numbers of dropout.
     """
 
     def __init__(self, heads: Sequence[Head], random_streams: RandomStreams) -> None:

@@ -26,13 +26,7 @@ _STORED_NAMES = {
 
 
 def heads_to_state_dict(heads: Sequence[Head]) -> dict[str, Tensor]:
-    """Return the weights of an ensemble by stored name, on the CPU.
-
-    Parameters
-    ----------
-    heads
-        Heads of one kind that share their whitening; at least one.
-    """
+    """Return the weights of heads that share their whitening, by stored name, on the CPU."""
     packed = {
         f"{index}.{name}": value
         for index, head in enumerate(heads)

@@ -20,12 +20,13 @@ _BAGS_PER_BLOCK = 64
 
 
 class Whitening(nn.Module):
-    """Affine map of embeddings to a few uncorrelated components."""
+    """Affine map of embeddings to a few uncorrelated components.
+
+    ``mean``, shape (dim,), is subtracted; then ``matrix``, shape (dim, n_components), multiplies.
+    """
 
     mean: Tensor
-    """Shape (dim,): subtracted first."""
     matrix: Tensor
-    """Shape (dim, n_components): multiplied with then."""
 
     def __init__(self, dim: int, n_components: int) -> None:
         super().__init__()
@@ -44,22 +45,14 @@ def fit_pca_whitening(
     *,
     device: torch.device | None = None,
 ) -> Whitening:
-    """Fit principal components of tiles, every patient with the same weight.
+    """Fit principal components of tiles, shape (tiles, dim) per patient of equal weight.
 
     Components are divided by their standard deviation with a floor (the mean variance of the kept
     ones is added), so that the smallest, mostly noise, are not scaled to the size of the first.
     About 4,096 evenly spaced tiles are used, 16 to 256 per patient. Each bag is read once.
 
-    Parameters
-    ----------
-    bags
-        Embeddings by patient id, shape (tiles, dim).
-    names
-        Patients to fit on, each with at least one tile.
-    n_components
-        Components to keep; at most ``dim``.
-    device
-        Device of the computation and of the result; the CPU by default.
+    Each of the patients ``names`` has at least one tile. At most dim components are kept. The
+    result is on the device of the computation, the CPU by default.
 
     Raises
     ------

@@ -19,27 +19,21 @@ __all__ = ["MixedBatch", "add_noise", "apply_instance_dropout", "mix_bags"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixedBatch:
-    """Bags that mix two patients each."""
+    """Bags of shape (batch, 2 × tiles, dim) that mix two patients each, the own tiles first.
+
+    ``partners`` are indices of the patients in the second half, shape (batch,), int64; ``shares``
+    are weights of the own labels, shape (batch,), float32, 0.5 to 1.
+    """
 
     batch: Batch
-    """Mixed bags, twice as wide: the patient's own tiles are in the first half."""
     partners: Tensor
-    """Shape (batch,), int64: index of the patient of the batch in the second half."""
     shares: Tensor
-    """Shape (batch,), float32, 0.5 to 1: weight of the patient's own label."""
 
 
 def apply_instance_dropout(batch: Batch, p: float, rng: RandomStreams) -> Batch:
-    """Drop each tile with probability ``p``; at least one tile of each bag stays.
+    """Drop each tile of bags of shape (batch, tiles, dim) with probability ``p``.
 
-    Parameters
-    ----------
-    batch
-        Patients with at least one tile.
-    p
-        0 keeps everything and uses no random numbers.
-    rng
-        Random numbers with a row per patient.
+    At least one tile of each bag stays; 0 uses no random numbers.
     """
     if not p:
         return batch
@@ -50,16 +44,9 @@ def apply_instance_dropout(batch: Batch, p: float, rng: RandomStreams) -> Batch:
 
 
 def add_noise(batch: Batch, std: float, rng: RandomStreams) -> Batch:
-    """Add normal noise to the features of real tiles.
+    """Add normal noise to the features of real tiles, shape (batch, tiles, dim).
 
-    Parameters
-    ----------
-    batch
-        Patients.
-    std
-        Standard deviation, in units of the features; 0 uses no random numbers.
-    rng
-        Random numbers with a row per patient.
+    ``std`` is the standard deviation in units of the features; 0 uses no random numbers.
     """
     if not std:
         return batch
@@ -73,18 +60,8 @@ def mix_bags(batch: Batch, alpha: float, rng: RandomStreams, *, n_heads: int = 1
     A share λ drawn from Beta(``alpha``, ``alpha``), or 1 - λ if that is larger, of a patient's
     tiles stays; a random partner among the patients of the same head adds the complementary share
     of its tiles. Features are not interpolated, so every tile is a real one, and any head can be
-    trained on it.
-
-    Parameters
-    ----------
-    batch
-        Equally many patients per head, consecutive; each with at least one tile.
-    alpha
-        Positive; the larger, the closer the shares are to one half.
-    rng
-        Random numbers with a row per patient.
-    n_heads
-        Number of heads.
+    trained on it. The larger ``alpha``, the closer the shares are to one half. ``batch`` has shape
+    (batch, tiles, dim): equally many patients per head, consecutive, each with at least one tile.
     """
     features, mask = _shuffled(batch, rng)  # (batch, tiles, dim), (batch, tiles)
     n_patients, device = len(mask) // n_heads, mask.device

@@ -82,7 +82,7 @@ class Checkpoints:
     def read(self, key: str, *, head: str, n_classes: int) -> FoldResult | None:
         """Return the result of that name, or None if it is missing or cannot be read.
 
-        ``head`` is the kind of its heads.
+        ``head`` is the kind of its heads; its logits have shape (``n_classes``,) per patient.
         """
         try:
             with safe_open(self._path(key), framework="pt") as file:
@@ -104,7 +104,7 @@ class Checkpoints:
             return None
 
     def write(self, key: str, result: FoldResult) -> None:
-        """Write a result, complete or not at all, without rounding.
+        """Write a result, complete or not at all: logits of shape (classes,) without rounding.
 
         Raises
         ------

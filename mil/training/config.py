@@ -19,52 +19,72 @@ _POSITIVE_INTEGERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Hyper-parameters of training, the same for cross-validation and the deployed ensemble."""
+    """Hyper-parameters of training, the same for cross-validation and the deployed ensemble.
+
+    Attributes
+    ----------
+    head
+        Kind of head, see :func:`mil.heads.head_names`.
+    n_members
+        Heads per ensemble.
+    n_components
+        Whitened components per embedding; fewer for few patients.
+    early_stopping
+        Stop each head by the validation loss on an inner fold of its own, else after
+        ``fixed_steps``. All ensembles of a run have the same rule, because the rule changes the
+        scale of the logits, which the calibrator is fitted to.
+    max_epochs, patience
+        Maximum number of epochs, and of epochs without improvement, with early stopping.
+    fixed_steps
+        Steps without early stopping. Steps and not epochs: the scale of the logits grows with
+        steps, and must be the same for the deployed heads, which have more training patients.
+    batch_patients, max_tiles
+        Patients per step, and tiles sampled per patient and step: batches have shape
+        (batch_patients, max_tiles, n_components) per head.
+    learning_rate
+        Learning rate of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping
+        and 1e-3 without, where only the number of small steps limits overfitting.
+    weight_decay
+        Weight decay of AdamW.
+    schedule
+        Learning rate schedule: ``constant``, or ``one-cycle`` up to ``learning_rate`` and down
+        (Smith and Topin, 2019) over the maximum number of steps.
+    clip_norm
+        Maximum norm of the gradient.
+    loss
+        One of :data:`mil.training.losses.LOSSES`; early stopping always uses the balanced one.
+    label_smoothing
+        Share of a label that is distributed over all classes, 0 to below 1.
+    instance_dropout
+        Probability of leaving a tile out of a step, 0 to below 1.
+    feature_noise
+        Standard deviation of noise on whitened components, whose own is at most 1.
+    mixup
+        Parameter α of mixup, see :func:`mil.training.augmentation.mix_bags`; 0 for none. Labels of
+        images are not used with mixup.
+    device
+        Torch device.
+    """
 
     head: str = "gated"
-    """Kind of head, see :func:`mil.heads.head_names`."""
     n_members: int = 5
-    """Heads per ensemble."""
     n_components: int = 64
-    """Whitened components per embedding; fewer for few patients."""
     early_stopping: bool = False
-    """Stop each head by the validation loss on an inner fold of its own, else after
-    ``fixed_steps``. All ensembles of a run have the same rule: the rule changes the scale of the
-    logits, which must be the same for the calibrator and the deployed ensemble."""
     max_epochs: int = 60
-    """Maximum number of epochs with early stopping."""
     fixed_steps: int = 120
-    """Steps without early stopping. Steps and not epochs: the scale of the logits grows with steps,
-    and must be the same for the deployed heads, which have more training patients."""
     patience: int = 12
-    """Epochs without improvement before early stopping."""
     batch_patients: int = 16
-    """Patients per step."""
     max_tiles: int = 64
-    """Tiles sampled per patient and step."""
     learning_rate: float | None = None
-    """Learning rate of AdamW (Loshchilov and Hutter, 2019). By default 1e-2 with early stopping and
-    1e-3 without, where only the number of small steps limits overfitting."""
     weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
     schedule: str = "constant"
-    """Learning rate schedule: ``constant``, or ``one-cycle`` up to ``learning_rate`` and down
-    (Smith and Topin, 2019) over the maximum number of steps."""
     clip_norm: float = 1.0
-    """Maximum norm of the gradient."""
     loss: str = "balanced"
-    """One of :data:`mil.training.losses.LOSSES`; early stopping always uses the balanced one."""
     label_smoothing: float = 0.0
-    """Share of a label that is distributed over all classes, 0 to below 1."""
     instance_dropout: float = 0.0
-    """Probability of leaving a tile out of a step, 0 to below 1."""
     feature_noise: float = 0.0
-    """Standard deviation of noise on whitened components, whose own is at most 1."""
     mixup: float = 0.0
-    """Parameter α of mixup, see :func:`mil.training.augmentation.mix_bags`; 0: none. Labels of
-    images are not used with mixup."""
     device: str = "cpu"
-    """Torch device."""
 
     @property
     def n_inner_folds(self) -> int:

@@ -100,7 +100,7 @@ class FoldRunner:
         self._results: dict[int, list[FoldResult]] = {}
 
     def run(self, jobs: Sequence[FoldJob]) -> list[list[FoldResult]]:
-        """Return the results of each job, one per fold, in the order of the jobs.
+        """Return the results of each job, one per fold, with logits of shape (classes,) each.
 
         Raises
         ------
@@ -285,19 +285,9 @@ def nested_probabilities(
 ) -> Floats:
     """Return nested probabilities at the balanced prior, shape (repeats, patients, classes).
 
-    For each fold, the calibrator is fitted on a cross-validation within the fold's training
-    patients, so that nothing that was fitted on a patient has a part in its probability.
-
-    Parameters
-    ----------
-    bags, cohort, folds, config, seed, on_head, checkpoints, executor
-        As for :func:`cross_validate`.
-    oof
-        Its result for these.
-    inner
-        Result of :func:`inner_folds`.
-    calibrator
-        Name, see :func:`mil.calibration.build_calibrator`.
+    For each fold, the calibrator is fitted on a cross-validation on its ``inner`` folds, within the
+    fold's training patients, so that nothing that was fitted on a patient has a part in its
+    probability. ``oof`` is the result of :func:`cross_validate` for the arguments of its names.
 
     Raises
     ------

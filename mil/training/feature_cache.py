@@ -20,25 +20,31 @@ __all__ = ["CacheSpec", "FeatureCache", "build_caches", "length_buckets"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureCache:
-    """Whitened bags, concatenated in one tensor on the training device."""
+    """Whitened bags, concatenated in one tensor on the training device.
+
+    Attributes
+    ----------
+    tiles
+        Shape (tiles × n_versions, n_components), float32: the versions of a tile, the plain one and
+        its augmented views, are consecutive.
+    starts, lengths
+        Shape (patients,), int64: index of the first tile, and number of tiles, at least one.
+    labels
+        Shape (patients,), int64: class indices.
+    instance_labels
+        Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`.
+    """
 
     tiles: Tensor
-    """Shape (tiles × n_versions, n_components), float32: the versions of a tile are consecutive,
-    the plain one first."""
     starts: Tensor
-    """Shape (patients,), int64: index of a patient's first tile."""
     lengths: Tensor
-    """Shape (patients,), int64: number of a patient's tiles, at least one."""
     labels: Tensor
-    """Shape (patients,), int64: class indices."""
     n_versions: int = 1
-    """Versions of each tile: the plain one and its augmented views."""
     instance_labels: Tensor | None = None
-    """Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`."""
 
     @classmethod
     def concatenate(cls, caches: Sequence[FeatureCache]) -> FeatureCache:
-        """Return one cache; patients of the second come after those of the first, and so on."""
+        """Return one cache of all patients in turn, tiles of shape (tiles, n_components)."""
         if len(caches) == 1:
             return caches[0]
         offset, starts = 0, []
@@ -60,16 +66,8 @@ class FeatureCache:
 
         A bag of more than ``n_tiles`` is divided into ``n_tiles`` segments of equal length, and one
         tile is sampled from each, so that every part of a slide contributes to every step. A
-        smaller bag is used whole.
-
-        Parameters
-        ----------
-        patients
-            Shape (batch,), int64: indices of patients.
-        n_tiles
-            Maximum number of tiles per patient, and the width of the batch.
-        rng
-            Random numbers with a row per patient.
+        smaller bag is used whole. ``patients`` are indices, shape (batch,); the batch has shape
+        (batch, n_tiles, n_components).
         """
         return self.sample_labelled(patients, n_tiles, rng)[0]
 
@@ -88,16 +86,9 @@ class FeatureCache:
     def take_evenly(
         self, patients: Tensor, n_tiles: int | None = None, *, version: int = 0
     ) -> Batch:
-        """Select evenly spaced tiles of each patient, without randomness.
+        """Select at most ``n_tiles`` evenly spaced tiles of each patient, all by default.
 
-        Parameters
-        ----------
-        patients
-            Shape (batch,), int64: indices of patients.
-        n_tiles
-            Maximum number of tiles per patient; all of them by default.
-        version
-            Version of the tiles; 0 for the plain ones.
+        ``patients`` are indices, shape (batch,). Version 0 are the plain tiles.
         """
         longest = int(self.lengths[patients].max())
         width = longest if n_tiles is None else min(n_tiles, longest)
@@ -127,16 +118,15 @@ class FeatureCache:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheSpec:
-    """Patients and whitening of a feature cache that is to be built."""
+    """Patients, each with tiles, and whitening of a feature cache to build on its device.
+
+    ``bags`` holds at least these patients; ``labels`` are their class indices, shape (patients,).
+    """
 
     bags: PatientBags
-    """Store of at least these patients."""
     patient_ids: Sequence[str]
-    """Patients in the order of the cache, each with at least one tile."""
     labels: npt.NDArray[np.int64]
-    """Class index of each, shape (patients,)."""
     whitening: Whitening
-    """Whitening of their tiles, on the device of the cache."""
 
 
 def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
@@ -184,12 +174,7 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
 def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
     """Return slices of bags whose tiles, padded to the longest bag of a slice, fit ``room``.
 
-    Parameters
-    ----------
-    lengths
-        Tiles per bag, descending.
-    room
-        Tiles per slice; a single bag may exceed it.
+    ``lengths`` are tiles per bag, descending; a single bag may exceed ``room``.
     """
     slices, start = [], 0
     while start < len(lengths):

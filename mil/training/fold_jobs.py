@@ -88,7 +88,9 @@ class FoldWorker:
         """Do nothing: no resource is open."""
 
     def run(self, queue: JobQueue) -> None:
-        """Run jobs until none is left for now; each result is a :class:`FoldResult` per fold.
+        """Run jobs until none is left for now; a result is a :class:`FoldResult` per fold.
+
+        Its logits have shape (classes,) per test patient.
 
         Raises
         ------
@@ -121,7 +123,10 @@ class FoldWorker:
 
 
 def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
-    """Return the training patients of a fold, without any effect of its test patients."""
+    """Return the training patients of a fold, shape (tiles, dim) each, in a store without others.
+
+    A tile filter is fitted again without the test patients.
+    """
     return bags.refit_without(fold.test_ids).subset(fold.train_ids)
 
 

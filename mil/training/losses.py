@@ -21,24 +21,20 @@ _MIN_ATTENTION = 1e-6  # keeps logarithms finite
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BagLoss:
-    """Loss per patient, with class weights for its mean."""
+    """Loss per patient, in nats, with class weights for its mean, shape (classes,).
+
+    The mean weight of the training patients is 1. ``gamma`` is the exponent of ``1 - p`` in the
+    focal loss; 0 is log loss.
+    """
 
     weights: Tensor
-    """Shape (classes,): weight of a class; the mean over the training patients is 1."""
     gamma: float
-    """Exponent of ``1 - p`` in the focal loss; 0 is log loss."""
     label_smoothing: float
-    """Share of a label that is distributed over all classes."""
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return unweighted losses of patients, shape (batch,), in nats.
 
-        Parameters
-        ----------
-        logits
-            Shape (batch, classes).
-        target
-            Shape (batch,), int64: class indices.
+        ``logits`` have shape (batch, classes), class indices ``target`` shape (batch,).
         """
         if not self.gamma:
             return functional.cross_entropy(
@@ -60,16 +56,8 @@ def bag_loss(name: str, labels: Tensor, *, n_classes: int, label_smoothing: floa
     gives every patient the same. ``focal`` is ``-w_y (1 - p_y)² log p_y`` (Lin et al., 2017),
     with the weights of ``balanced`` as its α.
 
-    Parameters
-    ----------
-    name
-        One of :data:`LOSSES`.
-    labels
-        Shape (patients,), int64: class indices of the training patients.
-    n_classes
-        Number of classes.
-    label_smoothing
-        Share of a label that is distributed over all classes (Szegedy et al., 2016).
+    ``labels`` are class indices, shape (patients,). ``label_smoothing`` is the share of a label
+    that is distributed over all classes (Szegedy et al., 2016).
 
     Raises
     ------
@@ -90,16 +78,8 @@ def instance_attention_loss(attention: Tensor, mask: Tensor, instance_labels: Te
     """Return the log loss of attending to positive images, shape (batch,), in nats.
 
     It is minus the logarithm of the share of positive images in the attention to all labelled
-    images of a patient; 0 for patients without images of both labels.
-
-    Parameters
-    ----------
-    attention
-        Shape (batch, tiles).
-    mask
-        Shape (batch, tiles), bool: real tiles.
-    instance_labels
-        Shape (batch, tiles): 1, 0, or -1 if unknown.
+    images of a patient; 0 for patients without images of both labels. All arguments have shape
+    (batch, tiles); instance labels are 1, 0, or -1 if unknown.
     """
     positive, known = (instance_labels == 1) & mask, (instance_labels >= 0) & mask
     on_positive, on_known = (

@@ -69,17 +69,7 @@ def train_heads(
 
     Heads whose batches have the same shape are stacked and trained together. A head's result
     depends on the others only in the last bits of sums. A head that stops early leaves the stack.
-
-    Parameters
-    ----------
-    heads
-        Heads of one kind, with random weights, on the device of the cache.
-    splits
-        Training and validation patients of each head, shape (patients,) each.
-    cache
-        Features of the patients of all splits.
-    n_classes, config, on_head
-        As for :func:`mil.training.ensemble.train_ensembles`.
+    The heads are of one kind, with random weights, on the device of the cache.
     """
     states = [_HeadState(head, split) for head, split in zip(heads, splits, strict=True)]
     for shape, group in _group_by_shape(states, cache, config):
@@ -99,7 +89,7 @@ def tiles_per_batch(device: torch.device) -> int:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, *, n_steps: int
 ) -> LRScheduler:
-    """Return the learning rate schedule over at most ``n_steps`` steps."""
+    """Return the learning rate schedule over at most ``n_steps`` steps of training."""
     if config.schedule == "one-cycle":
         return OneCycleLR(
             optimizer,
@@ -112,15 +102,16 @@ def build_scheduler(
 
 @dataclass(eq=False)
 class _HeadState:
-    """A head with its split, learning curve and best validation loss."""
+    """A head with the best weights so far, its split, learning curve and best validation loss.
+
+    ``best_epoch`` is -1 before the first validation.
+    """
 
     head: Head
-    """Holds the best weights so far."""
     split: TrainSplit
     curve: list[EpochRecord] = field(default_factory=list)
     best_loss: float = float("inf")
     best_epoch: int = -1
-    """Epoch of the best validation loss; -1 before the first validation."""
 
     def update(self, epoch: int, train_loss: float, val_loss: float) -> bool:
         """Add an epoch to the curve; return whether its validation loss is the best so far."""
