@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from features.bags.bag import UNKNOWN, Fingerprint
 from features.parallel.devices import choose_device
+from mil.arrays import Floats, Ints
 from mil.calibration import Calibrator, build_calibrator
 from mil.calibration.priors import shift_prior
 from mil.data.bags import PatientBags, SlideRecord
@@ -32,8 +33,6 @@ from mil.training.ensemble import train_ensemble
 from mil.training.trainer import EpochRecord
 
 __all__ = ["MILClassifier"]
-
-Floats = npt.NDArray[np.float64]
 
 
 class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -332,9 +331,7 @@ def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[F
     return arrays
 
 
-def _as_labels(
-    y: npt.ArrayLike, arrays: Sequence[Features]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def _as_labels(y: npt.ArrayLike, arrays: Sequence[Features]) -> tuple[npt.NDArray[Any], Ints]:
     check_consistent_length(arrays, y)
     if np.ndim(y) == 2 and np.shape(y)[1] > 1:
         raise InputError(
@@ -353,7 +350,7 @@ def _as_labels(
 
 
 def _as_cohort(
-    arrays: Sequence[Features], labels: npt.NDArray[np.int64], groups: npt.ArrayLike | None
+    arrays: Sequence[Features], labels: Ints, groups: npt.ArrayLike | None
 ) -> tuple[PatientBags, Cohort]:
     """Return the patients with tiles; the bags of a patient are joined."""
     patient_ids = np.arange(len(arrays)) if groups is None else column_or_1d(groups)

@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from mil.arrays import Floats, Ints
 from mil.errors import CalibrationError
 
 __all__ = [
     "MIN_PATIENTS_PER_CLASS",
     "Calibrator",
-    "Floats",
-    "Ints",
     "build_calibrator",
     "calibrator_from_dict",
     "calibrator_names",
@@ -24,8 +22,6 @@ __all__ = [
     "register_calibrator",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MIN_PATIENTS_PER_CLASS = 3
 """Fewest patients of each class that a calibrator is fitted on."""

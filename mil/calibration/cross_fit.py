@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mil.calibration.base import Floats, Ints, build_calibrator
+from mil.arrays import Floats, Ints
+from mil.calibration.base import build_calibrator
 
 __all__ = ["cross_fit"]
 

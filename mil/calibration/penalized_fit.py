@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from features.utils.text import pluralize
-from mil.calibration.base import MIN_PATIENTS_PER_CLASS, Floats, Ints
+from mil.arrays import Floats, Ints
+from mil.calibration.base import MIN_PATIENTS_PER_CLASS
 from mil.errors import CalibrationError
 
 __all__ = [

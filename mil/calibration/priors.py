@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from features.errors import MilError
+from mil.arrays import Floats
 
 __all__ = ["balanced", "parse_prior", "shift_prior"]
 
-Shares = npt.NDArray[np.float64]
+Shares = Floats
 
 
 def balanced(classes: Sequence[str]) -> Shares:

@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import softmax
 
-from mil.calibration.base import Calibrator, Floats, Ints, read_array, register_calibrator
+from mil.arrays import Floats, Ints
+from mil.calibration.base import Calibrator, read_array, register_calibrator
 from mil.calibration.penalized_fit import RIDGE_SLOPE, CalibrationData, fit_penalized_softmax
 from mil.errors import CalibrationError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,14 @@ from features.utils.paths import strip_slide_suffix
 from features.utils.tables import find_column, read_table
 from mil.errors import CohortError
 
-__all__ = ["Cohort", "Patient", "read_cohort", "read_slide_rows", "without_suffix"]
+__all__ = [
+    "Cohort",
+    "Patient",
+    "check_one_value",
+    "read_cohort",
+    "read_slide_rows",
+    "without_suffix",
+]
 
 _BAG = "bag_id"
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
@@ -94,7 +100,7 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
     _check_unique_slides(path, named)
     for column in ("label", "centre"):
         if column in named:
-            _check_one_value(path, named, column)
+            check_one_value(path, named, column, per="patient")
     classes = tuple(sorted(set(named["label"]))) if labelled else ()
     if len(classes) == 1:
         raise CohortError(
@@ -185,33 +191,37 @@ def _check_mangled_ids(path: Path, ids: pd.Series[str]) -> None:
 
 
 def _check_unique_slides(path: Path, named: pd.DataFrame) -> None:
-    counts = Counter(named["slide"])
-    for slide, count in counts.items():
-        if count == 1:
-            continue
-        rows = named[named["slide"] == slide]
-        owners = sorted(set(rows["patient"]))
-        where = f"{path}, rows {_rows(rows)}"
-        if len(owners) > 1:
-            raise CohortError(
-                where,
-                actual=f"slide {slide!r} of {len(owners)} patients: {', '.join(owners)}",
-                expected="one patient per slide",
-            )
-        raise CohortError(where, actual=f"slide {slide!r} {count} times", expected="once")
-
-
-def _check_one_value(path: Path, named: pd.DataFrame, column: str) -> None:
-    n_values = named.groupby("patient", sort=False)[column].nunique()
-    twice = n_values[n_values > 1]
-    if len(twice):
-        patient = twice.index[0]
-        rows = named[named["patient"] == patient]
+    check_one_value(path, named, "patient", per="slide")
+    repeated = named["slide"][named["slide"].duplicated()]
+    if len(repeated):
+        rows = named[named["slide"] == repeated.iloc[0]]
         raise CohortError(
             f"{path}, rows {_rows(rows)}",
-            actual=f"patient {patient!r} has {column}s {', '.join(sorted(set(rows[column])))}",
-            expected=f"one {column} per patient",
-            hint=f"This concerns {len(twice)} patients." if len(twice) > 1 else "",
+            actual=f"slide {repeated.iloc[0]!r} {len(rows)} times",
+            expected="once",
+        )
+
+
+def check_one_value(path: Path, rows: pd.DataFrame, column: str, *, per: str) -> None:
+    """Raise unless a column, such as ``label``, has one value per ``patient`` or ``slide``.
+
+    ``rows`` has shape (rows, columns) as returned by :func:`read_slide_rows`.
+
+    Raises
+    ------
+    CohortError
+        If one has several values; the message names the rows in the file.
+    """
+    n_values = rows.groupby(per, sort=False)[column].nunique()
+    several = n_values[n_values > 1]
+    if len(several):
+        own = rows[rows[per] == several.index[0]]
+        values = ", ".join(sorted(set(own[column])))
+        raise CohortError(
+            f"{path}, rows {_rows(own)}",
+            actual=f"{per} {several.index[0]!r} has {column}s {values}",
+            expected=f"one {column} per {per}",
+            hint=f"This concerns {len(several)} {per}s." if len(several) > 1 else "",
         )
 
 

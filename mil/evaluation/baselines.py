@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mil.arrays import Bools, Floats
 from mil.calibration import clipped_log, cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Patient
@@ -27,34 +27,16 @@ SHORTCUT = "shortcut: "
 _MAX_COMPONENTS = 32
 _C = 0.1
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
 
 def mean_logistic_probabilities(
     bags: PatientBags, oof: OutOfFoldPredictions, *, calibrator: str, seed: int
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Return cross-fitted probabilities of a logistic regression on mean embeddings.
 
-    Patients, folds and calibrator are those of the run's own probabilities, so that only the head
-    differs. Scaling, principal components (at most 32, whitened) and regression are fitted
-    inside each training fold; nothing is tuned.
-
-    Parameters
-    ----------
-    bags
-        Bags of the cohort.
-    oof
-        Out-of-fold logits of the run, with its patients, labels and folds.
-    calibrator
-        Name, see :func:`mil.calibration.build_calibrator`.
-    seed
-        Seed of the principal components.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (repeats, patients, classes), at the balanced prior.
+    They have shape (repeats, patients, classes), at the balanced prior. Patients, folds and
+    calibrator are those of the run's own probabilities, so that only the head differs. Scaling,
+    principal components (at most 32, whitened) and regression are fitted inside each training fold;
+    nothing is tuned.
     """
     all_means = _means(bags, oof.patient_ids)
 
@@ -80,30 +62,15 @@ def shortcut_probabilities(
 ) -> dict[str, Floats]:
     """Return cross-fitted probabilities from variables other than tissue.
 
-    These are centre, number of slides, number of tiles, and all of them together, with the
-    patients, folds and calibrator of the run's own probabilities. A variable without variance is
-    left out.
-
-    Parameters
-    ----------
-    patients
-        Patients of the cohort; may include patients without predictions.
-    bags
-        Bags of the cohort.
-    oof, calibrator
-        As for :func:`mean_logistic_probabilities`.
-
-    Returns
-    -------
-    dict
-        float64, shape (repeats, patients, classes), at the balanced prior, by name with the prefix
-        :data:`SHORTCUT`.
+    These are centre, number of slides, number of tiles, and all of them together, without those
+    that do not vary. As for :func:`mean_logistic_probabilities`, probabilities have shape (repeats,
+    patients, classes); names have the prefix :data:`SHORTCUT`. Further ``patients`` are ignored.
     """
-    named = {patient.patient_id: patient for patient in patients}
+    by_id = {patient.patient_id: patient for patient in patients}
     n_tiles: Counter[str] = Counter()
-    for note in bags.slides:
-        n_tiles[note.patient_id] += note.n_tiles
-    columns = shortcut_features([named[name] for name in oof.patient_ids])
+    for slide in bags.slides:
+        n_tiles[slide.patient_id] += slide.n_tiles
+    columns = shortcut_features([by_id[name] for name in oof.patient_ids])
     tiles = np.log1p([[n_tiles[name]] for name in oof.patient_ids])
     if np.ptp(tiles) > 0:
         columns["tiles"] = tiles
@@ -134,9 +101,9 @@ def _cross_fitted(
     """
     logits = np.full(oof.logits.shape, np.nan)
     groups = group_ids(oof.patient_ids, oof.linked)
-    for repeat, of_repeat in enumerate(oof.fold):
-        for fold in np.unique(of_repeat):
-            held_out = of_repeat == fold
+    for repeat, folds in enumerate(oof.fold):
+        for fold in np.unique(folds):
+            held_out = folds == fold
             excluded = np.isin(groups, groups[held_out])
             values = columns(excluded)
             fitted = model(int((~excluded).sum())).fit(values[~excluded], oof.labels[~excluded])
@@ -144,7 +111,7 @@ def _cross_fitted(
     return cross_fit(logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
 
 
-def _means(bags: PatientBags, patient_ids: Sequence[str]) -> npt.NDArray[np.float64]:
+def _means(bags: PatientBags, patient_ids: Sequence[str]) -> Floats:
     """Return mean embeddings, shape (patients, dim); NaN for a patient without tiles."""
     means = np.full((len(patient_ids), bags.fingerprint.dim), np.nan)
     for row, patient_id in zip(means, patient_ids, strict=True):

@@ -1,9 +1,8 @@
 """Bootstrap intervals over patients: of scores, and of differences between predictions.
 
-Patients are resampled within their classes, so that class counts stay as they are. What the
-intervals show is the choice of patients given the predictions; the variance of training is not in
-them. Equal class counts, numbers of resamples and seeds give equal draws, which is what makes
-intervals of several kinds of predictions comparable.
+Patients are resampled within their classes, so that class counts stay as they are. The intervals
+cover the choice of patients, not the variance of training. Equal class counts, numbers of resamples
+and seeds give equal draws, so that intervals of several kinds of predictions are comparable.
 """
 
 from __future__ import annotations
@@ -15,14 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from mil.evaluation.metrics import Interval, Metric, auroc, log_losses, weighted_log_loss
+from mil.arrays import Bools, Floats, Ints
+from mil.evaluation.metrics import (
+    Interval,
+    Metric,
+    auroc,
+    log_losses,
+    one_vs_rest,
+    weighted_log_loss,
+)
 
 __all__ = ["paired_differences", "stratified_bootstrap"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
-_VALUES_PER_BLOCK = 2**20  # keeps what a block of resamples occupies below some 10 MB
+_VALUES_PER_BLOCK = 2**20  # A block of resamples occupies less than about 10 MB.
 _PAIRED_METRICS: Mapping[str, tuple[Metric, float]] = {
     "weighted_log_loss": (weighted_log_loss, -1.0),
     "auroc": (auroc, 1.0),
@@ -32,57 +37,32 @@ _PAIRED_METRICS: Mapping[str, tuple[Metric, float]] = {
 def stratified_bootstrap(
     metrics: Mapping[str, Metric], proba: Floats, labels: Ints, *, n_resamples: int, seed: int
 ) -> dict[str, Interval]:
-    """Return 95 % percentile intervals of scores over resampled patients, by name of the score.
+    """Return 95 percent percentile intervals of scores over resampled patients, by metric.
 
-    Parameters
-    ----------
-    metrics
-        Functions of ``proba`` and ``labels``, by name.
-    proba
-        Predictions, float64, shape (patients, classes), or (repeats, patients, classes): a score is
-        the mean over repeats then, and each resample takes the next repeat, so that the choice of
-        folds varies as well.
-    labels
-        Index of the true class, shape (patients,).
-    n_resamples
-        Number of resamples; 0 for scores with limits of NaN.
-    seed
-        Seed of the draws.
+    ``proba`` has shape (patients, classes), ``labels`` shape (patients,). Of ``proba`` of shape
+    (repeats, patients, classes) a score is the mean over repeats, and each resample takes the next
+    repeat, so that the choice of folds varies as well. Without resamples the limits are NaN.
     """
     repeats = proba if proba.ndim == 3 else proba[None]
-    result = {}
-    for name, metric in metrics.items():
-        value = np.mean([metric(one, labels) for one in repeats])
-        samples = _resampled_scores(metric, repeats, labels, n_resamples=n_resamples, seed=seed)
-        result[name] = _interval(value, samples)
-    return result
+    return {
+        name: _interval(
+            np.mean([metric(one, labels) for one in repeats]),
+            _resampled_scores(metric, repeats, labels, n_resamples=n_resamples, seed=seed),
+        )
+        for name, metric in metrics.items()
+    }
 
 
 def paired_differences(
     proba: Floats, baselines: Mapping[str, Floats], labels: Ints, *, n_resamples: int, seed: int
 ) -> dict[str, dict[str, Interval]]:
-    """Return how much better predictions are than each baseline, with 95 % intervals.
+    """Return how much better predictions are than each baseline, with 95 percent intervals.
 
     Both are scored on the same resampled patients, so that what makes a resample easy or hard for
     both cancels (Efron and Tibshirani, 1993). A difference is positive where the predictions are
-    better, for losses too.
-
-    Parameters
-    ----------
-    proba
-        Predictions, float64, shape (repeats, patients, classes). Scores are means over repeats, and
-        each resample takes the next repeat.
-    baselines
-        Predictions of the same shape, by name.
-    labels
-        Index of the true class, shape (patients,).
-    n_resamples, seed
-        Number of resamples and seed of the draws.
-
-    Returns
-    -------
-    dict
-        By baseline and by metric (``weighted_log_loss`` in nats, ``auroc``).
+    better, for losses too. ``proba`` and each baseline have shape (repeats, patients, classes);
+    ``labels`` has shape (patients,). Scores are means over repeats, and each resample takes the
+    next repeat. Results are by baseline and metric: ``weighted_log_loss`` in nats, ``auroc``.
     """
     values, samples = [], []
     for metric, sign in _PAIRED_METRICS.values():
@@ -121,11 +101,11 @@ def _resampled_scores(
     score = _BLOCK_SCORES.get(metric, _loop_over(metric))
     samples = np.empty(n_resamples)
     n_rows = max(1, _VALUES_PER_BLOCK // max(1, ordered[0].size))
-    for index, of_repeat in enumerate(ordered):
+    for index, predicted in enumerate(ordered):
         chosen = np.arange(index, n_resamples, len(repeats))
         for start in range(0, len(chosen), n_rows):
             block = chosen[start : start + n_rows]
-            samples[block] = score(of_repeat, truth, positions[block])
+            samples[block] = score(predicted, truth, positions[block])
     return samples
 
 
@@ -154,7 +134,7 @@ def _loop_over(metric: Metric) -> _BlockScores:
 
 
 def _block_log_losses(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
-    """:func:`weighted_log_loss` of each resample, shape (resamples,)."""
+    """Return :func:`weighted_log_loss` of each resample, shape (resamples,)."""
     n_classes = proba.shape[1]
     losses = log_losses(proba, labels)[positions]
     classes = np.broadcast_to(labels, positions.shape)
@@ -163,21 +143,15 @@ def _block_log_losses(proba: Floats, labels: Ints, positions: npt.NDArray[np.int
 
 
 def _block_aurocs(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
-    """:func:`auroc` of each resample, shape (resamples,)."""
-    n_classes = proba.shape[1]
-    if n_classes == 2:
-        return _block_binary_aurocs(proba[:, 1] - proba[:, 0], labels == 1, positions)
-    areas = [
-        _block_binary_aurocs(proba[:, index], labels == index, positions)
-        for index in range(n_classes)
-    ]
+    """Return :func:`auroc` of each resample, shape (resamples,)."""
+    areas = [_block_binary_aurocs(*pair, positions) for pair in one_vs_rest(proba, labels)]
     return np.asarray(np.mean(areas, axis=0), np.float64)
 
 
 def _block_binary_aurocs(
-    scores: Floats, positive: npt.NDArray[np.bool_], positions: npt.NDArray[np.int32]
+    scores: Floats, positive: Bools, positions: npt.NDArray[np.int32]
 ) -> Floats:
-    """Count, of each resample, the pairs in which the positive outranks the negative."""
+    """Return the share of pairs whose positive outranks the negative, shape (resamples,)."""
     n_pairs = int(positive.sum()) * int((~positive).sum())
     if not n_pairs:
         return np.full(len(positions), np.nan)

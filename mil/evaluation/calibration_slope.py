@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
-from mil.calibration.base import Floats, Ints, clipped_log
+from mil.arrays import Floats, Ints
+from mil.calibration.base import clipped_log
 from mil.evaluation.metrics import prior_weights
 
 __all__ = ["calibration_slope_and_intercepts", "intercept_of"]
@@ -18,23 +19,10 @@ def calibration_slope_and_intercepts(proba: Floats, labels: Ints) -> tuple[float
     """Return the slope and intercepts that would correct the probabilities (Cox, 1958).
 
     They maximise the likelihood of ``softmax(slope * ln p + intercepts)`` with balanced classes, so
-    ``proba`` should be for the balanced prior. Perfect probabilities have slope 1 and intercepts 0;
-    a slope below 1 means overconfidence, above 1 underconfidence. For two classes this is the
-    logistic regression of the truth on the logit.
-
-    Parameters
-    ----------
-    proba
-        Held-out probabilities, float64, shape (n, classes).
-    labels
-        Index of the true class, shape (n,); every class must occur.
-
-    Returns
-    -------
-    slope
-        NaN, as the intercepts, where all probabilities are equal or the classes are separated.
-    intercepts
-        Shape (classes,), sum to 0. For two classes, Cox's intercept is their difference.
+    held-out ``proba``, shape (n, classes), should be for the balanced prior. Perfect probabilities
+    have slope 1 and intercepts 0; a slope below 1 means overconfidence, above 1 underconfidence.
+    For two classes this is the logistic regression of the truth on the logit. The intercepts, shape
+    (classes,), sum to 0. All are NaN where probabilities are equal or the classes are separated.
     """
     n_classes = proba.shape[1]
     logs = clipped_log(proba)
@@ -44,18 +32,20 @@ def calibration_slope_and_intercepts(proba: Floats, labels: Ints) -> tuple[float
     undefined = float("nan"), np.full(n_classes, np.nan)
     if np.ptp(logs, axis=0).max() < _TOLERANCE:
         return undefined
-    # Newton's method on a convex loss, with the first class's intercept fixed at 0.
-    parameters = np.zeros(n_classes)
+    # Newton's method solves this convex problem, with the first class's intercept fixed at 0.
+    slope, intercepts = 0.0, np.zeros(n_classes)
     for _ in range(_N_STEPS):
-        intercepts = np.concatenate([[0.0], parameters[1:]])
-        p = softmax(parameters[0] * logs + intercepts, axis=1)
+        p = softmax(slope * logs + intercepts, axis=1)
         step = _newton_step(p, logs, truth, weights)
-        if step is None or not np.isfinite(parameters - step).all():
+        if step is None:
             return undefined
-        parameters = parameters - step
-        if np.abs(step).max() < _TOLERANCE * (1 + np.abs(parameters).max()):
-            intercepts = np.concatenate([[0.0], parameters[1:]])
-            return float(parameters[0]), intercepts - intercepts.mean()
+        slope -= float(step[0])
+        intercepts[1:] -= step[1:]
+        largest = max(abs(slope), np.abs(intercepts).max())
+        if not np.isfinite(largest):
+            return undefined
+        if np.abs(step).max() < _TOLERANCE * (1 + largest):
+            return slope, intercepts - intercepts.mean()
     return undefined
 
 

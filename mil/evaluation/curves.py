@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from mil.arrays import Bools, Floats, Ints
 
 __all__ = ["Curve", "net_benefit_curve", "precision_recall_curve", "roc_curve", "treat_all"]
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 _GRID = np.linspace(0, 1, 101)
 _THRESHOLDS = np.arange(1, 100) / 100
@@ -23,20 +22,20 @@ _THRESHOLDS = np.arange(1, 100) / 100
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """Curve with a bootstrap band; all arrays have shape (points,)."""
+    """Curve with a bootstrap band: arrays of shape (points,).
+
+    ``x`` is the false positive rate, the recall, or the threshold; ``y`` the value on all patients,
+    ``low`` and ``high`` the 2.5th and 97.5th percentiles over resamples.
+    """
 
     x: Floats
-    """False positive rate, recall, or threshold."""
     y: Floats
-    """Value on all patients."""
     low: Floats
-    """2.5th percentile over resamples."""
     high: Floats
-    """97.5th percentile over resamples."""
 
 
 def roc_curve(values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500) -> Curve:
-    """Return the true positive rate over the false positive rate, at 101 points."""
+    """Return the true over the false positive rate, at 101 points, from values of shape (n,)."""
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
     true, false = _rates(values, positive, counts)
     curves = [np.interp(_GRID, x, y) for x, y in zip(false, true, strict=True)]
@@ -46,11 +45,10 @@ def roc_curve(values: Floats, positive: Bools, *, seed: int, n_resamples: int = 
 def precision_recall_curve(
     values: Floats, positive: Bools, *, seed: int, n_resamples: int = 500
 ) -> Curve:
-    """Return the precision over the recall, at recalls 0.01 to 1.
+    """Return the precision over the recall, at recalls 0.01 to 1, from values of shape (n,).
 
-    Precision depends on class shares; it is for those of the sample. Between two thresholds it is
-    that of the lower one, because linear interpolation would be too optimistic (Davis and Goadrich,
-    2006).
+    Precision is for the class shares of the sample. Between two thresholds it is that of the lower
+    one, because linear interpolation would be too optimistic (Davis and Goadrich, 2006).
     """
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed)
     true, false = _rates(values, positive, counts)
@@ -71,7 +69,7 @@ def net_benefit_curve(
     """Return the net benefit at thresholds 0.01 to 0.99 (Vickers and Elkin, 2006).
 
     It is the number of true positives, less that of false positives times the odds of the
-    threshold, per patient. ``values`` must be for the class shares of the sample.
+    threshold, per patient. ``values``, shape (n,), must be for the class shares of the sample.
     """
     counts = _bootstrap_counts(positive, n_resamples=n_resamples, seed=seed).astype(np.float64)
     acts = (values[:, None] >= _THRESHOLDS).astype(np.float64)
@@ -86,7 +84,7 @@ def treat_all(thresholds: Floats, share: float) -> Floats:
     return np.asarray(share - (1 - share) * thresholds / (1 - thresholds), np.float64)
 
 
-def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> npt.NDArray[np.int64]:
+def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> Ints:
     """Return how often a sample holds each patient, shape (1 + resamples, n); first all once."""
     rng = np.random.default_rng(seed)
     counts = np.ones((1 + n_resamples, len(positive)), np.int64)
@@ -96,7 +94,7 @@ def _bootstrap_counts(positive: Bools, *, n_resamples: int, seed: int) -> npt.ND
     return counts
 
 
-def _rates(values: Floats, positive: Bools, counts: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _rates(values: Floats, positive: Bools, counts: Ints) -> tuple[Floats, Floats]:
     """Return true and false positive rates by falling threshold, shape (samples, points)."""
     order = np.argsort(-values, kind="stable")
     ranked = values[order]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
 from features.errors import MilError
+from mil.arrays import Bools, Floats, Ints
 
 __all__ = [
     "Interval",
@@ -27,13 +27,12 @@ __all__ = [
     "equal_mass_bins",
     "expected_calibration_error",
     "log_losses",
+    "one_vs_rest",
     "prior_weights",
     "weighted_log_loss",
     "wilson_interval",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Metric = Callable[[Floats, Ints], float]
 """Function of ``proba`` and ``labels`` that returns a score."""
 
@@ -43,14 +42,11 @@ _Z = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Score with its 95 % interval."""
+    """Score on all patients, with the 2.5th and 97.5th percentiles over resamples."""
 
     value: float
-    """Score on all patients."""
     low: float
-    """2.5th percentile over resamples."""
     high: float
-    """97.5th percentile over resamples."""
 
     def __str__(self) -> str:
         """Return text such as ``0.6612 [0.6301, 0.6933]``."""
@@ -76,22 +72,13 @@ class Interval:
 def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | None = None) -> float:
     """Return the class-weighted mean of each class's mean log loss, in nats (STRIP AI).
 
-    Rows are divided by their sums, then clipped to [1e-15, 1 - 1e-15]. A constant 1 / classes gives
-    ln(classes) whatever the class shares.
-
-    Parameters
-    ----------
-    proba
-        Shape (n, classes), not negative; rows need not sum to 1.
-    labels
-        Shape (n,); every class must occur.
-    class_weights
-        Shape (classes,); equal by default.
+    ``proba``, shape (n, classes), need not sum to 1, see :func:`log_losses`; ``class_weights``,
+    shape (classes,), are equal by default. A constant gives ln(classes) whatever the class shares.
 
     Raises
     ------
     MilError
-        If a row sums to 0 (it has no rescaled form) or a class does not occur.
+        If a row sums to 0 or a class does not occur.
     """
     losses = log_losses(proba, labels)
     n_classes = proba.shape[1]
@@ -124,23 +111,27 @@ def log_losses(proba: Floats, labels: Ints) -> Floats:
 
 
 def auroc(proba: Floats, labels: Ints) -> float:
-    """Return the area under the ROC curve; with more than two classes, the one-vs-rest mean.
+    """Return the area under the ROC curve of ``proba``, shape (n, classes), 0 to 1.
 
-    Ties count half. NaN where a class does not occur.
+    With more than two classes it is the mean of each against the rest. Ties count half. NaN where a
+    class does not occur.
     """
-    n_classes = proba.shape[1]
-    if n_classes == 2:
+    return float(np.mean([_binary_auroc(*pair) for pair in one_vs_rest(proba, labels)]))
+
+
+def one_vs_rest(proba: Floats, labels: Ints) -> list[tuple[Floats, Bools]]:
+    """Return scores and truth, shape (n,) each: of the second of two classes, else of every one."""
+    if proba.shape[1] == 2:
         # The difference keeps its rank order where both columns round to 0 or 1.
-        return _binary_auroc(proba[:, 1] - proba[:, 0], labels == 1)
-    areas = [_binary_auroc(proba[:, index], labels == index) for index in range(n_classes)]
-    return float(np.mean(areas))
+        return [(proba[:, 1] - proba[:, 0], labels == 1)]
+    return [(proba[:, index], labels == index) for index in range(proba.shape[1])]
 
 
 def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -> float:
-    """Return the mean squared error of the probabilities (Brier, 1950), 0 to 2.
+    """Return the mean squared error of ``proba``, shape (n, classes), 0 to 2 (Brier, 1950).
 
-    Summed over all classes as in the original; half of it is the form with one column for two
-    classes.
+    Errors are summed over classes as in the original; for two classes, half of it is the error of
+    one column.
     """
     truth = np.eye(proba.shape[1])[labels]
     return float(np.average(((proba - truth) ** 2).sum(axis=1), weights=weights))
@@ -149,38 +140,29 @@ def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -
 def expected_calibration_error(
     proba: Floats, labels: Ints, *, weights: Floats | None = None, n_bins: int = 10
 ) -> float:
-    """Return the expected calibration error over bins of equal weight, mean over classes.
+    """Return the expected calibration error of ``proba``, shape (n, classes), mean over classes.
 
-    The error of a bin is the absolute difference of mean probability and observed share. It is
-    biased upwards: perfect probabilities have about 0.05 at 600 patients and ten bins, and more
-    with fewer patients.
+    The error of a bin is the absolute difference of mean probability and observed share; bins have
+    equal weight. The error is biased upwards: perfect probabilities have about 0.05 at 600 patients
+    and ten bins, and more with fewer patients.
     """
     sample_weight = np.ones(len(labels)) if weights is None else weights
-    errors = [
-        _binary_calibration_error(proba[:, index], labels == index, sample_weight, n_bins)
-        for index in range(proba.shape[1])
-    ]
+    errors = []
+    for index, values in enumerate(proba.T):
+        bins = equal_mass_bins(values, sample_weight, n_bins=n_bins)
+        gaps = np.bincount(bins, sample_weight * (values - (labels == index)), minlength=n_bins)
+        errors.append(float(np.abs(gaps).sum() / sample_weight.sum()))
     return float(np.mean(errors))
 
 
 def equal_mass_bins(values: Floats, sample_weight: Floats, *, n_bins: int) -> Ints:
-    """Return the bin of each value, with about equal weight per bin; equal values share a bin.
+    """Return the bin of each value, shape (n,), with about equal weight per bin.
 
-    Parameters
-    ----------
-    values, sample_weight
-        float64, shape (n,).
-    n_bins
-        Number of bins; some may be empty because of ties.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,), 0 to ``n_bins`` - 1.
+    Equal values share a bin, so some of the ``n_bins`` may be empty.
     """
     order = np.argsort(values, kind="stable")
     ranked, weights = values[order], sample_weight[order]
-    # The bin of a patient is where the middle of its weight falls.
+    # A patient belongs to the bin that holds the middle of its weight.
     middle = (np.cumsum(weights) - weights / 2) / weights.sum()
     of_rank = np.minimum((middle * n_bins).astype(np.int64), n_bins - 1)
     # Equal values get the bin of the first of them.
@@ -190,31 +172,19 @@ def equal_mass_bins(values: Floats, sample_weight: Floats, *, n_bins: int) -> In
 
 
 def accuracy(proba: Floats, labels: Ints, *, weights: Floats | None = None) -> float:
-    """Return the share of patients whose most probable class is the true one."""
+    """Return the share of rows of ``proba``, shape (n, classes), with the true class on top."""
     return float(np.average(proba.argmax(axis=1) == labels, weights=weights))
 
 
 def balanced_accuracy(proba: Floats, labels: Ints) -> float:
-    """Return the mean recall over classes."""
+    """Return the mean recall over classes of ``proba``, shape (n, classes)."""
     return accuracy(proba, labels, weights=prior_weights(labels, None, n_classes=proba.shape[1]))
 
 
 def prior_weights(labels: Ints, prior: Floats | None, *, n_classes: int) -> Floats:
-    """Return weights that let the sample represent other class shares.
+    """Return weights, shape (n,) and sum n, that let the sample represent other class shares.
 
-    Parameters
-    ----------
-    labels
-        Shape (n,); every class must occur.
-    prior
-        Class shares, shape (classes,); equal if None.
-    n_classes
-        Number of classes.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,), sums to n.
+    ``prior`` has shape (classes,); None stands for equal shares. Every class must occur.
     """
     shares = np.full(n_classes, 1 / n_classes) if prior is None else prior
     counts = np.bincount(labels, minlength=n_classes)
@@ -222,14 +192,9 @@ def prior_weights(labels: Ints, prior: Floats | None, *, n_classes: int) -> Floa
 
 
 def wilson_interval(share: float, n: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share of n patients (Wilson, 1927), within [0, 1].
+    """Return the 95 percent interval of a share of n patients (Wilson, 1927), within [0, 1].
 
-    Parameters
-    ----------
-    share
-        Observed share, 0 to 1.
-    n
-        Number of patients; for weighted patients, the effective number.
+    For weighted patients, ``n`` is the effective number.
     """
     shrink = 1 + _Z**2 / n
     centre = (share + _Z**2 / (2 * n)) / shrink
@@ -237,7 +202,7 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
+def _binary_auroc(scores: Floats, positive: Bools) -> float:
     """Return the probability that a positive outranks a negative (Mann and Whitney)."""
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
@@ -245,14 +210,6 @@ def _binary_auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
         return float("nan")
     rank_sum = rankdata(scores)[positive].sum()
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-
-
-def _binary_calibration_error(
-    proba: Floats, positive: npt.NDArray[np.bool_], sample_weight: Floats, n_bins: int
-) -> float:
-    bins = equal_mass_bins(proba, sample_weight, n_bins=n_bins)
-    gaps = np.bincount(bins, sample_weight * (proba - positive), minlength=n_bins)
-    return float(np.abs(gaps).sum() / sample_weight.sum())
 
 
 def as_two_columns(proba: Floats) -> Floats:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.utils.tables import read_table
+from mil.arrays import Floats
 from mil.data.cohort import Cohort, without_suffix
 from mil.errors import PredictionsError
 
-__all__ = ["average_predictions", "read_predictions"]
+__all__ = [
+    "average_predictions",
+    "check_same_ids",
+    "read_predictions",
+    "read_probabilities",
+]
 
-Floats = npt.NDArray[np.float64]
 
 _SLIDE_COLUMNS = ("image_id", "slide_id")
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
 _MIN_PROBABILITY = 1e-15
-_MAX_PROBABILITY = 1 + 1e-6  # tolerates a 1 that was rounded in a file
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Names of the columns with ids and probabilities."""
-
-    id_name: str
-    by_slide: bool
-    names: tuple[str, ...]
+_MAX_PROBABILITY = 1 + 1e-6  # A 1 may have been rounded in a file.
 
 
 def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> Floats:
@@ -63,14 +57,22 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
         If the table cannot be read.
     """
     table = read_table(path)
-    columns = _find_columns(path, table, cohort, class_name)
-    values = _read_values(path, table, columns, cohort, class_name)
-    ids = table[columns.id_name]
-    if columns.by_slide:
+    id_name, names = _find_columns(path, table, cohort, class_name)
+    values = read_probabilities(path, table, names)
+    if class_name is None:
+        values = _rescale_rows(path, values)
+    else:
+        # The two classes' probabilities sum to 1.
+        pair = np.stack([1 - values[:, 0], values[:, 0]], axis=1)
+        values = pair if cohort.classes[1] == class_name else pair[:, ::-1]
+    ids = table[id_name]
+    if id_name == "patient_id":
+        check_same_ids(path, ids, cohort, set(cohort.patient_ids), what="patients")
+    else:
+        patients = cohort.patient_of_slide()
         ids = ids.map(without_suffix)
-    _check_same_ids(path, ids, cohort, by_slide=columns.by_slide)
-    if columns.by_slide:
-        ids = ids.map(cohort.patient_of_slide())
+        check_same_ids(path, ids, cohort, set(patients), what="slides")
+        ids = ids.map(patients)
     means = pd.DataFrame(values).groupby(ids.to_numpy()).mean()
     return np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64)
 
@@ -78,14 +80,9 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
 def average_predictions(
     predictions: Sequence[Floats], *, how: Literal["probability", "logit"]
 ) -> Floats:
-    """Return the mean of several models, shape (patients, classes); rows sum to 1.
+    """Return the mean of several models' probabilities, shape (patients, classes) each.
 
-    Parameters
-    ----------
-    predictions
-        Probabilities of each model, shape (patients, classes).
-    how
-        ``probability``: arithmetic mean. ``logit``: mean of the logarithms, rescaled.
+    It is the arithmetic mean, or with ``how="logit"`` the mean of the logarithms, rescaled.
     """
     stacked = np.stack(predictions)
     if how == "probability":
@@ -96,7 +93,8 @@ def average_predictions(
 
 def _find_columns(
     path: Path, table: pd.DataFrame, cohort: Cohort, class_name: str | None
-) -> _Columns:
+) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the column of ids, and those of the columns of probabilities."""
     slide_column = next((name for name in _SLIDE_COLUMNS if name in table), None)
     if slide_column is None and "patient_id" not in table:
         raise PredictionsError(
@@ -111,7 +109,12 @@ def _find_columns(
                 f"--class {class_name}", actual="no such class in the labels",
                 expected=" or ".join(cohort.classes),
             )  # fmt: skip
-        return _Columns(id_name, slide_column is not None, (_single_column(path, table, cohort),))
+        if len(cohort.classes) != 2:
+            raise PredictionsError(
+                f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
+                expected="two, so that the other's probability is known",
+            )  # fmt: skip
+        return id_name, (_single_column(path, table, cohort),)
     if absent := [name for name in cohort.classes if name not in table]:
         raise PredictionsError(
             path,
@@ -119,7 +122,7 @@ def _find_columns(
             expected=f"one column per class: {', '.join(cohort.classes)}",
             hint="If one column holds the probability of a single class, name it with --class.",
         )
-    return _Columns(id_name, slide_column is not None, cohort.classes)
+    return id_name, cohort.classes
 
 
 def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
@@ -143,28 +146,30 @@ def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
     return numbers[0]
 
 
-def _read_values(
-    path: Path,
-    table: pd.DataFrame,
-    columns: _Columns,
-    cohort: Cohort,
-    class_name: str | None,
-) -> Floats:
-    numbers = table[list(columns.names)].apply(pd.to_numeric, errors="coerce")
-    values = numbers.to_numpy(np.float64)
+def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """Return columns of probabilities, shape (rows, columns), 0 to 1.
+
+    Raises
+    ------
+    PredictionsError
+        If a value is not a probability.
+    """
+    values = table[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = ~np.isfinite(values) | (values < 0) | (values > _MAX_PROBABILITY)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        text = table[columns.names[column]].iloc[row]
+        text = table[names[column]].iloc[row]
         raise PredictionsError(
             f"{path}, row {row + 2}",
-            actual=f"{columns.names[column]} is {text!r}",
+            actual=f"{names[column]} is {text!r}",
             expected="a probability, from 0 to 1",
             hint="Write it with a decimal point, such as 0.61." if "," in text else "",
         )
-    values = np.minimum(values, 1)
-    if class_name is not None:
-        return _other_classes(values[:, 0], cohort, class_name)
+    return np.asarray(np.minimum(values, 1), np.float64)
+
+
+def _rescale_rows(path: Path, values: Floats) -> Floats:
+    """Return rows, shape (rows, classes), divided by their sums."""
     sums = values.sum(axis=1, keepdims=True)
     if not (sums > 0).all():
         row = int(np.flatnonzero(sums[:, 0] == 0)[0])
@@ -174,20 +179,16 @@ def _read_values(
     return np.asarray(values / sums)
 
 
-def _other_classes(values: Floats, cohort: Cohort, class_name: str) -> Floats:
-    """Return both classes' probabilities, shape (n, 2), from those of one."""
-    if len(cohort.classes) != 2:
-        raise PredictionsError(
-            f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
-            expected="two, so that the other's probability is known",
-        )  # fmt: skip
-    pair = np.stack([1 - values, values], axis=1)
-    return pair if cohort.classes[1] == class_name else pair[:, ::-1]
+def check_same_ids(
+    path: Path, ids: pd.Series[str], cohort: Cohort, known: set[str], *, what: str
+) -> None:
+    """Raise unless a table of predictions has one row for each of the known ids.
 
-
-def _check_same_ids(path: Path, ids: pd.Series[str], cohort: Cohort, *, by_slide: bool) -> None:
-    what = "slides" if by_slide else "patients"
-    known = set(cohort.patient_of_slide()) if by_slide else set(cohort.patient_ids)
+    Raises
+    ------
+    PredictionsError
+        If ids are missing, unknown or duplicated.
+    """
     if duplicates := sorted(ids[ids.duplicated()]):
         raise PredictionsError(
             path,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mil.arrays import Floats, Ints
 from mil.calibration.priors import shift_prior
 from mil.evaluation.metrics import (
     equal_mass_bins,
@@ -28,55 +28,61 @@ __all__ = [
     "reliability_table",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """Bin of patients with neighbouring probabilities of a class."""
+    """Bin of patients with neighbouring probabilities of a class, from ``low`` to ``high``.
+
+    ``promised`` is their mean probability, ``observed`` the share with the class at the stated
+    prior, with its 95 percent interval (Wilson, 1927).
+    """
 
     n_patients: int
     low: float
-    """Lowest probability."""
     high: float
-    """Highest probability."""
     promised: float
-    """Mean probability."""
     observed: float
-    """Share of patients with the class, at the stated prior."""
     observed_low: float
-    """Lower end of the share's 95 % interval (Wilson, 1927)."""
     observed_high: float
-    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedError:
-    """Expected calibration error, with its distribution under perfect calibration."""
+    """Expected calibration error, with its distribution under perfect calibration.
+
+    ``if_perfect``, the upward bias, is the mean over labels drawn from the probabilities
+    themselves, and ``if_perfect_high`` the 95th percentile: a ``value`` below it shows no
+    miscalibration.
+    """
 
     value: float
-    """Error of the predictions."""
     if_perfect: float
-    """Mean over labels drawn from the probabilities themselves: the upward bias."""
     if_perfect_high: float
-    """95th percentile over the same draws: an error below it shows no miscalibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrierDecomposition:
-    """Decomposition of one class's Brier score; ``brier`` is the exact signed sum."""
+    """Decomposition of one class's Brier score; ``brier`` is the exact signed sum.
+
+    Attributes
+    ----------
+    brier
+        Mean squared error of the class's probability, 0 to 1.
+    reliability
+        Squared difference of mean probability and observed share over bins; smaller is better.
+    resolution
+        Variance of the observed shares of the bins, subtracted; larger is better.
+    uncertainty
+        Variance of the prior; no prediction changes it.
+    within_bins
+        Variance of probabilities within bins, less twice their covariance with the truth.
+    """
 
     brier: float
-    """Mean squared error of the class's probability, 0 to 1."""
     reliability: float
-    """Squared difference of mean probability and observed share over bins; smaller is better."""
     resolution: float
-    """Variance of the observed shares of the bins; larger is better, it is subtracted."""
     uncertainty: float
-    """Variance of the prior; no prediction changes it."""
     within_bins: float
-    """Variance of probabilities within bins, less twice their covariance with the truth."""
 
 
 def reliability_table(
@@ -84,16 +90,8 @@ def reliability_table(
 ) -> tuple[ReliabilityBin, ...]:
     """Return bins of equal weight of one class's probability, lowest first.
 
-    Parameters
-    ----------
-    proba, labels
-        Probabilities at ``prior``, shape (n, classes), and true class indices, shape (n,).
-    index
-        Index of the class.
-    prior
-        Class shares, shape (classes,).
-    n_bins
-        Number of bins; equal probabilities share a bin, so there may be fewer.
+    ``proba``, shape (n, classes), is at ``prior``, shape (classes,). Equal probabilities share a
+    bin, so there may be fewer than ``n_bins``.
     """
     sample_weight = prior_weights(labels, prior, n_classes=proba.shape[1])
     values, truth = proba[:, index], labels == index
@@ -123,17 +121,10 @@ def reliability_table(
 def expected_error(
     proba: Floats, labels: Ints, *, prior: Floats, n_draws: int = 200, seed: int, n_bins: int = 10
 ) -> ExpectedError:
-    """Return the expected calibration error, and its distribution under perfect calibration.
+    """Return the expected calibration error of ``proba``, shape (n, classes), at ``prior``.
 
     The error averages absolute differences, so chance alone raises it above 0. This bias is
     estimated by drawing labels from the probabilities themselves (Bröcker and Smith, 2007).
-
-    Parameters
-    ----------
-    proba, labels, prior, n_bins
-        As for :func:`reliability_table`.
-    n_draws, seed
-        Number of draws, and their seed.
     """
     n, n_classes = proba.shape
     shares = np.bincount(labels, minlength=n_classes) / n
@@ -161,11 +152,7 @@ def brier_parts(
 
     ``brier = reliability - resolution + uncertainty + within_bins``. Over all classes the scores
     sum to :func:`mil.evaluation.metrics.brier_score`; for two classes each is half of it.
-
-    Parameters
-    ----------
-    proba, labels, index, prior, n_bins
-        As for :func:`reliability_table`.
+    ``proba``, shape (n, classes), is at ``prior``, shape (classes,).
     """
     sample_weight = prior_weights(labels, prior, n_classes=proba.shape[1])
     sample_weight = sample_weight / sample_weight.sum()

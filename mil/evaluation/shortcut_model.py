@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from mil.arrays import Floats
 from mil.data.cohort import Patient
 
 __all__ = ["ALL_SHORTCUTS", "shortcut_features", "shortcut_model"]
@@ -22,12 +22,12 @@ ALL_SHORTCUTS = "all"
 """Name of all columns together."""
 
 
-def shortcut_features(patients: Sequence[Patient]) -> dict[str, npt.NDArray[np.float64]]:
+def shortcut_features(patients: Sequence[Patient]) -> dict[str, Floats]:
     """Return the shortcut variables of a cohort table that vary, each of shape (patients, columns).
 
     ``centre`` has one column per centre, ``slides`` the logarithm of the number of slides.
     """
-    columns: dict[str, npt.NDArray[np.float64]] = {}
+    columns: dict[str, Floats] = {}
     names = sorted({patient.center_id or "" for patient in patients})
     if len(names) > 1:
         columns["centre"] = np.eye(len(names))[[names.index(p.center_id or "") for p in patients]]
@@ -38,9 +38,9 @@ def shortcut_features(patients: Sequence[Patient]) -> dict[str, npt.NDArray[np.f
 
 
 def shortcut_model(name: str) -> Pipeline:
-    """Return an unfitted logistic regression with squares and products and balanced classes.
+    """Return an unfitted logistic regression of shape (patients, columns) with balanced classes.
 
-    Indicators of centres (``name`` is ``centre``) have no squares or products.
+    Columns are joined by their squares and products, except indicators of centres (``centre``).
     """
     squares = () if name == "centre" else (PolynomialFeatures(2, include_bias=False),)
     regression = LogisticRegression(C=1.0, class_weight="balanced", max_iter=2000)

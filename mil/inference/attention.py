@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
 from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint
 from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
+from mil.arrays import Floats, Ints
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
 from mil.heads import Head
@@ -22,8 +22,6 @@ from mil.inference.predict import PatientPrediction, predict
 
 __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideAttention:
@@ -31,7 +29,7 @@ class SlideAttention:
 
     meta: BagMeta
     """Metadata of the slide's bag."""
-    coords_px0: npt.NDArray[np.int64]
+    coords_px0: Ints
     """Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where unknown."""
     attention: Floats
     """Mean over the heads, shape (tiles,); sums to 1 over all tiles of the patient."""
@@ -40,7 +38,7 @@ class SlideAttention:
     contributions: Floats | None
     """Part of each tile in the mean logit of the heads before calibration, shape (tiles, classes);
     None for heads whose logit is no sum over tiles."""
-    order: npt.NDArray[np.int64] | None = None
+    order: Ints | None = None
     """Position of each image in its series, shape (tiles,), from 0; None for tiles of a slide."""
     source: tuple[str, ...] | None = None
     """Name of each image of a series; None for tiles of a slide."""
@@ -72,11 +70,11 @@ class SlideAttention:
         own = self.contributions[:, class_index] - self.contributions.mean(axis=1)
         return np.asarray(own, np.float64)
 
-    def top(self, n_tiles: int) -> npt.NDArray[np.int64]:
+    def top(self, n_tiles: int) -> Ints:
         """Return the indices of the most attended tiles, shape (n_tiles,), highest first."""
         return np.argsort(-self.attention, kind="stable")[:n_tiles]
 
-    def bottom(self, n_tiles: int) -> npt.NDArray[np.int64]:
+    def bottom(self, n_tiles: int) -> Ints:
         """Return the indices of the least attended tiles, lowest first, without those of top."""
         order = np.argsort(-self.attention, kind="stable")
         return order[min(n_tiles, len(order)) :][::-1][:n_tiles]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from features.errors import MilError, TableError
 from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
+from mil.arrays import Floats
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
 from mil.errors import CalibrationError, RunError
@@ -99,7 +99,7 @@ class ModelBundle:
     """Slides of the training cohort."""
     unlabelled_slides: tuple[TrainingSlide, ...]
     """Further slides, without labels, that the whitening was fitted on."""
-    out_of_fold: Mapping[str, npt.NDArray[np.float64]]
+    out_of_fold: Mapping[str, Floats]
     """Cross-fitted (or nested) probabilities of each training patient at the balanced prior, shape
     (classes,), mean over repeats."""
     settings: Mapping[str, Any]
@@ -113,7 +113,7 @@ class ModelBundle:
     tile_filter: TileFilter | None = None
     """Filter that drops tiles of the bags; None for none."""
 
-    def parse_prior(self, text: str) -> npt.NDArray[np.float64]:
+    def parse_prior(self, text: str) -> Floats:
         """Return the class shares that a text names, shape (classes,).
 
         Parameters
@@ -393,7 +393,7 @@ def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
     )
 
 
-def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
+def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, Floats]:
     table = read_table(path)
     values = table[list(classes)].astype(np.float64).to_numpy()
     return dict(zip(table["patient_id"], values, strict=True))

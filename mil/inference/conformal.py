@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import log_softmax
 
+from mil.arrays import Bools, Floats, Ints
 from mil.errors import CalibrationError
 
 __all__ = ["COVERAGE", "CrossConformal", "cross_fitted_sets", "min_calibration_size"]
@@ -17,9 +17,6 @@ __all__ = ["COVERAGE", "CrossConformal", "cross_fitted_sets", "min_calibration_s
 COVERAGE = 0.9
 """Default target coverage."""
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _DIGITS = 12
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from features.bags.bag import Bag, BagRef, check_fingerprint
 from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
+from mil.arrays import Floats
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
@@ -23,7 +23,6 @@ from mil.inference.conformal import COVERAGE
 
 __all__ = ["PatientPrediction", "predict"]
 
-Floats = npt.NDArray[np.float64]
 
 PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
 """``ok``: all slides used. ``slides_missing``: some had no bag. The other two got the prior."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.torch import load_file, save
 
 from features.utils.files import atomic_write
+from mil.arrays import Bools
 from mil.data.features import Features
 from mil.heads import Head
 from mil.heads.ensemble import predict_members
@@ -34,7 +34,7 @@ class PredictionSets:
     conformal: CrossConformal
     """Nonconformity scores of the patients that each fold held out."""
 
-    def predict_set(self, tiles: Features, *, coverage: float) -> npt.NDArray[np.bool_]:
+    def predict_set(self, tiles: Features, *, coverage: float) -> Bools:
         """Return which classes cannot be ruled out, bool, shape (classes,).
 
         Parameters

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from mil.arrays import Floats, Ints
 from mil.evaluation.metrics import Interval
 
 __all__ = [
@@ -21,8 +21,6 @@ __all__ = [
     "weighted_label_loss",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 ANY = "any"
 """Name of the label that is present if any of the others is."""

@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.bags.bag import BagRef
 from features.bags.store import open_bags
 from features.utils.tables import write_table
+from mil.arrays import Floats
 from mil.data.cohort import Cohort
 from mil.inference.predict import PatientPrediction, predict
 from mil.multilabel.train import MultiLabelBundle
 
 __all__ = ["predict_labels", "write_label_details", "write_label_predictions"]
 
-Floats = npt.NDArray[np.float64]
 Predictions = Mapping[str, list[PatientPrediction]]
 
 _COLUMNS: Mapping[str, Callable[[PatientPrediction], Floats | None]] = {

@@ -8,31 +8,33 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.utils.tables import find_column, read_table
-from mil.errors import PredictionsError
+from mil.arrays import Floats
 from mil.evaluation.metrics import Interval, as_two_columns
-from mil.evaluation.predictions import average_predictions
+from mil.evaluation.predictions import (
+    average_predictions,
+    check_same_ids,
+    read_probabilities,
+)
 from mil.evaluation.scoring import ScoreReport, ScoreSettings, score_model
 from mil.multilabel.metrics import shift_labels, weighted_label_loss
 from mil.multilabel.table import LabelTable
 
 __all__ = ["LabelScores", "average_labels", "read_label_predictions", "score_labels"]
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelScores:
-    """Scores of one predictions file."""
+    """Scores of one predictions file: of all labels together, and of each.
+
+    ``losses`` are weighted log losses of all labels, in nats: ``raw``, on request ``calibrated``,
+    and ``cohort prior`` (the shares of the scored patients as predictions).
+    """
 
     losses: Mapping[str, Interval]
-    """Weighted log loss of all labels, in nats: ``raw``, on request ``calibrated``, and ``cohort
-    prior`` (the shares of the scored patients as predictions)."""
     labels: Mapping[str, ScoreReport]
-    """Scores of each label."""
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -56,35 +58,16 @@ def read_label_predictions(path: Path, table: LabelTable) -> Floats:
     ids = rows[find_column(rows, ["patient_id"], where=path, what="patient ids")]
     for name in table.names:
         find_column(rows, [name], where=path, what="one column per label")
-    numbers = rows[list(table.names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = ~((numbers >= 0) & (numbers <= 1))
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        value = rows[table.names[column]].iloc[row]
-        raise PredictionsError(
-            f"{path}, row {row + 2}", actual=f"{table.names[column]} is {value!r}",
-            expected="a probability",
-        )  # fmt: skip
-    known = table.patients.patient_ids
-    if sorted(ids) != sorted(known):
-        odd = sorted(set(ids) ^ set(known)) or sorted(ids[ids.duplicated()])
-        raise PredictionsError(
-            path, actual=f"{len(ids)} rows for {len(known)} patients (first that differs: "
-            f"{odd[0]!r})", expected=f"one row for each patient of {table.patients.path}",
-        )  # fmt: skip
-    rows_of = {name: row for row, name in enumerate(ids)}
-    return np.asarray(numbers[[rows_of[name] for name in known]], np.float64)
+    values = read_probabilities(path, rows, table.names)
+    patient_ids = table.patients.patient_ids
+    check_same_ids(path, ids, table.patients, set(patient_ids), what="patients")
+    return np.asarray(values[pd.Index(ids).get_indexer(list(patient_ids))], np.float64)
 
 
 def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "logit"]) -> Floats:
-    """Return the mean of several files, shape (patients, labels).
+    """Return the mean of several files, shape (patients, labels) each.
 
-    Parameters
-    ----------
-    tables
-        Probabilities of each file, shape (patients, labels).
-    how
-        As for :func:`mil.evaluation.predictions.average_predictions`.
+    ``how`` is as for :func:`mil.evaluation.predictions.average_predictions`.
     """
     pairs = [
         as_two_columns(np.stack(of_label)) for of_label in zip(*(t.T for t in tables), strict=True)
@@ -95,20 +78,11 @@ def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "log
 def score_labels(
     proba: Floats, table: LabelTable, settings: ScoreSettings, *, file_prior: Floats, prior: Floats
 ) -> LabelScores:
-    """Score predictions, raw and, on request, after cross-fitted calibration.
+    """Score predictions, shape (patients, labels), raw and after cross-fitted calibration.
 
-    Parameters
-    ----------
-    proba
-        Probabilities, float64, shape (patients, labels), in the order of the table.
-    table
-        Patients and labels.
-    settings
-        Settings of the scoring; its priors are replaced by those of each label.
-    file_prior
-        Share of patients with each label in the predictions, shape (labels,).
-    prior
-        Shares at which the calibration of each label is measured, shape (labels,).
+    They are in the order of the table. ``file_prior`` and ``prior``, shape (labels,), are the
+    shares of patients with each label in the predictions, and those at which calibration is
+    measured; they replace the priors of the settings.
 
     Raises
     ------

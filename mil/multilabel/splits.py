@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from mil.arrays import Ints
 from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.data.splits import Fold, folds_from_ids
 from mil.errors import SplitError
 from mil.multilabel.table import LabelTable
 
 __all__ = ["iterative_stratification", "label_folds"]
-
-Ints = npt.NDArray[np.int64]
 
 
 def label_folds(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.errors import MilError
 from features.utils.tables import find_column, read_table
-from mil.data.cohort import Cohort, Patient, read_slide_rows
+from mil.arrays import Floats, Ints
+from mil.data.cohort import Cohort, Patient, check_one_value, read_slide_rows
 from mil.errors import CohortError
 
 __all__ = ["LabelTable", "parse_label_prior", "parse_labels", "read_label_table"]
@@ -25,14 +25,14 @@ _RESERVED = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelTable:
-    """Patients with several binary labels."""
+    """Patients, without a class, and their binary labels.
+
+    ``truth`` has shape (patients, labels): 1 where a patient has the label, else 0.
+    """
 
     patients: Cohort
-    """The patients, without a class."""
     names: tuple[str, ...]
-    """Names of the labels, in the requested order."""
-    truth: npt.NDArray[np.int64]
-    """1 where a patient has a label, else 0; shape (patients, labels)."""
+    truth: Ints
 
     def cohort_of(self, name: str) -> Cohort:
         """Return the cohort of one label, with the classes ``no <name>`` and ``<name>``."""
@@ -87,14 +87,7 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
 
     The columns of ids are those of :func:`mil.data.cohort.read_cohort`. A slide or scan may have
     several rows, one per slice. It has a label if any of its rows does, and a patient has one if
-    any of its slides does.
-
-    Parameters
-    ----------
-    path
-        CSV table.
-    names
-        Columns of labels.
+    any of its slides does; the table of truth has shape (patients, labels).
 
     Raises
     ------
@@ -111,7 +104,7 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
         rows[f"label {name}"] = _zeros_and_ones(path, table[column], name)
     for column, owner in (("patient", "slide"), ("centre", "patient")):
         if column in rows:
-            _check_one_value(path, rows, column, of=owner)
+            check_one_value(path, rows, column, per=owner)
     labels = [f"label {name}" for name in names]
     patients, truth = [], []
     for patient_id, own in rows.groupby("patient", sort=False):
@@ -143,15 +136,6 @@ def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[
     return values.astype(np.int64)
 
 
-def _check_one_value(path: Path, rows: pd.DataFrame, column: str, *, of: str) -> None:
-    counts = rows.groupby(of, sort=False)[column].nunique()
-    if (counts > 1).any():
-        name = counts.index[counts > 1][0]
-        raise CohortError(
-            path, actual=f"{of} {name!r} of {counts[name]} {column}s", expected=f"one {column}"
-        )
-
-
 def _check_not_constant(path: Path, table: LabelTable) -> None:
     n_patients = len(table.truth)
     for name, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True):
@@ -162,25 +146,11 @@ def _check_not_constant(path: Path, table: LabelTable) -> None:
             )  # fmt: skip
 
 
-Floats = npt.NDArray[np.float64]
-
-
 def parse_label_prior(text: str, names: Sequence[str], *, cohort: Floats) -> Floats:
-    """Return the share of patients with each label that a text names.
+    """Return the share of patients with each label that a text names, shape (labels,).
 
-    Parameters
-    ----------
-    text
-        ``cohort``, ``balanced`` (half for each), or shares such as ``any=0.4,epidural=0.02``.
-    names
-        Names of the labels.
-    cohort
-        Shares of the cohort, shape (labels,).
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (labels,), above 0 and below 1.
+    The text is ``cohort`` for the shares of the cohort, ``balanced`` for a half of each, or shares
+    above 0 and below 1 such as ``any=0.4,epidural=0.02``.
 
     Raises
     ------

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.errors import OutputError
 from features.utils.files import make_folder
 from features.utils.tables import write_table
+from mil.arrays import Floats
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels
@@ -48,8 +48,6 @@ _FORMAT_VERSION = 1  # that is written; newer ones are refused
 _FILE = "labels.json"
 _FOLDER = "labels"
 _FINISHED = "finished"
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

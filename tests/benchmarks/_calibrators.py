@@ -12,8 +12,8 @@ from typing import Protocol, Self
 import numpy as np
 from scipy.special import log_softmax, softmax
 
+from mil.arrays import Floats, Ints
 from mil.calibration import build_calibrator
-from mil.calibration.base import Floats, Ints
 from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
     RIDGE_SLOPE,

@@ -264,10 +264,10 @@ def test_a_finished_run_is_replaced_only_when_asked(world: Path) -> None:
     [
         ("patient_id,any,left\np0,1,1\n", "no column 'right'"),
         ("patient_id,any,left,right\np0,1,1,1.5\n", "right is '1.5'"),
-        ("patient_id,any,left,right\np0,1,1,0.5\n", "1 rows for 48 patients"),
+        ("patient_id,any,left,right\np0,1,1,0.5\n", "no row for 47 of 48 patients"),
     ],
 )
-def test_predictions_that_cannot_be_scored_are_told(
+def test_predictions_that_cannot_be_scored_are_refused(
     world: Path, tmp_path: Path, rows: str, message: str
 ) -> None:
     (tmp_path / "out.csv").write_text(rows)

@@ -65,7 +65,7 @@ HEAD = "image_id,patient_id,label"
         (["image_id,patient_id", "a,p"], r"no column 'label' among image_id, patient_id"),
         (["image,patient_id,label", "a,p,x"], r"no column 'image_id' or 'slide_id'.*'image'"),
         ([HEAD, "a,p,x", "b,p,y"], r"rows 2, 3: patient 'p' has labels x, y; expected one label"),
-        ([HEAD, "a,p,x", "a,q,y"], r"slide 'a' of 2 patients: p, q"),
+        ([HEAD, "a,p,x", "a,q,y"], r"slide 'a' has patients p, q"),
         ([HEAD, "a,p,x", "a,p,x"], r"slide 'a' 2 times"),
         ([HEAD, "a,p,x", "b,,y"], r"row 3: no patient"),
         ([HEAD, "a,p,x", "b,q,x"], r"one class only, 'x', for all 2 patients"),

@@ -40,7 +40,7 @@ def overconfident(cohort: Cohort, seed: int) -> np.ndarray:
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def ask(**changes: object) -> ScoreSettings:
+def settings_of(**changes: object) -> ScoreSettings:
     plain: dict[str, object] = {
         "file_prior": HALF, "prior": HALF, "calibrator": "platt", "n_folds": 4, "n_repeats": 3,
         "reliability": True, "n_resamples": 100, "seed": 0,
@@ -55,11 +55,11 @@ def test_the_metric_is_at_the_balanced_prior_whatever_the_file_is_for() -> None:
     shares, half = np.array([0.7, 0.3]), np.array([0.5, 0.5])
     cohort = shift_prior(even, old=half, new=shares)
     one, other = (
-        score_predictions(p, labels, file_prior=of, prior=shares, n_resamples=100, seed=0)
+        score_predictions(p, labels, settings_of(file_prior=of, prior=shares))
         for p, of in ((even, half), (cohort, shares))
     )
-    for name, found in one.items():
-        assert other[name].value == pytest.approx(found.value)
+    for name, score in one.items():
+        assert other[name].value == pytest.approx(score.value)
     assert one["weighted_log_loss"].value == pytest.approx(weighted_log_loss(even, labels))
 
 
@@ -69,17 +69,17 @@ def test_baselines_are_what_arithmetic_gives() -> None:
     assert losses["cohort_prior"] == pytest.approx(-(np.log(2 / 3) + np.log(1 / 3)) / 2)
 
 
-def test_calibrated_scores_stand_beside_raw_ones() -> None:
+def test_calibrated_scores_accompany_raw_ones() -> None:
     cohort = cohort_of({"CE": 80, "LAA": 40})
-    found = score_model(overconfident(cohort, 1), cohort, ask())
-    raw, calibrated = found.scores["raw"], found.scores["calibrated"]
+    report = score_model(overconfident(cohort, 1), cohort, settings_of())
+    raw, calibrated = report.scores["raw"], report.scores["calibrated"]
     assert calibrated["weighted_log_loss"].high < raw["weighted_log_loss"].value
     assert raw["calibration_slope"].value < 0.5
     assert 0.7 < calibrated["calibration_slope"].value < 1.4
     assert abs(calibrated["calibration_intercept"].value) < 0.3
     for score in calibrated.values():
         assert score.low <= score.value <= score.high
-    plain = found.as_dict()
+    plain = report.as_dict()
     assert set(plain) == {"raw", "calibrated", "calibrators", "reliability"}
     assert plain["calibrators"] == {"shrunken_platt": 12}
 
@@ -87,14 +87,12 @@ def test_calibrated_scores_stand_beside_raw_ones() -> None:
 def test_the_score_is_the_mean_over_the_repeats() -> None:
     cohort = cohort_of({"CE": 40, "LAA": 20})
     proba = overconfident(cohort, 2)
-    calibrated = calibrate_predictions(
-        proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=4, n_repeats=3, seed=0
-    )
+    calibrated = calibrate_predictions(proba, cohort.labels, settings_of())
     assert calibrated.shape == (3, 60, 2)
     losses = [weighted_log_loss(one, cohort.labels) for one in calibrated]
     assert np.ptp(losses) > 0
-    found = score_model(proba, cohort, ask())
-    assert found.scores["calibrated"]["weighted_log_loss"].value == pytest.approx(np.mean(losses))
+    report = score_model(proba, cohort, settings_of())
+    assert report.scores["calibrated"]["weighted_log_loss"].value == pytest.approx(np.mean(losses))
 
 
 def test_calibration_does_not_care_which_prior_the_file_is_for() -> None:
@@ -103,7 +101,7 @@ def test_calibration_does_not_care_which_prior_the_file_is_for() -> None:
     proba = overconfident(cohort, 3)
     shifted = shift_prior(proba, old=HALF, new=shares)
     one, other = (
-        score_model(p, cohort, ask(calibrator="temperature", file_prior=of, prior=shares))
+        score_model(p, cohort, settings_of(calibrator="temperature", file_prior=of, prior=shares))
         for p, of in ((proba, HALF), (shifted, shares))
     )
     for name, score in one.scores["calibrated"].items():
@@ -113,20 +111,17 @@ def test_calibration_does_not_care_which_prior_the_file_is_for() -> None:
 def test_three_classes_are_calibrated_and_described_each() -> None:
     cohort = cohort_of({"a": 40, "b": 40, "c": 40})
     even = np.full(3, 1 / 3)
-    settings = ask(file_prior=even, prior=even)
-    found = score_model(overconfident(cohort, 4), cohort, settings)
-    assert set(found.reliability["calibrated"]["classes"]) == {"a", "b", "c"}
-    raw, calibrated = (found.scores[kind]["weighted_log_loss"] for kind in ("raw", "calibrated"))
+    settings = settings_of(file_prior=even, prior=even)
+    report = score_model(overconfident(cohort, 4), cohort, settings)
+    assert set(report.reliability["calibrated"]["classes"]) == {"a", "b", "c"}
+    raw, calibrated = (report.scores[kind]["weighted_log_loss"] for kind in ("raw", "calibrated"))
     assert calibrated.value < raw.value
-    assert found.scores["raw"]["calibration_intercept"].value >= 0
+    assert report.scores["raw"]["calibration_intercept"].value >= 0
 
 
 def test_of_two_classes_the_second_is_described() -> None:
     cohort = cohort_of({"CE": 30, "LAA": 30})
-    described = describe_reliability(
-        overconfident(cohort, 5), cohort.labels, classes=cohort.classes, file_prior=HALF,
-        prior=HALF, seed=0,
-    )  # fmt: skip
+    described = describe_reliability(overconfident(cohort, 5), cohort, settings_of())
     assert list(described["classes"]) == ["LAA"]
     assert sum(row["n_patients"] for row in described["classes"]["LAA"]["bins"]) == 60
     error = described["calibration_error"]
@@ -135,20 +130,22 @@ def test_of_two_classes_the_second_is_described() -> None:
 
 def test_nothing_is_calibrated_or_described_unasked() -> None:
     cohort = cohort_of({"CE": 10, "LAA": 10})
-    found = score_model(overconfident(cohort, 6), cohort, ask(calibrator=None, reliability=False))
-    assert set(found.as_dict()) == {"raw"}
+    report = score_model(
+        overconfident(cohort, 6), cohort, settings_of(calibrator=None, reliability=False)
+    )
+    assert set(report.as_dict()) == {"raw"}
 
 
 def test_too_few_patients_of_a_class_are_refused() -> None:
     cohort = cohort_of({"CE": 30, "LAA": 3})
     with pytest.raises(CalibrationError, match="2 patients of class 2 of 2"):
-        score_model(overconfident(cohort, 7), cohort, ask())
+        score_model(overconfident(cohort, 7), cohort, settings_of())
 
 
 def test_more_folds_than_patients_are_refused() -> None:
     cohort = cohort_of({"CE": 10, "LAA": 10})
     with pytest.raises(CalibrationError, match="folds: 21 for 20 patients; expected no more"):
-        score_model(overconfident(cohort, 7), cohort, ask(n_folds=21))
+        score_model(overconfident(cohort, 7), cohort, settings_of(n_folds=21))
 
 
 @real_data
@@ -161,11 +158,8 @@ def test_published_models_are_brought_below_the_constant(mil_data: Path) -> None
     ]
 
     def calibrated(proba: np.ndarray) -> float:
-        found = calibrate_predictions(
-            proba, cohort.labels, file_prior=HALF, calibrator="platt", n_folds=5, n_repeats=20,
-            seed=0,
-        )  # fmt: skip
-        return float(np.mean([weighted_log_loss(one, cohort.labels) for one in found]))
+        repeats = calibrate_predictions(proba, cohort.labels, settings_of(n_folds=5, n_repeats=20))
+        return float(np.mean([weighted_log_loss(one, cohort.labels) for one in repeats]))
 
     assert len(models) == 5
     for model in models:
