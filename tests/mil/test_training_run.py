@@ -1,5 +1,4 @@
-"""Runs on disks and devices that refuse; :mod:`tests.mil.inference.test_bundle` has what a run
-says."""
+"""Runs on full disks and devices; :mod:`tests.mil.inference.test_bundle` checks bundles."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ def contents(run_dir: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort, and what two undisturbed runs come to, each named ``run``."""
+    """Write a cohort and the results of two undisturbed runs, each named ``run``."""
     folder = tmp_path_factory.mktemp("world")
     write_cohort(folder, n_patients=18, shift=0.7)
     for seed in (0, 1):
@@ -69,7 +68,7 @@ def test_a_disk_that_fills_up_leaves_the_old_run_whole_and_the_new_one_can_go_on
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_run_that_does_not_fit_on_the_disk_is_told_and_leaves_nothing_half(
+def test_a_run_that_does_not_fit_on_the_disk_is_an_error_and_leaves_no_partial_run(
     world: Path, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", n_bytes=4 << 20) as disk:
@@ -87,7 +86,7 @@ def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path:
     folder, aside = tmp_path / "runs", tmp_path / "unplugged"
 
     def vanish(done: int, _: int) -> None:
-        if done == N_FOLDS + 1:  # the folds were judged and kept
+        if done == N_FOLDS + 1:  # the folds are finished and kept
             folder.rename(aside)
 
     train_run(
@@ -99,15 +98,15 @@ def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path:
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, is_short: Callable[[int, int], bool]) -> None:
-    """A device that cannot train so many heads together, or not at that call any more."""
+    """Run out of memory for some numbers of heads or of calls."""
     real, calls = ensemble.train_heads, itertools.count(1)
 
-    def teach(heads: Sequence[Any], *arguments: Any, **options: Any) -> Any:
+    def train(heads: Sequence[Any], *arguments: Any, **options: Any) -> Any:
         if is_short(len(heads), next(calls)):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(heads, *arguments, **options)
 
-    monkeypatch.setattr(ensemble, "train_heads", teach)
+    monkeypatch.setattr(ensemble, "train_heads", train)
 
 
 def test_a_device_out_of_memory_trains_fewer_ensembles_together(
@@ -115,14 +114,14 @@ def test_a_device_out_of_memory_trains_fewer_ensembles_together(
 ) -> None:
     short_of_memory(monkeypatch, lambda n_heads, _: n_heads > FAST.n_members)
     fit(world, tmp_path / "run")
-    found, expected = (
+    result, expected = (
         pd.read_csv(path / "out_of_fold.csv", dtype={"patient_id": str})
         for path in (tmp_path / "run", world / "0" / "run")
     )
-    pd.testing.assert_frame_equal(found, expected, atol=1e-4)
+    pd.testing.assert_frame_equal(result, expected, atol=1e-4)
 
 
-def test_a_device_without_memory_for_one_ensemble_is_told_and_finished_folds_are_kept(
+def test_a_device_without_memory_for_one_ensemble_is_an_error_and_finished_folds_are_kept(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"

@@ -60,7 +60,7 @@ HEAD = "image_id,patient_id,label"
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         (["image_id,patient_id", "a,p"], r"no column 'label' among image_id, patient_id"),
         (["image,patient_id,label", "a,p,x"], r"no column 'image_id' or 'slide_id'.*'image'"),
@@ -74,14 +74,14 @@ HEAD = "image_id,patient_id,label"
         ([HEAD, "a,inf,x", "b,q,y"], r"row 2: id 'inf'"),
     ],
 )
-def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], said: str) -> None:
-    with pytest.raises((CohortError, TableError), match=said) as caught:
+def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises((CohortError, TableError), match=message) as caught:
         read_cohort(write(tmp_path / "t.csv", *rows), labelled=True)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not a table"),
         (b"image_id,patient_id,label\n", "no rows under the header"),
@@ -90,9 +90,9 @@ def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], sa
         (b'a,b\n"never closed', "not a table"),
     ],
 )
-def test_what_is_no_table_is_said_so(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(TableError, match=said):
+    with pytest.raises(TableError, match=message):
         read_cohort(tmp_path / "t.csv", labelled=True)
 
 

@@ -1,4 +1,4 @@
-"""Bags through a tile filter: whoever is judged had no part in it, and runs remember it."""
+"""Bags behind a tile filter: no test patient has a part in it, and bundles store it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
     found = through(bags, cohort, fitted(known_examples()))
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    taught: list[tuple[set[str], set[str]]] = []
+    trained: list[tuple[set[str], set[str]]] = []
     train = fold_jobs.train_ensembles
 
     def watch(stores: Sequence[PatientBags], *args: Any, **kwargs: Any) -> object:
@@ -121,16 +121,16 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
             assert isinstance(store.features, FilteredFeatures)
             assert store.tile_filter is store.features.tile_filter
             slides = store.features.tile_filter.examples.slides
-            taught.append((set(store.patient_ids), {s.slide_id.split("_")[0] for s in slides}))
+            trained.append((set(store.patient_ids), {s.slide_id.split("_")[0] for s in slides}))
         return train(stores, *args, **kwargs)
 
     monkeypatch.setattr(fold_jobs, "train_ensembles", watch)
     out = cross_validate(found, cohort, folds, config=FAST, seed=0)
     nested_probabilities(found, cohort, folds, out, inner=inner, config=FAST, seed=0)
-    assert len(taught) == 3 + 9
-    for learned, examples_of in taught:
-        judged = set(cohort.patient_ids) - learned
-        assert not judged & examples_of
+    assert len(trained) == 3 + 9
+    for learned, examples_of in trained:
+        tested = set(cohort.patient_ids) - learned
+        assert not tested & examples_of
         assert learned.intersection(SEEN) <= examples_of
         assert {f"s{number}" for number in range(12, 18)} <= examples_of
 
@@ -139,18 +139,18 @@ def test_examples_of_a_fold_s_test_patients_change_nothing_that_judges_them(tmp_
     bags, cohort = world(tmp_path)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[:1]
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    judged = np.isin(cohort.patient_ids, folds[0].test_ids)
+    tested = np.isin(cohort.patient_ids, folds[0].test_ids)
     assert set(folds[0].test_ids) & set(SEEN)
-    told = []
+    results = []
     for examples in (known_examples(), poisoned(known_examples(), folds[0].test_ids)):
         store = through(bags, cohort, fitted(examples))
         out = cross_validate(store, cohort, folds, config=FAST, seed=0)
         nested = nested_probabilities(store, cohort, folds, out, inner=inner, config=FAST, seed=0)
-        told.append((store.tile_filter, out.logits[0, judged], nested[0, judged]))
-    assert told[0][0].sha256 != told[1][0].sha256  # type: ignore[union-attr]
-    assert told[0][1].tobytes() == told[1][1].tobytes()
-    assert told[0][2].tobytes() == told[1][2].tobytes()
-    assert np.isfinite(told[0][2]).all()
+        results.append((store.tile_filter, out.logits[0, tested], nested[0, tested]))
+    assert results[0][0].sha256 != results[1][0].sha256  # type: ignore[union-attr]
+    assert results[0][1].tobytes() == results[1][1].tobytes()
+    assert results[0][2].tobytes() == results[1][2].tobytes()
+    assert np.isfinite(results[0][2]).all()
 
 
 def test_the_baseline_is_judged_through_the_same_filters(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_filter_of_other_embeddings_is_refused(tmp_path: Path) -> None:
 
 
 def embedded_with(folder: Path, tile_filter: TileFilter) -> tuple[PatientBags, Cohort]:
-    """Bags that say they were embedded with a filter, which lies beside them."""
+    """Return bags embedded with a filter, and write its copy to their folder."""
     _, cohort = world(folder)
     for path in find_bags(folder / "bags").values():
         bag = read_bag(path)
@@ -270,12 +270,12 @@ def test_a_run_applies_its_filter_where_it_predicts_and_explains(
     run = load_bundle(folder / "run")
     assert run.tile_filter is not None
     assert run.tile_filter.sha256 == store.tile_filter.sha256  # type: ignore[union-attr]
-    told = predict(run, cohort, folder / "bags", prior=balanced(run.classes))
-    assert {p.patient_id: sum(p.n_tiles.values()) for p in told} == store.n_tiles
-    assert {p.matched_training_patient for p in told} == set(cohort.patient_ids)
-    assert {p.patient_id for p in told if p.used_for_filter} == set(SEEN)
-    shown = list(explain_patients(run, cohort, folder / "bags", prior=balanced(run.classes)))
-    assert {e.prediction.patient_id: e.n_tiles for e in shown} == store.n_tiles
+    predictions = predict(run, cohort, folder / "bags", prior=balanced(run.classes))
+    assert {p.patient_id: sum(p.n_tiles.values()) for p in predictions} == store.n_tiles
+    assert {p.matched_training_patient for p in predictions} == set(cohort.patient_ids)
+    assert {p.patient_id for p in predictions if p.used_for_filter} == set(SEEN)
+    explanations = list(explain_patients(run, cohort, folder / "bags", prior=balanced(run.classes)))
+    assert {e.prediction.patient_id: e.n_tiles for e in explanations} == store.n_tiles
 
 
 def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarantee(
@@ -289,14 +289,14 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
     bag.features[:3] += np.float16(3)
     write_bag(tmp_path / "new_0.h5", bag)
     (tmp_path / "new.csv").write_text("image_id,patient_id\nnew_0,new\n")
-    (told,) = predict(
+    (prediction,) = predict(
         run, read_cohort(tmp_path / "new.csv", labelled=False), tmp_path,
         prior=balanced(run.classes), coverage=0.6,
     )  # fmt: skip
     left = run.apply_filter(read_bag(tmp_path / "new_0.h5")).features
     assert len(left) < len(bag.features)
     kept = run.sets.predict_set(left, coverage=0.6)
-    assert told.prediction_set == tuple(np.array(run.classes)[kept])
+    assert prediction.prediction_set == tuple(np.array(run.classes)[kept])
 
 
 def test_a_run_says_what_was_dropped_and_whom_the_filter_knew(
@@ -319,7 +319,7 @@ def test_a_run_whose_filter_was_exchanged_is_damaged(
         load_bundle(tmp_path / "run")
 
 
-def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path) -> None:
+def test_folds_with_another_filter_are_not_read(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
@@ -334,7 +334,7 @@ def test_what_folds_said_through_another_filter_is_not_taken_over(tmp_path: Path
     assert len(names) == 3
 
 
-def test_bags_with_views_and_stains_made_alike_take_no_filter_as_they_are_read(
+def test_bags_with_views_or_normalised_stains_take_no_filter_when_they_are_read(
     tmp_path: Path,
 ) -> None:
     cohort = read_cohort(write_cohort(tmp_path, n_patients=6, shift=0.8, n_views=1), labelled=True)

@@ -57,10 +57,10 @@ def at_centres(cohort: Cohort, n_centres: int) -> Cohort:
     return replace(cohort, patients=tuple(patients))
 
 
-def require_apart(folds: Sequence[Fold], standing: dict[str, int]) -> None:
+def require_apart(folds: Sequence[Fold], group_of: dict[str, int]) -> None:
     for fold in folds:
-        judged = {standing[name] for name in fold.test_ids}
-        assert not judged & {standing[name] for name in fold.train_ids}
+        tested = {group_of[name] for name in fold.test_ids}
+        assert not tested & {group_of[name] for name in fold.train_ids}
 
 
 @given(pairs(12))
@@ -68,13 +68,13 @@ def test_who_shares_slides_has_one_leader_and_who_shares_none_is_its_own(
     sharing: list[tuple[str, str]],
 ) -> None:
     names = [f"p{n:03d}" for n in range(12)]
-    standing = group_ids(names, [*sharing, ("p003", "a stranger")])
+    group_of = group_ids(names, [*sharing, ("p003", "a stranger")])
     groups = {name: {name} for name in names}
     for one, two in sharing:
         joined = groups[one] | groups[two]
         for name in joined:
             groups[name] = joined
-    assert [names[place] for place in standing] == [min(groups[name]) for name in names]
+    assert [names[place] for place in group_of] == [min(groups[name]) for name in names]
 
 
 def test_only_leaders_are_dealt_and_the_others_go_along() -> None:
@@ -84,8 +84,8 @@ def test_only_leaders_are_dealt_and_the_others_go_along() -> None:
         dealt.extend(places.tolist())
         return places * 10
 
-    standing = group_ids(["a", "b", "c", "d", "e"], [("d", "b"), ("e", "d")])
-    assert assign_groups(standing, deal).tolist() == [0, 10, 20, 10, 10]
+    group_of = group_ids(["a", "b", "c", "d", "e"], [("d", "b"), ("e", "d")])
+    assert assign_groups(group_of, deal).tolist() == [0, 10, 20, 10, 10]
     assert dealt == [0, 1, 2]
 
 
@@ -99,8 +99,8 @@ def test_no_fold_learns_from_one_and_judges_the_other(
     folds = make_folds(cohort, by=by, n_folds=4, n_repeats=2, seed=seed, linked=sharing)
     names = cohort.patient_ids
     require_apart(folds, dict(zip(names, group_ids(names, sharing).tolist(), strict=True)))
-    judged = [name for fold in folds for name in fold.test_ids]
-    assert sorted(judged) == sorted(names * 2)
+    tested = [name for fold in folds for name in fold.test_ids]
+    assert sorted(tested) == sorted(names * 2)
     if by == "patient":
         for fold in folds:  # nobody is lost to the learning either
             assert sorted(fold.train_ids + fold.test_ids) == sorted(names)
@@ -138,12 +138,12 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
         for name, tiles in bags.features.items()
     }
 
-    def judge(store: PatientBags, folds: Sequence[Fold]) -> dict[str, list[float]]:
+    def logits_of(store: PatientBags, folds: Sequence[Fold]) -> dict[str, list[float]]:
         found = cross_validate(store, cohort, folds, config=FAST, seed=5)
         return dict(zip(found.patient_ids, found.logits[0].tolist(), strict=True))
 
     def moved(folds: Sequence[Fold]) -> set[str]:
-        clean, poisoned = judge(bags, folds), judge(replace(bags, features=loud), folds)
+        clean, poisoned = logits_of(bags, folds), logits_of(replace(bags, features=loud), folds)
         return {name for name in clean if clean[name] != poisoned[name]}
 
     plan = CrossValidationPlan.build(
@@ -156,7 +156,9 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
         require_apart(inner, group_of)
     reached = moved(plan.folds)
     assert "p000" not in reached
-    assert len(reached) > len(copies)  # patients of other folds are judged by what they taught
+    assert len(reached) > len(
+        copies
+    )  # patients of other folds are predicted by heads trained on them
     unaware = next(
         folds
         for folds in (make_folds(cohort, by=by, n_folds=4, n_repeats=1, seed=n) for n in range(20))
@@ -168,22 +170,22 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
 def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     bags, cohort = noise_cohort(72, 3)
     twins = {f"p{n:03d}": f"p{n - 3:03d}" for n in range(3, 72, 6)}
-    taught: list[Any] = []
+    trained_on: list[Any] = []
     monkeypatch.setattr(
-        ensemble, "train_heads", lambda heads, lessons, *_, **__: taught.extend(lessons)
+        ensemble, "train_heads", lambda heads, splits, *_, **__: trained_on.extend(splits)
     )
     settings = replace(FAST, early_stopping=True)
-    with pytest.raises(TypeError):  # nothing was taught
+    with pytest.raises(TypeError):  # nothing was trained
         train_ensemble(
             with_copies(bags, twins), labels_of(cohort), n_classes=2, config=settings, seed=(0,)
         )
-    standing = group_ids(cohort.patient_ids, list(twins.items()))
-    assert len(set(standing.tolist())) == 60
-    for lesson in taught:
-        stopped_on, learned = (set(standing[p.numpy()]) for p in (lesson.val_idx, lesson.train_idx))
+    group_of = group_ids(cohort.patient_ids, list(twins.items()))
+    assert len(set(group_of.tolist())) == 60
+    for split in trained_on:
+        stopped_on, learned = (set(group_of[p.numpy()]) for p in (split.val_idx, split.train_idx))
         assert stopped_on
         assert not stopped_on & learned
-    assert len(taught) == settings.n_members
+    assert len(trained_on) == settings.n_members
 
 
 def test_no_baseline_learns_from_a_copy_of_what_it_judges() -> None:
@@ -247,7 +249,7 @@ def test_the_classifier_keeps_equal_bags_of_two_patients_in_one_fold() -> None:
         classifier = MILClassifier(n_members=1, n_folds=3, fixed_steps=5)
         for seed in range(4):
             classifier.set_params(random_state=seed).fit(arrays, cohort.labels)
-    both = [sum(name in {"0", "6"} for name in judged) for judged in seen]
+    both = [sum(name in {"0", "6"} for name in tested) for tested in seen]
     assert sorted(set(both)) == [0, 2]
 
 

@@ -47,8 +47,8 @@ def test_folds_are_disjoint_cover_all_patients_and_are_stratified(
     label_of = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     for repeat in range(n_repeats):
         of_repeat = [fold for fold in folds if fold.repeat == repeat]
-        judged = [patient for fold in of_repeat for patient in fold.test_ids]
-        assert sorted(judged) == sorted(cohort.patient_ids)
+        tested = [patient for fold in of_repeat for patient in fold.test_ids]
+        assert sorted(tested) == sorted(cohort.patient_ids)
         for fold in of_repeat:
             assert not set(fold.train_ids) & set(fold.test_ids)
             assert set(fold.train_ids) | set(fold.test_ids) == set(cohort.patient_ids)
@@ -145,9 +145,9 @@ def test_folds_give_a_centre_no_way_to_score_above_chance_on_shuffled_labels() -
         parts = stratified_fold_ids(labels, n_folds=5, seed=(seed,), groups=centres)
         rates = np.empty(200)
         for part in range(5):
-            judged = parts == part
+            tested = parts == part
             for centre in range(8):
-                rates[judged & (centres == centre)] = labels[~judged & (centres == centre)].mean()
+                rates[tested & (centres == centre)] = labels[~tested & (centres == centre)].mean()
         areas.append(auroc(np.stack([1 - rates, rates], axis=1), labels))
     assert np.mean(areas) < 0.53
 
@@ -163,9 +163,9 @@ def test_how_far_centres_could_be_spread_is_said() -> None:
     spread = centre_spread(odd, folds)
     assert spread is not None
     assert (spread.center_id, spread.lowest, spread.highest) == ("2", 0.0, 0.2)
-    (said,) = split_notes(odd, folds, by="patient")
-    assert "stratified by class and centre" in said
-    assert "differs by at most 0.200 (centre '2', 0.000 to 0.200)" in said
+    (note,) = split_notes(odd, folds, by="patient")
+    assert "stratified by class and centre" in note
+    assert "differs by at most 0.200 (centre '2', 0.000 to 0.200)" in note
 
 
 def test_without_centres_folds_say_that_they_are_stratified_by_class_alone() -> None:
@@ -190,23 +190,23 @@ def test_each_centre_is_left_out_once_and_every_patient_judged_once() -> None:
 
 def test_a_centre_with_one_class_is_judged_and_said() -> None:
     cohort = cohort_with_centres({"10": "aab", "2": "ab", "7": "bb"})
-    said = split_notes(cohort, leave_one_centre_out(cohort), by="centre")
-    assert "each of 3 centres was predicted by heads trained on the others" in said[0]
-    assert "centres with one class only: '7'" in said[1]
+    notes = split_notes(cohort, leave_one_centre_out(cohort), by="centre")
+    assert "each of 3 centres was predicted by heads trained on the others" in notes[0]
+    assert "centres with one class only: '7'" in notes[1]
     both = cohort_with_centres({"1": "ab", "2": "ab"})
     assert len(split_notes(both, leave_one_centre_out(both), by="centre")) == 1
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"1": "aabb"}, "one centre only, '1'; expected two or more.*--by patient"),
         ({"1": "aabb", "": "ab"}, "2 of 6 patients without a centre.*'center_id'"),
         ({"1": "aaab", "2": "aa"}, "class 'b' at centre '1' only"),
     ],
 )
-def test_centres_that_cannot_be_left_out_are_refused(table: dict[str, str], said: str) -> None:
-    with pytest.raises(SplitError, match=said):
+def test_centres_that_cannot_be_left_out_are_refused(table: dict[str, str], message: str) -> None:
+    with pytest.raises(SplitError, match=message):
         leave_one_centre_out(cohort_with_centres(table))
 
 

@@ -155,10 +155,10 @@ def test_log_sum_exp_equals_its_formula_and_lies_between_mean_and_max() -> None:
 def test_dual_stream_equals_its_formula() -> None:
     head, output, h = evaluate("dsmil", torch.randn(6, 6))
     z, q = head.classify_tiles(h), torch.tanh(head.query(h))
-    looks = torch.stack([(q @ q[z[:, c].argmax()] / 8).softmax(dim=0) for c in range(3)])
-    second = head.classify((looks @ h).flatten())
+    attention = torch.stack([(q @ q[z[:, c].argmax()] / 8).softmax(dim=0) for c in range(3)])
+    second = head.classify((attention @ h).flatten())
     torch.testing.assert_close(output.logits[0], (z.amax(dim=0) + second) / 2)
-    torch.testing.assert_close(output.attention[0], looks.mean(dim=0))
+    torch.testing.assert_close(output.attention[0], attention.mean(dim=0))
 
 
 @pytest.mark.parametrize("n_tiles", [2, 7, 40])

@@ -14,13 +14,13 @@ def streams(*seeds: int) -> list[torch.Generator]:
 
 
 def test_what_an_ensemble_is_dealt_does_not_depend_on_those_beside_it() -> None:
-    beside, alone = RandomStreams(streams(1, 1, 2, 3)), RandomStreams(streams(2))
+    together, alone = RandomStreams(streams(1, 1, 2, 3)), RandomStreams(streams(2))
     like = torch.empty(8, 3, 5)
     for both in (
-        (beside.uniform(8, 3, device=CPU), alone.uniform(2, 3, device=CPU)),
-        (beside.bytes(like), alone.bytes(like[:2])),
-        (beside.normal(like), alone.normal(like[:2])),
-        (beside.integers(9, 8, 3, device=CPU), alone.integers(9, 2, 3, device=CPU)),
+        (together.uniform(8, 3, device=CPU), alone.uniform(2, 3, device=CPU)),
+        (together.bytes(like), alone.bytes(like[:2])),
+        (together.normal(like), alone.normal(like[:2])),
+        (together.integers(9, 8, 3, device=CPU), alone.integers(9, 2, 3, device=CPU)),
     ):
         assert torch.equal(both[0][4:6], both[1])
         assert not torch.equal(both[0][:2], both[1])

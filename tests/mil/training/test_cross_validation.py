@@ -32,9 +32,9 @@ FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def nested_of(bags: PatientBags, cohort: Cohort, folds: tuple[Fold, ...]) -> np.ndarray:
-    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
+    oof = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    return nested_probabilities(bags, cohort, folds, found, inner=inner, config=FAST, seed=0)
+    return nested_probabilities(bags, cohort, folds, oof, inner=inner, config=FAST, seed=0)
 
 
 def test_inner_folds_lie_inside_the_training_patients() -> None:
@@ -43,8 +43,8 @@ def test_inner_folds_lie_inside_the_training_patients() -> None:
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
     assert len(inner) == 6
     for fold, of_fold in zip(folds, inner, strict=True):
-        judged = [name for inside in of_fold for name in inside.test_ids]
-        assert sorted(judged) == sorted(fold.train_ids)
+        tested = [name for inside in of_fold for name in inside.test_ids]
+        assert sorted(tested) == sorted(fold.train_ids)
         for inside in of_fold:
             assert not set(inside.train_ids) & set(fold.test_ids)
     assert inner[0] != inner[3]
@@ -55,18 +55,18 @@ def test_a_poisoned_test_fold_changes_neither_heads_nor_calibrator(
 ) -> None:
     bags, cohort = noise_cohort(36, 2, shift=0.6)
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
-    judged = set(fold.test_ids)
+    tested = set(fold.test_ids)
     poisoned = replace(
         bags,
         features={
-            name: np.full_like(tiles, np.nan) if name in judged else tiles
+            name: np.full_like(tiles, np.nan) if name in tested else tiles
             for name, tiles in bags.features.items()
         },
     )
     turned = replace(
         cohort,
         patients=tuple(
-            replace(p, label="ba"[p.label == "b"]) if p.patient_id in judged else p
+            replace(p, label="ba"[p.label == "b"]) if p.patient_id in tested else p
             for p in cohort.patients
         ),
     )

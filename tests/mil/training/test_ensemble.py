@@ -193,8 +193,8 @@ def test_a_single_head_is_stopped_on_a_fifth_of_the_patients() -> None:
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=settings, seed=(0,))
     assert np.isfinite([r.train_loss for r in ensemble.history]).all()
     # An epoch has four steps; the loss is looked at every ten.
-    looks = [r.epoch for r in ensemble.history if np.isfinite(r.val_loss)]
-    assert looks == [0, 2, 4]
+    validated = [r.epoch for r in ensemble.history if np.isfinite(r.val_loss)]
+    assert validated == [0, 2, 4]
 
 
 def test_without_early_stopping_all_patients_are_learned_from() -> None:
@@ -238,10 +238,10 @@ def test_a_patients_own_label_does_not_reach_its_cross_fitted_calibrator() -> No
     bags, cohort = noise_cohort(45, 7, shift=0.5)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
     found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
-    judged = found.fold[0] == 1
-    turned = replace(found, labels=np.where(judged, 1 - found.labels, found.labels))
+    tested = found.fold[0] == 1
+    turned = replace(found, labels=np.where(tested, 1 - found.labels, found.labels))
     np.testing.assert_array_equal(
-        cross_fitted_probabilities(found)[0, judged], cross_fitted_probabilities(turned)[0, judged]
+        cross_fitted_probabilities(found)[0, tested], cross_fitted_probabilities(turned)[0, tested]
     )
 
 

@@ -10,7 +10,7 @@ from mil.training.feature_cache import FeatureCache, length_buckets
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
-def shelf_of(lengths: list[int]) -> FeatureCache:
+def cache_of(lengths: list[int]) -> FeatureCache:
     """Each tile says whose it is and which."""
     sizes = torch.tensor(lengths)
     owners = torch.arange(len(lengths)).repeat_interleave(sizes)
@@ -29,10 +29,10 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
 ) -> None:
     torch.manual_seed(seed)
     patients = torch.arange(len(lengths)).flip(0)
-    shelf = shelf_of(lengths)
+    cache = cache_of(lengths)
     for batch in (
-        shelf.sample(patients, n_tiles, RandomStreams()),
-        shelf.take_evenly(patients, n_tiles),
+        cache.sample(patients, n_tiles, RandomStreams()),
+        cache.take_evenly(patients, n_tiles),
     ):
         for patient, features, mask in zip(patients.tolist(), *batch, strict=True):
             length = lengths[patient]
@@ -51,25 +51,25 @@ def test_tiles_drawn_are_the_patients_own_and_spread_over_the_whole_bag(
 
 def test_every_tile_is_drawn_as_often_as_any_other() -> None:
     torch.manual_seed(0)
-    shelf = shelf_of([10])
-    drawn = shelf.sample(torch.zeros(8000, dtype=torch.int64), 4, RandomStreams()).features[..., 1]
+    cache = cache_of([10])
+    drawn = cache.sample(torch.zeros(8000, dtype=torch.int64), 4, RandomStreams()).features[..., 1]
     shares = torch.bincount(drawn.long().flatten(), minlength=10) / drawn.numel()
     torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
 
 
 def test_the_last_tile_of_a_very_large_bag_is_the_last_that_can_be_drawn() -> None:
     n = 2**24 + 3  # float32 cannot count so far
-    shelf = FeatureCache(
+    cache = FeatureCache(
         tiles=torch.arange(n, dtype=torch.float64)[:, None], starts=torch.tensor([0]),
         lengths=torch.tensor([n]), labels=torch.tensor([0]),
     )  # fmt: skip
-    found, _ = shelf._locate(torch.tensor([0]), torch.full((1, 7), 1 - 2**-24))
+    found, _ = cache._locate(torch.tensor([0]), torch.full((1, 7), 1 - 2**-24))
     assert found[0, -1] in (n - 2, n - 1)
 
 
 @given(first=LENGTHS, second=LENGTHS)
 def test_joined_shelves_hold_the_same_bags(first: list[int], second: list[int]) -> None:
-    joined = FeatureCache.concatenate([shelf_of(first), shelf_of(second)])
+    joined = FeatureCache.concatenate([cache_of(first), cache_of(second)])
     whole = joined.take_evenly(torch.arange(len(first + second)), 50)
     for index, length in enumerate(first + second):
         tiles = whole.features[index, :length]

@@ -87,20 +87,20 @@ def test_what_is_learned_from_files_with_views_is_what_is_learned_from_memory(wo
 
 def test_a_step_draws_every_look_at_a_tile_as_often_as_any_other() -> None:
     torch.manual_seed(0)
-    rows = torch.cartesian_prod(torch.arange(5.0), torch.arange(3.0))  # (tile, look)
+    rows = torch.cartesian_prod(torch.arange(5.0), torch.arange(3.0))  # (tile, view)
     one = torch.tensor([2, 3])
-    shelf = FeatureCache(
+    cache = FeatureCache(
         tiles=rows,
         starts=torch.tensor([0, 2]),
         lengths=one,
         labels=torch.tensor([0, 1]),
         n_versions=3,
     )
-    both = FeatureCache.concatenate([shelf, shelf])
+    both = FeatureCache.concatenate([cache, cache])
     batch = both.sample(torch.tensor([0, 1, 2, 3] * 500), 3, RandomStreams())
-    tiles, looks = batch.features[batch.mask].T
+    tiles, views = batch.features[batch.mask].T
     assert set(tiles.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
-    shares = torch.bincount(looks.long(), minlength=3) / len(looks)
+    shares = torch.bincount(views.long(), minlength=3) / len(views)
     torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=0.03, rtol=0)
     plain = both.take_evenly(torch.tensor([0, 1]), 3)
     assert plain.features[plain.mask].tolist() == [[t, 0.0] for t in (0.0, 1.0, 2.0, 3.0, 4.0)]
@@ -125,7 +125,7 @@ def test_heads_learn_from_views_and_are_judged_on_plain_tiles(world: Path) -> No
     np.testing.assert_allclose(other.averaged, other.logits, atol=1e-6)
 
 
-def test_the_average_over_looks_is_that_of_single_looks(world: Path, run: ModelBundle) -> None:
+def test_the_average_over_views_is_that_of_single_views(world: Path, run: ModelBundle) -> None:
     bag = read_bag(world / "bags" / "003_0.h5")
     assert bag.views is not None
     logits, attention = predict_views(run.heads, bag.features, bag.views)
@@ -157,7 +157,7 @@ def test_each_calibrator_is_fitted_on_what_inference_gives(world: Path, run: Mod
     assert run.view_calibrator.as_dict() != run.calibrator.as_dict()
 
 
-def test_probabilities_are_of_plain_tiles_or_of_all_looks(world: Path, run: ModelBundle) -> None:
+def test_probabilities_are_of_plain_tiles_or_of_all_views(world: Path, run: ModelBundle) -> None:
     cohort = read_cohort(world / "train.csv", labelled=False)
     prior = balanced(run.classes)
     plain = predict(run, cohort, world / "bags", prior=prior)

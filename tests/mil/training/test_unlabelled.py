@@ -1,4 +1,4 @@
-"""Unlabelled slides fit the whitening; copies of patients who are judged never do."""
+"""Unlabelled slides fit the whitening; copies of test patients never do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOUD = 300.0
 
 
 def noted(bags: PatientBags) -> PatientBags:
-    """The store with slides that are told by content."""
+    """Return the store with slides that are identified by content."""
     notes = tuple(
         SlideRecord(
             slide_id=name, patient_id=name, n_tiles=len(tiles), content_id=f"file of {name}",
@@ -43,7 +43,7 @@ def noted(bags: PatientBags) -> PatientBags:
     return replace(bags, slides=notes)
 
 
-def strangers(bags: PatientBags, *, n: int = 6) -> PatientBags:
+def new_patients(bags: PatientBags, *, n: int = 6) -> PatientBags:
     """Unlabelled patients made like those of ``bags``."""
     others, _ = noise_cohort(n, 99)
     renamed = {f"other {name}": tiles for name, tiles in others.features.items()}
@@ -51,7 +51,7 @@ def strangers(bags: PatientBags, *, n: int = 6) -> PatientBags:
 
 
 def poisoned(others: PatientBags, copies: dict[str, str], *, mark: str) -> PatientBags:
-    """``others`` and copies of slides under new names, told by ``mark``, full of loud noise."""
+    """Return ``others`` and noisy copies of slides under new names, identified by ``mark``."""
     rng = np.random.default_rng(0)
     features, notes = dict(others.features), list(others.slides)
     for name, original in copies.items():
@@ -73,7 +73,7 @@ def validate(bags: PatientBags, cohort: Cohort) -> OutOfFoldPredictions:
 def test_poisoned_copies_of_judged_patients_reach_no_fold(mark: str) -> None:
     bags, cohort = noise_cohort(30, 2, shift=0.6)
     bags = noted(bags)
-    others = strangers(bags)
+    others = new_patients(bags)
     word = {"content_id": "file", "features_sha256": "tiles"}[mark]
     copies = {f"copy of {name}": f"{word} of {name}" for name in cohort.patient_ids}
     clean = validate(bags.with_unlabelled(others), cohort)
@@ -81,7 +81,7 @@ def test_poisoned_copies_of_judged_patients_reach_no_fold(mark: str) -> None:
     assert same.logits.tobytes() == clean.logits.tobytes()
     for place, heads in clean.heads.items():
         assert states(heads) == states(same.heads[place])
-    # The poison works: under the names and contents of strangers it is noticed everywhere.
+    # The noise has an effect: under the names and contents of new patients all logits change.
     unlike = {name: f"{word} of a stranger {name}" for name in copies}
     spoilt = validate(bags.with_unlabelled(poisoned(others, unlike, mark=mark)), cohort)
     for place, heads in clean.heads.items():
@@ -90,7 +90,7 @@ def test_poisoned_copies_of_judged_patients_reach_no_fold(mark: str) -> None:
 
 def test_a_patient_of_the_same_name_is_left_out() -> None:
     bags, _ = noise_cohort(6, 0)
-    others = strangers(bags, n=3)
+    others = new_patients(bags, n=3)
     named = replace(others, features={**others.features, "p002": others.features["other p000"]})
     assert bags.find_duplicates(named) == {"p002": "p002"}
     found = bags.with_unlabelled(named).unlabelled
@@ -102,7 +102,7 @@ def test_whitening_is_fitted_on_unlabelled_patients_and_no_class_is() -> None:
     bags, cohort = noise_cohort(30, 2, shift=0.6)
     bags = noted(bags)
     without = validate(bags, cohort)
-    with_them = validate(bags.with_unlabelled(strangers(bags)), cohort)
+    with_them = validate(bags.with_unlabelled(new_patients(bags)), cohort)
     assert with_them.patient_ids == without.patient_ids
     for place, heads in with_them.heads.items():
         assert states((heads[0].whitening,)) != states((without.heads[place][0].whitening,))
@@ -110,7 +110,7 @@ def test_whitening_is_fitted_on_unlabelled_patients_and_no_class_is() -> None:
 
 def test_a_restricted_store_keeps_the_unlabelled() -> None:
     bags, _ = noise_cohort(9, 0)
-    joined = bags.with_unlabelled(strangers(bags))
+    joined = bags.with_unlabelled(new_patients(bags))
     part = joined.subset(["p001"])
     features, names = part.unsupervised_features()
     assert names == ("p001", *(f"other p{number:03d}" for number in range(6)))
@@ -121,25 +121,25 @@ def test_a_restricted_store_keeps_the_unlabelled() -> None:
 
 def test_bags_made_otherwise_are_refused() -> None:
     bags, _ = noise_cohort(6, 0)
-    others = strangers(bags)
+    others = new_patients(bags)
     with pytest.raises(BagError, match="encoder is 'another'; expected 'fake' as in the labelled"):
         bags.with_unlabelled(
             replace(others, fingerprint=replace(others.fingerprint, encoder="another"))
         )
 
 
-def test_a_judgement_with_other_unlabelled_patients_has_another_name(tmp_path: Path) -> None:
+def test_a_result_with_other_unlabelled_patients_has_another_key(tmp_path: Path) -> None:
     bags, cohort = noise_cohort(12, 0)
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     fold = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)[0]
     job = FoldJob(folds=[fold], labels=labels, n_classes=2, config=FAST, seeds=[(0,)])
-    stores = [bags, *(bags.with_unlabelled(strangers(bags, n=n)) for n in (3, 4))]
+    stores = [bags, *(bags.with_unlabelled(new_patients(bags, n=n)) for n in (3, 4))]
     names = {Checkpoints(tmp_path, store).keys(job)[0] for store in stores}
     assert len(names) == 3
 
 
 def fit(folder: Path) -> TrainingSummary:
-    """A run beside unlabelled slides: a new one, a copy of 001_0, and one without a bag."""
+    """Train with unlabelled slides: a new one, a copy of 001_0, and one without a bag."""
     cohort = read_cohort(write_cohort(folder, n_patients=30, shift=0.7), labelled=True)
     for name, content in (("new_0", ""), ("copy_0", "content of 001_0")):
         bag = make_bag(name, dim=16, seed=5, content_id=content)
@@ -156,11 +156,11 @@ def fit(folder: Path) -> TrainingSummary:
 
 def test_a_run_says_which_unlabelled_slides_it_used_and_which_not(tmp_path: Path) -> None:
     summary = fit(tmp_path)
-    said = "\n".join(summary.notes)
-    assert "whitening was also fitted on 1 patients without using their labels" in said
-    assert "left out as patients of the cohort" in said
-    assert "1 (copy is 001)" in said
-    assert "unlabelled slides without a bag: 1, gone_0" in said
+    notes = "\n".join(summary.notes)
+    assert "whitening was also fitted on 1 patients without using their labels" in notes
+    assert "left out as patients of the cohort" in notes
+    assert "1 (copy is 001)" in notes
+    assert "unlabelled slides without a bag: 1, gone_0" in notes
     run = load_bundle(tmp_path / "run")
     assert [slide.slide_id for slide in run.unlabelled_slides] == ["new_0"]
     assert "new_0" not in {slide.slide_id for slide in run.training_slides}
