@@ -132,8 +132,7 @@ def unsupported_samples(page: Any) -> str:
 def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None:
     """Raise ValueError for a stream that declares a shape of more than ``max_px`` pixels.
 
-    This is known before a decoder allocates them. PNG and WebP without a readable size raise it
-    too.
+    It is called before a decoder allocates them. PNG and WebP without a readable size raise too.
     """
     size = None
     if compression in _JPEGS:
