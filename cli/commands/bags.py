@@ -213,11 +213,7 @@ def _count_progress(unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that sets a progress bar, from the number of finished items and of all."""
     with progress_bar(unit) as bars:
         task = bars.add_task(unit, total=None)
-
-        def show(n_done: int, n_all: int) -> None:
-            bars.update(task, completed=n_done, total=n_all)
-
-        yield show
+        yield lambda n_done, n_all: bars.update(task, completed=n_done, total=n_all)
 
 
 def _exit(*, n_bad: int, n_all: int) -> None:

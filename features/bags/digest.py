@@ -47,7 +47,7 @@ def read_digests(
     source: object,
     on_slide: Callable[[int], None],
 ) -> dict[str, BagDigest]:
-    """Read the bags of slides one after the other, keeping embeddings of shape (dim,) only.
+    """Read the bags of slides one after the other, keeping their mean embeddings, shape (dim,).
 
     Slides without a bag are omitted; ``on_slide`` is called with the number of finished slides.
     Raises BagError, naming the ``source`` of the bags, if no slide has one, or one is damaged.

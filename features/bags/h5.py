@@ -136,7 +136,7 @@ def write_bag(path: Path, bag: Bag) -> None:
 
 
 def read_bag(bag_ref: BagRef) -> Bag:
-    """Read a bag with all its arrays: embeddings of shape (n_tiles, dim), level-0 px of tiles.
+    """Read a bag: embeddings, shape (n_tiles, dim), corners of tiles, level-0 px, and the rest.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def read_bag_info(bag_ref: BagRef) -> BagInfo:
 
 
 def read_features(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
-    """Read only the embeddings of a bag, shape (n_tiles, dim); raises BagError if it is damaged."""
+    """Read only the embeddings of a bag, shape (n_tiles, dim); raises as :func:`read_bag`."""
     if not isinstance(bag_ref, Path):
         return bag_ref.read_features()
     with _open(bag_ref) as file:

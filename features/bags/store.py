@@ -187,7 +187,7 @@ class StoredBag:
         return self.name
 
     def read(self) -> Bag:
-        """Read the whole bag, embeddings of shape (n_tiles, dim) among it.
+        """Read all arrays of the bag, embeddings of shape (n_tiles, dim) among them.
 
         Raises BagError if its rows cannot be read, or differ from those that were packed.
         """
@@ -215,7 +215,7 @@ class StoredBag:
         return self._read("features").astype(self.info.dtype, copy=False)
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
-        """Read the embeddings of views only, shape (n_tiles, n_views, dim), else raise BagError."""
+        """Read the embeddings of views only, shape (n_tiles, n_views, dim); BagError if none."""
         if self.info.views_dtype is None:
             raise BagError(self.name, actual="no views", expected="a bag with views of its tiles")
         return self._read(VIEWS).astype(self.info.views_dtype, copy=False)

@@ -240,13 +240,16 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
 
 
 def write_filter(path: Path, tile_filter: TileFilter) -> None:
-    """Write a filter atomically, else raise OutputError; equal filters give equal bytes."""
+    """Write a filter atomically; equal filters give equal bytes.
+
+    Raises OutputError if the file cannot be written.
+    """
     with atomic_write(path) as temporary:
         temporary.write_bytes(_as_bytes(tile_filter))
 
 
 def save_filter_copy(bags_dir: Path, tile_filter: TileFilter) -> None:
-    """Save a copy of the filter in the folder of bags that were made with it, as write_filter."""
+    """Save a copy of the filter in the folder of bags made with it, as :func:`write_filter`."""
     path = _copy_path(bags_dir, tile_filter.sha256)
     if not path.is_file():
         write_filter(path, tile_filter)

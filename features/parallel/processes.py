@@ -71,7 +71,7 @@ class ProcessTransport:
         return received
 
     def close(self, *, shutdown: Collection[str]) -> None:
-        """Shut down these workers, and kill all others, and these too if they take 20 seconds."""
+        """Shut down these workers within 20 seconds, and kill all others and any late ones."""
         for worker_id, handle in self._handles.items():
             if worker_id in shutdown:
                 self.send(worker_id, Signal.SHUTDOWN)

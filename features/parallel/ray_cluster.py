@@ -156,7 +156,7 @@ class RayTransport:
         return [self._next(stream) for stream in ready]
 
     def close(self, *, shutdown: Collection[str]) -> None:
-        """Shut down these workers, and kill all others, and these too if they take 20 seconds."""
+        """Shut down these workers within 20 seconds, and kill all others and any late ones."""
         for worker_id in shutdown:
             self.send(worker_id, Signal.SHUTDOWN)
         until = time.monotonic() + _SHUTDOWN_S

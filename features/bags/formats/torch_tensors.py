@@ -87,7 +87,10 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write one tensor of any shape atomically, or raise OutputError; equal ones as equal bytes."""
+    """Write one tensor of any shape atomically; equal tensors give equal bytes.
+
+    Raises OutputError if the file cannot be written.
+    """
     content = io.BytesIO()  # PyTorch does not report a full disk.
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), content)
     with atomic_write(path) as temporary:
