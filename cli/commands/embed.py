@@ -78,16 +78,16 @@ def embed(
         Path | None,
         typer.Option(
             metavar="CSV|FOLDER",
-            help="Instead of slides: table with `bag_id`, `path` and perhaps `order`, one row an "
-            "image; or a folder with one folder of DICOM or other images a bag.",
+            help="Instead of slides: table with `bag_id`, `path` and optionally `order`, one row "
+            "per image; or a folder with one folder of DICOM or other images per bag.",
         ),
     ] = None,
     windows: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help="With --series: what CT slices are looked at through, three of `brain`, "
-            "`subdural`, `bone`, `soft` or `centre/width` in HU.",
+            help="With --series: windows of CT slices, three of `brain`, `subdural`, `bone`, "
+            "`soft` or `centre/width` in HU.",
         ),
     ] = "brain,subdural,soft",
     bags: BagsDir = Path("bags"),
@@ -99,12 +99,12 @@ def embed(
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Draw one picture a slide and a page of them all."),
+        typer.Option(metavar="FOLDER", help="Draw an image of each slide and a page of them all."),
     ] = None,
     dry_run: Annotated[
         bool, flag("--dry-run", "Count tiles, gigabytes and hours; write nothing.")
     ] = False,
-    overwrite: Annotated[bool, flag("--overwrite", "Embed slides again that have a bag.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Embed again what has a bag.")] = False,
     as_json: JsonOutput = False,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
@@ -117,7 +117,7 @@ def embed(
         StainNorm,
         typer.Option(
             rich_help_panel=TILES,
-            help="Bring two stains to one colour and strength on every slide: `macenko` (needs "
+            help="Normalise colour and strength of two stains on every slide: `macenko` (needs "
             "`mil-slides[stain]`); not for slides with three stains.",
         ),
     ] = StainNorm.none,
@@ -128,7 +128,7 @@ def embed(
             max=16,
             metavar="N",
             rich_help_panel=TILES,
-            help="Augmented views of each tile besides the plain one; as many times the work more.",
+            help="Augmented views of each tile, in addition to the plain one; each costs as much.",
         ),
     ] = 0,
     views_seed: Annotated[
@@ -158,22 +158,22 @@ def embed(
     address: Address = None,
     workers: WorkersPerDevice = None,
 ) -> None:
-    """Find tissue on slides, cut tiles, run a frozen backbone over them, write one bag a slide.
+    """Find tissue on slides, cut tiles, embed them with a frozen backbone, write one bag per slide.
 
-    Finished slides are skipped, so the same command goes on where it was stopped. A slide that
-    fails does not stop the others; `embed.csv` in the folder of bags says what became of each.
-    Ctrl-C finishes the slides in work, a second one stops at once. Several processes, also on
-    several machines, may run the same command on one folder and share the work.
+    Finished slides are skipped, so the same command continues where it was stopped. A slide that
+    fails does not stop the others; `embed.csv` in the folder of bags has the result of each. Ctrl-C
+    finishes the slides in progress, a second one stops at once. Several processes, also on several
+    machines, may run the same command on one folder and share the work.
 
     A slide's own resolution is used where it is plausible (0.05 to 20 µm/px), else `--slide-mpp`
-    or `--mpp-table`, else 0.25 µm/px is assumed, and the summary says so.
+    or `--mpp-table`, else 0.25 µm/px is assumed, with a note in the summary.
 
     Tiles of pen ink, black fill, coverslip edges, folds and blur are left out and counted;
     `--rules none` keeps them. With `--filter`, so are tiles that a trained filter drops.
 
-    With `--series`, images become bags instead: slices of a scan, pictures of a lesion, whatever
-    carries one label together. DICOM slices are put in order and looked at through three windows;
-    each image is scaled whole to `--tile-px`.
+    With `--series`, images become bags instead: slices of a scan, photographs of a lesion, or any
+    images that share a label. DICOM slices are sorted, and three windows make their colour
+    channels; each image is scaled as a whole to `--tile-px`.
 
     Example: `mil embed slides/ --bags bags --mpp 0.5`
 
@@ -189,7 +189,7 @@ def embed(
     if (series is None) == (not paths):
         raise typer.BadParameter("give either slides or --series", param_hint="--series")
     if engine is EngineName.ray:  # Machines of the cluster have other working directories.
-        bags, series = absolute_path(bags), series and absolute_path(series)
+        bags = absolute_path(bags)
     options: dict[str, Any] = {
         "encoder": backbone, "weights": checkpoint_paths(weights), "runtime": execution,
         "batch_tiles": batch, "device": device, "engine": engine.value, "address": address,
@@ -279,7 +279,9 @@ def print_estimate(
             on_slide=lambda: bars.advance(task),
         )  # fmt: skip
     if as_json:
-        print_json(asdict(estimate))
+        summary = asdict(estimate)
+        summary["survey_s"] = summary.pop("segmentation_s")  # The key of earlier versions.
+        print_json(summary)
         return
     title = f"{pluralize(estimate.n_slides, 'slides')}, nothing written"
     table = Table(title=title, title_justify="left")
@@ -288,7 +290,7 @@ def print_estimate(
     table.add_row(
         f"{estimate.n_tiles:,}", f"{estimate.bag_gb:,.3g} GB",
         f"{estimate.decode_tiles_per_s:,.0f} tiles/s",
-        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s", f"{estimate.survey_s:,.0f} s",
+        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s", f"{estimate.segmentation_s:,.0f} s",
         _duration(estimate.hours),
     )  # fmt: skip
     stdout.print(table)

@@ -16,19 +16,7 @@ __all__ = ["embed_series_command"]
 def embed_series_command(
     table: Path, bags_dir: Path, *, windows: str, shard: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Embed the series of a table or folder.
-
-    Parameters
-    ----------
-    table
-        Table or folder of series.
-    bags_dir
-        Folder of the bags.
-    windows, shard, as_json
-        As on the command line.
-    options
-        Fields of :class:`features.series.config.SeriesConfig`.
-    """
+    """Embed the series of a table or folder; ``options`` are fields of ``SeriesConfig``."""
     with spinner("reading the table"):
         from features.series.manifest import read_series
         from features.series.windowing import parse_windows

@@ -32,6 +32,7 @@ from cli.shared.arguments import (
     require_ray_for_address,
 )
 from cli.shared.embed_missing import embed_missing_series, embed_missing_slides
+from cli.shared.executors import checkpoint_paths
 from cli.shared.multilabel import infer_labels, shares_of
 from cli.shared.output import print_caveats
 from cli.shared.runs import newest_run
@@ -154,7 +155,7 @@ def infer(
             )
         # All labels were trained on the same bags, so the run of any names their settings.
         model = load_bundle(chosen) if several is None else several.runs[several.names[0]]
-        # Everything that can be refused is refused before hours of embedding.
+        # Invalid options and tables must fail before hours of embedding.
         if tta:
             model.with_view_calibrator()
         stated = prior or ("balanced" if several is None else "cohort")
@@ -164,8 +165,8 @@ def infer(
     n_failed = 0
     missing = {name for p in cohort.patients for name in p.slide_ids if name not in refs}
     options: dict[str, Any] = {
-        "weights": weights, "device": device, "engine": engine.value, "address": address,
-        "n_workers": workers, "batch_tiles": batch,
+        "weights": checkpoint_paths(weights), "device": device, "engine": engine.value,
+        "address": address, "n_workers": workers, "batch_tiles": batch,
     }  # fmt: skip
     if slides is not None and missing:
         n_failed = embed_missing_slides(

@@ -1,4 +1,4 @@
-"""What options name: slides and their resolutions, folders, and the settings made of them."""
+"""Values of options: slides and their resolutions, folders, settings of tiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def folder_for_bags(bags: Path) -> Path:
-    """The folder to write bags to; a packed store takes none."""
+    """Return the folder to write bags to; raise for a packed store."""
     from features.bags.store import is_bag_store
 
     if is_bag_store(bags):
@@ -45,7 +45,7 @@ def folder_for_bags(bags: Path) -> Path:
 def tile_settings(
     *, mpp: float, tile_px: int, overlap: int, min_tissue: float, max_tiles: int | None, rules: str
 ) -> TileSettings:
-    """Settings from the options that name them."""
+    """Return the settings of tiles, in px and µm/px, that options state."""
     from features.tiling.artifacts import parse_rules
     from features.tiling.grid import TileSettings
 
@@ -60,41 +60,42 @@ def tile_settings(
 
 
 def resolve_slides(paths: list[Path]) -> list[Path]:
-    """Slides named by files, folders, URLs and CSV tables."""
+    """Return the slides that files, folders, URLs and CSV tables name, sorted."""
     from features.slides.manifest import read_slide_table
     from features.slides.reader import find_slides
 
-    listed = [slide for p in paths if p.suffix == ".csv" for slide in read_slide_table(p)]
-    found = find_slides([p for p in paths if p.suffix != ".csv"])
-    return sorted(dict.fromkeys([*listed, *found]))
+    slides = find_slides([path for path in paths if path.suffix != ".csv"])
+    for path in paths:
+        slides += read_slide_table(path) if path.suffix == ".csv" else []
+    return sorted(set(slides))
 
 
 def select_shard(slides: list[T], shard: str | None) -> list[T]:
-    """Part I of N of the slides or series: every Nth from the Ith on; all where shard is None."""
+    """Return part I of N of the slides or series, every Nth from the Ith on; all without shard."""
     if shard is None:
         return slides
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    number, n_parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, n_parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= n_parts:
         raise typer.BadParameter(f"{shard!r} is not I/N with I from 1 to N", param_hint="--shard")
     return slides[number - 1 :: n_parts]
 
 
 def reject_options(given: Mapping[str, object], why: str) -> None:
-    """Refuse the first option of these that was given."""
+    """Raise for the first of these options that was given."""
     for option, value in given.items():
         if value:
             raise typer.BadParameter(why, param_hint=option)
 
 
 def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -> None:
-    """Refuse two sources of the slides' resolution."""
+    """Raise for two sources of the slides' resolution, µm/px."""
     if slide_mpp is not None and mpp_table is not None:
         raise typer.BadParameter("give either --slide-mpp or --mpp-table", param_hint="--mpp-table")
 
 
 def require_ray_for_address(engine: EngineName, address: str | None) -> None:
-    """Refuse the address of a cluster that would not be used."""
+    """Raise for the address of a cluster that would not be used."""
     if address is not None and engine is not EngineName.ray:
         raise typer.BadParameter("goes with --engine ray", param_hint="--address")
 
@@ -102,7 +103,7 @@ def require_ray_for_address(engine: EngineName, address: str | None) -> None:
 def resolve_mpp_table(
     slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
 ) -> dict[str, float]:
-    """µm per level-0 px by slide id, where the user knows better than the files."""
+    """Return µm per level-0 px by slide id, as far as options state it."""
     from features.slides.manifest import read_mpp_table
     from features.slides.reader import slide_id_of
 
@@ -112,32 +113,24 @@ def resolve_mpp_table(
 
 
 def files_of(cohort: Cohort, folder: Path, *, option: str) -> dict[str, Path]:
-    """Files of a cohort's slides by slide id, as far as they are in the folder.
-
-    Parameters
-    ----------
-    cohort
-        The patients and the ids of their slides.
-    folder
-        Folder of slides, or one slide.
-    option
-        Option that two files of one name make ambiguous.
+    """Return the files of a cohort's slides by slide id, as far as they are in the folder.
 
     Raises
     ------
     SlideError
-        If none of them is there, or two have the same name.
+        If there is none, or two have the same name, which makes ``option`` ambiguous.
     """
     from features.errors import SlideError
     from features.slides.manifest import check_unique_ids
     from features.slides.reader import find_slides, slide_id_of
 
-    wanted = {slide for patient in cohort.patients for slide in patient.slide_ids}
-    found = [path for path in find_slides([folder]) if slide_id_of(path) in wanted]
-    if not found:
+    slide_ids = {slide for patient in cohort.patients for slide in patient.slide_ids}
+    paths = [path for path in find_slides([folder]) if slide_id_of(path) in slide_ids]
+    if not paths:
         raise SlideError(
-            folder, actual=f"none of the {len(wanted)} slides (first: {min(wanted)!r}) is in it",
+            folder,
+            actual=f"none of the {len(slide_ids)} slides (first: {min(slide_ids)!r}) is in it",
             expected="files named after the slide ids",
         )  # fmt: skip
-    check_unique_ids(found, option=option)
-    return {slide_id_of(path): path for path in found}
+    check_unique_ids(paths, option=option)
+    return {slide_id_of(path): path for path in paths}

@@ -1,4 +1,4 @@
-"""Slides and series that ``mil infer`` embeds first, with the settings of the run's bags."""
+"""Embedding of slides and series before ``mil infer``, with the settings of the run's bags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.shared.arguments import resolve_mpp_table
 from cli.shared.embed_progress import print_failures
-from cli.shared.executors import checkpoint_paths, embed_with_progress
+from cli.shared.executors import embed_with_progress
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -28,20 +28,9 @@ def embed_missing_slides(
     mpp_table: Path | None,
     **options: Any,
 ) -> int:
-    """Embed slides that have no bag yet, and return the number of failed ones.
+    """Embed slides that have no bag yet as the run's bags were, and return the number of failures.
 
-    Parameters
-    ----------
-    run
-        Gives the settings of its bags.
-    missing
-        Slide ids without a bag.
-    slides, bags_dir
-        Folders of the slides and of the bags.
-    slide_mpp, mpp_table
-        Resolution of the slides, µm per level-0 px, for all or by slide id.
-    options
-        Fields of :class:`features.EmbedConfig`, and ``weights`` as on the command line.
+    ``slide_mpp`` is in µm per level-0 px; ``options`` are fields of :class:`features.EmbedConfig`.
     """
     from features.embedding.config import config_from_fingerprint
     from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
@@ -51,28 +40,21 @@ def embed_missing_slides(
     if not paths:
         return 0
     _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
-    weights = checkpoint_paths(options.pop("weights"))
-    config = config_from_fingerprint(
-        run.fingerprint, tile_filter=run.tile_filter, weights=weights, **options
-    )
+    config = config_from_fingerprint(run.fingerprint, tile_filter=run.tile_filter, **options)
     given_mpp = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
     results, _ = embed_with_progress(
         embed_slides, paths, bags_dir, config, n_tiles_expected=len(paths) * TILES_PER_SLIDE,
         units=("slides", "tiles"), may_stop=False, check=_weights_check(run), given_mpp=given_mpp,
     )  # fmt: skip
-    print_failures(results, bags_dir)
-    return sum(result.status == "failed" for result in results)
+    return print_failures(results, bags_dir)
 
 
 def embed_missing_series(
     run: ModelBundle, missing: Collection[str], series: Path, bags_dir: Path, **options: Any
 ) -> int:
-    """Embed series that have no bag yet, and return the number of failed ones.
+    """Embed series that have no bag yet as the run's bags were, and return the number of failures.
 
-    Parameters
-    ----------
-    run, missing, series, bags_dir, options
-        As for :func:`embed_missing_slides`.
+    ``options`` are fields of :class:`features.series.config.SeriesConfig`.
     """
     from features.series.config import series_config_from_fingerprint
     from features.series.manifest import read_series
@@ -82,14 +64,12 @@ def embed_missing_series(
     if not specs:
         return 0
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
-    weights = checkpoint_paths(options.pop("weights"))
-    config = series_config_from_fingerprint(run.fingerprint, weights=weights, **options)
+    config = series_config_from_fingerprint(run.fingerprint, **options)
     results, _ = embed_with_progress(
         embed_series, specs, bags_dir, config, n_tiles_expected=expected_images(specs),
         units=("series", "images"), may_stop=False, check=_weights_check(run),
     )  # fmt: skip
-    print_failures(results, bags_dir, unit="series")
-    return sum(result.status == "failed" for result in results)
+    return print_failures(results, bags_dir, unit="series")
 
 
 def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
@@ -100,7 +80,7 @@ def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:
         raise BagError(
             bags_dir,
             actual=f"{pluralize(n_missing, 'slides')} without a bag in it, first {first!r}",
-            expected="a bag of every slide in the table: nothing can be added to a packed store",
+            expected="one for each slide in the table, as nothing can be added to a packed store",
             hint="Name a folder of bags, or leave out --slides and --series.",
         )
 

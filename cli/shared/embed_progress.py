@@ -35,35 +35,23 @@ def report_results(
     as_json: bool,
     units: tuple[str, str] = ("slides", "tiles"),
 ) -> None:
-    """Print the summary, and exit with the code of the outcome.
+    """Print the summary of a run, and exit with its code unless all slides are done.
 
-    Parameters
-    ----------
-    results
-        Results of the run.
-    bags_dir
-        Folder of the bags.
-    n_requested
-        Number of slides or series requested.
-    stopped
-        Whether the user stopped the run.
-    as_json
-        Print JSON.
-    units
-        Names of what becomes a bag, and of what it consists.
+    ``stopped`` is True if the user stopped it; ``units`` are the names of a bag's source and of its
+    instances.
     """
     if as_json:
         print_json(_summary(results, bags_dir))
     else:
         _print_summary(results, bags_dir, units)
-    print_failures(results, bags_dir, unit=units[0])
+    n_failed = print_failures(results, bags_dir, unit=units[0])
     if stopped:
         stderr.print(
             f"stopped after {len(results)} of {pluralize(n_requested, units[0])}; "
-            "the same command goes on"
+            "the same command continues"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
-    if n_failed := sum(result.status == "failed" for result in results):
+    if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(results) else EXIT_PARTLY_FAILED)
 
 
@@ -73,12 +61,10 @@ class SlideStatus(Protocol):
     @property
     def status(self) -> str:
         """``failed``, or anything else."""
-        ...
 
     @property
     def message(self) -> str:
         """Reason of the failure."""
-        ...
 
 
 class EmbedProgressBars:
@@ -112,14 +98,15 @@ class EmbedProgressBars:
         self._bars.console.print(f"note: {text}", style="yellow")
 
 
-def print_failures(results: list[SlideResult], bags_dir: Path, *, unit: str = "slides") -> None:
-    """Print the number of failed slides, and where their errors are, on standard error."""
+def print_failures(results: list[SlideResult], bags_dir: Path, *, unit: str = "slides") -> int:
+    """Print how many slides failed, and the file of their errors, on stderr; return the number."""
     n_failed = sum(result.status == "failed" for result in results)
     if n_failed:
         stderr.print(
             f"{n_failed} of {pluralize(len(results), unit)} failed; see {bags_dir / 'embed.csv'}",
             style="bold yellow",
         )
+    return n_failed
 
 
 def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:

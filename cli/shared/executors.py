@@ -53,26 +53,10 @@ def embed_with_progress(
 ) -> tuple[list[SlideResult], bool]:
     """Embed slides or series under progress bars.
 
-    Parameters
-    ----------
-    embed, items, bags_dir, config
-        :func:`features.embed_slides` with its first arguments, or
-        :func:`features.series.pipeline.embed_series`.
-    n_tiles_expected
-        Number of tiles or images to embed, roughly.
-    units
-        Names of what becomes a bag, and of what it consists.
-    may_stop
-        Let the first Ctrl-C finish what was started.
-    check
-        Called with the executor before the work starts.
-    options
-        Further arguments of ``embed``.
-
-    Returns
-    -------
-    tuple
-        The results, and whether the user stopped the run.
+    ``embed`` is :func:`features.embed_slides` or :func:`features.series.pipeline.embed_series`,
+    ``units`` are the names of a bag's source and of its instances, and ``check`` is called with the
+    executor before the work starts. With ``may_stop``, the first Ctrl-C finishes what was started.
+    Returns the results, and True if the user stopped the run.
     """
     from features.embedding.distributed import open_executor
 
@@ -85,7 +69,7 @@ def embed_with_progress(
             )
             if check is not None:
                 check(executor)
-        # The encoder stays to the end; each search of it for garbage takes half a second.
+        # The encoder is kept to the end; each garbage collection of it takes half a second.
         gc.freeze()
         stack.callback(gc.unfreeze)
         bars = stack.enter_context(progress_bar(units[1]))

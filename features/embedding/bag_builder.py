@@ -20,12 +20,12 @@ __all__ = ["build_bag", "software_versions"]
 
 
 def build_bag(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedConfig) -> Bag:
-    """Build the bag of a slide from a finished buffer.
+    """Build the bag of a slide, features of shape (n_embedded, dim), from a finished buffer.
 
     Raises
     ------
     SlideError
-        If more tiles than ``config.max_failed`` could not be decoded.
+        If a larger share of tiles than ``config.max_failed`` could not be decoded.
     """
     buffer.check_failures(
         buffer.instances.slide.path, buffer.instances.n_tiles, unit="tiles",
@@ -78,15 +78,7 @@ def _empty_reason(buffer: SlideBuffer[SlideTiles]) -> str:
 
 
 def software_versions(encoder: Encoder, *packages: str) -> str:
-    """Return the versions of all software that affects pixels and embeddings, as JSON.
-
-    Parameters
-    ----------
-    encoder
-        Gives the runtime.
-    packages
-        Names of further packages.
-    """
+    """Return the runtime and the versions of all software that affects embeddings, as JSON."""
     names = (
         "mil-slides", "torch", "timm", "tifffile", "imagecodecs", "openslide-python", "pillow",
         "zarr", *packages,

@@ -37,32 +37,22 @@ class Instances(Protocol):
     @property
     def n_tiles(self) -> int:
         """Number of tiles, or images."""
-        ...
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Return the pixels of one, the rule that rejects it, or its decoding error.
+        """Return the pixels of one, the rule that rejects it, or its decoding error; thread-safe.
 
-        Pixels have shape (height_px, width_px, 3), uint8, the same for all; thread-safe.
+        Pixels have shape (height_px, width_px, 3), uint8, the same for all.
         """
-        ...
 
 
 S = TypeVar("S", bound=Instances)
 
 
 class SlideBuffer(Generic[S]):
-    """Embeddings of a slide or series while they are computed.
+    """Embeddings of a slide or series while they are computed, shape (n_tiles, n_views, dim).
 
-    Parameters
-    ----------
-    instances
-        The open slide and its tiles, or the images of a series.
-    dim
-        Length of an embedding.
-    transform
-        Makes the encoder's inputs of each tile; None for the tile alone.
-    tile_filter
-        Rejects tiles by their embeddings; None keeps all.
+    The transform makes the encoder's inputs of each tile, the plain tile and its augmented views;
+    without one there is a single view. The filter rejects tiles by their embeddings.
 
     Attributes
     ----------
@@ -72,8 +62,6 @@ class SlideBuffer(Generic[S]):
         Name of the rejecting rule, or ``filter``, by index into the grid.
     error
         Error of the slide as a whole; None without.
-    n_views
-        Inputs per tile: the plain tile and its augmented views.
     """
 
     def __init__(
@@ -98,7 +86,7 @@ class SlideBuffer(Generic[S]):
 
     @property
     def is_done(self) -> bool:
-        """Whether every tile is embedded, rejected or failed."""
+        """True once every tile is embedded, rejected or failed."""
         return self._n_pending == 0
 
     @property
@@ -117,12 +105,10 @@ class SlideBuffer(Generic[S]):
         return self._features[self._embedded, 1:] if self.n_views > 1 else None
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Return the encoder's inputs of a tile, the plain one first.
+        """Return the views of a tile, shape (n_views, height_px, width_px, 3), uint8.
 
-        Returns
-        -------
-        RgbArray, str or TileError
-            Shape (n_views, height_px, width_px, 3), uint8; or as :meth:`Instances.read`.
+        The plain tile comes first. Rejected and failed tiles are returned as by
+        :meth:`Instances.read`.
         """
         tile = self.instances.read(index)
         if not isinstance(tile, np.ndarray):
@@ -130,10 +116,7 @@ class SlideBuffer(Generic[S]):
         return tile[None] if self._transform is None else self._transform(tile, index)
 
     def store(self, index: int, view: int, embedding: npt.NDArray[np.float32]) -> None:
-        """Store the embedding of a view, shape (dim,); view 0, the plain tile, comes first.
-
-        The filter is applied to the plain tile.
-        """
+        """Store the embedding of a view, shape (dim,); the filter is applied to view 0."""
         self._n_pending -= 1
         if view == 0:
             if self._filter is not None and self._filter.predict_drop(embedding[None])[0]:
@@ -159,23 +142,10 @@ class SlideBuffer(Generic[S]):
     def check_failures(
         self, where: object, n_tiles: int, *, unit: str, verb: str, max_failed: float, again: str
     ) -> None:
-        """Raise the error of the slide, or one if too many of its tiles failed.
+        """Raise the error of the slide, or SlideError if too many of ``n_tiles`` failed.
 
-        Parameters
-        ----------
-        where
-            The slide or series, for the message.
-        n_tiles
-            Number of tiles that were tried.
-        unit, verb, again
-            Words of the message: ``tiles`` that cannot be ``decoded``, and the advice.
-        max_failed
-            Maximum share of failed tiles, 0 to 1.
-
-        Raises
-        ------
-        SlideError
-            If more tiles failed.
+        ``where``, ``unit``, ``verb`` and ``again`` are words of the message: the slide or series,
+        ``tiles`` that cannot be ``decoded``, and the advice.
         """
         if self.error is not None:
             raise self.error
@@ -190,11 +160,10 @@ class SlideBuffer(Generic[S]):
 
 
 class _TileRef(NamedTuple):
-    """Destination of an embedding."""
+    """Destination of an embedding: its index into the grid, and its view."""
 
     buffer: SlideBuffer[Any]
-    position: int
-    """Index into the grid."""
+    tile_index: int
     view: int
 
 
@@ -207,18 +176,17 @@ class _PendingBatch(NamedTuple):
 
     @property
     def is_ready(self) -> bool:
-        """Whether its embeddings, or its error, are available without waiting."""
+        """True if its embeddings, or its error, are available without waiting."""
         return self.result.done() and (
             self.result.exception() is not None or self.result.result().is_ready
         )
 
 
 class _TileFuture(NamedTuple):
-    """A tile that is being read; ``tile`` is None in the item that announces a slide."""
+    """A tile that is being read, by index; ``tile`` is None in the item that announces a slide."""
 
     buffer: SlideBuffer[Any]
-    position: int
-    """Index into the grid."""
+    tile_index: int
     tile: Future[RgbArray | str | TileError] | None
 
 
@@ -232,28 +200,12 @@ def encode_slides(
 ) -> Iterator[SlideBuffer[S]]:
     """Embed the tiles of slides one slide after the other, and yield each finished slide.
 
-    One thread takes slides from ``buffers`` and submits their tiles to the threads that decode and
-    resample them and apply the artefact rules; the caller's thread collects batches across slides;
-    another thread feeds the encoder. A few batches of pixels are in memory at any time. A tile that
-    cannot be decoded is recorded as failed, never replaced by white.
-
-    Parameters
-    ----------
-    buffers
-        Slides to embed; taken when needed, in the reading thread.
-    encoder
-        Computes the embeddings.
-    batch_tiles
-        Tiles per batch.
-    n_workers
-        Decoding threads.
-    on_tiles
-        Called with the number of tiles just finished.
-
-    Yields
-    ------
-    SlideBuffer
-        Each slide once all its tiles are embedded, rejected or failed.
+    One thread takes slides from ``buffers``, when needed, and submits their tiles to ``n_workers``
+    threads that decode and resample them and apply the artefact rules; the caller's thread collects
+    batches of shape (batch_tiles, height_px, width_px, 3) across slides; another thread feeds the
+    encoder. A few batches of pixels are in memory at any time. A tile that cannot be decoded is
+    recorded as failed, never replaced by white. ``on_tiles`` is called with the number of tiles
+    just finished.
     """
     ahead = _BATCHES_AHEAD * batch_tiles
     on_cpu = encoder.device.type == "cpu"
@@ -303,10 +255,7 @@ class _EncoderQueue:
         self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
 
     def collect(self, *, max_pending: int) -> Iterator[SlideBuffer[Any]]:
-        """Store embeddings that are ready, and wait while more batches are pending.
-
-        Yields finished slides.
-        """
+        """Store embeddings that are ready, wait while more are pending, yield finished slides."""
         while len(self._pending) > max_pending or (self._pending and self._pending[0].is_ready):
             batch = self._pending.popleft()
             yield from _scatter(batch)
@@ -315,17 +264,17 @@ class _EncoderQueue:
 
 
 def _scatter(batch: _PendingBatch) -> Iterator[SlideBuffer[Any]]:
-    """Store the embeddings of a batch in their buffers; yields finished slides."""
+    """Store the embeddings of a batch in their buffers, and yield finished slides."""
+    failure: Exception | None = None
     try:
         embeddings = batch.result.result().wait()
     except Exception as error:  # noqa: BLE001 - it must stop these slides only
-        for ref in batch.refs:
-            ref.buffer.fail(error)
-            if ref.buffer.is_done:
-                yield ref.buffer
-        return
-    for (buffer, index, view), embedding in zip(batch.refs, embeddings, strict=True):
-        buffer.store(index, view, embedding)
+        failure = error
+    for number, (buffer, index, view) in enumerate(batch.refs):
+        if failure is None:
+            buffer.store(index, view, embeddings[number])
+        else:
+            buffer.fail(failure)
         if buffer.is_done:
             yield buffer
 

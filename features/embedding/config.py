@@ -23,18 +23,27 @@ __all__ = ["BaseEmbedConfig", "EmbedConfig", "config_from_fingerprint"]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseEmbedConfig(EncoderConfig, ABC):
-    """Settings that slides and image series share."""
+    """Settings that slides and image series share, in addition to those of the encoder.
+
+    Attributes
+    ----------
+    n_workers
+        Decoding threads per device, on Ray also the cores of an actor; None divides all cores.
+    max_failed
+        Maximum share of a bag's tiles that may fail to decode, 0 to 1.
+    overwrite
+        Embed again what has a bag.
+    engine
+        ``local`` for the devices of this machine, or ``ray`` for a cluster.
+    address
+        Address of the Ray cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
+    """
 
     n_workers: int | None = None
-    """Decoding threads per device, on Ray also the cores of an actor; None divides all cores."""
     max_failed: float = 0.05
-    """Maximum share of a bag's tiles that may fail to decode, 0 to 1."""
     overwrite: bool = False
-    """Embed again what has a bag."""
     engine: Literal["local", "ray"] = "local"
-    """Use the devices of this machine, or a Ray cluster."""
     address: str | None = None
-    """Address of the Ray cluster; see :func:`features.parallel.ray_cluster.ray_connection`."""
 
     @property
     def n_threads(self) -> int:
@@ -48,18 +57,27 @@ class BaseEmbedConfig(EncoderConfig, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(BaseEmbedConfig):
-    """All settings of an embedding run on slides."""
+    """All settings of an embedding run on slides.
+
+    Attributes
+    ----------
+    tiles
+        Size in px, resolution in µm/px and selection of tiles.
+    tissue
+        Settings of the tissue segmentation.
+    views
+        Augmented views of each tile, in addition to the plain one.
+    stain_norm
+        Stain normalisation, a key of :data:`features.tiling.stain.STAIN_NORMS`.
+    tile_filter
+        Rejects tiles by their embeddings, shape (dim,); None keeps all.
+    """
 
     tiles: TileSettings = field(default_factory=TileSettings)
-    """Size, resolution and selection of tiles."""
     tissue: TissueSettings = field(default_factory=TissueSettings)
-    """Settings of the tissue segmentation."""
     views: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """Augmented views of each tile besides the plain one."""
     stain_norm: str = "none"
-    """Stain normalisation, a key of :data:`features.tiling.stain.STAIN_NORMS`."""
     tile_filter: TileFilter | None = None
-    """Rejects tiles by their embeddings; None keeps all."""
 
     def __post_init__(self) -> None:
         require_stain_norm(self.stain_norm)
@@ -98,16 +116,9 @@ class EmbedConfig(BaseEmbedConfig):
 def config_from_fingerprint(
     fingerprint: Fingerprint, *, tile_filter: TileFilter | None = None, **others: Any
 ) -> EmbedConfig:
-    """Return the settings that make bags of a fingerprint.
+    """Return the settings that make bags of a fingerprint, with their filter if they have one.
 
-    Parameters
-    ----------
-    fingerprint
-        Fingerprint of bags of slides.
-    tile_filter
-        The filter of these bags, if they have one.
-    others
-        Fields of :class:`EmbedConfig` that a fingerprint does not hold, e.g. ``device``.
+    ``others`` are fields that a fingerprint does not hold, e.g. ``device``.
 
     Raises
     ------

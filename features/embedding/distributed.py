@@ -31,18 +31,19 @@ __all__ = ["EmbeddingWorkerFactory", "open_executor"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingWorkerFactory:
-    """Builds an embedding worker in the process where it will run; picklable."""
+    """Builds an embedding worker in the process where it will run; picklable.
+
+    ``n_tiles_expected`` is the worker's own number of tiles, if known. Of several workers, each
+    limits the threads of torch to its share of cores. Other machines check by ``shared_file`` that
+    they share the folder, and by ``version`` that they run the program of the calling process.
+    """
 
     bags_dir: Path
     config: BaseEmbedConfig
     n_tiles_expected: int | None = None
-    """Number of tiles that the worker will embed, if known."""
     n_workers: int = 1
-    """Workers of the run; of several, each limits the threads of torch to its share of cores."""
     shared_file: Path | None = None
-    """A file in the folder, by which other machines check that they share it; None without."""
     version: str = field(default_factory=lambda: metadata.version("mil-slides"))
-    """Version of the program in the calling process."""
 
     def __call__(self) -> EmbeddingWorker:
         """Build the worker.
@@ -94,21 +95,11 @@ def open_executor(
     n_tiles_expected: int | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Executor]:
-    """Start the workers that a configuration asks for, and shut them down at the end.
+    """Start the workers of a configuration, and shut them down at the end.
 
     Several devices get a process each; a Ray cluster gets an actor per GPU, or without GPUs, one
-    per node.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    bags_dir
-        Folder of the bags; created if missing.
-    n_tiles_expected
-        Number of tiles to embed, if known: a runtime that is slow to start is not tried for a few.
-    on_warning
-        Receives text for the user, e.g. that a worker died.
+    per node. The folder is created if missing. A runtime that is slow to start is not tried for few
+    tiles. ``on_warning`` receives text for the user, e.g. that a worker died.
 
     Raises
     ------

@@ -26,24 +26,32 @@ _BATCHES_MEASURED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Expected size and duration of an embedding run."""
+    """Expected size and duration of an embedding run on this machine.
+
+    Attributes
+    ----------
+    n_slides
+        Slides that can be opened; ``failures`` are the errors of the others by slide id.
+    n_tiles
+        Tiles with enough tissue, before the artefact rules reject some.
+    bag_gb
+        Size of all bags, GB (10^9 bytes).
+    segmentation_s
+        Duration of the tissue segmentation, seconds.
+    decode_tiles_per_s
+        Tiles read, resampled, checked and augmented per second by all threads; NaN without tiles.
+    backbone_tiles_per_s
+        Tiles with their views encoded per second; NaN without tiles.
+    """
 
     n_slides: int
-    """Slides that can be opened."""
     n_tiles: int
-    """Tiles with enough tissue, before the artefact rules reject some."""
     bag_gb: float
-    """Size of all bags, GB (10^9 bytes)."""
-    survey_s: float
-    """Duration of the tissue segmentation, s."""
+    segmentation_s: float
     decode_tiles_per_s: float
-    """Tiles read, resampled, checked and augmented per second by all threads; NaN without tiles."""
     backbone_tiles_per_s: float
-    """Tiles with their views encoded per second; NaN without tiles."""
     hours: float
-    """Duration of the run on this machine, hours."""
     failures: Mapping[str, str]
-    """Errors of slides that cannot be opened, by slide id."""
 
 
 def estimate_embedding(
@@ -56,18 +64,7 @@ def estimate_embedding(
 ) -> Estimate:
     """Segment the tissue of all slides, and time the encoder on tiles of the first that has any.
 
-    Parameters
-    ----------
-    paths
-        The slides.
-    encoder
-        Computes the embeddings.
-    config
-        Settings of the run.
-    given_mpp
-        µm per level-0 px by slide id.
-    on_slide
-        Called after each slide.
+    ``given_mpp`` is in µm per level-0 px, by slide id; ``on_slide`` is called after each slide.
     """
     started = time.monotonic()
     n_tiles, measured_s = 0, 0.0
@@ -86,18 +83,21 @@ def estimate_embedding(
         except MilError as error:
             failures[slide_id] = str(error)
         on_slide()
-    survey_s = time.monotonic() - started - measured_s
+    segmentation_s = time.monotonic() - started - measured_s
     decode, encode = rates
-    embed_s = n_tiles * _seconds_per_tile(decode, encode, encoder) if n_tiles else 0.0
+    # On a CPU, decoding and encoding share the cores.
+    combine = sum if encoder.device.type == "cpu" else max
+    rates_known = [rate for rate in (decode, encode) if not np.isnan(rate)]
+    embed_s = n_tiles * combine([1 / rate for rate in rates_known]) if n_tiles else 0.0
     n_values = n_tiles * (1 + config.views.n_views) * encoder.dim
     return Estimate(
         n_slides=len(paths) - len(failures),
         n_tiles=n_tiles,
         bag_gb=n_values * _BYTES_PER_VALUE / 1e9,
-        survey_s=survey_s,
+        segmentation_s=segmentation_s,
         decode_tiles_per_s=decode,
         backbone_tiles_per_s=encode,
-        hours=(survey_s + embed_s) / 3600,
+        hours=(segmentation_s + embed_s) / 3600,
         failures=failures,
     )
 
@@ -125,12 +125,3 @@ def _measure(tiles: SlideTiles, encoder: Encoder, config: EmbedConfig) -> tuple[
         encoder.embed(batch)
     rate = _BATCHES_MEASURED * len(batch) / (time.monotonic() - started)
     return decode, rate / buffer.n_views
-
-
-def _seconds_per_tile(decode: float, encode: float, encoder: Encoder) -> float:
-    """Return the duration per tile: on a CPU decoding and encoding share the cores."""
-    if np.isnan(encode):
-        return 1 / decode
-    if encoder.device.type == "cpu":
-        return 1 / decode + 1 / encode
-    return max(1 / decode, 1 / encode)

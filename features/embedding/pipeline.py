@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
-from features.bags.bag import Bag, Fingerprint
+from features.bags.bag import Bag
 from features.bags.h5 import find_bags
 from features.embedding.batching import encode_slides
 from features.embedding.config import BaseEmbedConfig, EmbedConfig
@@ -56,19 +56,15 @@ class EmbedProgress(Protocol):
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
         """Receive the number of tiles of a slide."""
-        ...
 
     def tiles_done(self, n_tiles: int) -> None:
         """Receive the number of tiles finished since the last call."""
-        ...
 
     def slide_ended(self, result: SlideResult) -> None:
         """Receive the result of a slide."""
-        ...
 
     def warn(self, text: str) -> None:
         """Receive text for the user, e.g. that memory was short."""
-        ...
 
 
 class NoProgress:
@@ -102,7 +98,7 @@ def embed_slide(path: Path | str, config: EmbedConfig, *, given_mpp: float | Non
     Returns
     -------
     Bag
-        With ``features`` of shape (n_tiles, dim); ``n_tiles`` is 0 without tissue.
+        ``features`` have shape (n_tiles, dim); ``n_tiles`` is 0 without tissue.
 
     Raises
     ------
@@ -178,8 +174,7 @@ def embed_slides(
     Examples
     --------
     >>> from features import EmbedConfig, embed_slides
-    >>> config = EmbedConfig(device="cuda", views=AugmentationConfig(n_views=4))  # doctest: +SKIP
-    >>> results = embed_slides(["slides/"], "bags", config)  # doctest: +SKIP
+    >>> results = embed_slides(["slides"], "bags", EmbedConfig(device="cuda"))  # doctest: +SKIP
     """
     slides = find_slides(paths)
     check_unique_ids(slides, option="--bags")
@@ -216,26 +211,7 @@ def embed_sources(
 ) -> list[SlideResult]:
     """Embed sources of bags with distinct names, as :func:`embed_slides` embeds slides.
 
-    Parameters
-    ----------
-    sources
-        Slides or series.
-    n_tiles_expected
-        Number of tiles to embed, roughly.
-    bags_dir, config, executor, progress, stop
-        As for :func:`embed_slides`.
-
-    Returns
-    -------
-    list of SlideResult
-        One per finished, skipped or failed source, in their order.
-
-    Raises
-    ------
-    BagError
-        If the folder holds bags of these names made with other settings.
-    OutputError
-        If the folder cannot be written to any more.
+    Returns one result per finished, skipped or failed source, in order; raises the same errors.
     """
     progress = progress or NoProgress()
     with ExitStack() as stack:
@@ -268,6 +244,8 @@ class _EmbeddingRun:
     ) -> None:
         self._sources, self._bags_dir, self._executor = sources, bags_dir, executor
         self._progress, self._stop, self._locks = progress, stop, locks
+        assert isinstance(executor.info, WorkerInfo)  # noqa: S101 - from open_executor
+        self._fingerprint = executor.info.fingerprint
         self._results: dict[str, SlideResult] = {}
         self._output_error: OutputError | None = None
         self._lock = Lock()
@@ -318,12 +296,6 @@ class _EmbeddingRun:
                 )
             case OutputFull(error):
                 self._stop_with(error)
-
-    @property
-    def _fingerprint(self) -> Fingerprint:
-        info = self._executor.info
-        assert isinstance(info, WorkerInfo)  # noqa: S101 - its workers are embedding workers
-        return info.fingerprint
 
     def _embed(self, sources: Sequence[Source[Any]]) -> None:
         if sources and not self._stop.is_set():

@@ -23,24 +23,31 @@ Status = Literal["done", "empty", "skipped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class SlideResult:
-    """Result of one slide; one row of ``embed.csv``."""
+    """Result of one slide; one row of ``embed.csv``.
+
+    Attributes
+    ----------
+    n_tiles
+        Embeddings in its bag.
+    n_failed, left_out
+        Tiles that could not be decoded, and number of rejected tiles by rule.
+    mpp, mpp_source
+        Resolution that was used, µm per level-0 px; ``file``, ``given`` or ``assumed``.
+    seconds
+        Time from opening the slide to its bag, seconds; slides overlap.
+    message
+        Reason why it failed or is empty, or its first decoding error.
+    """
 
     slide_id: str
     status: Status
     n_tiles: int = 0
-    """Embeddings in its bag."""
     n_failed: int = 0
-    """Tiles that could not be decoded."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Number of rejected tiles by rule."""
     mpp: float = float("nan")
-    """Resolution that was used, µm per level-0 px."""
     mpp_source: str = ""
-    """``file``, ``given`` or ``assumed``."""
     seconds: float = 0.0
-    """Time from opening the slide to its bag, s; slides overlap."""
     message: str = ""
-    """Why it failed or is empty, or its first decoding error."""
     path: str = ""
 
     @classmethod
@@ -108,7 +115,7 @@ def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderL
             if result.status != "skipped" or result.slide_id not in rows:
                 rows[result.slide_id] = {**asdict(result), "left_out": counts_text(result.left_out)}
         if rows:
-            import pandas as pd  # noqa: PLC0415 - it takes 0.3 s; by now slides are being read
+            import pandas as pd  # noqa: PLC0415 - it takes 0.3 s, while slides are read
 
             names = [part.name for part in fields(SlideResult)]
             table = pd.DataFrame(list(rows.values()), columns=names)

@@ -30,44 +30,34 @@ class Source(Protocol[S]):
     @property
     def bag_id(self) -> str:
         """Name of the bag."""
-        ...
 
     @property
     def path(self) -> Path:
         """Path of the slide, or of the series."""
-        ...
 
     def open(self) -> AbstractContextManager[S]:
         """Open it and list its tiles or images."""
-        ...
 
     def make_buffer(self, instances: S, *, dim: int) -> SlideBuffer[S]:
-        """Return an empty buffer for embeddings of length ``dim``."""
-        ...
+        """Return an empty buffer for embeddings, shape (n_tiles, n_views, dim)."""
 
     def build_bag(self, buffer: SlideBuffer[S], encoder: Encoder) -> Bag:
-        """Build the bag from a finished buffer.
-
-        Raises
-        ------
-        MilError
-            If too many tiles or images failed.
-        """
-        ...
+        """Build the bag from a finished buffer; raise MilError if too many instances failed."""
 
     def record_failure(self, message: str) -> None:
         """Record that there is no bag, and why."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideSource:
-    """A slide that becomes a bag."""
+    """A slide that becomes a bag.
+
+    ``given_mpp``, µm per level-0 px, replaces that of the file.
+    """
 
     path: Path
     config: EmbedConfig
     given_mpp: float | None
-    """µm per level-0 px that replaces the file's own; None to trust the file."""
     preview: PreviewWriter | None = None
 
     @cached_property
@@ -76,14 +66,13 @@ class SlideSource:
         return slide_id_of(self.path)
 
     def open(self) -> AbstractContextManager[SlideTiles]:
-        """Open the slide and lay its tile grid."""
-        config = self.config
+        """Open the slide, segment its tissue and make its tile grid."""
         return open_slide_tiles(
-            self.path, tiles=config.tiles, tissue=config.tissue, given_mpp=self.given_mpp
+            self.path, tiles=self.config.tiles, tissue=self.config.tissue, given_mpp=self.given_mpp
         )
 
     def make_buffer(self, instances: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
-        """Return an empty buffer with the slide's transform and filter."""
+        """Return an empty buffer, shape (n_tiles, n_views, dim), with transform and filter."""
         return buffer_tiles(instances, self.config, dim=dim)
 
     def build_bag(self, buffer: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
@@ -99,17 +88,7 @@ class SlideSource:
 
 
 def buffer_tiles(tiles: SlideTiles, config: EmbedConfig, *, dim: int) -> SlideBuffer[SlideTiles]:
-    """Return an empty buffer for the embeddings of a slide's tiles.
-
-    Parameters
-    ----------
-    tiles
-        The open slide.
-    config
-        Settings of views, stain normalisation and filter.
-    dim
-        Length of an embedding.
-    """
+    """Return an empty buffer for the embeddings of a slide, shape (n_tiles, n_views, dim)."""
     normalizer = build_stain_normalizer(config.stain_norm, tiles)
     transform = TileTransform(tiles, views=config.views, stain_normalizer=normalizer)
     return SlideBuffer(tiles, dim=dim, transform=transform, tile_filter=config.tile_filter)

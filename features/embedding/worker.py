@@ -44,12 +44,10 @@ _MAX_MESSAGES_PER_S = 100
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """Properties that all embedding workers of a run share."""
+    """Fingerprint of the bags and runtime of the encoder, which all workers of a run share."""
 
     fingerprint: Fingerprint
-    """Fingerprint of their bags."""
     runtime: str
-    """Runtime of their encoder."""
 
     def __str__(self) -> str:
         """Return a short description."""
@@ -89,29 +87,19 @@ class OutputFull:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _OpenSource:
-    """A source whose tiles are being embedded."""
+    """A source whose tiles are being embedded; opened at ``started`` on the monotonic clock, s."""
 
     job: Job
     buffer: SlideBuffer[Any]
     closing: ExitStack
-    """Closes the source."""
     started: float
-    """When it was opened, on the monotonic clock, s."""
 
 
 class EmbeddingWorker:
     """Worker that writes bags to a folder, which several workers may share.
 
-    Parameters
-    ----------
-    bags_dir
-        Folder of the bags; created if missing.
-    encoder
-        Computes the embeddings.
-    config
-        Settings of the run.
-    n_workers
-        Number of workers of the run: the more there are, the less often each reports progress.
+    The folder is created if missing. The more workers a run has, the less often each reports its
+    progress: every 0.5 seconds or more.
     """
 
     def __init__(
@@ -227,7 +215,7 @@ class _WorkerRun:
                 self._finish(job, SlideResult.of_bag(source.path, meta, status="skipped"))
                 return None
             worker.remove_temporary_files(source.bag_id, rescan=job.n_crashes > 0)
-            with ExitStack() as stack:  # It closes the source if no buffer can be made.
+            with ExitStack() as stack:  # Closes the source if no buffer can be made.
                 buffer = source.make_buffer(
                     stack.enter_context(source.open()), dim=worker.encoder.dim
                 )
@@ -264,13 +252,7 @@ class _WorkerRun:
 
 
 def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
-    """Read the metadata of a bag; None if it is missing or damaged.
-
-    Raises
-    ------
-    BagError
-        If its fingerprint is another.
-    """
+    """Read the metadata of a bag, None if missing or damaged; raise BagError if made otherwise."""
     path = bag_path(bags_dir, bag_id)
     try:
         meta = read_meta(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class SeriesSpec:
 
     bag_id: str
     entries: tuple[SeriesEntry, ...]
+
+    def absolute(self) -> SeriesSpec:
+        """Return a copy with paths that are valid in other working directories."""
+        entries = (replace(entry, path=entry.path.absolute()) for entry in self.entries)
+        return replace(self, entries=tuple(entries))
 
 
 def read_series(path: Path) -> tuple[SeriesSpec, ...]:

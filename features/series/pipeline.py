@@ -47,6 +47,8 @@ def embed_series(
     Arguments and errors are those of :func:`features.embedding.pipeline.embed_slides`; ``specs``
     come from :func:`features.series.manifest.read_series`.
     """
+    if config.engine == "ray":  # Other machines have other working directories.
+        specs = [spec.absolute() for spec in specs]
     sources = [_SeriesSource(spec=spec, config=config) for spec in specs]
     return embed_sources(
         sources, Path(bags_dir), config, executor=executor,

@@ -60,7 +60,7 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ci
-def test_fewer_tiles_and_other_rules_are_told_in_the_bag(slides: Path, tmp_path: Path) -> None:
+def test_fewer_tiles_and_other_rules_are_recorded_in_the_bag(slides: Path, tmp_path: Path) -> None:
     mil_ok(
         "embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules", "dark,ink",
         "--json",
@@ -113,7 +113,7 @@ def test_a_folder_keeps_the_way_its_bags_were_made(slides: Path, tmp_path: Path)
     assert "eager float32 batch 8" in other.output
 
 
-def test_a_cluster_that_cannot_be_used_is_told_before_anything_is_made(
+def test_an_unusable_cluster_is_an_error_before_anything_is_made(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bags = tmp_path / "bags"

@@ -1,4 +1,4 @@
-"""Tiles of several slides through the backbone, in batches across slides."""
+"""Embedding of tiles in batches that span slides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESOLUTION = Resolution(mpp_x=0.25, mpp_y=0.25, source="assumed")
 
 
 class MeanEncoder:
-    """The mean of each channel; remembers the sizes of its batches."""
+    """Encoder that returns the mean of each channel, and records the sizes of its batches."""
 
     dim = 3
     device = torch.device("cpu")
@@ -39,11 +39,11 @@ class MeanEncoder:
         return ConcatResult([AsyncResult(means, None)], axis=0)
 
 
-def work_on(
+def make_buffer(
     n_tiles: int, *, seed: int = 0, broken: tuple[int, ...] = (), bright: tuple[int, ...] = (),
     n_views: int = 0,
 ) -> SlideBuffer:  # fmt: skip
-    """A slide of 32 px tiles in a row; tiles in ``bright`` are white."""
+    """Return the buffer of a slide of 32 px tiles in a row; tiles in ``bright`` are white."""
     pixels = np.random.default_rng(seed).integers(0, 200, (32, 32 * max(1, n_tiles), 3), np.uint8)
     for index in bright:
         pixels[:, 32 * index : 32 * (index + 1)] = 255
@@ -55,56 +55,58 @@ def work_on(
     tissue = TissueMask(
         mask=np.ones((1, 1), bool), downsample=32, background_rgb=(255, 255, 255), threshold=12.0
     )
-    survey = SlideTiles(
+    slide_tiles = SlideTiles(
         slide=slide, resolution=RESOLUTION, overview=pixels[:1, :1], tissue=tissue, grid=grid,
         n_tissue_tiles=n_tiles, detect_artifact=lambda tile: "bright" if tile.min() == 255 else "",
     )  # fmt: skip
     if not n_views:
-        return SlideBuffer(survey, dim=3)
+        return SlideBuffer(slide_tiles, dim=3)
     return SlideBuffer(
-        survey, dim=3, transform=TileTransform(survey, views=AugmentationConfig(n_views=n_views))
+        slide_tiles,
+        dim=3,
+        transform=TileTransform(slide_tiles, views=AugmentationConfig(n_views=n_views)),
     )
 
 
-def embed(works: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideBuffer]:
+def embed(buffers: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideBuffer]:
     done: list[int] = []
-    found = list(
-        encode_slides(works, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
+    finished = list(
+        encode_slides(buffers, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
     )
-    assert sum(done) == sum(len(work.instances.grid.coords_px0) for work in found)
-    return found
+    assert sum(done) == sum(len(buffer.instances.grid.coords_px0) for buffer in finished)
+    return finished
 
 
 def test_batches_go_over_the_borders_of_slides() -> None:
     encoder = MeanEncoder()
-    works = [work_on(n, seed=n) for n in (3, 1, 6, 0, 2)]
-    found = embed(works, encoder)
+    buffers = [make_buffer(n, seed=n) for n in (3, 1, 6, 0, 2)]
+    finished = embed(buffers, encoder)
     assert encoder.sizes == [4, 4, 4]
-    assert set(map(id, found)) == set(map(id, works))
-    for work in works:
-        picture = work.instances.slide._pixels[0]
-        expected = picture.reshape(32, -1, 32, 3).mean(axis=(0, 2))[: len(work.kept)]
-        np.testing.assert_allclose(work.features, expected, rtol=1e-5)
+    assert set(map(id, finished)) == set(map(id, buffers))
+    for buffer in buffers:
+        pixels = buffer.instances.slide._pixels[0]
+        expected = pixels.reshape(32, -1, 32, 3).mean(axis=(0, 2))[: len(buffer.kept)]
+        np.testing.assert_allclose(buffer.features, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_tiles", [1, 4, 64])
 def test_what_is_embedded_does_not_depend_on_the_batch(batch_tiles: int) -> None:
-    found = embed([work_on(9, seed=1), work_on(5, seed=2)], MeanEncoder(), batch_tiles)
-    again = embed([work_on(9, seed=1), work_on(5, seed=2)], MeanEncoder(), 3)
-    for one, other in zip(found, again, strict=True):
+    finished = embed([make_buffer(9, seed=1), make_buffer(5, seed=2)], MeanEncoder(), batch_tiles)
+    again = embed([make_buffer(9, seed=1), make_buffer(5, seed=2)], MeanEncoder(), 3)
+    for one, other in zip(finished, again, strict=True):
         np.testing.assert_array_equal(one.features, other.features)
 
 
-def test_broken_tiles_and_those_that_rules_leave_out_are_counted_by_place() -> None:
-    work = work_on(6, broken=(1,), bright=(4, 5))
-    embed([work], MeanEncoder())
-    assert work.kept.tolist() == [0, 2, 3]
-    assert list(work.failures) == [1]
-    assert work.rejected == {4: "bright", 5: "bright"}
-    assert work.error is None
+def test_broken_tiles_and_rejected_tiles_are_counted_by_index() -> None:
+    buffer = make_buffer(6, broken=(1,), bright=(4, 5))
+    embed([buffer], MeanEncoder())
+    assert buffer.kept.tolist() == [0, 2, 3]
+    assert list(buffer.failures) == [1]
+    assert buffer.rejected == {4: "bright", 5: "bright"}
+    assert buffer.error is None
 
 
-def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None:
+def test_an_error_of_the_encoder_fails_only_the_slides_of_its_batch() -> None:
     class Failing(MeanEncoder):
         def embed_async(self, tiles: RgbArray) -> ConcatResult:
             if len(self.sizes) == 1:
@@ -112,10 +114,10 @@ def test_a_backbone_that_fails_is_the_fault_of_the_slides_in_its_batch() -> None
                 raise RuntimeError("out of memory")
             return super().embed_async(tiles)
 
-    works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
-    found = embed(works, Failing())
-    assert [work.error is None for work in works] == [True, False, True]
-    assert len(found) == 3
+    buffers = [make_buffer(4, seed=1), make_buffer(4, seed=2), make_buffer(4, seed=3)]
+    finished = embed(buffers, Failing())
+    assert [buffer.error is None for buffer in buffers] == [True, False, True]
+    assert len(finished) == 3
 
 
 def test_slides_are_taken_as_they_are_needed() -> None:
@@ -124,7 +126,7 @@ def test_slides_are_taken_as_they_are_needed() -> None:
     def endless() -> Iterator[SlideBuffer]:
         for number in range(10_000):
             taken.append(number)
-            yield work_on(8, seed=number)
+            yield make_buffer(8, seed=number)
 
     stream = encode_slides(
         endless(), MeanEncoder(), batch_tiles=4, n_workers=2, on_tiles=lambda n: None
@@ -138,7 +140,7 @@ def test_slides_are_taken_as_they_are_needed() -> None:
 
 def test_an_error_among_the_slides_reaches_the_caller() -> None:
     def broken() -> Iterator[SlideBuffer]:
-        yield work_on(2)
+        yield make_buffer(2)
         raise ValueError("no more slides")
 
     with pytest.raises(ValueError, match="no more slides"):
@@ -147,47 +149,50 @@ def test_an_error_among_the_slides_reaches_the_caller() -> None:
 
 @pytest.fixture
 def a_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slides here have no file whose content could be told."""
+    """Replace the content hash: the slides here have no file."""
     monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
 
 
 @pytest.mark.usefixtures("a_content")
 @pytest.mark.parametrize("batch_tiles", [1, 4, 64])
 def test_views_follow_the_plain_tile_whatever_the_batch(batch_tiles: int) -> None:
-    work = work_on(6, seed=1, broken=(1,), bright=(4,), n_views=3)
-    (found,) = embed([work], MeanEncoder(), batch_tiles)
-    plain, again = work_on(6, seed=1, broken=(1,), bright=(4,)), work_on(6, seed=1, n_views=3)
+    buffer = make_buffer(6, seed=1, broken=(1,), bright=(4,), n_views=3)
+    (result,) = embed([buffer], MeanEncoder(), batch_tiles)
+    plain, again = (
+        make_buffer(6, seed=1, broken=(1,), bright=(4,)),
+        make_buffer(6, seed=1, n_views=3),
+    )
     embed([plain, again], MeanEncoder(), 3)
-    np.testing.assert_array_equal(found.features, plain.features)
-    assert found.kept.tolist() == [0, 2, 3, 5]
-    assert found.views is not None
+    np.testing.assert_array_equal(result.features, plain.features)
+    assert result.kept.tolist() == [0, 2, 3, 5]
+    assert result.views is not None
     assert again.views is not None
-    assert found.views.shape == (4, 3, 3)
-    np.testing.assert_array_equal(found.views, again.views[[0, 2, 3, 5]])
+    assert result.views.shape == (4, 3, 3)
+    np.testing.assert_array_equal(result.views, again.views[[0, 2, 3, 5]])
     assert plain.views is None
 
 
 @pytest.mark.usefixtures("a_content")
 def test_batches_with_views_are_as_full_as_without() -> None:
     encoder = MeanEncoder()
-    embed([work_on(3, seed=1, n_views=2), work_on(2, seed=2, n_views=2)], encoder)
+    embed([make_buffer(3, seed=1, n_views=2), make_buffer(2, seed=2, n_views=2)], encoder)
     assert encoder.sizes == [4, 4, 4, 3]
 
 
 @pytest.mark.usefixtures("a_content")
 def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
-    class Sieve:
+    class DropBright:
         def predict_drop(self, embeddings: np.ndarray) -> np.ndarray:
             return embeddings[:, 0] > 250
 
-    plain = work_on(6, seed=1, bright=(4,), n_views=2)
-    survey = replace(plain.instances, detect_artifact=lambda tile: "")
-    transform = TileTransform(survey, views=AugmentationConfig(n_views=2))
-    work = SlideBuffer(survey, dim=3, transform=transform, tile_filter=Sieve())  # type: ignore[arg-type]
-    embed([work], MeanEncoder(), 4)
-    assert work.rejected == {4: "filter"}
-    assert work.kept.tolist() == [0, 1, 2, 3, 5]
-    assert work.views is not None
-    assert len(work.features) == len(work.views) == 5
+    plain = make_buffer(6, seed=1, bright=(4,), n_views=2)
+    slide_tiles = replace(plain.instances, detect_artifact=lambda tile: "")
+    transform = TileTransform(slide_tiles, views=AugmentationConfig(n_views=2))
+    buffer = SlideBuffer(slide_tiles, dim=3, transform=transform, tile_filter=DropBright())  # type: ignore[arg-type]
+    embed([buffer], MeanEncoder(), 4)
+    assert buffer.rejected == {4: "filter"}
+    assert buffer.kept.tolist() == [0, 1, 2, 3, 5]
+    assert buffer.views is not None
+    assert len(buffer.features) == len(buffer.views) == 5
     embed([plain], MeanEncoder(), 3)
-    np.testing.assert_array_equal(work.views, plain.views)
+    np.testing.assert_array_equal(buffer.views, plain.views)

@@ -52,10 +52,10 @@ def config_for(world: Path, *, device: str = "cpu", **options: Any) -> EmbedConf
 
 
 class Killer(NoProgress):
-    """Progress that kills one worker at work as soon as a slide is done."""
+    """Progress that kills one running worker whenever a slide is done."""
 
     def __init__(self, bags: Path, *, n_kills: int) -> None:
-        self._claims = bags / ".claims"
+        self._locks_dir = bags / ".claims"
         self._n_left = n_kills
         self.n_tiles = 0
         self.warnings: list[str] = []
@@ -66,8 +66,8 @@ class Killer(NoProgress):
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def slide_ended(self, outcome: SlideResult) -> None:
-        for path in sorted(self._claims.glob("*.claim")) if self._n_left else ():
+    def slide_ended(self, result: SlideResult) -> None:
+        for path in sorted(self._locks_dir.glob("*.claim")) if self._n_left else ():
             with suppress(OSError, ValueError):  # given back, or not written yet
                 pid = int(json.loads(path.read_text())["pid"])
                 if pid != os.getpid():
@@ -111,7 +111,7 @@ def test_a_worker_checks_the_version_and_the_folder(world: Path, tmp_path: Path)
     with pytest.raises(MilError, match=r"mil-slides .*; expected 0\.0\.1"):
         replace(factory, version="0.0.1")()
     with pytest.raises(OutputError, match="one folder that all machines share"):
-        replace(factory, shared_file=tmp_path / "nowhere")()
+        replace(factory, shared_file=tmp_path / "missing")()
 
 
 @pytest.mark.slow

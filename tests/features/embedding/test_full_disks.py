@@ -102,7 +102,7 @@ def test_an_export_that_does_not_fit_is_one_clear_error(tmp_path: Path, layout: 
         assert not list(disk.rglob(".*"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_anything_is_embedded(
     slides: Path,
     tmp_path: Path,
     encoder: Encoder,
@@ -121,16 +121,16 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_embedded(
 def test_a_lock_file_that_does_not_fit_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FolderLocks(tmp_path / "claims") as locks, monkeypatch.context() as patched:
+    with FolderLocks(tmp_path / "locks") as locks, monkeypatch.context() as patched:
 
         def full(_: FolderLocks) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patched.setattr(FolderLocks, "_owner_record", full)
-        with pytest.raises(OutputError, match=r"claims: cannot be written \(No space.*Free some"):
+        with pytest.raises(OutputError, match=r"locks: cannot be written \(No space.*Free some"):
             locks.acquire("s0")
-        assert not list((tmp_path / "claims").glob("*.claim"))
-    with FolderLocks(tmp_path / "claims") as locks:
+        assert not list((tmp_path / "locks").glob("*.claim"))
+    with FolderLocks(tmp_path / "locks") as locks:
         assert locks.acquire("s0")
 
 
@@ -148,7 +148,7 @@ class Remover(NoProgress):
     def __init__(self, folder: Path, aside: Path) -> None:
         self._folder, self._aside = folder, aside
 
-    def slide_ended(self, outcome: SlideResult) -> None:
+    def slide_ended(self, result: SlideResult) -> None:
         if not self._aside.exists():
             self._folder.rename(self._aside)
 
@@ -164,13 +164,13 @@ def test_a_folder_of_bags_that_vanishes_stops_the_run_and_is_not_made_anew(
         run(slides, bags, encoder, progress=Remover(bags, aside))
     assert not bags.exists()
     aside.rename(bags)
-    shutil.rmtree(bags / ".claims")  # of this process, which here goes on living
+    shutil.rmtree(bags / ".claims")  # of this process, which is still running
     run(slides, bags, encoder)
     assert contents(bags) == contents(tmp_path / "whole")
 
 
 @pytest.mark.ci
-def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
+def test_slides_that_vanish_fail_one_by_one_and_embedded_next_time(
     slides: Path,
     tmp_path: Path,
     encoder: Encoder,
@@ -179,10 +179,10 @@ def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
     bags, aside = tmp_path / "bags", tmp_path / "unplugged"
     for number in range(8):  # enough that some are not open yet
         shutil.copy(slides / "s1.tif", slides / f"t{number}.tif")
-    outcomes = run(slides, bags, encoder, progress=Remover(slides, aside))
-    lost = [o for o in outcomes if o.status == "failed" and "broken" not in o.path]
+    results = run(slides, bags, encoder, progress=Remover(slides, aside))
+    lost = [o for o in results if o.status == "failed" and "broken" not in o.path]
     assert lost
-    assert all("no such file" in outcome.message.lower() for outcome in lost)
+    assert all("no such file" in result.message.lower() for result in lost)
     aside.rename(slides)
     again = {o.slide_id: o.status for o in run(slides, bags, encoder)}
     assert [name for name, status in again.items() if status == "failed"] == ["broken"]
@@ -190,7 +190,7 @@ def test_slides_that_vanish_are_told_one_by_one_and_embedded_next_time(
 
 
 @pytest.mark.ci
-def test_too_many_open_files_are_told_with_what_to_do_and_lose_nothing(
+def test_too_many_open_files_give_advice_and_lose_nothing(
     slides: Path,
     tmp_path: Path,
     encoder: Encoder,
@@ -199,10 +199,10 @@ def test_too_many_open_files_are_told_with_what_to_do_and_lose_nothing(
     bags = tmp_path / "bags"
     with few_handles(n_left=1):
         try:
-            said = " ".join(outcome.message for outcome in run(slides, bags, encoder))
+            text = " ".join(result.message for result in run(slides, bags, encoder))
         except OutputError as error:
-            said = str(error)
-    assert os.strerror(errno.EMFILE) in said
-    assert "ulimit -n 4096" in said
+            text = str(error)
+    assert os.strerror(errno.EMFILE) in text
+    assert "ulimit -n 4096" in text
     run(slides, bags, encoder)
     assert contents(bags) == contents(tmp_path / "whole")

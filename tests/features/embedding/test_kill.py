@@ -79,17 +79,17 @@ def stamps(bags: Path) -> dict[str, tuple[int, int]]:
 
 
 def whole_bags(bags: Path) -> list[Path]:
-    """Bags that bear their name; a file being written beside begins with a dot."""
+    """Return finished bags; the name of a file being written begins with a dot."""
     return sorted(path for path in bags.glob("*.h5") if not path.name.startswith("."))
 
 
 def workers_at_work(bags: Path, parent: subprocess.Popen[str]) -> set[int]:
     """Processes that have slides in work for another one."""
-    found = set()
+    pids = set()
     for path in (bags / ".claims").glob("*.claim"):
         with suppress(OSError, ValueError):  # given back, or not written yet
-            found.add(int(json.loads(path.read_text())["pid"]))
-    return found - {parent.pid}
+            pids.add(int(json.loads(path.read_text())["pid"]))
+    return pids - {parent.pid}
 
 
 def start_two(
@@ -99,10 +99,10 @@ def start_two(
     bags.mkdir(exist_ok=True)
     (bags / "execution.txt").write_text("eager float32 batch 8\n")  # so that none goes first
     parent = start(folder, bags, "--device", "cpu,cpu", *more, stderr=stderr)
-    while not (found := workers_at_work(bags, parent)):
+    while not (pids := workers_at_work(bags, parent)):
         assert parent.poll() is None, "it ended before its workers had begun"
         time.sleep(0.01)
-    return parent, min(found)
+    return parent, min(pids)
 
 
 def same_bytes(bags: Path, whole: Path) -> None:
@@ -184,9 +184,9 @@ def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path
     while not whole_bags(bags) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finishing the slides in progress" in told
+    assert "finishing the slides in progress" in stderr
     names = {path.name for path in whole_bags(bags)}
     assert 0 < len(names) <= N_SLIDES + 1
     table = pd.read_csv(bags / "embed.csv", dtype=str)
@@ -202,9 +202,9 @@ def test_processes_of_one_command_share_slides_and_take_over_from_one_that_is_ki
     bags = tmp_path / "bags"
     process, worker = start_two(world, bags, stderr=subprocess.PIPE)
     os.kill(worker, signal.SIGKILL)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert "ended by SIGKILL; jobs queued again:" in told
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "ended by SIGKILL; jobs queued again:" in stderr
     same_bytes(bags, world / "whole")
     table = pd.read_csv(bags / "embed.csv", dtype=str)
     assert table["slide_id"].is_unique
@@ -233,18 +233,18 @@ def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
     bags = tmp_path / "bags"
     process, _ = start_two(world, bags, stderr=subprocess.PIPE)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "finishing the slides in progress" in told
-    assert "taken over" not in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "finishing the slides in progress" in stderr
+    assert "taken over" not in stderr
     assert 1 <= len(whole_bags(bags)) < N_SLIDES + 1
     again, _ = start_two(world, bags, "--overwrite", stderr=subprocess.PIPE)
     workers = psutil.Process(again.pid).children()
     for _ in range(2):
         os.killpg(again.pid, signal.SIGINT)
         time.sleep(0.1)
-    _, told = again.communicate(timeout=60)
-    assert again.returncode == 130, told
+    _, stderr = again.communicate(timeout=60)
+    assert again.returncode == 130, stderr
     assert not psutil.wait_procs(workers, timeout=5)[1]
 
 
@@ -258,9 +258,9 @@ def test_a_second_ctrl_c_stops_at_once_and_what_is_whole_stays(world: Path, tmp_
     process.send_signal(signal.SIGINT)
     assert any("finishing the slides in progress" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     for path in whole_bags(bags):
         read_bag(path)
     assert start(world, bags).wait() == 0

@@ -22,16 +22,16 @@ def test_fifty_thousand_slides_are_found_in_little_memory(tmp_path: Path) -> Non
         (tmp_path / f"{number:06d}.tif").touch()  # empty: whoever opened one would fail
     tracemalloc.start()
     try:
-        found = find_slides([tmp_path])
-        check_unique_ids(found, option="--bags")
+        slides = find_slides([tmp_path])
+        check_unique_ids(slides, option="--bags")
         _, most_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(found) == N_SLIDES
+    assert len(slides) == N_SLIDES
     assert most_bytes < 2000 * N_SLIDES
 
 
-def test_the_files_of_one_dicom_slide_are_told_from_slides_however_many_they_are(
+def test_the_files_of_one_dicom_slide_are_not_taken_for_slides_however_many_they_are(
     tmp_path: Path,
 ) -> None:
     for number in range(5000):
@@ -45,9 +45,9 @@ def test_memory_and_open_files_stay_flat_over_many_slides() -> None:
         [sys.executable, "-m", "tests.benchmarks.endurance", "--slides", "400", "--every", "50"],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    told = json.loads(done.stdout)
-    samples = told["samples"]
-    assert told["n_tiles"] >= 400
+    report = json.loads(done.stdout)
+    samples = report["samples"]
+    assert report["n_tiles"] >= 400
     early, late = samples[: len(samples) // 2], samples[len(samples) // 2 :]
     for what in ("n_files", "n_threads"):
         assert max(s[what] for s in late) <= max(s[what] for s in early) + 8

@@ -46,13 +46,13 @@ def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[S
 def test_a_folder_becomes_bags_and_a_bad_slide_stops_no_other(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
-    outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}
-    assert {name: o.status for name, o in outcomes.items()} == {
+    results = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}
+    assert {name: o.status for name, o in results.items()} == {
         "s0": "done", "s1": "done", "blank": "empty", "broken": "failed",
     }  # fmt: skip
     assert list(find_bags(tmp_path / "bags")) == ["blank", "s0", "s1"]
     bag = read_bag(tmp_path / "bags" / "s0.h5")
-    assert bag.features.shape == (outcomes["s0"].n_tiles, encoder.dim)
+    assert bag.features.shape == (results["s0"].n_tiles, encoder.dim)
     assert bag.meta.mpp_source == "assumed"
     assert bag.meta.n_tried == len(bag.features) > 0
     assert read_bag(tmp_path / "bags" / "blank.h5").meta.empty_reason == "no tissue found"
@@ -111,12 +111,12 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
         return read_meta(path)
 
     monkeypatch.setattr(worker, "read_meta", watch)
-    outcomes = run(slides, tmp_path / "bags", encoder, progress=Watching())
+    results = run(slides, tmp_path / "bags", encoder, progress=Watching())
     assert len(opened_before) == 3
     assert max(opened_before) <= pipeline._BAGS_CHECKED_FIRST < 40
     assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
-    assert [o.slide_id for o in outcomes] == sorted(path.stem for path in slides.iterdir())
-    assert sum(o.status == "skipped" for o in outcomes) == 40
+    assert [o.slide_id for o in results] == sorted(path.stem for path in slides.iterdir())
+    assert sum(o.status == "skipped" for o in results) == 40
 
 
 def test_one_bag_of_other_settings_among_many_stops_the_run(
@@ -175,25 +175,25 @@ def test_a_given_resolution_changes_the_tiles_and_is_recorded(
 def test_an_implausible_given_resolution_fails_that_slide_only(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
-    outcomes = {o.slide_id: o for o in run(slides, tmp_path, encoder, given_mpp={"s0": 400.0})}
-    assert outcomes["s0"].status == "failed"
-    assert "400 µm/px" in outcomes["s0"].message
-    assert outcomes["s1"].status == "done"
+    results = {o.slide_id: o for o in run(slides, tmp_path, encoder, given_mpp={"s0": 400.0})}
+    assert results["s0"].status == "failed"
+    assert "400 µm/px" in results["s0"].message
+    assert results["s1"].status == "done"
 
 
 def test_previews_show_what_became_of_each_slide(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
     folder = PreviewWriter(tmp_path / "previews")
-    outcomes = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, preview=folder)}
+    results = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, preview=folder)}
     rows = {row.slide_id: row for row in folder.rows()}
     assert {name: row.status for name, row in rows.items()} == {
-        name: outcome.status for name, outcome in outcomes.items()
+        name: result.status for name, result in results.items()
     }
     assert {row.slide_id: row.n_kept or 0 for row in folder.rows()} == {
-        name: outcome.n_tiles for name, outcome in outcomes.items()
+        name: result.n_tiles for name, result in results.items()
     }
-    assert rows["broken"].message == outcomes["broken"].message
+    assert rows["broken"].message == results["broken"].message
     assert "Preview of 4 slides" in folder.index_path.read_text()
     assert {p.stem for p in folder.folder.glob("*.jpg")} == {"s0", "s1", "blank"}
 
@@ -206,8 +206,8 @@ def test_a_slide_with_many_broken_tiles_fails(
     middle = len(data) // 2
     data[middle - len(data) // 4 : middle + len(data) // 4] = b"\xff" * (len(data) // 4 * 2)
     path.write_bytes(data)
-    outcome = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}["s0"]
-    assert outcome.status == "failed"
+    result = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder)}["s0"]
+    assert result.status == "failed"
     assert "s0.h5" not in {p.name for p in (tmp_path / "bags").iterdir()}
 
 
@@ -245,9 +245,9 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
         pixels = tiff.asarray()
     url = f"memory://{uuid4().hex}/s.ome.zarr"
     bags = []
-    for place in (tmp_path / "s.ome.zarr", url):
-        write_zarr(place, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
-        (slide,) = find_slides([place])
+    for path in (tmp_path / "s.ome.zarr", url):
+        write_zarr(path, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
+        (slide,) = find_slides([path])
         bag = embed_slide(slide, replace(SETTINGS, encoder=encoder))
         write_bag(tmp_path / "s.h5", bag)
         bags.append(read_bag(tmp_path / "s.h5"))
@@ -263,12 +263,12 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
 def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
     slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Listening(NoProgress):
+    class Warnings(NoProgress):
         def __init__(self) -> None:
-            self.said: list[str] = []
+            self.texts: list[str] = []
 
         def warn(self, text: str) -> None:
-            self.said.append(text)
+            self.texts.append(text)
 
     run(slides, tmp_path / "whole", encoder)
     assert isinstance(encoder, TimmEncoder)
@@ -282,12 +282,12 @@ def test_a_device_out_of_memory_goes_on_with_half_the_batch_and_says_so(
         return forward(tiles)
 
     monkeypatch.setattr(encoder, "_embed_batch", short_of_memory)
-    listening = Listening()
-    outcomes = run(slides, tmp_path / "bags", encoder, progress=listening)
-    assert listening.said == [
+    progress = Warnings()
+    results = run(slides, tmp_path / "bags", encoder, progress=progress)
+    assert progress.texts == [
         "cpu ran out of memory; the encoder continues as 'eager float32 batch 16'"
     ]
-    assert sum(outcome.status == "failed" for outcome in outcomes) == 1  # the one that is no slide
+    assert sum(result.status == "failed" for result in results) == 1  # the one that is no slide
     bag, same = (read_bag(tmp_path / name / "s0.h5") for name in ("bags", "whole"))
     np.testing.assert_allclose(bag.features, same.features, rtol=2e-3, atol=1e-3)
     assert json.loads(bag.meta.software)["execution"] == "eager float32 batch 16"

@@ -9,7 +9,7 @@ import torch
 from features.embedding.batching import encode_slides
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer, PinnedBufferPool
 from features.slides.base import RgbArray
-from tests.features.embedding.test_batching import MeanEncoder, embed, work_on
+from tests.features.embedding.test_batching import MeanEncoder, embed, make_buffer
 
 CPU = torch.device("cpu")
 
@@ -43,23 +43,23 @@ def random_tiles(n_tiles: int, seed: int = 0) -> list[RgbArray]:
 
 
 def test_a_released_buffer_is_used_for_the_next_batch_of_its_shape() -> None:
-    memory = PinnedBufferPool(pinned=False)
-    first = memory.stack(random_tiles(4))
-    second = memory.stack(random_tiles(4, seed=1))
+    pool = PinnedBufferPool(pinned=False)
+    first = pool.stack(random_tiles(4))
+    second = pool.stack(random_tiles(4, seed=1))
     assert not np.shares_memory(first, second)
-    memory.release(first)
-    assert not np.shares_memory(memory.stack(random_tiles(3, seed=2)), first)
-    third = memory.stack(random_tiles(4, seed=3))
+    pool.release(first)
+    assert not np.shares_memory(pool.stack(random_tiles(3, seed=2)), first)
+    third = pool.stack(random_tiles(4, seed=3))
     assert np.shares_memory(third, first)
     np.testing.assert_array_equal(third, random_tiles(4, seed=3))
     np.testing.assert_array_equal(second, random_tiles(4, seed=1))
 
 
 def test_batches_whose_embeddings_come_late_keep_their_pixels_until_then() -> None:
-    works = [work_on(n, seed=n) for n in (11, 3, 26, 8)]
-    expected = embed([work_on(n, seed=n) for n in (11, 3, 26, 8)], MeanEncoder())
-    for work, same in zip(embed(works, LateEncoder()), expected, strict=True):
-        np.testing.assert_allclose(work.features, same.features, rtol=1e-5)
+    buffers = [make_buffer(n, seed=n) for n in (11, 3, 26, 8)]
+    expected = embed([make_buffer(n, seed=n) for n in (11, 3, 26, 8)], MeanEncoder())
+    for buffer, same in zip(embed(buffers, LateEncoder()), expected, strict=True):
+        np.testing.assert_allclose(buffer.features, same.features, rtol=1e-5)
 
 
 def test_an_error_on_the_device_fails_only_the_slides_of_its_batch() -> None:
@@ -76,14 +76,18 @@ def test_an_error_on_the_device_fails_only_the_slides_of_its_batch() -> None:
             values = torch.empty((len(tiles), 3))
             return ConcatResult([AsyncResult(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
 
-    works = [work_on(4, seed=1), work_on(4, seed=2), work_on(4, seed=3)]
+    buffers = [make_buffer(4, seed=1), make_buffer(4, seed=2), make_buffer(4, seed=3)]
     finished = list(
         encode_slides(
-            works, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
+            buffers, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
         )
     )  # fmt: skip
     assert len(finished) == 3
-    assert [str(work.error or "") for work in works] == ["", "the device fell off the bus", ""]
+    assert [str(buffer.error or "") for buffer in buffers] == [
+        "",
+        "the device fell off the bus",
+        "",
+    ]
 
 
 def test_parts_are_concatenated_in_order() -> None:
@@ -112,16 +116,16 @@ def test_on_a_cpu_results_are_ready_at_once() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_pinned_batches_go_to_a_gpu_and_come_back_whole() -> None:
     device = torch.device("cuda")
-    memory, transfer = PinnedBufferPool(pinned=True), DeviceTransfer(device)
+    pool, transfer = PinnedBufferPool(pinned=True), DeviceTransfer(device)
     results, expected = [], []
     for seed in range(50):
-        batch = memory.stack(random_tiles(64, seed))
+        batch = pool.stack(random_tiles(64, seed))
         assert torch.from_numpy(batch).is_pinned()
         sent = transfer.send(batch)
         results.append(transfer.fetch(sent.float().mean(dim=(1, 2))))
         expected.append(batch.mean(axis=(1, 2)))
         if len(results) % 5 == 0:
             results[-1].wait()
-            memory.release(batch)
+            pool.release(batch)
     for result, means in zip(results, expected, strict=True):
         np.testing.assert_allclose(result.wait(), means, rtol=1e-5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from features.bags.h5 import find_bags, read_bag
 from features.bags.verify import verify_bags
 from features.embedding.config import config_from_fingerprint
 from features.embedding.results import SlideResult
+from features.embedding.worker import WorkerInfo
 from features.encoders.encoder import Encoder, load_encoder
 from features.errors import BagError
 from features.series.config import (
@@ -133,6 +136,23 @@ def test_finished_series_are_skipped_and_other_settings_refused(
         run(tmp_path / "scans", tmp_path / "bags", encoder, config=other)
     run(tmp_path / "scans", tmp_path / "bags", encoder, overwrite=True)
     assert (tmp_path / "bags" / "s.h5").read_bytes() == before
+
+
+def test_workers_on_other_machines_receive_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    class PathExecutor:
+        info = WorkerInfo(fingerprint=SETTINGS.make_fingerprint(encoder), runtime="eager")
+
+        def run(self, payloads: Sequence[Any], listener: object, *, stop: object) -> None:
+            self.paths = [payload.path for payload in payloads]
+
+    write_scan(tmp_path / "scans" / "s", n_slices=1)
+    monkeypatch.chdir(tmp_path)
+    executor = PathExecutor()
+    config = replace(SETTINGS, engine="ray")
+    embed_series(read_series(Path("scans")), "bags", config, executor=executor)
+    assert executor.paths == [tmp_path / "scans" / "s"]
 
 
 def test_no_name_and_no_birth_date_reaches_what_is_written_or_printed(

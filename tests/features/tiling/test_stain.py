@@ -16,7 +16,7 @@ from features.tiling.stain import (
     require_stain_norm,
 )
 from features.tiling.transforms import TileTransform
-from tests.features.embedding.test_batching import work_on
+from tests.features.embedding.test_batching import make_buffer
 
 GLASS = (240, 236, 244)
 STRONG = (2.0, 1.0)
@@ -108,7 +108,7 @@ def test_rules_apply_to_tiles_as_read_and_views_to_normalised_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("features.tiling.transforms.content_hash", lambda path: "0" * 64)
-    slide_tiles = work_on(2, bright=(1,)).instances
+    slide_tiles = make_buffer(2, bright=(1,)).instances
     still = AugmentationConfig(
         n_views=1, angle_deg=0, shift=0, scale=0, shear_deg=0, brightness=0, contrast=0,
         saturation=0, hue=0, sharpness=0,
@@ -123,7 +123,7 @@ def test_rules_apply_to_tiles_as_read_and_views_to_normalised_ones(
 
 
 def test_there_is_no_normaliser_without_a_method_and_where_no_tile_is_kept() -> None:
-    assert build_stain_normalizer("none", work_on(2).instances) is None
-    slide_tiles = replace(work_on(1).instances, detect_artifact=lambda tile: "blur")
+    assert build_stain_normalizer("none", make_buffer(2).instances) is None
+    slide_tiles = replace(make_buffer(1).instances, detect_artifact=lambda tile: "blur")
     assert build_stain_normalizer("macenko", slide_tiles) is None
     assert STAIN_NORMS["none"] == ""
