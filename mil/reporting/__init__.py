@@ -1,5 +1,1 @@
-"""Pages and figures for people: run report, cohort report, model card."""
-
-from __future__ import annotations
-
-__all__: list[str] = []
+"""Pages and figures for people: run and cohort reports, explanations, model card."""
