@@ -18,7 +18,14 @@ from mil.training.config import TrainConfig
 from mil.training.feature_cache import FeatureCache, length_buckets
 from mil.training.losses import bag_loss, class_weights, instance_attention_loss
 
-__all__ = ["EpochRecord", "TrainSplit", "build_scheduler", "tiles_per_batch", "train_heads"]
+__all__ = [
+    "EpochRecord",
+    "TrainSplit",
+    "Trainer",
+    "build_scheduler",
+    "tiles_per_batch",
+    "train_heads",
+]
 
 _STEPS_PER_VALIDATION = 10
 _VALIDATION_TILES = 256  # per patient at most
@@ -73,11 +80,7 @@ def train_heads(
     """
     states = [_HeadState(head, split) for head, split in zip(heads, splits, strict=True)]
     for shape, group in _group_by_shape(states, cache, config):
-        trainer = _Trainer(group, cache, shape, n_classes=n_classes, config=config, on_head=on_head)
-        for epoch in range(trainer.n_epochs):
-            trainer.end_epoch(epoch, trainer.train_epoch())
-            if not trainer.active:
-                break
+        Trainer(group, cache, shape, n_classes=n_classes, config=config, on_head=on_head).train()
     return [state.curve for state in states]
 
 
@@ -157,8 +160,8 @@ def _group_by_shape(
             yield from ((shape, [state]) for state in group)
 
 
-class _Trainer:
-    """Epochs of heads that are trained together as one stacked module."""
+class Trainer:
+    """Trainer of heads that are stacked and trained together, step by step, as one module."""
 
     def __init__(
         self,
@@ -202,7 +205,14 @@ class _Trainer:
             self.optimizer, config, n_steps=self.n_epochs * shape.n_steps
         )
 
-    def train_epoch(self) -> list[float]:
+    def train(self) -> None:
+        """Train until every head has finished its epochs or stopped early."""
+        for epoch in range(self.n_epochs):
+            self._end_epoch(epoch, self._train_epoch())
+            if not self.active:
+                break
+
+    def _train_epoch(self) -> list[float]:
         """Train for one epoch; return the mean training loss of each head, in nats."""
         self.stack.module.train()
         losses = []
@@ -217,7 +227,7 @@ class _Trainer:
         means: list[float] = torch.stack(losses).double().mean(dim=0).tolist()
         return means
 
-    def end_epoch(self, epoch: int, train_losses: Sequence[float]) -> None:
+    def _end_epoch(self, epoch: int, train_losses: Sequence[float]) -> None:
         """Validate the heads, keep the best weights, and drop the heads that are finished."""
         val_losses = [float("nan")] * len(self.active)
         if self.validator and epoch % self.validation_interval == 0:

@@ -108,7 +108,7 @@ def test_the_loss_of_a_mixed_bag_is_that_of_both_labels_in_their_shares() -> Non
         stream=torch.Generator().manual_seed(3),
     )  # fmt: skip
     settings = TrainConfig(mixup=1.0)
-    group = trainer._Trainer(
+    group = trainer.Trainer(
         [trainer._HeadState(head, split)], cache, trainer._EpochShape.of(split, cache, settings),
         n_classes=2, config=settings, on_head=lambda: None,
     )  # fmt: skip
