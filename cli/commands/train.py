@@ -176,12 +176,15 @@ def train(
     with spinner("loading torch"):
         from features.parallel.devices import choose_device
         from mil.data.bags import read_embed_failures
+        from mil.data.cohort import read_cohort
         from mil.training.checkpoints import run_lock
         from mil.training.config import TrainConfig
         from mil.training.fold_jobs import local_fold_executor, ray_fold_executor
         from mil.training_run import load_training_bags, train_run
 
+    # Tables are read before the lock makes a folder for the run.
     table = None if labels is None else read_labels(cohort, labels)
+    patients = read_cohort(cohort, labelled=True) if table is None else table.patients
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
     _require_free(run_dir, overwrite=overwrite)
@@ -198,7 +201,7 @@ def train(
         )
     if table is not None:
         with spinner("reading bags"):
-            loaded = load_training_bags(table.patients, bags, tile_filter=tile_filter)
+            loaded = load_training_bags(patients, bags, tile_filter=tile_filter)
         train_labels(
             table, loaded, run_dir, image_labels=image_labels, as_json=as_json,
             failures=read_embed_failures(bags), **options,
@@ -207,7 +210,7 @@ def train(
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
         summary = train_run(
-            cohort,
+            patients,
             bags,
             run_dir,
             tile_filter=tile_filter,

@@ -93,6 +93,15 @@ def test_a_run_is_not_overwritten_unless_asked(world: Path, tmp_path: Path) -> N
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
+def test_a_bad_table_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mil("train", "--cohort", "gone.csv")
+    assert result.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_trainings_into_one_run_are_refused_before_bags_are_read(
     world: Path, tmp_path: Path
 ) -> None:
