@@ -154,7 +154,7 @@ def infer(
                 "does not go with a run of several labels",
             )
         # All labels were trained on the same bags, so the run of any names their settings.
-        model = load_bundle(chosen) if several is None else several.runs[several.names[0]]
+        model = load_bundle(chosen) if several is None else several.bundles[several.names[0]]
         # Invalid options and tables must fail before hours of embedding.
         if tta:
             model.with_view_calibrator()

@@ -19,6 +19,7 @@ __all__ = [
     "calibrator_names",
     "clipped_log",
     "read_array",
+    "read_slope",
     "register_calibrator",
 ]
 
@@ -31,14 +32,13 @@ _RETIRED = ("auto", "beta", "dirichlet")
 
 
 class Calibrator(ABC):
-    """Map from logits to probabilities at the balanced prior, fitted on few patients.
+    """Map from logits, shape (n, classes), to probabilities at the balanced prior.
 
-    A new calibrator is one class in one file: it implements the methods below and is registered
-    with :func:`register_calibrator`.
+    A new calibrator is one class in one file: it implements the methods below, has a name in files,
+    ``kind``, and is registered with :func:`register_calibrator`.
     """
 
     kind: ClassVar[str]
-    """Name in files."""
 
     @abstractmethod
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
@@ -53,8 +53,8 @@ class Calibrator(ABC):
         labels
             Index of the true class, int64, shape (n,).
         groups
-            Patient of each row, int64, shape (n,), where patients have several rows (one per
-            repeat): the rows of a patient have the weight of one. By default each row is a patient.
+            Patient of each row, int64, shape (n,); the rows of a patient share the weight of one.
+            By default each row is a patient.
 
         Raises
         ------
@@ -144,7 +144,7 @@ def calibrator_from_dict(values: Mapping[str, Any]) -> Calibrator:
 
 
 def read_array(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
-    """Return the array under a key of plain values.
+    """Return the array under a key, of any shape with ``n_axes`` axes.
 
     Raises
     ------
@@ -162,6 +162,22 @@ def read_array(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
             expected=f"finite numbers in {n_axes} axes",
         )
     return numbers
+
+
+def read_slope(values: Mapping[str, Any]) -> float:
+    """Return the ``slope`` of plain values.
+
+    Raises
+    ------
+    CalibrationError
+        If it is absent or below 0.
+    """
+    slope = float(read_array(values, "slope", n_axes=0))
+    if slope < 0:
+        raise CalibrationError(
+            "calibrator", actual=f"slope {slope:g}", expected="a slope of at least 0"
+        )
+    return slope
 
 
 def clipped_log(proba: Floats) -> Floats:

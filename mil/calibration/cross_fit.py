@@ -16,26 +16,9 @@ def cross_fit(
     """Return cross-fitted probabilities at the balanced prior.
 
     The patients of each fold are calibrated by a calibrator fitted on the other folds of the same
-    repeat. Patients of one group are never on both sides.
-
-    Parameters
-    ----------
-    logits
-        float64, shape (repeats, patients, classes).
-    labels
-        Index of the true class, int64, shape (patients,).
-    folds
-        Fold in which each patient is held out, int64, shape (repeats, patients).
-    calibrator
-        Name, see :func:`mil.calibration.build_calibrator`.
-    groups
-        Group of each patient, shape (patients,), from :func:`mil.data.patient_groups.group_ids`. By
-        default each patient is a group.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (repeats, patients, classes); rows sum to 1.
+    repeat, never on a patient of the same group. Logits and results have shape (repeats, patients,
+    classes), ``folds`` (where a patient is held out) has shape (repeats, patients), ``labels`` and
+    ``groups``, from :func:`mil.data.patient_groups.group_ids`, shape (patients,).
 
     Raises
     ------
@@ -45,9 +28,9 @@ def cross_fit(
     """
     proba = np.full(logits.shape, np.nan)
     groups = np.arange(len(labels)) if groups is None else groups
-    for repeat, of_repeat in enumerate(folds):
-        for fold in np.unique(of_repeat):
-            held_out = of_repeat == fold
+    for repeat, repeat_folds in enumerate(folds):
+        for fold in np.unique(repeat_folds):
+            held_out = repeat_folds == fold
             train = ~np.isin(groups, groups[held_out])
             fitted = build_calibrator(calibrator).fit(logits[repeat, train], labels[train])
             proba[repeat, held_out] = fitted.predict_proba(logits[repeat, held_out])

@@ -22,7 +22,7 @@ class IdentityCalibrator(Calibrator):
     kind = "none"
 
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
-        """Check the data as all calibrators do; nothing is fitted."""
+        """Check logits, shape (n, classes), and labels, shape (n,); nothing is fitted."""
         CalibrationData.of(logits, labels, groups=groups)
         return self
 

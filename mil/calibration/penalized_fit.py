@@ -31,28 +31,26 @@ RIDGE_BIAS = 2.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CalibrationData:
-    """Logits, smoothed targets and weights of the patients that a calibrator is fitted on."""
+    """Logits, smoothed targets and weights of the patients that a calibrator is fitted on.
+
+    ``centred`` are the logits less the mean of their row, and ``targets`` Platt's targets, whose
+    rows sum to 1, both of shape (n, classes). ``spread`` is the root mean square of the centred
+    logits, or 1 where they are all 0. ``sample_weight``, shape (n,), has the same total for every
+    class and sums to the number of patients.
+    """
 
     centred: Floats
-    """Logits less the mean of their row, shape (n, classes)."""
     spread: float
-    """Root mean square of the centred logits, or 1 where they are all 0."""
     targets: Floats
-    """Platt's targets, shape (n, classes); rows sum to 1."""
     sample_weight: Floats
-    """Shape (n,): the same total for every class; the sum is the number of patients."""
 
     @classmethod
     def of(cls, logits: Floats, labels: Ints, *, groups: Ints | None) -> Self:
         """Check the logits, balance the classes, and smooth the targets as Platt (1999) did.
 
         Platt's targets add one patient of each class to each class, so that no probability reaches
-        0 or 1 even where few patients are separated perfectly.
-
-        Parameters
-        ----------
-        logits, labels, groups
-            As for :meth:`mil.calibration.base.Calibrator.fit`.
+        0 or 1 even where few patients are separated perfectly. Arguments have the shapes of
+        :meth:`mil.calibration.base.Calibrator.fit`.
 
         Raises
         ------
@@ -82,23 +80,9 @@ def fit_penalized_softmax(
     """Return the coefficients of terms whose sum is the logit, by penalised maximum likelihood.
 
     The model is ``softmax(sum_j coefficient_j * terms_j)``; its loss is convex, so the result is
-    the global minimum.
-
-    Parameters
-    ----------
-    terms
-        Shape (coefficients, n, classes).
-    data
-        Targets and weights of the n rows.
-    ridge
-        Penalty on the square of each coefficient, shape (coefficients,).
-    nonnegative
-        Indices of the coefficients that must not be negative.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (coefficients,), float64.
+    the global minimum. ``terms`` have shape (coefficients, n, classes); ``ridge``, the penalty on
+    the square of each coefficient, and the result shape (coefficients,). The coefficients with an
+    index in ``nonnegative`` are at least 0.
     """
     flat = terms.reshape(len(terms), -1)
     weighted = data.sample_weight[:, None] * data.targets

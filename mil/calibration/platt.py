@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.arrays import Floats, Ints
-from mil.calibration.base import Calibrator, read_array, register_calibrator
+from mil.calibration.base import Calibrator, read_array, read_slope, register_calibrator
 from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
     RIDGE_SLOPE,
@@ -17,7 +17,6 @@ from mil.calibration.penalized_fit import (
     bias_terms,
     fit_penalized_softmax,
 )
-from mil.errors import CalibrationError
 
 __all__ = ["PlattScaling"]
 
@@ -52,7 +51,7 @@ class PlattScaling(Calibrator):
         self.bias_: Floats = np.array(bias, np.float64)
 
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
-        """Fit slope and biases, see :meth:`mil.calibration.base.Calibrator.fit`."""
+        """Fit slope and biases to logits of shape (n, classes), see :meth:`Calibrator.fit`."""
         data = CalibrationData.of(logits, labels, groups=groups)
         n, n_classes = logits.shape
         coefficients = fit_penalized_softmax(
@@ -77,10 +76,6 @@ class PlattScaling(Calibrator):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a calibrator from the result of :meth:`as_dict`."""
-        slope = float(read_array(values, "slope", n_axes=0))
+        slope = read_slope(values)
         bias = read_array(values, "bias", n_axes=1)
-        if slope < 0:
-            raise CalibrationError(
-                "calibrator", actual=f"slope {slope:g}", expected="a slope of at least 0"
-            )
         return cls(slope=slope, bias=bias.tolist())

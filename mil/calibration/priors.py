@@ -11,30 +11,17 @@ from mil.arrays import Floats
 
 __all__ = ["balanced", "parse_prior", "shift_prior"]
 
-Shares = Floats
 
-
-def balanced(classes: Sequence[str]) -> Shares:
+def balanced(classes: Sequence[str]) -> Floats:
     """Return equal class shares, shape (classes,)."""
     return np.full(len(classes), 1.0 / len(classes))
 
 
-def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) -> Shares:
-    """Return the class shares that a text names.
+def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) -> Floats:
+    """Return the class shares, shape (classes,), that a text names; they sum to 1.
 
-    Parameters
-    ----------
-    text
-        ``balanced``, ``cohort``, or shares such as ``CE=0.7,LAA=0.3``.
-    classes
-        Classes in order.
-    counts
-        Patients of each class in the cohort, for ``cohort``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (classes,), float64, positive, sums to 1.
+    The text is ``balanced``, ``cohort`` for the shares of the ``counts`` of patients by class, or
+    positive shares such as ``CE=0.7,LAA=0.3``.
 
     Raises
     ------
@@ -58,23 +45,12 @@ def parse_prior(text: str, classes: Sequence[str], counts: Mapping[str, int]) ->
     return np.asarray(values / values.sum(), np.float64)
 
 
-def shift_prior(proba: Shares, *, old: Shares, new: Shares) -> Shares:
+def shift_prior(proba: Floats, *, old: Floats, new: Floats) -> Floats:
     """Return the probabilities at another prior (Saerens et al., 2002).
 
     The likelihood of the data stays and only the class shares change, so each probability is
-    multiplied by new / old and rows are divided by their sums.
-
-    Parameters
-    ----------
-    proba
-        Probabilities, float64, shape (n, classes); rows sum to 1.
-    old, new
-        Class shares of the given and of the returned probabilities, shape (classes,).
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n, classes), float64; rows sum to 1.
+    multiplied by new / old and rows are divided by their sums. ``proba`` and the result have shape
+    (n, classes), both priors shape (classes,).
     """
     odds = proba * (new / old)
     return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)

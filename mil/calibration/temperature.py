@@ -9,9 +9,8 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.arrays import Floats, Ints
-from mil.calibration.base import Calibrator, read_array, register_calibrator
+from mil.calibration.base import Calibrator, read_slope, register_calibrator
 from mil.calibration.penalized_fit import RIDGE_SLOPE, CalibrationData, fit_penalized_softmax
-from mil.errors import CalibrationError
 
 __all__ = ["TemperatureScaling"]
 
@@ -37,7 +36,7 @@ class TemperatureScaling(Calibrator):
         self.slope_ = float(slope)
 
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
-        """Fit the slope, see :meth:`mil.calibration.base.Calibrator.fit`."""
+        """Fit the slope to logits of shape (n, classes), see :meth:`Calibrator.fit`."""
         data = CalibrationData.of(logits, labels, groups=groups)
         coefficients = fit_penalized_softmax(
             data.centred[None] / data.spread,
@@ -59,9 +58,5 @@ class TemperatureScaling(Calibrator):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a calibrator from the result of :meth:`as_dict`."""
-        slope = float(read_array(values, "slope", n_axes=0))
-        if slope < 0:
-            raise CalibrationError(
-                "calibrator", actual=f"slope {slope:g}", expected="a slope of at least 0"
-            )
+        slope = read_slope(values)
         return cls(slope=slope)

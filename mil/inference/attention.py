@@ -25,26 +25,35 @@ __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideAttention:
-    """Attention of the tiles of one slide, in the order of its bag."""
+    """Attention of the tiles of one slide, in the order of its bag.
+
+    Attributes
+    ----------
+    meta
+        Metadata of the slide's bag.
+    coords_px0
+        Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where unknown.
+    attention
+        Mean over the heads, shape (tiles,); sums to 1 over all tiles of the patient.
+    percentile
+        Rank of the attention among all tiles of the patient, shape (tiles,), 0 to 100.
+    contributions
+        Part of each tile in the mean logit of the heads before calibration, shape (tiles, classes);
+        None for heads whose logit is no sum over tiles.
+    order, source
+        Position from 0, shape (tiles,), and name of each image of a series; None for a slide.
+    """
 
     meta: BagMeta
-    """Metadata of the slide's bag."""
     coords_px0: Ints
-    """Upper left corners, x then y, shape (tiles, 2), level-0 px; -1 where unknown."""
     attention: Floats
-    """Mean over the heads, shape (tiles,); sums to 1 over all tiles of the patient."""
     percentile: Floats
-    """Rank of the attention among all tiles of the patient, shape (tiles,), 0 to 100."""
     contributions: Floats | None
-    """Part of each tile in the mean logit of the heads before calibration, shape (tiles, classes);
-    None for heads whose logit is no sum over tiles."""
     order: Ints | None = None
-    """Position of each image in its series, shape (tiles,), from 0; None for tiles of a slide."""
     source: tuple[str, ...] | None = None
-    """Name of each image of a series; None for tiles of a slide."""
 
     def describe_tile(self, index: int) -> str:
-        """Return the position of a tile, or the name of an image of a series, in words."""
+        """Return the position of a tile in level-0 px, or the name of an image of a series."""
         if self.order is not None and self.source is not None:
             return f"image {self.order[index] + 1}: {self.source[index]}"
         x_px0, y_px0 = self.coords_px0[index].tolist()
@@ -58,12 +67,8 @@ class SlideAttention:
     def signed_contribution(self, class_index: int) -> Floats | None:
         """Return the contribution of each tile to a class, less its mean over the classes.
 
-        Only differences between logits change a probability.
-
-        Returns
-        -------
-        numpy.ndarray or None
-            Shape (tiles,); None where heads have no contributions.
+        Only differences between logits change a probability. The shape is (tiles,); None where
+        heads have no contributions.
         """
         if self.contributions is None:
             return None
@@ -75,19 +80,17 @@ class SlideAttention:
         return np.argsort(-self.attention, kind="stable")[:n_tiles]
 
     def bottom(self, n_tiles: int) -> Ints:
-        """Return the indices of the least attended tiles, lowest first, without those of top."""
+        """Return the indices, shape (n_tiles,), of the least attended tiles that top leaves."""
         order = np.argsort(-self.attention, kind="stable")
         return order[min(n_tiles, len(order)) :][::-1][:n_tiles]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Prediction of one patient, with the attention behind it."""
+    """Prediction of one patient, with the attention on its slides with tiles, in their order."""
 
     prediction: PatientPrediction
-    """From :func:`mil.inference.predict.predict`."""
     slides: tuple[SlideAttention, ...]
-    """Slides with tiles, in the order of the table."""
 
     @property
     def n_tiles(self) -> int:
@@ -115,12 +118,8 @@ def explain_patients(
 ) -> Iterator[Explanation]:
     """Return an iterator over the predictions and attention of all patients of a cohort.
 
-    The fingerprints of all bags are checked before the first patient is predicted.
-
-    Parameters
-    ----------
-    bundle, cohort, bags, prior
-        As for :func:`mil.inference.predict.predict`.
+    The fingerprints of all bags are checked before the first patient is predicted. Arguments are
+    those of :func:`mil.inference.predict.predict`; a prior may be an array of shape (classes,).
 
     Raises
     ------
@@ -167,19 +166,18 @@ def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention,
     attention, contributions = _attend(heads, np.concatenate([bag.features for bag in bags]))
     ranks = percentiles(attention)
     ends = np.cumsum([len(bag.features) for bag in bags])
+    rows = [slice(end - len(bag.features), end) for bag, end in zip(bags, ends, strict=True)]
     return tuple(
         SlideAttention(
             meta=bag.meta,
             coords_px0=bag.coords_px0,
-            attention=attention[end - len(bag.features) : end],
-            percentile=ranks[end - len(bag.features) : end],
-            contributions=None
-            if contributions is None
-            else contributions[end - len(bag.features) : end],
+            attention=attention[own],
+            percentile=ranks[own],
+            contributions=None if contributions is None else contributions[own],
             order=bag.order,
             source=bag.source,
         )
-        for bag, end in zip(bags, ends, strict=True)
+        for bag, own in zip(bags, rows, strict=True)
     )
 
 

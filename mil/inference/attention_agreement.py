@@ -17,28 +17,30 @@ __all__ = ["AttentionAgreement", "PatientAgreement", "mean_agreement", "measure_
 
 @dataclass(frozen=True, kw_only=True)
 class PatientAgreement:
-    """Agreement of one patient whose images have both labels."""
+    """Agreement of one patient whose images have both labels.
+
+    ``auroc`` is the probability that a positive image has more attention than a negative one,
+    ``hit`` whether the most attended image is positive, and ``share`` the share of positive images:
+    the hit rate of an image drawn at random.
+    """
 
     auroc: float
-    """Probability that a positive image has more attention than a negative one."""
     hit: bool
-    """Whether the most attended image is positive."""
     share: float
-    """Share of positive images: the hit rate of an image drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionAgreement:
-    """Means of :class:`PatientAgreement` over patients."""
+    """Means of :class:`PatientAgreement` over patients.
+
+    ``auroc`` is 0.5 by chance. ``hits`` is the share of patients whose most attended image is
+    positive, and ``chance`` its expectation for images drawn at random.
+    """
 
     n_patients: int
-    """Patients whose images have both labels."""
     auroc: float
-    """Mean area under the ROC curve; 0.5 is chance."""
     hits: float
-    """Share of patients whose most attended image is positive."""
     chance: float
-    """Expected ``hits`` of images drawn at random."""
 
 
 def measure_agreement(explanation: Explanation, labels: InstanceLabels) -> PatientAgreement | None:

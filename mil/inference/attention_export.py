@@ -18,15 +18,9 @@ __all__ = ["tile_table", "write_geojson", "write_tile_table"]
 def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame:
     """Return one row per tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
 
-    Images of a series have ``order`` and ``source`` instead of ``x_px0`` and ``y_px0``. Heads with
-    contributions add one column ``contribution_<class>`` per class.
-
-    Parameters
-    ----------
-    slide
-        Attention of the slide's tiles.
-    classes
-        Names of the classes, in the order of the logits.
+    Images of a series have ``order`` and ``source`` instead of the level-0 px. Heads with
+    contributions add one column ``contribution_<class>`` per class, in the order of the logits. The
+    table has shape (tiles, columns).
     """
     position: dict[str, object] = {"order": slide.order, "source": slide.source}
     if slide.order is None:
@@ -57,18 +51,9 @@ def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str
 def write_geojson(
     path: Path, slide: SlideAttention, *, span_px0: tuple[float, float], classes: Sequence[str]
 ) -> None:
-    """Write one rectangle per tile, in level-0 px, with its values as QuPath measurements.
+    """Write one rectangle per tile as GeoJSON, with its values as QuPath measurements.
 
-    Parameters
-    ----------
-    path
-        GeoJSON file.
-    slide
-        Attention of the slide's tiles.
-    span_px0
-        Width and height of a tile, level-0 px.
-    classes
-        Names of the classes, in the order of the logits.
+    ``span_px0`` is the width and height of a tile, in level-0 px.
 
     Raises
     ------

@@ -40,8 +40,6 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-"""Value of ``format`` in ``model.json``."""
-
 FORMAT_VERSION = 1
 """Version of new bundles; later versions are refused."""
 
@@ -63,68 +61,76 @@ _DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSlide:
-    """A slide that a run was trained on, identified by id and by content."""
+    """A slide that a run was trained on, identified by id and by content.
+
+    ``n_tiles`` counts the embeddings of its bag, ``features_sha256`` is their hash, and
+    ``content_id`` that of the slide file, see :func:`features.slides.file_info.content_hash`.
+    """
 
     slide_id: str
-    """Slide id."""
     patient_id: str
-    """Patient id."""
     n_tiles: int
-    """Embeddings in its bag."""
     content_id: str
-    """Hash of the slide file, see :func:`features.slides.file_info.content_hash`."""
     features_sha256: str
-    """Hash of its embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelBundle:
-    """Trained and calibrated model, with its settings and training patients."""
+    """Trained and calibrated model, with its settings and training patients.
+
+    Attributes
+    ----------
+    path
+        Folder of the run.
+    classes
+        Classes in the order of the logits.
+    fingerprint
+        Settings of the bags; bags with other settings are refused.
+    heads
+        Heads of the deployed ensemble; its logit is their mean.
+    calibrator, view_calibrator
+        Calibrators of the ensemble's logits, and of logits averaged over the views of tiles, to
+        probabilities at the balanced prior; without views in training there is only the first.
+    cohort_counts
+        Patients of each class in the training cohort, shape (classes,).
+    training_slides, unlabelled_slides
+        Slides of the training cohort, and further ones that the whitening was fitted on.
+    out_of_fold
+        Cross-fitted (or nested) probabilities of each training patient at the balanced prior, shape
+        (classes,), mean over repeats.
+    settings, versions
+        Training settings and seed, and versions of the software, as plain values.
+    sets
+        Fold heads and nonconformity scores behind the prediction sets.
+    tile_filter
+        Filter that drops tiles of the bags, if any.
+    """
 
     path: Path
-    """Folder of the run."""
     classes: tuple[str, ...]
-    """Classes in the order of the logits."""
     fingerprint: Fingerprint
-    """Settings of the bags; bags with other settings are refused."""
     head_name: str
-    """Kind of head."""
     heads: tuple[Head, ...]
-    """Heads of the deployed ensemble; its logit is their mean."""
     calibrator: Calibrator
-    """Calibrator of the ensemble's logits, to probabilities at the balanced prior."""
     cohort_counts: tuple[int, ...]
-    """Patients of each class in the training cohort."""
     training_slides: tuple[TrainingSlide, ...]
-    """Slides of the training cohort."""
     unlabelled_slides: tuple[TrainingSlide, ...]
-    """Further slides, without labels, that the whitening was fitted on."""
     out_of_fold: Mapping[str, Floats]
-    """Cross-fitted (or nested) probabilities of each training patient at the balanced prior, shape
-    (classes,), mean over repeats."""
     settings: Mapping[str, Any]
-    """Training settings and seed, as plain values."""
     versions: Mapping[str, str]
-    """Software versions of the training."""
     sets: PredictionSets
-    """Fold heads and nonconformity scores behind the prediction sets."""
     view_calibrator: Calibrator | None = None
-    """Calibrator of logits averaged over the views of tiles; None without views in training."""
     tile_filter: TileFilter | None = None
-    """Filter that drops tiles of the bags; None for none."""
 
     def parse_prior(self, text: str) -> Floats:
-        """Return the class shares that a text names, shape (classes,).
+        """Return the class shares, shape (classes,), that a text names.
 
-        Parameters
-        ----------
-        text
-            ``balanced``, ``cohort`` (as in training), or shares such as ``CE=0.7,LAA=0.3``.
+        It is read by :func:`mil.calibration.priors.parse_prior`; ``cohort`` is that of training.
 
         Raises
         ------
         MilError
-            If it is none of these, or the shares are not positive or do not sum to 1.
+            If the text is no prior.
         """
         counts = dict(zip(self.classes, self.cohort_counts, strict=True))
         return parse_prior(text, self.classes, counts)
@@ -168,7 +174,7 @@ class ModelBundle:
         return replace(self, calibrator=self.view_calibrator)
 
 
-def save_bundle(run: ModelBundle) -> None:
+def save_bundle(bundle: ModelBundle) -> None:
     """Write a bundle to its path; ``model.json`` comes last and marks the run as complete.
 
     Raises
@@ -176,24 +182,24 @@ def save_bundle(run: ModelBundle) -> None:
     OutputError
         If a file cannot be written.
     """
-    with atomic_write(run.path / "heads.safetensors") as temporary:
+    with atomic_write(bundle.path / "heads.safetensors") as temporary:
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
-            for index, head in enumerate(run.heads)
+            for index, head in enumerate(bundle.heads)
             for name, value in stored_state_dict(head).items()
         }
         # The writer of safetensors hides the reason of a failed write.
         temporary.write_bytes(save(tensors))
-    if run.tile_filter is not None:
-        write_filter(run.path / _FILTER, run.tile_filter)
-    _write_slides(run.path / "slides.csv", run.training_slides)
-    if run.unlabelled_slides:
-        _write_slides(run.path / "unlabelled.csv", run.unlabelled_slides)
-    rows = [[patient_id, *proba] for patient_id, proba in run.out_of_fold.items()]
-    table = pd.DataFrame(rows, columns=["patient_id", *run.classes])
-    write_table(run.path / "out_of_fold.csv", table)
-    write_sets(run.path, run.sets, classes=run.classes)
-    write_json(run.path / "model.json", _describe(run))
+    if bundle.tile_filter is not None:
+        write_filter(bundle.path / _FILTER, bundle.tile_filter)
+    _write_slides(bundle.path / "slides.csv", bundle.training_slides)
+    if bundle.unlabelled_slides:
+        _write_slides(bundle.path / "unlabelled.csv", bundle.unlabelled_slides)
+    rows = [[patient_id, *proba] for patient_id, proba in bundle.out_of_fold.items()]
+    table = pd.DataFrame(rows, columns=["patient_id", *bundle.classes])
+    write_table(bundle.path / "out_of_fold.csv", table)
+    write_sets(bundle.path, bundle.sets, classes=bundle.classes)
+    write_json(bundle.path / "model.json", _describe(bundle))
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -222,7 +228,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
     try:
         classes = _read_classes(described["classes"])
         fingerprint = Fingerprint(**described["fingerprint"])
-        run = ModelBundle(
+        bundle = ModelBundle(
             path=path,
             classes=classes,
             fingerprint=fingerprint,
@@ -241,30 +247,32 @@ def load_bundle(path: str | Path) -> ModelBundle:
                 path, classes=classes, head=described["head"], n_heads=described["n_heads"]
             ),
             tile_filter=_read_filter(path, described.get("filter_sha256")),
-            view_calibrator=_read_calibrator(described.get("view_calibrator")),
+            view_calibrator=None
+            if (of_views := described.get("view_calibrator")) is None
+            else calibrator_from_dict(of_views),
         )
-        _check_consistent(run)
+        _check_consistent(bundle)
     except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
-    return run
+    return bundle
 
 
-def _describe(run: ModelBundle) -> dict[str, object]:
+def _describe(bundle: ModelBundle) -> dict[str, object]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "classes": run.classes,
-        "head": run.head_name,
-        "n_heads": len(run.heads),
-        "n_components": run.heads[0].whitening.matrix.shape[1],
-        "fingerprint": asdict(run.fingerprint),
-        "calibrator": run.calibrator.as_dict(),
-        "view_calibrator": run.view_calibrator and run.view_calibrator.as_dict(),
+        "classes": bundle.classes,
+        "head": bundle.head_name,
+        "n_heads": len(bundle.heads),
+        "n_components": bundle.heads[0].whitening.matrix.shape[1],
+        "fingerprint": asdict(bundle.fingerprint),
+        "calibrator": bundle.calibrator.as_dict(),
+        "view_calibrator": bundle.view_calibrator and bundle.view_calibrator.as_dict(),
         "calibrated_at_prior": "balanced",
-        "filter_sha256": None if run.tile_filter is None else run.tile_filter.sha256,
-        "cohort_counts": run.cohort_counts,
-        "settings": dict(run.settings),
-        "versions": dict(run.versions),
+        "filter_sha256": None if bundle.tile_filter is None else bundle.tile_filter.sha256,
+        "cohort_counts": bundle.cohort_counts,
+        "settings": dict(bundle.settings),
+        "versions": dict(bundle.versions),
     }
 
 
@@ -309,29 +317,25 @@ def _read_classes(names: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_consistent(run: ModelBundle) -> None:
-    """Predict one blank tile, so that inconsistent parts fail here and not in use.
+def _check_consistent(bundle: ModelBundle) -> None:
+    """Predict a blank tile, shape (1, dim), so that inconsistent parts fail here and not in use.
 
     Raises
     ------
     AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError
         If parts have different sizes, or a part is incomplete.
     """
-    if len(run.cohort_counts) != len(run.classes) or min(run.cohort_counts) < 1:
-        raise ValueError(f"{run.cohort_counts} patients of classes {run.classes}")
-    tile = np.zeros((1, run.fingerprint.dim), np.float32)
-    logits, _ = predict_members(run.heads, tile)
-    for calibrator in (run.calibrator, run.view_calibrator or run.calibrator):
+    if len(bundle.cohort_counts) != len(bundle.classes) or min(bundle.cohort_counts) < 1:
+        raise ValueError(f"{bundle.cohort_counts} patients of classes {bundle.classes}")
+    tile = np.zeros((1, bundle.fingerprint.dim), np.float32)
+    logits, _ = predict_members(bundle.heads, tile)
+    for calibrator in (bundle.calibrator, bundle.view_calibrator or bundle.calibrator):
         proba = calibrator.predict_proba(logits)
-        if proba.shape != (len(run.heads), len(run.classes)) or not np.isfinite(proba).all():
+        if proba.shape != (len(bundle.heads), len(bundle.classes)) or not np.isfinite(proba).all():
             raise ValueError("a calibrator of another number of classes, or not finite")
-    run.sets.predict_set(tile, coverage=COVERAGE)
-    int(run.settings["seed"])
-    run.guaranteed_coverage(COVERAGE)
-
-
-def _read_calibrator(described: dict[str, Any] | None) -> Calibrator | None:
-    return None if described is None else calibrator_from_dict(described)
+    bundle.sets.predict_set(tile, coverage=COVERAGE)
+    int(bundle.settings["seed"])
+    bundle.guaranteed_coverage(COVERAGE)
 
 
 def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Head, ...]:

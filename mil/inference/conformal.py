@@ -28,12 +28,12 @@ class CrossConformal:
     A class stays in a patient's set unless the patient's nonconformity score for it is above those
     of nearly all patients of that class, each compared under the heads of a fold that was trained
     on neither. These are cross-conformal predictors (Vovk, 2015), that is CV+ (Barber et al., 2021;
-    Romano et al., 2020), label-conditional or Mondrian (Vovk et al., 2005).
+    Romano et al., 2020), label-conditional or Mondrian (Vovk et al., 2005). ``scores`` are the
+    sorted nonconformity scores of the held-out patients by fold and class, each of shape
+    (patients,): the negative log probability of the true class under raw logits, in nats.
     """
 
     scores: tuple[tuple[Floats, ...], ...]
-    """Sorted nonconformity scores of the held-out patients by fold and class, each of shape
-    (patients,): the negative log probability of the true class under raw logits, in nats."""
 
     def __post_init__(self) -> None:
         whole = all(np.isfinite(of_class).all() for of in self.scores for of_class in of)
@@ -46,14 +46,8 @@ class CrossConformal:
     def fit(cls, logits: Floats, labels: Ints, folds: Ints) -> Self:
         """Collect the nonconformity scores of one cross-validation.
 
-        Parameters
-        ----------
-        logits
-            Out-of-fold logits, shape (patients, classes).
-        labels
-            Index of the true class, shape (patients,).
-        folds
-            Fold in which each patient was held out, from 0, shape (patients,).
+        ``logits`` are out-of-fold, shape (patients, classes); ``labels`` and ``folds`` (from 0),
+        shape (patients,), are the true class and the fold in which a patient was held out.
         """
         own = _nonconformity(logits)[np.arange(len(labels)), labels]
         return cls(
@@ -75,15 +69,7 @@ class CrossConformal:
     def p_values(self, logits: Floats) -> Floats:
         """Return the p-value of each class, 1 / (patients + 1) to 1, shape (n, classes).
 
-        Parameters
-        ----------
-        logits
-            Logits of new patients by the heads of each fold, shape (folds, n, classes).
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape (n, classes).
+        ``logits``, shape (folds, n, classes), are those of new patients by the heads of each fold.
         """
         at_least = np.ones(logits.shape[1:])
         for of_fold, own in zip(self.scores, _nonconformity(logits), strict=True):
@@ -96,14 +82,8 @@ class CrossConformal:
         """Return which classes cannot be ruled out, bool, shape (n, classes).
 
         All of them where any class has fewer patients than :func:`min_calibration_size`: it could
-        never be ruled out, and sets of that class alone would look like a prediction.
-
-        Parameters
-        ----------
-        logits
-            As for :meth:`p_values`.
-        coverage
-            Target coverage, above 0 and below 1.
+        never be ruled out, and sets of that class alone would look like a prediction. ``logits``
+        have shape (folds, n, classes); ``coverage`` is above 0 and below 1.
         """
         if self.undersized(coverage).any():
             return np.ones(logits.shape[1:], np.bool_)
@@ -168,21 +148,8 @@ def cross_fitted_sets(proba: Floats, labels: Ints, folds: Ints, *, coverage: flo
     """Return prediction sets of the patients of a cross-validation, from those of other folds.
 
     Unlike :class:`CrossConformal`, this compares scores by heads of different folds, so there is no
-    guarantee. It shows the sizes of the sets.
-
-    Parameters
-    ----------
-    proba
-        Calibrated out-of-fold probabilities, shape (patients, classes).
-    labels, folds
-        As for :meth:`CrossConformal.fit`.
-    coverage
-        Target coverage, above 0 and below 1.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (patients, classes), bool.
+    guarantee. It shows the sizes of the sets. ``proba``, the calibrated out-of-fold probabilities,
+    and the result have shape (patients, classes), ``labels`` and ``folds`` shape (patients,).
     """
     logits = np.log(np.clip(proba, np.finfo(np.float64).tiny, None))
     sets = np.empty(proba.shape, np.bool_)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from features.utils.tables import write_table
@@ -26,7 +27,7 @@ _STATUS_CAVEATS = {
 def write_predictions(
     path: Path, predictions: Sequence[PatientPrediction], *, classes: Sequence[str]
 ) -> None:
-    """Write ``patient_id`` and one column per class, in the order of the predictions.
+    """Write ``patient_id`` and one column per class, shape (patients, 1 + classes), in order.
 
     Raises
     ------
@@ -48,16 +49,8 @@ def write_details(
 ) -> None:
     """Write the details of each prediction: status, slides, tiles, set, spread, training overlap.
 
-    Parameters
-    ----------
-    path
-        CSV file.
-    predictions
-        One row each.
-    classes
-        Classes in order.
-    abstain
-        Add a column that marks the patients who need review.
+    With ``abstain``, a column marks the patients who need review. The table has shape (patients,
+    columns).
 
     Raises
     ------
@@ -99,22 +92,20 @@ def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
     """Return notes on what limits the prediction sets of a run at a coverage."""
     undersized = bundle.sets.conformal.undersized(coverage)
     if undersized.any():
-        names = ", ".join(
-            name for name, is_small in zip(bundle.classes, undersized, strict=True) if is_small
+        names = ", ".join(np.array(bundle.classes)[undersized])
+        note = (
+            f"note: at a coverage of {coverage:g} a class needs {min_calibration_size(coverage)} "
+            f"training patients to be ruled out, and there are fewer of {names}: every set holds "
+            "all classes"
         )
-        needed = min_calibration_size(coverage)
-        caveat = (
-            f"note: at a coverage of {coverage:g} a class needs {needed} training patients to be "
-            f"ruled out, and there are fewer of {names}: every set holds all classes"
-        )
-    elif bundle.guaranteed_coverage(coverage) is None:
-        caveat = (
+        return (note,)
+    if bundle.guaranteed_coverage(coverage) is None:
+        note = (
             "note: the run's folds were made by centre, or a filter drops tiles: no coverage of "
             "prediction sets is guaranteed"
         )
-    else:
-        return ()
-    return (caveat,)
+        return (note,)
+    return ()
 
 
 def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str, object]:

@@ -30,35 +30,46 @@ PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatientPrediction:
-    """Prediction of one patient: probabilities, prediction set, and the evidence behind them."""
+    """Prediction of one patient: probabilities, prediction set, and the evidence behind them.
+
+    Attributes
+    ----------
+    patient_id, slide_ids
+        As in the cohort table.
+    probabilities
+        Shape (classes,), at the requested prior; sums to 1.
+    status
+        Whether all, some or none of the slides could be used.
+    n_tiles
+        Tiles used, by slide id; slides without a bag are absent.
+    ensemble_min, ensemble_max
+        Lowest and highest calibrated probability of a single head, shape (classes,).
+    attention_share
+        Share of the attention of each slide; sums to 1, empty without tiles.
+    matched_training_patient
+        The training patient with the same id or a slide of the same content; else empty.
+    used_for_whitening, used_for_filter
+        Whether the run's whitening, without a label, or its tile filter was fitted on the patient.
+    out_of_fold
+        Out-of-fold probabilities of the matched training patient, shape (classes,).
+    prediction_set
+        Classes that cannot be ruled out at the requested coverage, in order. It holds all classes
+        for a patient without tiles or one that was used in training, with or without a label.
+    """
 
     patient_id: str
-    """As in the cohort table."""
     probabilities: Floats
-    """Shape (classes,), at the requested prior; sums to 1."""
     status: PatientStatus
-    """Whether all, some or none of the slides could be used."""
     slide_ids: tuple[str, ...]
-    """Slides of the cohort table."""
     n_tiles: Mapping[str, int]
-    """Tiles used, by slide id; slides without a bag are absent."""
     ensemble_min: Floats
-    """Lowest calibrated probability of a single head, shape (classes,)."""
     ensemble_max: Floats
-    """Highest calibrated probability of a single head, shape (classes,)."""
     attention_share: Mapping[str, float]
-    """Share of the attention of each slide; sums to 1, empty without tiles."""
     matched_training_patient: str
-    """The training patient with the same id or a slide of the same content; else empty."""
     used_for_whitening: bool
-    """Whether the whitening was fitted on the patient, without a label."""
     out_of_fold: Floats | None
-    """Out-of-fold probabilities of the matched training patient, shape (classes,)."""
     prediction_set: tuple[str, ...]
-    """Classes that cannot be ruled out at the requested coverage, in order. It holds all classes
-    for a patient without tiles or one that was used in training, with or without a label."""
     used_for_filter: bool = False
-    """Whether the run's tile filter was fitted on slides of this patient."""
 
     @property
     def needs_review(self) -> bool:

@@ -27,22 +27,18 @@ _HEADS, _CONFORMAL = "fold_heads.safetensors", "sets.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionSets:
-    """Prediction sets of new patients, by the heads of a cross-validation."""
+    """Prediction sets of new patients, by the ensembles of each fold of one cross-validation.
+
+    ``conformal`` holds the nonconformity scores of the patients that each fold held out.
+    """
 
     heads: tuple[tuple[Head, ...], ...]
-    """Ensembles of one cross-validation, by fold."""
     conformal: CrossConformal
-    """Nonconformity scores of the patients that each fold held out."""
 
     def predict_set(self, tiles: Features, *, coverage: float) -> Bools:
-        """Return which classes cannot be ruled out, bool, shape (classes,).
+        """Return which classes cannot be ruled out, shape (classes,), from tiles (tiles, dim).
 
-        Parameters
-        ----------
-        tiles
-            The patient's embeddings, shape (tiles, dim); at least one.
-        coverage
-            Target coverage, above 0 and below 1.
+        ``coverage`` is above 0 and below 1, and there is at least one tile.
         """
         logits = [predict_members(heads, tiles)[0].mean(axis=0) for heads in self.heads]
         kept = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
@@ -86,18 +82,7 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
 
 
 def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) -> PredictionSets:
-    """Read the files of :func:`write_sets`.
-
-    Parameters
-    ----------
-    folder
-        Folder of the run.
-    classes
-        Classes in order.
-    head
-        Kind of head.
-    n_heads
-        Heads per ensemble.
+    """Read the files of :func:`write_sets`, with ensembles of ``n_heads`` heads of one kind.
 
     Raises
     ------

@@ -16,29 +16,15 @@ __all__ = ["LabelCheckpoints"]
 class LabelCheckpoints:
     """Summaries of finished labels, each with a hash of everything that determines its run.
 
-    A label with other data or settings has another hash and is trained again.
-
-    Parameters
-    ----------
-    folder
-        Folder of the checkpoints; created with the first.
+    A label with other data or settings has another hash and is trained again. The folder is created
+    with the first checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, label: str, run_dir: Path, *, config_hash: str) -> TrainingSummary | None:
-        """Return the summary of a label; None if it is unfinished or has another hash.
-
-        Parameters
-        ----------
-        label
-            Name of the label.
-        run_dir
-            Folder of its run.
-        config_hash
-            Hash of everything that determines the run.
-        """
+        """Return the summary of a label's run; None if it is unfinished or has another hash."""
         try:
             stored = json.loads(self._path(label).read_text(encoding="utf-8"))
             summary = TrainingSummary.from_dict(stored["summary"], path=run_dir)

@@ -51,17 +51,9 @@ def weighted_label_loss(
     """Return the weighted mean of the labels' log losses, in nats, with its interval over patients.
 
     The metric of the RSNA intracranial haemorrhage challenge (Flanders et al., 2020), taken over
-    patients instead of slices. Resamples do not keep the counts of the labels.
-
-    Parameters
-    ----------
-    proba, truth
-        Shape (patients, labels). With several repeats the value is their mean, and each resample of
-        patients takes the next repeat.
-    names
-        Names of the labels; ``any`` weighs twice.
-    n_resamples, seed
-        Number of bootstrap resamples, and their seed.
+    patients instead of slices. Resamples do not keep the counts of the labels. ``truth`` has shape
+    (patients, labels). Of ``proba`` of shape (repeats, patients, labels) the value is the mean, and
+    each resample of patients takes the next repeat.
     """
     weights = label_weights(names)
     repeats = proba.reshape(-1, *truth.shape)
@@ -77,14 +69,10 @@ def weighted_label_loss(
 
 
 def shift_labels(proba: Floats, *, old: Floats, new: Floats) -> Floats:
-    """Return the probabilities at other shares of the labels.
+    """Return probabilities, shape (..., labels), at other shares of the labels.
 
-    Parameters
-    ----------
-    proba
-        Probabilities, float64, shape (..., labels).
-    old, new
-        Share of patients with each label before and after, shape (labels,), above 0 and below 1.
+    ``old`` and ``new``, shape (labels,), are the shares of patients with each label before and
+    after, above 0 and below 1.
     """
     factors = new / (1 - new) * (1 - old) / old
     odds = proba * factors

@@ -24,18 +24,7 @@ def write_label_page(
 ) -> None:
     """Write ``report.html`` of a run of several labels.
 
-    Parameters
-    ----------
-    path
-        HTML file.
-    name
-        Name of the run.
-    summaries
-        Training summary of each label.
-    table
-        Patients and labels.
-    losses
-        Weighted log loss of all labels, by kind of prediction.
+    ``losses`` are weighted log losses of all labels, in nats, by kind of prediction.
 
     Raises
     ------

@@ -28,16 +28,16 @@ _COLUMNS: Mapping[str, Callable[[PatientPrediction], Floats | None]] = {
 
 
 def predict_labels(
-    run: MultiLabelBundle, cohort: Cohort, bags: str | Path | Mapping[str, BagRef], *, prior: Floats
+    bundle: MultiLabelBundle,
+    cohort: Cohort,
+    bags: str | Path | Mapping[str, BagRef],
+    *,
+    prior: Floats,
 ) -> dict[str, list[PatientPrediction]]:
     """Predict every patient by the bundle of each label.
 
-    Parameters
-    ----------
-    run, cohort, bags
-        As for :func:`mil.inference.predict.predict`.
-    prior
-        Shape (labels,): share of patients with each label that the probabilities are for.
+    Arguments are those of :func:`mil.inference.predict.predict`; ``prior``, shape (labels,), is the
+    share of patients with each label that the probabilities are for.
 
     Raises
     ------
@@ -47,12 +47,14 @@ def predict_labels(
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     return {
         name: predict(of_label, cohort, refs, prior=np.array([1 - share, share]))
-        for (name, of_label), share in zip(run.runs.items(), prior.tolist(), strict=True)
+        for (name, of_label), share in zip(bundle.bundles.items(), prior.tolist(), strict=True)
     }
 
 
 def write_label_predictions(path: Path, predictions: Predictions) -> None:
-    """Write ``patient_id`` and one column per label; a row need not sum to 1.
+    """Write ``patient_id`` and one column per label, shape (patients, 1 + labels).
+
+    A row of probabilities need not sum to 1.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def write_label_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def write_label_details(path: Path, predictions: Predictions) -> None:
-    """Write the details of each patient: status, slides, tiles, training overlap, spread.
+    """Write status, slides, tiles, training overlap and spread, shape (patients, columns).
 
     Raises
     ------

@@ -16,7 +16,9 @@ __all__ = ["iterative_stratification", "label_folds"]
 def label_folds(
     table: LabelTable, *, n_folds: int, n_repeats: int, seed: int, linked: LinkedPairs = ()
 ) -> tuple[Fold, ...]:
-    """Return folds of patients, stratified by every label; linked patients are in one fold.
+    """Return folds of patients, stratified by every label of truth, shape (patients, labels).
+
+    Linked patients are in one fold.
 
     Raises
     ------
@@ -52,21 +54,8 @@ def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]
 
     The rarest remaining label is assigned first: each of its patients goes to the part that lacks
     most of the label; ties go to the part that lacks most of the patient's other labels, then to
-    the one that lacks most patients. The same seed gives the same parts.
-
-    Parameters
-    ----------
-    truth
-        Shape (patients, labels), 0 or 1.
-    n_parts
-        Number of parts.
-    seed
-        Seed of the order of patients, and of remaining ties.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (patients,), 0 to ``n_parts`` - 1.
+    the one that lacks most patients, then a random one. ``truth``, shape (patients, labels), is 0 or 1;
+    the result, shape (patients,), is from 0. The same seed gives the same parts.
     """
     rng = np.random.default_rng(seed)
     # An extra column spreads the patients without any label evenly too.

@@ -52,15 +52,15 @@ _FINISHED = "finished"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelSummary:
-    """Summary of a training on several labels."""
+    """Summary of a training on several labels.
+
+    ``losses`` are weighted log losses of all labels at the cohort's shares, in nats: ``calibrated``
+    (out-of-fold, mean over repeats), and ``cohort prior`` (the shares as predictions).
+    """
 
     path: Path
-    """Folder of the run."""
     losses: Mapping[str, Interval]
-    """Weighted log loss of all labels at the cohort's shares, in nats: ``calibrated`` (out-of-fold,
-    mean over repeats), and ``cohort prior`` (the shares as predictions)."""
     labels: Mapping[str, TrainingSummary]
-    """Summary of each label."""
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -73,22 +73,23 @@ class LabelSummary:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiLabelBundle:
-    """Bundles of several labels, trained on the same patients and bags."""
+    """Bundles of several labels, trained on the same patients and bags.
+
+    The second class of each label's bundle is the label.
+    """
 
     path: Path
-    """Folder of the run."""
-    runs: Mapping[str, ModelBundle]
-    """Bundle of each label, in order; its second class is the label."""
+    bundles: Mapping[str, ModelBundle]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the labels."""
-        return tuple(self.runs)
+        return tuple(self.bundles)
 
     @property
     def shares(self) -> Floats:
         """Share of training patients with each label, shape (labels,)."""
-        counts = [run.cohort_counts for run in self.runs.values()]
+        counts = [bundle.cohort_counts for bundle in self.bundles.values()]
         return np.array([count[1] / sum(count) for count in counts], np.float64)
 
 
@@ -224,7 +225,7 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
     if any("/" in name or name.startswith(".") for name in names):
         raise RunError(path / _FILE, actual=f"labels {names}", expected="names of folders")
     return MultiLabelBundle(
-        path=path, runs={name: load_bundle(path / _FOLDER / name) for name in names}
+        path=path, bundles={name: load_bundle(path / _FOLDER / name) for name in names}
     )
 
 
