@@ -26,7 +26,7 @@ __all__ = ["Average", "score"]
 
 
 class Average(StrEnum):
-    """How several files become one."""
+    """Mean of several files."""
 
     probability = "probability"
     logit = "logit"
@@ -36,7 +36,7 @@ def score(
     *,
     predictions: Annotated[
         list[Path],
-        typer.Argument(metavar="PREDICTIONS", help="CSV tables with one row a patient or a slide."),
+        typer.Argument(metavar="PREDICTIONS", help="CSV tables with one row per patient or slide."),
     ],
     cohort: CohortTable,
     labels: Labels = None,
@@ -53,8 +53,8 @@ def score(
         str,
         typer.Option(
             metavar="SHARES",
-            help="Class shares at which Brier, calibration error and accuracy are read: `cohort`, "
-            "`balanced` or shares such as `CE=0.7,LAA=0.3`.",
+            help="Class shares at which Brier, calibration error and accuracy are measured: "
+            "`cohort`, `balanced` or shares such as `CE=0.7,LAA=0.3`.",
         ),
     ] = "cohort",
     file_prior: Annotated[
@@ -106,9 +106,9 @@ def score(
     two. Every score comes with a 95 % interval over patients. Tables of slides are averaged to
     patients; several files are scored each and averaged.
 
-    `--calibrate` is for out-of-fold predictions, from whatever model: each patient is calibrated
-    by a calibrator that was fitted on other patients. This makes the scores cross-fitted; nothing
-    is known here of what the model itself had seen.
+    `--calibrate` is for out-of-fold predictions of any model: each patient is calibrated by a
+    calibrator that was fitted on other patients. The scores are cross-fitted in this sense only;
+    whether the model was trained on a patient cannot be checked.
 
     With `--labels`, files have one column per label, and rows need not sum to 1: the weighted log
     loss of RSNA's haemorrhage challenge (`any` twice), and the scores of each label, all at the
@@ -153,7 +153,7 @@ def _score_files(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score files of one class a patient; ``options`` are those of ``ScoreSettings``."""
+    """Score files of one class per patient; ``options`` are those of ``ScoreSettings``."""
     with spinner("scoring"):
         from mil.calibration.priors import parse_prior
         from mil.data.cohort import read_cohort
@@ -207,7 +207,7 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
 
     baselines = baseline_losses(cohort)
     stdout.print(
-        f"Weighted log loss without looking: {baselines['constant']:.4f} for equal probabilities, "
+        f"Weighted log loss of a constant: {baselines['constant']:.4f} for equal probabilities, "
         f"{baselines['cohort_prior']:.4f} for the cohort's shares."
     )
     shares = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())

@@ -17,7 +17,7 @@ __all__ = ["IdentityCalibrator"]
 
 @register_calibrator("none")
 class IdentityCalibrator(Calibrator):
-    """Softmax of the logits, without any parameter."""
+    """Softmax of the logits, shape (n, classes), without any parameter."""
 
     kind = "none"
 

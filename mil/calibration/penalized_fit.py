@@ -49,8 +49,8 @@ class CalibrationData:
         """Check the logits, balance the classes, and smooth the targets as Platt (1999) did.
 
         Platt's targets add one patient of each class to each class, so that no probability reaches
-        0 or 1 even where few patients are separated perfectly. Arguments have the shapes of
-        :meth:`mil.calibration.base.Calibrator.fit`.
+        0 or 1 even where few patients are separated perfectly. Logits have shape (n, classes),
+        labels and groups shape (n,), as for :meth:`mil.calibration.base.Calibrator.fit`.
 
         Raises
         ------

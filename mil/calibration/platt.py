@@ -25,16 +25,15 @@ __all__ = ["PlattScaling"]
 class PlattScaling(Calibrator):
     """One slope, and one bias per class, shrunken towards the uniform distribution.
 
-    ``probabilities = softmax(slope_ * logits + bias_)`` with ``slope_ >= 0`` and biases that sum to
-    0. For two classes this is Platt's sigmoid (Platt, 1999) on the difference of the logits, and
-    with biases of 0 it is temperature scaling (Guo et al., 2017).
+    Probabilities are ``softmax(slope_ * logits + bias_)``, shape (n, classes), with ``slope_ >= 0``
+    and biases that sum to 0. For two classes this is Platt's sigmoid (Platt, 1999) on the difference
+    of the logits, and with biases of 0 it is temperature scaling (Guo et al., 2017).
 
     It is fitted by maximum likelihood with the same total weight for every class, so its output is
-    for the balanced prior. Two terms shrink it, strongly in small cohorts and hardly with hundreds
-    of patients. Platt's targets add one patient of each class to each class, so that no probability
-    reaches 0 or 1 even where few patients are separated perfectly. A ridge on the slope (in units
-    of the spread of the logits) and on the biases makes the result 1 / classes where the logits
-    carry no signal. The slope is never negative, so the ranking of patients is never reversed.
+    for the balanced prior. Platt's targets and a ridge on the slope (in units of the spread of the
+    logits) and on the biases shrink it, strongly in small cohorts and hardly with hundreds of
+    patients: no probability reaches 0 or 1, and the result is 1 / classes where the logits carry no
+    signal. The slope is never negative, so the ranking of patients is never reversed.
 
     Attributes
     ----------

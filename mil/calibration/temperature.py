@@ -17,7 +17,7 @@ __all__ = ["TemperatureScaling"]
 
 @register_calibrator("temperature")
 class TemperatureScaling(Calibrator):
-    """``softmax(slope_ * logits)`` with ``slope_ >= 0`` (Guo et al., 2017).
+    """``softmax(slope_ * logits)``, shape (n, classes), with ``slope_ >= 0`` (Guo et al., 2017).
 
     The slope is the inverse temperature: it stays finite where the logits carry no signal and the
     temperature would be infinite. It is shrunken as in

@@ -29,24 +29,11 @@ _MAX_PROBABILITY = 1 + 1e-6  # A 1 may have been rounded in a file.
 
 
 def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> Floats:
-    """Return the probabilities of a cohort's patients from a table of patients or of slides.
+    """Return the probabilities, shape (patients, classes), of a cohort from a CSV table.
 
-    In a table of slides (with ``image_id`` or ``slide_id``), a patient's probabilities are the mean
-    over its slides, each row rescaled to sum to 1.
-
-    Parameters
-    ----------
-    path
-        CSV table: one column per class, or one column of probabilities if ``class_name`` is given.
-    cohort
-        Patients with labels.
-    class_name
-        Class of a single column of probabilities; None if there is one column per class.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (patients, classes), float64, in the cohort's order; rows sum to 1.
+    They are in the cohort's order, and rows sum to 1. In a table of slides (with ``image_id`` or
+    ``slide_id``), a patient's probabilities are the mean over its slides, each row rescaled to sum
+    to 1. There is one column per class, or a single one for ``class_name``.
 
     Raises
     ------

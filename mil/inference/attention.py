@@ -87,7 +87,7 @@ class SlideAttention:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Prediction of one patient, with the attention on its slides with tiles, in their order."""
+    """Prediction of a patient, with the attention, shape (tiles,), of its nonempty slides."""
 
     prediction: PatientPrediction
     slides: tuple[SlideAttention, ...]

@@ -44,7 +44,7 @@ class AttentionAgreement:
 
 
 def measure_agreement(explanation: Explanation, labels: InstanceLabels) -> PatientAgreement | None:
-    """Return the agreement of a patient's attention with the labels of its images.
+    """Return the agreement of a patient's attention, shape (images,), with labels of its images.
 
     Images without a label are left out; the result is None where the others have one label only.
     """

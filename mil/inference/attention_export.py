@@ -38,7 +38,7 @@ def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame
 
 
 def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str]) -> None:
-    """Write :func:`tile_table` as CSV.
+    """Write :func:`tile_table`, shape (tiles, columns), as CSV.
 
     Raises
     ------
@@ -51,9 +51,10 @@ def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str
 def write_geojson(
     path: Path, slide: SlideAttention, *, span_px0: tuple[float, float], classes: Sequence[str]
 ) -> None:
-    """Write one rectangle per tile as GeoJSON, with its values as QuPath measurements.
+    """Write one rectangle per tile in level-0 px as GeoJSON, with its values for QuPath.
 
-    ``span_px0`` is the width and height of a tile, in level-0 px.
+    Values of the table, shape (tiles, columns), become measurements; ``span_px0`` is the width and
+    height of a tile.
 
     Raises
     ------

@@ -63,8 +63,8 @@ _DAMAGE = (
 class TrainingSlide:
     """A slide that a run was trained on, identified by id and by content.
 
-    ``n_tiles`` counts the embeddings of its bag, ``features_sha256`` is their hash, and
-    ``content_id`` that of the slide file, see :func:`features.slides.file_info.content_hash`.
+    ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), and ``content_id`` that
+    of the slide file, see :func:`features.slides.file_info.content_hash`.
     """
 
     slide_id: str
@@ -148,7 +148,7 @@ class ModelBundle:
         return dict(zip(self.classes, of_classes, strict=True))
 
     def apply_filter(self, bag: Bag) -> Bag:
-        """Return the bag without the tiles that the run's filter drops.
+        """Return the bag without the tiles that the run's filter drops, shape (tiles, dim).
 
         A filter that was applied when the bags were made has nothing left to drop.
         """
@@ -157,7 +157,7 @@ class ModelBundle:
         return apply_filter(self.tile_filter, bag)
 
     def with_view_calibrator(self) -> ModelBundle:
-        """Return the bundle with the calibrator of logits averaged over views.
+        """Return the bundle with the calibrator of logits, shape (n, classes), averaged over views.
 
         Raises
         ------

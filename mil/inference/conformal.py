@@ -110,7 +110,7 @@ class CrossConformal:
         return np.asarray(np.clip(1 - 2 * (most + n_folds - 1) / (counts + n_folds), 0, 1))
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return plain values for a file: by class, the sorted scores of each fold."""
+        """Return plain values for a file: by class, sorted scores, shape (patients,), per fold."""
         return {
             name: [of_fold[index].tolist() for of_fold in self.scores]
             for index, name in enumerate(classes)

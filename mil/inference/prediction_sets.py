@@ -49,7 +49,7 @@ def fit_sets(oof: OutOfFoldPredictions) -> PredictionSets:
     """Return prediction sets from the first cross-validation and its heads.
 
     See :mod:`mil.inference.conformal`: the guarantee holds for a single cross-validation. They use
-    raw logits and no calibrator.
+    its raw logits, shape (patients, classes), and no calibrator.
     """
     n_folds = 1 + int(oof.fold[0].max())
     return PredictionSets(

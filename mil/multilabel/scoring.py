@@ -27,7 +27,7 @@ __all__ = ["LabelScores", "average_labels", "read_label_predictions", "score_lab
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelScores:
-    """Scores of one predictions file: of all labels together, and of each.
+    """Scores of the predictions, shape (patients, labels), of one file.
 
     ``losses`` are weighted log losses of all labels, in nats: ``raw``, on request ``calibrated``,
     and ``cohort prior`` (the shares of the scored patients as predictions).

@@ -54,8 +54,8 @@ def iterative_stratification(truth: Ints, *, n_parts: int, seed: tuple[int, ...]
 
     The rarest remaining label is assigned first: each of its patients goes to the part that lacks
     most of the label; ties go to the part that lacks most of the patient's other labels, then to
-    the one that lacks most patients, then a random one. ``truth``, shape (patients, labels), is 0 or 1;
-    the result, shape (patients,), is from 0. The same seed gives the same parts.
+    the one that lacks most patients, then to a random one. The same seed gives the same parts.
+    ``truth``, shape (patients, labels), is 0 or 1; the result has shape (patients,).
     """
     rng = np.random.default_rng(seed)
     # An extra column spreads the patients without any label evenly too.

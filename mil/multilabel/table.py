@@ -35,7 +35,7 @@ class LabelTable:
     truth: Ints
 
     def cohort_of(self, name: str) -> Cohort:
-        """Return the cohort of one label, with the classes ``no <name>`` and ``<name>``."""
+        """Return the cohort of one label: class ``no <name>`` or ``<name>``, shape (patients,)."""
         classes = (f"no {name}", name)
         has = self.truth[:, self.names.index(name)].tolist()
         patients = tuple(
@@ -45,7 +45,7 @@ class LabelTable:
         return replace(self.patients, patients=patients, classes=classes)
 
     def subset(self, patient_ids: Sequence[str]) -> LabelTable:
-        """Return the table of some patients, in its order."""
+        """Return the table of some patients, in its order; truth has shape (patients, labels)."""
         wanted = set(patient_ids)
         kept = np.array([name in wanted for name in self.patients.patient_ids], bool)
         some = tuple(p for p in self.patients.patients if p.patient_id in wanted)

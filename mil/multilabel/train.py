@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ _FINISHED = "finished"
 class LabelSummary:
     """Summary of a training on several labels.
 
-    ``losses`` are weighted log losses of all labels at the cohort's shares, in nats: ``calibrated``
-    (out-of-fold, mean over repeats), and ``cohort prior`` (the shares as predictions).
+    ``losses`` are weighted log losses of all labels at the cohort's shares, shape (labels,), in
+    nats: ``calibrated`` (out-of-fold, mean over repeats), and ``cohort prior`` (the shares as
+    predictions).
     """
 
     path: Path
@@ -75,7 +77,7 @@ class LabelSummary:
 class MultiLabelBundle:
     """Bundles of several labels, trained on the same patients and bags.
 
-    The second class of each label's bundle is the label.
+    Each predicts probabilities of shape (patients, 2), of which the second is of the label.
     """
 
     path: Path
@@ -93,10 +95,6 @@ class MultiLabelBundle:
         return np.array([count[1] / sum(count) for count in counts], np.float64)
 
 
-def _no_progress(_label: str, _what: str) -> None:
-    """Ignore progress."""
-
-
 def train_labels(
     table: LabelTable,
     bags: PatientBags,
@@ -108,7 +106,7 @@ def train_labels(
     config: TrainConfig,
     calibrator: str = "platt",
     on_head: Callable[[str, int, int], None],
-    on_step: Callable[[str, str], None] = _no_progress,
+    on_step: Callable[[str, str], None] = lambda _label, _step: None,
     by: SplitBy = "patient",
     nested: bool = False,
     n_resamples: int = 1000,
@@ -119,24 +117,19 @@ def train_labels(
     """Train, calibrate and write one run per label, with the same folds for all.
 
     Each label has its own heads, calibrator and report, and its probability is a sigmoid of two
-    logits, so those of different labels need not sum to 1. Folds are stratified over all labels at
-    once. The folder appears when the training is complete; after a kill, the same call resumes at
-    the interrupted fold of the interrupted label.
+    logits, so those of different labels need not sum to 1. Folds are stratified over all labels,
+    truth of shape (patients, labels), at once. The folder appears when the training is complete;
+    after a kill, the same call resumes at the interrupted fold of the interrupted label.
 
     Parameters
     ----------
-    table
-        Patients and labels.
-    bags
-        Bags of the patients.
-    run_dir
-        Folder of the run.
+    table, bags, run_dir
+        Patients and labels, their bags, and the folder of the run.
     n_folds, n_repeats, seed, config, calibrator, by, nested, n_resamples, executor, failures
         As for :func:`mil.training_run.train_run`.
-    on_head
-        Called with the label, heads done, and heads in all.
-    on_step
-        Called with the label and the name of each step after its heads.
+    on_head, on_step
+        Called with the label, heads done, and heads in all; after its heads, with the label and the
+        name of each step.
     image_labels
         Labels of single images by label, which also supervise the attention.
 
@@ -163,21 +156,15 @@ def train_labels(
     }  # fmt: skip
     summaries = {}
     for name in table.names:
-
-        def one_more(done: int, total: int, *, label: str = name) -> None:
-            on_head(label, done, total)
-
-        def one_step(what: str, *, label: str = name) -> None:
-            on_step(label, what)
-
         cohort, label_dir = table.cohort_of(name), make_folder(temporary / _FOLDER) / name
         label_bags = bags.with_instance_labels(image_labels[name]) if image_labels else bags
         config_hash = _hash_of(cohort, label_bags, folds or (), options)
         summary = finished.read(name, label_dir, config_hash=config_hash)
         if summary is None:
             summary = train_run(
-                cohort, label_bags, label_dir, folds=folds, executor=executor, on_head=one_more,
-                on_step=one_step, n_resamples=n_resamples, **options,
+                cohort, label_bags, label_dir, folds=folds, executor=executor,
+                on_head=partial(on_head, name), on_step=partial(on_step, name),
+                n_resamples=n_resamples, **options,
             )  # fmt: skip
             finished.write(name, summary, config_hash=config_hash)
         summaries[name] = summary
