@@ -26,8 +26,8 @@ class PlattScaling(Calibrator):
     """One slope, and one bias per class, shrunken towards the uniform distribution.
 
     Probabilities are ``softmax(slope_ * logits + bias_)``, shape (n, classes), with ``slope_ >= 0``
-    and biases that sum to 0. For two classes this is Platt's sigmoid (Platt, 1999) on the difference
-    of the logits, and with biases of 0 it is temperature scaling (Guo et al., 2017).
+    and biases that sum to 0. For two classes this is Platt's sigmoid (Platt, 1999) on the
+    difference of the logits, and with biases of 0 it is temperature scaling (Guo et al., 2017).
 
     It is fitted by maximum likelihood with the same total weight for every class, so its output is
     for the balanced prior. Platt's targets and a ridge on the slope (in units of the spread of the
