@@ -27,15 +27,15 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "p.csv", tmp_path / "labels.csv"
 
 
-def ask(tables: tuple[Path, Path], *more: object) -> Result:
+def score(tables: tuple[Path, Path], *more: object) -> Result:
     predictions, labels = tables
     return mil(
         "score", predictions, "--class", "LAA", "--cohort", labels, "--resamples", 100, *more
     )
 
 
-def test_calibrated_scores_stand_beside_raw_ones_in_json(tables: tuple[Path, Path]) -> None:
-    data = json.loads(ask(tables, "--calibrate", "--repeats", 4, "--json").stdout)
+def test_json_holds_calibrated_and_raw_scores(tables: tuple[Path, Path]) -> None:
+    data = json.loads(score(tables, "--calibrate", "--repeats", 4, "--json").stdout)
     assert data["calibration"]["kind"] == "cross-fitted"
     assert (data["calibration"]["repeats"], data["calibration"]["folds"]) == (4, 5)
     assert "was fitted on other patients" in data["calibration"]["note"]
@@ -48,23 +48,25 @@ def test_calibrated_scores_stand_beside_raw_ones_in_json(tables: tuple[Path, Pat
 
 
 def test_nothing_is_calibrated_unasked(tables: tuple[Path, Path]) -> None:
-    data = json.loads(ask(tables, "--json").stdout)
+    data = json.loads(score(tables, "--json").stdout)
     assert "calibration" not in data
     assert set(data["files"][0]) == {"name", "raw"}
 
 
-def test_the_tables_say_that_scores_are_cross_fitted(tables: tuple[Path, Path]) -> None:
-    result = ask(tables, "--calibrate", "--calibrator", "temperature", "--repeats", 1, "--folds", 3)
+def test_tables_state_that_scores_are_cross_fitted(tables: tuple[Path, Path]) -> None:
+    result = score(
+        tables, "--calibrate", "--calibrator", "temperature", "--repeats", 1, "--folds", 3
+    )
     assert result.exit_code == 0, result.output
     for words in ("calibrated", "Calibrated by temperature", "scores are cross-fitted", "slope"):
         assert words in result.output
 
 
 def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> None:
-    printed = ask(tables, "--reliability").output
+    printed = score(tables, "--reliability").output
     for words in ("reliability of LAA", "promised", "biased upwards", "Brier of LAA"):
         assert words in printed
-    data = json.loads(ask(tables, "--reliability", "--calibrate", "--json").stdout)
+    data = json.loads(score(tables, "--reliability", "--calibrate", "--json").stdout)
     described = data["files"][0]["reliability"]
     assert set(described) == {"raw", "calibrated"}
     assert sum(row["n_patients"] for row in described["raw"]["classes"]["LAA"]["bins"]) == 60
@@ -83,10 +85,10 @@ def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> 
         (["--calibrate", "--folds", "1"], 2, "--folds"),
     ],
 )
-def test_what_cannot_be_calibrated_is_said_in_a_line(
+def test_faulty_options_of_calibration_are_refused(
     tables: tuple[Path, Path], more: list[str], code: int, message: str
 ) -> None:
-    result = ask(tables, *more)
+    result = score(tables, *more)
     assert result.exit_code == code
     assert message in result.output
 

@@ -85,7 +85,7 @@ def test_files_of_earlier_versions_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "said"),
+    ("logits", "labels", "message"),
     [
         (np.zeros((6, 2)), np.array([0, 0, 0, 0, 1, 1]), "2 patients of class 2 of 2"),
         (np.zeros((6, 2)), np.zeros(6, int), "0 patients of class 2 of 2"),
@@ -93,7 +93,7 @@ def test_files_of_earlier_versions_are_read() -> None:
     ],
 )
 def test_what_cannot_be_fitted_is_refused(
-    logits: np.ndarray, labels: np.ndarray, said: str
+    logits: np.ndarray, labels: np.ndarray, message: str
 ) -> None:
-    with pytest.raises(CalibrationError, match=said):
+    with pytest.raises(CalibrationError, match=message):
         PlattScaling().fit(logits, labels)

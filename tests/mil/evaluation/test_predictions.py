@@ -57,7 +57,7 @@ FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
 
 
 @pytest.mark.parametrize(
-    ("rows", "class_name", "said"),
+    ("rows", "class_name", "message"),
     [
         (["patient_id,predictions", "049194,.5"], None, r"no column 'CE'.*--class"),
         (["patient_id,predictions", "049194,.5"], "XX", "no such class.*expected CE or LAA"),
@@ -75,9 +75,9 @@ FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
     ],
 )
 def test_each_fault_has_its_own_line(
-    tmp_path: Path, rows: list[str], class_name: str | None, said: str
+    tmp_path: Path, rows: list[str], class_name: str | None, message: str
 ) -> None:
-    with pytest.raises(PredictionsError, match=said):
+    with pytest.raises(PredictionsError, match=message):
         read(tmp_path, *rows, class_name=class_name)
 
 

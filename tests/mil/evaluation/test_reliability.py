@@ -31,11 +31,11 @@ def test_bins_hold_equal_counts_and_wilsons_interval() -> None:
     order = np.argsort(proba[:, 1])
     for number, row in enumerate(table):
         members = order[20 * number : 20 * number + 20]
-        found = int(labels[members].sum())
-        assert row.observed == pytest.approx(found / 20)
+        n_with = int(labels[members].sum())
+        assert row.observed == pytest.approx(n_with / 20)
         assert row.promised == pytest.approx(proba[members, 1].mean())
         assert (row.low, row.high) == (proba[members, 1].min(), proba[members, 1].max())
-        expected = binomtest(found, 20).proportion_ci(method="wilson")
+        expected = binomtest(n_with, 20).proportion_ci(method="wilson")
         assert row.observed_low == pytest.approx(expected.low, abs=1e-9)
         assert row.observed_high == pytest.approx(expected.high, abs=1e-9)
 
@@ -61,10 +61,10 @@ def test_perfect_probabilities_show_no_more_error_than_chance_gives() -> None:
     inside = 0
     for seed in range(40):
         proba, labels = perfect(150, seed)
-        found = expected_error(proba, labels, prior=shares_of(labels), n_draws=60, seed=seed)
-        inside += found.value <= found.if_perfect_high
-        assert found.value > 0
-        assert 0.03 < found.if_perfect < 0.12
+        error = expected_error(proba, labels, prior=shares_of(labels), n_draws=60, seed=seed)
+        inside += error.value <= error.if_perfect_high
+        assert error.value > 0
+        assert 0.03 < error.if_perfect < 0.12
     assert inside >= 34
 
 

@@ -59,12 +59,12 @@ def explain(world: Path, head: str, *rows: str) -> tuple[ModelBundle, list[Expla
 
 @pytest.mark.parametrize("head", ["gated", "additive"])
 def test_probabilities_and_shares_are_those_of_inference(world: Path, head: str) -> None:
-    run, found = explain(world, head, "new_0,new", "new_1,new", "000_0,000", "000_1,000")
+    run, explanations = explain(world, head, "new_0,new", "new_1,new", "000_0,000", "000_1,000")
     inferred = predict(
         run, read_cohort(world / "asked.csv", labelled=False), world / "bags",
         prior=balanced(run.classes),
     )  # fmt: skip
-    for explanation, prediction in zip(found, inferred, strict=True):
+    for explanation, prediction in zip(explanations, inferred, strict=True):
         assert (explanation.prediction.probabilities == prediction.probabilities).all()
         assert (
             explanation.prediction.matched_training_patient == prediction.matched_training_patient
@@ -74,43 +74,48 @@ def test_probabilities_and_shares_are_those_of_inference(world: Path, head: str)
                 prediction.attention_share[slide.meta.slide_id], abs=1e-12
             )
         assert sum(slide.share for slide in explanation.slides) == pytest.approx(1)
-    assert [bool(each.prediction.matched_training_patient) for each in found] == [False, True]
+    assert [bool(each.prediction.matched_training_patient) for each in explanations] == [
+        False,
+        True,
+    ]
 
 
 def test_attention_is_the_mean_over_the_heads_of_each_heads_attention(world: Path) -> None:
-    run, (found,) = explain(world, "gated", "new_0,new", "new_1,new")
+    run, (explanation,) = explain(world, "gated", "new_0,new", "new_1,new")
     tiles = [read_bag(world / "bags" / f"new_{i}.h5").features for i in range(2)]
     _, attention = predict_members(run.heads, np.concatenate(tiles))
-    together = np.concatenate([slide.attention for slide in found.slides])
+    together = np.concatenate([slide.attention for slide in explanation.slides])
     assert together == pytest.approx(attention.mean(axis=0), rel=1e-6)
     assert together.sum() == pytest.approx(1, abs=1e-12)
-    assert found.n_tiles == 12
-    ranks = np.concatenate([slide.percentile for slide in found.slides])
+    assert explanation.n_tiles == 12
+    ranks = np.concatenate([slide.percentile for slide in explanation.slides])
     assert ranks.argsort().tolist() == together.argsort().tolist()
     assert (ranks.min(), ranks.max()) == (pytest.approx(50 / 12), pytest.approx(100 - 50 / 12))
 
 
 def test_contributions_sum_to_the_logits_that_are_calibrated(world: Path) -> None:
-    run, (found,) = explain(world, "additive", "new_0,new", "new_1,new")
+    run, (explanation,) = explain(world, "additive", "new_0,new", "new_1,new")
     tiles = [read_bag(world / "bags" / f"new_{i}.h5").features for i in range(2)]
     logits = predict_members(run.heads, np.concatenate(tiles))[0].mean(axis=0)
-    assert found.logits == pytest.approx(logits, abs=1e-5)
-    proba = run.calibrator.predict_proba(np.asarray(found.logits)[None])[0]
-    assert proba == pytest.approx(found.prediction.probabilities, abs=1e-5)
-    contributions = [found.slides[0].signed_contribution(index) for index in range(2)]
+    assert explanation.logits == pytest.approx(logits, abs=1e-5)
+    proba = run.calibrator.predict_proba(np.asarray(explanation.logits)[None])[0]
+    assert proba == pytest.approx(explanation.prediction.probabilities, abs=1e-5)
+    contributions = [explanation.slides[0].signed_contribution(index) for index in range(2)]
     assert contributions[0] == pytest.approx(-np.asarray(contributions[1]), abs=1e-12)
 
 
 def test_other_heads_have_no_contributions(world: Path) -> None:
-    _, (found,) = explain(world, "gated", "new_0,new")
-    assert found.logits is None
-    assert found.slides[0].signed_contribution(0) is None
-    assert not any("contribution" in name for name in tile_table(found.slides[0], classes="ab"))
+    _, (explanation,) = explain(world, "gated", "new_0,new")
+    assert explanation.logits is None
+    assert explanation.slides[0].signed_contribution(0) is None
+    assert not any(
+        "contribution" in name for name in tile_table(explanation.slides[0], classes="ab")
+    )
 
 
 def test_most_and_least_attended_tiles_never_overlap(world: Path) -> None:
-    _, (found,) = explain(world, "gated", "new_0,new")
-    slide = found.slides[0]
+    _, (explanation,) = explain(world, "gated", "new_0,new")
+    slide = explanation.slides[0]
     for top in (1, 3, 5, 20):
         most, least = slide.top(top).tolist(), slide.bottom(top).tolist()
         assert not set(most) & set(least)
@@ -120,9 +125,9 @@ def test_most_and_least_attended_tiles_never_overlap(world: Path) -> None:
 
 
 def test_patients_without_tiles_are_explained_by_the_prior(world: Path) -> None:
-    _, found = explain(world, "gated", "bare_0,bare", "gone_0,gone")
-    assert [each.prediction.status for each in found] == ["no_tissue", "no_bag"]
-    assert all(each.slides == () and each.n_tiles == 0 for each in found)
+    _, explanations = explain(world, "gated", "bare_0,bare", "gone_0,gone")
+    assert [each.prediction.status for each in explanations] == ["no_tissue", "no_bag"]
+    assert all(each.slides == () and each.n_tiles == 0 for each in explanations)
 
 
 def test_a_bag_of_another_make_is_refused_before_anything_is_explained(world: Path) -> None:
@@ -133,17 +138,17 @@ def test_a_bag_of_another_make_is_refused_before_anything_is_explained(world: Pa
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
 def test_percentiles_keep_order_and_average_50(values: np.ndarray) -> None:
-    found = percentiles(values)
-    assert found.mean() == pytest.approx(50)
-    assert ((found > 0) & (found < 100)).all()
+    ranks = percentiles(values)
+    assert ranks.mean() == pytest.approx(50)
+    assert ((ranks > 0) & (ranks < 100)).all()
     order = values.argsort()
-    assert (np.diff(found[order]) >= 0).all()
-    assert len(set(found.tolist())) == len(set(values.tolist()))
+    assert (np.diff(ranks[order]) >= 0).all()
+    assert len(set(ranks.tolist())) == len(set(values.tolist()))
 
 
 def test_exports_hold_every_tile_in_level_0_px(world: Path, tmp_path: Path) -> None:
-    run, (found,) = explain(world, "additive", "new_0,new")
-    (slide,) = found.slides
+    run, (explanation,) = explain(world, "additive", "new_0,new")
+    (slide,) = explanation.slides
     write_tile_table(tmp_path / "t.csv", slide, classes=run.classes)
     table = pd.read_csv(tmp_path / "t.csv")
     assert list(table) == [
@@ -184,15 +189,15 @@ def test_different_patients_have_different_folders_that_windows_can_have_too() -
 
 
 def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Path) -> None:
-    run, found = explain(world, "additive", f'new_0,"{HOSTILE.replace(chr(34), chr(34) * 2)}"',
+    run, explanations = explain(world, "additive", f'new_0,"{HOSTILE.replace(chr(34), chr(34) * 2)}"',
                          "gone_0,000", "000_0,000", "bare_0,000")  # fmt: skip
-    for each, name in zip(found, ("a.html", "b.html"), strict=True):
+    for each, name in zip(explanations, ("a.html", "b.html"), strict=True):
         write_page(
             tmp_path / name, each, [SlideView(slide=slide) for slide in each.slides], run=run,
             prior=balanced(run.classes),
         )  # fmt: skip
     write_index(
-        tmp_path / "index.html", [each.prediction for each in found], run=run,
+        tmp_path / "index.html", [each.prediction for each in explanations], run=run,
         prior=balanced(run.classes),
     )  # fmt: skip
     hostile, seen = (tmp_path / name for name in ("a.html", "b.html"))
@@ -205,5 +210,5 @@ def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Pa
     assert "Slide gone_0 has no bag" in text
     assert "Slide bare_0 has no tile" in text
     assert "Seen in training" not in hostile.read_text()
-    assert f'<data value="{found[0].prediction.probabilities[0]}">' in hostile.read_text()
+    assert f'<data value="{explanations[0].prediction.probabilities[0]}">' in hostile.read_text()
     assert "over all slides they are" not in hostile.read_text()

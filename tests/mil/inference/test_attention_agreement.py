@@ -27,7 +27,7 @@ def explanation(attention: list[float]) -> Explanation:
 
 
 def labels(*values: int) -> dict[tuple[str, str], int]:
-    return {("s", f"s_{place}.png"): value for place, value in enumerate(values)}
+    return {("s", f"s_{index}.png"): value for index, value in enumerate(values)}
 
 
 def test_attention_on_the_labelled_images_is_agreement() -> None:
@@ -49,6 +49,6 @@ def test_a_patient_whose_images_are_alike_or_unlabelled_says_nothing() -> None:
 
 def test_images_without_a_label_are_left_out() -> None:
     known = labels(0, 1)
-    found = measure_agreement(explanation([0.1, 0.2, 0.7]), known)
-    assert found is not None
-    assert (found.hit, found.share) == (True, 0.5)
+    agreement = measure_agreement(explanation([0.1, 0.2, 0.7]), known)
+    assert agreement is not None
+    assert (agreement.hit, agreement.share) == (True, 0.5)

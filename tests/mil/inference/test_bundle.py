@@ -55,7 +55,7 @@ def run(world: Path) -> ModelBundle:
     return load_bundle(world / "run")
 
 
-def ask(folder: Path, *rows: str) -> Path:
+def write_cohort(folder: Path, *rows: str) -> Path:
     path = folder / "test.csv"
     path.write_text("\n".join(["image_id,patient_id", *rows]) + "\n")
     return path
@@ -143,17 +143,17 @@ def test_every_patient_asked_for_gets_one_row_in_order(
         world / "bags" / "bare_0.h5", make_bag("bare_0", n_tiles=0, dim=16, empty_reason="none")
     )
     cohort = read_cohort(
-        ask(tmp_path, "new_0,new", "gone_0,gone", "bare_0,bare", "002_0,002", "new_x,new"),
+        write_cohort(tmp_path, "new_0,new", "gone_0,gone", "bare_0,bare", "002_0,002", "new_x,new"),
         labelled=False,
     )
-    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))
-    write_predictions(tmp_path / "out.csv", found, classes=run.classes)
-    write_details(tmp_path / "out.details.csv", found, classes=run.classes)
+    predictions = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    write_predictions(tmp_path / "out.csv", predictions, classes=run.classes)
+    write_details(tmp_path / "out.details.csv", predictions, classes=run.classes)
     rows = pd.read_csv(tmp_path / "out.csv", dtype={"patient_id": str})
     assert list(rows.columns) == ["patient_id", "CE", "LAA"]
     assert rows["patient_id"].tolist() == ["new", "gone", "bare", "002"]
     np.testing.assert_allclose(rows[["CE", "LAA"]].sum(axis=1), 1)
-    assert [p.status for p in found] == ["slides_missing", "no_bag", "no_tissue", "ok"]
+    assert [p.status for p in predictions] == ["slides_missing", "no_bag", "no_tissue", "ok"]
     np.testing.assert_allclose(rows.iloc[1:3][["CE", "LAA"]], 0.5)
     details = pd.read_csv(tmp_path / "out.details.csv", dtype=str)
     assert details["n_tiles"].tolist() == ["4", "0", "0", "12"]
@@ -163,10 +163,10 @@ def test_every_patient_asked_for_gets_one_row_in_order(
 def test_a_patient_without_tissue_gets_the_prior_asked_for(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(ask(tmp_path, "gone_0,gone"), labelled=False)
+    cohort = read_cohort(write_cohort(tmp_path, "gone_0,gone"), labelled=False)
     prior = parse_prior("CE=0.7,LAA=0.3", run.classes, {})
-    found = predict(run, cohort, world / "bags", prior=prior)
-    np.testing.assert_allclose(found[0].probabilities, [0.7, 0.3])
+    predictions = predict(run, cohort, world / "bags", prior=prior)
+    np.testing.assert_allclose(predictions[0].probabilities, [0.7, 0.3])
 
 
 def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
@@ -178,11 +178,11 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
     renamed = replace(embedded_again, meta=replace(embedded_again.meta, slide_id="renamed_0"))
     write_bag(world / "bags" / "renamed_0.h5", renamed)
     cohort = read_cohort(
-        ask(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"), labelled=False
+        write_cohort(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"), labelled=False
     )
-    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))
-    assert [p.matched_training_patient for p in found] == ["004", "007", "001"]
-    for prediction, seen in zip(found, ("004", "007", "001"), strict=True):
+    predictions = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    assert [p.matched_training_patient for p in predictions] == ["004", "007", "001"]
+    for prediction, seen in zip(predictions, ("004", "007", "001"), strict=True):
         assert prediction.out_of_fold is not None
         np.testing.assert_allclose(prediction.out_of_fold, run.out_of_fold[seen])
 
@@ -190,15 +190,15 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
 def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(ask(tmp_path, "000_0,000", "000_1,000"), labelled=False)
-    found = predict(run, cohort, world / "bags", prior=balanced(run.classes))[0]
-    assert (found.ensemble_min <= found.ensemble_max).all()
-    assert set(found.attention_share) == {"000_0", "000_1"}
-    assert sum(found.attention_share.values()) == pytest.approx(1)
+    cohort = read_cohort(write_cohort(tmp_path, "000_0,000", "000_1,000"), labelled=False)
+    prediction = predict(run, cohort, world / "bags", prior=balanced(run.classes))[0]
+    assert (prediction.ensemble_min <= prediction.ensemble_max).all()
+    assert set(prediction.attention_share) == {"000_0", "000_1"}
+    assert sum(prediction.attention_share.values()) == pytest.approx(1)
 
 
 def test_three_lines_of_python_predict_at_the_balanced_prior(world: Path, tmp_path: Path) -> None:
-    cohort = read_cohort(ask(tmp_path, "001_0,001", "gone_0,gone"), labelled=False)
+    cohort = read_cohort(write_cohort(tmp_path, "001_0,001", "gone_0,gone"), labelled=False)
     first, without_bag = mil.predict(mil.load_bundle(str(world / "run")), cohort, f"{world}/bags")
     assert first.probabilities.sum() == pytest.approx(1)
     assert without_bag.probabilities.tolist() == [0.5, 0.5]
@@ -209,7 +209,7 @@ def test_three_lines_of_python_predict_at_the_balanced_prior(world: Path, tmp_pa
 def test_a_prior_shifts_all_rows_the_same_way(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(ask(tmp_path, "001_0,001", "003_0,003"), labelled=False)
+    cohort = read_cohort(write_cohort(tmp_path, "001_0,001", "003_0,003"), labelled=False)
     even = predict(run, cohort, world / "bags", prior=balanced(run.classes))
     rare = predict(run, cohort, world / "bags", prior=np.array([0.9, 0.1]))
     for one, other in zip(even, rare, strict=True):
@@ -224,7 +224,7 @@ def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
     world: Path, run: ModelBundle, tmp_path: Path, slide_id: str
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag(slide_id, dim=16))
-    cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
+    cohort = read_cohort(write_cohort(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
         predict(run, cohort, find_bags(tmp_path), prior=balanced(run.classes))
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
@@ -235,13 +235,13 @@ def test_bags_made_otherwise_are_refused_by_field(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
-    cohort = read_cohort(ask(tmp_path, "odd_0,odd"), labelled=False)
+    cohort = read_cohort(write_cohort(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
         predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("model.json", b"{", "damaged"),
         ("model.json", b"[]", "format None; expected 'mil-run'"),
@@ -257,14 +257,14 @@ def test_bags_made_otherwise_are_refused_by_field(
     ],
 )
 def test_a_damaged_run_is_said_to_be_damaged(
-    world: Path, tmp_path: Path, name: str, content: bytes | None, said: str
+    world: Path, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(world / "run", copy)
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_bytes(content)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         load_bundle(copy)
 
 

@@ -24,19 +24,19 @@ def drawn(
     n=st.integers(6, 60), n_classes=st.integers(2, 4), n_folds=st.integers(1, 5),
     seed=st.integers(0, 999),
 )  # fmt: skip
-def test_a_p_value_counts_patients_of_the_class_that_are_no_less_strange(
+def test_a_p_value_counts_patients_of_the_class_that_with_a_score_at_least_as_high(
     n: int, n_classes: int, n_folds: int, seed: int
 ) -> None:
     logits, labels, folds = drawn(n, n_classes, n_folds, seed)
     new = np.random.default_rng(seed + 1).normal(size=(folds.max() + 1, 3, n_classes))
-    found = CrossConformal.fit(logits, labels, folds).p_values(new)
+    p_values = CrossConformal.fit(logits, labels, folds).p_values(new)
     own = -log_softmax(logits, axis=1)[np.arange(n), labels]
-    asked = -log_softmax(new, axis=2)
+    new_scores = -log_softmax(new, axis=2)
     for patient in range(3):
         for index in range(n_classes):
             of = np.flatnonzero(labels == index)
-            n_stranger = sum(own[i] >= asked[folds[i], patient, index] for i in of)
-            assert found[patient, index] == pytest.approx((1 + n_stranger) / (len(of) + 1))
+            n_at_least = sum(own[i] >= new_scores[folds[i], patient, index] for i in of)
+            assert p_values[patient, index] == pytest.approx((1 + n_at_least) / (len(of) + 1))
 
 
 def test_a_tie_never_rules_a_class_out() -> None:

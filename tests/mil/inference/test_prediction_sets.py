@@ -34,14 +34,14 @@ FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 def check_coverage(situation: Situation, *, n_cohorts: int) -> None:
     """Above what is guaranteed, and about what is aimed at, beyond what chance explains."""
-    found = simulate(situation, n_cohorts=n_cohorts)
-    for of_class, kept in zip(found["covered"], found["guaranteed"], strict=True):
+    result = simulate(situation, n_cohorts=n_cohorts)
+    for of_class, kept in zip(result["covered"], result["guaranteed"], strict=True):
         scatter = 4 * of_class["standard_error"]
         assert of_class["mean"] + scatter > kept
         assert of_class["mean"] + scatter > situation.coverage
     if situation.signal > 0:
-        assert found["auroc"] > 0.7
-        assert 0.2 < found["one_class"] < 0.9
+        assert result["auroc"] > 0.7
+        assert 0.2 < result["one_class"] < 0.9
 
 
 def test_whole_trainings_cover_what_they_aim_at() -> None:
@@ -69,13 +69,13 @@ def test_whole_trainings_cover_what_they_aim_at_in_every_situation(situation: Si
 def test_sets_are_those_of_the_heads_that_a_patient_was_kept_from() -> None:
     bags, cohort = noise_cohort(36, 2, shift=0.3)
     folds = patient_folds(cohort, n_folds=3, n_repeats=2, seed=0)
-    found = cross_validate(bags, cohort, folds, config=FAST, seed=0)
-    sets = fit_sets(found)
-    assert [states(heads) for heads in sets.heads] == [states(found.heads[0, k]) for k in range(3)]
-    for index, name in enumerate(found.patient_ids):
-        heads = sets.heads[found.fold[0, index]]
+    oof = cross_validate(bags, cohort, folds, config=FAST, seed=0)
+    sets = fit_sets(oof)
+    assert [states(heads) for heads in sets.heads] == [states(oof.heads[0, k]) for k in range(3)]
+    for index, name in enumerate(oof.patient_ids):
+        heads = sets.heads[oof.fold[0, index]]
         np.testing.assert_array_equal(
-            predict_members(heads, bags.features[name])[0].mean(axis=0), found.logits[0, index]
+            predict_members(heads, bags.features[name])[0].mean(axis=0), oof.logits[0, index]
         )
     assert sets.conformal.counts.tolist() == [24, 12]
 
@@ -103,18 +103,20 @@ def details(
     world: Path, run: ModelBundle, out: Path, *, coverage: float = 0.9, abstain: bool = False
 ):
     cohort = read_cohort(world / "test.csv", labelled=False)
-    found = predict(run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage)
-    write_details(out, found, classes=run.classes, abstain=abstain)
-    return found, pd.read_csv(out, dtype=str, keep_default_na=False)
+    predictions = predict(
+        run, cohort, world / "bags", prior=balanced(run.classes), coverage=coverage
+    )
+    write_details(out, predictions, classes=run.classes, abstain=abstain)
+    return predictions, pd.read_csv(out, dtype=str, keep_default_na=False)
 
 
 def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path: Path) -> None:
     run = load_bundle(world / "run")
-    found, table = details(world, run, tmp_path / "d.csv", coverage=0.6)
+    predictions, table = details(world, run, tmp_path / "d.csv", coverage=0.6)
     assert "look_at" not in table
     assert table["set"].tolist()[:2] == ["CE|LAA", "CE|LAA"]  # seen in training, and no slide
     assert {"CE", "LAA"} <= set(table["set"])
-    for prediction, cell in zip(found[2:], table["set"][2:], strict=True):
+    for prediction, cell in zip(predictions[2:], table["set"][2:], strict=True):
         tiles = load_patient_bags(
             read_cohort(world / "test.csv", labelled=False), find_bags(world / "bags")
         ).features[prediction.patient_id]

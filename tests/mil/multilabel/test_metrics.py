@@ -25,9 +25,9 @@ def test_any_weighs_twice_and_the_weights_sum_to_one() -> None:
 def test_the_loss_is_the_weighted_mean_of_each_labels_log_loss() -> None:
     each = [log_loss(TRUTH[:, i], PROBA[:, i]) for i in range(6)]
     np.testing.assert_allclose(label_log_losses(PROBA, TRUTH), each)
-    found = weighted_label_loss(PROBA, TRUTH, names=NAMES, n_resamples=200, seed=0)
-    assert found.value == pytest.approx(np.average(each, weights=[2, 1, 1, 1, 1, 1]))
-    assert found.low < found.value < found.high
+    loss = weighted_label_loss(PROBA, TRUTH, names=NAMES, n_resamples=200, seed=0)
+    assert loss.value == pytest.approx(np.average(each, weights=[2, 1, 1, 1, 1, 1]))
+    assert loss.low < loss.value < loss.high
 
 
 def test_certainty_that_is_wrong_costs_much_and_not_everything() -> None:
@@ -46,10 +46,10 @@ def test_a_shift_there_and_back_changes_nothing_and_ranks_stay() -> None:
 
 def test_of_several_repeats_the_mean_is_taken_and_not_of_their_mean() -> None:
     repeats = np.stack([PROBA, PROBA[::-1]])
-    found = weighted_label_loss(repeats, TRUTH, names=NAMES, n_resamples=50, seed=0)
+    loss = weighted_label_loss(repeats, TRUTH, names=NAMES, n_resamples=50, seed=0)
     each = [
         weighted_label_loss(one, TRUTH, names=NAMES, n_resamples=0, seed=0).value for one in repeats
     ]
-    assert found.value == pytest.approx(np.mean(each))
+    assert loss.value == pytest.approx(np.mean(each))
     of_mean = weighted_label_loss(repeats.mean(0), TRUTH, names=NAMES, n_resamples=0, seed=0)
-    assert found.value > of_mean.value
+    assert loss.value > of_mean.value

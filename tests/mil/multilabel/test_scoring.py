@@ -13,7 +13,7 @@ from tests.mil.multilabel.test_splits import table_of
 RNG = np.random.default_rng(0)
 TRUTH = (RNG.random((150, 2)) < [0.5, 0.2]).astype(np.int64)
 SHARES = TRUTH.mean(axis=0)
-HONEST = shift_labels(
+CALIBRATED = shift_labels(
     1 / (1 + np.exp(-2 * RNG.normal(2.0 * TRUTH - 1, 1))), old=np.full(2, 0.5), new=SHARES
 )
 
@@ -28,27 +28,27 @@ def score(proba: np.ndarray, *, calibrator: str | None, file_prior: np.ndarray) 
 
 
 def test_calibration_mends_each_label_that_is_too_sure_of_itself() -> None:
-    odds = (HONEST / (1 - HONEST)) ** 5
-    found = score(odds / (1 + odds), calibrator="platt", file_prior=SHARES)
-    assert found.losses["calibrated"].value < 0.75 * found.losses["raw"].value
-    for of_label in found.labels.values():
+    odds = (CALIBRATED / (1 - CALIBRATED)) ** 5
+    scores = score(odds / (1 + odds), calibrator="platt", file_prior=SHARES)
+    assert scores.losses["calibrated"].value < 0.75 * scores.losses["raw"].value
+    for of_label in scores.labels.values():
         raw, calibrated = of_label.scores["raw"], of_label.scores["calibrated"]
         assert calibrated["weighted_log_loss"].value < raw["weighted_log_loss"].value
         assert raw["calibration_slope"].value < 0.5 < calibrated["calibration_slope"].value < 2
-    told = found.as_dict()["labels"]["label0"]  # type: ignore[index]
-    assert told["calibrators"] == {"shrunken_platt": 15}
+    plain = scores.as_dict()["labels"]["label0"]  # type: ignore[index]
+    assert plain["calibrators"] == {"shrunken_platt": 15}
 
 
 def test_without_calibration_the_file_is_scored_as_it_stands() -> None:
-    found = score(HONEST, calibrator=None, file_prior=SHARES)
-    assert list(found.losses) == ["raw", "cohort prior"]
-    assert list(found.labels["label1"].scores) == ["raw"]
+    scores = score(CALIBRATED, calibrator=None, file_prior=SHARES)
+    assert list(scores.losses) == ["raw", "cohort prior"]
+    assert list(scores.labels["label1"].scores) == ["raw"]
 
 
 def test_a_file_for_other_shares_is_shifted_to_those_of_the_patients() -> None:
     even = np.full(2, 0.5)
-    moved = shift_labels(HONEST, old=SHARES, new=even)
-    one = score(HONEST, calibrator=None, file_prior=SHARES).losses["raw"]
+    moved = shift_labels(CALIBRATED, old=SHARES, new=even)
+    one = score(CALIBRATED, calibrator=None, file_prior=SHARES).losses["raw"]
     other = score(moved, calibrator=None, file_prior=even).losses["raw"]
     assert other.value == pytest.approx(one.value)
 

@@ -62,8 +62,8 @@ def test_a_rare_label_is_in_every_fold() -> None:
         assert sum(name in fold.test_ids for name in ("p0", "p1", "p2", "p3", "p4")) == 1
         assert not set(fold.train_ids) & set(fold.test_ids)
     for repeat in range(2):
-        judged = [name for f in folds if f.repeat == repeat for name in f.test_ids]
-        assert sorted(judged) == sorted(f"p{i}" for i in range(100))
+        held_out = [name for f in folds if f.repeat == repeat for name in f.test_ids]
+        assert sorted(held_out) == sorted(f"p{i}" for i in range(100))
 
 
 @pytest.mark.parametrize("n_with", [2, 18])

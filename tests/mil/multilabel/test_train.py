@@ -27,7 +27,7 @@ def test_the_loss_of_all_labels_is_the_mean_over_repeats_and_patients_keep_their
     cohort = Cohort(path=tmp_path / "labels.csv", patients=tuple(patients), classes=())
 
     def evidence_of(folder: Path, *, classes: tuple[str, ...]) -> SimpleNamespace:
-        of_label = balanced[:, ::-1, NAMES.index(classes[1])]  # judged in another order
+        of_label = balanced[:, ::-1, NAMES.index(classes[1])]  # held out in another order
         assert folder.name == classes[1]
         return SimpleNamespace(
             patient_ids=ids[::-1], proba={"calibrated": as_two_columns(of_label)}
