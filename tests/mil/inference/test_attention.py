@@ -74,10 +74,8 @@ def test_probabilities_and_shares_are_those_of_inference(world: Path, head: str)
                 prediction.attention_share[slide.meta.slide_id], abs=1e-12
             )
         assert sum(slide.share for slide in explanation.slides) == pytest.approx(1)
-    assert [bool(each.prediction.matched_training_patient) for each in explanations] == [
-        False,
-        True,
-    ]
+    matched = [each.prediction.matched_training_patient for each in explanations]
+    assert list(map(bool, matched)) == [False, True]
 
 
 def test_attention_is_the_mean_over_the_heads_of_each_heads_attention(world: Path) -> None:
@@ -189,8 +187,9 @@ def test_different_patients_have_different_folders_that_windows_can_have_too() -
 
 
 def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Path) -> None:
-    run, explanations = explain(world, "additive", f'new_0,"{HOSTILE.replace(chr(34), chr(34) * 2)}"',
-                         "gone_0,000", "000_0,000", "bare_0,000")  # fmt: skip
+    quoted = HOSTILE.replace('"', '""')
+    rows = (f'new_0,"{quoted}"', "gone_0,000", "000_0,000", "bare_0,000")
+    run, explanations = explain(world, "additive", *rows)
     for each, name in zip(explanations, ("a.html", "b.html"), strict=True):
         write_page(
             tmp_path / name, each, [SlideView(slide=slide) for slide in each.slides], run=run,

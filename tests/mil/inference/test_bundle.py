@@ -55,7 +55,7 @@ def run(world: Path) -> ModelBundle:
     return load_bundle(world / "run")
 
 
-def write_cohort(folder: Path, *rows: str) -> Path:
+def write_new_patients(folder: Path, *rows: str) -> Path:
     path = folder / "test.csv"
     path.write_text("\n".join(["image_id,patient_id", *rows]) + "\n")
     return path
@@ -143,7 +143,9 @@ def test_every_patient_asked_for_gets_one_row_in_order(
         world / "bags" / "bare_0.h5", make_bag("bare_0", n_tiles=0, dim=16, empty_reason="none")
     )
     cohort = read_cohort(
-        write_cohort(tmp_path, "new_0,new", "gone_0,gone", "bare_0,bare", "002_0,002", "new_x,new"),
+        write_new_patients(
+            tmp_path, "new_0,new", "gone_0,gone", "bare_0,bare", "002_0,002", "new_x,new"
+        ),
         labelled=False,
     )
     predictions = predict(run, cohort, world / "bags", prior=balanced(run.classes))
@@ -163,7 +165,7 @@ def test_every_patient_asked_for_gets_one_row_in_order(
 def test_a_patient_without_tissue_gets_the_prior_asked_for(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(write_cohort(tmp_path, "gone_0,gone"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "gone_0,gone"), labelled=False)
     prior = parse_prior("CE=0.7,LAA=0.3", run.classes, {})
     predictions = predict(run, cohort, world / "bags", prior=prior)
     np.testing.assert_allclose(predictions[0].probabilities, [0.7, 0.3])
@@ -178,7 +180,8 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
     renamed = replace(embedded_again, meta=replace(embedded_again.meta, slide_id="renamed_0"))
     write_bag(world / "bags" / "renamed_0.h5", renamed)
     cohort = read_cohort(
-        write_cohort(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"), labelled=False
+        write_new_patients(tmp_path, "copy_0,copy", "renamed_0,renamed", "001_0,001"),
+        labelled=False,
     )
     predictions = predict(run, cohort, world / "bags", prior=balanced(run.classes))
     assert [p.matched_training_patient for p in predictions] == ["004", "007", "001"]
@@ -190,7 +193,7 @@ def test_a_seen_patient_is_told_by_id_and_by_the_content_of_a_slide(
 def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(write_cohort(tmp_path, "000_0,000", "000_1,000"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "000_0,000", "000_1,000"), labelled=False)
     prediction = predict(run, cohort, world / "bags", prior=balanced(run.classes))[0]
     assert (prediction.ensemble_min <= prediction.ensemble_max).all()
     assert set(prediction.attention_share) == {"000_0", "000_1"}
@@ -198,7 +201,7 @@ def test_the_spread_of_the_heads_holds_no_less_than_the_attention_of_all_slides(
 
 
 def test_three_lines_of_python_predict_at_the_balanced_prior(world: Path, tmp_path: Path) -> None:
-    cohort = read_cohort(write_cohort(tmp_path, "001_0,001", "gone_0,gone"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "001_0,001", "gone_0,gone"), labelled=False)
     first, without_bag = mil.predict(mil.load_bundle(str(world / "run")), cohort, f"{world}/bags")
     assert first.probabilities.sum() == pytest.approx(1)
     assert without_bag.probabilities.tolist() == [0.5, 0.5]
@@ -209,7 +212,7 @@ def test_three_lines_of_python_predict_at_the_balanced_prior(world: Path, tmp_pa
 def test_a_prior_shifts_all_rows_the_same_way(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
-    cohort = read_cohort(write_cohort(tmp_path, "001_0,001", "003_0,003"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "001_0,001", "003_0,003"), labelled=False)
     even = predict(run, cohort, world / "bags", prior=balanced(run.classes))
     rare = predict(run, cohort, world / "bags", prior=np.array([0.9, 0.1]))
     for one, other in zip(even, rare, strict=True):
@@ -224,7 +227,7 @@ def test_a_bag_that_names_another_slide_is_refused_before_its_name_is_used(
     world: Path, run: ModelBundle, tmp_path: Path, slide_id: str
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag(slide_id, dim=16))
-    cohort = read_cohort(write_cohort(tmp_path, "odd_0,odd"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
         predict(run, cohort, find_bags(tmp_path), prior=balanced(run.classes))
     with pytest.raises(BagError, match="expected that of 'odd_0'"):
@@ -235,7 +238,7 @@ def test_bags_made_otherwise_are_refused_by_field(
     world: Path, run: ModelBundle, tmp_path: Path
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
-    cohort = read_cohort(write_cohort(tmp_path, "odd_0,odd"), labelled=False)
+    cohort = read_cohort(write_new_patients(tmp_path, "odd_0,odd"), labelled=False)
     with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
         predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
