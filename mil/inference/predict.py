@@ -94,7 +94,7 @@ def predict(
     """Return the calibrated prediction of every patient, in the order of the cohort table.
 
     A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without a
-    readable slide or without tissue gets the prior itself, and a status that says so.
+    readable slide or without tissue gets the prior itself, and a status that states it.
 
     Parameters
     ----------
