@@ -69,7 +69,7 @@ class PlattScaling(Calibrator):
         return np.asarray(softmax(self.slope_ * centred + self.bias_, axis=1), np.float64)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a file."""
+        """Return plain values for a file: slope, and bias of shape (classes,)."""
         return {"kind": self.kind, "slope": self.slope_, "bias": self.bias_.tolist()}
 
     @classmethod

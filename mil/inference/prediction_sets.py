@@ -29,7 +29,7 @@ _HEADS, _CONFORMAL = "fold_heads.safetensors", "sets.json"
 class PredictionSets:
     """Prediction sets of new patients, by the ensembles of each fold of one cross-validation.
 
-    ``conformal`` holds the nonconformity scores of the patients that each fold held out.
+    ``conformal`` holds nonconformity scores, shape (patients,), of those that each fold held out.
     """
 
     heads: tuple[tuple[Head, ...], ...]
@@ -60,6 +60,8 @@ def fit_sets(oof: OutOfFoldPredictions) -> PredictionSets:
 
 def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) -> None:
     """Write ``fold_heads.safetensors`` and ``sets.json`` into the folder of a run.
+
+    The second holds scores, shape (patients,), by class and fold.
 
     Raises
     ------
