@@ -58,7 +58,7 @@ check: $(READY) ## formatting, lint, types, import order
 	$(BIN)/lint-imports
 
 bench: $(READY) ## print the benchmarks as JSON
-	for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
+	for file in $(filter-out %/__init__.py $(wildcard tests/benchmarks/test_*.py tests/benchmarks/_*.py),$(wildcard tests/benchmarks/*.py)); do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 dist: $(READY) ## build wheel and source distribution into dist/ and check them
 	rm -rf dist

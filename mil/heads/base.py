@@ -34,7 +34,7 @@ _DROPPED_OF_256 = 64
 class HeadOutput(NamedTuple):
     """Output of a head for a batch of patients.
 
-    Attributes
+    Parameters
     ----------
     logits
         Shape (batch, classes).
