@@ -59,15 +59,17 @@ def grid_from_layout(
 
 
 def read_ours(path: Path) -> dict[str, float]:
-    """Our way; counts what was decoded outside the time taken."""
-    decoded: list[tuple[int, int]] = []
-    original = TiffSlide._decode_once
+    """Read by :class:`TiffSlide`; counts what was decoded outside the time taken."""
+    decoded: list[tuple[int, int, int]] = []
+    original = TiffSlide._decode_segment
 
-    def counting(slide: TiffSlide, level: int, index: int, descriptor: int) -> np.ndarray:
-        decoded.append((level, index))
-        return original(slide, level, index, descriptor)
+    def counting(
+        slide: TiffSlide, level: int, row: int, column: int, descriptor: int
+    ) -> np.ndarray:
+        decoded.append((level, row, column))
+        return original(slide, level, row, column, descriptor)
 
-    TiffSlide._decode_once = counting  # type: ignore[method-assign]
+    TiffSlide._decode_segment = counting  # type: ignore[method-assign]
     started = time.perf_counter()
     slide = TiffSlide(path)
     downsample = mask_downsample(RESOLUTION.mpp, TissueSettings())
