@@ -95,15 +95,15 @@ class SlideError(MilError):
 
 
 class MultiImageError(SlideError):
-    """A file of several images of one size, none of them marked as the slide."""
+    """A file of several images of one size in px, none of them marked as the slide."""
 
 
 class TileError(SlideError):
-    """One region of a slide that cannot be decoded, even on a fresh handle."""
+    """One region of a slide whose pixels cannot be decoded, even on a fresh handle."""
 
 
 class ResolutionError(MilError):
-    """A resolution that is implausible or that the slide does not have."""
+    """A resolution (mpp) that is implausible or that the slide does not have."""
 
 
 class EncoderError(MilError):

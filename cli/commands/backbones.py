@@ -47,7 +47,7 @@ def backbones(
     batch: Batch = 16,
     device: Device = "auto",
 ) -> None:
-    """List backbones with input size, dimension, parameters, licence and installed weights.
+    """List backbones with input size in px, dimension, parameters, licence and installed weights.
 
     Nothing is downloaded. Any timm model can be used with `mil embed --backbone`; its weights then
     come from the model hub, or from `--weights FILE`. The licence is that of the weights, as stated

@@ -265,7 +265,7 @@ def print_estimate(
     given_mpp: Mapping[str, float],
     as_json: bool,
 ) -> None:
-    """Print tiles, gigabytes and hours of a run on the first of its devices; writes nothing."""
+    """Print tiles, GB and hours of a run on the first of its devices; writes nothing."""
     from features.embedding.estimate import estimate_embedding
     from features.parallel.devices import parse_devices
 

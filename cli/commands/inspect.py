@@ -19,7 +19,7 @@ __all__ = ["inspect"]
 
 
 def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutput = False) -> None:
-    """Print the metadata of slides: reader, size, levels, resolution and its source.
+    """Print the metadata of slides: reader, size in px, levels, mpp and its source.
 
     Only headers are read.
 

@@ -161,7 +161,7 @@ def view_slide(
 
 
 def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> bytes:
-    """Return a region of a slide, shape (height_px, width_px, 3), as JPEG.
+    """Return a region of a slide, shape (height, width, 3) in px, as JPEG.
 
     Without slide file it is plain, and if damaged a cross.
     """
@@ -187,7 +187,7 @@ def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
 
 
 def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
-    """Return one tile as embedded, shape (tile_px, tile_px, 3), as PNG; a cross if damaged.
+    """Return one tile as embedded, shape (side, side, 3) in px, as PNG; a cross if damaged.
 
     Raises ``KeyError`` if there is no such tile, or no slide file.
     """

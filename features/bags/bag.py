@@ -193,7 +193,8 @@ class Bag:
         """Return a bag of images, without coordinates and tissue fractions.
 
         ``features`` has shape (n, dim), ``order``, the increasing indices of the images in their
-        series, shape (n,); ``source`` names the images. ``meta`` is of kind :data:`IMAGE`.
+        series, shape (n,); ``source`` names the images. Coordinates in px are unknown. ``meta`` is
+        of kind :data:`IMAGE`.
         """
         return cls(
             features=features,

@@ -58,8 +58,8 @@ _SIZES = (8, 8)
 def create_h5(path: Path) -> Iterator[h5py.File]:
     """Yield a new file, which is written atomically when the block ends without an error.
 
-    It is built in memory, because the library crashes on a full disk. Raises OutputError if the
-    file cannot be written.
+    Its bytes are built in memory, because the library crashes on a full disk. Raises
+    OutputError if the file cannot be written.
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:

@@ -22,6 +22,8 @@ __all__ = ["build_bag", "software_versions"]
 def build_bag(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedConfig) -> Bag:
     """Build the bag of a slide, features of shape (n_embedded, dim), from a finished buffer.
 
+    Coordinates of the tiles are in px of the base level.
+
     Raises
     ------
     SlideError

@@ -105,7 +105,7 @@ class SlideBuffer(Generic[S]):
         return self._features[self._embedded, 1:] if self.n_views > 1 else None
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Return the views of a tile, shape (n_views, height_px, width_px, 3), uint8.
+        """Return the views of a tile, shape (n_views, height, width, 3) in px, uint8.
 
         The plain tile comes first. Rejected and failed tiles are returned as by
         :meth:`Instances.read`.

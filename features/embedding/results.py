@@ -60,7 +60,10 @@ class SlideResult:
         seconds: float = 0.0,
         message: str = "",
     ) -> SlideResult:
-        """Return the result of a slide with a bag; an empty bag's reason replaces ``message``."""
+        """Return the result of a slide with a bag; an empty bag's reason replaces ``message``.
+
+        ``seconds`` is the wall time that it took.
+        """
         left_out: dict[str, int] = json.loads(meta.left_out)
         return cls(
             slide_id=meta.slide_id,
@@ -79,7 +82,7 @@ class SlideResult:
     def of_failure(
         cls, path: Path, message: str, *, slide_id: str, seconds: float = 0.0
     ) -> SlideResult:
-        """Return the result of a slide without a bag."""
+        """Return the result of a slide without a bag, after ``seconds`` of wall time."""
         return cls(
             slide_id=slide_id,
             status="failed",

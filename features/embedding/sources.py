@@ -66,7 +66,7 @@ class SlideSource:
         return slide_id_of(self.path)
 
     def open(self) -> AbstractContextManager[SlideTiles]:
-        """Open the slide, segment its tissue and make its tile grid."""
+        """Open the slide, segment its tissue and make its grid of tiles of ``tile_px`` px."""
         return open_slide_tiles(
             self.path, tiles=self.config.tiles, tissue=self.config.tissue, given_mpp=self.given_mpp
         )

@@ -65,14 +65,14 @@ class Encoder(Protocol):
         ...
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
-        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8.
+        """Start to embed tiles, shape (n, height, width, 3) in px, uint8.
 
         The tiles must not change until the result, shape (n, dim), float32, is ready.
         """
         ...
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embed tiles, shape (n, height_px, width_px, 3), uint8, as float32 of shape (n, dim)."""
+        """Embed tiles, shape (n, height, width, 3) in px, uint8, as float32 of shape (n, dim)."""
         return self.embed_async(tiles).wait()
 
 
@@ -133,7 +133,7 @@ class TimmEncoder(Encoder):
         return f"{self._runtime} batch {self.batch_tiles}"
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
-        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8.
+        """Start to embed tiles, shape (n, height, width, 3) in px, uint8.
 
         Raises
         ------
@@ -243,7 +243,7 @@ class ConcatEncoder(Encoder):
         return "+".join(part.execution for part in self._parts)
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
-        """Start to embed tiles, shape (n, height_px, width_px, 3), uint8."""
+        """Start to embed tiles, shape (n, height, width, 3) in px, uint8."""
         return ConcatResult([part.embed_async(tiles) for part in self._parts], axis=1)
 
 

@@ -18,8 +18,8 @@ class Preprocessing:
     """Preprocessing of one encoder, from timm's data configuration of the model.
 
     A tile of another size is scaled as a whole, ``bicubic`` or ``bilinear``, to a square of
-    ``input_px``, shape (input_px, input_px, 3): the centre crop of ImageNet evaluation would lose
-    tissue at its border. ``mean`` and ``std`` of each channel are on a scale of 0 to 1.
+    ``input_px`` px, shape (input_px, input_px, 3): the centre crop of ImageNet evaluation would
+    lose tissue at its border. ``mean`` and ``std`` of each channel are on a scale of 0 to 1.
     """
 
     input_px: int

@@ -86,7 +86,7 @@ def list_encoders(pattern: str | None = None) -> list[str]:
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """Describe an encoder, with or without a tag in its name, without loading weights.
+    """Describe an encoder, with or without a tag in its name: input px, dimension, parameters.
 
     The network is built on torch's meta device, which computes nothing but shapes. A network whose
     output for one image is not of shape (1, dim) has the reason in ``unusable``.

@@ -146,7 +146,7 @@ def compile_model(model: nn.Module, runtime: Runtime, *, example: Tensor) -> Net
     """Prepare a frozen model for a runtime and compare its embeddings with eager float32.
 
     The example is one normalised batch, shape (batch, 3, side_px, side_px), float32, on the
-    model's device; all later batches must have this shape.
+    model's device, with sides in px; all later batches must have this shape.
 
     Raises
     ------

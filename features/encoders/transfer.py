@@ -16,7 +16,7 @@ __all__ = ["AsyncResult", "ConcatResult", "DeviceTransfer", "PinnedBufferPool"]
 
 
 class PinnedBufferPool:
-    """Reusable buffers of batches, shape (n, height_px, width_px, 3), uint8.
+    """Reusable buffers of batches, shape (n, height, width, 3) in px, uint8.
 
     The kernel would clear new pages for each new allocation. Pinned buffers are page-locked, so
     that a GPU copies them while it computes.
@@ -27,7 +27,7 @@ class PinnedBufferPool:
         self._spare: list[RgbArray] = []
 
     def stack(self, tiles: Sequence[RgbArray]) -> RgbArray:
-        """Stack tiles, each uint8 of shape (height_px, width_px, 3), along a new first axis."""
+        """Stack tiles, each uint8 of shape (height, width, 3) in px, along a new first axis."""
         shape = (len(tiles), *tiles[0].shape)
         for index, batch in enumerate(self._spare):
             if batch.shape == shape:

@@ -61,7 +61,7 @@ class FolderLocks:
             self._folder.rmdir()
 
     def acquire(self, name: str) -> bool:
-        """Acquire the lock on a name; return False if another living process has it.
+        """Acquire the lock on a name; return False if a process alive within 90 seconds has it.
 
         Raises OutputError if the folder cannot be written to.
         """

@@ -44,7 +44,7 @@ class Transport(Protocol):
         """Return new messages with the ids of their workers; wait up to ``timeout_s`` seconds."""
 
     def close(self, *, shutdown: Collection[str]) -> None:
-        """Shut down these workers, and kill all others."""
+        """Shut down these workers within some seconds, and kill all others."""
 
 
 class WorkerPool:

@@ -19,8 +19,8 @@ __all__ = ["SeriesConfig", "is_series_fingerprint", "series_config_from_fingerpr
 class SeriesConfig(BaseEmbedConfig):
     """All settings of an embedding run on image series.
 
-    A whole image is scaled to a square, shape (side_px, side_px, 3), with its aspect ratio kept;
-    each window makes one channel of a CT slice.
+    A whole image is scaled to a square of ``side_px`` px, shape (side_px, side_px, 3), with its
+    aspect ratio kept; each window makes one channel of a CT slice.
     """
 
     side_px: int = 224

@@ -147,7 +147,7 @@ def _header_of(header: Any, frame: int | None, *, size_px: tuple[int, int]) -> S
 
 
 def read_hu(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
-    """Read a slice in Hounsfield units, float32 of shape (height_px, width_px).
+    """Read a slice in Hounsfield units, float32 of shape (height, width) in px.
 
     They are the stored values times the slope plus the intercept; a missing slope is 1, a missing
     intercept 0. Unsigned values of 12 bits with an intercept above -100 were written by scanners

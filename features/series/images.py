@@ -73,7 +73,7 @@ def _as_rgb(image: Image.Image) -> RgbArray:
 def letterbox(pixels: RgbArray, *, side_px: int) -> RgbArray:
     """Scale an image to a square and fill the rest with black; its aspect ratio is kept.
 
-    Takes uint8 of shape (height_px, width_px, 3), returns uint8 of shape (side_px, side_px, 3).
+    Takes uint8 of shape (height, width, 3) in px, returns uint8 of shape (side_px, side_px, 3).
     """
     height_px, width_px = pixels.shape[:2]
     scale = side_px / max(height_px, width_px)

@@ -45,7 +45,7 @@ class ImageSeries:
     """All images of one bag, those to be embedded first and in order.
 
     Each window makes one colour channel of a CT slice, and each image is scaled to a square of
-    ``side_px``: shape (side_px, side_px, 3), uint8.
+    ``side_px`` px: shape (side_px, side_px, 3), uint8.
     """
 
     images: tuple[SeriesImage, ...]
@@ -58,7 +58,7 @@ class ImageSeries:
         return len(self.images)
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Return an image, uint8 of shape (side_px, side_px, 3), or its rejection or error."""
+        """Return an image, uint8 of shape (side, side, 3) in px, or its rejection or error."""
         image = self.images[index]
         if image.rejection is not None:
             return image.rejection
@@ -77,7 +77,7 @@ class ImageSeries:
 def open_series(
     spec: SeriesSpec, *, windows: tuple[Window, Window, Window], side_px: int
 ) -> ImageSeries:
-    """List the images of a bag and put them in order, each to become a square of ``side_px``.
+    """List the images of a bag and put them in order, each to become a square of ``side_px`` px.
 
     Files of a table with an ``order`` are sorted by it. Otherwise, slices of a scan are sorted by
     their position along the normal of their plane if all state it, else by the scanner's number if

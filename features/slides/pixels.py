@@ -46,8 +46,8 @@ def _flatten_alpha(
 ) -> npt.NDArray[np.uint8]:
     """Return colours composited onto the background by alpha, the last channel.
 
-    Both have shape (height, width, channels). Computed in bands, because floats take sixteen times
-    the memory.
+    Both have shape (height, width, channels) in px. Computed in bands, because floats take
+    sixteen times the memory.
     """
     height, width = pixels.shape[:2]
     flat = np.empty((height, width, 3), np.uint8)

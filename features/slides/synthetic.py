@@ -54,7 +54,7 @@ _N_CENTRES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSlide:
-    """Parameters that determine one synthetic slide, of shape (height_px0, width_px0, 3).
+    """Parameters that determine one synthetic slide, of shape (height, width, 3) in px.
 
     ``patient_id`` is six hexadecimal characters that may resemble a number; ``image_num`` counts
     the patient's slides from 0. ``red_share`` is the share of the tissue that is red cells, the

@@ -32,7 +32,7 @@ _MIN_ABSORPTION = 0.12  # share of the glass's light, from which on a pixel coun
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRule:
-    """One reason to reject a tile of shape (tile_px, tile_px, 3), uint8.
+    """One reason to reject a tile, shape (side, side, 3) in px, uint8.
 
     ``name`` is used on the command line and in tables, ``meaning`` explains the thresholds to
     users; ``applies`` returns True for an artefact.

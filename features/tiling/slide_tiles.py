@@ -23,9 +23,9 @@ __all__ = ["SlideTiles", "open_slide_tiles"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideTiles:
-    """An open slide and the tiles to read from it, each of shape (tile_px, tile_px, 3), uint8.
+    """An open slide and its tiles of ``tile_px`` px, each of shape (tile_px, tile_px, 3), uint8.
 
-    ``overview`` is the whole slide at the resolution of the mask, of shape (height, width, 3),
+    ``overview`` is the whole slide at the resolution of the mask, shape (height, width, 3) in px,
     uint8; ``n_tissue_tiles`` counts tiles with enough tissue, before subsampling to ``max_tiles``.
     """
 
@@ -39,11 +39,11 @@ class SlideTiles:
 
     @property
     def n_tiles(self) -> int:
-        """Tiles in the grid."""
+        """Number of tiles of ``tile_px`` px in the grid."""
         return len(self.grid.coords_px0)
 
     def read(self, index: int) -> RgbArray | str | TileError:
-        """Read a tile, shape (tile_px, tile_px, 3), uint8.
+        """Read a tile, shape (side, side, 3) in px, uint8.
 
         Returns instead the name of the artefact rule that rejects the tile, or the error that says
         why its pixels cannot be decoded.

@@ -135,7 +135,7 @@ class MacenkoNormalizer:
         return stains
 
     def _concentrations(self, pixels: RgbArray) -> npt.NDArray[np.float32]:
-        """Concentrations of the stains and the residual, shape (height, width, 3)."""
+        """Concentrations of the stains and the residual, shape (height, width, 3) in px."""
         concentrations: npt.NDArray[np.float32] = self._library.rgb_color_deconvolution(
             _as_intensities(pixels), self._stains, bg_int=self._glass
         )

@@ -165,7 +165,7 @@ def _texture(overview: RgbArray, glass: Floats, is_glass: Bools, reach: float) -
 
 
 def _find_glass(pixels: RgbArray, roughness: Floats) -> tuple[Floats, Bools]:
-    """Colour of the glass, shape (3,), and mask of that colour, shape (height, width)."""
+    """Colour of the glass, shape (3,), and mask of that colour, shape (height, width) in px."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
     brightest = float(np.percentile(_subsample(green.ravel()), 99))
     # Glass transmits most light, and unlike stained tissue is hardly redder than green.

@@ -16,7 +16,7 @@ __all__ = ["TileTransform"]
 class TileTransform:
     """Transform of a tile into the encoder's inputs: the normalised tile and augmented views of it.
 
-    It maps shape (tile_px, tile_px, 3), uint8, to (n_views, tile_px, tile_px, 3), for any tile of
+    It maps (side, side, 3) in px, uint8, to shape (n_views, side, side, 3), for any tile of
     the open slide. ``views`` adds augmented views to the plain one; ``stain_normalizer`` is applied
     to every tile, None leaves the colours.
     """

@@ -53,7 +53,7 @@ class DeepZoom:
 
     @property
     def last_level(self) -> int:
-        """Number of the level of full resolution, shape (height_px0, width_px0)."""
+        """Number of the level of full resolution, shape (height, width) in px."""
         return math.ceil(math.log2(max(self.width_px0, self.height_px0)))
 
     def region(self, level: int, column: int, row: int) -> Region | None:

@@ -102,7 +102,7 @@ class PreviewWriter:
         return row
 
     def rows(self) -> list[PreviewRow]:
-        """Return the numbers of all slides in the folder, by name."""
+        """Return sizes in px, mpp and counts of all slides in the folder, by name."""
         paths = sorted(path for path in self.folder.glob("*.json") if path.name[0] != ".")
         return [row for path in paths if (row := _read_row(path)) is not None]
 

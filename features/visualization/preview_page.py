@@ -68,7 +68,10 @@ class PreviewRow:
 
 
 def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
-    """Return the HTML page over slides; its only links are those to their images in ``folder``."""
+    """Return the HTML page over slides, with sizes in px and mpp.
+
+    Its only links are those to their images in ``folder``.
+    """
     left_out: Counter[str] = Counter()
     for row in rows:
         left_out.update(row.left_out)

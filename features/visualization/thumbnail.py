@@ -191,7 +191,7 @@ def _boxes(
 
 
 def _edge_mask(boxes: npt.NDArray[np.int64], pixels: RgbArray) -> Bools:
-    """Borders of boxes, shared by adjacent ones and wider on large tiles, (height, width)."""
+    """Borders of boxes, shared by adjacent ones and wider on large tiles, (height, width) in px."""
     mask = np.zeros(pixels.shape[:2], bool)
     for left, top, right, bottom in boxes.tolist():
         mask[top, left : right + 1] = mask[bottom, left : right + 1] = True

@@ -231,8 +231,8 @@ def load_patient_bags(
     """Read the bags of a cohort, shape (tiles, dim) per patient; keep them in memory if they fit.
 
     Slides without a bag are listed, and a patient without tiles stays in the store with none. If
-    embeddings take more than ``most_bytes``, all are left in their files and read again at each
-    access; results are the same.
+    embeddings take more than ``most_bytes`` bytes, all are left in their files and read again at
+    each access; results are the same.
 
     Parameters
     ----------

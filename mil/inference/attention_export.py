@@ -38,7 +38,7 @@ def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame
 
 
 def write_tile_table(path: Path, slide: SlideAttention, *, classes: Sequence[str]) -> None:
-    """Write :func:`tile_table`, shape (tiles, columns), as CSV.
+    """Write :func:`tile_table`, shape (tiles, columns), coordinates in px, as CSV.
 
     Raises
     ------

@@ -62,7 +62,7 @@ def write(folder: Path, bag: Bag) -> None:
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors of a file, of any shape, by name; a bare one is named ``features``.
 
-    Raises BagError if the file holds anything but tensors, or states sizes that it cannot hold.
+    Raises BagError if the file holds anything but tensors, or states more bytes than it has.
     """
     if not path.is_file():
         raise BagError(path, actual="there is no such file", expected="a .pt file")

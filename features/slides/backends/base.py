@@ -29,14 +29,14 @@ _AHEAD_BYTES = 64 << 20
 
 
 class RegionReader(ABC):
-    """Base of the readers of regions, shape (height, width, 3), that are inside a level."""
+    """Base of the readers of regions, shape (height, width, 3) in px, that are inside a level."""
 
     path: Path
     levels: tuple[Level, ...]
     background_rgb: tuple[int, int, int] = (255, 255, 255)
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
-        """Read a rectangle of one level, shape (height_px, width_px, 3), uint8.
+        """Read a rectangle of one level, shape (height, width, 3) in px, uint8.
 
         Pixels outside the slide have the background colour; see
         :meth:`features.slides.base.Slide.read`.
@@ -98,7 +98,7 @@ class BlockReader(RegionReader):
         self._cache = TileCache(_CACHE_BYTES)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole slide downsampled, shape (height, width, 3), uint8.
+        """Read the whole slide downsampled, shape (height, width, 3) in px, uint8.
 
         Damaged blocks have the background colour; see :meth:`features.slides.base.Slide.overview`.
         """

@@ -46,7 +46,7 @@ class ImageSlide(RegionReader):
         self.levels = (Level(width_px=width, height_px=height, downsample=1.0),)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole image downsampled, shape (height, width, 3), uint8."""
+        """Read the whole image downsampled, shape (height, width, 3) in px, uint8."""
         means = thumbnail_accumulator(self.levels, 0, downsample)
         means.add(self._pixels, x_px=0, y_px=0)
         return means.mean_image(fill_rgb=self.background_rgb)

@@ -40,7 +40,7 @@ class _ChunkGrid(BlockGrid):
     axes: tuple[str, ...]
 
     def read(self, row: int, column: int) -> npt.NDArray[Any]:
-        """Read a chunk, cut at the border, shape (height, width) or (height, width, channels)."""
+        """Read a chunk, cut at the border, shape (height, width[, channels]) in px."""
         top, left = row * self.block_height_px, column * self.block_width_px
         slices = {
             "y": slice(top, min(top + self.block_height_px, self.height_px)),

@@ -56,7 +56,7 @@ class OpenSlideSlide(RegionReader):
         self.background_rgb = (red, green, blue)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole slide downsampled, shape (height, width, 3), uint8."""
+        """Read the whole slide downsampled, shape (height, width, 3) in px, uint8."""
         level = overview_level(self.levels, downsample)
         size = self.levels[level]
         means = thumbnail_accumulator(self.levels, level, downsample)
@@ -115,7 +115,7 @@ class OpenSlideSlide(RegionReader):
             ) from error
 
     def _read_region(self, level: int, x_px: int, y_px: int, width: int, height: int) -> RgbArray:
-        """Pixels of a region, shape (height, width, 3); an error is retried on a fresh handle."""
+        """Read a region, shape (height, width, 3) in px; retry an error on a fresh handle."""
         downsample = self.levels[level].downsample
         corner = (round(x_px * downsample), round(y_px * downsample))
         handle = self._handle

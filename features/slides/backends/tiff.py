@@ -224,7 +224,7 @@ class TiffSlide(BlockReader):
     def _decode_plane(
         self, grid: _SegmentGrid, plane: _SegmentTable, index: int, descriptor: int
     ) -> npt.NDArray[Any] | None:
-        """Samples of a segment, shape (height, width, samples); None where none are stored."""
+        """Samples of a segment, shape (height, width, samples) in px; None if not stored."""
         n_bytes = int(plane.byte_counts[index])
         if not n_bytes:
             return None

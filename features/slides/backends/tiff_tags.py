@@ -79,7 +79,7 @@ def has_directory_loop(file: tifffile.TiffFile) -> bool:
 
 
 def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
-    """Return whether another series has the slide's shape and could equally well be the slide."""
+    """Return whether another series has the slide's size in px and could as well be the slide."""
     page: Any = other.keyframe
     return (
         other.shape == series.shape
@@ -91,7 +91,7 @@ def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPage
 def count_images(level: tifffile.TiffPageSeries) -> int:
     """Return the number of images in a level: the product of channels, planes and time points.
 
-    Those are all axes of its shape except height, width and samples.
+    Those are all axes of its shape except height and width in px, and samples.
     """
     sizes = zip(level.axes, level.shape, strict=True)
     return math.prod(size for axis, size in sizes if axis not in "YXS")
@@ -148,8 +148,8 @@ def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None
 def to_colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return grey or RGB, and alpha behind them if there is one, from the samples of a page.
 
-    Palette and inverted grey are converted; both arrays have shape (height, width, channels), uint8
-    or uint16.
+    Palette and inverted grey are converted; both arrays have shape (height, width, channels) in px,
+    uint8 or uint16.
     """
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16

@@ -77,7 +77,7 @@ def header_variables(
 
 
 def bag_variables(bags: Mapping[str, BagDigest], slide_ids: Sequence[str]) -> tuple[Variable, ...]:
-    """Return tiles and tissue, or images of series, with values of shape (slides,)."""
+    """Return tiles and tissue (percent of slide), or images of series, each of shape (slides,)."""
     known = [bags.get(slide_id) for slide_id in slide_ids]
     tiles = np.array([bag.n_tiles if bag else np.nan for bag in known], np.float64)
     if all(bag.is_series for bag in known if bag):
