@@ -56,7 +56,7 @@ _ROTATIONS = tuple(np.array(rotation) for rotation in (
 
 @dataclass(frozen=True, kw_only=True)
 class TileAgreement:
-    """Number of tiles of the smaller slide, and of those whose matches are displaced alike, in px."""
+    """Number of tiles of the smaller slide, and of those whose matches moved by equal px."""
 
     n_agreeing: int
     n_tiles: int
