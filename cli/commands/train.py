@@ -167,7 +167,7 @@ def train(
     require_ray_for_address(engine, address)
     if by is By.centre:
         reject_options(
-            {"--folds": folds}, "goes with --by patient: by centre there is one fold a centre"
+            {"--folds": folds}, "goes with --by patient: by centre there is one fold per centre"
         )
     if labels is not None or tile_filter is not None:
         reject_options({"--unlabelled": unlabelled}, "does not go with --labels or --filter")

@@ -64,7 +64,7 @@ class Situation:
     """What cohorts are like and how sets are made."""
 
     head: str = "mean"
-    """``mean``: one quick head a fold. ``gated``: five with the defaults, not stopped early."""
+    """``mean``: one quick head per fold. ``gated``: five with the defaults, not stopped early."""
     n_patients: int = 60
     """To learn from."""
     signal: float = 0.15

@@ -56,7 +56,7 @@ class Sample:
 
 
 class Watch:
-    """Progress that looks at the process at intervals."""
+    """Progress that samples the process at intervals."""
 
     def __init__(self, every: int) -> None:
         self._every, self._process = every, psutil.Process()
@@ -135,7 +135,7 @@ def endure(n_slides: int, *, every: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slides", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=None, help="slides between two looks")
+    parser.add_argument("--every", type=int, default=None, help="slides between two samples")
     asked = parser.parse_args()
     data = endure(asked.slides, every=asked.every or max(1, asked.slides // 20))
     sys.stdout.write(json.dumps(data, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""What folds of tiles claim, beside what folds of patients find, on the same tiles.
+"""Accuracy under folds of tiles compared with folds of patients, on the same tiles.
 
 The same classifier of tiles, a logistic regression on standardised embeddings, is cross-validated
-twice: with tiles dealt to the folds one by one, so that a patient has tiles on both sides, and with
-patients dealt. Then again with labels dealt to the patients at random, where there is nothing to
-find; and all of it with patients that look more and more like themselves: to every tile of a
-patient one random vector is added, of ``looks`` standard deviations in each number of an embedding.
-Prints one JSON object, by looks, by ``labels`` (``true``, ``random``) and by folds (``tiles``,
+twice: with tiles assigned to folds one by one, so that a patient has tiles on both sides, and with
+patients assigned to folds. Both are repeated with random labels of patients, where nothing can be
+learned, and with growing effects of the patient: to every tile of a patient one random vector is
+added, of ``effect_sd`` standard deviations in each dimension of an embedding. Prints one JSON
+object, by effect, by ``labels`` (``true``, ``random``) and by folds (``tiles``,
 ``patients``); each value is the mean over draws, with the lowest and the highest of them:
 
 ``tile_accuracy``
@@ -45,12 +45,12 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.reporting.figures import CHANCE_COLOUR, class_styles, share_ticks
 
-__all__ = ["Tiles", "judge", "load_tiles", "main", "measure", "with_looks"]
+__all__ = ["Tiles", "judge", "load_tiles", "main", "measure", "with_patient_effect"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_LOOKS = (0.0, 0.1, 0.2, 0.4)
+_EFFECTS_SD = (0.0, 0.1, 0.2, 0.4)
 _FOLDS = {"tiles": StratifiedKFold, "patients": StratifiedGroupKFold}
 
 
@@ -70,19 +70,19 @@ def load_tiles(table: Path, bags: Path) -> Tiles:
     """The tiles of a table's patients."""
     cohort = read_cohort(table, labelled=True)
     kept = load_patient_bags(cohort, find_bags(bags)).features
-    places = {name: index for index, name in enumerate(cohort.patient_ids)}
+    index_of = {name: index for index, name in enumerate(cohort.patient_ids)}
     return Tiles(
         features=np.concatenate([features.astype(np.float32) for features in kept.values()]),
-        owner=np.concatenate([np.full(len(rows), places[name]) for name, rows in kept.items()]),
+        owner=np.concatenate([np.full(len(rows), index_of[name]) for name, rows in kept.items()]),
         labels=cohort.labels,
     )
 
 
-def with_looks(tiles: Tiles, *, looks: float, seed: int) -> Tiles:
+def with_patient_effect(tiles: Tiles, *, effect_sd: float, seed: int) -> Tiles:
     """The same tiles, standardised, each moved by a vector of its patient's own."""
     plain = StandardScaler().fit_transform(tiles.features)
     rng = np.random.default_rng(seed)
-    moves = rng.normal(scale=looks, size=(len(tiles.labels), plain.shape[1]))
+    moves = rng.normal(scale=effect_sd, size=(len(tiles.labels), plain.shape[1]))
     return replace(tiles, features=(plain + moves[tiles.owner]).astype(np.float32))
 
 
@@ -103,16 +103,18 @@ def judge(tiles: Tiles, *, folds: str, n_folds: int, seed: int) -> dict[str, flo
     }
 
 
-def measure(tiles: Tiles, *, looks: float, n_folds: int, n_draws: int) -> dict[str, dict[str, Any]]:
+def measure(
+    tiles: Tiles, *, effect_sd: float, n_folds: int, n_draws: int
+) -> dict[str, dict[str, Any]]:
     """Both kinds of folds, on true labels and on random ones; each draw has its own of all."""
     result: dict[str, dict[str, Any]] = {}
     for labels in ("true", "random"):
         scores: dict[str, list[dict[str, float]]] = {kind: [] for kind in _FOLDS}
         for draw in range(n_draws):
-            world = with_looks(tiles, looks=looks, seed=draw)
+            world = with_patient_effect(tiles, effect_sd=effect_sd, seed=draw)
             if labels == "random":
-                dealt = np.random.default_rng(draw).permutation(tiles.labels)
-                world = replace(world, labels=dealt)
+                shuffled = np.random.default_rng(draw).permutation(tiles.labels)
+                world = replace(world, labels=shuffled)
             for kind, found in scores.items():
                 found.append(judge(world, folds=kind, n_folds=n_folds, seed=draw))
         claimed, found_there = (
@@ -142,7 +144,7 @@ def _draw(path: Path, results: dict[str, dict[str, dict[str, Any]]]) -> None:
         axes.set_title(
             f"{labels} labels".capitalize(), fontsize=10.5, loc="left", fontweight="bold"
         )
-        _draw_accuracy(axes, {looks: result[labels] for looks, result in results.items()})
+        _draw_accuracy(axes, {effect_sd: result[labels] for effect_sd, result in results.items()})
     panels[0].set_ylabel("tiles named rightly")
     panels[0].legend(frameon=False, fontsize=9, loc="center right")
     figure.savefig(path, dpi=110)
@@ -178,8 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     tiles = load_tiles(asked.demo / "train.csv", asked.demo / "bags")
     results = {
-        str(looks): measure(tiles, looks=looks, n_folds=asked.folds, n_draws=asked.draws)
-        for looks in _LOOKS
+        str(sd): measure(tiles, effect_sd=sd, n_folds=asked.folds, n_draws=asked.draws)
+        for sd in _EFFECTS_SD
     }
     if asked.figure:
         _draw(asked.figure, results)

@@ -326,12 +326,11 @@ def _cross_validate(job: _Job) -> Floats:
 
 
 def _standardised(table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> _Part:
-    """Bags to learn from and to judge, by mean and deviation of the first ones' instances.
+    """Training and test bags, standardised by the training instances.
 
-    What lies beyond three deviations is cut off there, and all is standardised again, a few times
+    Values beyond three deviations are clipped, and all is standardised again, a few times
     over: two fifths of the features of FOX and TIGER have instances more than ten deviations out,
-    beside which the rest looks alike. Features that do not vary are set to 0 in both: nothing can
-    be learned from them.
+    beside which the others hardly differ. Constant features are set to 0 in both.
     """
     lengths = np.array([len(bag) for bag in table.bags])
     learned = np.repeat(np.isin(np.arange(len(lengths)), train), lengths)  # (instances,)

@@ -1,4 +1,4 @@
-"""Reading bags from a packed store beside reading them from HDF5, one file a slide.
+"""Reading bags from a packed store compared with HDF5, one file per slide.
 
 Both sides read the same bags in one process, in turn, run by run: all of them as a training does
 that keeps them in memory (whole bags in the order of the table), their features alone in the order

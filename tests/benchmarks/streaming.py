@@ -35,7 +35,7 @@ __all__ = ["main"]
 
 
 def generate(folder: Path, *, n_patients: int, n_tiles: int, dim: int) -> None:
-    """Bags of one slide a patient and their table; a third of the patients is shifted a little."""
+    """Bags of one slide per patient, and their table; a third of the patients is shifted."""
     (folder / "bags").mkdir()
     rng = np.random.default_rng(0)
     tile = rng.standard_normal((n_tiles, dim), np.float32)

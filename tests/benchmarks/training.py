@@ -1,7 +1,7 @@
-"""Cross-validation by our training beside the recipe that is usually shipped, on the same folds.
+"""Time of our cross-validation compared with the usual recipe, on the same folds.
 
 Bags are generated, with a signal in a tenth of the tiles of the second class. The usual recipe: one
-head a fold, batches of one whole bag, Adam at 1e-4, log loss, an inner split of a fifth of the
+head per fold, batches of one whole bag, Adam at 1e-4, log loss, an inner split of a fifth of the
 training patients, patience 20, at most 200 epochs, best weights kept. Its head is ours (gated
 attention) on the embeddings as they are, held in memory as float32. Ours trains with its defaults,
 an ensemble a fold. Both are cross-fitted with the same calibrator. Reading is in no time. Prints

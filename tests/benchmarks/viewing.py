@@ -149,7 +149,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--walks", type=int, default=12, help="places gone to, each way of asking")
+    parser.add_argument("--walks", type=int, default=12, help="positions visited per way of asking")
     parser.add_argument("--only", choices=SLIDES, action="append")
     asked = parser.parse_args()
     report: dict[str, object] = {"n_cores": CPU_COUNT, "n_walks": asked.walks}

@@ -43,5 +43,5 @@ def test_a_table_without_centres_or_a_number_of_folds_is_refused(tmp_path: Path)
     assert "center_id" in result.output
     asked = train(table, "--by", "centre", "--folds", 3)
     assert asked.exit_code == 2
-    assert "one fold a centre" in asked.output
+    assert "one fold per centre" in asked.output
     assert not (tmp_path / "run").exists()

@@ -110,11 +110,11 @@ def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Whom the program asked over a network; none of them answers."""
-    whom: list[object] = []
+    recipients: list[object] = []
     connect = socket.socket.connect
 
     def refuse(*arguments: object, **_: object) -> None:
-        whom.append(arguments)
+        recipients.append(arguments)
         raise OSError("the network is not there")
 
     def connect_here_only(self: socket.socket, address: object) -> None:
@@ -128,7 +128,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket.socket, "sendto", refuse)
     for name in ("create_connection", "getaddrinfo", "gethostbyname"):
         monkeypatch.setattr(socket, name, refuse)
-    return whom
+    return recipients
 
 
 @pytest.mark.ci

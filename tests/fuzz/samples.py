@@ -262,7 +262,7 @@ def cohorts(folder: Path, real: Path | None) -> list[Sample]:
 
 
 def predictions(folder: Path, real: Path | None) -> list[Sample]:
-    """Tables of predictions of patients and of slides, one column a class and one in all."""
+    """Tables of predictions of patients and of slides, one column per class, or one in all."""
     ids = [f"{n:03d}" for n in range(8)]
     patients = ["patient_id,CE,LAA", *(f"{name},0.{n}1,0.{9 - n}" for n, name in enumerate(ids))]
     slides = ["image_id,prediction", *(f"{name}_0.tif,0.{n}" for n, name in enumerate(ids))]

@@ -45,7 +45,7 @@ from tests.fuzz.samples import Samples
 __all__ = ["TARGETS", "Target"]
 
 _OF_HDF5 = 5 << 30
-"""The HDF5 library makes room for the length that a text claims, up to 4 GiB, and then looks."""
+"""HDF5 allocates the length that a text claims, up to 4 GiB, before it checks it."""
 _SMALL_PX = 4_000_000
 """Pixels up to which a whole level is looked at."""
 
@@ -57,7 +57,7 @@ class Target:
     samples: Samples
     """Healthy files."""
     read: Callable[[Path], object]
-    """Reads what lies in a folder, as the program does."""
+    """Reader of the slides in a folder, as in the program."""
     share: int = 2
     """Cases of this target beside those of others; fewer where one takes long."""
     most_memory: int = 2 << 30
@@ -72,8 +72,8 @@ def _look_at(slide: Slide) -> None:
         if size.width_px * size.height_px <= _SMALL_PX:
             slide.overview(downsample=16)
         for level, size in enumerate(slide.levels[:8]):
-            places = [(0, 0), (size.width_px - 20, size.height_px - 20), (size.width_px // 2, 5)]
-            for x, y in places:
+            positions = [(0, 0), (size.width_px - 20, size.height_px - 20), (size.width_px // 2, 5)]
+            for x, y in positions:
                 with suppress(TileError):
                     result = slide.read(level=level, x_px=x, y_px=y, width_px=40, height_px=40)
                     assert result.shape == (40, 40, 3)

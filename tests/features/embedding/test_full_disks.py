@@ -143,7 +143,7 @@ def test_bags_that_are_whole_can_be_read_from_a_folder_that_is_read_only(tmp_pat
 
 
 class Remover(NoProgress):
-    """Takes a folder away as soon as the first slide is dealt with."""
+    """Progress that removes a folder as soon as the first slide is done."""
 
     def __init__(self, folder: Path, aside: Path) -> None:
         self._folder, self._aside = folder, aside

@@ -19,7 +19,7 @@ HEAD = "image_id,patient_id,label,center_id"
 
 @dataclass
 class World:
-    """A clean cohort of noise, into which each test plants what it looks for."""
+    """A clean cohort of noise, into which each test plants one fault."""
 
     folder: Path
     train: list[str] = field(default_factory=list)

@@ -49,7 +49,7 @@ def with_copies(bags: PatientBags, copies: dict[str, str]) -> PatientBags:
 
 
 def at_centres(cohort: Cohort, n_centres: int) -> Cohort:
-    """The patients dealt to centres one by one."""
+    """Patients assigned to centres one by one."""
     patients = (
         replace(patient, center_id=f"{number % n_centres}")
         for number, patient in enumerate(cohort.patients)
@@ -78,15 +78,15 @@ def test_who_shares_slides_has_one_leader_and_who_shares_none_is_its_own(
 
 
 def test_only_leaders_are_dealt_and_the_others_go_along() -> None:
-    dealt = []
+    assigned = []
 
-    def deal(places: np.ndarray) -> np.ndarray:
-        dealt.extend(places.tolist())
-        return places * 10
+    def assign(indices: np.ndarray) -> np.ndarray:
+        assigned.extend(indices.tolist())
+        return indices * 10
 
     group_of = group_ids(["a", "b", "c", "d", "e"], [("d", "b"), ("e", "d")])
-    assert assign_groups(group_of, deal).tolist() == [0, 10, 20, 10, 10]
-    assert dealt == [0, 1, 2]
+    assert assign_groups(group_of, assign).tolist() == [0, 10, 20, 10, 10]
+    assert assigned == [0, 1, 2]
 
 
 @pytest.mark.parametrize("by", ["patient", "centre"])

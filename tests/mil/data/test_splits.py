@@ -90,7 +90,7 @@ def test_parts_of_all_classes_together_stay_even() -> None:
 
 
 def cohort_with_centres(table: dict[str, str]) -> Cohort:
-    """Patients by centre, one letter a patient, its class."""
+    """Patients by centre; each letter is the class of one patient."""
     patients = tuple(
         Patient(
             patient_id=f"{centre}-{n}", slide_ids=(f"{centre}-{n}_0",), label=label,

@@ -64,12 +64,12 @@ def test_a_head_alone_is_its_own_module() -> None:
 
 def test_heads_that_stay_go_on_as_if_the_others_had_never_been_there() -> None:
     found = []
-    for places in ([0, 1, 2], [0, 2]):
+    for indices in ([0, 1, 2], [0, 2]):
         heads = make("gated", 3)
-        stack = StackedHeads([heads[place] for place in places], RandomStreams())
+        stack = StackedHeads([heads[index] for index in indices], RandomStreams())
         optimiser = torch.optim.AdamW(stack.parameters(), lr=0.1, fused=True)
         for step in range(4):
-            if step == 2 and len(places) == 3:
+            if step == 2 and len(indices) == 3:
                 stack.select([0, 2], optimiser)
             bags = torch.linspace(-1, 1, 60).view(1, 12, 5).expand(stack.n_heads, -1, -1)
             optimiser.zero_grad()

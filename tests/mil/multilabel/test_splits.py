@@ -45,12 +45,12 @@ def test_several_labels_are_spread_far_better_than_by_chance() -> None:
 
     rng = np.random.default_rng(1)
     truth = (rng.random((90, 6)) < [0.4, 0.06, 0.2, 0.1, 0.15, 0.3]).astype(np.int64)
-    dealt = [
+    stratified = [
         unevenness(iterative_stratification(truth, n_parts=5, seed=(seed,))) for seed in range(20)
     ]
     drawn = [unevenness(rng.integers(5, size=90)) for _ in range(20)]
-    assert max(dealt) < min(drawn)
-    assert np.mean(dealt) < 1.5
+    assert max(stratified) < min(drawn)
+    assert np.mean(stratified) < 1.5
 
 
 def test_a_rare_label_is_in_every_fold() -> None:
