@@ -105,7 +105,7 @@ class ErrorHandlingGroup(PlainGroup):
             return super().invoke(ctx)
         except MilError as error:
             stderr.print("error:", style="bold red", end=" ")
-            stderr.print(printable(str(error)))
+            stderr.print(str(error))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
             stderr.print("stopped; what was finished is kept")

@@ -18,6 +18,7 @@ the present state, what was expected, what to do.
 """
 
 import re
+import unicodedata
 from functools import partial
 
 __all__ = [
@@ -31,9 +32,49 @@ __all__ = [
     "SlideError",
     "TableError",
     "TileError",
+    "one_line",
 ]
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor movements
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"  # titles, hyperlinks
+    r"|\x1b[ -/]*[0-~]"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BLANKS_AT_BREAK = re.compile(r" *\n[\n ]*")
+_MAX_CHARS = {"where": 400, "actual": 800, "expected": 400, "hint": 600}
+
+
+def one_line(text: str, *, max_chars: int = 1000) -> str:
+    r"""Return a text of any origin as one printable line of limited length.
+
+    Escape sequences of terminals vanish, line breaks and other control characters become blanks,
+    and invisible characters, such as marks that reverse the direction of writing, are written as
+    escapes. Of a text longer than ``max_chars``, the middle is left out.
+
+    Examples
+    --------
+    >>> one_line("two\n   lines\x1b[31m, one \u202edirection")
+    'two lines, one \\u202edirection'
+    >>> one_line("a long story", max_chars=9)
+    'a lo … ry'
+    """
+    # The rest cannot be shown anyway, and may be megabytes.
+    text = text if len(text) <= 8 * max_chars else text[: 4 * max_chars] + text[-4 * max_chars :]
+    text = _CONTROL.sub("\n", _ESCAPE_SEQUENCE.sub("", text))
+    text = _BLANKS_AT_BREAK.sub(" ", text).strip()
+    text = "".join(c if c.isprintable() else _visible(c) for c in text)
+    if len(text) <= max_chars:
+        return text
+    n_kept = max_chars - 3
+    n_first = -(-n_kept * 2 // 3)
+    return f"{text[:n_first].rstrip()} … {text[len(text) - (n_kept - n_first) :].lstrip()}"
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) == "Zs":  # no-break and other blanks
+        return " "
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class MilError(Exception):
@@ -66,20 +107,27 @@ class MilError(Exception):
     def __str__(self) -> str:
         """Return one line: where, the present state, what was expected, what to do.
 
-        Line breaks and control characters, which texts of libraries may quote from a file, become
-        spaces.
+        Texts of libraries may quote anything from a file, so each part goes through
+        :func:`one_line`; none of them can displace the advice at the end.
         """
-        text = f"{self.where}: {self.actual}"
-        if self.expected:
-            text += f"; expected {self.expected}"
-        if self.hint:
-            text += f". {self.hint}"
-        return _UNPRINTABLE.sub(" ", text)
+        where, actual, expected, hint = (
+            one_line(getattr(self, name), max_chars=most) for name, most in _MAX_CHARS.items()
+        )
+        text = f"{where}: {actual}"
+        if expected:
+            text = f"{_without_full_stop(text)}; expected {expected}"
+        if hint:
+            text = f"{_without_full_stop(text)}. {hint}"
+        return text
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the keyword-only arguments too, for errors of worker processes."""
         rebuild = partial(type(self), actual=self.actual, expected=self.expected, hint=self.hint)
         return rebuild, (self.where,)
+
+
+def _without_full_stop(text: str) -> str:
+    return text if text.endswith("..") else text.removesuffix(".")
 
 
 class TableError(MilError):

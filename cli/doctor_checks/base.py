@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from features.errors import one_line
+
 __all__ = ["PARTS", "CheckResult", "Status", "run_check", "run_checks"]
 
 Status = Literal["ok", "note", "failed"]
@@ -40,7 +42,7 @@ def run_check(part: str, name: str, check: Callable[[], str], *, advice: str) ->
     try:
         return CheckResult(part=part, name=name, found=check())
     except Exception as error:  # noqa: BLE001 - any failure must leave the other checks running
-        message = " ".join(str(error).split())[:200] or type(error).__name__
+        message = one_line(str(error), max_chars=300) or type(error).__name__
         return CheckResult(part=part, name=name, status="failed", found=message, advice=advice)
 
 
@@ -54,7 +56,7 @@ def run_checks() -> Iterator[list[CheckResult]]:
         try:
             yield importlib.import_module(f"cli.doctor_checks.{name}").check()
         except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            message = one_line(f"{type(error).__name__}: {error}", max_chars=200)
             yield [
                 CheckResult(
                     part=part, name="all of it", status="failed", found=message,

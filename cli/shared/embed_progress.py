@@ -18,6 +18,7 @@ from cli.console import (
     stderr,
     stdout,
 )
+from features.errors import one_line
 from features.utils.text import pluralize, printable
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class EmbedProgressBars:
 
     def warn(self, text: str) -> None:
         """Print a note above the bars."""
-        self._bars.console.print(f"note: {text}", style="yellow")
+        self._bars.console.print(f"note: {one_line(text)}", style="yellow")
 
 
 def print_failures(results: list[SlideResult], bags_dir: Path, *, unit: str = "slides") -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.console import finish_on_interrupt, progress_bar, spinner, stderr
 from cli.shared.embed_progress import EmbedProgressBars
+from features.errors import one_line
 
 if TYPE_CHECKING:
     from features.embedding.config import BaseEmbedConfig
@@ -24,7 +25,7 @@ _INSTALLED = "-"
 
 def print_warning(text: str) -> None:
     """Print a note on standard error, above any progress bar."""
-    stderr.print(f"note: {text}", style="yellow")
+    stderr.print(f"note: {one_line(text)}", style="yellow")
 
 
 def absolute_path(path: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from features.bags.bag import BagMeta
+from features.errors import one_line
 from features.parallel.locks import FolderLocks
 from features.utils.tables import read_table, write_table
 
@@ -74,7 +75,7 @@ class SlideResult:
             mpp=(meta.mpp_x * meta.mpp_y) ** 0.5,
             mpp_source=meta.mpp_source,
             seconds=seconds,
-            message=meta.empty_reason or " ".join(message.split()),
+            message=meta.empty_reason or one_line(message),
             path=str(path),
         )
 
@@ -87,7 +88,7 @@ class SlideResult:
             slide_id=slide_id,
             status="failed",
             seconds=seconds,
-            message=" ".join(message.split()),
+            message=one_line(message, max_chars=2000),
             path=str(path),
         )
 

@@ -21,7 +21,7 @@ from features.embedding.config import BaseEmbedConfig
 from features.embedding.results import SlideResult
 from features.embedding.sources import Source
 from features.encoders.encoder import Encoder
-from features.errors import BagError, MilError, OutputError
+from features.errors import BagError, MilError, OutputError, one_line
 from features.parallel.base import Job, JobQueue
 from features.parallel.locks import shared_locks
 from features.utils.files import OPEN_FILES_HINT, find_temporary_files, make_folder
@@ -236,7 +236,7 @@ class _WorkerRun:
         source: Source[Any] = job.payload
         text = str(error)
         if not isinstance(error, MilError):
-            text = f"{source.path}: unforeseen {type(error).__name__}: {error}"
+            text = f"{source.path}: unforeseen {type(error).__name__}: {one_line(text)}"
         if isinstance(error, OutputError):
             self._queue.send_message(OutputFull(error))
         elif os.strerror(errno.EMFILE) in text:  # Every reader library words the rest differently.

@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise MilError(
             f"device {name!r}",
-            actual=str(error).splitlines()[0],
+            actual=next(iter(str(error).splitlines()), type(error).__name__),
             expected="auto, cpu, cuda or cuda:N that this machine has",
         ) from error
     return device

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from features.errors import MilError
+from features.errors import MilError, one_line
 from features.parallel.base import Job, WorkerFactory
 from features.parallel.messages import (
     Done,
@@ -44,7 +44,7 @@ def run_worker(factory: WorkerFactory, send: Send, receive: Receive) -> None:
     except MilError as error:
         send(StartFailed(error))
     except Exception as error:  # noqa: BLE001 - the pool reports it and replaces this worker
-        send(WorkerDied(f"stopped ({type(error).__name__}: {error})"))
+        send(WorkerDied(f"stopped ({type(error).__name__}: {one_line(str(error))})"))
 
 
 class _RemoteQueue:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from features.errors import MultiImageError, SlideError
+from features.errors import MultiImageError, SlideError, one_line
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
@@ -68,7 +68,7 @@ def open_slide(path: Path | str) -> Slide:
         except MultiImageError:  # other readers would silently take the first image
             raise
         except SlideError as error:
-            reasons.append(f"{name}: {error.actual}")
+            reasons.append(f"{name}: {one_line(error.actual, max_chars=200)}")
     raise SlideError(
         path,
         actual=f"no reader can open it ({'; '.join(reasons)})",

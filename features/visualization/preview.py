@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Protocol
 
-from features.errors import MilError, OutputError, TileError
+from features.errors import MilError, OutputError, TileError, one_line
 from features.slides.reader import slide_id_of
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
@@ -153,7 +153,7 @@ def preview_slide(
     except MilError as error:
         return writer.add_failure(path, str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-        return writer.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {error}")
+        return writer.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {one_line(str(error))}")
 
 
 def _read_tiles(
