@@ -28,6 +28,7 @@ from cli.console import (
     PlainCommand,
     raise_open_file_limit,
     set_error_tolerant_streams,
+    treat_sigterm_as_interrupt,
 )
 
 __all__ = ["app", "main"]
@@ -85,4 +86,5 @@ def main() -> None:
     """Run the command line, named ``mil`` in usage and completion however it was started."""
     raise_open_file_limit()
     set_error_tolerant_streams()
+    treat_sigterm_as_interrupt()
     app(prog_name="mil")

@@ -48,6 +48,7 @@ __all__ = [
     "spinner",
     "stderr",
     "stdout",
+    "treat_sigterm_as_interrupt",
 ]
 
 EXIT_KNOWN_ERROR = 1
@@ -161,7 +162,11 @@ def spinner(description: str) -> Status:
 
 @contextmanager
 def finish_on_interrupt() -> Iterator[Event]:
-    """Yield an event that the first Ctrl-C sets; the second stops the program at once."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops the program at once.
+
+    Job schedulers, container engines and ``kill`` send SIGTERM, also where Ctrl-C is ignored: under
+    ``nohup`` and in the background.
+    """
     stop = Event()
     if current_thread() is not main_thread():  # signals can be caught only there
         yield stop
@@ -171,13 +176,20 @@ def finish_on_interrupt() -> Iterator[Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        stderr.print("finishing the slides in progress; Ctrl-C again stops at once")
+        stderr.print("finishing the slides in progress; Ctrl-C or SIGTERM again stops at once")
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def treat_sigterm_as_interrupt() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: locks are released, and finished work is kept."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def raise_open_file_limit() -> None:

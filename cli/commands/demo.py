@@ -91,7 +91,13 @@ def _run(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     stdout.print(f"\n$ mil {shlex.join(words)}", style="bold")
     sys.stdout.flush()
-    code = subprocess.run([sys.executable, "-m", "cli", *words], check=False).returncode  # noqa: S603
+    with subprocess.Popen([sys.executable, "-m", "cli", *words]) as process:  # noqa: S603
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # It finishes the slides in progress.
+            process.wait()
+            raise
     if code:
         stderr.print(f"the command failed with exit code {code}", style="bold red")
         raise typer.Exit(code)

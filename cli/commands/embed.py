@@ -162,8 +162,8 @@ def embed(
 
     Finished slides are skipped, so the same command continues where it was stopped. A slide that
     fails does not stop the others; `embed.csv` in the folder of bags has the result of each. Ctrl-C
-    finishes the slides in progress, a second one stops at once. Several processes, also on several
-    machines, may run the same command on one folder and share the work.
+    or SIGTERM finishes the slides in progress, a second one stops at once. Several processes, also
+    on several machines, may run the same command on one folder and share the work.
 
     A slide's own resolution is used where it is plausible (0.05 to 20 µm/px), else `--slide-mpp`
     or `--mpp-table`, else 0.25 µm/px is assumed, with a note in the summary.
@@ -234,7 +234,7 @@ def embed(
         return
     results, stopped = embed_with_progress(
         embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
-        units=("slides", "tiles"), may_stop=True, given_mpp=given_mpp,
+        units=("slides", "tiles"), given_mpp=given_mpp,
         preview=None if preview is None else PreviewWriter(preview.absolute()),
     )  # fmt: skip
     report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json)

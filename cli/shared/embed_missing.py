@@ -42,11 +42,14 @@ def embed_missing_slides(
     _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
     config = config_from_fingerprint(run.fingerprint, tile_filter=run.tile_filter, **options)
     given_mpp = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
-    results, _ = embed_with_progress(
+    results, stopped = embed_with_progress(
         embed_slides, paths, bags_dir, config, n_tiles_expected=len(paths) * TILES_PER_SLIDE,
-        units=("slides", "tiles"), may_stop=False, check=_weights_check(run), given_mpp=given_mpp,
+        units=("slides", "tiles"), check=_weights_check(run), given_mpp=given_mpp,
     )  # fmt: skip
-    return print_failures(results, bags_dir)
+    n_failed = print_failures(results, bags_dir)
+    if stopped:
+        raise KeyboardInterrupt
+    return n_failed
 
 
 def embed_missing_series(
@@ -65,11 +68,14 @@ def embed_missing_series(
         return 0
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
     config = series_config_from_fingerprint(run.fingerprint, **options)
-    results, _ = embed_with_progress(
+    results, stopped = embed_with_progress(
         embed_series, specs, bags_dir, config, n_tiles_expected=expected_images(specs),
-        units=("series", "images"), may_stop=False, check=_weights_check(run),
+        units=("series", "images"), check=_weights_check(run),
     )  # fmt: skip
-    return print_failures(results, bags_dir, unit="series")
+    n_failed = print_failures(results, bags_dir, unit="series")
+    if stopped:
+        raise KeyboardInterrupt
+    return n_failed
 
 
 def _require_folder(bags_dir: Path, *, n_missing: int, first: str) -> None:

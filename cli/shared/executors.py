@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from cli.console import finish_on_interrupt, progress_bar, spinner, stderr
@@ -48,7 +47,6 @@ def embed_with_progress(
     *,
     n_tiles_expected: int,
     units: tuple[str, str],
-    may_stop: bool,
     check: Callable[[Executor], None] | None = None,
     **options: Any,
 ) -> tuple[list[SlideResult], bool]:
@@ -56,7 +54,7 @@ def embed_with_progress(
 
     ``embed`` is :func:`features.embed_slides` or :func:`features.series.pipeline.embed_series`,
     ``units`` are the names of a bag's source and of its instances, and ``check`` is called with the
-    executor before the work starts. With ``may_stop``, the first Ctrl-C finishes what was started.
+    executor before the work starts. The first Ctrl-C or SIGTERM finishes what was started.
     Returns the results, and True if the user stopped the run.
     """
     from features.embedding.distributed import open_executor
@@ -74,7 +72,7 @@ def embed_with_progress(
         gc.freeze()
         stack.callback(gc.unfreeze)
         bars = stack.enter_context(progress_bar(units[1]))
-        stop = stack.enter_context(finish_on_interrupt()) if may_stop else Event()
+        stop = stack.enter_context(finish_on_interrupt())
         progress = EmbedProgressBars(bars, n_slides=len(items), unit=units[0])
         results = embed(
             items, bags_dir, config, executor=executor, progress=progress, stop=stop, **options

@@ -42,7 +42,7 @@ class ProcessTransport:
         process = context.Process(
             target=_main, args=(self._factories[worker_id], child_pipe), name=worker_id
         )
-        with _block_sigint():
+        with _block_stop_signals():
             process.start()
         child_pipe.close()
         self._handles[worker_id] = _ProcessHandle(process, pipe)
@@ -98,10 +98,14 @@ def _terminate(handle: _ProcessHandle) -> str:
 
 
 @contextmanager
-def _block_sigint() -> Iterator[None]:
-    """Keep Ctrl-C, which is meant for the parent, from processes started in this block."""
-    resource_tracker.ensure_running()  # It unblocks the signal if it starts within the block.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _block_stop_signals() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM from processes started in this block.
+
+    Terminals and schedulers send them to all processes, but they are meant for the parent, which
+    lets its workers finish their jobs.
+    """
+    resource_tracker.ensure_running()  # It unblocks the signals if it starts within the block.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from features.errors import MilError
@@ -62,10 +63,11 @@ def ray_connection(address: str | None) -> Iterator[None]:
         return
     try:
         _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
-        ray.init(
-            address=address, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
+        with _keep_sigterm():
+            ray.init(
+                address=address, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise MilError(
             where,
@@ -200,6 +202,24 @@ class _Actor:
     def _run(self, factory: WorkerFactory) -> None:
         run_worker(factory, self._outbox.put, self._inbox.get)
         self._outbox.put(None)
+
+
+@contextmanager
+def _keep_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which Ray replaces, and the signal from Ray's own.
+
+    A scheduler sends SIGTERM to all processes of a job, but this one lets the workers finish.
+    """
+    if current_thread() is not main_thread():  # Ray then leaves the handler as it is.
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _check_reachable(address: str) -> None:

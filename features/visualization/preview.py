@@ -153,7 +153,8 @@ def preview_slide(
     except MilError as error:
         return writer.add_failure(path, str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
-        return writer.add_failure(path, f"{path}: unforeseen {type(error).__name__}: {one_line(str(error))}")
+        text = f"{path}: unforeseen {type(error).__name__}: {one_line(str(error))}"
+        return writer.add_failure(path, text)
 
 
 def _read_tiles(

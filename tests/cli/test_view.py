@@ -356,8 +356,9 @@ def test_a_slide_in_use_when_the_cache_closes_is_closed_afterwards(
 
 
 @pytest.mark.ci
-def test_the_command_starts_says_where_and_ends_by_ctrl_c(
-    world: Path, processes: list[subprocess.Popen[str]], sigint_reaches_children: None
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_starts_says_where_and_ends_by_ctrl_c_or_sigterm(
+    world: Path, processes: list[subprocess.Popen[str]], sigint_reaches_children: None, number: int
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "view", str(world / "run"), "--bags", str(world / "bags"),
@@ -376,7 +377,7 @@ def test_the_command_starts_says_where_and_ends_by_ctrl_c(
     data = json.loads(connection.getresponse().read())
     assert all(row["out_of_fold"] for row in data["patients"])
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)  # with a connection still open
+    process.send_signal(number)  # with a connection still open
     _, text = process.communicate(timeout=30)
     connection.close()
     assert process.returncode == 0

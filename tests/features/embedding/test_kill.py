@@ -58,13 +58,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    folder: Path, bags: Path, *more: str, stderr: int = subprocess.DEVNULL
+    folder: Path,
+    bags: Path,
+    *more: str,
+    stderr: int = subprocess.DEVNULL,
+    ignores_sigint: bool = False,
 ) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "cli", "embed", folder / "slides", "--bags", bags,
         "--backbone", "test_vit", "--weights", folder / "tiny.safetensors", "--tile-px", "64",
         "--mpp", "1.0", "--batch", "8", "--workers", "2", "--execution", "eager", *more,
     ]  # fmt: skip
+    if ignores_sigint:  # as shells start commands in the background
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, text=True,
         start_new_session=True,
@@ -178,17 +184,24 @@ def test_two_undisturbed_processes_do_each_slide_once(world: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_finishes_what_is_in_work_and_says_so(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "ignores_sigint"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
+def test_ctrl_c_and_sigterm_finish_what_is_in_work_and_say_so(
+    world: Path, tmp_path: Path, number: int, ignores_sigint: bool
+) -> None:
     bags = tmp_path / "bags"
-    process = start(world, bags, stderr=subprocess.PIPE)
+    process = start(world, bags, stderr=subprocess.PIPE, ignores_sigint=ignores_sigint)
     while not whole_bags(bags) and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "finishing the slides in progress" in stderr
     names = {path.name for path in whole_bags(bags)}
     assert 0 < len(names) <= N_SLIDES + 1
+    assert not list(bags.glob(".*"))
     table = pd.read_csv(bags / "embed.csv", dtype=str)
     assert {f"{name}.h5" for name in table["slide_id"]} == names
     assert start(world, bags).wait() == 0
@@ -227,12 +240,13 @@ def test_processes_end_with_the_command_that_started_them(world: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
-    world: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_processes_finish_their_slides_and_twice_stops_them(
+    world: Path, tmp_path: Path, number: int
 ) -> None:
     bags = tmp_path / "bags"
     process, _ = start_two(world, bags, stderr=subprocess.PIPE)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
+    os.killpg(process.pid, number)  # as terminals and schedulers do it: to all of them
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "finishing the slides in progress" in stderr
@@ -241,11 +255,37 @@ def test_ctrl_c_lets_processes_finish_their_slides_and_twice_stops_them(
     again, _ = start_two(world, bags, "--overwrite", stderr=subprocess.PIPE)
     workers = psutil.Process(again.pid).children()
     for _ in range(2):
-        os.killpg(again.pid, signal.SIGINT)
+        os.killpg(again.pid, number)
         time.sleep(0.1)
     _, stderr = again.communicate(timeout=60)
     assert again.returncode == 130, stderr
     assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+def test_sigterm_lets_workers_on_ray_finish_their_slides(
+    world: Path, tmp_path: Path, to_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    bags = tmp_path / "bags"
+    process = start(world, bags, "--engine", "ray", stderr=subprocess.PIPE)
+    while not whole_bags(bags) and process.poll() is None:
+        time.sleep(0.02)
+    if to_all:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "finishing the slides in progress" in stderr
+    assert "jobs queued again" not in stderr
+    names = {path.name for path in whole_bags(bags)}
+    table = pd.read_csv(bags / "embed.csv", dtype=str)
+    assert {f"{name}.h5" for name in table["slide_id"]} == names
+    assert set(table["status"]) <= {"done", "empty"}
+    assert not list(bags.glob(".*"))
 
 
 @pytest.mark.slow

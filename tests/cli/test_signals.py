@@ -1,0 +1,75 @@
+"""Commands stopped by Ctrl-C, or by the SIGTERM of a scheduler."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.console import finish_on_interrupt, treat_sigterm_as_interrupt
+from tests.fakes import write_cohort
+
+PROGRAM = [sys.executable, "-m", "cli"]
+IN_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *PROGRAM]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [(PROGRAM, signal.SIGINT), (PROGRAM, signal.SIGTERM), (IN_BACKGROUND, signal.SIGTERM)],
+)
+def test_a_training_stopped_by_a_signal_leaves_a_state_that_resumes(
+    tmp_path: Path,
+    program: list[str],
+    number: int,
+    processes: list[subprocess.Popen[str]],
+    sigint_reaches_children: None,
+) -> None:
+    table = write_cohort(tmp_path, n_patients=24, shift=0.8)
+    run = tmp_path / "runs" / "run"
+    command = [
+        *program, "train", "--cohort", str(table), "--bags", str(tmp_path / "bags"), "--run",
+        str(run), "--folds", "3", "--nested",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    finished = run.with_name(".run.part")
+    while not list(finished.glob("[!.]*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "stopped; what was finished is kept" in stderr
+    assert [path.name for path in run.parent.iterdir()] == [".run.part"]
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_finishes_and_the_second_stops_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with finish_on_interrupt() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_sigterm_interrupts_unless_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        treat_sigterm_as_interrupt()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        treat_sigterm_as_interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
