@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, spinner, stderr, stdout
 from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
 from cli.shared.multilabel import read_labels, score_label_files
 from cli.shared.output import (
     calibration_as_dict,
     print_calibration_note,
+    print_classification,
     print_reliability,
     print_scores,
 )
 
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
+    from mil.evaluation.predictions import Predictions
     from mil.evaluation.scoring import ScoreSettings
 
 __all__ = ["Average", "score"]
@@ -40,6 +43,15 @@ def score(
     ],
     cohort: CohortTable,
     labels: Labels = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Score only the patients in this table, with `patient_id` or `image_id` (or "
+            "`slide_id`); default: all of --cohort.",
+            show_default=False,
+        ),
+    ] = None,
     class_name: Annotated[
         str | None,
         typer.Option(
@@ -99,12 +111,16 @@ def score(
         ),
     ] = 20,
 ) -> None:
-    """Score predictions: weighted log loss, AUROC, Brier, calibration, accuracies.
+    """Score predictions: weighted log loss, AUROC, Brier, calibration, accuracies, F1.
 
     The weighted log loss is STRIP AI's metric: per-class mean log loss, classes weighted equally,
     rows rescaled to sum to 1 and then clipped at 1e-15. A constant gives ln(classes), 0.6931 for
     two. Every score comes with a 95 % interval over patients. Tables of slides are averaged to
     patients; several files are scored each and averaged.
+
+    Precision, recall and F1 are those of the most likely class at `--prior`, per class and on
+    average: macro, all classes alike, and weighted by their shares. A class that is predicted but
+    that no patient has stays in each row's sum, and what it got counts as wrong.
 
     `--calibrate` is for out-of-fold predictions of any model: each patient is calibrated by a
     calibrator that was fitted on other patients. The scores are cross-fitted in this sense only;
@@ -117,6 +133,8 @@ def score(
     Example: `mil score submission.csv --cohort labels.csv`
 
     Example: `mil score oof/*.csv --class LAA --cohort train.csv --calibrate --json`
+
+    Example: `mil score submission.csv --cohort labels.csv --patients centre_7.csv`
 
     Example: `mil score submission.csv --cohort labels.csv --labels any,epidural,subdural`
 
@@ -132,12 +150,12 @@ def score(
         if class_name:
             raise typer.BadParameter("goes without --class", param_hint="--labels")
         score_label_files(
-            predictions, read_labels(cohort, labels), average=average.value, prior=prior,
-            file_prior=file_prior or "cohort", as_json=as_json, **options,
+            predictions, read_labels(cohort, labels), patients=patients, average=average.value,
+            prior=prior, file_prior=file_prior or "cohort", as_json=as_json, **options,
         )  # fmt: skip
         return
     _score_files(
-        predictions, cohort, class_name=class_name, average=average, prior=prior,
+        predictions, cohort, patients=patients, class_name=class_name, average=average, prior=prior,
         file_prior=file_prior or "balanced", as_json=as_json, **options,
     )  # fmt: skip
 
@@ -146,6 +164,7 @@ def _score_files(
     files: list[Path],
     cohort: Path,
     *,
+    patients: Path | None,
     class_name: str | None,
     average: Average,
     prior: str,
@@ -157,7 +176,12 @@ def _score_files(
     with spinner("scoring"):
         from mil.calibration.priors import parse_prior
         from mil.data.cohort import read_cohort
-        from mil.evaluation.predictions import average_predictions, read_predictions
+        from mil.evaluation.cohort_part import part_of_cohort, read_part
+        from mil.evaluation.predictions import (
+            align_classes,
+            average_predictions,
+            read_predictions,
+        )
         from mil.evaluation.scoring import (
             INTERVAL_NOTE,
             ScoreSettings,
@@ -165,23 +189,33 @@ def _score_files(
             score_model,
         )
 
-        labelled = read_cohort(cohort, labelled=True)
+        whole = labelled = read_cohort(cohort, labelled=True)
+        if patients is not None:
+            labelled = part_of_cohort(whole, read_part(patients, whole), source=patients)
         counts = labelled.class_counts()
         settings = ScoreSettings(
             file_prior=parse_prior(file_prior, labelled.classes, counts),
             prior=parse_prior(prior, labelled.classes, counts),
             **options,
         )
-        tables = {
-            str(path): read_predictions(path, labelled, class_name=class_name) for path in files
-        }
+        read = [
+            read_predictions(
+                path, labelled, class_name=class_name, known_classes=whole.classes,
+                is_part=patients is not None,
+            )
+            for path in files
+        ]  # fmt: skip
+        tables = {str(path): table.proba for path, table in zip(files, read, strict=True)}
         if len(tables) > 1:
             name = f"mean {average.value} of {len(tables)}"
-            tables[name] = average_predictions(list(tables.values()), how=average.value)
+            aligned = [table.proba for table in align_classes(read)]
+            tables[name] = average_predictions(aligned, how=average.value)
         scored = {name: score_model(proba, labelled, settings) for name, proba in tables.items()}
+    _print_other_classes(files, read)
     if as_json:
         print_json({
             "n_patients": len(labelled.patients),
+            "n_patients_left_out": len(whole.patients) - len(labelled.patients),
             "class_counts": counts,
             "prior": _stated(labelled, settings),
             "interval": INTERVAL_NOTE,
@@ -192,9 +226,22 @@ def _score_files(
         return
     for name, report in scored.items():
         print_scores(name, report.scores, n_patients=len(labelled.patients))
+        for kind, of_classes in report.classification.items():
+            print_classification(name if len(report.scores) == 1 else f"{name}, {kind}", of_classes)
         for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
+
+
+def _print_other_classes(files: Sequence[Path], tables: Sequence[Predictions]) -> None:
+    """Print which files predict classes that no patient has."""
+    for path, table in zip(files, tables, strict=True):
+        if table.other_classes:
+            stderr.print(
+                f"warning: {path} predicts {', '.join(table.other_classes)}, which no scored "
+                "patient has: it stays in the sum of each row, and what it got counts as wrong",
+                style="yellow",
+            )
 
 
 def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:
@@ -212,8 +259,8 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
     )
     shares = ", ".join(f"{name} {share:.3f}" for name, share in _stated(cohort, settings).items())
     stdout.print(
-        f"Brier, calibration error, reliability and accuracy are measured at a prior of {shares} "
-        f"({prior}); all else at the balanced one."
+        "Brier, calibration error, reliability, accuracy, precision, recall and F1 are measured "
+        f"at a prior of {shares} ({prior}); all else at the balanced one."
     )
     stdout.print(f"{INTERVAL_NOTE}.")
     print_calibration_note(settings)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from features.bags.bag import BagRef
     from mil.data.bags import PatientBags
     from mil.data.cohort import Cohort
+    from mil.evaluation.classification import ClassScores
     from mil.evaluation.metrics import Interval
     from mil.multilabel.table import LabelTable
     from mil.multilabel.train import LabelSummary, MultiLabelBundle
@@ -129,6 +130,7 @@ def score_label_files(
     files: list[Path],
     table: LabelTable,
     *,
+    patients: Path | None,
     average: Literal["probability", "logit"],
     prior: str,
     file_prior: str,
@@ -136,11 +138,16 @@ def score_label_files(
     **options: Any,
 ) -> None:
     """Score files with one column per label; ``options`` are those of ``ScoreSettings``."""
+    from mil.evaluation.cohort_part import read_part
     from mil.evaluation.metrics import as_two_columns
     from mil.evaluation.scoring import ScoreSettings
     from mil.multilabel.scoring import average_labels, read_label_predictions, score_labels
-    from mil.multilabel.table import parse_label_prior
+    from mil.multilabel.table import check_not_constant, parse_label_prior
 
+    n_all = len(table.truth)
+    if patients is not None:
+        table = table.subset(read_part(patients, table.patients))
+        check_not_constant(patients, table)
     shares = table.truth.mean(axis=0)
     of_file, read_at = (
         parse_label_prior(text, table.names, cohort=shares) for text in (file_prior, prior)
@@ -149,7 +156,10 @@ def score_label_files(
         file_prior=as_two_columns(of_file), prior=as_two_columns(read_at), **options
     )
     with spinner("scoring"):
-        tables = {str(path): read_label_predictions(path, table) for path in files}
+        tables = {
+            str(path): read_label_predictions(path, table, is_part=patients is not None)
+            for path in files
+        }
         if len(tables) > 1:
             name = f"mean {average} of {len(tables)}"
             tables[name] = average_labels(list(tables.values()), how=average)
@@ -161,6 +171,7 @@ def score_label_files(
     if as_json:
         print_json({
             "n_patients": len(table.truth),
+            "n_patients_left_out": n_all - len(table.truth),
             "label_counts": counts,
             **calibration_as_dict(settings),
             "files": [{"name": name, **scores.as_dict()} for name, scores in scored.items()],
@@ -171,6 +182,11 @@ def score_label_files(
         for kind in next(iter(scores.labels.values())).scores:
             of_labels = {label: report.scores[kind] for label, report in scores.labels.items()}
             _print_labels(of_labels, counts, kind=kind)
+            with_label = {
+                label: report.classification[kind].classes[label]
+                for label, report in scores.labels.items()
+            }
+            _print_label_classes(with_label, kind=kind)
         for label, of_label in scores.labels.items():
             for kind, described in of_label.reliability.items():
                 print_reliability(f"{name}, {label}", kind, described)
@@ -212,4 +228,15 @@ def _print_labels(
     for label, of_label in scores.items():
         count = [] if counts is None else [f"{counts[label]:,}"]
         table.add_row(label, *count, *(str(of_label[name]) for name in shown))
+    stdout.print(table)
+
+
+def _print_label_classes(scores: Mapping[str, ClassScores], *, kind: str) -> None:
+    """Print precision, recall and F1 of having each label, where that is the likelier."""
+    table = Table(title=f"{kind}: having the label", title_justify="left")
+    table.add_column("label")
+    for column in ("precision", "recall", "F1"):
+        table.add_column(column, justify="right")
+    for label, of_label in scores.items():
+        table.add_row(label, *(str(score) for _, score in of_label.items()))
     stdout.print(table)

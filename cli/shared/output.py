@@ -13,6 +13,7 @@ from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.audit import Finding
+    from mil.evaluation.classification import ClassificationScores
     from mil.evaluation.metrics import Interval
     from mil.evaluation.scoring import ScoreSettings
 
@@ -20,6 +21,7 @@ __all__ = [
     "calibration_as_dict",
     "print_calibration_note",
     "print_caveats",
+    "print_classification",
     "print_findings",
     "print_reliability",
     "print_scores",
@@ -55,6 +57,9 @@ _TITLES = {
 }
 
 
+_KINDS = {"raw": "as in the file", "calibrated": "calibrated"}
+
+
 def print_scores(
     name: str, kinds: Mapping[str, Mapping[str, Interval]], *, n_patients: int
 ) -> None:
@@ -70,9 +75,10 @@ def print_scores(
         Patients scored.
     """
     table = Table(title=f"{name}: {pluralize(n_patients, 'patients')}", title_justify="left")
-    table.add_column("score")
+    table.add_column("")
     for kind in kinds:
-        table.add_column(kind, justify="right")
+        # A file may well hold calibrated probabilities: without a second kind it is just scored.
+        table.add_column("score" if len(kinds) == 1 else _KINDS[kind], justify="right")
         table.add_column("95 % interval", justify="right")
     for key, title in _TITLES.items():
         cells = []
@@ -80,6 +86,30 @@ def print_scores(
             score = scores[key]
             cells += [f"{score.value:.4f}", f"{score.low:.4f} to {score.high:.4f}"]
         table.add_row(title, *cells)
+    stdout.print(table)
+
+
+def print_classification(name: str, scores: ClassificationScores) -> None:
+    """Print precision, recall and F1 per class and averaged.
+
+    Parameters
+    ----------
+    name
+        The file, and the kind of its probabilities if there are several.
+    scores
+        From :func:`mil.evaluation.classification.score_classification`.
+    """
+    table = Table(title=f"{name}: most likely class", title_justify="left")
+    for column in ("class", "patients", "predicted", "precision", "recall", "F1"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for class_name, of_class in scores.classes.items():
+        table.add_row(
+            class_name, f"{scores.n_patients[class_name]:,}",
+            f"{scores.n_predicted[class_name]:,.4g}",
+            *(str(score) for _, score in of_class.items()),
+        )  # fmt: skip
+    for average, of_average in scores.averages.items():
+        table.add_row(average, "", "", *(str(score) for _, score in of_average.items()))
     stdout.print(table)
 
 

@@ -24,7 +24,7 @@ from mil.evaluation.metrics import (
     weighted_log_loss,
 )
 
-__all__ = ["paired_differences", "stratified_bootstrap"]
+__all__ = ["paired_differences", "resampled_confusions", "stratified_bootstrap"]
 
 
 _VALUES_PER_BLOCK = 2**20  # A block of resamples occupies less than about 10 MB.
@@ -82,6 +82,32 @@ def paired_differences(
         }
         for row, name in enumerate(baselines)
     }
+
+
+def resampled_confusions(
+    predicted: Ints, labels: Ints, *, n_columns: int, n_resamples: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Return confusion matrices of each repeat and of resampled patients.
+
+    ``predicted``, shape (repeats, patients), is the index of the predicted column, below
+    ``n_columns``, and ``labels``, shape (patients,), that of the true class. Matrices have the
+    shape (repeats, classes, columns) and (resamples, classes, columns), rows being true classes;
+    each resample takes the next repeat, as for :func:`stratified_bootstrap`.
+    """
+    counts = np.bincount(labels)
+    n_cells = len(counts) * n_columns
+    by_class = np.argsort(labels, kind="stable")
+    cells = (labels * n_columns + predicted)[:, by_class]
+    positions = _draw_positions(tuple(counts.tolist()), n_resamples, seed)
+    resampled = np.empty((n_resamples, n_cells))
+    n_rows = max(1, _VALUES_PER_BLOCK // max(1, len(labels)))
+    for index, of_repeat in enumerate(cells):
+        chosen = np.arange(index, n_resamples, len(cells))
+        for start in range(0, len(chosen), n_rows):
+            block = chosen[start : start + n_rows]
+            resampled[block] = _count_by(of_repeat[positions[block]], n_cells)
+    shape = (-1, len(counts), n_columns)
+    return _count_by(cells, n_cells).reshape(shape), resampled.reshape(shape)
 
 
 def _interval(value: np.floating, samples: Floats) -> Interval:

@@ -78,16 +78,16 @@ def weighted_log_loss(proba: Floats, labels: Ints, *, class_weights: Floats | No
     Raises
     ------
     MilError
-        If a row sums to 0 or a class does not occur.
+        If a row sums to 0, or a class whose weight is not 0 does not occur.
     """
     losses = log_losses(proba, labels)
     n_classes = proba.shape[1]
+    weights = np.ones(n_classes) if class_weights is None else class_weights
     counts = np.bincount(labels, minlength=n_classes)
-    if not counts.all():
+    if not counts[weights > 0].all():
         raise MilError("log loss", actual=f"{counts.tolist()} patients of each class",
                          expected="at least one of each")  # fmt: skip
-    means = np.bincount(labels, losses, minlength=n_classes) / counts
-    weights = np.ones(n_classes) if class_weights is None else class_weights
+    means = np.bincount(labels, losses, minlength=n_classes) / np.maximum(counts, 1)
     return float(np.average(means, weights=weights))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,8 @@ from mil.data.cohort import Cohort, without_suffix
 from mil.errors import PredictionsError
 
 __all__ = [
+    "Predictions",
+    "align_classes",
     "average_predictions",
     "check_same_ids",
     "read_predictions",
@@ -23,17 +28,54 @@ __all__ = [
 
 
 _SLIDE_COLUMNS = ("image_id", "slide_id")
+_NOT_CLASSES = frozenset({
+    "patient_id", "center_id", "image_num", "label", "fold", "repeat", "seed", *_SLIDE_COLUMNS,
+})  # fmt: skip
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
 _MIN_PROBABILITY = 1e-15
 _MAX_PROBABILITY = 1 + 1e-6  # A 1 may have been rounded in a file.
+_ROUNDED_SUM = 0.02
+"""Largest distance from 1 of the sum of a row whose probabilities were rounded."""
+_MAX_OTHER_CLASSES = 10
 
 
-def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> Floats:
-    """Return the probabilities, shape (patients, classes), of a cohort from a CSV table.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Probabilities of a cohort's patients, read from a table.
 
-    They are in the cohort's order, and rows sum to 1. In a table of slides (with ``image_id`` or
-    ``slide_id``), a patient's probabilities are the mean over its slides, each row rescaled to sum
-    to 1. There is one column per class, or a single one for ``class_name``.
+    Attributes
+    ----------
+    proba
+        Shape (patients, columns), in the cohort's order; rows sum to 1. The cohort's classes come
+        first, then ``other_classes``.
+    other_classes
+        Classes in the table that no patient of the cohort has.
+    n_left_out
+        Rows of the table that are of none of the patients.
+    """
+
+    proba: Floats
+    other_classes: tuple[str, ...] = ()
+    n_left_out: int = 0
+
+
+def read_predictions(
+    path: Path,
+    cohort: Cohort,
+    *,
+    class_name: str | None,
+    known_classes: Sequence[str] = (),
+    is_part: bool = False,
+) -> Predictions:
+    """Read the probabilities of a cohort from a CSV table.
+
+    In a table of slides (with ``image_id`` or ``slide_id``), a patient's probabilities are the mean
+    over its slides, each row rescaled to sum to 1. There is one column per class, or a single one
+    for ``class_name``. Columns of classes that no patient of the cohort has are kept: those of
+    ``known_classes``, and those without which rows do not sum to 1.
+
+    With ``is_part``, the cohort is a part of the one that was predicted, and rows of others are
+    left out.
 
     Raises
     ------
@@ -44,24 +86,42 @@ def read_predictions(path: Path, cohort: Cohort, *, class_name: str | None) -> F
         If the table cannot be read.
     """
     table = read_table(path)
-    id_name, names = _find_columns(path, table, cohort, class_name)
-    values = read_probabilities(path, table, names)
+    id_name = _find_id_column(path, table)
+    other_classes: tuple[str, ...] = ()
     if class_name is None:
-        values = _rescale_rows(path, values)
+        names, other_classes = _find_classes(path, table, cohort, known_classes)
+        values = _rescale_rows(path, read_probabilities(path, table, names))
     else:
-        # The two classes' probabilities sum to 1.
-        pair = np.stack([1 - values[:, 0], values[:, 0]], axis=1)
-        values = pair if cohort.classes[1] == class_name else pair[:, ::-1]
-    ids = table[id_name]
-    if id_name == "patient_id":
-        check_same_ids(path, ids, cohort, set(cohort.patient_ids), what="patients")
-    else:
-        patients = cohort.patient_of_slide()
-        ids = ids.map(without_suffix)
-        check_same_ids(path, ids, cohort, set(patients), what="slides")
-        ids = ids.map(patients)
-    means = pd.DataFrame(values).groupby(ids.to_numpy()).mean()
-    return np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64)
+        values = _read_pair(path, table, cohort, class_name)
+    ids, patient_of = table[id_name], {name: name for name in cohort.patient_ids}
+    if id_name != "patient_id":
+        ids, patient_of = ids.map(without_suffix), cohort.patient_of_slide()
+    wanted = ids.isin(list(patient_of)) | (not is_part)
+    check_same_ids(
+        path, ids[wanted], cohort, set(patient_of),
+        what="patients" if id_name == "patient_id" else "slides",
+    )  # fmt: skip
+    patients = ids[wanted].map(patient_of).to_numpy()
+    means = pd.DataFrame(values[wanted.to_numpy()]).groupby(patients).mean()
+    return Predictions(
+        proba=np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64),
+        other_classes=other_classes,
+        n_left_out=int((~wanted).sum()),
+    )
+
+
+def align_classes(tables: Sequence[Predictions]) -> list[Predictions]:
+    """Return predictions with the same other classes; one that a table lacks has probability 0."""
+    names = tuple(dict.fromkeys(name for table in tables for name in table.other_classes))
+    aligned = []
+    for table in tables:
+        n_classes = table.proba.shape[1] - len(table.other_classes)
+        columns = {name: n_classes + i for i, name in enumerate(table.other_classes)}
+        zeros = np.zeros(len(table.proba))
+        others = [table.proba[:, columns[name]] if name in columns else zeros for name in names]
+        proba = np.column_stack([table.proba[:, :n_classes], *others])
+        aligned.append(replace(table, proba=proba, other_classes=names))
+    return aligned
 
 
 def average_predictions(
@@ -78,10 +138,8 @@ def average_predictions(
     return np.asarray(product / product.sum(axis=1, keepdims=True))
 
 
-def _find_columns(
-    path: Path, table: pd.DataFrame, cohort: Cohort, class_name: str | None
-) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the column of ids, and those of the columns of probabilities."""
+def _find_id_column(path: Path, table: pd.DataFrame) -> str:
+    """Return the name of the column of ids, of slides or else of patients."""
     slide_column = next((name for name in _SLIDE_COLUMNS if name in table), None)
     if slide_column is None and "patient_id" not in table:
         raise PredictionsError(
@@ -89,19 +147,17 @@ def _find_columns(
             actual=f"columns {', '.join(table.columns)}",
             expected="'patient_id', or 'image_id' (or 'slide_id') for a table of slides",
         )
-    id_name = slide_column or "patient_id"
-    if class_name is not None:
-        if class_name not in cohort.classes:
-            raise PredictionsError(
-                f"--class {class_name}", actual="no such class in the labels",
-                expected=" or ".join(cohort.classes),
-            )  # fmt: skip
-        if len(cohort.classes) != 2:
-            raise PredictionsError(
-                f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
-                expected="two, so that the other's probability is known",
-            )  # fmt: skip
-        return id_name, (_single_column(path, table, cohort),)
+    return slide_column or "patient_id"
+
+
+def _find_classes(
+    path: Path, table: pd.DataFrame, cohort: Cohort, known_classes: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of all columns of probabilities, and those that no patient has as class.
+
+    A class that no patient has must stay in the sum of its row. Whether a column is one is decided
+    by the sums: rows of probabilities sum to 1 with it, and do not without it.
+    """
     if absent := [name for name in cohort.classes if name not in table]:
         raise PredictionsError(
             path,
@@ -109,19 +165,100 @@ def _find_columns(
             expected=f"one column per class: {', '.join(cohort.classes)}",
             hint="If one column holds the probability of a single class, name it with --class.",
         )
-    return id_name, cohort.classes
+    known = [n for n in known_classes if n in table and n not in cohort.classes]
+    sums = read_probabilities(path, table, [*cohort.classes, *known]).sum(axis=1)
+    candidates = {
+        name: values
+        for name in table.columns
+        if name not in {*cohort.classes, *known, *_NOT_CLASSES}
+        and (values := _as_probabilities(table[name])) is not None
+        and values.any()
+    }
+    found: tuple[str, ...] = ()
+    error = _distance_from_one(sums)
+    for names in _subsets(list(candidates)):
+        distance = _distance_from_one(sums + sum(candidates[name] for name in names))
+        if distance < error - 1e-9:
+            found, error = names, distance
+    if candidates and error > _ROUNDED_SUM:
+        raise PredictionsError(
+            path,
+            actual=f"rows of {', '.join([*cohort.classes, *known])} sum to {sums.min():.3g} to "
+            f"{sums.max():.3g}, and {', '.join(list(candidates)[:5])} may be a class as well",
+            expected="rows whose probabilities sum to 1 over all predicted classes",
+            hint="Divide each row by its sum over all classes, or take out the columns that are "
+            "not classes.",
+        )
+    others = (*known, *found)
+    return (*cohort.classes, *others), others
 
 
-def _single_column(path: Path, table: pd.DataFrame, cohort: Cohort) -> str:
-    """Return the column of probabilities: by a usual name, else the only numeric one."""
-    for name in (*_PROBABILITY_NAMES, *cohort.classes):
+def _as_probabilities(column: pd.Series[str]) -> Floats | None:
+    """Return a column as numbers from 0 to 1; None if it holds anything else."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    return values if ((values >= 0) & (values <= _MAX_PROBABILITY)).all() else None
+
+
+def _distance_from_one(sums: Floats) -> float:
+    return float(np.abs(sums - 1).max())
+
+
+def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield combinations of names, the smallest first; of very many, only all of them."""
+    if len(names) > _MAX_OTHER_CLASSES:
+        yield tuple(names)
+        return
+    for size in range(1, len(names) + 1):
+        yield from combinations(names, size)
+
+
+def _read_pair(path: Path, table: pd.DataFrame, cohort: Cohort, class_name: str) -> Floats:
+    """Return the probabilities of two classes, shape (rows, 2), from one column for one of them."""
+    if class_name not in cohort.classes:
+        raise PredictionsError(
+            f"--class {class_name}", actual="no such class in the labels",
+            expected=" or ".join(cohort.classes),
+        )  # fmt: skip
+    if len(cohort.classes) != 2:
+        raise PredictionsError(
+            f"--class {class_name}", actual=f"{len(cohort.classes)} classes in the labels",
+            expected="two, so that the other's probability is known",
+        )  # fmt: skip
+    (other,) = (name for name in cohort.classes if name != class_name)
+    column = _single_column(path, table, class_name, other=other)
+    values = read_probabilities(path, table, [column])[:, 0]
+    if column == class_name and other in table:
+        sums = values + read_probabilities(path, table, [other])[:, 0]
+        if _distance_from_one(sums) > _ROUNDED_SUM:
+            raise PredictionsError(
+                path,
+                actual=f"{class_name} and {other} sum to {sums.min():.3g} to {sums.max():.3g}",
+                expected="1 in each row, as the other class has the rest",
+                hint="Leave --class out: the file has a column for each class.",
+            )
+    # The two classes' probabilities sum to 1.
+    pair = np.stack([1 - values, values], axis=1)
+    return pair if cohort.classes[1] == class_name else pair[:, ::-1]
+
+
+def _single_column(path: Path, table: pd.DataFrame, class_name: str, *, other: str) -> str:
+    """Return the column of a class's probabilities.
+
+    It has the name of the class or a usual one, or is the only column of numbers.
+    """
+    for name in (class_name, *_PROBABILITY_NAMES):
         if name in table:
             return name
-    ids = {"patient_id", "center_id", "image_num", *_SLIDE_COLUMNS}
+    if other in table:
+        raise PredictionsError(
+            path, actual=f"a column {other!r} and none for {class_name!r}",
+            expected=f"probabilities of {class_name}",
+            hint=f"If they are those of {other}, use --class {shlex.quote(other)}.",
+        )  # fmt: skip
     numbers = [
         str(name)
         for name in table.columns
-        if name not in ids and pd.to_numeric(table[name], errors="coerce").notna().all()
+        if name not in _NOT_CLASSES and pd.to_numeric(table[name], errors="coerce").notna().all()
     ]
     if len(numbers) != 1:
         raise PredictionsError(
@@ -194,6 +331,7 @@ def check_same_ids(
             path,
             actual=f"no row for {len(missing)} of {len(known)} {what} ({_abbreviate(missing)})",
             expected="a row for each",
+            hint="To score some patients only, list them in a table and give it with --patients.",
         )
 
 

@@ -17,6 +17,7 @@ from mil.data.splits import stratified_fold_ids
 from mil.errors import CalibrationError
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
+from mil.evaluation.classification import ClassificationScores, score_classification
 from mil.evaluation.metrics import (
     Interval,
     Metric,
@@ -78,6 +79,7 @@ class ScoreSettings:
 class ScoreReport:
     """Scores of a set of predictions, by kind: ``raw`` and, on request, ``calibrated``.
 
+    ``classification`` are precision, recall and F1 of the most likely class at the stated prior.
     ``reliability`` holds the results of :func:`describe_reliability` by kind, ``calibrators`` the
     number of fitted calibrators by kind of calibrator, and ``calibrated`` the cross-fitted
     probabilities at the balanced prior, shape (repeats, patients, classes). They are empty or None
@@ -85,6 +87,7 @@ class ScoreReport:
     """
 
     scores: Mapping[str, Mapping[str, Interval]]
+    classification: Mapping[str, ClassificationScores]
     reliability: Mapping[str, Mapping[str, Any]]
     calibrators: Mapping[str, int]
     calibrated: Floats | None
@@ -92,7 +95,10 @@ class ScoreReport:
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         plain: dict[str, object] = {
-            kind: {name: score.as_dict() for name, score in scores.items()}
+            kind: {
+                **{name: score.as_dict() for name, score in scores.items()},
+                **self.classification[kind].as_dict(),
+            }
             for kind, scores in self.scores.items()
         }
         if self.calibrators:
@@ -103,16 +109,25 @@ class ScoreReport:
 
 
 def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> ScoreReport:
-    """Score predictions, shape (patients, classes), raw and after cross-fitted calibration.
+    """Score predictions, shape (patients, columns), raw and after cross-fitted calibration.
 
-    Predictions are in the order of the cohort; calibration is done on request.
+    Predictions are in the order of the cohort; calibration is done on request. Columns after those
+    of the cohort's classes are classes that no patient has, see :func:`score_predictions`.
 
     Raises
     ------
     CalibrationError
-        As :func:`calibrate_predictions`.
+        As :func:`calibrate_predictions`; or if calibration or reliability is asked for, and there
+        are columns of other classes.
     """
     labels = cohort.labels
+    if proba.shape[1] > len(cohort.classes) and (settings.calibrator or settings.reliability):
+        raise CalibrationError(
+            "--calibrate" if settings.calibrator else "--reliability",
+            actual="predictions of a class that no patient has",
+            expected=f"of {', '.join(cohort.classes)} only",
+            hint="Leave the option out, or give labels with patients of every class.",
+        )
     kinds = {"raw": (proba, settings)}
     calibrators: Mapping[str, int] = {}
     calibrated: Floats | None = None
@@ -124,6 +139,13 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
         calibrators = {kind: settings.n_folds * settings.n_repeats}
     return ScoreReport(
         scores={kind: score_predictions(p, labels, of) for kind, (p, of) in kinds.items()},
+        classification={
+            kind: score_classification(
+                _at_prior(p, old=of.file_prior, new=of.prior), labels, cohort.classes,
+                shares=of.prior, n_resamples=of.n_resamples, seed=of.seed,
+            )
+            for kind, (p, of) in kinds.items()
+        },
         reliability={
             kind: describe_reliability(p, cohort, of)
             for kind, (p, of) in kinds.items()
@@ -131,7 +153,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
         },
         calibrators=calibrators,
         calibrated=calibrated,
-    )
+    )  # fmt: skip
 
 
 def calibrate_predictions(proba: Floats, labels: Ints, settings: ScoreSettings) -> Floats:
@@ -169,8 +191,12 @@ def score_predictions(proba: Floats, labels: Ints, settings: ScoreSettings) -> d
     exact shift and with patients weighted so that the sample represents it. ``proba`` has shape
     (patients, classes), or (repeats, patients, classes) as for
     :func:`mil.evaluation.bootstrap.stratified_bootstrap`; ``labels`` has shape (patients,).
+
+    Columns after those of the classes of the priors are classes that no patient has. What was
+    predicted for them stays in each row's sum and is an error of log loss, Brier score,
+    calibration error and accuracies; AUROC, slope and intercept compare the other classes alone.
     """
-    n_classes = proba.shape[-1]
+    n_classes = len(settings.prior)
     even = np.full(n_classes, 1 / n_classes)
 
     def weights(truth: Ints) -> Floats:
@@ -185,6 +211,8 @@ def score_predictions(proba: Floats, labels: Ints, settings: ScoreSettings) -> d
             calibration_slope_and_intercepts(p, y)[1]
         ),
     }
+    if proba.shape[-1] > n_classes:
+        at_even = _with_other_classes(at_even, n_classes, n_columns=proba.shape[-1])
     at_prior: dict[str, Metric] = {
         "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
         "calibration_error": lambda p, y: expected_calibration_error(p, y, weights=weights(y)),
@@ -239,9 +267,46 @@ def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
     }
 
 
+def _with_other_classes(
+    metrics: Mapping[str, Metric], n_classes: int, *, n_columns: int
+) -> dict[str, Metric]:
+    """Return metrics, at equal shares, of predictions with columns of other classes."""
+    counted = np.repeat([1.0, 0.0], [n_classes, n_columns - n_classes])
+
+    def of_classes(metric: Metric) -> Metric:
+        return lambda p, y: metric(_without_others(p, n_classes)[0], y)
+
+    kept: dict[str, Metric] = {
+        "weighted_log_loss": lambda p, y: weighted_log_loss(p, y, class_weights=counted),
+        "balanced_accuracy": lambda p, y: accuracy(
+            p, y, weights=prior_weights(y, None, n_classes=n_classes)
+        ),
+    }
+    return {name: kept.get(name) or of_classes(metric) for name, metric in metrics.items()}
+
+
 def _at_prior(proba: Floats, *, old: Floats, new: Floats) -> Floats:
-    """Shift probabilities, shape (..., classes); equal priors leave them exactly as they are."""
+    """Shift probabilities, shape (..., columns); equal priors leave them exactly as they are.
+
+    Columns after those of the priors' classes keep their probabilities, since no prior is known
+    for them.
+    """
     if np.allclose(new, old, rtol=0, atol=1e-12):
         return proba
-    flat = shift_prior(proba.reshape(-1, proba.shape[-1]), old=old, new=new)
-    return flat.reshape(proba.shape)
+    flat = proba.reshape(-1, proba.shape[-1])
+    if proba.shape[-1] == len(old):
+        return shift_prior(flat, old=old, new=new).reshape(proba.shape)
+    known, mass = _without_others(flat, len(old))
+    shifted = mass * shift_prior(known, old=old, new=new)
+    return np.concatenate([shifted, flat[:, len(old) :]], axis=1).reshape(proba.shape)
+
+
+def _without_others(proba: Floats, n_classes: int) -> tuple[Floats, Floats]:
+    """Return probabilities of the classes, rescaled to sum to 1, and their sums before, (n, 1).
+
+    Rows without any probability of these classes become equal shares.
+    """
+    known = proba[:, :n_classes]
+    mass = known.sum(axis=1, keepdims=True)
+    even = np.full_like(known, 1 / n_classes)
+    return np.divide(known, mass, out=even, where=mass > 0), mass

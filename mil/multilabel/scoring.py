@@ -44,8 +44,10 @@ class LabelScores:
         }
 
 
-def read_label_predictions(path: Path, table: LabelTable) -> Floats:
+def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = False) -> Floats:
     """Return probabilities in the order of the table's patients, shape (patients, labels).
+
+    With ``is_part``, rows of other patients are left out.
 
     Raises
     ------
@@ -60,8 +62,10 @@ def read_label_predictions(path: Path, table: LabelTable) -> Floats:
         find_column(rows, [name], where=path, what="one column per label")
     values = read_probabilities(path, rows, table.names)
     patient_ids = table.patients.patient_ids
-    check_same_ids(path, ids, table.patients, set(patient_ids), what="patients")
-    return np.asarray(values[pd.Index(ids).get_indexer(list(patient_ids))], np.float64)
+    wanted = ids[ids.isin(patient_ids)] if is_part else ids
+    check_same_ids(path, wanted, table.patients, set(patient_ids), what="patients")
+    rows_of = pd.Index(wanted).get_indexer(list(patient_ids))
+    return np.asarray(values[wanted.index.to_numpy()[rows_of]], np.float64)
 
 
 def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "logit"]) -> Floats:

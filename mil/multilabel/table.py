@@ -15,7 +15,13 @@ from mil.arrays import Floats, Ints
 from mil.data.cohort import Cohort, Patient, check_one_value, read_slide_rows
 from mil.errors import CohortError
 
-__all__ = ["LabelTable", "parse_label_prior", "parse_labels", "read_label_table"]
+__all__ = [
+    "LabelTable",
+    "check_not_constant",
+    "parse_label_prior",
+    "parse_labels",
+    "read_label_table",
+]
 
 _MEANING = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RESERVED = {
@@ -122,7 +128,7 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
         names=tuple(names),
         truth=np.stack(truth),
     )
-    _check_not_constant(path, label_table)
+    check_not_constant(path, label_table)
     return label_table
 
 
@@ -136,7 +142,8 @@ def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[
     return values.astype(np.int64)
 
 
-def _check_not_constant(path: Path, table: LabelTable) -> None:
+def check_not_constant(path: Path, table: LabelTable) -> None:
+    """Raise CohortError, naming the path, if all patients have a label or none does."""
     n_patients = len(table.truth)
     for name, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True):
         if n_with in (0, n_patients):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import Result
 
@@ -105,3 +106,122 @@ def test_published_predictions_are_calibrated_by_one_command(mil_data: Path) -> 
     assert len(models) == 5
     assert max(models) <= 0.673
     assert mean <= 0.658
+
+
+@pytest.fixture
+def three_classes(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions of A, B and C for patients of all three, with C in its own centre."""
+    rng = np.random.default_rng(1)
+    labels, predictions = ["image_id,patient_id,label"], ["patient_id,A,B,C"]
+    for patient in range(30):
+        label = patient % 3
+        p = rng.dirichlet(np.ones(3) + 2 * np.eye(3)[label])
+        labels.append(f"s{patient},p{patient},{'ABC'[label]}")
+        predictions.append(f"p{patient},{p[0]:.6f},{p[1]:.6f},{p[2]:.6f}")
+    (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
+    (tmp_path / "p.csv").write_text("\n".join(predictions) + "\n")
+    return tmp_path / "p.csv", tmp_path / "labels.csv"
+
+
+@pytest.mark.parametrize("column", ["patient_id", "image_id", "slide_id"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_part_without_a_class_is_scored_with_that_class_in_the_sums(
+    three_classes: tuple[Path, Path], tmp_path: Path, column: str, cut: bool
+) -> None:
+    predictions, labels = three_classes
+    of = {"patient_id": "p{}", "image_id": "s{}.tif", "slide_id": "s{}"}[column]
+    part = [number for number in range(30) if number % 3 < 2]
+    rows = [column, *(of.format(number) for number in part)]
+    (tmp_path / "part.csv").write_text("\n".join(rows))
+    if cut:  # to predictions of these patients only
+        header, *lines = predictions.read_text().splitlines()
+        predictions.write_text("\n".join([header, *(lines[number] for number in part)]))
+    result = mil(
+        "score", predictions, "--cohort", labels, "--patients", tmp_path / "part.csv",
+        "--resamples", 100, "--json",
+    )  # fmt: skip
+    assert "p.csv predicts C, which no scored patient has" in result.stderr
+    data = json.loads(result.stdout)
+    assert (data["n_patients"], data["n_patients_left_out"]) == (20, 10)
+    assert data["class_counts"] == {"A": 10, "B": 10}
+    table = pd.read_csv(predictions).set_index("patient_id")
+    losses = [-np.log(table.loc[f"p{n}", "ABC"[n % 3]]) for n in part]
+    expected = (np.mean(losses[::2]) + np.mean(losses[1::2])) / 2
+    assert data["files"][0]["raw"]["weighted_log_loss"]["value"] == pytest.approx(expected)
+    # Labels that never name the class lead to the same scores.
+    two = [line for line in labels.read_text().splitlines() if not line.endswith("C")]
+    labels.write_text("\n".join(two))
+    if cut:
+        again = mil("score", predictions, "--cohort", labels, "--resamples", 100, "--json")
+        assert json.loads(again.stdout)["files"] == data["files"]
+
+
+def test_a_part_of_one_class_or_of_strangers_is_refused(
+    three_classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, labels = three_classes
+    for rows, message in (
+        ("patient_id\np0\np3", "2 patients, all of class 'A'"),
+        ("patient_id\np0\np99", "1 of its ids are not in"),
+        ("id\np0", "patients or slides"),
+    ):
+        (tmp_path / "part.csv").write_text(rows)
+        result = mil("score", predictions, "--cohort", labels, "--patients", tmp_path / "part.csv")
+        assert result.exit_code == 1
+        assert message in result.output
+        assert len(result.output.strip().splitlines()) == 1
+
+
+def test_files_that_lack_patients_lead_to_the_option_that_scores_a_part(
+    three_classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, labels = three_classes
+    predictions.write_text("\n".join(predictions.read_text().splitlines()[:20]))
+    assert "with --patients" in mil("score", predictions, "--cohort", labels).output
+    # The file itself is such a table.
+    result = mil("score", predictions, "--cohort", labels, "--patients", predictions)
+    assert result.exit_code == 0, result.output
+
+
+def test_precision_recall_and_f1_are_printed_and_given_as_json(
+    tables: tuple[Path, Path],
+) -> None:
+    printed = score(tables).output
+    for words in ("most likely class", "precision", "recall", "F1", "macro", "weighted"):
+        assert words in printed
+    raw = json.loads(score(tables, "--json").stdout)["files"][0]["raw"]
+    classes = raw["classes"]
+    assert set(classes) == {"CE", "LAA"}
+    assert {name: of["n_patients"] for name, of in classes.items()} == {"CE": 40, "LAA": 20}
+    assert raw["f1_macro"]["value"] == pytest.approx(
+        np.mean([of["f1"]["value"] for of in classes.values()])
+    )
+    low, high = raw["recall_weighted"]["interval"]
+    recall = raw["recall_weighted"]["value"]
+    assert recall == pytest.approx(raw["accuracy"]["value"])
+    assert low < recall < high
+
+
+def test_a_single_kind_of_scores_is_not_called_raw(tables: tuple[Path, Path]) -> None:
+    assert "raw" not in score(tables).output
+    both = score(tables, "--calibrate", "--repeats", 1).output
+    assert "as in the file" in both
+
+
+def test_a_part_is_scored_with_several_labels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (24, 2))
+    labels = [f"s{n},p{n},{a},{b}" for n, (a, b) in enumerate(truth)]
+    rows = [f"p{n},{p[0]:.4f},{p[1]:.4f}" for n, p in enumerate(rng.uniform(size=(24, 2)))]
+    for name, header, lines in (
+        ("labels.csv", "image_id,patient_id,x,y", labels),
+        ("p.csv", "patient_id,x,y", rows),
+        ("part.csv", "patient_id,x,y", rows[:16]),
+    ):
+        (tmp_path / name).write_text("\n".join([header, *lines]))
+    command = ["score", tmp_path / "p.csv", "--cohort", tmp_path / "labels.csv", "--labels", "x,y"]
+    part = [*command, "--patients", tmp_path / "part.csv", "--resamples", 100]
+    data = json.loads(mil(*part, "--json").stdout)
+    assert (data["n_patients"], data["n_patients_left_out"]) == (16, 8)
+    assert data["label_counts"]["x"] == truth[:16, 0].sum()
+    assert "having the label" in mil(*part).output

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from mil.data.cohort import Cohort, Patient
 from mil.errors import PredictionsError
-from mil.evaluation.predictions import average_predictions, read_predictions
+from mil.evaluation.predictions import (
+    Predictions,
+    align_classes,
+    average_predictions,
+    read_predictions,
+)
 
 COHORT = Cohort(
     path=Path("train.csv"),
@@ -25,7 +30,7 @@ COHORT = Cohort(
 def read(folder: Path, *rows: str, class_name: str | None = None) -> np.ndarray:
     path = folder / "p.csv"
     path.write_text("\n".join(rows) + "\n")
-    return read_predictions(path, COHORT, class_name=class_name)
+    return read_predictions(path, COHORT, class_name=class_name).proba
 
 
 def test_a_table_of_patients_is_put_in_the_cohorts_order(tmp_path: Path) -> None:
@@ -37,7 +42,15 @@ def test_slides_are_averaged_to_patients(tmp_path: Path) -> None:
     rows = ["image_id,LAA", "a.tif,0.2", "b,0.6", "c,0.9", "d,0.1"]
     proba = read(tmp_path, *rows, class_name="LAA")
     np.testing.assert_allclose(proba[:, 1], [0.4, 0.9, 0.1])
-    np.testing.assert_allclose(read(tmp_path, *rows, class_name="CE")[:, 0], [0.4, 0.9, 0.1])
+    np.testing.assert_allclose(read(tmp_path, *rows, class_name="LAA")[:, 0], [0.6, 0.1, 0.9])
+
+
+def test_the_column_of_the_named_class_is_taken_wherever_it_stands(tmp_path: Path) -> None:
+    rows = ["patient_id,CE,LAA", "049194,.9,.1", "588e11,.2,.8", "p3,.6,.4"]
+    for name in ("CE", "LAA"):
+        proba = read(tmp_path, *rows, class_name=name)
+        np.testing.assert_allclose(proba[:, 1], [0.1, 0.8, 0.4])
+        np.testing.assert_allclose(proba, read(tmp_path, *rows))
 
 
 def test_a_one_that_was_rounded_on_its_way_is_a_one(tmp_path: Path) -> None:
@@ -54,6 +67,56 @@ def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
 
 
 FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
+ONE = ["049194,.5", "588e11,.5", "p3,.5"]
+THREE = ["049194,.5,.2,.3", "588e11,.3,.4,.3", "p3,.1,.6,.3"]
+ODD = ["049194,.5,.9,.3", "588e11,.3,.4,.3", "p3,.1,.4,.3"]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "others"),
+    [
+        ("CE,LAA,UNK", THREE, ("UNK",)),
+        ("CE,UNK,LAA", ["049194,.5,.3,.2", "588e11,.3,.3,.4", "p3,.1,.3,.6"], ("UNK",)),
+        ("CE,LAA,UNK", ["049194,.5,.49,.01", "588e11,.5,.49,.01", "p3,.5,.49,.01"], ("UNK",)),
+        ("CE,LAA,a,b", ["049194,.5,.2,.1,.2", "588e11,.3,.4,.3,0", "p3,.1,.6,.1,.2"], ("a", "b")),
+        ("CE,LAA,UNK", ["049194,.333,.333,.333", "588e11,.3,.4,.3", "p3,0,0,1"], ("UNK",)),
+        ("CE,LAA,UNK,spread", [f"{row},.07" for row in THREE], ("UNK",)),
+        ("CE,LAA,spread", [f"{row},.07" for row in FULL], ()),
+        ("CE,LAA,n_tiles", [f"{row},12" for row in FULL], ()),
+        ("CE,LAA,never", [f"{row},0" for row in ("049194,.5,.2", "588e11,.3,.4", "p3,.1,.6")], ()),
+    ],
+)
+def test_a_class_that_no_patient_has_stays_in_the_sum_of_its_row(
+    tmp_path: Path, header: str, rows: list[str], others: tuple[str, ...]
+) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join([f"patient_id,{header}", *rows]))
+    predictions = read_predictions(path, COHORT, class_name=None)
+    assert predictions.other_classes == others
+    assert predictions.proba.shape == (3, 2 + len(others))
+    np.testing.assert_allclose(predictions.proba.sum(axis=1), 1)
+
+
+def test_a_class_of_the_other_patients_stays_in_the_sum_even_unscaled(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join(["patient_id,CE,LAA,UNK", *ODD, "p9,1,1,1"]))
+    predictions = read_predictions(
+        path, COHORT, class_name=None, known_classes=("CE", "LAA", "UNK"), is_part=True
+    )
+    assert (predictions.other_classes, predictions.n_left_out) == (("UNK",), 1)
+    np.testing.assert_allclose(predictions.proba[0], np.array([0.5, 0.9, 0.3]) / 1.7)
+
+
+def test_files_with_different_other_classes_get_the_same_columns() -> None:
+    one, two = align_classes(
+        [
+            Predictions(proba=np.array([[0.5, 0.3, 0.2]]), other_classes=("UNK",)),
+            Predictions(proba=np.array([[0.5, 0.4, 0.1]]), other_classes=("none",)),
+        ]
+    )
+    assert one.other_classes == two.other_classes == ("UNK", "none")
+    np.testing.assert_allclose(one.proba, [[0.5, 0.3, 0.2, 0]])
+    np.testing.assert_allclose(two.proba, [[0.5, 0.4, 0, 0.1]])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +135,9 @@ FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
         (["patient_id,CE,LAA", *FULL[:2], "p3,0,0"], None, "row 4: all probabilities are 0"),
         (["patient_id,p", "049194,.5", "588e11,2", "p3,.5"], "LAA", "row 3: p is '2'"),
         (["patient_id,x,y", *FULL], "LAA", "2 columns of numbers"),
+        (["patient_id,LAA", *ONE], "CE", "'LAA' and none for 'CE'.*use --class LAA"),
+        (["patient_id,CE,LAA,UNK", *THREE], "LAA", "LAA and CE sum to 0.7 .*Leave --class out"),
+        (["patient_id,CE,LAA,UNK", *ODD], None, "sum to 0.5 to 1.4, and UNK may be a class"),
     ],
 )
 def test_each_fault_has_its_own_line(

@@ -153,7 +153,7 @@ def test_published_models_are_brought_below_the_constant(mil_data: Path) -> None
     strip = mil_data / "strip"
     cohort = read_cohort(strip / "train.csv", labelled=True)
     models = [
-        read_predictions(path, cohort, class_name="LAA")
+        read_predictions(path, cohort, class_name="LAA").proba
         for path in sorted((strip / "oof").glob("*.csv"))
     ]
 
@@ -167,3 +167,48 @@ def test_published_models_are_brought_below_the_constant(mil_data: Path) -> None
         assert calibrated(model) <= 0.673
     for how in ("probability", "logit"):
         assert calibrated(average_predictions(models, how=how)) <= 0.658
+
+
+def test_what_was_predicted_for_a_class_that_no_patient_has_counts_as_wrong() -> None:
+    cohort = cohort_of({"A": 20, "B": 10})
+    rng = np.random.default_rng(0)
+    proba = rng.dirichlet([2, 2, 2], 30)
+    settings = settings_of(
+        calibrator=None, reliability=False, prior=np.array([2 / 3, 1 / 3])
+    )  # at the shares of the cohort
+    scores = score_model(proba, cohort, settings).scores["raw"]
+    losses = -np.log(proba[np.arange(30), cohort.labels])
+    expected = (losses[:20].mean() + losses[20:].mean()) / 2
+    assert scores["weighted_log_loss"].value == pytest.approx(expected)
+    assert scores["weighted_log_loss"].low < expected < scores["weighted_log_loss"].high
+    dropped = proba[:, :2] / proba[:, :2].sum(axis=1, keepdims=True)
+    without = score_model(dropped, cohort, settings).scores["raw"]
+    assert without["weighted_log_loss"].value < expected
+    assert without["brier_score"].value < scores["brier_score"].value
+    for ranks in ("auroc", "calibration_slope"):  # of A against B
+        assert scores[ranks].value == pytest.approx(without[ranks].value)
+    right = proba.argmax(axis=1) == cohort.labels
+    recall = (right[:20].mean() + right[20:].mean()) / 2
+    assert scores["balanced_accuracy"].value == pytest.approx(recall)
+
+
+def test_a_shift_of_prior_leaves_what_other_classes_got() -> None:
+    cohort = cohort_of({"A": 2, "B": 1})
+    proba = np.array([[0.5, 0.3, 0.2], [0.0, 0.0, 1.0], [0.1, 0.8, 0.1]])
+    settings = settings_of(calibrator=None, reliability=False, file_prior=np.array([0.8, 0.2]))
+    scores = score_model(proba, cohort, settings).scores["raw"]
+    shifted = proba[:, :2] / np.array([0.8, 0.2])
+    shifted *= proba[:, :2].sum(axis=1, keepdims=True) / np.maximum(
+        shifted.sum(axis=1, keepdims=True), 1e-9
+    )
+    losses = -np.log(np.maximum(shifted[np.arange(3), cohort.labels], 1e-15))
+    expected = (losses[:2].mean() + losses[2]) / 2
+    assert scores["weighted_log_loss"].value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("option", ["calibrator", "reliability"])
+def test_other_classes_cannot_be_calibrated(option: str) -> None:
+    cohort = cohort_of({"A": 20, "B": 10})
+    settings = settings_of(**{"calibrator": None, "reliability": False, option: "platt"})
+    with pytest.raises(CalibrationError, match="a class that no patient has"):
+        score_model(np.full((30, 3), 1 / 3), cohort, settings)

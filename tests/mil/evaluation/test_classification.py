@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
+
+from mil.evaluation.classification import score_classification
+from mil.evaluation.metrics import prior_weights
+
+CLASSES = ("A", "B", "C")
+
+
+def cohort(seed: int, counts: tuple[int, ...] = (40, 25, 10)) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    return rng.dirichlet(np.ones(len(counts)), len(labels)) + 0.3 * np.eye(len(counts))[
+        labels
+    ], labels
+
+
+@pytest.mark.parametrize("shares", [None, np.array([0.2, 0.2, 0.6])])
+def test_scores_are_those_of_scikit_learn(shares: np.ndarray | None) -> None:
+    proba, labels = cohort(0)
+    weights = None if shares is None else prior_weights(labels, shares, n_classes=3)
+    scores = score_classification(proba, labels, CLASSES, shares=shares, n_resamples=50, seed=0)
+
+    def expected(average: str | None) -> tuple[np.ndarray, ...]:
+        return precision_recall_fscore_support(
+            labels, proba.argmax(axis=1), average=average, sample_weight=weights
+        )[:3]
+
+    for index, name in enumerate(CLASSES):
+        actual = [score.value for _, score in scores.classes[name].items()]
+        np.testing.assert_allclose(actual, [of[index] for of in expected(None)])
+    for average in ("macro", "weighted"):
+        actual = [score.value for _, score in scores.averages[average].items()]
+        np.testing.assert_allclose(actual, expected(average))
+    assert scores.n_patients == {"A": 40, "B": 25, "C": 10}
+    assert sum(scores.n_predicted.values()) == len(labels)
+
+
+def test_intervals_hold_the_score_and_shrink_with_more_patients() -> None:
+    widths = []
+    for counts in ((12, 12, 12), (300, 300, 300)):
+        proba, labels = cohort(1, counts)
+        scores = score_classification(proba, labels, CLASSES, n_resamples=200, seed=0)
+        f1 = scores.averages["macro"].f1
+        assert f1.low < f1.value < f1.high
+        widths.append(f1.high - f1.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_a_class_that_is_never_predicted_scores_zero() -> None:
+    labels = np.array([0, 0, 1])
+    scores = score_classification(
+        np.array([[0.9, 0.1]] * 3), labels, ("A", "B"), n_resamples=20, seed=0
+    )
+    assert [score.value for _, score in scores.classes["B"].items()] == [0, 0, 0]
+    assert scores.n_predicted == {"A": 3, "B": 0}
+
+
+def test_a_predicted_class_that_no_patient_has_is_a_miss_and_no_false_alarm() -> None:
+    labels = np.array([0, 0, 1, 1])
+    proba = np.array([[0.2, 0.1, 0.7], [0.6, 0.2, 0.2], [0.1, 0.6, 0.3], [0.4, 0.3, 0.3]])
+    scores = score_classification(proba, labels, ("A", "B"), n_resamples=20, seed=0)
+    assert scores.classes["A"].recall.value == 0.5
+    assert scores.classes["A"].precision.value == 0.5
+    assert scores.classes["B"].precision.value == 1
+
+
+def test_scores_of_repeats_are_means_over_them() -> None:
+    (one, labels), (two, _) = cohort(2), cohort(3)
+    repeats = np.stack([one, two])
+    both = score_classification(repeats, labels, CLASSES, n_resamples=40, seed=0)
+    each = [score_classification(p, labels, CLASSES, n_resamples=40, seed=0) for p in repeats]
+    assert both.classes["B"].f1.value == pytest.approx(
+        np.mean([scores.classes["B"].f1.value for scores in each])
+    )
+
+
+def test_without_resamples_there_are_no_limits() -> None:
+    proba, labels = cohort(4)
+    scores = score_classification(proba, labels, CLASSES, n_resamples=0, seed=0)
+    assert np.isnan(scores.averages["macro"].f1.low)
