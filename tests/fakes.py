@@ -15,7 +15,7 @@ from features.bags.h5 import write_bag
 from features.errors import TileError
 from features.filters.classifier import EmbeddingSpec, ExampleSlide, LabelledTiles, TileFilter
 from features.filters.training import fit_filter
-from features.slides.base import Level
+from features.slides.base import Level, StatedMpp
 
 FINGERPRINT = Fingerprint(
     encoder="fake",
@@ -168,6 +168,7 @@ class FakeSlide:
     reader = "fake"
     path = Path("fake.tif")
     background_rgb = (255, 255, 255)
+    warnings = ()
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class FakeSlide:
     ) -> None:
         self._pixels = [pixels[::factor, ::factor] for factor in downsamples]
         self.mpp_xy = mpp_xy
+        self.stated_mpp = mpp_xy and StatedMpp(x=mpp_xy[0], y=mpp_xy[1], field="a fake")
         self.broken = broken
         self.levels_read: list[int] = []
         self.levels = tuple(

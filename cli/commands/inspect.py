@@ -11,6 +11,7 @@ from rich.table import Table
 from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, stderr, stdout
 from cli.options import JsonOutput, SlideMpp, SlidePaths
 from cli.shared.arguments import resolve_slides
+from cli.shared.embed_progress import assumed_mpp_text
 
 if TYPE_CHECKING:
     from features.slides.base import Slide
@@ -39,11 +40,14 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
                 opened.append(_describe(slide, slide_mpp))
         except MilError as error:
             failed[str(path)] = str(error)
+    assumed = [d["slide_id"] for d in opened if d["mpp_source"] == "assumed"]
     if as_json:
-        print_json({"slides": opened, "failed": failed})
+        print_json({"slides": opened, "mpp_assumed": assumed, "failed": failed})
     else:
         for described in opened:
             _print(described)
+        if assumed:
+            stderr.print(assumed_mpp_text(assumed), style="yellow")
         for message in failed.values():
             stderr.print(f"failed: {message}", style="yellow")
     if failed:
@@ -54,7 +58,7 @@ def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, Any]:
     from features.slides.reader import slide_id_of
     from features.slides.resolution import resolve_mpp
 
-    resolution = resolve_mpp(slide.mpp_xy, given_mpp=slide_mpp, where=slide.path)
+    resolution = resolve_mpp(slide.stated_mpp, given_mpp=slide_mpp, where=slide.path)
     first = slide.levels[0]
     return {
         "slide_id": slide_id_of(slide.path),
@@ -66,8 +70,10 @@ def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, Any]:
         "width_mm": first.width_px * resolution.mpp_x / 1000,
         "height_mm": first.height_px * resolution.mpp_y / 1000,
         "mpp_in_file": None if slide.mpp_xy is None else list(slide.mpp_xy),
+        "mpp_field": "" if slide.stated_mpp is None else slide.stated_mpp.field,
         "mpp_used": [resolution.mpp_x, resolution.mpp_y],
         "mpp_source": resolution.source,
+        "warnings": list(slide.warnings),
         "background_rgb": list(slide.background_rgb),
         "levels": [[level.width_px, level.height_px, level.downsample] for level in slide.levels],
     }
@@ -81,10 +87,14 @@ def _print(described: dict[str, Any]) -> None:
         "size": f"{described['width_px0']:,} x {described['height_px0']:,} px "
         f"({described['gigapixels']:.3g} gigapixels, "
         f"{described['width_mm']:.3g} x {described['height_mm']:.3g} mm)",
-        "µm/px in the file": "none" if in_file is None else _pair(in_file),
+        "µm/px in the file": "none"
+        if in_file is None
+        else f"{_pair(in_file)} ({described['mpp_field']})",
         "µm/px used": f"{_pair(described['mpp_used'])} ({described['mpp_source']})",
         "levels": "\n".join(f"{w:,} x {h:,} px, 1/{d:.4g}" for w, h, d in described["levels"]),
     }
+    if described["warnings"]:
+        rows["warnings"] = "\n".join(described["warnings"])
     table = Table(title=described["path"], title_justify="left", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -36,7 +36,7 @@ from cli.shared.arguments import (
     resolve_slides,
     tile_settings,
 )
-from cli.shared.embed_progress import EmbedProgressBars
+from cli.shared.embed_progress import EmbedProgressBars, assumed_mpp_text
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import pluralize
 
@@ -151,7 +151,5 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         stdout.print(f"Tiles rejected: {counts}.")
     stdout.print(f"Look at {page}")
-    n_assumed = sum(row.mpp_source == "assumed" for row in rows)
-    if n_assumed:
-        slides = pluralize(n_assumed, "slides")
-        stderr.print(f"{slides} with an assumed resolution of 0.25 µm/px", style="yellow")
+    if assumed := [row.slide_id for row in rows if row.mpp_source == "assumed"]:
+        stderr.print(assumed_mpp_text(assumed), style="yellow")

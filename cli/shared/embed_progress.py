@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,7 +25,15 @@ from features.utils.text import pluralize, printable
 if TYPE_CHECKING:
     from features.embedding.results import SlideResult
 
-__all__ = ["EmbedProgressBars", "SlideStatus", "print_failures", "report_results"]
+__all__ = [
+    "EmbedProgressBars",
+    "SlideStatus",
+    "assumed_mpp_text",
+    "print_failures",
+    "report_results",
+]
+
+_N_NAMED = 5
 
 
 def report_results(
@@ -110,6 +119,21 @@ def print_failures(results: list[SlideResult], bags_dir: Path, *, unit: str = "s
     return n_failed
 
 
+def assumed_mpp_text(slide_ids: Sequence[str]) -> str:
+    """Return the sentence that names the slides whose resolution was assumed."""
+    return (
+        f"{pluralize(len(slide_ids), 'slides')} without a plausible resolution: 0.25 µm/px was "
+        f"assumed for {_list_some(slide_ids)}. If you know it, give --slide-mpp or --mpp-table."
+    )
+
+
+def _list_some(names: Sequence[str]) -> str:
+    """Return the first five names, and how many more there are."""
+    text = ", ".join(map(printable, names[:_N_NAMED]))
+    n_more = len(names) - _N_NAMED
+    return f"{text} and {n_more:,} more" if n_more > 0 else text
+
+
 def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
     counts = Counter(result.status for result in results)
     left_out: Counter[str] = Counter()
@@ -123,6 +147,8 @@ def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
         "n_tiles_failed": sum(result.n_failed for result in results),
         "n_tiles_left_out": dict(left_out),
         "mpp_sources": dict(Counter(o.mpp_source for o in results if o.mpp_source)),
+        "mpp_assumed": [o.slide_id for o in results if o.mpp_source == "assumed"],
+        "mpp_derived": [o.slide_id for o in results if o.mpp_source == "derived"],
         "mpp": dict(_mpp_counts(results)),
         "mpp_outliers": _mpp_outliers(results),
         "failed": {o.slide_id: o.message for o in results if o.status == "failed"},
@@ -166,9 +192,10 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
             f"others': {text}",
             style="yellow",
         )
-    n_assumed = sum(result.mpp_source == "assumed" for result in results)
-    if n_assumed:
+    if assumed := [result.slide_id for result in results if result.mpp_source == "assumed"]:
+        stdout.print(assumed_mpp_text(assumed))
+    if derived := [result.slide_id for result in results if result.mpp_source == "derived"]:
         stdout.print(
-            f"{pluralize(n_assumed, 'slides')} without a plausible resolution: 0.25 µm/px was "
-            "assumed. If you know it, give --slide-mpp or --mpp-table."
+            f"{pluralize(len(derived), 'slides')} with a resolution derived from the "
+            f"magnification, right within some 10 %: {_list_some(derived)}"
         )

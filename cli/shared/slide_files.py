@@ -72,14 +72,14 @@ def _hash_files_of_equal_size(paths: Mapping[str, Path], on_step: OnStep) -> dic
 
 def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
     with closing(open_slide(path)) as slide:
-        resolution = resolve_mpp(slide.mpp_xy, given_mpp=None, where=path)
+        resolution = resolve_mpp(slide.stated_mpp, given_mpp=None, where=path)
         return SlideHeader(
             slide_id=slide_id,
             width_px0=slide.levels[0].width_px,
             height_px0=slide.levels[0].height_px,
             n_levels=len(slide.levels),
             file_bytes=file_size(path),
-            mpp=resolution.mpp if resolution.source == "file" else math.nan,
+            mpp=resolution.mpp if resolution.source in {"file", "derived"} else math.nan,
             reader=slide.reader,
             compression=compression_of(path),
             content_id=content_id,

@@ -87,9 +87,10 @@ class BagMeta:
     """Metadata of a bag.
 
     Names that end in ``_px0`` are in level-0 px of the slide: ``span_x_px0`` is the width of a
-    tile. ``mpp_x`` and ``mpp_y`` are µm per level-0 px, from ``mpp_source``: ``file``, ``given`` or
-    ``assumed``. ``slide_content_id`` is the hash of the slide file (see
-    :func:`features.slides.file_info.content_hash`), ``background_rgb`` the colour of its glass.
+    tile. ``mpp_x`` and ``mpp_y`` are µm per level-0 px, from ``mpp_source``: ``file``, ``derived``
+    (from a magnification in the file), ``given`` or ``assumed``. ``slide_content_id`` is the hash
+    of the slide file (see :func:`features.slides.file_info.content_hash`), ``background_rgb`` the
+    colour of its glass.
     ``min_tissue_used`` is the minimum tissue fraction of a tile, after it was lowered for a slide
     with little tissue. Of ``n_tried`` tiles, ``n_failed`` could not be decoded, and those that
     ``left_out`` counts, as JSON, were rejected by artefact rule or filter. ``empty_reason`` is set

@@ -33,7 +33,8 @@ class SlideResult:
     n_failed, left_out
         Tiles that could not be decoded, and number of rejected tiles by rule.
     mpp, mpp_source
-        Resolution that was used, µm per level-0 px; ``file``, ``given`` or ``assumed``.
+        Resolution that was used, µm per level-0 px; ``file``, ``derived``, ``given`` or
+        ``assumed``.
     seconds
         Time from opening the slide to its bag, seconds; slides overlap.
     message

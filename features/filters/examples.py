@@ -224,7 +224,7 @@ def _grid_of(
                 actual=f"({x}, {y})",
                 expected=f"a position on the slide of {width} × {height} px",
             )
-        resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=slide.path)
+        resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=slide.path)
         corners = np.array([[x, y]])
         tile_width_px0 = tile_px * target_mpp / resolution.mpp_x
         tile_height_px0 = tile_px * target_mpp / resolution.mpp_y

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Level", "RgbArray", "Slide"]
+__all__ = ["Level", "MppKind", "RgbArray", "Slide", "StatedMpp"]
 
 RgbArray = npt.NDArray[np.uint8]
 """Pixels of shape (height, width, 3), uint8, sRGB; row 0 is the top."""
@@ -25,6 +25,24 @@ class Level:
     width_px: int
     height_px: int
     downsample: float
+
+
+MppKind = Literal["stated", "tags", "derived"]
+"""Origin of a resolution: a field for it, tags of printing resolution, or a magnification."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedMpp:
+    """Resolution that a file states, plausible or not: µm per level-0 px along x and y.
+
+    ``field`` names the place in the file. Tags (``kind`` "tags") often hold a default of printing,
+    such as 72 px per inch; from a magnification ("derived") the resolution follows only roughly.
+    """
+
+    x: float
+    y: float
+    field: str
+    kind: MppKind = "stated"
 
 
 class Slide(Protocol):
@@ -49,6 +67,14 @@ class Slide(Protocol):
     @property
     def mpp_xy(self) -> tuple[float, float] | None:
         """µm per level-0 px along x and y from the file, plausible or not; None if it has none."""
+
+    @property
+    def stated_mpp(self) -> StatedMpp | None:
+        """The same with the place in the file; None if it has none."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the file although it can be read, a sentence each; mostly none."""
 
     @property
     def background_rgb(self) -> tuple[int, int, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 from features.errors import ResolutionError
+from features.slides.base import StatedMpp
 
 __all__ = [
     "ASSUMED_MPP",
@@ -16,6 +17,8 @@ __all__ = [
     "PLAUSIBLE_MPP",
     "MppSource",
     "Resolution",
+    "choose_mpp",
+    "mpp_of_magnification",
     "mpp_outliers",
     "resolve_mpp",
 ]
@@ -29,8 +32,11 @@ ASSUMED_MPP = 0.25
 PLAUSIBLE_MPP = (0.05, 20.0)
 """Range of µm per px: finer is beyond light microscopy, coarser is not a scan."""
 
-MppSource = Literal["file", "given", "assumed"]
-"""Source of a resolution: the slide's header, the user, or :data:`ASSUMED_MPP`."""
+MppSource = Literal["file", "derived", "given", "assumed"]
+"""Source of a resolution: the file, a magnification in it, the user, or :data:`ASSUMED_MPP`."""
+
+_UM_AT_1X = 10.0
+"""µm per px times magnification: scanners have 0.5 at 20x and 0.25 at 40x, within some 10 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,7 @@ class Resolution:
         return math.sqrt(self.mpp_x * self.mpp_y)
 
 
-def resolve_mpp(
-    file_mpp_xy: tuple[float, float] | None, *, given_mpp: float | None, where: object
-) -> Resolution:
+def resolve_mpp(stated: StatedMpp | None, *, given_mpp: float | None, where: object) -> Resolution:
     """Return the given resolution, else the file's if plausible, else :data:`ASSUMED_MPP`.
 
     All are in µm per level-0 px, the file's along x and y; None where there is none. Raises
@@ -65,9 +69,44 @@ def resolve_mpp(
                 hint="Give micrometres per level-0 pixel, e.g. 0.25 for a 40x scan.",
             )
         return Resolution(mpp_x=given_mpp, mpp_y=given_mpp, source="given")
-    if file_mpp_xy is not None and all(map(_is_plausible, file_mpp_xy)):
-        return Resolution(mpp_x=file_mpp_xy[0], mpp_y=file_mpp_xy[1], source="file")
+    if stated is not None and _is_plausible(stated.x) and _is_plausible(stated.y):
+        source: MppSource = "derived" if stated.kind == "derived" else "file"
+        return Resolution(mpp_x=stated.x, mpp_y=stated.y, source=source)
     return Resolution(mpp_x=ASSUMED_MPP, mpp_y=ASSUMED_MPP, source="assumed")
+
+
+def choose_mpp(candidates: Iterable[StatedMpp]) -> tuple[StatedMpp | None, tuple[str, ...]]:
+    """Return the resolution to use, and warnings of implausible ones, from the best place on.
+
+    The first plausible one is chosen; without any, the first, so that it can be shown; None if
+    there is none at all. All are in µm per px. Tags coarser than :data:`PLAUSIBLE_MPP` are defaults
+    of printing and not warned of; a resolution that does not fit the magnification is.
+    """
+    found = sorted(candidates, key=lambda stated: stated.kind == "derived")
+    used = next((s for s in found if _is_plausible(s.x) and _is_plausible(s.y)), None)
+    low, high = PLAUSIBLE_MPP
+    warnings = [
+        f"{stated.x:.4g} x {stated.y:.4g} µm/px in {stated.field} is not used: "
+        f"expected {low:g} to {high:g}"
+        for stated in (found if used is None else found[: found.index(used)])
+        if stated.kind != "tags" or min(stated.x, stated.y) < low
+    ]
+    expected = next((stated for stated in found if stated.kind == "derived"), None)
+    if used and expected and not 1 / OUTLIER_FACTOR < used.x / expected.x < OUTLIER_FACTOR:
+        warnings.append(
+            f"{used.x:.4g} µm/px in {used.field} does not fit {expected.field}: "
+            f"expected about {expected.x:.4g}"
+        )
+    return used or next(iter(found), None), tuple(warnings)
+
+
+def mpp_of_magnification(magnification: float, field: str) -> StatedMpp:
+    """Return the usual resolution at an objective's magnification: 0.5 µm per px at 20x.
+
+    Scanners differ from it by some 10 %. A magnification of 0 gives infinity, which is not used.
+    """
+    mpp = _UM_AT_1X / magnification if magnification else math.inf
+    return StatedMpp(x=mpp, y=mpp, field=f"{field}, {magnification:g}x", kind="derived")
 
 
 def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:

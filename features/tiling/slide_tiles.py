@@ -81,7 +81,7 @@ def open_slide_tiles(
     read; ResolutionError if ``given_mpp`` is implausible.
     """
     with closing(open_slide(path)) as slide:
-        resolution = resolve_mpp(slide.mpp_xy, given_mpp=given_mpp, where=path)
+        resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=path)
         downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
         mask = segment_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)

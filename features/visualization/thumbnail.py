@@ -43,7 +43,12 @@ _RULES_RGB: tuple[Rgb, ...] = (
 _OTHER_RGB: Rgb = (204, 121, 167)
 _HATCH_PX = 8
 _LARGE_TILE_PX = 40
-_SOURCES = {"file": "from the file", "given": "given", "assumed": "assumed"}
+_SOURCES = {
+    "file": "from the file",
+    "derived": "from the magnification",
+    "given": "given",
+    "assumed": "assumed",
+}
 
 _SYMBOL_PX = (34, 20)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from features.bags.bag import UNKNOWN, UNKNOWN_COORD, Bag, BagMeta, Fingerprint, as_json
 from features.errors import BagError
+from features.slides.base import StatedMpp
 from features.slides.resolution import Resolution, resolve_mpp
 
 __all__ = [
@@ -173,8 +174,8 @@ def _list_unknown(foreign: ForeignBag, fingerprint: Fingerprint, *, source: str)
 
 
 def _resolution(foreign: ForeignBag, given_mpp: float | None, path: Path) -> Resolution:
-    file_mpp = (foreign.mpp, foreign.mpp) if foreign.mpp else None
-    resolution = resolve_mpp(file_mpp, given_mpp=given_mpp, where=path)
+    stated = StatedMpp(x=foreign.mpp, y=foreign.mpp, field=str(path)) if foreign.mpp else None
+    resolution = resolve_mpp(stated, given_mpp=given_mpp, where=path)
     if resolution.source == "file" and foreign.mpp_is_nominal:
         return Resolution(mpp_x=resolution.mpp_x, mpp_y=resolution.mpp_y, source="assumed")
     return resolution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from PIL import Image
 
 from features.errors import SlideError
 from features.slides.backends.base import RegionReader
-from features.slides.base import Level, RgbArray
+from features.slides.backends.mpp_text import mpp_in_text
+from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import thumbnail_accumulator
+from features.slides.resolution import choose_mpp
 
 __all__ = ["ImageSlide"]
 
@@ -29,12 +32,12 @@ class ImageSlide(RegionReader):
     """
 
     reader = "image"
-    mpp_xy = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with Image.open(path, formats=_FORMATS) as image:
+                self.stated_mpp, self.warnings = choose_mpp(_stated_mpp(image))
                 self._pixels = self._decode(image)
         except SlideError:
             raise
@@ -77,3 +80,18 @@ class ImageSlide(RegionReader):
             band = image.crop((0, top, width, min(height, top + rows))).convert(mode)
             pixels[top : top + rows] = to_rgb(np.asarray(band), background_rgb=self.background_rgb)
         return pixels
+
+
+def _stated_mpp(image: Image.Image) -> Iterator[StatedMpp]:
+    """Comments and properties in the file, then its density in px per inch."""
+    texts = [text for text in image.info.values() if isinstance(text, str)]
+    comment = image.info.get("comment")
+    if isinstance(comment, bytes):
+        texts.append(comment.decode(errors="replace"))
+    for text in texts:
+        yield from mpp_in_text(text)
+    try:
+        x, y = (25_400 / float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return
+    yield StatedMpp(x=x, y=y, field="the px per inch", kind="tags")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -17,9 +20,12 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
+from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
 from features.slides.backends.zarr_codecs import with_size_limits
-from features.slides.base import RgbArray
+from features.slides.base import RgbArray, StatedMpp
+from features.slides.length_units import um_per_unit
 from features.slides.pixels import to_rgb
+from features.slides.resolution import choose_mpp
 from features.utils.paths import parse_url
 
 __all__ = ["OmeZarrSlide"]
@@ -28,7 +34,7 @@ _MAX_CHUNK_SAMPLES = 1 << 30
 _MAX_MEMBER_BYTES = 1 << 31
 """Largest file in a zip: two bytes for each sample of the largest chunk."""
 _N_CHANNELS = (1, 3, 4)
-_UNITS_UM = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3}
+_OME_XML = "OME/METADATA.ome.xml"
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
 
 
@@ -78,7 +84,7 @@ class OmeZarrSlide(BlockReader):
             axes = _axes_of(image)
             names = [dataset["path"] for dataset in image["datasets"]]
             self._grids = [self._read_grid(group, name, axes) for name in names]
-            self.mpp_xy = _mpp_of(image, axes or self._grids[0].axes)
+            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(image, folder))
             self._check_order()
             self.levels = self._make_levels()
         except SlideError:
@@ -98,6 +104,17 @@ class OmeZarrSlide(BlockReader):
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    def _read_mpp(self, image: Mapping[str, Any], folder: str) -> Iterator[StatedMpp]:
+        """What 'multiscales' states, else the OME-XML that bioformats2raw puts beside it."""
+        first = self._grids[0]
+        stated = list(_mpp_of(image, first.axes))
+        yield from stated
+        if not stated:
+            with suppress(Exception):  # most have no such file; a damaged one costs nothing else
+                ome = _read_text(self.path, f"{folder}/{_OME_XML}".lstrip("/"))
+                pixels = ome_pixels(ome, width_px=first.width_px, height_px=first.height_px)
+                yield from mpp_in_ome(pixels or {})
 
     def _image_of(self, group: zarr.Group) -> tuple[zarr.Group, Mapping[str, Any]]:
         """The group of the image and the first entry of its ``multiscales``."""
@@ -197,6 +214,18 @@ def _open_store(path: Path | str) -> tuple[Store, str]:
     raise SlideError(path, actual="neither a folder nor a zip", expected=_EXPECTED)
 
 
+def _read_text(path: Path, name: str) -> str:
+    """A text file of a store; an error where there is none."""
+    url = parse_url(path)
+    if url is not None:
+        with fsspec.open(f"{url}/{name}", "rb") as stream:
+            return str(stream.read().decode(errors="replace"))
+    if path.is_dir():
+        return (path / name).read_text(errors="replace")
+    with zipfile.ZipFile(path) as file:
+        return file.read(name).decode(errors="replace")
+
+
 def _axes_of(image: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the axes in order, channels as ``c``; empty before OME-NGFF 0.3."""
     names = []
@@ -208,24 +237,25 @@ def _axes_of(image: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _mpp_of(image: Mapping[str, Any], axes: tuple[str, ...]) -> tuple[float, float] | None:
-    """µm per level-0 px along x and y: the product of all scales; None without known units."""
+def _mpp_of(image: Mapping[str, Any], axes: tuple[str, ...]) -> Iterator[StatedMpp]:
+    """µm per level-0 px along x and y: the product of all scales; nothing without known units."""
     transformations = [
-        *image.get("coordinateTransformations", ()),
-        *image["datasets"][0].get("coordinateTransformations", ()),
+        *(image.get("coordinateTransformations") or ()),
+        *(image["datasets"][0].get("coordinateTransformations") or ()),
     ]
-    scales = [step["scale"] for step in transformations if "scale" in step]
-    if not scales:
-        return None
-    mpp = []
-    for name in "xy":
-        index = axes.index(name)
-        axis = image["axes"][index] if "axes" in image else name
-        unit_um = None if isinstance(axis, str) else _UNITS_UM.get(axis.get("unit"))
-        if unit_um is None:
-            return None
-        mpp.append(float(np.prod([float(scale[index]) for scale in scales])) * unit_um)
-    return mpp[0], mpp[1]
+    scales = [step["scale"] for step in transformations if isinstance(step.get("scale"), list)]
+    described = image.get("axes", axes)
+    units = {
+        name: None if isinstance(axis, str) else um_per_unit(axis.get("unit"))
+        for name, axis in zip(axes, described, strict=True)
+    }
+    x_um, y_um = units["x"] or units["y"], units["y"] or units["x"]
+    if scales and x_um is not None and y_um is not None:
+        x, y = (
+            math.prod(float(scale[axes.index(axis)]) for scale in scales) * um
+            for axis, um in (("x", x_um), ("y", y_um))
+        )
+        yield StatedMpp(x=x, y=y, field="the scales and units of 'multiscales'")
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -11,10 +10,12 @@ import openslide
 
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, RegionReader
+from features.slides.backends.openslide_properties import mpp_in_properties
 from features.slides.backends.tiff_tags import largest_byte_count
 from features.slides.base import Level, RgbArray
 from features.slides.pixels import to_rgb
 from features.slides.resampling import overview_level, thumbnail_accumulator
+from features.slides.resolution import choose_mpp
 
 __all__ = ["OpenSlideSlide"]
 
@@ -45,12 +46,7 @@ class OpenSlideSlide(RegionReader):
         )
         self._check_sizes()
         self._check_byte_counts()
-        self.mpp_xy = None
-        with suppress(KeyError, ValueError):
-            self.mpp_xy = (
-                float(properties[openslide.PROPERTY_NAME_MPP_X]),
-                float(properties[openslide.PROPERTY_NAME_MPP_Y]),
-            )
+        self.stated_mpp, self.warnings = choose_mpp(mpp_in_properties(dict(properties)))
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import tifffile
 
 from features.errors import MultiImageError, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
+from features.slides.backends.openslide_properties import read_vendor_slide
+from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_tags import (
     channel_pages,
     check_declared_size,
@@ -28,13 +31,13 @@ from features.slides.backends.tiff_tags import (
     has_directory_loop,
     is_ndpi,
     is_same_size_image,
-    read_mpp,
     to_colours,
     unsupported_samples,
 )
-from features.slides.base import RgbArray
+from features.slides.base import RgbArray, StatedMpp
 from features.slides.pixels import filled_image, to_rgb
 from features.slides.resampling import AreaAccumulator, cell_edges
+from features.slides.resolution import choose_mpp
 
 __all__ = ["TiffSlide"]
 
@@ -95,6 +98,7 @@ class TiffSlide(BlockReader):
             series, *others = self._file.series
             self._check_single(1 + sum(is_same_size_image(other, series) for other in others))
             self._grids = [self._read_grid(level) for level in series.levels]
+            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(series))
             self._descriptor = os.open(path, os.O_RDONLY)
         except SlideError:
             self._file.close()
@@ -105,10 +109,6 @@ class TiffSlide(BlockReader):
                 path, actual=f"a damaged directory ({error})", expected="whole TIFF"
             ) from error
         self.levels = self._make_levels()
-        try:
-            self.mpp_xy = read_mpp(self._grids[0].page, self._file.ome_metadata)
-        except Exception:  # noqa: BLE001 - a damaged tag may hold anything
-            self.mpp_xy = None
 
     def close(self) -> None:
         """Close the file and release cached tiles."""
@@ -131,6 +131,19 @@ class TiffSlide(BlockReader):
                 raise self._unsupported(f"OME-XML that declares {n_planes} planes")
         if has_directory_loop(self._file):
             raise self._unsupported("directories that lead back to one another")
+
+    def _read_mpp(self, series: tifffile.TiffPageSeries) -> Iterator[StatedMpp]:
+        """What the vendor's reader and the file state; an error if the former sees other levels."""
+        vendor = read_vendor_slide(self.path)
+        if vendor is not None:
+            sizes = tuple((grid.width_px, grid.height_px) for grid in self._grids)
+            if sizes != vendor.level_sizes_px:
+                raise self._unsupported(
+                    f"a slide of {vendor.vendor}, whose levels OpenSlide places otherwise"
+                )
+            yield from vendor.stated
+        with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
+            yield from mpp_in_tiff(series, self._file.ome_metadata)
 
     def _check_single(self, n_images: int) -> None:
         if n_images > 1:

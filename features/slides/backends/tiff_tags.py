@@ -23,15 +23,12 @@ __all__ = [
     "is_ndpi",
     "is_same_size_image",
     "largest_byte_count",
-    "read_mpp",
     "to_colours",
     "unsupported_samples",
 ]
 
 _NDPI_TAG = 65420
 _MAX_DIRECTORIES = 64
-_UNIT_UM = {2: 25_400.0, 3: 10_000.0}
-"""µm by ResolutionUnit: inch and centimetre."""
 _COMPANION = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECASE)
 """Names of companion images; in tiny files these may have the size of the slide."""
 _PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
@@ -179,24 +176,3 @@ def _with_straight_alpha(pixels: npt.NDArray[Any], extra: Sequence[int]) -> npt.
     alpha = pixels[..., n_colours : n_colours + 1].astype(np.float32)
     white = pixels[..., :n_colours] + (full - alpha)
     return np.minimum(np.rint(white), full).astype(pixels.dtype)
-
-
-def read_mpp(page: Any, ome: str | None) -> tuple[float, float] | None:
-    """Return µm per px along x and y from OME-XML, Aperio's description or the resolution tags."""
-    if ome:
-        sizes = [re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome) for axis in "XY"]
-        unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', ome)
-        if sizes[0] and sizes[1] and (unit is None or unit[1] in {"µm", "um", "&#181;m"}):
-            return float(sizes[0][1]), float(sizes[1][1])
-    if match := re.search(r"\bMPP ?= ?([\d.]+)", page.description or ""):
-        return float(match[1]), float(match[1])
-    unit_um = _UNIT_UM.get(_tag_value(page, "ResolutionUnit", 1))
-    x, y = (_tag_value(page, f"{axis}Resolution", None) for axis in "XY")
-    if unit_um is None or not x or not y or not all(x) or not all(y):
-        return None
-    return unit_um * x[1] / x[0], unit_um * y[1] / y[0]
-
-
-def _tag_value(page: Any, name: str, default: Any) -> Any:
-    tag = page.tags.get(name)
-    return default if tag is None else tag.value

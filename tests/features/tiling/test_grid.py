@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 
 from features.errors import MilError, TileError
+from features.slides.base import StatedMpp
 from features.slides.resolution import Resolution, resolve_mpp
 from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
 from features.tiling.tissue import TissueMask
@@ -221,7 +222,8 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 def test_a_resolution_is_believed_where_plausible(
     file_mpp: tuple[float, float] | None, given: float | None, expected: tuple[float, str]
 ) -> None:
-    result = resolve_mpp(file_mpp, given_mpp=given, where="s")
+    stated = file_mpp and StatedMpp(x=file_mpp[0], y=file_mpp[1], field="a tag")
+    result = resolve_mpp(stated, given_mpp=given, where="s")
     assert (result.mpp, result.source) == (pytest.approx(expected[0]), expected[1])
 
 

@@ -59,7 +59,7 @@ def slide_tiles_of(
 ) -> SlideTiles:
     slide = FakeSlide(pixels, mpp_xy=None if mpp is None else (mpp, mpp))
     slide.path = Path(name)
-    resolution = resolve_mpp(slide.mpp_xy, given_mpp=None, where=name)
+    resolution = resolve_mpp(slide.stated_mpp, given_mpp=None, where=name)
     overview = slide.overview(downsample=10)
     tissue = segment_tissue(
         overview, downsample=10, mpp=resolution.mpp, settings=TissueSettings(least_speck_um2=0)

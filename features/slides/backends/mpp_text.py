@@ -1,0 +1,169 @@
+"""Resolution in the descriptions that scanners and converters write: text, XML or JSON."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from features.slides.base import StatedMpp
+from features.slides.length_units import NUMBER, parse_number, um_per_unit
+from features.slides.resolution import mpp_of_magnification
+
+__all__ = ["mpp_in_ome", "mpp_in_text", "ome_pixels"]
+
+_IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
+"""Between a name and its value, as text, JSON, XML or a property of libvips."""
+_NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
+_UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]*"
+_MPP = re.compile(
+    rf"{_NOT_OURS}(mpp|ScanRes|micro(?:meter|n)s?[-_ ]?per[-_ ]?pixel)[-_ ]?([xy]?){_IS}"
+    rf"({NUMBER})[ \t]*({_UNIT})?",
+    re.IGNORECASE,
+)
+_PIXEL_SIZE = re.compile(
+    rf"{_NOT_OURS}((?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing)"
+    rf"[-_ ]?([xy]?)[-_ ]?[\[(]?(microns?|um|[µμ]m|nm|mm)?[\])]?{_IS}"
+    rf"({NUMBER})[ \t]*({_UNIT})?",
+    re.IGNORECASE,
+)
+_OBJECTIVE = (
+    r"AppMag|SourceLens|NominalLensMagnification"
+    r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
+    r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
+)
+_MAGNIFICATION = re.compile(
+    rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
+)
+_TIMES = re.compile(rf"({NUMBER})\s*[x×](?![a-z])", re.IGNORECASE)
+_PHILIPS = re.compile(r"DICOM_PIXEL_SPACING\b[^>]*>([^<]*)<")
+_ZEISS = re.compile(
+    rf"""<Distance\b[^>]*\bId=["']([XY])["'][^>]*>\s*<Value>\s*({NUMBER})""", re.IGNORECASE
+)
+_METAXPRESS = re.compile(
+    r"""\bid=["']spatial-calibration-(x|y|units)["'][^>]*\bvalue=["']([^"']*)["']"""
+)
+_OME_TAG = re.compile(r"<(?:\w+:)?(Image|Pixels|Objective|ObjectiveSettings)\b([^<]*?)/?>")
+_ATTRIBUTE = re.compile(r"""([\w:]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
+
+
+def mpp_in_text(text: str) -> Iterator[StatedMpp]:
+    """Yield what a description says of the slide's resolution, µm per px, best field first.
+
+    Understood are Philips' XML, Aperio's and others' ``MPP``, Ventana's ``ScanRes``, properties of
+    OpenSlide that libvips copies, pixel sizes with a unit (Akoya, Huron, Micro-Manager), Zeiss' and
+    MetaXpress' XML, and magnifications. Of several values of a field, the finest is the scan's.
+    """
+    text = html.unescape(text)
+    yield from _philips(text)
+    yield from _named_sizes(text, _MPP)
+    yield from _named_sizes(text, _PIXEL_SIZE)
+    yield from _zeiss(text)
+    yield from _metaxpress(text)
+    match = _MAGNIFICATION.search(text)
+    if match is not None:
+        times = _TIMES.search(match[2])
+        magnification = parse_number(times[1] if times else match[2])
+        if not math.isnan(magnification):  # "Objective = none" states nothing
+            yield mpp_of_magnification(magnification, match[1].strip())
+
+
+def ome_pixels(
+    ome: str, *, width_px: int, height_px: int, name: str = ""
+) -> Mapping[str, str] | None:
+    """Return the attributes of ``Pixels`` of the image of that size, px; None if none has it.
+
+    Of several, the one whose ``Name`` is ``name`` is taken, else the first. ``Magnification`` is
+    added where the image names an objective, or there is only one.
+    """
+    image: dict[str, str] = {}
+    fitting: list[tuple[dict[str, str], dict[str, str]]] = []
+    objectives: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    for tag, inner in _OME_TAG.findall(ome):
+        attributes = {key: html.unescape(a or b) for key, a, b in _ATTRIBUTE.findall(inner)}
+        if tag == "Image":
+            image = attributes
+        elif tag == "Objective":
+            power = attributes.get("NominalMagnification") or attributes.get(
+                "CalibratedMagnification", ""
+            )
+            objectives[attributes.get("ID", "")] = power
+        elif tag == "ObjectiveSettings":
+            settings[image.get("ID", "")] = attributes.get("ID", "")
+        elif (attributes.get("SizeX"), attributes.get("SizeY")) == (str(width_px), str(height_px)):
+            fitting.append((image, attributes))
+    if not fitting:
+        return None
+    image, pixels = next((pair for pair in fitting if pair[0].get("Name") == name), fitting[0])
+    power = objectives.get(settings.get(image.get("ID", ""), ""), "")
+    if not power and len(objectives) == 1 and not settings:
+        (power,) = objectives.values()
+    return {**pixels, "Magnification": power} if power else pixels
+
+
+def mpp_in_ome(pixels: Mapping[str, str]) -> Iterator[StatedMpp]:
+    """Yield the resolution that :func:`ome_pixels` states, µm per px; the default unit is µm."""
+    sizes = {
+        axis: parse_number(pixels[f"PhysicalSize{axis}"])
+        * (um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")) or float("nan"))
+        for axis in "XY"
+        if f"PhysicalSize{axis}" in pixels
+        and um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")) is not None
+    }
+    if sizes:
+        x, y = (sizes.get(axis, sizes.get(other, 0.0)) for axis, other in ("XY", "YX"))
+        yield StatedMpp(x=x, y=y, field="PhysicalSizeX and Y of the OME-XML")
+    if "Magnification" in pixels:
+        power = parse_number(pixels["Magnification"])
+        yield mpp_of_magnification(power, "NominalMagnification of the OME-XML")
+
+
+def _philips(text: str) -> Iterator[StatedMpp]:
+    """Row and column spacing, mm, of the image of type WSI; the macro has its own."""
+    for part in text.split("DPScannedImage")[1:]:
+        spacing = _PHILIPS.search(part)
+        if ">WSI<" in part and spacing is not None:
+            numbers = [parse_number(n) for n in spacing[1].replace('"', " ").split()]
+            if numbers:
+                yield StatedMpp(
+                    x=1000 * numbers[-1], y=1000 * numbers[0], field="DICOM_PIXEL_SPACING"
+                )
+
+
+def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
+    """The finest value along x and y; a value that needs a unit and lacks it is left out."""
+    values: dict[str, float] = {}
+    field = ""
+    for match in pattern.finditer(text):
+        name, axis, *unit_in_name, number, unit = match.groups()
+        um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
+        if um is None and pattern is _MPP:
+            um = 1.0
+        if um is not None:
+            field = field or name
+            value = um * parse_number(number)
+            axis = axis.lower() or "x"
+            values[axis] = (
+                min(value, values.get(axis, value)) if value > 0 else values.get(axis, value)
+            )
+    if values:
+        x, y = (values.get(axis, values.get(other, 0.0)) for axis, other in ("xy", "yx"))
+        yield StatedMpp(x=x, y=y, field=field)
+
+
+def _zeiss(text: str) -> Iterator[StatedMpp]:
+    """Distance of pixels in metres."""
+    sizes = {axis.upper(): 1e6 * parse_number(number) for axis, number in _ZEISS.findall(text)}
+    if sizes:
+        x, y = (sizes.get(axis, sizes.get(other, 0.0)) for axis, other in ("XY", "YX"))
+        yield StatedMpp(x=x, y=y, field="Distance of Zeiss' scaling")
+
+
+def _metaxpress(text: str) -> Iterator[StatedMpp]:
+    found = dict(_METAXPRESS.findall(text))
+    um = um_per_unit(found.get("units", ""))
+    if um is not None and "x" in found:
+        x, y = (um * parse_number(found.get(axis, found["x"])) for axis in "xy")
+        yield StatedMpp(x=x, y=y, field="spatial-calibration-x and y")

@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
+from features.slides.backends.openslide_properties import mpp_in_properties
+from features.slides.length_units import um_per_unit
+from features.slides.reader import open_slide
+from features.slides.resolution import choose_mpp, resolve_mpp
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
+APERIO = "Aperio Image Library v11.2.1 \r\n420x300 [0,0 420x300] (128x128) JPEG/RGB Q=70"
+
+
+def write(path: Path, **options: object) -> Path:
+    tile = {"photometric": "rgb", "tile": (128, 128), "metadata": None}
+    tifffile.imwrite(path, PIXELS, **{**tile, **options})
+    return path
+
+
+def stated(path: Path) -> tuple[tuple[float, float] | None, str]:
+    """Resolution that is used, and its source."""
+    with closing(open_slide(path)) as slide:
+        result = resolve_mpp(slide.stated_mpp, given_mpp=None, where=path)
+        return (result.mpp_x, result.mpp_y), result.source
+
+
+def philips(*, wsi: str = '"0.00025" "0.00024"', macro: str = '"0.01" "0.01"') -> str:
+    images = "".join(
+        f'<DataObject ObjectType="DPScannedImage"><Attribute Name="PIM_DP_IMAGE_TYPE">{kind}'
+        f'</Attribute><Attribute Name="DICOM_PIXEL_SPACING" PMSVR="IDoubleArray">'
+        f"{spacing.replace(chr(34), '&quot;')}</Attribute></DataObject>"
+        for kind, spacing in (("MACROIMAGE", macro), ("WSI", wsi))
+    )
+    return f'<DataObject ObjectType="DPUfsImport">{images}</DataObject>'
+
+
+TEXTS = {
+    "Aperio": (f"{APERIO}|AppMag = 20|MPP = 0.4990", (0.499, 0.499), "stated"),
+    "decimal comma": (f"{APERIO}|AppMag = 20|MPP = 0,499000", (0.499, 0.499), "stated"),
+    "exponent": ("|MPP = 4.99e-1", (0.499, 0.499), "stated"),
+    "of the original": ("|OriginalMPP = 0.25|Original MPP = 0.1|MPP = 0.5", (0.5, 0.5), "stated"),
+    "MPPX and MPPY": ("MPPX=0.25|MPPY=0.26", (0.25, 0.26), "stated"),
+    "Philips": (philips(), (0.24, 0.25), "stated"),
+    "Ventana": ('<iScan Magnification="40" ScanRes="0.2325">', (0.2325, 0.2325), "stated"),
+    "libvips": (
+        ("<property><name>openslide.mpp-x</name><value type='VipsRefString'>0.23</value></property>"
+        "<property><name>openslide.mpp-y</name><value type='VipsRefString'>0.24</value></property>"),
+        (0.23, 0.24), "stated",
+    ),
+    "Akoya": ("<PixelSizeMicrons>0.4979</PixelSizeMicrons>", (0.4979, 0.4979), "stated"),
+    "Micro-Manager": ('{"PixelSizeUm": 0.65}', (0.65, 0.65), "stated"),
+    "Huron": ("Resolution = 0.4 um\nObjective = 20", (0.4, 0.4), "stated"),
+    "nm": ("Pixel size: 250 nm", (0.25, 0.25), "stated"),
+    "entity": ("pixel size x = 0.3 &#181;m", (0.3, 0.3), "stated"),
+    "JSON": (json.dumps({"shape": [3], "mpp_x": 0.5, "mpp_y": 0.4}), (0.5, 0.4), "stated"),
+    "Mirax": ("A.MICROMETER_PER_PIXEL_X = 0.23\nA.MICROMETER_PER_PIXEL_Y = 0.24", (0.23, 0.24),
+              "stated"),
+    "finest of several": ("L1.MPP = 1.0\nL0.MPP = 0.25", (0.25, 0.25), "stated"),
+    "Zeiss": ('<Distance Id="X"><Value>2.2e-07</Value></Distance>', (0.22, 0.22), "stated"),
+    "MetaXpress": (
+        ('<prop id="spatial-calibration-x" type="float" value="0.5"/>'
+        '<prop id="spatial-calibration-units" type="string" value="um"/>'),
+        (0.5, 0.5), "stated",
+    ),
+    "20x": (f"{APERIO}|AppMag = 20", (0.5, 0.5), "derived"),
+    "40x": ("Objective Power=40;JPEG Quality=80", (0.25, 0.25), "derived"),
+    "10x": ("<Objective>10x</Objective>", (1.0, 1.0), "derived"),
+    "20,0": ("|AppMag = 20,0|", (0.5, 0.5), "derived"),
+    "objective by name": ("Objective = Plan-Apochromat 20x/0.8 M27", (0.5, 0.5), "derived"),
+    "no objective": ("|Objective = none|", None, ""),
+    "px per µm": ("Resolution: 4 pixels per um", None, ""),
+    "without a unit": ("Resolution = 300", None, ""),
+    "other words": ("Lamp = 5|Stamp = 0.5|compressor: 3", None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected", "kind"), TEXTS.values(), ids=TEXTS)
+def test_descriptions_of_scanners_and_converters_are_understood(
+    text: str, expected: tuple[float, float] | None, kind: str
+) -> None:
+    result, _ = choose_mpp(mpp_in_text(text))
+    assert (result and (result.x, result.y)) == (expected and pytest.approx(expected))
+    assert (result.kind if result else "") == kind
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", "-0.5", "nan", "1e9", "inf", "0,00"])
+def test_an_absurd_value_gives_way_to_the_next_place_with_a_warning(value: str) -> None:
+    result, warnings = choose_mpp(mpp_in_text(f"|MPP = {value}|AppMag = 20"))
+    assert result is not None
+    assert (result.x, result.kind) == (0.5, "derived")
+    assert len(warnings) == 1
+    assert "in MPP is not used: expected 0.05 to 20" in warnings[0]
+
+
+def test_a_resolution_that_contradicts_the_magnification_is_warned_of() -> None:
+    _, warnings = choose_mpp(mpp_in_text("|MPP = 1.0|AppMag = 20"))
+    assert warnings == ("1 µm/px in MPP does not fit AppMag, 20x: expected about 0.5",)
+    assert choose_mpp(mpp_in_text("|MPP = 0.5|AppMag = 20"))[1] == ()
+
+
+UNITS = {
+    "nm": 1e-3, "NM": 1e-3, "µm": 1, "μm": 1, "um": 1, "micron": 1, "microns": 1,
+    "\\u00B5m": 1, "Âµm": 1, "�m": 1, "Î¼m": 1, "micrometer": 1, "micrometre": 1, "mm": 1e3,
+    "cm": 1e4, "millimeter": 1e3, "m": 1e6, "Å": 1e-4, "angstrom": 1e-4, "inch": 25_400,
+    "in": 25_400, "pt": 25_400 / 72, "pixel": None, "reference frame": None, "": None,
+    "parsec": None, None: None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "um"), UNITS.items())
+def test_units_of_length_in_all_spellings(name: str | None, um: float | None) -> None:
+    assert um_per_unit(name) == (um and pytest.approx(um))
+
+
+OME = {
+    "default unit": ('PhysicalSizeX="0.25" PhysicalSizeY="0.26"', (0.25, 0.26)),
+    "nm": ('PhysicalSizeX="250" PhysicalSizeXUnit="nm"', (0.25, 0.25)),
+    "mm and cm": (
+        (
+            'PhysicalSizeX="0.00025" PhysicalSizeXUnit="mm" '
+            'PhysicalSizeY="0.00005" PhysicalSizeYUnit="cm"'
+        ),
+        (0.25, 0.5),
+    ),
+    "entity": ("PhysicalSizeX='0.5' PhysicalSizeXUnit='&#181;m'", (0.5, 0.5)),
+    "hexadecimal entity": ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#xB5;m"', (0.5, 0.5)),
+    "greek": ('PhysicalSizeX="0.5" PhysicalSizeXUnit="μm"', (0.5, 0.5)),
+    "pixel": ('PhysicalSizeX="1" PhysicalSizeXUnit="pixel"', None),
+    "reference frame": ('PhysicalSizeX="1" PhysicalSizeXUnit="reference frame"', None),
+    "none": ("", None),
+}
+
+
+@pytest.mark.parametrize(("attributes", "expected"), OME.values(), ids=OME)
+def test_sizes_of_ome_xml_are_those_of_the_image_in_the_unit_stated(
+    attributes: str, expected: tuple[float, float] | None
+) -> None:
+    ome = (
+        '<OME><Image Name="macro"><Pixels SizeX="40" SizeY="30" PhysicalSizeX="6"/></Image>'
+        f'<Image Name="slide"><Pixels SizeX="420" SizeY="300" {attributes}/></Image></OME>'
+    )
+    pixels = ome_pixels(ome, width_px=420, height_px=300)
+    assert pixels is not None
+    result, _ = choose_mpp(mpp_in_ome(pixels))
+    assert (result and (result.x, result.y)) == (expected and pytest.approx(expected))
+    assert ome_pixels(ome, width_px=421, height_px=300) is None
+
+
+def test_of_two_images_of_one_size_the_name_decides_and_its_objective_is_the_last_resort() -> None:
+    ome = (
+        '<OME><Instrument><Objective ID="O:0" NominalMagnification="40"/>'
+        '<Objective ID="O:1" NominalMagnification="20"/></Instrument>'
+        '<Image ID="I:0" Name="a"><Pixels SizeX="9" SizeY="9" PhysicalSizeX="0.1"/></Image>'
+        '<Image ID="I:1" Name="b"><ObjectiveSettings ID="O:1"/><Pixels SizeX="9" SizeY="9"/>'
+        "</Image></OME>"
+    )
+    result, _ = choose_mpp(mpp_in_ome(ome_pixels(ome, width_px=9, height_px=9, name="b") or {}))
+    assert result is not None
+    assert (result.x, result.kind) == (0.5, "derived")
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_unit", "expected"),
+    [
+        ("um", 2, 0.5), ("micron", 2, 0.5), ("\\u00B5m", 2, 0.5), ("mm", 2000, 0.5),
+        ("cm", 20_000, 0.5), ("inch", 50_800, 0.5), ("nm", 0.002, 0.5), ("pixel", 2, None),
+    ],
+)  # fmt: skip
+def test_imagej_names_the_unit_of_the_resolution_tags(
+    tmp_path: Path, unit: str, per_unit: float, expected: float | None
+) -> None:
+    tifffile.imwrite(
+        tmp_path / "s.tif", PIXELS, imagej=True, resolution=(per_unit, per_unit),
+        metadata={"unit": unit, "axes": "YXS"},
+    )  # fmt: skip
+    mpp, source = stated(tmp_path / "s.tif")
+    assert (mpp[0], source) == (
+        (pytest.approx(expected), "file") if expected else (0.25, "assumed")
+    )
+
+
+def without_tag(path: Path, code: int) -> Path:
+    """Remove a tag of the first directory of a classic little-endian TIFF."""
+    data = bytearray(path.read_bytes())
+    (offset,) = struct.unpack_from("<I", data, 4)
+    (n_tags,) = struct.unpack_from("<H", data, offset)
+    end = offset + 2 + 12 * n_tags
+    tags = [bytes(data[at : at + 12]) for at in range(offset + 2, end, 12)]
+    kept = [tag for tag in tags if struct.unpack_from("<H", tag)[0] != code]
+    rest = struct.pack("<H", len(kept)) + b"".join(kept) + bytes(data[end : end + 4])
+    data[offset : offset + len(rest)] = rest
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"resolution": (20_000, 40_000), "resolutionunit": 3}, (0.5, 0.25)),
+        ({"resolution": (50_800, 50_800), "resolutionunit": 2}, (0.5, 0.5)),
+        ({"resolution": (2, 2), "resolutionunit": 1}, None),
+        ({"resolution": (72, 72), "resolutionunit": 2}, None),
+        ({"resolution": (96, 96), "resolutionunit": 2}, None),
+        ({"resolution": (10, 10), "resolutionunit": 3}, None),
+        ({"resolution": (2e9, 2e9), "resolutionunit": 3}, None),
+    ],
+)
+def test_resolution_tags_are_used_where_plausible(
+    tmp_path: Path, options: dict[str, object], expected: tuple[float, float] | None
+) -> None:
+    mpp, source = stated(write(tmp_path / "s.tif", **options))
+    assert (mpp, source) == (
+        (pytest.approx(expected), "file") if expected else ((0.25, 0.25), "assumed")
+    )
+
+
+def test_without_a_unit_resolution_tags_count_per_inch(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif", resolution=(50_800, 50_800), resolutionunit=2)
+    assert stated(without_tag(path, 296)) == ((pytest.approx(0.5), pytest.approx(0.5)), "file")
+    path = write(tmp_path / "t.tif", resolution=(50_800, 25_400), resolutionunit=2)
+    assert stated(without_tag(path, 283)) == ((pytest.approx(0.5), pytest.approx(0.5)), "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "mpp", "source"),
+    [
+        ("|AppMag = 20|MPP = 0,4990", 0.499, "file"),
+        ("|User = Jérôme|MPP = 0.4990".encode("latin1").decode("latin1"), 0.499, "file"),
+        ("|AppMag = 40|MPP = 0", 0.25, "derived"),
+        ("|AppMag = 10", 1.0, "derived"),
+        ("|Filename = x", 0.25, "assumed"),
+    ],
+)
+def test_a_vendors_slide_has_the_resolution_that_openslide_or_its_own_fields_state(
+    tmp_path: Path, text: str, mpp: float, source: str
+) -> None:
+    path = write(tmp_path / "s.svs", description=(APERIO + text).encode("latin1"), software=None)
+    assert openslide.OpenSlide.detect_format(path) == "aperio"
+    result = stated(path)
+    assert (result[0][0], result[1]) == (pytest.approx(mpp), source)
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "tiff"  # it agrees with OpenSlide, and is faster
+
+
+def test_a_slide_whose_levels_openslide_places_otherwise_is_left_to_it(tmp_path: Path) -> None:
+    text = "Background Color=E6E6E6;Objective Power=20;JPEG Quality=80;OverlapsXY= 64 64"
+    path = write(
+        tmp_path / "trestle.tif", software="MedScan", description=text, compression="jpeg",
+    )  # fmt: skip
+    with closing(open_slide(path)) as slide, openslide.OpenSlide(path) as handle:
+        assert slide.reader == "openslide"
+        sizes = tuple((level.width_px, level.height_px) for level in slide.levels)
+        assert sizes == handle.level_dimensions
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({"openslide.vendor": "x", "openslide.mpp-x": "0.23", "openslide.mpp-y": "0.24"},
+         (0.23, 0.24, "stated")),
+        ({"openslide.mpp-x": "0.23"}, (0.23, 0.23, "stated")),
+        ({"openslide.mpp-x": "0", "openslide.mpp-y": "0", "aperio.MPP": "0,25"},
+         (0.25, 0.25, "stated")),
+        ({"dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[0]":
+          "0.0005",
+          "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[1]":
+          "0.00025"}, (0.25, 0.5, "stated")),
+        ({"dicom.ImagedVolumeWidth": "10", "dicom.ImagedVolumeHeight": "5",
+          "dicom.TotalPixelMatrixColumns": "40000", "dicom.TotalPixelMatrixRows": "10000"},
+         (0.25, 0.5, "stated")),
+        ({"ventana.ScanRes": "0.2325", "ventana.Magnification": "40"}, (0.2325, 0.2325, "stated")),
+        ({"mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X": "0.23",
+          "mirax.LAYER_0_LEVEL_1_SECTION.MICROMETER_PER_PIXEL_X": "0.46"}, (0.23, 0.23, "stated")),
+        ({"hamamatsu.SourceLens": "20"}, (0.5, 0.5, "derived")),
+        ({"dicom.OpticalPathSequence[0].ObjectiveLensPower": "40"}, (0.25, 0.25, "derived")),
+        ({"openslide.objective-power": "40"}, (0.25, 0.25, "derived")),
+    ],
+)  # fmt: skip
+def test_properties_of_openslide_are_searched_beyond_its_own_resolution(
+    properties: dict[str, str], expected: tuple[float, float, str]
+) -> None:
+    result, _ = choose_mpp(mpp_in_properties(properties))
+    assert result is not None
+    assert (result.x, result.y, result.kind) == (*map(pytest.approx, expected[:2]), expected[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("s.png", {"dpi": (50_800, 50_800)}, ((0.5, 0.5), "file")),
+        ("s.png", {"dpi": (72, 72)}, ((0.25, 0.25), "assumed")),
+        ("s.jpg", {"dpi": (50_800, 25_400)}, ((0.5, 1.0), "file")),
+        ("s.jpg", {}, ((0.25, 0.25), "assumed")),
+        ("s.jpg", {"comment": b"MPP = 0.4"}, ((0.4, 0.4), "file")),
+    ],
+)
+def test_plain_images_state_their_density_or_a_comment(
+    tmp_path: Path, name: str, options: dict[str, object], expected: tuple[object, str]
+) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / name, **options)
+    mpp, source = stated(tmp_path / name)
+    assert (mpp, source) == (pytest.approx(expected[0], rel=1e-3), expected[1])
+
+
+def test_a_png_keeps_the_properties_that_libvips_copied(tmp_path: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("openslide.mpp-x", "openslide.mpp-x = 0.23")
+    Image.fromarray(PIXELS).save(tmp_path / "s.png", pnginfo=notes)
+    assert stated(tmp_path / "s.png") == ((0.23, 0.23), "file")
+
+
+def write_zarr(path: Path, image: dict[str, object], *, ome_xml: str = "") -> Path:
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    array = group.create_array("0", shape=(3, 300, 420), chunks=(3, 128, 128), dtype="u1")
+    array[:] = np.moveaxis(PIXELS, -1, 0)
+    group.attrs["multiscales"] = [{"datasets": [{"path": "0"}], **image}]
+    if ome_xml:
+        (path / "OME").mkdir()
+        (path / "OME" / "METADATA.ome.xml").write_text(ome_xml)
+    return path
+
+
+def axes(unit: str | None, other: str | None = None) -> list[dict[str, str]]:
+    space = [{"name": name, "type": "space"} for name in "yx"]
+    for axis, one in zip(space, (other or unit, unit), strict=True):
+        if one is not None:
+            axis["unit"] = one
+    return [{"name": "c", "type": "channel"}, *space]
+
+
+@pytest.mark.parametrize(
+    ("unit", "other", "scale", "expected"),
+    [
+        ("micrometer", None, (0.5, 0.25), (0.25, 0.5)),
+        ("nanometer", "millimeter", (0.0005, 250), (0.25, 0.5)),
+        ("centimeter", None, (0.00005, 0.00005), (0.5, 0.5)),
+        ("µm", None, (0.5, 0.5), (0.5, 0.5)),
+        ("angstrom", None, (5000, 5000), (0.5, 0.5)),
+        ("inch", None, (0.5 / 25_400, 0.5 / 25_400), (0.5, 0.5)),
+        ("pixel", None, (1, 1), None),
+        (None, None, (0.5, 0.5), None),
+        ("micrometer", None, (0, 0), None),
+    ],
+)
+def test_units_of_ngff_apply_to_the_product_of_both_kinds_of_scale(
+    tmp_path: Path, unit: str | None, other: str | None, scale: tuple[float, float],
+    expected: tuple[float, float] | None,
+) -> None:  # fmt: skip
+    image = {
+        "axes": axes(unit, other),
+        "coordinateTransformations": [{"type": "scale", "scale": [1, 0.5, 0.5]}],
+        "datasets": [
+            {
+                "path": "0",
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1, 2 * scale[0], 2 * scale[1]]},
+                    {"type": "translation", "translation": [0, 9, 9]},
+                ],
+            }
+        ],
+    }
+    mpp, source = stated(write_zarr(tmp_path / "s.zarr", image))
+    assert (mpp, source) == (
+        (pytest.approx(expected), "file") if expected else ((0.25, 0.25), "assumed")
+    )
+
+
+def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Path) -> None:
+    ome = '<OME><Image><Pixels SizeX="420" SizeY="300" PhysicalSizeX="0.23"/></Image></OME>'
+    path = write_zarr(tmp_path / "s.zarr", {"axes": axes(None)}, ome_xml=ome)
+    assert stated(path) == ((0.23, 0.23), "file")
+    (path / "OME" / "METADATA.ome.xml").write_bytes(b"\xff<OME")
+    assert stated(path)[1] == "assumed"
