@@ -55,8 +55,8 @@ TEXTS = {
     "Philips": (philips(), (0.24, 0.25), "stated"),
     "Ventana": ('<iScan Magnification="40" ScanRes="0.2325">', (0.2325, 0.2325), "stated"),
     "libvips": (
-        ("<property><name>openslide.mpp-x</name><value type='VipsRefString'>0.23</value></property>"
-        "<property><name>openslide.mpp-y</name><value type='VipsRefString'>0.24</value></property>"),
+        ("<property><name>openslide.mpp-x</name><value type='string'>0.23</value></property>"
+        "<property><name>openslide.mpp-y</name><value type='string'>0.24</value></property>"),
         (0.23, 0.24), "stated",
     ),
     "Akoya": ("<PixelSizeMicrons>0.4979</PixelSizeMicrons>", (0.4979, 0.4979), "stated"),
