@@ -24,7 +24,14 @@ from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
 from mil.errors import InputError
-from mil.evaluation.baselines import SHORTCUT, mean_logistic_probabilities, shortcut_probabilities
+from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
+from mil.evaluation.baselines import (
+    SHORTCUT,
+    BaselineComparison,
+    compare_with_baselines,
+    embedding_baselines,
+    shortcut_probabilities,
+)
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
@@ -66,6 +73,8 @@ class TrainingSummary:
         Patients with tiles, and all tiles.
     scores
         Scores with intervals, by kind of prediction and by metric; all out-of-fold.
+    gains
+        By how much the calibrated predictions are better than each baseline, by metric; paired.
     one_class
         Share of the patients whose prediction set at the usual coverage holds one class.
     guaranteed
@@ -79,9 +88,15 @@ class TrainingSummary:
     n_patients: int
     n_tiles: int
     scores: Scores
+    gains: Scores
     one_class: float
     guaranteed: Mapping[str, float] | None
     notes: tuple[str, ...]
+
+    @property
+    def comparison(self) -> BaselineComparison:
+        """Comparison with the best baseline on pooled embeddings, by weighted log loss."""
+        return compare_with_baselines(self.gains)
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -91,6 +106,7 @@ class TrainingSummary:
             "n_patients": self.n_patients,
             "n_tiles": self.n_tiles,
             "scores": _plain(self.scores),
+            "gains": _plain(self.gains),
             "sets": {
                 "coverage": COVERAGE,
                 "one_class": self.one_class,
@@ -113,10 +129,8 @@ class TrainingSummary:
             head=values["head"],
             n_patients=values["n_patients"],
             n_tiles=values["n_tiles"],
-            scores={
-                kind: {metric: Interval.from_dict(score) for metric, score in of_kind.items()}
-                for kind, of_kind in values["scores"].items()
-            },
+            scores=_intervals(values["scores"]),
+            gains=_intervals(values["gains"]),
             one_class=values["sets"]["one_class"],
             guaranteed=values["sets"]["guaranteed"],
             notes=tuple(values["notes"]),
@@ -272,9 +286,6 @@ def train_run(
         proba = {
             "calibrated": cross_fitted_probabilities(oof, calibrator=calibrator),
             "raw": softmax(oof.logits, axis=2),
-            "mean + logistic": mean_logistic_probabilities(
-                bags, oof, calibrator=calibrator, seed=seed
-            ),
         }
         if nested:
             proba["cross-fitted"] = proba["calibrated"]
@@ -292,7 +303,9 @@ def train_run(
         on_head=count_head,
     )
     on_step("scoring")
-    kinds = _with_baselines(plan, oof, proba)
+    baselines = embedding_baselines(bags, oof, calibrator=calibrator, seed=seed)
+    proba[MEAN_LOGISTIC] = baselines[MEAN_LOGISTIC]
+    kinds = _with_baselines(plan, oof, {**proba, **baselines})
     scores = _score(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
     gains = _gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
     bundle = _as_bundle(plan, oof, deployed, proba["calibrated"], path=run_dir)
@@ -325,6 +338,7 @@ def train_run(
         n_patients=len(oof.patient_ids),
         n_tiles=sum(bags.n_tiles.values()),
         scores=scores,
+        gains=gains,
         one_class=float((sets.sum(axis=1) == 1).mean()),
         guaranteed=bundle.guaranteed_coverage(COVERAGE),
         notes=notes,
@@ -440,7 +454,7 @@ def _gains(
 ) -> Scores:
     """Return by how much the calibrated predictions are better than each baseline."""
     shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
-    names = ("mean + logistic", "cohort prior", "constant", *shortcuts)
+    names = (*BASELINE_MODELS, "cohort prior", "constant", *shortcuts)
     return paired_differences(
         kinds["calibrated"],
         {name: kinds[name] for name in names},
@@ -465,4 +479,12 @@ def _plain(scores: Scores) -> dict[str, object]:
     return {
         name: {metric: score.as_dict() for metric, score in of_kind.items()}
         for name, of_kind in scores.items()
+    }
+
+
+def _intervals(values: Mapping[str, Any]) -> Scores:
+    """Return the scores or gains of :func:`_plain`."""
+    return {
+        name: {metric: Interval.from_dict(score) for metric, score in of_kind.items()}
+        for name, of_kind in values.items()
     }

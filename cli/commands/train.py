@@ -29,6 +29,7 @@ from cli.options import (
 from cli.shared.arguments import reject_options, require_ray_for_address
 from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
+from cli.shared.output import print_comparison
 
 if TYPE_CHECKING:
     from mil.training_run import TrainingSummary
@@ -273,6 +274,7 @@ def _print_summary(summary: TrainingSummary) -> None:
         "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
         "not in them."
     )
+    print_comparison(summary.comparison)
     coverages = summary.guaranteed or {}
     guaranteed = ", ".join(f"{name} {share:.2f}" for name, share in coverages.items()) or "none"
     stdout.print(

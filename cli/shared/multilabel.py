@@ -14,6 +14,7 @@ from cli.shared.output import (
     calibration_as_dict,
     print_calibration_note,
     print_caveats,
+    print_comparison,
     print_reliability,
 )
 from features.utils.text import pluralize
@@ -202,6 +203,8 @@ def _print_training(summary: LabelSummary) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
     scores = {name: label.scores["calibrated"] for name, label in summary.labels.items()}
     _print_labels(scores, None, kind="calibrated")
+    for name, label in summary.labels.items():
+        print_comparison(label.comparison, label=name)
     stdout.print(f"The run is in {summary.path}; each label has its own in labels/")
 
 

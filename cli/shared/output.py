@@ -13,6 +13,7 @@ from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.audit import Finding
+    from mil.evaluation.baselines import BaselineComparison
     from mil.evaluation.classification import ClassificationScores
     from mil.evaluation.metrics import Interval
     from mil.evaluation.scoring import ScoreSettings
@@ -22,6 +23,7 @@ __all__ = [
     "print_calibration_note",
     "print_caveats",
     "print_classification",
+    "print_comparison",
     "print_findings",
     "print_reliability",
     "print_scores",
@@ -43,6 +45,19 @@ def print_caveats(caveats: Iterable[str]) -> None:
     """Print warnings and notes on standard error, one per line."""
     for caveat in caveats:
         stderr.print(caveat, style="yellow")
+
+
+def print_comparison(comparison: BaselineComparison, *, label: str = "") -> None:
+    """Print how a run compares with its best baseline; as a warning where the run is worse."""
+    prefix = f"{label}: " if label else ""
+    if comparison.verdict == "worse":
+        stderr.print(
+            f"warning: {prefix}{comparison} The simple model predicts these patients better: "
+            "compare other heads with --head, and see the report.",
+            style="yellow",
+        )
+    else:
+        stdout.print(f"{prefix}{comparison}")
 
 
 _TITLES = {

@@ -1,60 +1,121 @@
-"""Baselines of a run: mean embeddings without attention, and variables other than tissue."""
+"""Baselines of a run: simple models of pooled embeddings, and variables other than tissue."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from mil.arrays import Bools, Floats
+from mil.arrays import Bools, Floats, Ints
 from mil.calibration import clipped_log, cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Patient
 from mil.data.patient_groups import group_ids
+from mil.evaluation.baseline_models import BASELINE_MODELS, baseline_logits, pool_embeddings
+from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
 from mil.training.cross_validation import OutOfFoldPredictions
 
-__all__ = ["SHORTCUT", "mean_logistic_probabilities", "shortcut_probabilities"]
+__all__ = [
+    "SHORTCUT",
+    "BaselineComparison",
+    "compare_with_baselines",
+    "embedding_baselines",
+    "shortcut_probabilities",
+]
 
 SHORTCUT = "shortcut: "
 """Prefix of the names of predictions from variables other than tissue."""
 
-_MAX_COMPONENTS = 32
-_C = 0.1
+_METRIC_WORDS = {"weighted_log_loss": "log loss", "auroc": "AUROC"}
 
 
-def mean_logistic_probabilities(
-    bags: PatientBags, oof: OutOfFoldPredictions, *, calibrator: str, seed: int
-) -> Floats:
-    """Return cross-fitted probabilities of a logistic regression on mean embeddings.
+@dataclass(frozen=True, kw_only=True)
+class BaselineComparison:
+    """Paired comparison of a run with the best of its baselines on pooled embeddings.
 
-    They have shape (repeats, patients, classes), at the balanced prior. Patients, folds and
-    calibrator are those of the run's own probabilities, so that only the head differs. Scaling,
-    principal components (at most 32, whitened) and regression are fitted inside each training fold;
-    nothing is tuned.
+    ``gain`` is by how much the run is better by ``metric``, with its 95 % interval.
     """
-    all_means = _means(bags, oof.patient_ids)
 
-    def columns(excluded: Bools) -> Floats:
-        refit = bags.refit_without(np.array(oof.patient_ids)[excluded].tolist())
-        means = all_means if refit is bags else _means(refit, oof.patient_ids)
-        empty = np.isnan(means[:, 0])  # the fold's tile filter dropped all tiles
-        return np.where(empty[:, None], means[~excluded & ~empty].mean(axis=0), means)
+    baseline: str
+    metric: str
+    gain: Interval
 
-    def model(n_patients: int) -> Pipeline:
-        n_components = min(_MAX_COMPONENTS, all_means.shape[1], n_patients // 2)
-        return make_pipeline(
-            StandardScaler(),
-            PCA(n_components, whiten=True, random_state=seed),
-            LogisticRegression(C=_C, class_weight="balanced", max_iter=2000),
+    @property
+    def verdict(self) -> Literal["better", "worse", "no difference shown"]:
+        """Whether the interval excludes 0, and on which side."""
+        if self.gain.low > 0:
+            return "better"
+        return "worse" if self.gain.high < 0 else "no difference shown"
+
+    @property
+    def phrase(self) -> str:
+        """Words that complete "the run is …"."""
+        name, words = self.baseline, _METRIC_WORDS[self.metric]
+        low, high, value = self.gain.low, self.gain.high, self.gain.value
+        if self.verdict == "better":
+            return f"better than the best baseline, {name}, by {value:.3f} [{low:.3f}, {high:.3f}]"
+        if self.verdict == "worse":
+            return f"worse than the baseline {name} by {-value:.3f} [{-high:.3f}, {-low:.3f}]"
+        way = "better" if value >= 0 else "worse"
+        return (
+            f"not shown to differ from the best baseline, {name} ({words} {abs(value):.3f} {way}; "
+            f"gain between {low:.3f} and {high:.3f})"
         )
 
-    return _cross_fitted(oof, columns=columns, model=model, calibrator=calibrator)
+    def __str__(self) -> str:
+        """Return one sentence that says which is better, and by how much."""
+        return f"By {_METRIC_WORDS[self.metric]}, the run is {self.phrase}."
+
+
+def compare_with_baselines(
+    gains: Mapping[str, Mapping[str, Interval]], metric: str = "weighted_log_loss"
+) -> BaselineComparison:
+    """Return the comparison with the baseline on pooled embeddings that is hardest to beat.
+
+    ``gains`` are those of ``scores.json``, by baseline and metric. A baseline that is better than
+    the run beyond its interval comes first, then the one with the smallest gain over it. Earlier
+    runs have one such baseline.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    own = {name: gains[name][metric] for name in BASELINE_MODELS if name in gains}
+    name = min(own, key=lambda name: (own[name].high >= 0, own[name].value))
+    return BaselineComparison(baseline=name, metric=metric, gain=own[name])
+
+
+def embedding_baselines(
+    bags: PatientBags, oof: OutOfFoldPredictions, *, calibrator: str, seed: int
+) -> dict[str, Floats]:
+    """Return cross-fitted probabilities of :data:`BASELINE_MODELS` by name.
+
+    They have shape (repeats, patients, classes), at the balanced prior. Patients, folds and
+    calibrator are those of the run's own probabilities, so that only the learner differs. All is
+    fitted inside each training fold; nothing is tuned. Bags are read once, and once more per fold
+    where the fold fits a tile filter of its own.
+    """
+    names, dim = oof.patient_ids, bags.fingerprint.dim
+    of_all = pool_embeddings(bags.features, names, dim=dim)
+
+    def fold_logits(excluded: Bools, held_out: Bools) -> dict[str, Floats]:
+        refit = bags.refit_without(np.array(names)[excluded].tolist())
+        pooled = of_all if refit is bags else pool_embeddings(refit.features, names, dim=dim)
+        train, test = (
+            {pooling: values[rows] for pooling, values in pooled.items()}
+            for rows in (~excluded, held_out)
+        )
+        return {
+            name: baseline_logits(name, train, oof.labels[~excluded], test, seed=seed)
+            for name in BASELINE_MODELS
+        }
+
+    return _cross_fitted(oof, BASELINE_MODELS, fold_logits, calibrator=calibrator)
 
 
 def shortcut_probabilities(
@@ -63,7 +124,7 @@ def shortcut_probabilities(
     """Return cross-fitted probabilities from variables other than tissue.
 
     These are centre, number of slides, number of tiles, and all of them together, without those
-    that do not vary. As for :func:`mean_logistic_probabilities`, probabilities have shape (repeats,
+    that do not vary. As for :func:`embedding_baselines`, probabilities have shape (repeats,
     patients, classes); names have the prefix :data:`SHORTCUT`. Further ``patients`` are ignored.
     """
     by_id = {patient.patient_id: patient for patient in patients}
@@ -77,44 +138,42 @@ def shortcut_probabilities(
     if len(columns) > 1:
         columns[ALL_SHORTCUTS] = np.concatenate(list(columns.values()), axis=1)
 
-    def predict_from(name: str) -> Floats:
-        return _cross_fitted(
-            oof, columns=lambda _: columns[name],
-            model=lambda _: shortcut_model(name), calibrator=calibrator,
-        )  # fmt: skip
+    def fold_logits(excluded: Bools, held_out: Bools) -> dict[str, Floats]:
+        return {
+            name: clipped_log(
+                shortcut_model(name)
+                .fit(values[~excluded], oof.labels[~excluded])
+                .predict_proba(values[held_out])
+            )
+            for name, values in columns.items()
+        }
 
-    return {SHORTCUT + name: predict_from(name) for name in columns}
+    proba = _cross_fitted(oof, columns, fold_logits, calibrator=calibrator)
+    return {SHORTCUT + name: values for name, values in proba.items()}
 
 
 def _cross_fitted(
     oof: OutOfFoldPredictions,
+    names: Iterable[str],
+    fold_logits: Callable[[Bools, Bools], Mapping[str, Floats]],
     *,
-    columns: Callable[[Bools], Floats],
-    model: Callable[[int], Pipeline],
     calibrator: str,
-) -> Floats:
-    """Return cross-fitted probabilities of a model per fold, shape (repeats, patients, classes).
+) -> dict[str, Floats]:
+    """Return cross-fitted probabilities by name, shape (repeats, patients, classes).
 
-    ``columns`` returns the features of all patients, shape (patients, columns), computed without
-    the patients of a mask: those held out, and those who share a slide with one of them. ``model``
-    returns an unfitted model for a number of patients.
+    ``fold_logits`` takes two masks of patients: those to leave out, which are the held-out ones and
+    those who share a slide with one of them, and the held-out ones. It returns the logits of the
+    latter by name, shape (held out, classes).
     """
-    logits = np.full(oof.logits.shape, np.nan)
-    groups = group_ids(oof.patient_ids, oof.linked)
+    logits = {name: np.full(oof.logits.shape, np.nan) for name in names}
+    groups: Ints = group_ids(oof.patient_ids, oof.linked)
     for repeat, folds in enumerate(oof.fold):
         for fold in np.unique(folds):
             held_out = folds == fold
             excluded = np.isin(groups, groups[held_out])
-            values = columns(excluded)
-            fitted = model(int((~excluded).sum())).fit(values[~excluded], oof.labels[~excluded])
-            logits[repeat, held_out] = clipped_log(fitted.predict_proba(values[held_out]))
-    return cross_fit(logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
-
-
-def _means(bags: PatientBags, patient_ids: Sequence[str]) -> Floats:
-    """Return mean embeddings, shape (patients, dim); NaN for a patient without tiles."""
-    means = np.full((len(patient_ids), bags.fingerprint.dim), np.nan)
-    for row, patient_id in zip(means, patient_ids, strict=True):
-        if len(tiles := bags.features[patient_id]):
-            row[:] = tiles.mean(axis=0, dtype=np.float64)
-    return means
+            for name, values in fold_logits(excluded, held_out).items():
+                logits[name][repeat, held_out] = values
+    return {
+        name: cross_fit(values, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
+        for name, values in logits.items()
+    }

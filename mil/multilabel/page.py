@@ -45,6 +45,7 @@ def write_label_page(
                 "share": f"{100 * n_with / n_patients:.1f} %",
                 "loss": summaries[label].scores["calibrated"]["weighted_log_loss"],
                 "auroc": summaries[label].scores["calibrated"]["auroc"],
+                "comparison": summaries[label].comparison,
             }
             for label, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True)
         ],

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mil.calibration.priors import balanced, shift_prior
+from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
 from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
@@ -110,7 +111,7 @@ def _figures(
     first = data.first
     at_cohort = {
         kind: shift_prior(first[kind], old=balanced(data.classes), new=data.shares)
-        for kind in ("calibrated", "mean + logistic")
+        for kind in ("calibrated", MEAN_LOGISTIC)
     }
     reliability = {
         kind: measure_reliability(data, kind, seed=seed) for kind in ("raw", "calibrated")
@@ -213,9 +214,12 @@ def _read_scores(folder: Path) -> _Scores:
     path = folder / "scores.json"
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
-        kinds = ["calibrated", "raw", "mean + logistic", "cohort prior", "constant"]
+        kinds = ["calibrated", "raw", MEAN_LOGISTIC]
         if scores["kind"] == "nested":
             kinds.insert(1, "cross-fitted")
+        # Earlier runs have one baseline on pooled embeddings.
+        kinds += [kind for kind in BASELINE_MODELS if kind in scores and kind != MEAN_LOGISTIC]
+        kinds += ["cohort prior", "constant"]
         kinds += [kind for kind in scores if kind.startswith(SHORTCUT)]
         return _Scores(
             kind=str(scores["kind"]),

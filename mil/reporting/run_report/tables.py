@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.text import percent
-from mil.evaluation.baselines import SHORTCUT
+from mil.evaluation.baselines import SHORTCUT, compare_with_baselines
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
 from mil.inference.conformal import cross_fitted_sets
@@ -37,6 +37,8 @@ _KIND_NAMES = {
     "cross-fitted": "this run, calibrated, cross-fitted",
     "raw": "this run, before calibration",
     "mean + logistic": "mean embedding + logistic regression",
+    "min-max logistic": "smallest and largest values + logistic regression",
+    "mean + ridge": "mean embedding + ridge regression",
     "cohort prior": "class shares of the cohort",
     "constant": "constant: equal probabilities",
     f"{SHORTCUT}centre": "shortcut: the centre alone",
@@ -47,7 +49,6 @@ _KIND_NAMES = {
 _BASELINE_WORDS = {
     "constant": "a constant prediction",
     "shortcuts": "shortcuts without tissue",
-    "mean + logistic": "a logistic regression on mean embeddings",
 }
 _VERDICTS = {
     "better": "better than",
@@ -96,15 +97,11 @@ def findings(gains: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str
         least = {"constant": gains["constant"][metric]}
         if shortcuts:  # the best of them is the one to beat
             least["shortcuts"] = min((of[metric] for of in shortcuts), key=lambda gain: gain.low)
-        least["mean + logistic"] = gains["mean + logistic"][metric]
         parts = {name: _verdict(gain) for name, gain in least.items()}
-        *some, last = (f"{_VERDICTS[of]} {_BASELINE_WORDS[name]}" for name, of in parts.items())
-        is_good = (
-            parts["constant"] == "better"
-            and parts.get("shortcuts", "better") == "better"
-            and parts["mean + logistic"] != "worse"
-        )
-        sentence = f"By {words}, the run is {', '.join(some)} and {last}."
+        some = [f"{_VERDICTS[of]} {_BASELINE_WORDS[name]}" for name, of in parts.items()]
+        learned = compare_with_baselines(gains, metric)
+        is_good = all(part == "better" for part in parts.values()) and learned.verdict != "worse"
+        sentence = f"By {words}, the run is {', '.join(some)} and {learned.phrase}."
         sentences.append(("good" if is_good else "warning", sentence))
     return sentences
 

@@ -28,7 +28,7 @@ from mil.data.cohort import Cohort, read_cohort
 from mil.data.filtered_bags import FilteredFeatures, apply_tile_filter
 from mil.data.splits import patient_folds
 from mil.errors import RunError
-from mil.evaluation.baselines import mean_logistic_probabilities
+from mil.evaluation.baselines import embedding_baselines
 from mil.inference.attention import explain_patients
 from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict
@@ -165,9 +165,10 @@ def test_the_baseline_is_judged_through_the_same_filters(tmp_path: Path) -> None
             PatientBags, "refit_without",
             lambda self, names: (asked.append(set(names)), held_out(self, names))[1],
         )  # fmt: skip
-        proba = mean_logistic_probabilities(store, out, calibrator="platt", seed=0)
+        proba = embedding_baselines(store, out, calibrator="platt", seed=0)
     assert asked == [set(fold.test_ids) for fold in folds]
-    np.testing.assert_allclose(proba.sum(axis=2), 1)
+    for values in proba.values():
+        np.testing.assert_allclose(values.sum(axis=2), 1)
 
 
 def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
@@ -189,8 +190,8 @@ def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
     out = cross_validate(store, cohort, folds, config=FAST, seed=0)
     row = out.patient_ids.index(emptied)
     assert out.logits[0, row].tolist() == [0.0, 0.0]
-    proba = mean_logistic_probabilities(store, out, calibrator="platt", seed=0)
-    assert np.isfinite(proba).all()
+    proba = embedding_baselines(store, out, calibrator="platt", seed=0)
+    assert all(np.isfinite(values).all() for values in proba.values())
 
 
 def test_patients_the_filter_did_not_see_need_no_other_filter(tmp_path: Path) -> None:
