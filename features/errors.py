@@ -7,6 +7,8 @@
     ├── OutputError       a file or folder that cannot be written
     ├── SlideError        a slide that cannot be opened or read
     │   ├── MultiImageError    several images of one size in a file
+    │   ├── SampleFormatError  pixels of a kind that cannot become RGB
+    │   ├── SceneError    a scene that the file does not have
     │   └── TileError     a region of it that cannot be decoded
     ├── ResolutionError   an implausible resolution, or one that the slide lacks
     ├── EncoderError      an encoder or its weights
@@ -29,6 +31,8 @@ __all__ = [
     "MultiImageError",
     "OutputError",
     "ResolutionError",
+    "SampleFormatError",
+    "SceneError",
     "SlideError",
     "TableError",
     "TileError",
@@ -144,6 +148,14 @@ class SlideError(MilError):
 
 class MultiImageError(SlideError):
     """A file of several images of one size in px, none of them marked as the slide."""
+
+
+class SampleFormatError(SlideError):
+    """A file whose pixels are of a kind that cannot become 8-bit RGB, such as float32 or CMYK."""
+
+
+class SceneError(SlideError):
+    """A scene that a file does not have."""
 
 
 class TileError(SlideError):

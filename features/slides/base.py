@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Level", "MppKind", "RgbArray", "Slide", "StatedMpp"]
+__all__ = ["Level", "MppKind", "RgbArray", "Scene", "Slide", "StatedMpp"]
 
 RgbArray = npt.NDArray[np.uint8]
 """Pixels of shape (height, width, 3), uint8, sRGB; row 0 is the top."""
@@ -45,6 +45,24 @@ class StatedMpp:
     kind: MppKind = "stated"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A picture of a file that may be the slide, such as one of two sections, of a size in px.
+
+    ``number`` counts from 1 in the file's order; ``name`` is empty if the file states none.
+    """
+
+    number: int
+    name: str
+    width_px: int
+    height_px: int
+
+    def __str__(self) -> str:
+        """Return number, size and name in one line."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.number}: {self.width_px:,} × {self.height_px:,} px{name}"
+
+
 class Slide(Protocol):
     """An open slide: pixels of shape (height, width, 3), uint8, sRGB, at several resolutions.
 
@@ -75,6 +93,18 @@ class Slide(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with the file although it can be read, a sentence each; mostly none."""
+
+    @property
+    def scene(self) -> int:
+        """Number of the picture that is read, from 1 in the file's order without companions."""
+
+    @property
+    def other_scenes(self) -> tuple[Scene, ...]:
+        """Other pictures of the file that could be the slide, with their size in px."""
+
+    @property
+    def associated_images(self) -> tuple[str, ...]:
+        """Names and sizes, px, of pictures that were set aside, such as label and macro."""
 
     @property
     def background_rgb(self) -> tuple[int, int, int]:

@@ -6,7 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from features.errors import MultiImageError, SlideError, one_line
+from features.errors import (
+    MultiImageError,
+    SampleFormatError,
+    SceneError,
+    SlideError,
+    one_line,
+)
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
@@ -17,13 +23,13 @@ from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 __all__ = ["find_slides", "open_slide", "slide_id_of"]
 
 
-def _open_zarr(path: Path | str) -> Slide:
+def _open_zarr(path: Path | str, scene: int | None = None) -> Slide:
     from features.slides.backends.ome_zarr import OmeZarrSlide  # noqa: PLC0415 - takes 0.2 s, seldom needed
 
-    return OmeZarrSlide(path)
+    return OmeZarrSlide(path, scene)
 
 
-_READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
+_READERS: tuple[tuple[str, Callable[[Path, int | None], Slide]], ...] = (
     ("tiff", TiffSlide),
     ("openslide", OpenSlideSlide),
     ("image", ImageSlide),
@@ -31,7 +37,7 @@ _READERS: tuple[tuple[str, Callable[[Path], Slide]], ...] = (
 )
 
 
-def open_slide(path: Path | str) -> Slide:
+def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     """Open a slide with the first reader that supports its content, whatever its suffix.
 
     The order is the direct TIFF reader, which decodes each TIFF tile only once; OpenSlide; plain
@@ -42,6 +48,9 @@ def open_slide(path: Path | str) -> Slide:
     path
         The slide; a URL may come as text or as ``Path``, see
         :func:`features.utils.paths.parse_url`.
+    scene
+        Which of several pictures of the file is the slide, from 1 in the file's order; None for
+        the largest. Labels, macro pictures, thumbnails and other companions are not counted.
 
     Returns
     -------
@@ -51,21 +60,26 @@ def open_slide(path: Path | str) -> Slide:
     Raises
     ------
     MultiImageError
-        If it holds several images of one size.
+        If the largest of its images are of one size, and no scene was given.
+    SampleFormatError
+        If its pixels are of a kind that cannot become RGB.
+    SceneError
+        If it has no scene of that number.
     SlideError
         If no reader supports it; the message gives the reason of each.
     """
     if parse_url(path) is not None:
-        return _open_zarr(path)
+        return _open_zarr(path, scene)
     path = Path(path)
     if _is_zarr_folder(path):
-        return _open_zarr(path)
+        return _open_zarr(path, scene)
     _check_readable(path)
     reasons = []
     for name, reader in _READERS:
         try:
-            return reader(path)
-        except MultiImageError:  # other readers would silently take the first image
+            return reader(path, scene)
+        except (MultiImageError, SampleFormatError, SceneError):
+            # Other readers would silently take the first image, or wrong colours.
             raise
         except SlideError as error:
             reasons.append(f"{name}: {one_line(error.actual, max_chars=200)}")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import SlideError, TileError
-from features.slides.base import Level, RgbArray, StatedMpp
+from features.slides.base import Level, RgbArray, Scene, StatedMpp
 from features.slides.cache import TileCache
 from features.slides.pixels import filled_image
 from features.slides.resampling import overview_level, thumbnail_accumulator
@@ -42,6 +42,10 @@ class RegionReader(ABC):
         """µm per level-0 px along x and y that the file states, plausible or not."""
         stated = self.stated_mpp
         return None if stated is None else (stated.x, stated.y)
+
+    scene: int = 1
+    other_scenes: tuple[Scene, ...] = ()
+    associated_images: tuple[str, ...] = ()
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Read a rectangle of one level, shape (height, width, 3) in px, uint8.

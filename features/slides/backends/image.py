@@ -1,4 +1,4 @@
-"""Plain images (PNG, JPEG, WebP, BMP) as one-level slides."""
+"""Plain images (PNG, JPEG, JPEG 2000, WebP, BMP) as one-level slides."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 from features.errors import SlideError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
+from features.slides.backends.scenes import require_single_scene
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import thumbnail_accumulator
@@ -18,7 +19,7 @@ from features.slides.resolution import choose_mpp
 
 __all__ = ["ImageSlide"]
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "BMP")
 _MAX_PX = 1 << 28
 """Largest image: it is decoded whole, and 268 Mpx take 2 GB meanwhile."""
 _BAND_PX = 1 << 22
@@ -33,7 +34,8 @@ class ImageSlide(RegionReader):
 
     reader = "image"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scene: int | None = None) -> None:
+        require_single_scene(scene, where=path)
         self.path = path
         try:
             with Image.open(path, formats=_FORMATS) as image:

@@ -21,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
+from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.backends.zarr_codecs import with_size_limits
 from features.slides.base import RgbArray, StatedMpp
 from features.slides.length_units import um_per_unit
@@ -35,6 +36,9 @@ _MAX_MEMBER_BYTES = 1 << 31
 """Largest file in a zip: two bytes for each sample of the largest chunk."""
 _N_CHANNELS = (1, 3, 4)
 _OME_XML = "OME/METADATA.ome.xml"
+_MAX_SERIES = 1000
+_NO_IMAGES = {"OME", "labels"}
+"""Groups of metadata, and of masks that OME-NGFF keeps apart from images."""
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
 
 
@@ -64,23 +68,24 @@ class OmeZarrSlide(BlockReader):
 
     Serves OME-NGFF up to 0.4 (zarr v2) and 0.5 (zarr v3), grey, RGB or RGBA of 8 or 16 bit, one
     plane at one time, in any order of axes, as pixels of shape (height, width, 3), uint8. Chunks
-    that are not stored have the fill value. Where ``bioformats2raw`` put several images into one
-    store, the first is the slide. Raises SlideError if it is not such an image, or cannot be
-    reached.
+    that are not stored have the fill value. Of several images in one store, as ``bioformats2raw``
+    writes them, the largest that is no companion is the slide, or the scene of a number. Raises
+    MultiImageError if the largest are of one size, SceneError if there is no such scene, SlideError
+    if it is not such an image, or cannot be reached.
     """
 
     reader = "ome-zarr"
     _block_noun = "chunk"
     _grids: list[_ChunkGrid]
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, scene: int | None = None) -> None:
         super().__init__(Path(path))
         self._where = parse_url(path) or str(path)
         self._store: Store | None = None
         try:
             self._store, folder = _open_store(path)
             group = zarr.open_group(self._store, mode="r", path=folder)
-            group, image = self._image_of(group)
+            group, image = self._choose_image(group, scene)
             axes = _axes_of(image)
             names = [dataset["path"] for dataset in image["datasets"]]
             self._grids = [self._read_grid(group, name, axes) for name in names]
@@ -116,21 +121,44 @@ class OmeZarrSlide(BlockReader):
                 pixels = ome_pixels(ome, width_px=first.width_px, height_px=first.height_px)
                 yield from mpp_in_ome(pixels or {})
 
-    def _image_of(self, group: zarr.Group) -> tuple[zarr.Group, Mapping[str, Any]]:
-        """The group of the image and the first entry of its ``multiscales``."""
-        attributes: Any = group.attrs.asdict()
-        ome = attributes.get("ome", attributes)
-        if "multiscales" not in ome and "bioformats2raw.layout" in ome:
-            member = group.get("0")
-            if isinstance(member, zarr.Group):
-                return self._image_of(member)
-        if not ome.get("multiscales"):
+    def _choose_image(
+        self, group: zarr.Group, scene: int | None
+    ) -> tuple[zarr.Group, Mapping[str, Any]]:
+        """The group of the image that is the slide, and its entry of ``multiscales``."""
+        ome = _ome_of(group)
+        images = [(group, image) for image in ome.get("multiscales") or ()]
+        if not images:
+            images = list(_images_below(group))
+        if not images:
             what = "a plate of many images" if "plate" in ome else "a zarr group, no 'multiscales'"
             raise SlideError(self._where, actual=what, expected=_EXPECTED)
-        image: Mapping[str, Any] = ome["multiscales"][0]
-        if not image["datasets"]:
+        if any(not image.get("datasets", True) for _, image in images):
             raise self._unsupported("'multiscales' without datasets")
-        return group, image
+        if len(images) == 1 and scene is None:
+            return images[0]
+        pictures = [self._picture_of(member, image) for member, image in images]
+        choice = choose_scene(pictures, scene=scene, where=self._where)
+        self.scene, self.other_scenes = choice.scene, choice.other_scenes
+        self.associated_images = choice.associated_images
+        return images[choice.index]
+
+    def _picture_of(self, group: zarr.Group, image: Mapping[str, Any]) -> Picture:
+        """Name and level-0 size, px, of an image."""
+        array = group.get(image["datasets"][0]["path"]) if image.get("datasets") else None
+        if not isinstance(array, zarr.Array):
+            raise self._unsupported("'multiscales' without datasets")
+        axes = _axes_of(image) or tuple("tczyx"[-array.ndim :])
+        sizes = dict(zip(axes, array.shape, strict=False))
+        member = group.path.rpartition("/")[2]
+        names = [str(image.get("name") or ""), "" if member.isdigit() else member]
+        named = [name for name in names if companion_name(name)]
+        return Picture(
+            name=next(filter(None, [*named, *names]), ""),
+            width_px=sizes.get("x", 0),
+            height_px=sizes.get("y", 0),
+            is_companion="image-label" in _ome_of(group),
+            mpp=_mean_mpp(image, axes),
+        )
 
     def _read_grid(self, group: zarr.Group, name: str, axes: tuple[str, ...]) -> _ChunkGrid:
         """Chunks of an array, after checks that it can be served."""
@@ -188,6 +216,31 @@ class OmeZarrSlide(BlockReader):
                 expected="pixels",
             ) from error
         return to_rgb(pixels, background_rgb=self.background_rgb)
+
+
+def _ome_of(group: zarr.Group) -> Mapping[str, Any]:
+    """Metadata of OME-NGFF: below ``ome`` since version 0.5, else the attributes themselves."""
+    attributes: Any = group.attrs.asdict()
+    ome = attributes.get("ome", attributes)
+    return ome if isinstance(ome, Mapping) else {}
+
+
+def _images_below(group: zarr.Group) -> Iterator[tuple[zarr.Group, Mapping[str, Any]]]:
+    """Images in the groups of a store: numbered by bioformats2raw, else under any name.
+
+    Groups that lie one below the other are listed where the store can list them.
+    """
+    names = [str(number) for number in range(_MAX_SERIES)]
+    if "bioformats2raw.layout" not in _ome_of(group):
+        names = sorted(name for name, _ in group.groups())
+    for name in names:
+        member = group.get(name)
+        if not isinstance(member, zarr.Group):
+            if name.isdigit():
+                return
+            continue
+        if name not in _NO_IMAGES:
+            yield from ((member, image) for image in _ome_of(member).get("multiscales") or ())
 
 
 def _open_store(path: Path | str) -> tuple[Store, str]:
@@ -256,6 +309,15 @@ def _mpp_of(image: Mapping[str, Any], axes: tuple[str, ...]) -> Iterator[StatedM
             for axis, um in (("x", x_um), ("y", y_um))
         )
         yield StatedMpp(x=x, y=y, field="the scales and units of 'multiscales'")
+
+
+def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:
+    """µm per level-0 px, the geometric mean of both axes; None if not stated or wrongly."""
+    try:
+        mpp = next(iter(_mpp_of(image, axes)), None)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    return math.sqrt(mpp.x * mpp.y) if mpp and min(mpp.x, mpp.y) > 0 else None
 
 
 def _reason(error: Exception) -> str:

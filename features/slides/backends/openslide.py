@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 
@@ -11,6 +12,8 @@ import openslide
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, RegionReader
 from features.slides.backends.openslide_properties import mpp_in_properties
+from features.slides.backends.scenes import require_single_scene
+from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_tags import largest_byte_count
 from features.slides.base import Level, RgbArray
 from features.slides.pixels import to_rgb
@@ -33,7 +36,8 @@ class OpenSlideSlide(RegionReader):
 
     reader = "openslide"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scene: int | None = None) -> None:
+        require_single_scene(scene, where=path)
         self.path = path
         self._lock = Lock()
         self._handle = self._open()
@@ -46,6 +50,11 @@ class OpenSlideSlide(RegionReader):
         )
         self._check_sizes()
         self._check_byte_counts()
+        self._check_picture()
+        self.associated_images = tuple(
+            f"{name}, {width:,} × {height:,} px"
+            for name, (width, height) in self._associated_sizes()
+        )
         self.stated_mpp, self.warnings = choose_mpp(mpp_in_properties(dict(properties)))
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
@@ -101,6 +110,27 @@ class OpenSlideSlide(RegionReader):
                 expected=f"at most {n_bytes:,}, as many as the file has",
                 hint="Copy it again.",
             )
+
+    def _check_picture(self) -> None:
+        """Raise an error where OpenSlide takes the first page of a TIFF and it is not the slide."""
+        vendor = self._handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
+        first = (self.levels[0].width_px, self.levels[0].height_px)
+        expected = slide_size_px(self.path) if vendor == "generic-tiff" else None
+        if expected is not None and expected != first:
+            self._handle.close()
+            raise SlideError(
+                self.path,
+                actual=f"OpenSlide reads the first picture only, {first[0]:,} × {first[1]:,} px",
+                expected=f"the largest, {expected[0]:,} × {expected[1]:,} px",
+            )
+
+    def _associated_sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Name, and width and height in px, of each associated image, from its properties."""
+        properties = self._handle.properties
+        for name in self._handle.associated_images:
+            sizes = [properties.get(f"openslide.associated.{name}.{side}", "0")
+                     for side in ("width", "height")]  # fmt: skip
+            yield name, (int(sizes[0]), int(sizes[1]))
 
     def _open(self) -> openslide.OpenSlide:
         try:

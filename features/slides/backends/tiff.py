@@ -20,17 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.errors import MultiImageError, SlideError, TileError
+from features.errors import MultiImageError, SampleFormatError, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.tiff_mpp import mpp_in_tiff
+from features.slides.backends.tiff_scenes import choose_tiff_scene
 from features.slides.backends.tiff_tags import (
     channel_pages,
     check_declared_size,
+    conversion_hint,
     count_images,
     has_directory_loop,
     is_ndpi,
-    is_same_size_image,
     to_colours,
     unsupported_samples,
 )
@@ -79,14 +80,15 @@ class TiffSlide(BlockReader):
     Serves tiled and striped TIFF and BigTIFF of 8 or 16 bit, grey, RGB, RGBA, palette and
     JPEG-YCbCr, in every compression that imagecodecs knows, with pyramids in pages or SubIFDs.
     Channels may be planar, within a page or as the three channels of an OME-TIFF. Raises
-    MultiImageError if it holds several images of one size, SlideError if it is not such a TIFF.
+    MultiImageError if the largest of its images are of one size, SceneError if it has no such
+    scene, SlideError if it is not such a TIFF.
     """
 
     reader = "tiff"
     _block_noun = "TIFF tile"
     _grids: list[_SegmentGrid]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scene: int | None = None) -> None:
         super().__init__(path)
         try:
             # NDPI is refused below; with its own rules tifffile would follow a directory loop here.
@@ -95,10 +97,12 @@ class TiffSlide(BlockReader):
             raise SlideError(path, actual=f"not a TIFF ({error})", expected="TIFF") from error
         try:
             self._check_file()
-            series, *others = self._file.series
-            self._check_single(1 + sum(is_same_size_image(other, series) for other in others))
-            self._grids = [self._read_grid(level) for level in series.levels]
-            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(series))
+            chosen = choose_tiff_scene(self._file, scene=scene, where=path)
+            self.scene = chosen.choice.scene
+            self.other_scenes = chosen.choice.other_scenes
+            self.associated_images = chosen.choice.associated_images
+            self._grids = [self._read_grid(level) for level in chosen.levels]
+            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(chosen.levels[0]))
             self._descriptor = os.open(path, os.O_RDONLY)
         except SlideError:
             self._file.close()
@@ -157,6 +161,11 @@ class TiffSlide(BlockReader):
     def _read_grid(self, level: tifffile.TiffPageSeries) -> _SegmentGrid:
         """Segments of a level, after checks that it can be served."""
         page: Any = level.keyframe
+        if hint := conversion_hint(page):
+            raise SampleFormatError(
+                self.path, actual=unsupported_samples(page), expected="8 or 16 bit grey or RGB",
+                hint=hint,
+            )  # fmt: skip
         if reason := unsupported_samples(page):
             raise self._unsupported(reason)
         pages = channel_pages(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,10 +17,10 @@ from features.utils.image_headers import jpeg_dimensions, png_or_webp_dimensions
 __all__ = [
     "channel_pages",
     "check_declared_size",
+    "conversion_hint",
     "count_images",
     "has_directory_loop",
     "is_ndpi",
-    "is_same_size_image",
     "largest_byte_count",
     "to_colours",
     "unsupported_samples",
@@ -29,9 +28,9 @@ __all__ = [
 
 _NDPI_TAG = 65420
 _MAX_DIRECTORIES = 64
-_COMPANION = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECASE)
-"""Names of companion images; in tiny files these may have the size of the slide."""
 _PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
+_OTHER_COLOURS = {"SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOGLUV", "LINEAR_RAW"}
+"""Colours of printing and of cameras, which have no RGB without a profile."""
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2
 """Values of ExtraSamples, for channels after the colours."""
 _JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
@@ -75,16 +74,6 @@ def has_directory_loop(file: tifffile.TiffFile) -> bool:
     return False
 
 
-def is_same_size_image(other: tifffile.TiffPageSeries, series: tifffile.TiffPageSeries) -> bool:
-    """Return whether another series has the slide's size in px and could as well be the slide."""
-    page: Any = other.keyframe
-    return (
-        other.shape == series.shape
-        and not (page.is_reduced or page.is_mask)
-        and not _COMPANION.search(other.name)
-    )
-
-
 def count_images(level: tifffile.TiffPageSeries) -> int:
     """Return the number of images in a level: the product of channels, planes and time points.
 
@@ -124,6 +113,25 @@ def unsupported_samples(page: Any) -> str:
         return f"YCbCr in {compression.name}"
     is_planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG
     return "YCbCr in separate planes" if is_ycbcr and is_planar else ""
+
+
+def conversion_hint(page: Any) -> str:
+    """Return how to convert a page of colours or numbers that no reader turns into RGB faithfully.
+
+    It is empty for pages that can be read, shape (y, x, channels), and for kinds of samples that
+    OpenSlide may read.
+    """
+    if page.photometric.name in _OTHER_COLOURS:
+        return (
+            "Convert its colours to sRGB first, for example with libvips: "
+            "vips colourspace IN.tif 'OUT.tif[tile,pyramid,compression=jpeg]' srgb"
+        )
+    if page.dtype is not None and (page.dtype.kind != "u" or page.dtype.itemsize > 2):
+        return (
+            "Scale its values to 0 to 255 and save them as 8 bit, for example with libvips: "
+            "vips linear IN.tif 'OUT.tif[tile,pyramid,compression=jpeg]' FACTOR 0 --uchar"
+        )
+    return ""
 
 
 def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None:

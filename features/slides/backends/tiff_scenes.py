@@ -1,0 +1,185 @@
+"""Pictures of a TIFF file, and the pyramid of the one that is the slide."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tifffile
+
+from features.slides.backends.scenes import Picture, SceneChoice, choose_scene, companion_name
+from features.slides.backends.tiff_mpp import mpp_in_tiff
+from features.slides.backends.tiff_tags import unsupported_samples
+from features.slides.resolution import PLAUSIBLE_MPP
+
+__all__ = ["TiffScene", "choose_tiff_scene", "slide_size_px"]
+
+_MAX_NAME = 80
+"""Longest description that is a name; longer ones are a scanner's report."""
+_PARTLY_LISTED = {"svs", "qpi"}
+"""Kinds of files of which tifffile lists only the pages that it expects."""
+_SUBFILE_TYPE, _SUBFILE_TYPE_REDUCED = 255, 2
+_IMAGE_TYPE = re.compile(r"<ImageType>\s*(\w+)\s*</ImageType>")
+_SAME_MPP = 1.05
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TiffScene:
+    """The levels of the picture that was chosen, the finest first, and how it was chosen."""
+
+    levels: tuple[tifffile.TiffPageSeries, ...]
+    choice: SceneChoice
+
+
+def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: object) -> TiffScene:
+    """Return a scene of an open file, or without a number the largest, with all its levels.
+
+    Sizes are in px. Raises as :func:`features.slides.backends.scenes.choose_scene`.
+    """
+    pyramids = list(_pyramids(file))
+    ome = file.ome_metadata
+    pictures = [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
+    choice = choose_scene(pictures, scene=scene, where=where)
+    levels = [*pyramids[choice.index]]
+    for index, others in enumerate(pyramids):
+        if index != choice.index and _is_reduced(others[0].keyframe):
+            levels += [level for level in others if _is_level_of(level, levels[0])]
+    levels.sort(key=lambda level: -_size_of(level)[0])
+    distinct = [
+        level for finer, level in pairwise([None, *levels]) if _size_of(finer) != _size_of(level)
+    ]
+    return TiffScene(levels=tuple(level for level in distinct if level is not None), choice=choice)
+
+
+def slide_size_px(path: Path) -> tuple[int, int] | None:
+    """Return width and height, px, of the largest picture that is no companion; None if unknown."""
+    try:
+        with tifffile.TiffFile(path, is_ndpi=False) as file:
+            return _size_of(choose_tiff_scene(file, scene=None, where=path).levels[0])
+    except Exception:  # noqa: BLE001 - tifffile raises errors of many kinds on damaged files
+        return None
+
+
+def _pyramids(file: tifffile.TiffFile) -> Iterator[list[tifffile.TiffPageSeries]]:
+    """Yield the levels of each picture: tifffile's series, and what it leaves out or mixes up."""
+    listed: set[int] = set()
+    every = file.series
+    is_partial = bool(every) and every[0].kind in _PARTLY_LISTED
+    for series in every:
+        if is_partial:
+            listed.update(page.offset for level in series.levels for page in level.pages if page)
+        levels = list(series.levels)
+        if series.kind == "generic":
+            yield from _sections(levels)
+        elif series.kind == "uniform" and series.axes[:1] == "I" and len(series.pages) > 1:
+            yield from ([tifffile.TiffPageSeries([page])] for page in series.pages if page)
+        else:
+            yield levels
+    unlisted = [page for page in file.pages if page.offset not in listed] if is_partial else []
+    yield from ([tifffile.TiffPageSeries([page])] for page in unlisted)
+
+
+def _sections(levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[list[tifffile.TiffPageSeries]]:
+    """Yield the pictures in what tifffile takes for one pyramid by the sizes of the pages.
+
+    Pages of one size are pictures of their own, and so is a half as large page that is not marked
+    as reduced and has the same resolution: another section, not a coarser level.
+    """
+    if len(levels[0].pages) > 1:
+        for level in levels:
+            yield from ([tifffile.TiffPageSeries([page])] for page in level.pages if page)
+        return
+    mpp = _mpp_of(levels[0], None, kinds=("tags",))
+    own = [levels[0]]
+    others: list[tifffile.TiffPageSeries] = []
+    for level in levels[1:]:
+        other = None if _is_reduced(level.keyframe) else _mpp_of(level, None, kinds=("tags",))
+        is_same = mpp and other and max(mpp, other) < _SAME_MPP * min(mpp, other)
+        (others if is_same else own).append(level)
+    yield own
+    yield from ([level] for level in others)
+
+
+def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: bool) -> Picture:
+    page: Any = series.keyframe
+    name = _name_of(series)
+    width_px, height_px = _size_of(series)
+    return Picture(
+        name=name,
+        width_px=width_px,
+        height_px=height_px,
+        is_tiled=page.is_tiled,
+        is_companion=_is_reduced(page) or page.is_mask,
+        is_colour=page.samplesperpixel >= 3
+        or page.photometric.name == "PALETTE"
+        or len(series.pages) == 3,
+        mpp=None if is_single else _mpp_of(series, ome),
+    )
+
+
+def _size_of(series: tifffile.TiffPageSeries | None) -> tuple[int, int]:
+    page: Any = None if series is None else series.keyframe
+    return (0, 0) if page is None else (page.imagewidth, page.imagelength)
+
+
+def _is_reduced(page: Any) -> bool:
+    """Return whether NewSubfileType, or SubfileType of old files, marks a page as reduced."""
+    tag = page.tags.get(_SUBFILE_TYPE)
+    return bool(page.is_reduced) or (tag is not None and tag.value == _SUBFILE_TYPE_REDUCED)
+
+
+def _name_of(series: tifffile.TiffPageSeries) -> str:
+    """Name of a picture: of the series, the page, or in its description; empty without any."""
+    page: Any = series.keyframe
+    image_type = _IMAGE_TYPE.search(page.description)
+    if image_type is not None:
+        return "" if image_type[1] in {"FullResolution", "ReducedResolution"} else image_type[1]
+    tag = page.tags.get("PageName")
+    names = [series.name, str(tag.value) if tag is not None else ""]
+    lines = [line.strip() for line in page.description.splitlines()]
+    if 0 < len(page.description) <= _MAX_NAME:
+        names.append(" ".join(lines))
+    # Aperio and Philips begin a line with the kind of a companion: "label 387x463".
+    names += [line.partition(" ")[0].strip(":;,") for line in lines]
+    named = [name for name in names if companion_name(name)]
+    return next(iter([*named, series.name if series.kind == "ome" else ""]))[:_MAX_NAME]
+
+
+def _mpp_of(
+    series: tifffile.TiffPageSeries, ome: str | None, *, kinds: Collection[str] = ("stated", "tags")
+) -> float | None:
+    """µm per px, the mean of both axes, where plausible for a scan, from places of these kinds."""
+    low, high = PLAUSIBLE_MPP
+    with suppress(Exception):  # a damaged tag may hold anything
+        for stated in mpp_in_tiff(series, ome):
+            mean = math.sqrt(max(0.0, stated.x * stated.y))
+            if low <= mean <= high and stated.kind in kinds:
+                return mean
+    return None
+
+
+def _is_level_of(level: tifffile.TiffPageSeries, slide: tifffile.TiffPageSeries) -> bool:
+    """Return whether a reduced picture shows the whole slide, as its sizes in px say."""
+    page: Any = level.keyframe
+    whole: Any = slide.keyframe
+    (width, height), (width_0, height_0) = _size_of(level), _size_of(slide)
+    factor = width_0 / width
+    is_like = (
+        page.is_tiled >= whole.is_tiled
+        and page.dtype == whole.dtype
+        and page.samplesperpixel == whole.samplesperpixel
+        and len(level.pages) == len(slide.pages)
+    )
+    return (
+        is_like
+        and factor > 1
+        and abs(height_0 / factor - height) <= 1.5
+        and not companion_name(_name_of(level))
+        and not unsupported_samples(page)
+    )

@@ -1,0 +1,251 @@
+"""Which picture of a file is the slide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from features.errors import MultiImageError, SceneError
+from features.slides.backends.scenes import Picture, choose_scene, companion_name
+from features.slides.reader import open_slide
+
+RNG = np.random.default_rng(0)
+SLIDE = RNG.integers(0, 256, (768, 1024, 3), np.uint8)
+SECTION = RNG.integers(0, 256, (640, 512, 3), np.uint8)
+PHOTO = RNG.integers(0, 256, (300, 420, 3), np.uint8)
+TILED = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+PLAIN = {"photometric": "rgb", "metadata": None}
+Page = tuple[np.ndarray, dict[str, object]]
+
+
+def write_pages(path: Path, *pages: Page) -> Path:
+    with tifffile.TiffWriter(path) as file:
+        for pixels, options in pages:
+            file.write(pixels, **options)
+    return path
+
+
+def write_ome(path: Path, *images: tuple[np.ndarray, str, float, bool]) -> Path:
+    """Images of an OME-TIFF: pixels, name, µm per px, and whether tiled."""
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for pixels, name, mpp, is_tiled in images:
+            size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp, "PhysicalSizeXUnit": "µm"}
+            file.write(
+                pixels, photometric="rgb", tile=(128, 128) if is_tiled else None,
+                metadata={"axes": "YXS", "Name": name, **(size if mpp else {})},
+            )  # fmt: skip
+    return path
+
+
+def shown(path: Path, scene: int | None = None) -> np.ndarray:
+    with closing(open_slide(path, scene=scene)) as slide:
+        size = slide.levels[0]
+        return slide.read(level=0, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
+
+
+THUMBNAIL = SLIDE[::8, ::8]
+HALF, QUARTER = SLIDE[::2, ::2], SLIDE[::4, ::4]
+
+
+def qpi(options: dict[str, object], kind: str) -> dict[str, object]:
+    """Options of a page of a PerkinElmer QPTIFF."""
+    root = "PerkinElmer-QPI-ImageDescription"
+    text = f"<{root}><ImageType>{kind}</ImageType></{root}>"
+    return {**options, "description": text, "software": "PerkinElmer-QPI"}
+
+
+FILES: dict[str, list[Page]] = {
+    "thumbnail first": [(THUMBNAIL, PLAIN), (SLIDE, TILED), (HALF, {**TILED, "subfiletype": 1})],
+    "thumbnail first, flagged": [(THUMBNAIL, {**PLAIN, "subfiletype": 1}), (SLIDE, TILED)],
+    "thumbnail in tiles": [(THUMBNAIL, TILED), (SLIDE, TILED)],
+    "photograph of the glass first": [(PHOTO, PLAIN), (SLIDE, TILED)],
+    "label between the levels": [
+        (SLIDE, TILED), (PHOTO, {**TILED, "description": "Label Image"}),
+        (HALF, {**TILED, "subfiletype": 1}),
+    ],
+    "Aperio's label": [
+        (PHOTO, {**TILED, "description": "Aperio Image Library v11\r\nlabel 420x300"}),
+        (SLIDE, TILED),
+    ],
+    "named page": [(PHOTO, {**TILED, "extratags": [(285, 2, 0, "macro_1", True)]}), (SLIDE, TILED)],
+    "old flag": [(PHOTO, {**TILED, "extratags": [(255, 3, 1, 2, True)]}), (SLIDE, TILED)],
+    "mask of the same size": [
+        (SLIDE, TILED),
+        (SLIDE[..., 0] > 9, {**TILED, "photometric": "minisblack", "subfiletype": 4}),
+    ],
+    "small to large": [
+        (QUARTER, {**TILED, "subfiletype": 1}), (HALF, {**TILED, "subfiletype": 1}), (SLIDE, TILED)
+    ],
+    "small to large, not flagged": [(QUARTER, TILED), (HALF, TILED), (SLIDE, TILED)][1:],
+    "QPTIFF, thumbnail first": [
+        (THUMBNAIL, qpi(PLAIN, "Thumbnail")),
+        (SLIDE, qpi(TILED, "FullResolution")),
+        (PHOTO, qpi(PLAIN, "Overview")),
+    ],
+    "all in strips": [(THUMBNAIL, PLAIN), (SLIDE, {**PLAIN, "rowsperstrip": 64})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pages", FILES.values(), ids=FILES)
+def test_the_largest_picture_that_is_no_companion_is_the_slide(
+    tmp_path: Path, pages: list[Page]
+) -> None:
+    path = write_pages(tmp_path / "s.tif", *pages)
+    np.testing.assert_array_equal(shown(path), SLIDE)
+
+
+@pytest.mark.parametrize("name", ["small to large", "label between the levels"])
+def test_reduced_pages_anywhere_in_the_file_are_levels_of_the_slide(
+    tmp_path: Path, name: str
+) -> None:
+    path = write_pages(tmp_path / "s.tif", *FILES[name])
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [1024, 512, 256][
+            : len(FILES[name]) - (name != "small to large")
+        ]
+        assert slide.other_scenes == ()
+
+
+def test_pages_cut_in_halves_without_a_flag_are_a_pyramid(tmp_path: Path) -> None:
+    path = write_pages(tmp_path / "s.tif", (SLIDE, TILED), (HALF, TILED), (QUARTER, TILED))
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [1024, 512, 256]
+        assert slide.other_scenes == ()
+
+
+def test_a_section_half_as_large_of_the_same_resolution_is_no_level(tmp_path: Path) -> None:
+    at = {**TILED, "resolution": (20_000, 20_000), "resolutionunit": 3}
+    path = write_pages(tmp_path / "s.tif", (SLIDE, at), (255 - HALF, at))
+    with closing(open_slide(path)) as slide:
+        assert len(slide.levels) == 1
+        assert [scene.number for scene in slide.other_scenes] == [2]
+    np.testing.assert_array_equal(shown(path, 2), 255 - HALF)
+
+
+OME_COMPANIONS = ["macro image", "Label", "label_image", "Thumbnail", "overview", "Macro #1",
+                  "localizer", "slide preview"]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_tiled", [True, False], ids=["tiled", "in strips"])
+@pytest.mark.parametrize("name", OME_COMPANIONS)
+def test_companions_of_an_ome_tiff_are_known_by_name(
+    tmp_path: Path, name: str, is_tiled: bool
+) -> None:
+    path = write_ome(tmp_path / "s.ome.tif", (SECTION, name, 6.0, is_tiled), (SLIDE, "", 0.5, True))
+    with closing(open_slide(path)) as slide:
+        assert (slide.levels[0].width_px, slide.other_scenes) == (1024, ())
+        assert slide.associated_images == (f"{name}, 512 × 640 px",)
+
+
+def two_scenes_tiff(folder: Path) -> Path:
+    return write_pages(folder / "s.tif", (SECTION, TILED), (SLIDE, TILED))
+
+
+def two_scenes_ome(folder: Path) -> Path:
+    return write_ome(
+        folder / "s.ome.tif", (PHOTO, "macro", 9.0, False), (SECTION, "left", 0.5, True),
+        (SLIDE, "right", 0.5, True),
+    )  # fmt: skip
+
+
+def write_image(group: zarr.Group, pixels: np.ndarray, *, name: str = "", mpp: float = 0.5) -> None:
+    """One image of OME-NGFF 0.4 in a group."""
+    array = group.create_array(
+        "0", shape=(3, *pixels.shape[:2]), chunks=(3, 128, 128), dtype=np.uint8
+    )
+    array[:] = np.moveaxis(pixels, -1, 0)
+    axes = [{"name": "c", "type": "channel"}] + [
+        {"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"
+    ]
+    scale = [{"type": "scale", "scale": [1.0, mpp, mpp]}]
+    group.attrs["multiscales"] = [{
+        "version": "0.4", "name": name, "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }]  # fmt: skip
+
+
+def two_scenes_zarr(folder: Path) -> Path:
+    path = folder / "s.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    root.attrs["bioformats2raw.layout"] = 3
+    images = [(PHOTO, "macro image", 9.0), (SECTION, "left", 0.5), (SLIDE, "right", 0.5)]
+    for number, (pixels, name, mpp) in enumerate(images):
+        write_image(root.create_group(str(number)), pixels, name=name, mpp=mpp)
+    return path
+
+
+def two_scenes_zarr_by_group(folder: Path) -> Path:
+    path = folder / "s.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, pixels in (("a-macro", PHOTO), ("left", SECTION), ("right", SLIDE)):
+        write_image(root.create_group(name), pixels)
+    return path
+
+
+TWO_SCENES = [two_scenes_tiff, two_scenes_ome, two_scenes_zarr, two_scenes_zarr_by_group]
+
+
+@pytest.mark.parametrize("write", TWO_SCENES)
+def test_the_largest_of_two_scenes_is_the_slide_and_the_other_can_be_chosen(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path)
+    with closing(open_slide(path)) as slide:
+        assert (slide.scene, slide.levels[0].width_px) == (2, 1024)
+        (other,) = slide.other_scenes
+        assert (other.number, other.width_px, other.height_px) == (1, 512, 640)
+    np.testing.assert_array_equal(shown(path, 1), SECTION)
+    np.testing.assert_array_equal(shown(path, 2), SLIDE)
+    for number in (0, 3):
+        with pytest.raises(SceneError, match=f"no scene {number}; expected 1 to 2 .*1: 512 × 640"):
+            open_slide(path, scene=number)
+
+
+def test_scenes_of_one_size_have_to_be_chosen_as_the_message_says(tmp_path: Path) -> None:
+    path = write_pages(tmp_path / "s.tif", (SLIDE, TILED), (255 - SLIDE, TILED))
+    with pytest.raises(MultiImageError, match=r"2 images of one size.*--scene 1 to --scene 2"):
+        open_slide(path)
+    np.testing.assert_array_equal(shown(path, 2), 255 - SLIDE)
+
+
+def test_a_file_of_one_picture_has_no_second_scene(tmp_path: Path) -> None:
+    for path in (write_pages(tmp_path / "s.tif", (SLIDE, TILED)), tmp_path / "s.png"):
+        if path.suffix == ".png":
+            from PIL import Image
+
+            Image.fromarray(SLIDE).save(path)
+        np.testing.assert_array_equal(shown(path, 1), SLIDE)
+        with pytest.raises(SceneError, match="no scene 2; expected 1, the only one"):
+            open_slide(path, scene=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["Macrophages CD68", "mapped", "unlabelled", "labels of nerves", "KRAS", ""]
+)
+def test_words_that_only_contain_a_companion_s_name_are_none(text: str) -> None:
+    assert not companion_name(text)
+
+
+def test_what_is_set_aside_is_never_everything() -> None:
+    overview = Picture(name="Overview", width_px=4000, height_px=3000)
+    flagged = Picture(name="", width_px=100, height_px=100, is_companion=True)
+    for pictures in ([overview], [flagged], [flagged, overview]):
+        choice = choose_scene(pictures, scene=None, where="s")
+        assert choice.index == len(pictures) - 1
+
+
+def test_a_photograph_of_the_glass_is_known_by_its_resolution() -> None:
+    slide = Picture(name="", width_px=40_000, height_px=30_000, mpp=0.25)
+    photo = Picture(name="", width_px=4_000, height_px=2_000, mpp=16.0)
+    low_power = Picture(name="", width_px=20_000, height_px=9_000, mpp=0.5)
+    choice = choose_scene([photo, slide, low_power], scene=None, where="s")
+    assert (choice.index, choice.scene) == (1, 1)
+    assert json.dumps([scene.number for scene in choice.other_scenes]) == "[2]"
+    assert choice.associated_images == ("4,000 × 2,000 px",)
