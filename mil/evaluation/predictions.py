@@ -325,6 +325,7 @@ def check_same_ids(
             actual=f"{len(unknown)} {what} that {cohort.path} does not have "
             f"({_abbreviate(unknown)})",
             expected="predictions and labels of the same patients",
+            hint="To score only those with labels, give the table of labels with --patients too.",
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from features.utils.text import percent
 from mil.evaluation.baselines import SHORTCUT, compare_with_baselines
+from mil.evaluation.classification import ClassScores, score_classification
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
 from mil.inference.conformal import cross_fitted_sets
@@ -19,6 +20,7 @@ from mil.reporting.run_report.scores import Reliability, SubgroupScore
 
 __all__ = [
     "calibration_table",
+    "classification_table",
     "cohort_table",
     "confusion_table",
     "facts_table",
@@ -162,6 +164,27 @@ def confusion_table(data: ReportData) -> Table:
     )
 
 
+def classification_table(data: ReportData, *, n_resamples: int, seed: int) -> Table:
+    """Return precision, recall and F1 of the most likely class, per class and averaged.
+
+    The probabilities, shape (patients, classes), are those at the balanced prior, and patients are
+    resampled for the intervals.
+    """
+    scores = score_classification(
+        data.first["calibrated"], data.labels, data.classes, n_resamples=n_resamples, seed=seed
+    )
+    rows = [
+        (name, f"{scores.n_patients[name]:,}", f"{scores.n_predicted[name]:,.0f}", *_cells(of))
+        for name, of in scores.classes.items()
+    ]
+    rows += [(f"{name} average", "", "", *_cells(of)) for name, of in scores.averages.items()]
+    return Table(
+        "Scores of the most likely class",
+        ["class", "patients", "predicted", "precision", "recall", "F1"],
+        rows,
+    )
+
+
 def sets_table(
     data: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
 ) -> Table:
@@ -262,6 +285,10 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Return names and values as rows."""
     rows = [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
     return Table(title, ["name", "value"], rows, text_columns=(0, 1))
+
+
+def _cells(scores: ClassScores) -> tuple[str, ...]:
+    return tuple(_interval(score) for _, score in scores.items())
 
 
 def _verdict(gain: Interval) -> str:

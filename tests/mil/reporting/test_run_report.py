@@ -39,7 +39,12 @@ from mil.reporting.run_report.scores import (
     score_folds,
     score_repeats,
 )
-from mil.reporting.run_report.tables import calibration_table, confusion_table, findings
+from mil.reporting.run_report.tables import (
+    calibration_table,
+    classification_table,
+    confusion_table,
+    findings,
+)
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions
 from mil.training_run import train_run
@@ -486,6 +491,21 @@ def test_the_confusion_matrix_counts_and_shares_by_true_class() -> None:
         ("B", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
         ("C", "0 (0 %)", "0 (0 %)", "1 (100 %)", "1"),
     ]
+
+
+def test_precision_recall_and_f1_follow_from_the_confusion_matrix() -> None:
+    labels = np.array([0] * 6 + [1] * 2)
+    top = np.array([0.8, 0.8, 0.8, 0.8, 0.1, 0.1, 0.1, 0.8])
+    proba = np.stack([top, 1 - top], axis=1)
+    table = classification_table(report_data(labels, proba), n_resamples=50, seed=0)
+    first, second, macro, weighted = table.rows
+    assert [row[1:3] for row in (first, second)] == [("6", "5"), ("2", "3")]
+    values = [[float(cell.split(" [")[0]) for cell in row[3:]] for row in table.rows]
+    np.testing.assert_allclose(values[0], [4 / 5, 4 / 6, 8 / 11], atol=1e-4)
+    np.testing.assert_allclose(values[1], [1 / 3, 1 / 2, 2 / 5], atol=1e-4)
+    np.testing.assert_allclose(values[2], np.mean(values[:2], axis=0), atol=1e-4)
+    np.testing.assert_allclose(values[3], np.average(values[:2], axis=0, weights=[6, 2]), atol=1e-4)
+    assert (macro[0], weighted[0]) == ("macro average", "weighted average")
 
 
 def test_overconfident_probabilities_show_in_slope_and_error() -> None:
