@@ -185,11 +185,17 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
 
 def _check_class_sizes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
     for name, count in cohort.class_counts().items():
-        if count < n_folds:
+        n_left = count - -(-count // n_folds)  # in the training part of a fold
+        if count < n_folds or n_left < MIN_PATIENTS_PER_CLASS:
+            enough = count > MIN_PATIENTS_PER_CLASS  # for as many folds as patients
             yield Finding(
                 Severity.warning, "class_too_small",
-                f"class {name!r} has {pluralize(count, 'patients')}, too few for {n_folds} folds",
-                f"Use fewer folds (--folds {max(2, count)}), or more patients.", (name,),
+                f"class {name!r} has {pluralize(count, 'patients')}, too few for {n_folds} folds"
+                + f"; training takes at least {MIN_PATIENTS_PER_CLASS + 1}" * (not enough),
+                f"Use --folds {count}, or add patients of that class."
+                if enough
+                else "Add patients of that class, or take the class out of the table.",
+                (name,),
             )  # fmt: skip
         elif count < n_folds * _MIN_CLASS_SIZE_PER_FOLD:
             yield Finding(

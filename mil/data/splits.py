@@ -114,7 +114,7 @@ def patient_folds(
                 cohort.path,
                 actual=f"{count} patients of class {name!r}{once}",
                 expected=f"at least {n_folds}, one per fold",
-                hint=f"Use fewer folds (--folds {max(2, count)}), or more patients.",
+                hint="Use fewer folds, or add patients of that class.",
             )
     centres = _centre_indices(cohort)
     folds: list[Fold] = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from features.utils.text import pluralize
@@ -16,6 +17,8 @@ from mil.training.config import TrainConfig
 from mil.training.cross_validation import inner_folds, resolve_stopping
 
 __all__ = ["CrossValidationPlan"]
+
+_MAX_FOLDS = 50
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,15 +70,25 @@ class CrossValidationPlan:
         usable = _drop_empty(cohort, bags)
         build_calibrator(calibrator)  # refuse an unknown one before hours of training
         linked = bags.linked_patients()
-        if folds is None:
-            folds = make_folds(
-                usable, by=by, n_folds=n_folds, n_repeats=n_repeats, seed=seed, linked=linked
-            )
-        inner = inner_folds(
-            usable, folds if nested else (), by=by, n_folds=len(folds) // n_repeats, seed=seed,
-            linked=linked,
-        )  # fmt: skip
-        _check_training_parts(usable, folds)
+
+        def make(number: int) -> tuple[Sequence[Fold], Sequence[Sequence[Fold]]]:
+            outer = folds
+            if outer is None:
+                outer = make_folds(
+                    usable, by=by, n_folds=number, n_repeats=n_repeats, seed=seed, linked=linked
+                )
+            _check_training_parts(usable, outer)
+            return outer, inner_folds(
+                usable, outer if nested else (), by=by, n_folds=len(outer) // n_repeats, seed=seed,
+                linked=linked,
+            )  # fmt: skip
+
+        try:
+            folds, inner = make(n_folds)
+        except SplitError as error:
+            if folds is not None or by != "patient":
+                raise
+            raise _class_too_small(usable, error, make, n_folds, nested=nested) from error
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
         n_images = sum(record.n_tiles for record in bags.slides if record.sources)
         return cls(
@@ -117,6 +130,38 @@ def _drop_empty(cohort: Cohort, bags: PatientBags) -> Cohort:
             hint="See embed.csv in the folder of the bags.",
         )
     return replace(cohort, patients=patients)
+
+
+def _class_too_small(
+    cohort: Cohort,
+    error: SplitError,
+    make: Callable[[int], object],
+    n_folds: int,
+    *,
+    nested: bool,
+) -> SplitError:
+    """Return the error with advice that works: a number of folds that was tried, or patients.
+
+    With k patients of a class and k folds, k - 1 of them are left to fit a calibrator on; nested
+    folds take one more.
+    """
+    for number in sorted(range(2, _MAX_FOLDS + 1), key=lambda other: abs(other - n_folds)):
+        with suppress(SplitError):
+            make(number)
+            return SplitError(
+                error.where, actual=error.actual, expected=error.expected,
+                hint=f"Use --folds {number}, or add patients of that class.",
+            )  # fmt: skip
+    counts = cohort.class_counts()
+    smallest = min(counts, key=lambda name: counts[name])
+    least = MIN_PATIENTS_PER_CLASS + 1 + nested
+    words = " if scores are nested" if nested else ""
+    return SplitError(
+        cohort.path,
+        actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r}",
+        expected=f"at least {least} of each class, in however many folds{words}",
+        hint="Add patients of that class, or take the class out of the table.",
+    )
 
 
 def _check_training_parts(cohort: Cohort, folds: Sequence[Fold]) -> None:
