@@ -11,6 +11,7 @@ import pandas as pd
 
 from features.utils.text import pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
+from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort import Cohort, read_slide_rows
 from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
@@ -184,6 +185,7 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
 
 
 def _check_class_sizes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
+    """Find classes too small: as many as a calibrator needs must be left in each training part."""
     for name, count in cohort.class_counts().items():
         n_left = count - -(-count // n_folds)  # in the training part of a fold
         if count < n_folds or n_left < MIN_PATIENTS_PER_CLASS:

@@ -114,7 +114,9 @@ def patient_folds(
                 cohort.path,
                 actual=f"{count} patients of class {name!r}{once}",
                 expected=f"at least {n_folds}, one per fold",
-                hint="Use fewer folds, or add patients of that class.",
+                hint=f"Use fewer folds (--folds {count}), or add patients of that class."
+                if count > 1
+                else "Add patients of that class.",
             )
     centres = _centre_indices(cohort)
     folds: list[Fold] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mil.arrays import Ints
+from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.data.splits import Fold, folds_from_ids
 from mil.errors import SplitError
@@ -31,11 +32,13 @@ def label_folds(
     fewest = np.minimum(with_it, n_patients - with_it)
     if fewest.min() < n_folds:
         rarest = int(fewest.argmin())
+        enough = fewest.min() > MIN_PATIENTS_PER_CLASS  # for as many folds
+        fewer = f"Use fewer folds (--folds {fewest.min()}), or leave it out of --labels."
         raise SplitError(
             table.patients.path,
             actual=f"{with_it[rarest]} of {n_patients} patients with label {table.names[rarest]!r}",
             expected=f"at least {n_folds} with it and without it, one for each fold",
-            hint=f"Use fewer folds (--folds {max(2, int(fewest.min()))}), or leave it out.",
+            hint=fewer if enough else "Leave it out of --labels, or add patients.",
         )
     folds: list[Fold] = []
     for repeat in range(n_repeats):

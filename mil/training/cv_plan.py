@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from features.utils.text import pluralize
 from mil.calibration import MIN_PATIENTS_PER_CLASS, build_calibrator
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
+from mil.data.patient_groups import LinkedPairs, group_ids
 from mil.data.splits import Fold, SplitBy, make_folds
 from mil.errors import SplitError
 from mil.training.config import TrainConfig
@@ -88,7 +91,9 @@ class CrossValidationPlan:
         except SplitError as error:
             if folds is not None or by != "patient":
                 raise
-            raise _class_too_small(usable, error, make, n_folds, nested=nested) from error
+            raise _class_too_small(
+                usable, error, make, n_folds, nested=nested, linked=linked
+            ) from error
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
         n_images = sum(record.n_tiles for record in bags.slides if record.sources)
         return cls(
@@ -139,6 +144,7 @@ def _class_too_small(
     n_folds: int,
     *,
     nested: bool,
+    linked: LinkedPairs,
 ) -> SplitError:
     """Return the error with advice that works: a number of folds that was tried, or patients.
 
@@ -152,13 +158,16 @@ def _class_too_small(
                 error.where, actual=error.actual, expected=error.expected,
                 hint=f"Use --folds {number}, or add patients of that class.",
             )  # fmt: skip
-    counts = cohort.class_counts()
-    smallest = min(counts, key=lambda name: counts[name])
+    groups = np.unique(group_ids(cohort.patient_ids, linked))
+    counts = np.bincount(cohort.labels[groups], minlength=len(cohort.classes))
+    smallest = int(counts.argmin())
     least = MIN_PATIENTS_PER_CLASS + 1 + nested
     words = " if scores are nested" if nested else ""
+    once = ", those that share a slide counted once" if linked else ""
     return SplitError(
         cohort.path,
-        actual=f"{pluralize(counts[smallest], 'patients')} of class {smallest!r}",
+        actual=f"{pluralize(int(counts[smallest]), 'patients')} of class "
+        f"{cohort.classes[smallest]!r}{once}",
         expected=f"at least {least} of each class, in however many folds{words}",
         hint="Add patients of that class, or take the class out of the table.",
     )

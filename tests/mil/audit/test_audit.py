@@ -321,10 +321,26 @@ def test_classes_and_folds_too_small_are_told(tmp_path: Path) -> None:
     report = world.audit(with_bags=False)
     assert kinds(report, Severity.warning) == ["class_too_small"]
     assert "--folds 4" in report.findings[0].advice
-    fewer = world.audit(with_bags=False, n_folds=2)
+    fewer = world.audit(with_bags=False, n_folds=4)
     assert kinds(fewer, Severity.warning) == []
     assert "fold_small" in kinds(fewer, Severity.note)
     assert "shortcuts_not_measured" in kinds(fewer, Severity.note)
+    # Two folds would leave two patients to fit a calibrator.
+    two = world.audit(with_bags=False, n_folds=2)
+    assert kinds(two, Severity.warning) == ["class_too_small"]
+
+
+def test_a_class_too_small_for_any_number_of_folds_is_told_the_minimum(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for number in range(30):
+        world.train.append(f"{number}_0,{number},{'LAA' if number < 3 else 'CE'},1")
+    world.test.append("q,q")
+    (finding,) = (
+        one for one in world.audit(with_bags=False).findings if one.kind == "class_too_small"
+    )
+    assert "has 3 patients" in finding.message
+    assert "at least 4" in finding.message
+    assert "--folds" not in finding.advice
 
 
 def test_a_table_with_one_class_is_refused_in_training_and_said(tmp_path: Path) -> None:
