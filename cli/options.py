@@ -30,6 +30,7 @@ __all__ = [
     "Labels",
     "MaxTiles",
     "MinTissue",
+    "ModelArgs",
     "MppTable",
     "Overlap",
     "PatientTable",
@@ -185,7 +186,16 @@ Backbone = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=BACKBONE,
-        help="Any timm model, or several joined by `+`; the default needs no network.",
+        help="Model of timm, pathology encoder (`mil backbones --pathology`), `hf-hub:OWNER/NAME` or "
+        "`local-dir:FOLDER`; several joined by `+`. The default needs no network.",
+    ),
+]  # fmt: skip
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-arg", metavar="KEY=VALUE", rich_help_panel=BACKBONE,
+        help="Argument that no file states, e.g. `init_values=1e-5`, `mlp_layer=SwiGLUPacked`, "
+        "`pooling=token+mean`, `mean=[0.5,0.5,0.5]`; may be repeated.",
     ),
 ]  # fmt: skip
 Weights = Annotated[

@@ -28,6 +28,13 @@ def backbones(
             "Default: established ones, and those with installed weights.",
         ),
     ] = None,
+    pathology: Annotated[
+        bool,
+        flag(
+            "--pathology",
+            "List published pathology encoders, with the resolution they were trained at.",
+        ),
+    ] = False,
     measure: Annotated[
         bool,
         flag(
@@ -49,18 +56,24 @@ def backbones(
 ) -> None:
     """List backbones with input size in px, dimension, parameters, licence and installed weights.
 
-    Nothing is downloaded. Any timm model can be used with `mil embed --backbone`; its weights then
-    come from the model hub, or from `--weights FILE`. The licence is that of the weights, as stated
-    by timm; read it before you use them.
+    Nothing is downloaded. Any timm model and any of the pathology encoders can be used with
+    `mil embed --backbone`; the weights then come from the model hub, or from `--weights FILE`. The
+    licence is that of the weights, as stated by timm or the model card; read it before you use
+    them.
 
     Example: `mil backbones 'resnet*' --measure`
+
+    Example: `mil backbones --pathology`
 
     Exit codes: 0 done, 1 no such name, 2 usage.
     """
     with spinner("loading timm"):
+        from features.encoders.pathology import PATHOLOGY_ENCODERS
         from features.encoders.registry import encoder_info, list_encoders
 
-        names = list_encoders(pattern)
+        if pathology and pattern is not None:
+            raise typer.BadParameter("goes without PATTERN", param_hint="--pathology")
+        names = list(PATHOLOGY_ENCODERS) if pathology else list_encoders(pattern)
     with progress_bar("backbones") as bars:
         infos = [encoder_info(name) for name in bars.track(names, description="reading")]
     speeds = _measure(infos, device, batch, execution) if measure else {}
@@ -96,13 +109,18 @@ def _measure(
 def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> None:
     numeric = ["input px", "dim", "parameters", "tiles/s"]
     columns = ["name", *numeric[:3], "licence", "weights here", *(numeric[3:] if speeds else [])]
+    with_mpp = any(one.mpp for one in infos)
+    columns += ["µm/px"] if with_mpp else []
     rows = []
     for one in infos:
         numbers = (f"{one.input_px}", f"{one.dim:,}", f"{one.n_parameters / 1e6:.1f} M")
         row = [one.name, *(("", "", "") if one.unusable else numbers)]
-        row += [one.licence or "not stated", one.weights_here or "no"]
+        gated = ", gated" if one.gated else ""
+        row += [f"{one.licence or 'not stated'}{gated}", one.weights_here or "no"]
         if speeds:
             row.append(f"{speeds.get(one.name, {}).get('tiles_per_s', float('nan')):.3g}")
+        if with_mpp:
+            row.append(", ".join(f"{mpp:g}" for mpp in one.mpp))
         rows.append(row)
     print_table(columns, rows, title=pluralize(len(infos), "backbones"), numeric=numeric)
     for one in infos:

@@ -27,6 +27,7 @@ from cli.options import (
     JsonOutput,
     MaxTiles,
     MinTissue,
+    ModelArgs,
     MppTable,
     Overlap,
     Rules,
@@ -151,6 +152,7 @@ def embed(
     ] = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = None,
+    model_args: ModelArgs = None,
     execution: Execution = "auto",
     batch: Batch = 64,
     device: Devices = "auto",
@@ -177,6 +179,8 @@ def embed(
 
     Example: `mil embed slides/ --bags bags --mpp 0.5`
 
+    Example: `mil embed slides/ --bags bags-uni --backbone uni`
+
     Example: `mil embed slides/ --bags bags-views --views 4`
 
     Example: `mil embed slides/ --dry-run`
@@ -185,13 +189,16 @@ def embed(
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
+    from features.encoders.names import parse_backbone
+
     require_ray_for_address(engine, address)
     if (series is None) == (not paths):
         raise typer.BadParameter("give either slides or --series", param_hint="--series")
     if engine is EngineName.ray:  # Machines of the cluster have other working directories.
         bags = absolute_path(bags)
     options: dict[str, Any] = {
-        "encoder": backbone, "weights": checkpoint_paths(weights), "runtime": execution,
+        "encoder": parse_backbone(backbone, model_args or ()),
+        "weights": checkpoint_paths(weights), "runtime": execution,
         "batch_tiles": batch, "device": device, "engine": engine.value, "address": address,
         "n_workers": workers, "overwrite": overwrite,
     } | ({} if max_failed is None else {"max_failed": max_failed})  # fmt: skip

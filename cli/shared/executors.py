@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,6 +69,7 @@ def embed_with_progress(
             )
             if check is not None:
                 check(executor)
+        _print_encoder(executor, config)
         # The encoder is kept to the end; each garbage collection of it takes half a second.
         gc.freeze()
         stack.callback(gc.unfreeze)
@@ -78,3 +80,32 @@ def embed_with_progress(
             items, bags_dir, config, executor=executor, progress=progress, stop=stop, **options
         )
         return results, stop.is_set()
+
+
+def _print_encoder(executor: Executor, config: BaseEmbedConfig) -> None:
+    """Print the encoder with the mean and standard deviation it normalises tiles with.
+
+    A resolution at which a pathology encoder was not trained is named.
+    """
+    from features.encoders.pathology import find_pathology_encoder
+
+    info: Any = executor.info
+    made, source = info.fingerprint, info.preprocessing_source
+    transform = json.loads(made.transform)
+    for name, one in zip(
+        made.encoder.split("+"), transform.get("parts", [transform]), strict=False
+    ):
+        if "mean" in one and source:
+            mean, std = (", ".join(f"{value:.3g}" for value in one[key]) for key in ("mean", "std"))
+            stderr.print(
+                f"encoder {name}: {one['input_px']} px, mean {mean}, std {std} ({source})",
+                style="dim", highlight=False, markup=False,
+            )  # fmt: skip
+        entry = find_pathology_encoder(name)
+        tiles = getattr(config, "tiles", None)
+        if entry and tiles and not any(abs(tiles.target_mpp / mpp - 1) < 0.1 for mpp in entry.mpp):
+            trained_at = " or ".join(f"{mpp:g}" for mpp in entry.mpp)
+            print_warning(
+                f"{entry.name} was trained on tiles of {trained_at} µm/px, not of "
+                f"{tiles.target_mpp:g}"
+            )

@@ -44,10 +44,14 @@ _MAX_MESSAGES_PER_S = 100
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """Fingerprint of the bags and runtime of the encoder, which all workers of a run share."""
+    """Fingerprint of the bags and runtime of the encoder, which all workers of a run share.
+
+    ``preprocessing_source`` says where mean and standard deviation of the channels come from.
+    """
 
     fingerprint: Fingerprint
     runtime: str
+    preprocessing_source: str = ""
 
     def __str__(self) -> str:
         """Return a short description."""
@@ -108,7 +112,10 @@ class EmbeddingWorker:
         self.bags_dir, self.encoder, self.config = make_folder(bags_dir), encoder, config
         self.message_interval_s = max(_MESSAGE_INTERVAL_S, n_workers / _MAX_MESSAGES_PER_S)
         fingerprint = config.make_fingerprint(encoder)
-        self.info = WorkerInfo(fingerprint=fingerprint, runtime=encoder.execution)
+        self.info = WorkerInfo(
+            fingerprint=fingerprint, runtime=encoder.execution,
+            preprocessing_source=getattr(encoder, "preprocessing_source", ""),
+        )  # fmt: skip
         self._stack = ExitStack()
         self.locks = self._stack.enter_context(shared_locks(bags_dir / ".claims"))
         self._leftovers = find_temporary_files(bags_dir)

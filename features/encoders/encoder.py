@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.encoders.preprocessing import (
-    ConcatPreprocessing,
-    Preprocessing,
-    resolve_preprocessing,
-)
+from features.encoders.checkpoints import hash_weights
+from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
     EAGER,
     Network,
@@ -28,7 +25,7 @@ from features.encoders.runtime import (
     select_runtime,
 )
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
-from features.encoders.weights import DEFAULT_BACKBONE, build_pretrained, hash_weights
+from features.encoders.weights import DEFAULT_BACKBONE, load_model
 from features.errors import EncoderError
 from features.slides.base import RgbArray
 
@@ -50,12 +47,14 @@ class Encoder(Protocol):
     """One frozen encoder, or several whose embeddings are concatenated.
 
     ``name`` is that of timm, ``weights_sha256`` a hash over names, shapes and values of all
-    weights; of several encoders both are joined by ``+``. ``dim`` is the length of an embedding.
+    weights; of several encoders both are joined by ``+``. ``dim`` is the length of an embedding,
+    ``preprocessing_source`` says where mean and standard deviation of the channels come from.
     """
 
     name: str
     weights_sha256: str
     preprocessing: Preprocessing | ConcatPreprocessing
+    preprocessing_source: str
     dim: int
     device: torch.device
 
@@ -105,8 +104,10 @@ class TimmEncoder(Encoder):
         batch_tiles: int = BATCH_TILES,
         execution: str = "eager",
         n_tiles_expected: int | None = None,
+        preprocessing_source: str = "",
     ) -> None:
         self.name = name
+        self.preprocessing_source = preprocessing_source
         self.preprocessing = self._preprocessing = preprocessing
         self.device = device
         self.weights_sha256 = hash_weights(model.state_dict())
@@ -233,6 +234,7 @@ class ConcatEncoder(Encoder):
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
         self.preprocessing = ConcatPreprocessing(tuple(part.preprocessing for part in parts))
+        self.preprocessing_source = " and ".join(part.preprocessing_source for part in parts)
         self.dim = sum(part.dim for part in parts)
         self.device = parts[0].device
         self.trials = tuple(trial for part in parts for trial in part.trials)
@@ -261,11 +263,10 @@ def load_encoder(
     Parameters
     ----------
     name
-        timm name, with or without a tag, e.g. ``resnet50`` or ``resnet50.a1_in1k``; several are
-        joined by ``+``.
+        As for :func:`features.encoders.weights.load_model`, e.g. ``resnet50.a1_in1k`` or ``uni``;
+        several are joined by ``+``.
     weights_path
-        Local checkpoint, or one per encoder, as for
-        :func:`features.encoders.weights.build_pretrained`; None for installed weights.
+        Local checkpoint, or one per encoder, as for that function; None for installed weights.
     device, batch_tiles, n_tiles_expected
         As for :class:`TimmEncoder`.
     execution
@@ -292,12 +293,12 @@ def load_encoder(
     executions = recorded if len(recorded) == len(names) else [execution] * len(names)
     parts = []
     for one, path, one_execution in zip(names, paths, executions, strict=True):
-        model = build_pretrained(one, weights_path=path)
+        loaded = load_model(one, weights_path=path)
         try:
             encoder = TimmEncoder(
-                model, name=one, preprocessing=resolve_preprocessing(model), device=device,
+                loaded.model, name=loaded.name, preprocessing=loaded.preprocessing, device=device,
                 batch_tiles=batch_tiles, execution=one_execution,
-                n_tiles_expected=n_tiles_expected,
+                n_tiles_expected=n_tiles_expected, preprocessing_source=loaded.source,
             )  # fmt: skip
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory(one, device) from error
@@ -336,5 +337,6 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
         f"backbone {name!r}",
         actual=f"{shape} for one tile",
         expected="one vector per tile",
-        hint="Choose a model that pools its features, such as an image classifier.",
+        hint="Choose a model that pools its features, such as an image classifier, or pool the "
+        "tokens of a vision transformer with --model-arg pooling=token (or mean, token+mean).",
     )

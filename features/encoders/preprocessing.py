@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +44,19 @@ class ConcatPreprocessing:
         return as_json(parts=[part.__dict__ for part in self.parts])
 
 
-def resolve_preprocessing(model: nn.Module) -> Preprocessing:
-    """Read the preprocessing from timm's data configuration of a model."""
+def resolve_preprocessing(
+    model: nn.Module, *, stated: Mapping[str, Any] | None = None, img_size: int | None = None
+) -> Preprocessing:
+    """Return the preprocessing that is stated, else that of timm's data configuration of a model.
+
+    ``img_size`` is the side in px of images that the network was built for, if that was stated.
+    """
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    config = config | {"input_px": img_size or config["input_size"][-1]} | dict(stated or {})
     # Some timm models state lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]
     return Preprocessing(
-        input_px=int(config["input_size"][-1]),
+        input_px=int(config["input_px"]),
         interpolation=interpolation if interpolation in {"bicubic", "bilinear"} else "bicubic",
         mean=tuple(float(value) for value in config["mean"]),
         std=tuple(float(value) for value in config["std"]),

@@ -1,4 +1,4 @@
-"""Catalogue of timm encoders: input size, dim, parameters, licence, local weights, speed."""
+"""Catalogue of encoders: input size, dim, parameters, licence, local weights, speed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from huggingface_hub import CacheNotFound, scan_cache_dir
 from timm.models import get_pretrained_cfg
 
 from features.encoders.encoder import TimmEncoder, measure_dim
+from features.encoders.model_config import resolve_model_config
+from features.encoders.pathology import find_pathology_encoder
 from features.encoders.preprocessing import resolve_preprocessing
 from features.encoders.weights import (
     DEFAULT_BACKBONE,
@@ -48,8 +50,10 @@ class EncoderInfo:
 
     ``unusable`` is the reason if it cannot be used; the side of its square input, px, the length of
     an embedding and the number of weights without the classifier are then 0. ``licence`` is that of
-    the weights as stated by timm. ``weights_here`` is ``package``, ``hub cache``, or empty if the
-    weights are not on this machine.
+    the weights as stated by timm or the model card. ``weights_here`` is ``package``, ``hub cache``,
+    or empty if the weights are not on this machine. Of pathology encoders, ``mpp`` are the
+    resolutions of their training tiles, µm/px, ``gated`` says that the hub asks for an agreement,
+    and ``card`` and ``paper`` are their sources.
     """
 
     name: str
@@ -59,6 +63,10 @@ class EncoderInfo:
     licence: str = ""
     weights_here: str = ""
     unusable: str = ""
+    mpp: tuple[float, ...] = ()
+    gated: bool = False
+    card: str = ""
+    paper: str = ""
 
 
 def list_encoders(pattern: str | None = None) -> list[str]:
@@ -74,6 +82,8 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     """
     if pattern is None:
         return list(dict.fromkeys([*COMMON_ENCODERS, *_cached_names()]))
+    if find_pathology_encoder(pattern):
+        return [pattern]
     names: list[str] = timm.list_models(pattern, pretrained="." in pattern)
     if not names:
         require_known(pattern)  # its error names the closest matches
@@ -92,10 +102,17 @@ def encoder_info(name: str) -> EncoderInfo:
     output for one image is not of shape (1, dim) has the reason in ``unusable``.
     """
     info = EncoderInfo(name=name, licence=_licence(name), weights_here=local_weights(name))
+    if entry := find_pathology_encoder(name):
+        info = replace(
+            info, licence=entry.licence, mpp=entry.mpp, gated=entry.gated, card=entry.card,
+            paper=entry.paper,
+        )  # fmt: skip
     try:
+        config = resolve_model_config(name)
         with torch.device("meta"):
-            model = build_untrained(name).eval()
-            side = resolve_preprocessing(model).input_px
+            model = build_untrained(config).eval()
+            inner = getattr(model, "model", model)
+            side = resolve_preprocessing(inner, stated=config.preprocessing).input_px
             dim = measure_dim(model, name, torch.empty(1, 3, side, side))
     except EncoderError as error:
         return replace(info, unusable=error.actual)
@@ -114,10 +131,13 @@ def measure_encoder(
     Returns tiles per second, and the runtime, e.g. ``eager float32 batch 16``.
     """
     torch.manual_seed(0)
-    model = build_untrained(name)
+    config = resolve_model_config(name)
+    model = build_untrained(config)
     encoder = TimmEncoder(
-        model, name=name, preprocessing=resolve_preprocessing(model), device=device,
-        batch_tiles=batch_tiles, execution=execution,
+        model, name=name, device=device, batch_tiles=batch_tiles, execution=execution,
+        preprocessing=resolve_preprocessing(
+            getattr(model, "model", model), stated=config.preprocessing
+        ),
     )  # fmt: skip
     return encoder.measure(), encoder.execution
 

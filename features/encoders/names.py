@@ -1,0 +1,88 @@
+"""Names of encoders with arguments, written like those of a URL: ``NAME?KEY=VALUE&KEY=VALUE``.
+
+Bags keep such a name, so that it alone, with the weights, makes the same encoder again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from features.errors import EncoderError
+
+__all__ = ["name_with_args", "parse_backbone", "split_model_args"]
+
+_FOLDER = "local-dir:"
+
+
+def parse_backbone(name: str, arguments: Sequence[str] = ()) -> str:
+    """Return a name with ``KEY=VALUE`` arguments; the path of a folder becomes absolute.
+
+    Raises
+    ------
+    EncoderError
+        If an argument has no ``=`` or no key, or the name is of several encoders.
+
+    Examples
+    --------
+    >>> parse_backbone("vit_tiny_patch16_224", ["init_values=1e-5", "pooling=token+mean"])
+    'vit_tiny_patch16_224?init_values=1e-05&pooling=token%2Bmean'
+    """
+    model_args = {}
+    for text in arguments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key.isidentifier():
+            raise EncoderError(
+                f"--model-arg {text}",
+                actual="not KEY=VALUE",
+                expected="for example init_values=1e-5 or act_layer=SiLU",
+            )
+        model_args[key] = _json_or_text(value)
+    names = [_with_absolute_folder(one) for one in name.split("+")]
+    if model_args and len(names) > 1:
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual="--model-arg with several backbones",
+            expected="arguments in the name of the one they belong to",
+            hint="Write them as NAME?KEY=VALUE+OTHER.",
+        )
+    return name_with_args(names[0], model_args) if model_args else "+".join(names)
+
+
+def name_with_args(name: str, model_args: Mapping[str, Any]) -> str:
+    """Return a name with arguments in alphabetical order."""
+    texts = {key: _as_text(value) for key, value in sorted(model_args.items())}
+    return f"{name}?{urlencode(texts, safe='[],', quote_via=quote)}"
+
+
+def split_model_args(name: str) -> tuple[str, dict[str, Any]]:
+    """Return a name without its arguments, and these; values are JSON where they can be.
+
+    Examples
+    --------
+    >>> split_model_args("vit_tiny_patch16_224?init_values=1e-5&pooling=token%2Bmean")
+    ('vit_tiny_patch16_224', {'init_values': 1e-05, 'pooling': 'token+mean'})
+    """
+    name, _, query = name.partition("?")
+    return name, {key: _json_or_text(value) for key, value in parse_qsl(query)}
+
+
+def _with_absolute_folder(name: str) -> str:
+    if not name.startswith(_FOLDER):
+        return name
+    folder, mark, query = name.removeprefix(_FOLDER).partition("?")
+    return f"{_FOLDER}{Path(folder).absolute()}{mark}{query}"
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,75 @@
+"""Encoders of installed packages, found by the entry point ``mil.encoders``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from torch import nn
+
+from features.encoders.checkpoints import first_line
+from features.encoders.names import split_model_args
+from features.encoders.preprocessing import Preprocessing
+from features.errors import EncoderError
+
+__all__ = ["ENTRY_POINT_GROUP", "PluginEncoder", "find_plugin", "plugin_names"]
+
+ENTRY_POINT_GROUP = "mil.encoders"
+"""Group of entry points; the name of one is what ``--backbone`` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginEncoder:
+    """An encoder that a package provides.
+
+    ``model`` takes normalised images, float32 of shape (batch, 3, input_px, input_px) in px, and
+    returns vectors, shape (batch, dim). ``source`` says where the preprocessing comes from.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    source: str = "its package"
+
+
+def plugin_names() -> list[str]:
+    """Return the names of encoders that installed packages provide, sorted."""
+    return sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None:
+    """Return the encoder of this name that a package provides; None if there is none.
+
+    The entry point is called with ``weights_path`` and the arguments in the name as keywords.
+
+    Raises
+    ------
+    EncoderError
+        If the package fails, or returns something else.
+    """
+    name, model_args = split_model_args(name)
+    points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name]
+    if not points:
+        return None
+    where = f"backbone {name!r} of {_package(points[0])}"
+    try:
+        encoder = points[0].load()(weights_path=weights_path, **model_args)
+    except EncoderError:
+        raise
+    except Exception as error:  # The code is not ours.
+        raise EncoderError(
+            where,
+            actual=f"it could not be loaded ({type(error).__name__}: {first_line(error)})",
+            expected=f"a function that returns a {PluginEncoder.__name__}",
+        ) from error
+    if not isinstance(encoder, PluginEncoder):
+        raise EncoderError(
+            where,
+            actual=f"it returned a {type(encoder).__name__}",
+            expected=f"a features.encoders.plugins.{PluginEncoder.__name__}",
+        )
+    return encoder
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

@@ -1,0 +1,263 @@
+"""Published pathology encoders: built as their cards state, with weights of random stand-ins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from features.encoders.encoder import load_encoder
+from features.encoders.model_config import layer_args, resolve_model_config
+from features.encoders.names import parse_backbone
+from features.encoders.pathology import PATHOLOGY_ENCODERS, find_pathology_encoder
+from features.encoders.registry import encoder_info
+from features.encoders.weights import load_model
+from features.errors import EncoderError
+from tests.features.encoders.test_encoder import CPU, TINY, random_tiles, tiny_state
+
+SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 112}
+"""Arguments that make a small stand-in of any vision transformer."""
+
+
+@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS)
+def test_every_entry_builds_with_the_size_of_its_card(name: str) -> None:
+    entry = PATHOLOGY_ENCODERS[name]
+    info = encoder_info(name)
+    assert (info.unusable, info.dim, info.input_px) == ("", entry.dim, entry.input_px)
+    assert info.n_parameters / 1e6 == pytest.approx(entry.millions, rel=0.005)
+    assert (info.licence, info.gated, info.mpp) == (entry.licence, entry.gated, entry.mpp)
+    assert info.card.startswith("https://huggingface.co/")
+
+
+def test_a_hub_name_finds_the_same_entry_in_any_case() -> None:
+    assert find_pathology_encoder("hf-hub:mahmoodlab/uni2-h") is PATHOLOGY_ENCODERS["uni2-h"]
+    assert find_pathology_encoder("hf_hub:MahmoodLab/UNI2-h") is PATHOLOGY_ENCODERS["uni2-h"]
+    assert find_pathology_encoder("UNI") is PATHOLOGY_ENCODERS["uni"]
+    assert find_pathology_encoder("hf-hub:someone/else") is None
+
+
+def small_name(name: str) -> str:
+    stated = [f"{key}={value}" for key, value in SMALL.items()]
+    return parse_backbone(name, [*stated, "input_px=112"])
+
+
+def by_hand(model: Any, pooling: str, tiles: np.ndarray, mean: Any, std: Any) -> torch.Tensor:
+    """Embed tiles with timm alone; tiles have the size of the input."""
+    scale = [torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std)]
+    pixels = (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - scale[0]) / scale[1]
+    with torch.inference_mode():
+        tokens = model.eval().forward_features(pixels)
+    if pooling == "token":
+        return tokens[:, 0]
+    return torch.cat([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)], 1)
+
+
+@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS)
+def test_a_small_stand_in_embeds_as_timm_by_hand(name: str, tmp_path: Path) -> None:
+    entry = PATHOLOGY_ENCODERS[name]
+    config = resolve_model_config(small_name(name))
+    torch.manual_seed(1)
+    model: Any = timm.create_model(entry.architecture, num_classes=0, **layer_args(config))
+    for parameter in model.parameters():  # LayerScale and positions begin near 0
+        nn.init.normal_(parameter, std=0.2)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = load_encoder(
+        small_name(name), weights_path=tmp_path / "model.safetensors", device=CPU, batch_tiles=2
+    )
+    tiles = random_tiles(side_px=112)
+    mean, std = entry.normalisation
+    expected = by_hand(model, entry.pooling, tiles, mean, std)
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5, rtol=1e-5)
+    assert encoder.preprocessing_source == entry.card
+
+
+TRANSFORMERS = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
+                "intermediate_size": 192, "image_size": 112}  # fmt: skip
+
+
+def transformers_model(name: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    patch = 14 if name in ("hibou-b", "midnight") else 16
+    sizes: dict[str, Any] = TRANSFORMERS | {"patch_size": patch}
+    if name == "phikon":
+        return transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=True)
+    if name == "hibou-b":
+        return transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=4)
+        )
+    return transformers.Dinov2Model(
+        transformers.Dinov2Config(**sizes, use_swiglu_ffn=name == "midnight")
+    )
+
+
+@pytest.mark.parametrize("as_saved", [True, False])
+@pytest.mark.parametrize("name", ["phikon", "phikon-v2", "hibou-b", "midnight"])
+def test_weights_of_transformers_embed_as_transformers_does(
+    name: str, as_saved: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    reference = transformers_model(name).eval()
+    for parameter in reference.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    if as_saved:  # names of the hub's files, which differ from those in memory
+        reference.save_pretrained(tmp_path)
+        (tmp_path / "config.json").unlink()
+    else:
+        save_file(reference.state_dict(), tmp_path / "model.safetensors")
+    encoder = load_encoder(
+        small_name(name), weights_path=tmp_path / "model.safetensors", device=CPU, batch_tiles=3
+    )
+    tiles = random_tiles(side_px=112)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in PATHOLOGY_ENCODERS[name].normalisation)
+    pixels = (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    with torch.inference_mode():
+        tokens = reference(pixels).last_hidden_state
+    expected = tokens[:, 0]
+    if PATHOLOGY_ENCODERS[name].pooling == "token+mean":
+        expected = torch.cat([expected, tokens[:, 1:].mean(1)], 1)
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"teacher": {f"backbone.{k}": v for k, v in state.items()}, "epoch": 3},
+        lambda state: {"student": state, "teacher": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}},
+        lambda state: {
+            "state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}
+            | {f"module.encoder_k.{k}": v for k, v in state.items()}
+            | {"module.queue": torch.zeros(4, 4)}
+        },
+        lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+        lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {"model": {"state_dict": {f"model.{k}": v for k, v in state.items()}}},
+        lambda state: {k: v.half() for k, v in state.items()},
+        lambda state: {k: v.bfloat16() for k, v in state.items()},
+        lambda state: {"module._orig_mod.backbone." + k: v.double() for k, v in state.items()},
+    ],
+)
+def test_wrapped_and_half_checkpoints_are_taken(wrap: Any, tmp_path: Path) -> None:
+    state = {k: v.half().float() for k, v in tiny_state().items()}
+    torch.save(wrap(state), tmp_path / "wrapped.pth")
+    model = load_model(TINY, weights_path=tmp_path / "wrapped.pth").model
+    for key, value in model.state_dict().items():
+        assert torch.allclose(value, state[key], atol=0.01), key
+        assert value.dtype == state[key].dtype
+
+
+def test_layer_scale_and_size_are_read_from_the_weights(tmp_path: Path) -> None:
+    model = timm.create_model(TINY, num_classes=0, init_values=0.1, img_size=64)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    encoder = load_encoder(TINY, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2)
+    assert encoder.preprocessing.input_px == 64
+    tiles = random_tiles(side_px=64)
+    mean, std = encoder.preprocessing.mean, encoder.preprocessing.std
+    expected = by_hand(model, "token", tiles, mean, std)
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+
+
+def write_folder(folder: Path, **stated: Any) -> Any:
+    """Write a folder as the hub lays it out, of a tiny model that only its configuration knows."""
+    args = {"img_size": 64, "init_values": 0.1, "num_classes": 0}
+    model = timm.create_model(TINY, **args)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": TINY, "num_features": 64, "global_pool": "token", "model_args": args,
+        "pretrained_cfg": {
+            "tag": "mine", "input_size": [3, 64, 64], "interpolation": "bilinear",
+            "mean": [0.7, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "classifier": "head",
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config | stated), encoding="utf-8")
+    return model
+
+
+def test_a_local_folder_is_read_with_its_configuration(tmp_path: Path) -> None:
+    model = write_folder(tmp_path / "mine")
+    name = f"local-dir:{tmp_path / 'mine'}"
+    encoder = load_encoder(name, weights_path=None, device=CPU, batch_tiles=2)
+    tiles = random_tiles(side_px=64)
+    expected = by_hand(model, "token", tiles, [0.7, 0.5, 0.6], [0.2, 0.3, 0.25])
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+    assert (encoder.name, encoder.preprocessing_source) == (name, "config.json")
+
+
+def test_a_configuration_beside_the_weights_belongs_to_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    weights = tmp_path / "mine" / "model.safetensors"
+    for name in (TINY, "hf-hub:someone/else", "local-dir:/moved/away"):
+        loaded = load_model(name, weights_path=weights)
+        assert loaded.preprocessing.mean == (0.7, 0.5, 0.6)
+        assert loaded.preprocessing.input_px == 64
+
+
+def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
+    model = timm.create_model(TINY, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    name = parse_backbone(TINY, ["pooling=token+mean", "mean=[0.5, 0.4, 0.3]", "std=[1, 1, 1]"])
+    encoder = load_encoder(name, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2)
+    tiles = random_tiles()
+    expected = by_hand(model, "token+mean", tiles, [0.5, 0.4, 0.3], [1.0, 1.0, 1.0])
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+    assert encoder.preprocessing_source == "--model-arg"
+    again = load_encoder(
+        encoder.name, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2
+    )
+    np.testing.assert_array_equal(again.embed(tiles), encoder.embed(tiles))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (TINY, ["pooling"], "not KEY=VALUE"),
+        (TINY, ["=3"], "not KEY=VALUE"),
+        (f"{TINY}+resnet18", ["pooling=token"], "with several backbones"),
+        (TINY, ["pooling=max"], "expected token, mean, token.mean"),
+        ("resnet18", ["pooling=token"], "expected a VisionTransformer"),
+        (TINY, ["mlp_layer=NoSuchLayer"], "no layer 'NoSuchLayer'"),
+        (TINY, ["mean=0.5"], "three numbers from 0 to 1"),
+        (TINY, ["std=[127, 127, 127]"], "three numbers from 0 to 1"),
+        (TINY, ["no_such_argument=1"], "timm cannot build it"),
+        ("unii", [], "Did you mean .*uni"),
+        ("virchow3", [], "Did you mean .*virchow2"),
+        ("local-dir:nowhere", [], "there is no such folder"),
+    ],
+)
+def test_bad_names_and_arguments_are_clear(
+    name: str, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(EncoderError, match=message):
+        load_model(parse_backbone(name, arguments), weights_path=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"architecture": 3, "model_args": 7}'])
+def test_a_folder_with_another_configuration_is_refused(content: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    (tmp_path / "mine" / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(EncoderError, match=r"not a configuration of timm.*--model-arg"):
+        load_model(f"local-dir:{tmp_path / 'mine'}")
+
+
+def test_a_folder_without_weights_names_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    with pytest.raises(EncoderError, match=r"no weights.*model.safetensors.*--weights FILE"):
+        load_model(f"local-dir:{tmp_path / 'mine'}")
+
+
+def test_weights_built_with_another_layer_are_refused_with_advice(tmp_path: Path) -> None:
+    model = timm.create_model(TINY, num_classes=0, mlp_layer=timm.layers.SwiGLUPacked)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(EncoderError, match="mlp_layer=SwiGLUPacked"):
+        load_model(TINY, weights_path=tmp_path / "w.safetensors")
+    load_model(f"{TINY}?mlp_layer=SwiGLUPacked", weights_path=tmp_path / "w.safetensors")
