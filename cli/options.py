@@ -186,8 +186,8 @@ Backbone = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=BACKBONE,
-        help="Model of timm, pathology encoder (`mil backbones --pathology`), `hf-hub:OWNER/NAME` or "
-        "`local-dir:FOLDER`; several joined by `+`. The default needs no network.",
+        help="Model of timm, pathology encoder (`mil backbones --pathology`), `hf-hub:OWNER/NAME` "
+        "or `local-dir:FOLDER`; several joined by `+`. The default needs no network.",
     ),
 ]  # fmt: skip
 ModelArgs = Annotated[
