@@ -57,7 +57,10 @@ from mil.training.ensemble import (
 )
 from tests.fakes import FINGERPRINT
 
-__all__ = ["CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables"]
+__all__ = [
+    "CONFIGURATIONS", "LOGISTIC", "Row", "Table", "main", "read_table", "score_tables",
+    "standardised",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 _Part = tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]
@@ -323,6 +326,12 @@ def _cross_validate(job: _Job) -> Floats:
     for (_, test), of_fold in zip(splits, result, strict=True):
         scores[test] = of_fold
     return scores
+
+
+def standardised(table: Table) -> list[npt.NDArray[np.float32]]:
+    """Bags standardised over all of them, with outliers cut, each of shape (instances, d)."""
+    everything = np.arange(len(table.bags))
+    return _standardised(table, everything, everything)[0]
 
 
 def _standardised(table: Table, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> _Part:

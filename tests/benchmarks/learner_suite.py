@@ -1,0 +1,371 @@
+"""The default learner beside simple ones, on kinds of cohorts from dense to no signal.
+
+Every cohort is trained, calibrated and scored by :func:`mil.training_run.train_run` as ``mil
+train`` does it, with the default and with ``--head gated``; the baselines are those of its report.
+200 new patients of the same world are then predicted by what is deployed: the run's bundle, or the
+baseline fitted on all patients with the calibrator of all its out-of-fold logits. Kinds:
+
+``dense``, ``20%``, ``5%``, ``1%``
+    30 to 90 patients as in :mod:`tests.benchmarks.few_patients`, whose second class differs in
+    all of the tiles, a fifth, a twentieth, or a hundredth of them.
+``none``
+    The same without any difference.
+``weak``
+    632 patients, 28 % of the second class, which differs a little in all tiles.
+``30``, ``60``, ``120``, ``250``
+    That many patients. The cohorts of one seed are of one world with one of the three first
+    kinds of signal, and the larger ones contain the smaller.
+
+A table is an ``.npz`` file as :mod:`tests.benchmarks.mil_tables` reads it; its features are
+standardised, with outliers cut, over all bags and without labels, and it has no new patients.
+
+Seeds 40000 to 40999 are for reporting: no setting of the program was chosen on any of them.
+
+    python -m tests.benchmarks.learner_suite --kinds dense,5%,none --seeds 40000-40005
+    python -m tests.benchmarks.learner_suite musk1.npz --json
+
+Prints tables, or with ``--json`` a list of objects, one a cohort and method: ``cohort``, ``kind``,
+``method``, ``weighted_log_loss`` and ``auroc`` (cross-fitted), ``new_patients_log_loss`` (null for
+a table). Differences are paired by cohort; ``oracle`` is the best of ``gated`` and the baselines,
+picked per cohort afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from features.bags.h5 import write_bag
+from features.errors import MilError
+from mil.arrays import Floats, Ints
+from mil.calibration import build_calibrator, cross_fit
+from mil.data.bags import PatientBags
+from mil.data.cohort import Cohort
+from mil.data.features import Features
+from mil.data.splits import patient_folds
+from mil.evaluation.baseline_models import baseline_logits, pool_embeddings
+from mil.evaluation.metrics import auroc, weighted_log_loss
+from mil.inference.bundle import load_bundle
+from mil.inference.predict import predict
+from mil.training.config import TrainConfig
+from mil.training_run import load_training_bags, train_run
+from tests.benchmarks.few_patients import Kind
+from tests.benchmarks.mil_tables import Table, read_table, standardised
+from tests.benchmarks.training import generate
+from tests.fakes import make_bag
+
+__all__ = ["KINDS", "METHODS", "Score", "World", "main", "make_world", "measure"]
+
+BASELINES = ("mean + logistic", "min-max logistic")
+METHODS = ("default", "gated", *BASELINES)
+"""Rows, in order."""
+
+_N_NEW = 200
+_N_FOLDS = 5
+_DIM = 256
+_CALIBRATOR = "platt"
+_REPORTING_SEEDS = range(40_000, 40_006)
+_SHARES = {"dense": 1.0, "20%": 0.2, "5%": 0.05, "1%": 0.01}
+_WEAK = Kind(n_patients=632, n_tiles=40, share=1.0, signal=0.22, n_moved=32, every=4)
+_SIZES = {"30": 30, "60": 60, "120": 120, "250": 250}
+
+KINDS = (*_SHARES, "none", "weak", *_SIZES)
+"""Kinds of generated cohorts."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """Patients to train on, and new patients of the same kind; embeddings of shape (tiles, dim)."""
+
+    name: str
+    kind: str
+    train: Cohort
+    new: Cohort | None
+    features: dict[str, Features]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Scores of a method on a cohort; losses in nats."""
+
+    cohort: str
+    kind: str
+    method: str
+    weighted_log_loss: float
+    auroc: float
+    new_patients_log_loss: float | None
+
+
+def make_world(kind: str, seed: int, *, n_new: int = _N_NEW) -> World:
+    """Generate a cohort of a kind of :data:`KINDS`, and new patients of the same world."""
+    drawn = Kind.draw(seed)
+    n_drawn = drawn.n_patients
+    if kind in _SHARES:
+        drawn = _with_share(drawn, _SHARES[kind], seed)
+    elif kind == "none":
+        drawn = replace(drawn, signal=0.0)
+    elif kind == "weak":
+        drawn, n_drawn = _WEAK, _WEAK.n_patients
+    else:
+        drawn, n_drawn = replace(drawn, n_patients=max(_SIZES.values())), _SIZES[kind]
+    bags, cohort = generate(
+        n_patients=drawn.n_patients + n_new, n_tiles=drawn.n_tiles, dim=_DIM, seed=seed,
+        signal=drawn.signal, share=drawn.share, n_moved=drawn.n_moved, every=drawn.every,
+    )  # fmt: skip
+    train, new = cohort.patients[:n_drawn], cohort.patients[drawn.n_patients :]
+    return World(
+        name=f"{kind}-{seed}",
+        kind=kind,
+        train=replace(cohort, patients=train),
+        new=replace(cohort, patients=new),
+        features={p.patient_id: bags.features[p.patient_id] for p in (*train, *new)},
+    )
+
+
+def _with_share(drawn: Kind, share: float, seed: int) -> Kind:
+    """Return the kind with another share of tiles, and a signal that suits it."""
+    rng = np.random.default_rng((seed, 11))
+    low, high = {1.0: (0.4, 1.2), 0.2: (1.5, 3.5), 0.05: (3.0, 5.0), 0.01: (3.0, 5.0)}[share]
+    n_tiles = 100 if share == 0.01 else drawn.n_tiles
+    return replace(drawn, share=share, signal=float(rng.uniform(low, high)), n_tiles=n_tiles)
+
+
+def table_world(table: Table) -> World:
+    """Return a MIL table as a cohort without new patients."""
+    bags = standardised(table)
+    cohort = table.cohort
+    return World(
+        name=table.name, kind="table", train=cohort, new=None,
+        features=dict(zip(cohort.patient_ids, bags, strict=True)),
+    )  # fmt: skip
+
+
+def measure(
+    world: World,
+    *,
+    methods: Sequence[str] = METHODS,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+) -> list[Score]:
+    """Train, score and deploy the methods on a cohort.
+
+    Parameters
+    ----------
+    world
+        The cohort.
+    methods
+        Some of :data:`METHODS`.
+    config
+        Hyper-parameters; the default ones by default. ``gated`` takes them with that head.
+    seed
+        Seed of folds and training, as of ``mil train``.
+    """
+    config = config or TrainConfig()
+    configs = {"default": config, "gated": replace(config, head="gated")}
+    with tempfile.TemporaryDirectory() as folder:
+        bags_dir = Path(folder) / "bags"
+        _write_bags(world, bags_dir)
+        return [
+            _run_score(
+                world,
+                method,
+                bags_dir,
+                Path(folder) / "runs" / method,
+                config=configs[method],
+                seed=seed,
+            )
+            if method in configs
+            else _baseline_score(
+                world, method, load_training_bags(world.train, bags_dir), seed=seed
+            )
+            for method in methods
+        ]
+
+
+def _write_bags(world: World, bags_dir: Path) -> None:
+    bags_dir.mkdir()
+    for name, tiles in world.features.items():
+        bag = make_bag(name, n_tiles=len(tiles), dim=tiles.shape[1])
+        write_bag(bags_dir / f"{name}.h5", replace(bag, features=tiles))
+
+
+def _run_score(
+    world: World, method: str, bags_dir: Path, run_dir: Path, *, config: TrainConfig, seed: int
+) -> Score:
+    run_dir.parent.mkdir(exist_ok=True)
+    summary = train_run(
+        world.train, bags_dir, run_dir, config=config, n_folds=_N_FOLDS, calibrator=_CALIBRATOR,
+        seed=seed, n_resamples=2, report=False,
+    )  # fmt: skip
+    new_loss = None
+    if world.new is not None:
+        predicted = predict(load_bundle(run_dir), world.new, bags_dir, prior="balanced")
+        proba = np.stack([patient.probabilities for patient in predicted])
+        new_loss = weighted_log_loss(proba, world.new.labels)
+    scores = summary.scores["calibrated"]
+    return Score(
+        cohort=world.name, kind=world.kind, method=method,
+        weighted_log_loss=scores["weighted_log_loss"].value, auroc=scores["auroc"].value,
+        new_patients_log_loss=new_loss,
+    )  # fmt: skip
+
+
+def _baseline_score(world: World, method: str, bags: PatientBags, *, seed: int) -> Score:
+    """Cross-fit a baseline on the folds of the runs, then fit and calibrate it on all patients."""
+    names, labels = world.train.patient_ids, world.train.labels
+    dim = bags.fingerprint.dim
+    pooled = pool_embeddings(bags.features, names, dim=dim)
+    folds = _fold_of_patients(world.train, seed=seed)
+    logits = np.full((len(names), len(world.train.classes)), np.nan)
+    for fold in np.unique(folds):
+        train, test = (
+            {pooling: values[rows] for pooling, values in pooled.items()}
+            for rows in (folds != fold, folds == fold)
+        )
+        logits[folds == fold] = baseline_logits(
+            method, train, labels[folds != fold], test, seed=seed
+        )
+    proba = cross_fit(logits[None], labels, folds[None], calibrator=_CALIBRATOR)[0]
+    new_loss = None
+    if world.new is not None:
+        others = pool_embeddings(world.features, world.new.patient_ids, dim=dim)
+        deployed = build_calibrator(_CALIBRATOR).fit(logits, labels)
+        new_logits: Floats = baseline_logits(method, pooled, labels, others, seed=seed)
+        new_loss = weighted_log_loss(deployed.predict_proba(new_logits), world.new.labels)
+    return Score(
+        cohort=world.name, kind=world.kind, method=method,
+        weighted_log_loss=weighted_log_loss(proba, labels), auroc=auroc(proba, labels),
+        new_patients_log_loss=new_loss,
+    )  # fmt: skip
+
+
+def _fold_of_patients(cohort: Cohort, *, seed: int) -> Ints:
+    """Return the test fold of each patient in the runs, shape (patients,)."""
+    folds = patient_folds(cohort, n_folds=_N_FOLDS, n_repeats=1, seed=seed)
+    fold_of = {name: fold.index for fold in folds for name in fold.test_ids}
+    return np.array([fold_of[name] for name in cohort.patient_ids], np.int64)
+
+
+def _as_text(scores: Sequence[Score]) -> str:
+    """Return a table of means by kind and method, and one of paired differences."""
+    kinds = list(dict.fromkeys(score.kind for score in scores))
+    lines = ["weighted log loss / AUROC, cross-fitted; loss of new patients"]
+    for kind in kinds:
+        of_kind = [score for score in scores if score.kind == kind]
+        n_cohorts = len({score.cohort for score in of_kind})
+        lines.append(f"{kind}, {n_cohorts} cohorts")
+        for method in METHODS:
+            own = [score for score in of_kind if score.method == method]
+            loss = np.mean([score.weighted_log_loss for score in own])
+            area = np.mean([score.auroc for score in own])
+            news = [s.new_patients_log_loss for s in own if s.new_patients_log_loss is not None]
+            new_text = f"   {np.mean(news):.3f}" if news else ""
+            lines.append(f"  {method:<18} {loss:.3f} / {area:.3f}{new_text}")
+    lines.append("default minus the other, mean ± standard error over cohorts (worst cohort)")
+    for kind in [*kinds, *(["all"] * (len(kinds) > 1))]:
+        of_kind = [score for score in scores if kind in (score.kind, "all")]
+        lines.append(f"{kind}")
+        for other, methods in (
+            ("oracle", METHODS[1:]),
+            ("best baseline", BASELINES),
+            *((method, (method,)) for method in METHODS[1:]),
+        ):
+            parts = [
+                f"{words}{_difference(of_kind, methods, loss)}"
+                for words, loss in (
+                    ("", lambda score: score.weighted_log_loss),
+                    ("   new patients ", lambda score: score.new_patients_log_loss),
+                )
+                if loss(of_kind[0]) is not None
+            ]
+            lines.append(f"  {other:<18}{''.join(parts)}")
+    return "\n".join(lines)
+
+
+def _difference(
+    scores: Sequence[Score], others: Sequence[str], loss: Callable[[Score], float | None]
+) -> str:
+    """Return the paired difference of the default to the best of others, as text."""
+    by_cohort: dict[str, dict[str, float]] = {}
+    for score in scores:
+        if (value := loss(score)) is not None:
+            by_cohort.setdefault(score.cohort, {})[score.method] = value
+    differences = np.array([
+        own["default"] - min(own[method] for method in others) for own in by_cohort.values()
+    ])  # fmt: skip
+    error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else np.nan
+    return f"{differences.mean():+.3f} ± {error:.3f} ({differences.max():+.3f})"
+
+
+def _worlds(kinds: Sequence[str], seeds: Sequence[int], tables: Sequence[Table]) -> Iterator[World]:
+    for kind in kinds:
+        for seed in seeds:
+            yield make_world(kind, seed)
+    yield from map(table_world, tables)
+
+
+def _parse_kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(part.strip().replace(" ", "") for part in text.split(","))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(KINDS)}")
+    return kinds
+
+
+def _parse_seeds(text: str) -> range:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if last < first:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST-LAST, such as 40000-40005")
+    return range(first, last + 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 when done, 1 on a known error."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.npz", help="MIL tables")
+    parser.add_argument(
+        "--kinds", type=_parse_kinds, metavar="K,K",
+        help=f"some of {', '.join(KINDS).replace('%', '%%')}; default: all, or none with tables",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=_parse_seeds, default=_REPORTING_SEEDS, metavar="FIRST-LAST",
+        help="one cohort of each kind for every seed; default: 40000-40005",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    kinds = given.kinds or (() if given.files else KINDS)
+    scores: list[Score] = []
+    try:
+        tables = [read_table(path) for path in given.files]
+        n_worlds = len(kinds) * len(given.seeds) + len(tables)
+        for number, world in enumerate(_worlds(kinds, given.seeds, tables), start=1):
+            started = time.monotonic()
+            scores += measure(world)
+            losses = ", ".join(f"{s.method} {s.weighted_log_loss:.3f}" for s in scores[-4:])
+            sys.stderr.write(
+                f"{number} of {n_worlds}: {world.name} ({time.monotonic() - started:.0f} s): "
+                f"{losses}\n"
+            )
+    except MilError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
+    else:
+        sys.stdout.write(_as_text(scores) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
