@@ -71,7 +71,7 @@ def embed(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="SLIDES",
+            metavar="PATHS",
             help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`.",
         ),
     ] = None,
@@ -192,8 +192,13 @@ def embed(
     from features.encoders.names import parse_backbone
 
     require_ray_for_address(engine, address)
-    if (series is None) == (not paths):
-        raise typer.BadParameter("give either slides or --series", param_hint="--series")
+    if series is None and not paths:
+        raise typer.BadParameter(
+            "name slides or folders of slides, such as 'mil embed slides/'; or give --series",
+            param_hint="PATHS",
+        )
+    if series is not None and paths:
+        raise typer.BadParameter("give either PATHS or --series, not both", param_hint="--series")
     if engine is EngineName.ray:  # Machines of the cluster have other working directories.
         bags = absolute_path(bags)
     options: dict[str, Any] = {

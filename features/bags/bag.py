@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +30,13 @@ __all__ = [
     "check_complete",
     "check_fingerprint",
     "check_format",
+    "check_same_fingerprint",
     "check_slide_id",
     "different_field",
     "is_plain_id",
     "meta_attributes",
     "meta_from_attrs",
+    "usual_fingerprint",
 ]
 
 UNKNOWN = "unknown"
@@ -280,6 +283,22 @@ def check_fingerprint(
                 expected=f"{getattr(expected, name)!r} as in {source}",
                 hint="Embed all slides with the same settings, or choose bags that were.",
             )
+
+
+def check_same_fingerprint(bags: Sequence[tuple[object, Fingerprint]]) -> None:
+    """Raise BagError for the first bag that was made otherwise than most of them.
+
+    ``bags`` holds the reference, for messages, and the fingerprint of each.
+    """
+    usual = usual_fingerprint(fingerprint for _, fingerprint in bags)
+    n_usual = sum(fingerprint == usual for _, fingerprint in bags)
+    check_fingerprint(usual, bags, source=f"{n_usual:,} of {len(bags):,} bags")
+
+
+def usual_fingerprint(fingerprints: Iterable[Fingerprint]) -> Fingerprint:
+    """Return the most frequent fingerprint; of several, the one that comes first."""
+    counts = Counter(fingerprints)
+    return max(counts, key=counts.__getitem__)
 
 
 def check_format(

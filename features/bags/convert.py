@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bags.bag import TILE, BagRef, Fingerprint, check_fingerprint
+from features.bags.bag import TILE, BagRef, Fingerprint, check_fingerprint, usual_fingerprint
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
 from features.bags.formats.registry import BAG_FORMATS
-from features.bags.h5 import bag_path, read_slide_bag, write_bag
+from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
 from features.bags.store import open_bags
 from features.errors import BagError, MilError, OutputError
 from features.utils.files import make_folder
@@ -75,13 +76,16 @@ def export_bags(
     bag_refs = open_bags(bags_dir)
     _make_new_folder(out)
     fingerprints: list[Fingerprint] = []
+    for bag_ref in bag_refs.values():
+        with suppress(BagError):  # It is reported when its turn comes.
+            fingerprints.append(read_bag_info(bag_ref).meta.fingerprint)
 
     def convert(slide_id: str, bag_ref: BagRef) -> ConversionResult:
         bag = read_slide_bag(slide_id, bag_ref)
-        fingerprints.append(bag.meta.fingerprint)
         check_fingerprint(
-            fingerprints[0], [(bag_ref, fingerprints[-1])], source="the first bag exported"
-        )
+            usual_fingerprint(fingerprints), [(bag_ref, bag.meta.fingerprint)],
+            source="most of the bags",
+        )  # fmt: skip
         if bag.meta.kind != TILE:
             raise BagError(
                 bag_ref, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles"

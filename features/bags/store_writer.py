@@ -20,7 +20,7 @@ from features.bags.bag import (
     Bag,
     BagInfo,
     BagRef,
-    check_fingerprint,
+    check_same_fingerprint,
     check_slide_id,
     meta_attributes,
 )
@@ -87,15 +87,11 @@ def _read_infos(bag_refs: Mapping[str, BagRef]) -> dict[str, BagInfo]:
     """Read the headers of bags, which must share a fingerprint and be named after their slides."""
     infos: dict[str, BagInfo] = {}
     for slide_id, bag_ref in bag_refs.items():
-        info = read_bag_info(bag_ref)
-        check_slide_id(bag_ref, info.meta, slide_id)
-        first = next(iter(infos.values()), info).meta
-        check_fingerprint(
-            first.fingerprint,
-            [(bag_ref, info.meta.fingerprint)],
-            source=f"the bag of {first.slide_id!r}",
-        )
-        infos[slide_id] = info
+        infos[slide_id] = read_bag_info(bag_ref)
+        check_slide_id(bag_ref, infos[slide_id].meta, slide_id)
+    check_same_fingerprint(
+        [(bag_ref, infos[slide_id].meta.fingerprint) for slide_id, bag_ref in bag_refs.items()]
+    )
     return infos
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import TILE, Bag, BagMeta, BagRef, Fingerprint, different_field
+from features.bags.bag import (
+    TILE,
+    Bag,
+    BagMeta,
+    BagRef,
+    Fingerprint,
+    different_field,
+    usual_fingerprint,
+)
 from features.bags.formats.base import unknown_fields
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
@@ -93,14 +100,14 @@ def verify_bags(
                 maximum=bag.features.max(axis=0, initial=-np.inf),
             )
         on_bag(len(reports), len(bag_refs))
-    counts = Counter(summary.fingerprint for summary in summaries.values())
-    usual = max(counts, key=counts.__getitem__, default=None)
+    fingerprints = [summary.fingerprint for summary in summaries.values()]
+    usual = usual_fingerprint(fingerprints) if fingerprints else None
     for slide_id, summary in summaries.items():
         reports[slide_id] = _check_fingerprint(reports[slide_id], summary.fingerprint, usual)
     same = [summary for summary in summaries.values() if summary.fingerprint == usual]
     return FolderReport(
         bags=tuple(reports.values()),
-        n_fingerprints=len(counts),
+        n_fingerprints=len(set(fingerprints)),
         constant_features=_constant_features(same),
     )
 

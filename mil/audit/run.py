@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from features.bags.bag import check_fingerprint
+from features.bags.bag import check_same_fingerprint
 from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
 from mil.audit.duplicates import find_identical, find_near_duplicates
@@ -114,11 +114,8 @@ def audit(
             entries, open_bags(bags_dir), source=bags_dir,
             on_slide=lambda done: on_step("reading bags", done, len(entries)),
         )  # fmt: skip
-        first = next(iter(digests.values()))
-        check_fingerprint(
-            first.meta.fingerprint,
-            ((digest.bag_ref, digest.meta.fingerprint) for digest in digests.values()),
-            source=f"the bag of {first.slide_id!r}",
+        check_same_fingerprint(
+            [(digest.bag_ref, digest.meta.fingerprint) for digest in digests.values()]
         )
         findings += _audit_bags(digests, entries, on_step)
     cohort = _read_cohort(train, findings)

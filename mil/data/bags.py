@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint
-from features.bags.h5 import read_slide_bag
+from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint, check_same_fingerprint
+from features.bags.h5 import read_bag_info, read_slide_bag
 from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
@@ -268,9 +268,9 @@ def load_patient_bags(
         bags = [read_slide_bag(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
         first = first or (bags[0].meta.fingerprint if bags else None)
         refs = [bag_paths[bag.meta.slide_id] for bag in bags]
-        if first is not None:
-            named = [(ref, bag.meta.fingerprint) for ref, bag in zip(refs, bags, strict=True)]
-            check_fingerprint(first, named, source=f"the bag of {present[0]!r}")
+        if any(bag.meta.fingerprint != first for bag in bags):  # The first may be the odd one.
+            made = [(bag_paths[s], read_bag_info(bag_paths[s]).meta.fingerprint) for s in present]
+            check_same_fingerprint(made)
         files[patient.patient_id] = tuple(refs)
         n_tiles[patient.patient_id] = sum(len(bag.features) for bag in bags)
         records += [_record(patient, bag) for bag in bags]

@@ -81,6 +81,7 @@ def test_slides_and_series_do_not_go_together(tmp_path: Path) -> None:
         result = mil("embed", *arguments)
         assert result.exit_code == 2
     assert "not with --series" in result.output
+    assert "PATHS" in mil("embed").output
 
 
 def test_unknown_windows_are_one_line(tmp_path: Path) -> None:
