@@ -52,6 +52,7 @@ from mil.training.cross_validation import (
 from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
 from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
+from mil.typicality import TypicalityReference
 
 __all__ = ["TrainingSummary", "load_training_bags", "train_run"]
 
@@ -402,7 +403,15 @@ def _as_bundle(
         versions={"python": platform.python_version(), **versions},
         sets=fit_sets(oof),
         tile_filter=bags.tile_filter,
+        typicality=_fit_typicality(plan),
     )
+
+
+def _fit_typicality(plan: CrossValidationPlan) -> TypicalityReference:
+    """Return the training patients, shape (tiles, dim) each, to compare new ones with."""
+    centre_of = {p.patient_id: p.center_id or "" for p in plan.cohort.patients}
+    bags = plan.bags.subset(plan.cohort.patient_ids)
+    return TypicalityReference.fit(bags, centres=[centre_of[name] for name in bags.nonempty()])
 
 
 def _as_training_slide(record: SlideRecord) -> TrainingSlide:

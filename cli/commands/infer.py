@@ -103,6 +103,18 @@ def infer(
             "one class. Probabilities stay as they are.",
         ),
     ] = False,
+    typicality: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.5,
+            metavar="LEVEL",
+            help="Mark patients whose typicality, the p-value of being like the training patients, "
+            "is at most this; of patients like them, that share is marked. Default: 0.05, or the "
+            "smallest that the run can reach.",
+            show_default=False,
+        ),
+    ] = None,
     tta: Annotated[
         bool,
         flag(
@@ -126,7 +138,8 @@ def infer(
     `<out>.details.csv` list for each patient the slides and tiles used, the classes that cannot be
     ruled out (the prediction set, at `--coverage`), the spread of the heads, the share of the
     attention of each slide, and whether the run was trained on the patient or on one of its slides;
-    if so, the out-of-fold probability is given as well.
+    if so, the out-of-fold probability is given as well. Patients unlike the training patients are
+    marked, and their sets hold all classes.
 
     Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
 
@@ -156,6 +169,8 @@ def infer(
         # All labels were trained on the same bags, so the run of any names their settings.
         model = load_bundle(chosen) if several is None else several.bundles[several.names[0]]
         # Invalid options and tables must fail before hours of embedding.
+        if model.typicality is not None:
+            model.typicality.resolve_level(typicality)
         if tta:
             model.with_view_calibrator()
         stated = prior or ("balanced" if several is None else "cohort")
@@ -177,11 +192,13 @@ def infer(
     if missing and (slides is not None or series is not None):
         refs = open_bags(bags, may_be_empty=True)
     if several is not None:
-        infer_labels(several, cohort, refs, out, (stated, shares), as_json=as_json)
+        infer_labels(
+            several, cohort, refs, out, (stated, shares), typicality=typicality, as_json=as_json
+        )
     else:
         _infer_classes(
             model, cohort, refs, out, (stated, shares), coverage=coverage, abstain=abstain,
-            tta=tta, as_json=as_json,
+            typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
     if n_failed:
         raise typer.Exit(EXIT_PARTLY_FAILED)
@@ -196,6 +213,7 @@ def _infer_classes(
     *,
     coverage: float | None,
     abstain: bool,
+    typicality: float | None,
     tta: bool,
     as_json: bool,
 ) -> None:
@@ -204,15 +222,27 @@ def _infer_classes(
     ``prior`` is the text of the option, and its shares, shape (classes,).
     """
     from mil.inference.conformal import COVERAGE
-    from mil.inference.output import patient_caveats, set_caveats, write_details, write_predictions
+    from mil.inference.output import (
+        describe_typicality,
+        patient_caveats,
+        set_caveats,
+        typicality_caveats,
+        write_details,
+        write_predictions,
+    )
     from mil.inference.predict import predict
 
     (stated, shares), coverage = prior, coverage or COVERAGE
     with spinner("predicting"):
-        predictions = predict(run, cohort, refs, prior=shares, coverage=coverage, tta=tta)
+        predictions = predict(
+            run, cohort, refs, prior=shares, coverage=coverage, tta=tta, typicality=typicality
+        )
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=run.classes)
-    write_details(details, predictions, classes=run.classes, abstain=abstain)
+    write_details(
+        details, predictions, classes=run.classes, abstain=abstain,
+        typicality=run.typicality is not None,
+    )  # fmt: skip
     of_classes = dict(zip(run.classes, map(float, shares), strict=True))
     sets = dict(sorted(Counter(p.set_text for p in predictions).items()))
     guaranteed = run.guaranteed_coverage(coverage)
@@ -230,6 +260,7 @@ def _infer_classes(
             "coverage": coverage,
             "guaranteed": guaranteed,
             "sets": sets,
+            "typicality": describe_typicality(predictions),
             **({"n_to_look_at": n_review} if abstain else {}),
             "views_averaged": run.fingerprint.n_views if tta else 0,
         })  # fmt: skip
@@ -243,7 +274,9 @@ def _infer_classes(
         if abstain:
             stdout.print(f"Patients marked for review: {n_review}")
         stdout.print(f"Slides, tiles, set, spread and status of each patient: {details}")
-    print_caveats((*patient_caveats(predictions), *set_caveats(run, coverage)))
+    print_caveats((
+        *patient_caveats(predictions), *set_caveats(run, coverage), *typicality_caveats(run)
+    ))  # fmt: skip
 
 
 def _list(shares: Mapping[str, float], digits: int) -> str:

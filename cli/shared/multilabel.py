@@ -90,18 +90,20 @@ def infer_labels(
     out: Path,
     prior: tuple[str, npt.NDArray[np.float64]],
     *,
+    typicality: float | None,
     as_json: bool,
 ) -> None:
     """Write one column per label, and the details of each patient; print a summary.
 
-    ``prior`` is the text of the option, and its shares as :func:`shares_of` returns them.
+    ``prior`` is the text of the option, and its shares as :func:`shares_of` returns them;
+    ``typicality`` the largest p-value of patients marked as unlike the training patients.
     """
-    from mil.inference.output import patient_caveats
+    from mil.inference.output import describe_typicality, patient_caveats, typicality_caveats
     from mil.multilabel.predict import predict_labels, write_label_details, write_label_predictions
 
     stated, shares = prior
     with spinner("predicting"):
-        predictions = predict_labels(run, cohort, refs, prior=shares)
+        predictions = predict_labels(run, cohort, refs, prior=shares, typicality=typicality)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
     write_label_details(details, predictions)
@@ -118,13 +120,14 @@ def infer_labels(
             "n_seen_in_training": sum(bool(p.matched_training_patient) for p in first),
             "prior_asked_for": stated,
             "prior": of_labels,
+            "typicality": describe_typicality(first),
         })  # fmt: skip
     else:
         shares_text = ", ".join(f"{name} {share:.3f}" for name, share in of_labels.items())
         stdout.print(f"{pluralize(len(first), 'patients')} into {out} (run {run.path})")
         stdout.print(f"One column per label, for shares of {shares_text} ({stated}).")
         stdout.print(f"Status and spread of each patient: {details}")
-    print_caveats(patient_caveats(first))
+    print_caveats((*patient_caveats(first), *typicality_caveats(run.bundles[run.names[0]])))
 
 
 def score_label_files(

@@ -28,6 +28,7 @@ from mil.heads.ensemble import predict_members
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
+from mil.typicality import TypicalityReference, read_reference, write_reference
 
 __all__ = [
     "FORMAT",
@@ -104,6 +105,8 @@ class ModelBundle:
         Fold heads and nonconformity scores behind the prediction sets.
     tile_filter
         Filter that drops tiles of the bags, if any.
+    typicality
+        Training patients that new ones are compared with; None in runs of earlier versions.
     """
 
     path: Path
@@ -121,6 +124,7 @@ class ModelBundle:
     sets: PredictionSets
     view_calibrator: Calibrator | None = None
     tile_filter: TileFilter | None = None
+    typicality: TypicalityReference | None = None
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.
@@ -199,6 +203,8 @@ def save_bundle(bundle: ModelBundle) -> None:
     table = pd.DataFrame(rows, columns=["patient_id", *bundle.classes])
     write_table(bundle.path / "out_of_fold.csv", table)
     write_sets(bundle.path, bundle.sets, classes=bundle.classes)
+    if bundle.typicality is not None:
+        write_reference(bundle.path, bundle.typicality)
     write_json(bundle.path / "model.json", _describe(bundle))
 
 
@@ -247,6 +253,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
                 path, classes=classes, head=described["head"], n_heads=described["n_heads"]
             ),
             tile_filter=_read_filter(path, described.get("filter_sha256")),
+            typicality=read_reference(path) if described.get("typicality") else None,
             view_calibrator=None
             if (of_views := described.get("view_calibrator")) is None
             else calibrator_from_dict(of_views),
@@ -271,6 +278,7 @@ def _describe(bundle: ModelBundle) -> dict[str, object]:
         "calibrated_at_prior": "balanced",
         "filter_sha256": None if bundle.tile_filter is None else bundle.tile_filter.sha256,
         "cohort_counts": bundle.cohort_counts,
+        "typicality": bundle.typicality and bundle.typicality.describe(),
         "settings": dict(bundle.settings),
         "versions": dict(bundle.versions),
     }
@@ -334,6 +342,8 @@ def _check_consistent(bundle: ModelBundle) -> None:
         if proba.shape != (len(bundle.heads), len(bundle.classes)) or not np.isfinite(proba).all():
             raise ValueError("a calibrator of another number of classes, or not finite")
     bundle.sets.predict_set(tile, coverage=COVERAGE)
+    if bundle.typicality is not None:
+        bundle.typicality.judge(tile)
     int(bundle.settings["seed"])
     bundle.guaranteed_coverage(COVERAGE)
 

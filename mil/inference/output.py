@@ -15,8 +15,17 @@ from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import min_calibration_size
 from mil.inference.predict import PatientPrediction
 
-__all__ = ["patient_caveats", "set_caveats", "write_details", "write_predictions"]
+__all__ = [
+    "describe_typicality",
+    "patient_caveats",
+    "set_caveats",
+    "typicality_caveats",
+    "typicality_details",
+    "write_details",
+    "write_predictions",
+]
 
+_MAX_NAMED = 5
 _STATUS_CAVEATS = {
     "no_bag": "without a readable slide got the prior",
     "no_tissue": "without tissue on their slides got the prior",
@@ -46,11 +55,12 @@ def write_details(
     *,
     classes: Sequence[str],
     abstain: bool = False,
+    typicality: bool = False,
 ) -> None:
     """Write the details of each prediction: status, slides, tiles, set, spread, training overlap.
 
-    With ``abstain``, a column marks the patients who need review. The table has shape (patients,
-    columns).
+    With ``abstain``, a column marks the patients who need review; with ``typicality``, columns show
+    how much each is like the training patients. The table has shape (patients, columns).
 
     Raises
     ------
@@ -60,6 +70,8 @@ def write_details(
     table = pd.DataFrame([_details(p, classes) for p in predictions])
     if not abstain:
         table = table.drop(columns="look_at")
+    if typicality:
+        table = table.join(pd.DataFrame(map(typicality_details, predictions)))
     write_table(path, table)
 
 
@@ -70,6 +82,8 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
     for status, words in _STATUS_CAVEATS.items():
         if n_patients := counts[status]:  # type: ignore[index]
             caveats.append(f"warning: {pluralize(n_patients, 'patients')} {words}")
+    if unlike := [p for p in predictions if p.unlike_training]:
+        caveats.append(_unlike_caveat(unlike, predictions))
     if n_matched := sum(bool(p.matched_training_patient) for p in predictions):
         caveats.append(
             f"warning: the run was trained on {n_matched} of these patients (or on their slides): "
@@ -86,6 +100,44 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
             "labels: their prediction sets hold all classes"
         )
     return tuple(caveats)
+
+
+def typicality_caveats(bundle: ModelBundle) -> tuple[str, ...]:
+    """Return a note on a run that cannot tell who is unlike its training patients."""
+    if bundle.typicality is not None:
+        return ()
+    note = (
+        "note: the run does not hold what its training patients look like, as it was trained by an "
+        "earlier version: patients unlike them are not marked. Train it again to have them marked"
+    )
+    return (note,)
+
+
+def describe_typicality(predictions: Sequence[PatientPrediction]) -> dict[str, object] | None:
+    """Return level and number of patients unlike the training patients; None if nobody is judged.
+
+    All are plain values for JSON.
+    """
+    judged = [p.typicality for p in predictions if p.typicality is not None]
+    if not judged:
+        return None
+    return {
+        "level": judged[0].level,
+        "n_judged": len(judged),
+        "n_unlike": sum(one.is_unlike for one in judged),
+    }
+
+
+def typicality_details(prediction: PatientPrediction) -> dict[str, object]:
+    """Return the columns on how much a patient is like the training patients."""
+    typicality = prediction.typicality
+    return {
+        "typicality": None if typicality is None else typicality.p_value,
+        "unlike_training": str(prediction.unlike_training).lower(),
+        "unlike_tiles": None if typicality is None else typicality.unlike_share,
+        "unlike_tiles_by_slide": "" if typicality is None else _pairs(typicality.unlike_by_slide),
+        "unlike_places": "" if typicality is None else " ".join(typicality.places),
+    }
 
 
 def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
@@ -106,6 +158,22 @@ def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
         )
         return (note,)
     return ()
+
+
+def _unlike_caveat(
+    unlike: Sequence[PatientPrediction], predictions: Sequence[PatientPrediction]
+) -> str:
+    """Return the warning on patients who are unlike the training patients."""
+    level = max(p.typicality.level for p in unlike if p.typicality is not None)
+    n_judged = sum(p.typicality is not None for p in predictions)
+    names = ", ".join(p.patient_id for p in unlike[:_MAX_NAMED])
+    more = "" if len(unlike) <= _MAX_NAMED else f" and {len(unlike) - _MAX_NAMED} more"
+    return (
+        f"warning: {len(unlike)} of {pluralize(n_judged, 'patients')} unlike the training patients "
+        f"(typicality at most {level:.3g}; of patients like them {level * n_judged:.1f} would be "
+        f"marked by chance): {names}{more}. Their prediction sets hold all classes; look at their "
+        "slides"
+    )
 
 
 def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str, object]:

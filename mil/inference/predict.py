@@ -20,6 +20,7 @@ from mil.data.features import Features
 from mil.heads.ensemble import predict_members, predict_views
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
+from mil.inference.patient_typicality import PatientTypicality, judge_patient
 
 __all__ = ["PatientPrediction", "predict"]
 
@@ -54,7 +55,11 @@ class PatientPrediction:
         Out-of-fold probabilities of the matched training patient, shape (classes,).
     prediction_set
         Classes that cannot be ruled out at the requested coverage, in order. It holds all classes
-        for a patient without tiles or one that was used in training, with or without a label.
+        for a patient without tiles, one that was used in training, with or without a label, or one
+        unlike the training patients.
+    typicality
+        How much it is like the training patients; None without tiles, and for runs that hold no
+        training patients to compare with.
     """
 
     patient_id: str
@@ -70,6 +75,12 @@ class PatientPrediction:
     out_of_fold: Floats | None
     prediction_set: tuple[str, ...]
     used_for_filter: bool = False
+    typicality: PatientTypicality | None = None
+
+    @property
+    def unlike_training(self) -> bool:
+        """Whether the patient is marked as unlike the training patients."""
+        return self.typicality is not None and self.typicality.is_unlike
 
     @property
     def needs_review(self) -> bool:
@@ -90,6 +101,7 @@ def predict(
     prior: str | Floats = "balanced",
     coverage: float = COVERAGE,
     tta: bool = False,
+    typicality: float | None = None,
 ) -> list[PatientPrediction]:
     """Return the calibrated prediction of every patient, in the order of the cohort table.
 
@@ -114,6 +126,9 @@ def predict(
         Average logits over plain tiles and their augmented views, and calibrate with the calibrator
         that was fitted on such averages. Prediction sets use plain tiles either way, because their
         guarantee holds for those.
+    typicality
+        Largest typicality of patients marked as unlike the training patients; by default 0.05, or
+        the smallest that the run can reach. It has no effect for runs of earlier versions.
 
     Raises
     ------
@@ -123,15 +138,26 @@ def predict(
         If views are to be averaged, and the run was trained without.
     MilError
         If the text of a prior cannot be parsed.
+    InputError
+        If the run has too few training patients for a typicality that low.
     """
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     model = bundle.with_view_calibrator() if tta else bundle
     shares = bundle.parse_prior(prior) if isinstance(prior, str) else prior
     trained_on = _TrainingIndex(bundle.training_slides)
     whitened_on = _TrainingIndex(bundle.unlabelled_slides)
+    level = None if bundle.typicality is None else bundle.typicality.resolve_level(typicality)
     return [
         _predict(
-            model, patient, refs, trained_on, whitened_on, prior=shares, coverage=coverage, tta=tta
+            model,
+            patient,
+            refs,
+            trained_on,
+            whitened_on,
+            prior=shares,
+            coverage=coverage,
+            tta=tta,
+            level=level,
         )
         for patient in cohort.patients
     ]
@@ -147,6 +173,7 @@ def _predict(
     prior: Floats,
     coverage: float,
     tta: bool,
+    level: float | None,
 ) -> PatientPrediction:
     bags = _read_bags(bundle, patient, refs)
     matched = trained_on.match(patient, bags.values())
@@ -154,6 +181,7 @@ def _predict(
     bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
+    typicality = None
     if nonempty:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
         views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
@@ -161,8 +189,13 @@ def _predict(
         members = _at_prior(bundle, logits, prior)
         probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
         share = _attention_share(nonempty, attention.mean(axis=0))
+        if bundle.typicality is not None and level is not None:
+            typicality = judge_patient(
+                bundle.typicality, nonempty, tiles, level=level, training_patient=matched
+            )
+        is_unlike = typicality is not None and typicality.is_unlike
         # Patients that were used in training have no valid set: it would be too confident.
-        if not matched and not used_for_whitening:
+        if not matched and not used_for_whitening and not is_unlike:
             kept = bundle.sets.predict_set(tiles, coverage=coverage)
             prediction_set = tuple(
                 name for name, is_kept in zip(bundle.classes, kept, strict=True) if is_kept
@@ -181,6 +214,7 @@ def _predict(
         out_of_fold=_out_of_fold(bundle, matched, prior),
         used_for_filter=_used_for_filter(bundle, patient, bags),
         prediction_set=prediction_set,
+        typicality=typicality,
     )
 
 

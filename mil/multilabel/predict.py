@@ -13,6 +13,7 @@ from features.bags.store import open_bags
 from features.utils.tables import write_table
 from mil.arrays import Floats
 from mil.data.cohort import Cohort
+from mil.inference.output import typicality_details
 from mil.inference.predict import PatientPrediction, predict
 from mil.multilabel.train import MultiLabelBundle
 
@@ -33,6 +34,7 @@ def predict_labels(
     bags: str | Path | Mapping[str, BagRef],
     *,
     prior: Floats,
+    typicality: float | None = None,
 ) -> dict[str, list[PatientPrediction]]:
     """Predict every patient by the bundle of each label.
 
@@ -46,7 +48,9 @@ def predict_labels(
     """
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     return {
-        name: predict(of_label, cohort, refs, prior=np.array([1 - share, share]))
+        name: predict(
+            of_label, cohort, refs, prior=np.array([1 - share, share]), typicality=typicality
+        )
         for (name, of_label), share in zip(bundle.bundles.items(), prior.tolist(), strict=True)
     }
 
@@ -91,6 +95,8 @@ def write_label_details(path: Path, predictions: Predictions) -> None:
             for column, read in _COLUMNS.items()
         },
     })  # fmt: skip
+    if any(p.typicality is not None for p in first):
+        table = table.join(pd.DataFrame(map(typicality_details, first)))
     write_table(path, table)
 
 

@@ -66,7 +66,7 @@ def test_a_run_holds_what_it_promises(world: Path, run: ModelBundle) -> None:
     assert names == {
         "heads.safetensors", "model.json", "folds.csv", "out_of_fold.csv", "scores.json",
         "history.csv", "slides.csv", "judged.csv", "notes.json", "MODEL_CARD.md", "report.html",
-        "fold_heads.safetensors", "sets.json",
+        "fold_heads.safetensors", "sets.json", "typicality.safetensors", "typicality.csv",
     }  # fmt: skip
     assert run.classes == ("CE", "LAA")
     assert len(run.heads) == 2

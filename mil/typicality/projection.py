@@ -1,0 +1,55 @@
+"""Fixed projection of embeddings to directions in few dimensions, fitted on nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from mil.arrays import Float32s, Ints
+from mil.data.features import Features
+
+__all__ = ["N_COMPONENTS", "project_tiles", "spread_indices"]
+
+N_COMPONENTS = 64
+"""Components of a projected tile; fewer where an embedding has fewer numbers."""
+
+
+def project_tiles(tiles: Features) -> Float32s:
+    """Return the directions of embeddings, shape (tiles, dim), in few dimensions.
+
+    Each embedding is scaled to length 1, so that distances depend on angles alone, and multiplied
+    by a fixed matrix of random signs, which nearly keeps distances (Johnson and Lindenstrauss,
+    1984; Achlioptas, 2003). Nothing is learned from any patient. The result has shape (tiles,
+    components), float32; rows of embeddings with a NaN or an infinity are NaN.
+    """
+    values = np.asarray(tiles, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+        # Dividing by the largest number first keeps squares within float32.
+        unit = values / np.where(largest > 0, largest, 1)
+        length = np.linalg.norm(unit, axis=1, keepdims=True)
+        unit /= np.where(length > 0, length, 1)
+    dim = values.shape[1]
+    projected = unit if dim <= N_COMPONENTS else unit @ _signs(dim)
+    projected[~np.isfinite(projected).all(axis=1)] = np.nan
+    return np.asarray(projected, np.float32)
+
+
+def spread_indices(n_tiles: int, n_kept: int) -> Ints:
+    """Return the indices of at most ``n_kept`` evenly spaced tiles, shape (kept,)."""
+    spread = np.linspace(0, max(n_tiles - 1, 0), min(n_tiles, n_kept))
+    return np.asarray(spread.astype(np.int64))
+
+
+@lru_cache(maxsize=4)
+def _signs(dim: int) -> npt.NDArray[np.float32]:
+    """Return random signs over the root of the number of components, (dim, components).
+
+    They are the bits of a hash, which no version of a library changes, so they need not be stored.
+    """
+    digest = hashlib.shake_256(b"mil typicality").digest(dim * N_COMPONENTS // 8)
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(dim, N_COMPONENTS)
+    return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(N_COMPONENTS))
