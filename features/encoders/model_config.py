@@ -52,6 +52,9 @@ class ModelConfig:
         Repository of the hub and names of its weights; empty for models of timm.
     weights_path
         Local checkpoint, or None.
+    without_file
+        The configuration that holds if the ``config.json`` beside a checkpoint belongs to other
+        weights; None if none was read.
     """
 
     name: str
@@ -63,13 +66,14 @@ class ModelConfig:
     hub_id: str = ""
     weights_files: Sequence[str] = ()
     weights_path: Path | None = None
+    without_file: ModelConfig | None = None
 
 
 def resolve_model_config(name: str, *, weights_path: Path | None = None) -> ModelConfig:
     """Return the configuration of a name; what only the hub knows is fetched from it.
 
-    A ``config.json`` of timm beside a checkpoint belongs to it. Arguments in the name, as of
-    :func:`features.encoders.names.parse_backbone`, override all else.
+    A ``config.json`` of timm beside a checkpoint belongs to it, if the weights fit. Arguments in
+    the name, as of :mod:`features.encoders.names`, override all else.
 
     Raises
     ------
@@ -90,6 +94,12 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
                 "input_px": entry.input_px, "interpolation": entry.interpolation,
             },
         )  # fmt: skip
+        if beside is not None and beside.is_file():  # JSON cannot hold the layers of the card
+            layers = {k: v for k, v in entry.model_args.items() if k.endswith("_layer")}
+            stated = _from_json(config, beside)
+            config = replace(
+                stated, model_args=layers | dict(stated.model_args), without_file=config
+            )
     elif source == "local-dir" and rest:
         config = _from_folder(config, Path(rest), beside)
     elif source in ("hf-hub", "hf_hub") and rest:
@@ -99,7 +109,7 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
     elif beside is not None and beside.is_file():
         stated = _from_json(config, beside)
         if stated.architecture.split(".")[0] == name.split(".")[0]:
-            config = stated
+            config = replace(stated, without_file=config)
     return _with_args(config, model_args)
 
 
@@ -200,6 +210,8 @@ def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfi
     """Apply what the user stated."""
     if not model_args:
         return config
+    if config.without_file is not None:
+        config = replace(config, without_file=_with_args(config.without_file, model_args))
     pooling = str(model_args.get("pooling", config.pooling))
     if pooling and pooling not in POOLINGS:
         raise EncoderError(

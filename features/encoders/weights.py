@@ -165,7 +165,13 @@ def local_weights(name: str) -> str:
 def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
     """Build the network of a configuration with its weights, and return what it was built from."""
     if config.weights_path is not None:
-        return _with_weights(config, read_checkpoint(config.weights_path), config.weights_path)
+        state = read_checkpoint(config.weights_path)
+        try:
+            return _with_weights(config, state, config.weights_path)
+        except EncoderError:
+            if config.without_file is None:
+                raise
+        return _with_weights(config.without_file, state, config.weights_path)
     if config.hub_id:
         path = cached_file(config.hub_id, config.weights_files) or download_file(
             config.hub_id, config.weights_files

@@ -200,6 +200,30 @@ def test_a_configuration_beside_the_weights_belongs_to_them(tmp_path: Path) -> N
         assert loaded.preprocessing.input_px == 64
 
 
+@pytest.mark.parametrize("name", ["uni", "hf-hub:MahmoodLab/UNI2-h"])
+def test_a_folder_of_a_registered_repository_states_its_own_sizes(
+    name: str, tmp_path: Path
+) -> None:
+    entry = PATHOLOGY_ENCODERS["uni2-h" if "2" in name else "uni"]
+    layers = {k: v for k, v in entry.model_args.items() if k.endswith("_layer")}
+    args = {"img_size": 64, "init_values": 0.1, "num_classes": 0}
+    torch.manual_seed(3)
+    built = layer_args(resolve_model_config(name))
+    model = timm.create_model(TINY, **args, **{key: built[key] for key in layers})
+    write_folder(tmp_path / "mine")
+    save_file(model.state_dict(), tmp_path / "mine" / "model.safetensors")
+    loaded = load_model(name, weights_path=tmp_path / "mine" / "model.safetensors")
+    assert loaded.preprocessing.input_px == 64
+    assert loaded.preprocessing.mean == (0.7, 0.5, 0.6)
+
+
+def test_a_configuration_that_does_not_fit_the_weights_is_not_theirs(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    save_file(tiny_state(), tmp_path / "mine" / "other.safetensors")
+    loaded = load_model(TINY, weights_path=tmp_path / "mine" / "other.safetensors")
+    assert loaded.source == "timm"
+
+
 def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
     model = timm.create_model(TINY, num_classes=0)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
