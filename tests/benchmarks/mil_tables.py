@@ -5,15 +5,18 @@ outliers cut, whitening is fitted, and where the settings stop early, each head 
 inner split of its own. The settings of a table are chosen on the other tables, in rotation: the
 ones with the largest mean AUROC there, among the two in ``CONFIGURATIONS`` and both, whose scores
 are then averaged. A table alone gets the first ones.
-``logistic`` is scikit-learn's logistic regression on mean, max and min of a bag's features, with
-its own few settings chosen in the same way.
+``default`` is the default learner of the program with its default settings, of which nothing is
+chosen here, and its cross-fitted calibrator: a bag is of class 1 where that is the likelier class
+at equal class shares. ``logistic`` is scikit-learn's logistic regression on mean, max and min of a
+bag's features, with its own few settings chosen in the same way.
 
 The standard error is that of a mean over bags (each bag's accuracy is its mean over the repeats):
 it says how far another sample of bags would lead, which repeating folds on the same bags cannot
 lower. AUROC is the mean over the repeats. The published rows often chose the epoch on the test
 fold.
 
-    python -m tests.benchmarks.mil_tables musk1.npz fox.npz tiger.npz --head gated --json
+    python -m tests.benchmarks.mil_tables musk1.npz fox.npz tiger.npz --json
+    python -m tests.benchmarks.mil_tables musk1.npz --head gated --head logistic
 
 A table is an ``.npz`` file of ``features`` (instances, d), ``bag`` (instances,), ``label`` (bags,):
 0 or 1. Without files, those in ``mil-tables`` of the folder that ``MIL_DATA`` names are read.
@@ -43,6 +46,8 @@ from sklearn.preprocessing import StandardScaler
 
 from features.errors import MilError
 from features.utils.hardware import CPU_COUNT
+from mil.arrays import Ints
+from mil.calibration import cross_fit
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold, patient_folds
@@ -50,6 +55,7 @@ from mil.evaluation.metrics import auroc
 from mil.heads import Head, head_names
 from mil.heads.ensemble import predict_members
 from mil.training.config import TrainConfig
+from mil.training.cross_validation import cross_validate, resolve_stopping
 from mil.training.ensemble import (
     MIN_VALIDATION_PER_CLASS,
     max_parallel_ensembles,
@@ -76,6 +82,8 @@ CONFIGURATIONS: Mapping[str, TrainConfig] = {
 """The two settings that are chosen from or averaged, the same for all heads."""
 LOGISTIC: Mapping[str, float] = {f"C={c:g}": c for c in (0.1, 0.01, 0.001, 1.0)}
 """The four inverse penalties of the logistic regression that are chosen from."""
+DEFAULT = "default"
+"""Name of the program's default learner, and of its settings."""
 BOTH = " and ".join(CONFIGURATIONS)
 """The third choice: the mean of what both say."""
 CHOICE_REPEATS = 3
@@ -131,7 +139,7 @@ class Row:
     table: str
     """Name of the table."""
     head: str
-    """Name of the head, or ``logistic``."""
+    """Name of the head, ``default`` or ``logistic``."""
     accuracy: float
     """Mean over bags and repeats, 0 to 1."""
     standard_error: float
@@ -227,7 +235,7 @@ def score_tables(
     tables
         With different names.
     heads
-        Names of heads, or ``logistic``.
+        Names of heads, ``default`` or ``logistic``.
     n_repeats, n_folds
         Cross-validations, and folds of each.
     n_jobs
@@ -248,7 +256,7 @@ def score_tables(
         _Job(table=table, head=head, settings=settings, repeat=repeat, n_folds=n_folds)
         for table in tables
         for head in heads
-        for settings in (LOGISTIC if head == "logistic" else CONFIGURATIONS)
+        for settings in _configurations(head)
         for repeat in range(n_choice)
     ]
     scores = dict(_run(jobs, n_jobs=n_jobs, on_job=on_job))
@@ -272,8 +280,14 @@ def score_tables(
     ]
 
 
+def _configurations(head: str) -> Iterable[str]:
+    """Names of the settings that a head is tried with."""
+    return {"logistic": LOGISTIC, DEFAULT: (DEFAULT,)}.get(head, CONFIGURATIONS)
+
+
 def _choices(head: str) -> Iterable[str]:
-    return LOGISTIC if head == "logistic" else (*CONFIGURATIONS, BOTH)
+    names = tuple(_configurations(head))
+    return names if head in ("logistic", DEFAULT) else (*names, BOTH)
 
 
 def _averaged(choice: str) -> Iterable[str]:
@@ -315,6 +329,8 @@ def _cross_validate(job: _Job) -> Floats:
     folds = patient_folds(job.table.cohort, n_folds=job.n_folds, n_repeats=1, seed=job.repeat)
     splits = [(np.array(f.train_ids, np.int64), np.array(f.test_ids, np.int64)) for f in folds]
     parts = [_standardised(job.table, train, test) for train, test in splits]
+    if job.head == DEFAULT:
+        return _default(job, folds, parts)
     if job.head == "logistic":
         result = [
             _logistic(train_bags, job.table.labels[train], judged, job.settings)
@@ -388,6 +404,28 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
     ]
 
 
+def _default(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> Floats:
+    """Cross-fitted log odds of every bag, shape (bags,).
+
+    Each fold has bags of its own, standardised by its training part; the results are put together.
+    """
+    cohort = job.table.cohort
+    config = resolve_stopping(TrainConfig(), cohort, folds)
+    fold_ids: Ints = np.full((1, len(cohort.patient_ids)), -1)
+    found = []
+    for fold, (train_bags, judged) in zip(folds, parts, strict=True):
+        of_fold = dict(zip((*fold.train_ids, *fold.test_ids), (*train_bags, *judged), strict=True))
+        bags = _store({name: of_fold[name] for name in cohort.patient_ids})
+        found.append(cross_validate(bags, cohort, [fold], config=config, seed=job.repeat))
+        fold_ids[0, found[-1].fold[0] >= 0] = fold.index
+    logits = found[0].logits.copy()
+    for other in found[1:]:
+        tested = other.fold[0] >= 0
+        logits[0, tested] = other.logits[0, tested]
+    proba = cross_fit(logits, cohort.labels, fold_ids, calibrator="platt")[0]
+    return np.asarray(np.log(proba[:, 1]) - np.log(proba[:, 0]), np.float64)
+
+
 def _store(bags: Mapping[str, npt.NDArray[np.float32]]) -> PatientBags:
     dim = next(iter(bags.values())).shape[1]
     return PatientBags(features=bags, fingerprint=replace(FINGERPRINT, dim=dim), slides=())
@@ -456,10 +494,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.npz")
-    names = ["logistic", *head_names()]
+    names = [DEFAULT, "logistic", *head_names()]
     parser.add_argument(
-        "--head", action="append", choices=["all", *names], help="may be repeated; default: all"
-    )
+        "--head", action="append", choices=["all", *names],
+        help="may be repeated; default: the program's default learner",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=10, help="cross-validations")
     parser.add_argument("--folds", type=int, default=10, help="folds of each")
     parser.add_argument("--jobs", type=int, default=CPU_COUNT, help="processes")
@@ -468,7 +507,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.repeats < 1 or given.folds < 2 or given.jobs < 1:
         parser.error("at least 1 repeat, 2 folds and 1 job")
     files = given.files or sorted(Path(os.environ.get("MIL_DATA", "")).glob("mil-tables/*.npz"))
-    heads = given.head if given.head and "all" not in given.head else names
+    heads = given.head or [DEFAULT]
+    heads = names if "all" in heads else heads
     try:
         rows = score_tables(
             [read_table(path) for path in files],

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from features.errors import MilError
+from mil.training.config import TrainConfig
+from mil.training.cross_validation import cross_validate
 from tests.benchmarks import mil_tables
 from tests.benchmarks.mil_tables import Table, main, read_table, score_tables
 
@@ -21,6 +25,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, (name, settings) in enumerate(mil_tables.CONFIGURATIONS.items())
     }
     monkeypatch.setattr(mil_tables, "CONFIGURATIONS", quick)
+    monkeypatch.setattr(
+        mil_tables, "TrainConfig", partial(TrainConfig, n_members=1, fixed_steps=15)
+    )
 
 
 def write_table(path: Path, *, seed: int = 0, dim: int = 4, scale: float = 1.0) -> Path:
@@ -51,6 +58,36 @@ def test_the_scale_of_a_table_changes_nothing(
         result += score_tables([table], [head], n_repeats=1, n_folds=4)
     assert result[0].auroc > 0.65
     assert result[1].auroc == pytest.approx(result[0].auroc, abs=0.02)
+
+
+def test_the_default_learner_is_taken_where_no_head_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_table(tmp_path / "a.npz"))
+    assert main([file, "--repeats", "1", "--folds", "4", "--jobs", "1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["head"], row["settings"]) == ("default", "default")
+    assert row["auroc"] > 0.65
+    assert row["accuracy"] > 0.6
+
+
+def test_a_fold_of_the_default_learner_sees_bags_standardised_by_its_training_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def keep(bags: Any, cohort: Any, folds: Any, **options: Any) -> Any:
+        seen.append((np.concatenate([bags.features[n] for n in folds[0].train_ids]), len(folds)))
+        return cross_validate(bags, cohort, folds, **options)
+
+    monkeypatch.setattr(mil_tables, "cross_validate", keep)
+    table = read_table(write_table(tmp_path / "a.npz"))
+    score_tables([table], ["default"], n_repeats=1, n_folds=4)
+    assert len(seen) == 4
+    for learned, n_folds in seen:
+        assert n_folds == 1
+        np.testing.assert_allclose(learned.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(learned.std(axis=0), 1, atol=1e-5)
 
 
 def test_the_standard_error_is_that_of_a_mean_over_bags() -> None:
