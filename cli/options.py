@@ -42,6 +42,8 @@ __all__ = [
     "SlidesDir",
     "TargetMpp",
     "TilePx",
+    "Tissue",
+    "TissueMethod",
     "Weights",
     "Workers",
     "WorkersPerDevice",
@@ -160,6 +162,23 @@ MinTissue = Annotated[
         help="Minimum share of tissue in a tile.",
     ),
 ]  # fmt: skip
+
+
+class TissueMethod(StrEnum):
+    """Way to find the tissue of a slide."""
+
+    contrast = "contrast"
+    all = "all"
+
+
+Tissue = Annotated[
+    TissueMethod,
+    typer.Option(
+        rich_help_panel=TILES,
+        help="Tissue: what is darker than the glass (`contrast`), or everything (`all`), for "
+        "pictures that hold no glass and slides whose tissue is not found.",
+    ),
+]
 MaxTiles = Annotated[
     int | None,
     typer.Option(

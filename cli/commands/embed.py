@@ -34,6 +34,8 @@ from cli.options import (
     SlideMpp,
     TargetMpp,
     TilePx,
+    Tissue,
+    TissueMethod,
     Weights,
     WorkersPerDevice,
     flag,
@@ -111,6 +113,7 @@ def embed(
     tile_px: TilePx = 224,
     overlap: Overlap = 0,
     min_tissue: MinTissue = 0.3,
+    tissue: Tissue = TissueMethod.contrast,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
     tile_filter: FilterFile = None,
@@ -210,7 +213,8 @@ def embed(
     if series is not None:
         reject_options(
             {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
-             "--mpp-table": mpp_table, "--max-tiles": max_tiles, "--overlap": overlap,
+             "--mpp-table": mpp_table, "--tissue": tissue is not TissueMethod.contrast,
+             "--max-tiles": max_tiles, "--overlap": overlap,
              "--filter": tile_filter, "--views": views,
              "--stain-norm": stain_norm is not StainNorm.none},
             "goes with slides, not with --series",
@@ -232,10 +236,12 @@ def embed(
         from features.embedding.config import EmbedConfig
         from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
         from features.tiling.augmentation import AugmentationConfig
+        from features.tiling.tissue import TissueSettings
         from features.visualization.preview import PreviewWriter
 
     config = EmbedConfig(
-        tiles=tiles, tile_filter=read_filter, stain_norm=stain_norm.value,
+        tiles=tiles, tissue=TissueSettings(method=tissue.value), tile_filter=read_filter,
+        stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
     n_tiles_expected = len(slides) * TILES_PER_SLIDE

@@ -28,6 +28,8 @@ from cli.options import (
     SlidePaths,
     TargetMpp,
     TilePx,
+    Tissue,
+    TissueMethod,
     Workers,
 )
 from cli.shared.arguments import (
@@ -36,7 +38,12 @@ from cli.shared.arguments import (
     resolve_slides,
     tile_settings,
 )
-from cli.shared.embed_progress import EmbedProgressBars, assumed_mpp_text
+from cli.shared.embed_progress import (
+    EmbedProgressBars,
+    assumed_mpp_text,
+    tissue_warnings,
+    unusual_tissue,
+)
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import pluralize
 
@@ -59,6 +66,7 @@ def preview(
     tile_px: TilePx = 224,
     overlap: Overlap = 0,
     min_tissue: MinTissue = 0.3,
+    tissue: Tissue = TissueMethod.contrast,
     max_tiles: MaxTiles = None,
     rules: Rules = "all",
     workers: Workers = CPU_COUNT,
@@ -95,7 +103,7 @@ def preview(
         try:
             for path in slides:
                 row = preview_slide(
-                    path, writer, tiles=tiles, tissue=TissueSettings(),
+                    path, writer, tiles=tiles, tissue=TissueSettings(method=tissue.value),
                     given_mpp=mpp_of.get(slide_id_of(path)), n_workers=workers, progress=bars,
                 )  # fmt: skip
                 rows.append(row)
@@ -129,10 +137,16 @@ def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:
             for name in ("found", "read", "kept", "failed")
         },
         "n_tiles_left_out": dict(left_out),
+        **unusual_tissue(_tissue_shares(rows)),
         "mpp_sources": dict(Counter(row.mpp_source for row in rows if row.mpp_source)),
         "mpp_outliers": {name: known[name] for name in mpp_outliers(known)},
         "failed": {row.slide_id: row.message for row in rows if row.status == "failed"},
     }
+
+
+def _tissue_shares(rows: list[PreviewRow]) -> dict[str, float]:
+    """Return the share of tissue, where it was looked for, by slide id."""
+    return {row.slide_id: row.tissue_share for row in rows if row.tissue_share is not None}
 
 
 def _print_summary(rows: list[PreviewRow], page: Path) -> None:
@@ -151,5 +165,7 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         stdout.print(f"Tiles rejected: {counts}.")
     stdout.print(f"Look at {page}")
+    for text in tissue_warnings(_tissue_shares(rows)):
+        stderr.print(text, style="yellow")
     if assumed := [row.slide_id for row in rows if row.mpp_source == "assumed"]:
         stderr.print(assumed_mpp_text(assumed), style="yellow")

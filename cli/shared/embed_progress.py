@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +31,8 @@ __all__ = [
     "assumed_mpp_text",
     "print_failures",
     "report_results",
+    "tissue_warnings",
+    "unusual_tissue",
 ]
 
 _N_NAMED = 5
@@ -127,6 +129,37 @@ def assumed_mpp_text(slide_ids: Sequence[str]) -> str:
     )
 
 
+def unusual_tissue(shares: Mapping[str, float]) -> dict[str, list[str]]:
+    """Return the slides that are tissue nearly everywhere, and nearly nowhere.
+
+    ``shares`` is the share of tissue by slide id, 0 to 1; NaN where it is not known.
+    """
+    from features.tiling.tissue import NEARLY_ALL, NEARLY_NONE
+
+    return {
+        "tissue_nearly_all": [name for name, share in shares.items() if share >= NEARLY_ALL],
+        "tissue_nearly_none": [name for name, share in shares.items() if share <= NEARLY_NONE],
+    }
+
+
+def tissue_warnings(shares: Mapping[str, float]) -> list[str]:
+    """Return a sentence for the slides of each kind of :func:`unusual_tissue`."""
+    texts = []
+    advice = "Look at them with 'mil preview'"
+    found = unusual_tissue(shares)
+    if names := found["tissue_nearly_all"]:
+        texts.append(
+            f"warning: tissue nearly everywhere on {pluralize(len(names), 'slides')}: "
+            f"{_list_some(names)}. {advice}: either they hold no glass, or it was not recognised."
+        )
+    if names := found["tissue_nearly_none"]:
+        texts.append(
+            f"warning: hardly any tissue on {pluralize(len(names), 'slides')}: "
+            f"{_list_some(names)}. {advice}; if tissue was missed, `--tissue all` takes everything."
+        )
+    return texts
+
+
 def _list_some(names: Sequence[str]) -> str:
     """Return the first five names, and how many more there are."""
     text = ", ".join(map(printable, names[:_N_NAMED]))
@@ -146,6 +179,7 @@ def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
         "n_tiles": sum(result.n_tiles for result in results),
         "n_tiles_failed": sum(result.n_failed for result in results),
         "n_tiles_left_out": dict(left_out),
+        **unusual_tissue(_tissue_shares(results)),
         "mpp_sources": dict(Counter(o.mpp_source for o in results if o.mpp_source)),
         "mpp_assumed": [o.slide_id for o in results if o.mpp_source == "assumed"],
         "mpp_derived": [o.slide_id for o in results if o.mpp_source == "derived"],
@@ -158,6 +192,10 @@ def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
 def _mpp_counts(results: list[SlideResult]) -> list[tuple[str, int]]:
     """Return the number of slides by resolution, most frequent first."""
     return Counter(f"{o.mpp:.3g}" for o in results if o.mpp_source).most_common()
+
+
+def _tissue_shares(results: list[SlideResult]) -> dict[str, float]:
+    return {result.slide_id: result.tissue_share for result in results}
 
 
 def _mpp_outliers(results: list[SlideResult]) -> dict[str, float]:
@@ -192,6 +230,8 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
             f"others': {text}",
             style="yellow",
         )
+    for text in tissue_warnings(_tissue_shares(results)):
+        stderr.print(text, style="yellow")
     if assumed := [result.slide_id for result in results if result.mpp_source == "assumed"]:
         stdout.print(assumed_mpp_text(assumed))
     if derived := [result.slide_id for result in results if result.mpp_source == "derived"]:

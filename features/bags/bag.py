@@ -20,6 +20,7 @@ __all__ = [
     "TILE",
     "UNKNOWN",
     "UNKNOWN_COORD",
+    "UNKNOWN_SHARE",
     "Bag",
     "BagInfo",
     "BagMeta",
@@ -51,6 +52,10 @@ coordinates."""
 
 UNKNOWN_COORD = -1
 """Both coordinates of an instance whose position is not known."""
+
+UNKNOWN_SHARE = -1.0
+"""Share of a slide that is tissue where it is not known: bags of images, of other programs, of
+earlier versions, and where the whole slide was taken."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
 """Types that an attribute may have, by the annotation of its field."""
@@ -95,9 +100,10 @@ class BagMeta:
     of the slide file (see :func:`features.slides.file_info.content_hash`), ``background_rgb`` the
     colour of its glass.
     ``min_tissue_used`` is the minimum tissue fraction of a tile, after it was lowered for a slide
-    with little tissue. Of ``n_tried`` tiles, ``n_failed`` could not be decoded, and those that
-    ``left_out`` counts, as JSON, were rejected by artefact rule or filter. ``empty_reason`` is set
-    if no tile is left. ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or
+    with little tissue, and ``tissue_share`` the share of the slide that is tissue. Of ``n_tried``
+    tiles, ``n_failed`` could not be decoded, and those that ``left_out`` counts, as
+    JSON, were rejected by artefact rule or filter. ``empty_reason`` is set if no tile is left.
+    ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or
     :data:`IMAGE`.
     """
 
@@ -119,6 +125,7 @@ class BagMeta:
     empty_reason: str = ""
     software: str = ""
     kind: str = TILE
+    tissue_share: float = UNKNOWN_SHARE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from importlib import metadata
 
-from features.bags.bag import Bag, BagMeta, as_json
+from features.bags.bag import UNKNOWN_SHARE, Bag, BagMeta, as_json
 from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import counts_text
@@ -46,6 +46,7 @@ def build_bag(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
 def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedConfig) -> BagMeta:
     tiles = buffer.instances
     slide, resolution, grid = tiles.slide, tiles.resolution, tiles.grid
+    share = tiles.tissue.share
     packages = ["torchvision"] if config.views.n_views else []
     if config.stain_norm != "none":
         packages.append("macenko-pca")
@@ -67,6 +68,7 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         left_out=as_json(**Counter(buffer.rejected.values())),
         empty_reason=_empty_reason(buffer),
         software=software_versions(encoder, *packages),
+        tissue_share=UNKNOWN_SHARE if share is None else share,
     )
 
 

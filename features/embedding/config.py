@@ -141,6 +141,14 @@ def config_from_fingerprint(
             expected="bags of slides",
             hint="Embed these series with 'mil embed --series', and leave --slides out.",
         )
+    if "method" not in tissue:
+        raise BagError(
+            "the run's bags",
+            actual="made by an earlier version, which found tissue by one threshold per slide",
+            expected="bags whose tissue is found as this version does",
+            hint="Embed these slides with the version that made the bags and leave --slides out, "
+            "or embed all slides again and train on them.",
+        )
     norms = [name for name, norm in STAIN_NORMS.items() if norm == fingerprint.stain_norm]
     if not norms:
         raise BagError(

@@ -35,6 +35,8 @@ class SlideResult:
     mpp, mpp_source
         Resolution that was used, µm per level-0 px; ``file``, ``derived``, ``given`` or
         ``assumed``.
+    tissue_share
+        Share of the slide that is tissue, 0 to 1; NaN where it is not known.
     seconds
         Time from opening the slide to its bag, seconds; slides overlap.
     message
@@ -51,6 +53,7 @@ class SlideResult:
     seconds: float = 0.0
     message: str = ""
     path: str = ""
+    tissue_share: float = float("nan")
 
     @classmethod
     def of_bag(
@@ -78,6 +81,7 @@ class SlideResult:
             seconds=seconds,
             message=meta.empty_reason or one_line(message),
             path=str(path),
+            tissue_share=float("nan") if meta.tissue_share < 0 else meta.tissue_share,
         )
 
     @classmethod

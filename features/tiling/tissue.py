@@ -15,7 +15,14 @@ from features.errors import MilError
 from features.slides.base import RgbArray
 from features.tiling.glass import Glass, find_glass, is_fill, subsample
 
-__all__ = ["TissueMask", "TissueSettings", "mask_downsample", "segment_tissue"]
+__all__ = [
+    "NEARLY_ALL",
+    "NEARLY_NONE",
+    "TissueMask",
+    "TissueSettings",
+    "mask_downsample",
+    "segment_tissue",
+]
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -31,6 +38,12 @@ _MIN_ISLAND_PX = 4
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
+
+NEARLY_ALL = 0.98
+"""Share of a slide from which on tissue everywhere may be glass that was not recognised."""
+
+NEARLY_NONE = 0.001
+"""Share of a slide up to which tissue may have been missed."""
 
 Method = Literal["contrast", "all"]
 """Ways to find tissue; bags made by the way of earlier versions, which had one threshold per slide,
@@ -88,12 +101,19 @@ class TissueMask:
 
     ``downsample`` is in level-0 px per px of the mask, ``background_rgb`` the colour of the glass,
     and ``threshold`` the least distance to it of a tissue pixel, grey levels of white glass.
+    ``is_whole`` states that the whole picture was taken, without looking for glass.
     """
 
     mask: Bools
     downsample: int
     background_rgb: tuple[int, int, int]
     threshold: float
+    is_whole: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """Share of the slide that is tissue, 0 to 1; None where all was taken."""
+        return None if self.is_whole else float(self.mask.mean())
 
 
 def mask_downsample(mpp: float, settings: TissueSettings) -> int:
@@ -150,7 +170,11 @@ def segment_tissue(
         mask = _fill_small_holes(mask, settings.least_hole_um2 / px_um2)
     red, green, blue = np.rint(glass.rgb).astype(int).tolist()
     return TissueMask(
-        mask=mask, downsample=downsample, background_rgb=(red, green, blue), threshold=floor
+        mask=mask,
+        downsample=downsample,
+        background_rgb=(red, green, blue),
+        threshold=floor,
+        is_whole=settings.method == "all",
     )
 
 

@@ -195,7 +195,7 @@ def _row_of(
         mpp_source=resolution.source,
         reader=slide.reader,
         glass_rgb=slide_tiles.tissue.background_rgb,
-        tissue_share=float(slide_tiles.tissue.mask.mean()),
+        tissue_share=slide_tiles.tissue.share,
         min_tissue_used=slide_tiles.grid.min_tissue_used,
         n_found=slide_tiles.n_tissue_tiles,
         n_read=n_tiles if tiles_read else 0,

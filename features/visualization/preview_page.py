@@ -34,10 +34,10 @@ class PreviewRow:
 
     ``picture_px`` is width and height of the slide in ``<slide_id>.jpg``, px, None where there is
     no image. ``mpp_source`` is ``file``, ``derived``, ``given`` or ``assumed``. ``tissue_share`` is
-    the share of the slide that is tissue, ``min_tissue_used`` the least one of a tile that was
-    applied, both 0 to 1. ``n_found`` counts tiles with enough tissue, ``left_out`` rejected tiles
-    by rule, ``n_failed`` those that could not be decoded. ``message`` is an error, or the reason
-    why no tile is kept.
+    the share of the slide that is tissue, None where all was taken, ``min_tissue_used`` the least
+    one of a tile that was applied, both 0 to 1. ``n_found`` counts tiles with enough tissue,
+    ``left_out`` rejected tiles by rule, ``n_failed`` those that could not be decoded. ``message``
+    is an error, or the reason why no tile is kept.
     """
 
     slide_id: str

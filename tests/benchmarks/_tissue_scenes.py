@@ -156,7 +156,7 @@ class _Painter:
         seeds = np.stack([rows, columns], -1).reshape(-1, 2)
         seeds += rng.uniform(-0.22, 0.22, seeds.shape) * spacing
         y, x = np.mgrid[0:height, 0:width]
-        near = cKDTree(seeds).query(np.stack([y.ravel(), x.ravel()], 1), k=2)[0]
+        near = np.asarray(cKDTree(seeds).query(np.stack([y.ravel(), x.ravel()], 1), k=2)[0])
         gap = (near[:, 1] - near[:, 0]).reshape(height, width) / fine * MPP  # µm, twice the way
         wall_um = float(rng.uniform(2, 4))
         # A pixel of 2 µm on a wall is covered by it in part.
