@@ -26,6 +26,7 @@ ArtifactDetector = Callable[[RgbArray], str]
 empty if the tile is kept."""
 
 _STRIDE = 2  # every second pixel of every second row is enough to measure colours
+_BLOCK_PX = 16  # wider than nuclei, which may be as blue as ink, and narrower than a pen's stroke
 _BLUR_RATIO = 0.18
 _MIN_ABSORPTION = 0.12  # share of the glass's light, from which on a pixel counts as foreground
 
@@ -52,13 +53,26 @@ class _Transmission:
     """
 
     def __init__(self, tile: RgbArray, glass_rgb: tuple[int, int, int]) -> None:
-        self.tile = tile
+        self.tile, self.glass_rgb = tile, glass_rgb
         some = tile[::_STRIDE, ::_STRIDE].astype(np.float32)
         self.red, self.green, self.blue = (some[..., i] / max(glass_rgb[i], 1) for i in range(3))
         # Channel by channel: a reduction over an axis of three is five times slower in NumPy.
         self.highest = np.maximum(np.maximum(self.red, self.green), self.blue)
         self.lowest = np.minimum(np.minimum(self.red, self.green), self.blue)
         self.foreground = self.lowest < 1 - _MIN_ABSORPTION
+
+
+def _is_inked(light: _Transmission) -> bool:
+    clear = (light.green - light.red > 0.12) & (light.lowest < 0.75)
+    # Ink over tissue, and dense blue ink, let hardly any red and green light through.
+    side_px = min(_BLOCK_PX, *light.tile.shape[:2])
+    blocks = np.asarray(Image.fromarray(light.tile).reduce(side_px), np.float32)
+    red, green, blue = (blocks[..., i] / max(light.glass_rgb[i], 1) for i in range(3))
+    dense = (red < 0.45) & (green > 0.95 * red) & (blue > 1.6 * red)
+    for axis in range(2):
+        dense = np.repeat(dense, -(-side_px // _STRIDE), axis=axis)
+    rows, columns = clear.shape
+    return float((clear | dense[:rows, :columns]).mean()) > 0.1
 
 
 def _is_grey(light: _Transmission) -> bool:
@@ -90,12 +104,11 @@ RULES: dict[str, ArtifactRule] = {
         ),
         ArtifactRule(
             name="ink",
-            meaning="green or blue pen: over 20 % of the tile lets clearly more green than red "
-            "light through (by 12 % of the glass's), which no red or purple stain does. Red "
-            "ink has the colour of red cells and is not recognised",
-            applies=lambda light: (
-                float(((light.green - light.red > 0.12) & (light.lowest < 0.75)).mean()) > 0.2
-            ),
+            meaning="green or blue pen: over 10 % of the tile lets clearly more green than red "
+            "light through (by 12 % of the glass's), which no red or purple stain does, or, on "
+            "average over 16 px, less than 45 % of the red and 1.6 times as much blue light. "
+            "Red ink has the colour of red cells and is not recognised",
+            applies=_is_inked,
         ),
         ArtifactRule(
             name="grey",

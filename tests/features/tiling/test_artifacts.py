@@ -59,7 +59,7 @@ def test_bare_glass_is_no_reason(glass: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("colour", "width_px", "expected"),
     [((0.1, 0.6, 0.45), 120, "ink"), ((0.15, 0.45, 0.9), 120, "ink"),
-     ((0.1, 0.6, 0.45), 20, ""), ((0.05, 0.05, 0.06), 150, "dark")],
+     ((0.1, 0.6, 0.45), 14, ""), ((0.05, 0.05, 0.06), 150, "dark")],
 )  # fmt: skip
 def test_green_blue_and_black_ink_are_told_by_their_share(
     colour: tuple[float, float, float], width_px: int, expected: str
@@ -73,6 +73,28 @@ def test_green_blue_and_black_ink_are_told_by_their_share(
         if expected
         else not rejecting_rule(over_tissue)
     )
+
+
+@pytest.mark.parametrize("colour", [(0.16, 0.3, 0.62), (0.22, 0.32, 0.66), (0.15, 0.52, 0.36)])
+@pytest.mark.parametrize("strength", [1.0, 1.6])
+@pytest.mark.parametrize("width_px", [40, 120])
+def test_ink_upon_tissue_is_ink(
+    colour: tuple[float, float, float], strength: float, width_px: int
+) -> None:
+    stroma = np.random.default_rng(0).normal((214, 160, 196), 14, (224, 224, 3))
+    dense = tuple(share**strength for share in colour)
+    assert rejecting_rule(stroma) == ""
+    inked = stripe(stroma.clip(0, 255).astype(np.uint8), dense, width_px)
+    assert rejecting_rule(inked) in {"ink", "dark"}
+
+
+def test_blue_nuclei_are_not_ink() -> None:
+    rng = np.random.default_rng(1)
+    tile = rng.normal((196, 190, 206), 8, (224, 224, 3))
+    rows, columns = np.indices((224, 224))
+    nuclei = np.hypot(rows % 16 - 8, columns % 16 - 8) < 6  # nearly half of the tile
+    tile[nuclei] = rng.normal((80, 84, 145), 8, (nuclei.sum(), 3))
+    assert rejecting_rule(tile) == ""
 
 
 def test_black_fill_is_dark() -> None:
@@ -116,6 +138,20 @@ def test_every_rule_can_be_turned_off() -> None:
     assert parse_rules("all") == tuple(RULES)
     with pytest.raises(MilError, match=r"'bubbles'.*dark, ink"):
         parse_rules("ink,bubbles")
+
+
+@real_data
+@pytest.mark.parametrize("field_px", [224, 448])
+def test_tiles_under_the_blot_of_a_real_slide_are_ink(mil_data: Path, field_px: int) -> None:
+    picture = Image.open(mil_data / "images" / "histoprep" / "slide_with_ink.jpeg").convert("RGB")
+    inked = set()
+    for y in range(0, picture.height - field_px + 1, field_px):
+        for x in range(0, picture.width - field_px + 1, field_px):
+            tile = picture.crop((x, y, x + field_px, y + field_px)).resize((224, 224))
+            if rejecting_rule(tile, (245, 244, 244)) == "ink":
+                inked.add((x, y))
+    under_the_blot = {224: {(3584, 672), (3808, 672)}, 448: {(3584, 448)}}
+    assert inked == under_the_blot[field_px]
 
 
 @real_data
