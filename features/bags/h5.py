@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from features.bags.bag import (
     IMAGE,
+    UNKNOWN_SHARE,
     Bag,
     BagInfo,
     BagMeta,
@@ -129,6 +130,8 @@ def write_bag(path: Path, bag: Bag) -> None:
         file.attrs["format_version"] = FORMAT_VERSION if is_new else 1
         # Defaults of the fingerprint are omitted, so that files of version 1 stay byte-identical.
         omitted = {p.name for p in fields(Fingerprint) if getattr(fingerprint, p.name) == p.default}
+        if bag.meta.tissue_share == UNKNOWN_SHARE:
+            omitted.add("tissue_share")
         attributes = meta_attributes(bag.meta).items()
         file.attrs.update({name: value for name, value in attributes if name not in omitted})
         file.attrs["n_embedded"] = len(bag.features)
