@@ -145,7 +145,7 @@ class _Painter:
         self.tissue |= where
 
     def fat(self, where: Bools) -> None:
-        """Draw adipose tissue: empty cells of 50 to 110 µm with walls of 2 to 4 µm."""
+        """Draw adipose tissue: whole empty cells of 50 to 110 µm with walls of 3 to 6 µm."""
         rng = self.rng
         where = _without_small(where)
         fine = 4  # the walls are narrower than a px
@@ -156,15 +156,19 @@ class _Painter:
         seeds = np.stack([rows, columns], -1).reshape(-1, 2)
         seeds += rng.uniform(-0.22, 0.22, seeds.shape) * spacing
         y, x = np.mgrid[0:height, 0:width]
-        near = np.asarray(cKDTree(seeds).query(np.stack([y.ravel(), x.ravel()], 1), k=2)[0])
+        near, cell = cKDTree(seeds).query(np.stack([y.ravel(), x.ravel()], 1), k=2)
         gap = (near[:, 1] - near[:, 0]).reshape(height, width) / fine * MPP  # µm, twice the way
-        wall_um = float(rng.uniform(2, 4))
+        wall_um = float(rng.uniform(3, 6))
         # A pixel of 2 µm on a wall is covered by it in part.
-        cover = np.clip((2 * wall_um - gap) / 4 + 0.5, 0, 1)
+        cover = np.clip((wall_um - gap) / 4 + 0.5, 0, 1)
         light = np.exp(-cover[..., None] * 0.75 * np.array(_VECTORS["eosin"]))
         light = light.reshape(self.shape[0], fine, self.shape[1], fine, 3).mean(axis=(1, 3))
-        self.density[where] = -np.log(light)[where]
-        self.tissue |= where
+        # Cells at the border of the region are drawn whole, or not at all.
+        y, x = np.minimum(seeds // fine, np.array(self.shape) - 1).clip(0).astype(int).T
+        own = where[y, x][cell[:, 0]].reshape(height, width)[fine // 2 :: fine, fine // 2 :: fine]
+        drawn = ndimage.binary_dilation(own)
+        self.density[drawn] = -np.log(light)[drawn]
+        self.tissue |= own
 
     def ink(self, where: Bools, colour: str) -> None:
         """Draw pen ink over whatever is there."""
