@@ -107,6 +107,10 @@ class Slide(Protocol):
         """Names and sizes, px, of pictures that were set aside, such as label and macro."""
 
     @property
+    def unreadable_px0(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Left, top, width and height, level-0 px, of what the last overview could not read."""
+
+    @property
     def background_rgb(self) -> tuple[int, int, int]:
         """Colour behind transparent pixels and outside the slide."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -13,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import SlideError, TileError
+from features.slides.backends.unstored import UnstoredBlocks
 from features.slides.base import Level, RgbArray, Scene, StatedMpp
 from features.slides.cache import TileCache
 from features.slides.pixels import filled_image
-from features.slides.resampling import overview_level, thumbnail_accumulator
+from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.utils.hardware import CPU_COUNT
 
 __all__ = ["MAX_SIDE_PX", "BlockGrid", "BlockReader", "RegionReader"]
@@ -36,6 +40,7 @@ class RegionReader(ABC):
     background_rgb: tuple[int, int, int] = (255, 255, 255)
     stated_mpp: StatedMpp | None = None
     warnings: tuple[str, ...] = ()
+    unreadable_px0: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def mpp_xy(self) -> tuple[float, float] | None:
@@ -95,7 +100,8 @@ class BlockGrid:
 class BlockReader(RegionReader):
     """Slide decoded block by block, each of shape (height, width, 3), uint8.
 
-    A block is decoded at most once while the cache of 320 MiB holds it.
+    A block is decoded at most once while the cache of 320 MiB holds it. One that is damaged or not
+    stored is computed from the next finer level; on the finest, it is an error unless it is glass.
     """
 
     _grids: Sequence[BlockGrid]
@@ -112,16 +118,19 @@ class BlockReader(RegionReader):
     def overview(self, *, downsample: int) -> RgbArray:
         """Read the whole slide downsampled, shape (height, width, 3) in px, uint8.
 
-        Damaged blocks have the background colour; see :meth:`features.slides.base.Slide.overview`.
+        Lost blocks have the background colour, and are listed in ``unreadable_px0``; see
+        :meth:`features.slides.base.Slide.overview`.
         """
         level = overview_level(self.levels, downsample)
         grid = self._grids[level]
         means = thumbnail_accumulator(self.levels, level, downsample)
         indices, fill_rgb = self._nonempty_blocks(level)
         errors: list[TileError] = []
+        lost: list[tuple[int, int]] = []
         for row, column, block in self._read_blocks(level, indices):
             if isinstance(block, TileError):
                 errors.append(block)
+                lost.append((row, column))
             else:
                 means.add(block, x_px=column * grid.block_width_px, y_px=row * grid.block_height_px)
         if errors and len(errors) == len(indices):
@@ -132,6 +141,7 @@ class BlockReader(RegionReader):
                 expected="pixels",
                 hint="Copy it again.",
             ) from errors[0]
+        self.unreadable_px0 = tuple(self._box_px0(level, row, column) for row, column in lost)
         return means.mean_image(fill_rgb=fill_rgb)
 
     def close(self) -> None:
@@ -139,8 +149,19 @@ class BlockReader(RegionReader):
         self._cache.clear()
 
     @abstractmethod
-    def _decode(self, level: int, row: int, column: int) -> RgbArray:
-        """One block, cut at the border of the level; TileError if it cannot be decoded."""
+    def _decode(self, level: int, row: int, column: int) -> RgbArray | None:
+        """One block, cut at the border of the level; None if the file stores no pixels for it.
+
+        TileError if it cannot be decoded.
+        """
+
+    @abstractmethod
+    def _is_stored(self, level: int, row: int, column: int) -> bool:
+        """Whether the file stores pixels for a block, damaged or not."""
+
+    def _fill_rgb(self, level: int) -> tuple[int, int, int]:  # noqa: ARG002 - readers differ
+        """Colour of empty blocks that a level leaves out."""
+        return self.background_rgb
 
     def _nonempty_blocks(self, level: int) -> tuple[npt.NDArray[np.int64], tuple[int, int, int]]:
         """Indices of the blocks that may show more than glass, and the colour of all others."""
@@ -159,7 +180,97 @@ class BlockReader(RegionReader):
         )
 
     def _block(self, level: int, row: int, column: int) -> RgbArray:
-        return self._cache.get((level, row, column), lambda: self._decode(level, row, column))
+        return self._cache.get((level, row, column), lambda: self._whole_block(level, row, column))
+
+    def _whole_block(self, level: int, row: int, column: int) -> RgbArray:
+        """A block as it is stored, else from the finer level, else glass; TileError if lost."""
+        error = None
+        try:
+            block = self._decode(level, row, column)
+            if block is not None:
+                return block
+        except TileError as caught:
+            error = caught
+        if level and self._has_pixels(level - 1, self._box_in(level - 1, level, row, column)):
+            with suppress(TileError):
+                return self._block_from_finer(level, row, column)
+        if error is None:
+            rgb = self._unstored.glass_colour(level, row, column, fill_rgb=self._fill_rgb(level))
+            if rgb is not None:
+                left, top, right, bottom = self._box_in(level, level, row, column)
+                return filled_image(round(bottom - top), round(right - left), rgb)
+        raise error or TileError(
+            self._where,
+            actual=f"{self._block_noun} in row {row}, column {column} of level {level} is not "
+            "stored, and it is not glass that surrounds it",
+            expected="pixels",
+        )
+
+    @cached_property
+    def _unstored(self) -> UnstoredBlocks:
+        sizes = [
+            (grid.width_px, grid.height_px, grid.block_width_px, grid.block_height_px)
+            for grid in self._grids
+        ]
+        return UnstoredBlocks(sizes, is_stored=self._is_stored, decode=self._decode)
+
+    def _box_in(
+        self, other: int, level: int, row: int, column: int
+    ) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of a block, in px of another level."""
+        grid, size = self._grids[level], self._grids[other]
+        scale_x, scale_y = size.width_px / grid.width_px, size.height_px / grid.height_px
+        right = min(grid.width_px, (column + 1) * grid.block_width_px)
+        bottom = min(grid.height_px, (row + 1) * grid.block_height_px)
+        return (
+            column * grid.block_width_px * scale_x, row * grid.block_height_px * scale_y,
+            right * scale_x, bottom * scale_y,
+        )  # fmt: skip
+
+    def _box_px0(self, level: int, row: int, column: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a block in level-0 px."""
+        left, top, right, bottom = self._box_in(0, level, row, column)
+        return round(left), round(top), round(right) - round(left), round(bottom) - round(top)
+
+    def _blocks_in(
+        self, level: int, box: tuple[float, float, float, float]
+    ) -> Iterator[tuple[int, int]]:
+        """Row and column of each block that a box touches; it is left, top, right, bottom, px."""
+        grid, (left, top, right, bottom) = self._grids[level], box
+        last_row = min(grid.rows, math.ceil(bottom / grid.block_height_px))
+        last_column = min(grid.columns, math.ceil(right / grid.block_width_px))
+        for row in range(int(top) // grid.block_height_px, last_row):
+            for column in range(int(left) // grid.block_width_px, last_column):
+                yield row, column
+
+    def _has_pixels(self, level: int, box: tuple[float, float, float, float]) -> bool:
+        """Whether a level, or one that is finer, stores pixels of an area given in px."""
+        return any(
+            self._is_stored(level, row, column)
+            or (
+                level > 0
+                and self._has_pixels(level - 1, self._box_in(level - 1, level, row, column))
+            )
+            for row, column in self._blocks_in(level, box)
+        )
+
+    def _block_from_finer(self, level: int, row: int, column: int) -> RgbArray:
+        """A block averaged from the next finer level; TileError if that lacks any of it."""
+        finer = self._grids[level - 1]
+        left, top, right, bottom = self._box_in(level - 1, level, row, column)
+        own_left, own_top, own_right, own_bottom = self._box_in(level, level, row, column)
+        rows = np.linspace(top, bottom, round(own_bottom - own_top) + 1)
+        columns = np.linspace(left, right, round(own_right - own_left) + 1)
+        for edges, end in ((rows, finer.height_px), (columns, finer.width_px)):
+            edges[0], edges[-1] = math.floor(edges[0]), min(end, math.ceil(edges[-1]))
+        means = AreaAccumulator(rows=rows, columns=columns)
+        x0, y0, x1, y1 = (int(value) for value in (columns[0], rows[0], columns[-1], rows[-1]))
+        for r, c in self._blocks_in(level - 1, (x0, y0, x1, y1)):
+            block = self._block(level - 1, r, c)
+            y, x = r * finer.block_height_px, c * finer.block_width_px
+            part = block[max(0, y0 - y) : y1 - y, max(0, x0 - x) : x1 - x]
+            means.add(part, x_px=max(x, x0), y_px=max(y, y0))
+        return means.mean_image(fill_rgb=self.background_rgb)
 
     def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:
         grid = self._grids[level]

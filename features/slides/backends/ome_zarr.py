@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,40 @@ class _ChunkGrid(BlockGrid):
     """Chunks of one level; each is decoded as a whole, with all its channels."""
 
     array: zarr.Array[Any]
+    other_fill: zarr.Array[Any]
+    """The same with another fill value, so that pixels that are not stored differ."""
     axes: tuple[str, ...]
 
-    def read(self, row: int, column: int) -> npt.NDArray[Any]:
-        """Read a chunk, cut at the border, shape (height, width[, channels]) in px."""
+    @property
+    def fill_value(self) -> int:
+        """Sample of pixels that are not stored."""
+        return int(self.array.fill_value or 0)
+
+    def read(self, row: int, column: int) -> npt.NDArray[Any] | None:
+        """Read a chunk, cut at the border, shape (height, width[, channels]) in px.
+
+        None if it is not stored; EOFError if only some of its channels are.
+        """
+        pixels = self._read(self.array, row, column)
+        channels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+        suspects = np.flatnonzero(channels[0] == self.fill_value)
+        if not any((channels[:, c] == self.fill_value).all() for c in suspects):
+            return pixels
+        others = self._read(self.other_fill, row, column).reshape(channels.shape)
+        n_missing = int((others != channels).all(axis=0).sum())
+        if 0 < n_missing < channels.shape[1]:
+            message = f"{n_missing} of {channels.shape[1]} channels are not stored"
+            raise EOFError(message)
+        return None if n_missing else pixels
+
+    def _read(self, array: zarr.Array[Any], row: int, column: int) -> npt.NDArray[Any]:
         top, left = row * self.block_height_px, column * self.block_width_px
         slices = {
             "y": slice(top, min(top + self.block_height_px, self.height_px)),
             "x": slice(left, min(left + self.block_width_px, self.width_px)),
             "c": slice(None),
         }
-        pixels = np.asarray(self.array[tuple(slices.get(axis, 0) for axis in self.axes)])
+        pixels = np.asarray(array[tuple(slices.get(axis, 0) for axis in self.axes)])
         kept = [axis for axis in self.axes if axis in slices]
         pixels = pixels.transpose([kept.index(axis) for axis in "yxc" if axis in kept])
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -68,7 +91,8 @@ class OmeZarrSlide(BlockReader):
 
     Serves OME-NGFF up to 0.4 (zarr v2) and 0.5 (zarr v3), grey, RGB or RGBA of 8 or 16 bit, one
     plane at one time, in any order of axes, as pixels of shape (height, width, 3), uint8. Chunks
-    that are not stored have the fill value. Of several images in one store, as ``bioformats2raw``
+    that are not stored have the fill value where glass borders on them, and are lost where tissue
+    does. Of several images in one store, as ``bioformats2raw``
     writes them, the largest that is no companion is the slide, or the scene of a number. Raises
     MultiImageError if the largest are of one size, SceneError if there is no such scene, SlideError
     if it is not such an image, or cannot be reached.
@@ -82,6 +106,7 @@ class OmeZarrSlide(BlockReader):
         super().__init__(Path(path))
         self._where = parse_url(path) or str(path)
         self._store: Store | None = None
+        self._known_stored: dict[tuple[int, int, int], bool] = {}
         try:
             self._store, folder = _open_store(path)
             group = zarr.open_group(self._store, mode="r", path=folder)
@@ -184,7 +209,8 @@ class OmeZarrSlide(BlockReader):
             raise self._unsupported(f"chunks of {' × '.join(map(str, array.chunks))}")
         chunks = dict(zip(axes, array.chunks, strict=True))
         return _ChunkGrid(
-            array=with_size_limits(array), axes=axes, width_px=width, height_px=height,
+            array=with_size_limits(array), other_fill=_with_other_fill(array), axes=axes,
+            width_px=width, height_px=height,
             block_width_px=chunks["x"], block_height_px=chunks["y"],
         )  # fmt: skip
 
@@ -204,8 +230,28 @@ class OmeZarrSlide(BlockReader):
             expected="OME-Zarr of 8 or 16 bit with 1, 3 or 4 channels in one plane, finest first",
         )
 
-    def _decode(self, level: int, row: int, column: int) -> RgbArray:
-        """One chunk; zarr reopens it each time, so no retry on a fresh handle is needed."""
+    def _is_stored(self, level: int, row: int, column: int) -> bool:
+        """Whether a chunk is stored; one that cannot be read is."""
+        key = level, row, column
+        if key not in self._known_stored:
+            try:
+                self._known_stored[key] = self._decode(level, row, column) is not None
+            except TileError:
+                self._known_stored[key] = True
+        return self._known_stored[key]
+
+    def _fill_rgb(self, level: int) -> tuple[int, int, int]:
+        grid = self._grids[level]
+        n_channels = dict(zip(grid.axes, grid.array.shape, strict=True)).get("c", 1)
+        pixel = np.full((1, 1, n_channels), grid.fill_value, grid.array.dtype)
+        red, green, blue = to_rgb(pixel, background_rgb=self.background_rgb)[0, 0].tolist()
+        return red, green, blue
+
+    def _decode(self, level: int, row: int, column: int) -> RgbArray | None:
+        """One chunk, None if it is not stored.
+
+        zarr reopens it each time, so no retry on a fresh handle is needed.
+        """
         try:
             pixels = self._grids[level].read(row, column)
         except Exception as error:
@@ -215,6 +261,8 @@ class OmeZarrSlide(BlockReader):
                 f"({_reason(error)})",
                 expected="pixels",
             ) from error
+        if pixels is None:
+            return None
         return to_rgb(pixels, background_rgb=self.background_rgb)
 
 
@@ -277,6 +325,13 @@ def _read_text(path: Path, name: str) -> str:
         return (path / name).read_text(errors="replace")
     with zipfile.ZipFile(path) as file:
         return file.read(name).decode(errors="replace")
+
+
+def _with_other_fill(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The same array with another value for pixels that are not stored."""
+    other = array.dtype.type(1 if int(array.fill_value or 0) != 1 else 2)
+    metadata: Any = replace(array.metadata, fill_value=other)
+    return with_size_limits(zarr.Array(zarr.AsyncArray(metadata, array.store_path)))
 
 
 def _axes_of(image: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ from features.slides.backends.tiff_tags import (
     to_colours,
     unsupported_samples,
 )
+from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
-from features.slides.pixels import filled_image, to_rgb
-from features.slides.resampling import AreaAccumulator, cell_edges
+from features.slides.pixels import to_rgb
 from features.slides.resolution import choose_mpp
 
 __all__ = ["TiffSlide"]
@@ -46,7 +46,6 @@ _MAX_SEGMENT_PX = 1 << 28
 _MAX_OME_PLANES = 1_000_000
 _N_SAMPLED = 96
 _MIN_SHARE_SKIPPED = 0.1
-_PLAIN_RANGE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +202,13 @@ class TiffSlide(BlockReader):
     def _unsupported(self, actual: str) -> SlideError:
         return SlideError(self.path, actual=actual, expected="TIFF of 8 or 16 bit")
 
-    def _decode(self, level: int, row: int, column: int) -> RgbArray:
-        """One segment; a failure is retried on a fresh handle."""
+    def _is_stored(self, level: int, row: int, column: int) -> bool:
+        grid = self._grids[level]
+        index = row * grid.columns + column
+        return any(plane.byte_counts[index] for plane in grid.planes)
+
+    def _decode(self, level: int, row: int, column: int) -> RgbArray | None:
+        """One segment, None if it has no bytes; a failure is retried on a fresh handle."""
         try:
             return self._decode_segment(level, row, column, self._descriptor)
         except Exception:  # noqa: BLE001 - imagecodecs has an exception type for each codec
@@ -230,15 +234,19 @@ class TiffSlide(BlockReader):
                 expected="a file that stays while it is read",
             ) from error  # fmt: skip
 
-    def _decode_segment(self, level: int, row: int, column: int, descriptor: int) -> RgbArray:
+    def _decode_segment(
+        self, level: int, row: int, column: int, descriptor: int
+    ) -> RgbArray | None:
         grid, index = self._grids[level], row * self._grids[level].columns + column
         height = min(grid.block_height_px, grid.height_px - row * grid.block_height_px)
         width = min(grid.block_width_px, grid.width_px - column * grid.block_width_px)
         planes = [self._decode_plane(grid, plane, index, descriptor) for plane in grid.planes]
-        stored = [plane for plane in planes if plane is not None]
-        if not stored:  # a sparse file omits empty segments
-            return filled_image(height, width, self.background_rgb)
-        channels = [np.zeros_like(stored[0]) if plane is None else plane for plane in planes]
+        channels = [plane for plane in planes if plane is not None]
+        if not channels:
+            return None
+        if len(channels) < len(planes):
+            message = f"{len(planes) - len(channels)} of {len(planes)} planes have no bytes"
+            raise EOFError(message)
         pixels = channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
         colours = to_colours(grid.page, pixels)[:height, :width]
         return to_rgb(colours, background_rgb=self.background_rgb)
@@ -271,35 +279,25 @@ class TiffSlide(BlockReader):
         counts = grid.byte_counts
         everything = super()._nonempty_blocks(level)
         order = np.argsort(counts, kind="stable")
+        order = order[np.searchsorted(counts[order], 1) :]  # some have no bytes
         if len(order) <= 2 * _N_SAMPLED:
             return everything
         ranks = np.linspace(0, len(order) - 1, _N_SAMPLED).astype(np.int64)
         glass: list[npt.NDArray[np.float64]] = []
         for index in order[ranks].tolist():
             try:
-                colour = _plain_colour(self._block(level, *divmod(index, grid.columns)))
+                colour = plain_colour(self._block(level, *divmod(index, grid.columns)))
             except TileError:
                 break
-            if colour is None or (glass and np.abs(colour - glass[0]).max() > _PLAIN_RANGE):
+            if colour is None or (glass and np.abs(colour - glass[0]).max() > PLAIN_RANGE):
                 break
             glass.append(colour)
         # The last plain sample may be next to the first with tissue; the one before is not.
         if len(glass) < 2:
             return everything
-        is_above = counts > counts[order[ranks[len(glass) - 2]]]
+        # Segments without bytes cost nothing to read, and may be lost tissue.
+        is_above = (counts > counts[order[ranks[len(glass) - 2]]]) | (counts == 0)
         if (~is_above).mean() < _MIN_SHARE_SKIPPED:
             return everything
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return np.flatnonzero(is_above), (red, green, blue)
-
-
-def _plain_colour(segment: RgbArray) -> npt.NDArray[np.float64] | None:
-    """Mean colour of a segment that is glass all over, shape (3,); None if it shows anything."""
-    height, width = segment.shape[:2]
-    cell = max(1, min(height, width) // 8)
-    means = AreaAccumulator(rows=cell_edges(height, cell), columns=cell_edges(width, cell))
-    means.add(segment, x_px=0, y_px=0)
-    cells = means.mean_image(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
-    if np.ptp(cells, axis=0).max() > _PLAIN_RANGE:
-        return None
-    return np.asarray(cells.mean(axis=0))

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from scipy import ndimage
+
+from features.errors import TileError
+from features.slides.reader import open_slide
+
+SIDE = 768
+BLOCK = 64
+GLASS = (243, 241, 244)
+
+
+def paint() -> np.ndarray:
+    """Tissue with structure in the middle of glass, shape (768, 768, 3)."""
+    rng = np.random.default_rng(0)
+    pixels = np.broadcast_to(np.array(GLASS, np.uint8), (SIDE, SIDE, 3)).copy()
+    texture = ndimage.gaussian_filter(rng.normal(0, 1, (472, 472, 3)), (6, 6, 0))
+    stain = np.array((150, 80, 140)) + 60 * texture / texture.std()
+    pixels[148:620, 148:620] = stain.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+PIXELS = paint()
+HALF = PIXELS.reshape(384, 2, 384, 2, 3).mean((1, 3)).round().astype(np.uint8)
+QUARTER = PIXELS.reshape(192, 4, 192, 4, 3).mean((1, 3)).round().astype(np.uint8)
+LEVELS = (PIXELS, HALF, QUARTER)
+Blocks = Iterable[tuple[int, int]]
+
+
+def write_tiff(path: Path, levels: Iterable[np.ndarray] = LEVELS, **options: Any) -> Path:
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            file.write(
+                level, photometric="rgb", tile=(BLOCK, BLOCK), compression="zlib", metadata=None,
+                subfiletype=min(number, 1), **options,
+            )  # fmt: skip
+    return path
+
+
+def lose(path: Path, level: int, blocks: Blocks, *, bytes_too: bool = True) -> None:
+    """Set byte counts of TIFF tiles to 0, or only damage what they point to."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[level]
+        tag = page.tags["TileByteCounts"]
+        columns = -(-page.imagewidth // BLOCK)
+        offsets, counts = page.dataoffsets, page.databytecounts
+    kind = {3: "H", 4: "I", 16: "Q"}[int(tag.dtype)]
+    with path.open("r+b") as file:
+        for row, column in blocks:
+            index = row * columns + column
+            if bytes_too:
+                file.seek(tag.valueoffset + index * struct.calcsize(kind))
+                file.write(struct.pack(f"<{kind}", 0))
+            else:
+                file.seek(offsets[index])
+                file.write(b"\xff" * counts[index])
+
+
+def write_zarr(
+    path: Path, levels: Iterable[np.ndarray] = LEVELS, *, zarr_format: int = 2, **options: Any
+) -> Path:
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    names = []
+    for number, level in enumerate(levels):
+        array = group.create_array(
+            str(number), shape=level.shape, chunks=(BLOCK, BLOCK, 3), dtype="u1", **options
+        )
+        array[...] = level
+        names.append({"path": str(number)})
+    image = {"axes": [{"name": name} for name in "yxc"], "datasets": names}
+    image["axes"][2]["type"] = "channel"
+    if zarr_format == 2:
+        group.attrs["multiscales"] = [image]
+    else:
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    return path
+
+
+def lose_chunks(path: Path, level: int, blocks: Blocks) -> None:
+    for row, column in blocks:
+        flat = path / str(level) / f"{row}.{column}.0"
+        nested = path / str(level) / "c" / str(row) / str(column) / "0"
+        (flat if flat.exists() else nested).unlink()
+
+
+def read(path: Path, level: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    left, top, width, height = box
+    with closing(open_slide(path)) as slide:
+        return slide.read(level=level, x_px=left, y_px=top, width_px=width, height_px=height)
+
+
+@pytest.fixture(params=["tiff, no bytes", "tiff, damaged", "zarr 2", "zarr 3"])
+def losing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """A function that writes a slide of these levels and loses blocks of one, for each format."""
+
+    def write(levels: Iterable[np.ndarray], lost: dict[int, Blocks]) -> Path:
+        if request.param.startswith("tiff"):
+            path = write_tiff(tmp_path / "s.tif", levels)
+            for level, blocks in lost.items():
+                lose(path, level, blocks, bytes_too="bytes" in request.param)
+        else:
+            path = write_zarr(tmp_path / "s.zarr", levels, zarr_format=int(request.param[-1]))
+            for level, blocks in lost.items():
+                lose_chunks(path, level, blocks)
+        return path
+
+    return write
+
+
+def test_what_a_coarser_level_lacks_comes_from_the_finer(losing: Any) -> None:
+    path = losing(LEVELS, {1: [(2, 2), (2, 3)]})
+    np.testing.assert_allclose(read(path, 1, (0, 0, 384, 384)).astype(int), HALF, atol=1)
+
+
+def test_two_levels_may_lack_it(losing: Any) -> None:
+    path = losing(LEVELS, {1: [(2, 2), (2, 3), (3, 2), (3, 3)], 2: [(1, 1)]})
+    np.testing.assert_allclose(read(path, 2, (0, 0, 192, 192)).astype(int), QUARTER, atol=2)
+
+
+def test_a_whole_level_may_be_missing(losing: Any) -> None:
+    path = losing(LEVELS, {1: [(row, column) for row in range(6) for column in range(6)]})
+    np.testing.assert_allclose(read(path, 1, (0, 0, 384, 384)).astype(int), HALF, atol=1)
+
+
+@pytest.mark.parametrize("n_levels", [1, 3])
+def test_tissue_that_the_finest_level_lacks_is_lost_and_not_white(
+    losing: Any, n_levels: int
+) -> None:
+    hole = [(row, column) for row in (4, 5, 6) for column in (4, 5, 6)]
+    path = losing(LEVELS[:n_levels], {0: hole})
+    with closing(open_slide(path)) as slide:
+        for row, column in hole:
+            with pytest.raises(TileError, match=f"row {row}, column {column} of level 0"):
+                slide.read(level=0, x_px=column * BLOCK + 9, y_px=row * BLOCK + 9, width_px=9,
+                           height_px=9)  # fmt: skip
+        beside = slide.read(level=0, x_px=192, y_px=256, width_px=64, height_px=64)
+        np.testing.assert_array_equal(beside, PIXELS[256:320, 192:256])
+        slide.overview(downsample=4)
+        lost = {(y // BLOCK, x // BLOCK) for x, y, _, _ in slide.unreadable_px0}
+        assert lost == (set(hole) if n_levels == 1 else set())
+
+
+def test_what_every_level_lacks_is_lost_in_all(losing: Any) -> None:
+    path = losing(LEVELS, {0: [(4, 4), (4, 5), (5, 4), (5, 5)], 1: [(2, 2)], 2: [(1, 1)]})
+    for level, place in ((0, 300), (1, 150), (2, 75)):
+        with pytest.raises(TileError, match=f"level {level}"):
+            read(path, level, (place, place, 9, 9))
+
+
+@pytest.mark.parametrize("n_levels", [1, 2])
+def test_glass_that_a_sparse_file_leaves_out_is_glass(tmp_path: Path, n_levels: int) -> None:
+    corner = [(row, column) for row in (0, 1) for column in range(12)]
+    tiff = write_tiff(tmp_path / "s.tif", LEVELS[:n_levels])
+    stored = write_zarr(tmp_path / "s.zarr", LEVELS[:n_levels], fill_value=243)
+    lose(tiff, 0, corner)
+    lose_chunks(stored, 0, corner)
+    for path in (tiff, stored):
+        result = read(path, 0, (0, 0, SIDE, 128))
+        assert np.ptp(result, axis=(0, 1)).max() <= 1
+        assert result.min() >= 241
+        assert np.abs(read(path, 0, (0, 128, SIDE, SIDE - 128)) - PIXELS[128:]).max() == 0
+
+
+def test_chunks_within_a_shard_may_be_missing(tmp_path: Path) -> None:
+    white = PIXELS.copy()
+    white[256:320, 256:320] = 0  # equal to the fill value, so that it is not stored
+    path = write_zarr(tmp_path / "s.zarr", (white,), zarr_format=3, shards=(384, 384, 3))
+    with pytest.raises(TileError, match="row 4, column 4 of level 0 is not stored"):
+        read(path, 0, (260, 260, 9, 9))
+
+
+def test_one_channel_without_pixels_is_lost_too(tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(
+        path, planes, photometric="rgb", planarconfig="separate", tile=(BLOCK, BLOCK),
+        compression="zlib", metadata=None,
+    )  # fmt: skip
+    lose(path, 0, [(12 + 4, 4)])  # the second plane follows the 12 rows of the first
+    with pytest.raises(TileError, match="1 of 3 planes have no bytes"):
+        read(path, 0, (260, 260, 9, 9))
