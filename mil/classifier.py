@@ -19,6 +19,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from features.bags.bag import UNKNOWN, Fingerprint
 from features.parallel.devices import choose_device
 from mil.arrays import Floats, Ints
+from mil.base_learners import STACK
+from mil.base_learners.stack import predict_learners
 from mil.calibration import Calibrator, build_calibrator
 from mil.calibration.priors import shift_prior
 from mil.data.bags import PatientBags, SlideRecord
@@ -47,10 +49,11 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     Parameters
     ----------
     head
-        Kind of head, see :func:`mil.heads.head_names`.
+        ``stack``, gated attention heads and convex base learners that the calibrator weights; or a
+        kind of head by itself, see :func:`mil.heads.head_names`.
     calibrator
         Name, see :func:`mil.calibration.calibrator_names`; None for uncalibrated logits, without
-        cross-validation.
+        cross-validation, of a single head. A stack needs ``platt``.
     n_folds
         Folds of the inner cross-validation.
     prior
@@ -72,6 +75,8 @@ feature_noise, mixup, device
         Labels in order, shape (classes,).
     heads_
         Heads of the ensemble; its logit is their mean.
+    base_learners_
+        Base learners of a stack, or None.
     calibrator_
         Fitted calibrator, or None.
     history_
@@ -96,7 +101,7 @@ feature_noise, mixup, device
     def __init__(
         self,
         *,
-        head: str = "gated",
+        head: str = "stack",
         calibrator: str | None = "platt",
         n_folds: int = 5,
         prior: Literal["balanced", "cohort"] = "balanced",
@@ -171,8 +176,8 @@ feature_noise, mixup, device
         ------
         InputError
             If bags have another form, lengths differ, a patient has two labels, a class has fewer
-            patients with tiles than folds, or ``prior`` or ``n_folds`` is invalid. It is a
-            ValueError.
+            patients with tiles than folds, ``prior`` or ``n_folds`` is invalid, or a stack has no
+            calibrator. It is a ValueError.
         RunError
             If a setting is unknown or out of range.
         MilError
@@ -185,6 +190,12 @@ feature_noise, mixup, device
         """
         if self.prior not in ("balanced", "cohort"):
             raise InputError("prior", actual=repr(self.prior), expected="'balanced' or 'cohort'")
+        if self.head == STACK and self.calibrator is None:
+            raise InputError(
+                "calibrator", actual="None with the head 'stack'",
+                expected="'platt', which holds the weights of the stack's learners",
+                hint="Or take a single head, such as head='gated'.",
+            )  # fmt: skip
         arrays = _as_bags(bags)
         classes, labels = _as_labels(y, arrays)
         store, cohort = _as_cohort(arrays, labels, groups)
@@ -215,6 +226,7 @@ feature_noise, mixup, device
             seed=(seed, 2),
         )
         self.heads_ = ensemble.heads
+        self.base_learners_ = ensemble.base_learners
         self.history_: tuple[EpochRecord, ...] = ensemble.history
         return self
 
@@ -233,7 +245,7 @@ feature_noise, mixup, device
         if nonempty.any():
             logits = np.stack(
                 [
-                    predict_members(self.heads_, tiles)[0].mean(axis=0)
+                    predict_learners(self.heads_, self.base_learners_, tiles)[0].mean(axis=0)
                     for tiles in arrays
                     if len(tiles)
                 ]
@@ -290,7 +302,8 @@ feature_noise, mixup, device
     ) -> Calibrator | None:
         if self.calibrator is None:
             return None
-        build_calibrator(self.calibrator)  # refuse an unknown one before training
+        # An unknown one is refused before training.
+        build_calibrator(self.calibrator, stacked=settings.is_stack)
         oof = cross_validate(store, cohort, folds, config=settings, seed=seed)
         every_row = np.ones(oof.fold.shape, bool)
         return fit_calibrator(oof, every_row, calibrator=self.calibrator)

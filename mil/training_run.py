@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from features.bags.store import open_bags
 from features.filters.classifier import read_filter
 from features.utils.files import atomic_folder
 from features.utils.tables import write_table
-from mil.data.bags import PatientBags, SlideRecord, load_patient_bags, read_embed_failures
+from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
@@ -34,9 +32,9 @@ from mil.evaluation.baselines import (
 )
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
-from mil.inference.bundle import ModelBundle, TrainingSlide, save_bundle, write_json
+from mil.inference.assembly import assemble_bundle
+from mil.inference.bundle import save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
-from mil.inference.prediction_sets import fit_sets
 from mil.reporting.model_card import write_model_card
 from mil.reporting.run_report import collect_report_data, write_report, write_report_data
 from mil.reporting.run_report.caveats import run_caveats, unlabelled_caveats
@@ -44,15 +42,14 @@ from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     OutOfFoldPredictions,
+    calibrated_probabilities,
     cross_fitted_probabilities,
     cross_validate,
-    fit_calibrator,
-    nested_probabilities,
+    nested_calibrators,
 )
 from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
 from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
-from mil.typicality import TypicalityReference
 
 __all__ = ["TrainingSummary", "load_training_bags", "train_run"]
 
@@ -284,17 +281,18 @@ def train_run(
             bags, plan.cohort, plan.folds, config=plan.config, seed=seed, on_head=count_head,
             checkpoints=checkpoints, executor=workers,
         )  # fmt: skip
-        proba = {
-            "calibrated": cross_fitted_probabilities(oof, calibrator=calibrator),
-            "raw": softmax(oof.logits, axis=2),
-        }
-        if nested:
-            proba["cross-fitted"] = proba["calibrated"]
-            proba["calibrated"] = nested_probabilities(
-                bags, plan.cohort, plan.folds, oof, inner=plan.inner, config=plan.config,
-                seed=seed, calibrator=calibrator, on_head=count_head, checkpoints=checkpoints,
-                executor=workers,
-            )  # fmt: skip
+        calibrators = nested_calibrators(
+            bags, plan.cohort, plan.folds if nested else (), inner=plan.inner, config=plan.config,
+            seed=seed, calibrator=calibrator, on_head=count_head, checkpoints=checkpoints,
+            executor=workers,
+        )  # fmt: skip
+    proba = {
+        "calibrated": cross_fitted_probabilities(oof, calibrator=calibrator),
+        "raw": softmax(oof.raw_logits, axis=2),
+    }
+    if nested:
+        proba["cross-fitted"] = proba["calibrated"]
+        proba["calibrated"] = calibrated_probabilities(oof, calibrators)
     deployed = train_ensemble(
         bags.subset(plan.cohort.patient_ids),
         dict(zip(plan.cohort.patient_ids, plan.cohort.labels.tolist(), strict=True)),
@@ -309,7 +307,9 @@ def train_run(
     kinds = _with_baselines(plan, oof, {**proba, **baselines})
     scores = _score(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
     gains = _gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
-    bundle = _as_bundle(plan, oof, deployed, proba["calibrated"], path=run_dir)
+    bundle = assemble_bundle(
+        plan, oof, deployed, proba["calibrated"], nested=calibrators, path=run_dir
+    )
     notes = (
         *run_caveats(cohort, bags, oof, plan.config),
         *unlabelled_notes,
@@ -366,62 +366,6 @@ def _read_bags(
             hint="Give the path, or 'unlabelled' as bags and bags behind their filter.",
         )  # fmt: skip
     return bags, unlabelled
-
-
-def _as_bundle(
-    plan: CrossValidationPlan,
-    oof: OutOfFoldPredictions,
-    deployed: Ensemble,
-    calibrated: Floats,
-    *,
-    path: Path,
-) -> ModelBundle:
-    """Return the bundle; ``calibrated`` has shape (repeats, patients, classes)."""
-    bags, view_averaged = plan.bags, oof.view_averaged()
-    every_row = np.ones(oof.fold.shape, bool)
-    versions = {
-        name: metadata.version(name) for name in ("mil-slides", "torch", "numpy", "scipy", "h5py")
-    }
-    return ModelBundle(
-        path=path,
-        classes=plan.cohort.classes,
-        fingerprint=bags.fingerprint,
-        head_name=plan.config.head,
-        heads=deployed.heads,
-        calibrator=fit_calibrator(oof, every_row, calibrator=plan.calibrator),
-        view_calibrator=None
-        if view_averaged is None
-        else fit_calibrator(view_averaged, every_row, calibrator=plan.calibrator),
-        cohort_counts=tuple(plan.cohort.class_counts().values()),
-        training_slides=tuple(_as_training_slide(record) for record in bags.slides),
-        unlabelled_slides=tuple(
-            _as_training_slide(record)
-            for record in (bags.unlabelled.slides if bags.unlabelled else ())
-        ),
-        out_of_fold=dict(zip(oof.patient_ids, calibrated.mean(axis=0), strict=True)),
-        settings=plan.as_settings(),
-        versions={"python": platform.python_version(), **versions},
-        sets=fit_sets(oof),
-        tile_filter=bags.tile_filter,
-        typicality=_fit_typicality(plan),
-    )
-
-
-def _fit_typicality(plan: CrossValidationPlan) -> TypicalityReference:
-    """Return the training patients, shape (tiles, dim) each, to compare new ones with."""
-    centre_of = {p.patient_id: p.center_id or "" for p in plan.cohort.patients}
-    bags = plan.bags.subset(plan.cohort.patient_ids)
-    return TypicalityReference.fit(bags, centres=[centre_of[name] for name in bags.nonempty()])
-
-
-def _as_training_slide(record: SlideRecord) -> TrainingSlide:
-    return TrainingSlide(
-        slide_id=record.slide_id,
-        patient_id=record.patient_id,
-        n_tiles=record.n_tiles,
-        content_id=record.content_id,
-        features_sha256=record.features_sha256,
-    )
 
 
 def _with_baselines(

@@ -70,10 +70,11 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            help="Kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
+            help="`stack`, attention and convex base learners weighted by the calibrator; or one "
+            "kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
             "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan.",
         ),
-    ] = "gated",
+    ] = "stack",
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
     as_json: JsonOutput = False,
     by: Annotated[

@@ -12,9 +12,10 @@ from mil.calibration.base import (
     clipped_log,
     register_calibrator,
 )
-from mil.calibration.cross_fit import cross_fit
+from mil.calibration.cross_fit import cross_fit, fit_per_fold
 from mil.calibration.identity import IdentityCalibrator
 from mil.calibration.platt import PlattScaling
+from mil.calibration.stacking import StackedPlattScaling
 from mil.calibration.temperature import TemperatureScaling
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "Calibrator",
     "IdentityCalibrator",
     "PlattScaling",
+    "StackedPlattScaling",
     "TemperatureScaling",
     "build_calibrator",
     "calibrator_from_dict",
     "calibrator_names",
     "clipped_log",
     "cross_fit",
+    "fit_per_fold",
     "register_calibrator",
 ]

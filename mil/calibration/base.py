@@ -34,6 +34,8 @@ _RETIRED = ("auto", "beta", "dirichlet")
 class Calibrator(ABC):
     """Map from logits, shape (n, classes), to probabilities at the balanced prior.
 
+    The calibrator of a stack takes logits of shape (n, learners, classes) throughout.
+
     A new calibrator is one class in one file: it implements the methods below, has a name in files,
     ``kind``, and is registered with :func:`register_calibrator`.
     """
@@ -83,15 +85,19 @@ class Calibrator(ABC):
 
 
 _KNOWN: dict[str, type[Calibrator]] = {}
+_STACKED: dict[str, type[Calibrator]] = {}  # of the logits of several learners
 
 _Kind = TypeVar("_Kind", bound=type[Calibrator])
 
 
-def register_calibrator(name: str) -> Callable[[_Kind], _Kind]:
-    """Return a decorator that registers a class under the name of ``--calibrator``."""
+def register_calibrator(name: str, *, stacked: bool = False) -> Callable[[_Kind], _Kind]:
+    """Return a decorator that registers a class under the name of ``--calibrator``.
+
+    A ``stacked`` one takes logits of several learners, shape (n, learners, classes).
+    """
 
     def register(kind: _Kind) -> _Kind:
-        _KNOWN[name] = kind
+        (_STACKED if stacked else _KNOWN)[name] = kind
         return kind
 
     return register
@@ -102,8 +108,8 @@ def calibrator_names() -> tuple[str, ...]:
     return tuple(sorted(_KNOWN))
 
 
-def build_calibrator(name: str) -> Calibrator:
-    """Return an unfitted calibrator.
+def build_calibrator(name: str, *, stacked: bool = False) -> Calibrator:
+    """Return an unfitted calibrator, of the logits of one learner or of ``stacked`` ones.
 
     Raises
     ------
@@ -117,7 +123,14 @@ def build_calibrator(name: str) -> Calibrator:
             expected=" or ".join(calibrator_names()),
             hint="Take platt, which decision 0017 chose." if name in _RETIRED else "",
         )
-    return _KNOWN[name]()
+    if stacked and name not in _STACKED:
+        raise CalibrationError(
+            f"calibrator {name!r}",
+            actual="for a single head",
+            expected=f"{' or '.join(sorted(_STACKED))} for a stack, whose weights it holds",
+            hint="Take --calibrator platt, or a single head such as --head gated.",
+        )
+    return (_STACKED if stacked else _KNOWN)[name]()
 
 
 def calibrator_from_dict(values: Mapping[str, Any]) -> Calibrator:
@@ -128,7 +141,7 @@ def calibrator_from_dict(values: Mapping[str, Any]) -> Calibrator:
     CalibrationError
         If the kind is unknown, or a number is missing or out of range.
     """
-    kinds = {known.kind: known for known in _KNOWN.values()}
+    kinds = {known.kind: known for known in (*_KNOWN.values(), *_STACKED.values())}
     kind = values.get("kind")
     if kind not in kinds:
         raise CalibrationError(

@@ -165,7 +165,7 @@ def _cross_fitted(
     those who share a slide with one of them, and the held-out ones. It returns the logits of the
     latter by name, shape (held out, classes).
     """
-    logits = {name: np.full(oof.logits.shape, np.nan) for name in names}
+    logits = {name: np.full(oof.proba_shape, np.nan) for name in names}
     groups: Ints = group_ids(oof.patient_ids, oof.linked)
     for repeat, folds in enumerate(oof.fold):
         for fold in np.unique(folds):

@@ -59,19 +59,22 @@ class Head(nn.Module):
 
     A new head is one class in one file: it takes ``n_components`` and ``n_classes``, implements
     :meth:`forward_components`, and is registered with :func:`register_head`. The whitening is part
-    of the head, so that the two cannot be separated or mixed up.
+    of the head, so that the two cannot be separated or mixed up. So is ``logit_scale``, a number
+    that the logits of a trained head are divided by, see :func:`mil.heads.ensemble.logit_spread`.
     """
 
     depends_on_order: ClassVar[bool] = False
     """Whether the order of a patient's tiles changes the output."""
+    logit_scale: Tensor
 
     def __init__(self, *, dim: int, n_components: int) -> None:
         super().__init__()
         self.whitening = Whitening(dim, n_components)
+        self.register_buffer("logit_scale", torch.ones(()))
 
     def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
         """Return the output for embeddings, shape (batch, tiles, dim), float32."""
-        return self.forward_components(self.whitening(features), mask)
+        return self.predict(self.whitening(features), mask)
 
     @abstractmethod
     def forward_components(self, components: Tensor, mask: Tensor) -> HeadOutput:
@@ -84,6 +87,19 @@ class Head(nn.Module):
         mask
             Shape (batch, tiles), bool: True on real tiles, False on padding.
         """
+
+    def predict(self, components: Tensor, mask: Tensor) -> HeadOutput:
+        """Return the output with logits and their summands divided by ``logit_scale``.
+
+        ``components`` have shape (batch, tiles, n_components), ``mask`` shape (batch, tiles).
+        Training uses :meth:`forward_components`, everything after it this method.
+        """
+        output = self.forward_components(components, mask)
+        parts = output.contributions
+        return output._replace(
+            logits=output.logits / self.logit_scale,
+            contributions=None if parts is None else parts / self.logit_scale,
+        )
 
     def auxiliary_loss(self, output: HeadOutput, mask: Tensor, target: Tensor) -> Tensor | None:
         """Return a loss that is added to that of the logits in training, or None for none.

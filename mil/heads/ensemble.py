@@ -11,7 +11,9 @@ import torch
 from mil.data.features import Features
 from mil.heads.base import Head
 
-__all__ = ["predict_members", "predict_views"]
+__all__ = ["logit_spread", "predict_members", "predict_views"]
+
+_LEAST_SPREAD = 0.1  # added, so that an ensemble that found no signal is not blown up
 
 
 def predict_members(
@@ -26,10 +28,23 @@ def predict_members(
     with torch.inference_mode():
         # The heads of an ensemble share one whitening, so the large product is computed once.
         components = heads[0].whitening(features)
-        outputs = [head.forward_components(components, mask) for head in heads]
+        outputs = [head.predict(components, mask) for head in heads]
     logits = torch.cat([output.logits for output in outputs]).double().numpy()
     attention = torch.cat([output.attention for output in outputs]).double().numpy()
     return logits, attention
+
+
+def logit_spread(logits: npt.NDArray[np.float64]) -> float:
+    """Return the number that makes the logits of ensembles comparable: their spread plus 0.1.
+
+    ``logits`` are those of an ensemble for its own training patients, shape (patients, classes).
+    The spread is the root mean square, over patients and pairs of classes, of the difference
+    between two logits less its mean; with two classes it is the standard deviation of their
+    difference. Labels have no part in it.
+    """
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    squares = ((centred - centred.mean(axis=0)) ** 2).sum(axis=1).mean()
+    return float(np.sqrt(2 * squares / (logits.shape[1] - 1)) + _LEAST_SPREAD)
 
 
 def predict_views(

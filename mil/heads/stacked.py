@@ -66,12 +66,13 @@ class StackedHeads:
         selected = []
         for name, weights in list(self.module.named_parameters()):
             index = torch.tensor(indices, device=weights.device)
-            state = optimizer.state.pop(weights)
+            state = optimizer.state.pop(weights, {})  # empty for weights without a gradient
             remaining = nn.Parameter(weights.detach()[index])
-            optimizer.state[remaining] = {
-                key: value[index] if value.shape == weights.shape else value
-                for key, value in state.items()
-            }
+            if state:
+                optimizer.state[remaining] = {
+                    key: value[index] if value.shape == weights.shape else value
+                    for key, value in state.items()
+                }
             parent, _, leaf = name.rpartition(".")
             setattr(self.module.get_submodule(parent), leaf, remaining)
             selected.append(remaining)

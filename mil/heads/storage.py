@@ -16,7 +16,7 @@ __all__ = [
     "stored_state_dict",
 ]
 
-_WHITENING = "whitening."
+_WHITENING, _SCALE = "whitening.", "logit_scale"
 # Names of modules in files where they differ from the attributes of the heads.
 _STORED_NAMES = {
     "fc_v": "look", "fc_w": "weigh", "fc_u": "gate", "classify_tiles": "judge",
@@ -82,10 +82,14 @@ def load_stored_state(head: Head, stored: Mapping[str, Tensor]) -> None:
     Raises
     ------
     RuntimeError
-        If names or shapes are not those of the head.
+        If names or shapes are not those of the head, or its logits have no positive scale.
     """
     names = {_stored_name(name): name for name in head.state_dict()}
+    # Files of earlier versions have no scale of the logits: they were not divided.
+    stored = {_SCALE: torch.ones(()), **stored}
     head.load_state_dict({names.get(name, name): value for name, value in stored.items()})
+    if not head.logit_scale > 0:
+        raise RuntimeError(f"{_SCALE} {float(head.logit_scale):g}, not above 0")
 
 
 def _stored_name(name: str) -> str:

@@ -187,7 +187,7 @@ def _attend(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | No
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
     with torch.inference_mode():
         components = heads[0].whitening(features)  # an ensemble shares one whitening
-        outputs = [head.forward_components(components, mask) for head in heads]
+        outputs = [head.predict(components, mask) for head in heads]
     attention = torch.cat([output.attention for output in outputs]).double().numpy().mean(axis=0)
     attention /= attention.sum()  # sums in float32 are not exactly 1
     parts = [output.contributions for output in outputs if output.contributions is not None]

@@ -20,11 +20,14 @@ from features.filters.classifier import TileFilter, apply_filter, read_filter, w
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
 from mil.arrays import Floats
+from mil.base_learners import STACK, head_kind
+from mil.base_learners.learners import BaseLearners
+from mil.base_learners.stack import predict_learners
+from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
 from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
-from mil.heads.ensemble import predict_members
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
@@ -41,10 +44,10 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-FORMAT_VERSION = 1
-"""Version of new bundles; later versions are refused."""
+FORMAT_VERSION = 2
+"""Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
-_FILTER = "filter.safetensors"
+_FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -87,8 +90,12 @@ class ModelBundle:
         Classes in the order of the logits.
     fingerprint
         Settings of the bags; bags with other settings are refused.
+    head_name
+        Kind of the heads, or ``stack``.
     heads
         Heads of the deployed ensemble; its logit is their mean.
+    base_learners
+        Base learners of a stack beside the heads; None without.
     calibrator, view_calibrator
         Calibrators of the ensemble's logits, and of logits averaged over the views of tiles, to
         probabilities at the balanced prior; without views in training there is only the first.
@@ -125,6 +132,7 @@ class ModelBundle:
     view_calibrator: Calibrator | None = None
     tile_filter: TileFilter | None = None
     typicality: TypicalityReference | None = None
+    base_learners: BaseLearners | None = None
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.
@@ -142,9 +150,12 @@ class ModelBundle:
     def guaranteed_coverage(self, coverage: float) -> dict[str, float] | None:
         """Return the guaranteed coverage of each class, see :mod:`mil.inference.conformal`.
 
-        None where nothing is guaranteed: patients of folds by centre are not exchangeable, and a
-        filter that is refitted in each fold differs from the one for new patients.
+        None where nothing is guaranteed: patients of folds by centre are not exchangeable, a filter
+        that is refitted in each fold differs from the one for new patients, and the weights of a
+        stack that are not nested were fitted on logits of heads that saw the fold's patients.
         """
+        if not self.sets.weights_are_nested:
+            return None
         drops_tiles = self.tile_filter is not None and not self.fingerprint.filter_sha256
         if drops_tiles or self.settings["by"] != "patient":
             return None
@@ -194,6 +205,9 @@ def save_bundle(bundle: ModelBundle) -> None:
         }
         # The writer of safetensors hides the reason of a failed write.
         temporary.write_bytes(save(tensors))
+    if bundle.base_learners is not None:
+        with atomic_write(bundle.path / _BASE) as temporary:
+            temporary.write_bytes(save(base_learners_to_tensors(bundle.base_learners)))
     if bundle.tile_filter is not None:
         write_filter(bundle.path / _FILTER, bundle.tile_filter)
     _write_slides(bundle.path / "slides.csv", bundle.training_slides)
@@ -240,6 +254,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
             fingerprint=fingerprint,
             head_name=described["head"],
             heads=_read_heads(path, described, fingerprint.dim),
+            base_learners=_read_base_learners(path, described, fingerprint.dim),
             calibrator=calibrator_from_dict(described["calibrator"]),
             cohort_counts=tuple(described["cohort_counts"]),
             training_slides=_read_slides(path / "slides.csv"),
@@ -336,7 +351,7 @@ def _check_consistent(bundle: ModelBundle) -> None:
     if len(bundle.cohort_counts) != len(bundle.classes) or min(bundle.cohort_counts) < 1:
         raise ValueError(f"{bundle.cohort_counts} patients of classes {bundle.classes}")
     tile = np.zeros((1, bundle.fingerprint.dim), np.float32)
-    logits, _ = predict_members(bundle.heads, tile)
+    logits, _ = predict_learners(bundle.heads, bundle.base_learners, tile)
     for calibrator in (bundle.calibrator, bundle.view_calibrator or bundle.calibrator):
         proba = calibrator.predict_proba(logits)
         if proba.shape != (len(bundle.heads), len(bundle.classes)) or not np.isfinite(proba).all():
@@ -360,7 +375,7 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
     heads = []
     for index in range(described["n_heads"]):
         head = build_head(
-            described["head"],
+            head_kind(described["head"]),
             dim=dim,
             n_components=described["n_components"],
             n_classes=len(described["classes"]),
@@ -378,6 +393,15 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
     if any(not torch.isfinite(value).all() for value in tensors.values()):
         raise _damaged(path, "heads.safetensors holds NaN or infinity")
     return tuple(heads)
+
+
+def _read_base_learners(path: Path, described: Mapping[str, Any], dim: int) -> BaseLearners | None:
+    if described["head"] != STACK:
+        return None
+    return base_learners_from_tensors(
+        load_file(path / _BASE), dim=dim, n_components=described["n_components"],
+        n_classes=len(described["classes"]),
+    )  # fmt: skip
 
 
 def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:

@@ -13,11 +13,11 @@ from features.bags.bag import Bag, BagRef, check_fingerprint
 from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
 from mil.arrays import Floats
+from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
-from mil.heads.ensemble import predict_members, predict_views
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, judge_patient
@@ -221,10 +221,14 @@ def _predict(
 def _forward(
     bundle: ModelBundle, tiles: Features, views: Sequence[Features]
 ) -> tuple[Floats, Floats]:
-    """Return logits (heads, classes) and attention (heads, tiles), averaged over any views."""
+    """Return logits and attention (heads, tiles), averaged over any views.
+
+    Logits have shape (heads, classes), of a stack (heads, learners, classes).
+    """
+    heads, of_base = bundle.heads, bundle.base_learners
     if not views:
-        return predict_members(bundle.heads, tiles)
-    logits, attention = predict_views(bundle.heads, tiles, np.concatenate(views))
+        return predict_learners(heads, of_base, tiles)
+    logits, attention = predict_learner_views(heads, of_base, tiles, np.concatenate(views))
     return logits.mean(axis=0), attention.mean(axis=0)
 
 

@@ -20,6 +20,8 @@ from safetensors.torch import save
 
 from features.parallel.locks import FolderLocks
 from features.utils.files import atomic_write, make_folder
+from mil.base_learners import STACK, head_kind
+from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.data.bags import PatientBags
 from mil.errors import RunError
 from mil.heads.storage import heads_from_state_dict, heads_to_state_dict
@@ -28,7 +30,7 @@ from mil.training.trainer import EpochRecord
 
 __all__ = ["Checkpoints", "run_lock"]
 
-_LOGITS, _AVERAGED, _METADATA = "logits", "averaged", "metadata"
+_LOGITS, _AVERAGED, _METADATA, _BASE = "logits", "averaged", "metadata", "base."
 
 
 class Checkpoints:
@@ -82,19 +84,31 @@ class Checkpoints:
     def read(self, key: str, *, head: str, n_classes: int) -> FoldResult | None:
         """Return the result of that name, or None if it is missing or cannot be read.
 
-        ``head`` is the kind of its heads; its logits have shape (``n_classes``,) per patient.
+        ``head`` is the learner, a kind of head or a stack; logits have shape (``n_classes``,) per
+        patient, or (learners, ``n_classes``).
         """
         try:
             with safe_open(self._path(key), framework="pt") as file:
                 stored = json.loads((file.metadata() or {})[_METADATA])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             logits, averaged = (tensors.pop(name).numpy() for name in (_LOGITS, _AVERAGED))
+            of_base = {n: tensors.pop(n) for n in list(tensors) if n.startswith(_BASE)}
+            heads = heads_from_state_dict(
+                tensors, name=head_kind(head), n_heads=stored["n_heads"], n_classes=n_classes
+            )
+            dim, n_components = heads[0].whitening.matrix.shape
             return FoldResult(
                 logits=dict(zip(stored["patients"], logits, strict=True)),
                 averaged=dict(zip(stored["averaged"], averaged, strict=True)),
-                heads=heads_from_state_dict(
-                    tensors, name=head, n_heads=stored["n_heads"], n_classes=n_classes
-                ),
+                heads=heads,
+                base_learners=base_learners_from_tensors(
+                    {name.removeprefix(_BASE): value for name, value in of_base.items()},
+                    dim=dim,
+                    n_components=n_components,
+                    n_classes=n_classes,
+                )
+                if head == STACK
+                else None,
                 history=tuple(
                     EpochRecord(member=member, epoch=epoch, train_loss=train, val_loss=val)
                     for member, epoch, train, val in stored["history"]
@@ -122,6 +136,9 @@ class Checkpoints:
             _AVERAGED: _as_table(result.averaged),
             **heads_to_state_dict(result.heads),
         }
+        if result.base_learners is not None:
+            of_base = base_learners_to_tensors(result.base_learners)
+            tensors |= {f"{_BASE}{name}": value for name, value in of_base.items()}
         make_folder(self._folder)
         with atomic_write(self._path(key)) as temporary:
             temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(stored)}))

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mil.base_learners import STACK, head_kind
 from mil.errors import RunError
 
-__all__ = ["TrainConfig"]
+__all__ = ["N_INNER_FOLDS", "TrainConfig"]
+
+N_INNER_FOLDS = 5
+"""Inner folds for early stopping, whatever the number of heads; heads beyond it start again."""
 
 _SCHEDULES = ("constant", "one-cycle")
 _POSITIVE_INTEGERS = (
@@ -24,7 +28,8 @@ class TrainConfig:
     Attributes
     ----------
     head
-        Kind of head, see :func:`mil.heads.head_names`.
+        ``stack``, gated attention heads and base learners; or a kind of head by itself, see
+        :func:`mil.heads.head_names`.
     n_members
         Heads per ensemble.
     n_components
@@ -66,7 +71,7 @@ class TrainConfig:
         Torch device.
     """
 
-    head: str = "gated"
+    head: str = "stack"
     n_members: int = 5
     n_components: int = 64
     early_stopping: bool = False
@@ -87,9 +92,14 @@ class TrainConfig:
     device: str = "cpu"
 
     @property
-    def n_inner_folds(self) -> int:
-        """Inner folds for early stopping: one per head, and five for a single head."""
-        return self.n_members if self.n_members > 1 else 5
+    def is_stack(self) -> bool:
+        """Whether base learners are trained beside the heads."""
+        return self.head == STACK
+
+    @property
+    def head_kind(self) -> str:
+        """Kind of the heads."""
+        return head_kind(self.head)
 
     @property
     def effective_learning_rate(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Event
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from features.parallel.base import Executor
 from features.parallel.local import LocalExecutor
-from mil.calibration import Calibrator, build_calibrator, cross_fit
+from mil.base_learners import learner_names
+from mil.base_learners.learners import BaseLearners
+from mil.calibration import Calibrator, build_calibrator, cross_fit, fit_per_fold
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.patient_groups import LinkedPairs, group_ids
@@ -20,7 +22,7 @@ from mil.data.splits import Fold, SplitBy, make_folds
 from mil.errors import RunError
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import TrainConfig
+from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.ensemble import MIN_VALIDATION_PER_CLASS, max_parallel_ensembles
 from mil.training.fold_jobs import FoldJob, FoldResult, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
@@ -28,11 +30,13 @@ from mil.training.trainer import EpochRecord
 __all__ = [
     "FoldRunner",
     "OutOfFoldPredictions",
+    "calibrated_probabilities",
+    "cross_fitted_calibrators",
     "cross_fitted_probabilities",
     "cross_validate",
     "fit_calibrator",
     "inner_folds",
-    "nested_probabilities",
+    "nested_calibrators",
     "resolve_stopping",
 ]
 
@@ -53,7 +57,8 @@ class OutOfFoldPredictions:
     labels
         Class indices, shape (patients,).
     logits
-        Mean logits of the ensembles, shape (repeats, patients, classes).
+        Mean logits of the ensembles, shape (repeats, patients, classes); of stacks (repeats,
+        patients, learners, classes), see :func:`mil.base_learners.learner_names`.
     fold
         Index of the fold that tested each patient, shape (repeats, patients).
     history, heads
@@ -62,6 +67,8 @@ class OutOfFoldPredictions:
         Pairs of patients that share a slide.
     averaged
         As ``logits``, averaged over all versions of the tiles; None without augmented views.
+    base_learners
+        Base learners by repeat and fold; empty without stacks.
     """
 
     patient_ids: tuple[str, ...]
@@ -72,6 +79,26 @@ class OutOfFoldPredictions:
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     linked: LinkedPairs = ()
     averaged: Floats | None = None
+    base_learners: Mapping[tuple[int, int], BaseLearners] = field(default_factory=dict)
+
+    @property
+    def proba_shape(self) -> tuple[int, int, int]:
+        """Shape of probabilities: (repeats, patients, classes)."""
+        n_repeats, n_patients = self.fold.shape
+        return n_repeats, n_patients, self.logits.shape[-1]
+
+    @property
+    def raw_logits(self) -> Floats:
+        """Logits before calibration, shape (repeats, patients, classes).
+
+        Those of stacks are plain means over the learners, whose weights the calibrator holds.
+        """
+        return self.logits if self.logits.ndim == 3 else self.logits.mean(axis=2)
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Group of each patient, shape (patients,): patients that share a slide have one."""
+        return group_ids(self.patient_ids, self.linked)
 
     def view_averaged(self) -> OutOfFoldPredictions | None:
         """Return the predictions averaged over views, the same shape; None without views."""
@@ -200,10 +227,12 @@ def cross_validate(
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     rows = {name: index for index, name in enumerate(names)}
     n_repeats = 1 + max(fold.repeat for fold in folds)
-    logits = np.full((n_repeats, len(names), len(cohort.classes)), np.nan)
+    n_learners = len(learner_names(config.head))
+    of_learners = (n_learners,) if config.is_stack else ()
+    logits = np.full((n_repeats, len(names), *of_learners, len(cohort.classes)), np.nan)
     averaged = np.full_like(logits, np.nan)
     fold_ids = np.full((n_repeats, len(names)), -1, np.int64)
-    history, heads = {}, {}
+    history, heads, base_learners = {}, {}, {}
     at_once = max_parallel_ensembles(bags, config)
     jobs = [
         FoldJob(
@@ -223,6 +252,8 @@ def cross_validate(
     for fold, result in zip(folds, results, strict=True):
         history[fold.repeat, fold.index] = result.history
         heads[fold.repeat, fold.index] = result.heads
+        if result.base_learners is not None:
+            base_learners[fold.repeat, fold.index] = result.base_learners
         for name, logit in result.logits.items():
             logits[fold.repeat, rows[name]] = logit
             fold_ids[fold.repeat, rows[name]] = fold.index
@@ -237,6 +268,7 @@ def cross_validate(
         heads=heads,
         linked=bags.linked_patients(),
         averaged=averaged if bags.views else None,
+        base_learners=base_learners,
     )
 
 
@@ -269,11 +301,10 @@ def inner_folds(
     )
 
 
-def nested_probabilities(
+def nested_calibrators(
     bags: PatientBags,
     cohort: Cohort,
     folds: Sequence[Fold],
-    oof: OutOfFoldPredictions,
     *,
     inner: Sequence[Sequence[Fold]],
     config: TrainConfig,
@@ -282,19 +313,19 @@ def nested_probabilities(
     on_head: Callable[[], None] = lambda: None,
     checkpoints: Checkpoints | None = None,
     executor: Executor | None = None,
-) -> Floats:
-    """Return nested probabilities at the balanced prior, shape (repeats, patients, classes).
+) -> dict[tuple[int, int], Calibrator]:
+    """Return a calibrator by repeat and fold, for logits of shape (n, classes) as usual.
 
     For each fold, the calibrator is fitted on a cross-validation on its ``inner`` folds, within the
-    fold's training patients, so that nothing that was fitted on a patient has a part in its
-    probability. ``oof`` is the result of :func:`cross_validate` for the arguments of its names.
+    fold's training patients, so that nothing that was fitted on a test patient has a part in it.
+    Arguments are those of :func:`cross_validate`.
 
     Raises
     ------
     CalibrationError
         If the calibrator is unknown, or a class has fewer than three training patients in a fold.
     """
-    proba = np.full(oof.logits.shape, np.nan)
+    calibrators = {}
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
             training_subset(bags, fold),
@@ -307,10 +338,37 @@ def nested_probabilities(
             executor=executor or LocalExecutor(FoldWorker(bags)),
             outer_fold=fold,
         )
-        fitted = fit_calibrator(inside, np.ones(inside.fold.shape, bool), calibrator=calibrator)
-        tested = oof.fold[fold.repeat] == fold.index
-        proba[fold.repeat, tested] = fitted.predict_proba(oof.logits[fold.repeat, tested])
+        every_row = np.ones(inside.fold.shape, bool)
+        calibrators[fold.repeat, fold.index] = fit_calibrator(
+            inside, every_row, calibrator=calibrator
+        )
+    return calibrators
+
+
+def calibrated_probabilities(
+    oof: OutOfFoldPredictions, calibrators: Mapping[tuple[int, int], Calibrator]
+) -> Floats:
+    """Return probabilities at the balanced prior, shape (repeats, patients, classes).
+
+    ``calibrators`` by repeat and fold calibrate the patients that the fold tested.
+    """
+    proba = np.full(oof.proba_shape, np.nan)
+    for (repeat, fold), fitted in calibrators.items():
+        tested = oof.fold[repeat] == fold
+        proba[repeat, tested] = fitted.predict_proba(oof.logits[repeat, tested])
     return proba
+
+
+def cross_fitted_calibrators(
+    oof: OutOfFoldPredictions, *, calibrator: str = "platt", repeat: int = 0
+) -> dict[int, Calibrator]:
+    """Return a calibrator per fold of a repeat, as for :func:`cross_fitted_probabilities`.
+
+    It takes logits of shape (n, classes), or (n, learners, classes) for a stack.
+    """
+    return fit_per_fold(
+        oof.logits[repeat], oof.labels, oof.fold[repeat], calibrator=calibrator, groups=oof.groups
+    )
 
 
 def resolve_stopping(
@@ -331,7 +389,7 @@ def resolve_stopping(
     n_patients = min(len(fold.train_ids) for fold in folds)
     return replace(
         config,
-        early_stopping=fewest >= MIN_VALIDATION_PER_CLASS * config.n_inner_folds,
+        early_stopping=fewest >= MIN_VALIDATION_PER_CLASS * N_INNER_FOLDS,
         n_components=min(
             config.n_components,
             max(_MIN_COMPONENTS, n_patients // 3, n_images // _IMAGES_PER_COMPONENT),
@@ -352,7 +410,7 @@ def fit_calibrator(
     CalibrationError
         If the calibrator is unknown or a class has fewer than three patients among the rows.
     """
-    return build_calibrator(calibrator).fit(
+    return build_calibrator(calibrator, stacked=oof.logits.ndim > oof.fold.ndim + 1).fit(
         oof.logits[rows],
         np.broadcast_to(oof.labels, rows.shape)[rows],
         groups=np.broadcast_to(np.arange(len(oof.labels)), rows.shape)[rows],
@@ -366,8 +424,7 @@ def cross_fitted_probabilities(oof: OutOfFoldPredictions, *, calibrator: str = "
     patients that share a slide with one of the fold. They are not nested: the logits that the
     calibrator is fitted on may come from heads that were trained on the patient.
     """
-    groups = group_ids(oof.patient_ids, oof.linked)
-    return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=groups)
+    return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=oof.groups)
 
 
 def _subset(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:

@@ -71,7 +71,8 @@ class CrossValidationPlan:
             If the calibrator is unknown.
         """
         usable = _drop_empty(cohort, bags)
-        build_calibrator(calibrator)  # refuse an unknown one before hours of training
+        # An unknown one is refused before hours of training.
+        build_calibrator(calibrator, stacked=config.is_stack)
         linked = bags.linked_patients()
 
         def make(number: int) -> tuple[Sequence[Fold], Sequence[Sequence[Fold]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mil.arrays import Floats
+from mil.base_learners.learners import BaseLearners
 from mil.data.bags import PatientBags
 from mil.data.patient_groups import assign_groups, group_ids
 from mil.data.splits import stratified_fold_ids
 from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
+from mil.heads.ensemble import logit_spread
 from mil.heads.whitening import fit_pca_whitening
-from mil.training.config import TrainConfig
+from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
 from mil.training.trainer import EpochRecord, TrainSplit, tiles_per_batch, train_heads
 
@@ -35,17 +38,20 @@ MIN_VALIDATION_PER_CLASS = 5
 _MAX_CACHE_BYTES = 2**30
 _GPU_MEMORY_DIVISOR = 4
 _TILES_PER_PREDICTION = 16_384  # some heads need memory for every pair of a patient's tiles
+_TILES_FOR_SPREAD = 256  # per patient at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ensemble:
-    """Trained heads in evaluation mode on the CPU, and their learning curves.
+    """Trained heads in evaluation mode on the CPU, their learning curves, and base learners.
 
-    The prediction of an ensemble is the mean of its heads' logits, shape (classes,).
+    The prediction of an ensemble is the mean of its heads' logits, shape (classes,); base learners
+    are None without a stack.
     """
 
     heads: tuple[Head, ...]
     history: tuple[EpochRecord, ...]
+    base_learners: BaseLearners | None = None
 
 
 def train_ensemble(
@@ -71,6 +77,7 @@ def train_ensembles(
     n_classes: int,
     config: TrainConfig,
     on_head: Callable[[], None] = lambda: None,
+    pooled: MutableMapping[str, Floats] | None = None,
 ) -> tuple[Ensemble, ...]:
     """Train ensembles together, each on its own bags, shape (tiles, dim) per patient.
 
@@ -79,6 +86,10 @@ def train_ensembles(
     it all heads are trained on all patients and differ by initialisation and order of patients.
     Where tiles have augmented views, each step samples one version of each tile; whitening and
     validation use plain tiles.
+
+    The logits of an ensemble are divided by their spread over its own training patients, see
+    :func:`mil.heads.ensemble.logit_spread`, so that those of different folds have one scale. With
+    the head ``stack`` each ensemble has base learners, fitted on the same patients.
 
     Each ensemble has its own random generator, so that the others change only the last bits of its
     sums; the same ensembles together give the same heads on one machine. If the device has not
@@ -99,6 +110,9 @@ def train_ensembles(
         Hyper-parameters.
     on_head
         Callback after each finished head.
+    pooled
+        Pooled embeddings by patient id, shape (3, dim), to read and to add to, where the stores
+        hold the same embeddings; see :func:`mil.base_learners.pooling.mean_and_extremes`.
 
     Raises
     ------
@@ -109,8 +123,9 @@ def train_ensembles(
     """
     try:
         return _train_together(
-            bags, labels, seeds, n_classes=n_classes, config=config, on_head=on_head
-        )
+            bags, labels, seeds, n_classes=n_classes, config=config, on_head=on_head,
+            pooled=pooled,
+        )  # fmt: skip
     except torch.cuda.OutOfMemoryError as error:
         if len(bags) == 1:
             raise RunError(
@@ -126,7 +141,7 @@ def train_ensembles(
     first, second = (
         train_ensembles(
             bags[part], labels[part], seeds=seeds[part], n_classes=n_classes, config=config,
-            on_head=on_head,
+            on_head=on_head, pooled=pooled,
         )
         for part in (slice(half), slice(half, None))
     )  # fmt: skip
@@ -141,18 +156,25 @@ def _train_together(
     n_classes: int,
     config: TrainConfig,
     on_head: Callable[[], None],
+    pooled: MutableMapping[str, Floats] | None,
 ) -> tuple[Ensemble, ...]:
     device = torch.device(config.device)
     specs = [
-        _cache_spec(store, of_store, n_classes=n_classes, config=config)
+        _cache_spec(store, of_store, n_classes=n_classes, config=config, pooled=pooled)
         for store, of_store in zip(bags, labels, strict=True)
     ]
     splits: list[TrainSplit] = []
-    n_before = 0
+    starts = [0]
     for spec, seed in zip(specs, seeds, strict=True):
-        splits += _inner_splits(spec, seed, config, first_index=n_before)
-        n_before += len(spec.patient_ids)
-    cache = FeatureCache.concatenate(build_caches(specs))
+        splits += _inner_splits(spec, seed, config, first_index=starts[-1])
+        starts.append(starts[-1] + len(spec.patient_ids))
+    caches = build_caches(specs)
+    base_learners = [
+        _fit_base_learners(spec, cache, seed, n_classes=n_classes, config=config)
+        for spec, cache, seed in zip(specs, caches, seeds, strict=True)
+    ]
+    cache = FeatureCache.concatenate(caches)
+    del caches  # the tiles are in memory once
     # A fork of the global random state leaves the caller's untouched.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         init = partial(_init_head, n_classes=n_classes, config=config)
@@ -164,15 +186,61 @@ def _train_together(
         curves = train_heads(
             heads, splits, cache, n_classes=n_classes, config=config, on_head=on_head
         )
-    members = [
-        slice(first, first + config.n_members) for first in range(0, len(heads), config.n_members)
-    ]
-    return tuple(
-        Ensemble(
-            heads=tuple(head.eval().cpu() for head in heads[own]),
-            history=tuple(record for curve in curves[own] for record in curve),
+    ensembles = []
+    for index, of_base in enumerate(base_learners):
+        own = slice(index * config.n_members, (index + 1) * config.n_members)
+        _normalise(heads[own], cache, range(starts[index], starts[index + 1]))
+        ensembles.append(
+            Ensemble(
+                heads=tuple(head.cpu() for head in heads[own]),
+                history=tuple(record for curve in curves[own] for record in curve),
+                base_learners=of_base,
+            )
         )
-        for own in members
+    return tuple(ensembles)
+
+
+def _normalise(heads: Sequence[Head], cache: FeatureCache, patients: range) -> None:
+    """Divide the logits of an ensemble by their spread over its training patients, in place.
+
+    At most 256 evenly spaced tiles of each patient are used; no label is.
+    """
+    rows = torch.arange(patients.start, patients.stop, device=cache.lengths.device)
+    order = rows[cache.lengths[rows].argsort(descending=True, stable=True)]
+    widths = cache.lengths[order].clamp(max=_TILES_FOR_SPREAD)
+    blocks = []
+    with torch.inference_mode():
+        for head in heads:
+            head.eval()
+        for block in length_buckets(widths.tolist(), _TILES_PER_PREDICTION):
+            batch = cache.take_evenly(order[block], _TILES_FOR_SPREAD)
+            members = [head.forward_components(*batch).logits.double() for head in heads]
+            blocks.append(torch.stack(members).mean(dim=0))
+    logits = torch.cat(blocks)
+    scale = logit_spread(logits.cpu().numpy())
+    for head in heads:
+        head.logit_scale.fill_(scale)
+
+
+def _fit_base_learners(
+    spec: CacheSpec,
+    cache: FeatureCache,
+    seed: Sequence[int],
+    *,
+    n_classes: int,
+    config: TrainConfig,
+) -> BaseLearners | None:
+    """Fit the base learners of a stack to the patients of a cache, on plain tiles, on the CPU."""
+    if spec.pooled is None:
+        return None
+    plain = cache.tiles.view(-1, cache.n_versions, cache.tiles.shape[1])[:, 0]
+    return BaseLearners.fit(
+        np.stack([spec.pooled[name] for name in spec.patient_ids]),
+        [part.cpu() for part in torch.split(plain, cache.lengths.tolist())],
+        spec.labels,
+        n_classes=n_classes,
+        balanced=config.loss != "cross-entropy",
+        seed=_hash_seed((*seed, config.n_members)) % 2**32,
     )
 
 
@@ -193,7 +261,12 @@ def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
 
 
 def _cache_spec(
-    bags: PatientBags, labels: Mapping[str, int], *, n_classes: int, config: TrainConfig
+    bags: PatientBags,
+    labels: Mapping[str, int],
+    *,
+    n_classes: int,
+    config: TrainConfig,
+    pooled: MutableMapping[str, Floats] | None,
 ) -> CacheSpec:
     """Check the class counts of an ensemble's patients and fit its whitening."""
     names = bags.nonempty()
@@ -202,13 +275,18 @@ def _cache_spec(
     actual = f"{counts.tolist()} patients with tiles in each class"
     if not counts.all():
         raise SplitError("training", actual=actual, expected="at least one of each")
-    least = MIN_VALIDATION_PER_CLASS * config.n_inner_folds
+    least = MIN_VALIDATION_PER_CLASS * N_INNER_FOLDS
     if config.early_stopping and counts.min() < least:
         raise SplitError("early stopping", actual=actual, expected=f"at least {least} of each")
     whitening = fit_pca_whitening(
         *bags.unsupervised_features(), config.n_components, device=torch.device(config.device)
     )
-    return CacheSpec(bags=bags, patient_ids=names, labels=indices, whitening=whitening)
+    if pooled is None and config.is_stack:
+        pooled = {}
+    return CacheSpec(
+        bags=bags, patient_ids=names, labels=indices, whitening=whitening,
+        pooled=pooled if config.is_stack else None,
+    )  # fmt: skip
 
 
 def _inner_splits(
@@ -218,13 +296,13 @@ def _inner_splits(
     fold_ids = assign_groups(
         group_ids(spec.patient_ids, spec.bags.linked_patients()),
         lambda patients: stratified_fold_ids(
-            spec.labels[patients], n_folds=config.n_inner_folds, seed=seed
+            spec.labels[patients], n_folds=N_INNER_FOLDS, seed=seed
         ),
     )
     stream = torch.Generator(torch.device(config.device)).manual_seed(_hash_seed(seed))
     splits = []
     for member in range(config.n_members):
-        is_validation = (fold_ids == member) & config.early_stopping
+        is_validation = (fold_ids == member % N_INNER_FOLDS) & config.early_stopping
         train_idx, val_idx = (
             torch.from_numpy(first_index + np.flatnonzero(rows))
             for rows in (~is_validation, is_validation)
@@ -240,7 +318,7 @@ def _init_head(
 ) -> Head:
     torch.manual_seed(_hash_seed(seed))
     dim, n_components = whitening.matrix.shape
-    head = build_head(config.head, dim=dim, n_components=n_components, n_classes=n_classes)
+    head = build_head(config.head_kind, dim=dim, n_components=n_components, n_classes=n_classes)
     head.whitening.load_state_dict(whitening.state_dict())
     return head
 
@@ -265,7 +343,7 @@ def predict_batch(
         for block in length_buckets(cache.lengths[order].tolist(), _TILES_PER_PREDICTION):
             batches = [cache.take_evenly(order[block], version=v) for v in range(cache.n_versions)]
             logits = [
-                torch.stack([head.forward_components(*batch).logits for head in on_device])
+                torch.stack([head.predict(*batch).logits for head in on_device])
                 for batch in batches
             ]
             blocks.append(torch.stack(logits))  # (versions, heads, patients of the block, classes)

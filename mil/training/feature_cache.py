@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mil.arrays import Floats
+from mil.base_learners.pooling import mean_and_extremes
 from mil.data.bags import PatientBags
 from mil.data.features import Batch, Features
 from mil.heads import Whitening
@@ -121,12 +123,15 @@ class CacheSpec:
     """Patients, each with tiles, and whitening of a feature cache to build on its device.
 
     ``bags`` holds at least these patients; ``labels`` are their class indices, shape (patients,).
+    Pooled embeddings of patients that are not in ``pooled`` yet, shape (3, dim), are added to it
+    while their bags are read, see :func:`mil.base_learners.pooling.mean_and_extremes`.
     """
 
     bags: PatientBags
     patient_ids: Sequence[str]
     labels: npt.NDArray[np.int64]
     whitening: Whitening
+    pooled: MutableMapping[str, Floats] | None = None
 
 
 def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
@@ -162,7 +167,10 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
                 for spec, by_patient in zip(specs, parts, strict=True)
                 if name in by_patient
             ]
-            _whiten((spec, spec.bags.features[name], part[:, :1]) for spec, part in targets)
+            _whiten(
+                ((spec, spec.bags.features[name], part[:, :1]) for spec, part in targets),
+                pool_as=name,
+            )
             _whiten(
                 (spec, spec.bags.views[name], part[:, 1:])
                 for spec, part in targets
@@ -184,10 +192,17 @@ def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
     return slices
 
 
-def _whiten(targets: Iterable[tuple[CacheSpec, Features, Tensor]]) -> None:
-    """Write one bag, whitened, into parts of caches, shape (tiles, versions, n_components)."""
+def _whiten(
+    targets: Iterable[tuple[CacheSpec, Features, Tensor]], *, pool_as: str | None = None
+) -> None:
+    """Write one bag, whitened, into parts of caches, shape (tiles, versions, n_components).
+
+    ``pool_as`` is the patient whose plain tiles these are, to pool them as well.
+    """
     loaded, on_device = None, torch.empty(0)
     for spec, bag, part in targets:
         if bag is not loaded:
             loaded, on_device = bag, torch.from_numpy(bag).to(part.device).float()
         part.copy_(spec.whitening(on_device).view(part.shape))
+        if pool_as is not None and spec.pooled is not None and pool_as not in spec.pooled:
+            spec.pooled[pool_as] = mean_and_extremes(on_device)

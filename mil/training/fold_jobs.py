@@ -15,10 +15,11 @@ from features.parallel.base import Executor, JobQueue
 from features.parallel.local import LocalExecutor
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
+from mil.base_learners.learners import BaseLearners
+from mil.base_learners.stack import predict_learner_views, predict_learners, with_base_learners
 from mil.data.bags import PatientBags
 from mil.data.splits import Fold
 from mil.heads import Head
-from mil.heads.ensemble import predict_members, predict_views
 from mil.training.config import TrainConfig
 from mil.training.ensemble import Ensemble, predict_batch, train_ensembles
 from mil.training.trainer import EpochRecord
@@ -59,14 +60,16 @@ class FoldJob:
 class FoldResult:
     """Ensemble of a fold, its learning curves, and its predictions for the test patients.
 
-    ``logits`` are means over the ensemble by patient id, shape (classes,); ``averaged`` are the
-    same averaged over all versions of the tiles, empty where tiles have no augmented views.
+    ``logits`` are means over the ensemble by patient id, shape (classes,), of a stack (learners,
+    classes); ``averaged`` are the same averaged over all versions of the tiles, empty where tiles
+    have no augmented views.
     """
 
     logits: Mapping[str, Floats]
     heads: tuple[Head, ...]
     history: tuple[EpochRecord, ...]
     averaged: Mapping[str, Floats] = field(default_factory=dict)
+    base_learners: BaseLearners | None = None
 
 
 class FoldWorker:
@@ -78,6 +81,8 @@ class FoldWorker:
 
     def __init__(self, bags: PatientBags) -> None:
         self._bags = bags
+        # Pooled embeddings of every patient, read once for all folds unless a filter is refitted.
+        self._pooled: dict[str, Floats] | None = {} if bags.tile_filter is None else None
 
     @property
     def info(self) -> object:
@@ -112,6 +117,7 @@ class FoldWorker:
                 n_classes=job.n_classes,
                 config=job.config,
                 on_head=lambda: queue.send_message("a head is trained"),
+                pooled=self._pooled,
             )
             nonempty = set(bags.nonempty())
             tested = [[name for name in fold.test_ids if name in nonempty] for fold in job.folds]
@@ -132,41 +138,60 @@ def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
 
 def _predict_held_out(ensemble: Ensemble, bags: PatientBags, job: FoldJob) -> FoldResult:
     """Predict the patients of a store; logits are 0 where a tile filter drops every tile."""
-    logits = {name: np.zeros(job.n_classes) for name in bags.patient_ids}
+    of_base = ensemble.base_learners
+    shape = (job.n_classes,) if of_base is None else (1 + len(of_base.models), job.n_classes)
+    logits = {name: np.zeros(shape) for name in bags.patient_ids}
     averaged: dict[str, Floats] = {}
-    for name, versions in _predict_versions(ensemble.heads, bags, torch.device(job.config.device)):
+    for name, versions in _predict_versions(ensemble, bags, torch.device(job.config.device)):
         logits[name] = np.asarray(versions[0].mean(axis=0))
         if bags.views:
             averaged[name] = np.asarray(versions.mean(axis=(0, 1)))
     return FoldResult(
-        logits=logits, averaged=averaged, heads=ensemble.heads, history=ensemble.history
-    )
+        logits=logits, averaged=averaged, heads=ensemble.heads, history=ensemble.history,
+        base_learners=of_base,
+    )  # fmt: skip
 
 
 def _predict_versions(
-    heads: Sequence[Head], bags: PatientBags, device: torch.device
+    ensemble: Ensemble, bags: PatientBags, device: torch.device
 ) -> Iterator[tuple[str, Floats]]:
     """Yield each patient with tiles and its logits, shape (versions, heads, classes).
 
-    An accelerator predicts all patients at once; if it has not enough memory, the CPU predicts one
-    after the other.
+    Those of a stack have shape (versions, heads, learners, classes). An accelerator predicts the
+    heads for all patients at once; if it has not enough memory, the CPU predicts one after the
+    other, as it always does for base learners.
     """
-    names = bags.nonempty()
+    names, heads, of_base = bags.nonempty(), ensemble.heads, ensemble.base_learners
     if device.type != "cpu" and names:
         logits = None
         with suppress(torch.cuda.OutOfMemoryError):
             logits = predict_batch(heads, bags, names, device=device)
         if logits is not None:
-            yield from zip(names, np.moveaxis(logits, 2, 0), strict=True)
+            for name, own in zip(names, np.moveaxis(logits, 2, 0), strict=True):
+                yield name, own if of_base is None else _add_base(own, of_base, bags, name, heads)
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     for name in names:
         tiles = bags.features[name]
         if bags.views:
-            yield name, predict_views(heads, tiles, bags.views[name])[0]
+            yield name, predict_learner_views(heads, of_base, tiles, bags.views[name])[0]
         else:
-            yield name, predict_members(heads, tiles)[0][None]
+            yield name, predict_learners(heads, of_base, tiles)[0][None]
+
+
+def _add_base(
+    logits: Floats, of_base: BaseLearners, bags: PatientBags, name: str, heads: Sequence[Head]
+) -> Floats:
+    """Return logits (versions, heads, classes) with those of base learners of a patient."""
+    versions = [bags.features[name]]
+    if bags.views:
+        versions += list(np.moveaxis(bags.views[name], 1, 0))
+    added = [of_base.logits(tiles, heads[0].whitening) for tiles in versions]
+    return np.stack([
+        with_base_learners(own, of_version)
+        for own, of_version in zip(logits, added, strict=True)
+    ])  # fmt: skip
 
 
 @contextmanager

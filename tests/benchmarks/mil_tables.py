@@ -54,7 +54,7 @@ from mil.data.splits import Fold, patient_folds
 from mil.evaluation.metrics import auroc
 from mil.heads import Head, head_names
 from mil.heads.ensemble import predict_members
-from mil.training.config import TrainConfig
+from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.cross_validation import cross_validate, resolve_stopping
 from mil.training.ensemble import (
     MIN_VALIDATION_PER_CLASS,
@@ -387,7 +387,7 @@ def _heads(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> list[Flo
     seeds = [(job.repeat, fold.index) for fold in folds]
     settings = replace(CONFIGURATIONS[job.settings], head=job.head)
     fewest = min(min(Counter(own.values()).values()) for own in labels_of_fold)
-    if fewest < MIN_VALIDATION_PER_CLASS * settings.n_inner_folds:
+    if fewest < MIN_VALIDATION_PER_CLASS * N_INNER_FOLDS:
         settings = replace(settings, early_stopping=False)
     everything = _store({f"{index}": bag for index, bag in enumerate(job.table.bags)})
     at_once = max_parallel_ensembles(everything, settings)

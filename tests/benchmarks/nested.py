@@ -31,10 +31,11 @@ from mil.data.splits import patient_folds
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
+    calibrated_probabilities,
     cross_fitted_probabilities,
     cross_validate,
     inner_folds,
-    nested_probabilities,
+    nested_calibrators,
     resolve_stopping,
 )
 from tests.benchmarks.training import generate
@@ -87,7 +88,8 @@ def _one_cohort(signal: float, seed: int) -> tuple[float, float, float, float, f
     out = cross_validate(bags, cohort, folds, config=settings, seed=0)
     outer_s = time.perf_counter() - started
     cross_fitted = cross_fitted_probabilities(out)[0]
-    nested = nested_probabilities(bags, cohort, folds, out, inner=inner, config=settings, seed=0)[0]
+    fitted = nested_calibrators(bags, cohort, folds, inner=inner, config=settings, seed=0)
+    nested = calibrated_probabilities(out, fitted)[0]
     both_s = time.perf_counter() - started
     raw = softmax(out.logits[0], axis=1)
     losses = [weighted_log_loss(proba, out.labels) for proba in (raw, cross_fitted, nested)]

@@ -6,3 +6,12 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def trained_quickly(quick_runs: pytest.MonkeyPatch) -> None:
     """Apply to all tests of this folder."""
+
+
+@pytest.fixture
+def two_inner_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop heads early on halves of the patients, so that a small cohort suffices."""
+    from mil.training import cross_validation, ensemble
+
+    for module in (cross_validation, ensemble):
+        monkeypatch.setattr(module, "N_INNER_FOLDS", 2)

@@ -107,13 +107,15 @@ def test_calibration_makes_held_out_probabilities_better_where_heads_are_too_sur
     # Five heads are too many to be stopped early on so few patients.
     for calibrator in ("platt", None):
         trained = MILClassifier(
-            **FAST | {"n_members": 5, "fixed_steps": 60}, learning_rate=1e-2, calibrator=calibrator
+            **FAST | {"n_members": 5, "fixed_steps": 60, "head": "gated"},
+            learning_rate=1e-2,
+            calibrator=calibrator,
         )
         trained.fit(bags[:60], labels[:60])
         truth = (labels[60:] == "b").astype(np.int64)
         losses[calibrator] = weighted_log_loss(trained.predict_proba(bags[60:]), truth)
         assert (trained.calibrator_ is None) == (calibrator is None)
-    assert losses["platt"] < losses[None] - 0.1
+    assert losses["platt"] < losses[None] - 0.08
 
 
 def test_a_bag_without_tiles_teaches_nothing_and_gets_the_prior(fitted: MILClassifier) -> None:
@@ -152,7 +154,7 @@ def test_it_works_in_scikit_learns_model_selection_with_groups() -> None:
     )  # fmt: skip
     assert areas.mean() > 0.8
     search = GridSearchCV(
-        MILClassifier(**FAST, calibrator=None),
+        MILClassifier(**FAST | {"head": "gated"}, calibrator=None),
         {"head": ["mean", "gated"]},
         cv=StratifiedKFold(3),
         scoring="neg_log_loss",
@@ -167,9 +169,9 @@ def test_three_classes_of_any_labels() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(36) % 3 * 10
     bags = [rng.normal(size=(6, 8)) + np.eye(8)[label // 10] * 3 for label in labels]
-    trained = MILClassifier(**FAST | {"fixed_steps": 60}, calibrator="temperature").fit(
-        bags, labels
-    )
+    trained = MILClassifier(
+        **FAST | {"fixed_steps": 60}, head="gated", calibrator="temperature"
+    ).fit(bags, labels)
     assert trained.classes_.tolist() == [0, 10, 20]
     assert trained.decision_function(bags).shape == (36, 3)
     assert trained.score(bags, labels) > 0.8
@@ -200,7 +202,7 @@ def test_what_cannot_be_fitted_is_refused_in_plain_words(fitted: MILClassifier) 
     with pytest.raises(ValueError, match="Unknown label type"):
         MILClassifier().fit(bags, np.linspace(0, 1, 9))
     with pytest.raises(InputError, match=r"bags: \[9, 0\] patients with tiles of each class"):
-        MILClassifier(calibrator=None).fit([*bags, bags[0][:0]], ["a"] * 9 + ["b"])
+        MILClassifier(head="gated", calibrator=None).fit([*bags, bags[0][:0]], ["a"] * 9 + ["b"])
     with pytest.raises(InputError, match=r"bag 0: float64 of shape \(16,\); expected numbers"):
         MILClassifier().fit([np.zeros(16)] * 9, labels)
     with pytest.raises(InputError, match=r"bag 1: float32 of shape \(2, 3\).*\(tiles, 16\)"):

@@ -75,7 +75,13 @@ def test_it_comes_back_from_a_file(name: str, n_classes: int) -> None:
     ("values", "message"),
     [
         ({}, "kind None"),
-        ({"kind": "isotonic"}, "kind 'isotonic'; expected none or shrunken_platt or temperature"),
+        (
+            {"kind": "isotonic"},
+            "kind 'isotonic'; expected none or shrunken_platt or stacked_platt or temperature",
+        ),
+        ({"kind": "stacked_platt", "bias": [0, 0], "weights": [1]}, "slopes = None"),
+        ({"kind": "stacked_platt", "slopes": [-1], "bias": [0, 0], "weights": [1]}, "at least 0"),
+        ({"kind": "stacked_platt", "slopes": [1, 1], "bias": [0, 0], "weights": [1]}, "as many"),
         ({"kind": "beta", "slopes": [1.0, 1.0], "bias": [0.0, 0.0]}, "no longer reads that kind"),
         ({"kind": "temperature"}, "slope = None"),
         ({"kind": "temperature", "slope": -1.0}, "slope -1; expected a slope of at least 0"),

@@ -35,7 +35,12 @@ from mil.inference.predict import predict
 from mil.training import fold_jobs
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import cross_validate, inner_folds, nested_probabilities
+from mil.training.cross_validation import (
+    calibrated_probabilities,
+    cross_validate,
+    inner_folds,
+    nested_calibrators,
+)
 from mil.training.fold_jobs import FoldJob
 from mil.training_run import train_run
 from tests.fakes import FINGERPRINT, make_bag, make_examples, make_filter, write_cohort
@@ -125,8 +130,8 @@ def test_the_store_that_trains_a_fold_holds_no_filter_that_saw_its_test_patients
         return train(stores, *args, **kwargs)
 
     monkeypatch.setattr(fold_jobs, "train_ensembles", watch)
-    out = cross_validate(found, cohort, folds, config=FAST, seed=0)
-    nested_probabilities(found, cohort, folds, out, inner=inner, config=FAST, seed=0)
+    cross_validate(found, cohort, folds, config=FAST, seed=0)
+    nested_calibrators(found, cohort, folds, inner=inner, config=FAST, seed=0)
     assert len(trained) == 3 + 9
     for learned, examples_of in trained:
         tested = set(cohort.patient_ids) - learned
@@ -145,7 +150,8 @@ def test_examples_of_a_fold_s_test_patients_change_nothing_that_judges_them(tmp_
     for examples in (known_examples(), poisoned(known_examples(), folds[0].test_ids)):
         store = through(bags, cohort, fitted(examples))
         out = cross_validate(store, cohort, folds, config=FAST, seed=0)
-        nested = nested_probabilities(store, cohort, folds, out, inner=inner, config=FAST, seed=0)
+        calibrators = nested_calibrators(store, cohort, folds, inner=inner, config=FAST, seed=0)
+        nested = calibrated_probabilities(out, calibrators)
         results.append((store.tile_filter, out.logits[0, tested], nested[0, tested]))
     assert results[0][0].sha256 != results[1][0].sha256  # type: ignore[union-attr]
     assert results[0][1].tobytes() == results[1][1].tobytes()
@@ -189,7 +195,7 @@ def test_a_patient_left_without_a_tile_in_a_fold_is_judged_on_nothing(
     monkeypatch.setattr(PatientBags, "refit_without", empty_one)
     out = cross_validate(store, cohort, folds, config=FAST, seed=0)
     row = out.patient_ids.index(emptied)
-    assert out.logits[0, row].tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(out.logits[0, row], 0)
     proba = embedding_baselines(store, out, calibrator="platt", seed=0)
     assert all(np.isfinite(values).all() for values in proba.values())
 

@@ -167,6 +167,7 @@ def test_poisoned_copies_change_nothing_that_judges_the_slide_they_copy(by: Spli
     assert "p000" in moved(unaware)  # the poison would have arrived
 
 
+@pytest.mark.usefixtures("two_inner_folds")
 def test_no_head_is_stopped_on_a_copy_of_what_it_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     bags, cohort = noise_cohort(72, 3)
     twins = {f"p{n:03d}": f"p{n - 3:03d}" for n in range(3, 72, 6)}

@@ -29,7 +29,7 @@ from tests.benchmarks.coverage import Situation, simulate
 from tests.fakes import make_bag, write_cohort
 from tests.mil.training.test_ensemble import noise_cohort, states
 
-FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(head="gated", n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def check_coverage(situation: Situation, *, n_cohorts: int) -> None:

@@ -19,9 +19,10 @@ from mil.evaluation.metrics import auroc
 from mil.training import cross_validation, fold_jobs
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
+    calibrated_probabilities,
     cross_validate,
     inner_folds,
-    nested_probabilities,
+    nested_calibrators,
     resolve_stopping,
 )
 from mil.training_run import train_run
@@ -34,7 +35,8 @@ FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 def nested_of(bags: PatientBags, cohort: Cohort, folds: tuple[Fold, ...]) -> np.ndarray:
     oof = cross_validate(bags, cohort, folds, config=FAST, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    return nested_probabilities(bags, cohort, folds, oof, inner=inner, config=FAST, seed=0)
+    nested = nested_calibrators(bags, cohort, folds, inner=inner, config=FAST, seed=0)
+    return calibrated_probabilities(oof, nested)
 
 
 def test_inner_folds_lie_inside_the_training_patients() -> None:
@@ -101,6 +103,7 @@ def test_nested_probabilities_find_a_planted_signal() -> None:
     assert auroc(nested_of(bags, cohort, folds)[0], cohort.labels) > 0.85
 
 
+@pytest.mark.usefixtures("two_inner_folds")
 def test_early_stopping_is_decided_by_the_smallest_training_part() -> None:
     _, cohort = noise_cohort(48, 0)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)

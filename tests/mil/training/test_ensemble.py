@@ -27,7 +27,7 @@ from mil.training.cross_validation import (
 from mil.training.ensemble import Ensemble, train_ensemble
 from tests.fakes import FINGERPRINT, write_cohort
 
-FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
+FAST = TrainConfig(head="gated", n_members=2, n_components=8, fixed_steps=20, max_epochs=6)
 
 
 def noise_cohort(n_patients: int, seed: int, *, shift: float = 0.0) -> tuple[PatientBags, Cohort]:
@@ -168,6 +168,7 @@ def test_a_poisoned_test_fold_changes_nothing_in_what_is_trained() -> None:
     assert states(seen[0].heads) == states(seen[1].heads)
 
 
+@pytest.mark.usefixtures("two_inner_folds")
 def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "_STEPS_PER_VALIDATION", 1)
     bags, cohort = noise_cohort(60, 3, shift=0.15)
@@ -181,7 +182,7 @@ def test_early_stopping_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) 
         stop = np.flatnonzero(parts == member)
         logits = np.concatenate(
             [predict_members([head], bags.features[cohort.patient_ids[index]])[0] for index in stop]
-        )
+        ) * float(head.logit_scale)  # stopping looks at logits before they are divided
         proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         assert weighted_log_loss(proba, cohort.labels[stop]) == pytest.approx(min(curve), rel=1e-3)
         assert curve[-1] > min(curve)
@@ -197,6 +198,7 @@ def test_a_single_head_is_stopped_on_a_fifth_of_the_patients() -> None:
     assert validated == [0, 2, 4]
 
 
+@pytest.mark.usefixtures("two_inner_folds")
 def test_without_early_stopping_all_patients_are_learned_from() -> None:
     bags, cohort = noise_cohort(18, 4)
     ensemble = train_ensemble(bags, labels_of(cohort), n_classes=2, config=FAST, seed=(0,))

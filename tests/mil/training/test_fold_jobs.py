@@ -120,7 +120,7 @@ def test_a_device_without_memory_for_all_patients_at_once_leaves_them_to_the_cpu
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     ensemble = train_ensemble(bags, labels, n_classes=2, config=SETTINGS, seed=(0,))
     on_cpu, on_device = (
-        dict(fold_jobs._predict_versions(ensemble.heads, bags, torch.device(name)))
+        dict(fold_jobs._predict_versions(ensemble, bags, torch.device(name)))
         for name in ("cpu", "meta")
     )
     assert calls == ["device"]

@@ -12,6 +12,7 @@ import torch
 
 from features.bags.h5 import find_bags, read_bag, write_bag
 from features.errors import BagError
+from mil.base_learners.stack import predict_learner_views
 from mil.calibration.priors import balanced
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
@@ -165,7 +166,7 @@ def test_probabilities_are_of_plain_tiles_or_of_all_views(world: Path, run: Mode
     name = cohort.patients[1].slide_ids[0]
     bag = read_bag(world / "bags" / f"{name}.h5")
     assert bag.views is not None
-    logits, _ = predict_views(run.heads, bag.features, bag.views)
+    logits, _ = predict_learner_views(run.heads, run.base_learners, bag.features, bag.views)
     expected = (
         run.calibrator.predict_proba(logits[0].mean(axis=0, keepdims=True))[0],
         run.with_view_calibrator().calibrator.predict_proba(logits.mean(axis=(0, 1))[None])[0],

@@ -56,6 +56,7 @@ def test_the_same_ensembles_together_give_the_same_bytes() -> None:
         assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("two_inner_folds")
 @pytest.mark.parametrize(
     "change",
     [

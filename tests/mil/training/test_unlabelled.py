@@ -190,7 +190,7 @@ def test_the_classifier_takes_unlabelled_bags_and_leaves_copies_out() -> None:
 
     def fitted(unlabelled: list[np.ndarray] | None) -> list[bytes]:
         classifier = MILClassifier(
-            n_members=1, n_components=8, fixed_steps=5, calibrator=None
+            head="gated", n_members=1, n_components=8, fixed_steps=5, calibrator=None
         )  # fmt: skip
         return states(classifier.fit(arrays, labels, unlabelled=unlabelled).heads_)
 

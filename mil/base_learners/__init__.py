@@ -1,0 +1,23 @@
+"""Base learners of the stack: convex models of pooled embeddings beside the attention heads."""
+
+from __future__ import annotations
+
+__all__ = ["BASE_LEARNERS", "STACK", "head_kind", "learner_names"]
+
+STACK = "stack"
+"""Name of the stack: an attention ensemble and the base learners, combined by the calibrator."""
+
+BASE_LEARNERS = ("mean", "mean + logistic", "histogram", "extremes", "spread")
+"""Names of the base learners, in the order of their logits after those of the attention."""
+
+_ATTENTION = "gated"
+
+
+def head_kind(name: str) -> str:
+    """Return the kind of the heads of a learner: the stack has gated attention heads."""
+    return _ATTENTION if name == STACK else name
+
+
+def learner_names(name: str) -> tuple[str, ...]:
+    """Return the names of the learners of a stack, attention first; a single head has itself."""
+    return (_ATTENTION, *BASE_LEARNERS) if name == STACK else (name,)

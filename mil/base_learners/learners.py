@@ -1,0 +1,131 @@
+"""Base learners of one training set: fit, logits, and contributions of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil.arrays import Floats, Ints
+from mil.base_learners import BASE_LEARNERS
+from mil.base_learners.logistic import LinearModel
+from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes, spaced
+from mil.data.features import Features
+from mil.heads import Whitening
+
+__all__ = ["TILE_WISE", "BaseLearners"]
+
+TILE_WISE = ("mean", "mean + logistic", "histogram")
+"""Base learners whose pooled features are means over tiles: each tile has a contribution."""
+
+_SAMPLE_TILES = 20  # per patient, for the cluster centres
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaseLearners:
+    """Convex models of pooled embeddings, fitted on the training patients of an ensemble.
+
+    ``mean`` and ``mean + logistic`` use the mean embedding, ``extremes`` the maximum and minimum of
+    each dimension, ``spread`` the log standard deviations of whitened components over tiles, and
+    ``histogram`` the mean occupancy of the cluster centres of ``codebook``. Whitened components are
+    those of the ensemble's heads. ``models`` are by name, in the order of the logits.
+    """
+
+    models: Mapping[str, LinearModel]
+    codebook: Codebook
+
+    @classmethod
+    def fit(
+        cls,
+        pooled: Floats,
+        components: Sequence[Tensor],
+        labels: Ints,
+        *,
+        n_classes: int,
+        balanced: bool,
+        seed: int,
+    ) -> Self:
+        """Fit all base learners to training patients only.
+
+        Parameters
+        ----------
+        pooled
+            Mean, maximum and minimum of each patient, shape (patients, 3, dim), see
+            :func:`mil.base_learners.pooling.mean_and_extremes`.
+        components
+            Whitened tiles of each patient, shape (tiles, n_components), at least one.
+        labels
+            Class indices, shape (patients,), every class at least once.
+        n_classes
+            Number of classes.
+        balanced
+            Give every class the same total weight.
+        seed
+            Seeds the cluster centres.
+        """
+        sample = torch.cat([c[spaced(len(c), _SAMPLE_TILES).to(c.device)] for c in components])
+        codebook = Codebook.fit(sample, seed=seed)
+        means = pooled[:, 0]
+        spread = np.stack([log_spread(c) for c in components])
+        occupancy = np.stack([codebook.mean_occupancy(c) for c in components])
+
+        def fit(features: Floats, *, standardise: bool) -> LinearModel:
+            return LinearModel.fit(
+                features, labels, n_classes=n_classes, balanced=balanced, standardise=standardise
+            )
+
+        models = {
+            "mean": fit(means, standardise=False),
+            "mean + logistic": LinearModel.fit_principal_components(
+                means, labels, n_classes=n_classes, balanced=balanced, seed=seed
+            ),
+            "histogram": fit(occupancy, standardise=True),
+            "extremes": fit(pooled[:, 1:].reshape(len(pooled), -1), standardise=True),
+            "spread": fit(spread, standardise=True),
+        }
+        return cls(models={name: models[name] for name in BASE_LEARNERS}, codebook=codebook)
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Learners whose features were the same for all training patients."""
+        return tuple(name for name, model in self.models.items() if model.is_constant)
+
+    def logits(self, tiles: Features, whitening: Whitening) -> Floats:
+        """Return logits, shape (learners, classes), of a patient's tiles, shape (tiles, dim).
+
+        ``whitening`` is that of the ensemble's heads, on the CPU; there is at least one tile.
+        """
+        raw, components = _as_components(tiles, whitening)
+        pooled = mean_and_extremes(raw).astype(np.float64)
+        features = {
+            "mean": pooled[0],
+            "mean + logistic": pooled[0],
+            "histogram": self.codebook.mean_occupancy(components),
+            "extremes": pooled[1:].ravel(),
+            "spread": log_spread(components),
+        }
+        return np.stack([model.logits(features[name]) for name, model in self.models.items()])
+
+    def contributions(self, tiles: Features, whitening: Whitening) -> dict[str, Floats]:
+        """Return the summands of the logits of :data:`TILE_WISE`, shape (tiles, classes) each.
+
+        They sum over the tiles to :meth:`logits`, whose arguments these are.
+        """
+        raw, components = _as_components(tiles, whitening)
+        features = {
+            "mean": raw.double().numpy(),
+            "mean + logistic": raw.double().numpy(),
+            "histogram": self.codebook.occupancy(components).double().numpy(),
+        }
+        return {name: self.models[name].contributions(features[name]) for name in TILE_WISE}
+
+
+def _as_components(tiles: Features, whitening: Whitening) -> tuple[Tensor, Tensor]:
+    """Return tiles, shape (tiles, dim), and their components (tiles, n_components), float32."""
+    raw = torch.from_numpy(np.asarray(tiles)).float()
+    with torch.inference_mode():
+        return raw, whitening(raw)

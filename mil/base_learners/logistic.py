@@ -1,0 +1,173 @@
+"""Penalised logistic regression on pooled features, with many more features than patients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mil.arrays import Floats, Ints
+
+__all__ = ["LinearModel"]
+
+_C = 7.0  # decision 0019
+_MEAN_SQUARED_NORM = 16.0
+_MAX_DEVIATION = 8.0  # training standard deviations, of new patients
+_LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
+_MOST_NEWTON_COEFFICIENTS = 1024
+
+_LOGISTIC_COMPONENTS = 32
+_LOGISTIC_C = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearModel:
+    """Linear model of pooled features: logits are ``clip((x - centre) / scale) @ weights + bias``.
+
+    Attributes
+    ----------
+    centre, scale
+        Shape (features,): means and standard deviations of the training patients, or ones.
+    limit
+        Largest standardised value of a new patient; infinity for no limit.
+    weights, bias
+        Shapes (features, classes) and (classes,). Features that do not vary have weights of 0.
+    """
+
+    centre: Floats
+    scale: Floats
+    limit: float
+    weights: Floats
+    bias: Floats
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no feature has a weight: all training patients had the same features."""
+        return not self.weights.any()
+
+    @classmethod
+    def fit(
+        cls,
+        pooled: Floats,
+        labels: Ints,
+        *,
+        n_classes: int,
+        balanced: bool,
+        standardise: bool,
+    ) -> Self:
+        """Fit an L2-penalised logistic regression, which is convex, with a free bias.
+
+        Features are centred and scaled to a mean squared norm of 16, so that one penalty fits any
+        number of features. With more features than patients, the patients span the solution: the
+        fit is on their coordinates in an orthonormal basis (a QR decomposition), which gives the
+        same minimum as the kernel form. With more than two classes the model is multinomial.
+
+        Parameters
+        ----------
+        pooled
+            Features of training patients, shape (patients, features).
+        labels
+            Class indices, shape (patients,), every class at least once.
+        n_classes
+            Number of classes.
+        balanced
+            Give every class the same total weight.
+        standardise
+            Divide each feature by its standard deviation, and limit those of new patients to 8.
+        """
+        x = pooled.astype(np.float64)
+        centre, deviation = x.mean(axis=0), x.std(axis=0)
+        varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
+        scale = np.where(varies, deviation, 1.0) if standardise else np.ones(x.shape[1])
+        x = ((x - centre) / scale)[:, varies]
+        norm = np.sqrt(_MEAN_SQUARED_NORM / max((x**2).sum(axis=1).mean(), 1e-12))
+        weights = np.zeros((pooled.shape[1], n_classes))
+        bias = np.zeros(n_classes)
+        if varies.any():
+            basis = None
+            coordinates = x * norm
+            if x.shape[1] > len(x):
+                basis, triangle = np.linalg.qr(coordinates.T)
+                coordinates = triangle.T  # (patients, patients)
+            own, bias = _fit_logistic(coordinates, labels, n_classes=n_classes, balanced=balanced)
+            weights[varies] = norm * (own if basis is None else basis @ own)
+        limit = _MAX_DEVIATION if standardise else np.inf
+        return cls(centre=centre, scale=scale, limit=limit, weights=weights, bias=bias)
+
+    @classmethod
+    def fit_principal_components(
+        cls, pooled: Floats, labels: Ints, *, n_classes: int, balanced: bool, seed: int
+    ) -> Self:
+        """Fit a logistic regression on at most 32 whitened principal components.
+
+        It is the baseline ``mean + logistic`` of the report; arguments are those of :meth:`fit`.
+        """
+        x = pooled.astype(np.float64)
+        centre, zeros = x.mean(axis=0), np.zeros((x.shape[1], n_classes))
+        if not np.ptp(x, axis=0).any():
+            ones, bias = np.ones(x.shape[1]), np.zeros(n_classes)
+            return cls(centre=centre, scale=ones, limit=np.inf, weights=zeros, bias=bias)
+        n_components = max(1, min(_LOGISTIC_COMPONENTS, x.shape[1], len(x) // 2))
+        standard, principal = StandardScaler(), PCA(n_components, whiten=True, random_state=seed)
+        components = make_pipeline(standard, principal).fit_transform(x)
+        deviations = np.sqrt(principal.explained_variance_)
+        is_signal = deviations > _LEAST_DEVIATION * deviations.max()
+        components = components * is_signal  # a component of rounding errors has no weight
+        own, bias = _fit_logistic(
+            components, labels, n_classes=n_classes, balanced=balanced, penalty_c=_LOGISTIC_C
+        )
+        to_components = principal.components_.T[:, is_signal] / deviations[is_signal]
+        return cls(
+            centre=centre,
+            scale=np.asarray(standard.scale_, np.float64),
+            limit=np.inf,
+            weights=to_components @ own[is_signal],
+            bias=bias,
+        )
+
+    def logits(self, pooled: Floats) -> Floats:
+        """Return logits, shape (..., classes), of pooled features, shape (..., features)."""
+        standard = np.clip((pooled - self.centre) / self.scale, -self.limit, self.limit)
+        return np.asarray(standard @ self.weights + self.bias, np.float64)
+
+    def contributions(self, of_tiles: Floats) -> Floats:
+        """Return summands of the logits, shape (tiles, classes), where features are tile means.
+
+        ``of_tiles`` has shape (tiles, features); the pooled features are its mean over the tiles.
+        The sum over tiles is exactly the logit: the bias is divided equally, and where the limit
+        shortens a pooled feature, the parts of its tiles are shortened alike.
+        """
+        standard = (of_tiles - self.centre) / self.scale
+        pooled = standard.mean(axis=0)
+        largest = np.maximum(np.abs(pooled), 1e-300)
+        kept = np.minimum(self.limit / largest, 1.0)
+        return np.asarray((standard * kept @ self.weights + self.bias) / len(of_tiles), np.float64)
+
+
+def _fit_logistic(
+    x: Floats, labels: Ints, *, n_classes: int, balanced: bool, penalty_c: float = _C
+) -> tuple[Floats, Floats]:
+    """Return weights (features, classes) and biases (classes,), which sum to 0 over classes.
+
+    The penalty on a difference of logits is the same for any number of classes.
+    """
+    n_coefficients = x.shape[1] * (1 if n_classes == 2 else n_classes)
+    model = LogisticRegression(
+        C=penalty_c if n_classes == 2 else penalty_c / 2,
+        class_weight="balanced" if balanced else None,
+        solver="newton-cholesky" if n_coefficients <= _MOST_NEWTON_COEFFICIENTS else "lbfgs",
+        tol=1e-6,
+        max_iter=1000,
+    ).fit(x, labels)
+    weights, bias = model.coef_.T, model.intercept_
+    if n_classes == 2:
+        weights, bias = np.hstack([-weights, weights]) / 2, np.array([-bias[0], bias[0]]) / 2
+    return (
+        np.asarray(weights - weights.mean(axis=1, keepdims=True), np.float64),
+        np.asarray(bias - bias.mean(), np.float64),
+    )

@@ -1,0 +1,104 @@
+"""Pooled features of a patient's tiles: moments, extremes, and occupancy of tile clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from mil.arrays import Floats
+
+__all__ = ["Codebook", "log_spread", "mean_and_extremes", "spaced"]
+
+_MOST_CENTRES = 150
+_SPREAD_FLOOR = 0.3  # of whitened components, whose own standard deviation is at most 1
+_TILES_PER_BLOCK = 8192
+_LEAST_SQUARED_WIDTH = 1e-9
+
+
+def mean_and_extremes(tiles: Tensor) -> Floats:
+    """Return mean, maximum and minimum of embeddings (tiles, dim), shape (3, dim), float32."""
+    features = tiles.float()
+    return torch.stack([features.mean(0), features.amax(0), features.amin(0)]).cpu().numpy()
+
+
+def log_spread(components: Tensor) -> Floats:
+    """Return log(SD over tiles + 0.3) of components (tiles, n_components), float64.
+
+    The result has shape (n_components,).
+    """
+    deviation = components.double().std(dim=0, correction=0)
+    return np.asarray((deviation + _SPREAD_FLOOR).log().cpu().numpy(), np.float64)
+
+
+def spaced(n_tiles: int, most: int) -> Tensor:
+    """Return at most ``most`` evenly spaced indices of tiles, shape (indices,)."""
+    return torch.from_numpy(np.linspace(0, n_tiles - 1, min(n_tiles, most)).astype(np.int64))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codebook:
+    """Cluster centres of whitened tiles: a tile occupies those that it is near to.
+
+    Attributes
+    ----------
+    centres
+        Shape (centres, n_components), float32, at most 150.
+    squared_width
+        Median squared distance of a training tile to its nearest centre; the occupancy of a centre
+        at squared distance d is exp(-d / (2 · width)), a Gaussian kernel.
+    """
+
+    centres: Tensor
+    squared_width: float
+
+    @classmethod
+    def fit(cls, sample: Tensor, *, n_centres: int = _MOST_CENTRES, seed: int) -> Self:
+        """Fit k-means (Sculley, 2010) to tiles of training patients, without labels.
+
+        ``sample`` has shape (tiles, n_components), at least one tile. There are at most half as
+        many centres as tiles in it.
+        """
+        rows = sample.float().cpu().numpy()
+        n_kept = max(1, min(n_centres, len(rows) // 2, len(np.unique(rows, axis=0))))
+        # One thread: the order of sums, and with it their last bits, must not depend on a machine.
+        with threadpool_limits(limits=1):
+            fitted = MiniBatchKMeans(n_kept, random_state=seed, n_init=1, batch_size=1024).fit(rows)
+        centres = torch.from_numpy(np.asarray(fitted.cluster_centers_, np.float32))
+        nearest = torch.cat([
+            _squared_distances(block, centres).amin(dim=1) for block in _blocks(sample.cpu())
+        ])  # fmt: skip
+        return cls(centres=centres, squared_width=float(nearest.median()) + _LEAST_SQUARED_WIDTH)
+
+    def occupancy(self, components: Tensor) -> Tensor:
+        """Return the occupancy of each centre by each tile, 0 to 1, shape (tiles, centres).
+
+        ``components`` have shape (tiles, n_components).
+        """
+        distances = _squared_distances(components, self.centres.to(components.device))
+        return (distances / (-2 * self.squared_width)).exp_()
+
+    def mean_occupancy(self, components: Tensor) -> Floats:
+        """Return the mean of :meth:`occupancy` over the tiles, shape (centres,), float64."""
+        total = torch.zeros(len(self.centres), dtype=torch.float64, device=components.device)
+        for block in _blocks(components):
+            total += self.occupancy(block).double().sum(dim=0)
+        return np.asarray((total / len(components)).cpu().numpy(), np.float64)
+
+
+def _blocks(components: Tensor) -> Iterator[Tensor]:
+    """Yield blocks of tiles, so that a large bag needs little memory."""
+    for start in range(0, len(components), _TILES_PER_BLOCK):
+        yield components[start : start + _TILES_PER_BLOCK]
+
+
+def _squared_distances(components: Tensor, centres: Tensor) -> Tensor:
+    """Return squared distances, shape (tiles, centres), at least 0."""
+    squares = components.square().sum(dim=1, keepdim=True) + centres.square().sum(dim=1)
+    return torch.addmm(squares, components, centres.T, alpha=-2).clamp_(min=0)

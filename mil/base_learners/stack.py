@@ -1,0 +1,52 @@
+"""Logits of all learners of a model for one patient: attention heads and any base learners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mil.arrays import Floats
+from mil.base_learners.learners import BaseLearners
+from mil.data.features import Features
+from mil.heads import Head
+from mil.heads.ensemble import predict_members
+
+__all__ = ["predict_learner_views", "predict_learners", "with_base_learners"]
+
+
+def predict_learners(
+    heads: Sequence[Head], base_learners: BaseLearners | None, tiles: Features
+) -> tuple[Floats, Floats]:
+    """Return logits and attention, shape (heads, tiles), of a patient.
+
+    Logits have shape (heads, classes), and with base learners (heads, learners, classes): the head
+    first, then the base learners, which are the same for every head. ``tiles`` are the patient's
+    embeddings, shape (tiles, dim), at least one; heads are on the CPU.
+    """
+    logits, attention = predict_members(heads, tiles)
+    if base_learners is None:
+        return logits, attention
+    return with_base_learners(logits, base_learners.logits(tiles, heads[0].whitening)), attention
+
+
+def predict_learner_views(
+    heads: Sequence[Head], base_learners: BaseLearners | None, tiles: Features, views: Features
+) -> tuple[Floats, Floats]:
+    """Return logits and attention on the plain tiles, then on each view of them.
+
+    Shapes are those of :func:`predict_learners` after a first axis of 1 + n_views. ``views`` are
+    embeddings of augmented views, shape (tiles, n_views, dim).
+    """
+    versions = [tiles, *np.moveaxis(views, 1, 0)]
+    pairs = [predict_learners(heads, base_learners, each) for each in versions]
+    return np.stack([logits for logits, _ in pairs]), np.stack([share for _, share in pairs])
+
+
+def with_base_learners(logits: Floats, of_base: Floats) -> Floats:
+    """Return logits of heads, (..., classes), with those of base learners, (learners, classes).
+
+    The result has shape (..., 1 + learners, classes).
+    """
+    shared = np.broadcast_to(of_base, (*logits.shape[:-1], *of_base.shape))
+    return np.concatenate([logits[..., None, :], shared], axis=-2)

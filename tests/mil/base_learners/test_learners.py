@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from mil.arrays import Floats
+from mil.base_learners import BASE_LEARNERS, head_kind, learner_names
+from mil.base_learners.learners import TILE_WISE, BaseLearners
+from mil.base_learners.logistic import LinearModel
+from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
+from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
+from mil.heads.whitening import Whitening, fit_pca_whitening
+
+
+def drawn(
+    n: int = 24, dim: int = 12, *, n_tiles: int = 9, n_classes: int = 2, seed: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Bags whose class moves the mean of all tiles."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % n_classes
+    bags = {}
+    for index, label in enumerate(labels):
+        tiles = rng.normal(size=(n_tiles + index % 3, dim)) + np.eye(dim)[label]
+        bags[f"p{index}"] = tiles.astype(np.float32)
+    return bags, labels
+
+
+def fit(
+    bags: dict[str, np.ndarray], labels: np.ndarray, *, n_classes: int = 2
+) -> tuple[BaseLearners, Whitening]:
+    whitening = fit_pca_whitening(bags, list(bags), 6)
+    tiles = [torch.from_numpy(bag) for bag in bags.values()]
+    with torch.inference_mode():
+        components = [whitening(bag) for bag in tiles]
+    pooled = np.stack([mean_and_extremes(bag) for bag in tiles])
+    learners = BaseLearners.fit(
+        pooled, components, labels, n_classes=n_classes, balanced=True, seed=0
+    )
+    return learners, whitening
+
+
+def test_the_stack_has_gated_heads_and_single_heads_are_themselves() -> None:
+    assert (head_kind("stack"), head_kind("mean")) == ("gated", "mean")
+    assert learner_names("stack") == ("gated", *BASE_LEARNERS)
+    assert learner_names("lse") == ("lse",)
+
+
+@pytest.mark.parametrize("n_features", [3, 40])
+def test_the_fit_is_the_minimum_of_the_penalised_loss(n_features: int) -> None:
+    rng = np.random.default_rng(1)
+    labels = np.arange(15) % 3 // 2  # 10 and 5 patients
+    x = rng.normal(size=(15, n_features)) + labels[:, None] * 0.4
+    model = LinearModel.fit(x, labels, n_classes=2, balanced=True, standardise=False)
+    centred = x - x.mean(axis=0)
+    scaled = centred * 4 / np.sqrt((centred**2).sum(axis=1).mean())
+    weights = np.where(labels == 1, 15 / 10, 15 / 20)
+
+    def loss(theta: Floats) -> float:
+        margin = (2 * labels - 1) * (scaled @ theta[1:] + theta[0])
+        return float(7 * weights @ np.logaddexp(0, -margin) + theta[1:] @ theta[1:] / 2)
+
+    best = minimize(loss, np.zeros(n_features + 1), options={"gtol": 1e-8})
+    logits = model.logits(x)
+    np.testing.assert_allclose(
+        logits[:, 1] - logits[:, 0], scaled @ best.x[1:] + best.x[0], atol=2e-3
+    )
+
+
+def test_three_classes_are_penalised_as_two_are() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.arange(30) % 2
+    x = rng.normal(size=(30, 5)) + labels[:, None]
+    two = LinearModel.fit(x, labels, n_classes=2, balanced=True, standardise=True)
+    from mil.base_learners import logistic
+
+    own, bias = logistic._fit_logistic(x, labels, n_classes=2, balanced=True)
+    assert np.allclose(own.sum(axis=1), 0)
+    assert bias.sum() == pytest.approx(0)
+    three = np.arange(30) % 3
+    logits = LinearModel.fit(
+        x + 3 * np.eye(5)[three], three, n_classes=3, balanced=True, standardise=True
+    ).logits(x + 3 * np.eye(5)[three])
+    assert (logits.argmax(axis=1) == three).mean() > 0.9
+    np.testing.assert_allclose(logits.sum(axis=1), 0, atol=1e-9)
+    assert two.weights.shape == (5, 2)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_contributions_of_tiles_sum_to_the_logits(n_classes: int) -> None:
+    bags, labels = drawn(n_classes=n_classes)
+    learners, whitening = fit(bags, labels, n_classes=n_classes)
+    far = 30 * np.ones((5, 12), np.float32)  # so far off that the limit shortens it
+    for bag in (*list(bags.values())[:3], far):
+        logits = dict(zip(BASE_LEARNERS, learners.logits(bag, whitening), strict=True))
+        parts = learners.contributions(bag, whitening)
+        assert tuple(parts) == TILE_WISE
+        for name, part in parts.items():
+            assert part.shape == (len(bag), n_classes)
+            np.testing.assert_allclose(part.sum(axis=0), logits[name], rtol=1e-4, atol=1e-4)
+
+
+def test_new_patients_far_off_stay_finite_and_limited() -> None:
+    bags, labels = drawn()
+    learners, whitening = fit(bags, labels)
+    near, far = (
+        learners.logits(scale * np.ones((4, 12), np.float32), whitening) for scale in (50, 5000)
+    )
+    for name in ("histogram", "extremes", "spread"):
+        row = BASE_LEARNERS.index(name)
+        np.testing.assert_allclose(near[row], far[row], atol=1e-6)
+    assert np.isfinite(far).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "constant"),
+    [
+        ({}, ()),
+        ({"n_tiles": 1}, ("spread",)),
+        ({"dim": 4}, ()),
+        ({"dim": 4096, "n": 8}, ()),
+        ({"n": 4, "n_tiles": 1}, ("spread",)),
+    ],
+)
+def test_unusual_sizes_make_a_smaller_stack(
+    change: dict[str, int], constant: tuple[str, ...]
+) -> None:
+    bags, labels = drawn(**change)
+    if change.get("n_tiles") == 1:
+        bags = {name: bag[:1] for name, bag in bags.items()}
+    learners, whitening = fit(bags, labels)
+    assert set(constant) <= set(learners.constant)
+    assert np.isfinite(learners.logits(bags["p0"], whitening)).all()
+
+
+def test_equal_embeddings_teach_nothing() -> None:
+    bags = {f"p{i}": np.full((3, 8), 0.5, np.float32) for i in range(10)}
+    learners, whitening = fit(bags, np.arange(10) % 2)
+    assert learners.constant == BASE_LEARNERS
+    np.testing.assert_array_equal(learners.logits(bags["p0"], whitening), 0)
+
+
+def test_a_large_bag_is_pooled_as_a_small_one() -> None:
+    rng = np.random.default_rng(0)
+    tiles = torch.from_numpy(rng.normal(size=(20_000, 3)).astype(np.float32))
+    codebook = Codebook.fit(tiles[:400], seed=0)
+    assert codebook.centres.shape == (150, 3)
+    whole = codebook.occupancy(tiles).double().mean(dim=0).numpy()
+    np.testing.assert_allclose(codebook.mean_occupancy(tiles), whole, rtol=1e-6)
+    np.testing.assert_allclose(
+        log_spread(tiles), np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
+    )
+
+
+def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
+    bags, labels = drawn()
+    learners, whitening = fit(bags, labels)
+    tensors = base_learners_to_tensors(learners)
+    sizes = {"dim": 12, "n_components": 6, "n_classes": 2}
+    back = base_learners_from_tensors(tensors, **sizes)
+    np.testing.assert_array_equal(
+        back.logits(bags["p1"], whitening), learners.logits(bags["p1"], whitening)
+    )
+    nan = torch.full_like(tensors["mean.bias"], float("nan"))
+    damaged = [
+        {name: value for name, value in tensors.items() if name != "spread.bias"},
+        tensors | {"other": nan},
+        tensors | {"mean.bias": nan},
+        tensors | {"mean.bias": torch.zeros(3, dtype=torch.float64)},
+        tensors | {"mean.weights": tensors["mean.weights"].float()},
+        tensors | {"extremes.scale": torch.zeros_like(tensors["extremes.scale"])},
+        tensors | {"mean.limit": torch.tensor(-1.0, dtype=torch.float64)},
+        tensors | {"codebook.centres": tensors["codebook.centres"][:, :5]},
+        tensors | {"codebook.squared_width": torch.tensor(0.0, dtype=torch.float64)},
+    ]
+    for broken in damaged:
+        with pytest.raises(ValueError, match="base learners: "):
+            base_learners_from_tensors(broken, **sizes)
