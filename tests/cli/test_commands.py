@@ -26,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = write_cohort(folder, n_patients=36, shift=0.8)
     result = mil_ok(
         "train", "--cohort", table, "--bags", folder / "bags", "--run", folder / "run",
-        "--folds", 3, "--json",
+        "--folds", 3, "--head", "gated", "--json",
     )  # fmt: skip
     (folder / "train.json").write_text(result.stdout)
     return folder

@@ -109,6 +109,7 @@ def test_three_classes_are_trained_with_each_calibrator_and_retired_ones_refused
     result = mil(
         "train", "--cohort", world / "train.csv", "--bags", world / "bags", "--run",
         tmp_path / "run", "--folds", 2, "--device", "cpu", "--calibrator", calibrator,
+        "--head", "gated",
     )  # fmt: skip
     if calibrator == "beta":
         assert result.exit_code == 1
