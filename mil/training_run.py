@@ -252,8 +252,7 @@ def train_run(
         If the folder cannot be written.
     """
     run_dir = Path(run_dir)
-    if not isinstance(cohort, Cohort):
-        cohort = read_cohort(Path(cohort), labelled=True)
+    cohort = cohort if isinstance(cohort, Cohort) else read_cohort(Path(cohort), labelled=True)
     if not isinstance(bags, PatientBags):
         failures = read_embed_failures(Path(bags))
     bags, unlabelled = _read_bags(cohort, bags, unlabelled, tile_filter=tile_filter)
