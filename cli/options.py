@@ -37,6 +37,7 @@ __all__ = [
     "Prior",
     "Rules",
     "RunDir",
+    "SceneNumber",
     "SlideMpp",
     "SlidePaths",
     "SlidesDir",
@@ -124,6 +125,14 @@ SlidePaths = Annotated[
         help="Slides, folders of slides, URLs of OME-Zarr, or a CSV with `path`.",
     ),
 ]
+SceneNumber = Annotated[
+    int | None,
+    typer.Option(
+        "--scene", min=1, metavar="N",
+        help="Which of several scenes of each file is the slide, by its number in `mil inspect`; "
+        "default: the largest.",
+    ),
+]  # fmt: skip
 SlideMpp = Annotated[
     float | None,
     typer.Option(

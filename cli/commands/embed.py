@@ -31,6 +31,7 @@ from cli.options import (
     MppTable,
     Overlap,
     Rules,
+    SceneNumber,
     SlideMpp,
     TargetMpp,
     TilePx,
@@ -94,6 +95,7 @@ def embed(
         ),
     ] = "brain,subdural,soft",
     bags: BagsDir = Path("bags"),
+    scene: SceneNumber = None,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
     shard: Annotated[
@@ -173,6 +175,10 @@ def embed(
     A slide's own resolution is used where it is plausible (0.05 to 20 µm/px), else `--slide-mpp`
     or `--mpp-table`, else 0.25 µm/px is assumed, with a note in the summary.
 
+    Of a file with several scenes, such as two sections scanned on their own, the largest is
+    embedded and the others are named in the summary; `--scene 2` embeds another, as a slide of its
+    own whose id ends in `_scene2`.
+
     Tiles of pen ink, black fill, coverslip edges, folds and blur are left out and counted;
     `--rules none` keeps them. With `--filter`, so are tiles that a trained filter drops.
 
@@ -212,7 +218,8 @@ def embed(
     } | ({} if max_failed is None else {"max_failed": max_failed})  # fmt: skip
     if series is not None:
         reject_options(
-            {"--preview": preview, "--dry-run": dry_run, "--slide-mpp": slide_mpp,
+            {"--preview": preview, "--dry-run": dry_run, "--scene": scene,
+             "--slide-mpp": slide_mpp,
              "--mpp-table": mpp_table, "--tissue": tissue is not TissueMethod.contrast,
              "--max-tiles": max_tiles, "--overlap": overlap,
              "--filter": tile_filter, "--views": views,
@@ -247,12 +254,17 @@ def embed(
     n_tiles_expected = len(slides) * TILES_PER_SLIDE
     if dry_run:
         print_estimate(
-            slides, config, n_tiles_expected=n_tiles_expected, given_mpp=given_mpp, as_json=as_json
+            slides,
+            config,
+            n_tiles_expected=n_tiles_expected,
+            given_mpp=given_mpp,
+            scene=scene,
+            as_json=as_json,
         )
         return
     results, stopped = embed_with_progress(
         embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
-        units=("slides", "tiles"), given_mpp=given_mpp,
+        units=("slides", "tiles"), given_mpp=given_mpp, scene=scene,
         preview=None if preview is None else PreviewWriter(preview.absolute()),
     )  # fmt: skip
     report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json)
@@ -281,6 +293,7 @@ def print_estimate(
     *,
     n_tiles_expected: int,
     given_mpp: Mapping[str, float],
+    scene: int | None,
     as_json: bool,
 ) -> None:
     """Print tiles, GB and hours of a run on the first of its devices; writes nothing."""
@@ -293,7 +306,7 @@ def print_estimate(
     with progress_bar("slides") as bars:
         task = bars.add_task("segmenting tissue", total=len(slides))
         estimate = estimate_embedding(
-            slides, encoder, config=config, given_mpp=given_mpp,
+            slides, encoder, config=config, given_mpp=given_mpp, scene=scene,
             on_slide=lambda: bars.advance(task),
         )  # fmt: skip
     if as_json:

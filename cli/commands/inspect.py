@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, stderr, stdout
-from cli.options import JsonOutput, SlideMpp, SlidePaths
+from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
 from cli.shared.arguments import resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 
-def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutput = False) -> None:
+def inspect(
+    *,
+    paths: SlidePaths,
+    scene: SceneNumber = None,
+    slide_mpp: SlideMpp = None,
+    as_json: JsonOutput = False,
+) -> None:
     """Print the metadata of slides: reader, size in px, levels, mpp and its source.
 
     Only headers are read.
@@ -36,8 +43,8 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
     failed: dict[str, str] = {}
     for path in slides:
         try:
-            with closing(open_slide(path)) as slide:
-                opened.append(_describe(slide, slide_mpp))
+            with closing(open_slide(path, scene=scene)) as slide:
+                opened.append(_describe(slide, scene, slide_mpp))
         except MilError as error:
             failed[str(path)] = str(error)
     assumed = [d["slide_id"] for d in opened if d["mpp_source"] == "assumed"]
@@ -54,14 +61,14 @@ def inspect(*, paths: SlidePaths, slide_mpp: SlideMpp = None, as_json: JsonOutpu
         raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
 
 
-def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, Any]:
+def _describe(slide: Slide, scene: int | None, slide_mpp: float | None) -> dict[str, Any]:
     from features.slides.reader import slide_id_of
     from features.slides.resolution import resolve_mpp
 
     resolution = resolve_mpp(slide.stated_mpp, given_mpp=slide_mpp, where=slide.path)
     first = slide.levels[0]
     return {
-        "slide_id": slide_id_of(slide.path),
+        "slide_id": slide_id_of(slide.path, scene),
         "path": str(slide.path),
         "reader": slide.reader,
         "width_px0": first.width_px,
@@ -75,11 +82,16 @@ def _describe(slide: Slide, slide_mpp: float | None) -> dict[str, Any]:
         "mpp_source": resolution.source,
         "warnings": list(slide.warnings),
         "background_rgb": list(slide.background_rgb),
+        "scene": slide.scene,
+        "other_scenes": [asdict(other) for other in slide.other_scenes],
+        "associated_images": list(slide.associated_images),
         "levels": [[level.width_px, level.height_px, level.downsample] for level in slide.levels],
     }
 
 
 def _print(described: dict[str, Any]) -> None:
+    from features.slides.base import Scene
+
     in_file = described["mpp_in_file"]
     rows = {
         "slide id": described["slide_id"],
@@ -95,6 +107,13 @@ def _print(described: dict[str, Any]) -> None:
     }
     if described["warnings"]:
         rows["warnings"] = "\n".join(described["warnings"])
+    if described["other_scenes"]:
+        rows["scene"] = (
+            f"{described['scene']} of {1 + len(described['other_scenes'])}; for --scene N:\n"
+            + "\n".join(str(Scene(**other)) for other in described["other_scenes"])
+        )
+    if described["associated_images"]:
+        rows["set aside"] = "\n".join(described["associated_images"])
     table = Table(title=described["path"], title_justify="left", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -24,6 +24,7 @@ from cli.options import (
     MppTable,
     Overlap,
     Rules,
+    SceneNumber,
     SlideMpp,
     SlidePaths,
     TargetMpp,
@@ -59,6 +60,7 @@ def preview(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder for the images and their page.")
     ] = Path("previews"),
+    scene: SceneNumber = None,
     slide_mpp: SlideMpp = None,
     mpp_table: MppTable = None,
     as_json: JsonOutput = False,
@@ -104,7 +106,8 @@ def preview(
             for path in slides:
                 row = preview_slide(
                     path, writer, tiles=tiles, tissue=TissueSettings(method=tissue.value),
-                    given_mpp=mpp_of.get(slide_id_of(path)), n_workers=workers, progress=bars,
+                    given_mpp=mpp_of.get(slide_id_of(path)), scene=scene, n_workers=workers,
+                    progress=bars,
                 )  # fmt: skip
                 rows.append(row)
                 bars.slide_ended(row)

@@ -121,16 +121,15 @@ def files_of(cohort: Cohort, folder: Path, *, option: str) -> dict[str, Path]:
         If there is none, or two have the same name, which makes ``option`` ambiguous.
     """
     from features.errors import SlideError
-    from features.slides.manifest import check_unique_ids
-    from features.slides.reader import find_slides, slide_id_of
+    from features.slides.manifest import match_files
+    from features.slides.reader import find_slides
 
     slide_ids = {slide for patient in cohort.patients for slide in patient.slide_ids}
-    paths = [path for path in find_slides([folder]) if slide_id_of(path) in slide_ids]
-    if not paths:
+    files = match_files(find_slides([folder]), slide_ids, option=option)
+    if not files:
         raise SlideError(
             folder,
             actual=f"none of the {len(slide_ids)} slides (first: {min(slide_ids)!r}) is in it",
             expected="files named after the slide ids",
         )  # fmt: skip
-    check_unique_ids(paths, option=option)
-    return {slide_id_of(path): path for path in paths}
+    return files

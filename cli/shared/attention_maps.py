@@ -123,7 +123,7 @@ def _read_slide(
     grid = grid_from_layout(layout, meta)
     tiles: dict[int, RgbArray] = {}
     try:
-        with closing(open_slide(path)) as slide:
+        with closing(open_slide(path, scene=meta.scene or None)) as slide:
             check_slide_size(slide, meta)
             overview = slide.overview(downsample=heatmap_downsample(layout))
             for index in indices:

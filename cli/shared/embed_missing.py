@@ -12,6 +12,7 @@ from cli.shared.executors import embed_with_progress
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
+    from features.embedding.results import SlideResult
     from features.parallel.base import Executor
     from mil.inference.bundle import ModelBundle
 
@@ -34,16 +35,29 @@ def embed_missing_slides(
     """
     from features.embedding.config import config_from_fingerprint
     from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
-    from features.slides.reader import find_slides, slide_id_of
+    from features.slides.manifest import match_files
+    from features.slides.reader import find_slides, scene_of
 
-    paths = [path for path in find_slides([slides]) if slide_id_of(path) in missing]
-    if not paths:
+    files = match_files(find_slides([slides]), missing, option="--slides")
+    if not files:
         return 0
-    _require_folder(bags_dir, n_missing=len(paths), first=slide_id_of(paths[0]))
+    _require_folder(bags_dir, n_missing=len(files), first=next(iter(files)))
     config = config_from_fingerprint(run.fingerprint, tile_filter=run.tile_filter, **options)
+    paths = sorted(set(files.values()))
     given_mpp = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    by_scene: dict[int | None, list[Path]] = {}
+    for slide_id, path in files.items():
+        by_scene.setdefault(scene_of(slide_id, path), []).append(path)
+
+    def embed(_: object, *arguments: Any, **named: Any) -> list[SlideResult]:
+        return [
+            result
+            for scene, some in by_scene.items()
+            for result in embed_slides(some, *arguments, scene=scene, **named)
+        ]
+
     results, stopped = embed_with_progress(
-        embed_slides, paths, bags_dir, config, n_tiles_expected=len(paths) * TILES_PER_SLIDE,
+        embed, list(files), bags_dir, config, n_tiles_expected=len(files) * TILES_PER_SLIDE,
         units=("slides", "tiles"), check=_weights_check(run), given_mpp=given_mpp,
     )  # fmt: skip
     n_failed = print_failures(results, bags_dir)

@@ -86,7 +86,7 @@ class EmbedProgressBars:
         self._bars = bars
         self._slides = bars.add_task(unit, total=n_slides)
         self._tiles = bars.add_task("tiles", total=0, visible=False)
-        self._n_tiles = 0
+        self._n_tiles = self._n_failed = 0
 
     def slide_started(self, slide_id: str, n_tiles: int) -> None:
         """Extend the bar of tiles."""
@@ -100,10 +100,12 @@ class EmbedProgressBars:
         self._bars.advance(self._tiles, n_tiles)
 
     def slide_ended(self, result: SlideStatus) -> None:
-        """Advance the bar of slides, and print a failure."""
+        """Advance the bar of slides, and print a failure if it is among the first five."""
         self._bars.advance(self._slides)
         if result.status == "failed":
-            self._bars.console.print(f"failed: {result.message}", style="yellow")
+            self._n_failed += 1
+            if self._n_failed <= _N_NAMED:
+                self._bars.console.print(f"failed: {result.message}", style="yellow")
 
     def warn(self, text: str) -> None:
         """Print a note above the bars."""
@@ -115,7 +117,9 @@ def print_failures(results: list[SlideResult], bags_dir: Path, *, unit: str = "s
     n_failed = sum(result.status == "failed" for result in results)
     if n_failed:
         stderr.print(
-            f"{n_failed} of {pluralize(len(results), unit)} failed; see {bags_dir / 'embed.csv'}",
+            f"{n_failed:,} of {pluralize(len(results), unit)} failed"
+            f"{', the first five of them above' if n_failed > _N_NAMED else ''}; "
+            f"see {bags_dir / 'embed.csv'}",
             style="bold yellow",
         )
     return n_failed
@@ -183,6 +187,7 @@ def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
         "mpp_sources": dict(Counter(o.mpp_source for o in results if o.mpp_source)),
         "mpp_assumed": [o.slide_id for o in results if o.mpp_source == "assumed"],
         "mpp_derived": [o.slide_id for o in results if o.mpp_source == "derived"],
+        "other_scenes": {o.slide_id: o.other_scenes for o in results if o.other_scenes},
         "mpp": dict(_mpp_counts(results)),
         "mpp_outliers": _mpp_outliers(results),
         "failed": {o.slide_id: o.message for o in results if o.status == "failed"},
@@ -232,6 +237,12 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
         )
     for text in tissue_warnings(_tissue_shares(results)):
         stderr.print(text, style="yellow")
+    if several := [result for result in results if result.other_scenes]:
+        named = [f"{o.slide_id} (scene {o.scene}; others {o.other_scenes})" for o in several]
+        stdout.print(
+            f"{pluralize(len(several), 'slides')} with several scenes, of which one was embedded: "
+            f"{_list_some(named)}. --scene N embeds another."
+        )
     if assumed := [result.slide_id for result in results if result.mpp_source == "assumed"]:
         stdout.print(assumed_mpp_text(assumed))
     if derived := [result.slide_id for result in results if result.mpp_source == "derived"]:

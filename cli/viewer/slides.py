@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from features.bags.bag import BagMeta
 from features.errors import SlideError
 from features.slides.base import Slide
-from features.slides.reader import open_slide
+from features.slides.reader import open_slide, scene_of
 from features.tiling.grid import read_tile
 from features.utils.text import printable
 from features.visualization.deepzoom import DeepZoom, DeepZoomReader, Region, colorize_region
@@ -66,18 +66,22 @@ class SlideCache:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: OrderedDict[Path, OpenSlide] = OrderedDict()
+        self._open: OrderedDict[tuple[Path, int], OpenSlide] = OrderedDict()
         self._max_open = _MAX_OPEN
 
     @contextmanager
-    def borrow(self, path: Path) -> Iterator[OpenSlide]:
-        """Yield an open slide, which stays open as long as the context, or raise ``SlideError``."""
+    def borrow(self, path: Path, scene: int = 0) -> Iterator[OpenSlide]:
+        """Yield an open slide, which stays open as long as the context, or raise ``SlideError``.
+
+        ``scene`` is the number of its scene, 0 for the largest.
+        """
+        key = path, scene
         with self._lock:
-            opened = self._open.get(path)
+            opened = self._open.get(key)
             if opened is None:
-                slide = open_slide(path)
-                opened = self._open[path] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
-            self._open.move_to_end(path)
+                slide = open_slide(path, scene=scene or None)
+                opened = self._open[key] = OpenSlide(slide=slide, zoom=DeepZoomReader(slide))
+            self._open.move_to_end(key)
             opened.n_users += 1
             self._shrink()
         try:
@@ -94,9 +98,9 @@ class SlideCache:
             self._shrink()
 
     def _shrink(self) -> None:
-        idle = [path for path, opened in self._open.items() if not opened.n_users]
-        for path in idle[: max(0, len(self._open) - self._max_open)]:
-            self._open.pop(path).slide.close()
+        idle = [key for key, opened in self._open.items() if not opened.n_users]
+        for key in idle[: max(0, len(self._open) - self._max_open)]:
+            self._open.pop(key).slide.close()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,13 +109,15 @@ class ViewedSlide:
 
     ``attention`` is None without bag or tiles, ``layout`` without tile coordinates, ``path``
     without a file that matches the bag, and ``zoom`` if neither file nor bag states the size in
-    level-0 px. ``notes`` state what is missing, and why.
+    level-0 px. ``scene`` is the number of its scene in the file, 0 for the only or largest one.
+    ``notes`` state what is missing, and why.
     """
 
     slide_id: str
     attention: SlideAttention | None
     layout: TileLayout | None
     path: Path | None
+    scene: int
     zoom: DeepZoom | None
     notes: tuple[str, ...]
 
@@ -131,6 +137,11 @@ def view_slide(
     given, so that a missing file is noted.
     """
     notes = []
+    scene = 0
+    if attention is not None:
+        scene = attention.meta.scene
+    elif path is not None:
+        scene = scene_of(slide_id, path) or 0
     layout = None if attention is None else tile_layout(attention.meta, attention.coords_px0)
     if attention is None:
         notes.append("No colours: its bag holds no tile." if has_bag else "No colours: no bag.")
@@ -143,7 +154,7 @@ def view_slide(
         zoom = DeepZoom(width_px0=layout.slide_size_px0[0], height_px0=layout.slide_size_px0[1])
     if path is not None:
         try:
-            with cache.borrow(path) as opened:
+            with cache.borrow(path, scene) as opened:
                 if attention is not None:
                     check_slide_size(opened.slide, attention.meta)
                 zoom = opened.zoom.zoom
@@ -155,6 +166,7 @@ def view_slide(
         attention=attention,
         layout=layout,
         path=path,
+        scene=scene,
         zoom=zoom,
         notes=tuple(notes),
     )
@@ -169,7 +181,7 @@ def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> byte
         plain = Image.new("RGB", (region.width_px, region.height_px), _BACKGROUND_RGB)
         return _encode(plain, "JPEG")
     try:
-        with cache.borrow(slide.path) as opened:
+        with cache.borrow(slide.path, slide.scene) as opened:
             return _encode(Image.fromarray(opened.zoom.read(region)), "JPEG")
     except SlideError:
         return _encode(_draw_cross(region.width_px, region.height_px), "JPEG")
@@ -197,7 +209,7 @@ def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
         raise KeyError(index)
     grid = grid_from_layout(slide.layout, slide.attention.meta)
     try:
-        with cache.borrow(slide.path) as opened:
+        with cache.borrow(slide.path, slide.scene) as opened:
             return _encode(Image.fromarray(read_tile(opened.slide, grid, index)), "PNG")
     except SlideError:
         return _encode(_draw_cross(grid.tile_px, grid.tile_px), "PNG")

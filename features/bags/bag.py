@@ -103,8 +103,9 @@ class BagMeta:
     with little tissue, and ``tissue_share`` the share of the slide that is tissue. Of ``n_tried``
     tiles, ``n_failed`` could not be decoded, and those that ``left_out`` counts, as
     JSON, were rejected by artefact rule or filter. ``empty_reason`` is set if no tile is left.
-    ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or
-    :data:`IMAGE`.
+    ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or :data:`IMAGE`. Of a file with
+    several scenes, ``scene`` is the number of the one that the bag is of, 0 where there is only
+    one, and ``other_scenes`` lists the others with their size in px.
     """
 
     slide_id: str
@@ -126,6 +127,8 @@ class BagMeta:
     software: str = ""
     kind: str = TILE
     tissue_share: float = UNKNOWN_SHARE
+    scene: int = 0
+    other_scenes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -128,10 +128,11 @@ def write_bag(path: Path, bag: Bag) -> None:
         file.attrs["format"] = FORMAT
         is_new = bag.order is not None or fingerprint.stain_norm or fingerprint.views
         file.attrs["format_version"] = FORMAT_VERSION if is_new else 1
-        # Defaults of the fingerprint are omitted, so that files of version 1 stay byte-identical.
+        # Defaults of later attributes are omitted, so that files of version 1 stay byte-identical.
         omitted = {p.name for p in fields(Fingerprint) if getattr(fingerprint, p.name) == p.default}
         if bag.meta.tissue_share == UNKNOWN_SHARE:
             omitted.add("tissue_share")
+        omitted |= {name for name in ("scene", "other_scenes") if not getattr(bag.meta, name)}
         attributes = meta_attributes(bag.meta).items()
         file.attrs.update({name: value for name, value in attributes if name not in omitted})
         file.attrs["n_embedded"] = len(bag.features)

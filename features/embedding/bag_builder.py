@@ -13,7 +13,6 @@ from features.embedding.config import EmbedConfig
 from features.embedding.results import counts_text
 from features.encoders.encoder import Encoder
 from features.slides.file_info import content_hash
-from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles
 
 __all__ = ["build_bag", "software_versions"]
@@ -51,7 +50,7 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
     if config.stain_norm != "none":
         packages.append("macenko-pca")
     return BagMeta(
-        slide_id=slide_id_of(slide.path),
+        slide_id=tiles.slide_id,
         fingerprint=config.make_fingerprint(encoder),
         width_px0=slide.levels[0].width_px,
         height_px0=slide.levels[0].height_px,
@@ -69,6 +68,8 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         empty_reason=_empty_reason(buffer),
         software=software_versions(encoder, *packages),
         tissue_share=UNKNOWN_SHARE if share is None else share,
+        scene=0 if tiles.chosen_scene is None and not slide.other_scenes else slide.scene,
+        other_scenes="; ".join(map(str, slide.other_scenes)),
     )
 
 

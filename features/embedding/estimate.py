@@ -60,11 +60,13 @@ def estimate_embedding(
     *,
     config: EmbedConfig,
     given_mpp: Mapping[str, float],
+    scene: int | None = None,
     on_slide: Callable[[], None],
 ) -> Estimate:
     """Segment the tissue of all slides, and time the encoder on tiles of the first that has any.
 
-    ``given_mpp`` is in µm per level-0 px, by slide id; ``on_slide`` is called after each slide.
+    ``given_mpp`` is in µm per level-0 px, by slide id, ``scene`` which of each file's
+    scenes is the slide, None for the largest; ``on_slide`` is called after each slide.
     """
     started = time.monotonic()
     n_tiles, measured_s = 0, 0.0
@@ -73,7 +75,9 @@ def estimate_embedding(
     for path in paths:
         slide_id = slide_id_of(path)
         try:
-            source = SlideSource(path=path, config=config, given_mpp=given_mpp.get(slide_id))
+            source = SlideSource(
+                path=path, config=config, given_mpp=given_mpp.get(slide_id), scene=scene
+            )
             with source.open() as tiles:
                 n_tiles += tiles.n_tiles
                 if np.isnan(rates[0]) and tiles.n_tiles:

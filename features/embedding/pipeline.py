@@ -83,7 +83,13 @@ class NoProgress:
         """Do nothing."""
 
 
-def embed_slide(path: Path | str, config: EmbedConfig, *, given_mpp: float | None = None) -> Bag:
+def embed_slide(
+    path: Path | str,
+    config: EmbedConfig,
+    *,
+    given_mpp: float | None = None,
+    scene: int | None = None,
+) -> Bag:
     """Embed one slide without writing its bag.
 
     Parameters
@@ -94,6 +100,8 @@ def embed_slide(path: Path | str, config: EmbedConfig, *, given_mpp: float | Non
         All settings.
     given_mpp
         µm per level-0 px that replaces the file's own; None to trust the file.
+    scene
+        Which of several scenes of the file is the slide; None for the largest.
 
     Returns
     -------
@@ -107,7 +115,7 @@ def embed_slide(path: Path | str, config: EmbedConfig, *, given_mpp: float | Non
     ResolutionError
         If ``given_mpp`` is implausible.
     """
-    source = SlideSource(path=Path(path), config=config, given_mpp=given_mpp)
+    source = SlideSource(path=Path(path), config=config, given_mpp=given_mpp, scene=scene)
     encoder = config.load_encoder()
     with source.open() as tiles:
         (buffer,) = encode_slides(
@@ -124,6 +132,7 @@ def embed_slides(
     *,
     executor: Executor | None = None,
     given_mpp: Mapping[str, float] | None = None,
+    scene: int | None = None,
     progress: EmbedProgress | None = None,
     preview: PreviewWriter | None = None,
     stop: Event | None = None,
@@ -148,6 +157,9 @@ def embed_slides(
         None starts one for this run.
     given_mpp
         µm per level-0 px by slide id, for slides whose file has none or a wrong one.
+    scene
+        Which of several scenes of each file is the slide, as ``mil inspect`` numbers them; its
+        number joins the slide id. None for the largest, under the id of the file.
     progress
         Callbacks of the run.
     preview
@@ -183,7 +195,11 @@ def embed_slides(
     given_mpp = given_mpp or {}
     sources = [
         SlideSource(
-            path=path, config=config, given_mpp=given_mpp.get(slide_id_of(path)), preview=preview
+            path=path,
+            config=config,
+            scene=scene,
+            preview=preview,
+            given_mpp=given_mpp.get(slide_id_of(path, scene), given_mpp.get(slide_id_of(path))),
         )
         for path in slides
     ]

@@ -41,6 +41,9 @@ class SlideResult:
         Time from opening the slide to its bag, seconds; slides overlap.
     message
         Reason why it failed or is empty, or its first decoding error.
+    scene, other_scenes
+        Of a file with several scenes, the number of the one that was embedded, and the others; 0
+        and empty where there is only one.
     """
 
     slide_id: str
@@ -54,6 +57,8 @@ class SlideResult:
     message: str = ""
     path: str = ""
     tissue_share: float = float("nan")
+    scene: int = 0
+    other_scenes: str = ""
 
     @classmethod
     def of_bag(
@@ -82,6 +87,8 @@ class SlideResult:
             message=meta.empty_reason or one_line(message),
             path=str(path),
             tissue_share=float("nan") if meta.tissue_share < 0 else meta.tissue_share,
+            scene=meta.scene,
+            other_scenes=meta.other_scenes,
         )
 
     @classmethod

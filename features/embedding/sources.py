@@ -52,24 +52,27 @@ class Source(Protocol[S]):
 class SlideSource:
     """A slide that becomes a bag.
 
-    ``given_mpp``, µm per level-0 px, replaces that of the file.
+    ``given_mpp``, µm per level-0 px, replaces that of the file; ``scene`` is which of the
+    file's scenes is the slide, None for the largest.
     """
 
     path: Path
     config: EmbedConfig
     given_mpp: float | None
+    scene: int | None = None
     preview: PreviewWriter | None = None
 
     @cached_property
     def bag_id(self) -> str:
         """Slide id."""
-        return slide_id_of(self.path)
+        return slide_id_of(self.path, self.scene)
 
     def open(self) -> AbstractContextManager[SlideTiles]:
         """Open the slide, segment its tissue and make its grid of tiles of ``tile_px`` px."""
         return open_slide_tiles(
-            self.path, tiles=self.config.tiles, tissue=self.config.tissue, given_mpp=self.given_mpp
-        )
+            self.path, tiles=self.config.tiles, tissue=self.config.tissue,
+            given_mpp=self.given_mpp, scene=self.scene,
+        )  # fmt: skip
 
     def make_buffer(self, instances: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
         """Return an empty buffer, shape (n_tiles, n_views, dim), with transform and filter."""
@@ -84,7 +87,7 @@ class SlideSource:
     def record_failure(self, message: str) -> None:
         """Show the failure in the preview."""
         if self.preview is not None:
-            self.preview.add_failure(self.path, message)
+            self.preview.add_failure(self.bag_id, message)
 
 
 def buffer_tiles(tiles: SlideTiles, config: EmbedConfig, *, dim: int) -> SlideBuffer[SlideTiles]:

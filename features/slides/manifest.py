@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from features.errors import SlideError, TableError
-from features.slides.reader import slide_id_of
+from features.slides.reader import slide_id_of, split_scene
 from features.utils.files import path_exists
 from features.utils.paths import parse_url
 from features.utils.tables import find_column, read_table
 
-__all__ = ["check_unique_ids", "read_mpp_table", "read_slide_table"]
+__all__ = ["check_unique_ids", "match_files", "read_mpp_table", "read_slide_table"]
 
 
 def read_mpp_table(path: Path) -> dict[str, float]:
@@ -51,6 +51,26 @@ def read_slide_table(path: Path) -> list[Path]:
         if parse_url(slide) is None and not path_exists(slide):
             raise TableError(f"{path}, row {row}", actual=f"no file {slide}", expected="a slide")
     return slides
+
+
+def match_files(
+    paths: Sequence[Path], slide_ids: Collection[str], *, option: str
+) -> dict[str, Path]:
+    """Return the file of each slide id, as far as there is one; a scene's is that of its slide.
+
+    Raises SlideError if a slide has several files; the message names ``option``.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in paths:
+        files.setdefault(slide_id_of(path), []).append(path)
+    matched: dict[str, list[Path]] = {}
+    for slide_id in slide_ids:
+        found = files.get(slide_id) or files.get(split_scene(slide_id)[0])
+        if found:
+            matched[slide_id] = found
+    named = sorted({path for found in matched.values() for path in found})
+    check_unique_ids(named, option=option)
+    return {slide_id: found[0] for slide_id, found in matched.items()}
 
 
 def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from features.slides.base import Slide
 from features.utils.files import path_exists
 from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 
-__all__ = ["find_slides", "open_slide", "slide_id_of"]
+__all__ = ["find_slides", "open_slide", "scene_of", "slide_id_of", "split_scene"]
+
+
+_SCENE = re.compile(r"(.+)_scene(\d{1,6})")
 
 
 def _open_zarr(path: Path | str, scene: int | None = None) -> Slide:
@@ -91,17 +95,37 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     )
 
 
-def slide_id_of(path: Path | str) -> str:
+def slide_id_of(path: Path | str, scene: int | None = None) -> str:
     """Return the id of a slide: its file's name without folder and suffix.
+
+    If a scene was chosen, ``_scene`` and its number follow, so that scenes of a file differ.
 
     Examples
     --------
     >>> slide_id_of(Path("slides/006388_0.ome.tif"))
     '006388_0'
-    >>> slide_id_of("s3://bucket/006388_0.ome.zarr/")
-    '006388_0'
+    >>> slide_id_of("s3://bucket/006388_0.ome.zarr/", scene=2)
+    '006388_0_scene2'
     """
-    return strip_slide_suffix(path.name if isinstance(path, Path) else Path(path).name)
+    name = strip_slide_suffix(path.name if isinstance(path, Path) else Path(path).name)
+    return name if scene is None else f"{name}_scene{scene}"
+
+
+def split_scene(slide_id: str) -> tuple[str, int | None]:
+    """Return the id of a slide's file, and the scene that the slide's id names; None if none.
+
+    Examples
+    --------
+    >>> split_scene("006388_0_scene2"), split_scene("006388_0")
+    (('006388_0', 2), ('006388_0', None))
+    """
+    match = _SCENE.fullmatch(slide_id)
+    return (match[1], int(match[2])) if match else (slide_id, None)
+
+
+def scene_of(slide_id: str, path: Path) -> int | None:
+    """Return the scene of a file that a slide's id names; None if it names the file alone."""
+    return None if slide_id_of(path) == slide_id else split_scene(slide_id)[1]
 
 
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:

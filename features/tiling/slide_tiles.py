@@ -36,6 +36,12 @@ class SlideTiles:
     grid: TileGrid
     n_tissue_tiles: int
     detect_artifact: ArtifactDetector
+    chosen_scene: int | None = None
+
+    @property
+    def slide_id(self) -> str:
+        """Id of the slide, with the number of its scene if one was chosen."""
+        return slide_id_of(self.slide.path, self.chosen_scene)
 
     @property
     def n_tiles(self) -> int:
@@ -72,15 +78,21 @@ class SlideTiles:
 
 @contextmanager
 def open_slide_tiles(
-    path: Path, *, tiles: TileSettings, tissue: TissueSettings, given_mpp: float | None
+    path: Path,
+    *,
+    tiles: TileSettings,
+    tissue: TissueSettings,
+    given_mpp: float | None,
+    scene: int | None = None,
 ) -> Iterator[SlideTiles]:
     """Open a slide, and compute its tissue mask and its tiles of shape (tile_px, tile_px, 3).
 
     The slide is closed at the end. ``given_mpp`` are µm per level-0 px that replace the file's own;
-    None to trust the file. Raises SlideError if the slide cannot be opened, or none of it can be
+    None to trust the file; ``scene`` is which of several scenes of the file is the slide, None for
+    the largest. Raises SlideError if the slide cannot be opened, or none of it can be
     read; ResolutionError if ``given_mpp`` is implausible.
     """
-    with closing(open_slide(path)) as slide:
+    with closing(open_slide(path, scene=scene)) as slide:
         resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=path)
         downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
@@ -92,9 +104,10 @@ def open_slide_tiles(
             resolution=resolution,
             settings=tiles,
         )
-        seed = zlib.crc32(slide_id_of(path).encode())
+        seed = zlib.crc32(slide_id_of(path, scene).encode())
         yield SlideTiles(
             slide=slide,
+            chosen_scene=scene,
             resolution=resolution,
             overview=overview,
             tissue=mask,

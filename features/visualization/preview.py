@@ -70,7 +70,7 @@ class PreviewWriter:
         picture, picture_px = draw_tiling(
             slide_tiles, rejected=rejected, failed=failed, tiles_read=tiles_read
         )
-        slide_id = slide_id_of(slide_tiles.slide.path)
+        slide_id = slide_tiles.slide_id
         with atomic_write(self.folder / f"{slide_id}.jpg") as temporary:
             # Thin coloured lines do not survive chroma subsampling.
             picture.save(temporary, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
@@ -81,12 +81,11 @@ class PreviewWriter:
         self._drawn[slide_id] = row
         return row
 
-    def add_failure(self, path: Path, message: str) -> PreviewRow:
+    def add_failure(self, slide_id: str, message: str) -> PreviewRow:
         """Record the error of a slide; its image stays only if this run has drawn it.
 
         Raises OutputError if a file cannot be written.
         """
-        slide_id = slide_id_of(path)
         drawn = self._drawn.get(slide_id)
         if drawn is None:
             picture_path = self.folder / f"{slide_id}.jpg"
@@ -129,18 +128,22 @@ def preview_slide(
     tiles: TileSettings,
     tissue: TissueSettings,
     given_mpp: float | None,
+    scene: int | None = None,
     n_workers: int,
     progress: PreviewProgress,
 ) -> PreviewRow:
     """Segment the tissue of one slide, apply the artefact rules to its tiles, and draw both.
 
     An error of the slide is recorded in its row and not raised. Without rules, no tile is read.
-    ``given_mpp`` are µm per level-0 px that replace the file's own; ``n_workers`` threads decode.
+    ``given_mpp`` are µm per level-0 px that replace the file's own, ``scene`` is which of the
+    file's scenes is the slide, None for the largest; ``n_workers`` threads decode.
     Raises OutputError if a file cannot be written; an older image of the slide then stays.
     """
     try:
-        with open_slide_tiles(path, tiles=tiles, tissue=tissue, given_mpp=given_mpp) as slide_tiles:
-            progress.slide_started(slide_id_of(path), slide_tiles.n_tiles)
+        with open_slide_tiles(
+            path, tiles=tiles, tissue=tissue, given_mpp=given_mpp, scene=scene
+        ) as slide_tiles:
+            progress.slide_started(slide_tiles.slide_id, slide_tiles.n_tiles)
             rejected: dict[int, str] = {}
             failed: set[int] = set()
             if tiles.rules:
@@ -151,10 +154,10 @@ def preview_slide(
     except OutputError:  # the cause is the folder, not the slide
         raise
     except MilError as error:
-        return writer.add_failure(path, str(error))
+        return writer.add_failure(slide_id_of(path, scene), str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: no slide may stop the others
         text = f"{path}: unforeseen {type(error).__name__}: {one_line(str(error))}"
-        return writer.add_failure(path, text)
+        return writer.add_failure(slide_id_of(path, scene), text)
 
 
 def _read_tiles(
@@ -185,7 +188,7 @@ def _row_of(
     n_kept = n_tiles - len(rejected) - n_failed
     message = "" if n_kept else "all tiles left out" if n_tiles else "no tissue found"
     return PreviewRow(
-        slide_id=slide_id_of(slide.path),
+        slide_id=slide_tiles.slide_id,
         status="done" if n_kept else "empty",
         picture_px=picture_px,
         width_px0=slide.levels[0].width_px,

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from features.slides.base import RgbArray
-from features.slides.reader import slide_id_of
 from features.slides.resampling import overview_level
 from features.tiling.artifacts import RULES
 from features.tiling.slide_tiles import SlideTiles
@@ -81,7 +80,7 @@ def draw_tiling(
     _cross(slide, boxes[sorted(failed)])
     image = add_caption(
         slide,
-        slide_id_of(slide_tiles.slide.path),
+        slide_tiles.slide_id,
         facts=_caption_facts(slide_tiles),
         legend=[
             scale_bar(

@@ -226,11 +226,11 @@ def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_
     slide_tiles = slide_tiles_of(paint())
     folder = PreviewWriter(tmp_path)
     folder.add(slide_tiles, rejected={}, failed={0})
-    kept = folder.add_failure(Path("s.tif"), "too many\ntiles failed")
+    kept = folder.add_failure("s", "too many\ntiles failed")
     assert (kept.status, kept.n_failed, kept.message) == ("failed", 1, "too many tiles failed")
     assert (tmp_path / "s.jpg").is_file()
     later = PreviewWriter(tmp_path)
-    row = later.add_failure(Path("s.tif"), "gone")
+    row = later.add_failure("s", "gone")
     assert (row.picture_px, row.mpp) == (None, None)
     assert not (tmp_path / "s.jpg").exists()
     assert "gone" in later.write_index().read_text()
@@ -239,7 +239,7 @@ def test_a_failure_takes_the_picture_of_an_earlier_run_away_but_not_its_own(tmp_
 def test_a_picture_that_cannot_be_taken_away_is_said(tmp_path: Path) -> None:
     (tmp_path / "s.jpg").mkdir()
     with pytest.raises(OutputError, match=r"s\.jpg: cannot be written"):
-        PreviewWriter(tmp_path).add_failure(Path("s.tif"), "gone")
+        PreviewWriter(tmp_path).add_failure("s", "gone")
 
 
 def test_a_finer_picture_is_read_where_the_level_behind_it_is_small(
@@ -347,7 +347,7 @@ def test_a_hostile_name_is_only_text_and_its_link_leads_to_its_picture(tmp_path:
     names = [HOSTILE, os.fsdecode(b"caf\xe9"), "javascript:alert(1)"]
     for name in names:
         PreviewWriter(tmp_path).add(slide_tiles_of(paint(), name=name), rejected={}, failed=())
-    PreviewWriter(tmp_path).add_failure(Path("x.tif"), "<img src=x onerror=alert(1)>")
+    PreviewWriter(tmp_path).add_failure("x", "<img src=x onerror=alert(1)>")
     html = PreviewWriter(tmp_path).write_index().read_text(encoding="utf-8")
     tags = tags_of(html)
     assert sum(tag == "script" for tag, _ in tags) == 1
