@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from features.bags.store import open_bags
     from features.embedding.config import EmbedConfig
     from features.embedding.pipeline import embed_slides
-    from features.slides.reader import find_slides, open_slide
+    from features.slides.reader import open_slide
+    from features.slides.search import find_slides
 
 __all__ = [
     "EmbedConfig",
@@ -39,7 +40,7 @@ __all__ = [
 _MODULES = {
     "EmbedConfig": "features.embedding.config",
     "embed_slides": "features.embedding.pipeline",
-    "find_slides": "features.slides.reader",
+    "find_slides": "features.slides.search",
     "open_bags": "features.bags.store",
     "open_slide": "features.slides.reader",
     "read_bag": "features.bags.h5",

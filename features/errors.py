@@ -7,9 +7,9 @@
     ├── OutputError       a file or folder that cannot be written
     ├── SlideError        a slide that cannot be opened or read
     │   ├── MultiImageError    several images of one size in a file
-    │   ├── SampleFormatError  pixels of a kind that cannot become RGB
     │   ├── SceneError    a scene that the file does not have
-    │   └── TileError     a region of it that cannot be decoded
+    │   ├── TileError     a region of it that cannot be decoded
+    │   └── UnsupportedFormatError  pixels stored in a way that is not read
     ├── ResolutionError   an implausible resolution, or one that the slide lacks
     ├── EncoderError      an encoder or its weights
     ├── FilterError       a tile filter that cannot be fitted, read or applied
@@ -31,11 +31,11 @@ __all__ = [
     "MultiImageError",
     "OutputError",
     "ResolutionError",
-    "SampleFormatError",
     "SceneError",
     "SlideError",
     "TableError",
     "TileError",
+    "UnsupportedFormatError",
     "one_line",
 ]
 
@@ -150,16 +150,16 @@ class MultiImageError(SlideError):
     """A file of several images of one size in px, none of them marked as the slide."""
 
 
-class SampleFormatError(SlideError):
-    """A file whose pixels are of a kind that cannot become 8-bit RGB, such as float32 or CMYK."""
-
-
 class SceneError(SlideError):
     """A scene that a file does not have."""
 
 
 class TileError(SlideError):
     """One region of a slide whose pixels cannot be decoded, even on a fresh handle."""
+
+
+class UnsupportedFormatError(SlideError):
+    """A file whose pixels are stored in a way that no reader supports, such as float32 or CMYK."""
 
 
 class ResolutionError(MilError):

@@ -53,6 +53,7 @@ from cli.shared.arguments import (
 )
 from cli.shared.embed_progress import report_results
 from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
+from cli.shared.passed_over import print_passed_over
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -236,7 +237,8 @@ def embed(
     )  # fmt: skip
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     folder_for_bags(bags)
-    slides = select_shard(resolve_slides(paths or []), shard)
+    search = resolve_slides(paths or [])
+    slides = select_shard(search.slides, shard)
     given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
     with spinner("loading torch"):
@@ -261,13 +263,16 @@ def embed(
             scene=scene,
             as_json=as_json,
         )
+        print_passed_over(search.passed_over)
         return
     results, stopped = embed_with_progress(
         embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
         units=("slides", "tiles"), given_mpp=given_mpp, scene=scene,
         preview=None if preview is None else PreviewWriter(preview.absolute()),
     )  # fmt: skip
-    report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json)
+    report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json,
+        passed_over=search.passed_over, n_unread=len(search.unread),
+    )  # fmt: skip
 
 
 def _read_filter(path: Path, slides: list[Path]) -> TileFilter:

@@ -19,10 +19,12 @@ def embed_series_command(
     """Embed the series of a table or folder; ``options`` are fields of ``SeriesConfig``."""
     with spinner("reading the table"):
         from features.series.manifest import read_series
+        from features.series.series import files_passed_over
         from features.series.windowing import parse_windows
 
         specs = select_shard(list(read_series(table)), shard)
         channels = parse_windows(windows)
+        passed_over = files_passed_over(table, specs)
     with spinner("loading torch"):
         from features.series.config import SeriesConfig
         from features.series.pipeline import embed_series, expected_images
@@ -33,5 +35,6 @@ def embed_series_command(
         n_tiles_expected=expected_images(specs), units=units,
     )  # fmt: skip
     report_results(
-        results, bags_dir, n_requested=len(specs), stopped=stopped, as_json=as_json, units=units
-    )
+        results, bags_dir, n_requested=len(specs), stopped=stopped, as_json=as_json, units=units,
+        passed_over=passed_over, n_unread=sum(why.is_slide for why in passed_over.values()),
+    )  # fmt: skip

@@ -13,11 +13,15 @@ from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, stderr
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
 from cli.shared.arguments import resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
+from cli.shared.passed_over import passed_over_as_dict, print_passed_over
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from features.slides.base import Slide
 
 __all__ = ["inspect"]
+
+_N_NAMED = 5
 
 
 def inspect(
@@ -38,10 +42,10 @@ def inspect(
     from features.errors import MilError
     from features.slides.reader import open_slide
 
-    slides = resolve_slides(paths)
+    search = resolve_slides(paths)
     opened: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    for path in slides:
+    for path in search.slides:
         try:
             with closing(open_slide(path, scene=scene)) as slide:
                 opened.append(_describe(slide, scene, slide_mpp))
@@ -49,15 +53,25 @@ def inspect(
             failed[str(path)] = str(error)
     assumed = [d["slide_id"] for d in opened if d["mpp_source"] == "assumed"]
     if as_json:
-        print_json({"slides": opened, "mpp_assumed": assumed, "failed": failed})
+        passed_over = passed_over_as_dict(search.passed_over)
+        print_json({
+            "slides": opened, "mpp_assumed": assumed, "failed": failed, "passed_over": passed_over
+        })  # fmt: skip
     else:
         for described in opened:
             _print(described)
         if assumed:
             stderr.print(assumed_mpp_text(assumed), style="yellow")
-        for message in failed.values():
+        for message in list(failed.values())[:_N_NAMED]:
             stderr.print(f"failed: {message}", style="yellow")
-    if failed:
+        if len(failed) > _N_NAMED:
+            stderr.print(
+                f"{len(failed):,} of {pluralize(len(search.slides), 'slides')} failed, the first "
+                f"{_N_NAMED} of them above; --json lists all",
+                style="bold yellow",
+            )
+    print_passed_over(search.passed_over)
+    if failed or search.unread:
         raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
 
 

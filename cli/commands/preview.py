@@ -45,6 +45,7 @@ from cli.shared.embed_progress import (
     tissue_warnings,
     unusual_tissue,
 )
+from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import pluralize
 
@@ -95,7 +96,8 @@ def preview(
     from features.tiling.tissue import TissueSettings
     from features.visualization.preview import PreviewWriter, preview_slide
 
-    slides = resolve_slides(paths)
+    search = resolve_slides(paths)
+    slides = search.slides
     mpp_of = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     check_unique_ids(slides, option="--out")
     writer = PreviewWriter(out)
@@ -114,12 +116,20 @@ def preview(
         finally:
             writer.write_index()
     if as_json:
-        print_json(_summary(rows, writer.index_path))
+        passed_over = passed_over_as_dict(search.passed_over)
+        print_json(_summary(rows, writer.index_path) | {"passed_over": passed_over})
     else:
         _print_summary(rows, writer.index_path)
+    print_passed_over(search.passed_over)
     n_failed = sum(row.status == "failed" for row in rows)
     if n_failed:
-        raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(rows) else EXIT_PARTLY_FAILED)
+        stderr.print(
+            f"{n_failed:,} of {pluralize(len(rows), 'slides')} failed; see the page",
+            style="bold yellow",
+        )
+    if n_failed or search.unread:
+        is_all = n_failed == len(rows)
+        raise typer.Exit(EXIT_KNOWN_ERROR if is_all else EXIT_PARTLY_FAILED)
 
 
 def _summary(rows: list[PreviewRow], page: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,7 @@ import typer
 from cli.options import EngineName
 
 if TYPE_CHECKING:
+    from features.slides.search import SlideSearch
     from features.tiling.grid import TileSettings
     from mil.data.cohort import Cohort
 
@@ -59,15 +61,14 @@ def tile_settings(
     )  # fmt: skip
 
 
-def resolve_slides(paths: list[Path]) -> list[Path]:
-    """Return the slides that files, folders, URLs and CSV tables name, sorted."""
+def resolve_slides(paths: list[Path]) -> SlideSearch:
+    """Find the slides that files, folders, URLs and CSV tables name, and what is passed over."""
     from features.slides.manifest import read_slide_table
-    from features.slides.reader import find_slides
+    from features.slides.search import search_slides
 
-    slides = find_slides([path for path in paths if path.suffix != ".csv"])
-    for path in paths:
-        slides += read_slide_table(path) if path.suffix == ".csv" else []
-    return sorted(set(slides))
+    search = search_slides([path for path in paths if path.suffix != ".csv"])
+    listed = [s for path in paths if path.suffix == ".csv" for s in read_slide_table(path)]
+    return replace(search, slides=sorted({*search.slides, *listed}))
 
 
 def select_shard(slides: list[T], shard: str | None) -> list[T]:
@@ -122,7 +123,7 @@ def files_of(cohort: Cohort, folder: Path, *, option: str) -> dict[str, Path]:
     """
     from features.errors import SlideError
     from features.slides.manifest import match_files
-    from features.slides.reader import find_slides
+    from features.slides.search import find_slides
 
     slide_ids = {slide for patient in cohort.patients for slide in patient.slide_ids}
     files = match_files(find_slides([folder]), slide_ids, option=option)

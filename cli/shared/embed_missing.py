@@ -36,7 +36,8 @@ def embed_missing_slides(
     from features.embedding.config import config_from_fingerprint
     from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
     from features.slides.manifest import match_files
-    from features.slides.reader import find_slides, scene_of
+    from features.slides.reader import scene_of
+    from features.slides.search import find_slides
 
     files = match_files(find_slides([slides]), missing, option="--slides")
     if not files:

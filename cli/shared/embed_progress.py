@@ -19,11 +19,13 @@ from cli.console import (
     stderr,
     stdout,
 )
+from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.errors import one_line
 from features.utils.text import pluralize, printable
 
 if TYPE_CHECKING:
     from features.embedding.results import SlideResult
+    from features.slides.search import PassedOver
 
 __all__ = [
     "EmbedProgressBars",
@@ -45,17 +47,21 @@ def report_results(
     n_requested: int,
     stopped: bool,
     as_json: bool,
+    passed_over: Mapping[Path, PassedOver],
+    n_unread: int,
     units: tuple[str, str] = ("slides", "tiles"),
 ) -> None:
     """Print the summary of a run, and exit with its code unless all slides are done.
 
-    ``stopped`` is True if the user stopped it; ``units`` are the names of a bag's source and of its
-    instances.
+    ``stopped`` is True if the user stopped it; ``passed_over`` are files of its folders that were
+    not taken, ``n_unread`` the number of slides among them; ``units`` are the names of a bag's
+    source and of its instances.
     """
     if as_json:
-        print_json(_summary(results, bags_dir))
+        print_json(_summary(results, bags_dir) | {"passed_over": passed_over_as_dict(passed_over)})
     else:
         _print_summary(results, bags_dir, units)
+    print_passed_over(passed_over)
     n_failed = print_failures(results, bags_dir, unit=units[0])
     if stopped:
         stderr.print(
@@ -65,6 +71,8 @@ def report_results(
         raise typer.Exit(EXIT_INTERRUPTED)
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(results) else EXIT_PARTLY_FAILED)
+    if n_unread:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
 class SlideStatus(Protocol):

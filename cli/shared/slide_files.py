@@ -12,8 +12,9 @@ from PIL import Image
 
 from features.errors import MilError, SlideError
 from features.slides.file_info import compression_of, content_hash, file_size
-from features.slides.reader import find_slides, open_slide, slide_id_of
+from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import resolve_mpp
+from features.slides.search import find_slides
 from mil.reporting.cohort_report import SlideFiles, SlideHeader, SlideTable
 from mil.reporting.cohort_report.page import THUMBNAIL_PX, choose_for_gallery
 

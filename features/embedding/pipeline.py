@@ -29,7 +29,8 @@ from features.filters.classifier import save_filter_copy
 from features.parallel.base import Executor
 from features.parallel.locks import FolderLocks, shared_locks
 from features.slides.manifest import check_unique_ids
-from features.slides.reader import find_slides, slide_id_of
+from features.slides.reader import slide_id_of
+from features.slides.search import find_slides
 from features.utils.files import make_folder
 from features.utils.paths import parse_url
 from features.visualization.preview import PreviewWriter

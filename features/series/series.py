@@ -15,9 +15,10 @@ from features.series.images import IMAGE_SUFFIXES, letterbox, read_image
 from features.series.manifest import SeriesEntry, SeriesSpec
 from features.series.windowing import Window
 from features.slides.base import RgbArray
+from features.slides.search import SYSTEM_FILES, PassedOver
 from features.utils.text import natural_key
 
-__all__ = ["ImageSeries", "SeriesImage", "open_series"]
+__all__ = ["ImageSeries", "SeriesImage", "files_passed_over", "open_series"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _SAME_POSITION_MM = 0.01
@@ -106,6 +107,34 @@ def open_series(
     # Copies move behind the other ordered images, so that the order in the bag has no gaps.
     images = sorted([*ordered, *rejected], key=lambda image: image.rejection is not None)
     return ImageSeries(images=tuple(images), windows=windows, side_px=side_px)
+
+
+def files_passed_over(source: Path, specs: Iterable[SeriesSpec]) -> dict[Path, PassedOver]:
+    """Return the files below the folders of series that are no images, and why, by path.
+
+    Of a ``source`` that is a folder of folders, so are files beside these. Hidden files and those
+    of the system are not counted.
+    """
+    folders = [entry.path for spec in specs for entry in spec.entries if entry.path.is_dir()]
+    passed: dict[Path, PassedOver] = {}
+    if source.is_dir() and source not in folders:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and not _is_system_file(path, source):
+                reason = "beside the folders of the series, not in one of them"
+                passed[path] = PassedOver(reason=reason, is_slide=_is_image(path))
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not _is_system_file(path, folder) and not _is_image(path):
+                kind = path.suffix.lower() or "no suffix"
+                passed[path] = PassedOver(reason=f"no image by its name ({kind})")
+    return passed
+
+
+def _is_system_file(path: Path, folder: Path) -> bool:
+    """Return whether a file is hidden, an index of DICOM, or one that an operating system makes."""
+    parts = path.relative_to(folder).parts
+    is_hidden = any(part.startswith(".") for part in parts)
+    return is_hidden or path.name.upper() == "DICOMDIR" or path.name.lower() in SYSTEM_FILES
 
 
 def _files_of(entry: SeriesEntry) -> Iterator[SeriesImage]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from features.slides.base import Slide
-    from features.slides.reader import find_slides, open_slide
+    from features.slides.reader import open_slide
+    from features.slides.search import find_slides
 
 __all__ = ["Slide", "find_slides", "open_slide"]
 
 _MODULES = {
     "Slide": "features.slides.base",
-    "find_slides": "features.slides.reader",
+    "find_slides": "features.slides.search",
     "open_slide": "features.slides.reader",
 }
 

@@ -1,29 +1,30 @@
-"""Search for slides, and open each with the first reader that supports it."""
+"""Slides, each opened with the first reader that supports it, and their ids."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from features.errors import (
     MultiImageError,
-    SampleFormatError,
     SceneError,
     SlideError,
+    UnsupportedFormatError,
     one_line,
 )
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
-from features.utils.files import path_exists
-from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
+from features.utils.files import ZARR_METADATA, is_zarr_folder
+from features.utils.paths import parse_url, strip_slide_suffix
 
-__all__ = ["find_slides", "open_slide", "scene_of", "slide_id_of", "split_scene"]
+__all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
 
+_APPLE_DOUBLE = bytes.fromhex("00051607")
 _SCENE = re.compile(r"(.+)_scene(\d{1,6})")
 
 
@@ -65,7 +66,7 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     ------
     MultiImageError
         If the largest of its images are of one size, and no scene was given.
-    SampleFormatError
+    UnsupportedFormatError
         If its pixels are of a kind that cannot become RGB.
     SceneError
         If it has no scene of that number.
@@ -75,14 +76,14 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     if parse_url(path) is not None:
         return _open_zarr(path, scene)
     path = Path(path)
-    if _is_zarr_folder(path):
+    if is_zarr_folder(path):
         return _open_zarr(path, scene)
     _check_readable(path)
     reasons = []
     for name, reader in _READERS:
         try:
             return reader(path, scene)
-        except (MultiImageError, SampleFormatError, SceneError):
+        except (MultiImageError, UnsupportedFormatError, SceneError):
             # Other readers would silently take the first image, or wrong colours.
             raise
         except SlideError as error:
@@ -128,79 +129,8 @@ def scene_of(slide_id: str, path: Path) -> int | None:
     return None if slide_id_of(path) == slide_id else split_scene(slide_id)[1]
 
 
-def find_slides(paths: Sequence[Path | str]) -> list[Path]:
-    """Return the slides among files, folders and URLs, sorted.
-
-    Files and URLs given by name are taken whatever their suffix (URLs as ``Path``). Folders are
-    searched for known suffixes through all subfolders, except hidden ones and the data folders of
-    MRXS slides. A folder named ``*.zarr`` is one slide. The many ``.dcm`` files of a DICOM slide
-    are represented by the first.
-
-    Raises
-    ------
-    SlideError
-        If a path does not exist, or no slide is found at all.
-    """
-    slides: list[Path] = []
-    for path in map(Path, paths):
-        if parse_url(path) is not None:
-            slides.append(path)
-        elif not path_exists(path):
-            raise SlideError(path, actual="there is no such file or folder", expected="slides")
-        else:
-            slides += _search(path) if path.is_dir() and not _is_zarr_folder(path) else [path]
-    if paths and not slides:
-        raise SlideError(
-            ", ".join(map(str, paths)),
-            actual="no slide in it",
-            expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
-        )
-    return sorted(dict.fromkeys(slides))
-
-
-def _search(folder: Path) -> list[Path]:
-    """Slides below a folder; links to folders are not followed, because they may form loops."""
-    entries = _list_entries(folder)
-    slides: list[Path] = []
-    has_dicom = False
-    for name in sorted(entries):
-        suffix = name[name.rfind(".") :].lower()
-        if _is_folder(entries[name]):
-            if suffix == ".zarr":
-                slides.append(folder / name)
-            elif not entries[name].is_symlink() and f"{name}.mrxs" not in entries:
-                slides += _search(folder / name)
-        elif has_slide_suffix(name) and not (suffix == ".dcm" and has_dicom):
-            slides.append(folder / name)
-            has_dicom = has_dicom or suffix == ".dcm"
-    return slides
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself
-        return False
-
-
-def _list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:
-    """Entries of a folder by name, without hidden ones; they know their type without a stat."""
-    try:
-        with os.scandir(folder) as listing:
-            return {entry.name: entry for entry in listing if not entry.name.startswith(".")}
-    except OSError as error:
-        raise SlideError(
-            folder, actual=f"cannot be listed ({error.strerror or error})",
-            hint="Make it readable, or name the other folders one by one.",
-        ) from error  # fmt: skip
-
-
-def _is_zarr_folder(path: Path) -> bool:
-    return path.suffix.lower() == ".zarr" and path.is_dir()
-
-
 def _check_readable(path: Path) -> None:
-    """Raise an error for a missing, empty or unreadable file before any reader opens it."""
+    """Raise an error for a file that is missing, empty, unreadable or an archive of others."""
     try:
         if not path.is_file():
             raise SlideError(path, actual="there is no such file", expected="a slide")
@@ -208,6 +138,25 @@ def _check_readable(path: Path) -> None:
             raise SlideError(path, actual="an empty file", expected="a slide",
                              hint="Copy it again.")  # fmt: skip
         with path.open("rb") as file:
-            file.read(1)
+            start = file.read(len(_APPLE_DOUBLE))
     except OSError as error:
         raise SlideError(path, actual=f"cannot be read ({error.strerror or error})") from error
+    if start == _APPLE_DOUBLE:
+        raise SlideError(path, actual="an AppleDouble file of macOS, no slide", expected="a slide",
+                         hint="Name the file without '._' before its name.")  # fmt: skip
+    if start.startswith(b"PK"):
+        _check_zip(path)
+
+
+def _check_zip(path: Path) -> None:
+    """Raise an error for a zip that holds no zarr."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # its reader says what is wrong with it
+    if names and not any(name.rpartition("/")[2] in ZARR_METADATA for name in names):
+        raise SlideError(
+            path, actual=f"a zip archive (first entry {names[0]!r})", expected="a slide",
+            hint="Unpack it, and name the folder.",
+        )  # fmt: skip

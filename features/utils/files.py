@@ -14,9 +14,11 @@ from features.errors import OutputError
 
 __all__ = [
     "OPEN_FILES_HINT",
+    "ZARR_METADATA",
     "atomic_folder",
     "atomic_write",
     "find_temporary_files",
+    "is_zarr_folder",
     "make_folder",
     "path_exists",
     "write_error",
@@ -35,6 +37,8 @@ _HINTS = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _LOCKED),
 }
 _MAX_STEM = 80
+ZARR_METADATA = (".zgroup", "zarr.json")
+"""Names of the files at the root of a zarr store, of version 2 and 3."""
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.\w+)")
 
 
@@ -143,4 +147,11 @@ def write_error(path: Path, error: OSError) -> OutputError:
         path,
         actual=f"cannot be written ({error.strerror or error})",
         hint=_HINTS.get(error.errno or 0, "Check free space and permissions of the folder."),
+    )
+
+
+def is_zarr_folder(path: Path) -> bool:
+    """Return whether a folder is a zarr store, by its suffix or the metadata at its root."""
+    return path.is_dir() and (
+        path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ZARR_METADATA)
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 __all__ = ["has_slide_suffix", "parse_url", "strip_slide_suffix"]
 
 _SUFFIX = re.compile(
-    r"\.(ome\.tiff?|tiff?|svs|ndpi|mrxs|scn|bif|vms|vmu|dcm|png|jpe?g"
-    r"|(ome\.)?zarr(\.zip)?|ozx)$",
+    r"\.((ome\.)?(tiff?|btf|tf[28])|ptiff?|qptiff|svs|svslide|ndpi|mrxs|scn|bif|vms|vmu|czi|dcm|dicom"
+    r"|png|jpe?g|jp2|j2k|jpf|jpx|bmp|webp|(ome\.)?zarr(\.zip)?|ozx)$",
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(^|::)([A-Za-z][\w+.-]+):/+")

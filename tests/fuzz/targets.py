@@ -29,7 +29,8 @@ from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.slides.file_info import compression_of, content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table
-from features.slides.reader import find_slides, open_slide
+from features.slides.reader import open_slide
+from features.slides.search import find_slides
 from mil.audit.tables import audit_table, read_split
 from mil.data.cohort import read_cohort
 from mil.evaluation.predictions import read_predictions

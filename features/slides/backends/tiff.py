@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.errors import MultiImageError, SampleFormatError, SlideError, TileError
+from features.errors import MultiImageError, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene
+from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
     channel_pages,
     check_declared_size,
@@ -65,6 +66,8 @@ class _SegmentGrid(BlockGrid):
 
     page: tifffile.TiffPage
     planes: tuple[_SegmentTable, ...]
+    is_divided: bool = False
+    """Whether segments are rows of uncompressed strips."""
 
     @property
     def byte_counts(self) -> npt.NDArray[np.uint64]:
@@ -161,7 +164,7 @@ class TiffSlide(BlockReader):
         """Segments of a level, after checks that it can be served."""
         page: Any = level.keyframe
         if hint := conversion_hint(page):
-            raise SampleFormatError(
+            raise UnsupportedFormatError(
                 self.path, actual=unsupported_samples(page), expected="8 or 16 bit grey or RGB",
                 hint=hint,
             )  # fmt: skip
@@ -175,16 +178,22 @@ class TiffSlide(BlockReader):
             raise self._unsupported(f"{width} × {height} px")
         block_width = page.tilewidth if page.is_tiled else width
         block_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+        part_rows = rows_per_part(page)
+        n_strips = -(-height // block_height) if part_rows else 0
+        block_height = part_rows or block_height
         if not 0 < block_width * block_height * page.samplesperpixel <= 4 * _MAX_SEGMENT_PX:
-            raise self._unsupported(f"TIFF tiles of {block_width} × {block_height} px")
+            raise self._too_large(page, block_width, block_height)
         n_segments = -(-width // block_width) * -(-height // block_height)
         return _SegmentGrid(
             width_px=width, height_px=height, block_width_px=block_width,
             block_height_px=block_height, page=page,
-            planes=tuple(self._read_planes(pages, n_segments)),
+            planes=tuple(self._read_planes(pages, n_strips or n_segments, part_rows)),
+            is_divided=part_rows is not None,
         )  # fmt: skip
 
-    def _read_planes(self, pages: Sequence[Any], n_segments: int) -> Iterator[_SegmentTable]:
+    def _read_planes(
+        self, pages: Sequence[Any], n_segments: int, part_rows: int | None
+    ) -> Iterator[_SegmentTable]:
         keyframe = pages[0].keyframe
         is_planar = keyframe.planarconfig != tifffile.PLANARCONFIG.CONTIG
         n_planes = keyframe.samplesperpixel if is_planar and keyframe.samplesperpixel > 1 else 1
@@ -194,10 +203,27 @@ class TiffSlide(BlockReader):
             if len(offsets) != n_expected or len(counts) != n_expected:
                 raise self._unsupported(f"{len(offsets)} TIFF tiles where {n_expected} should be")
             for first in range(0, n_expected, n_segments):
+                own_offsets = offsets[first : first + n_segments]
+                own_counts = counts[first : first + n_segments]
+                if part_rows is not None:
+                    own_offsets, own_counts = divide_strips(
+                        keyframe, part_rows, own_offsets, own_counts
+                    )
                 yield _SegmentTable(
-                    page=page, first=first, offsets=offsets[first : first + n_segments],
-                    byte_counts=counts[first : first + n_segments], jpeg_tables=page.jpegtables,
+                    page=page, first=first, offsets=own_offsets, byte_counts=own_counts,
+                    jpeg_tables=page.jpegtables,
                 )  # fmt: skip
+
+    def _too_large(self, page: Any, width_px: int, height_px: int) -> SlideError:
+        kind = "tiles" if page.is_tiled else "strips"
+        return UnsupportedFormatError(
+            self.path,
+            actual=f"{kind} of {width_px:,} × {height_px:,} px in {page.compression.name}, each of "
+            "which has to be decoded as a whole",
+            expected="smaller tiles",
+            hint="Write it in tiles, for example with libvips: "
+            "vips tiffsave IN.tif OUT.tif --tile --pyramid --bigtiff --compression jpeg",
+        )
 
     def _unsupported(self, actual: str) -> SlideError:
         return SlideError(self.path, actual=actual, expected="TIFF of 8 or 16 bit")
@@ -263,6 +289,8 @@ class TiffSlide(BlockReader):
             message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
         stream = os.pread(descriptor, n_bytes, plane.offsets[index])
+        if grid.is_divided:
+            return decode_rows(grid.page, stream)
         max_px = 4 * grid.block_height_px * grid.block_width_px + (1 << 16)
         check_declared_size(stream, compression=grid.page.compression, max_px=max_px)
         decoded, _, _ = plane.page.decode(stream, plane.first + index, jpegtables=plane.jpeg_tables)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from features.slides.manifest import check_unique_ids
-from features.slides.reader import find_slides
+from features.slides.search import find_slides
 
 N_SLIDES = 50_000
 

@@ -23,7 +23,7 @@ from features.encoders.transfer import AsyncResult
 from features.errors import BagError, SlideError, TableError
 from features.slides.file_info import content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table
-from features.slides.reader import find_slides
+from features.slides.search import find_slides
 from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings

@@ -22,7 +22,8 @@ from PIL import Image
 from features.errors import SlideError, TileError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
-from features.slides.reader import find_slides, open_slide
+from features.slides.reader import open_slide
+from features.slides.search import find_slides
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]

@@ -19,7 +19,8 @@ import zarr
 from features.errors import SlideError, TileError
 from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
-from features.slides.reader import find_slides, open_slide, slide_id_of
+from features.slides.reader import open_slide, slide_id_of
+from features.slides.search import find_slides
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = np.stack(

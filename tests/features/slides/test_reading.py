@@ -21,7 +21,8 @@ from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.cache import TileCache
 from features.slides.pixels import to_rgb
-from features.slides.reader import find_slides, open_slide, slide_id_of
+from features.slides.reader import open_slide, slide_id_of
+from features.slides.search import find_slides
 from tests.fakes import real_data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)

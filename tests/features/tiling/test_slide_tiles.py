@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.slides.reader import find_slides
+from features.slides.search import find_slides
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings

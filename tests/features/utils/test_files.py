@@ -7,7 +7,7 @@ import pytest
 
 from features.bags.h5 import read_bag
 from features.errors import BagError, OutputError, SlideError
-from features.slides.reader import find_slides
+from features.slides.search import find_slides
 from features.utils.files import atomic_write, find_temporary_files, make_folder, path_exists
 
 

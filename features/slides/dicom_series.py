@@ -1,0 +1,98 @@
+"""DICOM files of a folder, grouped into slides by their series.
+
+Archives hand out slides as a flat folder: several series, each of one file per level, and beside
+them labels, overviews, reports and annotations. Messages never quote a file's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["group_dicom_files", "is_dicom"]
+
+_MAGIC, _MAGIC_AT = b"DICM", 128
+_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""SOP class VL Whole Slide Microscopy Image Storage."""
+_IMAGE_TYPE, _SOP_CLASS, _SERIES = 0x00080008, 0x00080016, 0x0020000E
+_COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Instance:
+    """One file: its series, its class of object, and the words of its ImageType."""
+
+    series: str
+    sop_class: str
+    image_type: frozenset[str]
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether bytes 128 to 131 of a file are those of DICOM, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+    except OSError:
+        return False
+
+
+def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
+    """Return None for the file that represents a slide, and for all others why they do not.
+
+    The first file of a series by name represents its slide; the reason of the others is empty. A
+    series of labels, overviews or thumbnails alone is no slide, and neither is an object of another
+    kind, such as a report. A file that cannot be read represents itself, so that it is not lost
+    without a word.
+    """
+    series: dict[str, list[tuple[Path, _Instance]]] = {}
+    result: dict[Path, str | None] = {}
+    for path in sorted(paths):
+        instance = _read_instance(path)
+        if instance is None:
+            result[path] = None
+        elif instance.sop_class != _WHOLE_SLIDE:
+            result[path] = f"a DICOM object of another kind ({_name_of(instance.sop_class)})"
+        else:
+            series.setdefault(instance.series or str(path), []).append((path, instance))
+    for members in series.values():
+        kinds = [instance.image_type & _COMPANIONS for _, instance in members]
+        if all(kinds):
+            for (path, _), kind in zip(members, kinds, strict=True):
+                result[path] = f"a DICOM {min(kind).lower()} without its slide"
+        else:
+            result |= {path: "" for path, _ in members}
+            result[members[0][0]] = None
+    return result
+
+
+def _read_instance(path: Path) -> _Instance | None:
+    """Header of a file up to its series; None if it cannot be read."""
+    # It takes 0.2 s, and few folders hold DICOM.
+    from pydicom.filereader import read_partial  # noqa: PLC0415
+
+    try:
+        with path.open("rb") as file:
+            header: Any = read_partial(
+                file,
+                stop_when=lambda tag, _vr, _length: tag > _SERIES,
+                specific_tags=[_IMAGE_TYPE, _SOP_CLASS, _SERIES],
+            )
+        image_type = header.get("ImageType") or ()
+        words = [image_type] if isinstance(image_type, str) else image_type
+        return _Instance(
+            series=str(header.get("SeriesInstanceUID") or ""),
+            sop_class=str(header.get("SOPClassUID") or ""),
+            image_type=frozenset(str(word).upper() for word in words),
+        )
+    except Exception:  # noqa: BLE001 - pydicom raises errors of many kinds on damaged files
+        return None
+
+
+def _name_of(sop_class: str) -> str:
+    """Name of a class of objects by the standard; its number if it is private."""
+    from pydicom.uid import UID  # noqa: PLC0415 - loaded above already
+
+    name = UID(sop_class).name
+    return name.removesuffix(" Storage") if name != sop_class else "private"

@@ -1,0 +1,217 @@
+"""Search for slides in folders; what is passed over is kept with the reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from features.errors import SlideError
+from features.slides.dicom_series import group_dicom_files, is_dicom
+from features.utils.files import is_zarr_folder, path_exists
+from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
+
+__all__ = [
+    "SYSTEM_FILES",
+    "PassedOver",
+    "SlideSearch",
+    "describe_passed_over",
+    "find_slides",
+    "search_slides",
+]
+
+_DICOM_SUFFIXES = (".dcm", ".dicom")
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+"""Files that Windows and macOS put into folders; hidden ones begin with a point."""
+_BY_BIO_FORMATS = {
+    ".ets", ".flex", ".ims", ".lif", ".lof", ".lsm", ".nd2", ".oib", ".oif", ".oir", ".vsi",
+    ".xlif", ".zvi",
+}  # fmt: skip
+_BY_VENDOR = {
+    ".afi", ".dyqx", ".hdx", ".i2syntax", ".isyntax", ".kfb", ".kfbf", ".mds", ".mdsx", ".sdpc",
+    ".tmap", ".tron",
+}  # fmt: skip
+_PICTURES = {
+    ".avif", ".cr2", ".dng", ".exr", ".gif", ".heic", ".heif", ".jxl", ".jxr", ".nef", ".pgm",
+    ".pnm", ".ppm", ".psd", ".tga",
+}  # fmt: skip
+_ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}
+_VMS_FILE = re.compile(r"^\w+\s*=\s*(\S[^\r\n]*)", re.MULTILINE)
+_VMS_BYTES = 1 << 18
+_N_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """Why a file of a folder is no slide; ``is_slide`` is true if it is one that cannot be read."""
+
+    reason: str
+    is_slide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSearch:
+    """The slides found, sorted, and the files that were passed over."""
+
+    slides: list[Path] = field(default_factory=list)
+    passed_over: dict[Path, PassedOver] = field(default_factory=dict)
+
+    @property
+    def unread(self) -> dict[Path, PassedOver]:
+        """Slides without a reader, except originals beside a converted slide of their name."""
+        found = {(path.parent, strip_slide_suffix(path.name)) for path in self.slides}
+        return {
+            path: why
+            for path, why in self.passed_over.items()
+            if why.is_slide and (path.parent, path.stem) not in found
+        }
+
+
+def find_slides(paths: Sequence[Path | str]) -> list[Path]:
+    """Return the slides among files, folders and URLs, sorted; see :func:`search_slides`."""
+    return search_slides(paths).slides
+
+
+def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
+    """Find the slides among files, folders and URLs, and say what is passed over.
+
+    Files and URLs given by name are taken whatever their suffix (URLs as ``Path``). Folders are
+    searched for known suffixes through all subfolders, except hidden ones, the data folders of MRXS
+    slides and links, which may form loops. A folder named ``*.zarr`` is one slide. The DICOM files
+    of one series in one folder are one slide, represented by the first, also if they are given by
+    name; labels, overviews, reports and annotations are passed over.
+
+    Raises
+    ------
+    SlideError
+        If a path does not exist, or no slide is found at all.
+    """
+    search = SlideSearch()
+    dicom: dict[Path, list[Path]] = {}
+    for path in map(Path, paths):
+        if parse_url(path) is not None:
+            search.slides.append(path)
+        elif not path_exists(path):
+            raise SlideError(path, actual="there is no such file or folder", expected="slides")
+        elif path.is_dir() and not is_zarr_folder(path):
+            _search(path, search)
+        elif path.suffix.lower() in _DICOM_SUFFIXES:
+            dicom.setdefault(path.parent, []).append(path)
+        else:
+            search.slides.append(path)
+    for files in dicom.values():
+        if len(files) == 1:
+            search.slides.extend(files)
+        else:
+            _add_dicom(files, search)
+    if paths and not search.slides:
+        passed = describe_passed_over(search.passed_over)
+        raise SlideError(
+            ", ".join(map(str, paths)),
+            actual="no slide in it" + (f"; passed over {'; '.join(passed)}" if passed else ""),
+            expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
+        )
+    return SlideSearch(
+        slides=sorted(dict.fromkeys(search.slides)),
+        passed_over=dict(sorted(search.passed_over.items())),
+    )
+
+
+def describe_passed_over(passed_over: Mapping[Path, PassedOver]) -> list[str]:
+    """Return a line per reason, with the number of files and the names of the first five."""
+    by_reason: dict[str, list[str]] = {}
+    for path, why in passed_over.items():
+        by_reason.setdefault(why.reason, []).append(path.name)
+    lines = []
+    for reason, names in by_reason.items():
+        noun = "file" if len(names) == 1 else "files"
+        more = f" and {len(names) - _N_NAMED:,} more" if len(names) > _N_NAMED else ""
+        lines.append(f"{len(names):,} {noun}, {reason}: {', '.join(names[:_N_NAMED])}{more}")
+    return lines
+
+
+def _search(folder: Path, search: SlideSearch) -> None:
+    """Add what is in a folder and below it."""
+    entries = _list_entries(folder)
+    parts = set(_parts_of_vms(folder, entries))
+    dicom: list[Path] = []
+    for name in sorted(entries):
+        path, suffix = folder / name, Path(name).suffix.lower()
+        if _is_folder(entries[name]):
+            if suffix == ".zarr" or (not entries[name].is_symlink() and is_zarr_folder(path)):
+                search.slides.append(path)
+            elif f"{name}.mrxs" in entries:
+                continue
+            elif entries[name].is_symlink():
+                search.passed_over[path] = PassedOver(
+                    reason="a link to a folder, which is searched only if it is named",
+                    is_slide=True,
+                )
+            else:
+                _search(path, search)
+        elif name.lower() in SYSTEM_FILES:
+            continue
+        elif name in parts:
+            search.passed_over[path] = PassedOver(reason="a part of a Hamamatsu VMS slide")
+        elif suffix in _DICOM_SUFFIXES or (not suffix and is_dicom(path)):
+            dicom.append(path)
+        elif has_slide_suffix(name):
+            search.slides.append(path)
+        else:
+            search.passed_over[path] = _passed_over(suffix)
+    _add_dicom(dicom, search)
+
+
+def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
+    for path, reason in group_dicom_files(files).items():
+        if reason is None:
+            search.slides.append(path)
+        elif reason:
+            search.passed_over[path] = PassedOver(reason=reason)
+
+
+def _passed_over(suffix: str) -> PassedOver:
+    """Why a file of this suffix is not read."""
+    if suffix in _BY_BIO_FORMATS:
+        how = f"no reader for {suffix}, convert to OME-TIFF with bfconvert of Bio-Formats"
+    elif suffix in _BY_VENDOR:
+        how = f"no reader for {suffix}, export as TIFF with the vendor's software"
+    elif suffix in _PICTURES:
+        how = f"no reader for {suffix}, convert to PNG or TIFF"
+    elif suffix in _ARCHIVES:
+        how = f"an archive ({suffix}), unpack it first"
+    else:
+        kind = suffix or "no suffix"
+        return PassedOver(reason=f"no slide by its name ({kind}), read only if it is named")
+    return PassedOver(reason=how, is_slide=True)
+
+
+def _parts_of_vms(folder: Path, entries: Mapping[str, os.DirEntry[str]]) -> Iterator[str]:
+    """Names of the JPEG files that the index of a Hamamatsu VMS or VMU slide lists."""
+    for name in entries:
+        if name.lower().endswith((".vms", ".vmu")):
+            with suppress(OSError), (folder / name).open("rb") as file:
+                text = file.read(_VMS_BYTES).decode("utf-8", "replace")
+                yield from (match.strip() for match in _VMS_FILE.findall(text))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """Entries of a folder by name, without hidden ones; they know their type without a stat."""
+    try:
+        with os.scandir(folder) as listing:
+            return {entry.name: entry for entry in listing if not entry.name.startswith(".")}
+    except OSError as error:
+        raise SlideError(
+            folder, actual=f"cannot be listed ({error.strerror or error})",
+            hint="Make it readable, or name the other folders one by one.",
+        ) from error  # fmt: skip

@@ -1,0 +1,238 @@
+"""What of a folder is a slide, and what is passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+import zarr
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from features.errors import SlideError
+from features.slides.dicom_series import group_dicom_files
+from features.slides.reader import open_slide
+from features.slides.search import describe_passed_over, find_slides, search_slides
+from tests.fakes import real_data
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
+ANNOTATIONS = "1.2.840.10008.5.1.4.1.1.91.1"
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def write_dicom(
+    path: Path, series: str, *, kind: str = "VOLUME", sop_class: str = WHOLE_SLIDE
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = sop_class
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"1.2.{abs(hash(path.name))}"
+    data.SeriesInstanceUID = series
+    if sop_class == WHOLE_SLIDE:
+        data.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    return path
+
+
+def names(folder: Path, *more: Path) -> tuple[list[str], dict[str, str]]:
+    search = search_slides([folder, *more])
+    slides = [path.relative_to(folder).as_posix() for path in search.slides]
+    passed = {p.relative_to(folder).as_posix(): why.reason for p, why in search.passed_over.items()}
+    return slides, passed
+
+
+READ = ["a.qptiff", "b.SVSLIDE", "c.btf", "d.tf8", "e.jp2", "f.bmp", "g.webp", "h.ome.btf", "i.czi",
+        "j.ptif", "k l.svs"]  # fmt: skip
+
+
+def test_every_suffix_that_a_reader_knows_is_found(tmp_path: Path) -> None:
+    slides, passed = names(touch(tmp_path, *READ))
+    assert (slides, passed) == (READ, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "is_slide"),
+    [
+        ("s.vsi", "no reader for .vsi, convert to OME-TIFF with bfconvert", True),
+        ("s.LIF", "no reader for .lif, convert to OME-TIFF with bfconvert", True),
+        ("s.isyntax", "no reader for .isyntax, export as TIFF with the vendor's software", True),
+        ("s.kfb", "no reader for .kfb, export as TIFF", True),
+        ("s.heic", "no reader for .heic, convert to PNG or TIFF", True),
+        ("slides.zip", "an archive (.zip), unpack it first", True),
+        ("slides.tar.gz", "an archive (.gz), unpack it first", True),
+        ("notes.txt", "no slide by its name (.txt), read only if it is named", False),
+        ("s.geojson", "no slide by its name (.geojson)", False),
+        ("slide", "no slide by its name (no suffix)", False),
+    ],
+)
+def test_what_is_passed_over_is_said_with_the_reason(
+    tmp_path: Path, name: str, reason: str, is_slide: bool
+) -> None:
+    search = search_slides([touch(tmp_path, "a.svs", name)])
+    assert [path.name for path in search.slides] == ["a.svs"]
+    (why,) = search.passed_over.values()
+    assert why.reason.startswith(reason)
+    assert why.is_slide is is_slide
+    assert bool(search.unread) is is_slide
+
+
+def test_the_original_of_a_converted_slide_is_not_missed(tmp_path: Path) -> None:
+    search = search_slides([touch(tmp_path, "a.ome.tif", "a.vsi", "b.vsi")])
+    assert len(search.passed_over) == 2
+    assert [path.name for path in search.unread] == ["b.vsi"]
+
+
+def test_hidden_and_system_files_are_nobody_s_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "._a.svs", ".hidden.tif", ".cache/b.svs", "Thumbs.db", "desktop.ini",
+          ".DS_Store", "with blank/c d.svs")  # fmt: skip
+    assert names(tmp_path) == (["a.svs", "with blank/c d.svs"], {})
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_said(tmp_path: Path) -> None:
+    touch(tmp_path, "store/a.svs", "slides/b.svs")
+    (tmp_path / "slides" / "c.svs").symlink_to(tmp_path / "store" / "a.svs")
+    (tmp_path / "slides" / "gone.svs").symlink_to(tmp_path / "store" / "gone.svs")
+    (tmp_path / "slides" / "more").symlink_to(tmp_path / "store")
+    slides, passed = names(tmp_path / "slides")
+    assert slides == ["b.svs", "c.svs", "gone.svs"]  # the broken one fails by name when opened
+    assert list(passed) == ["more"]
+    assert "a link to a folder" in passed["more"]
+    assert [p.name for p in find_slides([tmp_path / "slides" / "more"])] == ["a.svs"]
+
+
+def test_a_zarr_without_the_suffix_is_one_slide_and_not_thousands_of_files(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "slide one", mode="w", zarr_format=2)
+    array = group.create_array("0", shape=(256, 256), chunks=(64, 64), dtype=np.uint8)
+    array[:] = 7
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": ["y", "x"],
+                                   "datasets": [{"path": "0"}]}]  # fmt: skip
+    assert names(tmp_path) == (["slide one"], {})
+    open_slide(tmp_path / "slide one").close()
+
+
+def test_the_pictures_of_a_vms_slide_are_its_parts(tmp_path: Path) -> None:
+    touch(tmp_path, "s-0.jpg", "s-1.jpg", "s_map.jpg", "s_macro.jpg", "other.jpg")
+    (tmp_path / "s.vms").write_text(
+        "[Virtual Microscope Specimen]\nNoLayers=1\nImageFile=s-0.jpg\r\nImageFile(1,0)=s-1.jpg\n"
+        "MapFile=s_map.jpg\nMacroImage = s_macro.jpg\n"
+    )
+    slides, passed = names(tmp_path)
+    assert slides == ["other.jpg", "s.vms"]
+    assert passed == dict.fromkeys(
+        ["s-0.jpg", "s-1.jpg", "s_macro.jpg", "s_map.jpg"], "a part of a Hamamatsu VMS slide"
+    )
+
+
+def test_a_folder_of_what_cannot_be_read_is_an_error_that_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{number}.vsi" for number in range(7)))
+    with pytest.raises(
+        SlideError, match=r"no slide in it; passed over 7 files, no reader for .vsi"
+    ):
+        find_slides([tmp_path])
+
+
+def test_twenty_thousand_files_take_a_line(tmp_path: Path) -> None:
+    search = search_slides([touch(tmp_path, "a.svs", *(f"{n:03}.vsi" for n in range(200)))])
+    (line,) = describe_passed_over(search.passed_over)
+    assert line.startswith("200 files, no reader for .vsi")
+    assert line.endswith(": 000.vsi, 001.vsi, 002.vsi, 003.vsi, 004.vsi and 195 more")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Two slides in one flat folder as archives hand them out, with what accompanies them."""
+    write_dicom(tmp_path / "0-report.dcm", "1.9", sop_class=REPORT)
+    write_dicom(tmp_path / "1.dcm", "1.1", kind="LABEL")
+    write_dicom(tmp_path / "2.dcm", "1.1")
+    write_dicom(tmp_path / "3.dcm", "1.2")
+    write_dicom(tmp_path / "4.dcm", "1.1")
+    write_dicom(tmp_path / "5.dcm", "1.2", kind="THUMBNAIL")
+    write_dicom(tmp_path / "6.dcm", "1.3", kind="OVERVIEW")
+    write_dicom(tmp_path / "7.dcm", "1.4", sop_class=ANNOTATIONS)
+    return tmp_path
+
+
+PASSED = {
+    "0-report.dcm": "a DICOM object of another kind (Comprehensive 3D SR)",
+    "6.dcm": "a DICOM overview without its slide",
+    "7.dcm": "a DICOM object of another kind (Microscopy Bulk Simple Annotations)",
+}
+
+
+def test_dicom_files_are_grouped_by_series(archive: Path) -> None:
+    slides, passed = names(archive)
+    assert slides == ["1.dcm", "3.dcm"]
+    assert passed["6.dcm"] == PASSED["6.dcm"]
+    assert set(passed) == set(PASSED)
+    assert all(reason.startswith("a DICOM") for reason in passed.values())
+
+
+def test_dicom_files_given_by_name_are_grouped_too(archive: Path) -> None:
+    search = search_slides(sorted(archive.glob("*.dcm")))
+    assert [path.name for path in search.slides] == ["1.dcm", "3.dcm"]
+    assert {path.name for path in search.passed_over} == set(PASSED)
+    assert find_slides([archive / "4.dcm"]) == [archive / "4.dcm"]
+
+
+def test_dicom_files_without_suffix_and_in_other_folders_are_found(archive: Path) -> None:
+    for number, name in enumerate(("IM_0001", "IM_0002")):
+        write_dicom(archive / "sub" / name, f"1.5.{number}")
+    (archive / "sub" / "DICOMDIR").write_bytes(b"")
+    slides, passed = names(archive)
+    assert slides == ["1.dcm", "3.dcm", "sub/IM_0001", "sub/IM_0002"]
+    assert "sub/DICOMDIR" in passed
+
+
+def test_a_damaged_dicom_file_is_not_lost_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    write_dicom(tmp_path / "good.dcm", "1.1")
+    assert group_dicom_files(tmp_path.glob("*.dcm"))[tmp_path / "bad.dcm"] in (
+        None, "a DICOM object of another kind (private)"
+    )  # fmt: skip
+
+
+def test_an_apple_double_file_given_by_name_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "._a.svs"
+    path.write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        ")
+    with pytest.raises(SlideError, match="an AppleDouble file of macOS, no slide"):
+        open_slide(path)
+
+
+def test_a_zip_of_slides_is_told_to_be_unpacked(tmp_path: Path) -> None:
+    import zipfile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as file:
+        file.write(tmp_path / "a.tif", "a.tif")
+    with pytest.raises(SlideError, match=r"a zip archive \(first entry 'a.tif'\).*Unpack it"):
+        open_slide(tmp_path / "s.zip")
+
+
+@real_data
+def test_several_real_dicom_slides_in_one_folder_are_all_found(
+    mil_data: Path, tmp_path: Path
+) -> None:
+    for path in [*(mil_data / "slides" / "cmu-1-small-region.dicom").glob("*.dcm"),
+                 *(mil_data / "slides" / "edge").glob("boxes_*.dcm")]:  # fmt: skip
+        (tmp_path / path.name).symlink_to(path)
+    write_dicom(tmp_path / "0-report.dcm", "1.9", sop_class=REPORT)
+    search = search_slides([tmp_path])
+    assert len(search.passed_over) == 1
+    sizes = []
+    for path in search.slides:
+        slide = open_slide(path)
+        sizes.append((slide.levels[0].width_px, slide.levels[0].height_px))
+        slide.close()
+    assert sorted(sizes) == [(16, 16), (2220, 2967)]
