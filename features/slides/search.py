@@ -39,7 +39,7 @@ _PICTURES = {
     ".pnm", ".ppm", ".psd", ".tga",
 }  # fmt: skip
 _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}
-_VMS_FILE = re.compile(r"^\w+\s*=\s*(\S[^\r\n]*)", re.MULTILINE)
+_VMS_FILE = re.compile(r"^[^=\r\n]+=[ \t]*(\S[^\r\n]*)", re.MULTILINE)
 _VMS_BYTES = 1 << 18
 _N_NAMED = 5
 
