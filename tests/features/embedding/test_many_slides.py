@@ -12,6 +12,7 @@ import pytest
 
 from features.slides.manifest import check_unique_ids
 from features.slides.search import find_slides
+from tests.features.slides.test_search import write_dicom
 
 N_SLIDES = 50_000
 
@@ -34,8 +35,9 @@ def test_fifty_thousand_slides_are_found_in_little_memory(tmp_path: Path) -> Non
 def test_the_files_of_one_dicom_slide_are_not_taken_for_slides_however_many_they_are(
     tmp_path: Path,
 ) -> None:
-    for number in range(5000):
-        (tmp_path / f"{number:06d}.dcm").touch()
+    first = write_dicom(tmp_path / "000000.dcm", "1.2")
+    for number in range(1, 2000):
+        (tmp_path / f"{number:06d}.dcm").hardlink_to(first)
     assert find_slides([tmp_path]) == [tmp_path / "000000.dcm"]
 
 
