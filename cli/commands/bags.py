@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -39,6 +39,9 @@ bags = typer.Typer(
     help="Check bags, pack them, and exchange them with other programs.",
 )  # fmt: skip
 
+
+_MAX_NAMED = 5
+"""Slides and files that a summary names; --json names all."""
 
 BagsArgument = Annotated[
     Path,
@@ -125,11 +128,14 @@ def import_(
 
     What a file does not state (mostly weights and preprocessing) is recorded as unknown, and the
     summary lists it. Bags of unknown provenance cannot be compared: you then have to make sure that
-    they belong together. The folder of bags must be new or empty.
+    they belong together. Layouts of one file per slide are read from subfolders, too. Files of
+    embeddings that are not of the layout are left out, and named. The folder of bags must be new or
+    empty.
 
     Example: `mil bags import trident_out/20x_224px_0px_overlap --from trident --bags bags`
 
-    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed or were left
+    out.
     """
     folder_for_bags(bags_dir)
     with spinner("loading"):
@@ -261,6 +267,8 @@ def _print_report(report: FolderReport, bags_dir: Path) -> None:
 def _print_conversion(
     results: list[ConversionResult], *, source: Path, out: Path, layout: str, as_json: bool
 ) -> None:
+    left_out = {result.slide_id: result.left_out for result in results if result.left_out}
+    results = [result for result in results if not result.left_out]
     failed = {result.slide_id: result.problem for result in results if result.problem}
     n_tiles = sum(result.n_tiles for result in results)
     unknown = Counter(name for result in results for name in result.unknown)
@@ -275,6 +283,7 @@ def _print_conversion(
             "n_tiles": n_tiles,
             "unknown": dict(sorted(unknown.items())),
             "failed": failed,
+            "left_out": left_out,
         })  # fmt: skip
     else:
         stdout.print(
@@ -287,6 +296,18 @@ def _print_conversion(
                 for name, n_slides in sorted(unknown.items())
             )
             stdout.print(f"Unknown about their provenance: {fields}.")
-    for problem in failed.values():
-        stderr.print(f"failed: {problem}", style="yellow")
+    _print_first("failed", failed.values())
+    _print_first("left out", (f"{name}: {reason}" for name, reason in left_out.items()))
     _exit(n_bad=len(failed), n_all=len(results))
+    if left_out:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+def _print_first(what: str, lines: Iterable[str]) -> None:
+    """Print the first lines on standard error, and the number of the others."""
+    every = list(lines)
+    for line in every[:_MAX_NAMED]:
+        stderr.print(f"{what}: {line}", style="yellow")
+    if len(every) > _MAX_NAMED:
+        more = len(every) - _MAX_NAMED
+        stderr.print(f"{what}: {more:,} more; --json lists all", style="yellow")

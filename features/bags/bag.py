@@ -7,13 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from features.bags.embeddings import hash_tiles
 from features.errors import BagError, MilError
+from features.utils.paths import strip_slide_suffix
+from features.utils.text import normalize_name
 
 __all__ = [
     "IMAGE",
@@ -28,6 +32,7 @@ __all__ = [
     "BagSource",
     "Fingerprint",
     "as_json",
+    "bag_id",
     "check_complete",
     "check_fingerprint",
     "check_format",
@@ -195,6 +200,11 @@ class Bag:
         object.__setattr__(self, "features_sha256", _hash_of(self.features))
         object.__setattr__(self, "views_sha256", "" if self.views is None else _hash_of(self.views))
 
+    @cached_property
+    def tiles_sha256(self) -> str:
+        """Hash of the embeddings in any order, see :func:`features.bags.embeddings.hash_tiles`."""
+        return hash_tiles(self.features)
+
     @classmethod
     def from_series(
         cls,
@@ -277,6 +287,17 @@ def is_plain_id(slide_id: str) -> bool:
     return bool(slide_id) and slide_id[0] != "." and not {"/", "\\", "\0"} & set(slide_id)
 
 
+def bag_id(name: str) -> str:
+    """Return the id under which a bag is found: its slide's, without suffix, composed (NFC).
+
+    Examples
+    --------
+    >>> bag_id("006388_0.svs")
+    '006388_0'
+    """
+    return normalize_name(strip_slide_suffix(name))
+
+
 def check_fingerprint(
     expected: Fingerprint, actual: Iterable[tuple[object, Fingerprint]], *, source: str
 ) -> None:
@@ -345,7 +366,7 @@ def check_complete(where: object, attributes: Mapping[str, Any], *, hint: str) -
 
 def check_slide_id(bag_ref: BagRef, meta: BagMeta, slide_id: str) -> None:
     """Raise BagError if a bag under the name of one slide has the metadata of another."""
-    if meta.slide_id != slide_id:
+    if bag_id(meta.slide_id) != slide_id:
         raise BagError(
             bag_ref,
             actual=f"the bag of slide {meta.slide_id!r}",

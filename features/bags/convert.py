@@ -26,12 +26,16 @@ OnSlide = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResult:
-    """Result of the conversion of one slide: fields that its bag does not know, or the problem."""
+    """Result of the conversion of one slide: fields that its bag does not know, or the problem.
+
+    A file that was not converted has the reason in ``left_out``, and its path as ``slide_id``.
+    """
 
     slide_id: str
     n_tiles: int = 0
     unknown: tuple[str, ...] = ()
     problem: str = ""
+    left_out: str = ""
 
 
 def import_bags(
@@ -40,13 +44,14 @@ def import_bags(
     """Convert another program's bags into bags of this program, in a new or empty folder.
 
     ``layout`` is a key of :data:`features.bags.formats.registry.BAG_FORMATS`. A bag that cannot be
-    read does not stop the others. Raises BagError if ``source`` holds no bag of that layout,
+    read does not stop the others; files of embeddings that are not of that layout follow as left
+    out. Raises BagError if ``source`` holds no bag of that layout,
     OutputError if ``bags_dir`` is not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
         raise BagError(source, actual="there is no such folder", expected=f"bags of {layout}")
-    paths = bag_format.find(source)
+    found = bag_format.find(source)
     _make_new_folder(bags_dir)
 
     def convert(slide_id: str, path: Path) -> ConversionResult:
@@ -58,7 +63,10 @@ def import_bags(
             slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)
         )
 
-    return _convert_each(paths, convert, on_slide)
+    return [
+        *_convert_each(found.paths, convert, on_slide),
+        *(ConversionResult(slide_id=n, left_out=reason) for n, reason in found.left_out.items()),
+    ]
 
 
 def export_bags(

@@ -20,16 +20,17 @@ __all__ = ["BagDigest", "read_digests"]
 class BagDigest:
     """A bag without its tiles.
 
-    ``slide_id`` is its key in the folder or store. ``tissue_share`` is the share of the slide's
-    area that is tissue inside its tiles, 0 to 1, NaN if unknown; ``mean`` the mean embedding, shape
-    (dim,), zeros without tiles. Images of a series have no coordinates.
+    ``slide_id`` is its key in the folder or store. ``tiles_sha256`` is the hash of its embeddings
+    in any order. ``tissue_share`` is the share of the slide's area that is tissue inside its tiles,
+    0 to 1, NaN if unknown; ``mean`` the mean embedding, shape (dim,), zeros without tiles. Images
+    of a series have no coordinates.
     """
 
     slide_id: str
     bag_ref: BagRef
     meta: BagMeta
     n_tiles: int
-    features_sha256: str
+    tiles_sha256: str
     has_coords: bool
     tissue_share: float
     mean: npt.NDArray[np.float32]
@@ -75,7 +76,7 @@ def _digest(slide_id: str, bag_ref: BagRef) -> BagDigest:
         bag_ref=bag_ref,
         meta=bag.meta,
         n_tiles=len(bag.features),
-        features_sha256=bag.features_sha256,
+        tiles_sha256=bag.tiles_sha256,
         has_coords=bag.order is None and all(spans_px0) and bool((bag.coords_px0 >= 0).any()),
         tissue_share=_tissue_share(bag),
         # float16 would overflow in the sum.

@@ -24,6 +24,7 @@ from features.bags.bag import (
     BagMeta,
     BagRef,
     Fingerprint,
+    bag_id,
     check_complete,
     check_format,
     check_slide_id,
@@ -31,6 +32,7 @@ from features.bags.bag import (
     meta_attributes,
     meta_from_attrs,
 )
+from features.bags.embeddings import check_embeddings, largest_absolute
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
@@ -77,9 +79,21 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
 def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """Return the paths of all bags of a folder by slide id, sorted.
 
-    Raises BagError if the folder is missing or holds no bag, unless it may be empty.
+    Files named after the slide with its suffix, such as ``006388_0.svs.h5``, and names in
+    decomposed Unicode count as well, see :func:`features.bags.bag.bag_id`. Raises BagError if the
+    folder is missing or holds no bag, unless it may be empty, or if two files are of one slide.
     """
-    paths = {p.stem: p for p in sorted(bags_dir.glob("*.h5")) if not p.name.startswith(".")}
+    paths: dict[str, Path] = {}
+    for path in sorted(bags_dir.glob("*.h5")):
+        if path.name.startswith("."):
+            continue
+        if (first := paths.setdefault(bag_id(path.stem), path)) != path:
+            raise BagError(
+                bags_dir,
+                actual=f"{first.name!r} and {path.name!r} are bags of one slide",
+                expected="one bag per slide",
+                hint="Delete one of them.",
+            )
     if paths or may_be_empty:
         return paths
     raise BagError(
@@ -92,8 +106,9 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
 
 def to_storage_dtype(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """Return embeddings as float16, or as float32 if one would overflow; the shape stays."""
-    largest = float(np.abs(features).max(initial=0.0))
-    return features.astype(np.float16 if largest <= _LARGEST_FLOAT16 else np.float32, copy=False)
+    return features.astype(
+        np.float16 if largest_absolute(features) <= _LARGEST_FLOAT16 else np.float32, copy=False
+    )
 
 
 def write_bag(path: Path, bag: Bag) -> None:
@@ -145,13 +160,15 @@ def read_bag(bag_ref: BagRef) -> Bag:
     Raises
     ------
     BagError
-        If it is missing, damaged, incomplete, of another format or a newer version.
+        If it is missing, damaged, incomplete, of another format or a newer version, or if its
+        embeddings cannot be those of an encoder, see
+        :func:`features.bags.embeddings.check_embeddings`.
     """
     if not isinstance(bag_ref, Path):
         return bag_ref.read()
     with _open(bag_ref) as file:
         meta = _parse_meta(bag_ref, attributes := read_attributes(file))
-        features = read_array(file, "features", ndim=(2,), kinds="f")
+        features = _read_embeddings(bag_ref, file)
         if meta.kind == IMAGE:
             source = read_array(file, "source", ndim=(1,), kinds="S")
             bag = Bag.from_series(
@@ -166,7 +183,7 @@ def read_bag(bag_ref: BagRef) -> Bag:
                 coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
                 tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
                 meta=meta,
-                views=read_array(file, "views", ndim=(3,), kinds="f")
+                views=_read_embeddings(bag_ref, file, "views")
                 if meta.fingerprint.n_views
                 else None,
             )
@@ -218,7 +235,7 @@ def read_features(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
     if not isinstance(bag_ref, Path):
         return bag_ref.read_features()
     with _open(bag_ref) as file:
-        return read_array(file, "features", ndim=(2,), kinds="f")
+        return _read_embeddings(bag_ref, file)
 
 
 def read_views(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
@@ -229,7 +246,14 @@ def read_views(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
     if not isinstance(bag_ref, Path):
         return bag_ref.read_views()
     with _open(bag_ref) as file:
-        return read_array(file, "views", ndim=(3,), kinds="f")
+        return _read_embeddings(bag_ref, file, "views")
+
+
+def _read_embeddings(path: Path, file: h5py.File, name: str = "features") -> npt.NDArray[Any]:
+    """Read and check a dataset of embeddings, shape (n_tiles, dim) or (n_tiles, n_views, dim)."""
+    array = read_array(file, name, ndim=(3,) if name == "views" else (2,), kinds="f")
+    check_embeddings(path, array, what="embeddings" if name == "features" else name)
+    return array
 
 
 def _open(path: Path) -> AbstractContextManager[h5py.File]:
@@ -238,7 +262,7 @@ def _open(path: Path) -> AbstractContextManager[h5py.File]:
 
 def _to_storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """Return embeddings in their stored type; raise unless all are finite."""
-    if not np.isfinite(array).all():
+    if not np.isfinite(largest_absolute(array)):
         n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise BagError(
             path,

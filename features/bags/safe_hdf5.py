@@ -159,7 +159,8 @@ def read_array(
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
         raise BagError(file.filename, actual=f"no {ndim[0]}-dimensional dataset {name!r}")
     if dataset.dtype.kind not in kinds:
-        raise BagError(file.filename, actual=f"{name!r} holds {dataset.dtype}", expected="numbers")
+        expected = "floating-point numbers" if kinds == "f" else "numbers"
+        raise BagError(file.filename, actual=f"{name!r} holds {dataset.dtype}", expected=expected)
     if dataset.is_virtual or dataset.external:
         raise BagError(
             file.filename,

@@ -21,11 +21,13 @@ from features.bags.bag import (
     BagInfo,
     BagRef,
     Fingerprint,
+    bag_id,
     check_complete,
     check_format,
     is_plain_id,
     meta_from_attrs,
 )
+from features.bags.embeddings import check_embeddings
 from features.bags.h5 import find_bags
 from features.bags.shard_reader import ObjectStore, ShardedArray, read_json
 from features.errors import BagError
@@ -212,13 +214,17 @@ class StoredBag:
 
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
         """Read the embeddings only, shape (n_tiles, dim)."""
-        return self._read("features").astype(self.info.dtype, copy=False)
+        features = self._read("features").astype(self.info.dtype, copy=False)
+        check_embeddings(self.name, features)
+        return features
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
         """Read the embeddings of views only, shape (n_tiles, n_views, dim); BagError if none."""
         if self.info.views_dtype is None:
             raise BagError(self.name, actual="no views", expected="a bag with views of its tiles")
-        return self._read(VIEWS).astype(self.info.views_dtype, copy=False)
+        views = self._read(VIEWS).astype(self.info.views_dtype, copy=False)
+        check_embeddings(self.name, views, what=VIEWS)
+        return views
 
     def read_bag_info(self) -> BagInfo:
         """Return metadata, and shape and types of the arrays, from the table alone."""
@@ -280,7 +286,7 @@ def _parse_series(values: Mapping[str, Any]) -> dict[str, Any]:
 def _parse_id(value: Any) -> str:
     if not isinstance(value, str) or not is_plain_id(value):
         raise ValueError(f"slide id {value!r:.40}")
-    return value
+    return bag_id(value)
 
 
 def _parse_count(value: Any) -> int:

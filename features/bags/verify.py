@@ -18,6 +18,7 @@ from features.bags.bag import (
     BagMeta,
     BagRef,
     Fingerprint,
+    bag_id,
     different_field,
     usual_fingerprint,
 )
@@ -114,7 +115,7 @@ def verify_bags(
 
 def _check(slide_id: str, bag: Bag) -> BagReport:
     unknown = unknown_fields(bag.meta)
-    problems = [*_check_meta(slide_id, bag), *_check_features(bag.features)]
+    problems = [*_check_meta(slide_id, bag)]
     if bag.views is not None:
         problems += _check_views(bag.features, bag.views)
     if bag.order is None:  # Images of a series have neither coordinates nor tissue.
@@ -130,7 +131,7 @@ def _check(slide_id: str, bag: Bag) -> BagReport:
 
 def _check_meta(slide_id: str, bag: Bag) -> Iterator[str]:
     meta, n_tiles = bag.meta, len(bag.features)
-    if meta.slide_id != slide_id:
+    if bag_id(meta.slide_id) != slide_id:
         yield f"it is the bag of slide {meta.slide_id!r}"
     n_left_out = _n_left_out(meta)
     if meta.n_tried - meta.n_failed - n_left_out != n_tiles or min(meta.n_failed, n_left_out) < 0:
@@ -154,21 +155,8 @@ def _check_resolution(meta: BagMeta) -> Iterator[str]:
         yield f"a resolution of {meta.mpp_x:g} × {meta.mpp_y:g} µm/px"
 
 
-def _check_features(features: npt.NDArray[Any]) -> Iterator[str]:
-    finite = np.isfinite(features)
-    if not finite.all():
-        n_nan = int(np.isnan(features).any(axis=1).sum())
-        n_infinite = int(np.isinf(features).any(axis=1).sum())
-        yield f"{n_nan} embeddings hold NaN, {n_infinite} infinity"
-    elif len(features) > 1 and (features == features[0]).all():
-        yield f"all {len(features)} embeddings are equal"
-
-
 def _check_views(features: npt.NDArray[Any], views: npt.NDArray[Any]) -> Iterator[str]:
-    finite = np.isfinite(views).reshape(len(views), -1).all(axis=1)
-    if not finite.all():
-        yield f"views of {int((~finite).sum())} tiles hold NaN or infinity"
-    elif len(views) and (views == features[:, None]).all():
+    if len(views) and (views == features[:, None]).all():
         yield f"all views of {len(views)} tiles equal their plain tile"
 
 

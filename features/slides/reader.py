@@ -20,6 +20,7 @@ from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.utils.files import ZARR_METADATA, is_zarr_folder
 from features.utils.paths import parse_url, strip_slide_suffix
+from features.utils.text import normalize_name
 
 __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
@@ -97,7 +98,7 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
 
 
 def slide_id_of(path: Path | str, scene: int | None = None) -> str:
-    """Return the id of a slide: its file's name without folder and suffix.
+    """Return the id of a slide: its file's name without folder and suffix, composed (NFC).
 
     If a scene was chosen, ``_scene`` and its number follow, so that scenes of a file differ.
 
@@ -108,7 +109,8 @@ def slide_id_of(path: Path | str, scene: int | None = None) -> str:
     >>> slide_id_of("s3://bucket/006388_0.ome.zarr/", scene=2)
     '006388_0_scene2'
     """
-    name = strip_slide_suffix(path.name if isinstance(path, Path) else Path(path).name)
+    file_name = path.name if isinstance(path, Path) else Path(path).name
+    name = normalize_name(strip_slide_suffix(file_name))
     return name if scene is None else f"{name}_scene{scene}"
 
 

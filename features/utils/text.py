@@ -1,10 +1,33 @@
-"""Text helpers: plurals, percentages, printable names, natural sort order."""
+"""Text helpers: plurals, percentages, printable names, sort order, spellings of names."""
 
 from __future__ import annotations
 
+import difflib
 import re
+import unicodedata
+from collections.abc import Collection, Iterable
 
-__all__ = ["natural_key", "percent", "pluralize", "printable"]
+__all__ = [
+    "is_missing_word",
+    "lookalike_key",
+    "lookalikes",
+    "natural_key",
+    "nearest_names",
+    "normalize_name",
+    "percent",
+    "pluralize",
+    "printable",
+    "strip_blanks",
+]
+
+_MISSING_WORDS = frozenset({
+    "", "-", "--", ".", "?", "<na>", "#n/a", "n.a.", "n/a", "na", "nan", "nil", "none", "null",
+})  # fmt: skip
+_ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+"""Characters without width, which no editor shows."""
+_BLANKS_AROUND = re.compile(rf"^[\s{_ZERO_WIDTH}]+|[\s{_ZERO_WIDTH}]+$")
+_MIN_SIMILARITY = 0.6
+_MAX_COMPARED = 20_000
 
 
 def pluralize(number: int, nouns: str) -> str:
@@ -51,3 +74,91 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """
     parts = re.findall(r"\d+|\D+", text)
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+def normalize_name(text: str) -> str:
+    r"""Return an id, label or column name in the one form of Unicode in which names are compared.
+
+    macOS stores the names of files decomposed (NFD), most tables are composed (NFC).
+
+    Examples
+    --------
+    >>> normalize_name("Mu\u0308ller") == "M\u00fcller"
+    True
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def strip_blanks(text: str) -> str:
+    r"""Return a text without the white space and zero-width characters around it.
+
+    Examples
+    --------
+    >>> strip_blanks("\ufeff CE\u00a0\u200b")
+    'CE'
+    """
+    return text.strip() if text.isascii() else _BLANKS_AROUND.sub("", text)
+
+
+def is_missing_word(text: str) -> bool:
+    """Return whether a text is empty, or a word that programs write for a missing value.
+
+    Examples
+    --------
+    >>> is_missing_word("NaN"), is_missing_word("n/a"), is_missing_word("Nancy")
+    (True, True, False)
+    """
+    return strip_blanks(text).casefold() in _MISSING_WORDS
+
+
+def lookalike_key(text: str) -> str:
+    r"""Return a key that is equal for names that a reader may take for one another.
+
+    Such names differ only in capitals, blanks, hyphens or underscores, zero-width characters,
+    accents written in two ways, forms of one character, leading zeros, or zeros behind a decimal
+    point.
+
+    Examples
+    --------
+    >>> lookalike_key("class\u00a0 A") == lookalike_key("Class_a")
+    True
+    >>> lookalike_key("007") == lookalike_key("7.0"), lookalike_key("P1") == lookalike_key("P11")
+    (True, False)
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    shown = "".join(c for c in plain if unicodedata.category(c) != "Cf").casefold()
+    words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
+    number = re.sub(r"^(\d+)\.0+$", r"\1", words)
+    return number.lstrip("0") or number[:1]
+
+
+def lookalikes(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of two or more different names with one key, see :func:`lookalike_key`.
+
+    Examples
+    --------
+    >>> lookalikes(["Mayo", "mayo", "Bern"])
+    (('Mayo', 'mayo'),)
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(lookalike_key(name), []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def nearest_names(name: str, known: Collection[str], *, n: int = 3) -> tuple[str, ...]:
+    """Return the known names most similar to a name, lookalikes and longer forms of it first.
+
+    Examples
+    --------
+    >>> nearest_names("006388", ["006388_0.svs", "1", "006389"])
+    ('006388_0.svs', '006389')
+    """
+    key = lookalike_key(name)
+    keys = {other: lookalike_key(other) for other in known}
+    same = [other for other, other_key in keys.items() if other_key == key]
+    parts = [o for o, k in keys.items() if min(len(k), len(key)) > 2 and (key in k or k in key)]
+    similar = difflib.get_close_matches(
+        name, list(known)[:_MAX_COMPARED], n=n, cutoff=_MIN_SIMILARITY
+    )
+    return tuple(dict.fromkeys([*same, *sorted(parts, key=len), *similar]))[:n]

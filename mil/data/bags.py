@@ -35,7 +35,8 @@ class SlideRecord:
     """Metadata of a slide whose bag was read, of features of shape (``n_tiles``, dim).
 
     ``content_id`` is a hash of the content of the slide file, ``features_sha256`` and
-    ``views_sha256`` are hashes of embeddings, the latter empty without augmented views. Of
+    ``views_sha256`` are hashes of embeddings, the latter empty without augmented views, and
+    ``tiles_sha256`` is that of the embeddings in any order, empty if unknown. Of
     ``n_tried`` tiles selected for embedding, ``n_failed`` could not be decoded; a bag without tiles
     has an ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides.
     """
@@ -46,6 +47,7 @@ class SlideRecord:
     content_id: str
     features_sha256: str
     views_sha256: str = ""
+    tiles_sha256: str = ""
     n_tried: int = 0
     n_failed: int = 0
     empty_reason: str = ""
@@ -55,8 +57,9 @@ class SlideRecord:
     def content_keys(self) -> tuple[tuple[str, str], ...]:
         """Keys that copies of the slide have in common, see :func:`content_keys`."""
         return content_keys(
-            content_id=self.content_id, features_sha256=self.features_sha256, n_tiles=self.n_tiles
-        )
+            content_id=self.content_id, features_sha256=self.features_sha256,
+            tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -313,14 +316,17 @@ def read_embed_failures(bags_dir: Path) -> dict[str, str]:
 
 
 def content_keys(
-    *, content_id: str, features_sha256: str, n_tiles: int
+    *, content_id: str, features_sha256: str, n_tiles: int, tiles_sha256: str = ""
 ) -> tuple[tuple[str, str], ...]:
     """Return the keys that copies of a slide have in common: hashes of file and embeddings.
 
-    An unknown file content has no key, nor have bags without tiles, which are all equal.
+    The embeddings, shape (``n_tiles``, dim), have one hash in their order and one in any order,
+    which runs trained earlier lack. What is unknown has no key, nor have bags without tiles, which
+    are all equal.
     """
-    by_file = (("file", content_id),) if content_id else ()
-    return (*by_file, ("tiles", features_sha256)) if n_tiles else by_file
+    of_tiles = {"tiles": features_sha256, "tiles in any order": tiles_sha256} if n_tiles else {}
+    keys = {"file": content_id, **of_tiles}
+    return tuple((kind, value) for kind, value in keys.items() if value)
 
 
 def _concatenate(parts: list[Features]) -> Features:
@@ -343,6 +349,7 @@ def _record(patient: Patient, bag: Bag) -> SlideRecord:
         content_id=bag.meta.slide_content_id,
         features_sha256=bag.features_sha256,
         views_sha256=bag.views_sha256,
+        tiles_sha256=bag.tiles_sha256,
         n_tried=bag.meta.n_tried,
         n_failed=bag.meta.n_failed,
         empty_reason=bag.meta.empty_reason,

@@ -110,4 +110,5 @@ def _as_training_slide(record: SlideRecord) -> TrainingSlide:
         n_tiles=record.n_tiles,
         content_id=record.content_id,
         features_sha256=record.features_sha256,
+        tiles_sha256=record.tiles_sha256,
     )

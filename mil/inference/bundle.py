@@ -67,8 +67,9 @@ _DAMAGE = (
 class TrainingSlide:
     """A slide that a run was trained on, identified by id and by content.
 
-    ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), and ``content_id`` that
-    of the slide file, see :func:`features.slides.file_info.content_hash`.
+    ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), ``tiles_sha256`` that
+    of the embeddings in any order, empty in a run trained earlier, and ``content_id`` that of the
+    slide file, see :func:`features.slides.file_info.content_hash`.
     """
 
     slide_id: str
@@ -76,6 +77,7 @@ class TrainingSlide:
     n_tiles: int
     content_id: str
     features_sha256: str
+    tiles_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -426,6 +428,7 @@ def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
             n_tiles=int(row["n_tiles"]),
             content_id=row["content_id"],
             features_sha256=row["features_sha256"],
+            tiles_sha256=row.get("tiles_sha256", ""),
         )
         for row in table.to_dict("records")
     )

@@ -252,7 +252,7 @@ class _TrainingIndex:
         for index, slide in enumerate(slides):
             of_slide = content_keys(
                 content_id=slide.content_id, features_sha256=slide.features_sha256,
-                n_tiles=slide.n_tiles,
+                tiles_sha256=slide.tiles_sha256, n_tiles=slide.n_tiles,
             )  # fmt: skip
             for key in (("patient", slide.patient_id), *of_slide):
                 self._first.setdefault(key, index)
@@ -263,7 +263,7 @@ class _TrainingIndex:
         for bag in bags:
             keys += content_keys(
                 content_id=bag.meta.slide_content_id, features_sha256=bag.features_sha256,
-                n_tiles=len(bag.features),
+                tiles_sha256=bag.tiles_sha256, n_tiles=len(bag.features),
             )  # fmt: skip
         indices = [self._first[key] for key in keys if key in self._first]
         return self._patient_ids[min(indices)] if indices else ""

@@ -70,6 +70,21 @@ def test_bags_go_out_and_come_back(folder: Path, tmp_path: Path) -> None:
     assert "mpp" not in data["unknown"]
 
 
+def test_files_left_out_of_an_import_are_exit_code_3_and_named(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("h5_files/s1", *(f"more/x{number}" for number in range(7))):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(source / f"{name}.h5", "w") as file:
+            file["features"], file["coords"] = np.eye(3), np.zeros((3, 2), int)
+    result = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b1")
+    assert result.exit_code == 3
+    assert result.output.count("left out: more/x") == 5
+    assert "left out: 2 more; --json lists all" in result.output
+    result = mil("bags", "import", source, "--from", "clam", "--bags", tmp_path / "b2", "--json")
+    assert result.exit_code == 3
+    assert len(json.loads(result.stdout)["left_out"]) == 7
+
+
 def test_slides_that_cannot_be_imported_are_told(tmp_path: Path) -> None:
     source = tmp_path / "clam"
     source.mkdir()

@@ -137,7 +137,7 @@ def _pack(folder: Path) -> None:
 def _foreign(folder: Path) -> None:
     source = _only(folder)
     layout = BAG_FORMATS[source.name]
-    for slide_id, path in layout.find(source).items():
+    for slide_id, path in layout.find(source).paths.items():
         result = layout.read(path, "")
         to_bag(result, path=path, slide_id=slide_id, layout=source.name, defaults=ImportDefaults())
 

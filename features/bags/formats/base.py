@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import UNKNOWN, UNKNOWN_COORD, Bag, BagMeta, Fingerprint, as_json
+from features.bags.embeddings import check_embeddings
 from features.errors import BagError
 from features.slides.base import StatedMpp
 from features.slides.resolution import Resolution, resolve_mpp
@@ -79,7 +80,8 @@ def to_bag(
     slides; one that is only a nominal magnification is used, but counts as assumed. ``path`` names
     the file in messages; ``layout``, the format, is kept in ``software``. Raises BagError if
     embeddings, shape (n_tiles, dim), and coordinates, shape (n_tiles, 2), level-0 px or µm, are not
-    numbers of as many tiles, ResolutionError if a given resolution is implausible.
+    numbers of as many tiles, or the embeddings cannot be an encoder's, ResolutionError if a given
+    resolution is implausible.
     """
     features = _without_batch_axis(path, foreign.features, "features")
     resolution = _resolution(foreign, defaults.mpp_by_slide.get(slide_id, defaults.slide_mpp), path)
@@ -189,6 +191,8 @@ def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.N
             actual=f"{name} of shape {array.shape} and type {array.dtype}",
             expected="one row of numbers per tile",
         )
+    if name == "features":
+        check_embeddings(path, table)
     if name == "features" and table.dtype != np.float16:
         table = table.astype(np.float32)
     return np.ascontiguousarray(table)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from features.bags.bag import Bag
+from features.bags.bag import Bag, bag_id
 from features.bags.formats import atlaspatch, clam, slideflow, stamp, torch_tensors, trident
 from features.bags.formats.base import ForeignBag
 from features.errors import BagError
 
-__all__ = ["BAG_FORMATS", "BagFormat"]
+__all__ = ["BAG_FORMATS", "BagFormat", "FoundBags"]
+
+
+_SUFFIXES = frozenset({".h5", ".hdf5", ".npy", ".parquet", ".pickle", ".pkl", ".pt", ".pth"})
+"""Suffixes of files that may hold embeddings."""
+
+_COORDS = "coords"
+"""Folder of the coordinates beside bags of bare tensors, in files of the same names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundBags:
+    """Files of bags by slide id, and the reasons why other files of embeddings were left out."""
+
+    paths: Mapping[str, Path]
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BagFormat:
     """Format of the bags of another program.
 
-    ``patterns`` are globs of its files, preferred first, which messages name as ``expected``.
+    ``patterns`` are globs of its files, preferred first, which messages name as ``expected``;
+    ``**`` is for programs that write a folder per cohort.
     ``read`` takes a path and an encoder, which chooses among several embeddings of a file;
     ``write``, None if the format can only be read, takes a folder and a bag, which must know the
     ``required`` fields.
@@ -31,15 +47,17 @@ class BagFormat:
     write: Callable[[Path, Bag], None] | None = None
     required: frozenset[str] = frozenset()
 
-    def find(self, source: Path) -> dict[str, Path]:
-        """Return the files by slide id that match the first pattern with any match.
+    def find(self, source: Path) -> FoundBags:
+        """Return the files that match the first pattern with any match, and those left out.
 
-        Raises BagError if no file matches, or those of a pattern are in several folders.
+        Raises BagError if no file matches, if those of a pattern without ``**`` are in several
+        folders, or if two are of one slide.
         """
         for pattern in self.patterns:
-            paths = sorted(p for p in source.glob(pattern) if not p.name.startswith("."))
+            found = _visible(source, sorted(source.glob(pattern)))
+            paths = [p for p in found if p.is_file() and p.parent.name != _COORDS]
             folders = sorted({path.parent for path in paths})
-            if len(folders) > 1:
+            if len(folders) > 1 and "**" not in pattern:
                 raise BagError(
                     source,
                     actual=f"bags in several folders: {', '.join(map(str, folders[:5]))}",
@@ -47,10 +65,49 @@ class BagFormat:
                     hint="Choose one of these folders.",
                 )
             if paths:
-                return {path.stem: path for path in paths}
+                of_slides = _by_slide(source, paths)
+                return FoundBags(paths=of_slides, left_out=_list_left_out(source, of_slides))
         raise BagError(
             source, actual="no such bag in it", expected=self.expected, hint="Check --from."
         )
+
+
+def _by_slide(source: Path, paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (first := found.setdefault(bag_id(path.stem), path)) != path:
+            raise BagError(
+                source,
+                actual=f"two bags of slide {bag_id(path.stem)!r}: {first} and {path}",
+                expected="one set of bags",
+                hint=f"Import {first.parent} and {path.parent} one by one, into two folders."
+                if first.parent != path.parent
+                else "Move one of them elsewhere.",
+            )
+    return found
+
+
+def _list_left_out(source: Path, found: Mapping[str, Path]) -> dict[str, str]:
+    """Return the other files of embeddings below a folder, and why each was not taken."""
+    left_out = {}
+    for path in _visible(source, sorted(source.rglob("*"))):
+        slide_id = bag_id(path.stem.removesuffix("_patches"))
+        if path.suffix.lower() in _SUFFIXES and path.is_file() and slide_id not in found:
+            name = str(path.relative_to(source))
+            left_out[name] = (
+                "not where this layout has its bags"
+                if path.suffix in {taken.suffix for taken in found.values()}
+                else f"a {path.suffix} file, and those of this layout are "
+                f"{next(iter(found.values())).suffix}"
+            )
+    return left_out
+
+
+def _visible(source: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the paths without a hidden file or folder below the source."""
+    for path in paths:
+        if not any(part.startswith(".") for part in path.relative_to(source).parts):
+            yield path
 
 
 _TILES = frozenset({"coords", "target_mpp", "tile_px"})
@@ -67,18 +124,18 @@ BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
         read=trident.read, write=trident.write, required=_TILES,
     ),
     "stamp": BagFormat(
-        patterns=("*.h5",), expected="<slide>.h5, one per slide",
+        patterns=("**/*.h5",), expected="<slide>.h5, one per slide",
         read=stamp.read, write=stamp.write, required=_TILES,
     ),
     "atlaspatch": BagFormat(
         patterns=("patches/*.h5", "*.h5"), expected="patches/<slide>.h5", read=atlaspatch.read
     ),
     "slideflow": BagFormat(
-        patterns=("*.pt",), expected="<slide>.pt, one per slide",
+        patterns=("**/*.pt",), expected="<slide>.pt, one per slide",
         read=slideflow.read, write=slideflow.write, required=_TILES,
     ),
     "torch": BagFormat(
-        patterns=("*.pt",), expected="<slide>.pt, one per slide",
+        patterns=("**/*.pt",), expected="<slide>.pt, one per slide",
         read=torch_tensors.read, write=torch_tensors.write,
     ),
 })  # fmt: skip

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -388,7 +389,7 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
         (torch.zeros(3, dtype=torch.complex64), "complex64"),
         (torch.zeros(3), "features of shape (3,)"),
         (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
-        (torch.full((2, 8), float("nan")), "2 of 2 embeddings hold NaN"),
+        (torch.full((2, 8), float("nan")), "2 embeddings hold NaN"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path: Path, content: object, expected: str) -> None:
@@ -629,3 +630,92 @@ def test_a_bag_under_the_name_of_another_slide_is_refused(tmp_path: Path) -> Non
     table.write_text("image_id,patient_id\ns1,p1\n")
     with pytest.raises(BagError, match="the bag of slide 's2'; expected that of 's1'"):
         load_patient_bags(read_cohort(table, labelled=False), find_bags(tmp_path))
+
+
+# Folders that other programs and people make.
+
+
+def import_all(source: Path, layout: str) -> list[ConversionResult]:
+    bags_dir = source.parent / "imported"
+    return import_bags(
+        source, bags_dir, layout=layout, defaults=ImportDefaults(), on_slide=quiet
+    )  # fmt: skip
+
+
+def write_stamp(path: Path, features: np.ndarray = FEATURES) -> None:
+    about = {"stamp_version": "2.0.0", "unit": "um", "tile_size_um": 112.0, "tile_size_px": 224}
+    write_h5(path, attributes=about, feats=features, coords=COORDS.astype(np.float32))
+
+
+@pytest.mark.parametrize("folders", [["", "a", "a/b"], ["a", "b", "c"], ["a/b", "a/b", "a"]])
+def test_bags_in_subfolders_are_imported(tmp_path: Path, folders: list[str]) -> None:
+    for number, folder in enumerate(folders):
+        write_stamp(tmp_path / "stamp" / folder / f"s{number}.h5")
+        write_pt(tmp_path / "torch" / folder / f"s{number}.pt", torch.from_numpy(FEATURES))
+    for layout in ("stamp", "torch"):
+        results = import_all(tmp_path / layout, layout)
+        assert {r.slide_id for r in results if not r.problem and not r.left_out} == {
+            "s0", "s1", "s2",
+        }  # fmt: skip
+        assert find_bags(tmp_path / "imported").keys() == {"s0", "s1", "s2"}
+        for path in (tmp_path / "imported").iterdir():
+            path.unlink()
+
+
+def test_files_that_are_not_of_the_layout_are_left_out_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_h5(source / "h5_files" / "s1.h5", features=FEATURES, coords=COORDS)
+    write_h5(source / "more" / "s2.h5", features=FEATURES, coords=COORDS)
+    write_h5(source / "s3.H5", features=FEATURES, coords=COORDS)
+    write_h5(source / "patches" / "s1.h5", coords=COORDS)  # of a slide that is taken
+    write_pt(source / "pt_files" / "s1.pt", torch.from_numpy(FEATURES))
+    np.save(source / "s4.npy", FEATURES)
+    (source / "._s1.h5").write_bytes(b"left by macOS")
+    (source / "read me.txt").write_text("no embeddings")
+    results = import_all(source, "clam")
+    assert [r.slide_id for r in results if not r.left_out] == ["s1"]
+    left_out = {r.slide_id: r.left_out for r in results if r.left_out}
+    assert left_out.keys() == {"more/s2.h5", "s3.H5", "s4.npy"}
+    assert left_out["s4.npy"] == "a .npy file, and those of this layout are .h5"
+
+
+def test_two_bags_of_one_slide_in_subfolders_are_refused(tmp_path: Path) -> None:
+    for folder in ("uni", "conch"):
+        write_stamp(tmp_path / "in" / folder / "s1.h5")
+    with pytest.raises(BagError, match="two bags of slide 's1'") as caught:
+        import_all(tmp_path / "in", "stamp")
+    assert "one by one" in str(caught.value)
+
+
+def test_bags_named_after_the_file_of_the_slide_are_imported_under_its_id(tmp_path: Path) -> None:
+    write_stamp(tmp_path / "in" / "x.svs.h5")
+    assert [r.slide_id for r in import_all(tmp_path / "in", "stamp")] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [(FEATURES.astype(np.int8), "type int8"), (FEATURES.astype(np.int64), "type int64"),
+     (FEATURES.astype(np.float16).view(np.uint16), "type uint16"),
+     (FEATURES > 1, "no 2-dimensional|bool"), (FEATURES + np.nan, "hold NaN"),
+     (FEATURES * 0, "are all zeros"), (FEATURES * 0 + 1, "are equal")],
+)  # fmt: skip
+def test_embeddings_of_no_encoder_are_not_imported(
+    tmp_path: Path, features: np.ndarray, message: str
+) -> None:
+    write_stamp(tmp_path / "in" / "s1.h5", features)
+    problem = import_problem(tmp_path / "in", "stamp")
+    assert re.search(message, problem), problem
+    assert "s1.h5" in problem
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_tensors_of_integers_are_not_imported(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_pt(tmp_path / "in" / "s1.pt", torch.arange(24).reshape(3, 8).to(dtype))
+    assert "floating-point numbers" in import_problem(tmp_path / "in", "torch")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
+def test_tensors_of_any_floating_type_are_imported(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_pt(tmp_path / "in" / "s1.pt", torch.from_numpy(FEATURES).to(dtype))
+    bag, _ = import_slide(tmp_path / "in", "torch")
+    np.testing.assert_array_equal(bag.features, FEATURES)

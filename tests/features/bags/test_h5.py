@@ -40,7 +40,7 @@ def test_a_bag_without_tiles_is_a_valid_bag_that_says_why(tmp_path: Path) -> Non
 def test_large_values_are_kept_in_float32(tmp_path: Path) -> None:
     bag = make_bag("s1", n_tiles=2)
     big = Bag(
-        features=np.full((2, 8), 1e6, np.float32),
+        features=1e6 + np.arange(16, dtype=np.float32).reshape(2, 8),
         coords_px0=bag.coords_px0,
         tissue_fraction=bag.tissue_fraction,
         meta=bag.meta,

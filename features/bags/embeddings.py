@@ -1,0 +1,132 @@
+"""Arrays of embeddings: checks made whenever they are read, and a hash without their order."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import BagError
+
+__all__ = ["check_embeddings", "hash_tiles", "largest_absolute"]
+
+_CHUNK_VALUES = 1 << 18
+"""Values that are looked at together: they stay in the processor's cache."""
+_SIGNS = {2: (np.uint16, 0x7FFF), 4: (np.uint32, 0x7FFFFFFF)}
+_N_LOOKED_AT = 8
+"""Numbers of a row that are compared first; only equal ones need the others."""
+_HINT = "Embed the slide again with 'mil embed', or import it again from its source."
+
+
+def check_embeddings(
+    where: object, features: npt.NDArray[Any], *, what: str = "embeddings"
+) -> None:
+    """Raise BagError unless embeddings, shape (n_tiles, ..., dim), can be of an encoder.
+
+    They are floating-point numbers, all finite; no row is all zeros, which is how HDF5 returns
+    values that were never written; and neither all rows are equal nor all numbers. ``where`` names
+    the bag. It takes 3 ms for 15,000 float16 embeddings of 1,280 numbers.
+    """
+    if features.dtype.kind != "f":
+        raise BagError(
+            where,
+            actual=f"{what} of type {features.dtype}",
+            expected="floating-point numbers (float16 or float32)",
+            hint="If they were quantised, restore their values first; bits of bfloat16 kept as "
+            "integers are no numbers.",
+        )
+    if not features.size:
+        return
+    rows = features.reshape(-1, features.shape[-1])
+    if not np.isfinite(largest_absolute(rows)):
+        raise BagError(where, actual=_not_finite(features), expected="finite numbers", hint=_HINT)
+    if rows.shape[1] > 1 and (n_zero := _count_zero_rows(rows)):
+        raise BagError(
+            where,
+            actual=f"{n_zero} of {len(rows)} {what} are all zeros",
+            expected="numbers that an encoder made",
+            hint=_HINT,
+        )
+    if _all_alike(rows):
+        raise BagError(
+            where,
+            actual=f"all {len(rows)} {what} are equal"
+            if len(rows) > 1
+            else f"{what} with the same number {rows[0, 0]:g} throughout",
+            expected="embeddings that differ from tile to tile",
+            hint=_HINT,
+        )
+
+
+def largest_absolute(features: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the largest absolute value of embeddings, shape (n_tiles, dim); 0 without any.
+
+    It is not finite if any value is not.
+    """
+    # Floating-point numbers without their sign are ordered as integers, with infinity and NaN last.
+    flat = np.ascontiguousarray(features).reshape(-1)
+    if not flat.size:
+        return 0.0
+    if flat.dtype.itemsize not in _SIGNS or not flat.dtype.isnative:
+        return float(np.abs(flat).max())
+    as_integer, magnitude = _SIGNS[flat.dtype.itemsize]
+    bits = flat.view(as_integer)
+    largest = max(
+        int((bits[first : first + _CHUNK_VALUES] & magnitude).max())
+        for first in range(0, len(bits), _CHUNK_VALUES)
+    )
+    return float(np.array(largest, as_integer).view(flat.dtype))
+
+
+def hash_tiles(features: npt.NDArray[np.floating[Any]]) -> str:
+    """Return a hash of embeddings, shape (n_tiles, dim), that does not depend on their order.
+
+    It is the same for float32 as for the float16 they are stored as, so that copies of a slide
+    have it in common whatever the order in which their tiles were written: reading order, the
+    order of a mirrored or turned copy, or any other.
+    """
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(features, dtype="<f2")
+    odd = half.shape[1] % 2
+    words = (np.pad(half, ((0, 0), (0, 1))) if odd else half).view("<u4")
+    keys = np.zeros((len(words), 2), np.uint64)
+    factors = _random_words(2 * words.shape[1]).reshape(-1, 2)
+    rows = max(1, _CHUNK_VALUES // max(1, words.shape[1]))
+    for first in range(0, len(words), rows):
+        part = words[first : first + rows].astype(np.uint64)
+        keys[first : first + rows] = part @ factors
+    ordered = keys[np.lexsort(keys.T)]
+    return hashlib.sha256(
+        f"{features.shape}".encode() + ordered.astype("<u8").tobytes()
+    ).hexdigest()
+
+
+def _not_finite(features: npt.NDArray[Any]) -> str:
+    """Return how many embeddings, or how many tiles with views, are not finite."""
+    axes = tuple(range(1, features.ndim))
+    n_nan, n_infinite = (int(f(features).any(axis=axes).sum()) for f in (np.isnan, np.isinf))
+    if features.ndim > 2:
+        return f"views of {n_nan + n_infinite} tiles hold NaN or infinity"
+    return f"{n_nan} embeddings hold NaN, {n_infinite} infinity"
+
+
+def _random_words(n: int) -> npt.NDArray[np.uint64]:
+    """Return numbers, shape (n,), that look random and are the same for ever (SplitMix64)."""
+    words = (np.arange(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+    return words ^ (words >> np.uint64(31))
+
+
+def _count_zero_rows(rows: npt.NDArray[Any]) -> int:
+    candidates = np.flatnonzero(~rows[:, :_N_LOOKED_AT].any(axis=1))
+    return int((~rows[candidates].any(axis=1)).sum())
+
+
+def _all_alike(rows: npt.NDArray[Any]) -> bool:
+    """Return whether all rows are equal, or a single row has one number throughout."""
+    if len(rows) == 1:
+        return bool(rows.shape[1] > 1 and (rows == rows[0, 0]).all())
+    return bool((rows[:2] == rows[0]).all() and (rows == rows[0]).all())
