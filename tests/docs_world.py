@@ -104,9 +104,10 @@ def _paint_others(folder: Path) -> None:
 
 
 def _demo(folder: Path) -> None:
-    """Write the output of ``mil demo``."""
+    """Write the output of ``mil demo`` without its bags, which have tiles of another size."""
     copy_world(folder, folder.parent / "demo")
     (folder.parent / "demo").rename(folder / "demo")
+    shutil.rmtree(folder / "demo" / "bags")
 
 
 def _labels(folder: Path) -> None:

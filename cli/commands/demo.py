@@ -14,7 +14,16 @@ import typer
 from cli.console import progress_bar, stderr, stdout
 from features.utils.hardware import CPU_COUNT
 
-__all__ = ["demo"]
+__all__ = ["N_TEST_PATIENTS", "N_TRAIN_PATIENTS", "TARGET_MPP", "demo"]
+
+N_TRAIN_PATIENTS = 60
+"""Training patients by default."""
+
+N_TEST_PATIENTS = 30
+"""Held-out patients by default."""
+
+TARGET_MPP = 0.25
+"""µm per px of the tiles: with 224 px, 60 tiles per slide or more, a few of them of a focus."""
 
 
 def demo(
@@ -24,17 +33,17 @@ def demo(
     ] = Path("demo"),
     train_patients: Annotated[
         int, typer.Option(min=24, metavar="N", help="Number of training patients.")
-    ] = 60,
+    ] = N_TRAIN_PATIENTS,
     test_patients: Annotated[
         int, typer.Option(min=8, metavar="N", help="Number of held-out patients.")
-    ] = 30,
+    ] = N_TEST_PATIENTS,
     signal: Annotated[
         float,
         typer.Option(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Strength of the class signal in the tissue; 0: none.",
+            help="Strength of the class signals, in all of the tissue and in a spot; 0: none.",
         ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the cohort.")] = 0,
@@ -54,7 +63,8 @@ def demo(
 
     started = time.monotonic()
     stdout.print(
-        "These slides are SYNTHETIC: generated tissue whose composition depends on the class. "
+        "These slides are SYNTHETIC: generated tissue whose composition depends on the class, as "
+        "does how often a small spot of calcification occurs. "
         "Scores on them show that the program works, nothing more."
     )
     plan = make_cohort(n_patients=train_patients + test_patients, seed=seed, signal=signal)
@@ -69,7 +79,7 @@ def demo(
         )
     bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
     # Bags of an earlier demo may have been made with other settings.
-    _run("embed", out / "slides", "--bags", bags, "--overwrite")
+    _run("embed", out / "slides", "--bags", bags, "--mpp", TARGET_MPP, "--overwrite")
     _run(
         "train", "--cohort", out / "train.csv", "--bags", bags, "--run", run, "--seed", seed,
         "--overwrite",

@@ -63,7 +63,10 @@ from tests.benchmarks.mil_tables import Table, read_table, standardised
 from tests.benchmarks.training import generate
 from tests.fakes import make_bag
 
-__all__ = ["KINDS", "METHODS", "Score", "World", "main", "make_world", "measure"]
+__all__ = [
+    "KINDS", "METHODS", "Score", "World", "format_scores", "main", "make_world", "measure",
+    "parse_seeds",
+]  # fmt: skip
 
 BASELINES = ("mean + logistic", "min-max logistic")
 METHODS = ("default", "gated", *BASELINES)
@@ -255,7 +258,7 @@ def _fold_of_patients(cohort: Cohort, *, seed: int) -> Ints:
     return np.array([fold_of[name] for name in cohort.patient_ids], np.int64)
 
 
-def _as_text(scores: Sequence[Score]) -> str:
+def format_scores(scores: Sequence[Score]) -> str:
     """Return a table of means by kind and method, and one of paired differences."""
     kinds = list(dict.fromkeys(score.kind for score in scores))
     lines = ["weighted log loss / AUROC, cross-fitted; loss of new patients"]
@@ -320,7 +323,8 @@ def _parse_kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def _parse_seeds(text: str) -> range:
+def parse_seeds(text: str) -> range:
+    """Return the seeds of the text ``FIRST-LAST`` or of one seed."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first:
@@ -339,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"some of {', '.join(KINDS).replace('%', '%%')}; default: all, or none with tables",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=_parse_seeds, default=_REPORTING_SEEDS, metavar="FIRST-LAST",
+        "--seeds", type=parse_seeds, default=_REPORTING_SEEDS, metavar="FIRST-LAST",
         help="one cohort of each kind for every seed; default: 40000-40005",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true")
@@ -363,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         sys.stdout.write(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
     else:
-        sys.stdout.write(_as_text(scores) + "\n")
+        sys.stdout.write(format_scores(scores) + "\n")
     return 0
 
 

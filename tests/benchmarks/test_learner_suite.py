@@ -109,7 +109,7 @@ def test_differences_are_paired_by_cohort_and_taken_to_the_best_of_each() -> Non
         for method, of_cohorts in {**losses, "min-max logistic": (0.8, 0.8)}.items()
         for cohort, loss in enumerate(of_cohorts)
     ]  # fmt: skip
-    text = learner_suite._as_text(scores)
+    text = learner_suite.format_scores(scores)
     lines = [" ".join(line.split()) for line in text.split("\n")]
     assert "oracle +0.100 ± 0.000 (+0.100)" in lines
     assert "best baseline -0.050 ± 0.150 (+0.100)" in lines

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from features.slides import synthetic
 from features.slides.synthetic import (
     GLASSES_RGB,
     make_cohort,
@@ -31,15 +33,52 @@ def test_a_plan_holds_both_classes_in_every_centre_and_ids_like_numbers() -> Non
     assert plan != make_cohort(n_patients=60, seed=1, signal=1.0)
 
 
-@pytest.mark.parametrize(("signal", "low", "high"), [(0.0, 0.46, 0.54), (1.0, 0.85, 0.95)])
-def test_the_mixture_separates_the_classes_as_far_as_asked(
-    signal: float, low: float, high: float
+@pytest.mark.parametrize(
+    ("signal", "low", "high", "shares"),
+    [
+        (0.0, 0.46, 0.54, (0.5, 0.5)),
+        (0.5, 0.62, 0.72, (0.31, 0.69)),
+        (1.0, 0.75, 0.85, (0.12, 0.88)),
+    ],
+)
+def test_mixture_and_focus_separate_the_classes_as_far_as_asked(
+    signal: float, low: float, high: float, shares: tuple[float, float]
 ) -> None:
     from sklearn.metrics import roc_auc_score
 
     plan = make_cohort(n_patients=3000, seed=2, signal=signal)
     area = roc_auc_score([s.label == "LAA" for s in plan], [s.red_share for s in plan])
     assert low < area < high
+    table = pd.DataFrame([(s.patient_id, s.label, s.has_focus) for s in plan])
+    of_patients = table.groupby([1, 0])[2].sum()
+    assert of_patients.max() == 1  # on one of the patient's slides
+    np.testing.assert_allclose(of_patients.groupby(level=1).mean(), shares, atol=0.04)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_focus_covers_a_few_tiles_inside_the_tissue(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    island = synthetic._island(rng, (200, 220))  # of 16 px each
+    focus = synthetic._focus(rng, island) > 0.5
+    assert 1 < focus.sum() * 16**2 / 224**2 < 8
+    assert (island[focus] > 0.5).mean() > 0.9
+
+
+def test_a_focus_shows_on_the_slide_and_only_there() -> None:
+    (slide, *_) = make_cohort(n_patients=1, seed=0, signal=1.0)
+    small = replace(slide, width_px0=1800, height_px0=1700, white_share=0.0)
+    violet = []
+    for has_focus in (True, False):
+        pixels = render_slide(replace(small, has_focus=has_focus)).astype(int)
+        violet.append(((pixels[..., 2] > pixels[..., 0] + 10) & (pixels[..., 1] < 120)).sum())
+    assert violet[0] > 224**2 / 2 > 100 * violet[1]
+
+
+def test_every_slide_has_tissue_for_sixty_tiles() -> None:
+    for slide in make_cohort(n_patients=4, seed=6, signal=1.0):
+        pixels = render_slide(slide)[::16, ::16].astype(int)
+        tissue = (np.abs(pixels - slide.glass_rgb).max(axis=2) > 20).sum() * 16**2
+        assert tissue > 60 * 224**2
 
 
 def test_glass_is_no_matter_of_the_class() -> None:

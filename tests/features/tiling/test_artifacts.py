@@ -24,7 +24,7 @@ def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
     """Painted tissue of 224 px at 0.5 µm/px, sharp and all tissue."""
     plan = SyntheticSlide(
         patient_id="a", image_num=0, center_id="1", label="CE", red_share=0.5, white_share=0.2,
-        glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=3,
+        glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=6,
     )  # fmt: skip
     small = np.asarray(Image.fromarray(render_slide(plan)).reduce(2))
     tiles = [
