@@ -46,7 +46,7 @@ def test_the_others_are_exported(world: Path, tmp_path: Path) -> None:
     result = mil("bags", "export", world / "bags", "--to", "trident", "--out", tmp_path / "out")
     assert result.exit_code == 3, result.output
     assert "tile_px is 256; expected 224 as in most of the bags" in result.output
-    assert len(list((tmp_path / "out").rglob("*.h5"))) == 9
+    assert len(list((tmp_path / "out").glob("*/features_*/*.h5"))) == 9
 
 
 def test_of_as_many_on_either_side_the_first_is_the_norm() -> None:
