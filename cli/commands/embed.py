@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -12,7 +13,7 @@ import typer
 from rich.table import Table
 
 from cli.commands.embed_series import embed_series_command
-from cli.console import print_json, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, spinner, stderr, stdout
 from cli.options import (
     TILES,
     Address,
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
     from features.filters.classifier import TileFilter
 
 __all__ = []
+
+_STARTED_S = time.monotonic()
+"""Start of the program, nearly: commands are imported first of all."""
 
 
 class StainNorm(StrEnum):
@@ -243,7 +247,7 @@ def embed(
     read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
     with spinner("loading torch"):
         from features.embedding.config import EmbedConfig
-        from features.embedding.pipeline import TILES_PER_SLIDE, embed_slides
+        from features.embedding.pipeline import embed_slides
         from features.tiling.augmentation import AugmentationConfig
         from features.tiling.tissue import TissueSettings
         from features.visualization.preview import PreviewWriter
@@ -253,18 +257,11 @@ def embed(
         stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
-    n_tiles_expected = len(slides) * TILES_PER_SLIDE
     if dry_run:
-        print_estimate(
-            slides,
-            config,
-            n_tiles_expected=n_tiles_expected,
-            given_mpp=given_mpp,
-            scene=scene,
-            as_json=as_json,
-        )
+        print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         print_passed_over(search.passed_over)
         return
+    n_tiles_expected = expected_tiles(slides, config, bags, given_mpp=given_mpp, scene=scene)
     results, stopped = embed_with_progress(
         embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
         units=("slides", "tiles"), given_mpp=given_mpp, scene=scene,
@@ -292,48 +289,90 @@ def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
     return tile_filter
 
 
+def expected_tiles(
+    slides: list[Path],
+    config: EmbedConfig,
+    bags: Path,
+    *,
+    given_mpp: Mapping[str, float],
+    scene: int | None,
+) -> int:
+    """Return the number of tiles on which the choice of a runtime depends, from a few slides."""
+    from features.embedding.pipeline import TILES_PER_SLIDE
+    from features.embedding.sources import slide_sources
+    from features.embedding.survey import survey_slides
+    from features.encoders.config import recorded_runtime
+
+    if config.runtime != "auto" or recorded_runtime(bags) is not None:  # nothing is chosen
+        return len(slides) * TILES_PER_SLIDE
+    with spinner("looking at a few slides"):
+        sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
+        return survey_slides(sources).n_tiles
+
+
 def print_estimate(
     slides: list[Path],
     config: EmbedConfig,
+    bags: Path,
     *,
-    n_tiles_expected: int,
     given_mpp: Mapping[str, float],
     scene: int | None,
     as_json: bool,
 ) -> None:
-    """Print tiles, GB and hours of a run on the first of its devices; writes nothing."""
+    """Print tiles, gigabytes and hours of a run on the first of its devices; writes nothing."""
+    from features.bags.h5 import find_bags
     from features.embedding.estimate import estimate_embedding
+    from features.embedding.sources import slide_sources
+    from features.encoders.config import recorded_runtime
     from features.parallel.devices import parse_devices
 
     config = replace(config, device=parse_devices(config.device)[0])
-    with spinner("loading the encoder"):
-        encoder = config.load_encoder(n_tiles_expected=n_tiles_expected)
-    with progress_bar("slides") as bars:
-        task = bars.add_task("segmenting tissue", total=len(slides))
+    finished = (
+        set() if config.overwrite or not bags.is_dir() else set(find_bags(bags, may_be_empty=True))
+    )
+    sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
+    left = [source for source in sources if source.bag_id not in finished]
+    n_finished = len(slides) - len(left)
+    if not left:
+        if as_json:
+            print_json({"n_slides": 0, "n_tiles": 0, "hours": 0.0, "n_finished": n_finished})
+        else:
+            stdout.print(f"All {pluralize(n_finished, 'slides')} have a bag in {bags}.")
+        return
+    with spinner("timing a few tiles"):
         estimate = estimate_embedding(
-            slides, encoder, config=config, given_mpp=given_mpp, scene=scene,
-            on_slide=lambda: bars.advance(task),
+            left, config, started_s=_STARTED_S, recorded=recorded_runtime(bags)
         )  # fmt: skip
     if as_json:
         summary = asdict(estimate)
         summary["survey_s"] = summary.pop("segmentation_s")  # The key of earlier versions.
-        print_json(summary)
+        print_json({**summary, "n_finished": n_finished})
         return
     title = f"{pluralize(estimate.n_slides, 'slides')}, nothing written"
     table = Table(title=title, title_justify="left")
-    for name in ("tiles", "bags", "decoding", "backbone", "finding tissue", "in all"):
+    for name in ("tiles", "bags", "decoding", "backbone", "start", "finding tissue", "in all"):
         table.add_column(name, justify="right")
     table.add_row(
         f"{estimate.n_tiles:,}", f"{estimate.bag_gb:,.3g} GB",
         f"{estimate.decode_tiles_per_s:,.0f} tiles/s",
-        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s", f"{estimate.segmentation_s:,.0f} s",
+        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s",
+        f"{estimate.startup_s + estimate.selection_s:,.0f} s", f"{estimate.segmentation_s:,.0f} s",
         _duration(estimate.hours),
     )  # fmt: skip
     stdout.print(table)
-    stdout.print("Hours are for this machine and these options; rules may leave tiles out.")
+    if n_finished:
+        stdout.print(f"Not counted: {pluralize(n_finished, 'slides')} that have a bag in {bags}.")
+    if estimate.n_sampled < len(left):
+        stdout.print(f"Estimated from {pluralize(estimate.n_sampled, 'slides')} of all sizes.")
+    stdout.print(
+        f"Times are for this machine, these options and runtime {estimate.runtime!r}; rules may "
+        "leave tiles out."
+    )
     for message in estimate.failures.values():
         stderr.print(f"failed: {message}", style="yellow")
 
 
 def _duration(hours: float) -> str:
+    if hours < 2 / 60:
+        return f"{hours * 3600:,.0f} seconds"
     return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from features.embedding.config import EmbedConfig
 from features.embedding.sources import SlideSource, buffer_tiles
+from features.embedding.survey import Survey, survey_slides
 from features.encoders.encoder import Encoder
-from features.errors import MilError
+from features.encoders.runtime import RuntimeForecast, forecast_selection, parse_execution
+from features.parallel.devices import choose_device
 from features.slides.base import RgbArray
-from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles
 
 __all__ = ["Estimate", "estimate_embedding"]
 
 _BYTES_PER_VALUE = 2  # float16
-_BATCHES_MEASURED = 3
+_CPU_BATCH_TILES = 32
+"""Tiles that are timed on a CPU: a whole batch would take as long as a small slide, and of smaller
+ones each tile takes longer, the more so where other programs use the cores."""
+_DECODED_TILES = 32
+_BAG_S = 0.03
+"""Time to hash a slide and to write its bag, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,102 +36,165 @@ class Estimate:
 
     Attributes
     ----------
-    n_slides
-        Slides that can be opened; ``failures`` are the errors of the others by slide id.
+    n_slides, n_sampled
+        Slides to embed, and those that were opened for the estimate; ``failures`` are the errors
+        of those that cannot be opened, by slide id.
     n_tiles
         Tiles with enough tissue, before the artefact rules reject some.
     bag_gb
         Size of all bags, GB (10^9 bytes).
+    startup_s
+        Time from the command to the loaded encoder, seconds.
+    selection_s
+        Expected time to choose and to start the ``runtime`` of the encoder, seconds.
     segmentation_s
-        Duration of the tissue segmentation, seconds.
+        Expected time to open all slides and segment their tissue, seconds.
     decode_tiles_per_s
         Tiles read, resampled, checked and augmented per second by all threads; NaN without tiles.
     backbone_tiles_per_s
         Tiles with their views encoded per second; NaN without tiles.
+    hours
+        Duration of the whole command.
     """
 
     n_slides: int
+    n_sampled: int
     n_tiles: int
     bag_gb: float
+    startup_s: float
+    selection_s: float
     segmentation_s: float
     decode_tiles_per_s: float
     backbone_tiles_per_s: float
+    runtime: str
     hours: float
     failures: Mapping[str, str]
 
 
 def estimate_embedding(
-    paths: Sequence[Path],
-    encoder: Encoder,
-    *,
+    sources: Sequence[SlideSource],
     config: EmbedConfig,
-    given_mpp: Mapping[str, float],
-    scene: int | None = None,
-    on_slide: Callable[[], None],
+    *,
+    started_s: float,
+    recorded: str | None = None,
 ) -> Estimate:
-    """Segment the tissue of all slides, and time the encoder on tiles of the first that has any.
+    """Survey a few slides, and time decoding and encoding on a few tiles of one of them.
 
-    ``given_mpp`` is in µm per level-0 px, by slide id, ``scene`` which of each file's
-    scenes is the slide, None for the largest; ``on_slide`` is called after each slide.
+    It takes less time than embedding a small slide: a runtime that takes long to start is not
+    started, its throughput is assumed. On several devices the estimate is for the first.
+
+    Parameters
+    ----------
+    sources
+        Slides to embed, at least one.
+    config
+        All settings.
+    started_s
+        Start of the command on the monotonic clock, seconds.
+    recorded
+        Runtime recorded for the folder of bags, see
+        :func:`features.encoders.config.recorded_runtime`.
     """
-    started = time.monotonic()
-    n_tiles, measured_s = 0, 0.0
-    rates = (float("nan"), float("nan"))
-    failures: dict[str, str] = {}
-    for path in paths:
-        slide_id = slide_id_of(path)
-        try:
-            source = SlideSource(
-                path=path, config=config, given_mpp=given_mpp.get(slide_id), scene=scene
-            )
-            with source.open() as tiles:
-                n_tiles += tiles.n_tiles
-                if np.isnan(rates[0]) and tiles.n_tiles:
-                    before = time.monotonic()
-                    rates = _measure(tiles, encoder, config)
-                    measured_s = time.monotonic() - before
-        except MilError as error:
-            failures[slide_id] = str(error)
-        on_slide()
-    segmentation_s = time.monotonic() - started - measured_s
-    decode, encode = rates
-    # On a CPU, decoding and encoding share the cores.
-    combine = sum if encoder.device.type == "cpu" else max
-    rates_known = [rate for rate in (decode, encode) if not np.isnan(rate)]
-    embed_s = n_tiles * combine([1 / rate for rate in rates_known]) if n_tiles else 0.0
-    n_values = n_tiles * (1 + config.views.n_views) * encoder.dim
+    encoder = _load_plain(config, recorded)
+    startup_s = time.monotonic() - started_s
+    rates = (math.nan, math.nan)
+
+    def measure(tiles: SlideTiles) -> None:
+        nonlocal rates
+        rates = _measure(tiles, encoder, config)
+
+    survey = survey_slides(sources, on_tiles=measure)
+    decode, plain = rates
+    forecast = _forecast(config, recorded, survey, encoder, plain, startup_s=startup_s)
+    segmentation_s = survey.open_s * len(sources)
+    on_cpu = encoder.device.type == "cpu"
+    embed_s = 0.0
+    if survey.n_tiles:
+        # The encoder gets whole batches; on a CPU, decoding and encoding share the cores.
+        n_views = 1 + config.views.n_views
+        n_batches = math.ceil(survey.n_tiles * n_views / config.batch_tiles)
+        encode_s = n_batches * config.batch_tiles / n_views / forecast.tiles_per_s
+        seconds = [survey.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s]
+        embed_s = sum(seconds) if on_cpu else max(seconds)
+    total_s = (
+        startup_s + survey.open_s * survey.n_sampled + forecast.start_s + segmentation_s + embed_s
+        + _BAG_S * len(sources)
+    )  # fmt: skip
+    n_values = survey.n_tiles * (1 + config.views.n_views) * encoder.dim
     return Estimate(
-        n_slides=len(paths) - len(failures),
-        n_tiles=n_tiles,
+        n_slides=len(sources) - len(survey.failures),
+        n_sampled=survey.n_sampled,
+        n_tiles=survey.n_tiles,
         bag_gb=n_values * _BYTES_PER_VALUE / 1e9,
+        startup_s=startup_s,
+        selection_s=forecast.start_s,
         segmentation_s=segmentation_s,
         decode_tiles_per_s=decode,
-        backbone_tiles_per_s=encode,
-        hours=(segmentation_s + embed_s) / 3600,
-        failures=failures,
+        backbone_tiles_per_s=forecast.tiles_per_s,
+        runtime=str(forecast.runtime),
+        hours=total_s / 3600,
+        failures=survey.failures,
     )
+
+
+def _load_plain(config: EmbedConfig, recorded: str | None) -> Encoder:
+    """Load the encoder in a runtime that starts at once."""
+    if not isinstance(config.encoder, str):
+        return config.encoder
+    if choose_device(config.device).type == "cpu":
+        batch_tiles = min(config.batch_tiles, _CPU_BATCH_TILES)
+        return replace(config, runtime="eager", batch_tiles=batch_tiles).load_encoder()
+    execution = recorded or config.runtime
+    is_slow = execution != "auto" and not execution.startswith("eager")
+    # With so few tiles expected, only precisions are tried, which takes seconds.
+    return replace(config, runtime="eager" if is_slow else execution).load_encoder(
+        n_tiles_expected=5 * config.batch_tiles
+    )
+
+
+def _forecast(
+    config: EmbedConfig,
+    recorded: str | None,
+    survey: Survey,
+    encoder: Encoder,
+    tiles_per_s: float,
+    *,
+    startup_s: float,
+) -> RuntimeForecast:
+    """Return the runtime that the run will use, from the throughput in a plain one."""
+    execution = recorded or config.runtime
+    runtime = None if execution == "auto" else parse_execution(execution.split("+")[0])[0]
+    if not isinstance(config.encoder, str):
+        runtime = parse_execution(encoder.execution.split("+")[0])[0]
+    return forecast_selection(
+        runtime, tiles_per_s=tiles_per_s, batch_tiles=config.batch_tiles,
+        n_tiles_expected=survey.n_tiles, device=encoder.device, startup_s=startup_s,
+    )  # fmt: skip
 
 
 def _measure(tiles: SlideTiles, encoder: Encoder, config: EmbedConfig) -> tuple[float, float]:
     """Measure decoding and encoding, each alone, tiles per second."""
-    inputs: list[RgbArray] = []
-    n_read, n_threads, batch_tiles = 0, config.n_threads, config.batch_tiles
-    started = time.monotonic()
+    n_threads = config.n_threads
+    on_cpu = encoder.device.type == "cpu"
+    batch_tiles = min(config.batch_tiles, _CPU_BATCH_TILES) if on_cpu else config.batch_tiles
     buffer = buffer_tiles(tiles, config, dim=encoder.dim)
+    inputs: list[RgbArray] = []
+    n_read = 0
+    started = time.monotonic()
     with ThreadPoolExecutor(n_threads) as pool:
-        while n_read < tiles.n_tiles and len(inputs) < batch_tiles:
-            ahead = range(n_read, min(tiles.n_tiles, n_read + 4 * n_threads))
+        while n_read < tiles.n_tiles and (n_read < _DECODED_TILES or not inputs):
+            ahead = range(n_read, min(tiles.n_tiles, n_read + max(_DECODED_TILES, 2 * n_threads)))
             for pixels in pool.map(buffer.read, ahead):
                 n_read += 1
                 if isinstance(pixels, np.ndarray):
                     inputs.extend(pixels)
     decode = n_read / (time.monotonic() - started)
     if not inputs:
-        return decode, float("nan")
+        return decode, math.nan
     batch = np.resize(np.stack(inputs), (batch_tiles, *inputs[0].shape))
-    encoder.embed(batch)
+    if not on_cpu:
+        encoder.embed(batch)  # warms up
     started = time.monotonic()
-    for _ in range(_BATCHES_MEASURED):
-        encoder.embed(batch)
-    rate = _BATCHES_MEASURED * len(batch) / (time.monotonic() - started)
+    encoder.embed(batch)
+    rate = len(batch) / (time.monotonic() - started)
     return decode, rate / buffer.n_views

@@ -15,7 +15,7 @@ from features.embedding.batching import encode_slides
 from features.embedding.config import BaseEmbedConfig, EmbedConfig
 from features.embedding.distributed import open_executor
 from features.embedding.results import SlideResult, write_results
-from features.embedding.sources import SlideSource, Source
+from features.embedding.sources import SlideSource, Source, slide_sources
 from features.embedding.worker import (
     BatchSizeReduced,
     OutputFull,
@@ -29,7 +29,6 @@ from features.filters.classifier import save_filter_copy
 from features.parallel.base import Executor
 from features.parallel.locks import FolderLocks, shared_locks
 from features.slides.manifest import check_unique_ids
-from features.slides.reader import slide_id_of
 from features.slides.search import find_slides
 from features.utils.files import make_folder
 from features.utils.paths import parse_url
@@ -194,16 +193,7 @@ def embed_slides(
     if config.engine == "ray":  # Other machines have other working directories.
         slides = [path if parse_url(path) else path.absolute() for path in slides]
     given_mpp = given_mpp or {}
-    sources = [
-        SlideSource(
-            path=path,
-            config=config,
-            scene=scene,
-            preview=preview,
-            given_mpp=given_mpp.get(slide_id_of(path, scene), given_mpp.get(slide_id_of(path))),
-        )
-        for path in slides
-    ]
+    sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene, preview=preview)
     if config.tile_filter is not None:
         save_filter_copy(make_folder(Path(bags_dir)), config.tile_filter)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from features.tiling.stain import build_stain_normalizer
 from features.tiling.transforms import TileTransform
 from features.visualization.preview import PreviewWriter
 
-__all__ = ["SlideSource", "Source", "buffer_tiles"]
+__all__ = ["SlideSource", "Source", "buffer_tiles", "slide_sources"]
 
 S = TypeVar("S", bound=Instances)
 
@@ -88,6 +89,24 @@ class SlideSource:
         """Show the failure in the preview."""
         if self.preview is not None:
             self.preview.add_failure(self.bag_id, message)
+
+
+def slide_sources(
+    paths: Sequence[Path],
+    config: EmbedConfig,
+    *,
+    given_mpp: Mapping[str, float],
+    scene: int | None,
+    preview: PreviewWriter | None = None,
+) -> list[SlideSource]:
+    """Return one source per slide; ``given_mpp`` is in µm per level-0 px, by slide id."""
+    return [
+        SlideSource(
+            path=path, config=config, scene=scene, preview=preview,
+            given_mpp=given_mpp.get(slide_id_of(path, scene), given_mpp.get(slide_id_of(path))),
+        )
+        for path in paths
+    ]  # fmt: skip
 
 
 def buffer_tiles(tiles: SlideTiles, config: EmbedConfig, *, dim: int) -> SlideBuffer[SlideTiles]:

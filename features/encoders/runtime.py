@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import math
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,11 @@ __all__ = [
     "Network",
     "Runtime",
     "RuntimeChoice",
+    "RuntimeForecast",
     "RuntimeTrial",
     "candidate_runtimes",
     "compile_model",
+    "forecast_selection",
     "measure_network",
     "parse_execution",
     "select_runtime",
@@ -47,8 +50,18 @@ _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
 _BEST_GAIN = 4.0
 """Largest speed-up over eager float32 that is expected of any runtime."""
 
+_EXPECTED_GAIN = {("cpu", "onnx"): 5.0, ("cpu", "compile"): 2.0, ("cuda", "compile"): 1.3}
+"""Throughput of an engine, in units of the eager one, by device: with the default backbone ONNX
+Runtime is 4.8 times as fast on two cores."""
+
+_START_PER_STARTUP = {"eager": 0.0, "onnx": 1.5, "compile": 10.0}
+"""Start of a runtime in units of the time from the command to a loaded network: export by ONNX took
+9.6 and 11.2 s where the start took 5.8 and 7.0 s."""
+
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
 _MEASURED_S = 1.0
-_LEAST_BATCHES, _MOST_BATCHES = 2, 50
+_MOST_BATCHES = 50
 _TILES_COMPARED = 4
 
 _FEW_BATCHES = 4
@@ -100,6 +113,15 @@ class RuntimeChoice:
     runtime: Runtime
     network: Network
     trials: tuple[RuntimeTrial, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeForecast:
+    """Runtime expected of a selection, its tiles per second, and the seconds to choose it."""
+
+    runtime: Runtime
+    tiles_per_s: float
+    start_s: float
 
 
 def parse_execution(text: str) -> tuple[Runtime, int | None]:
@@ -172,15 +194,14 @@ def select_runtime(
     start-up cannot pay off are skipped. The example is as for :func:`compile_model`, of shape
     (batch, 3, side_px, side_px); the default is to try all candidates for its device.
     """
-    if n_tiles_expected is not None and n_tiles_expected <= _FEW_BATCHES * len(example):
+    if n_tiles_expected is not None and _are_few(n_tiles_expected, len(example)):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
     best, network = _try(model, EAGER, example)
     trials = [best]
     for runtime in candidate_runtimes(example.device) if runtimes is None else runtimes:
         if runtime == EAGER:
             continue
-        most_saved_s = (n_tiles_expected or math.inf) / best.tiles_per_s * (1 - 1 / _BEST_GAIN)
-        if most_saved_s <= _START_S[runtime.engine]:
+        if not _may_pay_off(runtime, n_tiles_expected or math.inf, best.tiles_per_s):
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
             trials.append(RuntimeTrial(runtime=runtime, refused=refused))
             continue
@@ -189,6 +210,81 @@ def select_runtime(
         if trial.tiles_per_s > best.tiles_per_s:  # False for NaN.
             best, network = trial, tried
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
+
+
+def forecast_selection(
+    runtime: Runtime | None,
+    *,
+    tiles_per_s: float,
+    batch_tiles: int,
+    n_tiles_expected: int,
+    device: torch.device,
+    startup_s: float,
+) -> RuntimeForecast:
+    """Forecast what :func:`select_runtime` will choose and how long it takes, without trying it.
+
+    Engines that take long to start are assumed to gain what they do with convolutional networks on
+    CPUs of 2026, and their start, which is mostly Python as the start of the program is, to take in
+    proportion to it.
+
+    Parameters
+    ----------
+    runtime
+        Runtime that is asked for or recorded; None if it is to be chosen.
+    tiles_per_s
+        Throughput of an eager runtime, NaN if not known.
+    batch_tiles, n_tiles_expected
+        Batch size and number of tiles of the run.
+    device
+        Device of the network.
+    startup_s
+        Time from the start of the program to a loaded network, seconds.
+    """
+
+    def started(engine: str) -> float:
+        return _START_PER_STARTUP[engine] * startup_s
+
+    def gained(engine: str) -> float:
+        gain = _EXPECTED_GAIN.get((device.type, engine), 1.0)
+        return tiles_per_s * gain
+
+    def measured(rate: float) -> float:
+        batch_s = batch_tiles / rate
+        return batch_s + max(_MEASURED_S, batch_s)  # after one batch to warm up
+
+    if runtime is not None:
+        engine = runtime.engine
+        return RuntimeForecast(runtime=runtime, tiles_per_s=gained(engine), start_s=started(engine))
+    if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
+        return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
+    best, rate, start_s = EAGER, tiles_per_s, measured(tiles_per_s)
+    for candidate in candidate_runtimes(device):
+        engine = candidate.engine
+        if engine == "eager" or not _may_pay_off(candidate, n_tiles_expected, rate):
+            continue
+        if not _is_available(engine):
+            continue
+        own_rate = gained(engine)
+        start_s += started(engine) + measured(own_rate)
+        if own_rate > rate:
+            best, rate = candidate, own_rate
+    return RuntimeForecast(runtime=best, tiles_per_s=rate, start_s=start_s)
+
+
+def _are_few(n_tiles: float, batch_tiles: int) -> bool:
+    """Return whether a selection would take about as long as the tiles themselves."""
+    return n_tiles <= _FEW_BATCHES * batch_tiles
+
+
+def _may_pay_off(runtime: Runtime, n_tiles: float, tiles_per_s: float) -> bool:
+    """Return whether the start of a runtime can be saved, given the fastest rate so far."""
+    return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[runtime.engine]
+
+
+def _is_available(engine: str) -> bool:
+    if engine == "onnx":
+        return all(importlib.util.find_spec(name) for name in _ONNX_PACKAGES)
+    return engine != "compile" or any(map(shutil.which, ("g++", "gcc", "clang", "cl")))
 
 
 def measure_network(network: Network, example: Tensor) -> float:
@@ -200,9 +296,7 @@ def measure_network(network: Network, example: Tensor) -> float:
     times: list[float] = []
     with torch.inference_mode():
         network(example).float().cpu()
-        while len(times) < _LEAST_BATCHES or (
-            sum(times) < _MEASURED_S and len(times) < _MOST_BATCHES
-        ):
+        while sum(times) < _MEASURED_S and len(times) < _MOST_BATCHES:
             started = time.perf_counter()
             network(example).float().cpu()  # The copy waits for the device.
             times.append(time.perf_counter() - started)
@@ -270,8 +364,7 @@ def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network
 
 
 def _require_onnx(runtime: Runtime, device: torch.device) -> None:
-    packages = ("onnx", "onnxscript", "onnxruntime")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
             f"execution '{runtime}'",

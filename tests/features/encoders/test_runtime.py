@@ -14,6 +14,7 @@ from features.encoders.runtime import (
     Runtime,
     candidate_runtimes,
     compile_model,
+    forecast_selection,
     measure_network,
     parse_execution,
     select_runtime,
@@ -184,3 +185,30 @@ def test_throughput_is_in_tiles_per_second() -> None:
 
     assert measure_network(network, pixels(3)) > 0
     assert 3 <= n_calls <= 51
+
+
+@pytest.mark.parametrize(
+    ("n_tiles", "engine"), [(100, "eager"), (256, "eager"), (300, "eager"), (5000, "onnx")]
+)
+def test_a_forecast_follows_the_rules_of_the_selection(n_tiles: int, engine: str) -> None:
+    forecast = forecast_selection(
+        None, tiles_per_s=50.0, batch_tiles=64, n_tiles_expected=n_tiles,
+        device=torch.device("cpu"), startup_s=5.0,
+    )  # fmt: skip
+    assert forecast.runtime.engine == engine
+    assert (forecast.start_s > 0) == (n_tiles > 256)
+    assert (forecast.tiles_per_s > 50) == (engine != "eager")
+
+
+def test_a_runtime_that_is_recorded_is_forecast_as_it_is() -> None:
+    forecast = forecast_selection(
+        Runtime(engine="onnx"), tiles_per_s=50.0, batch_tiles=64, n_tiles_expected=10,
+        device=torch.device("cpu"), startup_s=5.0,
+    )  # fmt: skip
+    assert str(forecast.runtime) == "onnx float32"
+    assert forecast.start_s == pytest.approx(7.5)
+    eager = forecast_selection(
+        Runtime(engine="eager"), tiles_per_s=50.0, batch_tiles=64, n_tiles_expected=10**6,
+        device=torch.device("cpu"), startup_s=5.0,
+    )  # fmt: skip
+    assert (eager.start_s, eager.tiles_per_s) == (0, 50)

@@ -1,0 +1,115 @@
+"""Survey of a few slides, from which the tiles of all are estimated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.embedding.sources import SlideSource
+from features.errors import MilError
+from features.tiling.slide_tiles import SlideTiles
+
+__all__ = ["Survey", "survey_slides"]
+
+_MOST_SAMPLED = 12
+_MOST_SECONDS = 1.0
+"""After this time no further slide is opened; the first is opened however long it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Tiles of slides, estimated from some of them.
+
+    Attributes
+    ----------
+    n_slides, n_sampled
+        All slides, and those that were opened.
+    n_tiles
+        Tiles with enough tissue of all slides; exact if all were opened.
+    open_s
+        Mean time to open a slide and segment its tissue, seconds.
+    failures
+        Errors of slides that cannot be opened, by slide id.
+    """
+
+    n_slides: int
+    n_sampled: int
+    n_tiles: int
+    open_s: float
+    failures: Mapping[str, str]
+
+
+def survey_slides(
+    sources: Sequence[SlideSource], *, on_tiles: Callable[[SlideTiles], None] = lambda _: None
+) -> Survey:
+    """Open a few slides of all sizes, and estimate the tiles of all.
+
+    Slides are ordered by the size of their files, which grows with their tissue, and sampled
+    evenly; the tiles per byte of the nearest sampled one are taken for each other slide. That is
+    exact where all are opened, as it is for a few small slides.
+
+    Parameters
+    ----------
+    sources
+        Slides with their settings, at least one.
+    on_tiles
+        Receives the open tiles of the first sampled slide that has any; its time is not counted.
+    """
+    sizes = np.array([_n_bytes(source.path) for source in sources], np.float64)
+    order = np.argsort(sizes, kind="stable")
+    counts: dict[int, int] = {}  # tiles by rank
+    failures: dict[str, str] = {}
+    open_s = 0.0
+    for rank in _spread(len(sources)):
+        if counts and (len(counts) >= _MOST_SAMPLED or open_s > _MOST_SECONDS):
+            break
+        source = sources[order[rank]]
+        began = time.monotonic()
+        counts[rank] = 0
+        try:
+            with source.open() as tiles:
+                open_s += time.monotonic() - began
+                counts[rank] = tiles.n_tiles
+                if tiles.n_tiles and sum(map(bool, counts.values())) == 1:
+                    on_tiles(tiles)
+        except MilError as error:
+            open_s += time.monotonic() - began
+            failures[source.bag_id] = str(error)
+    ranks = np.array(sorted(counts))
+    nearest = ranks[np.abs(np.arange(len(sources))[:, None] - ranks).argmin(axis=1)]
+    per_byte = np.array([counts[rank] for rank in nearest]) / sizes[order[nearest]]
+    return Survey(
+        n_slides=len(sources),
+        n_sampled=len(counts),
+        n_tiles=round(float((per_byte * sizes[order]).sum())),
+        open_s=open_s / len(counts),
+        failures=failures,
+    )
+
+
+def _n_bytes(path: Path) -> int:
+    """Return the size of a slide's file, bytes; 1 for folders and URLs, whose sizes cost time."""
+    try:
+        return max(1, path.stat().st_size) if path.is_file() else 1
+    except OSError:  # It is reported when it is opened.
+        return 1
+
+
+def _spread(n: int) -> Iterator[int]:
+    """Yield the numbers below ``n``, such that the first few are always spread evenly."""
+    seen: set[int] = set()
+    n_parts = 2
+    while len(seen) < n:
+        for part in range(1, n_parts, 2):
+            number = part * n // n_parts
+            if number not in seen:
+                seen.add(number)
+                yield number
+        n_parts *= 2
+        if n_parts > 4 * n:
+            yield from (number for number in range(n) if number not in seen)
+            return
