@@ -18,7 +18,7 @@ COMMAND = re.compile(r"[`'\"]mil ([a-z]+(?: [a-z]+)?)((?: [^`'\"]*)?)[`'\"]")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OF_OTHERS = {"backbones": {"--weights"}}
 """Options of other commands that a docstring explains."""
-OTHER_PROGRAM = re.compile(r"\b(?:docker|pip|vips) [^`'\"]*")
+OTHER_PROGRAM = re.compile(r"\b(?:docker|pip|vips) .*")
 
 
 def commands() -> dict[str, Any]:
@@ -42,12 +42,15 @@ OPTIONS = set().union(*map(options_of, COMMANDS.values()), {"--help", "--version
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Texts of a module with their lines, as far as they are constant; docstrings too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in node.values}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
-            parts = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
-            yield node.lineno, "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value
+            words = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
+            yield node.lineno, "".join(map(str, words))
+        elif isinstance(node, ast.Constant) and id(node) not in parts:
+            yield node.lineno, node.value if isinstance(node.value, str) else ""
 
 
 @pytest.mark.parametrize("package", ["cli", "mil", "features"])
