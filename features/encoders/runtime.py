@@ -50,9 +50,9 @@ _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
 _BEST_GAIN = 4.0
 """Largest speed-up over eager float32 that is expected of any runtime."""
 
-_EXPECTED_GAIN = {("cpu", "onnx"): 5.0, ("cpu", "compile"): 2.0, ("cuda", "compile"): 1.3}
+_EXPECTED_GAIN = {("cpu", "onnx"): 4.5, ("cpu", "compile"): 2.0, ("cuda", "compile"): 1.3}
 """Throughput of an engine, in units of the eager one, by device: with the default backbone ONNX
-Runtime is 4.8 times as fast on two cores."""
+Runtime is 4.4 to 4.8 times as fast on two cores."""
 
 _START_PER_STARTUP = {"eager": 0.0, "onnx": 1.5, "compile": 10.0}
 """Start of a runtime in units of the time from the command to a loaded network: export by ONNX took
