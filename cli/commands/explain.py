@@ -86,7 +86,8 @@ def explain(
 
     Example: `mil explain --run runs/first --slide 006388_0 --slides slides/`
 
-    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides cannot be shown.
+    Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides cannot be shown or
+    have no bag that can be used.
     """
     if (patients is None) == (slide is None):
         raise typer.BadParameter("give either --patients or --slide", param_hint="--patients")
@@ -99,12 +100,13 @@ def explain(
         from features.series.manifest import read_series
         from mil.data.instance_labels import read_instance_labels
         from mil.inference.bundle import load_bundle
+        from mil.inference.predict import check_any_used
         from mil.reporting.explanation import SERIES_TERMS, SLIDE_TERMS, write_explanations
 
         model = load_bundle(run or newest_run())
         shares = model.parse_prior(prior)
         cohort = _select(patients, patient or []) if patients else _single_slide(str(slide), bags)
-        open_bags(bags)  # without any bag, all pages would be empty
+        refs = open_bags(bags)  # without any bag, all pages would be empty
         slide_files = files_of(cohort, slides, option="--slides") if slides else None
         series_files = {spec.bag_id: spec for spec in read_series(series)} if series else None
         labels = None
@@ -128,7 +130,8 @@ def explain(
     else:
         _print_summary(report, model, ", ".join(f"{n} {s:.3f}" for n, s in by_class.items()), prior)
     _print_warnings(report, terms)
-    if report.without_picture:
+    check_any_used(report.predictions, refs, source=cohort.path)
+    if report.without_picture or any(p.status != "ok" for p in report.predictions):
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
@@ -173,6 +176,7 @@ def _as_dict(
         "n_patients": len(report.predictions),
         "status": dict(Counter(p.status for p in report.predictions)),
         "n_seen_in_training": sum(bool(p.matched_training_patient) for p in report.predictions),
+        "problems": {n: str(e) for p in report.predictions for n, e in p.problems.items()},
         "prior": prior,
         "patients": [
             {
@@ -211,6 +215,9 @@ def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
             "their pages say so",
             style="yellow",
         )
+    problems = [error for p in report.predictions for error in p.problems.values()]
+    for error in problems[:_MAX_NAMED]:
+        stderr.print(f"warning: not used: {error}", style="yellow")
     n_incomplete = sum(p.status != "ok" for p in report.predictions)
     if n_incomplete:
         stderr.print(

@@ -134,12 +134,12 @@ def infer(
     """Write one row of calibrated probabilities per patient.
 
     The file holds `patient_id` and one column per class; rows sum to 1 and keep the table's order.
-    A patient without tissue or a readable slide gets the prior, and a status. The details in
-    `<out>.details.csv` list for each patient the slides and tiles used, the classes that cannot be
-    ruled out (the prediction set, at `--coverage`), the spread of the heads, the share of the
-    attention of each slide, and whether the run was trained on the patient or on one of its slides;
-    if so, the out-of-fold probability is given as well. Patients unlike the training patients are
-    marked, and their sets hold all classes.
+    A patient without tissue, or without a bag that can be used, gets the prior, and a status. The
+    details in `<out>.details.csv` list for each patient the slides and tiles used, the classes that
+    cannot be ruled out (the prediction set, at `--coverage`), the spread of the heads, the share of
+    the attention of each slide, and whether the run was trained on the patient or on one of its
+    slides; if so, the out-of-fold probability is given as well. Patients unlike the training
+    patients are marked, and their sets hold all classes.
 
     Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
 
@@ -147,7 +147,8 @@ def infer(
 
     Example: `mil infer --patients test.csv --series scans/ --out submission.csv`
 
-    Exit codes: 0 all done, 1 nothing was written, 2 usage, 3 written, but slides failed.
+    Exit codes: 0 all done, 1 nothing was written, 2 usage, 3 written, but some patients got the
+    prior, or were predicted from part of their slides.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
@@ -192,15 +193,15 @@ def infer(
     if missing and (slides is not None or series is not None):
         refs = open_bags(bags, may_be_empty=True)
     if several is not None:
-        infer_labels(
+        complete = infer_labels(
             several, cohort, refs, out, (stated, shares), typicality=typicality, as_json=as_json
         )
     else:
-        _infer_classes(
+        complete = _infer_classes(
             model, cohort, refs, out, (stated, shares), coverage=coverage, abstain=abstain,
             typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
-    if n_failed:
+    if n_failed or not complete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
@@ -216,27 +217,31 @@ def _infer_classes(
     typicality: float | None,
     tta: bool,
     as_json: bool,
-) -> None:
+) -> bool:
     """Write predictions and details of a run of classes, and print a summary.
+
+    Return whether all slides of all patients could be used.
 
     ``prior`` is the text of the option, and its shares, shape (classes,).
     """
     from mil.inference.conformal import COVERAGE
     from mil.inference.output import (
         describe_typicality,
+        missing_bag_caveats,
         patient_caveats,
         set_caveats,
         typicality_caveats,
         write_details,
         write_predictions,
     )
-    from mil.inference.predict import predict
+    from mil.inference.predict import check_any_used, predict
 
     (stated, shares), coverage = prior, coverage or COVERAGE
     with spinner("predicting"):
         predictions = predict(
             run, cohort, refs, prior=shares, coverage=coverage, tta=tta, typicality=typicality
         )
+    check_any_used(predictions, refs, source=cohort.path)
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=run.classes)
     write_details(
@@ -255,6 +260,7 @@ def _infer_classes(
             "n_patients": len(predictions),
             "status": dict(Counter(p.status for p in predictions)),
             "n_seen_in_training": sum(bool(p.matched_training_patient) for p in predictions),
+            "problems": {n: str(e) for p in predictions for n, e in p.problems.items()},
             "prior_asked_for": stated,
             "prior": of_classes,
             "coverage": coverage,
@@ -277,6 +283,8 @@ def _infer_classes(
     print_caveats((
         *patient_caveats(predictions), *set_caveats(run, coverage), *typicality_caveats(run)
     ))  # fmt: skip
+    print_caveats(missing_bag_caveats(predictions, refs))
+    return all(p.status == "ok" for p in predictions)
 
 
 def _list(shares: Mapping[str, float], digits: int) -> str:

@@ -66,12 +66,12 @@ def view(
         from cli.viewer.content import ViewerState
         from cli.viewer.server import ViewServer
         from features.bags.store import open_bags
-        from features.errors import BagError, MilError
+        from features.errors import MilError
         from features.series.config import is_series_fingerprint
         from mil.data.cohort import read_cohort
         from mil.errors import RunError
         from mil.inference.bundle import load_bundle
-        from mil.inference.predict import predict
+        from mil.inference.predict import check_any_used, iter_predictions
 
         model = load_bundle(run or newest_run())
         if is_series_fingerprint(model.fingerprint):  # without a plane for an overlay
@@ -89,15 +89,11 @@ def view(
         predictions = [
             prediction
             for patient in bars.track(cohort.patients, description="predicting")
-            for prediction in predict(
+            for prediction in iter_predictions(
                 model, replace(cohort, patients=(patient,)), refs, prior=shares
             )
         ]
-    if all(prediction.status == "no_bag" for prediction in predictions):
-        raise BagError(
-            bags, actual=f"no bag of any of the {len(predictions)} patients",
-            expected="one bag per slide", hint="Name their folder with --bags, or run 'mil embed'.",
-        )  # fmt: skip
+    check_any_used(predictions, refs, source=cohort.path)
     state = ViewerState(model, cohort, predictions, bags=refs, prior=shares, paths=paths)
     try:
         server = ViewServer(state, port=port)

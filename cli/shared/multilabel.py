@@ -92,18 +92,26 @@ def infer_labels(
     *,
     typicality: float | None,
     as_json: bool,
-) -> None:
+) -> bool:
     """Write one column per label, and the details of each patient; print a summary.
 
     ``prior`` is the text of the option, and its shares as :func:`shares_of` returns them;
-    ``typicality`` the largest p-value of patients marked as unlike the training patients.
+    ``typicality`` the largest p-value of patients marked as unlike the training patients. Return
+    whether all slides of all patients could be used.
     """
-    from mil.inference.output import describe_typicality, patient_caveats, typicality_caveats
+    from mil.inference.output import (
+        describe_typicality,
+        missing_bag_caveats,
+        patient_caveats,
+        typicality_caveats,
+    )
+    from mil.inference.predict import check_any_used
     from mil.multilabel.predict import predict_labels, write_label_details, write_label_predictions
 
     stated, shares = prior
     with spinner("predicting"):
         predictions = predict_labels(run, cohort, refs, prior=shares, typicality=typicality)
+    check_any_used(predictions[run.names[0]], refs, source=cohort.path)
     details = out.with_name(f"{out.stem}.details.csv")
     write_label_predictions(out, predictions)
     write_label_details(details, predictions)
@@ -128,6 +136,8 @@ def infer_labels(
         stdout.print(f"One column per label, for shares of {shares_text} ({stated}).")
         stdout.print(f"Status and spread of each patient: {details}")
     print_caveats((*patient_caveats(first), *typicality_caveats(run.bundles[run.names[0]])))
+    print_caveats(missing_bag_caveats(first, refs))
+    return all(p.status == "ok" for p in first)
 
 
 def score_label_files(

@@ -36,9 +36,10 @@ _CACHED_SLIDES = 32
 _CACHED_IMAGES = 1024  # about 20 MB
 _STATUS = {
     "ok": "",
-    "slides_missing": "some slides have no bag",
+    "slides_missing": "some slides have no bag that can be used",
     "no_tissue": "no tissue, so the prior",
     "no_bag": "no bag, so the prior",
+    "bag_refused": "no bag that can be used, so the prior",
 }
 
 
@@ -146,6 +147,8 @@ class ViewerState:
         )  # fmt: skip
 
     def _explain(self, number: int) -> Explanation:
+        if self._predictions[number].status == "bag_refused":
+            return Explanation(prediction=self._predictions[number], slides=())
         cohort = replace(self._cohort, patients=(self._cohort.patients[number],))
         return next(explain_patients(self._run, cohort, self._bags, prior=self._prior))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from features.bags.embeddings import hash_tiles
 from features.errors import BagError, MilError
 from features.utils.paths import strip_slide_suffix
-from features.utils.text import normalize_name
+from features.utils.text import nearest_names, normalize_name
 
 __all__ = [
     "IMAGE",
@@ -42,6 +42,7 @@ __all__ = [
     "is_plain_id",
     "meta_attributes",
     "meta_from_attrs",
+    "no_bag_error",
     "usual_fingerprint",
 ]
 
@@ -296,6 +297,19 @@ def bag_id(name: str) -> str:
     '006388_0'
     """
     return normalize_name(strip_slide_suffix(name))
+
+
+def no_bag_error(where: object, slide_ids: Sequence[str], bags: Collection[str]) -> BagError:
+    """Return the error for slides of which none has a bag, with the names that are nearest."""
+    first = slide_ids[0] if slide_ids else ""
+    near = nearest_names(first, bags) or tuple(sorted(bags)[:3])
+    there = f"; the {len(bags):,} bags are named {', '.join(map(repr, near))}" if near else ""
+    return BagError(
+        where,
+        actual=f"none of its {len(slide_ids):,} slides has a bag (first: {first!r}){there}",
+        expected="a bag named after each slide",
+        hint="Check --bags, and that slide ids equal file names without suffix.",
+    )
 
 
 def check_fingerprint(

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import IMAGE, Bag, BagMeta, BagRef
+from features.bags.bag import IMAGE, Bag, BagMeta, BagRef, no_bag_error
 from features.bags.h5 import read_bag
-from features.errors import BagError
 
 __all__ = ["BagDigest", "read_digests"]
 
@@ -59,12 +58,7 @@ def read_digests(
             digests[slide_id] = _digest(slide_id, bags[slide_id])
         on_slide(n_done)
     if not digests:
-        raise BagError(
-            source,
-            actual="no slide of the table has a bag",
-            expected="a bag named after each slide",
-            hint="Check --bags, and that slide ids equal file names without suffix.",
-        )
+        raise no_bag_error(source, list(slide_ids), bags)
     return digests
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from features.errors import TableError
 from features.utils.files import atomic_write
+from features.utils.text import normalize_name, strip_blanks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["find_column", "read_table", "write_table"]
+__all__ = ["find_column", "read_table", "suggest_column", "write_table"]
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Start of a text that a spreadsheet would take for a formula, or that is escaped already."""
@@ -28,30 +29,59 @@ _QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
 """A quoted cell, in which separators and line ends are text."""
 _ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
 
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
+"""First line by which Excel is told the separator."""
+
 _MIN_SIMILARITY = 0.75
+_WORDS = (
+    (re.compile(r"(?<=[a-z])(?=[A-Z])"), "_"),
+    (re.compile(r"[\s\-.]+"), "_"),
+    (re.compile(r"centre", re.IGNORECASE), "center"),
+)
+"""Spellings of a column's name that count as one."""
+_SYNONYMS = (
+    frozenset({
+        "bag", "bag_id", "file", "file_name", "filename", "image", "image_id", "image_name",
+        "scan", "scan_id", "slide", "slide_id", "slide_name", "wsi", "wsi_id",
+    }),
+    frozenset({
+        "case", "case_id", "case_submitter_id", "patient", "patient_id", "patientid", "person_id",
+        "pid", "subject", "subject_id",
+    }),
+    frozenset({"class", "diagnosis", "label", "labels", "outcome", "target", "y"}),
+    frozenset({
+        "center", "center_id", "hospital", "institution", "site", "site_id",
+        "tissue_source_site", "tss",
+    }),
+)  # fmt: skip
+"""Names that people give to the columns of slides, patients, labels and centres."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV table with every cell as text, shape (rows, columns), index 0 to rows - 1.
+    """Read a CSV table with every cell as text, shape (rows, columns).
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept literally; an empty cell is the empty
-    string. A byte-order mark, UTF-16 that has one, Windows line ends and semicolons or tabs as
-    separators are supported. White space around names and cells is stripped, and so is the
-    apostrophe with which :func:`write_table` escapes formulas. Raises TableError if the file is
-    missing, unreadable, not text, without rows, names a column twice, or a row has more cells than
-    the header.
+    string. A byte-order mark, UTF-16, Windows line ends, semicolons or tabs as separators, and the
+    line ``sep=;`` of Excel are supported. Rows and unnamed columns without any content are left
+    out, so the index of a row is its line in the file less two. White space around
+    names and cells is stripped, and so is the apostrophe with which
+    :func:`write_table` escapes formulas. Raises TableError if the file is missing, unreadable, not
+    text, without rows, names a column twice, or a row has more cells than the header.
     """
+    import numpy as np  # noqa: PLC0415 - as below
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
 
     text = _read_text(path)
-    header = next(_ROW.finditer(text.lstrip("\n")))[0]
-    separator = max(",;\t", key=_QUOTED.sub("", header).count)
+    text, n_lines_before, stated = _split_preamble(text)
+    header = next(_ROW.finditer(text))[0]
+    separator = stated or max(",;\t", key=_QUOTED.sub("", header).count)
     try:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
+        names = [strip_blanks(name) for name in next(csv.reader([header], delimiter=separator))]
         with warnings.catch_warnings(record=True, action="always") as caught:
             table = pd.read_csv(
-                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
-            )
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False,
+                skip_blank_lines=False, skipinitialspace=True,
+            )  # fmt: skip
         if caught:  # rows are longer than the header, and were cut
             _check_row_lengths(path, text, separator)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
@@ -59,12 +89,16 @@ def read_table(path: Path) -> pd.DataFrame:
             _check_row_lengths(path, text, separator)
         reason = " ".join(str(error).split())
         raise TableError(path, actual=f"not a table ({reason})", expected="a CSV table") from error
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         raise TableError(path, actual=f"column {repeated[0]!r} occurs twice", expected="once")
-    table.columns = table.columns.str.strip()
-    if table.empty:
+    table.columns = [normalize_name(strip_blanks(str(name))) for name in table.columns]
+    table.index += n_lines_before
+    stripped = table.apply(lambda column: column.fillna("").str.strip())
+    filled = stripped.map(strip_blanks) != "" if len(table) else table.notna()
+    unnamed = [not name for name in names] + [False] * (len(table.columns) - len(names))
+    stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
+    if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
-    stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
     return _map_cells(stripped, _unescape_formula)
 
 
@@ -88,8 +122,7 @@ def _read_text(path: Path) -> str:
     """
     try:
         content = path.read_bytes()
-        has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if has_mark else "utf-8-sig")
+        text = content.decode(_encoding_of(content))
     except FileNotFoundError as error:
         raise TableError(path, actual="there is no such file", expected="a CSV table") from error
     except UnicodeDecodeError as error:
@@ -102,6 +135,29 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encoding_of(content: bytes) -> str:
+    """Return UTF-16 or UTF-8; without a mark, UTF-16 shows itself by the zero bytes of its header.
+
+    Other encodings are not recognised.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    start = content[:64]
+    for encoding, zeros in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
+        if zeros and not any(zeros) and start.count(0) == len(zeros):
+            return encoding
+    return "utf-8-sig"
+
+
+def _split_preamble(text: str) -> tuple[str, int, str]:
+    """Return the text from its header on, the number of lines before, and a stated separator."""
+    plain = text.lstrip("\ufeff").lstrip("\n")
+    stated = _SEPARATOR_LINE.match(plain)
+    content = plain[stated.end() :].lstrip("\n") if stated else plain
+    n_before = text.count("\n") - content.count("\n")
+    return content, n_before, stated[1] if stated else ""
 
 
 def _check_row_lengths(path: Path, text: str, separator: str) -> None:
@@ -121,20 +177,55 @@ def _check_row_lengths(path: Path, text: str, separator: str) -> None:
 def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:
     """Return the first of ``names`` that is a column of ``table``, shape (rows, columns).
 
-    Raises TableError if there is none: the message names the file ``where``, ``what`` the column
-    contains, all columns, and the one whose name is most similar.
+    ``Image_ID``, ``image id`` and ``imageId`` are spellings of ``image_id``. Raises TableError if
+    there is none, or two are spellings of it: the message names the file ``where``, ``what`` the
+    column contains, all columns, and the one that may be meant.
     """
-    for name in names:
-        if name in table.columns:
-            return name
     columns = [str(column) for column in table.columns]
-    close = difflib.get_close_matches(names[0], columns, n=1, cutoff=_MIN_SIMILARITY)
+    for name in names:
+        if name in columns:
+            return name
+    for name in names:
+        same = [column for column in columns if _plain_name(column) == _plain_name(name)]
+        if len(same) > 1:
+            raise TableError(
+                where,
+                actual=f"columns {' and '.join(map(repr, same))}",
+                expected=f"one column of {what}",
+                hint="Rename or delete one in the table.",
+            )
+        if same:
+            return same[0]
+    near = suggest_column(columns, names)
     raise TableError(
         where,
         actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
         expected=what,
-        hint=f"Did you mean {close[0]!r}? Rename it in the table." if close else "",
+        hint=f"Did you mean {near!r}? Rename it in the table, or name it with --column where the "
+        "command has that option."
+        if near
+        else "",
     )
+
+
+def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
+    """Return the column that may be meant by ``names``: of the same meaning, or alike; or none."""
+    plain = {column: _plain_name(column) for column in columns}
+    wanted = [_plain_name(name) for name in names]
+    meaning = frozenset().union(*(group for group in _SYNONYMS if group & set(wanted)))
+    of_meaning = [column for column in columns if plain[column] in meaning]
+    if of_meaning:
+        return of_meaning[0]
+    for name in wanted:
+        if close := difflib.get_close_matches(name, plain.values(), n=1, cutoff=_MIN_SIMILARITY):
+            return next(column for column in columns if plain[column] == close[0])
+    return ""
+
+
+def _plain_name(column: str) -> str:
+    for pattern, replacement in _WORDS:
+        column = pattern.sub(replacement, column)
+    return column.casefold().strip("_")
 
 
 def _map_cells(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:

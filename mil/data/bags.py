@@ -11,12 +11,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import Bag, BagRef, Fingerprint, check_fingerprint, check_same_fingerprint
+from features.bags.bag import (
+    Bag,
+    BagRef,
+    Fingerprint,
+    check_fingerprint,
+    check_same_fingerprint,
+    no_bag_error,
+)
 from features.bags.h5 import read_bag_info, read_slide_bag
 from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
 from features.utils.tables import read_table
+from features.utils.text import normalize_name
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
 from mil.data.patient_groups import LinkedPairs
@@ -254,12 +262,7 @@ def load_patient_bags(
     present = [s for p in cohort.patients for s in p.slide_ids if s in bag_paths]
     missing = tuple(s for p in cohort.patients for s in p.slide_ids if s not in bag_paths)
     if not present:
-        raise BagError(
-            cohort.path,
-            actual=f"none of its {cohort.n_slides} slides has a bag (first: {missing[0]!r})",
-            expected="a bag named after each slide",
-            hint="Check --bags, and that slide ids equal file names without suffix.",
-        )
+        raise no_bag_error(cohort.path, missing, bag_paths)
     room = available_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
     views: dict[str, Features] = {}
@@ -308,7 +311,7 @@ def read_embed_failures(bags_dir: Path) -> dict[str, str]:
     with suppress(TableError):
         rows = read_table(bags_dir / "embed.csv").to_dict("records")
         return {
-            str(row.get("slide_id")): str(row.get("message"))
+            normalize_name(str(row.get("slide_id"))): str(row.get("message"))
             for row in rows
             if row.get("status") == "failed"
         }

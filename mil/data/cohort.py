@@ -1,30 +1,57 @@
-"""Cohort table: patients with their slides, labels and centres."""
+"""Cohort table: patients with their slides, labels and centres.
+
+Ids, labels and centres are composed (NFC). Two spellings of one thing are never joined in silence:
+classes that look alike are refused, patients and centres that do are named, see
+:func:`cohort_notes`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.errors import TableError
 from features.utils.paths import strip_slide_suffix
 from features.utils.tables import find_column, read_table
+from features.utils.text import is_missing_word, lookalikes, normalize_name, strip_blanks
 from mil.errors import CohortError
 
 __all__ = [
+    "ROLES",
     "Cohort",
+    "Columns",
     "Patient",
     "check_one_value",
+    "cohort_notes",
+    "find_role",
     "read_cohort",
     "read_slide_rows",
     "without_suffix",
 ]
 
+Columns = Mapping[str, str]
+"""Names of columns by role, see :data:`ROLES`, where a table has other names."""
+
 _BAG = "bag_id"
+ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "slide": (_BAG, "image_id", "slide_id"),
+        "patient": ("patient_id",),
+        "label": ("label",),
+        "center": ("center_id",),
+    }
+)
+"""Usual names of the column of each role."""
+
+_RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", "slide_id"})
+"""Columns of ids in tables of predictions, in which each class is a column as well."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 _MANGLED_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IGNORECASE)
 
@@ -74,27 +101,37 @@ class Cohort:
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
+    def sorted_by_id(self) -> Cohort:
+        """Return the cohort in the order of patient ids, and of slide ids within a patient.
+
+        Folds and training follow this order, so that they do not depend on the order of rows.
+        """
+        patients = (replace(p, slide_ids=tuple(sorted(p.slide_ids))) for p in self.patients)
+        return replace(self, patients=tuple(sorted(patients, key=lambda p: p.patient_id)))
+
     def patient_of_slide(self) -> dict[str, str]:
         """Return the patient id by slide id."""
         return {slide: p.patient_id for p in self.patients for slide in p.slide_ids}
 
 
-def read_cohort(path: Path, *, labelled: bool) -> Cohort:
+def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -> Cohort:
     """Read and check a cohort table with one row per slide.
 
     Columns: ``image_id`` or ``slide_id`` (``bag_id`` for series of images), ``patient_id``,
-    ``label`` if ``labelled`` (it is ignored otherwise), and optionally ``center_id``. Suffixes of
-    slide files are removed from slide ids. A table with ``bag_id`` may have a row per image.
+    ``label`` if ``labelled`` (it is ignored otherwise), and optionally ``center_id``; ``columns``
+    names others. Suffixes of slide files are removed from slide ids. A table with ``bag_id`` may
+    have a row per image.
 
     Raises
     ------
     TableError
         If the table cannot be read, is empty or lacks a column.
     CohortError
-        If a cell is empty, an id was turned into a number, a patient has two labels or two
-        centres, a slide is listed twice or has two patients, or there is only one class.
+        If a cell is empty or holds a word for a missing value, an id was turned into a number, a
+        patient has two labels or two centres, a slide is listed twice or has two patients, there is
+        only one class, two classes look alike, or one has the name of a column of ids.
     """
-    named = read_slide_rows(path, labelled=labelled)
+    named = read_slide_rows(path, labelled=labelled, columns=columns)
     if _BAG in read_table(path):
         named = named.drop_duplicates()  # one row per image
     _check_unique_slides(path, named)
@@ -109,35 +146,68 @@ def read_cohort(path: Path, *, labelled: bool) -> Cohort:
             expected="two or more",
             hint="Check the column 'label'.",
         )
+    _check_classes(path, classes)
     return Cohort(path=path, patients=_group(named), classes=classes)
 
 
-def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
+def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
+    """Return notes on patients, slides and centres that may be one thing spelled in two ways."""
+    slides = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
+    centres = {patient.center_id for patient in cohort.patients if patient.center_id}
+    notes = []
+    for what, names in (("patients", cohort.patient_ids), ("slides", slides), ("centres", centres)):
+        if groups := lookalikes(names):
+            alike = ", ".join(" = ".join(map(repr, group)) for group in groups[:3])
+            more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+            notes.append(
+                f"{what} whose ids look alike count as different ones: {alike}{more}; if they are "
+                "one, write the id the same way everywhere"
+            )
+    return tuple(notes)
+
+
+def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns | None) -> str:
+    """Return the column of a role in a table of shape (rows, columns).
+
+    Raises
+    ------
+    TableError
+        If there is none.
+    """
+    what = {"slide": "slide ids", "patient": "patient ids", "label": "one class per slide",
+            "center": "centres"}[role]  # fmt: skip
+    if given := (columns or {}).get(role):
+        return find_column(table, [given], where=where, what=f"{what}, as --column states")
+    # In a table with a row per image of a series, image_id is the id of the image.
+    names = ROLES[role]
+    if role == "slide":
+        names = (_BAG,) if _BAG in table else names[1:]
+    return find_column(table, names, where=where, what=what)
+
+
+def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = None) -> pd.DataFrame:
     """Read the rows of a cohort table, shape (slides, columns), and check each by itself.
 
     The columns are ``slide`` (without suffix), ``patient``, ``label`` if ``labelled``, and
-    ``centre`` if the table has ``center_id``; row i is line i + 2 of the file.
+    ``centre`` if the table has one, empty for words such as ``NA``; row i is line i + 2 of the
+    file. ``columns`` are those of :func:`read_cohort`.
 
     Raises
     ------
     TableError
         If the table cannot be read, is empty or lacks a column.
     CohortError
-        If a cell is empty or an id was turned into a number.
+        If a cell is empty or holds a word for a missing value, or an id was turned into a number.
     """
     table = read_table(path)
-    # In a table with a row per image of a series, image_id is the id of the image.
-    names = [_BAG] if _BAG in table else ["image_id", "slide_id"]
+    roles = {"slide": "slide", "patient": "patient"} | ({"label": "label"} if labelled else {})
     named = pd.DataFrame({
-        "slide": table[find_column(table, names, where=path, what="slide ids")],
-        "patient": table[find_column(table, ["patient_id"], where=path, what="patient ids")],
+        name: table[find_role(table, role, where=path, columns=columns)].map(_one_form)
+        for role, name in roles.items()
     })  # fmt: skip
-    if labelled:
-        named["label"] = table[
-            find_column(table, ["label"], where=path, what="one class per slide")
-        ]
-    if "center_id" in table.columns:
-        named["centre"] = table["center_id"]
+    if (columns and "center" in columns) or _has_center(table):
+        centres = table[find_role(table, "center", where=path, columns=columns)]
+        named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
     for column in ("slide", "patient"):
         _check_mangled_ids(path, named[column])
@@ -146,9 +216,38 @@ def read_slide_rows(path: Path, *, labelled: bool) -> pd.DataFrame:
 
 
 def without_suffix(slide: str) -> str:
-    """Return a slide id without the suffix of a slide or bag file."""
-    name = _BAG_SUFFIX.sub("", slide)
-    return name if name != slide else strip_slide_suffix(slide)
+    """Return a slide id without the suffixes of slide and bag files, composed (NFC)."""
+    return normalize_name(strip_slide_suffix(_BAG_SUFFIX.sub("", slide)))
+
+
+def _one_form(text: str) -> str:
+    return normalize_name(strip_blanks(text))
+
+
+def _has_center(table: pd.DataFrame) -> bool:
+    try:
+        find_role(table, "center", where="", columns=None)
+    except TableError:
+        return False
+    return True
+
+
+def _check_classes(path: Path, classes: Sequence[str]) -> None:
+    """Raise for classes that are one class spelled in two ways, or that cannot be columns."""
+    if groups := lookalikes(classes):
+        raise CohortError(
+            path,
+            actual=f"classes {' and '.join(map(repr, groups[0]))}, which look alike",
+            expected="one spelling of each class",
+            hint="Write the label the same way in every row.",
+        )
+    if reserved := [name for name in classes if name.casefold() in _RESERVED_CLASSES]:
+        raise CohortError(
+            path,
+            actual=f"a class named {reserved[0]!r}",
+            expected="names that differ from the columns of ids in predictions",
+            hint="Check that the column of labels is the right one, or rename the class.",
+        )
 
 
 def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
@@ -168,13 +267,19 @@ def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
 
 def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
     for column in named:
-        empty = np.flatnonzero(named[column] == "")
-        if len(empty):
+        empty = named[column][named[column].map(is_missing_word)]
+        # NA may be the initials of one patient; of several rows, or as a class, it is no value.
+        is_initials = column != "label" and len(empty) == 1 and empty.iloc[0].isalpha()
+        if len(empty) and not is_initials:
+            word = empty.iloc[0]
+            lacking = f"{len(empty)} rows lack one. " if len(empty) > 1 else ""
             raise CohortError(
-                f"{path}, row {empty[0] + 2}",
-                actual=f"no {column}",
+                f"{path}, row {empty.index[0] + 2}",
+                actual=f"{column} {word!r}, a word for a missing value" if word else f"no {column}",
                 expected="a value in every row",
-                hint=f"{len(empty)} rows lack one." if len(empty) > 1 else "",
+                hint=f"{lacking}Fill it in or delete the row; if {word!r} is meant, spell it out."
+                if word
+                else lacking.strip(),
             )
 
 

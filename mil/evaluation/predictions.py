@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import read_table
+from features.utils.text import normalize_name
 from mil.arrays import Floats
 from mil.data.cohort import Cohort, without_suffix
 from mil.errors import PredictionsError
@@ -94,6 +95,7 @@ def read_predictions(
     else:
         values = _read_pair(path, table, cohort, class_name)
     ids, patient_of = table[id_name], {name: name for name in cohort.patient_ids}
+    ids = ids.map(normalize_name)
     if id_name != "patient_id":
         ids, patient_of = ids.map(without_suffix), cohort.patient_of_slide()
     wanted = ids.isin(list(patient_of)) | (not is_part)

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint
+from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint, check_slide_id
 from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
+from features.errors import BagError
 from mil.arrays import Floats, Ints
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
 from mil.heads import Head
 from mil.inference.bundle import ModelBundle
-from mil.inference.predict import PatientPrediction, predict
+from mil.inference.predict import PatientPrediction, iter_predictions
 
 __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
 
@@ -118,23 +119,36 @@ def explain_patients(
 ) -> Iterator[Explanation]:
     """Return an iterator over the predictions and attention of all patients of a cohort.
 
-    The fingerprints of all bags are checked before the first patient is predicted. Arguments are
-    those of :func:`mil.inference.predict.predict`; a prior may be an array of shape (classes,).
+    The headers of all bags are read before the first patient is predicted. Arguments are those of
+    :func:`mil.inference.predict.predict`; a prior may be an array of shape (classes,). A patient
+    whose bags cannot be used gets the prior, and no attention.
 
     Raises
     ------
     BagError
-        If there is no bag, or a bag was made with other settings than the run's or is damaged.
+        If there are bags and all are damaged, or one was made with other settings than the run's.
     """
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     slide_ids = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
-    used = (refs[slide_id] for slide_id in slide_ids if slide_id in refs)
-    check_fingerprint(
-        bundle.fingerprint,
-        ((ref, read_meta(ref).fingerprint) for ref in used),
-        source=f"the run {bundle.path}",
-    )
+    _check_headers(bundle, {slide_id: refs[slide_id] for slide_id in slide_ids if slide_id in refs})
     return (_explain(bundle, cohort, patient, refs, prior) for patient in cohort.patients)
+
+
+def _check_headers(bundle: ModelBundle, refs: Mapping[str, BagRef]) -> None:
+    """Raise for a bag with other settings than the run's, and if no header can be read."""
+    errors = []
+    for slide_id, ref in refs.items():
+        try:
+            meta = read_meta(ref)
+            check_slide_id(ref, meta, slide_id)
+        except BagError as error:
+            errors.append(error)
+            continue
+        check_fingerprint(
+            bundle.fingerprint, [(ref, meta.fingerprint)], source=f"the run {bundle.path}"
+        )
+    if errors and len(errors) == len(refs):
+        raise errors[0]
 
 
 def percentiles(values: Floats) -> Floats:
@@ -155,7 +169,8 @@ def _explain(
     refs: Mapping[str, BagRef],
     prior: str | Floats,
 ) -> Explanation:
-    (prediction,) = predict(bundle, replace(cohort, patients=(patient,)), refs, prior=prior)
+    of_patient = replace(cohort, patients=(patient,))
+    (prediction,) = iter_predictions(bundle, of_patient, refs, prior=prior)
     nonempty = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
     bags = [bundle.apply_filter(read_slide_bag(slide_id, refs[slide_id])) for slide_id in nonempty]
     slides = _slides(bundle.heads, bags) if bags else ()

@@ -19,6 +19,7 @@ from features.errors import MilError, TableError
 from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
+from features.utils.text import normalize_name
 from mil.arrays import Floats
 from mil.base_learners import STACK, head_kind
 from mil.base_learners.learners import BaseLearners
@@ -423,8 +424,8 @@ def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
     table = read_table(path)
     return tuple(
         TrainingSlide(
-            slide_id=row["slide_id"],
-            patient_id=row["patient_id"],
+            slide_id=normalize_name(row["slide_id"]),
+            patient_id=normalize_name(row["patient_id"]),
             n_tiles=int(row["n_tiles"]),
             content_id=row["content_id"],
             features_sha256=row["features_sha256"],
@@ -437,7 +438,7 @@ def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
 def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, Floats]:
     table = read_table(path)
     values = table[list(classes)].astype(np.float64).to_numpy()
-    return dict(zip(table["patient_id"], values, strict=True))
+    return dict(zip(table["patient_id"].map(normalize_name), values, strict=True))
 
 
 def _damaged(path: Path, reason: str) -> MilError:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from features.utils.tables import write_table
-from features.utils.text import pluralize
+from features.utils.text import nearest_names, pluralize
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import min_calibration_size
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
     "describe_typicality",
+    "missing_bag_caveats",
     "patient_caveats",
     "set_caveats",
     "typicality_caveats",
@@ -29,7 +30,9 @@ _MAX_NAMED = 5
 _STATUS_CAVEATS = {
     "no_bag": "without a readable slide got the prior",
     "no_tissue": "without tissue on their slides got the prior",
-    "slides_missing": "were predicted from part of their slides, because others have no bag",
+    "bag_refused": "without a bag that can be used got the prior",
+    "slides_missing": "were predicted from part of their slides, because others have no bag that "
+    "can be used",
 }
 
 
@@ -59,8 +62,9 @@ def write_details(
 ) -> None:
     """Write the details of each prediction: status, slides, tiles, set, spread, training overlap.
 
-    With ``abstain``, a column marks the patients who need review; with ``typicality``, columns show
-    how much each is like the training patients. The table has shape (patients, columns).
+    Where bags could not be used, a column says why. With ``abstain``, a column marks the patients
+    who need review; with ``typicality``, columns show how much each is like the training patients.
+    The table has shape (patients, columns).
 
     Raises
     ------
@@ -70,6 +74,8 @@ def write_details(
     table = pd.DataFrame([_details(p, classes) for p in predictions])
     if not abstain:
         table = table.drop(columns="look_at")
+    if not any(p.problems for p in predictions):
+        table = table.drop(columns="problems")
     if typicality:
         table = table.join(pd.DataFrame(map(typicality_details, predictions)))
     write_table(path, table)
@@ -82,6 +88,12 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
     for status, words in _STATUS_CAVEATS.items():
         if n_patients := counts[status]:  # type: ignore[index]
             caveats.append(f"warning: {pluralize(n_patients, 'patients')} {words}")
+    problems = [error for p in predictions for error in p.problems.values()]
+    caveats += [f"warning: not used: {error}" for error in problems[:_MAX_NAMED]]
+    if len(problems) > _MAX_NAMED:
+        caveats.append(
+            f"warning: not used: {len(problems) - _MAX_NAMED} more bags, see the details"
+        )
     if unlike := [p for p in predictions if p.unlike_training]:
         caveats.append(_unlike_caveat(unlike, predictions))
     if n_matched := sum(bool(p.matched_training_patient) for p in predictions):
@@ -99,6 +111,25 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
             f"note: the run's whitening was fitted on {n_whitened} of these patients, without "
             "labels: their prediction sets hold all classes"
         )
+    return tuple(caveats)
+
+
+def missing_bag_caveats(
+    predictions: Sequence[PatientPrediction], bags: Collection[str]
+) -> tuple[str, ...]:
+    """Return warnings that name the first slides without a bag, and the bags named most alike."""
+    missing = [
+        slide_id
+        for p in predictions
+        for slide_id in p.slide_ids
+        if slide_id not in p.n_tiles and slide_id not in p.problems
+    ]
+    caveats = []
+    for slide_id in missing[:_MAX_NAMED]:
+        near = " or ".join(map(repr, nearest_names(slide_id, bags)))
+        caveats.append(f"warning: no bag of {slide_id!r}" + (f"; is it {near}?" if near else ""))
+    if len(missing) > _MAX_NAMED:
+        caveats.append(f"warning: no bag of {len(missing) - _MAX_NAMED} more slides")
     return tuple(caveats)
 
 
@@ -200,6 +231,7 @@ def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str,
             for column, values in numbers.items()
             for name, value in zip(classes, values, strict=True)
         },
+        "problems": "; ".join(map(str, prediction.problems.values())),
         "tiles_by_slide": _pairs(prediction.n_tiles),
         "attention_by_slide": _pairs(prediction.attention_share),
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from features.bags.bag import Bag, BagRef, check_fingerprint
+from features.bags.bag import Bag, BagRef, check_fingerprint, no_bag_error
 from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
+from features.errors import BagError
 from mil.arrays import Floats
 from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration.priors import balanced, shift_prior
@@ -22,11 +23,12 @@ from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, judge_patient
 
-__all__ = ["PatientPrediction", "predict"]
+__all__ = ["PatientPrediction", "check_any_used", "iter_predictions", "predict"]
 
 
-PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag"]
-"""``ok``: all slides used. ``slides_missing``: some had no bag. The other two got the prior."""
+PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag", "bag_refused"]
+"""``ok``: all slides used. ``slides_missing``: some had no bag, or one that cannot be used. The
+others got the prior; ``bag_refused``: no bag of the patient can be used."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +59,8 @@ class PatientPrediction:
         Classes that cannot be ruled out at the requested coverage, in order. It holds all classes
         for a patient without tiles, one that was used in training, with or without a label, or one
         unlike the training patients.
+    problems
+        Reasons why bags could not be used, by slide id.
     typicality
         How much it is like the training patients; None without tiles, and for runs that hold no
         training patients to compare with.
@@ -75,6 +79,7 @@ class PatientPrediction:
     out_of_fold: Floats | None
     prediction_set: tuple[str, ...]
     used_for_filter: bool = False
+    problems: Mapping[str, BagError] = field(default_factory=dict)
     typicality: PatientTypicality | None = None
 
     @property
@@ -105,8 +110,10 @@ def predict(
 ) -> list[PatientPrediction]:
     """Return the calibrated prediction of every patient, in the order of the cohort table.
 
-    A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without a
-    readable slide or without tissue gets the prior itself, and a status that states it.
+    A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without
+    tissue, or without a bag that can be used, gets the prior itself, and a status that states it.
+    Where a patient is unlike the training patients, no probability is nearer to 0 than their number
+    supports, see :func:`_bound`.
 
     Parameters
     ----------
@@ -133,7 +140,7 @@ def predict(
     Raises
     ------
     BagError
-        If there is no bag, or a bag was made with other settings than the run's or is damaged.
+        If there is no bag, a bag was made with other settings than the run's, or all are damaged.
     RunError
         If views are to be averaged, and the run was trained without.
     MilError
@@ -142,25 +149,53 @@ def predict(
         If the run has too few training patients for a typicality that low.
     """
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
+    predictions = list(
+        iter_predictions(
+            bundle, cohort, refs, prior=prior, coverage=coverage, tta=tta, typicality=typicality
+        )
+    )
+    _raise_if_all_refused(predictions)
+    return predictions
+
+
+def check_any_used(
+    predictions: Sequence[PatientPrediction], refs: Mapping[str, BagRef], *, source: object
+) -> None:
+    """Raise BagError if all predictions are the prior for want of a bag; name the nearest bags."""
+    _raise_if_all_refused(predictions)
+    if not any(prediction.n_tiles for prediction in predictions):
+        slide_ids = [slide_id for prediction in predictions for slide_id in prediction.slide_ids]
+        raise no_bag_error(source, slide_ids, refs)
+
+
+def _raise_if_all_refused(predictions: Sequence[PatientPrediction]) -> None:
+    if not any(prediction.n_tiles for prediction in predictions):
+        for prediction in predictions:
+            for error in prediction.problems.values():
+                raise error
+
+
+def iter_predictions(
+    bundle: ModelBundle,
+    cohort: Cohort,
+    refs: Mapping[str, BagRef],
+    *,
+    prior: str | Floats = "balanced",
+    coverage: float = COVERAGE,
+    tta: bool = False,
+    typicality: float | None = None,
+) -> Iterator[PatientPrediction]:
+    """Yield the predictions of :func:`predict` one by one, even if no patient has a bag."""
     model = bundle.with_view_calibrator() if tta else bundle
     shares = bundle.parse_prior(prior) if isinstance(prior, str) else prior
     trained_on = _TrainingIndex(bundle.training_slides)
     whitened_on = _TrainingIndex(bundle.unlabelled_slides)
     level = None if bundle.typicality is None else bundle.typicality.resolve_level(typicality)
-    return [
-        _predict(
-            model,
-            patient,
-            refs,
-            trained_on,
-            whitened_on,
-            prior=shares,
-            coverage=coverage,
-            tta=tta,
+    for patient in cohort.patients:
+        yield _predict(
+            model, patient, refs, trained_on, whitened_on, prior=shares, coverage=coverage, tta=tta,
             level=level,
-        )
-        for patient in cohort.patients
-    ]
+        )  # fmt: skip
 
 
 def _predict(
@@ -175,7 +210,7 @@ def _predict(
     tta: bool,
     level: float | None,
 ) -> PatientPrediction:
-    bags = _read_bags(bundle, patient, refs)
+    bags, problems = _read_bags(bundle, patient, refs)
     matched = trained_on.match(patient, bags.values())
     used_for_whitening = bool(whitened_on.match(patient, bags.values()))
     bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
@@ -194,6 +229,10 @@ def _predict(
                 bundle.typicality, nonempty, tiles, level=level, training_patient=matched
             )
         is_unlike = typicality is not None and typicality.is_unlike
+        if is_unlike:
+            n_patients = sum(bundle.cohort_counts)
+            probabilities = _bound(probabilities[None], n_patients)[0]
+            members = _bound(members, n_patients)
         # Patients that were used in training have no valid set: it would be too confident.
         if not matched and not used_for_whitening and not is_unlike:
             kept = bundle.sets.predict_set(tiles, coverage=coverage)
@@ -203,7 +242,7 @@ def _predict(
     return PatientPrediction(
         patient_id=patient.patient_id,
         probabilities=probabilities,
-        status=_status(patient, bags, nonempty),
+        status=_status(patient, bags, nonempty, problems),
         slide_ids=patient.slide_ids,
         n_tiles={slide_id: len(bag.features) for slide_id, bag in bags.items()},
         ensemble_min=members.min(axis=0),
@@ -215,6 +254,7 @@ def _predict(
         used_for_filter=_used_for_filter(bundle, patient, bags),
         prediction_set=prediction_set,
         typicality=typicality,
+        problems=problems,
     )
 
 
@@ -232,15 +272,24 @@ def _forward(
     return logits.mean(axis=0), attention.mean(axis=0)
 
 
-def _read_bags(bundle: ModelBundle, patient: Patient, refs: Mapping[str, BagRef]) -> dict[str, Bag]:
-    """Return the bags of a patient by slide id, without slides that have none."""
-    bags = {name: read_slide_bag(name, refs[name]) for name in patient.slide_ids if name in refs}
+def _read_bags(
+    bundle: ModelBundle, patient: Patient, refs: Mapping[str, BagRef]
+) -> tuple[dict[str, Bag], dict[str, BagError]]:
+    """Return the bags of a patient that can be used, and why others cannot, by slide id."""
+    bags, problems = {}, {}
+    for slide_id in patient.slide_ids:
+        if slide_id not in refs:
+            continue
+        try:
+            bags[slide_id] = read_slide_bag(slide_id, refs[slide_id])
+        except BagError as error:
+            problems[slide_id] = error
     check_fingerprint(
         bundle.fingerprint,
         ((refs[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
         source=f"the run {bundle.path}",
     )
-    return bags
+    return bags, problems
 
 
 class _TrainingIndex:
@@ -293,6 +342,16 @@ def _at_prior(bundle: ModelBundle, logits: Floats, prior: Floats) -> Floats:
     return shift_prior(calibrated, old=balanced(bundle.classes), new=prior)
 
 
+def _bound(probabilities: Floats, n_patients: int) -> Floats:
+    """Return probabilities, shape (rows, classes), none below 1 / (``n_patients`` + 2).
+
+    After n patients of one class in a row, the next is expected to be of another with that
+    probability (Laplace's rule of succession): what is unlike all of them supports no stronger one.
+    """
+    bounded = np.maximum(np.nan_to_num(probabilities), 1 / (n_patients + 2))
+    return np.asarray(bounded / bounded.sum(axis=1, keepdims=True))
+
+
 def _attention_share(bags: Mapping[str, Bag], attention: Floats) -> dict[str, float]:
     """Return the share of the attention of each slide; ``attention`` has shape (tiles,)."""
     ends = np.cumsum([len(bag.features) for bag in bags.values()])
@@ -301,10 +360,13 @@ def _attention_share(bags: Mapping[str, Bag], attention: Floats) -> dict[str, fl
 
 
 def _status(
-    patient: Patient, bags: Mapping[str, Bag], nonempty: Mapping[str, Bag]
+    patient: Patient,
+    bags: Mapping[str, Bag],
+    nonempty: Mapping[str, Bag],
+    problems: Mapping[str, BagError],
 ) -> PatientStatus:
     if not bags:
-        return "no_bag"
+        return "bag_refused" if problems else "no_bag"
     if not nonempty:
         return "no_tissue"
     return "ok" if len(bags) == len(patient.slide_ids) else "slides_missing"

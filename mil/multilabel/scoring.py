@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import find_column, read_table
+from features.utils.text import normalize_name
 from mil.arrays import Floats
 from mil.evaluation.metrics import Interval, as_two_columns
 from mil.evaluation.predictions import (
@@ -56,10 +57,14 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
     PredictionsError
         If a value is not a probability, or patients are missing, unknown or duplicated.
     """
-    rows = read_table(path)
+    rows = read_table(path).reset_index(drop=True)
     ids = rows[find_column(rows, ["patient_id"], where=path, what="patient ids")]
-    for name in table.names:
-        find_column(rows, [name], where=path, what="one column per label")
+    ids = ids.map(normalize_name)
+    spellings = {
+        find_column(rows, [name], where=path, what="one column per label"): name
+        for name in table.names
+    }
+    rows = rows.rename(columns=spellings)
     values = read_probabilities(path, rows, table.names)
     patient_ids = table.patients.patient_ids
     wanted = ids[ids.isin(patient_ids)] if is_part else ids

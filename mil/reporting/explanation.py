@@ -60,9 +60,11 @@ class Terms:
         """Description of each status of a patient."""
         return {
             "ok": f"all {self.slide}s used",
-            "slides_missing": f"some {self.slide}s have no bag",
+            "slides_missing": f"some {self.slide}s have no bag that can be used",
             "no_tissue": f"{self.nothing}: the probabilities are the prior",
             "no_bag": f"no {self.slide} has a bag: the probabilities are the prior",
+            "bag_refused": f"no {self.slide} has a bag that can be used: the probabilities are the "
+            "prior",
         }
 
 

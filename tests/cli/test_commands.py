@@ -123,7 +123,9 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     table.write_text("image_id,patient_id\n001_0,001\nnone_0,049194\n")
     out = tmp_path / "submission.csv"
     ask = ["infer", "--patients", table, "--run", world / "run", "--bags", world / "bags"]
-    result = mil_ok(*ask, "--out", out)
+    result = mil(*ask, "--out", out)
+    assert result.exit_code == 3
+    assert "no bag of 'none_0'" in result.output
     assert "prior of CE 0.500, LAA 0.500 (balanced)" in result.output
     assert "1 patient without a readable slide got the prior" in result.output
     assert "was trained on 1 of these patients" in result.output

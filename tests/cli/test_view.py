@@ -390,7 +390,7 @@ def test_the_command_starts_says_where_and_ends_by_ctrl_c_or_sigterm(
 def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path: Path) -> None:
     good = {"--patients": world / "test.csv", "--bags": world / "bags"}
     cases = {
-        ("--bags", tmp_path): "no bag of any of the 5 patients",
+        ("--bags", tmp_path): "none of its 7 slides has a bag",
         ("--slides", tmp_path / "no"): "no such file or folder",
         ("--patients", tmp_path / "no.csv"): "no.csv",
         ("--port", server.server_port): "cannot be used",

@@ -1,0 +1,184 @@
+"""Two spellings of one thing in cohort tables: named, or made one form, never two in silence."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from features.errors import MilError, TableError
+from features.utils.tables import read_table
+from mil.data.cohort import Cohort, cohort_notes, read_cohort
+from mil.errors import CohortError
+from mil.evaluation.predictions import read_predictions
+
+ROWS = [("a", "p1", "A", "Bern"), ("b", "p2", "B", "Bern"), ("c", "p3", "A", "Ulm")]
+
+
+def write(
+    folder: Path,
+    rows: list[tuple[str, ...]],
+    header: str = "image_id,patient_id,label,center_id",
+    *,
+    encoding: str = "utf-8",
+) -> Path:
+    path = folder / "train.csv"
+    path.write_bytes("\n".join([header, *map(",".join, rows), ""]).encode(encoding))
+    return path
+
+
+def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
+    return read_cohort(write(folder, rows, **options), labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("A", "a"), ("class A", "class  A"), ("class A", "class\u00a0A"), ("class-A", "class_A"),
+     ("class A", "class\u200bA"[:5] + "\u200b A"), ("1", "01"), ("1", "1.0"), ("é", "É"),
+     ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce")],
+)  # fmt: skip
+def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
+    with pytest.raises(CohortError, match="look alike"):
+        read(tmp_path, rows)
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "NULL", "None", "n/a", "<NA>", "-", "#N/A", "?"])
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, column: int) -> None:
+    rows = [
+        tuple(word if index == column else cell for index, cell in enumerate(row))
+        for row in ROWS[:2]
+    ]
+    with pytest.raises(CohortError, match=r"row 3.*missing value|row 3.*turned into a number"):
+        read(tmp_path, [ROWS[2], *rows])
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "", "None"])
+def test_a_centre_that_is_missing_is_none(tmp_path: Path, word: str) -> None:
+    cohort = read(tmp_path, [(*ROWS[0][:3], word), *ROWS[1:]])
+    assert not cohort.patients[0].center_id
+
+
+@pytest.mark.parametrize("name", ["patient_id", "image_id", "Slide_ID"])
+def test_a_class_named_like_a_column_of_ids_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CohortError, match=f"class named '{name}'"):
+        read(tmp_path, [ROWS[0], ("b", "p2", name, "")])
+
+
+def test_unicode_is_made_one_form_wherever_ids_meet(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "Müller")
+    rows = [("é1", apart, "A", ""), ("é2", "Müller", "A", ""), ("x", "p2", "B", "")]
+    cohort = read(tmp_path, rows)
+    assert cohort.patient_ids == ("Müller", "p2")
+    assert cohort.patients[0].slide_ids == ("é1", "é2")
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"patient_id,A,B\n{apart},0.7,0.3\np2,0.2,0.8\n")
+    assert read_predictions(path, cohort, class_name=None)[0].tolist() == [0.7, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other", "what"),
+    [(1, "P1", "p1", "patients"), (1, "007", "7", "patients"), (0, "a_1", "A_1", "slides"),
+     (3, "Mayo", "mayo", "centres"), (3, "St. Anna", "St.  Anna", "centres"),
+     (3, "1", "01", "centres")],
+)  # fmt: skip
+def test_ids_that_look_alike_are_named(
+    tmp_path: Path, column: int, one: str, other: str, what: str
+) -> None:
+    rows = [list(row) for row in ROWS]
+    rows[0][column], rows[1][column] = one, other
+    (note,) = cohort_notes(read(tmp_path, [tuple(row) for row in rows]))
+    assert note.startswith(f"{what} whose ids look alike")
+    assert f"'{one}'" in note
+    assert f"'{other}'" in note
+
+
+def test_an_ordinary_table_has_no_note(tmp_path: Path) -> None:
+    assert cohort_notes(read(tmp_path, ROWS)) == ()
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Image_ID,PATIENT_ID,Label,Center_ID", "image id,Patient Id,LABEL,centre_id",
+     "imageId,patientId,label,centerId", "image-id,patient.id,Label,Centre ID",
+     "\ufeffimage_id,\u200bpatient_id\u00a0,label,center_id"],
+)  # fmt: skip
+def test_spellings_of_headers_are_recognised(tmp_path: Path, header: str) -> None:
+    cohort = read(tmp_path, ROWS, header=header)
+    assert cohort.patient_ids == ("p1", "p2", "p3")
+    assert cohort.patients[2].center_id == "Ulm"
+
+
+@pytest.mark.parametrize(
+    ("header", "near", "role"),
+    [("FILENAME,patient_id,label", "FILENAME", "slide"), ("image_id,PATIENT,label", "PATIENT",
+     "patient"), ("slide_id,case_id,label", "case_id", "patient"), ("slide_id,patient_id,diagnosis",
+     "diagnosis", "label"), ("wsi,patient_id,label", "wsi", "slide"),
+     ("slide_id,Subject ID,label", "Subject ID", "patient")],
+)  # fmt: skip
+def test_other_headers_are_suggested_and_the_advice_works(
+    tmp_path: Path, header: str, near: str, role: str
+) -> None:
+    path = write(tmp_path, [row[:3] for row in ROWS], header)
+    with pytest.raises(TableError, match=f"Did you mean '{near}'") as caught:
+        read_cohort(path, labelled=True)
+    assert "--column" in str(caught.value)
+    assert read_cohort(path, labelled=True, columns={role: near}).patient_ids == ("p1", "p2", "p3")
+    with pytest.raises(TableError, match="as --column states"):
+        read_cohort(path, labelled=True, columns={role: f"{near}x"})
+
+
+def test_two_spellings_of_one_header_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, ROWS, "image_id,Patient_ID,PATIENT_ID,label")
+    with pytest.raises(TableError, match="'Patient_ID' and 'PATIENT_ID'"):
+        read_cohort(path, labelled=True)
+
+
+TABLE = "image_id,patient_id,label\na,p1,A\nb,p2,B\nc,p3,A\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sep=;\n" + TABLE.replace(",", ";"),
+        '"sep=,"\r\n' + TABLE.replace("\n", "\r\n"),
+        "sep=\t\n" + TABLE.replace(",", "\t"),
+        TABLE + ",,\n,,\n",
+        TABLE + "\n\n , ,\u200b\n",
+        TABLE.replace("\n", ",,\n"),
+        TABLE.replace("b,p2", "\nb,p2"),
+        TABLE.replace("b,p2", ",,\nb,p2"),
+        TABLE.replace("p1,", '"p1", "A"#').replace("#A", ""),
+        "\ufeff\ufeff" + TABLE,
+    ],
+)
+def test_what_spreadsheets_add_is_no_content(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(content)
+    cohort = read_cohort(path, labelled=True)
+    assert [p.label for p in cohort.patients] == ["A", "B", "A"]
+    assert cohort.patient_ids == ("p1", "p2", "p3")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings_that_show_themselves_are_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "train.csv").write_bytes(TABLE.replace("p2", "é").encode(encoding))
+    assert read_cohort(tmp_path / "train.csv", labelled=True).patient_ids == ("p1", "é", "p3")
+
+
+@pytest.mark.parametrize("before", ["", "sep=,\n", "\n\n"])
+@pytest.mark.parametrize("between", ["", ",,\n", "\n"])
+def test_messages_name_the_line_of_the_file(tmp_path: Path, before: str, between: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(before + TABLE.replace("c,p3", f"{between}c,"))
+    line = 4 + before.count("\n") + between.count("\n")
+    with pytest.raises(MilError, match=f"row {line}: no patient"):
+        read_cohort(path, labelled=True)
+
+
+def test_a_table_of_empty_rows_has_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n,\n,\n")
+    with pytest.raises(TableError, match="no rows under the header"):
+        read_table(tmp_path / "t.csv")
