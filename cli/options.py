@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Calibrator",
     "CohortTable",
+    "ColumnNames",
     "Device",
     "Devices",
     "EngineChoice",
@@ -84,6 +85,16 @@ Labels = Annotated[
         metavar="NAMES",
         help="Columns of 0 and 1 used instead of `label`, for patients with several labels, e.g. "
         "`any,epidural,subdural`.",
+    ),
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="ROLE=NAME",
+        help="Column of the `slide`, `patient`, `label` or `center` where the table has another "
+        "name for it, e.g. `label=diagnosis`; can be repeated.",
+        show_default=False,
     ),
 ]
 RunDir = Annotated[

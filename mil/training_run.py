@@ -17,7 +17,7 @@ from features.filters.classifier import read_filter
 from features.utils.files import atomic_folder
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
-from mil.data.cohort import Cohort, read_cohort
+from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
 from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, split_notes, write_folds
@@ -175,6 +175,7 @@ def train_run(
     nested: bool = False,
     folds: Sequence[Fold] | None = None,
     tile_filter: str | Path | None = None,
+    columns: Columns | None = None,
     unlabelled: str | Path | PatientBags | None = None,
     image_labels: str | Path | None = None,
     failures: Mapping[str, str] | None = None,
@@ -216,6 +217,9 @@ def train_run(
         Folds of the patients with tiles; made from the options above by default.
     tile_filter
         File of a filter of tiles, see :func:`load_training_bags`; only where ``bags`` is a path.
+    columns
+        Names of columns of the tables by role, see :data:`mil.data.cohort.ROLES`, where they have
+        other names.
     unlabelled
         Table of further slides, or their bags, that the whitening is also fitted on. Patients of
         the cohort are left out, see :meth:`mil.data.bags.PatientBags.with_unlabelled`.
@@ -252,10 +256,12 @@ def train_run(
         If the folder cannot be written.
     """
     run_dir = Path(run_dir)
-    cohort = cohort if isinstance(cohort, Cohort) else read_cohort(Path(cohort), labelled=True)
+    cohort = _sorted_cohort(cohort, columns)
     if not isinstance(bags, PatientBags):
         failures = read_embed_failures(Path(bags))
-    bags, unlabelled = _read_bags(cohort, bags, unlabelled, tile_filter=tile_filter)
+    bags, unlabelled = _read_bags(
+        cohort, bags, unlabelled, tile_filter=tile_filter, columns=columns
+    )
     if image_labels is not None:
         labels = read_instance_labels(Path(image_labels), [cohort.classes[-1], "label"])
         bags = bags.with_instance_labels(labels)
@@ -310,6 +316,7 @@ def train_run(
         plan, oof, deployed, proba["calibrated"], nested=calibrators, path=run_dir
     )
     notes = (
+        *cohort_notes(cohort),
         *run_caveats(cohort, bags, oof, plan.config),
         *unlabelled_notes,
         *split_notes(plan.cohort, plan.folds, by=by),
@@ -345,18 +352,26 @@ def train_run(
     )
 
 
+def _sorted_cohort(cohort: str | Path | Cohort, columns: Columns | None) -> Cohort:
+    """Return the cohort in the order of ids, read where it is a path."""
+    if not isinstance(cohort, Cohort):
+        cohort = read_cohort(Path(cohort), labelled=True, columns=columns)
+    return cohort.sorted_by_id()
+
+
 def _read_bags(
     cohort: Cohort,
     bags: str | Path | PatientBags,
     unlabelled: str | Path | PatientBags | None,
     *,
     tile_filter: str | Path | None,
+    columns: Columns | None,
 ) -> tuple[PatientBags, PatientBags | None]:
     """Return the bags of the cohort and of unlabelled patients, read where they are paths."""
     if not isinstance(bags, PatientBags):
         store = load_training_bags(cohort, Path(bags), tile_filter=tile_filter)
         if isinstance(unlabelled, str | Path):
-            others = read_cohort(Path(unlabelled), labelled=False)
+            others = read_cohort(Path(unlabelled), labelled=False, columns=columns).sorted_by_id()
             unlabelled = load_patient_bags(others, open_bags(Path(bags)))
         return store, unlabelled
     if tile_filter or isinstance(unlabelled, str | Path):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import print_json, print_table, progress_bar, spinner, stdout
-from cli.options import JsonOutput
+from cli.console import EXIT_PARTLY_FAILED, print_json, print_table, progress_bar, spinner, stdout
+from cli.options import ColumnNames, JsonOutput
+from cli.shared.arguments import parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -33,6 +34,7 @@ def audit(
         Path | None,
         typer.Argument(metavar="TEST", help="CSV of held-out patients; labels are not read."),
     ] = None,
+    columns: ColumnNames = None,
     bags: Annotated[
         Path | None,
         typer.Option(
@@ -61,8 +63,10 @@ def audit(
 
     Example: `mil audit train.csv test.csv --bags bags --json`
 
-    Exit codes: 0 no leak was found, 1 a leak, or a table or bag cannot be used, 2 usage.
+    Exit codes: 0 no leak was found, 1 a leak, or a table or all bags cannot be used, 2
+    usage, 3 some bags cannot be used.
     """
+    names = parse_columns(columns)
     with spinner("loading"):
         from mil.audit import audit as run_audit
 
@@ -71,6 +75,7 @@ def audit(
         report = run_audit(
             train,
             test=test,
+            columns=names,
             bags_dir=bags,
             n_folds=folds,
             seed=seed,
@@ -84,6 +89,8 @@ def audit(
         _print_report(report, bags=bags)
     if report.leaks:
         raise typer.Exit(_EXIT_LEAK)
+    if report.incomplete:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
 def _print_report(report: AuditReport, *, bags: Path | None) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
-from cli.options import JsonOutput
+from cli.options import ColumnNames, JsonOutput
+from cli.shared.arguments import parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -28,6 +29,7 @@ def describe(
             "`center_id` and `image_num` if present.",
         ),
     ],
+    columns: ColumnNames = None,
     label: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Column of the labels; default: `label`."),
@@ -65,8 +67,12 @@ def describe(
 
     Example: `mil describe scans.csv --label subdural --bags bags`
 
-    Exit codes: 0 done, 1 table or bags cannot be used, 2 usage, 3 some slides cannot be opened.
+    Exit codes: 0 done, 1 table or bags cannot be used, 2 usage, 3 some slides or bags cannot be
+    used.
     """
+    names = parse_columns(columns)
+    if label is not None and "label" in names:
+        raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):
         from features.utils.files import make_folder
         from mil.reporting.cohort_report import (
@@ -82,7 +88,7 @@ def describe(
         def on_step(what: str, done: int, total: int) -> None:
             bars.update(task, description=what, completed=done, total=total)
 
-        table = read_cohort_table(train, label=label)
+        table = read_cohort_table(train, label=label, columns=names)
         files = None
         if slides is not None:
             from cli.shared.slide_files import read_slide_files
@@ -99,7 +105,7 @@ def describe(
         print_json({"page": str(out), **summary.as_dict()})
     else:
         _print_summary(summary, out)
-    if files and files.failures:
+    if (files and files.failures) or summary.incomplete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
-from cli.options import BagsSource, JsonOutput, Prior, RunDir, SlidesDir
-from cli.shared.arguments import files_of
+from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir
+from cli.shared.arguments import files_of, parse_columns
 from cli.shared.runs import newest_run
 from features.utils.text import pluralize
 
@@ -41,6 +41,7 @@ def explain(
         str | None,
         typer.Option(metavar="ID", help="Instead of --patients: a single slide."),
     ] = None,
+    columns: ColumnNames = None,
     run: RunDir = None,
     bags: BagsSource = Path("bags"),
     slides: SlidesDir = None,
@@ -105,7 +106,11 @@ def explain(
 
         model = load_bundle(run or newest_run())
         shares = model.parse_prior(prior)
-        cohort = _select(patients, patient or []) if patients else _single_slide(str(slide), bags)
+        cohort = (
+            _select(patients, patient or [], parse_columns(columns))
+            if patients
+            else _single_slide(str(slide), bags)
+        )
         refs = open_bags(bags)  # without any bag, all pages would be empty
         slide_files = files_of(cohort, slides, option="--slides") if slides else None
         series_files = {spec.bag_id: spec for spec in read_series(series)} if series else None
@@ -135,12 +140,12 @@ def explain(
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
-def _select(table: Path, patient_ids: Sequence[str]) -> Cohort:
+def _select(table: Path, patient_ids: Sequence[str], columns: Mapping[str, str]) -> Cohort:
     """Return the patients of a table, or only the given ones, in the table's order."""
     from mil.data.cohort import read_cohort
     from mil.errors import CohortError
 
-    cohort = read_cohort(table, labelled=False)
+    cohort = read_cohort(table, labelled=False, columns=columns)
     for patient_id in patient_ids:
         if patient_id not in cohort.patient_ids:
             raise CohortError(

@@ -14,6 +14,7 @@ from cli.options import (
     Address,
     BagsSource,
     Batch,
+    ColumnNames,
     Devices,
     EngineChoice,
     EngineName,
@@ -27,6 +28,7 @@ from cli.options import (
     flag,
 )
 from cli.shared.arguments import (
+    parse_columns,
     reject_options,
     require_one_resolution,
     require_ray_for_address,
@@ -52,6 +54,7 @@ __all__ = ["infer"]
 def infer(
     *,
     patients: PatientTable,
+    columns: ColumnNames = None,
     run: RunDir = None,
     bags: BagsSource = Path("bags"),
     slides: Annotated[
@@ -150,6 +153,7 @@ def infer(
     Exit codes: 0 all done, 1 nothing was written, 2 usage, 3 written, but some patients got the
     prior, or were predicted from part of their slides.
     """
+    names = parse_columns(columns)
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
     if slides is not None and series is not None:
@@ -176,7 +180,7 @@ def infer(
             model.with_view_calibrator()
         stated = prior or ("balanced" if several is None else "cohort")
         shares = model.parse_prior(stated) if several is None else shares_of(several, stated)
-        cohort = read_cohort(patients, labelled=False)
+        cohort = read_cohort(patients, labelled=False, columns=names)
         refs = open_bags(bags, may_be_empty=slides is not None or series is not None)
     n_failed = 0
     missing = {name for p in cohort.patients for name in p.slide_ids if name not in refs}

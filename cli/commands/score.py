@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import print_json, spinner, stderr, stdout
-from cli.options import FOLDS, Calibrator, CohortTable, JsonOutput, Labels, flag
+from cli.options import FOLDS, Calibrator, CohortTable, ColumnNames, JsonOutput, Labels, flag
+from cli.shared.arguments import parse_columns
 from cli.shared.multilabel import read_labels, score_label_files
 from cli.shared.output import (
     calibration_as_dict,
@@ -42,6 +43,7 @@ def score(
         typer.Argument(metavar="PREDICTIONS", help="CSV tables with one row per patient or slide."),
     ],
     cohort: CohortTable,
+    columns: ColumnNames = None,
     labels: Labels = None,
     patients: Annotated[
         Path | None,
@@ -142,6 +144,7 @@ def score(
     """
     if calibrator != "platt" and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--calibrator")
+    names = parse_columns(columns)
     options: dict[str, Any] = {
         "calibrator": calibrator if calibrate else None, "n_folds": folds, "n_repeats": repeats,
         "reliability": reliability, "n_resamples": resamples, "seed": seed,
@@ -150,13 +153,15 @@ def score(
         if class_name:
             raise typer.BadParameter("goes without --class", param_hint="--labels")
         score_label_files(
-            predictions, read_labels(cohort, labels), patients=patients, average=average.value,
-            prior=prior, file_prior=file_prior or "cohort", as_json=as_json, **options,
+            predictions, read_labels(cohort, labels, names), patients=patients,
+            average=average.value, prior=prior,
+            file_prior=file_prior or "cohort", as_json=as_json, **options,
         )  # fmt: skip
         return
     _score_files(
-        predictions, cohort, patients=patients, class_name=class_name, average=average, prior=prior,
-        file_prior=file_prior or "balanced", as_json=as_json, **options,
+        predictions, cohort, columns=names, patients=patients, class_name=class_name,
+        average=average, prior=prior, file_prior=file_prior or "balanced", as_json=as_json,
+        **options,
     )  # fmt: skip
 
 
@@ -164,6 +169,7 @@ def _score_files(
     files: list[Path],
     cohort: Path,
     *,
+    columns: Mapping[str, str],
     patients: Path | None,
     class_name: str | None,
     average: Average,
@@ -189,7 +195,7 @@ def _score_files(
             score_model,
         )
 
-        whole = labelled = read_cohort(cohort, labelled=True)
+        whole = labelled = read_cohort(cohort, labelled=True, columns=columns)
         if patients is not None:
             labelled = part_of_cohort(whole, read_part(patients, whole), source=patients)
         counts = labelled.class_counts()

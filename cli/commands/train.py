@@ -18,6 +18,7 @@ from cli.options import (
     BagsSource,
     Calibrator,
     CohortTable,
+    ColumnNames,
     Device,
     EngineChoice,
     EngineName,
@@ -26,7 +27,7 @@ from cli.options import (
     Labels,
     flag,
 )
-from cli.shared.arguments import reject_options, require_ray_for_address
+from cli.shared.arguments import parse_columns, reject_options, require_ray_for_address
 from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
 from cli.shared.output import print_comparison
@@ -44,12 +45,14 @@ class By(StrEnum):
 
     patient = "patient"
     centre = "centre"
+    american = "center"
 
 
 def train(
     context: typer.Context,
     *,
     cohort: CohortTable = Path("train.csv"),
+    columns: ColumnNames = None,
     labels: Labels = None,
     unlabelled: Annotated[
         Path | None,
@@ -167,6 +170,8 @@ def train(
     Exit codes: 0 done, 1 table, bags or settings cannot be used, 2 usage.
     """
     require_ray_for_address(engine, address)
+    names = parse_columns(columns)
+    by = By.centre if by is By.american else by
     if by is By.centre:
         reject_options(
             {"--folds": folds}, "goes with --by patient: by centre there is one fold per centre"
@@ -185,8 +190,10 @@ def train(
         from mil.training_run import load_training_bags, train_run
 
     # Tables are read before the lock makes a folder for the run.
-    table = None if labels is None else read_labels(cohort, labels)
-    patients = read_cohort(cohort, labelled=True) if table is None else table.patients
+    table = None if labels is None else read_labels(cohort, labels, names)
+    patients = (
+        read_cohort(cohort, labelled=True, columns=names) if table is None else table.patients
+    )
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
     _require_free(run_dir, overwrite=overwrite)
@@ -216,6 +223,7 @@ def train(
             bags,
             run_dir,
             tile_filter=tile_filter,
+            columns=names,
             unlabelled=unlabelled,
             image_labels=image_labels,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),

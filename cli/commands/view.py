@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import progress_bar, spinner, stderr, stdout
-from cli.options import BagsSource, Prior, SlidesDir, flag
-from cli.shared.arguments import files_of
+from cli.options import BagsSource, ColumnNames, Prior, SlidesDir, flag
+from cli.shared.arguments import files_of, parse_columns
 from cli.shared.runs import newest_run
 from features.utils.text import pluralize
 
@@ -41,6 +41,7 @@ def view(
             "of the training.",
         ),
     ] = None,
+    columns: ColumnNames = None,
     bags: BagsSource = Path("bags"),
     slides: SlidesDir = None,
     prior: Prior = "balanced",
@@ -62,6 +63,7 @@ def view(
 
     Exit codes: 0 stopped by Ctrl-C, 1 run, table, bags, slides or port cannot be used, 2 usage.
     """
+    names = parse_columns(columns)
     with spinner("loading the run"):
         from cli.viewer.content import ViewerState
         from cli.viewer.server import ViewServer
@@ -80,7 +82,9 @@ def view(
                 hint="'mil explain --series' shows them.",
             )  # fmt: skip
         cohort = (
-            _training_cohort(model) if patients is None else read_cohort(patients, labelled=False)
+            _training_cohort(model)
+            if patients is None
+            else read_cohort(patients, labelled=False, columns=names)
         )
         shares = model.parse_prior(prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "files_of",
     "folder_for_bags",
+    "parse_columns",
     "reject_options",
     "require_one_resolution",
     "require_ray_for_address",
@@ -87,6 +88,30 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
     for option, value in given.items():
         if value:
             raise typer.BadParameter(why, param_hint=option)
+
+
+def parse_columns(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the names of columns by role, from texts such as ``label=diagnosis``.
+
+    A usual name of a column, such as ``patient_id``, stands for its role.
+    """
+    from mil.data.cohort import ROLES
+
+    roles = {usual: role for role, names in ROLES.items() for usual in (role, *names)}
+    roles |= {"centre": "center", "centre_id": "center", "image": "slide"}
+    columns: dict[str, str] = {}
+    for text in given or ():
+        stated, _, name = (part.strip() for part in text.partition("="))
+        role = roles.get(stated.casefold(), "")
+        if not role or not name:
+            raise typer.BadParameter(
+                f"{text!r} is not ROLE=NAME with one of the roles {', '.join(ROLES)}",
+                param_hint="--column",
+            )
+        if role in columns:
+            raise typer.BadParameter(f"two columns of the {role}", param_hint="--column")
+        columns[role] = name
+    return columns
 
 
 def require_one_resolution(*, slide_mpp: float | None, mpp_table: Path | None) -> None:

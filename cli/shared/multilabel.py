@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["infer_labels", "read_labels", "score_label_files", "shares_of", "train_labels"]
 
 
-def read_labels(cohort: Path, labels: str) -> LabelTable:
+def read_labels(cohort: Path, labels: str, columns: Mapping[str, str]) -> LabelTable:
     """Read the patients of a table and the labels that an option names."""
     from mil.multilabel.table import parse_labels, read_label_table
 
-    return read_label_table(cohort, parse_labels(labels))
+    return read_label_table(cohort, parse_labels(labels), columns=columns)
 
 
 def train_labels(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from features.bags.bag import IMAGE, Bag, BagMeta, BagRef, no_bag_error
 from features.bags.h5 import read_bag
+from features.errors import BagError
 
 __all__ = ["BagDigest", "read_digests"]
 
@@ -46,17 +47,26 @@ def read_digests(
     *,
     source: object,
     on_slide: Callable[[int], None],
+    on_refused: Callable[[str, BagError], None],
 ) -> dict[str, BagDigest]:
     """Read the bags of slides one after the other, keeping their mean embeddings, shape (dim,).
 
-    Slides without a bag are omitted; ``on_slide`` is called with the number of finished slides.
-    Raises BagError, naming the ``source`` of the bags, if no slide has one, or one is damaged.
+    Slides without a bag are omitted; ``on_slide`` is called with the number of finished slides,
+    ``on_refused`` with the id of a slide whose bag is damaged, and the reason. Raises BagError if
+    no slide has a bag, naming the ``source`` of the bags, or all are damaged.
     """
     digests = {}
+    first: BagError | None = None
     for n_done, slide_id in enumerate(slide_ids, start=1):
         if slide_id in bags:
-            digests[slide_id] = _digest(slide_id, bags[slide_id])
+            try:
+                digests[slide_id] = _digest(slide_id, bags[slide_id])
+            except BagError as error:
+                first = first or error
+                on_refused(slide_id, error)
         on_slide(n_done)
+    if not digests and first is not None:
+        raise first
     if not digests:
         raise no_bag_error(source, list(slide_ids), bags)
     return digests

@@ -9,6 +9,7 @@ from pathlib import Path
 from features.bags.bag import check_same_fingerprint
 from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
+from features.errors import BagError
 from mil.audit.duplicates import find_identical, find_near_duplicates
 from mil.audit.findings import Finding, Severity, abbreviate, worst_first
 from mil.audit.shortcuts import (
@@ -18,15 +19,17 @@ from mil.audit.shortcuts import (
     measure_shortcuts,
 )
 from mil.audit.tables import (
+    BAG_REFUSED,
     TableEntry,
     audit_overlap,
+    audit_refused,
     audit_similar_ids,
     audit_sizes,
     audit_table,
     read_split,
     table_entries,
 )
-from mil.data.cohort import Cohort, read_cohort
+from mil.data.cohort import Cohort, Columns, read_cohort
 from mil.errors import CohortError
 
 __all__ = ["AuditReport", "audit"]
@@ -46,6 +49,11 @@ class AuditReport:
     n_bags: int
     findings: tuple[Finding, ...]
     shortcut_scores: tuple[ShortcutScore, ...]
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a bag could not be used, and its slide was not examined."""
+        return any(finding.kind == BAG_REFUSED for finding in self.findings)
 
     @property
     def leaks(self) -> bool:
@@ -68,6 +76,7 @@ def audit(
     train: Path,
     *,
     test: Path | None = None,
+    columns: Columns | None = None,
     bags_dir: Path | None = None,
     n_folds: int = 5,
     n_resamples: int = 1000,
@@ -82,6 +91,8 @@ def audit(
         Table with labels, from which folds are made.
     test
         Table of held-out patients; its labels are not read.
+    columns
+        Names of columns by role, see :data:`mil.data.cohort.ROLES`, where tables have other names.
     bags_dir
         Folder of bags; without it only the tables are audited.
     n_folds, seed
@@ -98,27 +109,31 @@ def audit(
     CohortError
         If a cell is empty or an id was turned into a number.
     BagError
-        If no slide has a bag, a bag is damaged, or two were made differently.
+        If no slide has a bag, all bags are damaged, or two were made differently.
     """
-    splits = [read_split(train, name="train")]
+    splits = [read_split(train, name="train", columns=columns)]
     if test is not None:
-        splits.append(read_split(test, name="test"))
+        splits.append(read_split(test, name="test", columns=columns))
     findings = [finding for split in splits for finding in audit_table(split)]
     if test is not None:
         findings += audit_overlap(*splits)
     findings += audit_similar_ids(splits)
     digests: Mapping[str, BagDigest] = {}
+    refused: dict[str, BagError] = {}
     if bags_dir is not None:
         entries = table_entries(splits)
         digests = read_digests(
             entries, open_bags(bags_dir), source=bags_dir,
             on_slide=lambda done: on_step("reading bags", done, len(entries)),
+            on_refused=refused.__setitem__,
         )  # fmt: skip
+        findings += audit_refused(refused)
         check_same_fingerprint(
             [(digest.bag_ref, digest.meta.fingerprint) for digest in digests.values()]
         )
-        findings += _audit_bags(digests, entries, on_step)
-    cohort = _read_cohort(train, findings)
+        known = {name: entry for name, entry in entries.items() if name not in refused}
+        findings += _audit_bags(digests, known, on_step)
+    cohort = _read_cohort(train, findings, columns)
     scores: tuple[ShortcutScore, ...] = ()
     if cohort is not None:
         on_step("measuring shortcuts", 0, 1)
@@ -174,10 +189,10 @@ def _audit_bags(
     return findings
 
 
-def _read_cohort(train: Path, findings: list[Finding]) -> Cohort | None:
+def _read_cohort(train: Path, findings: list[Finding], columns: Columns | None) -> Cohort | None:
     """Return the training cohort; None, with a finding added, if its rows contradict each other."""
     try:
-        return read_cohort(train, labelled=True)
+        return read_cohort(train, labelled=True, columns=columns)
     except CohortError as error:
         findings.append(
             Finding(

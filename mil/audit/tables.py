@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from features.utils.text import pluralize
+from features.errors import BagError
+from features.utils.text import lookalikes, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.calibration import MIN_PATIENTS_PER_CLASS
-from mil.data.cohort import Cohort, read_slide_rows
+from mil.data.cohort import Cohort, Columns, read_slide_rows
 from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
 
 __all__ = [
+    "BAG_REFUSED",
     "Split",
     "TableEntry",
     "audit_overlap",
+    "audit_refused",
     "audit_similar_ids",
     "audit_sizes",
     "audit_table",
     "read_split",
     "table_entries",
 ]
+
+BAG_REFUSED = "bag_refused"
+"""Kind of the finding on bags that cannot be used."""
 
 _MIN_CLASS_SIZE_PER_FOLD = 5
 
@@ -84,7 +90,7 @@ def table_entries(splits: Sequence[Split]) -> dict[str, TableEntry]:
     return entries
 
 
-def read_split(path: Path, *, name: str) -> Split:
+def read_split(path: Path, *, name: str, columns: Columns | None = None) -> Split:
     """Read one table; only the training split needs labels.
 
     Raises
@@ -94,7 +100,9 @@ def read_split(path: Path, *, name: str) -> Split:
     CohortError
         If a cell is empty or an id was turned into a number.
     """
-    return Split(name=name, path=path, rows=read_slide_rows(path, labelled=name == "train"))
+    return Split(
+        name=name, path=path, rows=read_slide_rows(path, labelled=name == "train", columns=columns)
+    )
 
 
 def audit_table(split: Split) -> Iterator[Finding]:
@@ -145,17 +153,30 @@ def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
 
 
 def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Yield findings on patient ids that differ only in capitals or leading zeros."""
-    forms = defaultdict(set)
-    for name in set().union(*(split.patient_ids for split in splits)):
-        forms[name.casefold().lstrip("0")].add(name)
-    similar = sorted(" = ".join(sorted(names)) for names in forms.values() if len(names) > 1)
-    if similar:
+    """Yield findings on ids, labels and centres that may be one thing spelled in two ways."""
+    for column, what in (
+        ("patient", "patient ids"), ("slide", "slide ids"), ("label", "labels"),
+        ("centre", "centres"),
+    ):  # fmt: skip
+        names = {name for split in splits for name in split.rows.get(column, ()) if name}
+        if similar := tuple(" = ".join(group) for group in lookalikes(names)):
+            yield Finding(
+                Severity.warning, f"lookalike_{column}s",
+                f"{what} that differ only in capitals, blanks, hyphens or leading zeros: "
+                f"{abbreviate(similar)}",
+                f"If they are one {column}, write it the same way everywhere.", similar,
+            )  # fmt: skip
+
+
+def audit_refused(refused: Mapping[str, BagError]) -> Iterator[Finding]:
+    """Yield a finding on bags that cannot be used, by slide id."""
+    if refused:
+        first = next(iter(refused.values()))
         yield Finding(
-            Severity.warning, "lookalike_patients",
-            "patient ids that differ only in capitals or leading zeros: " + abbreviate(similar),
-            "If they are one patient, write the id the same way everywhere.",
-            tuple(similar),
+            Severity.warning, BAG_REFUSED,
+            f"{pluralize(len(refused), 'bags')} cannot be used, and were not examined: "
+            f"{abbreviate(tuple(refused))}. The first: {first}",
+            "'mil bags verify' checks all; 'mil train' refuses them.", tuple(refused),
         )  # fmt: skip
 
 

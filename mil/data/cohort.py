@@ -20,7 +20,13 @@ import pandas as pd
 from features.errors import TableError
 from features.utils.paths import strip_slide_suffix
 from features.utils.tables import find_column, read_table
-from features.utils.text import is_missing_word, lookalikes, normalize_name, strip_blanks
+from features.utils.text import (
+    is_missing_word,
+    lookalikes,
+    natural_key,
+    normalize_name,
+    strip_blanks,
+)
 from mil.errors import CohortError
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "check_one_value",
     "cohort_notes",
     "find_role",
+    "id_order",
     "read_cohort",
     "read_slide_rows",
     "without_suffix",
@@ -71,7 +78,7 @@ class Patient:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Patients in order of first appearance in the table ``path``; labels have shape (patients,).
+    """Patients of the table ``path``, in order; labels have shape (patients,).
 
     ``classes`` are the sorted distinct labels, none in a table without labels.
     """
@@ -106,8 +113,11 @@ class Cohort:
 
         Folds and training follow this order, so that they do not depend on the order of rows.
         """
-        patients = (replace(p, slide_ids=tuple(sorted(p.slide_ids))) for p in self.patients)
-        return replace(self, patients=tuple(sorted(patients, key=lambda p: p.patient_id)))
+        patients = (
+            replace(p, slide_ids=tuple(sorted(p.slide_ids, key=id_order))) for p in self.patients
+        )
+        in_order = sorted(patients, key=lambda patient: id_order(patient.patient_id))
+        return replace(self, patients=tuple(in_order))
 
     def patient_of_slide(self) -> dict[str, str]:
         """Return the patient id by slide id."""
@@ -120,7 +130,8 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
     Columns: ``image_id`` or ``slide_id`` (``bag_id`` for series of images), ``patient_id``,
     ``label`` if ``labelled`` (it is ignored otherwise), and optionally ``center_id``; ``columns``
     names others. Suffixes of slide files are removed from slide ids. A table with ``bag_id`` may
-    have a row per image.
+    have a row per image. Patients are in the order of their first rows; if ``labelled``, in that of
+    their ids, so that nothing learned depends on the order of rows.
 
     Raises
     ------
@@ -147,7 +158,13 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
             hint="Check the column 'label'.",
         )
     _check_classes(path, classes)
-    return Cohort(path=path, patients=_group(named), classes=classes)
+    cohort = Cohort(path=path, patients=_group(named), classes=classes)
+    return cohort.sorted_by_id() if labelled else cohort
+
+
+def id_order(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Return the sort key of an id: numbers in it count by value."""
+    return natural_key(name), name
 
 
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:

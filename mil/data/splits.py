@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.utils.tables import write_table
-from mil.data.cohort import Cohort
+from mil.data.cohort import Cohort, id_order
 from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.errors import SplitError
 
@@ -98,13 +98,16 @@ def patient_folds(
     Within a repeat, folds differ by at most one patient per class; where the table names centres,
     each centre is spread over the folds as evenly as that allows. Patients that share a slide are
     in one fold: the first of them is assigned, the others follow. The same seed gives the same
-    folds.
+    folds, whatever the order of the patients: they are assigned in the order of their ids.
 
     Raises
     ------
     SplitError
         If a class has fewer patients than there are folds.
     """
+    ids = cohort.patient_ids
+    by_id = sorted(range(len(ids)), key=lambda index: id_order(ids[index]))
+    asked, cohort = cohort, replace(cohort, patients=tuple(cohort.patients[i] for i in by_id))
     linked_group = group_ids(cohort.patient_ids, linked)
     counts = np.bincount(cohort.labels[np.unique(linked_group)], minlength=len(cohort.classes))
     for name, count in zip(cohort.classes, counts.tolist(), strict=True):
@@ -130,7 +133,9 @@ def patient_folds(
                 groups=centres[patients],
             )
 
-        folds += folds_from_ids(cohort, assign_groups(linked_group, assign), repeat=repeat)
+        fold_ids = np.empty(len(by_id), np.int64)
+        fold_ids[by_id] = assign_groups(linked_group, assign)
+        folds += folds_from_ids(asked, fold_ids, repeat=repeat)
     return tuple(folds)
 
 

@@ -31,6 +31,7 @@ from mil.errors import CalibrationError, RunError
 from mil.heads import Head, build_head
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
+from mil.inference.part_digests import check_digests, with_digests
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 from mil.typicality import TypicalityReference, read_reference, write_reference
 
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"
@@ -222,7 +223,7 @@ def save_bundle(bundle: ModelBundle) -> None:
     write_sets(bundle.path, bundle.sets, classes=bundle.classes)
     if bundle.typicality is not None:
         write_reference(bundle.path, bundle.typicality)
-    write_json(bundle.path / "model.json", _describe(bundle))
+    write_json(bundle.path / "model.json", with_digests(_describe(bundle), bundle.path))
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -277,6 +278,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
             else calibrator_from_dict(of_views),
         )
         _check_consistent(bundle)
+        check_digests(path, described)
     except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
     return bundle

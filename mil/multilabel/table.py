@@ -12,7 +12,7 @@ import pandas as pd
 from features.errors import MilError
 from features.utils.tables import find_column, read_table
 from mil.arrays import Floats, Ints
-from mil.data.cohort import Cohort, Patient, check_one_value, read_slide_rows
+from mil.data.cohort import Cohort, Columns, Patient, check_one_value, id_order, read_slide_rows
 from mil.errors import CohortError
 
 __all__ = [
@@ -88,8 +88,10 @@ def parse_labels(text: str) -> tuple[str, ...]:
     return names
 
 
-def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
-    """Read patients and several labels, one column each, 0 or 1.
+def read_label_table(
+    path: Path, names: Sequence[str], *, columns: Columns | None = None
+) -> LabelTable:
+    """Read patients, in the order of their ids, and several labels, one column each, 0 or 1.
 
     The columns of ids are those of :func:`mil.data.cohort.read_cohort`. A slide or scan may have
     several rows, one per slice. It has a label if any of its rows does, and a patient has one if
@@ -103,7 +105,7 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
         If a label is neither 0 nor 1, all patients have it or none does, or a slide belongs to two
         patients or a patient to two centres.
     """
-    rows = read_slide_rows(path, labelled=False)
+    rows = read_slide_rows(path, labelled=False, columns=columns)
     table = read_table(path)
     for name in names:
         column = find_column(table, [name], where=path, what="a column of 0 and 1 for each label")
@@ -111,6 +113,8 @@ def read_label_table(path: Path, names: Sequence[str]) -> LabelTable:
     for column, owner in (("patient", "slide"), ("centre", "patient")):
         if column in rows:
             check_one_value(path, rows, column, per=owner)
+    pairs = zip(rows.index, rows["patient"].map(id_order), rows["slide"].map(id_order), strict=True)
+    rows = rows.loc[[index for index, *_ in sorted(pairs, key=lambda pair: pair[1:])]]
     labels = [f"label {name}" for name in names]
     patients, truth = [], []
     for patient_id, own in rows.groupby("patient", sort=False):

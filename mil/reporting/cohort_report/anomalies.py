@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -115,10 +115,15 @@ def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     yield from _check_resolutions(files, known)
 
 
-def check_bags(table: SlideTable, bags: Mapping[str, BagDigest]) -> Iterator[Finding]:
-    """Yield findings on missing and empty bags, and on bags with different fingerprints."""
+def check_bags(
+    table: SlideTable, bags: Mapping[str, BagDigest], *, refused: Collection[str] = ()
+) -> Iterator[Finding]:
+    """Yield findings on missing and empty bags, and on bags with different fingerprints.
+
+    Slides whose bags were ``refused`` are not missing one.
+    """
     known = list(table.slides["slide"])
-    if missing := [slide for slide in known if slide not in bags]:
+    if missing := [slide for slide in known if slide not in bags and slide not in refused]:
         yield _missing("bag", missing, len(known), "Embed them with 'mil embed'.")
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
         message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
+from features.errors import BagError
 from mil.audit.findings import Finding, worst_first
+from mil.audit.tables import BAG_REFUSED, audit_refused
 from mil.errors import CohortError
 from mil.reporting.cohort_report.anomalies import (
     check_bags,
@@ -70,6 +72,11 @@ class CohortSummary:
     tile_counts: Mapping[str, Sequence[TileCount]]
     largest: SlideHeader | None
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a bag could not be used, and its slide is not described."""
+        return any(finding.kind == BAG_REFUSED for finding in self.findings)
+
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         table = self.table
@@ -114,7 +121,7 @@ def summarize_cohort(
     CohortError
         If no row has both a slide id and a patient id.
     BagError
-        If ``bags_dir`` holds no bag of these slides, or a damaged one.
+        If ``bags_dir`` holds no bag of these slides, or damaged ones only.
     """
     if table.slides.empty:
         raise CohortError(
@@ -124,10 +131,12 @@ def summarize_cohort(
         )
     slide_ids = list(table.slides["slide"])
     bags = None
+    refused: dict[str, BagError] = {}
     if bags_dir:
         bags = read_digests(
             slide_ids, open_bags(bags_dir), source=bags_dir,
             on_slide=lambda done: on_step("reading bags", done, len(slide_ids)),
+            on_refused=refused.__setitem__,
         )  # fmt: skip
     of_files = header_variables(files.headers, slide_ids) if files else ()
     of_bags = bag_variables(bags, slide_ids) if bags is not None else ()
@@ -141,7 +150,7 @@ def summarize_cohort(
     if files:
         findings += check_files(table, files)
     if bags is not None:
-        findings += check_bags(table, bags)
+        findings += [*audit_refused(refused), *check_bags(table, bags, refused=refused)]
     findings += check_differences(differences)
     return CohortSummary(
         table=table,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
+from features.errors import TableError
 from features.utils.tables import find_column, read_table
-from features.utils.text import natural_key
-from mil.data.cohort import without_suffix
+from features.utils.text import natural_key, normalize_name, strip_blanks
+from mil.data.cohort import Columns, find_role, without_suffix
 
 __all__ = [
     "ALL",
@@ -149,12 +151,15 @@ class SlideFiles:
     repeated: Mapping[Path, Path] = field(default_factory=dict)
 
 
-def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
+def read_cohort_table(
+    path: Path, *, label: str | None = None, columns: Columns | None = None
+) -> SlideTable:
     """Read a cohort table, shape (rows, columns); faults that training refuses are accepted.
 
     Columns: ``image_id``, ``slide_id`` or ``bag_id``, ``patient_id``; optionally ``label``,
     ``center_id`` and ``image_num``. Others are counted and described. ``label`` names the column of
-    the labels, if a table has several; None is ``label``, if there is one.
+    the labels, if a table has several; None is ``label``, if there is one. ``columns`` names others
+    by role, see :data:`mil.data.cohort.ROLES`.
 
     Raises
     ------
@@ -163,18 +168,21 @@ def read_cohort_table(path: Path, *, label: str | None = None) -> SlideTable:
         column that ``label`` names.
     """
     table = read_table(path)
-    # In a table of series, the bag is the slide, and its images may have ids as well.
-    ids = ["bag_id"] if "bag_id" in table else ["image_id", "slide_id"]
     names = {
-        "slide": find_column(table, ids, where=path, what="slide ids"),
-        "patient": find_column(table, ["patient_id"], where=path, what="patient ids"),
+        role: find_role(table, role, where=path, columns=columns) for role in ("slide", "patient")
     }
-    optional = {"label": "label", "centre": "center_id", "image": "image_num"}
-    names |= {role: name for role, name in optional.items() if name in table.columns}
+    for name, role in (("label", "label"), ("centre", "center")):
+        with suppress(TableError):
+            names[name] = find_role(table, role, where=path, columns=columns)
+        if columns and role in columns:
+            names[name] = find_role(table, role, where=path, columns=columns)
+    if "image_num" in table:
+        names["image"] = "image_num"
     if label is not None:
         names["label"] = find_column(table, [label], where=path, what="a column of labels")
     whole = table[(table[names["slide"]] != "") & (table[names["patient"]] != "")]
     rows = pd.DataFrame({role: whole[name] for role, name in names.items() if role != "image"})
+    rows = rows.map(lambda cell: normalize_name(strip_blanks(cell)))
     rows["slide"] = rows["slide"].map(without_suffix)
     slides = _slides(rows, whole[names["image"]] if "image" in names else None)
     patients = _patients(slides)

@@ -75,7 +75,7 @@ def test_unicode_is_made_one_form_wherever_ids_meet(tmp_path: Path) -> None:
     assert cohort.patients[0].slide_ids == ("é1", "é2")
     path = tmp_path / "predictions.csv"
     path.write_text(f"patient_id,A,B\n{apart},0.7,0.3\np2,0.2,0.8\n")
-    assert read_predictions(path, cohort, class_name=None)[0].tolist() == [0.7, 0.3]
+    assert read_predictions(path, cohort, class_name=None).proba[0].tolist() == [0.7, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_spreadsheets_add_is_no_content(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_encodings_that_show_themselves_are_read(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "train.csv").write_bytes(TABLE.replace("p2", "é").encode(encoding))
-    assert read_cohort(tmp_path / "train.csv", labelled=True).patient_ids == ("p1", "é", "p3")
+    assert read_cohort(tmp_path / "train.csv", labelled=True).patient_ids == ("p1", "p3", "é")
 
 
 @pytest.mark.parametrize("before", ["", "sep=,\n", "\n\n"])

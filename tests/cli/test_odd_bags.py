@@ -1,0 +1,249 @@
+"""Bags that are damaged, missing or odd: every command goes on with the others and says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.bags.h5 import read_bag, write_bag
+from tests.cli.running import mil, mil_ok
+from tests.fakes import make_bag, write_cohort
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bags, a table and a run of 20 patients."""
+    folder = tmp_path_factory.mktemp("world")
+    write_cohort(folder, n_patients=20, shift=1.0)
+    train(folder / "train.csv", folder / "bags", folder / "run")
+    for number in range(4):
+        write_bag(folder / "bags" / f"n{number}.h5", make_bag(f"n{number}", dim=16, n_tiles=12))
+    return folder
+
+
+def train(table: Path, bags: Path, run: Path, *options: object) -> None:
+    mil_ok(
+        "train", "--cohort", table, "--bags", bags, "--run", run, "--folds", 2, "--head", "mean",
+        *options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bags(world: Path, tmp_path: Path) -> Path:
+    shutil.copytree(world / "bags", tmp_path / "bags")
+    return tmp_path / "bags"
+
+
+def fill(value: float) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file["features"][...] = value
+
+    return change
+
+
+def put(value: float) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file["features"][3, 5] = value
+
+    return change
+
+
+DAMAGE = {
+    "NaN": put(np.nan), "infinity": put(-np.inf), "zeros": fill(0), "a constant": fill(7),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:900]),
+    "of another slide": lambda path: write_bag(path, make_bag("other", dim=16)),
+    "no HDF5": lambda path: path.write_bytes(b"<html>not found</html>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_inference_goes_on_past_a_damaged_bag(
+    world: Path, bags: Path, tmp_path: Path, damage: str
+) -> None:
+    DAMAGE[damage](bags / "n1.h5")
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,p0\nn1,p1\nn2,p2\nn3,p2\n")
+    out = tmp_path / "out.csv"
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out", out]
+    result = mil(*ask, "--abstain")
+    assert result.exit_code == 3
+    assert "warning: not used: " in result.output
+    assert "n1" in result.output
+    rows = pd.read_csv(out, index_col="patient_id")
+    assert rows.notna().all(axis=None)
+    assert rows.loc["p1"].tolist() == [0.5, 0.5]
+    details = pd.read_csv(tmp_path / "out.details.csv", index_col="patient_id")
+    assert details.loc["p1", "status"] == "bag_refused"
+    assert details.loc["p1", "look_at"]
+    assert "n1" in details.loc["p1", "problems"]
+    assert details.loc[["p0", "p2"], "status"].tolist() == ["ok", "ok"]
+    data = json.loads(mil(*ask, "--json").stdout)
+    assert list(data["problems"]) == ["n1"]
+
+
+@pytest.mark.parametrize("damage", ["NaN", "cut off"])
+def test_the_other_commands_name_a_damaged_bag(
+    world: Path, bags: Path, tmp_path: Path, damage: str
+) -> None:
+    DAMAGE[damage](bags / "003_0.h5")
+    table = world / "train.csv"
+    codes = {
+        "train": ("--cohort", table, "--run", tmp_path / "run", "--folds", 2, "--head", "mean"),
+        "audit": (table,),
+        "describe": (table, "--out", tmp_path / "d.html"),
+        "explain": ("--patients", table, "--run", world / "run", "--out", tmp_path / "pages"),
+    }
+    for command, options in codes.items():
+        result = mil(command, *options, "--bags", bags)
+        assert result.exit_code == (1 if command == "train" else 3), (command, result.output)
+        assert "003_0" in result.output, command
+        assert "Traceback" not in result.output
+
+
+def test_a_part_of_a_patient_is_predicted(world: Path, bags: Path, tmp_path: Path) -> None:
+    DAMAGE["NaN"](bags / "n1.h5")
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,p0\nn1,p0\n")
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+           tmp_path / "out.csv"]  # fmt: skip
+    assert mil(*ask).exit_code == 3
+    details = pd.read_csv(tmp_path / "out.details.csv")
+    assert details["status"].tolist() == ["slides_missing"]
+    assert details["n_tiles"].tolist() == [12]
+
+
+@pytest.mark.parametrize("names", [("000", "N1"), ("slide 000_0", "x_n1"), ("000-0", "x")])
+def test_no_bag_of_any_patient_is_exit_code_1_with_the_nearest_names(
+    world: Path, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\n" + "".join(f"{n},p{n}\n" for n in names))
+    result = mil("infer", "--patients", table, "--run", world / "run", "--bags", world / "bags",
+                 "--out", tmp_path / "out.csv")  # fmt: skip
+    assert result.exit_code == 1
+    assert "none of its 2 slides has a bag" in result.output
+    assert "'000_0'" in result.output.split("are named")[1]
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_order_of_rows_changes_nothing(world: Path, tmp_path: Path) -> None:
+    header, *rows = (world / "train.csv").read_text().splitlines()
+    rows = [rows[index] for index in np.random.default_rng(1).permutation(len(rows))]
+    table = tmp_path / "train.csv"
+    table.write_text("\n".join([header, *rows]) + "\n")
+    train(table, world / "bags", tmp_path / "run")
+    for name in ("folds.csv", "model.json", "heads.safetensors", "out_of_fold.csv", "slides.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (world / "run" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("order", ["shuffled", "reversed", "mirrored"])
+def test_copies_in_another_order_are_found(
+    world: Path, bags: Path, tmp_path: Path, order: str
+) -> None:
+    bag = read_bag(bags / "003_0.h5")
+    rows = np.arange(12)
+    rows = {
+        "shuffled": np.random.default_rng(0).permutation(12), "reversed": rows[::-1],
+        "mirrored": rows.reshape(3, 4)[:, ::-1].ravel(),
+    }[order]  # fmt: skip
+    write_bag(bags / "n0.h5", make_bag("n0", dim=16, n_tiles=12))
+    with h5py.File(bags / "n0.h5", "r+") as file:
+        file["features"][...] = bag.features[rows]
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,new\n")
+    result = mil("audit", world / "train.csv", table, "--bags", bags)
+    assert result.exit_code == 1
+    assert "have the same embeddings" in result.output
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+           tmp_path / "out.csv"]  # fmt: skip
+    assert "was trained on 1 of these patients" in mil_ok(*ask).output
+    assert pd.read_csv(tmp_path / "out.details.csv", dtype=str)["seen_as"].tolist() == ["003"]
+
+
+EDITS: dict[str, Callable[[dict], None]] = {
+    "classes": lambda run: run["classes"].reverse(),
+    "counts": lambda run: run["cohort_counts"].reverse(),
+    "seed": lambda run: run["settings"].update(seed=99),
+    "no digest": lambda run: run.pop("sha256"),
+    "versions": lambda run: run["versions"].update(torch="0.1"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_run_edited_by_hand_is_refused(world: Path, tmp_path: Path, edit: str) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "model.json").read_text())
+    EDITS[edit](described)
+    (tmp_path / "run" / "model.json").write_text(json.dumps(described))
+    assert_refused(world, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["slides.csv", "out_of_fold.csv", "heads.safetensors"])
+def test_a_part_of_another_run_is_refused(world: Path, tmp_path: Path, part: str) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    path = tmp_path / "run" / part
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert_refused(world, tmp_path)
+
+
+def assert_refused(world: Path, folder: Path) -> None:
+    result = mil("infer", "--patients", world / "train.csv", "--run", folder / "run", "--bags",
+                 world / "bags", "--out", folder / "out.csv")  # fmt: skip
+    assert result.exit_code == 1
+    assert "damaged" in result.output
+    assert not (folder / "out.csv").exists()
+
+
+def test_a_description_in_another_layout_is_the_same(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    path = tmp_path / "run" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    mil_ok("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
+           world / "bags", "--out", tmp_path / "out.csv")  # fmt: skip
+
+
+def test_columns_are_named_on_every_command(world: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    text = (world / "train.csv").read_text()
+    table.write_text(text.replace("image_id,patient_id,label", "wsi,case_id,diagnosis"))
+    names = ["--column", "slide=wsi", "--column", "patient=case_id", "--column",
+             "label=diagnosis"]  # fmt: skip
+    of_run = ["--run", world / "run", "--bags", world / "bags"]
+    mil_ok("audit", table, *names)
+    mil_ok("describe", table, *names, "--out", tmp_path / "d.html")
+    mil_ok("infer", "--patients", table, *of_run, *names, "--out", tmp_path / "o.csv")
+    mil_ok("score", tmp_path / "o.csv", "--cohort", table, *names)
+    assert mil("audit", table).exit_code == 1
+    assert mil("audit", table, "--column", "colour=x").exit_code == 2
+
+
+def test_spellings_are_named_by_audit_and_describe(world: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    rows = [f"s{n},p{n},{'Aa'[n % 2]},{('Mayo', 'mayo ', 'M')[n % 3]}" for n in range(12)]
+    table.write_text("image_id,patient_id,label,center_id\n" + "\n".join(rows) + "\n")
+    for command in ("audit", "describe"):
+        options = ["--out", tmp_path / "d.html"] if command == "describe" else []
+        output = mil(command, table, *options).output
+        assert "A = a" in output
+        assert "Mayo = mayo" in output
+    result = mil("train", "--cohort", table, "--bags", world / "bags", "--run", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "'A' and 'a', which look alike" in result.output
+
+
+def test_center_is_another_spelling_of_centre(world: Path, tmp_path: Path) -> None:
+    result = mil("train", "--by", "center", "--cohort", world / "train.csv", "--bags",
+                 world / "bags", "--run", tmp_path / "run")  # fmt: skip
+    assert result.exit_code == 1
+    assert "patients without a centre" in result.output
