@@ -100,7 +100,7 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
         bags_dir,
         actual="no bag (*.h5) in it" if bags_dir.is_dir() else "there is no such folder",
         expected="a folder of bags, one per slide",
-        hint="Make them with 'mil embed PATHS --bags DIR', or name another folder with --bags.",
+        hint="Make them with 'mil embed PATHS --bags DIR', or name another folder of bags.",
     )
 
 

@@ -242,7 +242,7 @@ def _read_attributes(store: ObjectStore) -> Mapping[str, Any]:
             store.name,
             actual="there is no zarr store",
             expected="one that 'mil bags pack' wrote",
-            hint="Name a folder of bags, or a packed store, with --bags.",
+            hint="Name a folder of bags, or a packed store.",
         )
     attributes = root.get("attributes") if isinstance(root, dict) else None
     if not isinstance(attributes, dict):

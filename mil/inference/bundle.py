@@ -327,7 +327,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             path,
             actual="no model.json in it",
             expected="the folder of a finished run",
-            hint="Make one with 'mil train', or name another with --run.",
+            hint="Make one with 'mil train', or name the folder of another run.",
         ) from error
     except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, f"model.json: {error}") from error

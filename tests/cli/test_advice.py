@@ -12,6 +12,8 @@ import pytest
 import typer
 
 from cli.app import app
+from tests.cli.running import mil, mil_ok
+from tests.fakes import write_cohort
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"[`'\"]mil ([a-z]+(?: [a-z]+)?)((?: [^`'\"]*)?)[`'\"]")
@@ -88,3 +90,32 @@ def test_options_that_a_command_names_are_its_own(name: str) -> None:
             continue
         strange = set(OPTION.findall(without)) - own - OF_OTHERS.get(name, set())
         assert not strange, f"{path.name}:{line}: {strange} in {text[:80]!r}"
+
+
+def test_advice_on_a_single_column_and_on_a_part_leads_to_scores(tmp_path: Path) -> None:
+    labels = [f"s{n},p{n},{'AB'[n % 2]}" for n in range(8)]
+    rows = [f"p{n},0.{n + 1}" for n in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image_id,patient_id,label", *labels]))
+    (tmp_path / "p.csv").write_text("\n".join(["patient_id,p", *rows]))
+    command = ["score", tmp_path / "p.csv", "--cohort", tmp_path / "labels.csv"]
+    for advised, value in (("--class", "B"), ("--patients", tmp_path / "p.csv")):
+        failed = mil(*command)
+        assert failed.exit_code == 1
+        assert f"with {advised}." in failed.output
+        command += [advised, value]
+    mil_ok(*command, "--resamples", 100)
+
+
+@pytest.mark.ci
+def test_advice_on_centres_and_on_an_existing_run_leads_to_a_run(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=15, shift=0.8)
+    command = ["train", "--cohort", table, "--bags", tmp_path / "bags", "--run", tmp_path / "run",
+               "--by"]  # fmt: skip
+    failed = mil(*command, "centre")
+    assert failed.exit_code == 1
+    assert "use --by patient" in failed.output
+    mil_ok(*command, "patient")
+    failed = mil(*command, "patient")
+    assert failed.exit_code == 1
+    assert "replace it with --overwrite" in failed.output
+    mil_ok(*command, "patient", "--overwrite")
