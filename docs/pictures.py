@@ -44,13 +44,16 @@ _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 
 
 def draw_demo(demo: Path, path: Path) -> None:
-    """Draw a held-out slide, its attention map and the reliability of the run."""
+    """Draw the held-out slide with the most concentrated attention, its map, and reliability."""
     run = load_bundle(demo / "runs" / "demo")
     cohort = read_cohort(demo / "test.csv", labelled=False)
     explanations = explain_patients(
         run, cohort, find_bags(demo / "bags"), prior=balanced(run.classes)
     )
-    chosen = max(explanations, key=lambda each: len(each.slides[0].attention))
+    chosen = max(
+        explanations,
+        key=lambda each: each.slides[0].attention.max() * len(each.slides[0].attention),
+    )
     slide, heatmap = _pictures(chosen, demo)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 1])
