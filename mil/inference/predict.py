@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from features.bags.bag import Bag, BagRef, check_fingerprint, no_bag_error
 from features.bags.h5 import read_slide_bag
@@ -26,9 +27,16 @@ from mil.inference.patient_typicality import PatientTypicality, judge_patient
 __all__ = ["PatientPrediction", "check_any_used", "iter_predictions", "predict"]
 
 
-PatientStatus = Literal["ok", "slides_missing", "no_tissue", "no_bag", "bag_refused"]
+PatientStatus = Literal[
+    "ok", "slides_missing", "no_tissue", "no_bag", "bag_refused", "out_of_range"
+]
 """``ok``: all slides used. ``slides_missing``: some had no bag, or one that cannot be used. The
-others got the prior; ``bag_refused``: no bag of the patient can be used."""
+others got the prior; ``bag_refused``: no bag of the patient can be used; ``out_of_range``: its
+embeddings are far larger than those of the training, see :data:`MAX_WHITENED`."""
+
+MAX_WHITENED = 20.0
+"""Largest root mean square of a patient's whitened tiles, which is 1 over the training tiles; above
+it numbers are of another scale, as of another encoder, and no probability means anything."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,7 +225,8 @@ def _predict(
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
     typicality = None
-    if nonempty:
+    out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
+    if nonempty and not out_of_range:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
         views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
         logits, attention = _forward(bundle, tiles, views)
@@ -242,7 +251,7 @@ def _predict(
     return PatientPrediction(
         patient_id=patient.patient_id,
         probabilities=probabilities,
-        status=_status(patient, bags, nonempty, problems),
+        status="out_of_range" if out_of_range else _status(patient, bags, nonempty, problems),
         slide_ids=patient.slide_ids,
         n_tiles={slide_id: len(bag.features) for slide_id, bag in bags.items()},
         ensemble_min=members.min(axis=0),
@@ -340,6 +349,17 @@ def _at_prior(bundle: ModelBundle, logits: Floats, prior: Floats) -> Floats:
     """Return calibrated probabilities at a prior, shape (rows, classes)."""
     calibrated = bundle.calibrator.predict_proba(logits)
     return shift_prior(calibrated, old=balanced(bundle.classes), new=prior)
+
+
+def _is_out_of_range(bundle: ModelBundle, bags: Mapping[str, Bag]) -> bool:
+    whitening = bundle.heads[0].whitening
+    total, n_values = 0.0, 0
+    with torch.inference_mode():
+        for bag in bags.values():
+            whitened = whitening(torch.from_numpy(np.asarray(bag.features, np.float32))[None])
+            total += float(whitened.double().square().sum())
+            n_values += whitened.numel()
+    return not total <= n_values * MAX_WHITENED**2
 
 
 def _bound(probabilities: Floats, n_patients: int) -> Floats:

@@ -247,3 +247,20 @@ def test_center_is_another_spelling_of_centre(world: Path, tmp_path: Path) -> No
                  world / "bags", "--run", tmp_path / "run")  # fmt: skip
     assert result.exit_code == 1
     assert "patients without a centre" in result.output
+
+
+def test_huge_embeddings_get_bounded_probabilities(world: Path, bags: Path, tmp_path: Path) -> None:
+    for number, scale in enumerate((1e4, 3e2, 1e3, -1e4)):
+        path = bags / f"n{number}.h5"
+        tiles = (read_bag(path).features.astype(np.float64) * abs(scale) + scale).clip(-6e4, 6e4)
+        with h5py.File(path, "r+") as file:
+            file["features"][...] = tiles
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\n" + "".join(f"n{n},p{n}\n" for n in range(4)))
+    mil("infer", "--patients", table, "--run", world / "run", "--bags", bags, "--abstain", "--out",
+        tmp_path / "out.csv")  # fmt: skip
+    rows = pd.read_csv(tmp_path / "out.csv").set_index("patient_id")
+    assert (rows.to_numpy() == 0.5).all()
+    details = pd.read_csv(tmp_path / "out.details.csv")
+    assert details["look_at"].all()
+    assert set(details["status"]) == {"out_of_range"}
