@@ -102,8 +102,9 @@ def infer(
         bool,
         flag(
             "--abstain",
-            "Mark patients who need review in the details: those whose set does not hold exactly "
-            "one class. Probabilities stay as they are.",
+            "Mark patients who need review in the details: those less certain than the point that "
+            "the run chose on its curve of errors (see its report), or unlike the training "
+            "patients. Probabilities stay as they are.",
         ),
     ] = False,
     typicality: Annotated[
@@ -271,7 +272,7 @@ def _infer_classes(
             "guaranteed": guaranteed,
             "sets": sets,
             "typicality": describe_typicality(predictions),
-            **({"n_to_look_at": n_review} if abstain else {}),
+            **({"n_to_look_at": n_review, "abstention": _abstention(run)} if abstain else {}),
             "views_averaged": run.fingerprint.n_views if tta else 0,
         })  # fmt: skip
     else:
@@ -282,13 +283,29 @@ def _infer_classes(
         if guaranteed is not None:
             stdout.print(f"Guaranteed coverage of new, similar patients: {_list(guaranteed, 2)}")
         if abstain:
-            stdout.print(f"Patients marked for review: {n_review}")
+            stdout.print(f"Patients marked for review: {n_review} ({_review_rule(run)})")
         stdout.print(f"Slides, tiles, set, spread and status of each patient: {details}")
     print_caveats((
         *patient_caveats(predictions), *set_caveats(run, coverage), *typicality_caveats(run)
     ))  # fmt: skip
     print_caveats(missing_bag_caveats(predictions, refs))
     return all(p.status == "ok" for p in predictions)
+
+
+def _abstention(run: ModelBundle) -> dict[str, float] | None:
+    return None if run.abstention is None else run.abstention.as_dict()
+
+
+def _review_rule(run: ModelBundle) -> str:
+    """Return who is marked for review, in words."""
+    if run.abstention is None:
+        return "whose set does not hold exactly one class"
+    chosen = run.abstention
+    return (
+        f"confidence below {chosen.threshold:.3f}, or unlike the training patients, or among them; "
+        f"of training patients, out-of-fold, {chosen.coverage:.0%} are above it, with "
+        f"{chosen.risk:.1%} errors instead of {chosen.risk_of_all:.1%}"
+    )
 
 
 def _list(shares: Mapping[str, float], digits: int) -> str:

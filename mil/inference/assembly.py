@@ -12,6 +12,7 @@ import numpy as np
 from mil.arrays import Floats
 from mil.calibration import Calibrator
 from mil.data.bags import SlideRecord
+from mil.evaluation.abstention import choose_abstention
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.prediction_sets import PredictionSets, fit_sets
 from mil.training.cross_validation import (
@@ -77,6 +78,7 @@ def assemble_bundle(
         tile_filter=bags.tile_filter,
         base_learners=deployed.base_learners,
         typicality=_fit_typicality(plan),
+        abstention=choose_abstention(calibrated[0], oof.labels, oof.fold[0]),
     )
 
 

@@ -28,6 +28,7 @@ from mil.base_learners.storage import base_learners_from_tensors, base_learners_
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
 from mil.errors import CalibrationError, RunError
+from mil.evaluation.abstention import AbstentionPoint
 from mil.heads import Head, build_head
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
@@ -116,6 +117,8 @@ class ModelBundle:
         Fold heads and nonconformity scores behind the prediction sets.
     tile_filter
         Filter that drops tiles of the bags, if any.
+    abstention
+        Confidence below which patients need review; None where none halves the errors.
     typicality
         Training patients that new ones are compared with; None in runs of earlier versions.
     """
@@ -137,6 +140,7 @@ class ModelBundle:
     tile_filter: TileFilter | None = None
     typicality: TypicalityReference | None = None
     base_learners: BaseLearners | None = None
+    abstention: AbstentionPoint | None = None
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.
@@ -272,6 +276,9 @@ def load_bundle(path: str | Path) -> ModelBundle:
                 path, classes=classes, head=described["head"], n_heads=described["n_heads"]
             ),
             tile_filter=_read_filter(path, described.get("filter_sha256")),
+            abstention=AbstentionPoint.from_dict(point)
+            if (point := described.get("abstention"))
+            else None,
             typicality=read_reference(path) if described.get("typicality") else None,
             view_calibrator=None
             if (of_views := described.get("view_calibrator")) is None
@@ -298,6 +305,7 @@ def _describe(bundle: ModelBundle) -> dict[str, object]:
         "calibrated_at_prior": "balanced",
         "filter_sha256": None if bundle.tile_filter is None else bundle.tile_filter.sha256,
         "cohort_counts": bundle.cohort_counts,
+        "abstention": bundle.abstention and bundle.abstention.as_dict(),
         "typicality": bundle.typicality and bundle.typicality.describe(),
         "settings": dict(bundle.settings),
         "versions": dict(bundle.versions),

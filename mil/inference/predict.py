@@ -69,6 +69,10 @@ class PatientPrediction:
         unlike the training patients.
     problems
         Reasons why bags could not be used, by slide id.
+    confidence
+        Largest probability at equal class shares; 0 for a patient without tiles.
+    review_below
+        Confidence below which the run's patients need review; None if the run has none.
     typicality
         How much it is like the training patients; None without tiles, and for runs that hold no
         training patients to compare with.
@@ -88,6 +92,8 @@ class PatientPrediction:
     prediction_set: tuple[str, ...]
     used_for_filter: bool = False
     problems: Mapping[str, BagError] = field(default_factory=dict)
+    confidence: float = 0.0
+    review_below: float | None = None
     typicality: PatientTypicality | None = None
 
     @property
@@ -97,8 +103,15 @@ class PatientPrediction:
 
     @property
     def needs_review(self) -> bool:
-        """Whether the prediction set holds anything but exactly one class."""
-        return len(self.prediction_set) != 1
+        """Whether the patient is too uncertain, unlike training patients, or one of them.
+
+        Too uncertain is a confidence below that of the run; if the run has none, a prediction set
+        that does not hold exactly one class.
+        """
+        if self.review_below is None:
+            return len(self.prediction_set) != 1
+        was_used = bool(self.matched_training_patient) or self.used_for_whitening
+        return was_used or self.unlike_training or self.confidence < self.review_below
 
     @property
     def set_text(self) -> str:
@@ -224,7 +237,7 @@ def _predict(
     bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
-    typicality = None
+    typicality, confidence = None, 0.0
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
@@ -232,6 +245,8 @@ def _predict(
         logits, attention = _forward(bundle, tiles, views)
         members = _at_prior(bundle, logits, prior)
         probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
+        equal = balanced(bundle.classes)
+        confidence = float(_at_prior(bundle, logits.mean(axis=0, keepdims=True), equal).max())
         share = _attention_share(nonempty, attention.mean(axis=0))
         if bundle.typicality is not None and level is not None:
             typicality = judge_patient(
@@ -262,6 +277,8 @@ def _predict(
         out_of_fold=_out_of_fold(bundle, matched, prior),
         used_for_filter=_used_for_filter(bundle, patient, bags),
         prediction_set=prediction_set,
+        confidence=confidence,
+        review_below=None if bundle.abstention is None else bundle.abstention.threshold,
         typicality=typicality,
         problems=problems,
     )

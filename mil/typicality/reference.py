@@ -155,6 +155,11 @@ class TypicalityReference:
         """Level for which nothing was asked: 0.05, or the smallest that can be reached."""
         return max(DEFAULT_LEVEL, self.min_level)
 
+    def limit(self, level: float) -> float:
+        """Return the score above which patients are marked at a level that can be reached."""
+        n_above = int(np.floor(level * (1 + len(self.distances)) + 1e-9))
+        return float(np.sort(self.distances)[len(self.distances) - n_above])
+
     @property
     def p_values(self) -> Floats:
         """P-value of each training patient among all of them, shape (patients,)."""

@@ -20,7 +20,7 @@ from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.reporting.html import folder_name, render, write_html
-from mil.reporting.run_report import figures, tables
+from mil.reporting.run_report import figures, tables, uncertainty
 from mil.reporting.run_report.data import ReportData, read_report_data, unreadable_file
 from mil.reporting.run_report.scores import (
     measure_reliability,
@@ -94,6 +94,7 @@ def write_report(
         findings=tables.findings(scores.gains),
         shares=data.shares.tolist(),
         **_figures(data, scores, history, seed=seed),
+        **_uncertainty(run, data),
         **_tables(run, data, scores, links, n_resamples=n_resamples, seed=seed),
     )
     page = folder / "report.html"
@@ -143,6 +144,17 @@ def _figures(
             figures.draw_decision(data, index, at_cohort, seed=seed) for index in shown
         ],
     }  # fmt: skip
+
+
+def _uncertainty(run: ModelBundle, data: ReportData) -> dict[str, Any]:
+    """Return figures and tables on abstention and typicality."""
+    reference = run.typicality
+    return {
+        "abstention_figure": uncertainty.draw_risk_coverage(data, run.abstention),
+        "abstention_table": uncertainty.abstention_table(data),
+        "typicality_figure": reference and uncertainty.draw_typicality(reference),
+        "typicality_centres": reference and uncertainty.centres_table(reference),
+    }
 
 
 def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict[str, str]:

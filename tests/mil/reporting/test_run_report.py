@@ -222,7 +222,7 @@ def test_written_again_from_the_files_the_page_has_the_same_bytes(two: Path) -> 
     assert (two / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize(("fixture", "n_figures"), [("two", 11), ("three", 20)])
+@pytest.mark.parametrize(("fixture", "n_figures"), [("two", 13), ("three", 22)])
 def test_every_figure_has_a_description(
     fixture: str, n_figures: int, request: pytest.FixtureRequest
 ) -> None:

@@ -1,0 +1,70 @@
+"""Risk against coverage, and the point that is chosen on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mil.evaluation.abstention import AbstentionPoint, choose_abstention, risk_coverage
+
+
+def two_columns(of_second: list[float]) -> np.ndarray:
+    second = np.array(of_second)
+    return np.stack([1 - second, second], axis=1)
+
+
+def test_the_curve_counts_errors_among_the_most_certain() -> None:
+    proba = two_columns([0.9, 0.2, 0.7, 0.4])
+    curve = risk_coverage(proba, np.array([1, 0, 0, 1]))
+    np.testing.assert_allclose(curve.threshold, [0.9, 0.8, 0.7, 0.6])
+    np.testing.assert_allclose(curve.coverage, [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(curve.risk, [0, 0, 1 / 3, 1 / 2])
+
+
+def test_classes_weigh_the_same_and_equal_confidence_is_kept_together() -> None:
+    curve = risk_coverage(two_columns([0.9, 0.1, 0.1, 0.1]), np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(curve.threshold, [0.9])
+    np.testing.assert_allclose(curve.risk, [(1 / 3 + 1) / 2])
+    assert curve.n_kept.tolist() == [4]
+
+
+def cohort(n_patients: int, *, strength: float, seed: int = 0) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_patients) % 2
+    logit = rng.normal(strength * (2 * labels - 1), 1.0) * 2 * strength
+    return two_columns(list(1 / (1 + np.exp(-logit)))), labels, np.arange(n_patients) // 2 % 5
+
+
+def test_the_chosen_point_halves_the_errors_of_new_patients() -> None:
+    proba, labels, folds = cohort(400, strength=0.8)
+    point = choose_abstention(proba, labels, folds)
+    assert point is not None
+    new, truth, _ = cohort(4000, strength=0.8, seed=1)
+    kept = new.max(axis=1) >= point.threshold
+    risk = (new.argmax(axis=1) != truth)[kept].mean()
+    assert risk == pytest.approx(point.risk, abs=0.04)
+    assert kept.mean() == pytest.approx(point.coverage, abs=0.1)
+    assert risk < 0.65 * (new.argmax(axis=1) != truth).mean()
+
+
+@pytest.mark.parametrize("n_patients", [8, 40])
+def test_nothing_is_chosen_without_signal_or_patients(n_patients: int) -> None:
+    proba, labels, folds = cohort(n_patients, strength=0.0)
+    assert choose_abstention(proba, labels, folds) is None
+
+
+def test_a_fold_has_no_part_in_the_threshold_it_is_measured_with() -> None:
+    proba, labels, folds = cohort(200, strength=0.8)
+    point = choose_abstention(proba, labels, folds)
+    assert point is not None
+    spoilt = proba.copy()
+    spoilt[folds == 0] = spoilt[folds == 0][:, ::-1]  # certain and wrong
+    other = choose_abstention(spoilt, labels, folds)
+    assert other is None or other.risk > point.risk
+
+
+def test_a_point_is_stored_as_plain_values() -> None:
+    point = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
+    assert AbstentionPoint.from_dict(point.as_dict()) == point
+    with pytest.raises(ValueError, match="abstention"):
+        AbstentionPoint.from_dict({**point.as_dict(), "risk": float("nan")})
