@@ -6,6 +6,7 @@ The picture of a slide and a run comes from the folder of ``mil demo``; the othe
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -35,7 +36,7 @@ from mil.inference.attention import Explanation, explain_patients
 from mil.inference.bundle import load_bundle
 from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
 
-__all__ = ["draw_attention", "draw_calibration", "draw_demo", "draw_map", "main"]
+__all__ = ["draw_attention", "draw_calibration", "draw_demo", "draw_map", "draw_typicality", "main"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -245,15 +246,39 @@ def _title(axes: Axes, words: str) -> None:
     axes.set_title(words, fontsize=10.5, loc="left", fontweight="bold")
 
 
+def draw_typicality(measured: Path, path: Path) -> None:
+    """Draw the median distance of each kind of patient that the benchmark measured."""
+    found = json.loads(measured.read_text(encoding="utf-8"))["detection"]
+    kinds = dict(sorted(found["kinds"].items(), key=lambda item: item[1]["distance"]))
+    farthest = found["largest_training_distance"]
+    figure = Figure(figsize=(8.2, 0.6 + 0.24 * len(kinds)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(0, farthest, color=CHANCE_COLOUR, alpha=0.15, linewidth=0)
+    axes.axvline(farthest, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
+    for row, kind in enumerate(kinds.values()):
+        is_marked = kind["distance"] > farthest
+        axes.plot(
+            kind["distance"], row, "o" if is_marked else "s", color=_ORANGE if is_marked else _BLUE
+        )
+    axes.set_yticks(range(len(kinds)), list(kinds))
+    axes.set(xlabel="median distance; shaded: every training patient", xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    _title(axes, f"Distance to {found['n_training_patients']} training patients")
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw all pictures; without ``--demo`` those that need no run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, help="folder of mil demo")
+    parser.add_argument("--typicality", type=Path, help="output of tests.benchmarks.typicality")
     options = parser.parse_args(arguments)
     _IMAGES.mkdir(exist_ok=True)
     draw_attention(_IMAGES / "attention-mil.svg")
     draw_calibration(_IMAGES / "calibration.svg")
     draw_map(_IMAGES / "map.svg")
+    if options.typicality:
+        draw_typicality(options.typicality, _IMAGES / "typicality.svg")
     if options.demo:
         draw_demo(options.demo, _IMAGES / "demo.png")
 
