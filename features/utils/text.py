@@ -157,7 +157,13 @@ def nearest_names(name: str, known: Collection[str], *, n: int = 3) -> tuple[str
     key = lookalike_key(name)
     keys = {other: lookalike_key(other) for other in known}
     same = [other for other, other_key in keys.items() if other_key == key]
-    parts = [o for o, k in keys.items() if min(len(k), len(key)) > 2 and (key in k or k in key)]
+    plain = name.casefold()
+    parts = [
+        other
+        for other in known
+        if min(len(other), len(plain)) > 2
+        and (plain in other.casefold() or other.casefold() in plain)
+    ]
     similar = difflib.get_close_matches(
         name, list(known)[:_MAX_COMPARED], n=n, cutoff=_MIN_SIMILARITY
     )

@@ -196,16 +196,17 @@ def test_labels_of_images_teach_the_attention_where_asked_for(world: Path, tmp_p
 
 
 def test_a_patient_without_a_bag_gets_the_shares_asked_for(world: Path, tmp_path: Path) -> None:
-    (tmp_path / "test.csv").write_text("slide_id,patient_id\ngone,q\n")
+    (tmp_path / "test.csv").write_text("slide_id,patient_id\ngone,q\ns0,known\n")
     stated = "any=.3,left=.2,right=.1"
     for prior, expected in (
         (None, [0.75, 0.5, 0.5]), ("balanced", [0.5] * 3), (stated, [0.3, 0.2, 0.1]),
     ):  # fmt: skip
-        mil_ok(
+        result = mil(
             "infer", "--run", world / "run", "--bags", world / "bags", "--patients",
             tmp_path / "test.csv", "--out", tmp_path / "out.csv",
             *(() if prior is None else ("--prior", prior)),
         )  # fmt: skip
+        assert result.exit_code == 3
         row = (tmp_path / "out.csv").read_text().splitlines()[1].split(",")
         np.testing.assert_allclose([float(value) for value in row[1:]], expected)
 
