@@ -245,18 +245,30 @@ def embed(
     slides = select_shard(search.slides, shard)
     given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
-    with spinner("loading torch"):
-        from features.embedding.config import EmbedConfig
-        from features.embedding.pipeline import embed_slides
-        from features.tiling.augmentation import AugmentationConfig
-        from features.tiling.tissue import TissueSettings
-        from features.visualization.preview import PreviewWriter
+    from features.embedding.config import EmbedConfig
+    from features.embedding.finished import skip_if_all_finished
+    from features.slides.reader import slide_id_of
+    from features.tiling.augmentation import AugmentationConfig
+    from features.tiling.tissue import TissueSettings
 
     config = EmbedConfig(
         tiles=tiles, tissue=TissueSettings(method=tissue.value), tile_filter=read_filter,
         stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
+    if not dry_run and preview is None:
+        by_id = {slide_id_of(path, scene): path for path in slides}
+        finished = skip_if_all_finished(by_id, bags, config) if len(by_id) == len(slides) else None
+        if finished is not None:
+            report_results(
+                finished, bags, n_requested=len(slides), stopped=False, as_json=as_json,
+                passed_over=search.passed_over, n_unread=len(search.unread),
+            )  # fmt: skip
+            return
+    with spinner("loading torch"):
+        from features.embedding.pipeline import embed_slides
+        from features.visualization.preview import PreviewWriter
+
     if dry_run:
         print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         print_passed_over(search.passed_over)

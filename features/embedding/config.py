@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from features.bags.bag import UNKNOWN, Fingerprint, as_json
 from features.encoders.config import EncoderConfig
-from features.encoders.encoder import Encoder
 from features.errors import BagError
 from features.filters.classifier import TileFilter, check_compatible
 from features.tiling.augmentation import AugmentationConfig
@@ -17,6 +16,10 @@ from features.tiling.grid import TileSettings
 from features.tiling.stain import STAIN_NORMS, require_stain_norm
 from features.tiling.tissue import TissueSettings
 from features.utils.hardware import CPU_COUNT
+
+if TYPE_CHECKING:
+    from features.encoders.encoder import Encoder
+    from features.encoders.runtime_cache import EncoderRecord
 
 __all__ = ["BaseEmbedConfig", "EmbedConfig", "config_from_fingerprint"]
 
@@ -51,7 +54,7 @@ class BaseEmbedConfig(EncoderConfig, ABC):
         return self.n_workers or CPU_COUNT
 
     @abstractmethod
-    def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
+    def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
         """Return the fingerprint of bags made with these settings."""
 
 
@@ -82,7 +85,7 @@ class EmbedConfig(BaseEmbedConfig):
     def __post_init__(self) -> None:
         require_stain_norm(self.stain_norm)
 
-    def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
+    def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
         """Return the fingerprint of bags made with this encoder and these settings.
 
         Raises

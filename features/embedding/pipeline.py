@@ -14,6 +14,7 @@ from features.bags.h5 import find_bags
 from features.embedding.batching import encode_slides
 from features.embedding.config import BaseEmbedConfig, EmbedConfig
 from features.embedding.distributed import open_executor
+from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult, write_results
 from features.embedding.sources import SlideSource, Source, slide_sources
 from features.embedding.worker import (
@@ -22,7 +23,6 @@ from features.embedding.worker import (
     SourceStarted,
     TilesDone,
     WorkerInfo,
-    read_finished_bag,
 )
 from features.errors import OutputError
 from features.filters.classifier import save_filter_copy

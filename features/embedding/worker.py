@@ -14,14 +14,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from features.bags.bag import BagMeta, Fingerprint, check_fingerprint
-from features.bags.h5 import bag_path, read_meta, write_bag
+from features.bags.bag import Fingerprint
+from features.bags.h5 import bag_path, write_bag
 from features.embedding.batching import SlideBuffer, encode_slides
 from features.embedding.config import BaseEmbedConfig
+from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult
 from features.embedding.sources import Source
 from features.encoders.encoder import Encoder
-from features.errors import BagError, MilError, OutputError, one_line
+from features.errors import MilError, OutputError, one_line
 from features.parallel.base import Job, JobQueue
 from features.parallel.locks import shared_locks
 from features.utils.files import OPEN_FILES_HINT, find_temporary_files, make_folder
@@ -33,7 +34,6 @@ __all__ = [
     "SourceStarted",
     "TilesDone",
     "WorkerInfo",
-    "read_finished_bag",
 ]
 
 _SOURCES_AHEAD = 1
@@ -256,18 +256,3 @@ class _WorkerRun:
     def _finish(self, job: Job, result: SlideResult) -> None:
         self._worker.locks.release(job.payload.bag_id)
         self._queue.finish(job, result)
-
-
-def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
-    """Read the metadata of a bag, None if missing or damaged; raise BagError if made otherwise."""
-    path = bag_path(bags_dir, bag_id)
-    try:
-        meta = read_meta(path)
-    except BagError:
-        return None
-    check_fingerprint(
-        fingerprint,
-        [(path, meta.fingerprint)],
-        source="the settings asked for (--overwrite embeds again, --bags names another folder)",
-    )
-    return meta

@@ -7,11 +7,14 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from features.encoders.encoder import BATCH_TILES, DEFAULT_BACKBONE, Encoder, load_encoder
+from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.errors import EncoderError
-from features.parallel.devices import choose_device
 from features.utils.files import make_folder, write_error
+
+if TYPE_CHECKING:
+    from features.encoders.encoder import Encoder
 
 __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
@@ -62,6 +65,9 @@ class EncoderConfig:
                 expected=f"--execution {self.runtime}",
                 hint="Leave --execution out, or name another folder with --bags.",
             )
+
+        from features.encoders.encoder import load_encoder  # noqa: PLC0415 - torch is heavy
+        from features.parallel.devices import choose_device  # noqa: PLC0415
 
         def load(runtime: str) -> Encoder:
             assert isinstance(self.encoder, str)  # noqa: S101 - checked above

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encoders.checkpoints import hash_weights
+from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
     EAGER,
@@ -24,8 +25,9 @@ from features.encoders.runtime import (
     parse_execution,
     select_runtime,
 )
+from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
-from features.encoders.weights import DEFAULT_BACKBONE, load_model
+from features.encoders.weights import load_model
 from features.errors import EncoderError
 from features.slides.base import RgbArray
 
@@ -38,9 +40,6 @@ __all__ = [
     "load_encoder",
     "measure_dim",
 ]
-
-BATCH_TILES = 64
-"""Default batch size of a network, tiles."""
 
 
 class Encoder(Protocol):
@@ -208,9 +207,12 @@ class TimmEncoder(Encoder):
         if runtime == EAGER:
             return model, EAGER
         example = self._random_pixels(self.batch_tiles)
+        key = f"{self.name} {self.weights_sha256}"
         if runtime is not None:
-            return compile_model(model, runtime, example=example), runtime
-        choice = select_runtime(model, example=example, n_tiles_expected=n_tiles_expected)
+            return compile_model(model, runtime, example=example, cache_key=key), runtime
+        choice = select_runtime(
+            model, example=example, n_tiles_expected=n_tiles_expected, cache_key=key
+        )
         self.trials = choice.trials
         return choice.network, choice.runtime
 
@@ -291,7 +293,7 @@ def load_encoder(
         )
     recorded = execution.split("+")
     executions = recorded if len(recorded) == len(names) else [execution] * len(names)
-    parts = []
+    parts, files = [], list[Path]()
     for one, path, one_execution in zip(names, paths, executions, strict=True):
         loaded = load_model(one, weights_path=path)
         try:
@@ -303,7 +305,15 @@ def load_encoder(
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory(one, device) from error
         parts.append(encoder)
-    return parts[0] if len(parts) == 1 else ConcatEncoder(parts)
+        files.extend(loaded.files)
+    whole: Encoder = parts[0] if len(parts) == 1 else ConcatEncoder(parts)
+    if len(files) == len(parts):
+        record = EncoderRecord(
+            name=whole.name, weights_sha256=whole.weights_sha256, dim=whole.dim,
+            transform=whole.preprocessing.as_json(),
+        )  # fmt: skip
+        write_encoder_record(name, list(paths), record, files)
+    return whole
 
 
 def _no_memory(name: str, device: torch.device) -> EncoderError:

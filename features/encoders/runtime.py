@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import math
+import platform
 import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from features.encoders import runtime_cache
 from features.errors import EncoderError
+from features.utils.hardware import CPU_COUNT
 
 __all__ = [
     "EAGER",
@@ -27,6 +32,7 @@ __all__ = [
     "RuntimeChoice",
     "RuntimeForecast",
     "RuntimeTrial",
+    "StoredChoice",
     "candidate_runtimes",
     "compile_model",
     "forecast_selection",
@@ -46,6 +52,15 @@ product to 3e-4 (float16) or 2e-3 (bfloat16), of which 1 % of an embedding's len
 
 _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
 """Assumed start-up time of each runtime, seconds: skips runtimes that cannot pay off."""
+
+_CACHED_START_S = 2.0
+"""Assumed time to load an export from the cache and to compare its embeddings, seconds."""
+
+_QUICK_TILES = 2
+"""Tiles of the first estimate of the eager speed, which decides whether to measure at all."""
+
+_LARGEST_EXPORT_BYTES = 1_900_000_000
+"""Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
 
 _BEST_GAIN = 4.0
 """Largest speed-up over eager float32 that is expected of any runtime."""
@@ -164,11 +179,14 @@ def candidate_runtimes(device: torch.device) -> list[Runtime]:
     return [EAGER]
 
 
-def compile_model(model: nn.Module, runtime: Runtime, *, example: Tensor) -> Network:
+def compile_model(
+    model: nn.Module, runtime: Runtime, *, example: Tensor, cache_key: str = ""
+) -> Network:
     """Prepare a frozen model for a runtime and compare its embeddings with eager float32.
 
     The example is one normalised batch, shape (batch, 3, side_px, side_px), float32, on the
-    model's device, with sides in px; all later batches must have this shape.
+    model's device, with sides in px; all later batches must have this shape. With ``cache_key``,
+    which stands for network and weights, exports are kept in the cache.
 
     Raises
     ------
@@ -177,7 +195,7 @@ def compile_model(model: nn.Module, runtime: Runtime, *, example: Tensor) -> Net
     """
     if runtime == EAGER:
         return model
-    return _start(model, runtime, example)[0]
+    return _start(model, runtime, example, cache_key)[0]
 
 
 def select_runtime(
@@ -186,30 +204,124 @@ def select_runtime(
     example: Tensor,
     runtimes: Sequence[Runtime] | None = None,
     n_tiles_expected: int | None = None,
+    cache_key: str = "",
 ) -> RuntimeChoice:
     """Select the fastest runtime on this machine whose embeddings agree with eager float32.
 
     Each runtime is started, compared on the example and timed for about a second. Starting takes
     seconds (ONNX) to a minute (compilation), so with a known number of tiles, runtimes whose
-    start-up cannot pay off are skipped. The example is as for :func:`compile_model`, of shape
+    start-up cannot pay off are skipped, and if that is all of them, nothing is measured. With
+    ``cache_key``, which stands for network and weights, choice and exports are kept in the cache,
+    and a later run on this machine begins with them. The example is as for :func:`compile_model`, of shape
     (batch, 3, side_px, side_px); the default is to try all candidates for its device.
     """
     if n_tiles_expected is not None and _are_few(n_tiles_expected, len(example)):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
-    best, network = _try(model, EAGER, example)
+    n_tiles = n_tiles_expected or math.inf
+    stored = StoredChoice.read(cache_key, tuple(example.shape), example.device)
+    if stored is not None and (choice := stored.start(model, example, n_tiles, cache_key)):
+        return choice
+    candidates = candidate_runtimes(example.device) if runtimes is None else runtimes
+    others = [runtime for runtime in candidates if runtime != EAGER]
+    if n_tiles_expected is not None:
+        rate = _quick_rate(model, example)
+        if not any(_may_pay_off(runtime, n_tiles, rate) for runtime in others):
+            return RuntimeChoice(runtime=EAGER, network=model, trials=())
+    best, network = _try(model, EAGER, example, cache_key)
     trials = [best]
-    for runtime in candidate_runtimes(example.device) if runtimes is None else runtimes:
-        if runtime == EAGER:
-            continue
-        if not _may_pay_off(runtime, n_tiles_expected or math.inf, best.tiles_per_s):
+    for runtime in others:
+        if not _may_pay_off(runtime, n_tiles, best.tiles_per_s):
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
             trials.append(RuntimeTrial(runtime=runtime, refused=refused))
             continue
-        trial, tried = _try(model, runtime, example)
+        trial, tried = _try(model, runtime, example, cache_key)
         trials.append(trial)
         if trial.tiles_per_s > best.tiles_per_s:  # False for NaN.
             best, network = trial, tried
+    StoredChoice.of(trials, best).write(cache_key, tuple(example.shape), example.device)
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
+
+
+def _quick_rate(model: nn.Module, example: Tensor) -> float:
+    """Estimate the eager throughput from a few tiles, tiles per second."""
+    few = example[:_QUICK_TILES]
+    with torch.inference_mode():
+        model(few).float().cpu()
+        started = time.perf_counter()
+        model(few).float().cpu()
+    return len(few) / max(time.perf_counter() - started, 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredChoice:
+    """Choice of an earlier run on this machine, with the rates of all trials, tiles per second."""
+
+    runtime: str
+    rates: dict[str, float]
+
+    @classmethod
+    def of(cls, trials: Sequence[RuntimeTrial], best: RuntimeTrial) -> StoredChoice:
+        """Return the choice of ``best`` among trials."""
+        rates = {str(one.runtime): one.tiles_per_s for one in trials if one.tiles_per_s > 0}
+        return cls(runtime=str(best.runtime), rates=rates)
+
+    @classmethod
+    def read(
+        cls, cache_key: str, shape: tuple[int, ...], device: torch.device
+    ) -> StoredChoice | None:
+        """Return what is stored for batches of a shape, (batch, 3, side, side) in px, or None."""
+        content = runtime_cache.load(_choice_name(cache_key, shape, device)) if cache_key else None
+        try:
+            stored = cls(**json.loads(content or b""))
+            parse_execution(stored.runtime)
+            rates = {name: float(rate) for name, rate in stored.rates.items()}
+        except (ValueError, TypeError, AttributeError, EncoderError):
+            return None
+        return stored if {str(EAGER), stored.runtime} <= rates.keys() else None
+
+    def write(self, cache_key: str, shape: tuple[int, ...], device: torch.device) -> None:
+        """Store the choice; a runtime that was compared with nothing is none."""
+        if cache_key and len(self.rates) > 1:
+            content = json.dumps({"runtime": self.runtime, "rates": self.rates}).encode()
+            runtime_cache.store(_choice_name(cache_key, shape, device), content)
+
+    @property
+    def gain(self) -> float:
+        """Throughput in units of the eager one."""
+        return self.rates[self.runtime] / self.rates[str(EAGER)]
+
+    def pays_off(self, n_tiles: float) -> bool:
+        """Return whether so many tiles pay for the start of the runtime from the cache."""
+        saved_s = n_tiles * (1 / self.rates[str(EAGER)] - 1 / self.rates[self.runtime])
+        return saved_s > _CACHED_START_S
+
+    def start(
+        self, model: nn.Module, example: Tensor, n_tiles: float, cache_key: str
+    ) -> RuntimeChoice | None:
+        """Start the stored runtime, or eager where it does not pay off; None if it fails."""
+        runtime = parse_execution(self.runtime)[0]
+        if runtime == EAGER or not self.pays_off(n_tiles):
+            return RuntimeChoice(runtime=EAGER, network=model, trials=())
+        try:
+            network = _start(model, runtime, example, cache_key)[0]
+        except EncoderError:
+            return None
+        return RuntimeChoice(runtime=runtime, network=network, trials=())
+
+
+def _choice_name(cache_key: str, shape: tuple[int, ...], device: torch.device) -> str:
+    where = (device.type, platform.machine(), platform.node(), CPU_COUNT, torch.get_num_threads())
+    return f"{runtime_cache.cache_key('choice', cache_key, shape, *where, *_versions())}.json"
+
+
+def _export_name(cache_key: str, shape: tuple[int, ...]) -> str:
+    """Return the name of an export for batches of a shape."""
+    return f"{runtime_cache.cache_key('onnx', cache_key, shape, *_versions())}.onnx"
+
+
+def _versions() -> list[str]:
+    names = ("torch", "timm", *_ONNX_PACKAGES)
+    return [metadata.version(name) for name in names if importlib.util.find_spec(name) is not None]
 
 
 def forecast_selection(
@@ -220,6 +332,7 @@ def forecast_selection(
     n_tiles_expected: int,
     device: torch.device,
     startup_s: float,
+    stored: StoredChoice | None = None,
 ) -> RuntimeForecast:
     """Forecast what :func:`select_runtime` will choose and how long it takes, without trying it.
 
@@ -239,6 +352,8 @@ def forecast_selection(
         Device of the network.
     startup_s
         Time from the start of the program to a loaded network, seconds.
+    stored
+        What the cache knows of an earlier choice, if anything.
     """
 
     def started(engine: str) -> float:
@@ -257,6 +372,13 @@ def forecast_selection(
         return RuntimeForecast(runtime=runtime, tiles_per_s=gained(engine), start_s=started(engine))
     if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
         return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
+    if stored is not None:
+        if stored.runtime == str(EAGER) or not stored.pays_off(n_tiles_expected):
+            return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
+        return RuntimeForecast(
+            runtime=parse_execution(stored.runtime)[0], tiles_per_s=tiles_per_s * stored.gain,
+            start_s=_CACHED_START_S,
+        )  # fmt: skip
     best, rate, start_s = EAGER, tiles_per_s, measured(tiles_per_s)
     for candidate in candidate_runtimes(device):
         engine = candidate.engine
@@ -316,11 +438,13 @@ def _in_precision(network: Network, runtime: Runtime) -> Network:
     return run
 
 
-def _try(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[RuntimeTrial, Network]:
+def _try(
+    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
+) -> tuple[RuntimeTrial, Network]:
     """Start a runtime and time it; a runtime that fails is recorded with the reason."""
     started = time.perf_counter()
     try:
-        network, error = _start(model, runtime, example)
+        network, error = _start(model, runtime, example, cache_key)
     except EncoderError as refusal:
         return RuntimeTrial(runtime=runtime, refused=refusal.actual), model
     start_s = time.perf_counter() - started
@@ -329,14 +453,16 @@ def _try(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[RuntimeTr
     return trial, network
 
 
-def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network, float]:
+def _start(
+    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
+) -> tuple[Network, float]:
     """Start a runtime; return its network and the relative error of its embeddings."""
     if runtime.engine == "onnx":
-        _require_onnx(runtime, example.device)
+        _require_onnx(runtime, example.device, model)
     try:
         with _silenced():
             if runtime.engine == "onnx":
-                network = _onnx_network(model, example)
+                network = _onnx_network(model, example, cache_key)
             else:
                 is_compiled = runtime.engine == "compile"
                 compiled = torch.compile(model, dynamic=False) if is_compiled else model
@@ -363,7 +489,7 @@ def _start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network
     return network, error
 
 
-def _require_onnx(runtime: Runtime, device: torch.device) -> None:
+def _require_onnx(runtime: Runtime, device: torch.device, model: nn.Module) -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
@@ -378,10 +504,18 @@ def _require_onnx(runtime: Runtime, device: torch.device) -> None:
             expected="float32 on cpu",
             hint=_ADVICE,
         )
+    n_bytes = sum(one.numel() * one.element_size() for one in model.parameters())
+    if n_bytes > _LARGEST_EXPORT_BYTES:
+        raise EncoderError(
+            f"execution '{runtime}'",
+            actual=f"{n_bytes / 1e9:.1f} GB of weights",
+            expected=f"at most {_LARGEST_EXPORT_BYTES / 1e9:g} GB, as ONNX can hold",
+            hint=_ADVICE,
+        )
 
 
-def _onnx_network(model: nn.Module, example: Tensor) -> Network:
-    """Export to ONNX and run with ONNX Runtime on as many threads as torch uses.
+def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
+    """Run with ONNX Runtime on as many threads as torch uses; export what the cache has not.
 
     Each thread takes a part of the batch through all layers: threads that share a layer would wait
     for each other after it, and for the slowest wherever other processes use the cores.
@@ -391,20 +525,26 @@ def _onnx_network(model: nn.Module, example: Tensor) -> Network:
     n_threads = torch.get_num_threads()
     n_parts = _largest_divisor(len(example), most=n_threads)
     part = example[: len(example) // n_parts]
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
-        )
-    if program is None:
-        raise RuntimeError("the exporter returned nothing")
+    name = _export_name(cache_key, tuple(part.shape))
+    exported = runtime_cache.load(name) if cache_key else None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, n_threads // n_parts)
     options.log_severity_level = 3
     # Threads that spin while they wait would take the cores from the threads that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = None
+    if exported is not None:
+        with suppress(Exception):  # A damaged entry is made again.
+            session = onnxruntime.InferenceSession(
+                exported, options, providers=["CPUExecutionProvider"]
+            )
+    if session is None:
+        exported = _export(model, part)
+        session = onnxruntime.InferenceSession(
+            exported, options, providers=["CPUExecutionProvider"]
+        )
+        if cache_key:
+            runtime_cache.store(name, exported)
     pool = ThreadPoolExecutor(n_parts, thread_name_prefix="backbone-part")
 
     def run_part(pixels: Tensor) -> Tensor:
@@ -414,6 +554,18 @@ def _onnx_network(model: nn.Module, example: Tensor) -> Network:
         return torch.cat(list(pool.map(run_part, pixels.contiguous().chunk(n_parts))))
 
     return run
+
+
+def _export(model: nn.Module, part: Tensor) -> bytes:
+    """Export a model to ONNX for batches of the shape of ``part``, (batch, 3, side, side) in px."""
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
+        )
+    if program is None:
+        raise RuntimeError("the exporter returned nothing")
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def _largest_divisor(number: int, *, most: int) -> int:

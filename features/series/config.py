@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.bags.bag import Fingerprint, as_json
 from features.embedding.config import BaseEmbedConfig
-from features.encoders.encoder import Encoder
 from features.errors import BagError
 from features.series.windowing import DEFAULT_WINDOWS, Window, parse_windows
+
+if TYPE_CHECKING:
+    from features.encoders.encoder import Encoder
+    from features.encoders.runtime_cache import EncoderRecord
 
 __all__ = ["SeriesConfig", "is_series_fingerprint", "series_config_from_fingerprint"]
 
@@ -27,7 +30,7 @@ class SeriesConfig(BaseEmbedConfig):
     windows: tuple[Window, Window, Window] = parse_windows(DEFAULT_WINDOWS)
     max_failed: float = 0.2
 
-    def make_fingerprint(self, encoder: Encoder) -> Fingerprint:
+    def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
         """Return the fingerprint of bags made with this encoder and these settings.
 
         It holds no resolution, as images are scaled whole.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as ops
 
 from features.errors import MilError
 from features.slides.base import RgbArray
@@ -59,6 +57,10 @@ def augment_tile(
     (content hash of its slide, and its coordinates in level-0 px), so neither threads, batches nor
     the number of views change a view.
     """
+    # Settings are read without torchvision, which takes seconds to load.
+    from torchvision.transforms.v2 import InterpolationMode  # noqa: PLC0415
+    from torchvision.transforms.v2 import functional as ops  # noqa: PLC0415
+
     digest = hashlib.sha256(f"{settings.seed} {view} {key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
 

@@ -40,11 +40,14 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Speeds by engine, tiles per second; all start at once, whatever the machine."""
     rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
 
-    def start(model: nn.Module, runtime: Runtime, example: Tensor) -> tuple[Network, float]:
+    def start(
+        model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
+    ) -> tuple[Network, float]:
         return lambda pixels: torch.tensor(rates[runtime.engine]), 1e-6
 
     monkeypatch.setattr(runtime, "_start", start)
     monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
+    monkeypatch.setattr(runtime, "_quick_rate", lambda model, _: rates["eager"])
     return rates
 
 
@@ -96,20 +99,22 @@ def test_the_fastest_valid_runtime_is_selected(speeds: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("n_tiles", "tried"), [(16, 0), (300, 1), (1_000, 2), (20_000, 3), (None, 3)]
-)
-def test_runtimes_that_cannot_pay_off_are_not_started(
-    speeds: dict[str, float], n_tiles: int | None, tried: int
+    ("n_tiles", "gain", "tried"),
+    [(16, 1.0, 0), (3_000, 1.0, 0), (3_000, 2.0, 2), (10_000, 1.0, 2), (60_000, 1.0, 3),
+     (None, 1.0, 3)],
+)  # fmt: skip
+def test_trials_take_at_most_a_twentieth_of_the_run(
+    speeds: dict[str, float], n_tiles: int | None, gain: float, tried: int
 ) -> None:
-    choice = select_runtime(tiny(), example=pixels(), n_tiles_expected=n_tiles)
+    choice = select_runtime(tiny(), example=pixels(), n_tiles_expected=n_tiles, expected_gain=gain)
     assert sum(not trial.refused for trial in choice.trials) == tried
     for trial in choice.trials[tried:]:
-        assert trial.refused == f"{n_tiles:,} tiles are too few to pay back its start"
+        assert trial.refused == f"{n_tiles:,} tiles are too few to pay for trying it"
 
 
 def test_a_runtime_with_other_embeddings_is_never_selected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * 1.01)
-    monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
+    monkeypatch.setattr(runtime, "_onnx_network", lambda model, *_: lambda x: model(x) * 1.01)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda *_: None)
     choice = select_runtime(tiny(), example=pixels(), runtimes=[ONNX])
     assert choice.runtime == EAGER
     assert choice.trials[1].refused == "its embeddings are 1.0e-02 off"
@@ -119,8 +124,8 @@ def test_a_runtime_with_other_embeddings_is_never_selected(monkeypatch: pytest.M
 
 
 def test_a_runtime_with_nan_is_never_selected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_onnx_network", lambda model, _: lambda x: model(x) * math.nan)
-    monkeypatch.setattr(runtime, "_require_onnx", lambda runtime, device: None)
+    monkeypatch.setattr(runtime, "_onnx_network", lambda model, *_: lambda x: model(x) * math.nan)
+    monkeypatch.setattr(runtime, "_require_onnx", lambda *_: None)
     assert select_runtime(tiny(), example=pixels(), runtimes=[ONNX]).runtime == EAGER
 
 

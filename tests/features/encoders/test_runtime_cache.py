@@ -1,0 +1,124 @@
+"""The cache of exports, choices of runtime and encoders."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from features.encoders import runtime, runtime_cache
+from features.encoders.encoder import load_encoder
+from features.encoders.runtime import select_runtime
+from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
+from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
+from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.ci
+def test_an_export_is_made_once_and_gives_the_same_bytes(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = pixels()
+    first = runtime.compile_model(tiny(), ONNX, example=batch, cache_key="tiny")(batch)
+    assert [path.suffix for path in cache.iterdir()] == [".onnx"]
+
+    def not_again(model: object, part: object) -> bytes:
+        raise AssertionError("exported again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_export", not_again)
+        again = runtime.compile_model(tiny(), ONNX, example=batch, cache_key="tiny")(batch)
+    assert torch.equal(first, again)
+    (entry,) = cache.iterdir()
+    entry.write_bytes(entry.read_bytes()[:100])
+    mended = runtime.compile_model(tiny(), ONNX, example=batch, cache_key="tiny")(batch)
+    assert torch.equal(first, mended)
+
+
+def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"eager": 30.0, "onnx": 90.0, "compile": 60.0}
+    started: list[str] = []
+
+    def start(model: object, chosen: runtime.Runtime, *_: object) -> tuple[object, float]:
+        started.append(chosen.engine)
+        return lambda pixels: torch.tensor(rates[chosen.engine]), 1e-6
+
+    monkeypatch.setattr(runtime, "_start", start)
+    monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
+    monkeypatch.setattr(runtime, "_quick_rate", lambda model, example: 30.0)
+    assert select_runtime(tiny(), example=pixels(), cache_key="k").runtime == ONNX
+    assert started == ["eager", "onnx", "compile"]
+    started.clear()
+    again = select_runtime(tiny(), example=pixels(), cache_key="k", n_tiles_expected=5000)
+    assert (again.runtime, started) == (ONNX, ["onnx"])
+    few = select_runtime(tiny(), example=pixels(), cache_key="k", n_tiles_expected=60)
+    assert (few.runtime, started) == (EAGER, ["onnx"])
+    other = select_runtime(tiny(), example=pixels(), cache_key="other", n_tiles_expected=60)
+    assert (other.runtime, started) == (EAGER, ["onnx"])
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b'{"runtime": "fast", "rates": {}}'])
+def test_a_damaged_choice_is_made_again(
+    content: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "measure_network", lambda network, _: 10.0)
+    select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k")
+    cache.mkdir(exist_ok=True)
+    (cache / runtime._choice_name("k", pixels())).write_bytes(content)
+    assert (
+        select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k").runtime == EAGER
+    )
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert "cannot be written" in runtime_cache.store("x.json", b"1")
+    assert runtime_cache.load("x.json") is None
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    encoder = load_encoder(TINY, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2)
+    assert encoder.dim == 64
+
+
+def test_only_the_newest_entries_are_kept(cache: Path) -> None:
+    for index in range(20):
+        assert not runtime_cache.store(f"{index:02}.onnx", b"x")
+        os.utime(cache / f"{index:02}.onnx", (index, index))
+    names = sorted(path.name for path in cache.iterdir())
+    assert (len(names), names[-1]) == (16, "19.onnx")
+
+
+@pytest.mark.ci
+def test_processes_that_store_at_once_leave_one_whole_entry(cache: Path) -> None:
+    content = b"x" * 1_000_000
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(partial(runtime_cache.store, "a.onnx"), [content] * 8))
+    assert set(results) == {""}
+    assert [path.name for path in cache.iterdir()] == ["a.onnx"]
+    assert runtime_cache.load("a.onnx") == content
+
+
+def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(tiny_state(), path)
+    assert read_encoder_record(TINY, [path]) is None
+    encoder = load_encoder(TINY, weights_path=path, device=CPU, batch_tiles=2)
+    assert read_encoder_record(TINY, [path]) == EncoderRecord(
+        name=TINY, weights_sha256=encoder.weights_sha256, dim=64,
+        transform=encoder.preprocessing.as_json(),
+    )  # fmt: skip
+    assert read_encoder_record(TINY, [None]) is None
+    save_file(tiny_state(seed=1), path)
+    os.utime(path, (1, 1))
+    assert read_encoder_record(TINY, [path]) is None
