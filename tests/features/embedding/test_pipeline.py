@@ -14,7 +14,7 @@ import torch
 
 from features.bags.bag import BagMeta
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
-from features.embedding import pipeline, worker
+from features.embedding import finished, pipeline
 from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import NoProgress, embed_slide, embed_slides
 from features.embedding.results import SlideResult
@@ -110,7 +110,7 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
         opened.append(path)
         return read_meta(path)
 
-    monkeypatch.setattr(worker, "read_meta", watch)
+    monkeypatch.setattr(finished, "read_meta", watch)
     results = run(slides, tmp_path / "bags", encoder, progress=Watching())
     assert len(opened_before) == 3
     assert max(opened_before) <= pipeline._BAGS_CHECKED_FIRST < 40
