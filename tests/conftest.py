@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Several processes share the cores, so none takes them all; libraries read this when imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The consoles of the commands look at these when they are first imported.
+# Tests neither read nor fill the user's cache; what they store ends with the process.
+os.environ["MIL_CACHE"] = tempfile.mkdtemp(prefix="mil-cache-")
+# The consoles of the commands read these when they are first imported.
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "200"
 
@@ -21,6 +25,10 @@ from hypothesis import settings
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.register_profile("search", deadline=None, max_examples=400, print_blob=True)
 settings.load_profile("steady")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["MIL_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,7 @@ def _forecast(
     return forecast_selection(
         runtime, tiles_per_s=tiles_per_s, batch_tiles=config.batch_tiles,
         n_tiles_expected=survey.n_tiles, device=encoder.device, startup_s=startup_s,
+        stored=encoder.stored_choice(config.batch_tiles),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from features.encoders.runtime import (
     Network,
     Runtime,
     RuntimeTrial,
+    StoredChoice,
     compile_model,
     measure_network,
     parse_execution,
@@ -69,6 +70,9 @@ class Encoder(Protocol):
         """
         ...
 
+    def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
+        """Return the runtime that the cache knows for batches of this size, or None."""
+
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embed tiles, shape (n, height, width, 3) in px, uint8, as float32 of shape (n, dim)."""
         return self.embed_async(tiles).wait()
@@ -110,6 +114,7 @@ class TimmEncoder(Encoder):
         self.preprocessing = self._preprocessing = preprocessing
         self.device = device
         self.weights_sha256 = hash_weights(model.state_dict())
+        self._cache_key = f"{name} {self.weights_sha256}"
         model.eval().requires_grad_(requires_grad=False)
         model = model.to(device).to(memory_format=torch.channels_last)
         self._input: Tensor | None = None
@@ -151,6 +156,11 @@ class TimmEncoder(Encoder):
             else:
                 start += len(part)
         return ConcatResult(parts, axis=0)
+
+    def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
+        """Return the runtime that the cache knows for batches of this size."""
+        side = self._preprocessing.input_px
+        return StoredChoice.read(self._cache_key, (batch_tiles, 3, side, side), self.device)
 
     def measure(self) -> float:
         """Measure the network's throughput on a prepared batch, tiles per second."""
@@ -207,11 +217,12 @@ class TimmEncoder(Encoder):
         if runtime == EAGER:
             return model, EAGER
         example = self._random_pixels(self.batch_tiles)
-        key = f"{self.name} {self.weights_sha256}"
         if runtime is not None:
-            return compile_model(model, runtime, example=example, cache_key=key), runtime
+            return compile_model(
+                model, runtime, example=example, cache_key=self._cache_key
+            ), runtime
         choice = select_runtime(
-            model, example=example, n_tiles_expected=n_tiles_expected, cache_key=key
+            model, example=example, n_tiles_expected=n_tiles_expected, cache_key=self._cache_key
         )
         self.trials = choice.trials
         return choice.network, choice.runtime
@@ -245,6 +256,10 @@ class ConcatEncoder(Encoder):
     def execution(self) -> str:
         """Runtime and batch size of each encoder, joined by ``+``."""
         return "+".join(part.execution for part in self._parts)
+
+    def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
+        """Return the runtime that the cache knows for all of them, that of the first."""
+        return self._parts[0].stored_choice(batch_tiles)
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
         """Start to embed tiles, shape (n, height, width, 3) in px, uint8."""

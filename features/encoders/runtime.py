@@ -212,8 +212,8 @@ def select_runtime(
     seconds (ONNX) to a minute (compilation), so with a known number of tiles, runtimes whose
     start-up cannot pay off are skipped, and if that is all of them, nothing is measured. With
     ``cache_key``, which stands for network and weights, choice and exports are kept in the cache,
-    and a later run on this machine begins with them. The example is as for :func:`compile_model`, of shape
-    (batch, 3, side_px, side_px); the default is to try all candidates for its device.
+    and a later run on this machine begins with them. The example is as for :func:`compile_model`,
+    of shape (batch, 3, side_px, side_px); the default is to try all candidates for its device.
     """
     if n_tiles_expected is not None and _are_few(n_tiles_expected, len(example)):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
@@ -285,15 +285,20 @@ class StoredChoice:
             content = json.dumps({"runtime": self.runtime, "rates": self.rates}).encode()
             runtime_cache.store(_choice_name(cache_key, shape, device), content)
 
-    @property
-    def gain(self) -> float:
-        """Throughput in units of the eager one."""
-        return self.rates[self.runtime] / self.rates[str(EAGER)]
-
     def pays_off(self, n_tiles: float) -> bool:
         """Return whether so many tiles pay for the start of the runtime from the cache."""
         saved_s = n_tiles * (1 / self.rates[str(EAGER)] - 1 / self.rates[self.runtime])
         return saved_s > _CACHED_START_S
+
+    def forecast(self, eager_tiles_per_s: float, n_tiles: float) -> RuntimeForecast:
+        """Return what :meth:`start` will choose, and the seconds it takes."""
+        if self.runtime == str(EAGER) or not self.pays_off(n_tiles):
+            return RuntimeForecast(runtime=EAGER, tiles_per_s=eager_tiles_per_s, start_s=0.0)
+        gain = self.rates[self.runtime] / self.rates[str(EAGER)]
+        return RuntimeForecast(
+            runtime=parse_execution(self.runtime)[0], tiles_per_s=eager_tiles_per_s * gain,
+            start_s=_CACHED_START_S,
+        )  # fmt: skip
 
     def start(
         self, model: nn.Module, example: Tensor, n_tiles: float, cache_key: str
@@ -373,12 +378,7 @@ def forecast_selection(
     if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
         return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
     if stored is not None:
-        if stored.runtime == str(EAGER) or not stored.pays_off(n_tiles_expected):
-            return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
-        return RuntimeForecast(
-            runtime=parse_execution(stored.runtime)[0], tiles_per_s=tiles_per_s * stored.gain,
-            start_s=_CACHED_START_S,
-        )  # fmt: skip
+        return stored.forecast(tiles_per_s, n_tiles_expected)
     best, rate, start_s = EAGER, tiles_per_s, measured(tiles_per_s)
     for candidate in candidate_runtimes(device):
         engine = candidate.engine

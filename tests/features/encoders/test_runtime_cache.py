@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from features.encoders import runtime, runtime_cache
 from features.encoders.encoder import load_encoder
-from features.encoders.runtime import select_runtime
+from features.encoders.runtime import StoredChoice, forecast_selection, select_runtime
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
 from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
@@ -67,6 +67,12 @@ def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch
     assert (few.runtime, started) == (EAGER, ["onnx"])
     other = select_runtime(tiny(), example=pixels(), cache_key="other", n_tiles_expected=60)
     assert (other.runtime, started) == (EAGER, ["onnx"])
+    stored = StoredChoice.read("k", (4, 3, 160, 160), torch.device("cpu"))
+    forecast = forecast_selection(
+        None, tiles_per_s=30.0, batch_tiles=4, n_tiles_expected=5000, device=torch.device("cpu"),
+        startup_s=5.0, stored=stored,
+    )  # fmt: skip
+    assert (forecast.runtime, forecast.tiles_per_s, forecast.start_s) == (ONNX, 90.0, 2.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b'{"runtime": "fast", "rates": {}}'])
@@ -76,7 +82,7 @@ def test_a_damaged_choice_is_made_again(
     monkeypatch.setattr(runtime, "measure_network", lambda network, _: 10.0)
     select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k")
     cache.mkdir(exist_ok=True)
-    (cache / runtime._choice_name("k", pixels())).write_bytes(content)
+    (cache / runtime._choice_name("k", (4, 3, 160, 160), torch.device("cpu"))).write_bytes(content)
     assert (
         select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k").runtime == EAGER
     )
