@@ -166,10 +166,11 @@ def _forecast(
     runtime = None if execution == "auto" else parse_execution(execution.split("+")[0])[0]
     if not isinstance(config.encoder, str):
         runtime = parse_execution(encoder.execution.split("+")[0])[0]
+    if runtime is None and (stored := encoder.stored_choice(config.batch_tiles)):
+        return stored.forecast(tiles_per_s, survey.n_tiles)
     return forecast_selection(
         runtime, tiles_per_s=tiles_per_s, batch_tiles=config.batch_tiles,
         n_tiles_expected=survey.n_tiles, device=encoder.device, startup_s=startup_s,
-        stored=encoder.stored_choice(config.batch_tiles),
     )  # fmt: skip
 
 

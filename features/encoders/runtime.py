@@ -238,7 +238,9 @@ def select_runtime(
         trials.append(trial)
         if trial.tiles_per_s > best.tiles_per_s:  # False for NaN.
             best, network = trial, tried
-    StoredChoice.of(trials, best).write(cache_key, tuple(example.shape), example.device)
+    StoredChoice.of(trials, best, batch_tiles=len(example)).write(
+        cache_key, tuple(example.shape), example.device
+    )
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
 
 
@@ -258,12 +260,15 @@ class StoredChoice:
 
     runtime: str
     rates: dict[str, float]
+    batch_tiles: int
 
     @classmethod
-    def of(cls, trials: Sequence[RuntimeTrial], best: RuntimeTrial) -> StoredChoice:
+    def of(
+        cls, trials: Sequence[RuntimeTrial], best: RuntimeTrial, *, batch_tiles: int
+    ) -> StoredChoice:
         """Return the choice of ``best`` among trials."""
         rates = {str(one.runtime): one.tiles_per_s for one in trials if one.tiles_per_s > 0}
-        return cls(runtime=str(best.runtime), rates=rates)
+        return cls(runtime=str(best.runtime), rates=rates, batch_tiles=batch_tiles)
 
     @classmethod
     def read(
@@ -272,7 +277,7 @@ class StoredChoice:
         """Return what is stored for batches of a shape, (batch, 3, side, side) in px, or None."""
         content = runtime_cache.load(_choice_name(cache_key, shape, device)) if cache_key else None
         try:
-            stored = cls(**json.loads(content or b""))
+            stored = cls(**json.loads(content or b""), batch_tiles=shape[0])
             parse_execution(stored.runtime)
             rates = {name: float(rate) for name, rate in stored.rates.items()}
         except (ValueError, TypeError, AttributeError, EncoderError):
@@ -291,8 +296,9 @@ class StoredChoice:
         return saved_s > _CACHED_START_S
 
     def forecast(self, eager_tiles_per_s: float, n_tiles: float) -> RuntimeForecast:
-        """Return what :meth:`start` will choose, and the seconds it takes."""
-        if self.runtime == str(EAGER) or not self.pays_off(n_tiles):
+        """Return what :func:`select_runtime` will begin with, and the seconds that takes."""
+        few = math.isnan(eager_tiles_per_s) or _are_few(n_tiles, self.batch_tiles)
+        if few or self.runtime == str(EAGER) or not self.pays_off(n_tiles):
             return RuntimeForecast(runtime=EAGER, tiles_per_s=eager_tiles_per_s, start_s=0.0)
         gain = self.rates[self.runtime] / self.rates[str(EAGER)]
         return RuntimeForecast(
@@ -337,7 +343,6 @@ def forecast_selection(
     n_tiles_expected: int,
     device: torch.device,
     startup_s: float,
-    stored: StoredChoice | None = None,
 ) -> RuntimeForecast:
     """Forecast what :func:`select_runtime` will choose and how long it takes, without trying it.
 
@@ -357,8 +362,6 @@ def forecast_selection(
         Device of the network.
     startup_s
         Time from the start of the program to a loaded network, seconds.
-    stored
-        What the cache knows of an earlier choice, if anything.
     """
 
     def started(engine: str) -> float:
@@ -377,8 +380,6 @@ def forecast_selection(
         return RuntimeForecast(runtime=runtime, tiles_per_s=gained(engine), start_s=started(engine))
     if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
         return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
-    if stored is not None:
-        return stored.forecast(tiles_per_s, n_tiles_expected)
     best, rate, start_s = EAGER, tiles_per_s, measured(tiles_per_s)
     for candidate in candidate_runtimes(device):
         engine = candidate.engine

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from features.encoders import runtime, runtime_cache
 from features.encoders.encoder import load_encoder
-from features.encoders.runtime import StoredChoice, forecast_selection, select_runtime
+from features.encoders.runtime import StoredChoice, select_runtime
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
 from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
@@ -68,10 +68,8 @@ def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch
     other = select_runtime(tiny(), example=pixels(), cache_key="other", n_tiles_expected=60)
     assert (other.runtime, started) == (EAGER, ["onnx"])
     stored = StoredChoice.read("k", (4, 3, 160, 160), torch.device("cpu"))
-    forecast = forecast_selection(
-        None, tiles_per_s=30.0, batch_tiles=4, n_tiles_expected=5000, device=torch.device("cpu"),
-        startup_s=5.0, stored=stored,
-    )  # fmt: skip
+    assert stored is not None
+    forecast = stored.forecast(30.0, 5000)
     assert (forecast.runtime, forecast.tiles_per_s, forecast.start_s) == (ONNX, 90.0, 2.0)
 
 
