@@ -189,10 +189,23 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
         TissueSettings(**wrong)
 
 
+def test_the_method_all_takes_everything() -> None:
+    result = segment(blank((240, 240, 240)), TissueSettings(method="all"))
+    assert result.mask.all()
+    assert result.share is None
+    assert result.background_rgb == (240, 240, 240)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(MilError, match="tissue: method is 'otsu'"):
+        TissueSettings(method="otsu")  # type: ignore[arg-type]
+
+
 @real_data
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
+        ("histolytics/hgsc_stromal_he.jpg", 0.97, 1.0),  # tissue from edge to edge
         ("histoprep/slide.jpeg", 0.6, 0.85),  # prostate, its glands open
         ("histoprep/slide_with_ink.jpeg", 0.25, 0.35),  # a long core; grey glass, white fill
         ("histoprep/tma_spots.jpeg", 0.06, 0.1),  # 92 cores on white
