@@ -18,8 +18,8 @@ def test_each_label_has_a_column_of_its_own(tmp_path: Path) -> None:
     table = read(
         tmp_path, "slide_id,patient_id,sub,any,other\ns1,007,0,1,x\ns2,1e3,1,1.0,y\ns3,c,0,0,z\n"
     )
-    assert table.patients.patient_ids == ("007", "1e3", "c")
-    assert table.truth.tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert table.patients.patient_ids == ("1e3", "007", "c")
+    assert table.truth.tolist() == [[1, 1], [1, 0], [0, 0]]
 
 
 def test_a_scan_has_a_label_if_any_of_its_slices_does(tmp_path: Path) -> None:
