@@ -104,7 +104,7 @@ def test_a_truncated_download_is_refused_with_advice(
 
 def write_package(folder: Path, code: str) -> None:
     """Write an installed package with an entry point, as ``pip install`` leaves it."""
-    example = Path(__file__).parents[2] / "data" / "encoder-package"
+    example = Path(__file__).parents[2] / "data" / "encoder_package"
     shutil.copytree(example, folder, dirs_exist_ok=True)
     if code:
         (folder / "my_encoder.py").write_text(code, encoding="utf-8")
