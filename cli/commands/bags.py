@@ -91,7 +91,18 @@ def import_(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="Folder that the other program wrote.")
     ],
-    layout: Annotated[ImportLayout, typer.Option("--from", help="Program that wrote it.")],
+    layout: Annotated[
+        ImportLayout | None,
+        typer.Option("--from", show_default=False, help="Program that wrote bags of tiles."),
+    ] = None,
+    slide_vectors: Annotated[
+        bool,
+        flag(
+            "--slide-vectors",
+            "Import one vector per slide (TITAN, PRISM, MADELEINE ...), from `.h5`, `.pt` or "
+            "`.npy` files, as bags of one.",
+        ),
+    ] = False,
     bags_dir: BagsDir = Path("bags"),
     backbone: Annotated[
         str,
@@ -134,9 +145,14 @@ def import_(
 
     Example: `mil bags import trident_out/20x_224px_0px_overlap --from trident --bags bags`
 
+    Example: `mil bags import slide_features_titan --slide-vectors --backbone titan`
+
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed or were left
     out.
     """
+    if (layout is None) == (not slide_vectors):
+        raise typer.BadParameter("give either --from or --slide-vectors", param_hint="--from")
+    name = "slide-vectors" if layout is None else layout.value
     folder_for_bags(bags_dir)
     with spinner("loading"):
         from features.bags.convert import import_bags
@@ -151,10 +167,8 @@ def import_(
             mpp_by_slide=read_mpp_table(mpp_table) if mpp_table is not None else {},
         )
     with _count_progress("slides") as on_slide:
-        results = import_bags(
-            source, bags_dir, layout=layout.value, defaults=defaults, on_slide=on_slide
-        )
-    _print_conversion(results, source=source, out=bags_dir, layout=layout.value, as_json=as_json)
+        results = import_bags(source, bags_dir, layout=name, defaults=defaults, on_slide=on_slide)
+    _print_conversion(results, source=source, out=bags_dir, layout=name, as_json=as_json)
 
 
 @bags.command(cls=PlainCommand)

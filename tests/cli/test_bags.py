@@ -7,8 +7,9 @@ from uuid import uuid4
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from features.bags.h5 import write_bag
+from features.bags.h5 import read_bag, write_bag
 from tests.cli.running import mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
@@ -182,3 +183,54 @@ def test_imported_bags_train(tmp_path: Path) -> None:
     assert any(
         "weights and preprocessing of their backbone are unknown" in n for n in data["notes"]
     )
+
+
+def write_vectors(folder: Path, suffix: str, *, n_slides: int = 3) -> Path:
+    """Write one vector per slide, as programs for slide embeddings do."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(n_slides):
+        vector = rng.normal(size=12).astype(np.float32)
+        path = folder / f"s{index}{suffix}"
+        if suffix == ".h5":
+            with h5py.File(path, "w") as file:
+                file["features"] = vector[None]
+        elif suffix == ".pt":
+            torch.save({"slide_embedding": torch.from_numpy(vector)}, path)
+        else:
+            np.save(path, vector[None, None])
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".pt", ".npy"])
+def test_vectors_of_slides_are_imported_as_bags_of_one(tmp_path: Path, suffix: str) -> None:
+    source = write_vectors(tmp_path / "vectors", suffix)
+    mil_ok(
+        "bags", "import", source, "--slide-vectors", "--backbone", "titan",
+        "--bags", tmp_path / "bags",
+    )  # fmt: skip
+    bag = read_bag(tmp_path / "bags" / "s1.h5")
+    assert bag.features.shape == (1, 12)
+    assert bag.meta.fingerprint.encoder == "titan"
+    rng = np.random.default_rng(0)
+    expected = [rng.normal(size=12) for _ in range(3)][1]
+    np.testing.assert_allclose(bag.features[0], expected, atol=2e-3)
+
+
+def test_embeddings_of_tiles_are_no_vectors_of_slides(tmp_path: Path) -> None:
+    source = write_vectors(tmp_path / "vectors", ".h5")
+    with h5py.File(source / "tiles.h5", "w") as file:
+        file["features"] = np.random.default_rng(1).normal(size=(5, 12))
+    (source / "broken.h5").write_bytes(b"nothing")
+    result = mil("bags", "import", source, "--slide-vectors", "--bags", tmp_path / "bags")
+    assert result.exit_code == 3
+    assert "an array of shape (5, 12)" in result.output
+    assert "without --slide-vectors" in result.output
+    assert len(list((tmp_path / "bags").glob("*.h5"))) == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--slide-vectors", "--from", "torch"]])
+def test_a_layout_or_vectors_must_be_named(tmp_path: Path, options: list[str]) -> None:
+    result = mil("bags", "import", tmp_path, *options, "--bags", tmp_path / "bags")
+    assert result.exit_code == 2
+    assert "either --from or --slide-vectors" in result.output

@@ -8,7 +8,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from features.bags.bag import Bag, bag_id
-from features.bags.formats import atlaspatch, clam, slideflow, stamp, torch_tensors, trident
+from features.bags.formats import (
+    atlaspatch,
+    clam,
+    slide_vectors,
+    slideflow,
+    stamp,
+    torch_tensors,
+    trident,
+)
 from features.bags.formats.base import ForeignBag
 from features.errors import BagError
 
@@ -137,6 +145,10 @@ BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
     "torch": BagFormat(
         patterns=("**/*.pt",), expected="<slide>.pt, one per slide",
         read=torch_tensors.read, write=torch_tensors.write,
+    ),
+    "slide-vectors": BagFormat(
+        patterns=("**/*.h5", "**/*.pt", "**/*.npy"),
+        expected="<slide>.h5, .pt or .npy with one vector per slide", read=slide_vectors.read,
     ),
 })  # fmt: skip
 """Formats by the name that ``mil bags`` accepts."""

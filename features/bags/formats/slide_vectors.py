@@ -1,0 +1,68 @@
+"""Vectors per slide (TITAN, PRISM, MADELEINE and others): bags of one.
+
+TRIDENT writes ``slide_features_<encoder>/<slide>.h5`` with ``features``; others save a tensor or an
+array per slide.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from features.bags.formats.base import ForeignBag
+from features.bags.formats.torch_tensors import read_tensors
+from features.bags.safe_hdf5 import find_item, open_h5, read_array
+from features.errors import BagError
+
+__all__ = ["read"]
+
+_NAMES = ("features", "feats", "embedding", "slide_embedding", "embeddings")
+_EXPECTED = "one vector per slide, shape (dim,) or (1, dim)"
+
+
+def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
+    """Read the vector of one slide, shape (dim,) or (1, dim), as a bag of shape (1, dim).
+
+    Raises BagError if the file holds something else, such as the embeddings of tiles.
+    """
+    array = _read_array(path)
+    vectors = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(0, 0)
+    if array.ndim not in (1, 2, 3) or len(vectors) != 1:
+        raise BagError(
+            path,
+            actual=f"an array of shape {array.shape}",
+            expected=_EXPECTED,
+            hint="Embeddings of tiles are imported without --slide-vectors.",
+        )
+    return ForeignBag(features=vectors, coords=None)
+
+
+def _read_array(path: Path) -> npt.NDArray[np.generic]:
+    if path.suffix in {".pt", ".pth"}:
+        tensors = read_tensors(path)
+        return _first_named(path, tensors)
+    if path.suffix == ".npy":
+        try:
+            array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise BagError(path, actual=f"not readable ({reason})", expected="an array") from error
+        return array
+    with open_h5(path, expected="a file of slide features") as file:
+        name = next((name for name in _NAMES if find_item(file, name)), _NAMES[0])
+        return read_array(file, name, ndim=(1, 2, 3))
+
+
+def _first_named(
+    path: Path, tensors: dict[str, npt.NDArray[np.generic]]
+) -> npt.NDArray[np.generic]:
+    name = next((name for name in _NAMES if name in tensors), None)
+    if name is None:
+        raise BagError(
+            path,
+            actual=f"a dictionary of {', '.join(map(repr, tensors)) or 'no tensor'}",
+            expected="one of " + ", ".join(map(repr, _NAMES)),
+        )
+    return tensors[name]
