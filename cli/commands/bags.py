@@ -93,7 +93,12 @@ def import_(
     ],
     layout: Annotated[
         ImportLayout | None,
-        typer.Option("--from", show_default=False, help="Program that wrote bags of tiles."),
+        typer.Option(
+            "--from",
+            metavar="|".join(ImportLayout),
+            show_default=False,
+            help="Program that wrote bags of tiles.",
+        ),
     ] = None,
     slide_vectors: Annotated[
         bool,

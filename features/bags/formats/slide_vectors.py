@@ -50,7 +50,7 @@ def _read_array(path: Path) -> npt.NDArray[np.generic]:
             reason = " ".join(str(error).split())[:160]
             raise BagError(path, actual=f"not readable ({reason})", expected="an array") from error
         return array
-    with open_h5(path, expected="a file of slide features") as file:
+    with open_h5(path, expected="a file of slide features", hint="") as file:
         name = next((name for name in _NAMES if find_item(file, name)), _NAMES[0])
         return read_array(file, name, ndim=(1, 2, 3))
 
