@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from features.bags.bag import (
     Bag,
+    BagMeta,
     BagRef,
     Fingerprint,
     check_fingerprint,
@@ -47,6 +48,7 @@ class SlideRecord:
     ``tiles_sha256`` is that of the embeddings in any order, empty if unknown. Of
     ``n_tried`` tiles selected for embedding, ``n_failed`` could not be decoded; a bag without tiles
     has an ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides.
+    ``meta`` is the metadata of its bag.
     """
 
     slide_id: str
@@ -60,6 +62,7 @@ class SlideRecord:
     n_failed: int = 0
     empty_reason: str = ""
     sources: tuple[str, ...] = ()
+    meta: BagMeta | None = None
 
     @property
     def content_keys(self) -> tuple[tuple[str, str], ...]:
@@ -357,4 +360,5 @@ def _record(patient: Patient, bag: Bag) -> SlideRecord:
         n_failed=bag.meta.n_failed,
         empty_reason=bag.meta.empty_reason,
         sources=bag.source or (),
+        meta=bag.meta,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from mil.training.cross_validation import (
 from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble
 from mil.typicality import TypicalityReference
+from mil.typicality.provenance import Provenance
 
 __all__ = ["assemble_bundle"]
 
@@ -78,6 +79,7 @@ def assemble_bundle(
         tile_filter=bags.tile_filter,
         base_learners=deployed.base_learners,
         typicality=_fit_typicality(plan),
+        provenance=_find_provenance(bags.slides),
         abstention=choose_abstention(calibrated[0], oof.labels, oof.fold[0]),
     )
 
@@ -103,6 +105,12 @@ def _fit_typicality(plan: CrossValidationPlan) -> TypicalityReference:
     centre_of = {p.patient_id: p.center_id or "" for p in plan.cohort.patients}
     bags = plan.bags.subset(plan.cohort.patient_ids)
     return TypicalityReference.fit(bags, centres=[centre_of[name] for name in bags.nonempty()])
+
+
+def _find_provenance(slides: Sequence[SlideRecord]) -> Provenance | None:
+    """Return the provenance of the slides whose bags were read from files, if there are any."""
+    metas = [record.meta for record in slides if record.meta is not None]
+    return Provenance.of(metas) if metas else None
 
 
 def _as_training_slide(record: SlideRecord) -> TrainingSlide:

@@ -35,6 +35,7 @@ from mil.inference.conformal import COVERAGE
 from mil.inference.part_digests import check_digests, with_digests
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 from mil.typicality import TypicalityReference, read_reference, write_reference
+from mil.typicality.provenance import Provenance, read_provenance, write_provenance
 
 __all__ = [
     "FORMAT",
@@ -119,6 +120,8 @@ class ModelBundle:
         Filter that drops tiles of the bags, if any.
     abstention
         Confidence below which patients need review; None where none halves the errors.
+    provenance
+        Scanners, resolutions and software of the training slides; None in earlier runs.
     typicality
         Training patients that new ones are compared with; None in runs of earlier versions.
     """
@@ -141,6 +144,7 @@ class ModelBundle:
     typicality: TypicalityReference | None = None
     base_learners: BaseLearners | None = None
     abstention: AbstentionPoint | None = None
+    provenance: Provenance | None = None
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.
@@ -227,6 +231,8 @@ def save_bundle(bundle: ModelBundle) -> None:
     write_sets(bundle.path, bundle.sets, classes=bundle.classes)
     if bundle.typicality is not None:
         write_reference(bundle.path, bundle.typicality)
+    if bundle.provenance is not None:
+        write_provenance(bundle.path, bundle.provenance)
     write_json(bundle.path / "model.json", with_digests(_describe(bundle), bundle.path))
 
 
@@ -279,6 +285,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
             abstention=AbstentionPoint.from_dict(point)
             if (point := described.get("abstention"))
             else None,
+            provenance=read_provenance(path),
             typicality=read_reference(path) if described.get("typicality") else None,
             view_calibrator=None
             if (of_views := described.get("view_calibrator")) is None

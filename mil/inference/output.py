@@ -98,6 +98,17 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
         )
     if unlike := [p for p in predictions if p.unlike_training]:
         caveats.append(_unlike_caveat(unlike, predictions))
+    if differing := [p for p in predictions if p.provenance]:
+        n_by_kind = Counter(
+            kind
+            for p in differing
+            for kind in sorted({note.kind for notes in p.provenance.values() for note in notes})
+        )
+        named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
+        caveats.append(
+            f"note: slides of {pluralize(len(differing), 'patients')} differ from all training "
+            f"slides ({named}); see the column 'provenance' of the details"
+        )
     if n_matched := sum(bool(p.matched_training_patient) for p in predictions):
         caveats.append(
             f"warning: the run was trained on {n_matched} of these patients (or on their slides): "
@@ -170,6 +181,10 @@ def typicality_details(prediction: PatientPrediction) -> dict[str, object]:
         "unlike_tiles": None if typicality is None else typicality.unlike_share,
         "unlike_tiles_by_slide": "" if typicality is None else _pairs(typicality.unlike_by_slide),
         "unlike_places": "" if typicality is None else " ".join(typicality.places),
+        "provenance": "; ".join(
+            f"{slide_id}: {', '.join(note.text for note in notes)}"
+            for slide_id, notes in prediction.provenance.items()
+        ),
     }
 
 

@@ -23,6 +23,7 @@ from mil.data.features import Features
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, judge_patient
+from mil.typicality.provenance import ProvenanceNote
 
 __all__ = ["PatientPrediction", "check_any_used", "iter_predictions", "predict"]
 
@@ -69,6 +70,8 @@ class PatientPrediction:
         unlike the training patients.
     problems
         Reasons why bags could not be used, by slide id.
+    provenance
+        In what each slide differs from all training slides, by slide id; equal slides are absent.
     confidence
         Largest probability at equal class shares; 0 for a patient without tiles.
     review_below
@@ -92,6 +95,7 @@ class PatientPrediction:
     prediction_set: tuple[str, ...]
     used_for_filter: bool = False
     problems: Mapping[str, BagError] = field(default_factory=dict)
+    provenance: Mapping[str, tuple[ProvenanceNote, ...]] = field(default_factory=dict)
     confidence: float = 0.0
     review_below: float | None = None
     typicality: PatientTypicality | None = None
@@ -277,6 +281,7 @@ def _predict(
         out_of_fold=_out_of_fold(bundle, matched, prior),
         used_for_filter=_used_for_filter(bundle, patient, bags),
         prediction_set=prediction_set,
+        provenance=_compare_provenance(bundle, bags),
         confidence=confidence,
         review_below=None if bundle.abstention is None else bundle.abstention.threshold,
         typicality=typicality,
@@ -366,6 +371,16 @@ def _at_prior(bundle: ModelBundle, logits: Floats, prior: Floats) -> Floats:
     """Return calibrated probabilities at a prior, shape (rows, classes)."""
     calibrated = bundle.calibrator.predict_proba(logits)
     return shift_prior(calibrated, old=balanced(bundle.classes), new=prior)
+
+
+def _compare_provenance(
+    bundle: ModelBundle, bags: Mapping[str, Bag]
+) -> dict[str, tuple[ProvenanceNote, ...]]:
+    """Return in what slides differ from all training slides, by slide id."""
+    if bundle.provenance is None:
+        return {}
+    notes = {slide_id: bundle.provenance.compare(bag.meta) for slide_id, bag in bags.items()}
+    return {slide_id: of_slide for slide_id, of_slide in notes.items() if of_slide}
 
 
 def _is_out_of_range(bundle: ModelBundle, bags: Mapping[str, Bag]) -> bool:

@@ -68,6 +68,7 @@ def test_a_run_holds_what_it_promises(world: Path, run: ModelBundle) -> None:
         "history.csv", "slides.csv", "judged.csv", "notes.json", "MODEL_CARD.md", "report.html",
         "fold_heads.safetensors", "sets.json", "base_learners.safetensors",
         "fold_base_learners.safetensors", "typicality.safetensors", "typicality.csv",
+        "provenance.json",
     }  # fmt: skip
     assert run.classes == ("CE", "LAA")
     assert len(run.heads) == 2

@@ -1,0 +1,155 @@
+"""Provenance of training slides, and in what the slides of a new patient differ from all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from features.bags.bag import TILE, BagMeta
+from features.utils.files import atomic_write
+
+__all__ = ["Provenance", "ProvenanceNote", "read_provenance", "write_provenance"]
+
+_FILE = "provenance.json"
+_MPP_FACTOR = 1.5  # objectives differ by a factor of 2
+_GLASS_LEVELS = (
+    24  # of 255, in the channel that differs most; centres with the same glass differ by 5
+)
+_MAX_NAMED = 4
+
+
+@dataclass(frozen=True)
+class ProvenanceNote:
+    """One difference from all training slides: its kind (such as ``glass``), and a description."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the bags of the training slides state about scanner, resolution and software.
+
+    ``mpp_is_assumed`` holds the values that occur, ``mpp_range`` are the least and greatest µm per
+    level-0 px (0 if unknown), ``glass_rgb`` the colours of glass, and ``software`` the versions
+    that occur, by name.
+    """
+
+    mpp_is_assumed: tuple[bool, ...]
+    mpp_range: tuple[float, float]
+    glass_rgb: tuple[tuple[int, int, int], ...]
+    software: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, metas: Iterable[BagMeta]) -> Self:
+        """Return the provenance of slides from the metadata of their bags, at least one."""
+        bags = list(metas)
+        slides = [meta for meta in bags if meta.kind == TILE]
+        mpp = [_mpp(meta) for meta in slides if _mpp(meta) > 0]
+        software: dict[str, set[str]] = {}
+        for meta in bags:
+            for name, version in _software(meta).items():
+                software.setdefault(name, set()).add(version)
+        return cls(
+            mpp_is_assumed=tuple(sorted({_is_assumed(meta) for meta in slides})),
+            mpp_range=(min(mpp, default=0.0), max(mpp, default=0.0)),
+            glass_rgb=tuple(sorted({_rgb(meta.background_rgb) for meta in slides})),
+            software={name: tuple(sorted(found)) for name, found in sorted(software.items())},
+        )
+
+    def compare(self, meta: BagMeta) -> tuple[ProvenanceNote, ...]:
+        """Return in what a slide differs from all training slides."""
+        notes = []
+        if meta.kind == TILE:
+            notes += self._compare_slide(meta)
+        differing = {
+            name: version
+            for name, version in _software(meta).items()
+            if name in self.software and version not in self.software[name]
+        }
+        if differing:
+            named = [
+                f"{name} {version}, not {' or '.join(self.software[name])}"
+                for name, version in list(differing.items())[:_MAX_NAMED]
+            ]
+            more = f" and {len(differing) - _MAX_NAMED} more" if len(differing) > _MAX_NAMED else ""
+            notes.append(ProvenanceNote("software", f"{'; '.join(named)}{more}"))
+        return tuple(notes)
+
+    def _compare_slide(self, meta: BagMeta) -> list[ProvenanceNote]:
+        notes, mpp = [], _mpp(meta)
+        low, high = self.mpp_range
+        if self.mpp_is_assumed and _is_assumed(meta) not in self.mpp_is_assumed:
+            words = (
+                "assumed, and stated for all training slides" if _is_assumed(meta)
+                else f"stated ({mpp:.3g} µm/px), and assumed for all training slides"
+            )  # fmt: skip
+            notes.append(ProvenanceNote("resolution", f"resolution {words}"))
+        elif low > 0 and mpp > 0 and not low / _MPP_FACTOR < mpp < high * _MPP_FACTOR:
+            words = f"{mpp:.3g} µm/px, and {low:.3g} to {high:.3g} in training"
+            notes.append(ProvenanceNote("resolution", words))
+        if self.glass_rgb:
+            own = np.array(meta.background_rgb)
+            nearest = np.abs(np.array(self.glass_rgb) - own).max(axis=1).min()
+            if nearest > _GLASS_LEVELS:
+                words = f"glass {_rgb(meta.background_rgb)}, {nearest} from any training slide"
+                notes.append(ProvenanceNote("glass", words))
+        return notes
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """Write ``provenance.json``; raises OutputError if it cannot be written."""
+    with atomic_write(folder / _FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """Read ``provenance.json``; None from a run of a version without it.
+
+    Raises
+    ------
+    LookupError, OSError, TypeError, ValueError
+        If the file is damaged.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    low, high = values["mpp_range"]
+    return Provenance(
+        mpp_is_assumed=tuple(map(bool, values["mpp_is_assumed"])),
+        mpp_range=(float(low), float(high)),
+        glass_rgb=tuple(_rgb(colour) for colour in values["glass_rgb"]),
+        software={name: tuple(map(str, found)) for name, found in values["software"].items()},
+    )
+
+
+def _is_assumed(meta: BagMeta) -> bool:
+    return meta.mpp_source == "assumed"
+
+
+def _mpp(meta: BagMeta) -> float:
+    product = meta.mpp_x * meta.mpp_y
+    return math.sqrt(product) if product > 0 and math.isfinite(product) else 0.0
+
+
+def _rgb(colour: Iterable[int]) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in colour)
+    return red, green, blue
+
+
+def _software(meta: BagMeta) -> dict[str, str]:
+    """Return the versions that a bag states; empty where it states none."""
+    try:
+        versions = json.loads(meta.software or "{}")
+    except ValueError:
+        return {}
+    if not isinstance(versions, dict):
+        return {}
+    return {name: version for name, version in versions.items() if isinstance(version, str)}
