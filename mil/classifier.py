@@ -31,7 +31,7 @@ from mil.data.splits import Fold, patient_folds
 from mil.errors import InputError
 from mil.heads.ensemble import predict_members
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import cross_validate, fit_calibrator, resolve_stopping
+from mil.training.cross_validation import cross_validate, fit_calibrator, resolve_components
 from mil.training.ensemble import train_ensemble
 from mil.training.trainer import EpochRecord
 
@@ -61,11 +61,10 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         Class shares of the probabilities: ``balanced``, or those of the training ``cohort``. With
         the loss ``cross-entropy`` and no calibrator the probabilities are for neither, because the
         heads are biased towards the frequent class.
-    n_members, n_components, max_epochs, fixed_steps, patience, batch_patients, max_tiles, \
-learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, instance_dropout, \
-feature_noise, mixup, device
-        As in :class:`mil.training.config.TrainConfig`. Heads are stopped early where the patients
-        suffice, see :func:`mil.training.cross_validation.resolve_stopping`.
+    n_members, n_components, early_stopping, max_epochs, fixed_steps, patience, batch_patients, \
+max_tiles, learning_rate, weight_decay, schedule, clip_norm, loss, label_smoothing, \
+instance_dropout, feature_noise, mixup, device
+        As in :class:`mil.training.config.TrainConfig`.
     random_state
         Seed: an int, a ``numpy.random.RandomState``, or None for another
         result every time.
@@ -108,6 +107,7 @@ feature_noise, mixup, device
         prior: Literal["balanced", "cohort"] = "balanced",
         n_members: int = 5,
         n_components: int = 64,
+        early_stopping: bool = False,
         max_epochs: int = 60,
         fixed_steps: int = 120,
         patience: int = 12,
@@ -131,6 +131,7 @@ feature_noise, mixup, device
         self.prior = prior
         self.n_members = n_members
         self.n_components = n_components
+        self.early_stopping = early_stopping
         self.max_epochs = max_epochs
         self.fixed_steps = fixed_steps
         self.patience = patience
@@ -203,7 +204,7 @@ feature_noise, mixup, device
         if unlabelled is not None and len(unlabelled):
             others = _as_bags(unlabelled, dim=store.fingerprint.dim)
             store = store.with_unlabelled(_unseen_cohort(others, store.fingerprint))
-        settings = TrainConfig(**{f.name: getattr(self, f.name) for f in _settings()})
+        settings = TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
         settings = replace(settings, device=str(choose_device(self.device)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_ = classes
@@ -217,7 +218,7 @@ feature_noise, mixup, device
             )
         everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
         folds = self._folds(store, cohort, seed) if self.calibrator is not None else (everyone,)
-        settings = resolve_stopping(settings, cohort, folds)
+        settings = resolve_components(settings, folds)
         self.calibrator_ = self._calibrate(store, cohort, folds, settings=settings, seed=seed)
         ensemble = train_ensemble(
             store,
@@ -317,11 +318,6 @@ feature_noise, mixup, device
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False  # ragged: a list of arrays
         return tags
-
-
-def _settings() -> list[Any]:
-    """Return the fields of the training settings that are parameters of the classifier."""
-    return [field for field in fields(TrainConfig) if field.name != "early_stopping"]
 
 
 def _as_bags(bags: Sequence[npt.ArrayLike], *, dim: int | None = None) -> list[Features]:

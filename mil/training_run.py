@@ -50,6 +50,7 @@ from mil.training.cross_validation import (
 from mil.training.cv_plan import CrossValidationPlan
 from mil.training.ensemble import Ensemble, train_ensemble
 from mil.training.fold_jobs import ExecutorFactory, local_fold_executor
+from mil.training.pair_folds import pair_calibrators
 
 __all__ = ["TrainingSummary", "load_training_bags", "train_run"]
 
@@ -290,6 +291,9 @@ def train_run(
             bags, plan.cohort, plan.folds if nested else (), inner=plan.inner, config=plan.config,
             seed=seed, calibrator=calibrator, on_head=count_head, checkpoints=checkpoints,
             executor=workers,
+        ) or pair_calibrators(
+            bags, plan.cohort, plan.folds, plan.pairs, config=plan.config, seed=seed,
+            calibrator=calibrator, on_head=count_head, checkpoints=checkpoints, executor=workers,
         )  # fmt: skip
     proba = {
         "calibrated": cross_fitted_probabilities(oof, calibrator=calibrator),

@@ -35,9 +35,9 @@ class TrainConfig:
     n_components
         Whitened components per embedding; fewer for few patients.
     early_stopping
-        Stop each head by the validation loss on an inner fold of its own, else after
-        ``fixed_steps``. All ensembles of a run have the same rule, because the rule changes the
-        scale of the logits, which the calibrator is fitted to.
+        Stop each head by the validation loss on an inner fold of its own, with five patients of
+        each class in each of five, instead of after ``fixed_steps``. No number of patients or heads
+        chooses it: the loss would have a step where it begins (decision 0019).
     max_epochs, patience
         Maximum number of epochs, and of epochs without improvement, with early stopping.
     fixed_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -22,8 +21,8 @@ from mil.data.splits import Fold, SplitBy, make_folds
 from mil.errors import RunError
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
-from mil.training.config import N_INNER_FOLDS, TrainConfig
-from mil.training.ensemble import MIN_VALIDATION_PER_CLASS, max_parallel_ensembles
+from mil.training.config import TrainConfig
+from mil.training.ensemble import max_parallel_ensembles
 from mil.training.fold_jobs import FoldJob, FoldResult, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
 
@@ -37,7 +36,8 @@ __all__ = [
     "fit_calibrator",
     "inner_folds",
     "nested_calibrators",
-    "resolve_stopping",
+    "resolve_components",
+    "run_folds",
 ]
 
 _MIN_COMPONENTS = 8
@@ -233,22 +233,11 @@ def cross_validate(
     averaged = np.full_like(logits, np.nan)
     fold_ids = np.full((n_repeats, len(names)), -1, np.int64)
     history, heads, base_learners = {}, {}, {}
-    at_once = max_parallel_ensembles(bags, config)
-    jobs = [
-        FoldJob(
-            folds=group,
-            labels=labels,
-            n_classes=len(cohort.classes),
-            config=config,
-            seeds=[(seed, 1, fold.repeat, fold.index) for fold in group],
-            outer_fold=outer_fold,
-        )
-        for group in (folds[start : start + at_once] for start in range(0, len(folds), at_once))
-    ]
-    runner = FoldRunner(
-        executor or LocalExecutor(FoldWorker(bags)), checkpoints=checkpoints, on_head=on_head
-    )
-    results = [result for of_job in runner.run(jobs) for result in of_job]
+    results = run_folds(
+        bags, labels, folds, n_classes=len(cohort.classes), config=config,
+        seeds=[(seed, 1, fold.repeat, fold.index) for fold in folds], on_head=on_head,
+        checkpoints=checkpoints, executor=executor, outer_fold=outer_fold,
+    )  # fmt: skip
     for fold, result in zip(folds, results, strict=True):
         history[fold.repeat, fold.index] = result.history
         heads[fold.repeat, fold.index] = result.heads
@@ -270,6 +259,45 @@ def cross_validate(
         averaged=averaged if bags.views else None,
         base_learners=base_learners,
     )
+
+
+def run_folds(
+    bags: PatientBags,
+    labels: Mapping[str, int],
+    folds: Sequence[Fold],
+    *,
+    n_classes: int,
+    config: TrainConfig,
+    seeds: Sequence[Sequence[int]],
+    on_head: Callable[[], None],
+    checkpoints: Checkpoints | None,
+    executor: Executor | None,
+    outer_fold: Fold | None = None,
+) -> list[FoldResult]:
+    """Return the result of each fold, with logits of shape (classes,) per test patient.
+
+    Several folds that use the device fully are trained together. ``labels`` are class indices by
+    patient id, and ``seeds`` one sequence of numbers per fold; the other arguments are those of
+    :func:`cross_validate`.
+
+    Raises
+    ------
+    RunError
+        If training a fold ends every worker that runs it.
+    """
+    at_once = max_parallel_ensembles(bags, config)
+    parts = [slice(start, start + at_once) for start in range(0, len(folds), at_once)]
+    jobs = [
+        FoldJob(
+            folds=folds[part], labels=labels, n_classes=n_classes, config=config,
+            seeds=seeds[part], outer_fold=outer_fold,
+        )
+        for part in parts
+    ]  # fmt: skip
+    runner = FoldRunner(
+        executor or LocalExecutor(FoldWorker(bags)), checkpoints=checkpoints, on_head=on_head
+    )
+    return [result for of_job in runner.run(jobs) for result in of_job]
 
 
 def inner_folds(
@@ -371,30 +399,21 @@ def cross_fitted_calibrators(
     )
 
 
-def resolve_stopping(
-    config: TrainConfig, cohort: Cohort, folds: Sequence[Fold], *, n_images: int = 0
+def resolve_components(
+    config: TrainConfig, folds: Sequence[Fold], *, n_images: int = 0
 ) -> TrainConfig:
-    """Return the configuration with the stopping rule and the number of components resolved.
+    """Return the configuration with the number of components resolved.
 
-    Both are the same for every ensemble that is trained on the training patients of ``folds``.
-    Early stopping is used where every ensemble has enough patients for it. A third as many
-    components of an embedding are kept as the smallest ensemble has patients, at least 8 and at
-    most ``config.n_components``: with more, few patients are overfitted. For series, one component
-    per 30 images is kept if that is more: slices of a scan differ by their position before all
-    else, and their content is in later components. ``n_images`` is the number of images of all
-    patients, 0 for tiles of slides.
+    It is the same for every ensemble that is trained on the training patients of ``folds``. A third
+    as many components of an embedding are kept as the smallest ensemble has patients, at least 8
+    and at most ``config.n_components``: with more, few patients are overfitted. For series, one
+    component per 30 images is kept if that is more: slices of a scan differ by their position
+    before all else, and their content is in later components. ``n_images`` is the number of images
+    of all patients, 0 for tiles of slides.
     """
-    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
-    fewest = min(min(Counter(labels[name] for name in fold.train_ids).values()) for fold in folds)
     n_patients = min(len(fold.train_ids) for fold in folds)
-    return replace(
-        config,
-        early_stopping=fewest >= MIN_VALIDATION_PER_CLASS * N_INNER_FOLDS,
-        n_components=min(
-            config.n_components,
-            max(_MIN_COMPONENTS, n_patients // 3, n_images // _IMAGES_PER_COMPONENT),
-        ),
-    )
+    n_components = max(_MIN_COMPONENTS, n_patients // 3, n_images // _IMAGES_PER_COMPONENT)
+    return replace(config, n_components=min(config.n_components, n_components))
 
 
 def fit_calibrator(

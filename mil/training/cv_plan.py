@@ -17,7 +17,8 @@ from mil.data.patient_groups import LinkedPairs, group_ids
 from mil.data.splits import Fold, SplitBy, make_folds
 from mil.errors import SplitError
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import inner_folds, resolve_stopping
+from mil.training.cross_validation import inner_folds, resolve_components
+from mil.training.pair_folds import N_MEMBERS, pair_folds
 
 __all__ = ["CrossValidationPlan"]
 
@@ -29,14 +30,17 @@ class CrossValidationPlan:
     """A cross-validation, and the ensemble that is deployed after it.
 
     ``cohort`` holds the patients with tiles, ``bags`` also the others. ``inner`` are the folds of
-    the training patients of each fold, none unless scores are nested. ``config`` has the stopping
-    rule resolved. The other fields are as for :func:`mil.training_run.train_run`.
+    the training patients of each fold, none unless scores are nested. ``config`` has the number
+    of components resolved. ``pairs`` are folds that test the patients of two folds each, for the
+    prediction sets of a stack, see :func:`mil.training.pair_folds.pair_folds`. The other fields are
+    as for :func:`mil.training_run.train_run`.
     """
 
     cohort: Cohort
     bags: PatientBags
     folds: Sequence[Fold]
     inner: Sequence[Sequence[Fold]]
+    pairs: Sequence[Fold]
     by: SplitBy
     n_repeats: int
     nested: bool
@@ -96,18 +100,21 @@ class CrossValidationPlan:
                 usable, error, make, n_folds, nested=nested, linked=linked
             ) from error
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
+        # Nested weights serve the sets as well, and nothing is guaranteed for folds by centre.
+        is_paired = config.is_stack and by == "patient" and not nested
         n_images = sum(record.n_tiles for record in bags.slides if record.sources)
         return cls(
-            cohort=usable, bags=bags, folds=folds, inner=inner, by=by, n_repeats=n_repeats,
+            cohort=usable, bags=bags, folds=folds, inner=inner,
+            pairs=pair_folds(usable, folds) if is_paired else (), by=by, n_repeats=n_repeats,
             nested=nested, seed=seed, calibrator=calibrator,
-            config=resolve_stopping(config, usable, every_fold, n_images=n_images),
+            config=resolve_components(config, every_fold, n_images=n_images),
         )  # fmt: skip
 
     @property
     def n_heads(self) -> int:
         """Number of heads of all ensembles: one for each fold, and the one that is deployed."""
         n_ensembles = len(self.folds) + sum(len(of_fold) for of_fold in self.inner) + 1
-        return n_ensembles * self.config.n_members
+        return n_ensembles * self.config.n_members + len(self.pairs) * N_MEMBERS
 
     def as_settings(self) -> dict[str, object]:
         """Return the settings that a model bundle stores."""

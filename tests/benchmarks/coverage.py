@@ -55,7 +55,7 @@ _SETTINGS = {
     "mean": TrainConfig(
         head="mean", n_members=1, n_components=_DIM, fixed_steps=40, learning_rate=1e-2
     ),
-    "gated": TrainConfig(n_components=_DIM),
+    "gated": TrainConfig(head="gated", n_components=_DIM),
 }
 
 

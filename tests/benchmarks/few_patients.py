@@ -33,7 +33,7 @@ from mil.training.config import TrainConfig
 from mil.training.cross_validation import (
     cross_fitted_probabilities,
     cross_validate,
-    resolve_stopping,
+    resolve_components,
 )
 from tests.benchmarks.training import generate
 
@@ -88,7 +88,7 @@ class Setting:
         if self.patients_a_component is not None:
             n_components = max(8, int(n_patients // self.patients_a_component))
             given["n_components"] = min(TrainConfig().n_components, n_components)
-        return replace(rule, early_stopping=False, **given)
+        return replace(rule, **given)
 
 
 TRIED = (
@@ -142,7 +142,7 @@ def _losses(kind: Kind, seed: int, tried: Sequence[Setting]) -> list[float]:
         share=kind.share, n_moved=kind.n_moved, every=kind.every,
     )  # fmt: skip
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
-    rule = resolve_stopping(TrainConfig(), cohort, folds)
+    rule = resolve_components(TrainConfig(head="gated"), folds)
     fewest = min(len(fold.train_ids) for fold in folds)
     result = []
     for setting in tried:

@@ -55,7 +55,7 @@ from mil.evaluation.metrics import auroc
 from mil.heads import Head, head_names
 from mil.heads.ensemble import predict_members
 from mil.training.config import N_INNER_FOLDS, TrainConfig
-from mil.training.cross_validation import cross_validate, resolve_stopping
+from mil.training.cross_validation import cross_validate, resolve_components
 from mil.training.ensemble import (
     MIN_VALIDATION_PER_CLASS,
     max_parallel_ensembles,
@@ -410,7 +410,7 @@ def _default(job: _Job, folds: Sequence[Fold], parts: Sequence[_Part]) -> Floats
     Each fold has bags of its own, standardised by its training part; the results are put together.
     """
     cohort = job.table.cohort
-    config = resolve_stopping(TrainConfig(), cohort, folds)
+    config = resolve_components(TrainConfig(), folds)
     fold_ids: Ints = np.full((1, len(cohort.patient_ids)), -1)
     found = []
     for fold, (train_bags, judged) in zip(folds, parts, strict=True):

@@ -36,7 +36,7 @@ from mil.training.cross_validation import (
     cross_validate,
     inner_folds,
     nested_calibrators,
-    resolve_stopping,
+    resolve_components,
 )
 from tests.benchmarks.training import generate
 
@@ -83,7 +83,7 @@ def _one_cohort(signal: float, seed: int) -> tuple[float, float, float, float, f
     folds = patient_folds(cohort, n_folds=5, n_repeats=1, seed=0)
     inner = inner_folds(cohort, folds, by="patient", n_folds=5, seed=0)
     smallest = [fold for of_fold in inner for fold in of_fold]
-    settings = resolve_stopping(TrainConfig(), cohort, [*folds, *smallest])
+    settings = resolve_components(TrainConfig(), [*folds, *smallest])
     started = time.perf_counter()
     out = cross_validate(bags, cohort, folds, config=settings, seed=0)
     outer_s = time.perf_counter() - started

@@ -40,7 +40,7 @@ from mil.data.cohort import Cohort, Patient
 from mil.data.splits import Fold
 from mil.heads.ensemble import predict_members
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import resolve_stopping
+from mil.training.cross_validation import resolve_components
 from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
 
@@ -219,7 +219,7 @@ def _settings(head: str, labels: Mapping[str, int]) -> TrainConfig:
     )
     cohort = Cohort(path=Path("generated.csv"), patients=patients, classes=("0", "1"))
     everyone = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
-    return resolve_stopping(TrainConfig(head=head, n_members=1), cohort, [everyone])
+    return resolve_components(TrainConfig(head=head, n_members=1), [everyone])
 
 
 def _score_by_means(world: World) -> npt.NDArray[np.float64]:

@@ -40,7 +40,7 @@ from mil.data.splits import Fold
 from mil.heads.ensemble import predict_members
 from mil.multilabel.table import LabelTable, read_label_table
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import resolve_stopping
+from mil.training.cross_validation import resolve_components
 from mil.training.ensemble import train_ensemble
 from tests.heads_in_jpeg import LABELS, write_cohort
 
@@ -148,7 +148,7 @@ def _judge(
     cohort = world.table.cohort_of(name)
     fold = Fold(repeat=0, index=0, train_ids=cohort.patient_ids, test_ids=())
     n_images = sum(world.bags.n_tiles.values())
-    train = resolve_stopping(setting.train, cohort, [fold], n_images=n_images)
+    train = resolve_components(setting.train, [fold], n_images=n_images)
     if setting.n_components:
         train = replace(train, n_components=setting.n_components)
     ensemble = train_ensemble(

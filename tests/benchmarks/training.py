@@ -49,7 +49,7 @@ from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.metrics import Interval, weighted_log_loss
 from mil.heads import Head, build_head
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import cross_validate, resolve_stopping
+from mil.training.cross_validation import cross_validate, resolve_components
 from mil.training.ensemble import max_parallel_ensembles
 from tests.fakes import FINGERPRINT
 
@@ -188,7 +188,7 @@ def measure(
     """Both sides on the same generated cohort and folds; what is printed."""
     bags, cohort = generate(n_patients=n_patients, n_tiles=n_tiles, dim=dim)
     folds = patient_folds(cohort, n_folds=n_folds, n_repeats=n_repeats, seed=0)
-    settings = resolve_stopping(TrainConfig(device=device), cohort, folds)
+    settings = resolve_components(TrainConfig(device=device), folds)
     rate, busy_rate = _matmul_rates(torch.device(device))
     started, busy = time.perf_counter(), time.process_time()
     result = cross_validate(bags, cohort, folds, config=settings, seed=0)

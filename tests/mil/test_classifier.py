@@ -64,8 +64,7 @@ def test_scikit_learns_own_checks_hold(check: object) -> None:
 def test_its_defaults_are_those_of_training() -> None:
     ours = {name: p.default for name, p in inspect.signature(MILClassifier).parameters.items()}
     for field in fields(TrainConfig):
-        if field.name != "early_stopping":
-            assert ours[field.name] == field.default
+        assert ours[field.name] == field.default
 
 
 def test_what_it_says_of_bags_hangs_together(fitted: MILClassifier) -> None:

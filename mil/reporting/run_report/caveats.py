@@ -8,7 +8,6 @@ from mil.data.cohort import Cohort
 from mil.data.filtered_bags import filter_notes
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions
-from mil.training.ensemble import MIN_VALIDATION_PER_CLASS
 
 __all__ = ["run_caveats", "unlabelled_caveats"]
 
@@ -50,11 +49,6 @@ def run_caveats(
             f"tiles have {n_views} augmented views each, and every training step used one randomly "
             "drawn view of each tile; scores are those of plain tiles, except 'views averaged' "
             "(cross-fitted), the scores of 'mil infer --tta'"
-        )
-    if not settings.early_stopping:
-        notes.append(
-            f"early stopping would have fewer than {MIN_VALIDATION_PER_CLASS} validation patients "
-            f"of a class: every head was trained for {settings.fixed_steps} steps instead"
         )
     return tuple(notes)
 

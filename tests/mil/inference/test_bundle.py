@@ -122,21 +122,18 @@ def test_a_run_keeps_the_calibrator_asked_for(world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("two_inner_folds")
-@pytest.mark.parametrize(("n_patients", "stops"), [(36, False), (48, True)])
-def test_what_is_deployed_is_stopped_as_what_was_validated(
-    tmp_path: Path, n_patients: int, stops: bool
-) -> None:
-    # Of 36 patients 12 are LAA: enough to stop two heads on, but not in folds that hold 8.
-    cohort = read_cohort(write_cohort(tmp_path, n_patients=n_patients, shift=0.7), labelled=True)
+@pytest.mark.parametrize("stops", [False, True])
+def test_what_is_deployed_is_stopped_as_what_was_validated(tmp_path: Path, stops: bool) -> None:
+    cohort = read_cohort(write_cohort(tmp_path, n_patients=48, shift=0.7), labelled=True)
     bags = load_patient_bags(cohort, find_bags(tmp_path / "bags"))
-    summary = train_run(
-        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0, config=FAST,
+    train_run(
+        cohort, bags, tmp_path / "run", n_folds=3, n_repeats=1, seed=0,
+        config=replace(FAST, head="gated", early_stopping=stops),
         on_head=lambda done, total: None,
     )  # fmt: skip
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert set(history["fold"]) == {"0", "1", "2", "deployed"}
     assert set(history["stop_loss"].notna().groupby(history["fold"]).any()) == {stops}
-    assert any("early stopping would have fewer" in note for note in summary.notes) != stops
 
 
 def test_every_patient_asked_for_gets_one_row_in_order(

@@ -23,7 +23,7 @@ from mil.training.cross_validation import (
     cross_validate,
     inner_folds,
     nested_calibrators,
-    resolve_stopping,
+    resolve_components,
 )
 from mil.training_run import train_run
 from tests.fakes import write_cohort
@@ -103,14 +103,19 @@ def test_nested_probabilities_find_a_planted_signal() -> None:
     assert auroc(nested_of(bags, cohort, folds)[0], cohort.labels) > 0.85
 
 
-@pytest.mark.usefixtures("two_inner_folds")
-def test_early_stopping_is_decided_by_the_smallest_training_part() -> None:
-    _, cohort = noise_cohort(48, 0)
+@pytest.mark.parametrize("n_patients", [30, 150])
+@pytest.mark.parametrize("n_members", [1, 2, 10])
+def test_neither_patients_nor_heads_choose_the_stopping_rule(
+    n_patients: int, n_members: int
+) -> None:
+    _, cohort = noise_cohort(n_patients, 0)
     folds = patient_folds(cohort, n_folds=3, n_repeats=1, seed=0)
-    inner = inner_folds(cohort, folds, by="patient", n_folds=3, seed=0)
-    assert resolve_stopping(FAST, cohort, folds).early_stopping
-    every_fold = [*folds, *(fold for of_fold in inner for fold in of_fold)]
-    assert not resolve_stopping(FAST, cohort, every_fold).early_stopping
+    for early_stopping in (False, True):
+        given = replace(FAST, n_members=n_members, early_stopping=early_stopping)
+        resolved = resolve_components(given, folds)
+        assert resolved.early_stopping == early_stopping
+        assert resolved.fixed_steps == given.fixed_steps
+        assert resolved.effective_learning_rate == given.effective_learning_rate
 
 
 def test_few_patients_keep_few_components_unless_they_have_many_images() -> None:
@@ -119,7 +124,7 @@ def test_few_patients_keep_few_components_unless_they_have_many_images() -> None
     settings = TrainConfig()
 
     def kept(n_images: int) -> int:
-        return resolve_stopping(settings, cohort, folds, n_images=n_images).n_components
+        return resolve_components(settings, folds, n_images=n_images).n_components
 
     assert [kept(n_images) for n_images in (0, 60, 900, 1800, 9000)] == [13, 13, 30, 60, 64]
 
