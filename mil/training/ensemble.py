@@ -266,7 +266,7 @@ def _cache_spec(
     *,
     n_classes: int,
     config: TrainConfig,
-    pooled: MutableMapping[str, Floats] | None,
+    pooled: MutableMapping[str, Floats] | None = None,
 ) -> CacheSpec:
     """Check the class counts of an ensemble's patients and fit its whitening."""
     names = bags.nonempty()

@@ -11,7 +11,6 @@ def trained_quickly(quick_runs: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_inner_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop heads early on halves of the patients, so that a small cohort suffices."""
-    from mil.training import cross_validation, ensemble
+    from mil.training import ensemble
 
-    for module in (cross_validation, ensemble):
-        monkeypatch.setattr(module, "N_INNER_FOLDS", 2)
+    monkeypatch.setattr(ensemble, "N_INNER_FOLDS", 2)
