@@ -40,10 +40,9 @@ _WORDS = (
 )
 """Spellings of a column's name that count as one."""
 _SYNONYMS = (
-    frozenset({
-        "bag", "bag_id", "file", "file_name", "filename", "image", "image_id", "image_name",
-        "scan", "scan_id", "slide", "slide_id", "slide_name", "wsi", "wsi_id",
-    }),
+    frozenset({"bag", "bag_id", "scan", "scan_id", "slide", "slide_id", "slide_name", "wsi",
+               "wsi_id"}),
+    frozenset({"file", "file_name", "filename", "image", "image_id", "image_name"}),
     frozenset({
         "case", "case_id", "case_submitter_id", "patient", "patient_id", "patientid", "person_id",
         "pid", "subject", "subject_id",
@@ -54,7 +53,7 @@ _SYNONYMS = (
         "tissue_source_site", "tss",
     }),
 )  # fmt: skip
-"""Names that people give to the columns of slides, patients, labels and centres."""
+"""Names that people give to the columns of slides, their images, patients, labels and centres."""
 
 
 def read_table(path: Path) -> pd.DataFrame:

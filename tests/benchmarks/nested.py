@@ -91,7 +91,7 @@ def _one_cohort(signal: float, seed: int) -> tuple[float, float, float, float, f
     fitted = nested_calibrators(bags, cohort, folds, inner=inner, config=settings, seed=0)
     nested = calibrated_probabilities(out, fitted)[0]
     both_s = time.perf_counter() - started
-    raw = softmax(out.logits[0], axis=1)
+    raw = softmax(out.raw_logits[0], axis=1)
     losses = [weighted_log_loss(proba, out.labels) for proba in (raw, cross_fitted, nested)]
     return auroc(cross_fitted, out.labels), losses[0], losses[1], losses[2], both_s / outer_s
 

@@ -26,8 +26,9 @@ def write_picture(folder: Path, kind: str) -> Path:
     tissue = np.kron(rng.uniform(0.5, 0.9, (63, 63)), np.ones((16, 16)))[:1000, :1000, None]
     part = {"glass": slice(0, 0), "tissue": slice(None), "half": slice(500)}[kind]
     pixels[part] *= (tissue * (1.0, 0.7, 0.9))[part]
+    pixels += rng.normal(0, 1.5, pixels.shape)  # of the camera: no two tiles of glass are equal
     path = folder / f"{kind}.png"
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
     return path
 
 

@@ -155,8 +155,8 @@ def green_filter(folder: Path, **spec: object) -> TileFilter:
 def slide(tmp_path: Path) -> Path:
     """White glass with red on the left, green on the right."""
     pixels = np.random.default_rng(0).normal(243, 2, (1024, 1024, 3))
-    pixels[128:896, 128:512] = (190, 70, 100)
-    pixels[128:896, 512:896] = (60, 170, 110)
+    pixels[128:896, 128:512] += np.array((190, 70, 100)) - 243
+    pixels[128:896, 512:896] += np.array((60, 170, 110)) - 243
     (tmp_path / "slides").mkdir()
     path = tmp_path / "slides" / "one.png"
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)

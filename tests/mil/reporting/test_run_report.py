@@ -578,7 +578,7 @@ def test_a_browser_shows_all_figures_without_errors_or_sideways_scrolling(
     with open_tab(tmp_path / "profile") as tab:
         tab.resize(width_px, 900)
         tab.open((three / "report.html").as_uri())
-        assert tab.evaluate("document.images.length") == 20
+        assert tab.evaluate("document.images.length") == 22
         assert tab.evaluate("[...document.images].every((i) => i.naturalWidth > 0)")
         assert tab.evaluate("window.innerWidth") == width_px
         assert tab.evaluate("document.documentElement.scrollWidth") <= width_px
