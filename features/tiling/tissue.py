@@ -27,7 +27,7 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_NOISE_SIGMAS = 4.0  # of normal noise, three blank pixels in 100,000 exceed it
+_NOISE_SIGMAS = 5.0  # of normal noise, three blank pixels in ten million exceed it
 _TEXTURE_PX = 7
 _TEXTURE_WEIGHT = 3.0  # on pale synthetic tissue 8 levels below the glass with a standard deviation
 # of 9, 94 % is segmented, without texture 12 %; a lower weight or a smaller window gives less
@@ -75,7 +75,7 @@ class TissueSettings:
 
     method: Method = "contrast"
     mask_mpp: float = 8.0
-    floor_distance: float = 6.0
+    floor_distance: float = 6.5
     least_speck_um2: float = 4000.0
     least_hole_um2: float = 4000.0
 

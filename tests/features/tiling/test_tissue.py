@@ -205,7 +205,7 @@ def test_an_unknown_method_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        ("histolytics/hgsc_stromal_he.jpg", 0.97, 1.0),  # tissue from edge to edge
+        ("histolytics/hgsc_stromal_he.jpg", 0.92, 1.0),  # tissue from edge to edge, with clefts
         ("histoprep/slide.jpeg", 0.6, 0.85),  # prostate, its glands open
         ("histoprep/slide_with_ink.jpeg", 0.25, 0.35),  # a long core; grey glass, white fill
         ("histoprep/tma_spots.jpeg", 0.06, 0.1),  # 92 cores on white
