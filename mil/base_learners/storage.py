@@ -21,8 +21,9 @@ _PARTS = ("centre", "scale", "weights", "bias")
 
 def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
     """Return all numbers of base learners, float64 but for the cluster centres, by stored name."""
+    # Copies: arrays that come from another process are read-only, which torch does not know.
     tensors = {
-        f"{name}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(model, part)))
+        f"{name}.{part}": torch.from_numpy(np.array(getattr(model, part), order="C"))
         for name, model in learners.models.items()
         for part in _PARTS
     }
