@@ -11,11 +11,13 @@ from io import BytesIO
 
 from PIL import Image
 
-__all__ = ["jpeg_dimensions", "png_or_webp_dimensions"]
+__all__ = ["jpeg_dimensions", "jpeg_precision", "png_or_webp_dimensions"]
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JP2_START = b"\x00\x00\x00\x0cjP"
+_SSIZ_OFFSET = 42
+"""Bytes from the start of a JPEG 2000 codestream to the precision of its first component."""
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame of JPEG, lossless JPEG or JPEG-LS and hold its size."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
@@ -38,6 +40,29 @@ def jpeg_dimensions(stream: bytes) -> tuple[int, int] | None:
     except (OverflowError, struct.error):
         return None
     return right - left, bottom - top
+
+
+def jpeg_precision(stream: bytes) -> int | None:
+    """Return the bits of a sample that a stream of the JPEG family declares; None if it does not.
+
+    The stream holds one image, JPEG or JPEG 2000, with or without boxes.
+    """
+    try:
+        if stream.startswith(_JPEG_START):
+            position = 2
+            while (marker := _MARKER.search(stream, position)) is not None:
+                position = marker.end()
+                if marker[1][0] in _FRAMES:
+                    return stream[position + 2]
+                (length,) = struct.unpack_from(">H", stream, position)
+                position += max(2, length)
+            return None
+        start = _codestream_start(stream) if stream.startswith(_JP2_START) else 0
+        if not stream.startswith(_JPEG_2000_START, start):
+            return None
+        return (stream[start + _SSIZ_OFFSET] & 0x7F) + 1
+    except (IndexError, OverflowError, struct.error):
+        return None
 
 
 def png_or_webp_dimensions(stream: bytes) -> tuple[int, int] | None:

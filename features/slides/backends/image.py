@@ -11,6 +11,7 @@ from PIL import Image
 from features.errors import SlideError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
+from features.slides.backends.sample_bits import judge_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
@@ -74,13 +75,22 @@ class ImageSlide(RegionReader):
                 expected=f"at most {_MAX_PX:,} px",
                 hint="Convert it to a tiled TIFF.",
             )
+        # Pillow would clip grey of 16 bit, which it calls I or I;16, at 255.
+        is_deep = image.mode.startswith("I")
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
         image.load()
+        largest = 0
         pixels = np.empty((height, width, 3), np.uint8)
         rows = max(1, _BAND_PX // width)
         for top in range(0, height, rows):
-            band = image.crop((0, top, width, min(height, top + rows))).convert(mode)
-            pixels[top : top + rows] = to_rgb(np.asarray(band), background_rgb=self.background_rgb)
+            band = image.crop((0, top, width, min(height, top + rows)))
+            samples = np.asarray(band if is_deep else band.convert(mode))
+            if is_deep:
+                largest = max(largest, int(samples.max()))
+                samples = samples.astype(np.uint16)
+            pixels[top : top + rows] = to_rgb(samples, background_rgb=self.background_rgb)
+        if is_deep:
+            self.warnings += judge_bits(None, field="", largest=largest)[1]
         return pixels
 
 

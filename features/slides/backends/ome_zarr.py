@@ -21,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
+from features.slides.backends.sample_bits import bits_of_maximum, judge_bits, to_eight_bits
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.backends.zarr_codecs import with_size_limits
 from features.slides.base import RgbArray, StatedMpp
@@ -35,6 +36,7 @@ _MAX_CHUNK_SAMPLES = 1 << 30
 _MAX_MEMBER_BYTES = 1 << 31
 """Largest file in a zip: two bytes for each sample of the largest chunk."""
 _N_CHANNELS = (1, 3, 4)
+_N_BIT_SAMPLES = 8
 _OME_XML = "OME/METADATA.ome.xml"
 _MAX_SERIES = 1000
 _NO_IMAGES = {"OME", "labels"}
@@ -106,6 +108,7 @@ class OmeZarrSlide(BlockReader):
         super().__init__(Path(path))
         self._where = parse_url(path) or str(path)
         self._store: Store | None = None
+        self._bits = 16
         self._known_stored: dict[tuple[int, int, int], bool] = {}
         try:
             self._store, folder = _open_store(path)
@@ -117,6 +120,8 @@ class OmeZarrSlide(BlockReader):
             self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(image, folder))
             self._check_order()
             self.levels = self._make_levels()
+            self._bits, notes = self._judge_bits(_ome_of(group), folder)
+            self.warnings += notes
         except SlideError:
             self.close()
             raise
@@ -137,14 +142,42 @@ class OmeZarrSlide(BlockReader):
 
     def _read_mpp(self, image: Mapping[str, Any], folder: str) -> Iterator[StatedMpp]:
         """What 'multiscales' states, else the OME-XML that bioformats2raw puts beside it."""
+        stated = list(_mpp_of(image, self._grids[0].axes))
+        yield from stated or mpp_in_ome(self._read_ome_xml(folder))
+
+    def _read_ome_xml(self, folder: str) -> Mapping[str, str]:
+        """Attributes of the image in the OME-XML of the store; empty without any."""
         first = self._grids[0]
-        stated = list(_mpp_of(image, first.axes))
-        yield from stated
-        if not stated:
-            with suppress(Exception):  # most have no such file; a damaged one costs nothing else
-                ome = _read_text(self.path, f"{folder}/{_OME_XML}".lstrip("/"))
-                pixels = ome_pixels(ome, width_px=first.width_px, height_px=first.height_px)
-                yield from mpp_in_ome(pixels or {})
+        with suppress(Exception):  # most have no such file; a damaged one costs nothing else
+            ome = _read_text(self.path, f"{folder}/{_OME_XML}".lstrip("/"))
+            return ome_pixels(ome, width_px=first.width_px, height_px=first.height_px) or {}
+        return {}
+
+    def _judge_bits(
+        self, attributes: Mapping[str, Any], folder: str
+    ) -> tuple[int, tuple[str, ...]]:
+        """Bits that samples of 16 bit use, and warnings; some chunks are read for it."""
+        grid = self._grids[0]
+        if grid.array.dtype.itemsize != 2:
+            return 16, ()
+        stated, field = None, ""
+        with suppress(KeyError, ValueError):
+            stated = int(self._read_ome_xml(folder)["SignificantBits"])
+            field = "SignificantBits of the OME-XML"
+        if stated is None:
+            with suppress(KeyError, TypeError, AttributeError):
+                windows = [channel["window"] for channel in attributes["omero"]["channels"]]
+                stated = bits_of_maximum([window["max"] for window in windows])
+                field = "window.max of 'omero'"
+        largest = 0
+        for index in np.linspace(0, grid.rows * grid.columns - 1, _N_BIT_SAMPLES, dtype=int):
+            with suppress(Exception):  # a damaged chunk is reported where it is read
+                pixels = grid.read(*divmod(int(index), grid.columns))
+                if pixels is not None:
+                    colours = pixels[..., :3] if pixels.ndim == 3 else pixels
+                    largest = max(largest, int(colours.max()))
+        stated = stated if stated is None or 8 <= stated <= 16 else None
+        return judge_bits(stated, field=field, largest=largest)
 
     def _choose_image(
         self, group: zarr.Group, scene: int | None
@@ -244,6 +277,8 @@ class OmeZarrSlide(BlockReader):
         grid = self._grids[level]
         n_channels = dict(zip(grid.axes, grid.array.shape, strict=True)).get("c", 1)
         pixel = np.full((1, 1, n_channels), grid.fill_value, grid.array.dtype)
+        if self._bits < 16 and pixel.dtype == np.uint16:
+            pixel = to_eight_bits(pixel, self._bits)
         red, green, blue = to_rgb(pixel, background_rgb=self.background_rgb)[0, 0].tolist()
         return red, green, blue
 
@@ -263,6 +298,8 @@ class OmeZarrSlide(BlockReader):
             ) from error
         if pixels is None:
             return None
+        if self._bits < 16 and pixels.dtype == np.uint16:
+            pixels = to_eight_bits(pixels, self._bits)
         return to_rgb(pixels, background_rgb=self.background_rgb)
 
 

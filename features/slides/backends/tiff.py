@@ -22,7 +22,9 @@ import tifffile
 
 from features.errors import MultiImageError, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
+from features.slides.backends.mpp_text import ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
+from features.slides.backends.sample_bits import judge_bits
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
@@ -33,6 +35,7 @@ from features.slides.backends.tiff_tags import (
     count_images,
     has_directory_loop,
     is_ndpi,
+    stated_bits,
     to_colours,
     unsupported_samples,
 )
@@ -46,6 +49,8 @@ __all__ = ["TiffSlide"]
 _MAX_SEGMENT_PX = 1 << 28
 _MAX_OME_PLANES = 1_000_000
 _N_SAMPLED = 96
+_N_BIT_SAMPLES = 8
+_MAX_SAMPLED_PX = 1 << 24
 _MIN_SHARE_SKIPPED = 0.1
 
 
@@ -106,6 +111,8 @@ class TiffSlide(BlockReader):
             self._grids = [self._read_grid(level) for level in chosen.levels]
             self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(chosen.levels[0]))
             self._descriptor = os.open(path, os.O_RDONLY)
+            self._bits, notes = self._judge_bits(chosen.levels[0])
+            self.warnings += notes + self._describe_gaps()
         except SlideError:
             self._file.close()
             raise
@@ -150,6 +157,55 @@ class TiffSlide(BlockReader):
             yield from vendor.stated
         with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
             yield from mpp_in_tiff(series, self._file.ome_metadata)
+
+    def _judge_bits(self, series: tifffile.TiffPageSeries) -> tuple[int, tuple[str, ...]]:
+        """Bits that samples of 16 bit use, and warnings; some segments are decoded for it."""
+        grid = self._grids[0]
+        page: Any = grid.page
+        if page.dtype != np.uint16 or page.photometric.name == "PALETTE":
+            return 16, ()
+        counts = grid.byte_counts
+        n_bytes, offset = grid.planes[0].byte_counts, grid.planes[0].offsets
+        first = int(np.argmax(n_bytes > 0))
+        stream = os.pread(self._descriptor, min(int(n_bytes[first]), 1 << 16), offset[first])
+        ome = ome_pixels(
+            self._file.ome_metadata or "", width_px=grid.width_px, height_px=grid.height_px,
+            name=series.name,
+        )  # fmt: skip
+        stated, field = stated_bits(page, ome or {}, stream)
+        largest = 0
+        if grid.block_width_px * grid.block_height_px <= _MAX_SAMPLED_PX:
+            stored = np.flatnonzero(counts)
+            for rank in np.unique(
+                np.linspace(0, max(0, len(stored) - 1), _N_BIT_SAMPLES, dtype=int)
+            ):
+                with suppress(Exception):  # a damaged segment is reported where it is read
+                    samples = self._decode_samples(grid, int(stored[rank]), self._descriptor)
+                    n_colours = samples.shape[-1] - len(page.extrasamples)
+                    largest = max(largest, int(samples[..., : max(1, n_colours)].max()))
+        if page.photometric.name == "MINISWHITE" and stated is None:
+            return 16, ()  # glass has small values there, whatever the bits
+        return judge_bits(stated, field=field, largest=largest)
+
+    def _describe_gaps(self) -> tuple[str, ...]:
+        """Sentences on TIFF tiles that the file does not hold, by level."""
+        n_bytes = os.fstat(self._descriptor).st_size
+        texts = []
+        for level, grid in enumerate(self._grids):
+            counts = grid.byte_counts
+            is_cut = [
+                np.asarray(plane.offsets, np.uint64) + plane.byte_counts > n_bytes
+                for plane in grid.planes
+            ]
+            of_all = f"of {len(counts):,} TIFF tiles of level {level}"
+            if n_empty := int(np.count_nonzero(counts == 0)):
+                texts.append(f"{n_empty:,} {of_all} have no bytes")
+            if n_cut := int(np.count_nonzero(np.any(is_cut, axis=0))):
+                texts.append(
+                    f"{n_cut:,} {of_all} end past the end of the file, which was cut off. "
+                    "Copy it again."
+                )
+        return tuple(texts)
 
     def _check_single(self, n_images: int) -> None:
         if n_images > 1:
@@ -263,19 +319,24 @@ class TiffSlide(BlockReader):
     def _decode_segment(
         self, level: int, row: int, column: int, descriptor: int
     ) -> RgbArray | None:
-        grid, index = self._grids[level], row * self._grids[level].columns + column
+        grid = self._grids[level]
+        index = row * grid.columns + column
+        if not self._is_stored(level, row, column):
+            return None
         height = min(grid.block_height_px, grid.height_px - row * grid.block_height_px)
         width = min(grid.block_width_px, grid.width_px - column * grid.block_width_px)
+        samples = self._decode_samples(grid, index, descriptor)
+        colours = to_colours(grid.page, samples, bits=self._bits)[:height, :width]
+        return to_rgb(colours, background_rgb=self.background_rgb)
+
+    def _decode_samples(self, grid: _SegmentGrid, index: int, descriptor: int) -> npt.NDArray[Any]:
+        """Samples of a segment, shape (height, width, samples), of all planes."""
         planes = [self._decode_plane(grid, plane, index, descriptor) for plane in grid.planes]
         channels = [plane for plane in planes if plane is not None]
-        if not channels:
-            return None
         if len(channels) < len(planes):
             message = f"{len(planes) - len(channels)} of {len(planes)} planes have no bytes"
             raise EOFError(message)
-        pixels = channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
-        colours = to_colours(grid.page, pixels)[:height, :width]
-        return to_rgb(colours, background_rgb=self.background_rgb)
+        return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
 
     def _decode_plane(
         self, grid: _SegmentGrid, plane: _SegmentTable, index: int, descriptor: int

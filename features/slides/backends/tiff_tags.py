@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from features.utils.image_headers import jpeg_dimensions, png_or_webp_dimensions
+from features.slides.backends.sample_bits import bits_of_maximum, to_eight_bits
+from features.utils.image_headers import (
+    jpeg_dimensions,
+    jpeg_precision,
+    png_or_webp_dimensions,
+)
 
 __all__ = [
     "channel_pages",
@@ -22,6 +28,7 @@ __all__ = [
     "has_directory_loop",
     "is_ndpi",
     "largest_byte_count",
+    "stated_bits",
     "to_colours",
     "unsupported_samples",
 ]
@@ -106,7 +113,7 @@ def unsupported_samples(page: Any) -> str:
         return f"colours as {photometric}"
     if page.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or page.imagedepth != 1:
         return f"samples of type {page.dtype}"
-    if page.bitspersample not in {8, 16}:
+    if not 8 <= page.bitspersample <= 16:
         return f"samples of {page.bitspersample} bit"
     is_ycbcr = photometric == "YCBCR" or compression.name == "APERIO_JP2000_YCBC"
     if is_ycbcr and compression.name not in {"JPEG", "OJPEG"}:
@@ -150,11 +157,34 @@ def check_declared_size(stream: bytes, *, compression: int, max_px: int) -> None
         raise ValueError(f"its stream declares {size[0]:,} × {size[1]:,} px")
 
 
-def to_colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def stated_bits(page: Any, ome: Mapping[str, str], first_stream: bytes) -> tuple[int | None, str]:
+    """Return the bits that samples of 16 bit use and the field that states it; None, empty without.
+
+    Fields are BitsPerSample, SignificantBits in the attributes ``ome`` of the image's OME-XML,
+    MaxSampleValue, and the precision in the header of a JPEG or JPEG 2000 stream.
+    """
+    if page.bitspersample < 16:
+        return page.bitspersample, "BitsPerSample"
+    with suppress(KeyError, ValueError):
+        if 8 <= (significant := int(ome["SignificantBits"])) <= 16:
+            return significant, "SignificantBits of the OME-XML"
+    for name in ("MaxSampleValue", "SMaxSampleValue"):
+        tag = page.tags.get(name)
+        bits = None if tag is None else bits_of_maximum(tag.value)
+        if bits is not None:
+            return bits, name
+    if page.compression in _JPEGS:
+        precision = jpeg_precision(first_stream)
+        if precision is not None and 8 <= precision <= 16:
+            return precision, "the JPEG stream"
+    return None, ""
+
+
+def to_colours(page: Any, pixels: npt.NDArray[Any], *, bits: int = 16) -> npt.NDArray[Any]:
     """Return grey or RGB, and alpha behind them if there is one, from the samples of a page.
 
-    Palette and inverted grey are converted; both arrays have shape (height, width, channels) in px,
-    uint8 or uint16.
+    Samples of 16 bit that use only ``bits`` of them are scaled to 8 bit first. Palette and inverted
+    grey are converted; both arrays have shape (height, width, channels) in px, uint8 or uint16.
     """
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16
@@ -162,6 +192,8 @@ def to_colours(page: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
             palette = palette >> 8
         colours = np.moveaxis(palette.astype(np.uint8), 0, -1)  # (entries, 3)
         return np.asarray(colours[pixels[..., 0]])
+    if bits < 16 and pixels.dtype == np.uint16:
+        pixels = to_eight_bits(pixels, bits)
     if page.photometric.name == "MINISWHITE":
         inverted = np.iinfo(pixels.dtype).max - pixels[..., :1]
         pixels = np.concatenate([inverted, pixels[..., 1:]], axis=-1)
