@@ -436,8 +436,6 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
         (NOISE.astype(np.int16), {}, "type int16"),
         (NOISE[..., 0] > 99, {"photometric": "minisblack"}, "type bool"),
         (NOISE[..., 0] >> 4, {"photometric": "minisblack", "bitspersample": 4}, "4 bit"),
-        (NOISE[..., 0].astype(np.uint16), {"photometric": "minisblack", "bitspersample": 12},
-         "12 bit"),
         (np.dstack([NOISE, NOISE[..., :1]]), {"photometric": "separated"}, "SEPARATED"),
         (NOISE, {"compression": 33003}, "YCbCr in APERIO_JP2000_YCBC"),
         (NOISE, {"extratags": [(65420, 3, 1, 1, True), (271, 2, 9, "Hamamatsu", True)]}, "vendor"),
