@@ -200,11 +200,14 @@ def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
         )
         return (note,)
     if bundle.guaranteed_coverage(coverage) is None:
-        note = (
-            "note: the run's folds were made by centre, or a filter drops tiles: no coverage of "
-            "prediction sets is guaranteed"
+        why = (
+            "the run's folds were made by centre"
+            if bundle.settings["by"] != "patient"
+            else "the weights of its stack were not fitted without each fold"
+            if not bundle.sets.weights_are_nested
+            else "a filter drops tiles"
         )
-        return (note,)
+        return (f"note: {why}: no coverage of prediction sets is guaranteed",)
     return ()
 
 
