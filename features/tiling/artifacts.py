@@ -28,6 +28,8 @@ empty if the tile is kept."""
 _STRIDE = 2  # every second pixel of every second row is enough to measure colours
 _BLOCK_PX = 16  # wider than nuclei, which may be as blue as ink, and narrower than a pen's stroke
 _BLUR_RATIO = 0.18
+_ROUNDING_VARIANCE = 0.11  # of 3 channels and their grey, 1/12 each, less the mean of 9 pixels
+_LEAST_COARSE = 0.4  # grey levels; what is flatter has no structure that could be blurred
 _MIN_ABSORPTION = 0.12  # share of the glass's light, from which on a pixel counts as foreground
 
 
@@ -90,7 +92,9 @@ def _is_blurred(light: _Transmission) -> bool:
     mask = mask[: grey.shape[0], : grey.shape[1]]
     smooth = ndimage.uniform_filter(grey, 3)
     fine, coarse = (grey - smooth)[mask], (smooth - ndimage.uniform_filter(grey, 9))[mask]
-    return float(fine.std()) < _BLUR_RATIO * float(coarse.std())
+    # Rounding to whole grey levels is as fine as detail can be; it hides what heavy blur leaves.
+    detail = max(float(fine.var()) - _ROUNDING_VARIANCE, 0.0) ** 0.5
+    return _LEAST_COARSE < float(coarse.std()) and detail < _BLUR_RATIO * float(coarse.std())
 
 
 RULES: dict[str, ArtifactRule] = {

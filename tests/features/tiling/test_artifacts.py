@@ -24,7 +24,7 @@ def clot(glass_rgb: tuple[int, int, int] = (255, 255, 255)) -> RgbArray:
     """Painted tissue of 224 px at 0.5 µm/px, sharp and all tissue."""
     plan = SyntheticSlide(
         patient_id="a", image_num=0, center_id="1", label="CE", red_share=0.5, white_share=0.2,
-        glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=6,
+        glass_rgb=glass_rgb, width_px0=2048, height_px0=2048, seed=3,
     )  # fmt: skip
     small = np.asarray(Image.fromarray(render_slide(plan)).reduce(2))
     tiles = [
@@ -116,10 +116,18 @@ def test_tissue_folded_many_times_is_a_fold() -> None:
     assert rejecting_rule(255 * once**6) == "dark"
 
 
-@pytest.mark.parametrize(("sigma_px", "expected"), [(0.0, ""), (0.7, ""), (3.0, "blur")])
+@pytest.mark.parametrize(
+    ("sigma_px", "expected"), [(0.0, ""), (0.7, ""), (2.0, "blur"), (3.0, "blur"), (6.0, "blur")]
+)
 def test_blur_is_told_by_the_share_of_fine_detail(sigma_px: float, expected: str) -> None:
     tile = ndimage.gaussian_filter(clot().astype(np.float64), (sigma_px, sigma_px, 0))
     assert rejecting_rule(tile) == expected
+
+
+def test_tissue_without_any_structure_is_not_blurred() -> None:
+    for noise in (0.0, 0.3, 2.0):
+        flat = np.random.default_rng(0).normal((200, 120, 160), noise, (224, 224, 3))
+        assert rejecting_rule(flat) == ""
 
 
 @given(scale=st.floats(0.4, 1.0))
