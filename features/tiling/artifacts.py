@@ -94,7 +94,7 @@ def _is_blurred(light: _Transmission) -> bool:
     fine, coarse = (grey - smooth)[mask], (smooth - ndimage.uniform_filter(grey, 9))[mask]
     # Rounding to whole grey levels is as fine as detail can be; it hides what heavy blur leaves.
     detail = max(float(fine.var()) - _ROUNDING_VARIANCE, 0.0) ** 0.5
-    return _LEAST_COARSE < float(coarse.std()) and detail < _BLUR_RATIO * float(coarse.std())
+    return float(coarse.std()) > _LEAST_COARSE and detail < _BLUR_RATIO * float(coarse.std())
 
 
 RULES: dict[str, ArtifactRule] = {

@@ -27,7 +27,7 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_NOISE_SIGMAS = 5.0  # of normal noise, three blank pixels in ten million exceed it
+_NOISE_SIGMAS = 4.0  # of normal noise, three blank pixels in 100,000 exceed it
 _TEXTURE_PX = 7
 _TEXTURE_WEIGHT = 3.0  # on pale synthetic tissue 8 levels below the glass with a standard deviation
 # of 9, 94 % is segmented, without texture 12 %; a lower weight or a smaller window gives less
@@ -35,6 +35,8 @@ _TEXTURE_REACH = 18.0  # grey levels below the glass; darker pixels are tissue b
 _NEAR_PX = 7  # to the darkest pixel of a border: blur takes less
 _MAX_THRESHOLD = 24.0  # grey levels: pale spots in dark tissue are tissue
 _MIN_ISLAND_PX = 4
+_LITTLE = 0.03  # share of a slide up to which all its islands together may be uneven glass
+_DISTINCT = 3.0  # thresholds that a pixel of tissue exceeds, and uneven glass does not
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -75,7 +77,7 @@ class TissueSettings:
 
     method: Method = "contrast"
     mask_mpp: float = 8.0
-    floor_distance: float = 6.5
+    floor_distance: float = 6.0
     least_speck_um2: float = 4000.0
     least_hole_um2: float = 4000.0
 
@@ -227,6 +229,9 @@ def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     is_kept = (sizes >= least_px) & (sizes > 0)
+    if sizes[is_kept].sum() < _LITTLE * labels.size:
+        peaks = ndimage.maximum(distance, labels, np.arange(n_islands + 1))
+        is_kept &= peaks > _DISTINCT * threshold
     if not is_kept.any():
         largest = sizes.argmax()
         colour = float(distance[labels == largest].mean())

@@ -220,3 +220,17 @@ def test_real_pictures_hold_as_much_tissue_as_one_sees(
 ) -> None:
     pixels = np.asarray(Image.open(mil_data / "images" / name).convert("RGB"))
     assert least <= segment(pixels).mask.mean() <= most
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3, 0.1])
+def test_a_small_section_is_found_however_pale_beside_uneven_glass(strength: float) -> None:
+    rng = np.random.default_rng(4)
+    overview = 243 + rng.normal(0, 1, (600, 600, 3))
+    truth = np.zeros((600, 600), bool)
+    truth[40:100, 40:100] = True  # 1 % of the slide
+    section = rng.normal((-60, -110, -70), 40, (60, 60, 3))
+    overview[truth] += strength * section.clip(-200, 0).reshape(-1, 3)
+    overview[300:316, 300:316] -= 7.0  # hardly darker than the rest of the glass
+    mask = segment(overview.clip(0, 255).astype(np.uint8)).mask
+    assert iou(mask, truth) > 0.9
+    assert not mask[300:316, 300:316].any()
