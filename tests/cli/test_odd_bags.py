@@ -209,8 +209,10 @@ def test_a_description_in_another_layout_is_the_same(world: Path, tmp_path: Path
     shutil.copytree(world / "run", tmp_path / "run")
     path = tmp_path / "run" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
-    mil_ok("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
-           world / "bags", "--out", tmp_path / "out.csv")  # fmt: skip
+    for run, name in ((world / "run", "before.csv"), (tmp_path / "run", "after.csv")):
+        mil_ok("infer", "--patients", world / "train.csv", "--run", run, "--bags", world / "bags",
+               "--out", tmp_path / name)  # fmt: skip
+    assert (tmp_path / "after.csv").read_bytes() == (tmp_path / "before.csv").read_bytes()
 
 
 def test_columns_are_named_on_every_command(world: Path, tmp_path: Path) -> None:

@@ -114,7 +114,10 @@ def test_calibration_makes_held_out_probabilities_better_where_heads_are_too_sur
         truth = (labels[60:] == "b").astype(np.int64)
         losses[calibrator] = weighted_log_loss(trained.predict_proba(bags[60:]), truth)
         assert (trained.calibrator_ is None) == (calibrator is None)
-    assert losses["platt"] < losses[None] - 0.08
+    # Nothing can be learned; heads whose logits are normalised are too sure by less than before.
+    excess = {calibrator: loss - np.log(2) for calibrator, loss in losses.items()}
+    assert excess[None] > 0.05
+    assert excess["platt"] < 0.02 * excess[None]
 
 
 def test_a_bag_without_tiles_teaches_nothing_and_gets_the_prior(fitted: MILClassifier) -> None:
