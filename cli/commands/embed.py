@@ -311,15 +311,15 @@ def expected_tiles(
 ) -> int:
     """Return the number of tiles on which the choice of a runtime depends, from a few slides."""
     from features.embedding.pipeline import TILES_PER_SLIDE
+    from features.embedding.slide_sample import sample_slides
     from features.embedding.sources import slide_sources
-    from features.embedding.survey import survey_slides
     from features.encoders.config import recorded_runtime
 
     if config.runtime != "auto" or recorded_runtime(bags) is not None:  # nothing is chosen
         return len(slides) * TILES_PER_SLIDE
     with spinner("looking at a few slides"):
         sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
-        return survey_slides(sources).n_tiles
+        return sample_slides(sources).n_tiles
 
 
 def print_estimate(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features.embedding.config import EmbedConfig
+from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import SlideSource, buffer_tiles
-from features.embedding.survey import Survey, survey_slides
 from features.encoders.encoder import Encoder
 from features.encoders.runtime import RuntimeForecast, forecast_selection, parse_execution
 from features.parallel.devices import choose_device
@@ -78,7 +78,7 @@ def estimate_embedding(
     started_s: float,
     recorded: str | None = None,
 ) -> Estimate:
-    """Survey a few slides, and time decoding and encoding on a few tiles of one of them.
+    """Sample a few slides, and time decoding and encoding on a few tiles of one of them.
 
     It takes less time than embedding a small slide: a runtime that takes long to start is not
     started, its throughput is assumed. On several devices the estimate is for the first.
@@ -103,28 +103,28 @@ def estimate_embedding(
         nonlocal rates
         rates = _measure(tiles, encoder, config)
 
-    survey = survey_slides(sources, on_tiles=measure)
+    sample = sample_slides(sources, on_tiles=measure)
     decode, plain = rates
-    forecast = _forecast(config, recorded, survey, encoder, plain, startup_s=startup_s)
-    segmentation_s = survey.open_s * len(sources)
+    forecast = _forecast(config, recorded, sample, encoder, plain, startup_s=startup_s)
+    segmentation_s = sample.open_s * len(sources)
     on_cpu = encoder.device.type == "cpu"
     embed_s = 0.0
-    if survey.n_tiles:
+    if sample.n_tiles:
         # The encoder gets whole batches; on a CPU, decoding and encoding share the cores.
         n_views = 1 + config.views.n_views
-        n_batches = math.ceil(survey.n_tiles * n_views / config.batch_tiles)
+        n_batches = math.ceil(sample.n_tiles * n_views / config.batch_tiles)
         encode_s = n_batches * config.batch_tiles / n_views / forecast.tiles_per_s
-        seconds = [survey.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s]
+        seconds = [sample.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s]
         embed_s = sum(seconds) if on_cpu else max(seconds)
     total_s = (
-        startup_s + survey.open_s * survey.n_sampled + forecast.start_s + segmentation_s + embed_s
+        startup_s + sample.open_s * sample.n_sampled + forecast.start_s + segmentation_s + embed_s
         + _BAG_S * len(sources)
     )  # fmt: skip
-    n_values = survey.n_tiles * (1 + config.views.n_views) * encoder.dim
+    n_values = sample.n_tiles * (1 + config.views.n_views) * encoder.dim
     return Estimate(
-        n_slides=len(sources) - len(survey.failures),
-        n_sampled=survey.n_sampled,
-        n_tiles=survey.n_tiles,
+        n_slides=len(sources) - len(sample.failures),
+        n_sampled=sample.n_sampled,
+        n_tiles=sample.n_tiles,
         bag_gb=n_values * _BYTES_PER_VALUE / 1e9,
         startup_s=startup_s,
         selection_s=forecast.start_s,
@@ -133,7 +133,7 @@ def estimate_embedding(
         backbone_tiles_per_s=forecast.tiles_per_s,
         runtime=str(forecast.runtime),
         hours=total_s / 3600,
-        failures=survey.failures,
+        failures=sample.failures,
     )
 
 
@@ -155,7 +155,7 @@ def _load_plain(config: EmbedConfig, recorded: str | None) -> Encoder:
 def _forecast(
     config: EmbedConfig,
     recorded: str | None,
-    survey: Survey,
+    sample: SlideSample,
     encoder: Encoder,
     tiles_per_s: float,
     *,
@@ -167,10 +167,10 @@ def _forecast(
     if not isinstance(config.encoder, str):
         runtime = parse_execution(encoder.execution.split("+")[0])[0]
     if runtime is None and (stored := encoder.stored_choice(config.batch_tiles)):
-        return stored.forecast(tiles_per_s, survey.n_tiles)
+        return stored.forecast(tiles_per_s, sample.n_tiles)
     return forecast_selection(
         runtime, tiles_per_s=tiles_per_s, batch_tiles=config.batch_tiles,
-        n_tiles_expected=survey.n_tiles, device=encoder.device, startup_s=startup_s,
+        n_tiles_expected=sample.n_tiles, device=encoder.device, startup_s=startup_s,
     )  # fmt: skip
 
 

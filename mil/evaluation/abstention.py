@@ -63,7 +63,7 @@ def risk_coverage(proba: Floats, labels: Ints) -> RiskCoverage:
 
     ``labels`` are class indices, shape (patients,). Patients of equal confidence are kept together.
     """
-    confidence, is_wrong, weights = _judge(proba, labels)
+    confidence, is_wrong, weights = _confidence_and_errors(proba, labels)
     order = np.argsort(-confidence, kind="stable")
     last = np.flatnonzero(np.append(np.diff(confidence[order]) < 0, np.True_))
     kept = np.cumsum(weights[order])[last]
@@ -87,7 +87,7 @@ def choose_abstention(proba: Floats, labels: Ints, folds: Ints) -> AbstentionPoi
     threshold = _choose(proba, labels)
     if threshold is None:
         return None
-    confidence, is_wrong, weights = _judge(proba, labels)
+    confidence, is_wrong, weights = _confidence_and_errors(proba, labels)
     is_kept = np.zeros(len(labels), np.bool_)
     for fold in np.unique(folds):
         inside = folds == fold
@@ -112,7 +112,7 @@ def _choose(proba: Floats, labels: Ints) -> float | None:
     return float(curve.threshold[good][-1]) if good.any() else None
 
 
-def _judge(proba: Floats, labels: Ints) -> tuple[Floats, Bools, Floats]:
+def _confidence_and_errors(proba: Floats, labels: Ints) -> tuple[Floats, Bools, Floats]:
     """Return confidence, errors and weights that give every class the same, shape (patients,)."""
     counts = np.bincount(labels, minlength=proba.shape[1])
     return proba.max(axis=1), proba.argmax(axis=1) != labels, 1 / counts[labels]

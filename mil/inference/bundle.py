@@ -378,7 +378,7 @@ def _check_consistent(bundle: ModelBundle) -> None:
             raise ValueError("a calibrator of another number of classes, or not finite")
     bundle.sets.predict_set(tile, coverage=COVERAGE)
     if bundle.typicality is not None:
-        bundle.typicality.judge(tile)
+        bundle.typicality.score(tile)
     int(bundle.settings["seed"])
     bundle.guaranteed_coverage(COVERAGE)
 

@@ -158,17 +158,17 @@ def typicality_caveats(bundle: ModelBundle) -> tuple[str, ...]:
 
 
 def describe_typicality(predictions: Sequence[PatientPrediction]) -> dict[str, object] | None:
-    """Return level and number of patients unlike the training patients; None if nobody is judged.
+    """Return level and number of patients unlike the training patients; None if no patient has one.
 
     All are plain values for JSON.
     """
-    judged = [p.typicality for p in predictions if p.typicality is not None]
-    if not judged:
+    scored = [p.typicality for p in predictions if p.typicality is not None]
+    if not scored:
         return None
     return {
-        "level": judged[0].level,
-        "n_judged": len(judged),
-        "n_unlike": sum(one.is_unlike for one in judged),
+        "level": scored[0].level,
+        "n_scored": len(scored),
+        "n_unlike": sum(one.is_unlike for one in scored),
     }
 
 
@@ -216,12 +216,12 @@ def _unlike_caveat(
 ) -> str:
     """Return the warning on patients who are unlike the training patients."""
     level = max(p.typicality.level for p in unlike if p.typicality is not None)
-    n_judged = sum(p.typicality is not None for p in predictions)
+    n_scored = sum(p.typicality is not None for p in predictions)
     names = ", ".join(p.patient_id for p in unlike[:_MAX_NAMED])
     more = "" if len(unlike) <= _MAX_NAMED else f" and {len(unlike) - _MAX_NAMED} more"
     return (
-        f"warning: {len(unlike)} of {pluralize(n_judged, 'patients')} unlike the training patients "
-        f"(typicality at most {level:.3g}; of patients like them {level * n_judged:.1f} would be "
+        f"warning: {len(unlike)} of {pluralize(n_scored, 'patients')} unlike the training patients "
+        f"(typicality at most {level:.3g}; of patients like them {level * n_scored:.1f} would be "
         f"marked by chance): {names}{more}. Their prediction sets hold all classes; look at their "
         "slides"
     )

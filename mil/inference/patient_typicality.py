@@ -11,7 +11,7 @@ from features.bags.bag import Bag
 from mil.data.features import Features
 from mil.typicality import TypicalityReference
 
-__all__ = ["PatientTypicality", "judge_patient"]
+__all__ = ["PatientTypicality", "score_patient"]
 
 _MAX_PLACES = 5
 
@@ -27,9 +27,9 @@ class PatientTypicality:
     level
         Largest p-value of patients marked as unlike the training patients.
     unlike_share
-        Share of the judged tiles that are unlike training tiles, 0 to 1.
+        Share of the sampled tiles that are unlike training tiles, 0 to 1.
     unlike_by_slide
-        The same by slide id, of slides with judged tiles.
+        The same by slide id, of slides with sampled tiles.
     places
         The farthest of these tiles, at most five, as ``slide@x,y`` (upper left corner, level-0 px)
         or ``series@source``.
@@ -47,7 +47,7 @@ class PatientTypicality:
         return self.p_value <= self.level
 
 
-def judge_patient(
+def score_patient(
     reference: TypicalityReference,
     bags: Mapping[str, Bag],
     tiles: Features,
@@ -60,24 +60,24 @@ def judge_patient(
     ``tiles``, shape (tiles, dim), are those of all ``bags``, in order; ``training_patient`` is the
     training patient that it is, or empty.
     """
-    judged = reference.judge(tiles, training_patient=training_patient)
+    scored = reference.score(tiles, training_patient=training_patient)
     starts = np.cumsum([0, *(len(bag.features) for bag in bags.values())])
-    slides = np.searchsorted(starts, judged.tile_indices, side="right") - 1
+    slides = np.searchsorted(starts, scored.tile_indices, side="right") - 1
     names = list(bags)
-    farthest = np.argsort(-judged.tile_distances, kind="stable")
+    farthest = np.argsort(-scored.tile_distances, kind="stable")
     return PatientTypicality(
-        p_value=judged.p_value,
+        p_value=scored.p_value,
         level=level,
-        unlike_share=judged.unlike_share,
+        unlike_share=scored.unlike_share,
         unlike_by_slide={
-            names[slide]: float(judged.is_unlike[slides == slide].mean())
+            names[slide]: float(scored.is_unlike[slides == slide].mean())
             for slide in np.unique(slides).tolist()
         },
         places=tuple(
             _place(
-                bags[names[slides[index]]], int(judged.tile_indices[index] - starts[slides[index]])
+                bags[names[slides[index]]], int(scored.tile_indices[index] - starts[slides[index]])
             )
-            for index in farthest[judged.is_unlike[farthest]][:_MAX_PLACES].tolist()
+            for index in farthest[scored.is_unlike[farthest]][:_MAX_PLACES].tolist()
         ),
     )
 

@@ -22,7 +22,7 @@ from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
-from mil.inference.patient_typicality import PatientTypicality, judge_patient
+from mil.inference.patient_typicality import PatientTypicality, score_patient
 from mil.typicality.provenance import ProvenanceNote
 
 __all__ = ["PatientPrediction", "check_any_used", "iter_predictions", "predict"]
@@ -253,7 +253,7 @@ def _predict(
         confidence = float(_at_prior(bundle, logits.mean(axis=0, keepdims=True), equal).max())
         share = _attention_share(nonempty, attention.mean(axis=0))
         if bundle.typicality is not None and level is not None:
-            typicality = judge_patient(
+            typicality = score_patient(
                 bundle.typicality, nonempty, tiles, level=level, training_patient=matched
             )
         is_unlike = typicality is not None and typicality.is_unlike

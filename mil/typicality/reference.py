@@ -17,12 +17,12 @@ from mil.errors import InputError
 from mil.typicality.distances import CoreTiles, MeanTiles
 from mil.typicality.projection import project_tiles, spread_indices
 
-__all__ = ["DEFAULT_LEVEL", "JUDGED_TILES", "Typicality", "TypicalityReference"]
+__all__ = ["DEFAULT_LEVEL", "SAMPLED_TILES", "Typicality", "TypicalityReference"]
 
 DEFAULT_LEVEL = 0.05
 """Share of patients like the training patients that is marked by mistake."""
 
-JUDGED_TILES = 256
+SAMPLED_TILES = 256
 """Tiles of a patient, evenly spaced, that a p-value is computed from."""
 
 _CORE_TILES = 4096
@@ -42,9 +42,9 @@ class Typicality:
     distance
         Nonconformity score, see :class:`TypicalityReference`.
     tile_indices, tile_distances
-        The judged tiles as rows of the patient's bag, and their distances, shape (judged,).
+        The sampled tiles as rows of the patient's bag, and their distances, shape (sampled,).
     is_unlike
-        Whether each judged tile is farther than 99 % of the training tiles, bool, shape (judged,).
+        Whether each is farther than 99 % of the training tiles, bool, shape (sampled,).
     """
 
     p_value: float
@@ -55,7 +55,7 @@ class Typicality:
 
     @property
     def unlike_share(self) -> float:
-        """Share of the judged tiles that are unlike training tiles, 0 to 1."""
+        """Share of the sampled tiles that are unlike training tiles, 0 to 1."""
         return float(self.is_unlike.mean())
 
 
@@ -125,15 +125,15 @@ class TypicalityReference:
         names = bags.nonempty()
         least, most = _CORE_TILES_PER_PATIENT
         n_core = min(max(_CORE_TILES // len(names), least), most)
-        judged = [_project_evenly(bags.features[name])[1] for name in names]
-        parts = [_core_of(tiles, n_core) for tiles in judged]
+        sampled = [_project_evenly(bags.features[name])[1] for name in names]
+        parts = [_core_of(tiles, n_core) for tiles in sampled]
         core = CoreTiles(
             tiles=np.concatenate(parts), counts=np.array([len(part) for part in parts], np.int64)
         )
-        means = MeanTiles.of(judged)
+        means = MeanTiles.of(sampled)
         groups = group_ids(names, bags.linked_patients())
         codes = np.unique(np.asarray(centres), return_inverse=True)[1]
-        own, by_left_out, tile_distances = _score_patients(judged, core, means, groups, codes)
+        own, by_left_out, tile_distances = _score_patients(sampled, core, means, groups, codes)
         return cls(
             patient_ids=names,
             groups=groups,
@@ -196,8 +196,8 @@ class TypicalityReference:
             )
         return level
 
-    def judge(self, tiles: Features, *, training_patient: str = "") -> Typicality:
-        """Judge a patient by its tiles, shape (tiles, dim), of which there is at least one.
+    def score(self, tiles: Features, *, training_patient: str = "") -> Typicality:
+        """Score a patient by its tiles, shape (tiles, dim), of which there is at least one.
 
         A patient that the run was trained on, named by ``training_patient``, is compared without
         its own tiles and score, nor those of patients who share a slide with it.
@@ -220,7 +220,7 @@ class TypicalityReference:
         """Return the distance of every tile to the nearest of another training patient.
 
         ``tiles`` has shape (tiles, dim), the result (tiles,), float32; infinite for tiles that are
-        not finite. A training patient is compared as in :meth:`judge`.
+        not finite. A training patient is compared as in :meth:`score`.
         """
         left_out = self._left_out(training_patient)
         blocks = [
@@ -238,8 +238,8 @@ class TypicalityReference:
 
 
 def _project_evenly(tiles: Features) -> tuple[Ints, Float32s]:
-    """Return indices (judged,) and projections (judged, components) of a patient's judged tiles."""
-    indices = spread_indices(len(tiles), JUDGED_TILES)
+    """Return indices (sampled,) and projections (sampled, components) of sampled tiles."""
+    indices = spread_indices(len(tiles), SAMPLED_TILES)
     return indices, project_tiles(tiles[indices])
 
 
@@ -250,20 +250,20 @@ def _core_of(projected: Float32s, n_core: int) -> Float32s:
 
 
 def _score_patients(
-    judged: Sequence[Float32s], core: CoreTiles, means: MeanTiles, groups: Ints, centres: Ints
+    sampled: Sequence[Float32s], core: CoreTiles, means: MeanTiles, groups: Ints, centres: Ints
 ) -> tuple[Floats, Floats, list[Float32s]]:
     """Score each training patient without its own group.
 
     Returns scores (patients,), scores without each centre as well (patients, centres), and the
-    distances of tiles, shape (judged,) each.
+    distances of tiles, shape (sampled,) each.
     """
     n_centres = 1 + int(centres.max())
     order = np.argsort(centres, kind="stable")
     starts = np.searchsorted(centres[order], np.arange(n_centres))
-    own = np.empty(len(judged))
-    by_left_out = np.full((len(judged), n_centres), np.inf)
+    own = np.empty(len(sampled))
+    by_left_out = np.full((len(sampled), n_centres), np.inf)
     of_tiles = []
-    for index, projected in enumerate(judged):
+    for index, projected in enumerate(sampled):
         linked = groups == groups[index]
         to_tiles = core.nearest_by_patient(projected)
         to_means = MeanTiles.of([projected]).distances(means)

@@ -37,7 +37,7 @@ def write_reference(folder: Path, reference: TypicalityReference) -> None:
         "typicality_in_other_centres": reference.centre_p_values,
         "group": reference.groups,
         "n_core_tiles": reference.core.counts,
-        "n_judged_tiles": reference.means.counts,
+        "n_sampled_tiles": reference.means.counts,
         "sum_of_squares": reference.means.squares,
     })  # fmt: skip
     write_table(folder / _PATIENTS, table)
@@ -71,7 +71,7 @@ def read_reference(folder: Path) -> TypicalityReference:
         means=MeanTiles(
             means=np.ascontiguousarray(tensors["means"], np.float32),
             squares=table["sum_of_squares"].to_numpy().astype(np.float64),
-            counts=table["n_judged_tiles"].to_numpy().astype(np.int64),
+            counts=table["n_sampled_tiles"].to_numpy().astype(np.int64),
         ),
         distances=table["distance"].to_numpy().astype(np.float64),
         tile_limit=float(tensors["tile_limit"][0]),

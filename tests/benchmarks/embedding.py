@@ -70,10 +70,10 @@ class Parts:
             started = time.perf_counter()
             with open_slide_tiles(
                 path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
-            ) as survey:
+            ) as slide_tiles:
                 masked = time.perf_counter()
                 with ThreadPoolExecutor(settings.n_threads) as pool:
-                    tiles = survey.read_all(pool, n_ahead=2 * settings.batch_tiles)
+                    tiles = slide_tiles.read_all(pool, n_ahead=2 * settings.batch_tiles)
                     self.n_decoded += sum(1 for _ in tiles)
                 self.decode_s += time.perf_counter() - masked
                 self.mask_s += masked - started

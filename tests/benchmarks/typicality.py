@@ -6,7 +6,7 @@
     error, and the 99 % binomial interval around the share that the level allows (p-values are
     multiples of 1 / (patients + 1)).
 ``cost``
-    Seconds to fit and to judge a patient of 1,280 numbers a tile, and bytes of the files.
+    Seconds to fit and to score a patient of 1,280 numbers a tile, and bytes of the files.
 ``detection``
     With ``--demo``, the folder of ``mil demo``: its held-out patients, versions of their tiles, and
     foreign slides and pictures of the folder that MIL_DATA names. Number of patients, share marked
@@ -86,7 +86,7 @@ def false_alarms(*, n_patients: int, n_cohorts: int, n_new: int, seed: int = 0) 
     for number in range(n_cohorts):
         rng = np.random.default_rng([seed, n_patients, number])
         reference = fit({str(index): draw_patient(rng) for index in range(n_patients)})
-        p_values[number] = [reference.judge(draw_patient(rng)).p_value for _ in range(n_new)]
+        p_values[number] = [reference.score(draw_patient(rng)).p_value for _ in range(n_new)]
     levels = {}
     for level in _LEVELS:
         shares = (p_values <= level).mean(axis=1)
@@ -103,7 +103,7 @@ def false_alarms(*, n_patients: int, n_cohorts: int, n_new: int, seed: int = 0) 
 
 
 def measure_cost(*, n_patients: int, n_tiles: int, dim: int = 1280) -> dict[str, float]:
-    """Return seconds to fit and to judge one patient, and bytes of the files per 1,000 patients."""
+    """Return seconds to fit and to score one patient, and bytes of the files per 1,000 patients."""
     rng = np.random.default_rng(0)
     patients = {
         f"{index:06x}": rng.normal(1, 1, (n_tiles, dim)).astype(np.float16)
@@ -114,14 +114,14 @@ def measure_cost(*, n_patients: int, n_tiles: int, dim: int = 1280) -> dict[str,
     fitted = time.perf_counter()
     new = rng.normal(1, 1, (n_tiles, dim)).astype(np.float16)
     for _ in range(20):
-        reference.judge(new)
-    judged = time.perf_counter()
+        reference.score(new)
+    scored = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         write_reference(Path(folder), reference)
         n_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {
         "n_patients": n_patients, "n_tiles": n_tiles, "fit_s": fitted - started,
-        "judge_s": (judged - fitted) / 20, "n_bytes": n_bytes,
+        "score_s": (scored - fitted) / 20, "n_bytes": n_bytes,
     }  # fmt: skip
 
 
@@ -134,23 +134,23 @@ def detect(demo: Path, data: Path | None) -> dict[str, Any]:
     reference = TypicalityReference.fit(bags, centres=[centre_of[name] for name in bags.nonempty()])
     test = read_cohort(demo / "test.csv", labelled=False)
     held_out = load_patient_bags(test, refs)
-    scores = {"held out": [reference.judge(held_out.features[n]) for n in held_out.nonempty()]}
+    scores = {"held out": [reference.score(held_out.features[n]) for n in held_out.nonempty()]}
     encoder = load_encoder(
         DEFAULT_BACKBONE, weights_path=None, device=torch.device("cpu"), execution="onnx float32"
     )
     for kind, tiles in _versions(demo, refs, test.patients):
-        scores.setdefault(kind, []).append(reference.judge(encoder.embed(np.stack(tiles))))
+        scores.setdefault(kind, []).append(reference.score(encoder.embed(np.stack(tiles))))
     for kind, tiles in _foreign(data) if data else ():
-        scores.setdefault(kind, []).append(reference.judge(encoder.embed(np.stack(tiles))))
+        scores.setdefault(kind, []).append(reference.score(encoder.embed(np.stack(tiles))))
     usual = [one.distance for one in scores["held out"]]
     kinds = {}
-    for kind, judged in scores.items():
-        distances = [one.distance for one in judged]
+    for kind, scored in scores.items():
+        distances = [one.distance for one in scored]
         truth = [0] * len(usual) + [1] * len(distances)
         kinds[kind] = {
-            "n_patients": len(judged),
-            "marked": float(np.mean([one.p_value <= _LEVELS[0] for one in judged])),
-            "unlike_tiles": float(np.median([one.unlike_share for one in judged])),
+            "n_patients": len(scored),
+            "marked": float(np.mean([one.p_value <= _LEVELS[0] for one in scored])),
+            "unlike_tiles": float(np.median([one.unlike_share for one in scored])),
             "distance": float(np.median(distances)),
             "auroc": float(roc_auc_score(truth, [*usual, *distances])),
         }

@@ -11,7 +11,7 @@ from PIL import Image
 from features.errors import SlideError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
-from features.slides.backends.sample_bits import judge_bits
+from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
@@ -90,7 +90,7 @@ class ImageSlide(RegionReader):
                 samples = samples.astype(np.uint16)
             pixels[top : top + rows] = to_rgb(samples, background_rgb=self.background_rgb)
         if is_deep:
-            self.warnings += judge_bits(None, field="", largest=largest)[1]
+            self.warnings += resolve_bits(None, field="", largest=largest)[1]
         return pixels
 
 

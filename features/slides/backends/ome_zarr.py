@@ -21,7 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
-from features.slides.backends.sample_bits import bits_of_maximum, judge_bits, to_eight_bits
+from features.slides.backends.sample_bits import bits_of_maximum, resolve_bits, to_eight_bits
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.backends.zarr_codecs import with_size_limits
 from features.slides.base import RgbArray, StatedMpp
@@ -120,7 +120,7 @@ class OmeZarrSlide(BlockReader):
             self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(image, folder))
             self._check_order()
             self.levels = self._make_levels()
-            self._bits, notes = self._judge_bits(_ome_of(group), folder)
+            self._bits, notes = self._read_bits(_ome_of(group), folder)
             self.warnings += notes
         except SlideError:
             self.close()
@@ -153,9 +153,7 @@ class OmeZarrSlide(BlockReader):
             return ome_pixels(ome, width_px=first.width_px, height_px=first.height_px) or {}
         return {}
 
-    def _judge_bits(
-        self, attributes: Mapping[str, Any], folder: str
-    ) -> tuple[int, tuple[str, ...]]:
+    def _read_bits(self, attributes: Mapping[str, Any], folder: str) -> tuple[int, tuple[str, ...]]:
         """Bits that samples of 16 bit use, and warnings; some chunks are read for it."""
         grid = self._grids[0]
         if grid.array.dtype.itemsize != 2:
@@ -177,7 +175,7 @@ class OmeZarrSlide(BlockReader):
                     colours = pixels[..., :3] if pixels.ndim == 3 else pixels
                     largest = max(largest, int(colours.max()))
         stated = stated if stated is None or 8 <= stated <= 16 else None
-        return judge_bits(stated, field=field, largest=largest)
+        return resolve_bits(stated, field=field, largest=largest)
 
     def _choose_image(
         self, group: zarr.Group, scene: int | None

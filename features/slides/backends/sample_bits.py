@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bits_of_maximum", "judge_bits", "to_eight_bits"]
+__all__ = ["bits_of_maximum", "resolve_bits", "to_eight_bits"]
 
 _FULL = 16
 _LEAST = 8
@@ -32,7 +32,7 @@ def bits_of_maximum(value: object) -> int | None:
     return min(_FULL, max(_LEAST, int(largest).bit_length()))
 
 
-def judge_bits(stated: int | None, *, field: str, largest: int) -> tuple[int, tuple[str, ...]]:
+def resolve_bits(stated: int | None, *, field: str, largest: int) -> tuple[int, tuple[str, ...]]:
     """Return the bits to scale from, and warnings.
 
     ``stated`` are the bits that ``field`` of the file states, None without any; ``largest`` is the

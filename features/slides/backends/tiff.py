@@ -24,7 +24,7 @@ from features.errors import MultiImageError, SlideError, TileError, UnsupportedF
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
-from features.slides.backends.sample_bits import judge_bits
+from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
@@ -111,7 +111,7 @@ class TiffSlide(BlockReader):
             self._grids = [self._read_grid(level) for level in chosen.levels]
             self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(chosen.levels[0]))
             self._descriptor = os.open(path, os.O_RDONLY)
-            self._bits, notes = self._judge_bits(chosen.levels[0])
+            self._bits, notes = self._read_bits(chosen.levels[0])
             self.warnings += notes + self._describe_gaps()
         except SlideError:
             self._file.close()
@@ -158,7 +158,7 @@ class TiffSlide(BlockReader):
         with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
             yield from mpp_in_tiff(series, self._file.ome_metadata)
 
-    def _judge_bits(self, series: tifffile.TiffPageSeries) -> tuple[int, tuple[str, ...]]:
+    def _read_bits(self, series: tifffile.TiffPageSeries) -> tuple[int, tuple[str, ...]]:
         """Bits that samples of 16 bit use, and warnings; some segments are decoded for it."""
         grid = self._grids[0]
         page: Any = grid.page
@@ -185,7 +185,7 @@ class TiffSlide(BlockReader):
                     largest = max(largest, int(samples[..., : max(1, n_colours)].max()))
         if page.photometric.name == "MINISWHITE" and stated is None:
             return 16, ()  # glass has small values there, whatever the bits
-        return judge_bits(stated, field=field, largest=largest)
+        return resolve_bits(stated, field=field, largest=largest)
 
     def _describe_gaps(self) -> tuple[str, ...]:
         """Sentences on TIFF tiles that the file does not hold, by level."""

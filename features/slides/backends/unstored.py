@@ -47,7 +47,7 @@ def plain_colour(pixels: RgbArray) -> npt.NDArray[np.float64] | None:
 
 
 class UnstoredBlocks:
-    """Judge of blocks without pixels, each of shape (block_height_px, block_width_px).
+    """Test of blocks without pixels, shape (height, width) in px, for glass or lost tissue.
 
     A sparse file leaves out empty glass; a damaged one lacks tissue. A coarser level that stores
     the area decides. Without one, what borders on the missing block does: where tissue is cut off

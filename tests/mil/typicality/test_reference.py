@@ -58,7 +58,7 @@ def test_of_patients_like_the_training_patients_the_stated_share_is_marked() -> 
     for seed in range(20):
         rng = np.random.default_rng([seed, 1])
         reference = fit(cohort(39, seed=seed))
-        p_values = [reference.judge(make_tiles(rng)).p_value for _ in range(20)]
+        p_values = [reference.score(make_tiles(rng)).p_value for _ in range(20)]
         n_new += len(p_values)
         marked += sum(p <= 0.1 for p in p_values)
     low, high = binom.ppf([0.005, 0.995], n_new, 0.1)
@@ -69,19 +69,19 @@ def test_other_patients_are_marked_at_the_smallest_level() -> None:
     reference = fit(cohort(30))
     rng = np.random.default_rng(5)
     for tiles, share in ((make_tiles(rng, shift=4), 0), (-make_tiles(rng), 1)):
-        judged = reference.judge(tiles)
-        assert judged.p_value == reference.min_level == 1 / 31
-        assert judged.unlike_share == share  # the first are nearer each other, at another place
-        assert judged.distance > reference.distances.max()
+        scored = reference.score(tiles)
+        assert scored.p_value == reference.min_level == 1 / 31
+        assert scored.unlike_share == share  # the first are nearer each other, at another place
+        assert scored.distance > reference.distances.max()
 
 
 def test_a_training_patient_is_compared_without_its_own_tiles() -> None:
     patients = cohort(12)
     reference = fit(patients)
     for name, p_value in zip(reference.patient_ids, reference.p_values, strict=True):
-        own = reference.judge(patients[name], training_patient=name)
+        own = reference.score(patients[name], training_patient=name)
         assert own.p_value == p_value
-        assert own.distance > reference.judge(patients[name]).distance
+        assert own.distance > reference.score(patients[name]).distance
 
 
 def test_patients_who_share_a_slide_are_no_neighbours() -> None:
@@ -111,15 +111,15 @@ def test_centres_are_compared_as_if_each_had_been_left_out() -> None:
         without = fit(rest)
         for index, (name, own) in enumerate(zip(patients, centres, strict=True)):
             if own == centre:
-                expected = without.judge(patients[name]).p_value
+                expected = without.score(patients[name]).p_value
                 assert whole.centre_p_values[index] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 64, 65, 1280])
 def test_any_length_of_embeddings_can_be_compared(dim: int) -> None:
     reference = fit(cohort(8, dim=dim))
-    judged = reference.judge(make_tiles(np.random.default_rng(3), dim=dim))
-    assert 1 / 9 <= judged.p_value <= 1
+    scored = reference.score(make_tiles(np.random.default_rng(3), dim=dim))
+    assert 1 / 9 <= scored.p_value <= 1
     assert reference.core.tiles.shape[1] == min(dim, N_COMPONENTS)
 
 
@@ -147,31 +147,31 @@ def test_the_projection_keeps_distances_and_is_the_same_for_ever() -> None:
 def test_strange_bags_are_unlike_and_do_no_harm_as_training_patients(strange: np.ndarray) -> None:
     others = cohort(24)
     strange = strange.astype(np.float32)
-    judged = fit(others).judge(strange)
+    scored = fit(others).score(strange)
     # Numbers that are all equal point in the direction of the patients' mean, which is ones.
     is_like = np.isfinite(strange).all() and (strange > 0).all()
-    assert judged.p_value == 1 / 25 or is_like
+    assert scored.p_value == 1 / 25 or is_like
     trained = fit({**others, "strange": strange})
     assert np.isfinite(trained.tile_limit)
-    assert trained.judge(make_tiles(np.random.default_rng(9))).p_value > 2 / 26
+    assert trained.score(make_tiles(np.random.default_rng(9))).p_value > 2 / 26
 
 
 def test_constant_training_patients_mark_whoever_differs() -> None:
     reference = fit({f"p{i}": np.full((3, 8), 2.0, np.float32) for i in range(20)})
     assert reference.distances.tolist() == [0.0] * 20
-    assert reference.judge(np.full((2, 8), 5.0, np.float32)).p_value == 1
-    assert reference.judge(np.eye(8, dtype=np.float32)).p_value == 1 / 21
+    assert reference.score(np.full((2, 8), 5.0, np.float32)).p_value == 1
+    assert reference.score(np.eye(8, dtype=np.float32)).p_value == 1 / 21
 
 
-def test_a_large_bag_is_judged_by_evenly_spaced_tiles() -> None:
+def test_a_large_bag_is_scored_by_evenly_spaced_tiles() -> None:
     reference = fit(cohort(10))
     one = make_tiles(np.random.default_rng(2), n_tiles=256)
     large = np.lib.stride_tricks.as_strided(
         one, (1_000_000, 96), (0, 4), writeable=False
     )  # the first tile a million times
-    judged = reference.judge(large)
-    assert len(judged.tile_indices) == 256
-    assert judged.tile_indices[-1] == 999_999
+    scored = reference.score(large)
+    assert len(scored.tile_indices) == 256
+    assert scored.tile_indices[-1] == 999_999
     assert spread_indices(10, 20).tolist() == list(range(10))
 
 
@@ -179,16 +179,16 @@ def test_every_tile_can_be_compared() -> None:
     patients = cohort(10, n_tiles=300)
     reference = fit(patients)
     tiles = make_tiles(np.random.default_rng(2), n_tiles=5000)
-    every, judged = reference.tile_distances(tiles), reference.judge(tiles)
+    every, scored = reference.tile_distances(tiles), reference.score(tiles)
     assert every.shape == (5000,)
-    np.testing.assert_allclose(every[judged.tile_indices], judged.tile_distances, atol=1e-5)
+    np.testing.assert_allclose(every[scored.tile_indices], scored.tile_distances, atol=1e-5)
     assert len(reference.tile_distances(tiles[:0])) == 0
 
 
 def test_one_of_a_hundred_training_tiles_is_unlike() -> None:
     patients = cohort(20, n_tiles=100)
     reference = fit(patients)
-    shares = [reference.judge(t, training_patient=n).unlike_share for n, t in patients.items()]
+    shares = [reference.score(t, training_patient=n).unlike_share for n, t in patients.items()]
     assert np.mean(shares) == pytest.approx(0.01, abs=0.0006)
 
 
@@ -198,7 +198,7 @@ def test_one_of_a_hundred_training_tiles_is_unlike() -> None:
 def test_the_default_level_can_be_reached(n_patients: int, default: float) -> None:
     reference = fit(cohort(n_patients, n_tiles=2))
     assert reference.resolve_level(None) == default
-    far = reference.judge(-make_tiles(np.random.default_rng(0)))
+    far = reference.score(-make_tiles(np.random.default_rng(0)))
     assert far.p_value <= default
     with pytest.raises(InputError, match=rf"^typicality 0.001: {n_patients} training patients, .*"
                        r"or a run of 999 patients"):  # fmt: skip
@@ -212,13 +212,13 @@ def test_impossible_levels_are_refused(level: float) -> None:
         fit(cohort(8)).resolve_level(level)
 
 
-def test_a_stored_reference_judges_the_same(tmp_path: Path) -> None:
+def test_a_stored_reference_scores_the_same(tmp_path: Path) -> None:
     patients = cohort(25) | {"=x": np.full((2, 96), np.nan, np.float32)}
     reference = fit(patients, centres=["a", "b"] * 13)
     write_reference(tmp_path, reference)
     again = read_reference(tmp_path)
     for tiles in (make_tiles(np.random.default_rng(4)), patients["p3"]):
-        assert again.judge(tiles).p_value == reference.judge(tiles).p_value
+        assert again.score(tiles).p_value == reference.score(tiles).p_value
     assert again.patient_ids == reference.patient_ids
     np.testing.assert_array_equal(again.centre_p_values, reference.centre_p_values)
-    assert again.judge(patients["p3"], training_patient="p3").p_value == reference.p_values[3]
+    assert again.score(patients["p3"], training_patient="p3").p_value == reference.p_values[3]

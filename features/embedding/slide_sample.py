@@ -1,4 +1,4 @@
-"""Survey of a few slides, from which the tiles of all are estimated."""
+"""Sample of a few slides, from which the tiles of all are estimated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from features.embedding.sources import SlideSource
 from features.errors import MilError
 from features.tiling.slide_tiles import SlideTiles
 
-__all__ = ["Survey", "survey_slides"]
+__all__ = ["SlideSample", "sample_slides"]
 
 _MOST_SAMPLED = 12
 _MOST_SECONDS = 1.0
@@ -21,7 +21,7 @@ _MOST_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class SlideSample:
     """Tiles of slides, estimated from some of them.
 
     Attributes
@@ -43,9 +43,9 @@ class Survey:
     failures: Mapping[str, str]
 
 
-def survey_slides(
+def sample_slides(
     sources: Sequence[SlideSource], *, on_tiles: Callable[[SlideTiles], None] = lambda _: None
-) -> Survey:
+) -> SlideSample:
     """Open a few slides of all sizes, and estimate the tiles of all.
 
     Slides are ordered by the size of their files, which grows with their tissue, and sampled
@@ -82,7 +82,7 @@ def survey_slides(
     ranks = np.array(sorted(counts))
     nearest = ranks[np.abs(np.arange(len(sources))[:, None] - ranks).argmin(axis=1)]
     per_byte = np.array([counts[rank] for rank in nearest]) / sizes[order[nearest]]
-    return Survey(
+    return SlideSample(
         n_slides=len(sources),
         n_sampled=len(counts),
         n_tiles=round(float((per_byte * sizes[order]).sum())),

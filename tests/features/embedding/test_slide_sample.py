@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.embedding import survey
+from features.embedding import slide_sample
 from features.embedding.config import EmbedConfig
+from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import slide_sources
-from features.embedding.survey import Survey, survey_slides
 from features.slides.synthetic import write_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import SlideTiles
@@ -16,9 +16,9 @@ from features.tiling.slide_tiles import SlideTiles
 CONFIG = EmbedConfig(tiles=TileSettings(tile_px=64))
 
 
-def survey_of(paths: list[Path], seen: list[SlideTiles] | None = None) -> Survey:
+def sample_of(paths: list[Path], seen: list[SlideTiles] | None = None) -> SlideSample:
     sources = slide_sources(paths, CONFIG, given_mpp={}, scene=None)
-    return survey_slides(sources, on_tiles=[].append if seen is None else seen.append)
+    return sample_slides(sources, on_tiles=[].append if seen is None else seen.append)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_few_slides_are_all_opened_and_counted_exactly(slides: list[Path]) -> None:
-    each = [survey_of([path]).n_tiles for path in slides]
+    each = [sample_of([path]).n_tiles for path in slides]
     assert len(set(each)) > 3
-    whole = survey_of(slides)
+    whole = sample_of(slides)
     assert (whole.n_slides, whole.n_sampled) == (9, 9)
     assert whole.n_tiles == sum(each)
     assert whole.open_s > 0
@@ -48,10 +48,10 @@ def test_few_slides_are_all_opened_and_counted_exactly(slides: list[Path]) -> No
 def test_of_more_slides_some_of_all_sizes_are_opened(
     slides: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = survey_of(slides).n_tiles
-    monkeypatch.setattr(survey, "_MOST_SAMPLED", 3)
+    whole = sample_of(slides).n_tiles
+    monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 3)
     seen: list[SlideTiles] = []
-    some = survey_of(slides, seen)
+    some = sample_of(slides, seen)
     assert (some.n_slides, some.n_sampled, len(seen)) == (9, 3, 1)
     assert some.n_tiles == pytest.approx(whole, rel=0.3)
 
@@ -59,14 +59,14 @@ def test_of_more_slides_some_of_all_sizes_are_opened(
 def test_time_is_limited_but_one_slide_is_always_opened(
     slides: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "_MOST_SECONDS", 0.0)
-    assert survey_of(slides).n_sampled == 1
+    monkeypatch.setattr(slide_sample, "_MOST_SECONDS", 0.0)
+    assert sample_of(slides).n_sampled == 1
 
 
 def test_a_file_that_is_no_slide_is_named_and_has_no_tiles(
     slides: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.tif").write_bytes(b"no slide")
-    result = survey_of([slides[0], tmp_path / "broken.tif"])
+    result = sample_of([slides[0], tmp_path / "broken.tif"])
     assert list(result.failures) == ["broken"]
-    assert result.n_tiles == survey_of(slides[:1]).n_tiles
+    assert result.n_tiles == sample_of(slides[:1]).n_tiles
