@@ -26,7 +26,7 @@ def check_embeddings(
     """Raise BagError unless embeddings, shape (n_tiles, ..., dim), can be of an encoder.
 
     They are floating-point numbers, all finite; no row is all zeros, which is how HDF5 returns
-    values that were never written; and neither all rows are equal nor all numbers. ``where`` names
+    bytes that were never written; and neither all rows are equal nor all numbers. ``where`` names
     the bag. It takes 3 ms for 15,000 float16 embeddings of 1,280 numbers.
     """
     if features.dtype.kind != "f":

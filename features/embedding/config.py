@@ -86,7 +86,7 @@ class EmbedConfig(BaseEmbedConfig):
         require_stain_norm(self.stain_norm)
 
     def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
-        """Return the fingerprint of bags made with this encoder and these settings.
+        """Return the fingerprint of bags made with this encoder at this tile size in px and mpp.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class EmbedConfig(BaseEmbedConfig):
 def config_from_fingerprint(
     fingerprint: Fingerprint, *, tile_filter: TileFilter | None = None, **others: Any
 ) -> EmbedConfig:
-    """Return the settings that make bags of a fingerprint, with their filter if they have one.
+    """Return the settings (px, mpp, rules, filter) that make bags of a fingerprint.
 
     ``others`` are fields that a fingerprint does not hold, e.g. ``device``.
 

@@ -37,7 +37,7 @@ class Source(Protocol[S]):
         """Path of the slide, or of the series."""
 
     def open(self) -> AbstractContextManager[S]:
-        """Open it and list its tiles or images."""
+        """Open it and list its tiles or images, all of one size in px."""
 
     def make_buffer(self, instances: S, *, dim: int) -> SlideBuffer[S]:
         """Return an empty buffer for embeddings, shape (n_tiles, n_views, dim)."""
@@ -80,7 +80,7 @@ class SlideSource:
         return buffer_tiles(instances, self.config, dim=dim)
 
     def build_bag(self, buffer: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
-        """Draw the preview, and build the bag."""
+        """Draw the preview, and build the bag, with coordinates in level-0 px."""
         if self.preview is not None and buffer.error is None:
             self.preview.add(buffer.instances, rejected=buffer.rejected, failed=buffer.failures)
         return build_bag(buffer, encoder, self.config)

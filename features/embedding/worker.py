@@ -69,7 +69,7 @@ class SourceStarted:
 
 @dataclass(frozen=True)
 class TilesDone:
-    """Message: number of tiles finished since the last such message."""
+    """Message: tiles finished since the last such message, half a second ago or more."""
 
     n_tiles: int
 

@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and values, independent of the file format."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes, independent of the file format."""
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()

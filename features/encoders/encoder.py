@@ -158,7 +158,7 @@ class TimmEncoder(Encoder):
         return ConcatResult(parts, axis=0)
 
     def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
-        """Return the runtime that the cache knows for batches of this size."""
+        """Return the runtime that the cache knows for batches of this size and the input's px."""
         side = self._preprocessing.input_px
         return StoredChoice.read(self._cache_key, (batch_tiles, 3, side, side), self.device)
 

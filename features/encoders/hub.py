@@ -35,7 +35,7 @@ def cached_file(hub_id: str, names: Sequence[str]) -> Path | None:
 
 
 def download_file(hub_id: str, names: Sequence[str]) -> Path:
-    """Return a local copy of the first of these files that a repository has.
+    """Return a local copy, all bytes of it, of the first of these files that a repository has.
 
     Interrupted downloads leave nothing that would be taken for the file; a repeated call continues.
 

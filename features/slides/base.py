@@ -88,7 +88,7 @@ class Slide(Protocol):
 
     @property
     def stated_mpp(self) -> StatedMpp | None:
-        """The same with the place in the file; None if it has none."""
+        """The mpp with its place in the file; None if it has none."""
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def is_fill(smooth: RgbArray, black: int) -> Bools:
 
 
 def subsample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an evenly spaced subset, large enough for a mode or a percentile, shape (n, ...)."""
+    """Return evenly spaced pixels, enough for a mode or a percentile, shape (n, ...)."""
     return values[:: -(-len(values) // _MAX_VALUES) or 1]
 
 

@@ -114,7 +114,7 @@ class TissueMask:
 
     @property
     def share(self) -> float | None:
-        """Share of the slide that is tissue, 0 to 1; None where all was taken."""
+        """Share of the mask's pixels that are tissue, 0 to 1; None where all was taken."""
         return None if self.is_whole else float(self.mask.mean())
 
 

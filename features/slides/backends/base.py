@@ -145,7 +145,7 @@ class BlockReader(RegionReader):
         return means.mean_image(fill_rgb=fill_rgb)
 
     def close(self) -> None:
-        """Release files and cached blocks."""
+        """Release files and the bytes of cached blocks."""
         self._cache.clear()
 
     @abstractmethod

@@ -33,7 +33,7 @@ def bits_of_maximum(value: object) -> int | None:
 
 
 def resolve_bits(stated: int | None, *, field: str, largest: int) -> tuple[int, tuple[str, ...]]:
-    """Return the bits to scale from, and warnings.
+    """Return the bits that pixels are scaled from, and warnings.
 
     ``stated`` are the bits that ``field`` of the file states, None without any; ``largest`` is the
     largest of some sampled values. A statement that the samples exceed is not used. Samples that
@@ -58,6 +58,6 @@ def resolve_bits(stated: int | None, *, field: str, largest: int) -> tuple[int, 
 
 
 def to_eight_bits(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """Return the upper 8 of so many bits, of the same shape, uint8; larger values are white."""
+    """Return pixels with the upper 8 of so many bits, of the same shape, uint8; more is white."""
     shifted = samples >> (bits - _LEAST)
     return np.minimum(shifted, 255).astype(np.uint8) if bits < _FULL else shifted.astype(np.uint8)

@@ -31,7 +31,7 @@ _SAME_MPP = 1.05
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TiffScene:
-    """The levels of the picture that was chosen, the finest first, and how it was chosen."""
+    """The levels of the picture that was chosen, most pixels first, and how it was chosen."""
 
     levels: tuple[tifffile.TiffPageSeries, ...]
     choice: SceneChoice

@@ -63,7 +63,7 @@ def divide_strips(
 
 
 def decode_rows(page: Any, stream: bytes) -> npt.NDArray[Any]:
-    """Return the samples of whole rows, shape (rows, width, channels); ValueError for a part."""
+    """Return whole rows, shape (rows, width, channels) in px; ValueError for a part of one."""
     stored = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
     pixels = np.frombuffer(stream, stored).reshape(-1, *_row_shape(page))
     return pixels.astype(page.dtype, copy=False)

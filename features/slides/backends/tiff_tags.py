@@ -107,7 +107,7 @@ def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
 
 
 def unsupported_samples(page: Any) -> str:
-    """Return why a page's samples, shape (y, x, channels), cannot become RGB; empty if they can."""
+    """Return why pixels of a page, shape (y, x, channels), cannot be RGB; empty if they can."""
     photometric, compression = page.photometric.name, page.compression
     if photometric not in _PHOTOMETRICS:
         return f"colours as {photometric}"

@@ -74,7 +74,7 @@ class UnstoredBlocks:
         self._surrounded: dict[_Key, bool] = {}
 
     def glass_colour(self, level: int, row: int, column: int, *, fill_rgb: _Rgb) -> _Rgb | None:
-        """Return the colour of a missing block that is empty, else ``fill_rgb``; None if lost."""
+        """Return the colour of a missing block's pixels, else ``fill_rgb``; None if lost."""
         for coarser in range(level + 1, len(self._sizes)):
             area = self._read_area(coarser, level, row, column)
             if area is not None:
