@@ -14,7 +14,8 @@ from features.embedding.config import EmbedConfig
 from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import SlideSource, buffer_tiles
 from features.encoders.encoder import Encoder
-from features.encoders.runtime import RuntimeForecast, forecast_selection, parse_execution
+from features.encoders.runtime import parse_execution
+from features.encoders.runtime_selection import RuntimeForecast, forecast_selection
 from features.parallel.devices import choose_device
 from features.slides.base import RgbArray
 from features.tiling.slide_tiles import SlideTiles

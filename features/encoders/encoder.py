@@ -19,14 +19,16 @@ from features.encoders.runtime import (
     EAGER,
     Network,
     Runtime,
-    RuntimeTrial,
-    StoredChoice,
     compile_model,
-    measure_network,
     parse_execution,
-    select_runtime,
 )
 from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
+from features.encoders.runtime_selection import (
+    RuntimeTrial,
+    StoredChoice,
+    measure_network,
+    select_runtime,
+)
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
 from features.encoders.weights import load_model
 from features.errors import EncoderError

@@ -7,16 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from features.encoders import runtime
-from features.encoders.runtime import (
-    EAGER,
-    Network,
-    Runtime,
+from features.encoders import runtime, runtime_selection
+from features.encoders.runtime import EAGER, Network, Runtime, compile_model, parse_execution
+from features.encoders.runtime_selection import (
     candidate_runtimes,
-    compile_model,
     forecast_selection,
     measure_network,
-    parse_execution,
     select_runtime,
 )
 from features.encoders.weights import build_untrained
@@ -45,9 +41,9 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     ) -> tuple[Network, float]:
         return lambda pixels: torch.tensor(rates[runtime.engine]), 1e-6
 
-    monkeypatch.setattr(runtime, "_start", start)
-    monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
-    monkeypatch.setattr(runtime, "_quick_rate", lambda model, _: rates["eager"])
+    monkeypatch.setattr(runtime_selection, "start_runtime", start)
+    monkeypatch.setattr(runtime_selection, "measure_network", lambda network, _: float(network(_)))
+    monkeypatch.setattr(runtime_selection, "_quick_rate", lambda model, _: rates["eager"])
     return rates
 
 

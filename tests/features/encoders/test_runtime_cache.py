@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from features.encoders import runtime, runtime_cache
+from features.encoders import runtime, runtime_cache, runtime_selection
 from features.encoders.encoder import load_encoder
-from features.encoders.runtime import StoredChoice, select_runtime
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
+from features.encoders.runtime_selection import StoredChoice, select_runtime
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
 from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
 
@@ -55,9 +55,9 @@ def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch
         started.append(chosen.engine)
         return lambda pixels: torch.tensor(rates[chosen.engine]), 1e-6
 
-    monkeypatch.setattr(runtime, "_start", start)
-    monkeypatch.setattr(runtime, "measure_network", lambda network, _: float(network(_)))
-    monkeypatch.setattr(runtime, "_quick_rate", lambda model, example: 30.0)
+    monkeypatch.setattr(runtime_selection, "start_runtime", start)
+    monkeypatch.setattr(runtime_selection, "measure_network", lambda network, _: float(network(_)))
+    monkeypatch.setattr(runtime_selection, "_quick_rate", lambda model, example: 30.0)
     assert select_runtime(tiny(), example=pixels(), cache_key="k").runtime == ONNX
     assert started == ["eager", "onnx", "compile"]
     started.clear()
@@ -77,10 +77,12 @@ def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch
 def test_a_damaged_choice_is_made_again(
     content: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "measure_network", lambda network, _: 10.0)
+    monkeypatch.setattr(runtime_selection, "measure_network", lambda network, _: 10.0)
     select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k")
     cache.mkdir(exist_ok=True)
-    (cache / runtime._choice_name("k", (4, 3, 160, 160), torch.device("cpu"))).write_bytes(content)
+    (
+        cache / runtime_selection._choice_name("k", (4, 3, 160, 160), torch.device("cpu"))
+    ).write_bytes(content)
     assert (
         select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k").runtime == EAGER
     )
