@@ -103,6 +103,14 @@ class Tab:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the button at one position of the window, CSS px, and release it at another."""
+        for kind, (x, y) in (
+            ("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)
+        ):  # fmt: skip
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left",
+                      buttons=1, clickCount=1)  # fmt: skip
+
     def screenshot(self) -> bytes:
         """Return a PNG of the window."""
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
 
-__all__ = ["view"]
+__all__ = ["true_labels", "view"]
 
 
 def view(
@@ -98,7 +99,10 @@ def view(
             )
         ]
     check_any_used(predictions, refs, source=cohort.path)
-    state = ViewerState(model, cohort, predictions, bags=refs, prior=shares, paths=paths)
+    state = ViewerState(
+        model, cohort, predictions, bags=refs, prior=shares, paths=paths,
+        true_labels=true_labels(model, patients, names),
+    )  # fmt: skip
     try:
         server = ViewServer(state, port=port)
     except OSError as error:
@@ -130,6 +134,33 @@ def _training_cohort(run: ModelBundle) -> Cohort:
         for patient_id, ids in slides.items()
     )
     return Cohort(path=run.path / "slides.csv", patients=patients, classes=())
+
+
+def true_labels(
+    run: ModelBundle, patients: Path | None, columns: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the labels by patient id that the run holds, and those of the table, if it has any."""
+    from features.errors import TableError
+    from features.utils.tables import read_table
+    from features.utils.text import normalize_name
+    from mil.data.cohort import find_role
+
+    labels: dict[str, str] = {}
+    held_out = run.path / "judged.csv"
+    if held_out.is_file():
+        table = read_table(held_out)
+        labels |= dict(zip(table["patient_id"].map(normalize_name), table["label"], strict=True))
+    if patients is not None:
+        table = read_table(patients)
+        of_patients = table[find_role(table, "patient", where=patients, columns=columns)]
+        try:
+            of_labels = table[find_role(table, "label", where=patients, columns=columns)]
+        except TableError:
+            if "label" in columns:  # named, but not there
+                raise
+        else:
+            labels |= dict(zip(of_patients.map(normalize_name), of_labels, strict=True))
+    return labels
 
 
 def _print_start(

@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cli.viewer.overlays import OVERLAYS, Overlay, TileScores
 from cli.viewer.slides import (
     SlideCache,
     ViewedSlide,
-    draw_colours,
     draw_tile,
+    encode_legend,
+    encode_overlay,
     render_region,
     view_slide,
 )
 from features.bags.bag import BagRef
+from features.bags.h5 import read_slide_bag
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import printable
 from mil.data.cohort import Cohort
-from mil.inference.attention import Explanation, explain_patients
+from mil.inference.attention import Explanation, SlideAttention, explain_patients
 from mil.inference.bundle import ModelBundle
 from mil.inference.predict import PatientPrediction
 
@@ -50,7 +53,8 @@ class ViewerState:
     Patients and slides are addressed by their index in the cohort, never by name or path; unknown
     ones raise ``KeyError``. Safe for threads. ``predictions`` are in the order of the cohort,
     ``bags`` and ``paths`` by slide id; ``paths`` is None without a folder of slides. ``prior``
-    holds the class shares of the probabilities, shape (classes,).
+    holds the class shares of the probabilities, shape (classes,); ``true_labels`` are by patient
+    id, as far as they are known.
     """
 
     def __init__(
@@ -62,7 +66,9 @@ class ViewerState:
         bags: Mapping[str, BagRef],
         prior: npt.NDArray[np.float64],
         paths: Mapping[str, Path] | None,
+        true_labels: Mapping[str, str] | None = None,
     ) -> None:
+        self._true_labels = true_labels or {}
         self._run, self._cohort, self._bags, self._prior = run, cohort, bags, prior
         self._predictions, self._paths = predictions, paths
         self._slides = [
@@ -92,7 +98,17 @@ class ViewerState:
             "prior": self._prior.tolist(),
             "with_slides": self._paths is not None,
             "n_at_once": N_AT_ONCE,
-            "patients": [_row(prediction) for prediction in self._predictions],
+            "with_labels": any(p.patient_id in self._true_labels for p in self._predictions),
+            "overlays": [
+                {
+                    "name": each.name,
+                    "low": each.low_words,
+                    "high": each.high_words,
+                    "is_outline": each.scale is None,
+                }
+                for each in self._overlays
+            ],
+            "patients": [self._row(prediction) for prediction in self._predictions],
         }
 
     def patient(self, number: int) -> dict[str, object]:
@@ -105,7 +121,7 @@ class ViewerState:
             raise KeyError(number)
         prediction = self._predictions[number]
         return {
-            **_row(prediction),
+            **self._row(prediction),
             "seen_as": printable(prediction.matched_training_patient),
             "n_tiles": sum(prediction.n_tiles.values()),
             "slides": [
@@ -117,35 +133,69 @@ class ViewerState:
 
     def slide_region(self, slide: int, level: int, column: int, row: int) -> bytes:
         """Return a region of a slide's pyramid, 256 px wide or less, as JPEG."""
-        return self._images("slide", slide, level, column, row)
+        return self._images(None, slide, level, column, row)
 
-    def colour_region(self, slide: int, level: int, column: int, row: int) -> bytes:
-        """Return the colours over the same region of the pyramid, px for px, as PNG."""
-        return self._images("colours", slide, level, column, row)
+    def overlay_region(self, slide: int, overlay: int, level: int, column: int, row: int) -> bytes:
+        """Return an overlay over the same region of the pyramid, px for px, as PNG."""
+        return self._images(self._overlay(overlay), slide, level, column, row)
+
+    def legend(self, overlay: int) -> bytes:
+        """Return the colours of an overlay, as PNG of 256 by 1 px."""
+        return encode_legend(self._overlay(overlay))
 
     def tile(self, slide: int, index: int) -> bytes:
         """Return one tile of ``tile_px`` px as it was embedded, as PNG."""
         return draw_tile(self._viewed(slide), index, self._slide_cache)
 
-    def _draw(self, what: str, slide: int, level: int, column: int, row: int) -> bytes:
+    @property
+    def _overlays(self) -> tuple[Overlay, ...]:
+        """Overlays that the run can show; only the last needs training tiles."""
+        return OVERLAYS if self._run.typicality is not None else OVERLAYS[:-1]
+
+    def _overlay(self, number: int) -> Overlay:
+        if number >= len(self._overlays):
+            raise KeyError(number)
+        return self._overlays[number]
+
+    def _draw(
+        self, overlay: Overlay | None, slide: int, level: int, column: int, row: int
+    ) -> bytes:
         viewed = self._viewed(slide)
         region = None if viewed.zoom is None else viewed.zoom.region(level, column, row)
         if region is None:
             raise KeyError(slide, level, column, row)
-        if what == "slide":
+        if overlay is None:
             return render_region(viewed, region, self._slide_cache)
-        return draw_colours(viewed, region)
+        return encode_overlay(viewed, overlay, region)
 
     def _view(self, slide: int) -> ViewedSlide:
         if not 0 <= slide < len(self._slides):
             raise KeyError(slide)
         number, slide_id = self._slides[slide]
-        slides = {each.meta.slide_id: each for each in self._explained(number).slides}
+        explanation = self._explained(number)
+        slides = {each.meta.slide_id: each for each in explanation.slides}
+        attention = slides.get(slide_id)
         return view_slide(
-            slide_id, slides.get(slide_id), (self._paths or {}).get(slide_id), self._slide_cache,
+            slide_id, attention, (self._paths or {}).get(slide_id), self._slide_cache,
+            scores=None if attention is None else self._score_tiles(attention, explanation),
             has_bag=slide_id in self._predictions[number].n_tiles,
             expects_file=self._paths is not None,
         )  # fmt: skip
+
+    def _score_tiles(self, slide: SlideAttention, explanation: Explanation) -> TileScores:
+        is_unlike = None
+        if self._run.typicality is not None:
+            slide_id = slide.meta.slide_id
+            bag = self._run.apply_filter(read_slide_bag(slide_id, self._bags[slide_id]))
+            distances = self._run.typicality.tile_distances(
+                bag.features, training_patient=explanation.prediction.matched_training_patient
+            )
+            is_unlike = distances > self._run.typicality.tile_limit
+        return TileScores(
+            shares=slide.attention * explanation.n_tiles,
+            percentile=slide.percentile,
+            is_unlike=is_unlike,
+        )
 
     def _explain(self, number: int) -> Explanation:
         if self._predictions[number].status == "bag_refused":
@@ -166,25 +216,31 @@ class ViewerState:
         if viewed.attention is not None:
             content["share"] = viewed.attention.share
         if viewed.attention is not None and viewed.layout is not None:
+            unlike = viewed.scores.is_unlike if viewed.scores is not None else None
             content["tiles"] = {
                 "span_px0": viewed.layout.tile_size_px0,
-                "mpp_x": viewed.layout.mpp_xy[0],
+                "mpp_xy": viewed.layout.mpp_xy,
                 "mpp_is_assumed": viewed.layout.mpp_is_assumed,
                 "coords_px0": viewed.layout.coords_px0.tolist(),
                 "attention": viewed.attention.attention.tolist(),
                 "percentile": viewed.attention.percentile.tolist(),
+                "is_unlike": None if unlike is None else unlike.tolist(),
             }
         return content
 
-
-def _row(prediction: PatientPrediction) -> dict[str, object]:
-    oof = prediction.out_of_fold
-    shown = prediction.probabilities if oof is None else oof
-    return {
-        "patient_id": printable(prediction.patient_id),
-        "probabilities": shown.tolist(),
-        "out_of_fold": oof is not None,
-        "seen": bool(prediction.matched_training_patient),
-        "n_slides": len(prediction.slide_ids),
-        "status": _STATUS[prediction.status],
-    }
+    def _row(self, prediction: PatientPrediction) -> dict[str, object]:
+        oof = prediction.out_of_fold
+        shown = prediction.probabilities if oof is None else oof
+        typicality = prediction.typicality
+        return {
+            "patient_id": printable(prediction.patient_id),
+            "label": printable(self._true_labels.get(prediction.patient_id, "")),
+            "probabilities": shown.tolist(),
+            "set": [printable(name) for name in prediction.prediction_set],
+            "out_of_fold": oof is not None,
+            "seen": bool(prediction.matched_training_patient),
+            "n_slides": len(prediction.slide_ids),
+            "status": _STATUS[prediction.status],
+            "typicality": None if typicality is None else typicality.p_value,
+            "unlike": prediction.unlike_training,
+        }

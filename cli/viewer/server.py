@@ -14,7 +14,6 @@ from importlib.resources import files
 from typing import Any
 
 from cli.viewer.content import ViewerState
-from cli.viewer.slides import draw_legend
 from features.errors import MilError
 
 __all__ = ["ViewServer"]
@@ -26,6 +25,8 @@ _HTML, _CSS, _SCRIPT = "text/html; charset=utf-8", "text/css; charset=utf-8", "t
 _STATIC = {
     "": ("index.html", _HTML),
     "viewer.css": ("viewer.css", _CSS),
+    "list.js": ("list.js", _SCRIPT),
+    "pane.js": ("pane.js", _SCRIPT),
     "viewer.js": ("viewer.js", _SCRIPT),
     "openseadragon.js": ("openseadragon/openseadragon.min.js", _SCRIPT),
 }
@@ -141,11 +142,11 @@ def _routes(state: ViewerState) -> dict[str, Callable[..., Response]]:
         r"patients\.json": lambda: _as_json(state.patients()),
         rf"patients/{_NUMBER}\.json": lambda number: _as_json(state.patient(number)),
         rf"slides/{_NUMBER}/{region}\.jpg": lambda *a: ("image/jpeg", state.slide_region(*a)),
-        rf"slides/{_NUMBER}/colours/{region}\.png": (
-            lambda *a: ("image/png", state.colour_region(*a))
+        rf"slides/{_NUMBER}/overlays/{_NUMBER}/{region}\.png": (
+            lambda *a: ("image/png", state.overlay_region(*a))
         ),
         rf"slides/{_NUMBER}/tiles/{_NUMBER}\.png": lambda *a: ("image/png", state.tile(*a)),
-        r"legend\.png": lambda: ("image/png", draw_legend()),
+        rf"legends/{_NUMBER}\.png": lambda number: ("image/png", state.legend(number)),
     }
 
 

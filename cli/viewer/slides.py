@@ -10,24 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from cli.viewer.overlays import Overlay, TileScores, draw_legend, draw_overlay
 from features.bags.bag import BagMeta
 from features.errors import SlideError
 from features.slides.base import Slide
 from features.slides.reader import open_slide, scene_of
 from features.tiling.grid import read_tile
 from features.utils.text import printable
-from features.visualization.deepzoom import DeepZoom, DeepZoomReader, Region, colorize_region
-from features.visualization.heatmap import (
-    ColorScale,
-    TileLayout,
-    apply_colormap,
-    grid_from_layout,
-    tile_layout,
-)
+from features.visualization.deepzoom import DeepZoom, DeepZoomReader, Region
+from features.visualization.heatmap import TileLayout, grid_from_layout, tile_layout
 from mil.inference.attention import SlideAttention
 
 __all__ = [
@@ -35,15 +28,14 @@ __all__ = [
     "SlideCache",
     "ViewedSlide",
     "check_slide_size",
-    "draw_colours",
-    "draw_legend",
     "draw_tile",
+    "encode_legend",
+    "encode_overlay",
     "render_region",
     "view_slide",
 ]
 
 _MAX_OPEN = 2  # each slide caches an overview and decoded tiles of up to 0.75 GiB
-_SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile in the patient")
 _BACKGROUND_RGB = (240, 240, 240)
 _DAMAGED_RGB = (120, 120, 120)
 _JPEG_QUALITY = 85
@@ -107,14 +99,15 @@ class SlideCache:
 class ViewedSlide:
     """A slide with its attention, tile layout, file and pyramid, as far as they are known.
 
-    ``attention`` is None without bag or tiles, ``layout`` without tile coordinates, ``path``
-    without a file that matches the bag, and ``zoom`` if neither file nor bag states the size in
-    level-0 px. ``scene`` is the number of its scene in the file, 0 for the only or largest one.
-    ``notes`` state what is missing, and why.
+    ``attention`` and ``scores`` are None without bag or tiles, ``layout`` without coordinates,
+    ``path`` without a file that matches the bag, and ``zoom`` if neither file nor bag states the
+    size in level-0 px. ``scene`` is the number of its scene in the file, 0 for the only or largest
+    one. ``notes`` state what is missing, and why.
     """
 
     slide_id: str
     attention: SlideAttention | None
+    scores: TileScores | None
     layout: TileLayout | None
     path: Path | None
     scene: int
@@ -128,6 +121,7 @@ def view_slide(
     path: Path | None,
     cache: SlideCache,
     *,
+    scores: TileScores | None,
     has_bag: bool,
     expects_file: bool,
 ) -> ViewedSlide:
@@ -144,9 +138,9 @@ def view_slide(
         scene = scene_of(slide_id, path) or 0
     layout = None if attention is None else tile_layout(attention.meta, attention.coords_px0)
     if attention is None:
-        notes.append("No colours: its bag holds no tile." if has_bag else "No colours: no bag.")
+        notes.append("No overlay: its bag holds no tile." if has_bag else "No overlay: no bag.")
     elif layout is None:
-        notes.append("No colours: its bag has no tile coordinates.")
+        notes.append("No overlay: its bag has no tile coordinates.")
     if path is None and expects_file:
         notes.append("No picture: no file of that name is in the folder of slides.")
     zoom = None
@@ -164,6 +158,7 @@ def view_slide(
     return ViewedSlide(
         slide_id=slide_id,
         attention=attention,
+        scores=scores,
         layout=layout,
         path=path,
         scene=scene,
@@ -187,14 +182,14 @@ def render_region(slide: ViewedSlide, region: Region, cache: SlideCache) -> byte
         return _encode(_draw_cross(region.width_px, region.height_px), "JPEG")
 
 
-def draw_colours(slide: ViewedSlide, region: Region) -> bytes:
-    """Return the percentiles of tiles, shape (tiles,), in a region as PNG of its size, px.
+def encode_overlay(slide: ViewedSlide, overlay: Overlay, region: Region) -> bytes:
+    """Return an overlay over a region of a slide as PNG of the region's size, px.
 
-    It is transparent outside tiles. Raises ``KeyError`` without tiles or coordinates.
+    Raises ``KeyError`` without tiles or coordinates.
     """
-    if slide.attention is None or slide.layout is None:
+    if slide.scores is None or slide.layout is None:
         raise KeyError(slide.slide_id)
-    rgba = colorize_region(slide.layout, slide.attention.percentile, region, scale=_SCALE)
+    rgba = draw_overlay(overlay, slide.layout, slide.scores, region)
     return _encode(Image.fromarray(rgba), "PNG")
 
 
@@ -215,10 +210,9 @@ def draw_tile(slide: ViewedSlide, index: int, cache: SlideCache) -> bytes:
         return _encode(_draw_cross(grid.tile_px, grid.tile_px), "PNG")
 
 
-def draw_legend() -> bytes:
-    """Return the colours from the 0th to the 100th percentile, as PNG of 256 by 1 px."""
-    row: npt.NDArray[np.float64] = np.linspace(_SCALE.low, _SCALE.high, 256)
-    return _encode(Image.fromarray(apply_colormap(row[None], _SCALE)), "PNG")
+def encode_legend(overlay: Overlay) -> bytes:
+    """Return the colours of an overlay from low to high, as PNG of 256 by 1 px."""
+    return _encode(draw_legend(overlay), "PNG")
 
 
 def check_slide_size(slide: Slide, meta: BagMeta) -> None:

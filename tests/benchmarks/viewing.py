@@ -119,7 +119,7 @@ def told(seconds: list[float]) -> dict[str, float]:
 def measure(
     server: ViewServer, slide: BenchSlide, zoom: DeepZoom, n_walks: int
 ) -> dict[str, object]:
-    """Both ways of asking, on different walks, and the colours."""
+    """Both ways of asking, on different walks, and an overlay."""
     ask = asking(server)
     ask("patients/0.json")
     report: dict[str, object] = {"first_tile_ms": round(1000 * ask("slides/0/8/0_0.jpg"), 1)}
@@ -133,15 +133,15 @@ def measure(
             tiles += fresh
         with ThreadPoolExecutor(n_at_once) as pool:
             took = list(pool.map(lambda t: ask(f"slides/0/{t[0]}/{t[1]}_{t[2]}.jpg"), tiles))
-            colours = list(
-                pool.map(lambda t: ask(f"slides/0/colours/{t[0]}/{t[1]}_{t[2]}.png"), tiles)
+            overlay = list(
+                pool.map(lambda t: ask(f"slides/0/overlays/2/{t[0]}/{t[1]}_{t[2]}.png"), tiles)
             )
         by_level: dict[int, list[float]] = {}
         for (level, _, _), seconds in zip(tiles, took, strict=True):
             by_level.setdefault(1 << (zoom.last_level - level), []).append(seconds)
         report[name] = {
             "slide": told(took),
-            "colours": told(colours),
+            "overlay": told(overlay),
             "slide_by_downsample": {str(d): told(some) for d, some in sorted(by_level.items())},
         }
     return report

@@ -10,16 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cli.commands.view import true_labels
 from cli.viewer.content import ViewerState
 from cli.viewer.server import ViewServer
 from cli.viewer.slides import SlideCache
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
+from features.errors import TableError
 from features.slides.synthetic import write_slide
 from features.visualization.heatmap import ColorScale, apply_colormap
 from mil.calibration.priors import balanced
@@ -157,7 +160,8 @@ def test_it_listens_on_this_machine_only(server: ViewServer) -> None:
 
 def test_what_is_not_in_the_table_is_not_found(server: ViewServer) -> None:
     for address in (
-        "slides/99/8/0_0.jpg", "slides/99/colours/8/0_0.png", "slides/99/tiles/0.png",
+        "slides/99/8/0_0.jpg", "slides/99/overlays/0/8/0_0.png", "slides/0/overlays/9/8/0_0.png",
+        "legends/9.png", "slides/99/tiles/0.png",
         "slides/0/99/0_0.jpg", "slides/0/8/9_9.jpg", "slides/0/tiles/8.png", "patients/7.json",
         "slides/-1/8/0_0.jpg", "slides/new_0/8/0_0.jpg", f"slides/{GONE_0}/8/0_0.jpg",
         f"slides/{GONE_0}/tiles/0.png", f"slides/{SEEN_0}/tiles/0.png", "slides/0", "x",
@@ -201,11 +205,12 @@ def test_the_page_names_no_other_machine_and_holds_no_script_of_its_own(
     server: ViewServer,
 ) -> None:
     page = get(server, "").decode()
-    for text in (page, get(server, "viewer.js").decode(), get(server, "viewer.css").decode()):
-        assert "://" not in text
-    assert page.count("<script") == page.count("<script src=") == 2
+    scripts = [get(server, name).decode() for name in ("list.js", "pane.js", "viewer.js")]
+    for text in (page, *scripts, get(server, "viewer.css").decode()):
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert page.count("<script") == page.count("<script src=") == 4
     assert "style=" not in page
-    assert "innerHTML" not in get(server, "viewer.js").decode()
+    assert all("innerHTML" not in script for script in scripts)
     assert b"OpenSeadragon" in get(server, "openseadragon.js")
 
 
@@ -253,7 +258,7 @@ def test_tiles_of_the_slide_show_its_mean_and_colours_lie_on_them_to_the_pixel(
         rebuilt = np.full((1344 // step, 1344 // step, 4), 7, np.uint8)
         for row in range(-(-len(rebuilt) // 256)):
             for column in range(-(-len(rebuilt) // 256)):
-                part = picture(server, f"slides/{NEW_0}/colours/{level}/{column}_{row}.png")
+                part = picture(server, f"slides/{NEW_0}/overlays/2/{level}/{column}_{row}.png")
                 height, width = part.shape[:2]
                 y, x = row * 256, column * 256
                 rebuilt[y : y + height, x : x + width] = part
@@ -270,13 +275,13 @@ def test_a_tile_is_shown_as_it_was_embedded(server: ViewServer) -> None:
     assert (tile == (200, 40, 40)).all()
 
 
-def test_without_slides_colours_lie_on_plain_ground(bare: ViewServer) -> None:
+def test_without_slides_overlays_have_a_plain_background(bare: ViewServer) -> None:
     assert json.loads(get(bare, "patients.json"))["with_slides"] is False
     slide = json.loads(get(bare, "patients/0.json"))["slides"][0]
     assert (slide["has_picture"], slide["notes"]) == (False, [])
     ground = picture(bare, f"slides/{NEW_0}/11/0_0.jpg")
     assert len(np.unique(ground.reshape(-1, 3), axis=0)) == 1
-    assert picture(bare, f"slides/{NEW_0}/colours/11/0_0.png")[..., 3].all()
+    assert picture(bare, f"slides/{NEW_0}/overlays/2/11/0_0.png")[..., 3].all()
     assert ask(bare, f"/{bare.token}/slides/{NEW_0}/tiles/0.png")[0] == 404
 
 
@@ -287,7 +292,7 @@ def test_what_is_missing_is_said(server: ViewServer) -> None:
         for slide in json.loads(get(server, f"patients/{number}.json"))["slides"]
     }
     assert "no file of that name" in notes["000_0"]
-    assert "No colours: no bag." in notes["gone_0"]
+    assert "No overlay: no bag." in notes["gone_0"]
     assert "500 × 500 px; expected 1,344 × 1,344 px" in notes["wrong_0"]
     assert notes[HOSTILE] == ""
 
@@ -405,8 +410,8 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
 
 
 SETTLED = (
-    "typeof viewer === 'object' && Boolean(viewer && viewer.world) && viewer.world.getItemCount()"
-    " === 2 && [0, 1].every((i) => viewer.world.getItemAt(i).getFullyLoaded())"
+    "typeof panes === 'object' && panes.length > 0 && panes.every(({viewer: {world}}) =>"
+    " world.getItemCount() === 2 && [0, 1].every((i) => world.getItemAt(i).getFullyLoaded()))"
 )
 
 
@@ -417,13 +422,13 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
     with open_tab(tmp_path) as tab:
         tab.send("Page.navigate", url=server.url)
         tab.wait_for(SETTLED)
-        before = tab.evaluate("viewer.viewport.getZoom(true)")
+        before = tab.evaluate("panes[0].viewer.viewport.getZoom(true)")
         tab.evaluate("byId('zoom-in').click()")
-        tab.wait_for(f"viewer.viewport.getZoom(true) > {1.4 * before}")
+        tab.wait_for(f"panes[0].viewer.viewport.getZoom(true) > {1.4 * before}")
         tab.wait_for(SETTLED)
         position = tab.evaluate(
-            "(() => { const box = byId('pane').getBoundingClientRect(); const p = viewer.world"
-            ".getItemAt(0).imageToViewerElementCoordinates(new OpenSeadragon.Point(700, 500));"
+            "(() => { const box = panes[0].box.getBoundingClientRect(); const p = panes[0]"
+            ".item().imageToViewerElementCoordinates(new OpenSeadragon.Point(700, 500));"
             " return [box.x + p.x, box.y + p.y]; })()"
         )
         tab.click(*position)
@@ -431,9 +436,9 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
         facts = tab.evaluate("byId('tile-facts').textContent")
         assert facts.endswith("x, px448y, px448")
         bar, shown = tab.evaluate(
-            "[byId('scale-bar').getBoundingClientRect().width, byId('scale-words').textContent]"
+            "[panes[0].scaleBar.getBoundingClientRect().width, panes[0].scaleWords.textContent]"
         )
-        px_a_tile = tab.evaluate("document.getElementById('mark').getBoundingClientRect().width")
+        px_a_tile = tab.evaluate("panes[0].mark.getBoundingClientRect().width")
         um, _, assumed = shown.partition(" µm ")
         assert assumed == "(assumed)"
         assert bar == pytest.approx(float(um) * px_a_tile / (448 * 0.25), rel=0.02)
@@ -441,21 +446,21 @@ def test_in_a_browser_slides_zoom_tiles_tell_and_keys_go_from_patient_to_patient
         tab.wait_for("byId('patient').textContent.includes('onerror')")
         tab.wait_for(SETTLED)
         assert tab.evaluate("byId('slides').textContent").startswith(HOSTILE)
-        assert tab.evaluate("document.querySelectorAll('img').length") == 2
+        assert tab.evaluate("document.querySelectorAll('img[src=x]').length") == 0
         for _ in range(2):
             tab.press("ArrowDown")
-        tab.wait_for("byId('patient').textContent === 'Patient gone' && !byId('empty').hidden")
+        tab.wait_for("byId('patient').textContent === 'Patient gone' && !panes[0].empty.hidden")
         tab.evaluate("document.querySelectorAll('thead button')[1].click()")
         numbers = tab.evaluate(
             "[...document.querySelectorAll('#rows tr')].map((r) => Number(r.cells[1].textContent))"
         )
         assert numbers == sorted(numbers, reverse=True)
-        assert tab.evaluate("byId('scale').hidden")
+        assert tab.evaluate("panes[0].scale.hidden")
         assert tab.errors == []
 
 
 @needs_browser
-def test_in_a_browser_colours_lie_on_their_tile_to_the_pixel(
+def test_in_a_browser_the_overlay_matches_the_tile_to_the_pixel(
     world: Path, server: ViewServer, tmp_path: Path
 ) -> None:
     with open_tab(tmp_path) as tab:
@@ -463,18 +468,18 @@ def test_in_a_browser_colours_lie_on_their_tile_to_the_pixel(
         tab.wait_for(SETTLED)
         # The first tile is plain red on the slide: its border is seen in both layers. At 1:1.
         tab.evaluate(
-            "(() => { const item = viewer.world.getItemAt(0); viewer.viewport.zoomTo("
-            "item.imageToViewportZoom(1), null, true); viewer.viewport.panTo("
+            "(() => { setOverlay(2); const item = panes[0].item(); const view = panes[0].viewer"
+            ".viewport; view.zoomTo(item.imageToViewportZoom(1), null, true); view.panTo("
             "item.imageToViewportCoordinates(448, 448), true); })()"
         )
         tab.wait_for(SETTLED)
         time.sleep(0.5)
         borders = []
         for opacity in (0, 1):
-            tab.evaluate(f"viewer.world.getItemAt(1).setOpacity({opacity})")
+            tab.evaluate(f"panes[0].viewer.world.getItemAt(1).setOpacity({opacity})")
             time.sleep(0.5)
             box = tab.evaluate(
-                "(() => { const b = byId('pane').getBoundingClientRect();"
+                "(() => { const b = panes[0].box.getBoundingClientRect();"
                 " return [b.x, b.y, b.width, b.height].map(Math.round); })()"
             )
             shown = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"), int)
@@ -485,3 +490,149 @@ def test_in_a_browser_colours_lie_on_their_tile_to_the_pixel(
             borders.append(int(np.argmin(same)))
         assert borders[0] > 50
         assert borders[0] == pytest.approx(borders[1], abs=1)
+
+
+def test_overlays_show_what_their_names_say(server: ViewServer) -> None:
+    tiles = json.loads(get(server, "patients/0.json"))["slides"][0]["tiles"]
+    overlays = json.loads(get(server, "patients.json"))["overlays"]
+    assert [each["is_outline"] for each in overlays] == [False, True, False, True]
+    last, whole = 11, np.zeros((4, 1344, 1344), bool)
+    for number in range(4):
+        for row in range(6):
+            for column in range(6):
+                part = picture(
+                    server, f"slides/{NEW_0}/overlays/{number}/{last}/{column}_{row}.png"
+                )
+                y, x = 256 * row, 256 * column
+                whole[number, y : y + part.shape[0], x : x + part.shape[1]] = part[..., 3] > 0
+    chosen = {
+        0: np.array(tiles["attention"]) * 16 > 1,
+        1: np.array(tiles["percentile"]) >= 90,
+        3: np.array(tiles["is_unlike"]),
+    }
+    assert chosen[0].any()
+    assert not chosen[0].all()
+    for number, is_chosen in chosen.items():
+        for (x, y), expected in zip(tiles["coords_px0"], is_chosen.tolist(), strict=True):
+            inside = whole[number, y : y + 448, x : x + 448]
+            assert inside.any() == expected
+            if number and expected:  # an outline leaves the tissue clear
+                assert inside.mean() < 0.1
+            elif expected:
+                assert inside.all()
+
+
+def test_without_training_tiles_there_is_no_overlay_of_unlike_ones(world: Path) -> None:
+    viewed = view(world)
+    viewed._run = replace(viewed._run, typicality=None)
+    server = ViewServer(viewed)
+    server.server_close()
+    assert len(json.loads(server.respond("patients.json")[1])["overlays"]) == 3
+    patient = json.loads(server.respond("patients/0.json")[1])
+    assert patient["slides"][0]["tiles"]["is_unlike"] is None
+    with pytest.raises(KeyError):
+        server.respond("legends/3.png")
+    viewed.close()
+
+
+def test_true_labels_come_from_the_run_and_from_the_table(world: Path, tmp_path: Path) -> None:
+    run = load_bundle(world / "run")
+    of_run = true_labels(run, None, {})
+    assert len(of_run) == 24
+    assert set(of_run.values()) == set(run.classes)
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id,diagnosis\nnew_0,new,odd\n")
+    assert true_labels(run, table, {}) == of_run
+    assert true_labels(run, table, {"label": "diagnosis"}) == {**of_run, "new": "odd"}
+    with pytest.raises(TableError, match="diagnose"):
+        true_labels(run, table, {"label": "diagnose"})
+
+
+@needs_browser
+def test_in_a_browser_keys_go_through_tiles_overlays_rulers_and_panes(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    with open_tab(tmp_path) as tab:
+        tab.send("Page.navigate", url=server.url)
+        tab.wait_for(SETTLED)
+        ranks = []
+        for key in "nnnp":
+            tab.press(key)
+            tab.wait_for("!byId('tile').hidden")
+            ranks.append(tab.evaluate("byId('tile-facts').querySelector('dd').textContent"))
+            tab.wait_for(SETTLED)
+        assert ranks == [f"{rank} of 16" for rank in (1, 2, 3, 2)]
+        assert tab.evaluate("byId('strip-tiles').children.length") == 10
+        tab.press("Escape")
+        assert tab.evaluate("byId('tile').hidden")
+        for expected in (1, 2, 3, -1, 0):
+            tab.press("o")
+            assert tab.evaluate("byId('overlay').value") == str(expected)
+        tab.press("m")
+        x, y = tab.evaluate(
+            "(() => { const b = panes[0].box.getBoundingClientRect(); return [b.x, b.y]; })()"
+        )
+        tab.drag((x + 200, y + 100), (x + 300, y + 100))
+        per_px = tab.evaluate("panes[0].umPerPx0()[0] / panes[0].item().viewportToImageZoom("
+                              "panes[0].viewer.viewport.getZoom(true))")  # fmt: skip
+        measured = tab.evaluate("panes[0].drawing.textContent")
+        assert float(measured.split()[0]) == pytest.approx(100 * per_px, rel=0.02)
+        assert "assumed" in measured
+        tab.press("Escape")
+        assert tab.evaluate("panes[0].drawing.textContent") == ""
+        tab.press("s")
+        tab.press("ArrowDown")
+        tab.wait_for("byId('patient').textContent.includes('onerror')")
+        assert tab.evaluate("panes.map((pane) => pane.patient.number)") == [1, 0]
+        tab.wait_for(SETTLED)
+        x, y = tab.evaluate(
+            "(() => { const b = panes[1].box.getBoundingClientRect(); return [b.x, b.y]; })()"
+        )
+        tab.click(x + 200, y + 60)
+        tab.wait_for("byId('patient').textContent === 'Patient new'")
+        tab.press("s")
+        assert tab.evaluate("panes.length === 1 && panes[0].patient.number === 0")
+        assert tab.errors == []
+
+
+@needs_browser
+def test_in_a_browser_an_address_leads_back_to_patient_and_place(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    with open_tab(tmp_path) as tab:
+        tab.send("Page.navigate", url=f"{server.url}#patient=new&slide=new_1&x=400&y=300&width=600")
+        tab.wait_for(SETTLED)
+        assert tab.evaluate("active.slide.slide_id") == "new_1"
+        assert tab.evaluate("active.place()") == {"x": 400, "y": 300, "width": 600}
+        tab.wait_for("location.hash === '#patient=new&slide=new_1&x=400&y=300&width=600'")
+        tab.evaluate("location.hash = '#patient=000'")
+        tab.wait_for("byId('patient').textContent === 'Patient 000'")
+        tab.evaluate("location.hash = '#patient=nobody'")
+        tab.wait_for("byId('findings').textContent.includes('nobody')")
+
+
+@needs_browser
+def test_in_a_browser_a_thousand_patients_are_filtered_and_stepped_through(
+    world: Path, tmp_path: Path
+) -> None:
+    viewed = view(world, slides=False)
+    many = [replace(viewed._predictions[4], patient_id=f"many {number}") for number in range(1000)]
+    viewed._predictions += many
+    viewed._true_labels = {patient.patient_id: "CE" for patient in many[:10]}
+    for server in serve(viewed):
+        with open_tab(tmp_path) as tab:
+            tab.send("Page.navigate", url=server.url)
+            tab.wait_for(SETTLED)
+            assert tab.evaluate("byId('rows').children.length") == 1000 + len(
+                viewed._predictions[:-1000]
+            )
+            tab.evaluate(
+                "byId('filter').value = 'many 99'; byId('filter').dispatchEvent(new Event('input'))"
+            )
+            assert tab.evaluate("byId('rows').children.length") == 19
+            assert tab.evaluate("byId('n-shown').textContent").startswith("19 of 1,0")
+            tab.press("ArrowDown")
+            assert tab.evaluate("list.chosen") == len(viewed._predictions[:-1000]) + 99
+            tab.evaluate("byId('columns').children[1].firstChild.click()")
+            assert tab.evaluate("byId('columns').children[1].ariaSort") == "ascending"
+            assert tab.errors == []

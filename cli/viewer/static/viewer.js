@@ -1,19 +1,14 @@
 "use strict";
-// All text reaches the page by textContent: names of patients and slides are never read as HTML.
+// The page: patients, one or two slides, and the keys.
 
-const TILE_PX = 256;
-const byId = (id) => document.getElementById(id);
-const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-
-const state = { run: null, order: [], sort: { key: -1, down: false }, patient: -1, request: 0, slide: null, findings: [], busySince: 0 };
-let viewer = null;
-
-function make(tag, text = "", className = "") {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  if (className) element.className = className;
-  return element;
-}
+const N_STRIP = 10;
+const shared = { atOnce: 2, overlay: 0, opacity: overlayOpacity, measures: false };
+const panes = [];
+let run = null;
+let list = null;
+let active = null; // the pane that keys and the list work on
+let nRequests = 0;
+let findings = [];
 
 async function fetchJson(address) {
   const answer = await fetch(address);
@@ -22,239 +17,144 @@ async function fetchJson(address) {
   return content;
 }
 
-function showFindings(findings) {
-  byId("findings").replaceChildren(...findings.map(([text, kind]) => make("li", text, kind)));
-}
-
-// ---- The list of patients
-
-function cells() {
-  return ["Patient", ...state.run.classes.map((name) => `P(${name})`), "Slides"];
-}
-
-function sortValue(patient, key) {
-  if (key === 0) return patient.patient_id;
-  if (key <= state.run.classes.length) return patient.probabilities[key - 1];
-  return patient.n_slides;
-}
-
-function sortBy(key) {
-  const { sort, run } = state;
-  state.sort = { key, down: sort.key === key ? !sort.down : key > 0 };
-  const sign = state.sort.down ? -1 : 1;
-  const compare = (a, b) =>
-    typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
-  state.order.sort(
-    (a, b) => sign * compare(sortValue(run.patients[a], key), sortValue(run.patients[b], key)) || a - b,
-  );
-  drawList();
-}
-
-function drawList() {
-  const { run, order, sort } = state;
-  byId("columns").replaceChildren(...cells().map((name, key) => {
-    const head = make("th", "", key ? "number" : "");
-    head.scope = "col";
-    if (sort.key === key) head.ariaSort = sort.down ? "descending" : "ascending";
-    const button = make("button", name);
-    button.type = "button";
-    button.addEventListener("click", () => {
-      sortBy(key);
-      byId("columns").children[key].firstChild.focus();
-    });
-    head.append(button);
-    return head;
-  }));
-  byId("rows").replaceChildren(...order.map((number) => drawRow(number, run.patients[number])));
-}
-
-function drawRow(number, patient) {
-  const row = make("tr");
-  row.dataset.number = number;
-  row.ariaCurrent = String(number === state.patient);
-  const head = make("th");
-  head.scope = "row";
-  const name = make("button", patient.patient_id);
-  name.type = "button";
-  head.append(name);
-  const remarks = [
-    patient.out_of_fold ? "out of fold" : patient.seen ? "seen in training" : "", patient.status,
-  ].filter(Boolean);
-  if (remarks.length) head.append(make("small", remarks.join("; ")));
-  row.append(
-    head,
-    ...patient.probabilities.map((value) => make("td", value.toFixed(3), "number")),
-    make("td", String(patient.n_slides), "number"),
-  );
-  row.addEventListener("click", () => openPatient(number));
-  return row;
-}
-
-function markRow() {
-  for (const row of byId("rows").children) {
-    const chosen = Number(row.dataset.number) === state.patient;
-    row.ariaCurrent = String(chosen);
-    if (chosen) row.scrollIntoView({ block: "nearest" });
-  }
-  const position = state.order.indexOf(state.patient);
-  byId("previous").disabled = position <= 0;
-  byId("next").disabled = position >= state.order.length - 1;
-}
-
-function step(by) {
-  const next = state.order[state.order.indexOf(state.patient) + by];
-  if (next !== undefined) openPatient(next);
+function showFindings(rows) {
+  byId("findings").replaceChildren(...rows.map(([text, kind]) => make("li", text, kind)));
 }
 
 // ---- One patient
 
-async function openPatient(number) {
-  state.patient = number;
-  const request = ++state.request;
-  markRow();
+async function openPatient(number, where = {}) {
+  list.choose(number);
+  const request = ++nRequests;
   try {
     const patient = await fetchJson(`patients/${number}.json`);
-    if (request === state.request) showPatient(patient); // else another was chosen meanwhile
+    if (request !== nRequests) return; // another was chosen meanwhile
+    patient.number = number;
+    patient.ranking = rankTiles(patient);
+    const slide = patient.slides.find((each) => each.slide_id === where.slide) || patient.slides[0];
+    active.open(patient, slide, where);
+    showActive();
   } catch (error) {
-    if (request !== state.request) return;
-    closeSlide();
-    byId("patient").textContent = `Patient ${state.run.patients[number].patient_id}`;
+    if (request !== nRequests) return;
+    active.close();
+    active.patient = null;
+    byId("patient").textContent = `Patient ${run.patients[number].patient_id}`;
     byId("facts").textContent = "";
     byId("slides").replaceChildren();
+    byId("strip").hidden = true;
     showFindings([[`Cannot be shown: ${error.message}`, "warning"]]);
   }
 }
 
-function showPatient(patient) {
-  const { classes } = state.run;
+function rankTiles(patient) {
+  return patient.slides
+    .flatMap((slide) => (slide.tiles ? slide.tiles.attention : []).map((attention, tile) => ({
+      slide, tile, share: attention * patient.n_tiles,
+    })))
+    .sort((a, b) => b.share - a.share);
+}
+
+function step(by) {
+  const number = list.neighbour(by);
+  if (number !== undefined) openPatient(number);
+}
+
+// Show what belongs to the active pane: facts, slides and most attended tiles of its patient.
+function showActive() {
+  const { patient, slide } = active;
+  for (const pane of panes) pane.box.classList.toggle("active", pane === active && panes.length > 1);
+  if (!patient) return;
+  list.choose(patient.number);
   byId("patient").textContent = `Patient ${patient.patient_id}`;
-  const shares = classes.map((name, i) => `${name} ${patient.probabilities[i].toFixed(3)}`);
-  byId("facts").textContent = [
-    shares.join(", "), count(patient.slides.length, "slide"), count(patient.n_tiles, "tile"),
-    patient.status,
-  ].filter(Boolean).join(" · ");
-  state.findings = patientFindings(patient);
-  byId("slides").replaceChildren(...patient.slides.map((slide) => {
-    const share = slide.share === undefined ? "" : ` · ${(100 * slide.share).toFixed(1)} % of the attention`;
-    const button = make("button", slide.slide_id + share);
-    button.type = "button";
-    button.addEventListener("click", () => openSlide(patient, slide));
+  byId("facts").textContent = patientFacts(patient).join(" · ");
+  findings = patientFindings(patient);
+  byId("slides").replaceChildren(...patient.slides.map((each) => {
+    const share = each.share === undefined ? "" : ` · ${(100 * each.share).toFixed(1)} % of the attention`;
+    const button = makeButton(each.slide_id + share, () => { active.open(patient, each); showActive(); });
+    button.ariaPressed = String(each === slide);
     return button;
   }));
-  openSlide(patient, patient.slides[0]);
+  showFindings([...findings, ...slide.notes.map((note) => [note, ""])]);
+  byId("strip").hidden = !patient.ranking.length;
+  byId("strip-tiles").replaceChildren(...patient.ranking.slice(0, N_STRIP).map(stripButton));
+  showTilePanel(active, active.tile);
+}
+
+function patientFacts(patient) {
+  const shares = run.classes.map((name, i) => `${name} ${patient.probabilities[i].toFixed(3)}`);
+  const isAll = patient.set.length === run.classes.length;
+  const set = patient.set.length ? patient.set.join(" or ") : "none";
+  return [
+    patient.label ? `true label ${patient.label}` : "",
+    shares.join(", "),
+    isAll ? "no class ruled out" : `prediction set: ${set}`,
+    patient.typicality === null ? "" : `typicality ${patient.typicality.toFixed(3)}`,
+    count(patient.slides.length, "slide"), count(patient.n_tiles, "tile"), patient.status,
+  ].filter(Boolean);
 }
 
 function patientFindings(patient) {
-  if (!patient.seen) return [];
-  const as = patient.seen_as === patient.patient_id ? "" : ` (as ${patient.seen_as}, by a slide of the same content)`;
-  const numbers = patient.out_of_fold
-    ? "The probabilities are those of heads not trained on it; the colours are those of the run's heads, which were."
-    : "Neither the probabilities nor the colours show what it would predict for a new patient.";
-  return [[`The run was trained on this patient${as}. ${numbers}`, "warning"]];
-}
-
-// ---- One slide
-
-function source(slide, folder, suffix) {
-  const [width, height] = slide.size_px0;
-  const maxLevel = Math.ceil(Math.log2(Math.max(width, height)));
-  return {
-    width, height, tileSize: TILE_PX, tileOverlap: 0, maxLevel, minLevel: Math.min(8, maxLevel),
-    getTileUrl: (level, x, y) => `slides/${slide.slide}/${folder}${level}/${x}_${y}.${suffix}`,
-  };
-}
-
-function closeSlide() {
-  viewer.close();
-  hideTile();
-  state.slide = null;
-  state.busySince = performance.now();
-  drawScale();
-}
-
-function openSlide(patient, slide) {
-  closeSlide();
-  state.slide = { ...slide, nTiles: patient.n_tiles };
-  patient.slides.forEach((each, i) => {
-    byId("slides").children[i].ariaPressed = String(each === slide);
-  });
-  showFindings([...state.findings, ...slide.notes.map((note) => [note, ""])]);
-  byId("empty").hidden = Boolean(slide.size_px0);
-  if (!slide.size_px0) return;
-  const sources = [{ tileSource: source(slide, "", "jpg") }];
-  if (slide.tiles) {
-    sources.push({ tileSource: source(slide, "colours/", "png"), opacity: opacity() });
+  const rows = [];
+  if (patient.unlike) {
+    rows.push(["Unlike the training patients: the probabilities may mean nothing here.", "warning"]);
   }
-  viewer.open(sources);
+  if (patient.seen) {
+    const as = patient.seen_as === patient.patient_id ? "" : ` (as ${patient.seen_as}, by a slide of the same content)`;
+    const numbers = patient.out_of_fold
+      ? "The probabilities are those of heads not trained on it; the attention is that of the run's heads, which were."
+      : "Neither the probabilities nor the attention show what it would predict for a new patient.";
+    rows.push([`The run was trained on this patient${as}. ${numbers}`, "warning"]);
+  }
+  return rows;
 }
 
-// The first look at a slide without a pyramid reads it once, which may take half a minute.
-function tellBusy() {
-  const item = viewer.world.getItemAt(0);
-  if (!item || item.getFullyLoaded()) state.busySince = performance.now();
-  const seconds = (performance.now() - state.busySince) / 1000;
-  byId("busy").hidden = seconds < 0.7;
-  const what = item && item.getTilesToDraw().length ? "Loading …" : "Reading the whole slide, once …";
-  byId("busy").textContent = seconds < 2 ? what : `${what} ${Math.floor(seconds)} s`;
+// ---- The most attended tiles
+
+function stripButton({ slide, tile, share }, rank) {
+  const words = `${rank + 1}: ${share.toFixed(1)} ×`;
+  const button = makeButton("", () => goToRank(rank), `Tile ${rank + 1} by attention, ${share.toFixed(2)} times an equal share`);
+  if (slide.has_picture) {
+    const picture = make("img");
+    picture.src = `slides/${slide.slide}/tiles/${tile}.png`;
+    picture.alt = "";
+    picture.loading = "lazy";
+    button.append(picture);
+  }
+  button.append(make("span", words));
+  return button;
 }
 
-function opacity() {
-  return Number(byId("opacity").value) / 100;
+function goToRank(rank) {
+  const { patient } = active;
+  const entry = patient && patient.ranking[rank];
+  if (!entry) return;
+  if (entry.slide === active.slide) active.showTile(entry.tile, true);
+  else {
+    active.open(patient, entry.slide, { tile: entry.tile });
+    showActive();
+  }
 }
 
-function setOpacity() {
-  byId("opacity-value").textContent = `${byId("opacity").value} %`;
-  const colours = viewer.world.getItemAt(1);
-  if (colours) colours.setOpacity(opacity());
+function stepTile(by) {
+  const { patient, slide, tile } = active;
+  if (!patient) return;
+  const rank = patient.ranking.findIndex((each) => each.slide === slide && each.tile === tile);
+  goToRank(rank < 0 ? 0 : rank + by);
 }
 
-function drawScale() {
-  const item = viewer.world.getItemAt(0);
-  const tiles = state.slide && state.slide.tiles;
-  byId("scale").hidden = !item || !tiles || !(tiles.mpp_x > 0);
-  if (byId("scale").hidden) return;
-  const umPerPx = tiles.mpp_x / item.viewportToImageZoom(viewer.viewport.getZoom(true));
-  const most = 160 * umPerPx;
-  const power = 10 ** Math.floor(Math.log10(most));
-  const um = [5, 2, 1].find((factor) => factor * power <= most) * power;
-  const words = um >= 1000 ? `${um / 1000} mm` : `${Number(um.toPrecision(1))} µm`;
-  byId("scale-words").textContent = tiles.mpp_is_assumed ? `${words} (assumed)` : words;
-  byId("scale-bar").style.width = `${um / umPerPx}px`;
-}
-
-// ---- One tile
-
-function tileAt(x, y) {
-  const { coords_px0: coords, span_px0: [width, height] } = state.slide.tiles;
-  return coords.findLastIndex(
-    ([left, top]) => left <= x && x < left + width && top <= y && y < top + height,
-  );
-}
-
-function clicked(event) {
-  if (!event.quick || !state.slide || !state.slide.tiles) return;
-  event.preventDefaultAction = true; // a click asks for a tile; a double click zooms
-  const item = viewer.world.getItemAt(0);
-  if (!item) return;
-  const point = item.viewerElementToImageCoordinates(event.position);
-  const index = tileAt(point.x, point.y);
-  if (index < 0) hideTile();
-  else showTile(index);
-}
-
-function showTile(index) {
-  const { slide, tiles, nTiles, has_picture: hasPicture } = state.slide;
-  hideTile();
+function showTilePanel(pane, index) {
+  byId("tile").hidden = index < 0;
+  if (index < 0) return;
+  const { patient, slide } = pane;
+  const { tiles } = slide;
   const [x, y] = tiles.coords_px0[index];
-  const [width, height] = tiles.span_px0;
-  const mark = make("div", "", "mark");
-  mark.id = "mark";
-  const item = viewer.world.getItemAt(0);
-  viewer.addOverlay({ element: mark, location: item.imageToViewportRectangle(x, y, width, height) });
+  const rank = patient.ranking.findIndex((each) => each.slide === slide && each.tile === index);
   const facts = [
+    ["rank", `${rank + 1} of ${patient.n_tiles.toLocaleString("en")}`],
     ["percentile", tiles.percentile[index].toFixed(1)],
     ["attention", tiles.attention[index].toPrecision(3)],
-    ["× equal share", (tiles.attention[index] * nTiles).toFixed(2)],
+    ["× equal share", (tiles.attention[index] * patient.n_tiles).toFixed(2)],
+    ...(tiles.is_unlike ? [["unlike training", tiles.is_unlike[index] ? "yes" : "no"]] : []),
     ["x, px", x.toLocaleString("en")],
     ["y, px", y.toLocaleString("en")],
   ];
@@ -262,30 +162,128 @@ function showTile(index) {
     ...facts.flatMap(([name, value]) => [make("dt", name), make("dd", value)]),
   );
   const picture = byId("tile-picture");
-  picture.hidden = !hasPicture;
-  if (hasPicture) picture.src = `slides/${slide}/tiles/${index}.png`;
+  picture.hidden = !slide.has_picture;
+  if (slide.has_picture) picture.src = `slides/${slide.slide}/tiles/${index}.png`;
   else picture.removeAttribute("src");
-  byId("tile").hidden = false;
 }
 
-function hideTile() {
-  byId("tile").hidden = true;
-  viewer.removeOverlay("mark");
+// ---- Panes
+
+const handlers = {
+  activated: (pane) => {
+    if (pane === active) return;
+    nRequests += 1; // what was asked for belongs to the other pane
+    active = pane;
+    showActive();
+  },
+  failed: () => showFindings([
+    ...findings, ["Parts of the slide could not be loaded. Is mil view still running?", "warning"],
+  ]),
+  moved: (pane) => { if (pane === active) writeAddress(); },
+  tileShown: (pane, index) => { if (pane === active) showTilePanel(pane, index); },
+};
+
+function addPane() {
+  panes.push(new Pane(byId("panes"), shared, handlers));
+  return panes.at(-1);
+}
+
+// The slide in view stays on the right while the left one goes on to others.
+function toggleSplit() {
+  if (panes.length > 1) {
+    const [left, right] = panes.splice(0);
+    const kept = active;
+    (kept === left ? right : left).destroy();
+    panes.push(kept);
+  } else if (active.patient) {
+    const { patient, slide } = active;
+    const place = active.place();
+    addPane().open(patient, slide, { place });
+  }
+  byId("split").ariaPressed = String(panes.length > 1);
+  showActive();
+}
+
+function setMeasures(measures) {
+  shared.measures = measures;
+  byId("measure").ariaPressed = String(measures);
+  byId("panes").classList.toggle("measures", measures);
+  if (measures) return;
+  for (const pane of panes) {
+    pane.ruler = null;
+    pane.drawRuler();
+  }
+}
+
+function setOverlay(index) {
+  shared.overlay = index;
+  byId("overlay").value = String(index);
+  const overlay = run.overlays[index];
+  byId("legend").hidden = !overlay;
+  byId("fade").hidden = !overlay || overlay.is_outline;
+  if (overlay) {
+    byId("legend-low").textContent = overlay.low;
+    byId("legend-high").textContent = overlay.high;
+    byId("legend-picture").src = `legends/${index}.png`;
+  }
+  for (const pane of panes) pane.changeOverlay();
+}
+
+function overlayOpacity() {
+  return run.overlays[shared.overlay].is_outline ? 1 : Number(byId("opacity").value) / 100;
+}
+
+function setOpacity() {
+  byId("opacity-value").textContent = `${byId("opacity").value} %`;
+  for (const pane of panes) pane.changeOpacity();
+}
+
+// ---- The address: it names patient, slide and place, so that it can be kept and given back
+
+function writeAddress() {
+  if (!active.patient || !active.slide) return;
+  const place = active.place() || {};
+  const parts = { patient: active.patient.patient_id, slide: active.slide.slide_id, ...place };
+  history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
+}
+
+function openAddress() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const number = run.patients.findIndex((each) => each.patient_id === parts.get("patient"));
+  if (parts.get("patient") && number < 0) {
+    showFindings([[`No patient ${parts.get("patient")} is in this list.`, "warning"]]);
+  }
+  const [x, y, width] = ["x", "y", "width"].map((name) => Number(parts.get(name)));
+  const place = width > 0 && Number.isFinite(x + y) ? { x, y, width } : null;
+  openPatient(Math.max(number, 0), number < 0 ? {} : { slide: parts.get("slide"), place });
 }
 
 // ---- Keys
 
+function escape() {
+  setMeasures(false);
+  active.showTile(-1);
+}
+
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.type === "range") return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input, select")) return;
+  const { viewport } = active.viewer;
   const deeds = {
     ArrowDown: () => step(1),
     ArrowUp: () => step(-1),
     ArrowRight: () => stepSlide(1),
     ArrowLeft: () => stepSlide(-1),
-    "+": () => viewer.viewport.zoomBy(1.5),
-    "-": () => viewer.viewport.zoomBy(1 / 1.5),
-    0: () => viewer.viewport.goHome(),
-    Escape: hideTile,
+    n: () => stepTile(1),
+    p: () => stepTile(-1),
+    o: () => setOverlay(shared.overlay + 1 < run.overlays.length ? shared.overlay + 1 : -1),
+    m: () => setMeasures(!shared.measures),
+    s: toggleSplit,
+    "/": () => byId("filter").focus(),
+    "+": () => viewport.zoomBy(1.5),
+    "-": () => viewport.zoomBy(1 / 1.5),
+    0: () => viewport.goHome(),
+    Escape: escape,
   };
   if (!(event.key in deeds)) return;
   deeds[event.key]();
@@ -293,46 +291,43 @@ function pressed(event) {
 }
 
 function stepSlide(by) {
-  const buttons = [...byId("slides").children];
-  const next = buttons[buttons.findIndex((button) => button.ariaPressed === "true") + by];
-  if (next) next.click();
+  const { patient, slide } = active;
+  const next = patient && patient.slides[patient.slides.indexOf(slide) + by];
+  if (!next) return;
+  active.open(patient, next);
+  showActive();
 }
 
 async function start() {
-  state.run = await fetchJson("patients.json");
-  viewer = OpenSeadragon({
-    element: byId("pane"), drawer: "canvas", showNavigationControl: false, showNavigator: true,
-    navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: 0.16, navigatorAutoFade: false,
-    navigatorBackground: "#fff", navigatorBorderColor: "#999",
-    navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1, keyboardNavEnabled: false,
-    maxZoomPixelRatio: 4, visibilityRatio: 0.5, animationTime: 0.5, timeout: 600000,
-    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
-    imageLoaderLimit: state.run.n_at_once, // more only wait for each other
-  });
-  viewer.addHandler("canvas-click", clicked);
-  viewer.addHandler("tile-load-failed", () => showFindings([
-    ...state.findings, ["Parts of the slide could not be loaded. Is mil view still running?", "warning"],
-  ]));
-  for (const name of ["open", "animation", "resize"]) viewer.addHandler(name, drawScale);
-  viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
+  run = await fetchJson("patients.json");
+  shared.atOnce = run.n_at_once;
+  active = addPane();
+  list = new PatientList(run, (number) => openPatient(number));
+  const options = [...run.overlays.map(({ name }) => name), "no overlay"];
+  byId("overlay").replaceChildren(...options.map((name, index) => {
+    const option = make("option", name);
+    option.value = String(index < run.overlays.length ? index : -1);
+    return option;
+  }));
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
-  byId("zoom-in").addEventListener("click", () => viewer.viewport.zoomBy(1.5));
-  byId("zoom-out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.5));
-  byId("whole").addEventListener("click", () => viewer.viewport.goHome());
-  byId("close").addEventListener("click", hideTile);
+  byId("zoom-in").addEventListener("click", () => active.viewer.viewport.zoomBy(1.5));
+  byId("zoom-out").addEventListener("click", () => active.viewer.viewport.zoomBy(1 / 1.5));
+  byId("whole").addEventListener("click", () => active.viewer.viewport.goHome());
+  byId("close").addEventListener("click", () => active.showTile(-1));
+  byId("measure").addEventListener("click", () => setMeasures(!shared.measures));
+  byId("split").addEventListener("click", toggleSplit);
+  byId("overlay").addEventListener("change", () => setOverlay(Number(byId("overlay").value)));
   byId("opacity").addEventListener("input", setOpacity);
   document.addEventListener("keydown", pressed);
-  setInterval(tellBusy, 250);
-  state.order = state.run.patients.map((_, number) => number);
-  const { run, classes, prior } = state.run;
-  document.title = `${run} – mil view`;
-  const shares = classes.map((name, i) => `${name} ${prior[i].toFixed(3)}`).join(", ");
+  window.addEventListener("hashchange", openAddress); // not sent for the page's own changes
+  document.title = `${run.run} – mil view`;
+  const shares = run.classes.map((name, i) => `${name} ${run.prior[i].toFixed(3)}`).join(", ");
   byId("about").textContent =
-    `Run ${run}, head ${state.run.head}. Calibrated probabilities at a prior of ${shares}.` +
-    (state.run.with_slides ? "" : " No slides were given, so that the colours lie on plain ground.");
-  drawList();
-  openPatient(0);
+    `Run ${run.run}, head ${run.head}. Calibrated probabilities at a prior of ${shares}.` +
+    (run.with_slides ? "" : " No slides were given, so that overlays have a plain background.");
+  setOverlay(0);
+  openAddress();
 }
 
 start().catch((error) => showFindings([[`Cannot be shown: ${error.message}`, "warning"]]));
