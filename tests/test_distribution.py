@@ -96,6 +96,7 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
     assert held >= {f"{package}/py.typed" for package in PACKAGES}
     assert held >= {
         "mil/templates/report.html",
+        "features/templates/fonts/mil-sans-regular.woff2",
         "features/templates/preview.html",
         "cli/viewer/static/viewer.js",
         "cli/viewer/static/openseadragon/openseadragon.min.js",
@@ -104,14 +105,17 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
 
 
 @pytest.mark.slow
-def test_the_metadata_name_both_licences_and_the_command(wheel: Path) -> None:
+def test_the_metadata_name_all_licences_and_the_command(wheel: Path) -> None:
     held = contents(wheel)
     info = next(name.split("/")[0] for name in held if ".dist-info/" in name)
     about = message_from_bytes(held[f"{info}/METADATA"])
-    assert about["License-Expression"] == "MIT AND BSD-3-Clause"
+    assert about["License-Expression"] == "MIT AND BSD-3-Clause AND OFL-1.1"
     for file in about.get_all("License-File", []):
         assert held[f"{info}/licenses/{file}"] == (ROOT / file).read_bytes()
-    assert "cli/viewer/static/openseadragon/LICENSE.txt" in about.get_all("License-File", [])
+    assert set(about.get_all("License-File", [])) > {
+        "cli/viewer/static/openseadragon/LICENSE.txt",
+        "features/templates/fonts/LICENSE.txt",
+    }
     assert held[f"{info}/entry_points.txt"].decode().split() == [
         "[console_scripts]", "mil", "=", "cli.app:main",
     ]  # fmt: skip

@@ -122,10 +122,13 @@ def server(world: Path) -> Iterator[ViewServer]:
     viewed.close()
 
 
-def show(tab: Tab, url: str, size: tuple[int, int], *, media: str = "screen") -> None:
+def show(
+    tab: Tab, url: str, size: tuple[int, int], *, media: str = "screen", scheme: str = "light"
+) -> None:
     """Open a page on a screen of that size, and wait for all its pictures."""
     tab.resize(*size)
-    tab.send("Emulation.setEmulatedMedia", media=media)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    tab.send("Emulation.setEmulatedMedia", media=media, features=[feature])
     tab.open(url)
 
 
@@ -147,12 +150,12 @@ def barriers(tab: Tab) -> list[str]:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [PHONE, DESK])
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESK, "light")])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_fits_its_screen_without_errors_or_barriers(
-    world: Path, tab: Tab, page: str, size: tuple[int, int]
+    world: Path, tab: Tab, page: str, size: tuple[int, int], scheme: str
 ) -> None:
-    show(tab, (world / PAGES[page]).as_uri(), size)
+    show(tab, (world / PAGES[page]).as_uri(), size, scheme=scheme)
     assert how_wide(tab) <= size[0]
     assert tab.evaluate("[...document.images].filter((i) => i.src && !i.naturalWidth).length") == 0
     assert barriers(tab) == []

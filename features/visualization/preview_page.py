@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from features.slides.resolution import OUTLIER_FACTOR, mpp_outliers
 from features.tiling.artifacts import RULES
+from features.utils.html import page_environment
 from features.visualization.thumbnail import legend_patch, sort_rules
 
 __all__ = ["PreviewRow", "known_mpp", "render_page"]
@@ -76,11 +76,7 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
     for row in rows:
         left_out.update(row.left_out)
     mpps = _mpp_counts(rows)
-    environment = Environment(
-        loader=PackageLoader("features"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("preview.html").render(
+    return page_environment("features").get_template("preview.html").render(
         rows=rows,
         links={row.slide_id: _link(row.slide_id) for row in rows},
         thumbnails={row.slide_id: _thumbnail(row, folder) for row in rows},

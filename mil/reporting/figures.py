@@ -70,7 +70,8 @@ _STYLE = {
     "hatch.linewidth": 0.7,
     "hatch.color": "white",
     "patch.linewidth": 0.6,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",  # pages have a light and a dark ground
+    "axes.facecolor": "none",
     "savefig.dpi": _RASTER_DPI,
     "svg.fonttype": "path",  # so that glyphs do not depend on installed fonts
     "svg.hashsalt": "mil",  # so that the same figure gives the same bytes

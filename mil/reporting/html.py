@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from features.utils.files import atomic_write
+from features.utils.html import page_environment
 
 __all__ = ["Table", "folder_name", "render", "write_html"]
 
@@ -61,15 +60,10 @@ def folder_name(patient_id: str) -> str:
 def render(template: str, **values: object) -> str:
     """Return the text of a template in ``mil/templates``; in HTML all values are escaped.
 
-    Pages extend ``page.html``, which holds the style and a policy that forbids network access,
-    and import the macros ``figure`` and ``table`` from ``macros.html``. A value missing in
+    Pages extend ``page.html``, see :func:`features.utils.html.page_environment`. A value missing in
     ``values`` is an error, never empty text.
     """
-    environment = Environment(
-        loader=PackageLoader("mil"), autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(**values)
+    return page_environment("mil").get_template(template).render(**values)
 
 
 def write_html(path: Path, html: str) -> None:
