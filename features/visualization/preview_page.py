@@ -76,22 +76,26 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
     for row in rows:
         left_out.update(row.left_out)
     mpps = _mpp_counts(rows)
-    return page_environment("features").get_template("preview.html").render(
-        rows=rows,
-        links={row.slide_id: _link(row.slide_id) for row in rows},
-        thumbnails={row.slide_id: _thumbnail(row, folder) for row in rows},
-        rules=sort_rules(left_out),
-        left_out=left_out,
-        meanings=_legend_rows(left_out),
-        totals={
-            name: sum(getattr(row, name) or 0 for row in rows)
-            for name in ("n_found", "n_read", "n_kept", "n_failed")
-        },
-        statuses=Counter(row.status for row in rows),
-        mpps=mpps,
-        most_slides=max((count for _, _, count in mpps), default=1),
-        outliers=mpp_outliers(known_mpp(rows)),
-        outlier_factor=OUTLIER_FACTOR,
+    return (
+        page_environment("features")
+        .get_template("preview.html")
+        .render(
+            rows=rows,
+            links={row.slide_id: _link(row.slide_id) for row in rows},
+            thumbnails={row.slide_id: _thumbnail(row, folder) for row in rows},
+            rules=sort_rules(left_out),
+            left_out=left_out,
+            meanings=_legend_rows(left_out),
+            totals={
+                name: sum(getattr(row, name) or 0 for row in rows)
+                for name in ("n_found", "n_read", "n_kept", "n_failed")
+            },
+            statuses=Counter(row.status for row in rows),
+            mpps=mpps,
+            most_slides=max((count for _, _, count in mpps), default=1),
+            outliers=mpp_outliers(known_mpp(rows)),
+            outlier_factor=OUTLIER_FACTOR,
+        )
     )
 
 
