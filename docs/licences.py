@@ -49,9 +49,9 @@ _HEAD = """\
 
 `mil-slides` is under the MIT licence. Its wheel also holds
 [OpenSeadragon](https://openseadragon.github.io), which draws slides in `mil view`, under the
-3-clause BSD licence, and a part of the typeface Source Sans Pro, under the SIL Open Font License; those
-texts are in the wheel, in `cli/viewer/static/openseadragon/` and `features/templates/fonts/`. All other
-packages are installed separately by pip, under their own licences, listed below.
+3-clause BSD licence, and a part of the typeface Source Sans Pro, under the SIL Open Font License;
+those texts are in the wheel, in `cli/viewer/static/openseadragon/` and `features/templates/fonts/`.
+All other packages are installed separately by pip, under their own licences, listed below.
 
 Before you redistribute an installation, for instance as a container image:
 
