@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BASE_LEARNERS", "STACK", "head_kind", "learner_names"]
+__all__ = ["BASE_LEARNERS", "STACK", "head_kind", "learner_key", "learner_names"]
 
 STACK = "stack"
 """Name of the stack: an attention ensemble and the base learners, combined by the calibrator."""
@@ -21,3 +21,14 @@ def head_kind(name: str) -> str:
 def learner_names(name: str) -> tuple[str, ...]:
     """Return the names of the learners of a stack, attention first; a single head has itself."""
     return (_ATTENTION, *BASE_LEARNERS) if name == STACK else (name,)
+
+
+def learner_key(name: str) -> str:
+    """Return the name of a learner for a column: without spaces and signs.
+
+    Examples
+    --------
+    >>> learner_key("mean + logistic")
+    'mean_logistic'
+    """
+    return "_".join(name.replace("+", " ").split())

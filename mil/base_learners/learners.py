@@ -117,9 +117,9 @@ class BaseLearners:
         """
         raw, components = _as_components(tiles, whitening)
         features = {
-            "mean": raw.double().numpy(),
-            "mean + logistic": raw.double().numpy(),
-            "histogram": self.codebook.occupancy(components).double().numpy(),
+            "mean": raw.numpy(),
+            "mean + logistic": raw.numpy(),
+            "histogram": self.codebook.occupancy(components).numpy(),
         }
         return {name: self.models[name].contributions(features[name]) for name in TILE_WISE}
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.arrays import Floats, Ints
+from mil.arrays import Float32s, Floats, Ints
 
 __all__ = ["LinearModel"]
 
@@ -20,6 +20,7 @@ _MEAN_SQUARED_NORM = 16.0
 _MAX_DEVIATION = 8.0  # training standard deviations, of new patients
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
 _MOST_NEWTON_COEFFICIENTS = 1024
+_TILES_PER_BLOCK = 8192
 
 _LOGISTIC_COMPONENTS = 32
 _LOGISTIC_C = 0.1
@@ -135,18 +136,22 @@ class LinearModel:
         standard = np.clip((pooled - self.centre) / self.scale, -self.limit, self.limit)
         return np.asarray(standard @ self.weights + self.bias, np.float64)
 
-    def contributions(self, of_tiles: Floats) -> Floats:
+    def contributions(self, of_tiles: Floats | Float32s) -> Floats:
         """Return summands of the logits, shape (tiles, classes), where features are tile means.
 
         ``of_tiles`` has shape (tiles, features); the pooled features are its mean over the tiles.
         The sum over tiles is exactly the logit: the bias is divided equally, and where the limit
         shortens a pooled feature, the parts of its tiles are shortened alike.
         """
-        standard = (of_tiles - self.centre) / self.scale
-        pooled = standard.mean(axis=0)
-        largest = np.maximum(np.abs(pooled), 1e-300)
-        kept = np.minimum(self.limit / largest, 1.0)
-        return np.asarray((standard * kept @ self.weights + self.bias) / len(of_tiles), np.float64)
+        pooled = (of_tiles.mean(axis=0, dtype=np.float64) - self.centre) / self.scale
+        kept = np.minimum(self.limit / np.maximum(np.abs(pooled), 1e-300), 1.0)
+        weights = (kept / self.scale)[:, None] * self.weights
+        offset = self.bias - self.centre @ weights
+        blocks = [
+            of_tiles[at : at + _TILES_PER_BLOCK].astype(np.float64) @ weights
+            for at in range(0, len(of_tiles), _TILES_PER_BLOCK)
+        ]
+        return np.asarray((np.concatenate(blocks) + offset) / len(of_tiles), np.float64)
 
 
 def _fit_logistic(

@@ -89,6 +89,11 @@ class StackedPlattScaling(Calibrator):
         centred = logits - logits.mean(axis=-1, keepdims=True)
         return np.asarray(np.einsum("l,nlc->nc", self.slopes_, centred), np.float64)
 
+    def parts(self, logits: Floats) -> Floats:
+        """Return what each learner adds to :meth:`combine`, shape (n, learners, classes)."""
+        centred = logits - logits.mean(axis=-1, keepdims=True)
+        return np.asarray(self.slopes_[:, None] * centred, np.float64)
+
     def predict_proba(self, logits: Floats) -> Floats:
         """Return probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
         return np.asarray(softmax(self.combine(logits) + self.bias_, axis=1), np.float64)

@@ -51,9 +51,14 @@ class AttentionHead(Head):
         return fast_tanh(self.fc_v(hidden))
 
     def pooled_output(self, hidden: Tensor, attention: Tensor) -> HeadOutput:
-        """Classify the mean of ``hidden`` weighted by ``attention``, shape (batch, tiles)."""
+        """Classify the mean of ``hidden`` weighted by ``attention``, shape (batch, tiles).
+
+        The classifier is linear and attention sums to 1, so a tile's contribution is its attention
+        times its own logits; training does not need them.
+        """
         pooled = torch.einsum("bt,bth->bh", attention, hidden)  # (batch, hidden)
-        return HeadOutput(self.classify(pooled), attention)
+        parts = None if self.training else attention[..., None] * self.classify(hidden)
+        return HeadOutput(self.classify(pooled), attention, contributions=parts)
 
 
 @register_head("gated")

@@ -42,7 +42,7 @@ class HeadOutput(NamedTuple):
         Shape (batch, tiles): non-negative, sums to 1 over a patient's real tiles, 0 on padding.
     contributions
         Shape (batch, tiles, classes): summands of the logits, 0 on padding. None where the logits
-        are not a sum over tiles.
+        are not a sum over tiles; while it trains, a head may leave them out.
     tile_logits
         Shape (batch, tiles, classes): logits of each tile by itself, arbitrary on padding. None
         where a head does not classify single tiles.

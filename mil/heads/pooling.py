@@ -38,7 +38,8 @@ class MeanHead(Head):
         """Pool ``components``, shape (batch, tiles, n_components)."""
         attention = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)  # (batch, tiles)
         pooled = torch.einsum("bt,btc->bc", attention, components)  # (batch, n_components)
-        return HeadOutput(self.classify(pooled), attention)
+        parts = None if self.training else attention[..., None] * self.classify(components)
+        return HeadOutput(self.classify(pooled), attention, contributions=parts)
 
 
 class _TileLogitHead(Head):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 
 from features.bags.bag import Bag, BagMeta, BagRef, check_fingerprint, check_slide_id
 from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
 from features.errors import BagError
-from mil.arrays import Floats, Ints
+from mil.arrays import Bools, Floats, Ints
 from mil.data.cohort import Cohort, Patient
-from mil.data.features import Features
-from mil.heads import Head
 from mil.inference.bundle import ModelBundle
+from mil.inference.contributions import LearnerPart, attribute_tiles
 from mil.inference.predict import PatientPrediction, iter_predictions
 
 __all__ = ["Explanation", "SlideAttention", "explain_patients", "percentiles"]
@@ -39,8 +37,14 @@ class SlideAttention:
     percentile
         Rank of the attention among all tiles of the patient, shape (tiles,), 0 to 100.
     contributions
-        Part of each tile in the mean logit of the heads before calibration, shape (tiles, classes);
-        None for heads whose logit is no sum over tiles.
+        Part of each tile in the logit, shape (tiles, classes): of a stack in the weighted sum over
+        those learners whose logit is a sum over tiles, of a single head in the mean over the heads
+        before calibration. None where no learner has such a logit.
+    by_learner
+        Summands of each such learner's own logit by its name, shape (tiles, classes).
+    is_unlike
+        Whether each tile is unlike training tiles, shape (tiles,), see
+        :meth:`mil.typicality.TypicalityReference.are_unlike`; None for earlier runs.
     order, source
         Position from 0, shape (tiles,), and name of each image of a series; None for a slide.
     """
@@ -50,6 +54,8 @@ class SlideAttention:
     attention: Floats
     percentile: Floats
     contributions: Floats | None
+    by_learner: Mapping[str, Floats] = field(default_factory=dict)
+    is_unlike: Bools | None = None
     order: Ints | None = None
     source: tuple[str, ...] | None = None
 
@@ -69,7 +75,7 @@ class SlideAttention:
         """Return the contribution of each tile to a class, less its mean over the classes.
 
         Only differences between logits change a probability. The shape is (tiles,); None where
-        heads have no contributions.
+        there are no contributions.
         """
         if self.contributions is None:
             return None
@@ -88,10 +94,14 @@ class SlideAttention:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Prediction of a patient, with the attention, shape (tiles,), of its nonempty slides."""
+    """Prediction of a patient, with the attention, shape (tiles,), of its nonempty slides.
+
+    ``learners`` are the parts of the learners in the logit, one of a single head.
+    """
 
     prediction: PatientPrediction
     slides: tuple[SlideAttention, ...]
+    learners: tuple[LearnerPart, ...] = ()
 
     @property
     def n_tiles(self) -> int:
@@ -116,12 +126,14 @@ def explain_patients(
     bags: str | Path | Mapping[str, BagRef],
     *,
     prior: str | Floats = "balanced",
+    tta: bool = False,
 ) -> Iterator[Explanation]:
     """Return an iterator over the predictions and attention of all patients of a cohort.
 
     The headers of all bags are read before the first patient is predicted. Arguments are those of
     :func:`mil.inference.predict.predict`; a prior may be an array of shape (classes,). A patient
-    whose bags cannot be used gets the prior, and no attention.
+    whose bags cannot be used gets the prior, and no attention. With ``tta`` logits, attention and
+    contributions are means over plain tiles and views.
 
     Raises
     ------
@@ -131,7 +143,7 @@ def explain_patients(
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     slide_ids = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
     _check_headers(bundle, {slide_id: refs[slide_id] for slide_id in slide_ids if slide_id in refs})
-    return (_explain(bundle, cohort, patient, refs, prior) for patient in cohort.patients)
+    return (_explain(bundle, cohort, patient, refs, prior, tta=tta) for patient in cohort.patients)
 
 
 def _check_headers(bundle: ModelBundle, refs: Mapping[str, BagRef]) -> None:
@@ -168,18 +180,46 @@ def _explain(
     patient: Patient,
     refs: Mapping[str, BagRef],
     prior: str | Floats,
+    *,
+    tta: bool,
 ) -> Explanation:
     of_patient = replace(cohort, patients=(patient,))
-    (prediction,) = iter_predictions(bundle, of_patient, refs, prior=prior)
+    (prediction,) = iter_predictions(bundle, of_patient, refs, prior=prior, tta=tta)
     nonempty = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
     bags = [bundle.apply_filter(read_slide_bag(slide_id, refs[slide_id])) for slide_id in nonempty]
-    slides = _slides(bundle.heads, bags) if bags else ()
-    return Explanation(prediction=prediction, slides=slides)
+    if not bags:
+        return Explanation(prediction=prediction, slides=())
+    tiles = np.concatenate([bag.features for bag in bags])
+    views = [bag.views for bag in bags if bag.views is not None] if tta else []
+    model = bundle.with_view_calibrator() if tta else bundle
+    attention, learners = attribute_tiles(model, tiles, np.concatenate(views) if views else None)
+    is_unlike = None
+    if bundle.typicality is not None:
+        is_unlike = bundle.typicality.are_unlike(
+            tiles, training_patient=prediction.matched_training_patient
+        )
+    if prediction.status == "out_of_range":  # its probabilities are the prior: nothing adds to them
+        learners = ()
+    return Explanation(
+        prediction=prediction,
+        slides=_slides(bags, attention, learners, is_unlike),
+        learners=learners,
+    )
 
 
-def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention, ...]:
-    attention, contributions = _attend(heads, np.concatenate([bag.features for bag in bags]))
+def _slides(
+    bags: Sequence[Bag],
+    attention: Floats,
+    learners: Sequence[LearnerPart],
+    is_unlike: Bools | None,
+) -> tuple[SlideAttention, ...]:
+    """Return the rows of each slide; arrays have shape (tiles, ...) over all bags, in order."""
     ranks = percentiles(attention)
+    by_learner = {one.name: one.of_tiles for one in learners if one.of_tiles is not None}
+    parts = [one.part_of_tiles for one in learners if one.part_of_tiles is not None]
+    if len(learners) == 1:  # of a single head, before calibration and not centred
+        parts = list(by_learner.values())
+    contributions = np.sum(parts, axis=0) if parts else None
     ends = np.cumsum([len(bag.features) for bag in bags])
     rows = [slice(end - len(bag.features), end) for bag, end in zip(bags, ends, strict=True)]
     return tuple(
@@ -189,22 +229,10 @@ def _slides(heads: Sequence[Head], bags: Sequence[Bag]) -> tuple[SlideAttention,
             attention=attention[own],
             percentile=ranks[own],
             contributions=None if contributions is None else contributions[own],
+            by_learner={name: values[own] for name, values in by_learner.items()},
+            is_unlike=None if is_unlike is None else is_unlike[own],
             order=bag.order,
             source=bag.source,
         )
         for bag, own in zip(bags, rows, strict=True)
     )
-
-
-def _attend(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats | None]:
-    """Return mean attention (tiles,) and, if any, mean contributions (tiles, classes)."""
-    features = torch.from_numpy(np.asarray(tiles, np.float32))[None]  # (1, tiles, dim)
-    mask = torch.ones(features.shape[:2], dtype=torch.bool)
-    with torch.inference_mode():
-        components = heads[0].whitening(features)  # an ensemble shares one whitening
-        outputs = [head.predict(components, mask) for head in heads]
-    attention = torch.cat([output.attention for output in outputs]).double().numpy().mean(axis=0)
-    attention /= attention.sum()  # sums in float32 are not exactly 1
-    parts = [output.contributions for output in outputs if output.contributions is not None]
-    contributions = torch.cat(parts).double().numpy().mean(axis=0) if parts else None
-    return attention, contributions

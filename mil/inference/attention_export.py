@@ -10,6 +10,7 @@ import pandas as pd
 
 from features.utils.files import atomic_write
 from features.utils.tables import write_table
+from mil.base_learners import learner_key
 from mil.inference.attention import SlideAttention
 
 __all__ = ["tile_table", "write_geojson", "write_tile_table"]
@@ -18,9 +19,10 @@ __all__ = ["tile_table", "write_geojson", "write_tile_table"]
 def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame:
     """Return one row per tile: ``slide_id``, ``x_px0``, ``y_px0``, ``attention``, ``percentile``.
 
-    Images of a series have ``order`` and ``source`` instead of the level-0 px. Heads with
-    contributions add one column ``contribution_<class>`` per class, in the order of the logits. The
-    table has shape (tiles, columns).
+    Images of a series have ``order`` and ``source`` instead of the level-0 px. Columns
+    ``contribution_<class>`` sum to the part of the logit that is a sum over tiles, and for a stack
+    ``<learner>_<class>`` to the learner's own logit, where it is one. ``unlike`` is 1 for tiles
+    unlike training tiles. The table has shape (tiles, columns).
     """
     position: dict[str, object] = {"order": slide.order, "source": slide.source}
     if slide.order is None:
@@ -34,6 +36,12 @@ def tile_table(slide: SlideAttention, *, classes: Sequence[str]) -> pd.DataFrame
     if slide.contributions is not None:
         for name, column in zip(classes, slide.contributions.T, strict=True):
             table[f"contribution_{name}"] = column
+    if len(slide.by_learner) > 1:
+        for learner, parts in slide.by_learner.items():
+            for name, column in zip(classes, parts.T, strict=True):
+                table[f"{learner_key(learner)}_{name}"] = column
+    if slide.is_unlike is not None:
+        table["unlike"] = slide.is_unlike.astype(int)
     return table
 
 

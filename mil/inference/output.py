@@ -11,6 +11,7 @@ import pandas as pd
 
 from features.utils.tables import write_table
 from features.utils.text import nearest_names, pluralize
+from mil.base_learners import learner_key
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import min_calibration_size
 from mil.inference.predict import PatientPrediction
@@ -66,7 +67,8 @@ def write_details(
 
     Where bags could not be used, a column says why. With ``abstain``, a column marks the patients
     who need review; with ``typicality``, columns show how much each is like the training patients.
-    The table has shape (patients, columns).
+    Of a stack, ``logit_share_<learner>`` is the share of a learner in the logit of the most
+    probable class (:attr:`PatientPrediction.learner_shares`). Shape (patients, columns).
 
     Raises
     ------
@@ -80,7 +82,14 @@ def write_details(
         table = table.drop(columns="problems")
     if typicality:
         table = table.join(pd.DataFrame(map(typicality_details, predictions)))
+    if any(p.learner_parts for p in predictions):
+        table = table.join(pd.DataFrame(map(_learner_details, predictions)))
     write_table(path, table)
+
+
+def _learner_details(prediction: PatientPrediction) -> dict[str, float]:
+    shares = prediction.learner_shares
+    return {f"logit_share_{learner_key(name)}": share for name, share in shares.items()}
 
 
 def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
 from features.errors import BagError
 from mil.arrays import Floats
+from mil.base_learners import learner_names
 from mil.base_learners.stack import predict_learner_views, predict_learners
+from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
@@ -79,6 +81,9 @@ class PatientPrediction:
     typicality
         How much it is like the training patients; None without tiles, and for runs that hold no
         training patients to compare with.
+    learner_parts
+        What each learner of a stack adds to the logits before biases, by name, shape (classes,);
+        empty for a single head and without tiles.
     """
 
     patient_id: str
@@ -99,6 +104,18 @@ class PatientPrediction:
     confidence: float = 0.0
     review_below: float | None = None
     typicality: PatientTypicality | None = None
+    learner_parts: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def learner_shares(self) -> dict[str, float]:
+        """Share of each learner in the logit of the most probable class, -1 to 1, by name.
+
+        A negative share is against the class. Absolute shares sum to 1, unless all are 0.
+        """
+        leading = int(self.probabilities.argmax())
+        parts = {name: float(part[leading]) for name, part in self.learner_parts.items()}
+        total = sum(map(abs, parts.values())) or 1.0
+        return {name: part / total for name, part in parts.items()}
 
     @property
     def unlike_training(self) -> bool:
@@ -241,7 +258,7 @@ def _predict(
     bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
-    typicality, confidence = None, 0.0
+    typicality, confidence, learner_parts = None, 0.0, {}
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
@@ -251,6 +268,7 @@ def _predict(
         probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
         equal = balanced(bundle.classes)
         confidence = float(_at_prior(bundle, logits.mean(axis=0, keepdims=True), equal).max())
+        learner_parts = _learner_parts(bundle, logits.mean(axis=0))
         share = _attention_share(nonempty, attention.mean(axis=0))
         if bundle.typicality is not None and level is not None:
             typicality = score_patient(
@@ -285,6 +303,7 @@ def _predict(
         confidence=confidence,
         review_below=None if bundle.abstention is None else bundle.abstention.threshold,
         typicality=typicality,
+        learner_parts=learner_parts,
         problems=problems,
     )
 
@@ -371,6 +390,14 @@ def _at_prior(bundle: ModelBundle, logits: Floats, prior: Floats) -> Floats:
     """Return calibrated probabilities at a prior, shape (rows, classes)."""
     calibrated = bundle.calibrator.predict_proba(logits)
     return shift_prior(calibrated, old=balanced(bundle.classes), new=prior)
+
+
+def _learner_parts(bundle: ModelBundle, logits: Floats) -> dict[str, Floats]:
+    """Return what each learner of a stack adds; ``logits`` have shape (learners, classes)."""
+    if not isinstance(bundle.calibrator, StackedPlattScaling):
+        return {}
+    parts = bundle.calibrator.parts(logits[None])[0]
+    return dict(zip(learner_names(bundle.head_name), parts, strict=True))
 
 
 def _compare_provenance(

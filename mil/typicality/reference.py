@@ -229,6 +229,14 @@ class TypicalityReference:
         ]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
+    def are_unlike(self, tiles: Features, *, training_patient: str = "") -> Bools:
+        """Return whether each tile is farther than 99 % of the training tiles, shape (tiles,).
+
+        Arguments are those of :meth:`tile_distances`, tiles of shape (tiles, dim).
+        """
+        distances = self.tile_distances(tiles, training_patient=training_patient)
+        return np.asarray(distances > self.tile_limit)
+
     def _left_out(self, training_patient: str) -> Bools:
         """Return who is not compared with, bool, shape (patients,)."""
         if training_patient not in self.patient_ids:
