@@ -33,8 +33,10 @@ from mil.evaluation.baselines import (
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.assembly import assemble_bundle
-from mil.inference.bundle import save_bundle, write_json
+from mil.inference.bundle import ModelBundle, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
+from mil.inference.contributions import learner_weights
+from mil.reporting.learners import learner_caveats
 from mil.reporting.model_card import write_model_card
 from mil.reporting.run_report import collect_report_data, write_report, write_report_data
 from mil.reporting.run_report.caveats import run_caveats, unlabelled_caveats
@@ -80,6 +82,8 @@ class TrainingSummary:
         Coverage of each class that such sets keep for new patients; None by centre.
     notes
         Caveats for the reader of the scores, such as slides without a bag.
+    learners
+        Weight of each learner of a stack, by name; empty for a single head.
     """
 
     path: Path
@@ -91,6 +95,7 @@ class TrainingSummary:
     one_class: float
     guaranteed: Mapping[str, float] | None
     notes: tuple[str, ...]
+    learners: Mapping[str, float]
 
     @property
     def comparison(self) -> BaselineComparison:
@@ -112,6 +117,7 @@ class TrainingSummary:
                 "guaranteed": self.guaranteed,
             },
             "notes": list(self.notes),
+            "learners": dict(self.learners),
         }
 
     @classmethod
@@ -133,6 +139,7 @@ class TrainingSummary:
             one_class=values["sets"]["one_class"],
             guaranteed=values["sets"]["guaranteed"],
             notes=tuple(values["notes"]),
+            learners=values["learners"],
         )
 
 
@@ -324,15 +331,13 @@ def train_run(
         *run_caveats(cohort, bags, oof, plan.config),
         *unlabelled_notes,
         *split_notes(plan.cohort, plan.folds, by=by),
+        *learner_caveats(bundle),
     )
     on_step("drawing the report")
     with atomic_folder(run_dir) as temporary:
         write_folds(temporary / "folds.csv", plan.folds)
         _write_history(temporary / "history.csv", oof, deployed)
-        kind = "nested" if nested else "cross-fitted"
-        write_json(
-            temporary / "scores.json", {"kind": kind, **_plain(scores), "gains": _plain(gains)}
-        )
+        _write_scores(temporary / "scores.json", bundle, scores, gains, nested=nested)
         write_model_card(temporary / "MODEL_CARD.md", bundle, scores)
         save_bundle(replace(bundle, path=temporary))
         data = collect_report_data(cohort, bags, oof, proba, notes=notes, failures=failures or {})
@@ -353,6 +358,7 @@ def train_run(
         one_class=float((sets.sum(axis=1) == 1).mean()),
         guaranteed=bundle.guaranteed_coverage(COVERAGE),
         notes=notes,
+        learners=learner_weights(bundle),
     )
 
 
@@ -433,6 +439,19 @@ def _gains(
         n_resamples=n_resamples,
         seed=seed,
     )
+
+
+def _write_scores(
+    path: Path, bundle: ModelBundle, scores: Scores, gains: Scores, *, nested: bool
+) -> None:
+    kind = "nested" if nested else "cross-fitted"
+    content = {"kind": kind, **_plain(scores), "gains": _plain(gains)}
+    if bundle.base_learners is not None:
+        content["learners"] = {
+            name: {"weight": weight, "constant": name in bundle.base_learners.constant}
+            for name, weight in learner_weights(bundle).items()
+        }
+    write_json(path, content)
 
 
 def _write_history(path: Path, oof: OutOfFoldPredictions, deployed: Ensemble) -> None:

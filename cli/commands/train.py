@@ -268,6 +268,7 @@ def _require_free(run: Path, *, overwrite: bool) -> None:
 
 def _print_summary(summary: TrainingSummary) -> None:
     from mil.inference.conformal import COVERAGE
+    from mil.reporting.learners import describe_weights
 
     table = Table(
         title=f"{summary.n_patients} patients, {summary.n_tiles:,} tiles, head {summary.head!r}",
@@ -284,6 +285,8 @@ def _print_summary(summary: TrainingSummary) -> None:
         "not in them."
     )
     print_comparison(summary.comparison)
+    if summary.learners:
+        stdout.print(describe_weights(summary.learners))
     coverages = summary.guaranteed or {}
     guaranteed = ", ".join(f"{name} {share:.2f}" for name, share in coverages.items()) or "none"
     stdout.print(

@@ -10,6 +10,7 @@ from features.utils.text import percent
 from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
+from mil.inference.contributions import learner_weights
 from mil.reporting.html import render
 
 __all__ = ["write_model_card"]
@@ -23,6 +24,7 @@ def write_model_card(
     Raises ``OutputError`` if the file cannot be written.
     """
     counts = zip(run.cohort_counts, run.classes, strict=True)
+    learners = learner_weights(run)
     text = render(
         "model_card.md",
         run=run,
@@ -34,6 +36,8 @@ def write_model_card(
         versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
         guaranteed=run.guaranteed_coverage(COVERAGE),
         coverage=COVERAGE,
+        learners=learners,
+        weights=", ".join(f"{name} {percent(weight)}" for name, weight in learners.items()),
         percent=percent,
     )
     with atomic_write(path) as temporary:

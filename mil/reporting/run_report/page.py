@@ -19,7 +19,9 @@ from mil.evaluation.baselines import SHORTCUT
 from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
+from mil.inference.contributions import learner_weights
 from mil.reporting.html import folder_name, render, write_html
+from mil.reporting.learners import describe_weights, weights_table
 from mil.reporting.run_report import figures, tables, uncertainty
 from mil.reporting.run_report.data import ReportData, read_report_data, unreadable_file
 from mil.reporting.run_report.scores import (
@@ -95,6 +97,8 @@ def write_report(
         shares=data.shares.tolist(),
         **_figures(data, scores, history, seed=seed),
         **_uncertainty(run, data),
+        learners=weights_table(run),
+        learner_sentence=describe_weights(learner_weights(run)),
         **_tables(run, data, scores, links, n_resamples=n_resamples, seed=seed),
     )
     page = folder / "report.html"
