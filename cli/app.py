@@ -10,6 +10,7 @@ import typer
 from cli.commands.audit import audit
 from cli.commands.backbones import backbones
 from cli.commands.bags import bags
+from cli.commands.compare import compare
 from cli.commands.demo import demo
 from cli.commands.describe import describe
 from cli.commands.doctor import doctor
@@ -51,6 +52,7 @@ _PANELS = {
     "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
     "After": (score, report, explain, view),
+    "Several runs": (compare,),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
 from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
-from mil.data.splits import Fold, SplitBy, split_notes, write_folds
+from mil.data.splits import Fold, SplitBy, read_folds, split_notes, write_folds
 from mil.errors import InputError
 from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
 from mil.evaluation.baselines import (
@@ -33,7 +34,7 @@ from mil.evaluation.baselines import (
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.assembly import assemble_bundle
-from mil.inference.bundle import ModelBundle, save_bundle, write_json
+from mil.inference.bundle import ModelBundle, load_bundle, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
 from mil.inference.contributions import learner_weights
 from mil.reporting.learners import learner_caveats
@@ -182,6 +183,7 @@ def train_run(
     calibrator: str = "platt",
     nested: bool = False,
     folds: Sequence[Fold] | None = None,
+    folds_of: str | Path | None = None,
     tile_filter: str | Path | None = None,
     columns: Columns | None = None,
     unlabelled: str | Path | PatientBags | None = None,
@@ -223,6 +225,9 @@ def train_run(
         which trains ``n_folds`` more ensembles per fold.
     folds
         Folds of the patients with tiles; made from the options above by default.
+    folds_of
+        Folder of a finished run of the same patients, whose folds are taken: then ``by``,
+        ``n_folds`` and ``n_repeats`` are those of that run.
     tile_filter
         File of a filter of tiles, see :func:`load_training_bags`; only where ``bags`` is a path.
     columns
@@ -256,8 +261,10 @@ def train_run(
         If a table cannot be used.
     BagError, FilterError
         If bags or filter cannot be used.
+    RunError
+        If ``folds_of`` is not a finished run.
     SplitError
-        If a class has too few patients with tiles.
+        If a class has too few patients with tiles, or the folds of ``folds_of`` are of others.
     CalibrationError
         If the calibrator is unknown or too few patients of a class are left to calibrate on.
     OutputError
@@ -277,16 +284,16 @@ def train_run(
     if unlabelled is not None:
         unlabelled_notes = unlabelled_caveats(bags, unlabelled)
         bags = bags.with_unlabelled(unlabelled)
+    if folds_of is not None:
+        by, n_repeats, folds = _read_folds_of(Path(folds_of), cohort, bags)
     plan = CrossValidationPlan.build(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
         config=config or TrainConfig(), seed=seed, calibrator=calibrator,
     )  # fmt: skip
-    n_done = 0
+    numbers = count(1)
 
     def count_head() -> None:
-        nonlocal n_done
-        n_done += 1
-        on_head(n_done, plan.n_heads)
+        on_head(next(numbers), plan.n_heads)
 
     checkpoints = Checkpoints(run_dir.with_name(f".{run_dir.name}.part"), bags)
     with executor(bags) as workers:
@@ -367,6 +374,17 @@ def _sorted_cohort(cohort: str | Path | Cohort, columns: Columns | None) -> Coho
     if not isinstance(cohort, Cohort):
         cohort = read_cohort(Path(cohort), labelled=True, columns=columns)
     return cohort.sorted_by_id()
+
+
+def _read_folds_of(
+    run_dir: Path, cohort: Cohort, bags: PatientBags
+) -> tuple[SplitBy, int, tuple[Fold, ...]]:
+    """Return how a finished run was split, its number of repeats, and its folds."""
+    by: SplitBy = "centre" if load_bundle(run_dir).settings["by"] == "centre" else "patient"
+    nonempty = set(bags.nonempty())
+    usable = replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in nonempty))
+    folds = read_folds(run_dir / "folds.csv", usable, linked=bags.linked_patients())
+    return by, 1 + max(fold.repeat for fold in folds), folds
 
 
 def _read_bags(

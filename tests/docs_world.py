@@ -110,6 +110,21 @@ def _demo(folder: Path) -> None:
     shutil.rmtree(folder / "demo" / "bags")
 
 
+def _second_run(folder: Path) -> None:
+    """Train ``runs/second`` on the same folds, and write its predictions as files of others."""
+    first = folder / "runs" / "first"
+    train_run(
+        folder / "train.csv", folder / "bags", folder / "runs" / "second", folds_of=first, seed=1,
+        config=TrainConfig(head="mean", n_members=2, n_components=8, fixed_steps=10), report=False,
+    )  # fmt: skip
+    (folder / "oof").mkdir()
+    for name, run in (("ours", first), ("theirs", folder / "runs" / "second")):
+        table = pd.read_csv(run / "judged.csv", dtype=str)[["patient_id", "calibrated_LAA"]]
+        table.set_axis(["patient_id", "LAA"], axis=1).to_csv(
+            folder / "oof" / f"{name}.csv", index=False
+        )
+
+
 def _labels(folder: Path) -> None:
     """Write labels of 0 and 1 for the slides of both tables."""
     shutil.rmtree(folder / "runs")
@@ -221,6 +236,7 @@ def _resolutions(folder: Path) -> None:
 
 
 PREPARATIONS: dict[str, Callable[[Path], None]] = {
+    "docs/how-to/compare-runs.md": _second_run,
     "docs/how-to/exchange-bags.md": _clam,
     "docs/how-to/filter-tiles.md": _examples,
     "docs/how-to/head-ct.md": _scans,

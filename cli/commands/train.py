@@ -99,6 +99,16 @@ def train(
             help=f"Folds of patients; default: {_DEFAULT_FOLDS}.",
         ),
     ] = None,
+    folds_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            rich_help_panel=FOLDS,
+            show_default=False,
+            help="Take the folds of another run on the same patients, to compare or combine the "
+            "two with another `--seed`.",
+        ),
+    ] = None,
     repeats: Annotated[
         int,
         typer.Option(
@@ -176,6 +186,12 @@ def train(
         reject_options(
             {"--folds": folds}, "goes with --by patient: by centre there is one fold per centre"
         )
+    if folds_of is not None:
+        reject_options(
+            {"--folds": folds, "--repeats": repeats > 1, "--by": by is By.centre,
+             "--labels": labels},
+            "does not go with --folds-of, which states the folds",
+        )  # fmt: skip
     if labels is not None or tile_filter is not None:
         reject_options({"--unlabelled": unlabelled}, "does not go with --labels or --filter")
     if tile_filter is not None:
@@ -226,6 +242,7 @@ def train(
             columns=names,
             unlabelled=unlabelled,
             image_labels=image_labels,
+            folds_of=folds_of,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
             on_step=lambda step: bars.update(task, description=step),
             **options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.utils.tables import write_table
+from features.utils.tables import read_table, write_table
+from features.utils.text import normalize_name, pluralize
 from mil.data.cohort import Cohort, id_order
 from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.errors import SplitError
@@ -25,6 +26,7 @@ __all__ = [
     "leave_one_centre_out",
     "make_folds",
     "patient_folds",
+    "read_folds",
     "split_notes",
     "stratified_fold_ids",
     "write_folds",
@@ -261,6 +263,61 @@ def write_folds(path: Path, folds: Sequence[Fold]) -> None:
     """
     rows = [(fold.repeat, fold.index, patient) for fold in folds for patient in fold.test_ids]
     write_table(path, pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"]))
+
+
+def read_folds(path: Path, cohort: Cohort, *, linked: LinkedPairs = ()) -> tuple[Fold, ...]:
+    """Read the folds that :func:`write_folds` wrote, for the patients of a cohort with tiles.
+
+    The table has shape (test patients, 3). Patients linked to a test patient are not trained on.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be read.
+    SplitError
+        If it lacks a column or a patient of the cohort, or has one that the cohort lacks.
+    """
+    table = read_table(path)
+    if missing := {"repeat", "fold", "patient_id"} - set(table.columns):
+        raise SplitError(
+            path, actual=f"no column {min(missing)!r}", expected="folds.csv of a run",
+            hint="Name the folder of a finished run.",
+        )  # fmt: skip
+    folds: list[Fold] = []
+    for repeat, (_, of_repeat) in enumerate(table.groupby(table["repeat"].map(_as_index(path)))):
+        fold_of = dict(
+            zip(
+                of_repeat["patient_id"].map(normalize_name),
+                of_repeat["fold"].map(_as_index(path)),
+                strict=True,
+            )
+        )
+        _check_same_patients(path, cohort, set(fold_of))
+        ids = np.array([fold_of[name] for name in cohort.patient_ids], np.int64)
+        folds += folds_from_ids(cohort, ids, repeat=repeat, linked=linked)
+    return tuple(folds)
+
+
+def _as_index(path: Path) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal():
+            raise SplitError(path, actual=f"{text!r}", expected="the number of a repeat or fold")
+        return int(text)
+
+    return parse
+
+
+def _check_same_patients(path: Path, cohort: Cohort, known: Collection[str]) -> None:
+    """Raise unless folds are of exactly these patients."""
+    ids = set(cohort.patient_ids)
+    for names, where in ((ids - set(known), "no fold of"), (set(known) - ids, "folds of")):
+        if names:
+            raise SplitError(
+                path,
+                actual=f"{where} {pluralize(len(names), 'patients')}, first {min(names)!r}",
+                expected=f"the {len(ids)} patients of {cohort.path} that have tiles",
+                hint="Train on the same patients, with the same slides embedded.",
+            )
 
 
 def _stratify_classes_and_groups(

@@ -19,12 +19,19 @@ from mil.evaluation.metrics import (
     Interval,
     Metric,
     auroc,
+    balanced_brier_score,
     log_losses,
     one_vs_rest,
+    squared_errors,
     weighted_log_loss,
 )
 
-__all__ = ["paired_differences", "resampled_confusions", "stratified_bootstrap"]
+__all__ = [
+    "paired_differences",
+    "resampled_confusions",
+    "resampled_scores",
+    "stratified_bootstrap",
+]
 
 
 _VALUES_PER_BLOCK = 2**20  # A block of resamples occupies less than about 10 MB.
@@ -47,7 +54,7 @@ def stratified_bootstrap(
     return {
         name: _interval(
             np.mean([metric(one, labels) for one in repeats]),
-            _resampled_scores(metric, repeats, labels, n_resamples=n_resamples, seed=seed),
+            resampled_scores(metric, repeats, labels, n_resamples=n_resamples, seed=seed),
         )
         for name, metric in metrics.items()
     }
@@ -69,7 +76,7 @@ def paired_differences(
         own, *others = (
             (
                 np.array([metric(one, labels) for one in kind]),
-                _resampled_scores(metric, kind, labels, n_resamples=n_resamples, seed=seed),
+                resampled_scores(metric, kind, labels, n_resamples=n_resamples, seed=seed),
             )
             for kind in (proba, *baselines.values())
         )
@@ -115,10 +122,14 @@ def _interval(value: np.floating, samples: Floats) -> Interval:
     return Interval(value=float(value), low=float(low), high=float(high))
 
 
-def _resampled_scores(
+def resampled_scores(
     metric: Metric, repeats: Floats, labels: Ints, *, n_resamples: int, seed: int
 ) -> Floats:
-    """Return the score of each resample, shape (resamples,); each takes the next repeat."""
+    """Return the score of each resample, shape (resamples,); each takes the next repeat.
+
+    ``repeats`` are probabilities of shape (repeats, patients, classes), ``labels`` has shape
+    (patients,). The same labels, number of resamples and seed give the same patients.
+    """
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=repeats.shape[-1])
     positions = _draw_positions(tuple(counts.tolist()), n_resamples, seed)
@@ -150,6 +161,7 @@ def _draw_positions(counts: tuple[int, ...], n_resamples: int, seed: int) -> npt
 
 
 _BlockScores = Callable[[Floats, Ints, npt.NDArray[np.int32]], Floats]
+_PatientLosses = Callable[[Floats, Ints], Floats]
 
 
 def _loop_over(metric: Metric) -> _BlockScores:
@@ -159,13 +171,17 @@ def _loop_over(metric: Metric) -> _BlockScores:
     return score
 
 
-def _block_log_losses(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
-    """Return :func:`weighted_log_loss` of each resample, shape (resamples,)."""
-    n_classes = proba.shape[1]
-    losses = log_losses(proba, labels)[positions]
-    classes = np.broadcast_to(labels, positions.shape)
-    means = _count_by(classes, n_classes, losses) / np.bincount(labels, minlength=n_classes)
-    return np.asarray(np.average(means, axis=1, weights=np.ones(n_classes)), np.float64)
+def _mean_over_classes(of_patient: _PatientLosses) -> _BlockScores:
+    """Return a score that is the mean over classes of each class's mean loss."""
+
+    def score(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
+        n_classes = proba.shape[1]
+        losses = of_patient(proba, labels)[positions]
+        classes = np.broadcast_to(labels, positions.shape)
+        means = _count_by(classes, n_classes, losses) / np.bincount(labels, minlength=n_classes)
+        return np.asarray(np.average(means, axis=1, weights=np.ones(n_classes)), np.float64)
+
+    return score
 
 
 def _block_aurocs(proba: Floats, labels: Ints, positions: npt.NDArray[np.int32]) -> Floats:
@@ -198,7 +214,8 @@ def _count_by(levels: Ints, n_levels: int, weights: Floats | None = None) -> Flo
 
 
 _BLOCK_SCORES: Mapping[Metric, _BlockScores] = {
-    weighted_log_loss: _block_log_losses,
+    weighted_log_loss: _mean_over_classes(log_losses),
     auroc: _block_aurocs,
+    balanced_brier_score: _mean_over_classes(squared_errors),
 }
 """Metrics that have a form for many resamples at once; the others are computed one by one."""

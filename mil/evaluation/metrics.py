@@ -23,12 +23,14 @@ __all__ = [
     "as_two_columns",
     "auroc",
     "balanced_accuracy",
+    "balanced_brier_score",
     "brier_score",
     "equal_mass_bins",
     "expected_calibration_error",
     "log_losses",
     "one_vs_rest",
     "prior_weights",
+    "squared_errors",
     "weighted_log_loss",
     "wilson_interval",
 ]
@@ -133,8 +135,19 @@ def brier_score(proba: Floats, labels: Ints, *, weights: Floats | None = None) -
     Errors are summed over classes as in the original; for two classes, half of it is the error of
     one column.
     """
+    return float(np.average(squared_errors(proba, labels), weights=weights))
+
+
+def balanced_brier_score(proba: Floats, labels: Ints) -> float:
+    """Return the Brier score of ``proba``, shape (n, classes), with all classes alike."""
+    weights = prior_weights(labels, None, n_classes=proba.shape[1])
+    return brier_score(proba, labels, weights=weights)
+
+
+def squared_errors(proba: Floats, labels: Ints) -> Floats:
+    """Return the squared error of each row, shape (n,), summed over classes, 0 to 2."""
     truth = np.eye(proba.shape[1])[labels]
-    return float(np.average(((proba - truth) ** 2).sum(axis=1), weights=weights))
+    return np.asarray(((proba - truth) ** 2).sum(axis=1), np.float64)
 
 
 def expected_calibration_error(

@@ -23,6 +23,7 @@ __all__ = [
     "align_classes",
     "average_predictions",
     "check_same_ids",
+    "predicted_patients",
     "read_predictions",
     "read_probabilities",
 ]
@@ -110,6 +111,26 @@ def read_predictions(
         other_classes=other_classes,
         n_left_out=int((~wanted).sum()),
     )
+
+
+def predicted_patients(path: Path, cohort: Cohort) -> tuple[str, ...]:
+    """Return the patients of a cohort that a table has a row for, in the order of the cohort.
+
+    Raises
+    ------
+    PredictionsError
+        If the table has no column of ids.
+    TableError
+        If the table cannot be read.
+    """
+    table = read_table(path)
+    id_name = _find_id_column(path, table)
+    ids = table[id_name].map(normalize_name)
+    patient_of = {name: name for name in cohort.patient_ids}
+    if id_name != "patient_id":
+        ids, patient_of = ids.map(without_suffix), cohort.patient_of_slide()
+    present = {patient_of[name] for name in ids if name in patient_of}
+    return tuple(name for name in cohort.patient_ids if name in present)
 
 
 def align_classes(tables: Sequence[Predictions]) -> list[Predictions]:

@@ -1,0 +1,1 @@
+"""Paired comparison of several models on the patients that they share."""

@@ -1,0 +1,152 @@
+"""Out-of-fold predictions of a finished run, read without its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from features.bags.bag import UNKNOWN
+from features.errors import TableError
+from features.utils.tables import read_table
+from features.utils.text import normalize_name
+from mil.arrays import Floats, Ints
+from mil.errors import RunError
+
+__all__ = ["RunPredictions", "RunSlide", "read_run_predictions"]
+
+_PREFIX, _NESTED_PREFIX = "calibrated_", "cross_fitted_"
+_MARKERS = ("model.json", "combination.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSlide:
+    """Slide of a run: its patient, and the hash of its file, empty where that is unknown."""
+
+    patient_id: str
+    content_id: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunPredictions:
+    """Calibrated out-of-fold predictions of a run, with its patients, folds and slides.
+
+    Attributes
+    ----------
+    path
+        Folder of the run.
+    classes, patient_ids, centres
+        Classes in the order of the columns; patients; centre of each, empty where unknown.
+    labels
+        Class index of each patient, shape (patients,).
+    fold
+        Fold that tested each patient, shape (repeats, patients).
+    proba
+        Probabilities at the balanced prior, shape (repeats, patients, classes).
+    is_nested
+        Whether the calibrators are nested; else they are cross-fitted.
+    slides
+        Slides of the patients, by slide id.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    patient_ids: tuple[str, ...]
+    centres: tuple[str, ...]
+    labels: Ints
+    fold: Ints
+    proba: Floats
+    is_nested: bool
+    slides: Mapping[str, RunSlide]
+
+    def select(self, patient_ids: Sequence[str]) -> RunPredictions:
+        """Return the predictions of some of its patients, shape (repeats, n, classes), in order."""
+        rows = {name: row for row, name in enumerate(self.patient_ids)}
+        chosen = np.array([rows[name] for name in patient_ids], np.int64)
+        wanted = set(patient_ids)
+        return replace(
+            self,
+            patient_ids=tuple(patient_ids),
+            centres=tuple(self.centres[row] for row in chosen.tolist()),
+            labels=self.labels[chosen],
+            fold=self.fold[:, chosen],
+            proba=self.proba[:, chosen],
+            slides={k: slide for k, slide in self.slides.items() if slide.patient_id in wanted},
+        )
+
+
+def read_run_predictions(path: str | Path) -> RunPredictions:
+    """Read the out-of-fold predictions of a run, shape (repeats, patients, classes).
+
+    Raises
+    ------
+    RunError
+        If the folder is not a finished run of one label, or its tables are absent or damaged.
+    """
+    path = Path(path)
+    if (path / "labels.json").is_file():
+        raise RunError(
+            path,
+            actual="a run of several labels",
+            expected="the run of one of them",
+            hint=f"Name one, such as {path / 'labels' / 'any'}.",
+        )
+    if not any((path / name).is_file() for name in _MARKERS):
+        raise RunError(
+            path,
+            actual="no model.json in it" if path.is_dir() else "no such folder",
+            expected="the folder of a finished run",
+            hint="Make one with 'mil train', or name the folder of another run.",
+        )
+    try:
+        return _parse(path, read_table(path / "judged.csv"), _read_slides(path / "slides.csv"))
+    except (LookupError, TypeError, ValueError, TableError) as error:
+        raise RunError(
+            path,
+            actual=f"no out-of-fold predictions ({' '.join(str(error).split())[:200]})",
+            expected="judged.csv and slides.csv as 'mil train' wrote them",
+            hint="Copy the run again, or train again with 'mil train'.",
+        ) from error
+
+
+def _parse(path: Path, table: pd.DataFrame, slides: Mapping[str, RunSlide]) -> RunPredictions:
+    columns = list(table.columns)
+    classes = tuple(n.removeprefix(_PREFIX) for n in columns if n.startswith(_PREFIX))
+    repeats = table["repeat"].astype(np.int64).to_numpy()
+    n_repeats = int(repeats.max()) + 1
+    first = table[repeats == 0]
+    shape = (n_repeats, len(first), len(classes))
+    if (repeats.reshape(n_repeats, -1) != np.arange(n_repeats)[:, None]).any():
+        raise ValueError("judged.csv lacks rows")
+    proba = table[[f"{_PREFIX}{name}" for name in classes]].to_numpy(np.float64).reshape(shape)
+    if len(classes) < 2 or not np.isfinite(proba).all() or proba.min() < 0:
+        raise ValueError("judged.csv holds no probabilities of two classes")
+    ids = tuple(first["patient_id"].map(normalize_name))
+    if len(set(ids)) < len(ids) or (table["patient_id"].to_numpy().reshape(shape[:2]) !=
+                                    first["patient_id"].to_numpy()).any():  # fmt: skip
+        raise ValueError("judged.csv has other patients in each repeat")
+    return RunPredictions(
+        path=path,
+        classes=classes,
+        patient_ids=ids,
+        centres=tuple(first["center_id"]),
+        labels=np.array([classes.index(label) for label in first["label"]], np.int64),
+        fold=table["fold"].to_numpy(np.int64).reshape(shape[:2]),
+        proba=proba,
+        is_nested=any(name.startswith(_NESTED_PREFIX) for name in columns),
+        slides=slides,
+    )
+
+
+def _read_slides(path: Path) -> dict[str, RunSlide]:
+    return {
+        normalize_name(row["slide_id"]): RunSlide(
+            patient_id=normalize_name(row["patient_id"]),
+            # That of an imported bag depends on its embeddings.
+            content_id="" if row["content_id"].startswith(UNKNOWN) else row["content_id"],
+        )
+        for row in read_table(path).to_dict("records")
+    }

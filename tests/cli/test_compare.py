@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.running import mil, mil_ok
+from tests.studies import write_judged_run
+
+
+def test_a_page_and_json_show_the_better_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(60) % 2
+    noise = np.random.default_rng(0).normal(size=60)
+    for name, signal in (("good", 2.0), ("<b>bad</b>", 0.0)):
+        write_judged_run(
+            tmp_path / name.replace("/", "_"), (noise + signal * (2 * labels - 1))[None],
+            [("CE", "LAA")[label] for label in labels],
+        )  # fmt: skip
+    runs = ["good", "<b>bad<_b>"]
+    printed = mil_ok("compare", *runs)
+    assert "good against <b>bad<_b>: " in printed.output
+    data = json.loads(mil_ok("compare", *runs, "--json", "--out", "other.html").stdout)
+    assert {one["verdict"] for one in data["differences"]} == {"better"}
+    assert data["n_patients"] == 60
+    page = (tmp_path / "compare.html").read_text()
+    assert page == (tmp_path / "other.html").read_text()
+    assert "good is better than" in page
+    assert "<b>bad" not in page
+
+
+def test_a_missing_run_is_one_line(tmp_path: Path) -> None:
+    result = mil("compare", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert len(result.output.strip().splitlines()) == 1
