@@ -120,7 +120,8 @@ def write_bag(path: Path, bag: Bag) -> None:
     Raises
     ------
     BagError
-        If an embedding is not finite.
+        If readers would refuse the embeddings: see
+        :func:`features.bags.embeddings.check_embeddings`.
     OutputError
         If the file cannot be written.
     """
@@ -261,7 +262,7 @@ def _open(path: Path) -> AbstractContextManager[h5py.File]:
 
 
 def _to_storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Return embeddings in their stored type; raise unless all are finite."""
+    """Return embeddings in their stored type; raise unless readers will take them."""
     if not np.isfinite(largest_absolute(array)):
         n_bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise BagError(
@@ -270,7 +271,10 @@ def _to_storable(path: Path, array: npt.NDArray[np.floating[Any]]) -> npt.NDArra
             expected="finite numbers",
             hint="Try --device cpu; if that changes nothing, the weights are damaged.",
         )
-    return to_storage_dtype(array)
+    stored = to_storage_dtype(array)
+    hint = "Look at the slide with 'mil preview': if it shows one colour, leave it out; else the "
+    check_embeddings(path, stored, hint=f"{hint}weights are damaged.")
+    return stored
 
 
 def _write(file: h5py.File, name: str, array: npt.NDArray[Any], chunks: tuple[int, ...]) -> None:

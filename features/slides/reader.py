@@ -14,8 +14,8 @@ from features.errors import (
     UnsupportedFormatError,
     one_line,
 )
+from features.slides.backends.dicom import open_with_openslide
 from features.slides.backends.image import ImageSlide
-from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.utils.files import ZARR_METADATA, is_zarr_folder
@@ -37,7 +37,7 @@ def _open_zarr(path: Path | str, scene: int | None = None) -> Slide:
 
 _READERS: tuple[tuple[str, Callable[[Path, int | None], Slide]], ...] = (
     ("tiff", TiffSlide),
-    ("openslide", OpenSlideSlide),
+    ("openslide", open_with_openslide),
     ("image", ImageSlide),
     ("ome-zarr", _open_zarr),
 )

@@ -16,6 +16,7 @@ from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import Resolution, resolve_mpp
 from features.tiling.artifacts import ArtifactDetector, artifact_detector
 from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
+from features.tiling.lost_areas import fill_lost_areas
 from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
 
 __all__ = ["SlideTiles", "open_slide_tiles"]
@@ -96,7 +97,8 @@ def open_slide_tiles(
         resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=path)
         downsample = mask_downsample(resolution.mpp, tissue)
         overview = slide.overview(downsample=downsample)
-        mask = segment_tissue(overview, downsample=downsample, mpp=resolution.mpp, settings=tissue)
+        filled = fill_lost_areas(overview, slide.unreadable_px0, downsample=downsample)
+        mask = segment_tissue(filled, downsample=downsample, mpp=resolution.mpp, settings=tissue)
         grid = make_tile_grid(
             mask,
             width_px0=slide.levels[0].width_px,

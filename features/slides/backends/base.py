@@ -169,14 +169,24 @@ class BlockReader(RegionReader):
         return np.arange(grid.rows * grid.columns), self.background_rgb
 
     def _make_levels(self) -> tuple[Level, ...]:
+        """Levels of the grids, without those that do not show the whole slide."""
         first = self._grids[0]
+        kept = []
+        for number, grid in enumerate(self._grids):
+            if _is_proportional(first, grid):
+                kept.append(grid)
+            else:
+                size, whole = (f"{g.width_px:,} × {g.height_px:,} px" for g in (grid, first))
+                text = f"level {number} of {size} is set aside: it does not show all of {whole}"
+                self.warnings += (text,)
+        self._grids = kept
         return tuple(
             Level(
                 width_px=grid.width_px,
                 height_px=grid.height_px,
                 downsample=(first.width_px / grid.width_px + first.height_px / grid.height_px) / 2,
             )
-            for grid in self._grids
+            for grid in kept
         )
 
     def _block(self, level: int, row: int, column: int) -> RgbArray:
@@ -304,3 +314,13 @@ class BlockReader(RegionReader):
         with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
             while batch := list(islice(remaining, n_ahead)):
                 yield from pool.map(read, batch)
+
+
+def _is_proportional(first: BlockGrid, grid: BlockGrid) -> bool:
+    """Whether a level has the proportions of the finest, within 2 px or 1 %; else it was cut."""
+    lowest, highest = [], []
+    for whole, side in ((first.width_px, grid.width_px), (first.height_px, grid.height_px)):
+        slack = max(2.0, 0.01 * side)
+        lowest.append(whole / (side + slack))
+        highest.append(whole / max(side - slack, 1e-9))
+    return max(lowest) <= min(highest)

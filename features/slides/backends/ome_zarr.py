@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -116,8 +116,9 @@ class OmeZarrSlide(BlockReader):
             group, image = self._choose_image(group, scene)
             axes = _axes_of(image)
             names = [dataset["path"] for dataset in image["datasets"]]
-            self._grids = [self._read_grid(group, name, axes) for name in names]
-            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(image, folder))
+            self._grids = list(self._read_grids(group, names, axes))
+            self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
+            self.warnings += notes
             self._check_order()
             self.levels = self._make_levels()
             self._bits, notes = self._read_bits(_ome_of(group), folder)
@@ -215,6 +216,17 @@ class OmeZarrSlide(BlockReader):
             is_companion="image-label" in _ome_of(group),
             mpp=_mean_mpp(image, axes),
         )
+
+    def _read_grids(
+        self, group: zarr.Group, names: Sequence[str], axes: tuple[str, ...]
+    ) -> Iterator[_ChunkGrid]:
+        """Chunks of all levels, without coarser ones that cannot be served."""
+        yield self._read_grid(group, names[0], axes)
+        for name in names[1:]:
+            try:
+                yield self._read_grid(group, name, axes)
+            except SlideError as error:
+                self.warnings += (f"level {name!r} is set aside: {error.actual}",)
 
     def _read_grid(self, group: zarr.Group, name: str, axes: tuple[str, ...]) -> _ChunkGrid:
         """Chunks of an array, after checks that it can be served."""

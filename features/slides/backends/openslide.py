@@ -25,6 +25,8 @@ __all__ = ["OpenSlideSlide"]
 _MAX_TILE_PX = 1 << 26
 _SQUARE_PX = 2048
 """Side of the squares in which a level is read: whole tiles, so that each is decoded once."""
+_LEAST_SQUARE_PX = 256
+"""Side down to which what cannot be read is narrowed down."""
 
 
 class OpenSlideSlide(RegionReader):
@@ -42,6 +44,7 @@ class OpenSlideSlide(RegionReader):
         self._lock = Lock()
         self._handle = self._open()
         properties = self._handle.properties
+        self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.levels = tuple(
             Level(width_px=width, height_px=height, downsample=downsample)
             for (width, height), downsample in zip(
@@ -61,17 +64,53 @@ class OpenSlideSlide(RegionReader):
         self.background_rgb = (red, green, blue)
 
     def overview(self, *, downsample: int) -> RgbArray:
-        """Read the whole slide downsampled, shape (height, width, 3) in px, uint8."""
+        """Read the whole slide downsampled, shape (height, width, 3) in px, uint8.
+
+        What cannot be read has the background colour, and is listed in ``unreadable_px0``.
+        """
         level = overview_level(self.levels, downsample)
-        size = self.levels[level]
+        size, factor = self.levels[level], self.levels[level].downsample
         means = thumbnail_accumulator(self.levels, level, downsample)
-        for y_px in range(0, size.height_px, _SQUARE_PX):
-            height = min(_SQUARE_PX, size.height_px - y_px)
-            for x_px in range(0, size.width_px, _SQUARE_PX):
-                width = min(_SQUARE_PX, size.width_px - x_px)
-                pixels = self._read_region(level, x_px, y_px, width, height)
-                means.add(pixels, x_px=x_px, y_px=y_px)
+        errors: list[TileError] = []
+        lost: list[tuple[int, int, int, int]] = []
+        is_any_read = False
+        whole = (0, 0, size.width_px, size.height_px)
+        for box, pixels in self._read_squares(level, whole, side_px=_SQUARE_PX):
+            if isinstance(pixels, TileError):
+                errors.append(pixels)
+                left, top, right, bottom = (
+                    round(edge * factor)
+                    for edge in (box[0], box[1], box[0] + box[2], box[1] + box[3])
+                )
+                lost.append((left, top, right - left, bottom - top))
+            else:
+                is_any_read = True
+                means.add(pixels, x_px=box[0], y_px=box[1])
+        if not is_any_read:
+            raise SlideError(
+                self.path, actual=f"none of level {level} can be read, first: {errors[0].actual}",
+                expected="pixels", hint="Copy it again.",
+            ) from errors[0]  # fmt: skip
+        self.unreadable_px0 = tuple(lost)
         return means.mean_image(fill_rgb=self.background_rgb)
+
+    def _read_squares(
+        self, level: int, box: tuple[int, int, int, int], *, side_px: int
+    ) -> Iterator[tuple[tuple[int, int, int, int], RgbArray | TileError]]:
+        """Left, top, width, height, px, and pixels of squares; where one fails, of its quarters."""
+        left, top, width, height = box
+        for y_px in range(top, top + height, side_px):
+            for x_px in range(left, left + width, side_px):
+                part = (
+                    x_px, y_px, min(side_px, left + width - x_px), min(side_px, top + height - y_px)
+                )  # fmt: skip
+                try:
+                    yield part, self._read_region(level, *part)
+                except TileError as error:
+                    if side_px > _LEAST_SQUARE_PX:
+                        yield from self._read_squares(level, part, side_px=side_px // 2)
+                    else:
+                        yield part, error
 
     def close(self) -> None:
         """Close the file."""
@@ -113,9 +152,8 @@ class OpenSlideSlide(RegionReader):
 
     def _check_picture(self) -> None:
         """Raise an error where OpenSlide takes the first page of a TIFF and it is not the slide."""
-        vendor = self._handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
         first = (self.levels[0].width_px, self.levels[0].height_px)
-        expected = slide_size_px(self.path) if vendor == "generic-tiff" else None
+        expected = slide_size_px(self.path) if self.vendor == "generic-tiff" else None
         if expected is not None and expected != first:
             self._handle.close()
             raise SlideError(

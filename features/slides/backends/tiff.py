@@ -108,11 +108,13 @@ class TiffSlide(BlockReader):
             self.scene = chosen.choice.scene
             self.other_scenes = chosen.choice.other_scenes
             self.associated_images = chosen.choice.associated_images
-            self._grids = [self._read_grid(level) for level in chosen.levels]
-            self.stated_mpp, self.warnings = choose_mpp(self._read_mpp(chosen.levels[0]))
+            self._grids = list(self._read_grids(chosen.levels))
+            self.stated_mpp, notes = choose_mpp(self._read_mpp(chosen.levels[0]))
+            self.warnings += notes
             self._descriptor = os.open(path, os.O_RDONLY)
             self._bits, notes = self._read_bits(chosen.levels[0])
             self.warnings += notes + self._describe_gaps()
+            self.levels = self._make_levels()
         except SlideError:
             self._file.close()
             raise
@@ -121,7 +123,6 @@ class TiffSlide(BlockReader):
             raise SlideError(
                 path, actual=f"a damaged directory ({error})", expected="whole TIFF"
             ) from error
-        self.levels = self._make_levels()
 
     def close(self) -> None:
         """Close the file and release cached tiles."""
@@ -216,6 +217,17 @@ class TiffSlide(BlockReader):
                 hint="Export the slide in colours, as one image.",
             )
 
+    def _read_grids(self, levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[_SegmentGrid]:
+        """Segments of all levels, without coarser ones that cannot be served."""
+        yield self._read_grid(levels[0])
+        for level in levels[1:]:
+            try:
+                yield self._read_grid(level)
+            except SlideError as error:
+                page: Any = level.keyframe
+                size = f"{page.imagewidth:,} × {page.imagelength:,} px"
+                self.warnings += (f"a level of {size} is set aside: {error.actual}",)
+
     def _read_grid(self, level: tifffile.TiffPageSeries) -> _SegmentGrid:
         """Segments of a level, after checks that it can be served."""
         page: Any = level.keyframe
@@ -256,8 +268,18 @@ class TiffSlide(BlockReader):
         n_expected = n_planes * n_segments
         for page in pages:
             offsets, counts = page.dataoffsets, np.array(page.databytecounts, np.uint64)
+            n_listed = min(len(offsets), len(counts))
+            if n_planes == 1 and n_expected / 2 <= n_listed < n_expected:  # the last are not stored
+                n_missing = n_expected - n_listed
+                offsets = (*offsets[:n_listed], *[0] * n_missing)
+                counts = np.pad(counts[:n_listed], (0, n_missing))
             if len(offsets) != n_expected or len(counts) != n_expected:
-                raise self._unsupported(f"{len(offsets)} TIFF tiles where {n_expected} should be")
+                # OpenSlide would show as glass the tiles that are not listed.
+                kind = UnsupportedFormatError if n_listed < n_expected else SlideError
+                raise kind(
+                    self.path, actual=f"{n_listed} TIFF tiles where {n_expected} should be",
+                    expected="as many as its size needs", hint="Copy or export the slide again.",
+                )  # fmt: skip
             for first in range(0, n_expected, n_segments):
                 own_offsets = offsets[first : first + n_segments]
                 own_counts = counts[first : first + n_segments]

@@ -61,6 +61,20 @@ def test_a_folder_becomes_bags_and_a_bad_slide_stops_no_other(
     assert "no reader can open it" in table.set_index("slide_id")["message"]["broken"]
 
 
+def test_a_slide_of_one_colour_fails_by_name(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    flat = np.full((900, 900, 3), 180, np.uint8)
+    tifffile.imwrite(slides / "flat.tif", flat, tile=(256, 256), photometric="rgb")
+    settings = replace(SETTINGS, tissue=TissueSettings(method="all"))
+    settings = replace(settings, tiles=replace(SETTINGS.tiles, rules=()))
+    results = {o.slide_id: o for o in run(slides, tmp_path / "bags", encoder, config=settings)}
+    assert results["flat"].status == "failed"
+    assert "embeddings are equal" in results["flat"].message
+    assert not (tmp_path / "bags" / "flat.h5").exists()
+    assert results["s0"].status == "done"
+
+
 def test_finished_slides_are_skipped_and_the_same_bytes_come_again(
     slides: Path, tmp_path: Path, encoder: Encoder
 ) -> None:

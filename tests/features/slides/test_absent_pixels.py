@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -12,8 +13,11 @@ import tifffile
 import zarr
 from scipy import ndimage
 
-from features.errors import TileError
+from features.errors import SlideError, TileError
 from features.slides.reader import open_slide
+from features.tiling.grid import TileSettings
+from features.tiling.slide_tiles import open_slide_tiles
+from features.tiling.tissue import TissueSettings
 
 SIDE = 768
 BLOCK = 64
@@ -189,3 +193,83 @@ def test_one_channel_without_pixels_is_lost_too(tmp_path: Path) -> None:
     lose(path, 0, [(12 + 4, 4)])  # the second plane follows the 12 rows of the first
     with pytest.raises(TileError, match="1 of 3 planes have no bytes"):
         read(path, 0, (260, 260, 9, 9))
+
+
+def test_tiles_wholly_in_a_hole_of_a_slide_of_one_level_are_tried_and_counted(losing: Any) -> None:
+    hole = [(row, column) for row in range(4, 8) for column in range(4, 8)]
+    path = losing(LEVELS[:1], {0: hole})
+    with open_slide_tiles(
+        path, tiles=TileSettings(tile_px=32, rules=()), tissue=TissueSettings(), given_mpp=0.5
+    ) as tiles:
+        failed = [
+            tuple(tiles.grid.coords_px0[index].tolist())
+            for index in range(tiles.n_tiles)
+            if isinstance(tiles.read(index), TileError)
+        ]
+    inside = {(x, y) for x in range(256, 512, 32) for y in range(256, 512, 32)}
+    assert set(failed) == inside
+
+
+def test_a_hole_in_glass_adds_no_tiles(losing: Any) -> None:
+    whole, holed = (losing(LEVELS[:1], {0: hole}) for hole in ([], [(0, 5), (0, 6), (1, 11)]))
+    counts = []
+    for path in (whole, holed):
+        with open_slide_tiles(
+            path, tiles=TileSettings(tile_px=32), tissue=TissueSettings(), given_mpp=0.5
+        ) as tiles:
+            counts.append(tiles.n_tiles)
+    assert counts[0] == counts[1] > 100
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_table_of_tiles_shorter_than_the_level_lacks_the_last(tmp_path: Path, level: int) -> None:
+    path = write_tiff(tmp_path / "s.tif")
+    with tifffile.TiffFile(path) as file:
+        tags = [file.pages[level].tags[name] for name in ("TileByteCounts", "TileOffsets")]
+    with path.open("r+b") as file:
+        for tag in tags:
+            file.seek(tag.offset + 4)
+            file.write(struct.pack("<I", tag.count * 2 // 3))
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "tiff"
+        assert f"of level {level} have no bytes" in slide.warnings[0]
+        if level:
+            result = slide.read(level=level, x_px=0, y_px=0, width_px=SIDE >> level,
+                                height_px=SIDE >> level)  # fmt: skip
+            np.testing.assert_allclose(result.astype(int), LEVELS[level], atol=1)
+        else:
+            with pytest.raises(TileError, match="level 0 is not stored"):
+                slide.read(level=0, x_px=300, y_px=560, width_px=9, height_px=9)
+
+
+def test_a_slide_that_lists_few_of_its_tiles_is_refused_and_not_white(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif", LEVELS[:1])
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["TileOffsets"]
+    with path.open("r+b") as file:
+        file.seek(tag.offset + 4)
+        file.write(struct.pack("<I", 40))
+    with pytest.raises(SlideError, match="40 TIFF tiles where 144 should be"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+def test_a_level_that_was_cut_is_set_aside(tmp_path: Path, kind: str) -> None:
+    levels = (PIXELS, HALF[:256], QUARTER)
+    path = (
+        write_tiff(tmp_path / "s.tif", levels)
+        if kind == "tiff"
+        else write_zarr(tmp_path / "s.zarr", levels)
+    )
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [768, 192]
+        result = slide.read(level=1, x_px=0, y_px=0, width_px=192, height_px=192)
+        np.testing.assert_array_equal(result, QUARTER)
+
+
+def test_a_coarser_level_that_is_listed_but_missing_is_set_aside(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr")
+    shutil.rmtree(path / "1")
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [768, 192]
+        assert "level '1' is set aside" in slide.warnings[0]

@@ -358,7 +358,7 @@ def test_a_slide_without_a_whole_chunk_has_no_overview(tmp_path: Path) -> None:
     [
         (lambda image: image.update(datasets=[]), "without datasets"),
         (lambda image: image.pop("datasets"), "KeyError: 'datasets'"),
-        (lambda image: image["datasets"].append({"path": "7"}), "no array '7'"),
+        (lambda image: image["datasets"].insert(0, {"path": "7"}), "no array '7'"),
         (lambda image: image["datasets"].append({"path": "../.."}), "cannot be opened"),
         (lambda image: image["datasets"].reverse(), "a level of 421 × 300 px after one of 211"),
         (lambda image: image["axes"].pop(), "axes t, c, z, y for 5 dimensions"),
