@@ -36,13 +36,16 @@ class CalibrationData:
     ``centred`` are the logits less the mean of their row, and ``targets`` Platt's targets, whose
     rows sum to 1, both of shape (n, classes). ``spread`` is the root mean square of the centred
     logits, or 1 where they are all 0. ``sample_weight``, shape (n,), has the same total for every
-    class and sums to the number of patients.
+    class and sums to the number of patients. ``labels``, shape (n,), are the true classes, and
+    ``n_per_class``, shape (classes,), the patients of each.
     """
 
     centred: Floats
     spread: float
     targets: Floats
     sample_weight: Floats
+    labels: Ints
+    n_per_class: Floats
 
     @classmethod
     def of(cls, logits: Floats, labels: Ints, *, groups: Ints | None) -> Self:
@@ -71,6 +74,8 @@ class CalibrationData:
             spread=float(np.sqrt(np.average((centred**2).mean(axis=1), weights=weights))) or 1.0,
             targets=np.eye(n_classes)[labels] * (1 - smoothing) + smoothing / n_classes,
             sample_weight=weights * (weights.sum() / n_classes / per_class)[labels],
+            labels=labels,
+            n_per_class=per_class,
         )
 
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from mil.calibration import PlattScaling
+from mil.calibration.penalized_fit import CalibrationData
+from mil.calibration.platt import fit_platt
 from mil.errors import CalibrationError
 from mil.evaluation.metrics import auroc, weighted_log_loss
+from tests.mil.calibration.drawn import honest_logits
 from tests.mil.calibration.drawn import normal_scores as scores
 
 
@@ -35,10 +38,36 @@ def test_it_is_right_where_the_truth_is_known() -> None:
     np.testing.assert_allclose(proba[:, 1], truth, atol=0.02)
 
 
-def test_few_patients_never_give_certainty() -> None:
-    logits = np.repeat([[3.0, -3.0], [-3.0, 3.0]], 8, axis=0)
-    proba = PlattScaling().fit(logits, np.repeat([0, 1], 8)).predict_proba(logits)
-    assert 0.8 < proba.max() < 1 - 1 / 12
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("size", [0.5, 3.0, 10.0])
+def test_few_patients_that_are_separated_are_as_certain_as_they_were(
+    size: float, n_classes: int
+) -> None:
+    labels = np.repeat(np.arange(n_classes), 8)
+    logits = size * np.eye(n_classes)[labels]
+    proba = PlattScaling().fit(logits, labels).predict_proba(logits)
+    raw = softmax(logits, axis=1)
+    assert weighted_log_loss(proba, labels) < weighted_log_loss(raw, labels) + 0.005
+    slope, bias = fit_platt(CalibrationData.of(logits, labels, groups=None))
+    by_fit = softmax(slope * logits + bias, axis=1)
+    assert proba.max() <= max(by_fit.max(), raw.max())
+
+
+@pytest.mark.parametrize("n", [30, 100])
+def test_logits_that_are_right_are_left_nearly_as_they_are(n: int) -> None:
+    slopes = []
+    for seed in range(40):
+        logits, labels = honest_logits(n, seed)
+        slopes.append(PlattScaling().fit(logits, labels).slope_)
+    assert np.quantile(slopes, 0.25) > 0.8
+    assert np.quantile(slopes, 0.75) < 1.2
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_few_patients_do_not_keep_logits_that_are_far_too_large(n_classes: int) -> None:
+    for seed in range(20):
+        logits, labels = honest_logits(45, seed, n_classes=n_classes)
+        assert PlattScaling().fit(8 * logits, labels).slope_ < 0.3
 
 
 def test_without_signal_held_out_loss_stays_near_chance() -> None:
