@@ -35,7 +35,9 @@ def test_rows_of_a_patient_count_once() -> None:
     np.testing.assert_allclose(weights([8, 8], copies=3), weights([8, 8]))
 
 
-@pytest.mark.parametrize(("n_per_class", "worth"), [([8, 8], 16), ([8, 200], 30.8), ([4, 8, 8], 18)])
+@pytest.mark.parametrize(
+    ("n_per_class", "worth"), [([8, 8], 16), ([8, 200], 30.8), ([4, 8, 8], 18)]
+)
 def test_patients_of_a_large_class_are_little_more_evidence(
     n_per_class: list[int], worth: float
 ) -> None:
