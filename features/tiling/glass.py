@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from features.slides.base import RgbArray
 
-__all__ = ["NORMAL_MAD", "Glass", "find_glass", "is_fill", "subsample"]
+__all__ = ["NORMAL_MAD", "Glass", "find_glass", "grey_levels", "is_fill", "subsample"]
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -102,7 +102,7 @@ def find_glass(overview: RgbArray, smooth: RgbArray) -> Glass:
         nothing = np.zeros(is_flat.shape, bool)
         white = np.full(3, 255, np.float32)
         return Glass(rgb=white, light=_constant(white), is_flat=nothing, tolerance=_TOLERANCE)
-    fill = smooth.min(axis=2) >= _FILL
+    fill = lowest(smooth) >= _FILL
     if rgb.min() >= _FILL and fill.mean() >= _MIN_SHARE:
         beside = is_flat & ~ndimage.binary_dilation(fill, iterations=2)
         other = _brightest_flat_colour(smooth, beside)
@@ -115,10 +115,29 @@ def find_glass(overview: RgbArray, smooth: RgbArray) -> Glass:
 
 def is_fill(smooth: RgbArray, black: int) -> Bools:
     """Return where flat and nearly black pixels were not scanned, shape (height, width)."""
-    grey = smooth.mean(axis=2, dtype=np.float32)
+    grey = grey_levels(smooth)
     mean = ndimage.uniform_filter(grey, 3)
     variance = ndimage.uniform_filter(grey * grey, 3) - mean * mean
-    return np.asarray((smooth.max(axis=2) <= black) & (ndimage.minimum_filter(variance, 3) < 1))
+    return np.asarray((highest(smooth) <= black) & (ndimage.minimum_filter(variance, 3) < 1))
+
+
+def highest(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the largest channel of pixels, shape (..., 3), seven times as fast as ``max``."""
+    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+
+
+def lowest(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the smallest channel of pixels, shape (..., 3)."""
+    return np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+
+
+def grey_levels(pixels: RgbArray) -> Floats:
+    """Return the mean of the channels of pixels, shape (height, width, 3), float32."""
+    grey = pixels[..., 0].astype(np.float32)
+    grey += pixels[..., 1]
+    grey += pixels[..., 2]
+    grey /= 3
+    return grey
 
 
 def subsample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -151,10 +170,10 @@ def _brightest_flat_colour(pixels: RgbArray, is_flat: Bools) -> Floats | None:
     their border is not split.
     """
     colours = pixels.reshape(-1, 3)
-    chosen = is_flat.ravel()
     step = -(-len(colours) // _MAX_VALUES)
-    colours, chosen = colours[::step], chosen[::step]
-    n_flat = _count_colours(colours[chosen])
+    colours = colours[::step]
+    flat = colours[np.flatnonzero(is_flat.ravel()[::step])]
+    n_flat = _count_colours(flat)
     least = max(_MIN_SHARE * len(colours), _MIN_SHARE_OF_PEAK * n_flat.max())
     bins = 8.0 * np.arange(32)
     is_pink = bins[:, None, None] - bins[:, None] > _PINK  # by red and green
@@ -170,10 +189,11 @@ def _brightest_flat_colour(pixels: RgbArray, is_flat: Bools) -> Floats | None:
         if (top == at).all():
             break
         at = top
-    flat = colours[chosen].astype(np.float32)
     centre = 8.0 * at + 7.5
     for reach in (12, 8, 6, 6):
-        near = np.abs(flat - centre).max(axis=1) <= reach
+        near = np.ones(len(flat), bool)
+        for channel in range(3):
+            near &= np.abs(flat[:, channel] - centre[channel]) <= reach
         if near.any():
             centre = np.median(flat[near], axis=0)
     return np.asarray(centre, np.float32)
@@ -245,11 +265,13 @@ def _fit_light(pixels: RgbArray, rgb: Floats, is_flat: Bools, tolerance: float) 
     ridge = np.diag([0.0, *[2e-4 * len(terms)] * 5])
     terms = terms[chosen]
     coefficients = np.zeros((6, 3))
+    before = None
     for _ in range(_FIT_ROUNDS):
         darker = np.einsum("nk,kc->nc", terms, coefficients) - colours
-        is_glass = (darker.max(axis=1) <= tolerance) & (darker.min(axis=1) >= -_SIMILAR)
-        if is_glass.sum() < _MIN_FITTED:
-            break
+        is_glass = (highest(darker) <= tolerance) & (lowest(darker) >= -_SIMILAR)
+        if is_glass.sum() < _MIN_FITTED or (before is not None and (is_glass == before).all()):
+            break  # the same pixels have the same fit
+        before = is_glass
         # Matrix products would start threads of BLAS, which keep cores from the decoders and
         # make sums depend on their number.
         normal = np.einsum("nk,nl->kl", terms[is_glass], terms[is_glass]) + ridge

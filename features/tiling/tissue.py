@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from features.errors import MilError
 from features.slides.base import RgbArray
-from features.tiling.glass import Glass, find_glass, is_fill, subsample
+from features.tiling.glass import Glass, find_glass, grey_levels, is_fill, subsample
 
 __all__ = [
     "NEARLY_ALL",
@@ -202,7 +202,7 @@ def _texture(overview: RgbArray, glass: Glass, is_glass: Bools, reach: float) ->
     Grey values are clipped at ``reach`` levels below the glass: darker pixels are tissue by their
     colour, and a small hole must not count by the contrast of its border.
     """
-    grey = np.maximum(overview.mean(axis=2, dtype=np.float32), glass.rgb.mean() - reach)
+    grey = np.maximum(grey_levels(overview), glass.rgb.mean() - reach)
     variance = _variance(grey, _TEXTURE_PX)
     calm = np.percentile(subsample(variance[is_glass]), 99) if is_glass.any() else 0.0
     return np.asarray(np.sqrt(np.maximum(variance - calm, 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -125,22 +126,24 @@ class BlockReader(RegionReader):
         grid = self._grids[level]
         means = thumbnail_accumulator(self.levels, level, downsample)
         indices, fill_rgb = self._nonempty_blocks(level)
-        errors: list[TileError] = []
-        lost: list[tuple[int, int]] = []
+        if level == 0:  # Backwards, so that the cache ends with the blocks that tiles begin with.
+            indices = indices[::-1]
+        errors: dict[tuple[int, int], TileError] = {}
         for row, column, block in self._read_blocks(level, indices):
             if isinstance(block, TileError):
-                errors.append(block)
-                lost.append((row, column))
+                errors[row, column] = block
             else:
                 means.add(block, x_px=column * grid.block_width_px, y_px=row * grid.block_height_px)
+        lost = sorted(errors)
         if errors and len(errors) == len(indices):
+            first = errors[lost[0]]
             raise SlideError(
                 self._where,
                 actual=f"none of {len(errors)} {self._block_noun}s of level {level} can be "
-                f"decoded, first: {errors[0].actual}",
+                f"decoded, first: {first.actual}",
                 expected="pixels",
                 hint="Copy it again.",
-            ) from errors[0]
+            ) from first
         self.unreadable_px0 = tuple(self._box_px0(level, row, column) for row, column in lost)
         return means.mean_image(fill_rgb=fill_rgb)
 
@@ -312,8 +315,10 @@ class BlockReader(RegionReader):
         n_ahead = max(8, _AHEAD_BYTES // (grid.block_height_px * grid.block_width_px * 3))
         remaining = iter(indices.tolist())
         with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
-            while batch := list(islice(remaining, n_ahead)):
-                yield from pool.map(read, batch)
+            pending = deque(pool.submit(read, index) for index in islice(remaining, n_ahead))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(read, index) for index in islice(remaining, 1))
 
 
 def _is_proportional(first: BlockGrid, grid: BlockGrid) -> bool:

@@ -101,6 +101,24 @@ def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
     slide.close()
 
 
+def test_the_overview_leaves_the_blocks_in_the_cache_that_tiles_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "noise.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 64, 3), np.uint8)
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb")
+    monkeypatch.setattr("features.slides.backends.base._CACHE_BYTES", 2 * 64 * 64 * 3)
+    monkeypatch.setattr("features.slides.backends.base.CPU_COUNT", 1)  # in order
+    with closing(TiffSlide(path)) as slide:
+        slide.overview(downsample=8)
+        decoded: list[int] = []
+        original = slide._decode
+        slide._decode = lambda *a: decoded.append(a[1]) or original(*a)
+        for row in range(4):
+            slide.read(level=0, x_px=0, y_px=64 * row, width_px=64, height_px=64)
+    assert decoded == [2, 3]
+
+
 def test_the_cache_keeps_to_its_bytes() -> None:
     cache = TileCache(max_bytes=3 * 300)
     piece = np.zeros((10, 10, 3), np.uint8)

@@ -169,6 +169,19 @@ def test_a_window_of_an_image_is_averaged_and_a_whole_one_untouched() -> None:
     np.testing.assert_allclose(result[0], [rows[2:4].mean(0), rows[4:6].mean(0)], atol=0.51)
 
 
+@pytest.mark.parametrize(("height", "width"), [(30, 35), (1, 1), (7, 2)])
+def test_half_size_is_as_exact_as_any_other(height: int, width: int) -> None:
+    pixels = PIXELS[: 2 * height, : 2 * width]
+    half = resize_area(pixels, rows=(0.0, 2.0 * height), columns=(0.0, 2.0 * width),
+                       height_px=height, width_px=width)  # fmt: skip
+    means = pixels.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_array_equal(half, np.rint(means))  # halves to even
+    wider = np.pad(pixels, ((0, 1), (0, 1), (0, 0)))  # a window of it goes the general way
+    same = resize_area(wider, rows=(0.0, 2.0 * height), columns=(0.0, 2.0 * width),
+                       height_px=height, width_px=width)  # fmt: skip
+    np.testing.assert_array_equal(same, half)
+
+
 def test_the_coarsest_level_that_is_fine_enough_is_nearest() -> None:
     levels = [Level(width_px=9, height_px=9, downsample=d) for d in (1.0, 4.02, 16.0)]
     asked = {0.5: 0, 1: 0, 3.9: 0, 4: 1, 15: 1, 16: 2, 99: 2}
