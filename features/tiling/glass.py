@@ -123,12 +123,12 @@ def is_fill(smooth: RgbArray, black: int) -> Bools:
 
 def highest(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the largest channel of pixels, shape (..., 3), seven times as fast as ``max``."""
-    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    return np.asarray(np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
 
 
 def lowest(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the smallest channel of pixels, shape (..., 3)."""
-    return np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    return np.asarray(np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
 
 
 def grey_levels(pixels: RgbArray) -> Floats:
