@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
@@ -17,12 +20,12 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.status import Status
 from rich.table import Table
@@ -41,6 +44,7 @@ __all__ = [
     "PlainGroup",
     "finish_on_interrupt",
     "print_json",
+    "print_next",
     "print_table",
     "progress_bar",
     "raise_open_file_limit",
@@ -54,6 +58,9 @@ __all__ = [
 EXIT_KNOWN_ERROR = 1
 EXIT_PARTLY_FAILED = 3
 EXIT_INTERRUPTED = 130
+
+_SPEED_PERIOD_S = 300.0
+"""Period over which speeds are averaged; slides differ in size, and estimates shall settle."""
 
 
 class _PlainConsole(Console):
@@ -118,6 +125,17 @@ def print_json(content: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
 
 
+def print_next(*commands: str, **paths: Path | str) -> None:
+    """Print on standard error what can be done next: commands, with paths in braces by name.
+
+    Paths are quoted for the shell where they have to be.
+    """
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    for number, command in enumerate(commands):
+        start = "or:  " if number else "Next:"
+        stderr.print(f"{start} {command.format(**quoted)}", style="dim")
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str | Text]],
@@ -137,6 +155,32 @@ def print_table(
     stdout.print(table)
 
 
+class _CountColumn(ProgressColumn):
+    """Finished items and all of them, as far as that is known: ``3/60 slides``, ``3 slides``."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        if task.total is None and not task.completed:
+            return Text("")
+        of_all = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{of_all} {self._unit}", style="progress.download")
+
+
+class _RemainingColumn(ProgressColumn):
+    """Time left by the mean speed of the last minutes; empty as long as nothing is known of it."""
+
+    max_refresh = 1.0  # seconds, so that it can be read
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.time_remaining is None or task.finished:
+            return Text("")
+        left = timedelta(seconds=int(task.time_remaining))
+        return Text(f"{left} left", style="progress.remaining")
+
+
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Progress]:
     """Show a progress bar on standard error, with counts of a unit such as ``tiles``."""
@@ -144,13 +188,12 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        _CountColumn(unit),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _RemainingColumn(),
         console=stderr,
         transient=True,
+        speed_estimate_period=_SPEED_PERIOD_S,
     ) as progress:
         yield progress
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, print_json, print_table, progress_bar, spinner, stdout
+from cli.console import (
+    EXIT_PARTLY_FAILED,
+    print_json,
+    print_next,
+    print_table,
+    progress_bar,
+    spinner,
+    stdout,
+)
 from cli.options import ColumnNames, JsonOutput
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_findings
@@ -86,14 +95,14 @@ def audit(
     if as_json:
         print_json(report.as_dict())
     else:
-        _print_report(report, bags=bags)
+        _print_report(report, train=train, bags=bags)
     if report.leaks:
         raise typer.Exit(_EXIT_LEAK)
     if report.incomplete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
-def _print_report(report: AuditReport, *, bags: Path | None) -> None:
+def _print_report(report: AuditReport, *, train: Path, bags: Path | None) -> None:
     print_findings(report.findings)
     if report.shortcut_scores:
         _print_shortcuts(report.shortcut_scores)
@@ -108,8 +117,19 @@ def _print_report(report: AuditReport, *, bags: Path | None) -> None:
         else pluralize(report.n_bags, "bags")
     )
     stdout.print(f"Audited {splits}, {scope}.")
-    n_leaks = sum(finding.severity == "error" for finding in report.findings)
-    stdout.print(f"Leaks: {n_leaks}." if n_leaks else "No leak found.")
+    from mil.audit.findings import Severity
+
+    counts = Counter(finding.severity for finding in report.findings)
+    if n_leaks := counts[Severity.error]:
+        stdout.print(f"Leaks: {n_leaks}.")
+    elif n_warnings := counts[Severity.warning]:
+        stdout.print(
+            f"No leak among what was examined; look at {pluralize(n_warnings, 'warnings')} above "
+            "before training.",
+        )
+    else:
+        stdout.print("No leak found.")
+        print_next("mil train --cohort {train} --bags {bags}", train=train, bags=bags or "bags")
 
 
 def _print_shortcuts(scores: Iterable[ShortcutScore]) -> None:

@@ -19,6 +19,7 @@ from cli.console import (
     PlainCommand,
     PlainGroup,
     print_json,
+    print_next,
     progress_bar,
     spinner,
     stderr,
@@ -231,6 +232,7 @@ def pack(
             f"{pluralize(summary.n_bags, 'bags')}, {pluralize(summary.n_tiles, 'tiles')}, "
             f"{summary.n_bytes / 1e9:.3g} GB: {bags_dir} -> {out}",
         )
+        print_next("mil train --cohort train.csv --bags {bags}", bags=out)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import progress_bar, stderr, stdout
+from cli.console import print_next, progress_bar, stderr, stdout
 from features.utils.hardware import CPU_COUNT
 
 __all__ = ["N_TEST_PATIENTS", "N_TRAIN_PATIENTS", "TARGET_MPP", "demo"]
@@ -77,23 +77,39 @@ def demo(
             n_workers=CPU_COUNT,
             on_slide=lambda: bars.advance(task),
         )
-    bags, run, submission = out / "bags", out / "runs" / "demo", out / "submission.csv"
+    slides, bags, run = out / "slides", out / "bags", out / "runs" / "demo"
+    submission, explanations = out / "submission.csv", out / "explanations"
     # Bags of an earlier demo may have been made with other settings.
-    _run("embed", out / "slides", "--bags", bags, "--mpp", TARGET_MPP, "--overwrite")
+    _run("embed", slides, "--bags", bags, "--mpp", TARGET_MPP, "--overwrite")
+    _run(
+        "describe", out / "train.csv", "--slides", slides, "--bags", bags,
+        "--out", out / "describe.html",
+    )  # fmt: skip
     _run(
         "train", "--cohort", out / "train.csv", "--bags", bags, "--run", run, "--seed", seed,
         "--overwrite",
     )  # fmt: skip
     _run("infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission)
     _run("score", submission, "--cohort", out / "test_labels.csv")
+    _run(
+        "explain", "--patients", out / "test.csv", "--run", run, "--bags", bags,
+        "--slides", slides, "--out", explanations,
+    )  # fmt: skip
     stdout.print(f"Results in {out}/ ({time.monotonic() - started:.0f} s):")
     for path, content in (
-        (out / "slides", "synthetic slides; the tables are next to them"),
+        (slides, "synthetic slides; the tables are next to them"),
         (bags, "one bag of embeddings per slide"),
-        (run, "the model bundle"),
+        (out / "describe.html", "what the training cohort looks like"),
+        (run, "the model bundle; report.html says what it is worth"),
         (submission, "one row per held-out patient"),
+        (explanations / "index.html", "where the model looked, patient by patient"),
     ):
         stdout.print(f"  {path}: {content}")
+    print_next(
+        "open {run}/report.html",
+        "mil view {run} --patients {patients} --slides {slides} --bags {bags}",
+        run=run, patients=out / "test_labels.csv", slides=slides, bags=bags,
+    )  # fmt: skip
 
 
 def _run(*arguments: object) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, print_json, spinner, stdout
+from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import (
     Address,
     BagsSource,
@@ -206,6 +206,12 @@ def infer(
             model, cohort, refs, out, (stated, shares), coverage=coverage, abstain=abstain,
             typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
+    explain = "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}"
+    commands = ["mil score {out} --cohort labels.csv", *([explain] if several is None else [])]
+    print_next(
+        *([] if as_json else commands),
+        out=out, run=chosen, patients=patients, bags=bags, slides=slides or "slides/",
+    )  # fmt: skip
     if n_failed or not complete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 

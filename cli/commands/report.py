@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, print_next, spinner, stdout
 from cli.options import JsonOutput
 
 __all__ = ["report"]
@@ -46,3 +46,4 @@ def report(
         print_json({"report": str(page)})
     else:
         stdout.print(f"Report written to {page}")
+        print_next("open {page}", page=page)

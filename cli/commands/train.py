@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.console import print_json, progress_bar, spinner, stdout
+from cli.console import print_json, print_next, progress_bar, spinner, stdout
 from cli.options import (
     FOLDS,
     Address,
@@ -311,3 +311,9 @@ def _print_summary(summary: TrainingSummary) -> None:
         f"the patients; guaranteed coverage: {guaranteed}",
     )
     stdout.print(f"Run: {summary.path}")
+    print_next(
+        "open {run}/report.html",
+        "mil view {run} --slides slides/",
+        "mil infer --run {run} --patients test.csv",
+        run=summary.path,
+    )

@@ -16,6 +16,7 @@ from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
     print_json,
+    print_next,
     stderr,
     stdout,
 )
@@ -69,6 +70,12 @@ def report_results(
             "the same command continues"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
+    if not as_json and n_failed < len(results):
+        print_next(
+            "mil train --cohort train.csv --bags {bags}",
+            "mil infer --patients test.csv --bags {bags}",
+            bags=bags_dir,
+        )
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(results) else EXIT_PARTLY_FAILED)
     if n_unread:

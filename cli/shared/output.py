@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -99,7 +100,8 @@ def print_scores(
         cells = []
         for scores in kinds.values():
             score = scores[key]
-            cells += [f"{score.value:.4f}", f"{score.low:.4f} to {score.high:.4f}"]
+            span = f"{score.low:.4f} to {score.high:.4f}"
+            cells += [f"{score.value:.4f}", "not estimable" if isnan(score.low) else span]
         table.add_row(title, *cells)
     stdout.print(table)
 

@@ -121,7 +121,7 @@ def view_slide(
     path: Path | None,
     cache: SlideCache,
     *,
-    scores: TileScores | None,
+    scores: TileScores | None = None,
     has_bag: bool,
     expects_file: bool,
 ) -> ViewedSlide:

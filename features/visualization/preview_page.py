@@ -100,8 +100,10 @@ def render_page(rows: Sequence[PreviewRow], folder: Path) -> str:
 
 
 def known_mpp(rows: Sequence[PreviewRow]) -> dict[str, float]:
-    """Return µm per level-0 px by slide id, of the slides that could be opened."""
-    return {row.slide_id: row.mpp for row in rows if row.mpp is not None}
+    """Return µm per level-0 px by slide id, of the slides for which it was not assumed."""
+    return {
+        row.slide_id: row.mpp for row in rows if row.mpp is not None and row.mpp_source != "assumed"
+    }
 
 
 def _legend_rows(left_out: Collection[str]) -> list[tuple[str, str, str]]:

@@ -381,6 +381,16 @@ def test_the_page_needs_no_network_and_can_be_used_without_eyes_and_mouse(tmp_pa
     assert n_cells == len(headings) + 1
 
 
+def test_resolutions_are_compared_among_slides_that_state_one() -> None:
+    rows = [
+        PreviewRow(slide_id=name, status="done", mpp_x=mpp, mpp_y=mpp, mpp_source=source)
+        for name, mpp, source in (
+            ("a", 0.25, "file"), ("b", 0.25, "derived"), ("c", 1.0, "given"), ("d", 0.5, "assumed"),
+        )
+    ]  # fmt: skip
+    assert mpp_outliers(known_mpp(rows)) == ["c"]
+
+
 def test_totals_and_resolutions_stand_on_top_with_outliers_named(tmp_path: Path) -> None:
     rows = rows_for_the_page()
     assert mpp_outliers(known_mpp(rows)) == ["c"]

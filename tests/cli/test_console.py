@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cli.console import print_next, progress_bar
+from cli.shared.output import _TITLES, print_scores
+from mil.evaluation.metrics import Interval
+from tests.cli.running import mil_ok
+from tests.fakes import write_cohort
+
+
+def test_paths_of_next_commands_are_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    print_next("mil view {run}", "open {page}", run=Path("my runs/a"), page="b's.html")
+    assert capsys.readouterr().err.splitlines() == [
+        "Next: mil view 'my runs/a'", """or:   open 'b'"'"'s.html'"""
+    ]  # fmt: skip
+    print_next()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "left", "expected"),
+    [
+        (0, None, None, ""),
+        (3, None, None, "3 heads"),
+        (0, 60, None, "0/60 heads"),
+        (30, 60, 4000, "30/60 heads 1:06:40 left"),
+        (60, 60, 0, "60/60 heads"),
+    ],
+)
+def test_progress_says_nothing_that_is_not_known(
+    done: int, total: int | None, left: float | None, expected: str
+) -> None:
+    with progress_bar("heads") as bars:
+        task = SimpleNamespace(
+            completed=done, total=total, time_remaining=left, finished=done == total
+        )
+        columns = [each for each in bars.columns if type(each).__module__ == "cli.console"]
+        texts = [str(each.render(task)) for each in columns]  # type: ignore[union-attr,arg-type]
+    assert " ".join(filter(None, texts)) == expected
+
+
+def test_a_score_without_an_interval_is_printed_without_one(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = float("nan")
+    scores = {key: Interval(0.5, nan, nan) for key in _TITLES}
+    print_scores("a.csv", {"raw": scores}, n_patients=3)
+    shown = capsys.readouterr().out
+    assert "not estimable" in shown
+    assert "nan" not in shown
+
+
+def test_an_audit_with_warnings_does_not_say_that_all_is_well(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path, n_patients=45, shift=0.0, n_tiles=20)
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, rows[-1]]) + "\n")  # which training refuses
+    shown = mil_ok("audit", table).stdout
+    assert "No leak found" not in shown
+    assert "1 warning above before training" in shown
