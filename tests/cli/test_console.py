@@ -12,7 +12,9 @@ from tests.cli.running import mil_ok
 from tests.fakes import write_cohort
 
 
-def test_paths_of_next_commands_are_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_of_next_commands_are_quoted_for_the_shell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     print_next("mil view {run}", "open {page}", run=Path("my runs/a"), page="b's.html")
     assert capsys.readouterr().err.splitlines() == [
         "Next: mil view 'my runs/a'", """or:   open 'b'"'"'s.html'"""
@@ -44,10 +46,10 @@ def test_progress_says_nothing_that_is_not_known(
 
 
 def test_a_score_without_an_interval_is_printed_without_one(
-    capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     nan = float("nan")
-    scores = {key: Interval(0.5, nan, nan) for key in _TITLES}
+    scores = {key: Interval(value=0.5, low=nan, high=nan) for key in _TITLES}
     print_scores("a.csv", {"raw": scores}, n_patients=3)
     shown = capsys.readouterr().out
     assert "not estimable" in shown
@@ -60,4 +62,4 @@ def test_an_audit_with_warnings_does_not_say_that_all_is_well(tmp_path: Path) ->
     table.write_text("\n".join([*rows, rows[-1]]) + "\n")  # which training refuses
     shown = mil_ok("audit", table).stdout
     assert "No leak found" not in shown
-    assert "1 warning above before training" in shown
+    assert "2 warnings above before training" in shown
