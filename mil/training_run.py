@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from features.bags.store import open_bags
 from features.filters.classifier import read_filter
-from features.utils.files import atomic_folder
+from features.utils.files import atomic_folder, atomic_write
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
@@ -192,6 +192,7 @@ def train_run(
     executor: ExecutorFactory = local_fold_executor,
     n_resamples: int = 1000,
     report: bool = True,
+    settings: str = "",
     on_head: Callable[[int, int], None] = _no_progress,
     on_step: Callable[[str], None] = _no_progress,
 ) -> TrainingSummary:
@@ -248,6 +249,9 @@ def train_run(
         Bootstrap resamples for the 95 % intervals of scores.
     report
         Draw the report, ``report.html``.
+    settings
+        Text of ``settings.toml``, from which ``mil train --config`` trains the same run; empty for
+        no such file.
     on_head
         Called with the number of heads trained, and of all heads.
     on_step
@@ -342,8 +346,7 @@ def train_run(
     )
     on_step("drawing the report")
     with atomic_folder(run_dir) as temporary:
-        write_folds(temporary / "folds.csv", plan.folds)
-        _write_history(temporary / "history.csv", oof, deployed)
+        _write_course(temporary, plan, oof, deployed, settings=settings)
         _write_scores(temporary / "scores.json", bundle, scores, gains, nested=nested)
         write_model_card(temporary / "MODEL_CARD.md", bundle, scores)
         save_bundle(replace(bundle, path=temporary))
@@ -470,6 +473,22 @@ def _write_scores(
             for name, weight in learner_weights(bundle).items()
         }
     write_json(path, content)
+
+
+def _write_course(
+    folder: Path,
+    plan: CrossValidationPlan,
+    oof: OutOfFoldPredictions,
+    deployed: Ensemble,
+    *,
+    settings: str,
+) -> None:
+    """Write folds, learning curves and, if there are any, the settings."""
+    write_folds(folder / "folds.csv", plan.folds)
+    _write_history(folder / "history.csv", oof, deployed)
+    if settings:
+        with atomic_write(folder / "settings.toml") as temporary:
+            temporary.write_text(settings, encoding="utf-8")
 
 
 def _write_history(path: Path, oof: OutOfFoldPredictions, deployed: Ensemble) -> None:

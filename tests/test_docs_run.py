@@ -64,6 +64,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
             continue
         if block.language == "python":
             exec(compile(block.text, location_of(block), "exec"), names)  # noqa: S102 - our own pages
+        if block.language == "toml":
+            (folder / "study.toml").write_text(block.text)
         if block.language == "sh":
             for words in block.commands:
                 run(words, location_of(block))
@@ -95,7 +97,7 @@ def run(words: list[str], where: str) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=location_of)
 def test_a_block_is_of_a_kind_that_something_checks(block: Block) -> None:
-    assert block.language in {"sh", "python", "csv", "text"}
+    assert block.language in {"sh", "python", "csv", "text", "toml"}
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "csv"], ids=location_of)

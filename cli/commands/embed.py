@@ -55,6 +55,13 @@ from cli.shared.arguments import (
 from cli.shared.embed_progress import report_results
 from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
 from cli.shared.passed_over import print_passed_over
+from cli.shared.settings import (
+    Assignments,
+    ConfigFile,
+    check_settings,
+    config_fields,
+    settings_text,
+)
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ class StainNorm(StrEnum):
 
 
 def embed(
+    context: typer.Context,
     *,
     paths: Annotated[
         list[Path] | None,
@@ -99,6 +107,8 @@ def embed(
             "`soft` or `centre/width` in HU.",
         ),
     ] = "brain,subdural,soft",
+    config_file: ConfigFile = None,
+    assigned: Assignments = None,
     bags: BagsDir = Path("bags"),
     scene: SceneNumber = None,
     slide_mpp: SlideMpp = None,
@@ -199,12 +209,17 @@ def embed(
 
     Example: `mil embed slides/ --dry-run`
 
+    Example: `mil embed slides/ --config study.toml --set max_tiles=500`
+
     Example: `mil embed --series scans.csv --bags bags`
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
     """
     from features.encoders.names import parse_backbone
+    from features.tiling.tissue import TissueSettings
 
+    check_settings(context, config_file, assigned)
+    mask = TissueSettings(method=tissue.value, **config_fields(context))
     require_ray_for_address(engine, address)
     if series is None and not paths:
         raise typer.BadParameter(
@@ -219,7 +234,7 @@ def embed(
         "encoder": parse_backbone(backbone, model_args or ()),
         "weights": checkpoint_paths(weights), "runtime": execution,
         "batch_tiles": batch, "device": device, "engine": engine.value, "address": address,
-        "n_workers": workers, "overwrite": overwrite,
+        "n_workers": workers, "overwrite": overwrite, "settings": settings_text(context, mask),
     } | ({} if max_failed is None else {"max_failed": max_failed})  # fmt: skip
     if series is not None:
         reject_options(
@@ -249,10 +264,9 @@ def embed(
     from features.embedding.finished import skip_if_all_finished
     from features.slides.reader import slide_id_of
     from features.tiling.augmentation import AugmentationConfig
-    from features.tiling.tissue import TissueSettings
 
     config = EmbedConfig(
-        tiles=tiles, tissue=TissueSettings(method=tissue.value), tile_filter=read_filter,
+        tiles=tiles, tissue=mask, tile_filter=read_filter,
         stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip

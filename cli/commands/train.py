@@ -31,6 +31,13 @@ from cli.shared.arguments import parse_columns, reject_options, require_ray_for_
 from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
 from cli.shared.output import print_comparison
+from cli.shared.settings import (
+    Assignments,
+    ConfigFile,
+    check_settings,
+    config_fields,
+    settings_text,
+)
 
 if TYPE_CHECKING:
     from mil.training_run import TrainingSummary
@@ -51,6 +58,8 @@ class By(StrEnum):
 def train(
     context: typer.Context,
     *,
+    config_file: ConfigFile = None,
+    assigned: Assignments = None,
     cohort: CohortTable = Path("train.csv"),
     columns: ColumnNames = None,
     labels: Labels = None,
@@ -171,6 +180,8 @@ def train(
 
     Example: `mil train --by centre --run runs/new-centres`
 
+    Example: `mil train --config study.toml --set learning_rate=0.003 --run runs/faster`
+
     Example: `mil train --repeats 20 --engine ray --address head:6379`
 
     Example: `mil train --unlabelled other.csv`
@@ -179,6 +190,7 @@ def train(
 
     Exit codes: 0 done, 1 table, bags or settings cannot be used, 2 usage.
     """
+    check_settings(context, config_file, assigned)
     require_ray_for_address(engine, address)
     names = parse_columns(columns)
     by = By.centre if by is By.american else by
@@ -213,11 +225,17 @@ def train(
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
     _require_free(run_dir, overwrite=overwrite)
-    config = TrainConfig(head=head, device=str(choose_device(device)))
+    config = TrainConfig(
+        **{**config_fields(context), "head": head, "device": str(choose_device(device))}
+    )
     options: dict[str, Any] = {
         "by": by.value, "n_folds": folds or _DEFAULT_FOLDS, "n_repeats": repeats, "seed": seed,
         "config": config, "calibrator": calibrator, "nested": nested,
         "executor": local_fold_executor,
+        "settings": settings_text(
+            context, config,
+            folds=None if by is By.centre or folds_of else folds or _DEFAULT_FOLDS,
+        ),
     }  # fmt: skip
     if engine is EngineName.ray:
         bags = absolute_path(bags)

@@ -111,7 +111,8 @@ class BagMeta:
     JSON, were rejected by artefact rule or filter. ``empty_reason`` is set if no tile is left.
     ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or :data:`IMAGE`. Of a file with
     several scenes, ``scene`` is the number of the one that the bag is of, 0 where there is only
-    one, and ``other_scenes`` lists the others with their size in px.
+    one, and ``other_scenes`` lists the others with their size in px. ``settings`` are those of
+    ``mil embed`` in TOML, for its ``--config``.
     """
 
     slide_id: str
@@ -135,6 +136,7 @@ class BagMeta:
     tissue_share: float = UNKNOWN_SHARE
     scene: int = 0
     other_scenes: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

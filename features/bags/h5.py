@@ -148,7 +148,8 @@ def write_bag(path: Path, bag: Bag) -> None:
         omitted = {p.name for p in fields(Fingerprint) if getattr(fingerprint, p.name) == p.default}
         if bag.meta.tissue_share == UNKNOWN_SHARE:
             omitted.add("tissue_share")
-        omitted |= {name for name in ("scene", "other_scenes") if not getattr(bag.meta, name)}
+        optional = ("scene", "other_scenes", "settings")
+        omitted |= {name for name in optional if not getattr(bag.meta, name)}
         attributes = meta_attributes(bag.meta).items()
         file.attrs.update({name: value for name, value in attributes if name not in omitted})
         file.attrs["n_embedded"] = len(bag.features)

@@ -70,6 +70,7 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         tissue_share=UNKNOWN_SHARE if share is None else share,
         scene=0 if tiles.chosen_scene is None and not slide.other_scenes else slide.scene,
         other_scenes="; ".join(map(str, slide.other_scenes)),
+        settings=config.settings,
     )
 
 

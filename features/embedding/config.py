@@ -40,6 +40,8 @@ class BaseEmbedConfig(EncoderConfig, ABC):
         ``local`` for the devices of this machine, or ``ray`` for a cluster.
     address
         Address of the Ray cluster; see :func:`features.parallel.ray_cluster.ray_connection`.
+    settings
+        Settings of ``mil embed`` in TOML, which each bag states; empty from Python.
     """
 
     n_workers: int | None = None
@@ -47,6 +49,7 @@ class BaseEmbedConfig(EncoderConfig, ABC):
     overwrite: bool = False
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
+    settings: str = ""
 
     @property
     def n_threads(self) -> int:

@@ -120,6 +120,7 @@ class _SeriesSource:
             empty_reason="" if kept else f"all images left out: {counts_text(left_out)}",
             software=software_versions(encoder, *_DECODERS),
             kind=IMAGE,
+            settings=self.config.settings,
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from features.errors import OutputError
-from features.utils.files import make_folder
+from features.utils.files import atomic_write, make_folder
 from features.utils.tables import write_table
 from mil.arrays import Floats
 from mil.data.bags import PatientBags
@@ -113,6 +113,7 @@ def train_labels(
     executor: ExecutorFactory = local_fold_executor,
     failures: Mapping[str, str] | None = None,
     image_labels: Mapping[str, InstanceLabels] | None = None,
+    settings: str = "",
 ) -> LabelSummary:
     """Train, calibrate and write one run per label, with the same folds for all.
 
@@ -132,6 +133,8 @@ def train_labels(
         name of each step.
     image_labels
         Labels of single images by label, which also supervise the attention.
+    settings
+        Text of ``settings.toml``; empty for no such file.
 
     Raises
     ------
@@ -178,6 +181,9 @@ def train_labels(
             "scores": result.as_dict() | {"run": run_dir.name},
         },
     )  # fmt: skip
+    if settings:
+        with atomic_write(temporary / "settings.toml") as file:
+            file.write_text(settings, encoding="utf-8")
     finished.discard()
     _move(temporary, run_dir)
     return result

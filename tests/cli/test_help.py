@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -51,7 +52,11 @@ def test_help_says_first_what_is_done_then_gives_examples_and_last_the_exit_code
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_example_is_taken_by_the_command_it_is_of(name: str) -> None:
+def test_every_example_is_taken_by_the_command_it_is_of(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study.toml").touch()
+    monkeypatch.chdir(tmp_path)
     for example in examples(name):
         assert f"{example} ".startswith(f"{name} ")
         words = shlex.split(example)[len(name.split()) :]

@@ -1,0 +1,250 @@
+"""Settings of ``mil embed`` and ``mil train`` from a TOML file and from ``--set``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+from typer.main import get_command
+
+from cli.shared.executors import print_warning
+from features.errors import MilError
+from features.utils.text import nearest_names
+
+__all__ = [
+    "SETTINGS_FILE",
+    "Assignments",
+    "ConfigFile",
+    "check_settings",
+    "config_class",
+    "config_fields",
+    "settings_parameters",
+    "settings_text",
+]
+
+SETTINGS_FILE = "settings.toml"
+"""File of a run that holds its settings."""
+
+_COMMANDS = ("embed", "train")
+_META = "mil.settings"
+_NO_SETTINGS = {"config", "set", "help"}
+_NOT_RECORDED = {
+    "train": {"run", "overwrite", "json", "engine", "address"},
+    "embed": {
+        "paths", "series", "bags", "shard", "preview", "dry_run", "overwrite", "json", "device",
+        "engine", "address", "workers",
+    },
+}  # fmt: skip
+"""Options of each command that decide where and by which machine something is made, not what."""
+
+
+def settings_parameters(command: Any) -> dict[str, Any]:
+    """Return the settings of a command by key: its options, and fields of its configuration.
+
+    An option's key is its name with underscores. A field that an option states has the option's key
+    alone.
+    """
+    owner, stated = config_class(command.name)
+    of_fields = typer.Typer(add_completion=False)
+    of_fields.command()(owner)  # typer reads the fields of a dataclass as it reads arguments
+    parameters = {_key(own): own for own in get_command(of_fields).params if own.name not in stated}
+    parameters |= {_key(own): own for own in command.params}
+    return {key: own for key, own in parameters.items() if key not in _NO_SETTINGS}
+
+
+def config_class(command: str) -> tuple[Any, set[str]]:
+    """Return the class of a command's further settings, and its fields that options state."""
+    if command == "train":
+        from mil.training.config import TrainConfig
+
+        return TrainConfig, {"head", "device"}
+    from features.tiling.tissue import TissueSettings
+
+    return TissueSettings, {"method"}
+
+
+def _key(parameter: Any) -> str:
+    return str(parameter.opts[0].lstrip("-").replace("-", "_"))
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Apply the settings of a file to a command: they become the defaults of its options."""
+    if path is None or context.resilient_parsing:
+        return path
+    given = _read_tables(path)
+    wrong = next((name for name in given if name not in _COMMANDS), None)
+    if wrong is not None:
+        near = nearest_names(wrong, _COMMANDS)
+        raise MilError(
+            f"{path}, {wrong}",
+            actual="not below the name of a command",
+            expected="the tables " + " and ".join(f"[{name}]" for name in _COMMANDS),
+            hint=f"Did you mean [{near[0]}]?" if near else f"Put [{context.command.name}] above.",
+        )
+    table = given.get(str(context.command.name), {})
+    if not isinstance(table, dict):
+        raise MilError(path, actual=f"{context.command.name} = {table!r}", expected="a table")
+    _apply(context, "file", {key: (f"{path}, {key}", value) for key, value in table.items()})
+    return path
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    """Read a TOML file, the settings of a run, or those that a bag states."""
+    if path.suffix == ".h5":
+        from features.bags.h5 import read_bag_info
+
+        text = read_bag_info(path).meta.settings
+        if not text:
+            raise MilError(
+                path, actual="a bag without settings", expected="a bag that 'mil embed' made",
+                hint="Bags of earlier versions and imported ones state none.",
+            )  # fmt: skip
+        return tomllib.loads(text)
+    if path.is_dir():
+        path /= SETTINGS_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise MilError(
+            path, actual=reason or "not readable", expected="settings in TOML",
+            hint='Lines such as folds = 5 stand below [train]; text is in "quotes".',
+        ) from error  # fmt: skip
+
+
+def _read_assignments(context: typer.Context, texts: list[str] | None) -> list[str] | None:
+    """Apply ``key=value`` to a command, as the settings of a file but stronger."""
+    if not texts or context.resilient_parsing:
+        return texts
+    assigned: dict[str, tuple[str, object]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+        if key in assigned:
+            raise typer.BadParameter(f"two values of {key}")
+        assigned[key] = f"--set {key}", value.strip()
+    _apply(context, "set", assigned)
+    return texts
+
+
+def _apply(context: typer.Context, source: str, settings: Mapping[str, tuple[str, object]]) -> None:
+    """Check settings of a source, ``file`` or ``set``, and store them, with those of both."""
+    known = settings_parameters(context.command)
+    given: dict[str, dict[str, Any]] = context.meta.setdefault(_META, {"file": {}, "set": {}})
+    for key, (where, value) in settings.items():
+        if key not in known:
+            near = nearest_names(key, known)
+            raise MilError(
+                where,
+                actual="unknown",
+                expected=f"a setting of 'mil {context.command.name}'",
+                hint=f"Did you mean {near[0]!r}?" if near else "The reference lists all settings.",
+            )
+        given[source][key] = _as_typed(where, value, known[key])
+        try:
+            known[key].process_value(context, given[source][key])
+        except typer.BadParameter as error:
+            found = given[source][key]
+            raise MilError(where, actual=f"{found!r} ({error.message.rstrip('.')})") from error
+    merged = given["file"] | given["set"]
+    options = {_key(own): str(own.name) for own in context.command.params}
+    context.default_map = {options[key]: value for key, value in merged.items() if key in options}
+
+
+def _as_typed(where: str, value: object, parameter: Any) -> str | list[str]:
+    """Return a value as it would be typed, so that the command line checks it.
+
+    A list for an option that is given once is joined by commas.
+    """
+    if isinstance(value, dict):
+        raise MilError(where, actual="a table", expected="a value")
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(one, (dict, list)) for one in values):
+        raise MilError(where, actual="a list of lists or tables", expected="a list of values")
+    several = getattr(parameter, "multiple", False) or parameter.nargs == -1
+    return list(map(str, values)) if several else ",".join(map(str, values))
+
+
+def check_settings(context: typer.Context, config: Path | None, assigned: list[str] | None) -> None:
+    """Raise for a setting given as option and by ``--set``; say which ones replace the file's."""
+    if config is None and not assigned:
+        return
+    given = context.meta[_META]
+    explicit = {
+        _key(own): f"--{_key(own).replace('_', '-')}"
+        for own in context.command.params
+        if getattr(context.get_parameter_source(str(own.name)), "name", "") == "COMMANDLINE"
+    }
+    twice = next((key for key in given["set"] if key in explicit), None)
+    if twice is not None:
+        raise typer.BadParameter(
+            f"{twice} is given by {explicit[twice]} as well", param_hint=f"--set {twice}"
+        )
+    replaced = [key for key in given["file"] if key in explicit or key in given["set"]]
+    if replaced:
+        print_warning(f"the command line replaces {', '.join(replaced)} of {config}")
+
+
+def config_fields(context: typer.Context) -> dict[str, Any]:
+    """Return the fields of the command's configuration that a file or ``--set`` states."""
+    given = context.meta.get(_META, {"file": {}, "set": {}})
+    merged = given["file"] | given["set"]
+    options = {_key(own) for own in context.command.params}
+    known = settings_parameters(context.command)
+    return {
+        key: known[key].process_value(context, value)
+        for key, value in merged.items()
+        if key not in options
+    }
+
+
+def settings_text(context: typer.Context, config: Any, **resolved: object) -> str:
+    """Return the settings of a command as TOML that ``--config`` takes and makes the same.
+
+    ``config`` holds the command's further settings, ``resolved`` defaults that options leave open.
+    Settings that are None are left out: TOML has no null.
+    """
+    command = str(context.command.name)
+    further = asdict(config)
+    stated = {_key(own): context.params.get(str(own.name)) for own in context.command.params}
+    stated |= resolved
+    table = {}
+    for key in settings_parameters(context.command):
+        value = stated.get(key, further.get(key))
+        if key not in _NOT_RECORDED[command] and value not in (None, (), []):
+            table[key] = _plain(value)
+    return tomli_w.dumps({command: table})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (bool, int, float)):
+        return value
+    return str(getattr(value, "value", value))  # choices and paths
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="TOML", is_eager=True, callback=_read_config, show_default=False,
+        help="Settings in a file, below `[embed]` and `[train]`; also a run, or a bag, whose "
+        "settings to use. Options and `--set` replace them.",
+    ),
+]  # fmt: skip
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", is_eager=True, callback=_read_assignments,
+        show_default=False,
+        help="A setting by its key in such a file, e.g. `learning_rate=0.003`, also one that has "
+        "no option; can be repeated.",
+    ),
+]  # fmt: skip
