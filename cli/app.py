@@ -15,6 +15,7 @@ from cli.commands.demo import demo
 from cli.commands.describe import describe
 from cli.commands.doctor import doctor
 from cli.commands.embed import embed
+from cli.commands.evaluate import evaluate
 from cli.commands.explain import explain
 from cli.commands.filter import filter_
 from cli.commands.infer import infer
@@ -52,7 +53,7 @@ _PANELS = {
     "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
     "After": (score, report, explain, view),
-    "Several runs": (compare,),
+    "Several runs and cohorts": (compare, evaluate),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

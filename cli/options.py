@@ -17,6 +17,7 @@ __all__ = [
     "Backbone",
     "BagsDir",
     "BagsSource",
+    "BagsSources",
     "Batch",
     "Calibrator",
     "CohortTable",
@@ -112,6 +113,16 @@ BagsDir = Annotated[
 BagsSource = Annotated[
     Path,
     typer.Option("--bags", metavar="FOLDER", help="Folder of bags, or a packed store or its URL."),
+]
+BagsSources = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--bags",
+        metavar="FOLDER",
+        help="Folder of bags, or a packed store or its URL; for runs combined by `mil combine` one "
+        "per encoder, or a folder that holds them; default: `bags`.",
+        show_default=False,
+    ),
 ]
 SlidesDir = Annotated[
     Path | None,

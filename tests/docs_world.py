@@ -125,6 +125,18 @@ def _second_run(folder: Path) -> None:
         )
 
 
+def _external(folder: Path) -> None:
+    """Train ``runs/first`` on eight patients; the others are ``external.csv``, with their sex."""
+    table = pd.read_csv(folder / "train.csv", dtype=str)
+    first = [group["patient_id"].unique()[:5] for _, group in table.groupby("label")]
+    ours = table["patient_id"].isin(np.concatenate(first))
+    others = table[~ours].assign(sex="f", scanner="one")
+    others.loc[others.index[::2], "sex"] = "m"
+    others.to_csv(folder / "external.csv", index=False)
+    table[ours].to_csv(folder / "train.csv", index=False)
+    train(folder)
+
+
 def _labels(folder: Path) -> None:
     """Write labels of 0 and 1 for the slides of both tables."""
     shutil.rmtree(folder / "runs")
@@ -238,6 +250,7 @@ def _resolutions(folder: Path) -> None:
 PREPARATIONS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/compare-runs.md": _second_run,
     "docs/how-to/exchange-bags.md": _clam,
+    "docs/how-to/external-cohort.md": _external,
     "docs/how-to/filter-tiles.md": _examples,
     "docs/how-to/head-ct.md": _scans,
     "docs/how-to/image-series.md": _patches,

@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+_DEFINED_SHARE = 0.95
+"""Least share of resamples with a score, for an interval."""
+
 _VALUES_PER_BLOCK = 2**20  # A block of resamples occupies less than about 10 MB.
 _PAIRED_METRICS: Mapping[str, tuple[Metric, float]] = {
     "weighted_log_loss": (weighted_log_loss, -1.0),
@@ -118,7 +121,10 @@ def resampled_confusions(
 
 
 def _interval(value: np.floating, samples: Floats) -> Interval:
-    low, high = np.percentile(samples, [2.5, 97.5]) if len(samples) else (np.nan, np.nan)
+    # A slope is undefined in the rare resample whose classes are separated.
+    defined = samples[~np.isnan(samples)]
+    is_rare = len(defined) > _DEFINED_SHARE * len(samples)
+    low, high = np.percentile(defined, [2.5, 97.5]) if is_rare else (np.nan, np.nan)
     return Interval(value=float(value), low=float(low), high=float(high))
 
 

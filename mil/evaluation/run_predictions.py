@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from features.utils.tables import read_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
 from mil.errors import RunError
+from mil.evaluation.metrics import Interval
 
-__all__ = ["RunPredictions", "RunSlide", "read_run_predictions"]
+__all__ = ["RunPredictions", "RunSlide", "read_run_predictions", "read_run_scores"]
 
 _PREFIX, _NESTED_PREFIX = "calibrated_", "cross_fitted_"
 _MARKERS = ("model.json", "combination.json")
@@ -110,6 +112,15 @@ def read_run_predictions(path: str | Path) -> RunPredictions:
             expected="judged.csv and slides.csv as 'mil train' wrote them",
             hint="Copy the run again, or train again with 'mil train'.",
         ) from error
+
+
+def read_run_scores(path: Path) -> dict[str, Interval]:
+    """Return the scores of a run's calibrated out-of-fold predictions by metric; empty without."""
+    try:
+        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["calibrated"]
+        return {metric: Interval.from_dict(of) for metric, of in scores.items()}
+    except (OSError, LookupError, TypeError, ValueError):
+        return {}
 
 
 def _parse(path: Path, table: pd.DataFrame, slides: Mapping[str, RunSlide]) -> RunPredictions:

@@ -1,0 +1,1 @@
+"""Validation of a finished model on labelled patients of another cohort, and its recalibration."""

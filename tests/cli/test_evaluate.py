@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mil.training.config import TrainConfig
+from tests.cli.running import mil
+from tests.studies import train_on, write_encoded_cohort
+
+pytestmark = pytest.mark.ci
+QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    table = write_encoded_cohort(folder, "train", n_patients=24, encoders={"a": 1.0})
+    write_encoded_cohort(folder, "external", n_patients=20, encoders={"a": 1.0}, prefix="x")
+    train_on(folder, table, "a", config=QUICK)
+    return folder
+
+
+def evaluate(world: Path, *more: object, cohort: str = "external.csv"):
+    return mil(
+        "evaluate", world / "runs" / "a", "--cohort", world / cohort, "--bags",
+        world / "bags" / "a", "--out", world / "page.html", *more,
+    )  # fmt: skip
+
+
+def test_a_run_is_evaluated_on_a_new_cohort(world: Path) -> None:
+    result = evaluate(world, "--by", "sex,scanner", "--prior", "CE=0.8,LAA=0.2", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["n_patients"] == 20
+    assert {one["column"] for one in data["groups"]} == {"centre", "sex", "scanner"}
+    assert list(data["priors"]) == ["CE=0.8,LAA=0.2"]
+    assert len(pd.read_csv(world / "page.csv")) == 20
+    assert "x000" in (world / "page.details.csv").read_text()
+
+
+def test_patients_of_the_training_are_never_scored(world: Path) -> None:
+    both = pd.concat([pd.read_csv(world / f"{n}.csv", dtype=str) for n in ("train", "external")])
+    both.to_csv(world / "both.csv", index=False)
+    data = json.loads(evaluate(world, "--json", cohort="both.csv").stdout)
+    assert (data["n_patients"], len(data["left_out"])) == (20, 24)
+    refused = evaluate(world, cohort="train.csv")
+    assert refused.exit_code == 1
+    assert "trained on it" in refused.output
+
+
+def test_a_missing_bag_is_said_and_ends_in_3(world: Path) -> None:
+    table = pd.read_csv(world / "external.csv", dtype=str)
+    table.loc[len(table)] = ["y_0", "y", "CE", "c0", "f", "s0"]
+    table.to_csv(world / "more.csv", index=False)
+    result = evaluate(world, cohort="more.csv")
+    assert result.exit_code == 3
+    assert "1 patient left out" in result.output
