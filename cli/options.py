@@ -275,8 +275,8 @@ Calibrator = Annotated[
     str,
     typer.Option(
         metavar="NAME", rich_help_panel=FOLDS,
-        help="How logits become probabilities: `platt` (Platt scaling, regularised), `temperature` "
-        "or `none`.",
+        help="How logits become probabilities: `platt` (Platt scaling, as far as the patients show "
+        "that it helps), `temperature` or `none`.",
     ),
 ]  # fmt: skip
 

@@ -261,7 +261,7 @@ def _infer_classes(
     )  # fmt: skip
     of_classes = dict(zip(run.classes, map(float, shares), strict=True))
     sets = dict(sorted(Counter(p.set_text for p in predictions).items()))
-    guaranteed = run.guaranteed_coverage(coverage)
+    guaranteed, planned = run.guaranteed_coverage(coverage), run.coverage_of_most_cohorts(coverage)
     n_review = sum(p.needs_review for p in predictions)
     if as_json:
         print_json({
@@ -276,6 +276,7 @@ def _infer_classes(
             "prior": of_classes,
             "coverage": coverage,
             "guaranteed": guaranteed,
+            "coverage_of_most_cohorts": planned,
             "sets": sets,
             "typicality": describe_typicality(predictions),
             **({"n_to_look_at": n_review, "abstention": _abstention(run)} if abstain else {}),
@@ -286,8 +287,11 @@ def _infer_classes(
         stdout.print(f"The probabilities are for a prior of {_list(of_classes, 3)} ({stated}).")
         counts = ", ".join(f"{n} {name}" for name, n in sets.items())
         stdout.print(f"Prediction sets with a target coverage of {coverage:g}: {counts}")
-        if guaranteed is not None:
-            stdout.print(f"Guaranteed coverage of new, similar patients: {_list(guaranteed, 2)}")
+        if guaranteed is not None and planned is not None:
+            stdout.print(
+                f"Similar patients: plan with a coverage of {_list(planned, 2)}, which 9 in 10 "
+                f"cohorts of this size reach; guaranteed on average: {_list(guaranteed, 2)}"
+            )
         if abstain:
             stdout.print(f"Patients marked for review: {n_review} ({_review_rule(run)})")
         stdout.print(f"Slides, tiles, set, spread and status of each patient: {details}")

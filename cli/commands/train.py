@@ -322,11 +322,13 @@ def _print_summary(summary: TrainingSummary) -> None:
     print_comparison(summary.comparison)
     if summary.learners:
         stdout.print(describe_weights(summary.learners))
-    coverages = summary.guaranteed or {}
-    guaranteed = ", ".join(f"{name} {share:.2f}" for name, share in coverages.items()) or "none"
+    planned, guaranteed = (
+        ", ".join(f"{name} {share:.2f}" for name, share in (of or {}).items()) or "nothing"
+        for of in (summary.planned, summary.guaranteed)
+    )
     stdout.print(
         f"Prediction sets that aim at {COVERAGE:g} hold one class for {summary.one_class:.2f} of "
-        f"the patients; guaranteed coverage: {guaranteed}",
+        f"the patients; plan with a coverage of {planned} (guaranteed on average: {guaranteed})",
     )
     stdout.print(f"Run: {summary.path}")
     print_next(

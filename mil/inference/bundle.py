@@ -166,13 +166,28 @@ class ModelBundle:
         that is refitted in each fold differs from the one for new patients, and the weights of a
         stack that are not nested were fitted on logits of heads that saw the fold's patients.
         """
-        if not self.sets.weights_are_nested:
+        if not self._patients_are_exchangeable:
             return None
+        return self._by_class(self.sets.conformal.guaranteed_coverage(coverage))
+
+    def coverage_of_most_cohorts(self, coverage: float) -> dict[str, float] | None:
+        """Return the coverage of each class to plan with, see :mod:`mil.inference.conformal`.
+
+        None where :meth:`guaranteed_coverage` is.
+        """
+        if not self._patients_are_exchangeable:
+            return None
+        return self._by_class(self.sets.conformal.coverage_of_most_cohorts(coverage))
+
+    @property
+    def _patients_are_exchangeable(self) -> bool:
+        """Whether new patients are for the sets as those of the folds, see above."""
         drops_tiles = self.tile_filter is not None and not self.fingerprint.filter_sha256
-        if drops_tiles or self.settings["by"] != "patient":
-            return None
-        of_classes = self.sets.conformal.guaranteed_coverage(coverage).tolist()
-        return dict(zip(self.classes, of_classes, strict=True))
+        by_patient = self.settings["by"] == "patient"
+        return self.sets.weights_are_nested and by_patient and not drops_tiles
+
+    def _by_class(self, values: Floats) -> dict[str, float]:
+        return dict(zip(self.classes, values.tolist(), strict=True))
 
     def apply_filter(self, bag: Bag) -> Bag:
         """Return the bag without the tiles that the run's filter drops, shape (tiles, dim).

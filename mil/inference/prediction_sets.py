@@ -52,6 +52,15 @@ class PredictionSets:
 
         ``coverage`` is above 0 and below 1, and there is at least one tile.
         """
+        kept = self.conformal.sets(self.fold_logits(tiles)[:, None], coverage=coverage)
+        return np.asarray(kept[0])
+
+    def fold_logits(self, tiles: Features) -> Floats:
+        """Return the logits that sets compare, by fold, shape (folds, classes).
+
+        ``tiles`` are embeddings, shape (tiles, dim), at least one; of a stack they are log
+        probabilities.
+        """
         of_base = self.base_learners or (None,) * len(self.heads)
         logits = [
             predict_learners(heads, own, tiles)[0].mean(axis=0)
@@ -62,8 +71,7 @@ class PredictionSets:
                 _calibrated_logits(calibrator, own[None])[0]
                 for calibrator, own in zip(self.calibrators, logits, strict=True)
             ]
-        kept = self.conformal.sets(np.stack(logits)[:, None], coverage=coverage)
-        return np.asarray(kept[0])
+        return np.stack(logits)
 
 
 def fit_sets(

@@ -35,6 +35,7 @@ def write_model_card(
         counts=", ".join(f"{count} {name}" for count, name in counts),
         versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
         guaranteed=run.guaranteed_coverage(COVERAGE),
+        planned=run.coverage_of_most_cohorts(COVERAGE),
         coverage=COVERAGE,
         learners=learners,
         weights=", ".join(f"{name} {percent(weight)}" for name, weight in learners.items()),

@@ -6,14 +6,14 @@ comparison; the calibrators are here so that it can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 
 from mil.arrays import Floats, Ints
-from mil.calibration import build_calibrator
+from mil.calibration import PlattScaling, build_calibrator
 from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
     RIDGE_SLOPE,
@@ -21,9 +21,13 @@ from mil.calibration.penalized_fit import (
     bias_terms,
     fit_penalized_softmax,
 )
+from mil.calibration.platt import fit_platt
 from mil.data.splits import stratified_fold_ids
 
-__all__ = ["AutoCalibrator", "BetaCalibration", "DirichletCalibration", "build_any_calibrator"]
+__all__ = [
+    "AutoCalibrator", "BetaCalibration", "DirichletCalibration", "PlainPlattScaling",
+    "build_any_calibrator",
+]  # fmt: skip
 
 _N_PARTS = 5
 _MIN_PATIENTS_TO_CHOOSE = 10
@@ -39,6 +43,15 @@ class AnyCalibrator(Protocol):
 
     def predict_proba(self, logits: Floats) -> Floats:
         """Return probabilities, shape (n, classes)."""
+
+
+class PlainPlattScaling(PlattScaling):
+    """Platt scaling by itself, not averaged with anything: the default before decision 29."""
+
+    def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
+        """Fit slope and biases, see :meth:`mil.calibration.Calibrator.fit`."""
+        self.slope_, self.bias_ = fit_platt(CalibrationData.of(logits, labels, groups=groups))
+        return self
 
 
 class BetaCalibration:
@@ -151,14 +164,18 @@ class AutoCalibrator:
         n_classes = logits.shape[1]
         groups = np.arange(len(labels)) if groups is None else groups
         patients, first, patient = np.unique(groups, return_index=True, return_inverse=True)
-        self.name_, self.losses_ = "platt", {}
+        self.name_, self.losses_ = "plain platt", {}
         if np.bincount(labels[first], minlength=n_classes).min() >= _MIN_PATIENTS_TO_CHOOSE:
             parts = stratified_fold_ids(labels[first], n_folds=_N_PARTS, seed=(len(patients),))
             weights = CalibrationData.of(logits, labels, groups=groups).sample_weight
             # Candidates in order of their number of parameters.
             losses = {
                 name: _held_out_losses(name, logits, labels, groups, parts[patient])
-                for name in ("temperature", "platt", "beta" if n_classes == 2 else "dirichlet")
+                for name in (
+                    "temperature",
+                    "plain platt",
+                    "beta" if n_classes == 2 else "dirichlet",
+                )
             }
             self.losses_ = {
                 name: float(np.average(loss, weights=weights)) for name, loss in losses.items()
@@ -174,7 +191,10 @@ class AutoCalibrator:
 
 def build_any_calibrator(name: str) -> AnyCalibrator:
     """Return an unfitted calibrator of this module or of :mod:`mil.calibration`."""
-    ours = {"auto": AutoCalibrator, "beta": BetaCalibration, "dirichlet": DirichletCalibration}
+    ours: dict[str, Callable[[], AnyCalibrator]] = {
+        "auto": AutoCalibrator, "beta": BetaCalibration, "dirichlet": DirichletCalibration,
+        "plain platt": PlainPlattScaling,
+    }  # fmt: skip
     return ours[name]() if name in ours else build_calibrator(name)
 
 

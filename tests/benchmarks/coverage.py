@@ -38,20 +38,21 @@ from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import SplitBy, make_folds
 from mil.evaluation.metrics import auroc
-from mil.heads.ensemble import predict_members
-from mil.inference.conformal import COVERAGE
+from mil.inference.conformal import COVERAGE, CrossConformal
 from mil.inference.prediction_sets import fit_sets
 from mil.training.config import TrainConfig
-from mil.training.cross_validation import cross_validate
+from mil.training.cross_validation import cross_validate, resolve_components
+from mil.training.pair_folds import pair_calibrators, pair_folds
 from tests.fakes import FINGERPRINT
 
-__all__ = ["SITUATIONS", "Situation", "main", "simulate"]
+__all__ = ["SITUATIONS", "Situation", "main", "simulate", "train_and_predict"]
 
 Floats = npt.NDArray[np.float64]
 
 _DIM = 16
-_N_NEW = 60
+_N_NEW = {"stack": 240, "mean": 60, "gated": 60}
 _SETTINGS = {
+    "stack": TrainConfig(),
     "mean": TrainConfig(
         head="mean", n_members=1, n_components=_DIM, fixed_steps=40, learning_rate=1e-2
     ),
@@ -64,7 +65,7 @@ class Situation:
     """What cohorts are like and how sets are made."""
 
     head: str = "mean"
-    """``mean``: one quick head per fold. ``gated``: five with the defaults, not stopped early."""
+    """``stack``: the default learner. ``mean``: one quick head per fold. ``gated``: five heads."""
     n_patients: int = 60
     """To learn from."""
     signal: float = 0.15
@@ -95,6 +96,8 @@ SITUATIONS = (
         for shift in (0.25, 0.5, 1.0)
         for new, by in _CENTRES
     ),
+    *(Situation(head="stack", n_patients=n) for n in (30, 60, 100)),
+    Situation(head="stack", signal=0.0),
     Situation(head="gated", n_patients=120),
     *(
         Situation(head="gated", n_patients=120, centre_shift=0.5, new_centres=new, by=by)
@@ -118,12 +121,13 @@ def simulate(situation: Situation, *, n_cohorts: int, seed: int = 0) -> dict[str
     """
     covered, one_class, ranked, guaranteed = [], [], [], []
     for number in range(n_cohorts):
-        sets, proba, labels, kept = _one_cohort(situation, (seed, number))
+        conformal, logits, labels = train_and_predict(situation, (seed, number))
+        sets = conformal.sets(logits, coverage=situation.coverage)
         holds = sets[np.arange(len(labels)), labels]
         covered.append([holds[labels == label].mean() for label in range(2)])
         one_class.append((sets.sum(axis=1) == 1).mean())
-        ranked.append(auroc(proba, labels))
-        guaranteed.append(kept)
+        ranked.append(auroc(logits.mean(axis=0), labels))
+        guaranteed.append(conformal.guaranteed_coverage(situation.coverage))
     shares = np.array(covered)
     return {
         **asdict(situation),
@@ -153,28 +157,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def _one_cohort(
+def train_and_predict(
     situation: Situation, seed: tuple[int, ...]
-) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int64], Floats]:
-    """Sets, mean outputs and labels of new patients, and what is guaranteed of each class."""
+) -> tuple[CrossConformal, Floats, npt.NDArray[np.int64]]:
+    """Return the predictor of a cohort, and of new patients logits by fold and labels.
+
+    Logits have shape (folds, patients, classes), labels shape (patients,).
+    """
     rng = np.random.default_rng(seed)
     moves = situation.centre_shift * rng.normal(size=(2 * situation.n_centres, _DIM))
     taught, others = np.split(moves, 2)
     bags, cohort = _generate(situation.n_patients, taught, situation, rng)
-    new, asked = _generate(_N_NEW, others if situation.new_centres else taught, situation, rng)
-    folds = make_folds(cohort, by=situation.by, n_folds=5, n_repeats=1, seed=0)
-    result = cross_validate(bags, cohort, folds, config=_SETTINGS[situation.head], seed=0)
-    sets = fit_sets(result)
-    logits = np.stack([
-        [predict_members(heads, new.features[name])[0].mean(axis=0) for name in asked.patient_ids]
-        for heads in sets.heads
-    ])  # fmt: skip
-    return (
-        sets.conformal.sets(logits, coverage=situation.coverage),
-        logits.mean(axis=0),
-        asked.labels,
-        sets.conformal.guaranteed_coverage(situation.coverage),
+    new, asked = _generate(
+        _N_NEW[situation.head], others if situation.new_centres else taught, situation, rng
     )
+    folds = make_folds(cohort, by=situation.by, n_folds=5, n_repeats=1, seed=0)
+    config = _SETTINGS[situation.head]
+    if config.is_stack:
+        config = resolve_components(config, folds)
+    result = cross_validate(bags, cohort, folds, config=config, seed=0)
+    weights = {}
+    if config.is_stack:
+        weights = pair_calibrators(
+            bags, cohort, folds, pair_folds(cohort, folds), config=config, seed=0,
+            calibrator="platt", on_head=lambda: None,
+        )  # fmt: skip
+    of_folds = {fold: fitted for (_, fold), fitted in weights.items()}
+    sets = fit_sets(result, of_folds or None, are_nested=True)
+    logits = np.stack([sets.fold_logits(new.features[name]) for name in asked.patient_ids], axis=1)
+    return sets.conformal, logits, asked.labels
 
 
 def _generate(

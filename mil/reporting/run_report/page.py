@@ -207,7 +207,7 @@ def _tables(
         ],
         "confusion": tables.confusion_table(data),
         "classification": tables.classification_table(data, n_resamples=n_resamples, seed=seed),
-        "sets": tables.sets_table(data, run.guaranteed_coverage(COVERAGE), coverage=COVERAGE),
+        "sets": tables.sets_table(data, run, coverage=COVERAGE),
         "guarantees": run.guaranteed_coverage(COVERAGE) is not None,
         "min_calibration_size": min_calibration_size(COVERAGE),
         "cohort": tables.cohort_table(data),

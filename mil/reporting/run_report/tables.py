@@ -13,6 +13,7 @@ from mil.evaluation.baselines import SHORTCUT, compare_with_baselines
 from mil.evaluation.classification import ClassScores, score_classification
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
+from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import cross_fitted_sets
 from mil.reporting.html import Table
 from mil.reporting.run_report.data import ReportData
@@ -185,29 +186,28 @@ def classification_table(data: ReportData, *, n_resamples: int, seed: int) -> Ta
     )
 
 
-def sets_table(
-    data: ReportData, guaranteed: Mapping[str, float] | None, *, coverage: float
-) -> Table:
+def sets_table(data: ReportData, run: ModelBundle, *, coverage: float) -> Table:
     """Return sizes of prediction sets, shape (patients, classes), and coverage by true class."""
+    for_new = (run.coverage_of_most_cohorts(coverage), run.guaranteed_coverage(coverage))
     labels = data.labels
     sets = cross_fitted_sets(data.first["calibrated"], labels, data.fold[0], coverage=coverage)
     holds, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
     rows = []
     for index, name in enumerate(data.classes):
-        of = labels == index
+        is_own = labels == index
         alone = sizes == 1
         parts = (holds & alone, ~holds & alone, sizes > 1, sizes == 0, holds)
         rows.append((
             name,
-            f"{of.sum():,}",
-            *(f"{part[of].sum():,} ({percent(part[of].mean())})" for part in parts),
-            percent(guaranteed[name]) if guaranteed else _NONE,
+            f"{is_own.sum():,}",
+            *(f"{part[is_own].sum():,} ({percent(part[is_own].mean())})" for part in parts),
+            *(percent(of[name]) if of else _NONE for of in for_new),
         ))  # fmt: skip
     return Table(
         f"Prediction sets that aim at {percent(coverage)}",
         [
             "true class", "patients", "true class alone", "another class alone", "several classes",
-            "no class", "true class in the set", "guaranteed for new patients",
+            "no class", "true class in the set", "new patients: plan with", "at least, on average",
         ],
         rows,
     )  # fmt: skip

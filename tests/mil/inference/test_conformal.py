@@ -67,6 +67,7 @@ def test_a_class_with_too_few_patients_leaves_every_set_full(coverage: float, le
         assert conformal.undersized(coverage).tolist() == [False, full]
         assert conformal.sets(new, coverage=coverage).all() == full
         assert (conformal.guaranteed_coverage(coverage) == 1).all() == full
+        assert (conformal.coverage_of_most_cohorts(coverage) == 1).all() == full
 
 
 def test_the_guarantee_is_that_of_twice_a_mean_of_p_values() -> None:
@@ -77,6 +78,69 @@ def test_the_guarantee_is_that_of_twice_a_mean_of_p_values() -> None:
     np.testing.assert_allclose(conformal.guaranteed_coverage(0.9), [1 - 100 / 468, 1 - 42 / 174])
     one_fold = CrossConformal.fit(np.zeros((632, 2)), labels, np.zeros(632, np.int64))
     assert (one_fold.guaranteed_coverage(0.9) > conformal.guaranteed_coverage(0.9)).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "missed"),
+    [
+        (10, 2 / 12),  # none of the 10 may score higher: 0 twice, and folds of 2
+        (20, 6 / 24),  # 1 of the 20 may: 1 twice, and folds of 4
+        (40, 14 / 48),
+        (80, 2 * 12 / 85),  # twice the mean is better from here on
+        (21, 6 / 20),  # four folds of 4, with which a fifth can be exchanged, but not that of 5
+    ],
+)
+def test_few_patients_are_guaranteed_what_can_be_exchanged(n: int, missed: float) -> None:
+    labels = np.repeat([0, 1], [n, 40])
+    folds = np.concatenate([np.arange(n) % 5, np.arange(40) % 5])
+    conformal = CrossConformal.fit(np.zeros((n + 40, 2)), labels, folds)
+    assert conformal.guaranteed_coverage(0.9)[0] == pytest.approx(1 - missed)
+
+
+@pytest.mark.parametrize("model", ["mean", "nearest", "memory"])
+@pytest.mark.parametrize(("n", "n_folds", "coverage"), [(10, 5, 0.9), (20, 5, 0.9), (12, 3, 0.7)])
+def test_the_guarantee_holds_for_models_that_change_with_every_fold(
+    model: str, n: int, n_folds: int, coverage: float
+) -> None:
+    rng = np.random.default_rng(n)
+    folds = np.arange(n) % n_folds
+
+    def scores(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        distance = np.abs(test[:, None] - train[None])
+        if model == "mean":
+            return np.abs(test - train.mean())
+        if model == "nearest":
+            return distance.min(axis=1)
+        return np.mod(1e3 * test * train.sum(), 1.0)  # another random order for each fold
+
+    def logits(score: np.ndarray) -> np.ndarray:
+        score = score + 1e-3
+        return np.stack([np.zeros_like(score), np.log(np.expm1(score))], axis=-1)
+
+    n_cohorts, missed = 120, 0
+    for _ in range(n_cohorts):
+        values, new = rng.standard_normal(n), rng.standard_normal(20)
+        own = np.empty(n)
+        for k in range(n_folds):
+            own[folds == k] = scores(values[folds != k], values[folds == k])
+        conformal = CrossConformal.fit(logits(own), np.zeros(n, np.int64), folds)
+        of_new = [logits(scores(values[folds != k], new)) for k in range(n_folds)]
+        missed += (conformal.p_values(np.stack(of_new))[:, 0] <= 1 - coverage + 1e-9).sum()
+    lengths = tuple((of[0], of[0]) for of in conformal.scores)  # as if of two such classes
+    bound = CrossConformal(scores=lengths).guaranteed_coverage(coverage)[0]
+    assert 1 - missed / (20 * n_cohorts) > bound - 0.02
+
+
+@pytest.mark.parametrize("n", [9, 20, 60])
+def test_nine_in_ten_cohorts_reach_the_planned_coverage_of_a_fixed_model(n: int) -> None:
+    rng = np.random.default_rng(n)
+    conformal = CrossConformal(scores=((np.arange(float(n)), np.arange(float(n))),))
+    planned = conformal.coverage_of_most_cohorts(0.9)[0]
+    # A class is ruled out above the k-th highest of n uniform scores.
+    k = int(round(0.1 * (n + 1), 9))
+    reached = np.sort(rng.uniform(size=(20_000, n)), axis=1)[:, n - k]
+    assert (reached >= planned).mean() == pytest.approx(0.9, abs=0.01)
+    assert planned < 0.9
 
 
 def test_the_guarantee_holds_where_folds_disagree_most() -> None:
