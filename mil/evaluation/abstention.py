@@ -9,11 +9,13 @@ from typing import Any, Self
 import numpy as np
 
 from mil.arrays import Bools, Floats, Ints
+from mil.evaluation.bootstrap import stratified_bootstrap
 
 __all__ = ["AbstentionPoint", "RiskCoverage", "choose_abstention", "risk_coverage"]
 
 _RISK_SHARE = 0.5
 _MIN_PATIENTS = 10
+_N_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,17 +39,21 @@ class AbstentionPoint:
     """Chosen point of a curve: patients whose confidence is below ``threshold`` need review.
 
     ``coverage`` and ``risk`` are those of patients whose own fold had no part in the choice,
-    ``risk_of_all`` is the risk without abstaining.
+    ``risk_of_all`` is the risk without abstaining. ``risk_low`` and ``risk_high`` are the 95 %
+    limits of the risk, by a class-stratified bootstrap over patients; None in runs of earlier
+    versions.
     """
 
     threshold: float
     coverage: float
     risk: float
     risk_of_all: float
+    risk_low: float | None = None
+    risk_high: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """Return plain values for a file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -96,13 +102,29 @@ def choose_abstention(proba: Floats, labels: Ints, folds: Ints) -> AbstentionPoi
     risk_of_all = float((weights * is_wrong).sum() / weights.sum())
     if not is_kept.any():
         return None
-    risk = float((weights * is_wrong)[is_kept].sum() / weights[is_kept].sum())
-    if risk >= risk_of_all:
+    # Columns, shape (patients, classes): is the patient kept, is it a kept error.
+    kept = np.zeros(proba.shape)
+    kept[:, 0], kept[:, 1] = is_kept, is_kept & is_wrong
+    risk = stratified_bootstrap(
+        {"risk": _risk_of_kept}, kept, labels, n_resamples=_N_RESAMPLES, seed=0
+    )["risk"]
+    if risk.value >= risk_of_all:
         return None
-    coverage = float(weights[is_kept].sum() / weights.sum())
     return AbstentionPoint(
-        threshold=threshold, coverage=coverage, risk=risk, risk_of_all=risk_of_all
+        threshold=threshold,
+        coverage=float(weights[is_kept].sum() / weights.sum()),
+        risk=risk.value,
+        risk_of_all=risk_of_all,
+        risk_low=risk.low,
+        risk_high=risk.high,
     )
+
+
+def _risk_of_kept(kept: Floats, labels: Ints) -> float:
+    """Return the share of errors among the patients kept, 0 where a resample has none."""
+    weights = 1 / np.bincount(labels)[labels]
+    n_kept, n_wrong = weights @ kept[:, 0], weights @ kept[:, 1]
+    return float(n_wrong / n_kept) if n_kept else 0.0
 
 
 def _choose(proba: Floats, labels: Ints) -> float | None:

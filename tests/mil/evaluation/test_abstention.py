@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,10 @@ def test_the_chosen_point_halves_the_errors_of_new_patients() -> None:
     kept = new.max(axis=1) >= point.threshold
     risk = (new.argmax(axis=1) != truth)[kept].mean()
     assert risk == pytest.approx(point.risk, abs=0.04)
+    assert point.risk_low is not None
+    assert point.risk_high is not None
+    assert point.risk_low < min(risk, point.risk)
+    assert max(risk, point.risk) < point.risk_high < point.risk_of_all
     assert kept.mean() == pytest.approx(point.coverage, abs=0.1)
     assert risk < 0.65 * (new.argmax(axis=1) != truth).mean()
 
@@ -64,7 +70,10 @@ def test_a_fold_has_no_part_in_the_threshold_it_is_measured_with() -> None:
 
 
 def test_a_point_is_stored_as_plain_values() -> None:
-    point = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
-    assert AbstentionPoint.from_dict(point.as_dict()) == point
+    before = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
+    point = replace(before, risk_low=0.0, risk_high=0.2)
+    for each in (before, point):
+        assert AbstentionPoint.from_dict(each.as_dict()) == each
+    assert "risk_low" not in before.as_dict()
     with pytest.raises(ValueError, match="abstention"):
         AbstentionPoint.from_dict({**point.as_dict(), "risk": float("nan")})

@@ -17,6 +17,7 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.splits import patient_folds
 from mil.errors import RunError
+from mil.evaluation.abstention import AbstentionPoint
 from mil.heads.ensemble import predict_members
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.output import write_details
@@ -126,6 +127,26 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
         assert cell == ("|".join(names) or "(none)")
 
 
+@pytest.mark.parametrize("prior", [[0.5, 0.5], [0.05, 0.95]])
+def test_patients_below_the_chosen_confidence_are_marked_at_any_prior(
+    world: Path, tmp_path: Path, prior: list[float]
+) -> None:
+    run = replace(load_bundle(world / "run"), typicality=None)
+    cohort = read_cohort(world / "test.csv", labelled=False)
+    plain = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    confidence = [patient.probabilities.max() for patient in plain]
+    threshold = float(np.median(confidence[2:]))  # after one of training and one without a slide
+    point = AbstentionPoint(threshold=threshold, coverage=0.5, risk=0.1, risk_of_all=0.2)
+    run = replace(run, abstention=point)
+    marked = predict(run, cohort, world / "bags", prior=np.array(prior))
+    write_details(tmp_path / "d.csv", marked, classes=run.classes, abstain=True)
+    table = pd.read_csv(tmp_path / "d.csv", dtype=str, keep_default_na=False)
+    expected = [value < threshold for value in confidence]
+    expected[:2] = [True, True]
+    assert table["look_at"].tolist() == [str(value).lower() for value in expected]
+    assert len(set(expected[2:])) == 2
+
+
 def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabilities(
     world: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +163,10 @@ def test_patients_with_not_exactly_one_class_are_marked_and_keep_their_probabili
 def test_folds_by_centre_guarantee_nothing(world: Path) -> None:
     run = load_bundle(world / "run")
     assert run.guaranteed_coverage(0.9) is not None
-    assert replace(run, settings={**run.settings, "by": "centre"}).guaranteed_coverage(0.9) is None
+    assert run.coverage_of_most_cohorts(0.9) is not None
+    by_centre = replace(run, settings={**run.settings, "by": "centre"})
+    assert by_centre.guaranteed_coverage(0.9) is None
+    assert by_centre.coverage_of_most_cohorts(0.9) is None
 
 
 @pytest.mark.parametrize("damage", ["absent", "no sets", "half", "numbers", "classes"])
