@@ -41,7 +41,7 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
         if point is not None:
             axes.plot([point.coverage], [point.risk], "o", color=MARK_COLOUR, markersize=7,
                       label="chosen, cross-fitted")  # fmt: skip
-            if point.risk_low is not None:
+            if point.risk_low is not None and point.risk_high is not None:
                 axes.plot([point.coverage] * 2, [point.risk_low, point.risk_high],
                           color=MARK_COLOUR, linewidth=1.5, label="its 95 % interval")  # fmt: skip
         axes.set(xlabel="share of patients kept", ylabel="share of errors among them",
