@@ -52,6 +52,7 @@ from cli.shared.arguments import (
     select_shard,
     tile_settings,
 )
+from cli.shared.embed_profile import profile_seconds
 from cli.shared.embed_progress import report_results
 from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
 from cli.shared.passed_over import print_passed_over
@@ -62,6 +63,7 @@ from cli.shared.settings import (
     config_fields,
     settings_text,
 )
+from features.utils.stage_times import StageTimes
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -125,6 +127,9 @@ def embed(
         bool, flag("--dry-run", "Count tiles, gigabytes and hours; write nothing.")
     ] = False,
     overwrite: Annotated[bool, flag("--overwrite", "Embed again what has a bag.")] = False,
+    profile: Annotated[
+        bool, flag("--profile", "Print at the end where the time went, stage by stage.")
+    ] = False,
     as_json: JsonOutput = False,
     mpp: TargetMpp = 0.5,
     tile_px: TilePx = 224,
@@ -211,6 +216,8 @@ def embed(
 
     Example: `mil embed slides/ --config study.toml --set max_tiles=500`
 
+    Example: `mil embed slides/ --bags bags --profile`
+
     Example: `mil embed --series scans.csv --bags bags`
 
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides failed.
@@ -238,7 +245,7 @@ def embed(
     } | ({} if max_failed is None else {"max_failed": max_failed})  # fmt: skip
     if series is not None:
         reject_options(
-            {"--preview": preview, "--dry-run": dry_run, "--scene": scene,
+            {"--preview": preview, "--dry-run": dry_run, "--profile": profile, "--scene": scene,
              "--slide-mpp": slide_mpp,
              "--mpp-table": mpp_table, "--tissue": tissue is not TissueMethod.contrast,
              "--max-tiles": max_tiles, "--overlap": overlap,
@@ -270,7 +277,7 @@ def embed(
         stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
-    if not dry_run and preview is None:
+    if not dry_run and preview is None and not profile:
         by_id = {slide_id_of(path, scene): path for path in slides}
         finished = skip_if_all_finished(by_id, bags, config) if len(by_id) == len(slides) else None
         if finished is not None:
@@ -288,13 +295,15 @@ def embed(
         print_passed_over(search.passed_over)
         return
     n_tiles_expected = expected_tiles(slides, config, bags, given_mpp=given_mpp, scene=scene)
+    times = StageTimes() if profile else None
     results, stopped = embed_with_progress(
         embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
         units=("slides", "tiles"), given_mpp=given_mpp, scene=scene,
-        preview=None if preview is None else PreviewWriter(preview.absolute()),
+        preview=None if preview is None else PreviewWriter(preview.absolute()), times=times,
     )  # fmt: skip
     report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json,
         passed_over=search.passed_over, n_unread=len(search.unread),
+        profile=None if times is None else profile_seconds(times, command_s=_STARTED_S),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from cli.console import (
     stderr,
     stdout,
 )
+from cli.shared.embed_profile import profile_table
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.errors import one_line
 from features.utils.text import pluralize, printable
@@ -51,17 +52,22 @@ def report_results(
     passed_over: Mapping[Path, PassedOver],
     n_unread: int,
     units: tuple[str, str] = ("slides", "tiles"),
+    profile: Mapping[str, float] | None = None,
 ) -> None:
     """Print the summary of a run, and exit with its code unless all slides are done.
 
     ``stopped`` is True if the user stopped it; ``passed_over`` are files of its folders that were
     not taken, ``n_unread`` the number of slides among them; ``units`` are the names of a bag's
-    source and of its instances.
+    source and of its instances; ``profile`` holds the seconds by stage, None if not asked for.
     """
+    timed = {} if profile is None else {"profile_s": dict(profile)}
     if as_json:
-        print_json(_summary(results, bags_dir) | {"passed_over": passed_over_as_dict(passed_over)})
+        passed = {"passed_over": passed_over_as_dict(passed_over)}
+        print_json(_summary(results, bags_dir) | passed | timed)
     else:
         _print_summary(results, bags_dir, units)
+        if profile is not None:
+            stdout.print(profile_table(profile))
     print_passed_over(passed_over)
     n_failed = print_failures(results, bags_dir, unit=units[0])
     if stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from features.errors import SlideError, TileError
 from features.filters.classifier import REASON, TileFilter
 from features.slides.base import RgbArray
 from features.tiling.transforms import TileTransform
+from features.utils.stage_times import STAGE_TIMES
 
 __all__ = ["Instances", "SlideBuffer", "encode_slides"]
 
@@ -113,7 +115,10 @@ class SlideBuffer(Generic[S]):
         tile = self.instances.read(index)
         if not isinstance(tile, np.ndarray):
             return tile
-        return tile[None] if self._transform is None else self._transform(tile, index)
+        if self._transform is None:
+            return tile[None]
+        with STAGE_TIMES.timed("resample"):
+            return self._transform(tile, index)
 
     def store(self, index: int, view: int, embedding: npt.NDArray[np.float32]) -> None:
         """Store the embedding of a view, shape (dim,); the filter is applied to view 0."""
@@ -248,11 +253,25 @@ class _EncoderQueue:
         self._on_tiles = on_tiles
         self._memory = PinnedBufferPool(pinned=encoder.device.type == "cuda")
         self._pending: deque[_PendingBatch] = deque()
+        self._free_at = time.perf_counter()
+        self._sent: ConcatResult | None = None
 
     def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
         pixels = self._memory.stack([tile for _, tile in batch])
-        result = self._device.submit(self._encoder.embed_async, pixels)
+        result = self._device.submit(self._embed, pixels)
         self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
+
+    def _embed(self, pixels: RgbArray) -> ConcatResult:
+        """Start a batch; runs in the encoder's thread, which knows when the device had none."""
+        started = time.perf_counter()
+        idle = self._sent is None or self._sent.is_ready
+        self._sent = self._encoder.embed_async(pixels)
+        ended = time.perf_counter()
+        before = {"wait" if idle else "device": started - self._free_at}
+        STAGE_TIMES.add(before)
+        STAGE_TIMES.add({"device": ended - started})
+        self._free_at = ended
+        return self._sent
 
     def collect(self, *, max_pending: int) -> Iterator[SlideBuffer[Any]]:
         """Store embeddings that are ready, wait while more are pending, yield finished slides."""

@@ -21,6 +21,7 @@ from features.embedding.worker import (
     BatchSizeReduced,
     OutputFull,
     SourceStarted,
+    StagesTimed,
     TilesDone,
     WorkerInfo,
 )
@@ -32,6 +33,7 @@ from features.slides.manifest import check_unique_ids
 from features.slides.search import find_slides
 from features.utils.files import make_folder
 from features.utils.paths import parse_url
+from features.utils.stage_times import StageTimes
 from features.visualization.preview import PreviewWriter
 
 __all__ = [
@@ -136,6 +138,7 @@ def embed_slides(
     progress: EmbedProgress | None = None,
     preview: PreviewWriter | None = None,
     stop: Event | None = None,
+    times: StageTimes | None = None,
 ) -> list[SlideResult]:
     """Embed slides, each into ``bags_dir/<slide_id>.h5``.
 
@@ -166,6 +169,8 @@ def embed_slides(
         Draws the slides embedded now, and writes the page of the previews; None for no preview.
     stop
         Once set, started slides are finished and no others started.
+    times
+        Receives the seconds that each stage took, those of all workers added up.
 
     Returns
     -------
@@ -200,6 +205,7 @@ def embed_slides(
         return embed_sources(
             sources, Path(bags_dir), config, executor=executor,
             n_tiles_expected=len(sources) * TILES_PER_SLIDE, progress=progress, stop=stop,
+            times=times,
         )  # fmt: skip
     finally:
         if preview is not None:
@@ -215,6 +221,7 @@ def embed_sources(
     n_tiles_expected: int,
     progress: EmbedProgress | None,
     stop: Event | None,
+    times: StageTimes | None = None,
 ) -> list[SlideResult]:
     """Embed sources of bags with distinct names, as :func:`embed_slides` embeds slides.
 
@@ -231,7 +238,7 @@ def embed_sources(
         locks = stack.enter_context(shared_locks(make_folder(bags_dir) / ".claims"))
         run = _EmbeddingRun(
             sources=sources, bags_dir=bags_dir, executor=executor, progress=progress,
-            stop=stop or Event(), locks=locks,
+            stop=stop or Event(), locks=locks, times=times,
         )  # fmt: skip
         return run.run(overwrite=config.overwrite)
 
@@ -248,11 +255,14 @@ class _EmbeddingRun:
         progress: EmbedProgress,
         stop: Event,
         locks: FolderLocks,
+        times: StageTimes | None,
     ) -> None:
         self._sources, self._bags_dir, self._executor = sources, bags_dir, executor
         self._progress, self._stop, self._locks = progress, stop, locks
         assert isinstance(executor.info, WorkerInfo)  # noqa: S101 - from open_executor
         self._fingerprint = executor.info.fingerprint
+        self._times = times or StageTimes()
+        self._times.began_s = time.monotonic()
         self._results: dict[str, SlideResult] = {}
         self._output_error: OutputError | None = None
         self._lock = Lock()
@@ -290,7 +300,7 @@ class _EmbeddingRun:
         self.on_done(source, result)
 
     def on_message(
-        self, message: SourceStarted | TilesDone | BatchSizeReduced | OutputFull
+        self, message: SourceStarted | TilesDone | BatchSizeReduced | StagesTimed | OutputFull
     ) -> None:
         match message:
             case SourceStarted(bag_id, n_tiles):
@@ -301,6 +311,8 @@ class _EmbeddingRun:
                 self._progress.warn(
                     f"{device} ran out of memory; the encoder continues as {runtime!r}"
                 )
+            case StagesTimed(seconds):
+                self._times.add(seconds)
             case OutputFull(error):
                 self._stop_with(error)
 

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,12 +26,14 @@ from features.errors import MilError, OutputError, one_line
 from features.parallel.base import Job, JobQueue
 from features.parallel.locks import shared_locks
 from features.utils.files import OPEN_FILES_HINT, find_temporary_files, make_folder
+from features.utils.stage_times import STAGE_TIMES
 
 __all__ = [
     "BatchSizeReduced",
     "EmbeddingWorker",
     "OutputFull",
     "SourceStarted",
+    "StagesTimed",
     "TilesDone",
     "WorkerInfo",
 ]
@@ -83,6 +85,13 @@ class BatchSizeReduced:
 
 
 @dataclass(frozen=True)
+class StagesTimed:
+    """Message: what the stages of the jobs took until the queue was empty, seconds by stage."""
+
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class OutputFull:
     """Message: the folder cannot be written to, so that all other sources would fail too."""
 
@@ -127,6 +136,7 @@ class EmbeddingWorker:
     def run(self, queue: JobQueue) -> None:
         """Write bags until the queue offers no source; batches span sources."""
         run = _WorkerRun(self, queue)
+        before = STAGE_TIMES.as_dict()
         unwritten: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
             for buffer in encode_slides(
@@ -139,6 +149,8 @@ class EmbeddingWorker:
             while unwritten:
                 unwritten.popleft().result()
         run.report_tiles()
+        after = STAGE_TIMES.as_dict()
+        queue.send_message(StagesTimed({stage: after[stage] - before[stage] for stage in after}))
 
     def remove_temporary_files(self, bag_id: str, *, rescan: bool) -> None:
         """Remove the temporary files of a killed process for a bag whose lock is held."""
@@ -194,9 +206,10 @@ class _WorkerRun:
         opened = self._open_sources.pop(buffer)
         source: Source[Any] = opened.job.payload
         try:
-            with opened.closing:
-                bag = source.build_bag(buffer, self._worker.encoder)
-            write_bag(bag_path(self._worker.bags_dir, source.bag_id), bag)
+            with STAGE_TIMES.timed("write"):
+                with opened.closing:
+                    bag = source.build_bag(buffer, self._worker.encoder)
+                write_bag(bag_path(self._worker.bags_dir, source.bag_id), bag)
         except Exception as error:  # noqa: BLE001 - one slide must not stop the others
             self._fail(opened.job, error, seconds=time.monotonic() - opened.started)
             return

@@ -15,6 +15,7 @@ from features.slides.resampling import nearest_level, resize_area
 from features.slides.resolution import Resolution
 from features.tiling.artifacts import RULES, require_rules
 from features.tiling.tissue import TissueMask
+from features.utils.stage_times import STAGE_TIMES
 
 __all__ = ["TileGrid", "TileSettings", "make_tile_grid", "read_tile", "subsample_tiles"]
 
@@ -164,23 +165,25 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
     left, top = grid.coords_px0[index] / downsample
     right, bottom = left + grid.tile_width_px0 / downsample, top + grid.tile_height_px0 / downsample
     x_px, y_px = math.floor(left + 1e-6), math.floor(top + 1e-6)
-    pixels = slide.read(
-        level=level,
-        x_px=x_px,
-        y_px=y_px,
-        width_px=math.ceil(right - 1e-6) - x_px,
-        height_px=math.ceil(bottom - 1e-6) - y_px,
-    )
+    with STAGE_TIMES.timed("decode"):
+        pixels = slide.read(
+            level=level,
+            x_px=x_px,
+            y_px=y_px,
+            width_px=math.ceil(right - 1e-6) - x_px,
+            height_px=math.ceil(bottom - 1e-6) - y_px,
+        )
     columns = (left - x_px, right - x_px)
     rows = (top - y_px, bottom - y_px)
-    if min(right - left, bottom - top) >= grid.tile_px * (1 - 1e-6):
-        return resize_area(
-            pixels, rows=rows, columns=columns, height_px=grid.tile_px, width_px=grid.tile_px
-        )
-    box = (max(0.0, columns[0]), max(0.0, rows[0]),
-           min(columns[1], pixels.shape[1]), min(rows[1], pixels.shape[0]))  # fmt: skip
-    size = (grid.tile_px, grid.tile_px)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
+    with STAGE_TIMES.timed("resample"):
+        if min(right - left, bottom - top) >= grid.tile_px * (1 - 1e-6):
+            return resize_area(
+                pixels, rows=rows, columns=columns, height_px=grid.tile_px, width_px=grid.tile_px
+            )
+        box = (max(0.0, columns[0]), max(0.0, rows[0]),
+               min(columns[1], pixels.shape[1]), min(rows[1], pixels.shape[0]))  # fmt: skip
+        size = (grid.tile_px, grid.tile_px)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
 
 
 def _starts(length_px0: int, *, tile_px0: float, pitch_px0: float) -> npt.NDArray[np.int64]:

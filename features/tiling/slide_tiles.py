@@ -18,6 +18,7 @@ from features.tiling.artifacts import ArtifactDetector, artifact_detector
 from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
 from features.tiling.lost_areas import fill_lost_areas
 from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
+from features.utils.stage_times import STAGE_TIMES
 
 __all__ = ["SlideTiles", "open_slide_tiles"]
 
@@ -59,7 +60,8 @@ class SlideTiles:
             tile = read_tile(self.slide, self.grid, index)
         except TileError as error:
             return error
-        return self.detect_artifact(tile) or tile
+        with STAGE_TIMES.timed("resample"):
+            return self.detect_artifact(tile) or tile
 
     def read_all(
         self, pool: ThreadPoolExecutor, *, n_ahead: int
@@ -93,27 +95,33 @@ def open_slide_tiles(
     the largest. Raises SlideError if the slide cannot be opened, or none of it can be
     read; ResolutionError if ``given_mpp`` is implausible.
     """
-    with closing(open_slide(path, scene=scene)) as slide:
-        resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=path)
-        downsample = mask_downsample(resolution.mpp, tissue)
-        overview = slide.overview(downsample=downsample)
-        filled = fill_lost_areas(overview, slide.unreadable_px0, downsample=downsample)
-        mask = segment_tissue(filled, downsample=downsample, mpp=resolution.mpp, settings=tissue)
-        grid = make_tile_grid(
-            mask,
-            width_px0=slide.levels[0].width_px,
-            height_px0=slide.levels[0].height_px,
-            resolution=resolution,
-            settings=tiles,
-        )
-        seed = zlib.crc32(slide_id_of(path, scene).encode())
-        yield SlideTiles(
-            slide=slide,
-            chosen_scene=scene,
-            resolution=resolution,
-            overview=overview,
-            tissue=mask,
-            grid=subsample_tiles(grid, tiles.max_tiles, seed=seed),
-            n_tissue_tiles=len(grid.coords_px0),
-            detect_artifact=artifact_detector(tiles.rules, glass_rgb=mask.background_rgb),
-        )
+    with STAGE_TIMES.timed("open"):
+        slide = open_slide(path, scene=scene)
+    with closing(slide):
+        with STAGE_TIMES.timed("mask"):
+            resolution = resolve_mpp(slide.stated_mpp, given_mpp=given_mpp, where=path)
+            downsample = mask_downsample(resolution.mpp, tissue)
+            overview = slide.overview(downsample=downsample)
+            filled = fill_lost_areas(overview, slide.unreadable_px0, downsample=downsample)
+            mask = segment_tissue(
+                filled, downsample=downsample, mpp=resolution.mpp, settings=tissue
+            )
+            grid = make_tile_grid(
+                mask,
+                width_px0=slide.levels[0].width_px,
+                height_px0=slide.levels[0].height_px,
+                resolution=resolution,
+                settings=tiles,
+            )
+            seed = zlib.crc32(slide_id_of(path, scene).encode())
+            opened = SlideTiles(
+                slide=slide,
+                chosen_scene=scene,
+                resolution=resolution,
+                overview=overview,
+                tissue=mask,
+                grid=subsample_tiles(grid, tiles.max_tiles, seed=seed),
+                n_tissue_tiles=len(grid.coords_px0),
+                detect_artifact=artifact_detector(tiles.rules, glass_rgb=mask.background_rgb),
+            )
+        yield opened

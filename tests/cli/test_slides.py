@@ -12,6 +12,7 @@ import pytest
 from cli.shared.arguments import select_shard
 from features.bags.h5 import read_bag
 from features.slides.synthetic import make_cohort, render_slide, write_slide
+from features.utils.stage_times import STAGES
 from tests.cli.running import mil, mil_ok
 
 
@@ -61,10 +62,16 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
 
 @pytest.mark.ci
 def test_fewer_tiles_and_other_rules_are_recorded_in_the_bag(slides: Path, tmp_path: Path) -> None:
-    mil_ok(
+    done = mil_ok(
         "embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules", "dark,ink",
-        "--json",
+        "--json", "--profile",
     )  # fmt: skip
+    seconds = json.loads(done.stdout)["profile_s"]
+    assert list(seconds) == ["whole", "start", *STAGES]
+    assert seconds["whole"] > seconds["start"] > 0
+    again = mil_ok("embed", slides / "clot.tif", "--bags", tmp_path, "--max-tiles", 2, "--rules",
+                   "dark,ink", "--profile")  # fmt: skip
+    assert all(what in again.stdout for what in (*STAGES, "the encoder worked"))
     bag = read_bag(tmp_path / "clot.h5")
     assert len(bag.features) == 2
     chosen = json.loads(bag.meta.fingerprint.tissue)

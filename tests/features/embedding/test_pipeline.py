@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +29,7 @@ from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.tissue import TissueSettings
 from features.utils.paths import parse_url
+from features.utils.stage_times import StageTimes
 from features.visualization.preview import PreviewWriter
 from tests.fakes import make_bag
 from tests.features.slides.test_ome_zarr import write as write_zarr
@@ -41,6 +43,22 @@ def run(slides: Path, bags: Path, encoder: Encoder, **options: object) -> list[S
     config = replace(options.pop("config", SETTINGS), encoder=encoder)
     config = replace(config, overwrite=options.pop("overwrite", False))
     return embed_slides([slides], bags, config, **options)
+
+
+def test_a_run_says_how_long_each_stage_took(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    times = StageTimes()
+    began = time.monotonic()
+    run(slides, tmp_path / "bags", encoder, times=times)
+    whole_s = time.monotonic() - began
+    seconds = times.as_dict()
+    assert min(seconds.values()) > 0
+    assert seconds["wait"] + seconds["device"] <= whole_s
+    assert began <= times.began_s <= began + whole_s
+    before = dict(seconds)
+    run(slides, tmp_path / "bags", encoder, times=times)  # The broken slide alone is opened.
+    assert times.as_dict()["mask"] == before["mask"]
 
 
 def test_a_folder_becomes_bags_and_a_bad_slide_stops_no_other(
