@@ -21,6 +21,7 @@ from cli.commands.filter import filter_
 from cli.commands.infer import infer
 from cli.commands.inspect import inspect
 from cli.commands.preview import preview
+from cli.commands.recalibrate import recalibrate
 from cli.commands.report import report
 from cli.commands.score import score
 from cli.commands.train import train
@@ -53,7 +54,7 @@ _PANELS = {
     "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
     "After": (score, report, explain, view),
-    "Several runs and cohorts": (compare, evaluate),
+    "Several runs and cohorts": (compare, evaluate, recalibrate),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

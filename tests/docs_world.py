@@ -29,6 +29,7 @@ from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.cli.running import mil_ok
 from tests.scans import write_scan
+from tests.studies import write_encoded_cohort
 
 __all__ = ["PREPARATIONS", "build_world", "copy_world"]
 
@@ -126,14 +127,13 @@ def _second_run(folder: Path) -> None:
 
 
 def _external(folder: Path) -> None:
-    """Train ``runs/first`` on eight patients; the others are ``external.csv``, with their sex."""
-    table = pd.read_csv(folder / "train.csv", dtype=str)
-    first = [group["patient_id"].unique()[:5] for _, group in table.groupby("label")]
-    ours = table["patient_id"].isin(np.concatenate(first))
-    others = table[~ours].assign(sex="f", scanner="one")
-    others.loc[others.index[::2], "sex"] = "m"
-    others.to_csv(folder / "external.csv", index=False)
-    table[ours].to_csv(folder / "train.csv", index=False)
+    """Write bags of two cohorts, and a run on the first."""
+    shutil.rmtree(folder / "bags")
+    for name, prefix in (("train", ""), ("external", "x")):
+        write_encoded_cohort(folder, name, n_patients=24, encoders={"a": 0.8}, prefix=prefix)
+    for path in (folder / "bags" / "a").iterdir():
+        path.rename(folder / "bags" / path.name)
+    shutil.copy(folder / "external.csv", folder / "local.csv")
     train(folder)
 
 

@@ -31,6 +31,7 @@ from cli.shared.arguments import parse_columns, reject_options, require_ray_for_
 from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
 from cli.shared.output import print_comparison
+from cli.shared.runs import require_free
 from cli.shared.settings import (
     Assignments,
     ConfigFile,
@@ -224,7 +225,7 @@ def train(
     )
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
-    _require_free(run_dir, overwrite=overwrite)
+    require_free(run_dir, overwrite=overwrite)
     config = TrainConfig(
         **{**config_fields(context), "head": head, "device": str(choose_device(device))}
     )
@@ -276,29 +277,6 @@ def train(
 def _next_run() -> Path:
     """Return the first of ``runs/run-1``, ``runs/run-2`` and so on that does not exist."""
     return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
-
-
-def _require_free(run: Path, *, overwrite: bool) -> None:
-    """Raise for a folder that is not empty, unless it holds a finished run to replace."""
-    from mil.errors import RunError
-
-    if run.exists() and not run.is_dir():
-        raise RunError(run, actual="a file", expected="a folder for the run")
-    if run.is_dir() and any(run.iterdir()):
-        if not overwrite:
-            raise RunError(
-                run,
-                actual="a folder that is not empty",
-                expected="a new one",
-                hint="Name another with --run, or replace it with --overwrite.",
-            )
-        if not any((run / name).is_file() for name in ("model.json", "labels.json")):
-            raise RunError(
-                run,
-                actual="a folder with other things in it",
-                expected="a finished run to overwrite",
-                hint="Name another with --run.",
-            )
 
 
 def _print_summary(summary: TrainingSummary) -> None:

@@ -1,10 +1,10 @@
-"""The default run of a command."""
+"""Folders of runs: the default one of a command, and free ones to write to."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["newest_run"]
+__all__ = ["newest_run", "require_free"]
 
 
 def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
@@ -30,3 +30,28 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
             hint="Train one, or name another with --run.",
         )
     return runs[-1].parent
+
+
+def require_free(run: Path, *, overwrite: bool) -> None:
+    """Raise for a folder that is not empty, unless it holds a finished run to replace."""
+    from mil.errors import RunError
+
+    if run.exists() and not run.is_dir():
+        raise RunError(run, actual="a file", expected="a folder for the run")
+    if run.is_dir() and any(run.iterdir()):
+        if not overwrite:
+            raise RunError(
+                run,
+                actual="a folder that is not empty",
+                expected="a new one",
+                hint="Name another with --run, or replace it with --overwrite.",
+            )
+        if not any(
+            (run / name).is_file() for name in ("model.json", "labels.json", "combination.json")
+        ):
+            raise RunError(
+                run,
+                actual="a folder with other things in it",
+                expected="a finished run to overwrite",
+                hint="Name another with --run.",
+            )

@@ -25,7 +25,7 @@ from mil.training.ensemble import Ensemble
 from mil.typicality import TypicalityReference
 from mil.typicality.provenance import Provenance
 
-__all__ = ["assemble_bundle"]
+__all__ = ["as_training_slide", "assemble_bundle"]
 
 
 def assemble_bundle(
@@ -67,9 +67,9 @@ def assemble_bundle(
         if view_averaged is None
         else fit_calibrator(view_averaged, every_row, calibrator=plan.calibrator),
         cohort_counts=tuple(plan.cohort.class_counts().values()),
-        training_slides=tuple(_as_training_slide(record) for record in bags.slides),
+        training_slides=tuple(as_training_slide(record) for record in bags.slides),
         unlabelled_slides=tuple(
-            _as_training_slide(record)
+            as_training_slide(record)
             for record in (bags.unlabelled.slides if bags.unlabelled else ())
         ),
         out_of_fold=dict(zip(oof.patient_ids, calibrated.mean(axis=0), strict=True)),
@@ -113,7 +113,8 @@ def _find_provenance(slides: Sequence[SlideRecord]) -> Provenance | None:
     return Provenance.of(metas) if metas else None
 
 
-def _as_training_slide(record: SlideRecord) -> TrainingSlide:
+def as_training_slide(record: SlideRecord) -> TrainingSlide:
+    """Return a slide as a bundle lists it."""
     return TrainingSlide(
         slide_id=record.slide_id,
         patient_id=record.patient_id,

@@ -184,7 +184,9 @@ class ModelBundle:
         """Whether new patients are for the sets as those of the folds, see above."""
         drops_tiles = self.tile_filter is not None and not self.fingerprint.filter_sha256
         by_patient = self.settings["by"] == "patient"
-        return self.sets.weights_are_nested and by_patient and not drops_tiles
+        # Those of a recalibrated run had no part in heads or filter.
+        is_local = "recalibration" in self.settings
+        return self.sets.weights_are_nested and (is_local or (by_patient and not drops_tiles))
 
     def _by_class(self, values: Floats) -> dict[str, float]:
         return dict(zip(self.classes, values.tolist(), strict=True))

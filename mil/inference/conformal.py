@@ -108,11 +108,16 @@ class CrossConformal:
           fold of its own, the patients of all folds could be exchanged. Of those that the others
           make look strange, at most (2 (m - 1) + n / K) / (n + n / K) in all, the new patient is
           one as probably as any. Folds of unequal size can be exchanged only with their equals.
+
+        Of a single fold, whose heads were fitted on none of its patients, the p-value is exact:
+        m / (n + 1) are missed at most (split conformal prediction; Papadopoulos et al., 2002).
         """
         if self.undersized(coverage).any():
             return np.ones(len(self.counts))
         counts, n_folds = self.counts, len(self.scores)
         most = self._most_as_high(coverage)
+        if n_folds == 1:
+            return np.asarray(1 - most / (counts + 1), np.float64)
         by_mean = 2 * (most + n_folds - 1) / (counts + n_folds)
         of_folds = np.array([[len(own) for own in of_fold] for of_fold in self.scores])
         sizes, n_alike = np.unique(of_folds[of_folds.min(axis=1) > 0], axis=0, return_counts=True)

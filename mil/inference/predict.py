@@ -84,6 +84,9 @@ class PatientPrediction:
     learner_parts
         What each learner of a stack adds to the logits before biases, by name, shape (classes,);
         empty for a single head and without tiles.
+    logits
+        Mean logits of the heads before calibration, shape (classes,), of a stack (learners,
+        classes); None without tiles.
     """
 
     patient_id: str
@@ -105,6 +108,7 @@ class PatientPrediction:
     review_below: float | None = None
     typicality: PatientTypicality | None = None
     learner_parts: Mapping[str, Floats] = field(default_factory=dict)
+    logits: Floats | None = None
 
     @property
     def learner_shares(self) -> dict[str, float]:
@@ -258,7 +262,7 @@ def _predict(
     bags = {slide_id: bundle.apply_filter(bag) for slide_id, bag in bags.items()}
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
-    typicality, confidence, learner_parts = None, 0.0, {}
+    typicality, confidence, learner_parts, mean_logits = None, 0.0, {}, None
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
@@ -268,7 +272,8 @@ def _predict(
         probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
         equal = balanced(bundle.classes)
         confidence = float(_at_prior(bundle, logits.mean(axis=0, keepdims=True), equal).max())
-        learner_parts = _learner_parts(bundle, logits.mean(axis=0))
+        mean_logits = logits.mean(axis=0)
+        learner_parts = _learner_parts(bundle, mean_logits)
         share = _attention_share(nonempty, attention.mean(axis=0))
         if bundle.typicality is not None and level is not None:
             typicality = score_patient(
@@ -304,6 +309,7 @@ def _predict(
         review_below=None if bundle.abstention is None else bundle.abstention.threshold,
         typicality=typicality,
         learner_parts=learner_parts,
+        logits=mean_logits,
         problems=problems,
     )
 

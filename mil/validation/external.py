@@ -19,7 +19,15 @@ from mil.evaluation.scoring import ScoreSettings, score_predictions
 from mil.inference.output import describe_typicality
 from mil.inference.predict import PatientPrediction
 
-__all__ = ["MIN_PATIENTS_PER_CLASS", "ExternalValidation", "GroupScores", "SetCoverage", "validate"]
+__all__ = [
+    "MIN_PATIENTS_PER_CLASS",
+    "ExternalValidation",
+    "GroupScores",
+    "SetCoverage",
+    "check_labels",
+    "reason_to_leave_out",
+    "validate",
+]
 
 MIN_PATIENTS_PER_CLASS = 5
 """Fewest scored patients of each class; the bootstrap of fewer has no meaning."""
@@ -191,9 +199,9 @@ def validate(
     MilError
         If the text of a prior cannot be parsed.
     """
-    _check_labels(cohort, classes)
+    check_labels(cohort, classes)
     left_out = {
-        p.patient_id: reason for p in predictions if (reason := _reason_to_leave_out(p)) is not None
+        p.patient_id: reason for p in predictions if (reason := reason_to_leave_out(p)) is not None
     }
     kept = np.array([p.patient_id not in left_out for p in predictions], np.bool_)
     scored = tuple(p for p in predictions if p.patient_id not in left_out)
@@ -238,7 +246,8 @@ def validate(
     )  # fmt: skip
 
 
-def _check_labels(cohort: Cohort, classes: Sequence[str]) -> None:
+def check_labels(cohort: Cohort, classes: Sequence[str]) -> None:
+    """Raise CohortError for a label that is none of a run's classes."""
     if unknown := sorted(set(cohort.classes) - set(classes)):
         raise CohortError(
             cohort.path,
@@ -264,7 +273,8 @@ def _check_counts(
         )
 
 
-def _reason_to_leave_out(prediction: PatientPrediction) -> str | None:
+def reason_to_leave_out(prediction: PatientPrediction) -> str | None:
+    """Return why a prediction says nothing of how a run does on new patients; None if it does."""
     if prediction.matched_training_patient:
         return f"the run was trained on it (as {prediction.matched_training_patient!r})"
     if prediction.used_for_filter:

@@ -3,9 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from mil.calibration import PlattScaling
+from mil.data.cohort import read_cohort
+from mil.inference.bundle import load_bundle
+from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from tests.cli.running import mil
 from tests.studies import train_on, write_encoded_cohort
@@ -58,3 +63,36 @@ def test_a_missing_bag_is_said_and_ends_in_3(world: Path) -> None:
     result = evaluate(world, cohort="more.csv")
     assert result.exit_code == 3
     assert "1 patient left out" in result.output
+
+
+def test_a_run_is_recalibrated_on_local_patients_and_knows_them_again(world: Path) -> None:
+    local = world / "runs" / "local"
+    options = ["--cohort", world / "external.csv", "--bags", world / "bags" / "a", "--run", local]
+    result = mil("recalibrate", world / "runs" / "a", *options, "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["n_patients"] == 20
+    assert data["gain"]["weighted_log_loss"]["value"] == pytest.approx(
+        data["before"]["weighted_log_loss"]["value"] - data["after"]["weighted_log_loss"]["value"]
+    )
+    old, new = load_bundle(world / "runs" / "a"), load_bundle(local)
+    assert new.settings["recalibration"]["run"] == "a"
+    assert new.settings["recalibration"]["cohort"] == "external.csv"
+    assert len(new.training_slides) == len(old.training_slides) + 20
+    # Split conformal sets: ten patients of a class, of whom one may be ruled out.
+    assert new.guaranteed_coverage(0.9) == {"CE": pytest.approx(1 - 1 / 11),
+                                            "LAA": pytest.approx(1 - 1 / 11)}  # fmt: skip
+    cohort = read_cohort(world / "external.csv", labelled=True)
+    bags = world / "bags" / "a"
+    for one, other in zip(predict(old, cohort, bags), predict(new, cohort, bags), strict=True):
+        assert other.matched_training_patient == one.patient_id
+        expected = PlattScaling(slope=data["slope"], bias=data["bias"]).predict_proba(
+            np.log(old.calibrator.predict_proba(one.logits[None]))
+        )
+        assert np.allclose(new.calibrator.predict_proba(other.logits[None]), expected)
+    again = mil("recalibrate", local, *options)
+    assert again.exit_code == 1
+    assert "not empty" in again.output
+    refused = mil("recalibrate", local, *options[:-1], world / "runs" / "twice")
+    assert refused.exit_code == 1
+    assert "0 patients of class" in refused.output

@@ -1,0 +1,64 @@
+"""``mil recalibrate``: the calibrator of a run fitted anew on local patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import print_json, spinner, stdout
+from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, flag
+from cli.shared.arguments import parse_columns
+from cli.shared.output import print_caveats
+from cli.shared.runs import require_free
+from features.utils.text import pluralize
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(
+    *,
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    cohort: CohortTable,
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="The new run.")],
+    columns: ColumnNames = None,
+    bags: BagsSource = Path("bags"),
+    overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds.")] = 0,
+    as_json: JsonOutput = False,
+) -> None:
+    """Fit only the calibrator of a run anew, on labelled local patients, into a new run.
+
+    Slope and biases of the calibrated logits are fitted (Platt scaling, shrunken towards no
+    change); heads and weights stay. Prediction sets are based on the local patients as well. The
+    scores before and after are those of the local patients; after it they are cross-fitted: the
+    calibrator of a patient was fitted on others. The new run names the old one and the table, and
+    knows the local patients again. It takes at least ten patients of each class.
+
+    Example: `mil recalibrate runs/first --cohort local.csv --bags bags --run runs/local`
+
+    Exit codes: 0 done, 1 run, table or bags cannot be used, 2 usage.
+    """
+    names = parse_columns(columns)
+    require_free(run, overwrite=overwrite)
+    with spinner("recalibrating"):
+        from mil.data.cohort import read_cohort
+        from mil.validation.recalibration import recalibrate as fit
+
+        table = read_cohort(cohort, labelled=True, columns=names)
+        summary = fit(source, table, bags, run, seed=seed)
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        stdout.print(f"{pluralize(summary.n_patients, 'patients')}, slope {summary.slope:.3f}")
+        for metric, words in (("weighted_log_loss", "weighted log loss"), ("auroc", "AUROC")):
+            stdout.print(
+                f"  {words}: before {summary.before[metric]}, after, cross-fitted, "
+                f"{summary.after[metric]}; gain {summary.gain[metric]}"
+            )
+        stdout.print(f"Run: {run}")
+    if summary.left_out:
+        name, why = next(iter(summary.left_out.items()))
+        some = pluralize(len(summary.left_out), "patients")
+        print_caveats([f"warning: {some} left out, first {name}: {why}"])

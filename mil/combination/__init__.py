@@ -1,0 +1,1 @@
+"""Combination of several runs on the same patients into one model."""

@@ -1,0 +1,282 @@
+"""Recalibration of a finished run on labelled local patients, into a new bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from features.bags.store import open_bags
+from features.utils.files import atomic_folder
+from features.utils.tables import write_table
+from features.utils.text import pluralize
+from mil.arrays import Floats, Ints
+from mil.calibration import Calibrator, PlattScaling, clipped_log, cross_fit
+from mil.calibration.recalibration import recalibrated
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import Cohort
+from mil.data.splits import stratified_fold_ids
+from mil.errors import CohortError
+from mil.evaluation.abstention import choose_abstention
+from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
+from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
+from mil.inference.assembly import as_training_slide
+from mil.inference.bundle import (
+    ModelBundle,
+    TrainingSlide,
+    load_bundle,
+    save_bundle,
+    write_json,
+)
+from mil.inference.conformal import COVERAGE, CrossConformal, min_calibration_size
+from mil.inference.predict import PatientPrediction, predict
+from mil.inference.prediction_sets import PredictionSets
+from mil.validation.external import check_labels, reason_to_leave_out
+
+__all__ = ["N_FOLDS", "N_REPEATS", "RecalibrationSummary", "recalibrate"]
+
+N_FOLDS, N_REPEATS = 5, 20
+"""Folds and repeats of the cross-fits that the scores after recalibration come from."""
+
+_METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecalibrationSummary:
+    """Summary of a recalibration.
+
+    Attributes
+    ----------
+    path
+        Folder of the new run.
+    slope, bias
+        Of the local Platt scaling: 1 and zeros, shape (classes,), change nothing.
+    before, after
+        Scores of the local patients as the run was, and cross-fitted with a new calibrator.
+    gain
+        By how much they are better after it, by metric; paired.
+    n_patients
+        Local patients.
+    left_out
+        Reason why patients of the table were not used, by patient.
+    """
+
+    path: Path
+    slope: float
+    bias: tuple[float, ...]
+    before: Mapping[str, Interval]
+    after: Mapping[str, Interval]
+    gain: Mapping[str, Interval]
+    n_patients: int
+    left_out: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {
+            "run": str(self.path),
+            "n_patients": self.n_patients,
+            "left_out": dict(self.left_out),
+            "slope": self.slope,
+            "bias": list(self.bias),
+            "before": _plain(self.before),
+            "after": _plain(self.after),
+            "gain": _plain(self.gain),
+            "note": "after: cross-fitted, the calibrator of a patient was fitted on other patients",
+        }
+
+
+def recalibrate(
+    run: str | Path,
+    cohort: Cohort,
+    bags: str | Path,
+    run_dir: str | Path,
+    *,
+    seed: int = 0,
+    n_resamples: int = 1000,
+) -> RecalibrationSummary:
+    """Fit the calibrator of a run anew on local patients, and write a new bundle.
+
+    Heads, base learners and their weights stay. Slope and biases of the calibrated logits are
+    fitted on the local patients (Platt scaling, shrunken towards no change), and the prediction
+    sets compare with the scores of the local patients, none of whom the heads were trained on
+    (split conformal prediction; Papadopoulos et al., 2002). Probabilities have shape (patients,
+    classes).
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run.
+    cohort
+        Labelled local patients; those that the run was trained on are left out.
+    bags
+        Folder or packed store of their bags.
+    run_dir
+        Folder of the new run.
+    seed, n_resamples
+        Of folds and bootstrap.
+
+    Raises
+    ------
+    RunError
+        If the run cannot be read.
+    CohortError
+        If a label is none of the run's classes, or a class has too few patients.
+    BagError
+        If bags cannot be used.
+    OutputError
+        If the folder cannot be written.
+    """
+    bundle, run_dir = load_bundle(run), Path(run_dir)
+    cohort = cohort.sorted_by_id()
+    check_labels(cohort, bundle.classes)
+    predictions = predict(bundle, cohort, bags)
+    left_out = {p.patient_id: why for p in predictions if (why := reason_to_leave_out(p))}
+    local = replace(
+        cohort, patients=tuple(p for p in cohort.patients if p.patient_id not in left_out)
+    )
+    labels = np.array([bundle.classes.index(str(p.label)) for p in local.patients], np.int64)
+    _check_counts(cohort, bundle, labels, left_out)
+    kept = [p for p in predictions if p.patient_id not in left_out]
+    logits = _logits(kept)
+    before = bundle.calibrator.predict_proba(logits)
+    folds = np.stack(
+        [
+            stratified_fold_ids(labels, n_folds=N_FOLDS, seed=(seed, repeat))
+            for repeat in range(N_REPEATS)
+        ]
+    )
+    repeated = np.broadcast_to(clipped_log(before), (N_REPEATS, *before.shape))
+    after = cross_fit(repeated, labels, folds, calibrator="platt")
+    fitted = PlattScaling().fit(clipped_log(before), labels)
+    options = {"n_resamples": n_resamples, "seed": seed}
+    summary = RecalibrationSummary(
+        path=run_dir,
+        slope=fitted.slope_,
+        bias=tuple(fitted.bias_.tolist()),
+        before=stratified_bootstrap(_METRICS, before, labels, **options),
+        after=stratified_bootstrap(_METRICS, after, labels, **options),
+        gain=paired_differences(after, {"before": before[None]}, labels, **options)["before"],
+        n_patients=len(labels),
+        left_out=left_out,
+    )
+    made = replace(
+        bundle,
+        path=run_dir,
+        calibrator=recalibrated(bundle.calibrator, fitted),
+        view_calibrator=_recalibrate_views(bundle, local, bags, labels),
+        sets=_local_sets(bundle, logits, labels),
+        abstention=choose_abstention(after[0], labels, folds[0]),
+        training_slides=(*bundle.training_slides, *_slides(local, bags)),
+        out_of_fold={
+            **bundle.out_of_fold, **dict(zip(local.patient_ids, after.mean(axis=0), strict=True)),
+        },
+        settings={
+            **bundle.settings,
+            "recalibration": _name_both(Path(run), cohort, bundle.classes, labels),
+        },
+    )  # fmt: skip
+    with atomic_folder(run_dir) as temporary:
+        scores = {"calibrated": _plain(summary.after), "before": _plain(summary.before)}
+        write_json(temporary / "scores.json", {"kind": "recalibrated", **scores})
+        _write_judged(temporary / "judged.csv", local, bundle.classes, folds, before, after)
+        write_json(temporary / "recalibration.json", {**summary.as_dict(), "run": run_dir.name})
+        save_bundle(replace(made, path=temporary))
+    return summary
+
+
+def _check_counts(
+    cohort: Cohort, bundle: ModelBundle, labels: Ints, left_out: Mapping[str, str]
+) -> None:
+    counts = np.bincount(labels, minlength=len(bundle.classes))
+    least, smallest = min_calibration_size(COVERAGE) + 1, int(counts.argmin())
+    if counts[smallest] < least:
+        first = next(iter(left_out.items()), None)
+        why = f"; {len(left_out)} are left out, first {first[0]}: {first[1]}" if first else ""
+        raise CohortError(
+            cohort.path,
+            actual=f"{pluralize(int(counts[smallest]), 'patients')} of class "
+            f"{bundle.classes[smallest]!r} that can be used{why}",
+            expected=f"at least {least} of each class",
+            hint="Add local patients that the run was not trained on, and check --bags.",
+        )
+
+
+def _logits(predictions: Sequence[PatientPrediction]) -> Floats:
+    """Return the ensemble's logits, shape (patients, classes) or (patients, learners, classes)."""
+    return np.stack([p.logits for p in predictions if p.logits is not None])
+
+
+def _recalibrate_views(
+    bundle: ModelBundle, local: Cohort, bags: str | Path, labels: Ints
+) -> Calibrator | None:
+    """Return the calibrator of logits averaged over views, fitted in the same way."""
+    if bundle.view_calibrator is None:
+        return None
+    averaged = _logits(predict(bundle, local, bags, tta=True))
+    proba = bundle.view_calibrator.predict_proba(averaged)
+    return recalibrated(bundle.view_calibrator, PlattScaling().fit(clipped_log(proba), labels))
+
+
+def _local_sets(bundle: ModelBundle, logits: Floats, labels: Ints) -> PredictionSets:
+    """Return the sets of the deployed ensemble, whose one fold tested the local patients.
+
+    Those of a single head stand on its raw logits, those of a stack on its calibrated ones.
+    """
+    one_fold = np.zeros(len(labels), np.int64)
+    if bundle.base_learners is None:
+        return PredictionSets(
+            heads=(bundle.heads,), conformal=CrossConformal.fit(logits, labels, one_fold)
+        )
+    calibrated = clipped_log(bundle.calibrator.predict_proba(logits))
+    return PredictionSets(
+        heads=(bundle.heads,),
+        conformal=CrossConformal.fit(calibrated, labels, one_fold),
+        base_learners=(bundle.base_learners,),
+        calibrators=(bundle.calibrator,),
+    )
+
+
+def _slides(local: Cohort, bags: str | Path) -> tuple[TrainingSlide, ...]:
+    """Return the slides of the local patients, so that they are known again by content."""
+    return tuple(map(as_training_slide, load_patient_bags(local, open_bags(Path(bags))).slides))
+
+
+def _name_both(
+    run: Path, cohort: Cohort, classes: Sequence[str], labels: Ints
+) -> dict[str, object]:
+    """Return what the new bundle says of the run and of the local patients."""
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    return {
+        "run": run.resolve().name,
+        "run_sha256": hashlib.sha256((run / "model.json").read_bytes()).hexdigest(),
+        "cohort": cohort.path.name,
+        "cohort_sha256": hashlib.sha256(cohort.path.read_bytes()).hexdigest(),
+        "class_counts": dict(zip(classes, counts, strict=True)),
+    }
+
+
+def _write_judged(
+    path: Path, local: Cohort, classes: Sequence[str], folds: Ints, before: Floats, after: Floats
+) -> None:
+    """Write the cross-fitted predictions of the local patients, as ``mil compare`` reads them."""
+    of_repeats = []
+    for repeat, fold in enumerate(folds):
+        columns: dict[str, object] = {
+            "repeat": repeat,
+            "fold": fold,
+            "patient_id": local.patient_ids,
+            "label": [str(p.label) for p in local.patients],
+            "center_id": [p.center_id or "" for p in local.patients],
+        }
+        for kind, proba in (("calibrated", after[repeat]), ("raw", before)):
+            columns |= {f"{kind}_{n}": proba[:, index] for index, n in enumerate(classes)}
+        of_repeats.append(pd.DataFrame(columns))
+    write_table(path, pd.concat(of_repeats))
+
+
+def _plain(scores: Mapping[str, Interval]) -> dict[str, object]:
+    return {metric: score.as_dict() for metric, score in scores.items()}
