@@ -85,7 +85,7 @@ def run(words: list[str], where: str) -> None:
     assert words[0] == "mil", f"{where}: {words[0]} cannot be run here; say so above the block"
     if "--run" in words:
         chosen = Path(words[words.index("--run") + 1])
-        if words[1] == "train":
+        if words[1] in {"train", "combine", "recalibrate"}:
             shutil.rmtree(chosen, ignore_errors=True)
         elif not chosen.exists():
             shutil.copytree("runs/first", chosen)
