@@ -74,9 +74,7 @@ def fit_weights(
     slopes = evidence @ np.stack([own.slopes_ for own in fits])
     bias = evidence @ np.stack([own.bias_ for own in fits])
     weights = evidence @ np.stack([own.weights_ for own in fits])
-    return StackedPlattScaling(
-        slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist()
-    )
+    return StackedPlattScaling(slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist())
 
 
 def _fit(logits: Floats, labels: Ints, groups: Ints) -> list[StackedPlattScaling]:
