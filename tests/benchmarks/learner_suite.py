@@ -16,6 +16,8 @@ baseline fitted on all patients with the calibrator of all its out-of-fold logit
     That many patients. The cohorts of one seed are of one world with one of the three first
     kinds of signal, and the larger ones contain the smaller.
 
+Apart from those, the cohorts of one seed have nothing in common: each kind draws its own.
+
 A table is an ``.npz`` file as :mod:`tests.benchmarks.mil_tables` reads it; its features are
 standardised, with outliers cut, over all bags and without labels, and it has no new patients.
 
@@ -110,6 +112,8 @@ class Score:
 
 def make_world(kind: str, seed: int, *, n_new: int = _N_NEW) -> World:
     """Generate a cohort of a kind of :data:`KINDS`, and new patients of the same world."""
+    stream = "sizes" if kind in _SIZES else kind
+    seed = int(np.random.SeedSequence((seed, *stream.encode())).generate_state(1)[0])
     drawn = Kind.draw(seed)
     n_drawn = drawn.n_patients
     if kind in _SHARES:
