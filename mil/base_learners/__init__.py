@@ -7,8 +7,13 @@ __all__ = ["BASE_LEARNERS", "STACK", "head_kind", "learner_key", "learner_names"
 STACK = "stack"
 """Name of the stack: an attention ensemble and the base learners, combined by the calibrator."""
 
-BASE_LEARNERS = ("mean", "mean + logistic", "histogram", "extremes", "spread")
-"""Names of the base learners, in the order of their logits after those of the attention."""
+BASE_LEARNERS = (
+    "mean", "mean + logistic", "histogram", "extremes", "spread", "covariance", "projections",
+)  # fmt: skip
+"""Names of the base learners, in the order of their logits after those of the attention.
+
+Runs of the first stacks have no ``covariance`` and ``projections``.
+"""
 
 _ATTENTION = "gated"
 
@@ -19,7 +24,7 @@ def head_kind(name: str) -> str:
 
 
 def learner_names(name: str) -> tuple[str, ...]:
-    """Return the names of the learners of a stack, attention first; a single head has itself."""
+    """Return the names of the learners of a new stack, attention first; a head has itself."""
     return (_ATTENTION, *BASE_LEARNERS) if name == STACK else (name,)
 
 

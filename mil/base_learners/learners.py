@@ -14,13 +14,19 @@ from mil.arrays import Floats, Ints
 from mil.base_learners import BASE_LEARNERS
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes, spaced
+from mil.base_learners.second_order import (
+    covariance,
+    covariance_contributions,
+    fit_covariance_model,
+    tail_statistics,
+)
 from mil.data.features import Features
 from mil.heads import Whitening
 
 __all__ = ["TILE_WISE", "BaseLearners"]
 
-TILE_WISE = ("mean", "mean + logistic", "histogram")
-"""Base learners whose pooled features are means over tiles: each tile has a contribution."""
+TILE_WISE = ("mean", "mean + logistic", "histogram", "covariance")
+"""Base learners whose logits are means over tiles: each tile has a contribution."""
 
 _SAMPLE_TILES = 20  # per patient, for the cluster centres
 
@@ -31,12 +37,17 @@ class BaseLearners:
 
     ``mean`` and ``mean + logistic`` use the mean embedding, ``extremes`` the maximum and minimum of
     each dimension, ``spread`` the log standard deviations of whitened components over tiles, and
-    ``histogram`` the mean occupancy of the cluster centres of ``codebook``. Whitened components are
-    those of the ensemble's heads. ``models`` are by name, in the order of the logits.
+    ``histogram`` the mean occupancy of the cluster centres of ``codebook``. ``covariance`` uses the
+    covariance of whitened components over tiles, and ``projections`` the tails of their
+    distribution along ``directions``, shape (n_components, classes), which are those of
+    :func:`mil.base_learners.second_order.fit_covariance_model`. Whitened components are those of
+    the ensemble's heads. ``models`` are by name, in the order of the logits; stored ones of an
+    earlier version lack the last two, and have no directions.
     """
 
     models: Mapping[str, LinearModel]
     codebook: Codebook
+    directions: Floats | None = None
 
     @classmethod
     def fit(
@@ -78,6 +89,13 @@ class BaseLearners:
                 features, labels, n_classes=n_classes, balanced=balanced, standardise=standardise
             )
 
+        of_covariance, directions = fit_covariance_model(
+            np.stack([covariance(c) for c in components]),
+            labels,
+            n_classes=n_classes,
+            balanced=balanced,
+        )
+        tails = np.stack([tail_statistics(c, directions) for c in components])
         models = {
             "mean": fit(means, standardise=False),
             "mean + logistic": LinearModel.fit_principal_components(
@@ -86,8 +104,14 @@ class BaseLearners:
             "histogram": fit(occupancy, standardise=True),
             "extremes": fit(pooled[:, 1:].reshape(len(pooled), -1), standardise=True),
             "spread": fit(spread, standardise=True),
+            "covariance": of_covariance,
+            "projections": fit(tails, standardise=True),
         }
-        return cls(models={name: models[name] for name in BASE_LEARNERS}, codebook=codebook)
+        return cls(
+            models={name: models[name] for name in BASE_LEARNERS},
+            codebook=codebook,
+            directions=directions,
+        )
 
     @property
     def constant(self) -> tuple[str, ...]:
@@ -108,10 +132,15 @@ class BaseLearners:
             "extremes": pooled[1:].ravel(),
             "spread": log_spread(components),
         }
+        if self.directions is not None:
+            features["covariance"] = covariance(components).ravel()
+            features["projections"] = tail_statistics(components, self.directions)
         return np.stack([model.logits(features[name]) for name, model in self.models.items()])
 
     def contributions(self, tiles: Features, whitening: Whitening) -> dict[str, Floats]:
         """Return the summands of the logits of :data:`TILE_WISE`, shape (tiles, classes) each.
+
+        Learners that the stack lacks are left out.
 
         They sum over the tiles to :meth:`logits`, whose arguments these are.
         """
@@ -121,7 +150,10 @@ class BaseLearners:
             "mean + logistic": raw.numpy(),
             "histogram": self.codebook.occupancy(components).numpy(),
         }
-        return {name: self.models[name].contributions(features[name]) for name in TILE_WISE}
+        of_tiles = {n: self.models[n].contributions(values) for n, values in features.items()}
+        if self.directions is not None:
+            of_tiles["covariance"] = covariance_contributions(self.models["covariance"], components)
+        return of_tiles
 
 
 def _as_components(tiles: Features, whitening: Whitening) -> tuple[Tensor, Tensor]:

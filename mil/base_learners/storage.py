@@ -17,6 +17,8 @@ from mil.base_learners.pooling import Codebook
 __all__ = ["base_learners_from_tensors", "base_learners_to_tensors"]
 
 _PARTS = ("centre", "scale", "weights", "bias")
+_FIRST_LEARNERS = BASE_LEARNERS[:5]  # of versions without directions
+_STATISTICS = 6
 
 
 def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
@@ -33,13 +35,15 @@ def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
         )
     tensors["codebook.centres"] = learners.codebook.centres.contiguous()
     width = torch.tensor(learners.codebook.squared_width, dtype=torch.float64)
+    if learners.directions is not None:
+        tensors["directions"] = torch.from_numpy(np.array(learners.directions, order="C"))
     return {**tensors, "codebook.squared_width": width}
 
 
 def base_learners_from_tensors(
     tensors: Mapping[str, Tensor], *, dim: int, n_components: int, n_classes: int
 ) -> BaseLearners:
-    """Return the base learners of :func:`base_learners_to_tensors`.
+    """Return the base learners of :func:`base_learners_to_tensors`, also of earlier versions.
 
     ``dim``, ``n_components`` and ``n_classes`` are those of the heads beside them.
 
@@ -48,8 +52,10 @@ def base_learners_from_tensors(
     ValueError
         If a tensor is missing, unknown, of another shape or not finite, or a scale is not above 0.
     """
-    known = {f"{name}.{part}" for name in BASE_LEARNERS for part in (*_PARTS, "limit")}
+    names = BASE_LEARNERS if "directions" in tensors else _FIRST_LEARNERS
+    known = {f"{name}.{part}" for name in names for part in (*_PARTS, "limit")}
     known |= {"codebook.centres", "codebook.squared_width"}
+    known |= {"directions"} if "directions" in tensors else set()
     if set(tensors) != known:
         different = ", ".join(sorted(set(tensors) ^ known)[:3])
         raise ValueError(f"base learners: missing or unknown {different}")
@@ -60,7 +66,8 @@ def base_learners_from_tensors(
         raise ValueError("base learners: centres that are not finite float32 numbers")
     widths = {
         "mean": dim, "mean + logistic": dim, "histogram": len(centres), "extremes": 2 * dim,
-        "spread": n_components,
+        "spread": n_components, "covariance": n_components**2,
+        "projections": _STATISTICS * n_classes,
     }  # fmt: skip
 
     def read(name: str, *shape: int, positive: bool = False) -> Floats:
@@ -74,7 +81,7 @@ def base_learners_from_tensors(
         return values
 
     models = {}
-    for name in BASE_LEARNERS:
+    for name in names:
         width = widths[name]
         limit = float(read(f"{name}.limit"))
         if limit < 0:
@@ -88,5 +95,7 @@ def base_learners_from_tensors(
         )
     squared_width = float(read("codebook.squared_width", positive=True))
     return BaseLearners(
-        models=models, codebook=Codebook(centres=centres, squared_width=squared_width)
+        models=models,
+        codebook=Codebook(centres=centres, squared_width=squared_width),
+        directions=read("directions", n_components, n_classes) if "directions" in tensors else None,
     )

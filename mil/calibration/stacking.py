@@ -6,36 +6,48 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import softmax
 
 from mil.arrays import Floats, Ints
 from mil.calibration.base import Calibrator, read_array, register_calibrator
 from mil.calibration.penalized_fit import (
     RIDGE_BIAS,
+    RIDGE_SLOPE,
     CalibrationData,
     bias_terms,
     fit_penalized_softmax,
+    leave_one_out_loss,
 )
 from mil.errors import CalibrationError
 
 __all__ = ["StackedPlattScaling"]
 
-_RIDGE_SLOPE = 0.125  # of each learner, in units of 1 / standard deviation of its logits
+_RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
+_TEMPERING = 0.5  # decision NUMBER
 
 
 @register_calibrator("platt", stacked=True)
 class StackedPlattScaling(Calibrator):
-    """One slope per learner and one bias per class, shrunken towards the uniform distribution.
+    """One slope per learner and one bias per class, averaged over several ways to combine them.
 
     Probabilities are ``softmax(sum_j slopes_[j] * logits[:, j] + bias_)``, shape (n, classes), with
-    ``slopes_ >= 0``: Platt scaling (Platt, 1999) of a log-linear combination of learners whose
-    weights are fitted on out-of-fold logits, which is stacked generalisation (Wolpert, 1992; as
-    the super learner, van der Laan, Polley and Hubbard, 2007). Logits have shape (n, learners,
-    classes).
+    ``slopes_ >= 0``. Logits have shape (n, learners, classes). Slopes and biases are weighted means
+    of those of several fits of that form:
 
-    Targets, weights and biases are those of :class:`mil.calibration.platt.PlattScaling`. Each
-    learner's logits are standardised for the fit, and each slope has a ridge of its own; slopes
-    are not pulled together, so a learner without signal gets a weight near 0.
+    - all learners with a slope each: stacked generalisation (Wolpert, 1992; as the super learner,
+      van der Laan, Polley and Hubbard, 2007);
+    - each learner by itself, and the mean of all standardised ones: Platt scaling (Platt, 1999);
+    - none of them.
+
+    The weight of a fit is proportional to exp(-loss / 2), where the loss is its log loss on
+    patients left out of it, summed over patients: pseudo-Bayesian model averaging (Geisser and
+    Eddy, 1979; Yao et al., 2018), tempered. Few patients can neither choose one learner nor fit a
+    slope for each.
+
+    Targets, weights, biases and their ridge are those of
+    :class:`mil.calibration.platt.PlattScaling`, whose ridge on the slope holds where there is one.
+    Each learner's logits are standardised for the fits.
 
     Attributes
     ----------
@@ -45,7 +57,7 @@ class StackedPlattScaling(Calibrator):
         Shape (classes,), sums to 0.
     weights_
         Shape (learners,): each slope times the standard deviation of the logits it was fitted on,
-        divided by their sum; all 0 where no learner carries a signal.
+        divided by their sum; all 0 where no learner differs between patients.
     """
 
     kind = "stacked_platt"
@@ -64,24 +76,26 @@ class StackedPlattScaling(Calibrator):
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
         """Fit to logits of shape (n, learners, classes), see :meth:`Calibrator.fit`."""
         data = [CalibrationData.of(own, labels, groups=groups) for own in np.moveaxis(logits, 1, 0)]
-        n, n_learners, n_classes = logits.shape
+        _, n_learners, n_classes = logits.shape
         weight = data[0].sample_weight[:, None] / data[0].sample_weight.sum()
         means = np.stack([(weight * own.centred).sum(axis=0) for own in data])
         centred = np.stack([own.centred for own in data]) - means[:, None]  # (learners, n, classes)
         spreads = np.sqrt((weight * centred**2).sum(axis=1).mean(axis=1))
-        spreads[spreads < 1e-9] = 1.0  # a learner that says the same of everyone
-        coefficients = fit_penalized_softmax(
-            np.concatenate([centred / spreads[:, None, None], bias_terms(n, n_classes)]),
-            data[0],
-            ridge=np.array([*[_RIDGE_SLOPE] * n_learners, *[RIDGE_BIAS] * n_classes]),
-            nonnegative=np.arange(n_learners),
-        )
-        standard = coefficients[:n_learners]
+        varies = spreads > 1e-9  # else a learner says the same of everyone
+        spreads[~varies] = 1.0
+        terms = centred / spreads[:, None, None]
+        of_fits = [
+            _fit_combination(terms, own, data[0], groups=groups)
+            for own in _combinations(terms, varies)
+        ]
+        of_fits.append((np.zeros(n_learners), np.zeros(n_classes), _loss_of_none(data[0])))
+        slopes, biases, losses = (np.array(values) for values in zip(*of_fits, strict=True))
+        averaging = softmax(-_TEMPERING * losses)
+        standard = averaging @ slopes
         self.slopes_ = standard / spreads
-        bias = coefficients[n_learners:] - self.slopes_ @ means
+        bias = averaging @ biases - self.slopes_ @ means
         self.bias_ = bias - bias.mean()
-        varies = centred.any(axis=(1, 2))
-        self.weights_ = standard * varies / max(float(standard[varies].sum()), 1e-12)
+        self.weights_ = standard / max(float(standard.sum()), 1e-12)
         return self
 
     def combine(self, logits: Floats) -> Floats:
@@ -119,3 +133,43 @@ class StackedPlattScaling(Calibrator):
                 expected="as many of both, at least 0",
             )  # fmt: skip
         return cls(slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist())
+
+
+def _combinations(terms: Floats, varies: npt.NDArray[np.bool_]) -> list[Floats]:
+    """Return matrices of slopes, shape (coefficients, learners), one for each way to combine.
+
+    ``terms`` are standardised logits, shape (learners, n, classes); ``varies``, shape (learners,),
+    says which of them differ between patients: the others have no slope.
+    """
+    if not varies.any():
+        return []
+    alone = np.eye(len(terms))[varies]
+    spread = float(np.sqrt((terms[varies].mean(axis=0) ** 2).mean())) or 1.0
+    return [alone, *alone[:, None], alone.mean(axis=0, keepdims=True) / spread]
+
+
+def _fit_combination(
+    terms: Floats, combination: Floats, data: CalibrationData, *, groups: Ints | None
+) -> tuple[Floats, Floats, float]:
+    """Return slopes (learners,), biases (classes,), and the loss on patients left out."""
+    n_slopes, n_classes = len(combination), terms.shape[2]
+    ridge_of_slope = _RIDGE_OF_STACK if n_slopes > 1 else RIDGE_SLOPE
+    ridge = np.array([*[ridge_of_slope] * n_slopes, *[RIDGE_BIAS] * n_classes])
+    combined = np.concatenate([
+        np.tensordot(combination, terms, axes=1), bias_terms(terms.shape[1], n_classes),
+    ])  # fmt: skip
+    nonnegative = np.arange(n_slopes)
+    coefficients = fit_penalized_softmax(combined, data, ridge=ridge, nonnegative=nonnegative)
+    n_rows = np.ones(terms.shape[1])
+    if groups is not None:
+        _, patient, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        n_rows = counts[patient].astype(np.float64)
+    loss = leave_one_out_loss(
+        combined, coefficients, data, ridge=ridge, nonnegative=nonnegative, n_rows=n_rows
+    )
+    return coefficients[:n_slopes] @ combination, coefficients[n_slopes:], loss
+
+
+def _loss_of_none(data: CalibrationData) -> float:
+    """Return the loss of equal probabilities."""
+    return float(data.sample_weight.sum() * np.log(data.targets.shape[1]))

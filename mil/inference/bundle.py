@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"
@@ -145,6 +145,12 @@ class ModelBundle:
     base_learners: BaseLearners | None = None
     abstention: AbstentionPoint | None = None
     provenance: Provenance | None = None
+
+    @property
+    def learner_names(self) -> tuple[str, ...]:
+        """Names of the learners in the order of their logits; of a single head its own."""
+        of_base = () if self.base_learners is None else tuple(self.base_learners.models)
+        return (head_kind(self.head_name), *of_base)
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.

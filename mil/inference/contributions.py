@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mil.arrays import Floats
-from mil.base_learners import learner_key, learner_names
+from mil.base_learners import learner_key
 from mil.calibration import StackedPlattScaling
 from mil.data.features import Features
 from mil.heads import Head
@@ -25,7 +25,7 @@ class LearnerPart:
     Attributes
     ----------
     name
-        Name of the learner, see :func:`mil.base_learners.learner_names`.
+        Name of the learner, see :attr:`mil.inference.bundle.ModelBundle.learner_names`.
     weight
         Weight of the learner in the run, 0 to 1; the weights of a run sum to 1.
     factor
@@ -69,7 +69,7 @@ def learner_weights(bundle: ModelBundle) -> dict[str, float]:
     if not isinstance(bundle.calibrator, StackedPlattScaling):
         return {}
     weights = bundle.calibrator.weights_.tolist()
-    return dict(zip(learner_names(bundle.head_name), weights, strict=True))
+    return dict(zip(bundle.learner_names, weights, strict=True))
 
 
 def attribute_tiles(
@@ -89,7 +89,7 @@ def attribute_tiles(
     versions = [tiles] if views is None else [tiles, *np.moveaxis(views, 1, 0)]
     attentions, logits, of_tiles = zip(*(_attribute(bundle, one) for one in versions), strict=True)
     attention = np.mean(attentions, axis=0)
-    names = learner_names(bundle.head_name)
+    names = bundle.learner_names
     mean_logits = np.mean(logits, axis=0)
     slopes, weights = np.ones(1), np.ones(1)
     if isinstance(bundle.calibrator, StackedPlattScaling):
@@ -112,7 +112,7 @@ def attribute_tiles(
 def _attribute(bundle: ModelBundle, tiles: Features) -> tuple[Floats, Floats, dict[str, Floats]]:
     """Return attention (tiles,), logits (learners, classes), and summands (tiles, classes)."""
     attention, logits, parts = _attend(bundle.heads, tiles)
-    of_tiles = {} if parts is None else {learner_names(bundle.head_name)[0]: parts}
+    of_tiles = {} if parts is None else {bundle.learner_names[0]: parts}
     if bundle.base_learners is None:
         return attention, logits[None], of_tiles
     whitening = bundle.heads[0].whitening

@@ -15,7 +15,6 @@ from features.bags.h5 import read_slide_bag
 from features.bags.store import open_bags
 from features.errors import BagError
 from mil.arrays import Floats
-from mil.base_learners import learner_names
 from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import balanced, shift_prior
@@ -403,7 +402,7 @@ def _learner_parts(bundle: ModelBundle, logits: Floats) -> dict[str, Floats]:
     if not isinstance(bundle.calibrator, StackedPlattScaling):
         return {}
     parts = bundle.calibrator.parts(logits[None])[0]
-    return dict(zip(learner_names(bundle.head_name), parts, strict=True))
+    return dict(zip(bundle.learner_names, parts, strict=True))
 
 
 def _compare_provenance(

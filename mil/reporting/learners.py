@@ -18,6 +18,8 @@ _WORDS = {
     "histogram": "mixture of tile clusters",
     "extremes": "largest and smallest values",
     "spread": "spread over the tiles",
+    "covariance": "covariance of the tiles",
+    "projections": "tails along its directions",
 }
 _LEAST = 0.005  # a weight that reads as 1 %
 

@@ -50,12 +50,25 @@ def test_larger_cohorts_of_a_seed_contain_the_smaller_and_share_the_new_patients
 
 
 @pytest.mark.parametrize(("kind", "share"), [("dense", 1.0), ("20%", 0.2), ("5%", 0.05)])
-def test_the_kind_says_which_tiles_of_the_second_class_differ(kind: str, share: float) -> None:
-    world, plain = SMALL(kind, 3), SMALL("none", 3)
+def test_the_kind_says_which_tiles_of_the_second_class_differ(
+    kind: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SMALL(kind, 3)
+    generate = learner_suite.generate
+    monkeypatch.setattr(
+        learner_suite, "generate", lambda **given: generate(**{**given, "signal": 0.0})
+    )
+    plain = SMALL(kind, 3)
     for name, label in zip(world.train.patient_ids, world.train.labels.tolist(), strict=True):
         tiles = world.features[name]
         n_moved = int((tiles != plain.features[name]).any(axis=1).sum())
         assert n_moved == (max(1, round(share * len(tiles))) if label else 0)
+
+
+def test_kinds_of_one_seed_have_no_tiles_in_common() -> None:
+    tiles = [SMALL(kind, 1).features["0000"][:5, :5] for kind in ("dense", "20%", "none", "30")]
+    for index, own in enumerate(tiles):
+        assert all(not np.isin(own, other).all() for other in tiles[:index])
 
 
 def test_scores_are_those_of_a_run_and_of_its_report(

@@ -10,6 +10,7 @@ from mil.base_learners import BASE_LEARNERS, head_kind, learner_names
 from mil.base_learners.learners import TILE_WISE, BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
+from mil.base_learners.second_order import covariance, fit_covariance_model, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
 
@@ -107,7 +108,7 @@ def test_new_patients_far_off_stay_finite_and_limited() -> None:
     near, far = (
         learners.logits(scale * np.ones((4, 12), np.float32), whitening) for scale in (50, 5000)
     )
-    for name in ("histogram", "extremes", "spread"):
+    for name in ("histogram", "extremes", "spread", "projections"):
         row = BASE_LEARNERS.index(name)
         np.testing.assert_allclose(near[row], far[row], atol=1e-6)
     assert np.isfinite(far).all()
@@ -117,7 +118,7 @@ def test_new_patients_far_off_stay_finite_and_limited() -> None:
     ("change", "constant"),
     [
         ({}, ()),
-        ({"n_tiles": 1}, ("spread",)),
+        ({"n_tiles": 1}, ("spread", "covariance", "projections")),
         ({"dim": 4}, ()),
         ({"dim": 4096, "n": 8}, ()),
         ({"n": 4, "n_tiles": 1}, ("spread",)),
@@ -153,6 +154,50 @@ def test_a_large_bag_is_pooled_as_a_small_one() -> None:
     )
 
 
+def test_a_stack_stored_before_the_covariance_is_read_as_it_was() -> None:
+    bags, labels = drawn()
+    learners, whitening = fit(bags, labels)
+    later = ("covariance.", "projections.", "directions")
+    older = {
+        name: value
+        for name, value in base_learners_to_tensors(learners).items()
+        if not name.startswith(later)
+    }
+    back = base_learners_from_tensors(older, dim=12, n_components=6, n_classes=2)
+    assert tuple(back.models) == BASE_LEARNERS[:5]
+    np.testing.assert_array_equal(
+        back.logits(bags["p1"], whitening), learners.logits(bags["p1"], whitening)[:5]
+    )
+    assert set(back.contributions(bags["p1"], whitening)) == set(TILE_WISE) - {"covariance"}
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes: int) -> None:
+    rng = np.random.default_rng(5)
+    labels = np.arange(48) % n_classes
+    unlike = np.linalg.qr(rng.normal(size=(8, 8)))[0][:, :n_classes]
+    bags = []
+    for label in labels:
+        tiles = rng.normal(size=(40, 8))
+        tiles[:4] += 4 * unlike[:, label] if label else 0
+        bags.append(torch.from_numpy(tiles))
+    covariances = np.stack([covariance(bag) for bag in bags])
+    model, directions = fit_covariance_model(
+        covariances, labels, n_classes=n_classes, balanced=True
+    )
+    for label in range(1, n_classes):
+        along = directions[:, label] / np.linalg.norm(directions[:, label])
+        assert abs(along @ unlike[:, label]) > 0.9
+    truth = model.logits(covariances.reshape(48, -1)).argmax(axis=1)
+    assert (truth == labels).mean() > 0.95
+    tails = np.stack([tail_statistics(bag, directions) for bag in bags])
+    assert tails.shape == (48, 6 * n_classes)
+    largest = tails[:, 2 * n_classes + 1]  # the maximum along the direction of class 1
+    smallest = -tails[:, 3 * n_classes + 1]
+    reach = np.maximum(largest, smallest)
+    assert reach[labels == 1].mean() > reach[labels == 0].mean() + 1
+
+
 def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
     bags, labels = drawn()
     learners, whitening = fit(bags, labels)
@@ -165,6 +210,8 @@ def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
     nan = torch.full_like(tensors["mean.bias"], float("nan"))
     damaged = [
         {name: value for name, value in tensors.items() if name != "spread.bias"},
+        {name: value for name, value in tensors.items() if name != "directions"},
+        tensors | {"directions": tensors["directions"][:, :1]},
         tensors | {"other": nan},
         tensors | {"mean.bias": nan},
         tensors | {"mean.bias": torch.zeros(3, dtype=torch.float64)},

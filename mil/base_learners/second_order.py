@@ -1,0 +1,104 @@
+"""Covariance of a patient's tiles, and the distribution of the tiles along its directions."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from mil.arrays import Floats, Ints
+from mil.base_learners.logistic import LinearModel
+
+__all__ = ["covariance", "covariance_contributions", "fit_covariance_model", "tail_statistics"]
+
+_LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
+_TAIL_SHARE = 0.1
+_TILES_PER_BLOCK = 8192
+
+
+def covariance(components: Tensor) -> Floats:
+    """Return the covariance of components over tiles, shape (n_components, n_components), float64.
+
+    ``components`` have shape (tiles, n_components).
+    """
+    centred = _centred(components)
+    return centred.T @ centred / len(centred)
+
+
+def fit_covariance_model(
+    covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool
+) -> tuple[LinearModel, Floats]:
+    """Fit a logistic regression on covariances, and the direction that is largest for each class.
+
+    Second-order pooling (Carreira et al., 2012): a few unlike tiles change the variance along what
+    sets them apart far more than the mean. Covariances are expressed in components whose mean
+    covariance within patients is the identity, so that one penalty suits all directions; the
+    model is stated for plain ones. Its logit of a class is a quadratic form of each tile's
+    deviation from the patient's mean, averaged over the tiles, and the direction of the class is
+    the eigenvector of its largest eigenvalue.
+
+    Parameters
+    ----------
+    covariances
+        Shape (patients, n_components, n_components), of training patients.
+    labels, n_classes, balanced
+        As for :meth:`mil.base_learners.logistic.LinearModel.fit`.
+
+    Returns
+    -------
+    LinearModel
+        Of covariances as rows, shape (patients, n_components²).
+    Floats
+        Directions, shape (n_components, classes).
+    """
+    n, size, _ = covariances.shape
+    variances, vectors = np.linalg.eigh(covariances.mean(axis=0) + _LEAST_VARIANCE * np.eye(size))
+    whiten = (vectors / np.sqrt(variances)) @ vectors.T
+    model = LinearModel.fit(
+        (whiten @ covariances @ whiten).reshape(n, -1), labels, n_classes=n_classes,
+        balanced=balanced, standardise=False,
+    )  # fmt: skip
+    forms = model.weights.T.reshape(n_classes, size, size)
+    directions = [whiten @ np.linalg.eigh((form + form.T) / 2)[1][:, -1] for form in forms]
+    plain = np.ascontiguousarray((whiten @ forms @ whiten).reshape(n_classes, -1).T)
+    stated = LinearModel(
+        centre=np.zeros(size**2), scale=np.ones(size**2), limit=np.inf, weights=plain,
+        bias=model.bias - model.centre @ model.weights,
+    )  # fmt: skip
+    return stated, np.stack(directions, axis=1)
+
+
+def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:
+    """Return the tiles' summands of the logits of a model of covariances, (tiles, classes).
+
+    ``components`` have shape (tiles, n_components).
+    """
+    centred = _centred(components)
+    n_tiles, size = centred.shape
+    forms = model.weights.T.reshape(-1, size, size)
+    of_tiles = np.concatenate(
+        [
+            np.stack([((block @ form) * block).sum(axis=1) for form in forms], axis=1)
+            for block in np.split(centred, range(_TILES_PER_BLOCK, n_tiles, _TILES_PER_BLOCK))
+        ]
+    )
+    return np.asarray((of_tiles + model.bias) / n_tiles, np.float64)
+
+
+def tail_statistics(components: Tensor, directions: Floats) -> Floats:
+    """Return six statistics of the tiles along directions, shape (6 × directions,), float64.
+
+    They are the means of the largest and of the smallest tenth, maximum, minimum, third moment and
+    root of the fourth moment, about the patient's mean. ``components`` have shape (tiles,
+    n_components), ``directions`` shape (n_components, directions).
+    """
+    along = np.sort(_centred(components) @ directions, axis=0)
+    n_tail = max(1, round(_TAIL_SHARE * len(along)))
+    return np.concatenate([
+        along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
+        (along**3).mean(axis=0), np.sqrt((along**4).mean(axis=0)),
+    ])  # fmt: skip
+
+
+def _centred(components: Tensor) -> Floats:
+    tiles: Floats = components.double().cpu().numpy()
+    return tiles - tiles.mean(axis=0)

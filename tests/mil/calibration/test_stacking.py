@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mil.arrays import Floats, Ints
+from mil.calibration import StackedPlattScaling
+from mil.calibration.penalized_fit import (
+    CalibrationData,
+    bias_terms,
+    fit_penalized_softmax,
+    leave_one_out_loss,
+)
+
+
+def drawn(strengths: list[float], *, n: int = 60, seed: int = 0) -> tuple[Floats, Ints]:
+    """Logits of learners, shape (n, learners, 2), that tell two classes apart by so much."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    difference = rng.normal(size=(n, len(strengths)))
+    difference += np.outer(2 * labels - 1, strengths)
+    return np.stack([-difference / 2, difference / 2], axis=-1), labels
+
+
+@pytest.mark.parametrize(("n_classes", "n_copies"), [(2, 1), (3, 1), (2, 3)])
+def test_the_loss_on_patients_left_out_is_that_of_fits_without_them(
+    n_classes: int, n_copies: int
+) -> None:
+    rng = np.random.default_rng(1)
+    labels = np.arange(36) % n_classes
+    logits = rng.normal(size=(36, n_classes)) + 1.5 * np.eye(n_classes)[labels]
+    groups = np.repeat(np.arange(36), n_copies)
+    many, truth = logits[groups], labels[groups]
+    data = CalibrationData.of(many, truth, groups=groups)
+    terms = np.concatenate([data.centred[None], bias_terms(len(many), n_classes)])
+    ridge, nonnegative = np.array([0.5, *[2.0] * n_classes]), np.array([0])
+    whole = fit_penalized_softmax(terms, data, ridge=ridge, nonnegative=nonnegative)
+    found = leave_one_out_loss(
+        terms, whole, data, ridge=ridge, nonnegative=nonnegative,
+        n_rows=np.full(len(many), float(n_copies)),
+    )  # fmt: skip
+    exact = 0.0
+    for patient in range(36):
+        own = groups == patient
+        without = replace(data, sample_weight=np.where(own, 0.0, data.sample_weight))
+        fit = fit_penalized_softmax(terms, without, ridge=ridge, nonnegative=nonnegative)
+        logs = np.tensordot(fit, terms, axes=1)[own]
+        logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+        exact -= float((data.sample_weight[own, None] * data.targets[own] * logs).sum())
+    inside = np.tensordot(whole, terms, axes=1)
+    inside -= np.log(np.exp(inside).sum(axis=1, keepdims=True))
+    fitted = -float((data.sample_weight[:, None] * data.targets * inside).sum())
+    assert exact > fitted + 0.5  # what the patients' own part in the fit is worth
+    assert found == pytest.approx(exact, abs=0.1 * (exact - fitted))
+
+
+def test_the_learner_that_carries_the_signal_has_most_of_the_weight() -> None:
+    logits, labels = drawn([0.0, 2.0, 0.0, 0.0])
+    fitted = StackedPlattScaling().fit(logits, labels)
+    assert fitted.weights_.sum() == pytest.approx(1)
+    assert fitted.weights_[1] > 0.8
+    assert (fitted.slopes_ >= 0).all()
+
+
+def test_learners_that_are_as_good_share_the_weight() -> None:
+    logits, labels = drawn([0.7, 0.7, 0.7, 0.7], n=40, seed=3)
+    fitted = StackedPlattScaling().fit(logits, labels)
+    assert 0.1 < fitted.weights_.min() < fitted.weights_.max() < 0.5
+
+
+def test_without_a_signal_the_probabilities_are_nearly_equal() -> None:
+    excess = []
+    for seed in range(12):
+        logits, labels = drawn([0.0] * 8, n=34, seed=seed)
+        others, truth = drawn([0.0] * 8, n=400, seed=100 + seed)
+        proba = StackedPlattScaling().fit(logits, labels).predict_proba(others)
+        excess.append(-np.log(proba[np.arange(400), truth]).mean() - np.log(2))
+    assert np.mean(excess) < 0.02
+
+
+def test_sizes_of_logits_do_not_matter_and_repeated_patients_count_once() -> None:
+    logits, labels = drawn([0.5, 1.0, 0.0])
+    proba = StackedPlattScaling().fit(logits, labels).predict_proba(logits)
+    scaled = logits * np.array([10.0, 0.1, 3.0])[:, None]
+    np.testing.assert_allclose(
+        StackedPlattScaling().fit(scaled, labels).predict_proba(scaled), proba, atol=1e-3
+    )
+    groups = np.repeat(np.arange(60), 3)
+    repeated = StackedPlattScaling().fit(logits[groups], labels[groups], groups=groups)
+    np.testing.assert_allclose(repeated.predict_proba(logits), proba, atol=1e-3)
+
+
+def test_a_learner_that_says_the_same_of_everyone_has_no_weight() -> None:
+    logits, labels = drawn([1.0, 0.0])
+    logits[:, 1] = [0.3, -0.3]
+    fitted = StackedPlattScaling().fit(logits, labels)
+    np.testing.assert_array_equal(fitted.weights_, [1, 0])
+    alike = StackedPlattScaling().fit(np.zeros((60, 2, 2)), labels)
+    np.testing.assert_array_equal(alike.weights_, 0)
+    np.testing.assert_allclose(alike.predict_proba(logits), 0.5, atol=1e-6)
