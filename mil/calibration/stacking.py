@@ -24,7 +24,7 @@ from mil.errors import CalibrationError
 __all__ = ["StackedPlattScaling"]
 
 _RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
-_TEMPERING = 0.5  # decision NUMBER
+_TEMPERING = 0.5  # decision 0029
 
 
 @register_calibrator("platt", stacked=True)
