@@ -21,7 +21,7 @@ def covariance(components: Tensor) -> Floats:
     ``components`` have shape (tiles, n_components).
     """
     centred = _centred(components)
-    return centred.T @ centred / len(centred)
+    return np.asarray(centred.T @ centred / len(centred), np.float64)
 
 
 def fit_covariance_model(
@@ -93,12 +93,13 @@ def tail_statistics(components: Tensor, directions: Floats) -> Floats:
     """
     along = np.sort(_centred(components) @ directions, axis=0)
     n_tail = max(1, round(_TAIL_SHARE * len(along)))
-    return np.concatenate([
+    statistics = np.concatenate([
         along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
         (along**3).mean(axis=0), np.sqrt((along**4).mean(axis=0)),
     ])  # fmt: skip
+    return np.asarray(statistics, np.float64)
 
 
 def _centred(components: Tensor) -> Floats:
     tiles: Floats = components.double().cpu().numpy()
-    return tiles - tiles.mean(axis=0)
+    return np.asarray(tiles - tiles.mean(axis=0), np.float64)

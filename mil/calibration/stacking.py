@@ -24,7 +24,7 @@ from mil.errors import CalibrationError
 __all__ = ["StackedPlattScaling"]
 
 _RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
-_TEMPERING = 0.5  # decision 0029
+_TEMPERING = 0.5  # decision 0030
 
 
 @register_calibrator("platt", stacked=True)
@@ -45,8 +45,8 @@ class StackedPlattScaling(Calibrator):
     Eddy, 1979; Yao et al., 2018), tempered. Few patients can neither choose one learner nor fit a
     slope for each.
 
-    Targets, weights, biases and their ridge are those of
-    :class:`mil.calibration.platt.PlattScaling`, whose ridge on the slope holds where there is one.
+    Targets, weights of patients, biases and their ridge are those of
+    :func:`mil.calibration.platt.fit_platt`, whose ridge on the slope holds where there is one.
     Each learner's logits are standardised for the fits.
 
     Attributes
