@@ -15,6 +15,7 @@ from typing import Any
 
 from cli.viewer.content import ViewerState
 from features.errors import MilError
+from features.utils.html import page_style
 
 __all__ = ["ViewServer"]
 
@@ -33,7 +34,7 @@ _STATIC = {
 _NUMBER = r"([0-9]{1,9})"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "img-src 'self'; font-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -70,6 +71,8 @@ class ViewServer(ThreadingHTTPServer):
 
     def respond(self, address: str) -> Response:
         """Return the content at an address without its token, or raise ``KeyError``."""
+        if address == "style.css":
+            return _CSS, page_style().encode()
         if address in _STATIC:
             name, kind = _STATIC[address]
             return kind, _static(name)

@@ -206,7 +206,8 @@ def test_the_page_names_no_other_machine_and_holds_no_script_of_its_own(
 ) -> None:
     page = get(server, "").decode()
     scripts = [get(server, name).decode() for name in ("list.js", "pane.js", "viewer.js")]
-    for text in (page, *scripts, get(server, "viewer.css").decode()):
+    styles = [get(server, name).decode() for name in ("style.css", "viewer.css")]
+    for text in (page, *scripts, *styles):
         assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert page.count("<script") == page.count("<script src=") == 4
     assert "style=" not in page
