@@ -33,7 +33,7 @@ async function openPatient(number, where = {}) {
     patient.ranking = rankTiles(patient);
     const slide = patient.slides.find((each) => each.slide_id === where.slide) || patient.slides[0];
     active.open(patient, slide, where);
-    showActive();
+    showActive(where.notice);
   } catch (error) {
     if (request !== nRequests) return;
     active.close();
@@ -60,14 +60,14 @@ function step(by) {
 }
 
 // Show what belongs to the active pane: facts, slides and most attended tiles of its patient.
-function showActive() {
+function showActive(notice = "") {
   const { patient, slide } = active;
   for (const pane of panes) pane.box.classList.toggle("active", pane === active && panes.length > 1);
   if (!patient) return;
   list.choose(patient.number);
   byId("patient").textContent = `Patient ${patient.patient_id}`;
   byId("facts").textContent = patientFacts(patient).join(" · ");
-  findings = patientFindings(patient);
+  findings = [...(notice ? [[notice, "warning"]] : []), ...patientFindings(patient)];
   byId("slides").replaceChildren(...patient.slides.map((each) => {
     const share = each.share === undefined ? "" : ` · ${(100 * each.share).toFixed(1)} % of the attention`;
     const button = makeButton(each.slide_id + share, () => { active.open(patient, each); showActive(); });
@@ -249,13 +249,12 @@ function writeAddress() {
 
 function openAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const number = run.patients.findIndex((each) => each.patient_id === parts.get("patient"));
-  if (parts.get("patient") && number < 0) {
-    showFindings([[`No patient ${parts.get("patient")} is in this list.`, "warning"]]);
-  }
+  const asked = parts.get("patient");
+  const number = run.patients.findIndex((each) => each.patient_id === asked);
   const [x, y, width] = ["x", "y", "width"].map((name) => Number(parts.get(name)));
   const place = width > 0 && Number.isFinite(x + y) ? { x, y, width } : null;
-  openPatient(Math.max(number, 0), number < 0 ? {} : { slide: parts.get("slide"), place });
+  if (number >= 0) openPatient(number, { slide: parts.get("slide"), place });
+  else openPatient(0, { notice: asked && `No patient ${asked} is in this list.` });
 }
 
 // ---- Keys
