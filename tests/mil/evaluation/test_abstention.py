@@ -59,6 +59,24 @@ def test_nothing_is_chosen_without_signal_or_patients(n_patients: int) -> None:
     assert choose_abstention(proba, labels, folds) is None
 
 
+@pytest.mark.parametrize(("n_in_first_fold", "is_chosen"), [(4, False), (10, True)])
+def test_a_point_is_measured_on_ten_patients_at_least(
+    n_in_first_fold: int, is_chosen: bool
+) -> None:
+    # All but ten certain patients of the second fold are alike, and half of them wrong. Only they
+    # give other folds a threshold, above which the first fold keeps what it has of the certain.
+    labels = np.arange(60) % 2
+    folds = np.repeat([0, 1, 2], 20)
+    certain = np.concatenate([np.arange(n_in_first_fold), np.arange(20, 30)])
+    of_second = np.where(np.arange(60) % 4 < 2, 0.6, 0.4)
+    of_second[certain] = np.where(labels[certain] == 1, 0.999, 0.001)
+    point = choose_abstention(two_columns(list(of_second)), labels, folds)
+    assert (point is not None) == is_chosen
+    if point is not None:
+        assert point.risk == 0
+        assert point.coverage == pytest.approx((n_in_first_fold + 10) / 60)
+
+
 def test_a_fold_has_no_part_in_the_threshold_it_is_measured_with() -> None:
     proba, labels, folds = cohort(200, strength=0.8)
     point = choose_abstention(proba, labels, folds)
