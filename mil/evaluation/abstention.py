@@ -87,8 +87,8 @@ def choose_abstention(proba: Floats, labels: Ints, folds: Ints) -> AbstentionPoi
     At least 10 patients are kept. ``proba`` are out-of-fold probabilities at equal class shares,
     shape (patients, classes), ``labels`` and ``folds`` have shape (patients,). The threshold is
     chosen on all patients; its coverage and risk are measured with thresholds that were chosen on
-    the other folds of each patient. None if no point has half the risk, if fewer than 10 patients are
-    kept in that measurement, or if the measured risk is not below the risk of all.
+    the other folds of each patient. None if no point has half the risk, if that measurement keeps
+    fewer than 10 patients, or if the measured risk is not below the risk of all.
     """
     threshold = _choose(proba, labels)
     if threshold is None:
