@@ -37,7 +37,7 @@ _NOT_RECORDED = {
     "train": {"run", "overwrite", "json", "engine", "address"},
     "embed": {
         "paths", "series", "bags", "shard", "preview", "dry_run", "overwrite", "json", "device",
-        "engine", "address", "workers",
+        "engine", "address", "workers", "profile",
     },
 }  # fmt: skip
 """Options of each command that decide where and by which machine something is made, not what."""

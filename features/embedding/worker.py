@@ -38,7 +38,8 @@ __all__ = [
     "WorkerInfo",
 ]
 
-_SOURCES_AHEAD = 1
+_MOST_AHEAD = 4
+_CORES_PER_OPENED = 4
 _MAX_UNWRITTEN_BAGS = 4
 _MESSAGE_INTERVAL_S = 0.5
 _MAX_MESSAGES_PER_S = 100
@@ -172,12 +173,17 @@ class _WorkerRun:
         self._reported_at = time.monotonic()
 
     def buffers(self) -> Iterator[SlideBuffer[Any]]:
-        """Open sources, the next one while this one is read; runs in the reading thread."""
+        """Open sources, the next ones while this one is read; runs in the reading thread.
+
+        At least two at a time: much of finding tissue runs on one core, and the tissue of a large
+        slide must not be awaited when several small ones come before it.
+        """
+        n_ahead = min(_MOST_AHEAD, max(2, self._worker.config.n_threads // _CORES_PER_OPENED))
         ahead: deque[Future[_OpenSource | None]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="opening") as pool:
+        with ThreadPoolExecutor(n_ahead, thread_name_prefix="opening") as pool:
             for job in self._queue.jobs():
                 ahead.append(pool.submit(self._open, job))
-                if len(ahead) > _SOURCES_AHEAD:
+                if len(ahead) > n_ahead:
                     yield from self._start(ahead.popleft().result())
             while ahead:
                 yield from self._start(ahead.popleft().result())

@@ -12,6 +12,13 @@ Finding the tissue comes before any tile: its time alone, ``mask_s``, is taken o
 ``efficiency_with_mask`` leaves it in.
 
     python -m tests.benchmarks.embedding --rounds 5
+
+With ``--stand-in TILES_PER_S`` a device that sleeps takes the place of the backbone: it answers at
+that rate without using the cores, as an accelerator would. Over slides of unequal size,
+``efficiency`` is then the time of the slower of the device and of (mask + decoding) on all cores,
+over that of the whole command; ``idle_share`` is how long the device had nothing to do.
+
+    python -m tests.benchmarks.embedding --stand-in 500 --stand-in 50000
 """
 
 from __future__ import annotations
@@ -37,11 +44,14 @@ from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
 from features.utils.hardware import CPU_COUNT
 from tests.benchmarks._slides import write_bench_slide
+from tests.benchmarks._stand_in import measure_stand_in, unequal_slides
 
 SIDE_PX = 16_384
 TISSUE_SHARE = 0.2
 BACKBONE_S = 4.0
 """Of each half."""
+_N_UNEQUAL = 30
+"""Slides before the stand-in."""
 
 
 def embed_all(slides: list[Path], encoder: Encoder, settings: EmbedConfig) -> int:
@@ -111,6 +121,25 @@ def measure_round(
     }  # fmt: skip
 
 
+def compare_stand_ins(
+    settings: EmbedConfig, rates: list[float], n_rounds: int
+) -> dict[str, object]:
+    """Medians over rounds, for each rate of the device."""
+    report: dict[str, object] = {"n_cores": CPU_COUNT, "n_rounds": n_rounds}
+    with tempfile.TemporaryDirectory() as name:
+        slides = unequal_slides(Path(name), _N_UNEQUAL)
+        measure_stand_in(slides[:4], Path(name) / "warm", settings, 1e6)
+        for rate in rates:
+            rounds = [
+                measure_stand_in(slides, Path(name) / f"{rate:g}-{number}", settings, rate)
+                for number in range(n_rounds)
+            ]
+            report[f"{rate:g} tiles/s"] = {
+                key: round(median(one[key] for one in rounds), 3) for key in rounds[0]
+            }
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all sides")
@@ -120,10 +149,14 @@ def main() -> None:
     parser.add_argument("--execution", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--stand-in", type=float, action="append", metavar="TILES_PER_S")
     asked = parser.parse_args()
     settings = EmbedConfig(
         tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=asked.batch, n_workers=CPU_COUNT
     )
+    if asked.stand_in:
+        print(json.dumps(compare_stand_ins(settings, asked.stand_in, asked.rounds), indent=2))  # noqa: T201
+        return
     started = time.perf_counter()
     encoder = load_encoder(
         asked.backbone, weights_path=asked.weights, device=choose_device(asked.device),

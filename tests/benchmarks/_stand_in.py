@@ -1,0 +1,115 @@
+"""A device that answers at a given rate without using the cores, as an accelerator would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from features.embedding.config import EmbedConfig
+from features.embedding.pipeline import embed_slides
+from features.encoders.preprocessing import Preprocessing
+from features.tiling.slide_tiles import open_slide_tiles
+from tests.benchmarks._slides import write_bench_slide
+
+__all__ = ["StandInEncoder", "measure_stand_in", "unequal_slides"]
+
+_SIDES_PX = (2_048, 12_288, 4_096, 6_144, 3_072, 9_216, 2_048, 7_168, 5_120, 10_240)
+_DIM = 512
+
+
+@dataclass(frozen=True)
+class _LateResult:
+    """Embeddings that are ready at a moment of ``time.perf_counter``."""
+
+    values: np.ndarray
+    ready_at: float
+
+    @property
+    def is_ready(self) -> bool:
+        return time.perf_counter() >= self.ready_at
+
+    def wait(self) -> np.ndarray:
+        time.sleep(max(0.0, self.ready_at - time.perf_counter()))
+        return self.values
+
+
+class StandInEncoder:
+    """Encoder that takes its time for each batch, one after the other, and computes nothing."""
+
+    name, weights_sha256, preprocessing_source, execution = "stand-in", "0" * 64, "none", "stand-in"
+    dim = _DIM
+    device = torch.device("meta")  # as a GPU: it leaves the cores to the decoders
+
+    def __init__(self, tiles_per_s: float) -> None:
+        self.preprocessing = Preprocessing(
+            input_px=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+        )
+        self._tiles_per_s = tiles_per_s
+        self._free_at = self.busy_s = 0.0
+        self._values = np.random.default_rng(0).normal(size=(1024, _DIM)).astype(np.float32)
+
+    def embed_async(self, tiles: np.ndarray) -> Any:
+        now = time.perf_counter()
+        seconds = len(tiles) / self._tiles_per_s
+        self._free_at = max(now, self._free_at) + seconds
+        self.busy_s += seconds
+        return _LateResult(self._values[: len(tiles)], self._free_at)
+
+    def stored_choice(self, batch_tiles: int) -> None: ...
+
+
+def unequal_slides(folder: Path, n_slides: int) -> list[Path]:
+    """Write slides of 2,048 to 12,288 px square, a fifth tissue, in no order of size."""
+    return [
+        write_bench_slide(
+            folder / f"u{number}.tif", width_px=side, height_px=side, codec="jpeg",
+            noise_sigma=1.0, tissue_share=0.2, seed=number,
+        ).path
+        for number, side in zip(range(n_slides), _SIDES_PX * n_slides, strict=False)
+    ]  # fmt: skip
+
+
+def _read_all(slides: Sequence[Path], settings: EmbedConfig) -> int:
+    """Mask and tiles of slides, largest first, each by one of as many threads as cores."""
+
+    def read(path: Path) -> int:
+        with open_slide_tiles(
+            path, tiles=settings.tiles, tissue=settings.tissue, given_mpp=None
+        ) as tiles:
+            return sum(1 for index in range(tiles.n_tiles) if tiles.read(index) is not None)
+
+    largest_first = sorted(slides, key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(settings.n_threads) as pool:
+        return sum(pool.map(read, largest_first))
+
+
+def measure_stand_in(
+    slides: list[Path], bags: Path, settings: EmbedConfig, tiles_per_s: float
+) -> dict[str, float]:
+    """The whole command, and mask and decoding alone, half of it before and half after."""
+    encoder: Any = StandInEncoder(tiles_per_s)
+    started = time.perf_counter()
+    n_read = _read_all(slides[::2], settings)
+    before_s = time.perf_counter() - started
+    started = time.perf_counter()
+    results = embed_slides(slides, bags, replace(settings, encoder=encoder))
+    whole_s = time.perf_counter() - started
+    started = time.perf_counter()
+    n_read += _read_all(slides[1::2], settings)
+    read_s = before_s + time.perf_counter() - started
+    if failed := [result.message for result in results if result.status == "failed"]:
+        raise SystemExit(failed[0])
+    n_tiles = sum(result.n_tiles for result in results)
+    limit_s = max(n_tiles / tiles_per_s, read_s * n_tiles / n_read)
+    return {
+        "n_tiles": n_tiles, "whole_s": whole_s, "mask_and_decode_s": read_s,
+        "device_s": encoder.busy_s, "efficiency": limit_s / whole_s,
+        "idle_share": 1 - encoder.busy_s / whole_s,
+    }  # fmt: skip
