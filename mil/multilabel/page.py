@@ -10,6 +10,7 @@ from features.utils.files import atomic_write
 from mil.evaluation.metrics import Interval
 from mil.multilabel.table import LabelTable
 from mil.reporting.html import render
+from mil.reporting.run_report.verdict import labels_verdict
 from mil.training_run import TrainingSummary
 
 __all__ = ["write_label_page"]
@@ -32,8 +33,14 @@ def write_label_page(
         If the file cannot be written.
     """
     n_patients = len(table.truth)
+    n_with = dict(zip(table.names, table.truth.sum(axis=0).tolist(), strict=True))
     html = render(
         "labels.html",
+        verdict=labels_verdict(
+            {label: summaries[label].scores["calibrated"]["auroc"] for label in table.names},
+            n_rarer={label: min(n, n_patients - n) for label, n in n_with.items()},
+            n_worse=sum(each.comparison.verdict == "worse" for each in summaries.values()),
+        ),
         name=name,
         n_patients=n_patients,
         losses=losses,
@@ -41,13 +48,13 @@ def write_label_page(
             {
                 "name": label,
                 "link": f"./labels/{quote(label)}/report.html",
-                "n_with": int(n_with),
-                "share": f"{100 * n_with / n_patients:.1f} %",
+                "n_with": int(n),
+                "share": f"{100 * n / n_patients:.1f} %",
                 "loss": summaries[label].scores["calibrated"]["weighted_log_loss"],
                 "auroc": summaries[label].scores["calibrated"]["auroc"],
                 "comparison": summaries[label].comparison,
             }
-            for label, n_with in zip(table.names, table.truth.sum(axis=0).tolist(), strict=True)
+            for label, n in n_with.items()
         ],
     )
     with atomic_write(path) as temporary:

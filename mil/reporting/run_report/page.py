@@ -25,11 +25,13 @@ from mil.reporting.learners import describe_weights, weights_table
 from mil.reporting.run_report import figures, tables, uncertainty
 from mil.reporting.run_report.data import ReportData, read_report_data, unreadable_file
 from mil.reporting.run_report.scores import (
+    Reliability,
     measure_reliability,
     score_centres,
     score_folds,
     score_repeats,
 )
+from mil.reporting.run_report.verdict import run_verdict, score_classes, two_decimals
 
 __all__ = ["write_report"]
 
@@ -84,18 +86,21 @@ def write_report(
     scores, history = _read_scores(folder), _read_history(folder)
     seed = int(run.settings["seed"])
     links = _links(folder, explanations, data.patient_ids) if explanations else {}
+    reliability = {
+        kind: measure_reliability(data, kind, seed=seed) for kind in ("raw", "calibrated")
+    }
     html = render(
         "report.html",
         name=name or folder.resolve().name,
         run=run,
         data=data,
         scores=scores,
-        headline=scores.of_kinds["calibrated"],
         n_heads=len(run.heads),
         n_repeats=len(data.fold),
         findings=tables.findings(scores.gains),
         shares=data.shares.tolist(),
-        **_figures(data, scores, history, seed=seed),
+        **_summary(run, data, scores, reliability["calibrated"], n_resamples=n_resamples),
+        **_figures(data, scores, history, reliability, seed=seed),
         **_uncertainty(run, data),
         learners=weights_table(run),
         learner_sentence=describe_weights(learner_weights(run)),
@@ -106,8 +111,43 @@ def write_report(
     return page
 
 
+def _summary(
+    run: ModelBundle,
+    data: ReportData,
+    scores: _Scores,
+    reliability: Reliability,
+    *,
+    n_resamples: int,
+) -> dict[str, Any]:
+    """Return the verdict, and cards of label, value, interval and remark."""
+    headline, error = scores.of_kinds["calibrated"], reliability.error
+    constant = scores.of_kinds["constant"]["weighted_log_loss"].value
+    of_classes = score_classes(data, n_resamples=n_resamples, seed=int(run.settings["seed"]))
+    area = two_decimals(headline["auroc"], beside=0.5).partition(" ")
+    loss = two_decimals(headline["weighted_log_loss"]).partition(" ")
+    return {
+        "verdict": run_verdict(
+            data, scores.of_kinds, scores.gains, reliability, by=str(run.settings["by"]),
+            of_classes=of_classes,
+        ),
+        "cards": [
+            ("Mean AUROC" if of_classes else "AUROC", area[0], area[2],
+             "0.5 is guessing, 1 is perfect"),
+            ("Weighted log loss", loss[0], loss[2],
+             f"{constant:.2f} is a constant prediction, 0 is perfect"),
+            ("Calibration error", f"{error.value:.2f}", "",
+             f"{error.if_perfect_high:.2f} or less is explained by chance"),
+        ],
+    }  # fmt: skip
+
+
 def _figures(
-    data: ReportData, scores: _Scores, history: pd.DataFrame, *, seed: int
+    data: ReportData,
+    scores: _Scores,
+    history: pd.DataFrame,
+    reliability: Mapping[str, Reliability],
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """Return all figures of the page, one of each kind per class shown."""
     n_classes = len(data.classes)
@@ -117,9 +157,6 @@ def _figures(
     at_cohort = {
         kind: shift_prior(first[kind], old=balanced(data.classes), new=data.shares)
         for kind in ("calibrated", MEAN_LOGISTIC)
-    }
-    reliability = {
-        kind: measure_reliability(data, kind, seed=seed) for kind in ("raw", "calibrated")
     }
     stopped = bool(history["stop_loss"].notna().any())
     curves = {"train_loss": "Training loss", "stop_loss": "Validation loss"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -282,9 +283,27 @@ def patients_table(
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Return names and values as rows."""
-    rows = [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
-    return Table(title, ["name", "value"], rows, text_columns=(0, 1))
+    """Return names and values as rows; a mapping in them gives one row per entry."""
+    return Table(title, ["name", "value"], list(_fact_rows(facts)), text_columns=(0, 1))
+
+
+def _fact_rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        inner, title = _unpacked(value), f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(inner, Mapping) and inner:
+            yield from _fact_rows(inner, f"{title}: ")
+        else:
+            yield title, _plain(inner)
+
+
+def _unpacked(value: Any) -> Any:
+    """Return the mapping in a text of JSON, and any other value as it is."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _cells(scores: ClassScores) -> tuple[str, ...]:
@@ -311,8 +330,10 @@ def _two_digits(value: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, Mapping) or value is None or value == "":
+        return _NONE  # only empty mappings come here
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_plain(part) for part in value) + "]"
+        return ", ".join(_plain(part) for part in value) or _NONE
     return f"{value:.6g}" if isinstance(value, float) else str(value)
