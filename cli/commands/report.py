@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.console import print_json, print_next, spinner, stdout
-from cli.options import JsonOutput
+from cli.options import BagsSource, JsonOutput, SlidesDir
 
 __all__ = ["report"]
 
@@ -23,25 +23,28 @@ def report(
             help="Folder written by `mil explain`, to link patients to their pages.",
         ),
     ] = None,
+    bags: BagsSource = Path("bags"),
+    slides: SlidesDir = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Write `report.html` of a run again from the files of the run, without training or scoring.
 
     `mil train` writes the page with every run. Use this command if the page was deleted, or to get
-    the page of a later version of this program.
+    the page of a later version of this program. It shows the tissue of a few patients if their
+    bags are in `--bags`, and their slides in `--slides` or still where they were embedded.
 
     Example: `mil report runs/first`
 
-    Example: `mil report runs/first --explanations explanations`
+    Example: `mil report runs/first --slides slides/ --explanations explanations`
 
     Exit codes: 0 done, 1 the run cannot be used, 2 usage.
     """
     if explanations is not None and not explanations.is_dir():
         raise typer.BadParameter(f"{explanations} is not a folder", param_hint="--explanations")
     with spinner("drawing the report"):
-        from mil.reporting.run_report import write_report
+        from cli.shared.report_tissue import draw_report
 
-        page = write_report(run, explanations=explanations)
+        page = draw_report(run, bags, slides=slides, explanations=explanations)
     if as_json:
         print_json({"report": str(page)})
     else:

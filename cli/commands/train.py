@@ -210,6 +210,7 @@ def train(
     if tile_filter is not None:
         reject_options({"--image-labels": image_labels}, "does not go with --filter")
     with spinner("loading torch"):
+        from cli.shared.report_tissue import draw_report
         from features.parallel.devices import choose_device
         from mil.data.bags import read_embed_failures
         from mil.data.cohort import read_cohort
@@ -262,10 +263,13 @@ def train(
             unlabelled=unlabelled,
             image_labels=image_labels,
             folds_of=folds_of,
+            report=False,
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
             on_step=lambda step: bars.update(task, description=step),
             **options,
         )
+        bars.update(task, description="drawing the report")
+        draw_report(run_dir, bags)
     for note in summary.notes:
         print_warning(note)
     if as_json:

@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from features.bags.h5 import find_bags, read_meta
+from features.slides.synthetic import write_slide
 from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
@@ -47,6 +50,37 @@ def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> No
     assert all((run / unquote(link)).resolve().is_file() for link, _ in links)
     assert mil("report", run, "--explanations", folder / "nowhere").exit_code == 2
     (run / "report.html").write_bytes(before)
+
+
+@pytest.mark.ci
+def test_the_tissue_is_shown_where_slides_can_be_reached(run: Path, tmp_path: Path) -> None:
+    bags, before = run.parent / "bags", (run / "report.html").read_bytes()
+    rows = ["slide_id,status,path"]
+    for slide_id, ref in find_bags(bags).items():
+        meta, path = read_meta(ref), tmp_path / f"{slide_id}.tif"
+        write_slide(path, np.full((meta.height_px0, meta.width_px0, 3), 150, np.uint8))
+        rows.append(f"{slide_id},done,{path}")
+    mil_ok("report", run, "--bags", bags, "--slides", tmp_path)
+    html = (run / "report.html").read_text()
+    judged = pd.read_csv(run / "judged.csv", dtype={"patient_id": str})
+    is_right = (judged["calibrated_LAA"] > 0.5) == (judged["label"] == "LAA")
+    for name in ("CE", "LAA"):
+        part = html[html.index(f"<h3>{name}, recognised best</h3>") :]
+        of_class = judged[is_right & (judged["label"] == name)]
+        best = of_class.sort_values(f"calibrated_{name}")["patient_id"].iloc[-1]
+        assert re.search(r"<p><b>(\d+)</b>", part)[1] == best  # type: ignore[index]
+    n_shown = html.count('class="slide"')
+    assert ("<h3>Worst errors</h3>" in html) == (not is_right.all())
+    assert n_shown == html.count('alt="Slide ') > 4
+    assert html.count('alt="Tile at ') == 3 * n_shown
+    (bags / "embed.csv").write_text("\n".join(rows))
+    mil_ok("report", run, "--bags", bags)
+    assert (run / "report.html").read_text() == html
+    for path in tmp_path.iterdir():  # slides of another size, as after a mistaken rename
+        write_slide(path, np.full((64, 64, 3), 150, np.uint8))
+    mil_ok("report", run, "--bags", bags)
+    assert (run / "report.html").read_bytes() == before
+    (bags / "embed.csv").unlink()
 
 
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

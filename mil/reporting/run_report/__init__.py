@@ -2,5 +2,13 @@
 
 from mil.reporting.run_report.data import ReportData, collect_report_data, write_report_data
 from mil.reporting.run_report.page import write_report
+from mil.reporting.run_report.tissue import ShowSlide, SlidePictures
 
-__all__ = ["ReportData", "collect_report_data", "write_report", "write_report_data"]
+__all__ = [
+    "ReportData",
+    "ShowSlide",
+    "SlidePictures",
+    "collect_report_data",
+    "write_report",
+    "write_report_data",
+]

@@ -31,6 +31,7 @@ from mil.reporting.run_report.scores import (
     score_folds,
     score_repeats,
 )
+from mil.reporting.run_report.tissue import ShowSlide, show_tissue
 from mil.reporting.run_report.verdict import run_verdict, score_classes, two_decimals
 
 __all__ = ["write_report"]
@@ -54,6 +55,8 @@ def write_report(
     *,
     name: str | None = None,
     explanations: Path | None = None,
+    bags: Path | None = None,
+    show_slide: ShowSlide | None = None,
     n_resamples: int = 300,
 ) -> Path:
     """Write ``report.html`` from the files of a run; the same files give the same bytes.
@@ -66,6 +69,9 @@ def write_report(
         Title of the run on the page; by default the name of the folder.
     explanations
         Folder written by ``mil explain``; patients with a page in it are linked to the page.
+    bags, show_slide
+        Bags of the training slides, and a function that reads their pictures, to show the tissue of
+        a few patients; none is shown without both.
     n_resamples
         Number of bootstrap samples of patients for the intervals of centres.
 
@@ -99,6 +105,8 @@ def write_report(
         n_repeats=len(data.fold),
         findings=tables.findings(scores.gains),
         shares=data.shares.tolist(),
+        tissue=show_tissue(run, data, bags, show_slide) if bags and show_slide else {},
+        links=links,
         **_summary(run, data, scores, reliability["calibrated"], n_resamples=n_resamples),
         **_figures(data, scores, history, reliability, seed=seed),
         **_uncertainty(run, data),

@@ -1,0 +1,95 @@
+"""Report of a run with the tissue of a few patients, where their slides can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+
+from PIL import Image
+
+from cli.viewer.slides import check_slide_size
+from features.errors import SlideError, TableError, TileError
+from features.slides.reader import open_slide, slide_id_of
+from features.slides.search import find_slides
+from features.tiling.grid import read_tile
+from features.utils.tables import read_table
+from features.utils.text import normalize_name
+from features.visualization.heatmap import grid_from_layout, tile_layout
+from mil.inference.attention import SlideAttention
+from mil.reporting.figures import embed_image
+from mil.reporting.run_report import ShowSlide, SlidePictures, write_report
+
+__all__ = ["draw_report"]
+
+_THUMBNAIL_PX = 320
+_TILE_PX = 160
+
+
+def draw_report(
+    run: Path, bags: Path, *, slides: Path | None = None, explanations: Path | None = None
+) -> Path:
+    """Write ``report.html`` of a run, and return its path.
+
+    Slides are those of a folder, or the files that ``embed.csv`` beside the bags names.
+
+    Raises
+    ------
+    RunError
+        If a file of the run is absent or damaged.
+    SlideError
+        If there is no folder ``slides``, or no slide in it.
+    OutputError
+        If the page cannot be written.
+    """
+    paths = _reachable_slides(bags, slides)
+    show = _slide_pictures(paths) if paths else None
+    return write_report(run, explanations=explanations, bags=bags, show_slide=show)
+
+
+def _reachable_slides(bags: Path, slides: Path | None) -> dict[str, Path]:
+    """Return the files of slides by id: those of a folder, or those that ``embed.csv`` names."""
+    if slides is not None:
+        return {slide_id_of(path): path for path in find_slides([slides])}
+    with suppress(TableError):
+        rows = read_table(bags / "embed.csv").to_dict("records")
+        paths = {normalize_name(str(row["slide_id"])): str(row.get("path", "")) for row in rows}
+        return {name: Path(path) for name, path in paths.items() if path and Path(path).exists()}
+    return {}
+
+
+def _slide_pictures(paths: Mapping[str, Path]) -> ShowSlide:
+    """Return a function that reads the thumbnail and the most attended tiles of a slide by id."""
+
+    def show(slide: SlideAttention, n_tiles: int) -> SlidePictures | None:
+        meta = slide.meta
+        path = paths.get(meta.slide_id)
+        layout = None if slide.order is not None else tile_layout(meta, slide.coords_px0)
+        if path is None or layout is None:
+            return None
+        grid = grid_from_layout(layout, meta)
+        tiles = []
+        try:
+            with closing(open_slide(path, scene=meta.scene or None)) as opened:
+                check_slide_size(opened, meta)
+                long_side_px = max(opened.levels[0].width_px, opened.levels[0].height_px)
+                overview = opened.overview(downsample=max(1, long_side_px // _THUMBNAIL_PX))
+                for index in slide.top(n_tiles).tolist():
+                    with suppress(TileError):  # the next ones may be decodable
+                        tiles.append((index, read_tile(opened, grid, index)))
+        except SlideError:
+            return None
+        return SlidePictures(
+            thumbnail=embed_image(
+                Image.fromarray(overview), alt=f"Slide {meta.slide_id}", max_px=_THUMBNAIL_PX
+            ),
+            tiles=[
+                embed_image(
+                    Image.fromarray(pixels), max_px=_TILE_PX,
+                    alt=f"Tile at {slide.describe_tile(index)} of slide {meta.slide_id}",
+                )
+                for index, pixels in tiles
+            ],
+        )  # fmt: skip
+
+    return show

@@ -1,0 +1,113 @@
+"""Tissue of a few patients: those of each class that are recognised best, and the worst errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.bags.store import open_bags
+from features.errors import BagError
+from mil.arrays import Floats
+from mil.data.cohort import Cohort, Patient
+from mil.inference.attention import SlideAttention, explain_patients
+from mil.inference.bundle import ModelBundle
+from mil.reporting.figures import EmbeddedImage
+from mil.reporting.run_report.data import ReportData
+
+__all__ = ["PatientTissue", "ShowSlide", "SlidePictures", "show_tissue"]
+
+_N_PATIENTS = 3
+_N_ERRORS = 6
+_N_TILES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidePictures:
+    """Thumbnail of a slide, and its most attended tiles, the most attended first."""
+
+    thumbnail: EmbeddedImage
+    tiles: Sequence[EmbeddedImage]
+
+
+ShowSlide = Callable[[SlideAttention, int], SlidePictures | None]
+"""Function that reads a slide and a number of its tiles; None where it cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientTissue:
+    """Most attended slide of a patient, with its true and its most likely class.
+
+    The probabilities are out-of-fold: ``probability`` is that of the true class, 0 to 1.
+    """
+
+    patient_id: str
+    label: str
+    predicted: str
+    probability: float
+    pictures: SlidePictures
+
+
+def show_tissue(
+    run: ModelBundle, data: ReportData, bags_dir: Path, show: ShowSlide
+) -> Mapping[str, Sequence[PatientTissue]]:
+    """Return the tissue of a few patients whose slides can be read, by heading.
+
+    The patients are chosen by their mean out-of-fold probabilities, shape (patients, classes); the
+    attention is that of the deployed heads, which were trained on them.
+    """
+    try:
+        refs = open_bags(bags_dir)
+    except BagError:
+        return {}
+    slides_of: dict[str, list[str]] = {}
+    for slide in run.training_slides:
+        slides_of.setdefault(slide.patient_id, []).append(slide.slide_id)
+
+    def show_patient(index: int) -> PatientTissue | None:
+        name, proba = data.patient_ids[index], data.mean["calibrated"][index]
+        patient = Patient(
+            patient_id=name, slide_ids=tuple(slides_of.get(name, ())), label=None, center_id=None
+        )
+        cohort = Cohort(path=bags_dir, patients=(patient,), classes=())
+        try:
+            (explanation,) = explain_patients(run, cohort, refs)
+        except BagError:
+            return None  # embedded again since, or damaged: the page is of what was trained
+        if not explanation.slides:
+            return None
+        pictures = show(max(explanation.slides, key=lambda slide: slide.share), _N_TILES)
+        return (
+            None
+            if pictures is None
+            else PatientTissue(
+                patient_id=name,
+                label=data.classes[data.labels[index]],
+                predicted=data.classes[int(proba.argmax())],
+                probability=float(proba[data.labels[index]]),
+                pictures=pictures,
+            )
+        )
+
+    groups = {
+        heading: [patient for index in indices if (patient := show_patient(index)) is not None]
+        for heading, indices in _chosen(data)
+    }
+    return {heading: patients for heading, patients in groups.items() if patients}
+
+
+def _chosen(data: ReportData) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield headings with the indices of their patients, the clearest first."""
+    mean: Floats = data.mean["calibrated"]
+    own = mean[np.arange(len(data.labels)), data.labels]
+    is_right = mean.argmax(axis=1) == data.labels
+    order = np.argsort(own, kind="stable")
+    for index, name in enumerate(data.classes):
+        best = [
+            each for each in order[::-1].tolist() if is_right[each] and data.labels[each] == index
+        ]
+        yield f"{name}, recognised best", best[:_N_PATIENTS]
+    wrong = [each for each in order.tolist() if not is_right[each]]
+    yield "Worst errors", wrong[:_N_ERRORS]
