@@ -51,11 +51,13 @@ fuzz: $(READY) ## corrupt CASES=10000 files and search for examples at random; p
 	$(BIN)/python -m tests.fuzz.guided --cases $(CASES) --seed $(SEED)
 	$(PYTEST) -m 'hypothesis and not slow and not gpu' --hypothesis-profile search --hypothesis-seed $(SEED)
 
-check: $(READY) ## formatting, lint, types, import order
+check: $(READY) ## formatting, lint, types, import order, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/codespell --dictionary docs/words.txt --ignore-regex '`[^`]*`|::.*|\]\([^)]*\)|https?://\S+' *.md docs/*.md docs/*/*.md
 
 bench: $(READY) ## print the benchmarks as JSON
 	for file in $(filter-out %/__init__.py $(wildcard tests/benchmarks/test_*.py tests/benchmarks/_*.py),$(wildcard tests/benchmarks/*.py)); do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done

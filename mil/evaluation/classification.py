@@ -87,7 +87,7 @@ def score_classification(
     proba
         Probabilities, shape (patients, columns) or (repeats, patients, columns), of which scores
         are means over repeats. Columns after those of the classes are other predictable classes:
-        a patient for whom one of them is the most likely class is a miss of its own class.
+        a patient whose most likely class is one of them is a miss of its own class.
     labels
         Class index of each patient, shape (patients,).
     classes

@@ -189,8 +189,8 @@ class TypicalityReference:
             needed = f"{np.ceil(1 / level - 1e-9) - 1:,.0f}" if level > 0 else "any number of"
             raise InputError(
                 f"typicality {level:g}",
-                actual=f"{len(self.patient_ids)} training patients, with whom no patient can have "
-                f"a typicality below {self.min_level:.4g}",
+                actual=f"{len(self.patient_ids)} training patients, which allow no "
+                f"typicality below {self.min_level:.4g}",
                 expected=f"at least {self.min_level:.4g}, or a run of {needed} patients",
                 hint="Give a higher level, or none for the default of the run.",
             )

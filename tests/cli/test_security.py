@@ -109,7 +109,7 @@ def test_an_error_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Whom the program asked over a network; none of them answers."""
+    """Addresses that the program asked over a network; none of them answers."""
     recipients: list[object] = []
     connect = socket.socket.connect
 

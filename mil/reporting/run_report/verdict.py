@@ -84,15 +84,15 @@ def run_verdict(
         return Verdict(
             "warning", f"Too few patients for a verdict: only {n} of {rarest} ({words})."
         )
-    whom = "patients" if by == "patient" else "patients of centres it was not trained on"
+    which = "patients" if by == "patient" else "patients of centres it was not trained on"
     if area.low <= _GUESSING:
         start = "Not shown to rank" if area.high >= _GUESSING else "Ranks"
         better = "better" if area.high >= _GUESSING else "worse"
         rest = _baseline_without_signal(scores)
-        return Verdict("error", f"{start} {whom} {better} than guessing: {words}; {rest}.")
+        return Verdict("error", f"{start} {which} {better} than guessing: {words}; {rest}.")
     unseen = [name for name, own in of_classes.items() if own.low <= _GUESSING]
     parts: list[tuple[Level, str]] = [
-        ("warning" if unseen else "good", f"Ranks {whom} better than guessing: {words}")
+        ("warning" if unseen else "good", f"Ranks {which} better than guessing: {words}")
     ]
     if unseen:
         parts[0] = ("warning", f"{parts[0][1]}, but not shown for {_names(unseen)}")
