@@ -139,7 +139,7 @@ def test_probabilities_are_called_reliable_only_where_they_are(
     verdict = verdict_on(*draw(n, sharp=sharp))
     assert verdict.level == "warning"
     assert re.search(words, verdict.text)
-    assert "probabilities are reliable;" not in verdict.text
+    assert "; probabilities are reliable;" not in verdict.text
 
 
 def test_a_better_baseline_is_named() -> None:
