@@ -608,6 +608,7 @@ def test_in_a_browser_an_address_leads_back_to_patient_and_place(
         tab.wait_for("location.hash === '#patient=new&slide=new_1&x=400&y=300&width=600'")
         tab.evaluate("location.hash = '#patient=000'")
         tab.wait_for("byId('patient').textContent === 'Patient 000'")
+        tab.wait_for("location.hash.includes('slide=000_0')")  # then the slide is open
         tab.evaluate("location.hash = '#patient=nobody'")
         tab.wait_for("byId('findings').textContent.includes('nobody')")
 
