@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
-from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir
+from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
 from cli.shared.runs import newest_run
 from features.utils.text import pluralize
@@ -72,14 +72,23 @@ def explain(
             help="Number of most and least attended tiles shown per slide.",
         ),
     ] = 8,
+    tta: Annotated[
+        bool,
+        flag(
+            "--tta",
+            "Average over the views of tiles, as `mil infer --tta` does; for runs trained on bags "
+            "with views.",
+        ),
+    ] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Show where a run looked: attention maps, tiles and exports for every patient.
 
     Each patient gets a folder with a page that needs no network. It shows the probabilities of
-    `mil infer`, maps of each slide with the attention as percentile and as raw value and, if the
-    head is additive, the contributions, and the most and least attended tiles. The folder also
-    holds a table, rectangles for QuPath and a TIFF pyramid that overlays the slide. Without
+    `mil infer`, the prediction set, how much the patient is like the training patients, what each
+    learner of a stack adds, each slide with its most attended tiles outlined or coloured, the
+    contributions of tiles, and tiles unlike the training tiles. The folder also holds tables, the
+    numbers as JSON, rectangles for QuPath and a TIFF pyramid that overlays the slide. Without
     `--slides` the maps show only the grid. For series of images (`mil embed --series`) the
     attention is shown by position, with the images if `--series` is given.
 
@@ -105,6 +114,8 @@ def explain(
         from mil.reporting.explanation import SERIES_TERMS, SLIDE_TERMS, write_explanations
 
         model = load_bundle(run or newest_run())
+        if tta:
+            model.with_view_calibrator()
         shares = model.parse_prior(prior)
         cohort = (
             _select(patients, patient or [], parse_columns(columns))
@@ -122,7 +133,7 @@ def explain(
         task = bars.add_task("explaining", total=cohort.n_slides)
         report = write_explanations(
             model, cohort, bags, out, prior=shares, image_labels=labels, terms=terms,
-            show=partial(
+            tta=tta, show=partial(
                 show_bag, slides=slide_files, series=series_files, top=top, classes=model.classes
             ),
             on_patient=lambda prediction: bars.advance(task, len(prediction.slide_ids)),
@@ -189,6 +200,10 @@ def _as_dict(
                 "page": str(report.pages[p.patient_id]),
                 "probabilities": dict(zip(run.classes, p.probabilities.tolist(), strict=True)),
                 "attention_share": dict(p.attention_share),
+                "prediction_set": list(p.prediction_set),
+                "typicality": None if p.typicality is None else p.typicality.p_value,
+                "unlike_training": p.unlike_training,
+                "learner_shares": p.learner_shares,
             }
             for p in report.predictions
         ],

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from cli.shared.map_layers import (
+    draw_base,
+    draw_layers,
+    draw_thumbnail,
+    draw_unlike,
+    measure_bar,
+)
 from cli.viewer.slides import check_slide_size
 from features.bags.bag import BagMeta
 from features.errors import MilError, SlideError, TileError
@@ -22,12 +29,9 @@ from features.series.series import open_series
 from features.slides.base import RgbArray
 from features.slides.reader import open_slide
 from features.tiling.grid import read_tile
-from features.utils.text import pluralize, printable
 from features.visualization.heatmap import (
     ColorScale,
     TileLayout,
-    draw_heatmap,
-    draw_slide,
     grid_from_layout,
     heatmap_downsample,
     tile_layout,
@@ -35,7 +39,7 @@ from features.visualization.heatmap import (
 from features.visualization.pyramid_tiff import write_heatmap_tiff
 from mil.inference.attention import Explanation, SlideAttention
 from mil.inference.attention_export import write_geojson, write_tile_table
-from mil.reporting.explanation import MapView, SlideView, TileView
+from mil.reporting.explanation_views import MapView, SlideView, TileView
 from mil.reporting.figures import (
     MARK_COLOUR,
     EmbeddedImage,
@@ -46,18 +50,8 @@ from mil.reporting.figures import (
 
 __all__ = ["show_bag"]
 
-_MAP_PX = 1600
-_MAP_QUALITY = 88
-_TILE_PX = 224
-
-
-class _Map(NamedTuple):
-    """One value per tile, shape (tiles,), float64, with its colour scale."""
-
-    key: str
-    label: str
-    values: npt.NDArray[np.float64]
-    scale: ColorScale
+_TILE_PX, _THUMBNAIL_PX = 224, 160
+_OVERLAY_SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile")
 
 
 def show_bag(
@@ -72,44 +66,61 @@ def show_bag(
 ) -> SlideView:
     """Draw the attention on a slide or series, and write its exports to the patient's folder.
 
-    Slides have heatmaps, and tiles of shape (tile_px, tile_px, 3), uint8; series have a chart by
-    position, and images. Without files (``slides`` and ``series`` by id; None if not given), or
-    with unreadable ones, there are no pixels, and the note states the reason. ``top`` is the number
-    of most and of least attended tiles. Raises ``OutputError`` if an export cannot be written.
+    Slides have layers of outlines and colours, and tiles of shape (tile_px, tile_px, 3), uint8;
+    series have a chart by position, and images. Without files (``slides`` and ``series`` by id;
+    None if not given), or with unreadable ones, there are no pixels, and the note states the
+    reason. ``top`` is the number of most and of least attended tiles. Raises ``OutputError`` if an
+    export cannot be written.
     """
     name = slide.meta.slide_id
     write_tile_table(folder / f"{name}.csv", slide, classes=classes)
     most, least = slide.top(top).tolist(), slide.bottom(top).tolist()
     layout = tile_layout(slide.meta, slide.coords_px0) if slide.order is None else None
-    maps: list[MapView] = []
-    pixels: dict[int, RgbArray] = {}
-    files, downsample = {"table (CSV)": f"{name}.csv"}, None
+    view = SlideView(slide=slide, files={"table (CSV)": f"{name}.csv"})
     if slide.order is not None:
-        maps = [_position_chart(slide)]
         pixels, note = _read_images(series, slide, [*most, *least])
+        view = replace(view, maps=[_position_chart(slide)], thumbnail=_picture(pixels, most, name))
     elif layout is None:
-        note = "its bag has no tile coordinates."
+        pixels, note = {}, "its bag has no tile coordinates."
     else:
         overview, pixels, note = _read_slide(slides, layout, slide.meta, [*most, *least])
-        values = _maps(explanation, slide, classes)
-        maps = list(_draw(values, layout, overview, slide))
-        write_geojson(
-            folder / f"{name}.geojson", slide, span_px0=layout.tile_size_px0, classes=classes
+        view = replace(
+            view,
+            base=draw_base(layout, overview, name=name),
+            has_tissue=overview is not None,
+            maps=draw_layers(explanation, slide, layout, classes=classes),
+            unlike=draw_unlike(slide, layout),
+            bar=measure_bar(layout),
+            thumbnail=None
+            if overview is None
+            else draw_thumbnail(explanation, slide, layout, overview),
+            **_export(slide, layout, folder, classes),
         )
-        downsample = write_heatmap_tiff(
-            folder / f"{name}.overlay.tif", layout, values[0].values, scale=values[0].scale
-        )
-        files["rectangles for QuPath (GeoJSON)"] = f"{name}.geojson"
-        files["overlay of percentiles (TIFF pyramid)"] = f"{name}.overlay.tif"
-    return SlideView(
-        slide=slide,
-        maps=maps,
+    return replace(
+        view,
         top=_tile_views(slide, most, pixels),
         bottom=_tile_views(slide, least, pixels),
         note=note,
-        overlay_downsample=downsample,
-        files=files,
     )
+
+
+def _export(
+    slide: SlideAttention, layout: TileLayout, folder: Path, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Write the exports of a slide, and return their part of its view."""
+    name = slide.meta.slide_id
+    write_geojson(folder / f"{name}.geojson", slide, span_px0=layout.tile_size_px0, classes=classes)
+    downsample = write_heatmap_tiff(
+        folder / f"{name}.overlay.tif", layout, slide.percentile, scale=_OVERLAY_SCALE
+    )
+    return {
+        "overlay_downsample": downsample,
+        "files": {
+            "table (CSV)": f"{name}.csv",
+            "rectangles for QuPath (GeoJSON)": f"{name}.geojson",
+            "overlay of percentiles (TIFF pyramid)": f"{name}.overlay.tif",
+        },
+    }
 
 
 def _read_slide(
@@ -158,54 +169,15 @@ def _read_images(
     return images, ""
 
 
-def _maps(explanation: Explanation, slide: SlideAttention, classes: Sequence[str]) -> list[_Map]:
-    """Return the maps of a slide; all slides of a patient have the same scales."""
-    largest = max(float(each.attention.max()) for each in explanation.slides)
-    times = largest * explanation.n_tiles
-    rank = "attention: percentile in the patient, 0 to 100"
-    raw = f"attention: 0 to {largest:.3g} ({times:.1f} × equal share)"
-    maps = [
-        _Map("percentile", "attention, percentile", slide.percentile,
-             ColorScale(palette="viridis", low=0.0, high=100.0, words=rank)),
-        _Map("raw", "attention, raw", slide.attention,
-             ColorScale(palette="viridis", low=0.0, high=largest, words=raw)),
-    ]  # fmt: skip
-    leading = explanation.leading_class
-    contribution = slide.signed_contribution(leading)
-    if contribution is not None:
-        parts = [each.signed_contribution(leading) for each in explanation.slides]
-        largest = max(float(np.abs(part).max()) for part in parts if part is not None)
-        name = printable(classes[leading])
-        words = f"−{largest:.2g} (against {name}) to +{largest:.2g} (for {name})"
-        scale = ColorScale(palette="cividis", low=-largest, high=largest, words=words)
-        maps.append(_Map("contribution", f"contribution to {name}", contribution, scale))
-    return maps
-
-
-def _draw(
-    maps: Sequence[_Map], layout: TileLayout, overview: RgbArray | None, slide: SlideAttention
-) -> Iterator[MapView]:
-    name = slide.meta.slide_id
-    of_tiles = pluralize(len(slide.attention), "tiles")
-    facts = [of_tiles, f"{100 * slide.share:.1f} % of the patient's attention"]
-    x_px0, y_px0 = slide.coords_px0[slide.top(1)[0]].tolist()
-
-    def embed(drawing: Image.Image, alt: str) -> EmbeddedImage:
-        return embed_image(drawing, alt=alt, max_px=_MAP_PX, quality=_MAP_QUALITY)
-
-    for key, label, values, scale in maps:
-        drawing = draw_heatmap(
-            layout, values, scale=scale, overview=overview, title=name, facts=facts
-        )
-        alt = (
-            f"Slide {name}, colours show {label}. The most attended of {of_tiles} is "
-            f"at x {x_px0:,}, y {y_px0:,}."
-        )
-        yield MapView(key=key, label=label, image=embed(drawing, alt))
-    if overview is not None:
-        drawing = draw_slide(layout, overview, title=name, facts=facts)
-        image = embed(drawing, f"Slide {name} without colours")
-        yield MapView(key="slide", label="slide only", image=image)
+def _picture(
+    pixels: Mapping[int, RgbArray], indices: Sequence[int], name: str
+) -> EmbeddedImage | None:
+    """Return the most attended image of a series that can be read, if any, for the index."""
+    for index in indices:
+        if index in pixels:
+            alt = f"Most attended image of series {name}"
+            return embed_image(Image.fromarray(pixels[index]), alt=alt, max_px=_THUMBNAIL_PX)
+    return None
 
 
 def _tile_views(

@@ -14,6 +14,7 @@ from features.bags.h5 import read_meta, read_slide_bag
 from features.bags.store import open_bags
 from features.errors import BagError
 from mil.arrays import Bools, Floats, Ints
+from mil.calibration import StackedPlattScaling
 from mil.data.cohort import Cohort, Patient
 from mil.inference.bundle import ModelBundle
 from mil.inference.contributions import LearnerPart, attribute_tiles
@@ -71,6 +72,11 @@ class SlideAttention:
         """Share of the patient's attention on this slide, 0 to 1."""
         return float(self.attention.sum())
 
+    @property
+    def unlike_share(self) -> float | None:
+        """Share of its tiles that are unlike training tiles, 0 to 1; None for earlier runs."""
+        return None if self.is_unlike is None else float(self.is_unlike.mean())
+
     def signed_contribution(self, class_index: int) -> Floats | None:
         """Return the contribution of each tile to a class, less its mean over the classes.
 
@@ -96,12 +102,14 @@ class SlideAttention:
 class Explanation:
     """Prediction of a patient, with the attention, shape (tiles,), of its nonempty slides.
 
-    ``learners`` are the parts of the learners in the logit, one of a single head.
+    ``learners`` are the parts of the learners in the logit, one of a single head. ``biases``, shape
+    (classes,), are what the calibrator of a stack adds to their sum, at equal class shares.
     """
 
     prediction: PatientPrediction
     slides: tuple[SlideAttention, ...]
     learners: tuple[LearnerPart, ...] = ()
+    biases: Floats | None = None
 
     @property
     def n_tiles(self) -> int:
@@ -204,6 +212,9 @@ def _explain(
         prediction=prediction,
         slides=_slides(bags, attention, learners, is_unlike),
         learners=learners,
+        biases=model.calibrator.bias_
+        if learners and isinstance(model.calibrator, StackedPlattScaling)
+        else None,
     )
 
 

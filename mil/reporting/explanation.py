@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.files import make_folder
+from features.utils.text import percent
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
 from mil.inference.attention_agreement import AttentionAgreement, mean_agreement, measure_agreement
-from mil.inference.bundle import ModelBundle
+from mil.inference.bundle import ModelBundle, write_json
 from mil.inference.predict import PatientPrediction
+from mil.reporting.explanation_data import explanation_as_dict, learner_rows
+from mil.reporting.explanation_views import SlideView, TileView
 from mil.reporting.figures import EmbeddedImage
 from mil.reporting.html import Table, folder_name, render, write_html
 
@@ -25,10 +28,7 @@ __all__ = [
     "SERIES_TERMS",
     "SLIDE_TERMS",
     "ExplanationReport",
-    "MapView",
-    "SlideView",
     "Terms",
-    "TileView",
     "write_explanations",
     "write_index",
     "write_page",
@@ -90,46 +90,6 @@ SERIES_TERMS = Terms(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapView:
-    """One map of a slide, or the attention by position of a series.
-
-    ``key`` is ``percentile``, ``raw``, ``contribution``, ``slide``, or ``position`` in a series.
-    """
-
-    key: str
-    label: str
-    image: EmbeddedImage
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileView:
-    """One of the most or least attended tiles: its row in the bag, and its pixels if readable."""
-
-    index: int
-    image: EmbeddedImage | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlideView:
-    """Maps, tiles and exports of a slide on its page.
-
-    ``maps`` is empty if the bag has no tile coordinates. ``top`` and ``bottom`` are the most and
-    the least attended tiles, the most extreme first. ``note`` states why the tissue is not shown,
-    and is empty if it is, or if no slides were given. ``overlay_downsample`` is the number of
-    level-0 px per px of the overlay, None without overlay. ``files`` are the names of exports by
-    description.
-    """
-
-    slide: SlideAttention
-    maps: Sequence[MapView] = ()
-    top: Sequence[TileView] = ()
-    bottom: Sequence[TileView] = ()
-    note: str = ""
-    overlay_downsample: int | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExplanationReport:
     """Summary of the pages written by :func:`write_explanations`.
 
@@ -165,9 +125,14 @@ def write_page(
         prediction=explanation.prediction,
         status=terms.statuses[explanation.prediction.status],
         leading=run.classes[explanation.leading_class],
+        learners=learner_rows(explanation),
+        bias=None
+        if explanation.biases is None
+        else float(explanation.biases[explanation.leading_class]),
         shares=_table_of_shares(explanation, run.classes, terms),
         views=views,
         labels={each.key: each.label for view in views for each in view.maps},
+        has_unlike=any(view.unlike for view in views),
         tiles=[_tiles(view, explanation, terms) for view in views],
     )  # fmt: skip
     write_html(path, html)
@@ -179,16 +144,19 @@ def write_index(
     *,
     run: ModelBundle,
     prior: npt.NDArray[np.float64],
+    thumbnails: Mapping[str, EmbeddedImage | None],
     terms: Terms = SLIDE_TERMS,
 ) -> None:
     """Write the index of the patients in the folder that holds those of their pages.
 
-    ``prior`` holds the class shares of the probabilities, shape (classes,). Raises ``OutputError``
-    if the file cannot be written.
+    ``prior`` holds the class shares of the probabilities, shape (classes,), and ``thumbnails`` a
+    small picture by patient id, where there is one. Raises ``OutputError`` if the file cannot be
+    written.
     """
     html = _render(
-        "explain_index.html", run, prior, terms, predictions=predictions, folder_name=folder_name
-    )
+        "explain_index.html", run, prior, terms, predictions=predictions, folder_name=folder_name,
+        thumbnails=thumbnails, sets=sorted({each.set_text for each in predictions}),
+    )  # fmt: skip
     write_html(path, html)
 
 
@@ -202,6 +170,7 @@ def write_explanations(
     show: Callable[[Explanation, SlideAttention, Path], SlideView],
     terms: Terms = SLIDE_TERMS,
     image_labels: InstanceLabels | None = None,
+    tta: bool = False,
     on_patient: Callable[[PatientPrediction], None] = lambda _: None,
 ) -> ExplanationReport:
     """Write the pages of all patients, each in its own folder, and an index.
@@ -223,6 +192,8 @@ def write_explanations(
         Terms for slides and tiles.
     image_labels
         Labels of the images of series, to measure the agreement with the attention.
+    tta
+        Average over the views of tiles, see :func:`mil.inference.predict.predict`.
     on_patient
         Called after each patient.
 
@@ -230,12 +201,15 @@ def write_explanations(
     ------
     BagError
         If a bag is damaged or was not made like those of the training.
+    RunError
+        If views are to be averaged, and the run was trained without.
     OutputError
         If a page cannot be written.
     """
-    explanations = explain_patients(run, cohort, bags_dir, prior=prior)
+    explanations = explain_patients(run, cohort, bags_dir, prior=prior, tta=tta)
     make_folder(out)
     pages, predictions, agreements = {}, [], []
+    thumbnails: dict[str, EmbeddedImage | None] = {}
     without_picture: dict[str, str] = {}
     for explanation in explanations:
         prediction = explanation.prediction
@@ -243,12 +217,18 @@ def write_explanations(
         views = [show(explanation, slide, folder) for slide in explanation.slides]
         pages[prediction.patient_id] = folder / "index.html"
         write_page(folder / "index.html", explanation, views, run=run, prior=prior, terms=terms)
+        write_json(
+            folder / "explanation.json", explanation_as_dict(explanation, run=run, prior=prior)
+        )
+        thumbnails[prediction.patient_id] = _thumbnail(views)
         predictions.append(prediction)
         if image_labels is not None and (one := measure_agreement(explanation, image_labels)):
             agreements.append(one)
         without_picture |= {view.slide.meta.slide_id: view.note for view in views if view.note}
         on_patient(prediction)
-    write_index(out / "index.html", predictions, run=run, prior=prior, terms=terms)
+    write_index(
+        out / "index.html", predictions, run=run, prior=prior, thumbnails=thumbnails, terms=terms
+    )
     return ExplanationReport(
         index=out / "index.html",
         pages=pages,
@@ -256,6 +236,12 @@ def write_explanations(
         without_picture=without_picture,
         agreement=None if image_labels is None else mean_agreement(agreements),
     )
+
+
+def _thumbnail(views: Sequence[SlideView]) -> EmbeddedImage | None:
+    """Return the picture of the slide with the largest share of the attention, if any has one."""
+    shown = [view for view in views if view.thumbnail is not None]
+    return max(shown, key=lambda view: view.slide.share).thumbnail if shown else None
 
 
 def _render(
@@ -278,12 +264,19 @@ def _signed(value: float, digits: str) -> str:
     return format(value, f"+{digits}").replace("-", "−")
 
 
+def _two_digits(value: float) -> str:
+    """Return a number with two digits, and all those before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _table_of_shares(explanation: Explanation, classes: Sequence[str], terms: Terms) -> Table:
     """Return the share of tiles and attention of each slide, and its sums of shape (classes,)."""
     n_tiles, has_parts = explanation.n_tiles, explanation.logits is not None
+    compares = any(slide.is_unlike is not None for slide in explanation.slides)
     columns = [
         terms.slide.capitalize(), f"{terms.tile.capitalize()}s", f"Share of {terms.tile}s",
         "Share of attention", "Largest × equal share",
+        *([f"{terms.tile.capitalize()}s unlike training"] if compares else []),
         *(f"Sum for {name}" for name in classes if has_parts),
     ]  # fmt: skip
     rows = []
@@ -295,6 +288,7 @@ def _table_of_shares(explanation: Explanation, classes: Sequence[str], terms: Te
             f"{100 * len(slide.attention) / n_tiles:.1f} %",
             f"{100 * slide.share:.1f} %",
             f"{slide.attention.max() * n_tiles:.1f}",
+            *([] if slide.unlike_share is None else [percent(slide.unlike_share, digits=1)]),
             *(_signed(part, ".3f") for part in parts),
         ])  # fmt: skip
     return Table(f"The patient's {terms.slide}s with {terms.tile}s", columns, rows)
@@ -312,8 +306,9 @@ def _tiles(
         return {
             "image": tile.image,
             "position": slide.describe_tile(index),
-            "times": f"{slide.attention[index] * explanation.n_tiles:.2g} × equal share",
+            "times": f"{_two_digits(slide.attention[index] * explanation.n_tiles)} × equal share",
             "percentile": f"percentile {slide.percentile[index]:.1f}",
+            "is_unlike": slide.is_unlike is not None and bool(slide.is_unlike[index]),
             "contribution": None if contribution is None else _signed(contribution[index], ".2g"),
         }
 

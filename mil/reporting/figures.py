@@ -16,6 +16,8 @@ from functools import lru_cache
 from typing import Literal
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
@@ -32,6 +34,7 @@ __all__ = [
     "class_styles",
     "count_ticks",
     "embed_image",
+    "embed_layer",
     "plain",
     "render_figure",
     "share_ticks",
@@ -155,6 +158,18 @@ def embed_image(image: Image.Image, *, alt: str, max_px: int, quality: int = 82)
         alt=alt,
         width_px=small.width,
         height_px=small.height,
+    )
+
+
+def embed_layer(pixels: npt.NDArray[np.uint8], *, alt: str) -> EmbeddedImage:
+    """Return colours, shape (height_px, width_px, 3 or 4), as PNG, which keeps them exactly."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return EmbeddedImage(
+        uri=_data_uri(buffer.getvalue(), "image/png"),
+        alt=alt,
+        width_px=pixels.shape[1],
+        height_px=pixels.shape[0],
     )
 
 

@@ -90,11 +90,14 @@ def test_tiles_are_cut_from_the_slide_and_exports_lie_beside_the_page(
     assert {path.name for path in (tmp_path / "ex").iterdir()} == {"index.html", "new"}
     assert {path.name for path in (tmp_path / "ex" / "new").iterdir()} == {
         "index.html",
+        "explanation.json",
         *(f"new_{i}{suffix}" for i in range(2) for suffix in (".csv", ".geojson", ".overlay.tif")),
     }
     page = (tmp_path / "ex" / "new" / "index.html").read_text()
     assert page.count('alt="Tile at') == 3 + 3 + 3 + 1  # new_1 has only four tiles
-    assert page.count("map-contribution") == page.count("map-slide") == 2 + 1  # and its rule
+    for key in ("top", "share", "percentile", "contribution"):
+        assert page.count(f'class="layer map-{key}') == 2
+    assert page.count('class="base"') == 2
     table = (tmp_path / "ex" / "new" / "new_0.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
     overlay = tifffile.imread(tmp_path / "ex" / "new" / "new_0.overlay.tif", key=0)
@@ -111,7 +114,7 @@ def test_without_slides_there_are_maps_and_the_page_says_so(world: Path, tmp_pat
     assert result.exit_code == 0, result.output
     page = (tmp_path / "alone_0" / "index.html").read_text()
     assert "without the tissue" in page
-    assert "map-percentile" in page
+    assert 'alt="Grid of the tiles of slide alone_0"' in page
     assert 'alt="Tile at' not in page
 
 
@@ -157,7 +160,7 @@ def test_a_bag_without_places_is_explained_by_numbers_alone(world: Path, tmp_pat
     page = (tmp_path / "ex" / "alone_0" / "index.html").read_text()
     assert "has no tile coordinates" in page
     assert {path.name for path in (tmp_path / "ex" / "alone_0").iterdir()} == {
-        "alone_0.csv", "index.html",
+        "alone_0.csv", "explanation.json", "index.html",
     }  # fmt: skip
 
 
@@ -202,14 +205,41 @@ def test_in_a_browser_the_switch_shows_one_map_a_slide_and_fits_a_phone(
         maps = tab.evaluate(
             """[...document.querySelectorAll("input[name=show]")].map((input) => {
               input.click();
-              return [...document.querySelectorAll(".maps figure")]
+              return [...document.querySelectorAll(".layer, .legend")]
                 .filter((f) => getComputedStyle(f).display !== "none")
-                .map((f) => f.className).join(" ");
+                .map((f) => f.className.replace(" colours", "")).join(" ");
             })"""
         )
         assert tab.evaluate("[...document.images].every((i) => i.naturalWidth > 0 && i.alt)")
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert tab.errors == []
-    assert maps == [
-        f"map-{key} map-{key}" for key in ("percentile", "raw", "contribution", "slide")
-    ]
+    keys = ("top", "share", "percentile", "contribution")
+    assert maps == [*(" ".join([f"layer map-{k} legend map-{k}"] * 2) for k in keys), ""]
+
+
+@needs_browser
+def test_in_a_browser_the_index_is_searched_filtered_and_sorted(
+    world: Path, tmp_path: Path
+) -> None:
+    explain(
+        world, "--patients", world / "test.csv", "--slides", world / "slides", "--out", tmp_path
+    )
+    names = """[...document.querySelectorAll("tbody tr")].filter((row) => !row.hidden)
+        .map((row) => row.querySelector("th").innerText)"""
+    with open_tab(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "index.html").as_uri())
+        assert tab.evaluate(names) == ["new", "alone", "000"]
+        assert tab.evaluate("document.images.length") == 1  # of the one patient with slides
+        tab.evaluate("[...document.querySelectorAll('thead button')][0].click()")
+        assert tab.evaluate(names) == ["000", "alone", "new"]
+        typed = "find.value = 'NEW_1'; find.dispatchEvent(new Event('input')); count.textContent"
+        assert tab.evaluate(typed) == "1 of 3 patients"
+        assert tab.evaluate(names) == ["new"]
+        tab.evaluate("find.value = ''; unlike.click()")
+        assert len(tab.evaluate(names)) == sum(
+            prediction["unlike_training"]
+            for prediction in json.loads(
+                explain(world, "--patients", world / "test.csv", "--out", tmp_path, "--json").stdout
+            )["patients"]
+        )
+        assert tab.errors == []

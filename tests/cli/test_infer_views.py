@@ -12,7 +12,7 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
 FAST = TrainConfig(n_members=1, n_components=8, fixed_steps=10)
@@ -44,6 +44,14 @@ def test_inference_averages_views_when_asked_and_refuses_where_there_are_none(
     averaged = ask("with", "--tta")
     assert json.loads(averaged.stdout)["views_averaged"] == 2
     assert not np.allclose(before, pd.read_csv(tmp_path / "out.csv")["CE"])
+    mil_ok(
+        "explain", "--run", tmp_path / "with" / "run", "--bags", tmp_path / "with" / "bags",
+        "--patients", tmp_path / "with" / "train.csv", "--patient", "001", "--tta", "--out",
+        tmp_path / "explained",
+    )  # fmt: skip
+    told = json.loads((tmp_path / "explained" / "001" / "explanation.json").read_text())
+    inferred = pd.read_csv(tmp_path / "out.csv", dtype={"patient_id": str}).set_index("patient_id")
+    assert told["probabilities"]["CE"] == pytest.approx(inferred.loc["001", "CE"], abs=1e-12)
     refused = ask("without", "--tta")
     assert refused.exit_code == 1
     assert "trained on bags without views" in refused.output

@@ -226,7 +226,24 @@ def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
         "explain", "--run", world / "run" / "labels" / "left", "--bags", world / "bags",
         "--slide", "s1", "--out", tmp_path,
     )  # fmt: skip
-    assert "no left" in (tmp_path / "s1" / "index.html").read_text()
+    page = (tmp_path / "s1" / "index.html").read_text()
+    assert "no left" in page
+    assert "What each learner adds" in page
+    told = json.loads((tmp_path / "s1" / "explanation.json").read_text())
+    with (tmp_path / "s1" / "s1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_name = {one["learner"]: one for one in told["learners"]}
+    for name in ("gated", "mean", "histogram"):
+        for label, logit in by_name[name]["logits"].items():
+            assert sum(float(row[f"{name}_{label}"]) for row in rows) == pytest.approx(
+                logit, abs=1e-5
+            )
+    logits = {
+        label: sum(one["parts"][label] for one in told["learners"]) + told["biases"][label]
+        for label in told["probabilities"]
+    }
+    odds = np.exp(logits["left"] - logits["no left"])
+    assert told["probabilities"]["left"] == pytest.approx(odds / (1 + odds), abs=1e-6)
 
 
 @pytest.mark.parametrize("options", [("--abstain",), ("--coverage", 0.8)])

@@ -21,7 +21,8 @@ from mil.inference.attention import Explanation, explain_patients, percentiles
 from mil.inference.attention_export import tile_table, write_geojson, write_tile_table
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict
-from mil.reporting.explanation import SlideView, write_index, write_page
+from mil.reporting.explanation import write_index, write_page
+from mil.reporting.explanation_views import SlideView
 from mil.reporting.html import folder_name
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
@@ -198,7 +199,7 @@ def test_pages_escape_names_and_say_what_must_be_known(world: Path, tmp_path: Pa
         )  # fmt: skip
     write_index(
         tmp_path / "index.html", [each.prediction for each in explanations], run=run,
-        prior=balanced(run.classes),
+        prior=balanced(run.classes), thumbnails={},
     )  # fmt: skip
     hostile, seen = (tmp_path / name for name in ("a.html", "b.html"))
     for page in (hostile, tmp_path / "index.html"):
