@@ -21,6 +21,10 @@ _MPP_FACTOR = 1.5  # objectives differ by a factor of 2
 _GLASS_LEVELS = (
     24  # of 255, in the channel that differs most; centres with the same glass differ by 5
 )
+_STAIN_DEGREES = 20.0
+"""Half the least angle between two of haematoxylin, eosin and diaminobenzidine (Ruifrok and
+Johnston, 2001), as optical densities: 37, 39 and 48 degrees."""
+_LEAST_DENSITY = 0.05  # of tissue that is stained at all, base e
 _MAX_NAMED = 4
 
 
@@ -37,14 +41,18 @@ class Provenance:
     """What the bags of the training slides state about scanner, resolution and software.
 
     ``mpp_is_assumed`` holds the values that occur, ``mpp_range`` are the least and greatest µm per
-    level-0 px (0 if unknown), ``glass_rgb`` the colours of glass, and ``software`` the versions
-    that occur, by name.
+    level-0 px (0 if unknown), ``glass_rgb`` the colours of glass, ``stains`` the directions of the
+    optical density of tissue (red, green, blue), of length 1, ``readers`` the libraries that read
+    the slides, and ``software`` the versions that occur, by name. Bags of earlier versions state
+    neither stain nor reader.
     """
 
     mpp_is_assumed: tuple[bool, ...]
     mpp_range: tuple[float, float]
     glass_rgb: tuple[tuple[int, int, int], ...]
     software: Mapping[str, tuple[str, ...]]
+    stains: tuple[tuple[float, float, float], ...] = ()
+    readers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, metas: Iterable[BagMeta]) -> Self:
@@ -60,6 +68,8 @@ class Provenance:
             mpp_is_assumed=tuple(sorted({_is_assumed(meta) for meta in slides})),
             mpp_range=(min(mpp, default=0.0), max(mpp, default=0.0)),
             glass_rgb=tuple(sorted({_rgb(meta.background_rgb) for meta in slides})),
+            stains=tuple(sorted({stain for meta in slides if (stain := _stain(meta))})),
+            readers=tuple(sorted({meta.reader for meta in slides if meta.reader})),
             software={name: tuple(sorted(found)) for name, found in sorted(software.items())},
         )
 
@@ -100,6 +110,14 @@ class Provenance:
             if nearest > _GLASS_LEVELS:
                 words = f"glass {_rgb(meta.background_rgb)}, {nearest} from any training slide"
                 notes.append(ProvenanceNote("glass", words))
+        if self.stains and (stain := _stain(meta)):
+            degrees = np.degrees(np.arccos(np.clip(np.array(self.stains) @ stain, -1, 1))).min()
+            if degrees > _STAIN_DEGREES:
+                words = f"stain {degrees:.0f} degrees of colour from any training slide"
+                notes.append(ProvenanceNote("stain", words))
+        if self.readers and meta.reader and meta.reader not in self.readers:
+            words = f"read by {meta.reader}, and in training by {' or '.join(self.readers)}"
+            notes.append(ProvenanceNote("reader", words))
         return notes
 
 
@@ -127,6 +145,8 @@ def read_provenance(folder: Path) -> Provenance | None:
         mpp_range=(float(low), float(high)),
         glass_rgb=tuple(_rgb(colour) for colour in values["glass_rgb"]),
         software={name: tuple(map(str, found)) for name, found in values["software"].items()},
+        stains=tuple(_stain_of(direction) for direction in values.get("stains", ())),
+        readers=tuple(map(str, values.get("readers", ()))),
     )
 
 
@@ -141,6 +161,21 @@ def _mpp(meta: BagMeta) -> float:
 
 def _rgb(colour: Iterable[int]) -> tuple[int, int, int]:
     red, green, blue = (int(value) for value in colour)
+    return red, green, blue
+
+
+def _stain(meta: BagMeta) -> tuple[float, float, float] | None:
+    """Return the direction of the optical density of tissue; None where it is not known."""
+    tissue, glass = np.array(meta.tissue_rgb, np.float64), np.array(meta.background_rgb)
+    if tissue.min() < 0:
+        return None
+    density = np.log((np.maximum(glass, tissue) + 1) / (tissue + 1))
+    length = float(np.linalg.norm(density))
+    return None if length < _LEAST_DENSITY else _stain_of((density / length).round(4).tolist())
+
+
+def _stain_of(direction: Iterable[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in direction)
     return red, green, blue
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.fakes import make_bag, make_series
 
 META = replace(
     make_bag("a").meta, mpp_source="assumed", background_rgb=(240, 240, 240),
-    software=as_json(timm="1.0", torch="2.9"),
+    software=as_json(timm="1.0", torch="2.9"), tissue_rgb=(170, 70, 150), reader="openslide",
 )  # fmt: skip
 
 
@@ -33,6 +34,14 @@ META = replace(
         ({"software": as_json(other="1.1")}, []),
         ({"software": "no JSON"}, []),
         ({"software": "[1]"}, []),
+        ({"reader": "tiff"}, ["reader"]),
+        ({"reader": ""}, []),
+        ({"tissue_rgb": (205, 110, 185)}, []),  # a paler stain
+        ({"tissue_rgb": (100, 60, 130)}, []),  # with more haematoxylin
+        ({"tissue_rgb": (150, 100, 60)}, ["stain"]),  # brown
+        ({"tissue_rgb": (70, 90, 190)}, ["stain"]),  # blue
+        ({"tissue_rgb": (239, 240, 238)}, []),  # hardly any
+        ({"tissue_rgb": (-1, -1, -1)}, []),
     ],
 )
 def test_a_slide_is_compared_with_all_training_slides(
@@ -56,6 +65,18 @@ def test_what_occurs_in_training_is_no_difference() -> None:
 def test_series_have_neither_glass_nor_resolution() -> None:
     meta = replace(make_series("s").meta, software=as_json(pillow="1"))
     assert Provenance.of([meta]).compare(replace(meta, background_rgb=(0, 0, 0))) == ()
+
+
+def test_bags_of_earlier_versions_state_neither_stain_nor_reader(tmp_path: Path) -> None:
+    earlier = Provenance.of([replace(META, tissue_rgb=(-1, -1, -1), reader="")])
+    assert (earlier.stains, earlier.readers) == ((), ())
+    assert earlier.compare(META) == ()
+    write_provenance(tmp_path, earlier)
+    file = tmp_path / "provenance.json"
+    stored = json.loads(file.read_text())
+    del stored["stains"], stored["readers"]
+    file.write_text(json.dumps(stored))
+    assert read_provenance(tmp_path) == earlier
 
 
 def test_earlier_runs_have_none(tmp_path: Path) -> None:
