@@ -24,6 +24,7 @@ __all__ = [
     "TILE",
     "UNKNOWN",
     "UNKNOWN_COORD",
+    "UNKNOWN_RGB",
     "UNKNOWN_SHARE",
     "Bag",
     "BagInfo",
@@ -62,6 +63,9 @@ UNKNOWN_COORD = -1
 UNKNOWN_SHARE = -1.0
 """Share of a slide that is tissue where it is not known: bags of images, of other programs, of
 earlier versions, and where the whole slide was taken."""
+
+UNKNOWN_RGB = (-1, -1, -1)
+"""Colour of tissue where it is not known."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
 """Types that an attribute may have, by the annotation of its field."""
@@ -112,7 +116,8 @@ class BagMeta:
     ``software`` holds versions as JSON; ``kind`` is :data:`TILE` or :data:`IMAGE`. Of a file with
     several scenes, ``scene`` is the number of the one that the bag is of, 0 where there is only
     one, and ``other_scenes`` lists the others with their size in px. ``settings`` are those of
-    ``mil embed`` in TOML, for its ``--config``.
+    ``mil embed`` in TOML, for its ``--config``. ``reader`` is the library that read the slide, and
+    ``tissue_rgb`` the median colour of its tissue, :data:`UNKNOWN_RGB` where it is not known.
     """
 
     slide_id: str
@@ -137,6 +142,8 @@ class BagMeta:
     scene: int = 0
     other_scenes: str = ""
     settings: str = ""
+    reader: str = ""
+    tissue_rgb: tuple[int, int, int] = UNKNOWN_RGB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

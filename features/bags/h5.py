@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from features.bags.bag import (
     IMAGE,
+    UNKNOWN_RGB,
     UNKNOWN_SHARE,
     Bag,
     BagInfo,
@@ -148,7 +149,9 @@ def write_bag(path: Path, bag: Bag) -> None:
         omitted = {p.name for p in fields(Fingerprint) if getattr(fingerprint, p.name) == p.default}
         if bag.meta.tissue_share == UNKNOWN_SHARE:
             omitted.add("tissue_share")
-        optional = ("scene", "other_scenes", "settings")
+        if tuple(bag.meta.tissue_rgb) == UNKNOWN_RGB:
+            omitted.add("tissue_rgb")
+        optional = ("scene", "other_scenes", "settings", "reader")
         omitted |= {name for name in optional if not getattr(bag.meta, name)}
         attributes = meta_attributes(bag.meta).items()
         file.attrs.update({name: value for name, value in attributes if name not in omitted})

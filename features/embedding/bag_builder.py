@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from importlib import metadata
 
-from features.bags.bag import UNKNOWN_SHARE, Bag, BagMeta, as_json
+from features.bags.bag import UNKNOWN_RGB, UNKNOWN_SHARE, Bag, BagMeta, as_json
 from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import counts_text
@@ -71,6 +71,8 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         scene=0 if tiles.chosen_scene is None and not slide.other_scenes else slide.scene,
         other_scenes="; ".join(map(str, slide.other_scenes)),
         settings=config.settings,
+        reader=slide.reader,
+        tissue_rgb=tiles.tissue.tissue_rgb or UNKNOWN_RGB,
     )
 
 

@@ -33,6 +33,7 @@ _TEXTURE_WEIGHT = 3.0  # on pale synthetic tissue 8 levels below the glass with 
 # of 9, 94 % is segmented, without texture 12 %; a lower weight or a smaller window gives less
 _TEXTURE_REACH = 18.0  # grey levels below the glass; darker pixels are tissue by their colour
 _NEAR_PX = 7  # to the darkest pixel of a border: blur takes less
+_MEDIAN_PIXELS = 50_000
 _MAX_THRESHOLD = 24.0  # grey levels: pale spots in dark tissue are tissue
 _MIN_ISLAND_PX = 4
 _LITTLE = 0.03  # share of a slide up to which all its islands together may be uneven glass
@@ -103,7 +104,8 @@ class TissueMask:
 
     ``downsample`` is in level-0 px per px of the mask, ``background_rgb`` the colour of the glass,
     and ``threshold`` the least distance to it of a tissue pixel, grey levels of white glass.
-    ``is_whole`` states that the whole picture was taken, without looking for glass.
+    ``is_whole`` states that the whole picture was taken, without looking for glass. ``tissue_rgb``
+    is the median colour of the tissue, None where there is none or all was taken.
     """
 
     mask: Bools
@@ -111,6 +113,7 @@ class TissueMask:
     background_rgb: tuple[int, int, int]
     threshold: float
     is_whole: bool = False
+    tissue_rgb: tuple[int, int, int] | None = None
 
     @property
     def share(self) -> float | None:
@@ -177,7 +180,19 @@ def segment_tissue(
         background_rgb=(red, green, blue),
         threshold=floor,
         is_whole=settings.method == "all",
+        tissue_rgb=_median_rgb(overview, mask) if settings.method != "all" else None,
     )
+
+
+def _median_rgb(overview: RgbArray, mask: Bools) -> tuple[int, int, int] | None:
+    """Return the median colour of the pixels of a mask, shape (height, width); None of none."""
+    places = np.flatnonzero(mask)
+    if not len(places):
+        return None
+    some = places[:: max(1, len(places) // _MEDIAN_PIXELS)]
+    pixels = overview.reshape(-1, 3)[some]
+    red, green, blue = np.rint(np.median(pixels, axis=0)).astype(int).tolist()
+    return red, green, blue
 
 
 def _median_of_nine(overview: RgbArray) -> RgbArray:
