@@ -237,6 +237,7 @@ def _infer_classes(
     """
     from mil.inference.conformal import COVERAGE
     from mil.inference.output import (
+        count_differences,
         describe_typicality,
         missing_bag_caveats,
         patient_caveats,
@@ -279,6 +280,7 @@ def _infer_classes(
             "coverage_of_most_cohorts": planned,
             "sets": sets,
             "typicality": describe_typicality(predictions),
+            "differences": count_differences(predictions),
             **({"n_to_look_at": n_review, "abstention": _abstention(run)} if abstain else {}),
             "views_averaged": run.fingerprint.n_views if tta else 0,
         })  # fmt: skip

@@ -17,6 +17,7 @@ from mil.inference.conformal import min_calibration_size
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
+    "count_differences",
     "describe_typicality",
     "missing_bag_caveats",
     "patient_caveats",
@@ -107,12 +108,8 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
         )
     if unlike := [p for p in predictions if p.unlike_training]:
         caveats.append(_unlike_caveat(unlike, predictions))
-    if differing := [p for p in predictions if p.provenance]:
-        n_by_kind = Counter(
-            kind
-            for p in differing
-            for kind in sorted({note.kind for notes in p.provenance.values() for note in notes})
-        )
+    if n_by_kind := count_differences(predictions):
+        differing = [p for p in predictions if p.provenance]
         named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
         caveats.append(
             f"note: slides of {pluralize(len(differing), 'patients')} differ from all training "
@@ -179,6 +176,16 @@ def describe_typicality(predictions: Sequence[PatientPrediction]) -> dict[str, o
         "n_scored": len(scored),
         "n_unlike": sum(one.is_unlike for one in scored),
     }
+
+
+def count_differences(predictions: Sequence[PatientPrediction]) -> dict[str, int]:
+    """Return the patients whose slides differ from all training slides, by kind of difference."""
+    counts = Counter(
+        kind
+        for p in predictions
+        for kind in sorted({note.kind for notes in p.provenance.values() for note in notes})
+    )
+    return dict(counts)
 
 
 def typicality_details(prediction: PatientPrediction) -> dict[str, object]:

@@ -38,6 +38,7 @@ def write_model_card(
         planned=run.coverage_of_most_cohorts(COVERAGE),
         coverage=COVERAGE,
         learners=learners,
+        models="learners" if learners else "heads",
         weights=", ".join(f"{name} {percent(weight)}" for name, weight in learners.items()),
         percent=percent,
     )
