@@ -11,7 +11,9 @@ import torch
 
 from mil.data.bags import PatientBags
 from mil.data.splits import patient_folds
+from mil.heads import base as heads_base
 from mil.heads import build_head, head_names
+from mil.heads.attention import GatedAttentionHead
 from mil.heads.ensemble import predict_members
 from mil.heads.random_streams import RandomStreams
 from mil.training import ensemble, trainer
@@ -218,3 +220,25 @@ def test_folds_on_a_gpu_predict_as_folds_on_the_cpu(head: str) -> None:
     assert np.isfinite(on_gpu.logits).all()
     margins = [(oof.logits[..., 1] - oof.logits[..., 0]).ravel() for oof in (on_cpu, on_gpu)]
     assert np.corrcoef(margins)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_head_with_a_parameter_without_gradient_trains(
+    monkeypatch: pytest.MonkeyPatch, *, early_stopping: bool
+) -> None:
+    class Idle(GatedAttentionHead):
+        """Gated attention with a linear map that nothing uses."""
+
+        def __init__(self, *, dim: int, n_components: int, n_classes: int) -> None:
+            super().__init__(dim=dim, n_components=n_components, n_classes=n_classes)
+            self.unused = torch.nn.Linear(3, 2)
+
+    monkeypatch.setitem(heads_base._HEADS, "idle", Idle)
+    monkeypatch.setattr(ensemble, "N_INNER_FOLDS", 2)
+    bags, cohort = noise_cohort(30, 0, shift=1.0)
+    config = replace(FAST, head="idle", n_members=2, early_stopping=early_stopping, patience=2)
+    trained = train_ensemble(bags, labels_of(cohort), n_classes=2, config=config, seed=(0, 1))
+    assert len(trained.heads) == 2
+    logits = np.array([predict_members(trained.heads, own)[0] for own in bags.features.values()])
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits) > 0
