@@ -227,12 +227,27 @@ def _print_summary(report: ExplanationReport, run: ModelBundle, shares: str, pri
 
 
 def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
+    from mil.inference.output import count_differences
+
     slide, tile = terms.slide, terms.tile
     n_seen = sum(bool(p.matched_training_patient) for p in report.predictions)
     if n_seen:
         stderr.print(
             f"warning: the run was trained on {n_seen} of these patients (or on their {slide}s); "
             "their pages say so",
+            style="yellow",
+        )
+    if n_unlike := sum(p.unlike_training for p in report.predictions):
+        stderr.print(
+            f"warning: {pluralize(n_unlike, 'patients')} unlike the training patients; their pages "
+            "say so",
+            style="yellow",
+        )
+    if n_by_kind := count_differences(report.predictions):
+        named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
+        stderr.print(
+            f"note: {slide}s that differ from all training {slide}s, patients by kind: {named}; "
+            "their pages say in what",
             style="yellow",
         )
     problems = [error for p in report.predictions for error in p.problems.values()]

@@ -80,7 +80,8 @@ def test_the_patient_carries_a_note_and_the_summary_counts_them(
     assert json.loads(told)["differences"] == {
         "resolution": 1, "glass": 1, "stain": 2, "reader": 2,
     }  # fmt: skip
-    mil_ok("explain", *where, "--patient", "both", "--out", tmp_path / "explained")
+    told = mil_ok("explain", *where, "--patient", "both", "--out", tmp_path / "explained").output
+    assert "differ from all training slides, patients by kind: reader 1, stain 1" in told
     page = (tmp_path / "explained" / "both" / "index.html").read_text()
     assert "Slide both differs from all training slides: stain" in page
 
