@@ -71,9 +71,9 @@ def test_what_nothing_can_be_learned_from_is_refused(
 @pytest.mark.parametrize(
     ("options", "smaller"),
     [
-        ({"n_tiles": 1}, ("'spread' learned nothing",)),
+        ({"n_tiles": 1}, ("'spread'", "learned nothing")),
         ({"n_tiles": 2}, ("of 12 clusters only",)),
-        ({"alike": "patients"}, ("'extremes', 'spread' learned nothing", "no learner")),
+        ({"alike": "patients"}, ("'mean'", "'extremes'", "learned nothing", "no learner")),
         ({"dim": 1}, ()),
         ({"dim": 4}, ()),
         ({"dim": 4096, "n_tiles": 2}, ()),
@@ -86,7 +86,7 @@ def test_a_smaller_stack_says_so(
     summary = train(tmp_path, labels=[0, 1] * 6, **options)  # type: ignore[arg-type]
     notes = " ".join(summary.notes)
     assert all(words in notes for words in smaller), notes
-    assert ("the stack is smaller" in notes) == ("learned nothing" in "".join(smaller))
+    assert ("the stack is smaller" in notes) == ("learned nothing" in smaller)
     run = load_bundle(tmp_path / "run")
     cohort = read_cohort(tmp_path / "t.csv", labelled=False)
     for one in predict(run, cohort, tmp_path / "bags"):
