@@ -25,6 +25,7 @@ __all__ = [
     "Runtime",
     "compile_model",
     "export_versions",
+    "has_export",
     "parse_execution",
     "start_runtime",
 ]
@@ -111,6 +112,16 @@ def compile_model(
     if runtime == EAGER:
         return model
     return start_runtime(model, runtime, example, cache_key)[0]
+
+
+def has_export(cache_key: str, example: Tensor) -> bool:
+    """Return whether the cache has the ONNX export for batches of shape (batch, 3, side, side)."""
+    part = example[: len(example) // _n_parts(example)]
+    return bool(cache_key) and runtime_cache.exists(_export_name(cache_key, tuple(part.shape)))
+
+
+def _n_parts(example: Tensor) -> int:
+    return _largest_divisor(len(example), most=torch.get_num_threads())
 
 
 def _export_name(cache_key: str, shape: tuple[int, ...]) -> str:
@@ -207,7 +218,7 @@ def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
     import onnxruntime  # noqa: PLC0415 - an extra, and heavy
 
     n_threads = torch.get_num_threads()
-    n_parts = _largest_divisor(len(example), most=n_threads)
+    n_parts = _n_parts(example)
     part = example[: len(example) // n_parts]
     name = _export_name(cache_key, tuple(part.shape))
     exported = runtime_cache.load(name) if cache_key else None

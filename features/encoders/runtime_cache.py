@@ -21,8 +21,16 @@ import platformdirs
 from features.errors import OutputError
 from features.utils.files import atomic_write, make_folder
 
-__all__ = ["EncoderRecord", "cache_folder", "cache_key", "load", "read_encoder_record", "store",
-           "write_encoder_record"]  # fmt: skip
+__all__ = [
+    "EncoderRecord",
+    "cache_folder",
+    "cache_key",
+    "exists",
+    "load",
+    "read_encoder_record",
+    "store",
+    "write_encoder_record",
+]
 
 _MOST_FILES = 16
 """Exports that are kept; the oldest are removed."""
@@ -44,6 +52,11 @@ def load(name: str) -> bytes | None:
         return (cache_folder() / name).read_bytes()
     except OSError:
         return None
+
+
+def exists(name: str) -> bool:
+    """Return whether there is such an entry."""
+    return (cache_folder() / name).is_file()
 
 
 def store(name: str, content: bytes) -> str:

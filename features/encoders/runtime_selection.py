@@ -22,6 +22,7 @@ from features.encoders.runtime import (
     Network,
     Runtime,
     export_versions,
+    has_export,
     parse_execution,
     start_runtime,
 )
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
-"""Assumed start-up time of each runtime, seconds: skips runtimes that cannot pay off."""
+"""Assumed start-up time of each runtime, seconds, for the model of cost."""
 
 _CACHED_START_S = 2.0
 """Assumed time to load an export from the cache and to compare its embeddings, seconds."""
@@ -48,8 +49,12 @@ _CACHED_START_S = 2.0
 _QUICK_TILES = 2
 """Tiles of the first estimate of the eager speed, which decides whether to measure at all."""
 
-_BEST_GAIN = 4.0
-"""Largest speed-up over eager float32 that is expected of any runtime."""
+_MOST_SHARE = 0.05
+"""Largest share of a run that measuring runtimes, or trying one of unknown gain, may take."""
+
+_LEAST_GAIN = 1.3
+"""Gain of ONNX Runtime that is relied on unmeasured for networks with batch normalisation, which it
+merges into convolutions: resnet50 and the default backbone gained more wherever they were timed."""
 
 _EXPECTED_GAIN = {("cpu", "onnx"): 4.5, ("cpu", "compile"): 2.0, ("cuda", "compile"): 1.3}
 """Throughput of an engine, in units of the eager one, by device: with the default backbone ONNX
@@ -130,8 +135,10 @@ def select_runtime(
     """Select the fastest runtime on this machine whose embeddings agree with eager float32.
 
     Each runtime is started, compared on the example and timed for about a second. Starting takes
-    seconds (ONNX) to a minute (compilation), so with a known number of tiles, runtimes whose
-    start-up cannot pay off are skipped, and if that is all of them, nothing is measured. With
+    seconds (ONNX) to a minute (compilation), so with a known number of tiles the choice follows a
+    model of cost: a runtime is started if that takes at most 5 % of the run, or if a gain that is
+    sure saves more; what is measured takes at most 5 % too, else the first such runtime is taken
+    unmeasured. If there is none, the network runs eagerly and nothing is measured. With
     ``cache_key``, which stands for network and weights, choice and exports are kept in the cache,
     and a later run on this machine begins with them. The example is as for :func:`compile_model`,
     of shape (batch, 3, side_px, side_px); the default is to try all candidates for its device.
@@ -144,14 +151,29 @@ def select_runtime(
         return choice
     candidates = candidate_runtimes(example.device) if runtimes is None else runtimes
     others = [runtime for runtime in candidates if runtime != EAGER]
+    gain = _LEAST_GAIN if _has_batch_norm(model) else 1.0
+
+    def start_s(runtime: Runtime) -> float:
+        is_cached = runtime.engine == "onnx" and has_export(cache_key, example)
+        return _CACHED_START_S if is_cached else _START_S[runtime.engine]
+
     if n_tiles_expected is not None:
         rate = _quick_rate(model, example)
-        if not any(_may_pay_off(runtime, n_tiles, rate) for runtime in others):
+        hopeful = [
+            runtime
+            for runtime in others
+            if _may_pay_off(runtime, n_tiles, rate, start_s=start_s(runtime), gain=gain)
+        ]
+        if not hopeful:
             return RuntimeChoice(runtime=EAGER, network=model, trials=())
+        if 2 * _measuring_s(rate, len(example)) > _MOST_SHARE * n_tiles / rate:
+            return _start_unmeasured(model, hopeful[0], example, cache_key)
     best, network = _try(model, EAGER, example, cache_key)
     trials = [best]
     for runtime in others:
-        if not _may_pay_off(runtime, n_tiles, best.tiles_per_s):
+        if not _may_pay_off(
+            runtime, n_tiles, best.tiles_per_s, start_s=start_s(runtime), gain=gain
+        ):
             refused = f"{n_tiles_expected:,} tiles are too few to pay back its start"
             trials.append(RuntimeTrial(runtime=runtime, refused=refused))
             continue
@@ -163,6 +185,25 @@ def select_runtime(
         cache_key, tuple(example.shape), example.device
     )
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
+
+
+def _start_unmeasured(
+    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
+) -> RuntimeChoice:
+    """Start a runtime without timing it; eager where it fails."""
+    started = time.perf_counter()
+    try:
+        network, error = start_runtime(model, runtime, example, cache_key)
+    except EncoderError as refusal:
+        trial = RuntimeTrial(runtime=runtime, refused=refusal.actual)
+        return RuntimeChoice(runtime=EAGER, network=model, trials=(trial,))
+    seconds = time.perf_counter() - started
+    trial = RuntimeTrial(runtime=runtime, start_s=seconds, relative_error=error)
+    return RuntimeChoice(runtime=runtime, network=network, trials=(trial,))
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 def _quick_rate(model: nn.Module, example: Tensor) -> float:
@@ -282,26 +323,31 @@ def forecast_selection(
         gain = _EXPECTED_GAIN.get((device.type, engine), 1.0)
         return tiles_per_s * gain
 
-    def measured(rate: float) -> float:
-        batch_s = batch_tiles / rate
-        return batch_s + max(_MEASURED_S, batch_s)  # after one batch to warm up
-
     if runtime is not None:
         engine = runtime.engine
         return RuntimeForecast(runtime=runtime, tiles_per_s=gained(engine), start_s=started(engine))
     if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
         return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
-    best, rate, start_s = EAGER, tiles_per_s, measured(tiles_per_s)
+    measures = (
+        2 * _measuring_s(tiles_per_s, batch_tiles) <= _MOST_SHARE * n_tiles_expected / tiles_per_s
+    )
+    best, rate = EAGER, tiles_per_s
+    start_s = _measuring_s(rate, batch_tiles) if measures else 2 * _QUICK_TILES / rate
     for candidate in candidate_runtimes(device):
         engine = candidate.engine
-        if engine == "eager" or not _may_pay_off(candidate, n_tiles_expected, rate):
+        if engine == "eager" or not _is_available(engine):
             continue
-        if not _is_available(engine):
+        if not _may_pay_off(
+            candidate, n_tiles_expected, rate, start_s=_START_S[engine],
+            gain=_LEAST_GAIN,
+        ):  # fmt: skip
             continue
         own_rate = gained(engine)
-        start_s += started(engine) + measured(own_rate)
+        start_s += started(engine) + (_measuring_s(own_rate, batch_tiles) if measures else 0.0)
         if own_rate > rate:
             best, rate = candidate, own_rate
+        if not measures:
+            break
     return RuntimeForecast(runtime=best, tiles_per_s=rate, start_s=start_s)
 
 
@@ -310,9 +356,18 @@ def _are_few(n_tiles: float, batch_tiles: int) -> bool:
     return n_tiles <= _FEW_BATCHES * batch_tiles
 
 
-def _may_pay_off(runtime: Runtime, n_tiles: float, tiles_per_s: float) -> bool:
-    """Return whether the start of a runtime can be saved, given the fastest rate so far."""
-    return n_tiles / tiles_per_s * (1 - 1 / _BEST_GAIN) > _START_S[runtime.engine]
+def _may_pay_off(
+    runtime: Runtime, n_tiles: float, tiles_per_s: float, *, start_s: float, gain: float
+) -> bool:
+    """Return whether trying a runtime costs little, or surely saves time, at the rate so far."""
+    sure = gain if runtime.engine == "onnx" else 1.0
+    return start_s <= n_tiles / tiles_per_s * max(_MOST_SHARE, 1 - 1 / sure)
+
+
+def _measuring_s(tiles_per_s: float, batch_tiles: int) -> float:
+    """Return the seconds that :func:`measure_network` takes, with one batch to warm up."""
+    batch_s = batch_tiles / tiles_per_s
+    return batch_s + max(_MEASURED_S, batch_s)
 
 
 def _is_available(engine: str) -> bool:

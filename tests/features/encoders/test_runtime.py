@@ -95,15 +95,50 @@ def test_the_fastest_valid_runtime_is_selected(speeds: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("n_tiles", "tried"), [(16, 0), (300, 0), (1_000, 2), (20_000, 3), (None, 3)]
+    ("n_tiles", "tried"), [(16, 0), (300, 0), (1_000, 0), (2_000, 2), (20_000, 2), (200_000, 3)]
 )
 def test_runtimes_that_cannot_pay_off_are_not_started(
-    speeds: dict[str, float], n_tiles: int | None, tried: int
+    speeds: dict[str, float], n_tiles: int, tried: int
 ) -> None:
     choice = select_runtime(tiny(), example=pixels(), n_tiles_expected=n_tiles)
     assert sum(not trial.refused for trial in choice.trials) == tried
     for trial in choice.trials[tried:]:
         assert trial.refused == f"{n_tiles:,} tiles are too few to pay back its start"
+
+
+@pytest.mark.parametrize(
+    ("name", "n_tiles", "runtime"),
+    [("test_efficientnet", 2_000, ONNX), ("test_vit", 2_000, EAGER), ("test_vit", 9_000, ONNX)],
+)
+def test_a_runtime_is_taken_unmeasured_where_timing_it_would_cost_more_than_a_twentieth(
+    speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch,
+    name: str, n_tiles: int, runtime: Runtime,
+) -> None:  # fmt: skip
+    def measure(network: Network, example: Tensor) -> float:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(runtime_selection, "measure_network", measure)
+    choice = select_runtime(tiny(name), example=pixels(128), n_tiles_expected=n_tiles)
+    assert choice.runtime == runtime
+    assert [trial.runtime for trial in choice.trials] == ([ONNX] if runtime == ONNX else [])
+
+
+def test_an_export_in_the_cache_is_started_for_fewer_tiles(
+    speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert select_runtime(tiny(), example=pixels(), n_tiles_expected=1_000).runtime == EAGER
+    monkeypatch.setattr(runtime_selection, "has_export", lambda *_: True)
+    assert select_runtime(tiny(), example=pixels(), n_tiles_expected=1_000).runtime == ONNX
+
+
+def test_an_unmeasured_runtime_that_fails_leaves_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Network:
+        raise EncoderError("execution 'onnx'", actual="it cannot run here")
+
+    monkeypatch.setattr(runtime_selection, "_quick_rate", lambda model, _: 30.0)
+    monkeypatch.setattr(runtime_selection, "start_runtime", fail)
+    choice = select_runtime(tiny(), example=pixels(128), n_tiles_expected=2_000)
+    assert (choice.runtime, choice.trials[0].refused) == (EAGER, "it cannot run here")
 
 
 def test_a_runtime_with_other_embeddings_is_never_selected(monkeypatch: pytest.MonkeyPatch) -> None:
