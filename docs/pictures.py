@@ -150,7 +150,7 @@ def draw_calibration(path: Path) -> None:
     line = np.linspace(-8, 8, 200)
     rows = np.stack([np.zeros_like(line), line], axis=1)
     left.plot(line, 1 / (1 + np.exp(-line)), color=CHANCE_COLOUR, linestyle=":", label="raw")
-    left.plot(line, fitted.predict_proba(rows)[:, 1], color=_BLUE, label="regularised Platt")
+    left.plot(line, fitted.predict_proba(rows)[:, 1], color=_BLUE, label="Platt")
     left.plot(
         line, 1 / (1 + np.exp(-(line + 1.2) / 2.5)), color=MARK_COLOUR, linestyle="dashed",
         label="true",
