@@ -15,10 +15,10 @@ _WORDS = {
     "gated": "attention heads",
     "mean": "mean embedding",
     "mean + logistic": "principal components of the mean",
-    "histogram": "mixture of tile clusters",
+    "histogram": "mixture of clusters",
     "extremes": "largest and smallest values",
-    "spread": "spread over the tiles",
-    "covariance": "covariance of the tiles",
+    "spread": "spread within the patient",
+    "covariance": "covariance within the patient",
     "projections": "tails along its directions",
 }
 _FEW_CLUSTERS = 20

@@ -17,8 +17,8 @@ from tests.fakes import write_cohort
 def test_weights_are_told_in_one_sentence_and_nothing_is_said_of_a_single_head() -> None:
     weights = {"gated": 0.21, "mean": 0.4, "histogram": 0.389, "spread": 0.001}
     assert describe_weights(weights) == (
-        "Weights of the stack: mean embedding 40 %, mixture of tile clusters 39 %, attention heads "
-        "21 %; none on spread over the tiles"
+        "Weights of the stack: mean embedding 40 %, mixture of clusters 39 %, attention heads "
+        "21 %; none on spread within the patient"
     )
     assert describe_weights({}) == ""
     assert "No learner carries a signal" in describe_weights(dict.fromkeys(weights, 0.0))
