@@ -208,6 +208,7 @@ def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
         "mpp_sources": dict(Counter(o.mpp_source for o in results if o.mpp_source)),
         "mpp_assumed": [o.slide_id for o in results if o.mpp_source == "assumed"],
         "mpp_derived": [o.slide_id for o in results if o.mpp_source == "derived"],
+        "warnings": {o.slide_id: o.warnings.split(" | ") for o in results if o.warnings},
         "other_scenes": {o.slide_id: o.other_scenes for o in results if o.other_scenes},
         "mpp": dict(_mpp_counts(results)),
         "mpp_outliers": _mpp_outliers(results),
@@ -258,6 +259,7 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
         )
     for text in tissue_warnings(_tissue_shares(results)):
         stderr.print(text, style="yellow")
+    _print_file_warnings({o.slide_id: o.warnings for o in results if o.warnings}, bags_dir)
     if several := [result for result in results if result.other_scenes]:
         named = [f"{o.slide_id} (scene {o.scene}; others {o.other_scenes})" for o in several]
         stdout.print(
@@ -270,4 +272,21 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
         stdout.print(
             f"{pluralize(len(derived), 'slides')} with a resolution derived from the "
             f"magnification, right within some 10 %: {_list_some(derived)}"
+        )
+
+
+def _print_file_warnings(warnings: Mapping[str, str], bags_dir: Path) -> None:
+    """Print what is wrong with the first slides' files, and how many slides have warnings."""
+    if not warnings:
+        return
+    stderr.print(
+        f"warning: something is wrong with the files of {pluralize(len(warnings), 'slides')}, "
+        "which were read nevertheless:",
+        style="yellow",
+    )
+    for slide_id, text in list(warnings.items())[:_N_NAMED]:
+        stderr.print(f"  {printable(slide_id)}: {text}", style="yellow")
+    if len(warnings) > _N_NAMED:
+        stderr.print(
+            f"  and {len(warnings) - _N_NAMED:,} more; see {bags_dir / 'embed.csv'}", style="yellow"
         )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from features.errors import MilError, SlideError
 from features.slides.file_info import compression_of, content_hash, file_size
-from features.slides.reader import open_slide, slide_id_of
+from features.slides.reader import open_slide, scene_of, slide_id_of, split_scene
 from features.slides.resolution import resolve_mpp
 from features.slides.search import find_slides
 from mil.reporting.cohort_report import SlideFiles, SlideHeader, SlideTable
@@ -38,6 +38,7 @@ def read_slide_files(
         first = paths.setdefault(slide_id_of(path), path)
         if first != path:
             repeated[path] = first
+    paths = _with_scenes(paths, table)
     content_ids = _hash_files_of_equal_size(paths, on_step)
     headers: dict[str, SlideHeader] = {}
     failures: dict[str, str] = {}
@@ -51,28 +52,45 @@ def read_slide_files(
     chosen = choose_for_gallery(table, headers, n_per_label=n_thumbnails)
     for done, slide_id in enumerate(chosen, start=1):
         try:
-            thumbnails[slide_id] = _read_thumbnail(paths[slide_id])
+            thumbnails[slide_id] = _read_thumbnail(slide_id, paths[slide_id])
         except MilError as error:
             failures[slide_id] = str(error)
         on_step("reading overviews", done, len(chosen))
     return SlideFiles(headers=headers, failures=failures, thumbnails=thumbnails, repeated=repeated)
 
 
+def _with_scenes(paths: Mapping[str, Path], table: SlideTable) -> dict[str, Path]:
+    """Add the scenes that the table names, and drop files of which it names scenes only."""
+    listed = table.slides["slide"].tolist()
+    scenes = {
+        slide_id: paths[split_scene(slide_id)[0]]
+        for slide_id in listed
+        if slide_id not in paths and split_scene(slide_id)[0] in paths
+    }
+    of_scenes = {slide_id_of(path) for path in scenes.values()}.difference(listed)
+    return {name: path for name, path in paths.items() if name not in of_scenes} | scenes
+
+
 def _hash_files_of_equal_size(paths: Mapping[str, Path], on_step: OnStep) -> dict[str, str]:
-    """Return content hashes by slide id; only files of equal size can be copies."""
+    """Return content hashes by slide id; only files of equal size can be copies.
+
+    The hash of a scene ends with its number, as two scenes of a file are no copies.
+    """
     sizes = {slide_id: file_size(path) for slide_id, path in paths.items()}
     counts = Counter(sizes.values())
     candidates = [s for s, size in sizes.items() if size is not None and counts[size] > 1]
     content_ids = {}
     for done, slide_id in enumerate(candidates, start=1):
         with suppress(SlideError):  # the same error occurs again when the header is read
-            content_ids[slide_id] = content_hash(paths[slide_id])
+            path = paths[slide_id]
+            scene = scene_of(slide_id, path)
+            content_ids[slide_id] = content_hash(path) + (f" {scene}" if scene else "")
         on_step("comparing files of equal size", done, len(candidates))
     return content_ids
 
 
 def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
-    with closing(open_slide(path)) as slide:
+    with closing(open_slide(path, scene=scene_of(slide_id, path))) as slide:
         resolution = resolve_mpp(slide.stated_mpp, given_mpp=None, where=path)
         return SlideHeader(
             slide_id=slide_id,
@@ -87,8 +105,8 @@ def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
         )
 
 
-def _read_thumbnail(path: Path) -> Image.Image:
+def _read_thumbnail(slide_id: str, path: Path) -> Image.Image:
     """Read the whole slide at low resolution; no level is held in memory as a whole."""
-    with closing(open_slide(path)) as slide:
+    with closing(open_slide(path, scene=scene_of(slide_id, path))) as slide:
         long_side_px = max(slide.levels[0].width_px, slide.levels[0].height_px)
         return Image.fromarray(slide.overview(downsample=max(1, long_side_px // THUMBNAIL_PX)))

@@ -151,7 +151,7 @@ def write_bag(path: Path, bag: Bag) -> None:
             omitted.add("tissue_share")
         if tuple(bag.meta.tissue_rgb) == UNKNOWN_RGB:
             omitted.add("tissue_rgb")
-        optional = ("scene", "other_scenes", "settings", "reader")
+        optional = ("scene", "other_scenes", "settings", "reader", "warnings")
         omitted |= {name for name in optional if not getattr(bag.meta, name)}
         attributes = meta_attributes(bag.meta).items()
         file.attrs.update({name: value for name, value in attributes if name not in omitted})

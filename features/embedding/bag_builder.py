@@ -12,6 +12,7 @@ from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import counts_text
 from features.encoders.encoder import Encoder
+from features.errors import one_line
 from features.slides.file_info import content_hash
 from features.tiling.slide_tiles import SlideTiles
 
@@ -73,6 +74,7 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         settings=config.settings,
         reader=slide.reader,
         tissue_rgb=tiles.tissue.tissue_rgb or UNKNOWN_RGB,
+        warnings=" | ".join(map(one_line, slide.warnings)),
     )
 
 

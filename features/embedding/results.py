@@ -44,6 +44,8 @@ class SlideResult:
     scene, other_scenes
         Of a file with several scenes, the number of the one that was embedded, and the others; 0
         and empty where there is only one.
+    warnings
+        What is wrong with the file although it could be read, sentences separated by ``" | "``.
     """
 
     slide_id: str
@@ -59,6 +61,7 @@ class SlideResult:
     tissue_share: float = float("nan")
     scene: int = 0
     other_scenes: str = ""
+    warnings: str = ""
 
     @classmethod
     def of_bag(
@@ -89,6 +92,7 @@ class SlideResult:
             tissue_share=float("nan") if meta.tissue_share < 0 else meta.tissue_share,
             scene=meta.scene,
             other_scenes=meta.other_scenes,
+            warnings=meta.warnings,
         )
 
     @classmethod

@@ -90,6 +90,19 @@ def test_the_summary_names_the_slides_of_several_scenes(folder: Path, bags: Path
     assert summary["other_scenes"] == {"s": "1: 256 × 384 px 'left'"}
 
 
+def test_describe_reads_the_scenes_that_its_table_names(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("image_id,patient_id,label\ns_scene1,1,A\ns_scene2,2,B\n")
+    page = ("--out", tmp_path / "page.html", "--json")
+    summary = json.loads(mil_ok("describe", table, "--slides", folder / "slides", *page).stdout)
+    assert summary["n_files"] == 2
+    assert (summary["largest_slide"]["slide_id"], summary["largest_slide"]["width_px0"]) == (
+        "s_scene2",
+        512,
+    )
+    assert not [finding for finding in summary["findings"] if "file" in str(finding).lower()]
+
+
 def test_packed_bags_keep_their_scene(bags: Path, tmp_path: Path) -> None:
     mil_ok("bags", "pack", bags, "--out", tmp_path / "pack.zarr")
     packed = BagStore(tmp_path / "pack.zarr")

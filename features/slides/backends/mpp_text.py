@@ -17,13 +17,15 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]*"
+_IN_UM = r"mpp|ScanRes|micro(?:meter|n)s?[-_ ]?per[-_ ]?pixel"
+_SIZE = r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing"
 _MPP = re.compile(
-    rf"{_NOT_OURS}(mpp|ScanRes|micro(?:meter|n)s?[-_ ]?per[-_ ]?pixel)[-_ ]?([xy]?){_IS}"
+    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}"
     rf"({NUMBER})[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
 _PIXEL_SIZE = re.compile(
-    rf"{_NOT_OURS}((?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing)"
+    rf"{_NOT_OURS}({_SIZE})"
     rf"[-_ ]?([xy]?)[-_ ]?[\[(]?(microns?|um|[µμ]m|nm|mm)?[\])]?{_IS}"
     rf"({NUMBER})[ \t]*({_UNIT})?",
     re.IGNORECASE,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import json
+import re
 import struct
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,7 @@ import zarr
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from features.slides.backends import mpp_text
 from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
 from features.slides.backends.openslide_properties import mpp_in_properties
 from features.slides.length_units import um_per_unit
@@ -383,3 +386,58 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
     assert stated(path) == ((0.23, 0.23), "file")
     (path / "OME" / "METADATA.ome.xml").write_bytes(b"\xff<OME")
     assert stated(path)[1] == "assumed"
+
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTED = (ROOT / "docs/reference/slides.md").read_text(encoding="utf-8")
+PLACES, FIELDS = (
+    [
+        [cell.strip().replace("\0", "|") for cell in row.replace("\\|", "\0").split("|")[1:-1]]
+        for row in table.splitlines()[2:]
+    ]
+    for table in re.findall(
+        r"^\| (?:place|field) \(`mil inspect` prints\).*(?:\n\|.*)+", DOCUMENTED, re.MULTILINE
+    )
+)
+
+
+def names_in_code() -> set[str]:
+    """Names of places that the readers give to a resolution; `…` for a vendor."""
+    found = set()
+    for path in (ROOT / "features/slides/backends").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            values: list[ast.expr] = []
+            if node.func.id == "StatedMpp":
+                values = [keyword.value for keyword in node.keywords if keyword.arg == "field"]
+            elif node.func.id == "mpp_of_magnification":
+                values = node.args[1:]
+            for value in values:
+                if isinstance(value, ast.JoinedStr):
+                    found.add("".join(getattr(part, "value", "") if isinstance(part, ast.Constant)
+                                      else "…" for part in value.values))  # fmt: skip
+                elif isinstance(value, ast.Constant):
+                    found.add(value.value)
+    return found
+
+
+def test_the_table_of_places_is_what_the_readers_look_at() -> None:
+    documented = {row[0].strip("`") for row in [*PLACES, *FIELDS]}
+    patterns = [
+        re.compile(part, re.IGNORECASE)
+        for pattern in (mpp_text._IN_UM, mpp_text._SIZE, mpp_text._OBJECTIVE)
+        for part in re.split(r"\|(?![^(]*\))", pattern)
+    ]
+    by_pattern = {name for name in documented if any(p.fullmatch(name) for p in patterns)}
+    assert documented - by_pattern == names_in_code() - by_pattern
+    for part in patterns:
+        assert any(part.fullmatch(name) for name in by_pattern), part.pattern
+
+
+@pytest.mark.parametrize("row", FIELDS, ids=lambda row: row[0])
+def test_the_example_of_each_documented_field_is_understood(row: list[str]) -> None:
+    name, example = row[0].strip("`"), row[3].strip("`")
+    found = [stated for stated in mpp_in_text(example) if (stated.x, stated.y) == (0.5, 0.5)]
+    letters = re.sub("[^a-z]", "", name.lower())
+    assert any(letters in re.sub("[^a-z]", "", stated.field.lower()) for stated in found), found
