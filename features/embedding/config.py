@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from features.bags.bag import UNKNOWN, Fingerprint, as_json
@@ -147,10 +147,10 @@ def config_from_fingerprint(
             expected="bags of slides",
             hint="Embed these series with 'mil embed --series', and leave --slides out.",
         )
-    if "method" not in tissue:
+    if not {setting.name for setting in fields(TissueSettings)} <= set(tissue):
         raise BagError(
             "the run's bags",
-            actual="made by an earlier version, which found tissue by one threshold per slide",
+            actual="made by an earlier version, which found tissue in another way",
             expected="bags whose tissue is found as this version does",
             hint="Embed these slides with the version that made the bags and leave --slides out, "
             "or embed all slides again and train on them.",

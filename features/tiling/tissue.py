@@ -38,6 +38,12 @@ _MAX_THRESHOLD = 24.0  # grey levels: pale spots in dark tissue are tissue
 _MIN_ISLAND_PX = 4
 _LITTLE = 0.03  # share of a slide up to which all its islands together may be uneven glass
 _DISTINCT = 3.0  # thresholds that a pixel of tissue exceeds, and uneven glass does not
+_PALER = 0.6  # of its threshold, what is found beside a border that adjoins paler tissue
+_CLOSING_PX = 3  # gaps of up to 6 px, as wide as the border of a dark section on a pale one
+_WALL_PX = (
+    2  # half the width from which on the wall of a hole is thick; those of fat cells are 1 px
+)
+_THIN_SHARE = 0.4  # of the wall of a fat cell: where three meet it is thick
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -74,6 +80,8 @@ class TissueSettings:
     least_hole_um2
         Area below which holes are filled, µm²: capillaries and tears of one cell's width belong to
         the tissue, vessels and glands wider than 70 µm do not.
+    largest_fat_cell_um2
+        Area below which holes with thin walls are filled, µm²: fat cells of up to 140 µm.
     """
 
     method: Method = "contrast"
@@ -81,6 +89,7 @@ class TissueSettings:
     floor_distance: float = 6.0
     least_speck_um2: float = 4000.0
     least_hole_um2: float = 4000.0
+    largest_fat_cell_um2: float = 16000.0
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -169,9 +178,15 @@ def segment_tissue(
             * _texture(overview, glass, is_glass, reach=max(_TEXTURE_REACH, 1.5 * floor)),
         )
         distance[is_fill(smooth, _BLACK)] = 0
-        distance[distance <= _local_threshold(distance, floor)] = 0
+        is_faint = distance > floor
+        threshold = _local_threshold(distance, floor)
+        distance[distance <= threshold] = 0
+        is_faint &= distance == 0
+        is_faint &= _least_nearby(distance) <= _PALER * threshold  # pale tissue beside dark tissue
         px_um2 = (downsample * mpp) ** 2
         mask = _remove_small(distance, floor, settings.least_speck_um2 / px_um2)
+        mask |= is_faint & _close(mask)
+        mask = _fill_fat_cells(mask, settings.largest_fat_cell_um2 / px_um2)
         mask = _fill_small_holes(mask, settings.least_hole_um2 / px_um2)
     red, green, blue = np.rint(glass.rgb).astype(int).tolist()
     return TissueMask(
@@ -252,6 +267,44 @@ def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
         colour = float(distance[labels == largest].mean())
         is_kept[largest] = sizes[largest] >= _MIN_ISLAND_PX and colour > 2 * threshold
     return np.asarray(is_kept[labels])
+
+
+def _least_nearby(distance: Floats) -> Floats:
+    """Least distance above 0 nearby, shape (height, width)."""
+    positive = np.where(distance > 0, distance, np.float32(np.inf))
+    return np.asarray(ndimage.minimum_filter(positive, _NEAR_PX))
+
+
+def _close(mask: Bools) -> Bools:
+    """Fill gaps between islands that are as narrow as the border of a dark section is wide."""
+    around = np.pad(mask, _CLOSING_PX, mode="edge")
+    closed = ndimage.binary_closing(around, _disc(_CLOSING_PX))
+    return np.asarray(closed[_CLOSING_PX:-_CLOSING_PX, _CLOSING_PX:-_CLOSING_PX])
+
+
+def _fill_fat_cells(mask: Bools, largest_px: float) -> Bools:
+    """Fill holes of up to ``largest_px`` pixels whose walls are thin.
+
+    Lumina of vessels and glands have thick walls. The border of the picture counts as a wall.
+    """
+    labels, n_holes = ndimage.label(~mask)
+    is_small = np.bincount(labels.ravel()) <= largest_px
+    is_small[0] = False
+    if not is_small.any():
+        return mask
+    thick = ndimage.binary_opening(np.pad(mask, _WALL_PX, mode="edge"), _disc(_WALL_PX))
+    thick = thick[_WALL_PX:-_WALL_PX, _WALL_PX:-_WALL_PX]
+    nearest = ndimage.maximum_filter(labels * is_small[labels], 3)
+    wall = mask & (nearest > 0)
+    n_wall = np.bincount(nearest[wall], minlength=n_holes + 1)
+    n_thin = np.bincount(nearest[wall & ~thick], minlength=n_holes + 1)
+    is_cell = is_small & (n_thin > _THIN_SHARE * n_wall)
+    return np.asarray(mask | is_cell[labels])
+
+
+def _disc(radius_px: int) -> Bools:
+    y, x = np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]
+    return np.asarray(np.hypot(y, x) <= radius_px + 0.3)
 
 
 def _fill_small_holes(mask: Bools, least_px: float) -> Bools:

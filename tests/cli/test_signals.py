@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from cli.console import finish_on_interrupt, treat_sigterm_as_interrupt
 from tests.fakes import write_cohort
+from tests.test_stored_run import STORED
 
 PROGRAM = [sys.executable, "-m", "cli"]
 IN_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *PROGRAM]
@@ -73,3 +75,60 @@ def test_sigterm_interrupts_unless_it_is_ignored() -> None:
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_inference_stopped_by_a_signal_writes_nothing(
+    tmp_path: Path,
+    number: int,
+    processes: list[subprocess.Popen[str]],
+    sigint_reaches_children: None,
+) -> None:
+    table, out = tmp_path / "patients.csv", tmp_path / "submission.csv"
+    os.mkfifo(table)  # whoever reads it waits
+    command = [
+        *PROGRAM, "infer", "--patients", str(table), "--bags", str(STORED / "bags"), "--run",
+        str(STORED / "run"), "--out", str(out),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    descriptor = wait_for_reader(table, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    os.close(descriptor)
+    assert process.returncode == 130, stderr
+    assert "stopped; what was finished is kept" in stderr
+    assert not out.exists()
+
+
+def wait_for_reader(fifo: Path, process: subprocess.Popen[str]) -> int:
+    """Descriptor of the writing end of a pipe, once the process reads it."""
+    while process.poll() is None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_stopped_by_a_signal_ends_its_command_too(
+    tmp_path: Path,
+    number: int,
+    processes: list[subprocess.Popen[str]],
+    sigint_reaches_children: None,
+) -> None:
+    command = [*PROGRAM, "demo", "--out", str(tmp_path / "demo"), "--train-patients", "24",
+               "--test-patients", "8"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    locks = tmp_path / "demo" / "bags" / ".claims"
+    while not locks.is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert not (tmp_path / "demo" / "submission.csv").exists()
+    assert not [path for path in locks.glob("*") if path.is_file()]
