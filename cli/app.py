@@ -10,6 +10,7 @@ import typer
 from cli.commands.audit import audit
 from cli.commands.backbones import backbones
 from cli.commands.bags import bags
+from cli.commands.combine import combine
 from cli.commands.compare import compare
 from cli.commands.demo import demo
 from cli.commands.describe import describe
@@ -54,7 +55,7 @@ _PANELS = {
     "Before": (demo, doctor, describe, audit, inspect, preview, backbones),
     "The three steps": (embed, train, infer),
     "After": (score, report, explain, view),
-    "Several runs and cohorts": (compare, evaluate, recalibrate),
+    "Several runs and cohorts": (compare, combine, evaluate, recalibrate),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

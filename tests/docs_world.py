@@ -248,6 +248,7 @@ def _resolutions(folder: Path) -> None:
 
 
 PREPARATIONS: dict[str, Callable[[Path], None]] = {
+    "docs/how-to/combine-runs.md": _second_run,
     "docs/how-to/compare-runs.md": _second_run,
     "docs/how-to/exchange-bags.md": _clam,
     "docs/how-to/external-cohort.md": _external,

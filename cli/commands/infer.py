@@ -12,7 +12,7 @@ import typer
 from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import (
     Address,
-    BagsSource,
+    BagsSources,
     Batch,
     ColumnNames,
     Devices,
@@ -28,16 +28,18 @@ from cli.options import (
     flag,
 )
 from cli.shared.arguments import (
+    only_folder,
     parse_columns,
     reject_options,
     require_one_resolution,
     require_ray_for_address,
 )
-from cli.shared.embed_missing import embed_missing_series, embed_missing_slides
+from cli.shared.combination import infer_combination
+from cli.shared.embed_missing import embed_missing
 from cli.shared.executors import checkpoint_paths
 from cli.shared.multilabel import infer_labels, shares_of
 from cli.shared.output import print_caveats
-from cli.shared.runs import newest_run
+from cli.shared.runs import is_combination, newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def infer(
     patients: PatientTable,
     columns: ColumnNames = None,
     run: RunDir = None,
-    bags: BagsSource = Path("bags"),
+    bag_folders: BagsSources = None,
     slides: Annotated[
         Path | None,
         typer.Option(
@@ -145,9 +147,14 @@ def infer(
     slides; if so, the out-of-fold probability is given as well. Patients unlike the training
     patients are marked, and their sets hold all classes.
 
+    With runs combined by `mil combine`, `--bags` is given for each encoder (or names a folder with
+    one folder each), and `--slides` embeds what is missing for each.
+
     Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
 
     Example: `mil infer --patients test.csv --coverage 0.8 --abstain`
+
+    Example: `mil infer --run runs/all --patients test.csv --bags bags/small --bags bags/large`
 
     Example: `mil infer --patients test.csv --series scans/ --out submission.csv`
 
@@ -159,13 +166,32 @@ def infer(
     require_ray_for_address(engine, address)
     if slides is not None and series is not None:
         raise typer.BadParameter("give either --slides or --series", param_hint="--series")
+    options: dict[str, Any] = {
+        "device": device, "engine": engine.value, "address": address, "n_workers": workers,
+        "batch_tiles": batch,
+    }  # fmt: skip
+    of_slides: dict[str, Any] = {"slide_mpp": slide_mpp, "mpp_table": mpp_table}
     with spinner("loading the run"):
         from features.bags.store import open_bags
         from mil.data.cohort import read_cohort
         from mil.inference.bundle import load_bundle
         from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
 
-        chosen = run or newest_run(several_labels=True)
+    chosen = run or newest_run(several_labels=True)
+    folders = bag_folders or [Path("bags")]
+    if is_combination(chosen):
+        reject_options(
+            {"--tta": tta, "--series": series, "--weights": weights},
+            "does not go with combined runs: embed for each with 'mil embed'",
+        )
+        complete = infer_combination(
+            chosen, read_cohort(patients, labelled=False, columns=names), folders, out,
+            slides=slides, prior=prior or "balanced", coverage=coverage, abstain=abstain,
+            typicality=typicality, as_json=as_json, **of_slides, **options,
+        )  # fmt: skip
+        raise typer.Exit(0 if complete else EXIT_PARTLY_FAILED)
+    bags = only_folder(folders)
+    with spinner("loading the run"):
         several = load_multilabel_bundle(chosen) if is_multilabel_bundle(chosen) else None
         if several is not None:
             reject_options(
@@ -183,18 +209,11 @@ def infer(
         shares = model.parse_prior(stated) if several is None else shares_of(several, stated)
         cohort = read_cohort(patients, labelled=False, columns=names)
         refs = open_bags(bags, may_be_empty=slides is not None or series is not None)
-    n_failed = 0
     missing = {name for p in cohort.patients for name in p.slide_ids if name not in refs}
-    options: dict[str, Any] = {
-        "weights": checkpoint_paths(weights), "device": device, "engine": engine.value,
-        "address": address, "n_workers": workers, "batch_tiles": batch,
-    }  # fmt: skip
-    if slides is not None and missing:
-        n_failed = embed_missing_slides(
-            model, missing, slides, bags, slide_mpp=slide_mpp, mpp_table=mpp_table, **options
-        )
-    elif series is not None and missing:
-        n_failed = embed_missing_series(model, missing, series, bags, **options)
+    options["weights"] = checkpoint_paths(weights)
+    n_failed = embed_missing(
+        model, missing, bags, slides=slides, series=series, **of_slides, **options
+    )
     if missing and (slides is not None or series is not None):
         refs = open_bags(bags, may_be_empty=True)
     if several is not None:

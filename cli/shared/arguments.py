@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "files_of",
     "folder_for_bags",
+    "only_folder",
     "parse_columns",
     "reject_options",
     "require_one_resolution",
@@ -88,6 +89,13 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
     for option, value in given.items():
         if value:
             raise typer.BadParameter(why, param_hint=option)
+
+
+def only_folder(folders: Sequence[Path]) -> Path:
+    """Return the only folder of bags; raise for several, which only combined runs take."""
+    if len(folders) > 1:
+        raise typer.BadParameter("one folder for a run of one encoder", param_hint="--bags")
+    return folders[0]
 
 
 def parse_columns(given: Sequence[str] | None) -> dict[str, str]:

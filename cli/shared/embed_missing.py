@@ -16,7 +16,31 @@ if TYPE_CHECKING:
     from features.parallel.base import Executor
     from mil.inference.bundle import ModelBundle
 
-__all__ = ["embed_missing_series", "embed_missing_slides"]
+__all__ = ["embed_missing", "embed_missing_series", "embed_missing_slides"]
+
+
+def embed_missing(
+    run: ModelBundle,
+    missing: Collection[str],
+    bags_dir: Path,
+    *,
+    slides: Path | None,
+    series: Path | None,
+    slide_mpp: float | None,
+    mpp_table: Path | None,
+    **options: Any,
+) -> int:
+    """Embed what has no bag yet from ``slides`` or ``series``, and return the number of failures.
+
+    ``slide_mpp`` is in µm per level-0 px. Nothing is done without either.
+    """
+    if missing and slides is not None:
+        return embed_missing_slides(
+            run, missing, slides, bags_dir, slide_mpp=slide_mpp, mpp_table=mpp_table, **options
+        )
+    if missing and series is not None:
+        return embed_missing_series(run, missing, series, bags_dir, **options)
+    return 0
 
 
 def embed_missing_slides(

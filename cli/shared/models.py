@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from cli.shared.arguments import only_folder
+from cli.shared.combination import combination_bags, predict_each
+from cli.shared.runs import is_combination
 
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
@@ -29,15 +31,23 @@ def predict_model(
     run: Path, cohort: Cohort, bags: Sequence[Path] | None, *, coverage: float
 ) -> ModelOutput:
     """Predict a cohort at the balanced prior, with the bags of a folder."""
+    from mil.combination.bundle import load_combination
     from mil.inference.bundle import load_bundle
     from mil.inference.predict import predict
 
     folders = bags or [Path("bags")]
+    if is_combination(run):
+        combined = load_combination(run)
+        return ModelOutput(
+            classes=combined.classes,
+            predictions=predict_each(
+                combined, cohort, combination_bags(combined, folders), coverage=coverage
+            ),
+            guaranteed=None,
+        )
     bundle = load_bundle(run)
-    if len(folders) > 1:
-        raise typer.BadParameter("one folder for a run of one encoder", param_hint="--bags")
     return ModelOutput(
         classes=bundle.classes,
-        predictions=predict(bundle, cohort, folders[0], coverage=coverage),
+        predictions=predict(bundle, cohort, only_folder(folders), coverage=coverage),
         guaranteed=bundle.guaranteed_coverage(coverage),
     )

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["newest_run", "require_free"]
+__all__ = ["is_combination", "newest_run", "require_free"]
+
+
+def is_combination(run: Path) -> bool:
+    """Return whether a folder is that of runs combined by ``mil combine``."""
+    return (run / "combination.json").is_file()
 
 
 def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -> Path:
@@ -20,6 +25,7 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
     files = list(runs_dir.glob("*/model.json"))
     if several_labels:
         files += runs_dir.glob("*/labels.json")
+        files += runs_dir.glob("*/combination.json")
     finished = [file for file in files if not file.parent.name.startswith(".")]
     runs = sorted(finished, key=lambda file: file.stat().st_mtime)
     if not runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ __all__ = [
     "AlignedModels",
     "ModelPredictions",
     "align_runs",
+    "changed_slides",
     "read_models",
     "same_folds",
+    "short_names",
 ]
 
 MIN_PATIENTS_PER_CLASS = 5
@@ -160,7 +162,19 @@ def align_runs(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]:
     _check_classes(runs)
     _check_labels(runs, None)
     shared = _shared_patients([(str(run.path), run.patient_ids) for run in runs])
-    return tuple(run.select(shared) for run in runs)
+    first = runs[0]
+    aligned = []
+    for run in runs:
+        own = run.select(shared)
+        order = [run.classes.index(name) for name in first.classes]
+        new_label = np.argsort(order)
+        aligned.append(
+            replace(
+                own, classes=first.classes, proba=own.proba[:, :, order],
+                labels=new_label[own.labels],
+            )
+        )  # fmt: skip
+    return tuple(aligned)
 
 
 def same_folds(first: Ints, other: Ints) -> bool:
@@ -354,7 +368,7 @@ def _notes(
             f"probabilities of {nested} are nested, those of the other runs cross-fitted, which "
             "may be slightly optimistic"
         )
-    if changed := _changed_slides([run.select(part.patient_ids) for run in read]):
+    if changed := changed_slides([run.select(part.patient_ids) for run in read]):
         notes.append(
             f"slides of {pluralize(len(changed), 'patients')} differ between runs, first "
             f"{changed[0]}"
@@ -374,8 +388,8 @@ def _notes(
     return notes
 
 
-def _changed_slides(runs: Sequence[RunPredictions]) -> list[str]:
-    """Return the shared patients whose slides, by id or content, are not the same in all runs."""
+def changed_slides(runs: Sequence[RunPredictions]) -> list[str]:
+    """Return the patients whose slides, by id or content, are not the same in all runs."""
     changed: dict[str, None] = {}
     first = runs[0].slides if runs else {}
     for run in runs[1:]:

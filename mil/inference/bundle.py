@@ -354,6 +354,13 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (path / "combination.json").is_file():
+            raise RunError(
+                path,
+                actual="a combination of runs",
+                expected="a single run",
+                hint=f"Name one of those in {path / 'members'}.",
+            ) from error
         if (path / "labels").is_dir():
             raise RunError(
                 path,

@@ -26,7 +26,13 @@ from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, score_patient
 from mil.typicality.provenance import ProvenanceNote
 
-__all__ = ["PatientPrediction", "check_any_used", "iter_predictions", "predict"]
+__all__ = [
+    "PatientPrediction",
+    "bound_probabilities",
+    "check_any_used",
+    "iter_predictions",
+    "predict",
+]
 
 
 PatientStatus = Literal[
@@ -158,7 +164,7 @@ def predict(
     A patient's bag is all tiles of all its slides that the run's filter keeps. A patient without
     tissue, or without a bag that can be used, gets the prior itself, and a status that states it.
     Where a patient is unlike the training patients, no probability is nearer to 0 than their number
-    supports, see :func:`_bound`.
+    supports, see :func:`bound_probabilities`.
 
     Parameters
     ----------
@@ -281,8 +287,8 @@ def _predict(
         is_unlike = typicality is not None and typicality.is_unlike
         if is_unlike:
             n_patients = sum(bundle.cohort_counts)
-            probabilities = _bound(probabilities[None], n_patients)[0]
-            members = _bound(members, n_patients)
+            probabilities = bound_probabilities(probabilities[None], n_patients)[0]
+            members = bound_probabilities(members, n_patients)
         # Patients that were used in training have no valid set: it would be too confident.
         if not matched and not used_for_whitening and not is_unlike:
             kept = bundle.sets.predict_set(tiles, coverage=coverage)
@@ -426,7 +432,7 @@ def _is_out_of_range(bundle: ModelBundle, bags: Mapping[str, Bag]) -> bool:
     return not total <= n_values * MAX_WHITENED**2
 
 
-def _bound(probabilities: Floats, n_patients: int) -> Floats:
+def bound_probabilities(probabilities: Floats, n_patients: int) -> Floats:
     """Return probabilities, shape (rows, classes), none below 1 / (``n_patients`` + 2).
 
     After n patients of one class in a row, the next is expected to be of another with that

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -42,8 +42,12 @@ _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00", "no difference show
 _ROW_IN = 0.27
 
 
-def write_comparison(path: Path, comparison: Comparison) -> None:
+def write_comparison(
+    path: Path, comparison: Comparison, *, weights: Mapping[str, float] | None = None
+) -> None:
     """Write the page of a comparison; probabilities have shape (repeats, patients, classes).
+
+    ``weights`` are those of a combination that is compared with its members, by name.
 
     Raises
     ------
@@ -58,6 +62,12 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     html = render(
         "compare.html",
         models=models,
+        weights=weights
+        and Table(
+            "Weights of the combination",
+            ["run", "weight"],
+            [(name, f"{weight:.3f}") for name, weight in weights.items()],
+        ),
         n_repeats=[len(model.proba) for model in models.models],
         n_comparisons=len(comparison.differences),
         n_resamples=comparison.n_resamples,

@@ -1,0 +1,127 @@
+"""``mil combine``: several runs on the same patients as one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import print_json, spinner, stdout
+from cli.options import ColumnNames, JsonOutput, flag
+from cli.shared.arguments import parse_columns
+from cli.shared.output import print_caveats
+from cli.shared.runs import require_free
+
+if TYPE_CHECKING:
+    from mil.combination.fit import CombinationSummary
+
+__all__ = ["combine"]
+
+
+def combine(
+    *,
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of finished runs; or prediction files."),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The new run; without it, and for files, only the report is written.",
+            show_default=False,
+        ),
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="For files: table with `image_id` (or `slide_id`), `patient_id`, `label`.",
+            show_default=False,
+        ),
+    ] = None,
+    columns: ColumnNames = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HTML",
+            help="The page; default: `report.html` in the new run, for files `combine.html`.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds, bootstrap.")] = 0,
+    as_json: JsonOutput = False,
+) -> None:
+    """Combine runs on the same patients, with other encoders, heads, resolutions or seeds.
+
+    The log of their calibrated out-of-fold probabilities is weighted: non-negative weights,
+    shrunken towards equal ones, and biases. The scores are cross-fitted: the weights of a patient
+    were fitted on others. The new run holds copies of all; `mil infer` and `mil evaluate` take the
+    bags of each encoder, and embed what is missing. A run that saw a patient differently (other
+    folds, label or slides) is refused: train with `--folds-of` for the same folds.
+
+    Of prediction files, whose models are not here, it writes a report only.
+
+    Example: `mil combine runs/small runs/large --run runs/all`
+
+    Example: `mil combine oof/*.csv --class LAA --cohort train.csv`
+
+    Exit codes: 0 done, 1 runs or files cannot be combined, 2 usage.
+    """
+    names = parse_columns(columns)
+    files = [path for path in models if path.is_file()]
+    if files and len(files) < len(models):
+        raise typer.BadParameter("either runs or files, not both", param_hint="RUN...")
+    if files and run is not None:
+        raise typer.BadParameter(
+            "files hold no model: leave --run out for a report", param_hint="--run"
+        )
+    if not files and run is None:
+        raise typer.BadParameter("name the new run", param_hint="--run")
+    if run is not None:
+        require_free(run, overwrite=overwrite)
+    with spinner("combining"):
+        from mil.combination.fit import combine_predictions, combine_runs
+        from mil.comparison.models import read_models
+        from mil.data.cohort import read_cohort
+        from mil.reporting.comparison_report import write_comparison
+
+        if run is not None:
+            summary = combine_runs(models, run, seed=seed)
+        else:
+            table = None if cohort is None else read_cohort(cohort, labelled=True, columns=names)
+            read = read_models([], files, cohort=table, class_name=class_name)
+            summary = combine_predictions(read, seed=seed)
+        page = out or (Path("combine.html") if run is None else run / "report.html")
+        write_comparison(page, summary.comparison, weights=summary.weights)
+    if as_json:
+        print_json({"page": str(page), **summary.as_dict()})
+        return
+    _print(summary)
+    stdout.print(f"Page: {page}" if run is None else f"Run: {run}; page: {page}")
+    print_caveats(f"note: {note}" for note in summary.comparison.models.notes)
+
+
+def _print(summary: CombinationSummary) -> None:
+    from mil.combination.fit import COMBINATION
+    from mil.reporting.comparison_report import METRIC_WORDS
+
+    for name, weight in summary.weights.items():
+        stdout.print(f"  weight of {name}: {weight:.3f}")
+    for name, scores in summary.comparison.scores.items():
+        of = ", ".join(f"{words} {scores[metric]}" for metric, words in METRIC_WORDS.items())
+        stdout.print(f"  {name}: {of}")
+    for one in summary.comparison.differences:
+        if one.metric == "weighted_log_loss" and one.first == COMBINATION:
+            stdout.print(
+                f"  by log loss, the combination against {one.second}: {one.difference}, "
+                f"p {one.adjusted_p_value:.3f}: {one.verdict}"
+            )

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mil.calibration import PlattScaling
+from mil.combination.fit import COMBINATION, MEAN, combine_predictions
+from mil.combination.weights import cross_fit_weights, fit_weights
+from mil.comparison.models import read_models
+from mil.data.cohort import read_cohort
+from mil.evaluation.metrics import weighted_log_loss
+
+
+def draw(n: int, *signals: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of runs with some signal each and half of their noise in common, (n, runs, 2)."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    common = rng.normal(size=n)
+    z = np.stack(
+        [s * (2 * labels - 1) + 0.7 * common + 0.7 * rng.normal(size=n) for s in signals], axis=1
+    )
+    return np.stack([-z / 2, z / 2], axis=2), labels
+
+
+def test_few_patients_give_about_equal_weights_to_runs_that_are_equally_good() -> None:
+    logits, labels = draw(60, 0.5, 0.5, 0.5)
+    assert fit_weights(logits, labels).weights_ == pytest.approx(np.full(3, 1 / 3), abs=0.12)
+
+
+def test_a_run_without_signal_loses_its_weight_where_patients_can_tell() -> None:
+    logits, labels = draw(400, 0.8, 0.0, 0.0)
+    weights = fit_weights(logits, labels).weights_
+    assert weights[0] > 0.8
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("signals", [(0.4, 0.4, 0.4), (0.5, 0.3, 0.1), (0.6, 0.0, 0.0)])
+def test_new_patients_lose_little_against_the_better_of_equal_and_free_weights(
+    signals: tuple[float, ...],
+) -> None:
+    losses = []
+    for seed in range(4):
+        logits, labels = draw(100, *signals, seed=seed)
+        new, truth = draw(2000, *signals, seed=100 + seed)
+        own = fit_weights(logits, labels).predict_proba(new)
+        equal = PlattScaling().fit(logits.mean(axis=1), labels).predict_proba(new.mean(axis=1))
+        losses.append([weighted_log_loss(p, truth) for p in (own, equal)])
+    own, equal = np.mean(losses, axis=0)
+    assert own < equal + 0.01
+
+
+def test_a_scale_of_a_run_changes_nothing() -> None:
+    logits, labels = draw(80, 0.6, 0.3)
+    scaled = logits * np.array([1.0, 20.0])[:, None]
+    plain, other = fit_weights(logits, labels), fit_weights(scaled, labels)
+    assert np.allclose(plain.predict_proba(logits), other.predict_proba(scaled), atol=1e-4)
+
+
+def test_no_patient_is_weighed_by_itself() -> None:
+    logits, labels = draw(40, 0.6, 0.3)
+    fold = (np.arange(40) // 2 % 4)[None]
+    before, _ = cross_fit_weights(logits[None], labels, fold)
+    turned = labels.copy()
+    turned[fold[0] == 1] = 1 - turned[fold[0] == 1]
+    after, _ = cross_fit_weights(logits[None], turned, fold)
+    assert np.array_equal(before[0, fold[0] == 1], after[0, fold[0] == 1])
+    assert not np.array_equal(before[0, fold[0] != 1], after[0, fold[0] != 1])
+
+
+@pytest.mark.slow
+def test_real_predictions_combined_are_no_worse_than_their_calibrated_mean(mil_data: Path) -> None:
+    strip = mil_data / "strip"
+    cohort = read_cohort(strip / "train.csv", labelled=True)
+    models = read_models([], sorted((strip / "oof").glob("*.csv")), cohort=cohort, class_name="LAA")
+    comparison = combine_predictions(models, n_resamples=500).comparison
+    difference, verdict = comparison.find(COMBINATION, MEAN, "weighted_log_loss")
+    assert difference.value > -0.0015
+    assert verdict != "worse"
+    assert comparison.scores[MEAN]["weighted_log_loss"].value == pytest.approx(0.655, abs=0.0005)
+    assert comparison.scores[COMBINATION]["weighted_log_loss"].value < 0.6565
