@@ -40,6 +40,8 @@ FAST = TrainConfig(n_members=2, n_components=8, fixed_steps=8, max_epochs=3)
 LONG = "a-patient-with-a-name-much-longer-than-a-phone-is-wide-0123456789"
 PAGES = {
     "describe": "describe.html",
+    "compare": "compare.html",
+    "evaluate": "evaluation.html",
     "report": "runs/two/report.html",
     "report of three classes": "runs/three/report.html",
     "labels": "runs/labels/report.html",
@@ -69,7 +71,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[:448, :448] = (180 - 20 * number, 60, 90 + 20 * number)
             write_slide(folder / "slides" / f"{slide_id}.tif", pixels)
     head = "image_id,patient_id,label,center_id"
-    for table, names in (("two", ("CE", "LAA", "LAA")), ("three", ("benign", "grade 1", "2"))):
+    names_of_two = ("CE", "LAA", "LAA")
+    for table, names in (("two", names_of_two), ("three", ("benign", "grade 1", "2"))):
         lines = [f"{slide},{patient},{names[c]},{centre}" for slide, patient, c, centre in rows]
         (folder / f"{table}.csv").write_text("\n".join([head, *lines]) + "\n")
         cohort = read_cohort(folder / f"{table}.csv", labelled=True)
@@ -93,6 +96,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--patient", "p1")  # fmt: skip
     mil_ok("report", folder / "runs" / "two", "--explanations", folder / "explanations")
     mil_ok("preview", folder / "slides", "--out", folder / "preview")
+    mil_ok("compare", folder / "runs" / "two", folder / "runs" / "two" / "out_of_fold.csv",
+        "--out", folder / "compare.html")  # fmt: skip
+    others = [head]
+    for number in range(18):
+        bag = make_bag(f"other{number}_0", n_tiles=5, dim=16)
+        bag.features[:] += np.float16(0.4 * (number % 3))
+        write_bag(bag_path(folder / "bags", bag.meta.slide_id), bag)
+        others.append(f"other{number}_0,other{number},{names_of_two[number % 3]},{number % 2}")
+    (folder / "others.csv").write_text("\n".join(others) + "\n")
+    mil_ok("evaluate", folder / "runs" / "two", "--cohort", folder / "others.csv", "--bags",
+        folder / "bags", "--out", folder / "evaluation.html")  # fmt: skip
     return folder
 
 
