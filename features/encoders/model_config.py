@@ -155,6 +155,8 @@ def _from_folder(config: ModelConfig, folder: Path, beside: Path | None) -> Mode
             folder,
             actual="no config.json" if folder.is_dir() else "there is no such folder",
             expected="a folder with config.json and " + " or ".join(WEIGHT_FILES),
+            hint=f"If it has moved, give the weights where they are now, with config.json beside "
+            f"them: --weights FOLDER/{WEIGHT_FILES[0]}.",
         )
     stated = _from_json(config, path)
     if config.weights_path is not None:

@@ -253,7 +253,7 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         (TINY, ["no_such_argument=1"], "timm cannot build it"),
         ("unii", [], "Did you mean .*uni"),
         ("virchow3", [], "Did you mean .*virchow2"),
-        ("local-dir:nowhere", [], "there is no such folder"),
+        ("local-dir:nowhere", [], r"no such folder.*If it has moved.*--weights FOLDER/model"),
     ],
 )
 def test_bad_names_and_arguments_are_clear(
