@@ -126,7 +126,7 @@ def embed(
     dry_run: Annotated[
         bool, flag("--dry-run", "Count tiles, gigabytes and hours; write nothing.")
     ] = False,
-    overwrite: Annotated[bool, flag("--overwrite", "Embed again what has a bag.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Embed slides again that have a bag.")] = False,
     profile: Annotated[
         bool, flag("--profile", "Print at the end where the time went, stage by stage.")
     ] = False,
@@ -159,9 +159,7 @@ def embed(
     ] = 0,
     views_seed: Annotated[
         int,
-        typer.Option(
-            min=0, metavar="N", rich_help_panel=TILES, help="Another seed draws other views."
-        ),
+        typer.Option(min=0, metavar="N", rich_help_panel=TILES, help="Seed of the views."),
     ] = 0,
     max_failed: Annotated[
         float | None,

@@ -82,14 +82,15 @@ def score(
     ] = None,
     reliability: Annotated[
         bool,
-        flag("--reliability", "Reliability table, calibration error's bias, Brier in parts."),
+        flag(
+            "--reliability",
+            "Also print reliability, bias of the calibration error, parts of the Brier.",
+        ),
     ] = False,
     resamples: Annotated[
         int, typer.Option(min=100, metavar="N", help="Bootstrap resamples.")
     ] = 1000,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Folds and bootstrap follow it.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds and bootstrap.")] = 0,
     as_json: JsonOutput = False,
     calibrate: Annotated[
         bool,
@@ -121,8 +122,8 @@ def score(
     patients; several files are scored each and averaged.
 
     Precision, recall and F1 are those of the most likely class at `--prior`, per class and on
-    average: macro, all classes alike, and weighted by their shares. A class that is predicted but
-    that no patient has stays in each row's sum, and what it got counts as wrong.
+    average: macro, all classes alike, and weighted by their shares. A predicted class
+    that no patient has stays in each row's sum, and patients assigned to it count as wrong.
 
     `--calibrate` is for out-of-fold predictions of any model: each patient is calibrated by a
     calibrator that was fitted on other patients. The scores are cross-fitted in this sense only;

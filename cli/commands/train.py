@@ -83,7 +83,7 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            help="`stack`, attention and convex base learners weighted by the calibrator; or one "
+            help="`stack` (attention and convex base learners, weighted by the calibrator), or one "
             "kind of head: `gated`, `attention`, `mean`, `max`, `lse`, `clam`, `additive`, "
             "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan.",
         ),
@@ -166,8 +166,8 @@ def train(
     Each patient is predicted by heads trained without it: weights, early stopping and whitening use
     other patients only. The calibrator is fitted on these out-of-fold logits. The scores printed
     are cross-fitted: a patient's probability comes from a calibrator fitted on other folds, or
-    nested with `--nested`. A training that was killed continues with the fold it was in when it is
-    started again with the same settings.
+    nested with `--nested`. If training is killed, the same command with the same settings continues
+    with the fold that it had reached.
 
     With `--filter`, tiles that the filter drops are left out and counted, also by `mil infer` and
     `mil explain`. If the filter was trained on slides of these patients, each fold fits it again

@@ -83,7 +83,7 @@ def embed_examples(
     """Cut the examples into tiles and embed them, giving features of shape (n_tiles, dim).
 
     An image larger than a tile is cut into all whole tiles it holds, each with the row's label. A
-    tile has ``tile_px`` px a side and ``target_mpp`` µm per px, which images must have;
+    tile has ``tile_px`` px per side and ``target_mpp`` µm per px, which images must have;
     ``given_mpp`` is µm per level-0 px by slide id, for slides whose file states none or a wrong
     one. ``on_row`` is called after the tiles of a row have been read. Raises SlideError if an image
     or slide cannot be read, TableError if an image is smaller than a tile or a tile starts outside

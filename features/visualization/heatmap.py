@@ -185,7 +185,7 @@ def draw_slide(
 ) -> Image.Image:
     """Draw the same image without a heatmap, with scale bar and caption only.
 
-    ``overview`` has shape (height, width, 3), uint8, and at most 1,200 px a side.
+    ``overview`` has shape (height, width, 3), uint8, and at most 1,200 px per side.
     """
     return _with_caption(
         Image.fromarray(overview), layout, heatmap_downsample(layout), title=title, facts=facts,

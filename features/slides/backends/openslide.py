@@ -135,7 +135,7 @@ class OpenSlideSlide(RegionReader):
                     self.path,
                     actual=f"{size.width_px} × {size.height_px} px in tiles of "
                     f"{tile_width} × {tile_height} px",
-                    expected=f"at most {MAX_SIDE_PX:,} px a side",
+                    expected=f"at most {MAX_SIDE_PX:,} px per side",
                 )
 
     def _check_byte_counts(self) -> None:
