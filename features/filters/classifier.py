@@ -61,8 +61,8 @@ _EXPECTED = "a file that 'mil filter fit' wrote"
 class EmbeddingSpec:
     """The fields of a :class:`features.bags.bag.Fingerprint` that a filter depends on.
 
-    Embeddings have shape (n_tiles, dim); tiles have ``tile_px`` px per side and ``target_mpp`` µm per
-    px.
+    Embeddings have shape (n_tiles, dim); tiles have ``tile_px`` px per side and
+    ``target_mpp`` µm per px.
     """
 
     encoder: str
