@@ -34,7 +34,7 @@ from mil.inference.conformal import CrossConformal
 
 __all__ = ["COMBINATION", "MEAN", "CombinationSummary", "combine_predictions", "combine_runs"]
 
-COMBINATION, MEAN = "combination", "mean of all, calibrated"
+COMBINATION, MEAN = "combination", "equal weights"
 """Names of the combination, and of equal weights, in comparisons with the runs."""
 
 N_FOLDS, N_REPEATS = 5, 5

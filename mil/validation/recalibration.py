@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from features.bags.store import open_bags
-from features.utils.files import atomic_folder
+from features.utils.files import atomic_folder, atomic_write
 from features.utils.tables import write_table
 from features.utils.text import pluralize
 from mil.arrays import Floats, Ints
@@ -184,6 +184,7 @@ def recalibrate(
         write_json(temporary / "scores.json", {"kind": "recalibrated", **scores})
         _write_judged(temporary / "judged.csv", local, bundle.classes, folds, before, after)
         write_json(temporary / "recalibration.json", {**summary.as_dict(), "run": run_dir.name})
+        _write_card(temporary / "MODEL_CARD.md", Path(run), summary, cohort)
         save_bundle(replace(made, path=temporary))
     return summary
 
@@ -276,6 +277,26 @@ def _write_judged(
             columns |= {f"{kind}_{n}": proba[:, index] for index, n in enumerate(classes)}
         of_repeats.append(pd.DataFrame(columns))
     write_table(path, pd.concat(of_repeats))
+
+
+def _write_card(path: Path, run: Path, summary: RecalibrationSummary, cohort: Cohort) -> None:
+    """Write the model card: what was fitted anew, and the card of the run it comes from."""
+    card = run / "MODEL_CARD.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    before, after = (of["weighted_log_loss"] for of in (summary.before, summary.after))
+    lines = [
+        f"# Model card: {summary.path.name}",
+        "",
+        f"**Recalibrated.** The run `{run.resolve().name}` with its calibrator fitted anew on",
+        f"{summary.n_patients} labelled patients of `{cohort.path.name}`. Their weighted log loss",
+        f"was {before} before and is {after} after it, cross-fitted. Prediction sets",
+        "stand on these patients. All that follows is the card of that run.",
+        "",
+        *(line.replace("# ", "## ", 1) if line.startswith("# ") else line
+          for line in text.splitlines()),
+    ]  # fmt: skip
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _plain(scores: Mapping[str, Interval]) -> dict[str, object]:

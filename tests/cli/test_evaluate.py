@@ -78,6 +78,7 @@ def test_a_run_is_recalibrated_on_local_patients_and_knows_them_again(world: Pat
     old, new = load_bundle(world / "runs" / "a"), load_bundle(local)
     assert new.settings["recalibration"]["run"] == "a"
     assert new.settings["recalibration"]["cohort"] == "external.csv"
+    assert "The run `a` with its calibrator" in (local / "MODEL_CARD.md").read_text()
     assert len(new.training_slides) == len(old.training_slides) + 20
     # Split conformal sets: ten patients of a class, of whom one may be ruled out.
     assert new.guaranteed_coverage(0.9) == {"CE": pytest.approx(1 - 1 / 11),
