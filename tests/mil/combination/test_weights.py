@@ -79,5 +79,5 @@ def test_real_predictions_combined_are_no_worse_than_their_calibrated_mean(mil_d
     difference, verdict = comparison.find(COMBINATION, MEAN, "weighted_log_loss")
     assert difference.value > -0.0015
     assert verdict != "worse"
-    assert comparison.scores[MEAN]["weighted_log_loss"].value == pytest.approx(0.655, abs=0.0005)
-    assert comparison.scores[COMBINATION]["weighted_log_loss"].value < 0.6565
+    assert comparison.scores[MEAN]["weighted_log_loss"].value == pytest.approx(0.655, abs=0.001)
+    assert comparison.scores[COMBINATION]["weighted_log_loss"].value < 0.656
