@@ -310,8 +310,8 @@ def _infer_classes(
         stdout.print(f"Prediction sets with a target coverage of {coverage:g}: {counts}")
         if guaranteed is not None and planned is not None:
             stdout.print(
-                f"Similar patients: plan with a coverage of {_list(planned, 2)}, which 9 in 10 "
-                f"cohorts of this size reach; guaranteed on average: {_list(guaranteed, 2)}"
+                f"Similar patients: plan with a coverage of {_list(planned, 2)}, which about 9 "
+                f"in 10 cohorts of this size reach; guaranteed on average: {_list(guaranteed, 2)}"
             )
         if abstain:
             stdout.print(f"Patients marked for review: {n_review} ({_review_rule(run)})")

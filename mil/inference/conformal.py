@@ -131,7 +131,7 @@ class CrossConformal:
         The coverage of the sets that one cohort gives varies with its patients. For sets of a fixed
         model it has the distribution Beta(n + 1 - m, m) (Vovk, 2012, proposition 2), and this is
         its lower tenth; n and m are those of :meth:`guaranteed_coverage`. Heads of several folds
-        do not follow this law exactly; simulated trainings of the default learner reach it
+        do not follow this law exactly; simulated trainings of the default learner follow it about
         (``tests/benchmarks/coverage.py``).
         """
         if self.undersized(coverage).any():
