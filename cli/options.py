@@ -22,6 +22,7 @@ __all__ = [
     "Calibrator",
     "CohortTable",
     "ColumnNames",
+    "Covariates",
     "Device",
     "Devices",
     "EngineChoice",
@@ -86,6 +87,14 @@ Labels = Annotated[
         metavar="NAMES",
         help="Columns of 0 and 1 used instead of `label`, for patients with several labels, e.g. "
         "`any,epidural,subdural`.",
+    ),
+]
+Covariates = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Clinical columns of the table, e.g. `age,sex,nihss`, for one more learner of the "
+        "stack; numbers, or at most 20 categories.",
     ),
 ]
 ColumnNames = Annotated[

@@ -19,20 +19,19 @@ from features.utils.files import atomic_folder, atomic_write
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
+from mil.data.covariates import check_covariates, with_covariates
 from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, read_folds, split_notes, write_folds
 from mil.errors import InputError
-from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
+from mil.evaluation.baseline_models import MEAN_LOGISTIC
 from mil.evaluation.baselines import (
-    SHORTCUT,
     BaselineComparison,
     compare_with_baselines,
     embedding_baselines,
-    shortcut_probabilities,
 )
-from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
-from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
+from mil.evaluation.metrics import Interval
+from mil.evaluation.run_scores import gains_of_kinds, score_kinds, with_baselines
 from mil.inference.assembly import assemble_bundle
 from mil.inference.bundle import ModelBundle, load_bundle, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, cross_fitted_sets
@@ -43,6 +42,7 @@ from mil.reporting.run_report import collect_report_data, write_report, write_re
 from mil.reporting.run_report.caveats import run_caveats, unlabelled_caveats
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
+from mil.training.covariates import constant_covariates
 from mil.training.cross_validation import (
     OutOfFoldPredictions,
     calibrated_probabilities,
@@ -192,6 +192,7 @@ def train_run(
     folds_of: str | Path | None = None,
     tile_filter: str | Path | None = None,
     columns: Columns | None = None,
+    covariates: Sequence[str] = (),
     unlabelled: str | Path | PatientBags | None = None,
     image_labels: str | Path | None = None,
     failures: Mapping[str, str] | None = None,
@@ -240,6 +241,9 @@ def train_run(
     columns
         Names of columns of the tables by role, see :data:`mil.data.cohort.ROLES`, where they have
         other names.
+    covariates
+        Clinical columns of the table that one more learner of the stack uses; those of a cohort
+        that has some already (:func:`mil.data.covariates.with_covariates`) by default.
     unlabelled
         Table of further slides, or their bags, that the whitening is also fitted on. Patients of
         the cohort are left out, see :meth:`mil.data.bags.PatientBags.with_unlabelled`.
@@ -281,7 +285,7 @@ def train_run(
         If the folder cannot be written.
     """
     run_dir = Path(run_dir)
-    cohort = _sorted_cohort(cohort, columns)
+    cohort = _sorted_cohort(cohort, columns, covariates)
     if not isinstance(bags, PatientBags):
         failures = read_embed_failures(Path(bags))
     bags, unlabelled = _read_bags(
@@ -300,6 +304,7 @@ def train_run(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
         config=config or TrainConfig(), seed=seed, calibrator=calibrator,
     )  # fmt: skip
+    covariate_notes = check_covariates(plan.cohort)
     numbers = count(1)
 
     def count_head() -> None:
@@ -337,9 +342,9 @@ def train_run(
     on_step("scoring")
     baselines = embedding_baselines(bags, oof, calibrator=calibrator, seed=seed)
     proba[MEAN_LOGISTIC] = baselines[MEAN_LOGISTIC]
-    kinds = _with_baselines(plan, oof, {**proba, **baselines})
-    scores = _score(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
-    gains = _gains(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
+    kinds = with_baselines(plan, oof, {**proba, **baselines})
+    scores = score_kinds(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
+    gains = gains_of_kinds(kinds, oof.labels, n_resamples=n_resamples, seed=seed)
     bundle = assemble_bundle(
         plan, oof, deployed, proba["calibrated"], nested=calibrators, path=run_dir
     )
@@ -349,6 +354,8 @@ def train_run(
         *unlabelled_notes,
         *split_notes(plan.cohort, plan.folds, by=by),
         *learner_caveats(bundle),
+        *covariate_notes,
+        *constant_covariates(oof.covariates),
     )
     on_step("drawing the report")
     with atomic_folder(run_dir) as temporary:
@@ -379,10 +386,13 @@ def train_run(
     )
 
 
-def _sorted_cohort(cohort: str | Path | Cohort, columns: Columns | None) -> Cohort:
+def _sorted_cohort(
+    cohort: str | Path | Cohort, columns: Columns | None, covariates: Sequence[str]
+) -> Cohort:
     """Return the cohort in the order of ids, read where it is a path."""
     if not isinstance(cohort, Cohort):
         cohort = read_cohort(Path(cohort), labelled=True, columns=columns)
+    cohort = with_covariates(cohort, covariates, columns=columns)
     return cohort.sorted_by_id()
 
 
@@ -418,55 +428,6 @@ def _read_bags(
             hint="Give the path, or 'unlabelled' as bags and bags behind their filter.",
         )  # fmt: skip
     return bags, unlabelled
-
-
-def _with_baselines(
-    plan: CrossValidationPlan, oof: OutOfFoldPredictions, proba: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    """Add the probabilities of baselines and views, shape (repeats, patients, classes) each."""
-    shape = proba["calibrated"].shape
-    shares = np.bincount(oof.labels, minlength=shape[2]) / shape[1]
-    kinds = {
-        **proba,
-        "cohort prior": np.broadcast_to(shares, shape),
-        "constant": np.full(shape, 1 / shape[2]),
-        **shortcut_probabilities(plan.cohort.patients, plan.bags, oof, calibrator=plan.calibrator),
-    }
-    view_averaged = oof.view_averaged()
-    if view_averaged is not None:
-        kinds["views averaged"] = cross_fitted_probabilities(
-            view_averaged, calibrator=plan.calibrator
-        )
-    return kinds
-
-
-def _score(
-    kinds: Mapping[str, Floats], labels: npt.NDArray[np.int64], *, n_resamples: int, seed: int
-) -> Scores:
-    """Return the scores of each kind of prediction with intervals, means over repeats.
-
-    Predictions are never averaged over repeats: an average is of more heads than are deployed.
-    """
-    metrics = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
-    return {
-        name: stratified_bootstrap(metrics, values, labels, n_resamples=n_resamples, seed=seed)
-        for name, values in kinds.items()
-    }
-
-
-def _gains(
-    kinds: Mapping[str, Floats], labels: npt.NDArray[np.int64], *, n_resamples: int, seed: int
-) -> Scores:
-    """Return by how much the calibrated predictions are better than each baseline."""
-    shortcuts = (name for name in kinds if name.startswith(SHORTCUT))
-    names = (*BASELINE_MODELS, "cohort prior", "constant", *shortcuts)
-    return paired_differences(
-        kinds["calibrated"],
-        {name: kinds[name] for name in names},
-        labels,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
 
 
 def _write_scores(

@@ -18,7 +18,7 @@ from cli.console import (
     spinner,
     stdout,
 )
-from cli.options import ColumnNames, JsonOutput
+from cli.options import ColumnNames, Covariates, JsonOutput
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
@@ -44,6 +44,7 @@ def audit(
         typer.Argument(metavar="TEST", help="CSV of held-out patients; labels are not read."),
     ] = None,
     columns: ColumnNames = None,
+    covariates: Covariates = None,
     bags: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +67,8 @@ def audit(
     identical files and near-duplicate slides that tables or folds would divide between training and
     test. Also reported are classes too small for the folds, and shortcuts: how well centre, number
     of slides and, with `--bags`, tiles, area, aspect ratio and background colour alone predict the
-    label, and how well mean embeddings predict the centre.
+    label, and how well mean embeddings predict the centre. With `--covariates`, columns that state
+    the label or stand for the centre are named.
 
     Example: `mil audit train.csv`
 
@@ -78,6 +80,7 @@ def audit(
     names = parse_columns(columns)
     with spinner("loading"):
         from mil.audit import audit as run_audit
+        from mil.data.covariates import parse_covariates
 
     with progress_bar("") as bars:
         task = bars.add_task("reading tables", total=None)
@@ -85,6 +88,7 @@ def audit(
             train,
             test=test,
             columns=names,
+            covariates=parse_covariates(covariates),
             bags_dir=bags,
             n_folds=folds,
             seed=seed,

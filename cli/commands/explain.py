@@ -14,7 +14,8 @@ import typer
 from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
 from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
-from cli.shared.runs import newest_run
+from cli.shared.output import print_caveats
+from cli.shared.runs import add_run_covariates, newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def explain(
         from features.series.manifest import read_series
         from mil.data.instance_labels import read_instance_labels
         from mil.inference.bundle import load_bundle
+        from mil.inference.output import covariate_caveats
         from mil.inference.predict import check_any_used
         from mil.reporting.explanation import SERIES_TERMS, SLIDE_TERMS, write_explanations
 
@@ -121,6 +123,9 @@ def explain(
             _select(patients, patient or [], parse_columns(columns))
             if patients
             else _single_slide(str(slide), bags)
+        )
+        cohort = add_run_covariates(
+            model, cohort, columns=parse_columns(columns), has_table=patients is not None
         )
         refs = open_bags(bags)  # without any bag, all pages would be empty
         slide_files = files_of(cohort, slides, option="--slides") if slides else None
@@ -146,6 +151,7 @@ def explain(
     else:
         _print_summary(report, model, ", ".join(f"{n} {s:.3f}" for n, s in by_class.items()), prior)
     _print_warnings(report, terms)
+    print_caveats(covariate_caveats(model, cohort))
     check_any_used(report.predictions, refs, source=cohort.path)
     if report.without_picture or any(p.status != "ok" for p in report.predictions):
         raise typer.Exit(EXIT_PARTLY_FAILED)

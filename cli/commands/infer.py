@@ -39,7 +39,7 @@ from cli.shared.embed_missing import embed_missing
 from cli.shared.executors import checkpoint_paths
 from cli.shared.multilabel import infer_labels, shares_of
 from cli.shared.output import print_caveats
-from cli.shared.runs import is_combination, newest_run
+from cli.shared.runs import add_run_covariates, is_combination, newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -150,6 +150,9 @@ def infer(
     With runs combined by `mil combine`, `--bags` is given for each encoder (or names a folder with
     one folder each), and `--slides` embeds what is missing for each.
 
+    A run with covariates reads their columns from the table of patients, empty cells as missing.
+    Categories that no training patient had count as missing, and are named.
+
     Example: `mil infer --patients test.csv --slides slides/ --out submission.csv`
 
     Example: `mil infer --patients test.csv --coverage 0.8 --abstain`
@@ -208,6 +211,7 @@ def infer(
         stated = prior or ("balanced" if several is None else "cohort")
         shares = model.parse_prior(stated) if several is None else shares_of(several, stated)
         cohort = read_cohort(patients, labelled=False, columns=names)
+        cohort = add_run_covariates(model, cohort, columns=names)
         refs = open_bags(bags, may_be_empty=slides is not None or series is not None)
     missing = {name for p in cohort.patients for name in p.slide_ids if name not in refs}
     options["weights"] = checkpoint_paths(weights)
@@ -257,6 +261,7 @@ def _infer_classes(
     from mil.inference.conformal import COVERAGE
     from mil.inference.output import (
         count_differences,
+        covariate_caveats,
         describe_typicality,
         missing_bag_caveats,
         patient_caveats,
@@ -320,6 +325,7 @@ def _infer_classes(
         *patient_caveats(predictions), *set_caveats(run, coverage), *typicality_caveats(run)
     ))  # fmt: skip
     print_caveats(missing_bag_caveats(predictions, refs))
+    print_caveats(covariate_caveats(run, cohort))
     return all(p.status == "ok" for p in predictions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from itertools import count
@@ -19,6 +20,7 @@ from cli.options import (
     Calibrator,
     CohortTable,
     ColumnNames,
+    Covariates,
     Device,
     EngineChoice,
     EngineName,
@@ -63,6 +65,7 @@ def train(
     assigned: Assignments = None,
     cohort: CohortTable = Path("train.csv"),
     columns: ColumnNames = None,
+    covariates: Covariates = None,
     labels: Labels = None,
     unlabelled: Annotated[
         Path | None,
@@ -185,6 +188,11 @@ def train(
 
     Example: `mil train --repeats 20 --engine ray --address head:6379`
 
+    With `--covariates`, the stack has one more learner, of clinical columns, and the report says
+    what the slides add to them.
+
+    Example: `mil train --covariates age,sex,nihss`
+
     Example: `mil train --unlabelled other.csv`
 
     Example: `mil train --labels any,epidural,subdural --head ordered --run runs/ct`
@@ -214,6 +222,7 @@ def train(
         from features.parallel.devices import choose_device
         from mil.data.bags import read_embed_failures
         from mil.data.cohort import read_cohort
+        from mil.data.covariates import parse_covariates, with_covariates
         from mil.training.checkpoints import run_lock
         from mil.training.config import TrainConfig
         from mil.training.fold_jobs import local_fold_executor, ray_fold_executor
@@ -224,6 +233,9 @@ def train(
     patients = (
         read_cohort(cohort, labelled=True, columns=names) if table is None else table.patients
     )
+    patients = with_covariates(patients, parse_covariates(covariates), columns=names)
+    if table is not None:
+        table = replace(table, patients=patients)
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
     require_free(run_dir, overwrite=overwrite)

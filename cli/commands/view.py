@@ -12,7 +12,8 @@ import typer
 from cli.console import progress_bar, spinner, stderr, stdout
 from cli.options import BagsSource, ColumnNames, Prior, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
-from cli.shared.runs import newest_run
+from cli.shared.output import print_caveats
+from cli.shared.runs import add_run_covariates, newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def view(
         from mil.data.cohort import read_cohort
         from mil.errors import RunError
         from mil.inference.bundle import load_bundle
+        from mil.inference.output import covariate_caveats
         from mil.inference.predict import check_any_used, iter_predictions
 
         model = load_bundle(run or newest_run())
@@ -87,6 +89,7 @@ def view(
             if patients is None
             else read_cohort(patients, labelled=False, columns=names)
         )
+        cohort = add_run_covariates(model, cohort, columns=names, has_table=patients is not None)
         shares = model.parse_prior(prior)
         paths = None if slides is None else files_of(cohort, slides, option="--slides")
         refs = open_bags(bags, may_be_empty=True)
@@ -99,6 +102,7 @@ def view(
             )
         ]
     check_any_used(predictions, refs, source=cohort.path)
+    print_caveats(covariate_caveats(model, cohort))
     state = ViewerState(
         model, cohort, predictions, bags=refs, prior=shares, paths=paths,
         true_labels=true_labels(model, patients, names),

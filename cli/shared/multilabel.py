@@ -100,6 +100,7 @@ def infer_labels(
     whether all slides of all patients could be used.
     """
     from mil.inference.output import (
+        covariate_caveats,
         describe_typicality,
         missing_bag_caveats,
         patient_caveats,
@@ -137,6 +138,7 @@ def infer_labels(
         stdout.print(f"Status and spread of each patient: {details}")
     print_caveats((*patient_caveats(first), *typicality_caveats(run.bundles[run.names[0]])))
     print_caveats(missing_bag_caveats(first, refs))
+    print_caveats(covariate_caveats(run.bundles[run.names[0]], cohort))
     return all(p.status == "ok" for p in first)
 
 

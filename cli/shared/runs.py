@@ -1,10 +1,21 @@
-"""Folders of runs: the default one of a command, and free ones to write to."""
+"""Runs of a command: the default one, a free folder, and the covariates that a run needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["is_combination", "newest_run", "require_free"]
+if TYPE_CHECKING:
+    from mil.data.cohort import Cohort
+    from mil.inference.bundle import ModelBundle
+
+__all__ = [
+    "add_run_covariates",
+    "is_combination",
+    "newest_run",
+    "require_free",
+]
 
 
 def is_combination(run: Path) -> bool:
@@ -61,3 +72,17 @@ def require_free(run: Path, *, overwrite: bool) -> None:
                 expected="a finished run to overwrite",
                 hint="Name another with --run.",
             )
+
+
+def add_run_covariates(
+    run: ModelBundle, cohort: Cohort, *, columns: Mapping[str, str], has_table: bool = True
+) -> Cohort:
+    """Return the cohort with the covariates of a run; all missing where there is no table."""
+    from mil.data.covariates import with_covariates, without_values
+
+    if run.covariates is None:
+        return cohort
+    needed = run.covariates.covariates
+    if not has_table:
+        return without_values(cohort, needed)
+    return with_covariates(cohort, needed, columns=columns)

@@ -207,6 +207,10 @@ def _write_tables(folder: Path, slides: Sequence[SyntheticSlide], *, n_test_pati
     rows = [(s.slide_id, s.center_id, s.patient_id, s.image_num, s.label) for s in slides]
     names = ["image_id", "center_id", "patient_id", "image_num", "label"]
     table = pd.DataFrame(rows, columns=names)
+    labels = {slide.label for slide in slides}
+    clinical = {s.patient_id: _clinical(s, first=min(labels)) for s in slides}
+    for column, name in enumerate(("age", "atrial_fibrillation")):
+        table[name] = [clinical[patient][column] for patient in table["patient_id"]]
     is_test = table["patient_id"].isin(patients[len(patients) - n_test_patients :])
     for name, part in (
         ("train.csv", table[~is_test]),
@@ -214,6 +218,18 @@ def _write_tables(folder: Path, slides: Sequence[SyntheticSlide], *, n_test_pati
         ("test_labels.csv", table[is_test]),
     ):
         write_table(folder / name, part)
+
+
+def _clinical(slide: SyntheticSlide, *, first: str) -> tuple[int, str]:
+    """Return a patient's age in years, which says nothing, and a diagnosis that says something.
+
+    Atrial fibrillation is as frequent as 60 % in one class and 20 % in the other, and unknown for
+    5 %. Both depend on the patient's id only, not on what is painted.
+    """
+    rng = np.random.default_rng(list(slide.patient_id.encode()))
+    age = int(np.clip(rng.normal(70, 12), 30, 98))
+    has = rng.random() < (0.6 if slide.label == first else 0.2)
+    return age, "" if rng.random() < 0.05 else ("yes" if has else "no")
 
 
 def _patient_id(rng: np.random.Generator, number: int, used: set[str]) -> str:

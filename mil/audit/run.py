@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from features.bags.bag import check_same_fingerprint
 from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
 from features.errors import BagError
+from mil.audit.covariates import audit_covariates
 from mil.audit.duplicates import find_identical, find_near_duplicates
 from mil.audit.findings import Finding, Severity, abbreviate, worst_first
 from mil.audit.shortcuts import (
@@ -77,6 +78,7 @@ def audit(
     *,
     test: Path | None = None,
     columns: Columns | None = None,
+    covariates: Sequence[str] = (),
     bags_dir: Path | None = None,
     n_folds: int = 5,
     n_resamples: int = 1000,
@@ -93,6 +95,8 @@ def audit(
         Table of held-out patients; its labels are not read.
     columns
         Names of columns by role, see :data:`mil.data.cohort.ROLES`, where tables have other names.
+    covariates
+        Clinical columns of the planned training.
     bags_dir
         Folder of bags; without it only the tables are audited.
     n_folds, seed
@@ -151,6 +155,7 @@ def audit(
                 )
             )  # fmt: skip
         findings += audit_shortcuts(scores)
+        findings += audit_covariates(cohort, covariates, columns=columns)
     return AuditReport(
         n_patients={split.name: len(split.patient_ids) for split in splits},
         n_slides={split.name: split.rows["slide"].nunique() for split in splits},

@@ -33,6 +33,7 @@ __all__ = [
     "ROLES",
     "Cohort",
     "Columns",
+    "Covariate",
     "Patient",
     "check_one_value",
     "cohort_notes",
@@ -64,16 +65,26 @@ _MANGLED_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IG
 
 
 @dataclass(frozen=True, kw_only=True)
+class Covariate:
+    """A clinical column of the table: numbers, or categories."""
+
+    name: str
+    is_number: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Patient:
     """A patient, the unit of splits and scores, with its slides in the order of the table.
 
-    ``label`` and ``center_id`` are None where the table has no such column.
+    ``label`` and ``center_id`` are None where the table has no such column. ``covariates`` are the
+    cells of the cohort's covariates, empty where missing, see :mod:`mil.data.covariates`.
     """
 
     patient_id: str
     slide_ids: tuple[str, ...]
     label: str | None
     center_id: str | None
+    covariates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,7 @@ class Cohort:
     path: Path
     patients: tuple[Patient, ...]
     classes: tuple[str, ...]
+    covariates: tuple[Covariate, ...] = ()
 
     @property
     def patient_ids(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,18 +17,24 @@ from mil.data.patient_groups import group_ids
 from mil.evaluation.baseline_models import BASELINE_MODELS, baseline_logits, pool_embeddings
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
-from mil.training.cross_validation import OutOfFoldPredictions
+from mil.training.cross_validation import OutOfFoldPredictions, cross_fitted_probabilities
 
 __all__ = [
+    "COVARIATES_ALONE",
     "SHORTCUT",
+    "SLIDES_ALONE",
     "BaselineComparison",
     "compare_with_baselines",
+    "covariate_probabilities",
     "embedding_baselines",
     "shortcut_probabilities",
 ]
 
 SHORTCUT = "shortcut: "
 """Prefix of the names of predictions from variables other than tissue."""
+
+COVARIATES_ALONE, SLIDES_ALONE = "covariates alone", "slides alone"
+"""Names of the predictions of a run with covariates from one of its two sources."""
 
 _METRIC_WORDS = {"weighted_log_loss": "log loss", "auroc": "AUROC"}
 
@@ -116,6 +122,21 @@ def embedding_baselines(
         }
 
     return _cross_fitted(oof, BASELINE_MODELS, fold_logits, calibrator=calibrator)
+
+
+def covariate_probabilities(oof: OutOfFoldPredictions, *, calibrator: str) -> dict[str, Floats]:
+    """Return cross-fitted probabilities from the slides alone and from the covariates alone.
+
+    They have shape (repeats, patients, classes) each, at the balanced prior; patients, folds and
+    calibrator are those of the run. There are none without covariates.
+    """
+    if not oof.covariates:
+        return {}
+    logits = {COVARIATES_ALONE: oof.logits[:, :, -1:], SLIDES_ALONE: oof.logits[:, :, :-1]}
+    return {
+        name: cross_fitted_probabilities(replace(oof, logits=own), calibrator=calibrator)
+        for name, own in logits.items()
+    }
 
 
 def shortcut_probabilities(

@@ -15,6 +15,7 @@ from mil.data.bags import SlideRecord
 from mil.evaluation.abstention import choose_abstention
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.prediction_sets import PredictionSets, fit_sets
+from mil.training.covariates import fit_covariates
 from mil.training.cross_validation import (
     OutOfFoldPredictions,
     cross_fitted_calibrators,
@@ -78,6 +79,9 @@ def assemble_bundle(
         sets=_fit_sets(plan, oof, nested),
         tile_filter=bags.tile_filter,
         base_learners=deployed.base_learners,
+        covariates=fit_covariates(plan.cohort, plan.cohort.patient_ids, plan.config)
+        if plan.cohort.covariates
+        else None,
         typicality=_fit_typicality(plan),
         provenance=_find_provenance(bags.slides),
         abstention=choose_abstention(calibrated[0], oof.labels, oof.fold[0]),

@@ -200,7 +200,9 @@ def _explain(
     tiles = np.concatenate([bag.features for bag in bags])
     views = [bag.views for bag in bags if bag.views is not None] if tta else []
     model = bundle.with_view_calibrator() if tta else bundle
-    attention, learners = attribute_tiles(model, tiles, np.concatenate(views) if views else None)
+    attention, learners = attribute_tiles(
+        model, tiles, np.concatenate(views) if views else None, covariates=patient.covariates
+    )
     is_unlike = None
     if bundle.typicality is not None:
         is_unlike = bundle.typicality.are_unlike(

@@ -22,6 +22,7 @@ from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats
 from mil.base_learners import STACK, head_kind
+from mil.base_learners.covariates import COVARIATES, CovariateModel, with_covariate_logits
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.stack import predict_learners
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
@@ -120,6 +121,8 @@ class ModelBundle:
         Filter that drops tiles of the bags, if any.
     abstention
         Confidence below which patients need review; None where none halves the errors.
+    covariates
+        Model of clinical covariates, the last learner of a stack; None without.
     provenance
         Scanners, resolutions and software of the training slides; None in earlier runs.
     typicality
@@ -145,12 +148,20 @@ class ModelBundle:
     base_learners: BaseLearners | None = None
     abstention: AbstentionPoint | None = None
     provenance: Provenance | None = None
+    covariates: CovariateModel | None = None
+
+    def add_covariates(self, logits: Floats, cells: Sequence[str]) -> Floats:
+        """Return logits (..., learners, classes) with those of a patient's covariates, if any."""
+        if self.covariates is None:
+            return logits
+        return with_covariate_logits(logits, self.covariates.logits([cells])[0])
 
     @property
     def learner_names(self) -> tuple[str, ...]:
         """Names of the learners in the order of their logits; of a single head its own."""
         of_base = () if self.base_learners is None else tuple(self.base_learners.models)
-        return (head_kind(self.head_name), *of_base)
+        of_covariates = () if self.covariates is None else (COVARIATES,)
+        return (head_kind(self.head_name), *of_base, *of_covariates)
 
     def parse_prior(self, text: str) -> Floats:
         """Return the class shares, shape (classes,), that a text names.
@@ -309,6 +320,9 @@ def load_bundle(path: str | Path) -> ModelBundle:
             if (point := described.get("abstention"))
             else None,
             provenance=read_provenance(path),
+            covariates=None
+            if (of_covariates := described.get("covariates")) is None
+            else CovariateModel.from_dict(of_covariates, n_classes=len(classes)),
             typicality=read_reference(path) if described.get("typicality") else None,
             view_calibrator=None
             if (of_views := described.get("view_calibrator")) is None
@@ -337,6 +351,7 @@ def _describe(bundle: ModelBundle) -> dict[str, object]:
         "cohort_counts": bundle.cohort_counts,
         "abstention": bundle.abstention and bundle.abstention.as_dict(),
         "typicality": bundle.typicality and bundle.typicality.describe(),
+        **({"covariates": bundle.covariates.as_dict()} if bundle.covariates else {}),
         "settings": dict(bundle.settings),
         "versions": dict(bundle.versions),
     }
@@ -402,11 +417,15 @@ def _check_consistent(bundle: ModelBundle) -> None:
         raise ValueError(f"{bundle.cohort_counts} patients of classes {bundle.classes}")
     tile = np.zeros((1, bundle.fingerprint.dim), np.float32)
     logits, _ = predict_learners(bundle.heads, bundle.base_learners, tile)
+    missing = () if bundle.covariates is None else ("",) * len(bundle.covariates.columns)
+    logits = bundle.add_covariates(logits, missing)
     for calibrator in (bundle.calibrator, bundle.view_calibrator or bundle.calibrator):
         proba = calibrator.predict_proba(logits)
         if proba.shape != (len(bundle.heads), len(bundle.classes)) or not np.isfinite(proba).all():
             raise ValueError("a calibrator of another number of classes, or not finite")
-    bundle.sets.predict_set(tile, coverage=COVERAGE)
+    if bool(bundle.sets.covariates) != bool(missing):
+        raise ValueError("covariates in the model or the sets alone")
+    bundle.sets.predict_set(tile, coverage=COVERAGE, covariates=missing)
     if bundle.typicality is not None:
         bundle.typicality.score(tile)
     int(bundle.settings["seed"])

@@ -73,7 +73,11 @@ def learner_weights(bundle: ModelBundle) -> dict[str, float]:
 
 
 def attribute_tiles(
-    bundle: ModelBundle, tiles: Features, views: Features | None = None
+    bundle: ModelBundle,
+    tiles: Features,
+    views: Features | None = None,
+    *,
+    covariates: Sequence[str] = (),
 ) -> tuple[Floats, tuple[LearnerPart, ...]]:
     """Return the attention, shape (tiles,), and the part of each learner.
 
@@ -85,12 +89,14 @@ def attribute_tiles(
         Embeddings of the patient's tiles, shape (tiles, dim), at least one.
     views
         Augmented views of them to average over as well, shape (tiles, n_views, dim).
+    covariates
+        Cells of the patient's covariates, as of :class:`mil.data.cohort.Patient`.
     """
     versions = [tiles] if views is None else [tiles, *np.moveaxis(views, 1, 0)]
     attentions, logits, of_tiles = zip(*(_attribute(bundle, one) for one in versions), strict=True)
     attention = np.mean(attentions, axis=0)
     names = bundle.learner_names
-    mean_logits = np.mean(logits, axis=0)
+    mean_logits = bundle.add_covariates(np.mean(logits, axis=0), covariates)
     slopes, weights = np.ones(1), np.ones(1)
     if isinstance(bundle.calibrator, StackedPlattScaling):
         slopes, weights = bundle.calibrator.slopes_, bundle.calibrator.weights_

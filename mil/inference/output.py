@@ -12,12 +12,14 @@ import pandas as pd
 from features.utils.tables import write_table
 from features.utils.text import nearest_names, pluralize
 from mil.base_learners import learner_key
+from mil.data.cohort import Cohort
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import min_calibration_size
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
     "count_differences",
+    "covariate_caveats",
     "describe_typicality",
     "missing_bag_caveats",
     "patient_caveats",
@@ -149,6 +151,28 @@ def missing_bag_caveats(
         caveats.append(f"warning: no bag of {slide_id!r}" + (f"; is it {near}?" if near else ""))
     if len(missing) > _MAX_NAMED:
         caveats.append(f"warning: no bag of {len(missing) - _MAX_NAMED} more slides")
+    return tuple(caveats)
+
+
+def covariate_caveats(bundle: ModelBundle, cohort: Cohort) -> tuple[str, ...]:
+    """Return warnings on covariates of patients that were missing, or unknown to the run."""
+    if bundle.covariates is None:
+        return ()
+    caveats = []
+    unknown = Counter(
+        word for p in cohort.patients for word in bundle.covariates.unknown(p.covariates)
+    )
+    if unknown:
+        named = ", ".join(f"{word} ({n})" for word, n in unknown.most_common(_MAX_NAMED))
+        caveats.append(
+            f"warning: categories that no training patient had count as missing: {named}"
+            + (f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else "")
+        )
+    for index, covariate in enumerate(bundle.covariates.covariates):
+        n_missing = sum(not p.covariates[index] for p in cohort.patients)
+        if n_missing:
+            patients = pluralize(n_missing, "patients")
+            caveats.append(f"note: {covariate.name} is missing for {patients}")
     return tuple(caveats)
 
 

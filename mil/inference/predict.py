@@ -21,6 +21,7 @@ from mil.calibration.priors import balanced, shift_prior
 from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
+from mil.errors import RunError
 from mil.inference.bundle import ModelBundle, TrainingSlide
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, score_patient
@@ -193,7 +194,8 @@ def predict(
     BagError
         If there is no bag, a bag was made with other settings than the run's, or all are damaged.
     RunError
-        If views are to be averaged, and the run was trained without.
+        If views are to be averaged, and the run was trained without; or the run uses covariates
+        that the cohort does not hold, see :func:`mil.data.covariates.with_covariates`.
     MilError
         If the text of a prior cannot be parsed.
     InputError
@@ -242,11 +244,26 @@ def iter_predictions(
     trained_on = _TrainingIndex(bundle.training_slides)
     whitened_on = _TrainingIndex(bundle.unlabelled_slides)
     level = None if bundle.typicality is None else bundle.typicality.resolve_level(typicality)
+    _require_covariates(bundle, cohort)
     for patient in cohort.patients:
         yield _predict(
             model, patient, refs, trained_on, whitened_on, prior=shares, coverage=coverage, tta=tta,
             level=level,
         )  # fmt: skip
+
+
+def _require_covariates(bundle: ModelBundle, cohort: Cohort) -> None:
+    """Raise unless the cohort holds the covariates of the run."""
+    needed = () if bundle.covariates is None else bundle.covariates.covariates
+    if needed and cohort.covariates != needed:
+        names = ", ".join(covariate.name for covariate in needed)
+        raise RunError(
+            bundle.path,
+            actual=f"a run that also uses the covariates {names}, which were not read",
+            expected="a table of the patients with these columns",
+            hint="In Python: mil.data.covariates.with_covariates(cohort, bundle.covariates"
+            ".covariates).",
+        )
 
 
 def _predict(
@@ -273,6 +290,7 @@ def _predict(
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
         views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
         logits, attention = _forward(bundle, tiles, views)
+        logits = bundle.add_covariates(logits, patient.covariates)
         members = _at_prior(bundle, logits, prior)
         probabilities = _at_prior(bundle, logits.mean(axis=0, keepdims=True), prior)[0]
         equal = balanced(bundle.classes)
@@ -291,7 +309,7 @@ def _predict(
             members = bound_probabilities(members, n_patients)
         # Patients that were used in training have no valid set: it would be too confident.
         if not matched and not used_for_whitening and not is_unlike:
-            kept = bundle.sets.predict_set(tiles, coverage=coverage)
+            kept = bundle.sets.predict_set(tiles, coverage=coverage, covariates=patient.covariates)
             prediction_set = tuple(
                 name for name, is_kept in zip(bundle.classes, kept, strict=True) if is_kept
             )

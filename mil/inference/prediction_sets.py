@@ -15,6 +15,7 @@ from torch import Tensor
 from features.utils.files import atomic_write
 from mil.arrays import Bools, Floats
 from mil.base_learners import STACK, head_kind
+from mil.base_learners.covariates import CovariateModel, with_covariate_logits
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.stack import predict_learners
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
@@ -38,7 +39,8 @@ class PredictionSets:
     ``conformal`` holds nonconformity scores, shape (patients,), of those that each fold held out.
     Sets of a stack have ``base_learners`` and a calibrator per fold, which were all fitted on
     patients of other folds; ``weights_are_nested`` is whether the logits that the calibrators were
-    fitted on are, too, of heads trained without the fold's patients.
+    fitted on are, too, of heads trained without the fold's patients. With covariates there is a
+    model of them per fold in ``covariates``.
     """
 
     heads: tuple[tuple[Head, ...], ...]
@@ -46,11 +48,15 @@ class PredictionSets:
     base_learners: tuple[BaseLearners, ...] = ()
     calibrators: tuple[Calibrator, ...] = ()
     weights_are_nested: bool = True
+    covariates: tuple[CovariateModel, ...] = ()
 
-    def predict_set(self, tiles: Features, *, coverage: float) -> Bools:
+    def predict_set(
+        self, tiles: Features, *, coverage: float, covariates: Sequence[str] = ()
+    ) -> Bools:
         """Return which classes cannot be ruled out, shape (classes,), from tiles (tiles, dim).
 
-        ``coverage`` is above 0 and below 1, and there is at least one tile.
+        ``coverage`` is above 0 and below 1, and there is at least one tile; ``covariates`` are the
+        patient's cells.
         """
         kept = self.conformal.sets(self.fold_logits(tiles)[:, None], coverage=coverage)
         return np.asarray(kept[0])
@@ -66,6 +72,11 @@ class PredictionSets:
             predict_learners(heads, own, tiles)[0].mean(axis=0)
             for heads, own in zip(self.heads, of_base, strict=True)
         ]
+        if self.covariates:
+            logits = [
+                with_covariate_logits(own, model.logits([covariates])[0])
+                for own, model in zip(logits, self.covariates, strict=True)
+            ]
         if self.calibrators:
             logits = [
                 _calibrated_logits(calibrator, own[None])[0]
@@ -103,6 +114,9 @@ def fit_sets(
         if calibrators is None
         else tuple(calibrators[index] for index in range(n_folds)),
         weights_are_nested=calibrators is None or are_nested,
+        covariates=tuple(oof.covariates[0, index] for index in range(n_folds))
+        if oof.covariates
+        else (),
     )
 
 
@@ -127,6 +141,8 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
     if sets.calibrators:
         described["calibrators"] = [calibrator.as_dict() for calibrator in sets.calibrators]
         described["weights_are_nested"] = sets.weights_are_nested
+    if sets.covariates:
+        described["covariates"] = [model.as_dict() for model in sets.covariates]
     with atomic_write(folder / _CONFORMAL) as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -149,7 +165,11 @@ def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) 
     if head != STACK:
         return PredictionSets(heads=ensembles, conformal=conformal)
     calibrators = tuple(calibrator_from_dict(values) for values in described["calibrators"])
-    if len(calibrators) != n_folds:
+    covariates = tuple(
+        CovariateModel.from_dict(values, n_classes=n_classes)
+        for values in described.get("covariates", ())
+    )
+    if len(calibrators) != n_folds or len(covariates) not in {0, n_folds}:
         raise ValueError(f"{len(calibrators)} calibrators of {n_folds} folds")
     of_base = []
     for heads, own in zip(ensembles, _read_tensors(folder / _BASE, n_folds), strict=True):
@@ -163,6 +183,7 @@ def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) 
         base_learners=tuple(of_base),
         calibrators=calibrators,
         weights_are_nested=described["weights_are_nested"] is True,
+        covariates=covariates,
     )
 
 

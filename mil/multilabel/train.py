@@ -237,7 +237,10 @@ def _hash_of(
     )
     names = Checkpoints(cohort.path, bags).keys(job)
     about = {name: value for name, value in options.items() if name != "config"}
-    patients = [(p.patient_id, p.slide_ids, p.label, p.center_id) for p in cohort.patients]
+    patients = [
+        (p.patient_id, p.slide_ids, p.label, p.center_id, p.covariates) for p in cohort.patients
+    ]
+    about["covariates"] = [own.name for own in cohort.covariates]
     text = json.dumps([names, patients, bags.missing_slides, about], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

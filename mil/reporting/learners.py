@@ -20,6 +20,7 @@ _WORDS = {
     "spread": "spread within the patient",
     "covariance": "covariance within the patient",
     "projections": "tails along its directions",
+    "covariates": "clinical covariates",
 }
 _FEW_CLUSTERS = 20
 _LEAST = 0.005  # a weight that reads as 1 %

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from features.parallel.base import Executor
 from features.parallel.local import LocalExecutor
 from mil.base_learners import learner_names
+from mil.base_learners.covariates import CovariateModel
 from mil.base_learners.learners import BaseLearners
 from mil.calibration import Calibrator, build_calibrator, cross_fit, fit_per_fold
 from mil.data.bags import PatientBags
@@ -22,6 +23,7 @@ from mil.errors import RunError
 from mil.heads import Head
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
+from mil.training.covariates import add_covariates, fit_covariates
 from mil.training.ensemble import max_parallel_ensembles
 from mil.training.fold_jobs import FoldJob, FoldResult, FoldWorker, training_subset
 from mil.training.trainer import EpochRecord
@@ -69,6 +71,9 @@ class OutOfFoldPredictions:
         As ``logits``, averaged over all versions of the tiles; None without augmented views.
     base_learners
         Base learners by repeat and fold; empty without stacks.
+    covariates
+        Models of covariates by repeat and fold; empty without. Their logits are those of the last
+        learner.
     """
 
     patient_ids: tuple[str, ...]
@@ -80,6 +85,7 @@ class OutOfFoldPredictions:
     linked: LinkedPairs = ()
     averaged: Floats | None = None
     base_learners: Mapping[tuple[int, int], BaseLearners] = field(default_factory=dict)
+    covariates: Mapping[tuple[int, int], CovariateModel] = field(default_factory=dict)
 
     @property
     def proba_shape(self) -> tuple[int, int, int]:
@@ -227,12 +233,12 @@ def cross_validate(
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     rows = {name: index for index, name in enumerate(names)}
     n_repeats = 1 + max(fold.repeat for fold in folds)
-    n_learners = len(learner_names(config.head))
+    n_learners = len(learner_names(config.head)) + bool(cohort.covariates)
     of_learners = (n_learners,) if config.is_stack else ()
     logits = np.full((n_repeats, len(names), *of_learners, len(cohort.classes)), np.nan)
     averaged = np.full_like(logits, np.nan)
     fold_ids = np.full((n_repeats, len(names)), -1, np.int64)
-    history, heads, base_learners = {}, {}, {}
+    history, heads, base_learners, of_covariates = {}, {}, {}, {}
     results = run_folds(
         bags, labels, folds, n_classes=len(cohort.classes), config=config,
         seeds=[(seed, 1, fold.repeat, fold.index) for fold in folds], on_head=on_head,
@@ -243,6 +249,10 @@ def cross_validate(
         heads[fold.repeat, fold.index] = result.heads
         if result.base_learners is not None:
             base_learners[fold.repeat, fold.index] = result.base_learners
+        if cohort.covariates:
+            of_fold = fit_covariates(cohort, fold.train_ids, config)
+            of_covariates[fold.repeat, fold.index] = of_fold
+            result = add_covariates(result, of_fold, cohort)  # noqa: PLW2901
         for name, logit in result.logits.items():
             logits[fold.repeat, rows[name]] = logit
             fold_ids[fold.repeat, rows[name]] = fold.index
@@ -258,6 +268,7 @@ def cross_validate(
         linked=bags.linked_patients(),
         averaged=averaged if bags.views else None,
         base_learners=base_learners,
+        covariates=of_covariates,
     )
 
 

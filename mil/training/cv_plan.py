@@ -75,6 +75,12 @@ class CrossValidationPlan:
             If the calibrator is unknown.
         """
         usable = _drop_empty(cohort, bags)
+        if cohort.covariates and not config.is_stack:
+            raise SplitError(
+                cohort.path, actual=f"covariates with the head {config.head!r}",
+                expected="the head 'stack', of which they are a learner",
+                hint="Leave out --head, or --covariates.",
+            )  # fmt: skip
         # An unknown one is refused before hours of training.
         build_calibrator(calibrator, stacked=config.is_stack)
         linked = bags.linked_patients()
@@ -127,6 +133,11 @@ class CrossValidationPlan:
             "calibrator": self.calibrator,
             "nested": self.nested,
             "n_views": self.bags.fingerprint.n_views,
+            **(
+                {"covariates": [own.name for own in self.cohort.covariates]}
+                if self.cohort.covariates
+                else {}
+            ),
         }
 
 

@@ -16,6 +16,7 @@ from mil.data.cohort import Cohort
 from mil.data.splits import Fold
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
+from mil.training.covariates import add_covariates, fit_covariates
 from mil.training.cross_validation import run_folds
 
 __all__ = ["N_MEMBERS", "pair_calibrators", "pair_folds"]
@@ -83,6 +84,11 @@ def pair_calibrators(
         seeds=[(seed, 4, pair.index) for pair in pairs], on_head=on_head,
         checkpoints=checkpoints, executor=executor,
     )  # fmt: skip
+    if cohort.covariates:
+        results = [
+            add_covariates(result, fit_covariates(cohort, pair.train_ids, config), cohort)
+            for pair, result in zip(pairs, results, strict=True)
+        ]
     logits_of = {
         (one.index, other.index): result.logits
         for (one, other), result in zip(combinations(first, 2), results, strict=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mil.calibration.priors import balanced, shift_prior
 from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
-from mil.evaluation.baselines import SHORTCUT
+from mil.evaluation.baselines import COVARIATES_ALONE, SHORTCUT, SLIDES_ALONE
 from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
@@ -104,6 +104,7 @@ def write_report(
         n_heads=len(run.heads),
         n_repeats=len(data.fold),
         findings=tables.findings(scores.gains),
+        covariate_sentences=tables.covariate_sentences(scores.gains),
         shares=data.shares.tolist(),
         tissue=show_tissue(run, data, bags, show_slide) if bags and show_slide else {},
         links=links,
@@ -283,6 +284,7 @@ def _read_scores(folder: Path) -> _Scores:
         kinds += [kind for kind in BASELINE_MODELS if kind in scores and kind != MEAN_LOGISTIC]
         kinds += ["cohort prior", "constant"]
         kinds += [kind for kind in scores if kind.startswith(SHORTCUT)]
+        kinds += [kind for kind in (COVARIATES_ALONE, SLIDES_ALONE) if kind in scores]
         return _Scores(
             kind=str(scores["kind"]),
             of_kinds={kind: _intervals(scores[kind]) for kind in kinds},

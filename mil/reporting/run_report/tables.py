@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.text import percent
-from mil.evaluation.baselines import SHORTCUT, compare_with_baselines
+from mil.evaluation.baselines import (
+    COVARIATES_ALONE,
+    SHORTCUT,
+    SLIDES_ALONE,
+    compare_with_baselines,
+)
 from mil.evaluation.classification import ClassScores, score_classification
 from mil.evaluation.metrics import Interval
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS
@@ -25,6 +30,7 @@ __all__ = [
     "classification_table",
     "cohort_table",
     "confusion_table",
+    "covariate_sentences",
     "facts_table",
     "findings",
     "gains_table",
@@ -49,6 +55,8 @@ _KIND_NAMES = {
     f"{SHORTCUT}slides": "shortcut: the number of slides alone",
     f"{SHORTCUT}tiles": "shortcut: the number of tiles alone",
     f"{SHORTCUT}{ALL_SHORTCUTS}": "shortcut: all of them together",
+    COVARIATES_ALONE: "clinical covariates alone",
+    SLIDES_ALONE: "slides alone, without the covariates",
 }
 _BASELINE_WORDS = {
     "constant": "a constant prediction",
@@ -107,6 +115,26 @@ def findings(gains: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, str
         is_good = all(part == "better" for part in parts.values()) and learned.verdict != "worse"
         sentence = f"By {words}, the run is {', '.join(some)} and {learned.phrase}."
         sentences.append(("good" if is_good else "warning", sentence))
+    return sentences
+
+
+def covariate_sentences(gains: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    """Return what slides and covariates add to each other, one sentence each; none without."""
+    sentences = []
+    for alone, added, to in (
+        (COVARIATES_ALONE, "The slides", "the covariates"),
+        (SLIDES_ALONE, "The covariates", "the slides"),
+    ):
+        if alone in gains:
+            loss, area = gains[alone]["weighted_log_loss"], gains[alone]["auroc"]
+            shown = {
+                "better": f"{added} add to {to}",
+                "worse": f"{added} make the prediction from {to} worse",
+                "no difference shown": f"{added} are not shown to add to {to}",
+            }[_verdict(loss)]
+            sentences.append(
+                f"{shown}: log loss saved {_interval(loss)}, AUROC gained {_interval(area)}."
+            )
     return sentences
 
 

@@ -126,7 +126,15 @@ def test_a_cohort_is_painted_with_tables_and_not_painted_twice(tmp_path: Path) -
         pd.read_csv(tmp_path / name, dtype=str)
         for name in ("train.csv", "test.csv", "test_labels.csv")
     )
-    assert list(train.columns) == ["image_id", "center_id", "patient_id", "image_num", "label"]
+    assert list(train.columns) == [
+        "image_id",
+        "center_id",
+        "patient_id",
+        "image_num",
+        "label",
+        "age",
+        "atrial_fibrillation",
+    ]
     assert "label" not in test
     assert test["patient_id"].nunique() == 2
     assert labels["image_id"].tolist() == test["image_id"].tolist()

@@ -1,0 +1,220 @@
+"""Covariates: clinical columns of a cohort table, one cell per patient."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from features.utils.tables import find_column, read_table
+from features.utils.text import is_missing_word, normalize_name, strip_blanks
+from mil.data.cohort import (
+    ROLES,
+    Cohort,
+    Columns,
+    Covariate,
+    check_one_value,
+    find_role,
+)
+from mil.errors import CohortError
+
+__all__ = [
+    "check_covariates",
+    "parse_covariates",
+    "parse_number",
+    "with_covariates",
+    "without_values",
+]
+
+_MOST_CATEGORIES = 20
+_LEAST_TO_LEAK = 20  # patients; among fewer, one column may tell classes apart by chance
+
+
+def parse_covariates(text: str | None) -> tuple[str, ...]:
+    """Return the names of columns in the text of an option, such as ``age,sex``.
+
+    Raises
+    ------
+    CohortError
+        If a name is empty or stated twice.
+    """
+    names = tuple(strip_blanks(name) for name in text.split(",")) if text else ()
+    if "" in names or len(set(names)) < len(names):
+        raise CohortError(
+            "--covariates", actual=repr(text), expected="names of columns, each once, such as "
+            "age,sex",
+        )  # fmt: skip
+    return names
+
+
+def parse_number(text: str) -> float | None:
+    """Return the finite number that a cell holds, else None.
+
+    Examples
+    --------
+    >>> parse_number("67.5"), parse_number("old"), parse_number("inf")
+    (67.5, None, None)
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def with_covariates(
+    cohort: Cohort, covariates: Sequence[str | Covariate], *, columns: Columns | None = None
+) -> Cohort:
+    """Return the cohort with the cells of columns of its table; words for missing are empty.
+
+    A column given by name holds numbers if all its cells do, else categories; one of a trained
+    model keeps its kind. ``columns`` are those of :func:`mil.data.cohort.read_cohort`.
+
+    Raises
+    ------
+    TableError
+        If a column is missing.
+    CohortError
+        If it is one of ids or labels, a patient has two values, or numbers and words are mixed.
+    """
+    if not covariates:
+        return cohort
+    table = read_table(cohort.path)
+    patient = find_role(table, "patient", where=cohort.path, columns=columns)
+    reserved = {name for role in ("slide", "patient", "label") for name in ROLES[role]}
+    reserved |= {name for role, name in (columns or {}).items() if role != "center"}
+    cells = {}
+    known = []
+    for given in covariates:
+        name = given.name if isinstance(given, Covariate) else given
+        column = find_column(table, [name], where=cohort.path, what=f"covariate {name!r}")
+        if column in reserved:
+            raise CohortError(
+                cohort.path, actual=f"covariate {name!r} is the column of ids or labels",
+                expected="a clinical column, known before the diagnosis",
+            )  # fmt: skip
+        rows = pd.DataFrame({
+            "patient": table[patient].map(_one_form),
+            name: table[column].map(lambda cell: "" if is_missing_word(cell) else _one_form(cell)),
+        })  # fmt: skip
+        check_one_value(cohort.path, rows, name, per="patient")
+        is_number = _holds_numbers(cohort, rows, name, given)
+        known.append(Covariate(name=name, is_number=is_number))
+        cells[name] = dict(zip(rows["patient"], rows[name], strict=True))
+    patients = tuple(
+        replace(p, covariates=tuple(cells[own.name][p.patient_id] for own in known))
+        for p in cohort.patients
+    )
+    return replace(cohort, patients=patients, covariates=tuple(known))
+
+
+def without_values(cohort: Cohort, covariates: Sequence[Covariate]) -> Cohort:
+    """Return the cohort with every covariate of every patient missing."""
+    empty = ("",) * len(covariates)
+    patients = tuple(replace(patient, covariates=empty) for patient in cohort.patients)
+    return replace(cohort, patients=patients, covariates=tuple(covariates))
+
+
+def _one_form(text: str) -> str:
+    return normalize_name(strip_blanks(text))
+
+
+def _holds_numbers(cohort: Cohort, rows: pd.DataFrame, name: str, given: str | Covariate) -> bool:
+    """Return whether a column holds numbers; raise for a word among them."""
+    if isinstance(given, Covariate) and not given.is_number:
+        return False
+    stated = rows[name][rows[name] != ""]
+    words = stated[stated.map(lambda cell: parse_number(cell) is None)]
+    if not len(words):
+        return bool(len(stated)) or isinstance(given, Covariate)
+    if isinstance(given, str) and len(words) > len(stated) / 2:
+        return False
+    raise CohortError(
+        f"{cohort.path}, row {words.index[0] + 2}",
+        actual=f"{name} is {words.iloc[0]!r}, where {len(stated) - len(words)} of {len(stated)} "
+        "rows hold numbers",
+        expected="a number, or an empty cell",
+        hint="Write numbers without unit, with a decimal point; leave unknown ones empty.",
+    )
+
+
+def check_covariates(cohort: Cohort) -> tuple[str, ...]:
+    """Raise for a covariate of a labelled cohort that nothing honest can be learned from.
+
+    Return notes on those that tell classes apart nearly alone.
+
+    Raises
+    ------
+    CohortError
+        If all cells are missing or the same, there are more than 20 categories, or the column
+        states the label.
+    """
+    notes = []
+    labels = cohort.labels
+    for index, covariate in enumerate(cohort.covariates):
+        cells = [patient.covariates[index] for patient in cohort.patients]
+        stated = [(cell, int(label)) for cell, label in zip(cells, labels, strict=True) if cell]
+        _check_varies(cohort, covariate, cells)
+        n_values = len({cell for cell, _ in stated})
+        if not covariate.is_number and n_values > _MOST_CATEGORIES:
+            raise _unusable(
+                cohort, covariate, f"{n_values:,} categories among {len(stated):,} patients",
+                f"at most {_MOST_CATEGORIES} categories, or numbers",
+                "Join rare categories in the table.",
+            )  # fmt: skip
+        if not _tells_apart(covariate, stated):
+            continue
+        if len(stated) >= _LEAST_TO_LEAK:
+            raise _unusable(
+                cohort,
+                covariate,
+                "it tells all patients' classes apart without error",
+                "a column known before the diagnosis",
+                "It may be the label under another name; leave it out of --covariates.",
+            )
+        notes.append(f"covariate {covariate.name!r} tells all classes apart: is it the label?")
+    return tuple(notes)
+
+
+def _check_varies(cohort: Cohort, covariate: Covariate, cells: Sequence[str]) -> None:
+    if not any(cells):
+        raise _unusable(
+            cohort, covariate, f"missing for all {len(cells)} patients", "some values",
+            "Leave it out of --covariates.",
+        )  # fmt: skip
+    values = {parse_number(cell) if covariate.is_number else cell for cell in cells if cell}
+    if len(values) == 1 and all(cells):
+        raise _unusable(
+            cohort, covariate, f"{cells[0]!r} for all {len(cells)} patients",
+            "values that differ", "Leave it out of --covariates.",
+        )  # fmt: skip
+
+
+def _tells_apart(covariate: Covariate, stated: Sequence[tuple[str, int]]) -> bool:
+    """Return whether ranges of numbers, or categories, of different classes never overlap."""
+    classes = {label for _, label in stated}
+    if len(classes) < 2:
+        return False
+    if not covariate.is_number:
+        of_category = defaultdict(set)
+        for cell, label in stated:
+            of_category[cell].add(label)
+        # With about a category per patient, no category is shared, which says nothing.
+        shared = len(of_category) <= len(stated) / 2
+        return shared and all(len(own) == 1 for own in of_category.values())
+    numbers = np.array([parse_number(cell) for cell, _ in stated], float)
+    truth = np.array([label for _, label in stated])
+    spans = sorted((numbers[truth == c].min(), numbers[truth == c].max()) for c in classes)
+    return all(before[1] < after[0] for before, after in pairwise(spans))
+
+
+def _unusable(
+    cohort: Cohort, covariate: Covariate, actual: str, expected: str, hint: str
+) -> CohortError:
+    where = f"{cohort.path}, column {covariate.name!r}"
+    return CohortError(where, actual=actual, expected=expected, hint=hint)
