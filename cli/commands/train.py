@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -41,8 +42,11 @@ from cli.shared.settings import (
     config_fields,
     settings_text,
 )
+from cli.shared.tracking import load_tracker
 
 if TYPE_CHECKING:
+    from mil.data.cohort import Cohort
+    from mil.multilabel.table import LabelTable
     from mil.training_run import TrainingSummary
 
 __all__ = ["By", "train"]
@@ -91,6 +95,15 @@ def train(
             "`dsmil`, `tokens`, `transmil`, or `ordered` for slices of a scan.",
         ),
     ] = "stack",
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mlflow[:URI]",
+            show_default=False,
+            help="Log curves, scores and settings with MLflow, to its default place, a folder "
+            "or URI, e.g. `mlflow:http://localhost:5000` (needs `mil-slides[mlflow]`).",
+        ),
+    ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
     as_json: JsonOutput = False,
     by: Annotated[
@@ -201,6 +214,7 @@ def train(
     """
     check_settings(context, config_file, assigned)
     require_ray_for_address(engine, address)
+    log_run = load_tracker(track)
     names = parse_columns(columns)
     by = By.centre if by is By.american else by
     if by is By.centre:
@@ -221,21 +235,13 @@ def train(
         from cli.shared.report_tissue import draw_report
         from features.parallel.devices import choose_device
         from mil.data.bags import read_embed_failures
-        from mil.data.cohort import read_cohort
-        from mil.data.covariates import parse_covariates, with_covariates
         from mil.training.checkpoints import run_lock
         from mil.training.config import TrainConfig
         from mil.training.fold_jobs import local_fold_executor, ray_fold_executor
         from mil.training_run import load_training_bags, train_run
 
     # Tables are read before the lock makes a folder for the run.
-    table = None if labels is None else read_labels(cohort, labels, names)
-    patients = (
-        read_cohort(cohort, labelled=True, columns=names) if table is None else table.patients
-    )
-    patients = with_covariates(patients, parse_covariates(covariates), columns=names)
-    if table is not None:
-        table = replace(table, patients=patients)
+    patients, table = _read_patients(cohort, labels, covariates, names)
     run_dir = run or _next_run()
     context.with_resource(run_lock(run_dir))  # until the command ends
     require_free(run_dir, overwrite=overwrite)
@@ -263,6 +269,7 @@ def train(
             table, loaded, run_dir, image_labels=image_labels, as_json=as_json,
             failures=read_embed_failures(bags), **options,
         )  # fmt: skip
+        log_run(run_dir)
         return
     with progress_bar("heads") as bars:
         task = bars.add_task("training", total=None)
@@ -282,12 +289,26 @@ def train(
         )
         bars.update(task, description="drawing the report")
         draw_report(run_dir, bags)
+    log_run(run_dir)
     for note in summary.notes:
         print_warning(note)
     if as_json:
         print_json(summary.as_dict())
     else:
         _print_summary(summary)
+
+
+def _read_patients(
+    path: Path, labels: str | None, covariates: str | None, columns: Mapping[str, str]
+) -> tuple[Cohort, LabelTable | None]:
+    """Return the patients of a table with their covariates, and the table of several labels."""
+    from mil.data.cohort import read_cohort
+    from mil.data.covariates import parse_covariates, with_covariates
+
+    table = None if labels is None else read_labels(path, labels, columns)
+    cohort = read_cohort(path, labelled=True, columns=columns) if table is None else table.patients
+    cohort = with_covariates(cohort, parse_covariates(covariates), columns=columns)
+    return cohort, None if table is None else replace(table, patients=cohort)
 
 
 def _next_run() -> Path:

@@ -34,7 +34,7 @@ _COMMANDS = ("embed", "train")
 _META = "mil.settings"
 _NO_SETTINGS = {"config", "set", "help"}
 _NOT_RECORDED = {
-    "train": {"run", "overwrite", "json", "engine", "address"},
+    "train": {"run", "track", "overwrite", "json", "engine", "address"},
     "embed": {
         "paths", "series", "bags", "shard", "preview", "dry_run", "overwrite", "json", "device",
         "engine", "address", "workers", "profile",
