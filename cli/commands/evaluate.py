@@ -85,7 +85,7 @@ def evaluate(
         centres = tuple(patient.center_id or "(none)" for patient in table.patients)
         if len(set(centres)) > 1:
             groups = {"centre": centres, **groups}
-        model = predict_model(run, table, bags, coverage=coverage)
+        model = predict_model(run, table, bags, coverage=coverage, columns=names)
         predictions = model.predictions
         validated = validate(
             predictions,

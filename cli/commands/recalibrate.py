@@ -11,7 +11,7 @@ from cli.console import print_json, spinner, stdout
 from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
-from cli.shared.runs import require_free
+from cli.shared.runs import add_run_covariates, require_free
 from features.utils.text import pluralize
 
 __all__ = ["recalibrate"]
@@ -44,9 +44,11 @@ def recalibrate(
     require_free(run, overwrite=overwrite)
     with spinner("recalibrating"):
         from mil.data.cohort import read_cohort
+        from mil.inference.bundle import load_bundle
         from mil.validation.recalibration import recalibrate as fit
 
         table = read_cohort(cohort, labelled=True, columns=names)
+        table = add_run_covariates(load_bundle(source), table, columns=names)
         summary = fit(source, table, bags, run, seed=seed)
     if as_json:
         print_json(summary.as_dict())

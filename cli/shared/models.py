@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cli.shared.arguments import only_folder
 from cli.shared.combination import combination_bags, predict_each
-from cli.shared.runs import is_combination
+from cli.shared.output import print_caveats
+from cli.shared.runs import add_run_covariates, is_combination
 
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
@@ -28,11 +29,20 @@ class ModelOutput:
 
 
 def predict_model(
-    run: Path, cohort: Cohort, bags: Sequence[Path] | None, *, coverage: float
+    run: Path,
+    cohort: Cohort,
+    bags: Sequence[Path] | None,
+    *,
+    coverage: float,
+    columns: Mapping[str, str],
 ) -> ModelOutput:
-    """Predict a cohort at the balanced prior, with the bags of a folder."""
+    """Predict a cohort at the balanced prior, with the bags of a folder.
+
+    Covariates that the run needs are read from the cohort's table, with its ``columns`` by role.
+    """
     from mil.combination.bundle import load_combination
     from mil.inference.bundle import load_bundle
+    from mil.inference.output import covariate_caveats
     from mil.inference.predict import predict
 
     folders = bags or [Path("bags")]
@@ -46,6 +56,8 @@ def predict_model(
             guaranteed=None,
         )
     bundle = load_bundle(run)
+    cohort = add_run_covariates(bundle, cohort, columns=columns)
+    print_caveats(covariate_caveats(bundle, cohort))
     return ModelOutput(
         classes=bundle.classes,
         predictions=predict(bundle, cohort, only_folder(folders), coverage=coverage),

@@ -54,18 +54,9 @@ FORMAT_VERSION = 4
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"
 _DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    CalibrationError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TableError,
-    TypeError,
-    ValueError,
-)
+    ArithmeticError, AttributeError, CalibrationError, LookupError, MemoryError, OSError,
+    RuntimeError, SafetensorError, TableError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

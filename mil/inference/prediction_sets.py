@@ -58,14 +58,15 @@ class PredictionSets:
         ``coverage`` is above 0 and below 1, and there is at least one tile; ``covariates`` are the
         patient's cells.
         """
-        kept = self.conformal.sets(self.fold_logits(tiles)[:, None], coverage=coverage)
+        logits = self.fold_logits(tiles, covariates=covariates)
+        kept = self.conformal.sets(logits[:, None], coverage=coverage)
         return np.asarray(kept[0])
 
-    def fold_logits(self, tiles: Features) -> Floats:
+    def fold_logits(self, tiles: Features, *, covariates: Sequence[str] = ()) -> Floats:
         """Return the logits that sets compare, by fold, shape (folds, classes).
 
-        ``tiles`` are embeddings, shape (tiles, dim), at least one; of a stack they are log
-        probabilities.
+        ``tiles`` are embeddings, shape (tiles, dim), at least one, ``covariates`` the patient's
+        cells; of a stack they are log probabilities.
         """
         of_base = self.base_learners or (None,) * len(self.heads)
         logits = [
