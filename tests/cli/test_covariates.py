@@ -160,6 +160,6 @@ def test_covariates_go_with_every_kind_of_training(
 
 
 def test_pages_of_tiles_do_without_clinical_data_and_say_so(world: Path, tmp_path: Path) -> None:
-    result = mil_ok("explain", "000_0", "--run", world / "run", "--bags", world / "bags",
+    result = mil_ok("explain", "--slide", "000_0", "--run", world / "run", "--bags", world / "bags",
                     "--out", tmp_path / "pages")  # fmt: skip
     assert "age is missing for 1 patient" in " ".join(result.output.split())
