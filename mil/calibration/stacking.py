@@ -57,7 +57,7 @@ class StackedPlattScaling(Calibrator):
         Shape (classes,), sums to 0.
     weights_
         Shape (learners,): each slope times the standard deviation of the logits it was fitted on,
-        divided by their sum; all 0 where no learner differs between patients.
+        divided by their sum; all 0 where no learner carries a signal.
     """
 
     kind = "stacked_platt"
