@@ -50,6 +50,8 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _TILES_COMPARED = 4
 
 
+_CPU_PART_TILES = 32
+"""Tiles that go through the network together on a CPU, without compilation."""
 _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
 
@@ -110,8 +112,17 @@ def compile_model(
         If the runtime does not work here or changes the embeddings; the message says why.
     """
     if runtime == EAGER:
-        return model
+        return model if example.device.type != "cpu" else _in_parts(model)
     return start_runtime(model, runtime, example, cache_key)[0]
+
+
+def _in_parts(model: nn.Module) -> Network:
+    """Run a few tiles at a time: activations of a whole batch take a gigabyte, and no less time."""
+
+    def run(pixels: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in pixels.split(_CPU_PART_TILES)])
+
+    return run
 
 
 def has_export(cache_key: str, example: Tensor) -> bool:

@@ -20,7 +20,7 @@ COMMAND = re.compile(r"[`'\"]mil ([a-z]+(?: [a-z]+)?)((?: [^`'\"]*)?)[`'\"]")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OF_OTHERS = {"backbones": {"--weights"}}
 """Options of other commands that a docstring explains."""
-OTHER_PROGRAM = re.compile(r"\b(?:docker|pip|vips) .*")
+OTHER_PROGRAM = re.compile(r"\b(?:docker|pip|python|vips) .*")
 
 
 def commands() -> dict[str, Any]:

@@ -128,6 +128,13 @@ def conversion_hint(page: Any) -> str:
     It is empty for pages that can be read, shape (y, x, channels), and for kinds of samples that
     OpenSlide may read.
     """
+    if page.photometric.name == "CIELAB":  # libvips refuses those of 8 bit
+        return (
+            "Convert its colours to sRGB first, for example with Pillow: "
+            """python -c "from PIL import Image, ImageCms as cms; cms.profileToProfile("""
+            """Image.open('IN.tif'), cms.createProfile('LAB'), cms.createProfile('sRGB'), """
+            """outputMode='RGB').save('OUT.tif')\""""
+        )
     if page.photometric.name in _OTHER_COLOURS:
         return (
             "Convert its colours to sRGB first, for example with libvips: "

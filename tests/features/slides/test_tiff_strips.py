@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image, ImageCms
 
 from features.errors import TileError, UnsupportedFormatError
 from features.slides.backends import tiff_strips
@@ -123,3 +124,19 @@ def test_pixels_that_are_not_read_say_so_at_once_and_how_to_convert_them(
     with pytest.raises(UnsupportedFormatError, match=f"{what}.*{how}") as caught:
         open_slide(path)
     assert "Copy it again" not in str(caught.value)
+
+
+def test_the_command_that_converts_cielab_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.zeros((64, 64, 3), np.uint8) + np.array((200, 120, 180), np.uint8)
+    srgb, lab = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    picture = ImageCms.profileToProfile(Image.fromarray(pixels), srgb, lab, outputMode="LAB")
+    picture.save("IN.tif")
+    with pytest.raises(UnsupportedFormatError, match="with Pillow: python -c") as caught:
+        open_slide(Path("IN.tif"))
+    exec(str(caught.value).split('python -c "')[1].split('"')[0])  # noqa: S102 - our own advice
+    with closing(open_slide(Path("OUT.tif"))) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=64, height_px=64)
+    np.testing.assert_allclose(result.astype(int), pixels, atol=2)
