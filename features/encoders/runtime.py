@@ -120,7 +120,8 @@ def _in_parts(model: nn.Module) -> Network:
     """Run a few tiles at a time: activations of a whole batch take a gigabyte, and no less time."""
 
     def run(pixels: Tensor) -> Tensor:
-        return torch.cat([model(part) for part in pixels.split(_CPU_PART_TILES)])
+        starts = range(0, len(pixels), _CPU_PART_TILES)
+        return torch.cat([model(pixels[first : first + _CPU_PART_TILES]) for first in starts])
 
     return run
 
