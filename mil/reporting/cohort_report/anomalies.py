@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -71,10 +70,9 @@ def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
         elsewhere = (counts[:, index].sum() - counts[:, index]) / (totals.sum() - totals)
         difference = np.where(totals >= _MIN_PATIENTS, patients.shares[:, index] - elsewhere, 0.0)
         order = [int(row) for row in np.argsort(-difference, kind="stable")]
-        if above := [row for row in order if difference[row] >= _MIN_SHARE_DIFFERENCE]:
-            yield _centre_finding(patients, above, index, word="more")
-        if below := [row for row in reversed(order) if difference[row] <= -_MIN_SHARE_DIFFERENCE]:
-            yield _centre_finding(patients, below, index, word="fewer")
+        rows = [row for row in order if abs(difference[row]) >= _MIN_SHARE_DIFFERENCE]
+        if rows:
+            yield _centre_finding(patients, rows, index)
 
 
 def check_differences(differences: Sequence[ClassDifference]) -> Iterator[Finding]:
@@ -180,9 +178,7 @@ def _check_ids(table: SlideTable) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _centre_finding(
-    patients: Crosstab, rows: Sequence[int], index: int, *, word: Literal["more", "fewer"]
-) -> Finding:
+def _centre_finding(patients: Crosstab, rows: Sequence[int], index: int) -> Finding:
     parts = []
     for row in rows:
         count, total = int(patients.counts[row, index]), int(patients.totals[row])
@@ -194,8 +190,9 @@ def _centre_finding(
         )
     overall = percent(patients.counts[:, index].sum() / patients.totals.sum(), digits=1)
     return Finding(
-        Severity.warning, f"centre_with_{word}",
-        f"{word} {patients.classes[index]} than elsewhere, {overall} of all: {', '.join(parts)}",
+        Severity.warning, "centre_differs",
+        f"the share of {patients.classes[index]}, {overall} of all, differs between centres: "
+        f"{', '.join(parts)}",
         "By chance or not, a model that recognises a centre by glass or stain gains from it: see "
         "'mil audit', and also train with '--by centre'.",
         tuple(patients.names[row] for row in rows),
