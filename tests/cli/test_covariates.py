@@ -20,6 +20,8 @@ from mil.training.cross_validation import cross_validate
 from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
+pytestmark = pytest.mark.ci  # a run is trained first
+
 QUICK = ("--set", "n_members=1", "--set", "fixed_steps=3", "--folds", 3)
 NAMES = ("age", "sex")
 
@@ -136,7 +138,6 @@ def bags_of(world: Path) -> dict[str, Path]:
     return {path.stem: path for path in (world / "bags").glob("*.h5")}
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
     "options",
     [["--nested"], ["--by", "centre"], ["--repeats", "2"], ["--labels", "LAA_yes"]],

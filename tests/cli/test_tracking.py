@@ -63,6 +63,7 @@ def train(world: Path, run: Path, *more: object) -> tuple[object, ...]:
             *QUICK, *more)  # fmt: skip
 
 
+@pytest.mark.ci
 def test_curves_scores_and_settings_are_logged_without_patients(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_curves_scores_and_settings_are_logged_without_patients(
     assert sorted(fake.artifacts) == ["MODEL_CARD.md", "settings.toml"]
 
 
+@pytest.mark.ci
 def test_a_server_that_fails_loses_no_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_mlflow_itself_stores_what_is_logged(world: Path, tmp_path: Path) -> Non
     assert run.data.params["head"] == "gated"
 
 
+@pytest.mark.ci
 def test_the_model_card_has_the_header_of_model_hubs(world: Path, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
