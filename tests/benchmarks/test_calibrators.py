@@ -33,7 +33,7 @@ def test_calibrators_are_compared_with_raw_and_with_what_nobody_can_beat(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kinds = "none,right,mixed,three classes"
-    assert calibrators.main(["--cohorts", "12", "--kinds", kinds]) == 0
+    assert calibrators.main(["--cohorts", "6", "--kinds", kinds]) == 0
     rows = json.loads(capsys.readouterr().out)
     result = {(row["kind"], row["calibrator"]): row for row in rows}
     assert len(result) == 4 * 4
