@@ -193,6 +193,9 @@ def train(
     folds, which are stratified over all labels. A scan may have one row per slice: it has a label
     if any of its slices has it.
 
+    With `--covariates`, the stack has one more learner, of clinical columns, and the report says
+    what the slides add to them.
+
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
 
     Example: `mil train --by centre --run runs/new-centres`
@@ -200,9 +203,6 @@ def train(
     Example: `mil train --config study.toml --set learning_rate=0.003 --run runs/faster`
 
     Example: `mil train --repeats 20 --engine ray --address head:6379`
-
-    With `--covariates`, the stack has one more learner, of clinical columns, and the report says
-    what the slides add to them.
 
     Example: `mil train --covariates age,sex,nihss`
 
