@@ -33,6 +33,11 @@ from tests.fakes import make_bag
 
 pytestmark = [*BROWSER_MARKS, pytest.mark.usefixtures("drawn_figures")]
 
+SETTLED = (
+    "typeof panes === 'object' && panes.length > 0 && panes.every(({viewer: {world}}) =>"
+    " world.getItemCount() === 2 && [0, 1].every((i) => world.getItemAt(i).getFullyLoaded()))"
+)
+"""Whether the viewer has loaded the slide and its overlay."""
 PHONE, DESK = (360, 740), (1280, 900)
 A4_PX, A4_LANDSCAPE_PX = 703, 1046
 """186 and 277 mm within the margins, CSS px."""
@@ -201,8 +206,7 @@ def test_the_viewer_fits_its_screen_without_errors_or_barriers(
     server: ViewServer, tab: Tab, size: tuple[int, int]
 ) -> None:
     show(tab, server.url, size)
-    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
-    tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded()")
+    tab.wait_for(SETTLED)
     assert how_wide(tab) <= size[0]
     assert barriers(tab) == []
     assert tab.errors == []
@@ -210,7 +214,7 @@ def test_the_viewer_fits_its_screen_without_errors_or_barriers(
 
 def test_the_viewer_is_used_by_keys_alone(server: ViewServer, tab: Tab) -> None:
     show(tab, server.url, DESK)
-    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
+    tab.wait_for(SETTLED)
     tab.evaluate("document.querySelectorAll('#rows button')[4].focus()")
     tab.send("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
     tab.wait_for("byId('patient').textContent === 'Patient p4'")
@@ -226,8 +230,7 @@ def test_the_viewer_says_that_it_waits_for_a_slide(
     server: ViewServer, tab: Tab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show(tab, server.url, DESK)
-    tab.wait_for("typeof viewer === 'object' && viewer && viewer.world.getItemCount() === 2")
-    tab.wait_for("viewer.world.getItemAt(0).getFullyLoaded() && byId('busy').hidden")
+    tab.wait_for(f"{SETTLED} && panes[0].busy.hidden")
     may_read, read = threading.Event(), DeepZoomReader.read
 
     def wait_and_read(zoom: DeepZoomReader, window: Region) -> RgbArray:
@@ -236,6 +239,7 @@ def test_the_viewer_says_that_it_waits_for_a_slide(
 
     monkeypatch.setattr(DeepZoomReader, "read", wait_and_read)
     tab.evaluate("openPatient(5)")
-    tab.wait_for("!byId('busy').hidden && byId('busy').textContent.startsWith('Reading')")
+    busy = "panes[0].busy"
+    tab.wait_for(f"panes[0] && !{busy}.hidden && {busy}.textContent.startsWith('Reading')")
     may_read.set()
-    tab.wait_for("byId('busy').hidden && viewer.world.getItemAt(0).getFullyLoaded()")
+    tab.wait_for(f"{SETTLED} && {busy}.hidden")

@@ -197,7 +197,7 @@ def test_scores_follow_from_the_predictions_in_the_run(two: Path) -> None:
 def test_the_kind_of_score_is_explained(two: Path) -> None:
     text = " ".join(page_of(two).text)
     assert (
-        "All scores are cross-fitted : the heads that predict a patient were not trained on it"
+        "All scores are cross-fitted : the learners that predict a patient were not trained on it"
         in text
     )
     assert "They are not nested" in text
@@ -207,7 +207,7 @@ def test_the_kind_of_score_is_explained(two: Path) -> None:
 def test_nested_scores_are_named_and_shown_with_the_cross_fitted_ones(three: Path) -> None:
     scores = json.loads((three / "scores.json").read_text())
     text = " ".join(page_of(three).text)
-    assert "Scores of the calibrated run are nested : neither the heads" in text
+    assert "Scores of the calibrated run are nested : neither the learners" in text
     assert "All scores are" not in text
     data = read_report_data(three, classes=CLASSES_SORTED)
     for kind in ("calibrated", "cross-fitted"):
