@@ -20,6 +20,7 @@ from features.encoders.runtime import (
     Network,
     Runtime,
     compile_model,
+    in_parts,
     parse_execution,
 )
 from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
@@ -132,6 +133,8 @@ class TimmEncoder(Encoder):
             batch_tiles = recorded_tiles or batch_tiles
         self.batch_tiles = batch_tiles
         self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
+        if self._runtime == EAGER and device.type == "cpu":
+            self._network = in_parts(self._network)
         self._allocate_input()
 
     @property

@@ -214,9 +214,9 @@ class Short(nn.Module):
         return pixels.mean(dim=(2, 3)) * self.weight
 
 
-def short_encoder(n_tiles: int) -> TimmEncoder:
+def short_encoder(model: Short) -> TimmEncoder:
     return TimmEncoder(
-        Short(n_tiles), name="short", device=CPU, batch_tiles=16,
+        model, name="short", device=CPU, batch_tiles=16,
         preprocessing=Preprocessing(
             input_px=160, interpolation="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3
         ),
@@ -224,18 +224,19 @@ def short_encoder(n_tiles: int) -> TimmEncoder:
 
 
 def test_a_device_out_of_memory_gets_half_the_batch_until_it_fits() -> None:
-    encoder = short_encoder(3)
+    encoder = short_encoder(Short(3))
     tiles = random_tiles(21)
     embeddings = encoder.embed(tiles)
     assert encoder.execution == "eager float32 batch 2"
-    np.testing.assert_allclose(embeddings, short_encoder(16).embed(tiles), rtol=1e-6)
+    np.testing.assert_allclose(embeddings, short_encoder(Short(16)).embed(tiles), rtol=1e-6)
     encoder.embed(tiles)
     assert encoder.batch_tiles == 2
 
 
 def test_a_device_without_memory_for_one_tile_is_one_clear_error() -> None:
-    encoder = short_encoder(1)
-    encoder._network.n_tiles = 0  # as if another program had taken what was left
+    model = Short(1)
+    encoder = short_encoder(model)
+    model.n_tiles = 0  # as if another program had taken what was left
     with pytest.raises(EncoderError, match=r"device cpu: out of memory with a single .*--device"):
         encoder.embed(random_tiles())
 
