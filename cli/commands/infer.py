@@ -190,7 +190,7 @@ def infer(
         complete = infer_combination(
             chosen, read_cohort(patients, labelled=False, columns=names), folders, out,
             slides=slides, prior=prior or "balanced", coverage=coverage, abstain=abstain,
-            typicality=typicality, as_json=as_json, **of_slides, **options,
+            typicality=typicality, columns=names, as_json=as_json, **of_slides, **options,
         )  # fmt: skip
         raise typer.Exit(0 if complete else EXIT_PARTLY_FAILED)
     bags = only_folder(folders)

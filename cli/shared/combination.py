@@ -71,6 +71,7 @@ def infer_combination(
     coverage: float | None,
     abstain: bool,
     typicality: float | None,
+    columns: Mapping[str, str],
     as_json: bool,
     **options: Any,
 ) -> bool:
@@ -108,7 +109,13 @@ def infer_combination(
             )  # fmt: skip
     with spinner("predicting"):
         predictions = predict_each(
-            model, cohort, bags, prior=shares, coverage=coverage, typicality=typicality
+            model,
+            cohort,
+            bags,
+            prior=shares,
+            coverage=coverage,
+            typicality=typicality,
+            columns=columns,
         )
     details = out.with_name(f"{out.stem}.details.csv")
     write_predictions(out, predictions, classes=model.classes)

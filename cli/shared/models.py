@@ -51,7 +51,11 @@ def predict_model(
         return ModelOutput(
             classes=combined.classes,
             predictions=predict_each(
-                combined, cohort, combination_bags(combined, folders), coverage=coverage
+                combined,
+                cohort,
+                combination_bags(combined, folders),
+                coverage=coverage,
+                columns=columns,
             ),
             guaranteed=None,
         )

@@ -16,7 +16,9 @@ from mil.arrays import Floats
 from mil.calibration import clipped_log
 from mil.calibration.priors import balanced, shift_prior
 from mil.combination.bundle import Combination
-from mil.data.cohort import Cohort
+from mil.data.cohort import Cohort, Columns
+from mil.data.covariates import with_covariates
+from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality
 from mil.inference.predict import PatientPrediction, bound_probabilities, iter_predictions
@@ -70,6 +72,7 @@ def predict_combination(
     prior: Floats | None = None,
     coverage: float = COVERAGE,
     typicality: float | None = None,
+    columns: Columns | None = None,
 ) -> list[PatientPrediction]:
     """Return the prediction of every patient, in the order of the cohort table.
 
@@ -91,6 +94,9 @@ def predict_combination(
         Target coverage of the prediction sets.
     typicality
         As for :func:`mil.inference.predict.predict`.
+    columns
+        Names of columns of the cohort's table, from which runs with covariates read them, see
+        :func:`mil.data.cohort.read_cohort`.
 
     Raises
     ------
@@ -101,13 +107,27 @@ def predict_combination(
     """
     shares = balanced(combination.classes) if prior is None else prior
     by_member = [
-        list(iter_predictions(member, cohort, refs[name], coverage=coverage, typicality=typicality))
+        list(
+            iter_predictions(
+                member,
+                _with_covariates(member, cohort, columns),
+                refs[name],
+                coverage=coverage,
+                typicality=typicality,
+            )
+        )
         for name, member in combination.members.items()
     ]
     return [
         _combine(combination, of_patient, shares, coverage=coverage)
         for of_patient in zip(*by_member, strict=True)
     ]
+
+
+def _with_covariates(member: ModelBundle, cohort: Cohort, columns: Columns | None) -> Cohort:
+    if member.covariates is None:
+        return cohort
+    return with_covariates(cohort, member.covariates.covariates, columns=columns)
 
 
 def _combine(

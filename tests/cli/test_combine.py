@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.bags.h5 import find_bags
 from mil.calibration import clipped_log
 from mil.combination.bundle import load_combination
+from mil.data.bags import load_patient_bags
+from mil.data.cohort import read_cohort
+from mil.data.covariates import with_covariates
 from mil.inference.bundle import load_bundle
 from mil.training.config import TrainConfig
+from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
 from tests.studies import train_on, write_encoded_cohort
 
@@ -156,3 +161,18 @@ def test_files_are_combined_for_a_report_only(world: Path, tmp_path: Path) -> No
     assert set(data["weights"]) == {"a", "b"}
     assert "A combination and its parts" in (tmp_path / "page.html").read_text()
     assert mil("combine", *files, *options, "--run", tmp_path / "run").exit_code == 2
+
+
+def test_a_run_with_covariates_reads_them_in_a_combination_too(world: Path, tmp_path: Path) -> None:
+    stack = TrainConfig(n_members=1, n_components=4, fixed_steps=2)
+    table = read_cohort(world / "train.csv", labelled=True)
+    with_sex = with_covariates(table, ["sex"])
+    bags = load_patient_bags(table, find_bags(world / "bags" / "a"))
+    train_run(with_sex, bags, tmp_path / "sex", config=stack, n_folds=3, report=False)
+    mil_ok("combine", tmp_path / "sex", world / "runs" / "b", "--run", tmp_path / "all")
+    options = ["--run", tmp_path / "all", "--bags", world / "bags", "--out", tmp_path / "out.csv"]
+    assert mil("infer", *options, "--patients", world / "new.csv").exit_code == 0
+    pd.read_csv(world / "new.csv").drop(columns="sex").to_csv(tmp_path / "no.csv", index=False)
+    refused = mil("infer", *options, "--patients", tmp_path / "no.csv")
+    assert refused.exit_code == 1
+    assert "sex" in refused.output
