@@ -13,8 +13,9 @@ from mil.arrays import Floats
 from mil.calibration import Calibrator
 from mil.data.bags import SlideRecord
 from mil.evaluation.abstention import choose_abstention
-from mil.inference.bundle import ModelBundle, TrainingSlide
+from mil.inference.bundle import ModelBundle
 from mil.inference.prediction_sets import PredictionSets, fit_sets
+from mil.inference.training_slides import TrainingSlide
 from mil.training.covariates import fit_covariates
 from mil.training.cross_validation import (
     OutOfFoldPredictions,

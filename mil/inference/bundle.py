@@ -35,6 +35,11 @@ from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
 from mil.inference.part_digests import check_digests, with_digests
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
+from mil.inference.training_slides import (
+    TrainingSlide,
+    read_training_slides,
+    write_training_slides,
+)
 from mil.typicality import TypicalityReference, read_reference, write_reference
 from mil.typicality.provenance import Provenance, read_provenance, write_provenance
 
@@ -42,7 +47,6 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "ModelBundle",
-    "TrainingSlide",
     "load_bundle",
     "save_bundle",
     "write_json",
@@ -57,23 +61,6 @@ _DAMAGE = (
     ArithmeticError, AttributeError, CalibrationError, LookupError, MemoryError, OSError,
     RuntimeError, SafetensorError, TableError, TypeError, ValueError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSlide:
-    """A slide that a run was trained on, identified by id and by content.
-
-    ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), ``tiles_sha256`` that
-    of the embeddings in any order, empty in a run trained earlier, and ``content_id`` that of the
-    slide file, see :func:`features.slides.file_info.content_hash`.
-    """
-
-    slide_id: str
-    patient_id: str
-    n_tiles: int
-    content_id: str
-    features_sha256: str
-    tiles_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -247,9 +234,9 @@ def save_bundle(bundle: ModelBundle) -> None:
             temporary.write_bytes(save(base_learners_to_tensors(bundle.base_learners)))
     if bundle.tile_filter is not None:
         write_filter(bundle.path / _FILTER, bundle.tile_filter)
-    _write_slides(bundle.path / "slides.csv", bundle.training_slides)
+    write_training_slides(bundle.path / "slides.csv", bundle.training_slides)
     if bundle.unlabelled_slides:
-        _write_slides(bundle.path / "unlabelled.csv", bundle.unlabelled_slides)
+        write_training_slides(bundle.path / "unlabelled.csv", bundle.unlabelled_slides)
     rows = [[patient_id, *proba] for patient_id, proba in bundle.out_of_fold.items()]
     table = pd.DataFrame(rows, columns=["patient_id", *bundle.classes])
     write_table(bundle.path / "out_of_fold.csv", table)
@@ -296,8 +283,8 @@ def load_bundle(path: str | Path) -> ModelBundle:
             base_learners=_read_base_learners(path, described, fingerprint.dim),
             calibrator=calibrator_from_dict(described["calibrator"]),
             cohort_counts=tuple(described["cohort_counts"]),
-            training_slides=_read_slides(path / "slides.csv"),
-            unlabelled_slides=_read_slides(path / "unlabelled.csv")
+            training_slides=read_training_slides(path / "slides.csv"),
+            unlabelled_slides=read_training_slides(path / "unlabelled.csv")
             if (path / "unlabelled.csv").is_file()
             else (),
             out_of_fold=_read_out_of_fold(path / "out_of_fold.csv", classes),
@@ -471,25 +458,6 @@ def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
     if tile_filter.sha256 != sha256:
         raise _damaged(path, f"{_FILTER} is another filter than model.json names")
     return tile_filter
-
-
-def _write_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
-    write_table(path, pd.DataFrame([asdict(slide) for slide in slides]))
-
-
-def _read_slides(path: Path) -> tuple[TrainingSlide, ...]:
-    table = read_table(path)
-    return tuple(
-        TrainingSlide(
-            slide_id=normalize_name(row["slide_id"]),
-            patient_id=normalize_name(row["patient_id"]),
-            n_tiles=int(row["n_tiles"]),
-            content_id=row["content_id"],
-            features_sha256=row["features_sha256"],
-            tiles_sha256=row.get("tiles_sha256", ""),
-        )
-        for row in table.to_dict("records")
-    )
 
 
 def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, Floats]:

@@ -22,9 +22,10 @@ from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
 from mil.data.features import Features
 from mil.errors import RunError
-from mil.inference.bundle import ModelBundle, TrainingSlide
+from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, score_patient
+from mil.inference.training_slides import TrainingSlide
 from mil.typicality.provenance import ProvenanceNote
 
 __all__ = [

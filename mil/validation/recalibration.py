@@ -27,7 +27,6 @@ from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.inference.assembly import as_training_slide
 from mil.inference.bundle import (
     ModelBundle,
-    TrainingSlide,
     load_bundle,
     save_bundle,
     write_json,
@@ -35,6 +34,7 @@ from mil.inference.bundle import (
 from mil.inference.conformal import COVERAGE, CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction, predict
 from mil.inference.prediction_sets import PredictionSets
+from mil.inference.training_slides import TrainingSlide
 from mil.validation.external import check_labels, reason_to_leave_out
 
 __all__ = ["N_FOLDS", "N_REPEATS", "RecalibrationSummary", "recalibrate"]
