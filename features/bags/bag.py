@@ -118,8 +118,8 @@ class BagMeta:
     one, and ``other_scenes`` lists the others with their size in px. ``settings`` are those of
     ``mil embed`` in TOML, for its ``--config``. ``reader`` is the library that read the slide, and
     ``tissue_rgb`` the median colour of its tissue, :data:`UNKNOWN_RGB` where it is not known.
-    one, and ``other_scenes`` lists the others with their size in px. ``warnings`` says what is
-    wrong with the slide's file although it could be read: sentences separated by ``" | "``.
+    ``warnings`` says what is wrong with the slide's file although it could be read: sentences
+    separated by ``" | "``.
     """
 
     slide_id: str
