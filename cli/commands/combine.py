@@ -66,7 +66,7 @@ def combine(
     shrunken towards equal ones, and biases. The scores are cross-fitted: the weights of a patient
     were fitted on others. The new run holds copies of all; `mil infer` and `mil evaluate` take the
     bags of each encoder, and embed what is missing. A run that saw a patient differently (other
-    folds, label or slides) is refused: train with `--folds-of` for the same folds.
+    folds, label or slides) is refused: `mil train --folds-of RUN` trains on the same folds.
 
     Of prediction files, whose models are not here, it writes a report only.
 
