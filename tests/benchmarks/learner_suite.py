@@ -113,11 +113,11 @@ class Score:
 def make_world(kind: str, seed: int, *, n_new: int = _N_NEW) -> World:
     """Generate a cohort of a kind of :data:`KINDS`, and new patients of the same world."""
     stream = "sizes" if kind in _SIZES else kind
-    seed = int(np.random.SeedSequence((seed, *stream.encode())).generate_state(1)[0])
-    drawn = Kind.draw(seed)
+    own_seed = int(np.random.SeedSequence((seed, *stream.encode())).generate_state(1)[0])
+    drawn = Kind.draw(own_seed)
     n_drawn = drawn.n_patients
     if kind in _SHARES:
-        drawn = _with_share(drawn, _SHARES[kind], seed)
+        drawn = _with_share(drawn, _SHARES[kind], own_seed)
     elif kind == "none":
         drawn = replace(drawn, signal=0.0)
     elif kind == "weak":
@@ -125,7 +125,7 @@ def make_world(kind: str, seed: int, *, n_new: int = _N_NEW) -> World:
     else:
         drawn, n_drawn = replace(drawn, n_patients=max(_SIZES.values())), _SIZES[kind]
     bags, cohort = generate(
-        n_patients=drawn.n_patients + n_new, n_tiles=drawn.n_tiles, dim=_DIM, seed=seed,
+        n_patients=drawn.n_patients + n_new, n_tiles=drawn.n_tiles, dim=_DIM, seed=own_seed,
         signal=drawn.signal, share=drawn.share, n_moved=drawn.n_moved, every=drawn.every,
     )  # fmt: skip
     train, new = cohort.patients[:n_drawn], cohort.patients[drawn.n_patients :]
