@@ -25,12 +25,14 @@ from mil.comparison.models import (
     same_folds,
     short_names,
 )
+from mil.data.patient_groups import group_ids
 from mil.data.splits import stratified_fold_ids
 from mil.errors import InputError, RunError
 from mil.evaluation.abstention import choose_abstention
 from mil.evaluation.run_predictions import RunPredictions, read_run_predictions
 from mil.inference.bundle import load_bundle, write_json
 from mil.inference.conformal import CrossConformal
+from mil.inference.training_slides import linked_patients
 
 __all__ = ["COMBINATION", "MEAN", "CombinationSummary", "combine_predictions", "combine_runs"]
 
@@ -75,7 +77,7 @@ def combine_runs(
 
     The weights are fitted on the log of the runs' calibrated out-of-fold probabilities, shape
     (repeats, patients, runs, classes). Scores, out-of-fold probabilities and prediction sets use
-    weights fitted on the other folds.
+    weights fitted on the other folds, without patients that share a slide with one of the fold.
 
     Raises
     ------
@@ -106,13 +108,16 @@ def combine_runs(
     fold = _numbered(first.fold[:n_repeats])
     proba = np.stack([run.proba[:n_repeats] for run in runs], axis=2)
     logits = clipped_log(proba)
-    combined, _ = cross_fit_weights(logits, first.labels, fold)
+    linked = [pair for own in bundles.values() for pair in linked_patients(own.training_slides)]
+    groups = group_ids(first.patient_ids, linked)
+    combined, _ = cross_fit_weights(logits, first.labels, fold, groups=groups)
     n_patients = len(first.labels)
     calibrator = fit_weights(
         logits.reshape(-1, *logits.shape[2:]), np.tile(first.labels, n_repeats),
         groups=np.tile(np.arange(n_patients), n_repeats),
     )  # fmt: skip
-    comparison = _compare(names, proba, combined, first, fold, seed, n_resamples)
+    mean = _mean_calibrated(logits, first.labels, fold, groups=groups)
+    comparison = _compare(names, proba, combined, mean, first, fold, seed, n_resamples)
     combination = Combination(
         path=run_dir,
         classes=first.classes,
@@ -123,7 +128,7 @@ def combine_runs(
         ),
         cohort_counts=tuple(np.bincount(first.labels, minlength=len(first.classes)).tolist()),
         out_of_fold=dict(zip(first.patient_ids, combined.mean(axis=0), strict=True)),
-        abstention=choose_abstention(combined[0], first.labels, fold[0]),
+        abstention=choose_abstention(combined[0], first.labels, fold[0], groups=groups),
     )
     summary = CombinationSummary(path=run_dir, weights=combination.weights, comparison=comparison)
     with atomic_folder(run_dir) as temporary:
@@ -216,24 +221,26 @@ def _numbered(fold: Ints) -> Ints:
     return np.stack([np.unique(own, return_inverse=True)[1] for own in fold]).astype(np.int64)
 
 
-def _mean_calibrated(logits: Floats, labels: Ints, fold: Ints) -> Floats:
+def _mean_calibrated(
+    logits: Floats, labels: Ints, fold: Ints, *, groups: Ints | None = None
+) -> Floats:
     """Return cross-fitted probabilities of equal weights, shape (repeats, patients, classes)."""
     mean = logits.mean(axis=-2, keepdims=True)
     repeated = np.broadcast_to(mean, (len(fold), *mean.shape[-3:]))
-    return cross_fit_weights(repeated, labels, fold)[0]
+    return cross_fit_weights(repeated, labels, fold, groups=groups)[0]
 
 
 def _compare(
     names: Sequence[str],
     proba: Floats,
     combined: Floats,
+    mean: Floats,
     run: RunPredictions,
     fold: Ints,
     seed: int,
     n_resamples: int | None,
 ) -> Comparison:
     """Return the comparison of the combination with equal weights and with each run."""
-    mean = _mean_calibrated(clipped_log(proba), run.labels, fold)
     models = [(COMBINATION, combined), (MEAN, mean)]
     models += [(name, proba[:, :, index]) for index, name in enumerate(names)]
     aligned = AlignedModels(

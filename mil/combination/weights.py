@@ -105,21 +105,25 @@ def _fit(logits: Floats, labels: Ints, groups: Ints) -> list[StackedPlattScaling
 
 
 def cross_fit_weights(
-    logits: Floats, labels: Ints, folds: Ints
+    logits: Floats, labels: Ints, folds: Ints, *, groups: Ints | None = None
 ) -> tuple[Floats, tuple[tuple[StackedPlattScaling, ...], ...]]:
     """Return cross-fitted probabilities at the balanced prior, and the calibrators of each fold.
 
     ``logits`` have shape (repeats, patients, runs, classes), ``folds`` shape (repeats, patients);
     probabilities have shape (repeats, patients, classes). The patients of a fold are predicted with
-    weights fitted on the other folds of the same repeat. Folds are numbered from 0.
+    weights fitted on the other folds of the same repeat, never on a patient of the same group.
+    Folds are numbered from 0; ``groups``, from :func:`mil.data.patient_groups.group_ids`, have
+    shape (patients,).
     """
+    groups = np.arange(len(labels)) if groups is None else groups
     proba = np.empty((*folds.shape, logits.shape[-1]))
     of_repeats = []
     for repeat, fold in enumerate(folds):
         fitted = []
         for index in range(int(fold.max()) + 1):
             held_out = fold == index
-            own = fit_weights(logits[repeat, ~held_out], labels[~held_out])
+            others = ~np.isin(groups, groups[held_out])
+            own = fit_weights(logits[repeat, others], labels[others])
             proba[repeat, held_out] = own.predict_proba(logits[repeat, held_out])
             fitted.append(own)
         of_repeats.append(tuple(fitted))

@@ -81,23 +81,30 @@ def risk_coverage(proba: Floats, labels: Ints) -> RiskCoverage:
     )
 
 
-def choose_abstention(proba: Floats, labels: Ints, folds: Ints) -> AbstentionPoint | None:
+def choose_abstention(
+    proba: Floats, labels: Ints, folds: Ints, *, groups: Ints | None = None
+) -> AbstentionPoint | None:
     """Return the point that keeps most patients at half the risk of all, if there is one.
 
     At least 10 patients are kept. ``proba`` are out-of-fold probabilities at equal class shares,
     shape (patients, classes), ``labels`` and ``folds`` have shape (patients,). The threshold is
     chosen on all patients; its coverage and risk are measured with thresholds that were chosen on
-    the other folds of each patient. None if no point has half the risk, if that measurement keeps
-    fewer than 10 patients, or if the measured risk is not below the risk of all.
+    the other folds of each patient, without patients of the same group: ``groups``, shape
+    (patients,), are those of :func:`mil.data.patient_groups.group_ids`. Unless they are nested, the
+    probabilities of those others come from heads and calibrators that the patient had a part in.
+    None if no point has half the risk, if that measurement keeps fewer than 10 patients, or if the
+    measured risk is not below the risk of all.
     """
     threshold = _choose(proba, labels)
     if threshold is None:
         return None
     confidence, is_wrong, weights = _confidence_and_errors(proba, labels)
     is_kept = np.zeros(len(labels), np.bool_)
+    groups = np.arange(len(labels)) if groups is None else groups
     for fold in np.unique(folds):
         inside = folds == fold
-        of_others = _choose(proba[~inside], labels[~inside])
+        others = ~np.isin(groups, groups[inside])
+        of_others = _choose(proba[others], labels[others])
         is_kept[inside] = False if of_others is None else confidence[inside] >= of_others
     risk_of_all = float((weights * is_wrong).sum() / weights.sum())
     if is_kept.sum() < _MIN_PATIENTS:

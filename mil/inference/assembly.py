@@ -85,7 +85,7 @@ def assemble_bundle(
         else None,
         typicality=_fit_typicality(plan),
         provenance=_find_provenance(bags.slides),
-        abstention=choose_abstention(calibrated[0], oof.labels, oof.fold[0]),
+        abstention=choose_abstention(calibrated[0], oof.labels, oof.fold[0], groups=oof.groups),
     )
 
 

@@ -379,11 +379,7 @@ class _TrainingIndex:
         self._patient_ids = [slide.patient_id for slide in slides]
         self._first: dict[tuple[str, str], int] = {}
         for index, slide in enumerate(slides):
-            of_slide = content_keys(
-                content_id=slide.content_id, features_sha256=slide.features_sha256,
-                tiles_sha256=slide.tiles_sha256, n_tiles=slide.n_tiles,
-            )  # fmt: skip
-            for key in (("patient", slide.patient_id), *of_slide):
+            for key in (("patient", slide.patient_id), *slide.content_keys):
                 self._first.setdefault(key, index)
 
     def match(self, patient: Patient, bags: Iterable[Bag]) -> str:

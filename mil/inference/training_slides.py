@@ -10,8 +10,10 @@ import pandas as pd
 
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
+from mil.data.bags import content_keys
+from mil.data.patient_groups import LinkedPairs
 
-__all__ = ["TrainingSlide", "read_training_slides", "write_training_slides"]
+__all__ = ["TrainingSlide", "linked_patients", "read_training_slides", "write_training_slides"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,14 @@ class TrainingSlide:
     content_id: str
     features_sha256: str
     tiles_sha256: str = ""
+
+    @property
+    def content_keys(self) -> tuple[tuple[str, str], ...]:
+        """Keys that copies of the slide have in common, see :func:`mil.data.bags.content_keys`."""
+        return content_keys(
+            content_id=self.content_id, features_sha256=self.features_sha256,
+            tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
+        )  # fmt: skip
 
 
 def write_training_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
@@ -50,3 +60,11 @@ def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
         )
         for row in table.to_dict("records")
     )
+
+
+def linked_patients(slides: Sequence[TrainingSlide]) -> LinkedPairs:
+    """Return pairs of patients that share a slide, by its file or its embeddings."""
+    owners: dict[tuple[str, str], str] = {}
+    keys = [(key, slide.patient_id) for slide in slides for key in slide.content_keys]
+    pairs = ((owners.setdefault(key, patient_id), patient_id) for key, patient_id in keys)
+    return tuple(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))

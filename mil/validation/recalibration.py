@@ -19,6 +19,7 @@ from mil.calibration import Calibrator, PlattScaling, clipped_log, cross_fit
 from mil.calibration.recalibration import recalibrated
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import Cohort
+from mil.data.patient_groups import assign_groups, group_ids
 from mil.data.splits import stratified_fold_ids
 from mil.errors import CohortError
 from mil.evaluation.abstention import choose_abstention
@@ -34,7 +35,6 @@ from mil.inference.bundle import (
 from mil.inference.conformal import COVERAGE, CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction, predict
 from mil.inference.prediction_sets import PredictionSets
-from mil.inference.training_slides import TrainingSlide
 from mil.validation.external import check_labels, reason_to_leave_out
 
 __all__ = ["N_FOLDS", "N_REPEATS", "RecalibrationSummary", "recalibrate"]
@@ -103,15 +103,16 @@ def recalibrate(
     Heads, base learners and their weights stay. Slope and biases of the calibrated logits are
     fitted on the local patients (Platt scaling, shrunken towards no change), and the prediction
     sets compare with the scores of the local patients, none of whom the heads were trained on
-    (split conformal prediction; Papadopoulos et al., 2002). Probabilities have shape (patients,
-    classes).
+    (split conformal prediction; Papadopoulos et al., 2002). Local patients that share a slide are
+    in one fold of the cross-fits. Probabilities have shape (patients, classes).
 
     Parameters
     ----------
     run
         Folder of a finished run.
     cohort
-        Labelled local patients; those that the run was trained on are left out.
+        Labelled local patients; those that the run was trained on are left out, and those that its
+        whitening was fitted on without a label.
     bags
         Folder or packed store of their bags.
     run_dir
@@ -134,7 +135,7 @@ def recalibrate(
     cohort = cohort.sorted_by_id()
     check_labels(cohort, bundle.classes)
     predictions = predict(bundle, cohort, bags)
-    left_out = {p.patient_id: why for p in predictions if (why := reason_to_leave_out(p))}
+    left_out = {p.patient_id: why for p in predictions if (why := _reason_to_leave_out(p))}
     local = replace(
         cohort, patients=tuple(p for p in cohort.patients if p.patient_id not in left_out)
     )
@@ -143,14 +144,11 @@ def recalibrate(
     kept = [p for p in predictions if p.patient_id not in left_out]
     logits = _logits(kept)
     before = bundle.calibrator.predict_proba(logits)
-    folds = np.stack(
-        [
-            stratified_fold_ids(labels, n_folds=N_FOLDS, seed=(seed, repeat))
-            for repeat in range(N_REPEATS)
-        ]
-    )
+    slides = load_patient_bags(local, open_bags(Path(bags)))
+    groups = group_ids(local.patient_ids, slides.linked_patients())
+    folds = _draw_folds(labels, groups, seed=seed)
     repeated = np.broadcast_to(clipped_log(before), (N_REPEATS, *before.shape))
-    after = cross_fit(repeated, labels, folds, calibrator="platt")
+    after = cross_fit(repeated, labels, folds, calibrator="platt", groups=groups)
     fitted = PlattScaling().fit(clipped_log(before), labels)
     options = {"n_resamples": n_resamples, "seed": seed}
     summary = RecalibrationSummary(
@@ -169,8 +167,9 @@ def recalibrate(
         calibrator=recalibrated(bundle.calibrator, fitted),
         view_calibrator=_recalibrate_views(bundle, local, bags, labels),
         sets=_local_sets(bundle, logits, labels),
-        abstention=choose_abstention(after[0], labels, folds[0]),
-        training_slides=(*bundle.training_slides, *_slides(local, bags)),
+        abstention=choose_abstention(after[0], labels, folds[0], groups=groups),
+        # With these the local patients are known again by content.
+        training_slides=(*bundle.training_slides, *map(as_training_slide, slides.slides)),
         out_of_fold={
             **bundle.out_of_fold, **dict(zip(local.patient_ids, after.mean(axis=0), strict=True)),
         },
@@ -206,6 +205,13 @@ def _check_counts(
         )
 
 
+def _reason_to_leave_out(prediction: PatientPrediction) -> str | None:
+    """Return why a patient cannot calibrate: unlike new ones, the run may have seen its slides."""
+    if (reason := reason_to_leave_out(prediction)) is None and prediction.used_for_whitening:
+        return "the run's whitening was fitted on its slides, without a label"
+    return reason
+
+
 def _logits(predictions: Sequence[PatientPrediction]) -> Floats:
     """Return the ensemble's logits, shape (patients, classes) or (patients, learners, classes)."""
     return np.stack([p.logits for p in predictions if p.logits is not None])
@@ -238,12 +244,21 @@ def _local_sets(bundle: ModelBundle, logits: Floats, labels: Ints) -> Prediction
         conformal=CrossConformal.fit(calibrated, labels, one_fold),
         base_learners=(bundle.base_learners,),
         calibrators=(bundle.calibrator,),
+        covariates=() if bundle.covariates is None else (bundle.covariates,),
     )
 
 
-def _slides(local: Cohort, bags: str | Path) -> tuple[TrainingSlide, ...]:
-    """Return the slides of the local patients, so that they are known again by content."""
-    return tuple(map(as_training_slide, load_patient_bags(local, open_bags(Path(bags))).slides))
+def _draw_folds(labels: Ints, groups: Ints, *, seed: int) -> Ints:
+    """Return the folds of every repeat, shape (repeats, patients); those of a group are in one."""
+    return np.stack([
+        assign_groups(
+            groups,
+            lambda rows, *, repeat=repeat: stratified_fold_ids(
+                labels[rows], n_folds=N_FOLDS, seed=(seed, repeat)
+            ),
+        )
+        for repeat in range(N_REPEATS)
+    ])  # fmt: skip
 
 
 def _name_both(

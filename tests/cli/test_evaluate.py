@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from features.bags.h5 import find_bags, read_bag, write_bag
 from mil.calibration import PlattScaling
+from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
+from mil.data.covariates import with_covariates
 from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict
 from mil.training.config import TrainConfig
-from tests.cli.running import mil
+from mil.training_run import train_run
+from tests.cli.running import mil, mil_ok
 from tests.studies import train_on, write_encoded_cohort
 
 pytestmark = pytest.mark.ci
@@ -97,3 +102,43 @@ def test_a_run_is_recalibrated_on_local_patients_and_knows_them_again(world: Pat
     refused = mil("recalibrate", local, *options[:-1], world / "runs" / "twice")
     assert refused.exit_code == 1
     assert "0 patients of class" in refused.output
+
+
+@pytest.fixture(scope="module")
+def clinical(world: Path) -> Path:
+    """A run with a covariate, whose whitening was also fitted on the patient x003."""
+    few = pd.read_csv(world / "external.csv", dtype=str).query("patient_id == 'x003'")
+    few.to_csv(world / "few.csv", index=False)
+    bags = find_bags(world / "bags" / "a")
+    table = with_covariates(read_cohort(world / "train.csv", labelled=True), ["sex"])
+    train_run(
+        table, load_patient_bags(table, bags), world / "runs" / "sex", report=False, n_folds=3,
+        unlabelled=load_patient_bags(read_cohort(world / "few.csv", labelled=False), bags),
+        config=TrainConfig(n_members=1, n_components=4, fixed_steps=2),
+    )  # fmt: skip
+    return world / "runs" / "sex"
+
+
+def test_a_run_with_covariates_is_recalibrated_without_patients_of_its_whitening(
+    world: Path, clinical: Path
+) -> None:
+    # Beyond nine of each class: one local patient had a part in the whitening, two share a slide.
+    write_encoded_cohort(world, "local", n_patients=26, encoders={"a": 1.0}, prefix="x")
+    folder = world / "bags" / "a"
+    copied = read_bag(folder / "x000_0.h5")
+    meta = replace(copied.meta, slide_id="x001_0")
+    write_bag(folder / "x001_0.h5", replace(copied, meta=meta))
+    data = json.loads(
+        mil_ok(
+            "recalibrate", clinical, "--cohort", world / "local.csv", "--bags", folder, "--run",
+            world / "runs" / "sex local", "--json",
+        ).stdout
+    )  # fmt: skip
+    assert "whitening" in data["left_out"].pop("x003")
+    assert not data["left_out"]
+    judged = pd.read_csv(world / "runs" / "sex local" / "judged.csv", dtype=str)
+    fold_of = {name: own["fold"].tolist() for name, own in judged.groupby("patient_id")}
+    assert fold_of["x000"] == fold_of["x001"] != fold_of["x002"]
+    made = load_bundle(world / "runs" / "sex local")
+    assert len(made.sets.covariates) == 1
+    assert "x000" in {slide.patient_id for slide in made.training_slides}

@@ -70,6 +70,22 @@ def test_no_patient_is_weighed_by_itself() -> None:
     assert not np.array_equal(before[0, fold[0] != 1], after[0, fold[0] != 1])
 
 
+def test_no_patient_is_weighed_by_one_that_shares_a_slide() -> None:
+    logits, labels = draw(40, 0.6, 0.3)
+    fold, groups = (np.arange(40) // 2 % 4)[None], np.arange(40)
+    groups[39] = 2  # of another fold than patient 39
+    assert fold[0, 39] != fold[0, 2]
+    held_out = fold[0] == fold[0, 2]
+    turned = labels.copy()
+    turned[39] = 1 - turned[39]
+    before, after = (
+        cross_fit_weights(logits[None], y, fold, groups=groups)[0] for y in (labels, turned)
+    )
+    assert np.array_equal(before[0, held_out], after[0, held_out])
+    apart = cross_fit_weights(logits[None], turned, fold)[0]
+    assert not np.array_equal(before[0, held_out], apart[0, held_out])
+
+
 @pytest.mark.slow
 def test_real_predictions_combined_are_no_worse_than_their_calibrated_mean(mil_data: Path) -> None:
     strip = mil_data / "strip"

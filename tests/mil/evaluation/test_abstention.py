@@ -87,6 +87,14 @@ def test_a_fold_has_no_part_in_the_threshold_it_is_measured_with() -> None:
     assert other is None or other.risk > point.risk
 
 
+def test_patients_that_share_a_slide_are_as_in_one_fold() -> None:
+    proba, labels, folds = cohort(200, strength=0.8)
+    groups = np.where(folds < 2, 0, np.arange(200))  # the patients of two folds share slides
+    point = choose_abstention(proba, labels, folds, groups=groups)
+    assert point == choose_abstention(proba, labels, np.where(folds < 2, 0, folds))
+    assert point != choose_abstention(proba, labels, folds)
+
+
 def test_a_point_is_stored_as_plain_values() -> None:
     before = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
     point = replace(before, risk_low=0.0, risk_high=0.2)
