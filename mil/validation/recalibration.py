@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -250,15 +251,12 @@ def _local_sets(bundle: ModelBundle, logits: Floats, labels: Ints) -> Prediction
 
 def _draw_folds(labels: Ints, groups: Ints, *, seed: int) -> Ints:
     """Return the folds of every repeat, shape (repeats, patients); those of a group are in one."""
-    return np.stack([
-        assign_groups(
-            groups,
-            lambda rows, *, repeat=repeat: stratified_fold_ids(
-                labels[rows], n_folds=N_FOLDS, seed=(seed, repeat)
-            ),
-        )
-        for repeat in range(N_REPEATS)
-    ])  # fmt: skip
+
+    def assign(rows: Ints, repeat: int) -> Ints:
+        return stratified_fold_ids(labels[rows], n_folds=N_FOLDS, seed=(seed, repeat))
+
+    repeats = range(N_REPEATS)
+    return np.stack([assign_groups(groups, partial(assign, repeat=repeat)) for repeat in repeats])
 
 
 def _name_both(
