@@ -120,25 +120,24 @@ def clinical(world: Path) -> Path:
 
 
 def test_a_run_with_covariates_is_recalibrated_without_patients_of_its_whitening(
-    world: Path, clinical: Path
+    clinical: Path, tmp_path: Path
 ) -> None:
     # Beyond nine of each class: one local patient had a part in the whitening, two share a slide.
-    write_encoded_cohort(world, "local", n_patients=26, encoders={"a": 1.0}, prefix="x")
-    folder = world / "bags" / "a"
+    table = write_encoded_cohort(tmp_path, "local", n_patients=26, encoders={"a": 1.0}, prefix="x")
+    folder, local = tmp_path / "bags" / "a", tmp_path / "local"
     copied = read_bag(folder / "x000_0.h5")
     meta = replace(copied.meta, slide_id="x001_0")
     write_bag(folder / "x001_0.h5", replace(copied, meta=meta))
     data = json.loads(
         mil_ok(
-            "recalibrate", clinical, "--cohort", world / "local.csv", "--bags", folder, "--run",
-            world / "runs" / "sex local", "--json",
+            "recalibrate", clinical, "--cohort", table, "--bags", folder, "--run", local, "--json",
         ).stdout
     )  # fmt: skip
     assert "whitening" in data["left_out"].pop("x003")
     assert not data["left_out"]
-    judged = pd.read_csv(world / "runs" / "sex local" / "judged.csv", dtype=str)
+    judged = pd.read_csv(local / "judged.csv", dtype=str)
     fold_of = {name: own["fold"].tolist() for name, own in judged.groupby("patient_id")}
     assert fold_of["x000"] == fold_of["x001"] != fold_of["x002"]
-    made = load_bundle(world / "runs" / "sex local")
+    made = load_bundle(local)
     assert len(made.sets.covariates) == 1
     assert "x000" in {slide.patient_id for slide in made.training_slides}
