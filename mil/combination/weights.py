@@ -24,6 +24,10 @@ _RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 _N_FOLDS = 5
 
+_LEAST_SPREAD = 0.1
+"""Least spread that a run's logits are scaled by. Calibrated ones that vary less carry no signal;
+scaled up, they would give a slope that makes any patient of another fold certain."""
+
 
 def fit_weights(
     logits: Floats, labels: Ints, *, groups: Ints | None = None, seed: int = 0
@@ -81,7 +85,7 @@ def _fit(logits: Floats, labels: Ints, groups: Ints) -> list[StackedPlattScaling
     """Return a fit for each ridge."""
     data = [CalibrationData.of(own, labels, groups=groups) for own in np.moveaxis(logits, 1, 0)]
     n, n_runs, n_classes = logits.shape
-    spreads = np.array([own.spread for own in data])
+    spreads = np.array([max(own.spread, _LEAST_SPREAD) for own in data])
     standard = np.stack([own.centred for own in data]) / spreads[:, None, None]
     terms = np.concatenate([standard.mean(axis=0)[None], standard, bias_terms(n, n_classes)])
     fits = []

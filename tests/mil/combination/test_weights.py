@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mil.calibration import PlattScaling
+from mil.calibration import PlattScaling, clipped_log, cross_fit
 from mil.combination.fit import COMBINATION, MEAN, combine_predictions
 from mil.combination.weights import cross_fit_weights, fit_weights
 from mil.comparison.models import read_models
 from mil.data.cohort import read_cohort
+from mil.data.splits import stratified_fold_ids
 from mil.evaluation.metrics import weighted_log_loss
 
 
@@ -84,6 +85,18 @@ def test_no_patient_is_weighed_by_one_that_shares_a_slide() -> None:
     assert np.array_equal(before[0, held_out], after[0, held_out])
     apart = cross_fit_weights(logits[None], turned, fold)[0]
     assert not np.array_equal(before[0, held_out], apart[0, held_out])
+
+
+@pytest.mark.parametrize("seed", [4, 14])
+def test_runs_without_signal_make_no_patient_certain(seed: int) -> None:
+    # Their calibrators found a signal in one fold, by chance, and none in the others.
+    logits, labels = draw(80, 0.0, 0.0, 0.0, seed=seed)
+    fold = stratified_fold_ids(labels, n_folds=5, seed=(seed,))[None]
+    calibrated = [
+        cross_fit(logits[None, :, run], labels, fold, calibrator="platt") for run in range(3)
+    ]
+    combined, _ = cross_fit_weights(clipped_log(np.stack(calibrated, axis=2)), labels, fold)
+    assert weighted_log_loss(combined[0], labels) < np.log(2) + 0.05
 
 
 @pytest.mark.slow
