@@ -295,7 +295,7 @@ def train(
     if as_json:
         print_json(summary.as_dict())
     else:
-        _print_summary(summary)
+        _print_summary(summary, bags)
 
 
 def _read_patients(
@@ -316,7 +316,7 @@ def _next_run() -> Path:
     return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
 
 
-def _print_summary(summary: TrainingSummary) -> None:
+def _print_summary(summary: TrainingSummary, bags: Path | str) -> None:
     from mil.inference.conformal import COVERAGE
     from mil.reporting.learners import describe_weights
 
@@ -348,7 +348,8 @@ def _print_summary(summary: TrainingSummary) -> None:
     stdout.print(f"Run: {summary.path}")
     print_next(
         "open {run}/report.html",
-        "mil view {run} --slides slides/",
-        "mil infer --run {run} --patients test.csv",
+        "mil view {run} --bags {bags} --slides slides/",
+        "mil infer --run {run} --bags {bags} --patients test.csv",
         run=summary.path,
+        bags=bags,
     )
