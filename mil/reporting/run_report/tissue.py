@@ -12,6 +12,7 @@ from features.bags.store import open_bags
 from features.errors import BagError
 from mil.arrays import Floats
 from mil.data.cohort import Cohort, Patient
+from mil.data.covariates import without_values
 from mil.inference.attention import SlideAttention, explain_patients
 from mil.inference.bundle import ModelBundle
 from mil.reporting.figures import EmbeddedImage
@@ -72,6 +73,8 @@ def show_tissue(
             patient_id=name, slide_ids=tuple(slides_of.get(name, ())), label=None, center_id=None
         )
         cohort = Cohort(path=bags_dir, patients=(patient,), classes=())
+        if run.covariates is not None:  # attention does not depend on their values
+            cohort = without_values(cohort, run.covariates.covariates)
         try:
             (explanation,) = explain_patients(run, cohort, refs)
         except BagError:
