@@ -89,12 +89,14 @@ class BaseLearners:
                 features, labels, n_classes=n_classes, balanced=balanced, standardise=standardise
             )
 
+        size = components[0].shape[1]
+        covariances = np.empty((len(components), size, size))
+        for index, of_patient in enumerate(components):
+            covariances[index] = covariance(of_patient)
         of_covariance, directions = fit_covariance_model(
-            np.stack([covariance(c) for c in components]),
-            labels,
-            n_classes=n_classes,
-            balanced=balanced,
+            covariances, labels, n_classes=n_classes, balanced=balanced
         )
+        del covariances  # 32 kB per patient
         tails = np.stack([tail_statistics(c, directions) for c in components])
         models = {
             "mean": fit(means, standardise=False),

@@ -81,21 +81,24 @@ class LinearModel:
         standardise
             Divide each feature by its standard deviation, and limit those of new patients to 8.
         """
-        x = pooled.astype(np.float64)
+        x = pooled.astype(np.float64)  # the only copy, changed in place: it may be large
         centre, deviation = x.mean(axis=0), x.std(axis=0)
         varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
         scale = np.where(varies, deviation, 1.0) if standardise else np.ones(x.shape[1])
-        x = ((x - centre) / scale)[:, varies]
+        x -= centre
+        x /= scale
+        if not varies.all():
+            x = x[:, varies]
         norm = np.sqrt(_MEAN_SQUARED_NORM / max((x**2).sum(axis=1).mean(), 1e-12))
         weights = np.zeros((pooled.shape[1], n_classes))
         bias = np.zeros(n_classes)
         if varies.any():
             basis = None
-            coordinates = x * norm
+            x *= norm
             if x.shape[1] > len(x):
-                basis, triangle = np.linalg.qr(coordinates.T)
-                coordinates = triangle.T  # (patients, patients)
-            own, bias = _fit_logistic(coordinates, labels, n_classes=n_classes, balanced=balanced)
+                basis, triangle = np.linalg.qr(x.T)
+                x = triangle.T  # (patients, patients)
+            own, bias = _fit_logistic(x, labels, n_classes=n_classes, balanced=balanced)
             weights[varies] = norm * (own if basis is None else basis @ own)
         limit = _MAX_DEVIATION if standardise else np.inf
         return cls(centre=centre, scale=scale, limit=limit, weights=weights, bias=bias)

@@ -13,6 +13,7 @@ __all__ = ["covariance", "covariance_contributions", "fit_covariance_model", "ta
 _LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
 _TAIL_SHARE = 0.1
 _TILES_PER_BLOCK = 8192
+_PATIENTS_PER_BLOCK = 256
 
 
 def covariance(components: Tensor) -> Floats:
@@ -53,12 +54,20 @@ def fit_covariance_model(
     n, size, _ = covariances.shape
     variances, vectors = np.linalg.eigh(covariances.mean(axis=0) + _LEAST_VARIANCE * np.eye(size))
     whiten = (vectors / np.sqrt(variances)) @ vectors.T
+    rows, columns = np.triu_indices(size)
+    # A symmetric matrix has the norm of its upper triangle if what stands twice counts by root 2:
+    # the same penalty and the same minimum, with half of the memory.
+    factors = np.where(rows == columns, 1.0, np.sqrt(2.0))
+    halves = np.empty((n, len(rows)))
+    for start in range(0, n, _PATIENTS_PER_BLOCK):
+        block = slice(start, start + _PATIENTS_PER_BLOCK)
+        halves[block] = (whiten @ covariances[block] @ whiten)[:, rows, columns] * factors
     model = LinearModel.fit(
-        (whiten @ covariances @ whiten).reshape(n, -1), labels, n_classes=n_classes,
-        balanced=balanced, standardise=False,
-    )  # fmt: skip
-    forms = model.weights.T.reshape(n_classes, size, size)
-    directions = [whiten @ np.linalg.eigh((form + form.T) / 2)[1][:, -1] for form in forms]
+        halves, labels, n_classes=n_classes, balanced=balanced, standardise=False
+    )
+    forms = np.empty((n_classes, size, size))
+    forms[:, rows, columns] = forms[:, columns, rows] = model.weights.T / factors
+    directions = [whiten @ np.linalg.eigh(form)[1][:, -1] for form in forms]
     plain = np.ascontiguousarray((whiten @ forms @ whiten).reshape(n_classes, -1).T)
     stated = LinearModel(
         centre=np.zeros(size**2), scale=np.ones(size**2), limit=np.inf, weights=plain,

@@ -160,6 +160,7 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
                 else None,
             )
         )
+    rooms = _rooms_for_pooled(specs)
     with torch.no_grad():
         for name in dict.fromkeys(name for spec in specs for name in spec.patient_ids):
             targets = [
@@ -170,6 +171,7 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
             _whiten(
                 ((spec, spec.bags.features[name], part[:, :1]) for spec, part in targets),
                 pool_as=name,
+                pool_into=rooms.get(name),
             )
             _whiten(
                 (spec, spec.bags.views[name], part[:, 1:])
@@ -177,6 +179,24 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
                 if spec.bags.views
             )
     return caches
+
+
+def _rooms_for_pooled(specs: Sequence[CacheSpec]) -> dict[str, Floats]:
+    """Return room for the pooled embeddings that specs lack, shape (3, dim), float32, by patient.
+
+    One allocation, as for the tiles.
+    """
+    missing = list(
+        dict.fromkeys(
+            name
+            for spec in specs
+            if spec.pooled is not None
+            for name in spec.patient_ids
+            if name not in spec.pooled
+        )
+    )
+    dim = len(specs[0].whitening.mean)
+    return dict(zip(missing, np.empty((len(missing), 3, dim), np.float32), strict=True))
 
 
 def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
@@ -193,16 +213,21 @@ def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
 
 
 def _whiten(
-    targets: Iterable[tuple[CacheSpec, Features, Tensor]], *, pool_as: str | None = None
+    targets: Iterable[tuple[CacheSpec, Features, Tensor]],
+    *,
+    pool_as: str = "",
+    pool_into: Floats | None = None,
 ) -> None:
     """Write one bag, whitened, into parts of caches, shape (tiles, versions, n_components).
 
-    ``pool_as`` is the patient whose plain tiles these are, to pool them as well.
+    ``pool_as`` is the patient whose plain tiles these are, ``pool_into``, shape (3, dim), float32,
+    takes them pooled, where a spec asks for that.
     """
     loaded, on_device = None, torch.empty(0)
     for spec, bag, part in targets:
         if bag is not loaded:
             loaded, on_device = bag, torch.from_numpy(bag).to(part.device).float()
         part.copy_(spec.whitening(on_device).view(part.shape))
-        if pool_as is not None and spec.pooled is not None and pool_as not in spec.pooled:
-            spec.pooled[pool_as] = mean_and_extremes(on_device)
+        if pool_into is not None and spec.pooled is not None and pool_as not in spec.pooled:
+            pool_into[:] = mean_and_extremes(on_device)
+            spec.pooled[pool_as] = pool_into
