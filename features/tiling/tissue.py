@@ -40,9 +40,8 @@ _LITTLE = 0.03  # share of a slide up to which all its islands together may be u
 _DISTINCT = 3.0  # thresholds that a pixel of tissue exceeds, and uneven glass does not
 _PALER = 0.6  # of its threshold, what is found beside a border that adjoins paler tissue
 _CLOSING_PX = 3  # gaps of up to 6 px, as wide as the border of a dark section on a pale one
-_WALL_PX = (
-    2  # half the width from which on the wall of a hole is thick; those of fat cells are 1 px
-)
+_WALL_PX = 2  # half the width of a thick wall of a hole; those of fat cells are 1 px
+_LEAST_CELLS = 3
 _THIN_SHARE = 0.4  # of the wall of a fat cell: where three meet it is thick
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
@@ -299,6 +298,13 @@ def _fill_fat_cells(mask: Bools, largest_px: float) -> Bools:
     n_wall = np.bincount(nearest[wall], minlength=n_holes + 1)
     n_thin = np.bincount(nearest[wall & ~thick], minlength=n_holes + 1)
     is_cell = is_small & (n_thin > _THIN_SHARE * n_wall)
+    filled = mask | is_cell[labels]
+    islands, n_islands = ndimage.label(filled, _EIGHT_NEIGHBOURS)
+    # Fat cells come in sheets; a hole or two are where a shred is curled.
+    island_of = np.zeros(n_holes + 1, np.intp)
+    island_of[labels] = islands
+    n_cells = np.bincount(island_of[is_cell], minlength=n_islands + 1)
+    is_cell &= n_cells[island_of] >= _LEAST_CELLS
     return np.asarray(mask | is_cell[labels])
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from features.bags.h5 import find_bags, read_bag
+from features.bags.h5 import find_bags, read_bag, write_bag
 from tests.cli.running import mil, mil_ok
 from tests.fakes import real_data
 
@@ -144,10 +144,10 @@ def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
         "--weights", world / "tiny.safetensors",
     )  # fmt: skip
     for name, bag in find_bags(tmp_path / "new").items():
-        new, old = (read_bag(path) for path in (bag, tmp_path / "bags" / f"{name}.h5"))
-        assert replace(new.meta, settings="") == replace(old.meta, settings="")  # options of embed
-        for part in ("features", "coords_px0", "tissue_fraction"):
-            np.testing.assert_array_equal(getattr(new, part), getattr(old, part))
+        old = read_bag(tmp_path / "bags" / f"{name}.h5")
+        assert old.meta.settings  # the options of `mil embed`, which `mil infer` was not given
+        write_bag(tmp_path / "old.h5", replace(old, meta=replace(old.meta, settings="")))
+        assert bag.read_bytes() == (tmp_path / "old.h5").read_bytes()
 
 
 @pytest.mark.ci
