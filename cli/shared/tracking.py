@@ -34,7 +34,7 @@ def load_tracker(text: str | None) -> Callable[[Path], None]:
         return lambda _run_dir: None
     name, _, uri = text.partition(":")
     if name != "mlflow":
-        raise MilError("--track", actual=repr(text), expected="mlflow, or mlflow:FOLDER or URI")
+        raise MilError("--track", actual=repr(text), expected="mlflow or mlflow:URI")
     try:
         import mlflow  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

@@ -104,13 +104,21 @@ def test_a_tracker_that_is_not_there_is_refused_before_the_training(
 
 
 @pytest.mark.ci
-def test_mlflow_itself_stores_what_is_logged(world: Path, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
+def test_mlflow_itself_stores_what_is_logged(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the files of a run beside a database
+    import mlflow
+
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mil_ok(*train(world, tmp_path / "run", "--track", f"mlflow:{uri}"))
     (run,) = mlflow.search_runs(experiment_names=["mil"], output_format="list")
     assert 0 < run.data.metrics["weighted_log_loss/calibrated"] < 2
     assert run.data.params["head"] == "gated"
+    files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
+    assert {file.path for file in files} == {"settings.toml", "MODEL_CARD.md"}
 
 
 @pytest.mark.ci
