@@ -1,9 +1,10 @@
 """The default learner beside simple ones, on kinds of cohorts from dense to no signal.
 
 Every cohort is trained, calibrated and scored by :func:`mil.training_run.train_run` as ``mil
-train`` does it, with the default and with ``--head gated``; the baselines are those of its report.
-200 new patients of the same world are then predicted by what is deployed: the run's bundle, or the
-baseline fitted on all patients with the calibrator of all its out-of-fold logits. Kinds:
+train`` does it; the baselines are those of its report. ``gated`` is the stack's own attention by
+itself, which is what ``--head gated`` trains: it costs no second training. 200 new patients of the
+same world are then predicted by what is deployed: the run's bundle, or the heads or baseline fitted
+on all patients with the calibrator of all their out-of-fold logits. Kinds:
 
 ``dense``, ``20%``, ``5%``, ``1%``
     30 to 90 patients as in :mod:`tests.benchmarks.few_patients`, whose second class differs in
@@ -56,10 +57,12 @@ from mil.data.features import Features
 from mil.data.splits import patient_folds
 from mil.evaluation.baseline_models import baseline_logits, pool_embeddings
 from mil.evaluation.metrics import auroc, weighted_log_loss
-from mil.inference.bundle import load_bundle
+from mil.heads import Head
+from mil.heads.ensemble import predict_members
+from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.predict import predict
 from mil.training.config import TrainConfig
-from mil.training_run import load_training_bags, train_run
+from mil.training_run import TrainingSummary, load_training_bags, train_run
 from tests.benchmarks.few_patients import Kind
 from tests.benchmarks.mil_tables import Table, read_table, standardised
 from tests.benchmarks.training import generate
@@ -172,30 +175,32 @@ def measure(
     methods
         Some of :data:`METHODS`.
     config
-        Hyper-parameters; the default ones by default. ``gated`` takes them with that head.
+        Hyper-parameters of the stack; the default ones by default.
     seed
         Seed of folds and training, as of ``mil train``.
     """
-    config = config or TrainConfig()
-    configs = {"default": config, "gated": replace(config, head="gated")}
     with tempfile.TemporaryDirectory() as folder:
-        bags_dir = Path(folder) / "bags"
+        bags_dir, run_dir = Path(folder) / "bags", Path(folder) / "run"
         _write_bags(world, bags_dir)
-        return [
-            _run_score(
-                world,
-                method,
-                bags_dir,
-                Path(folder) / "runs" / method,
-                config=configs[method],
-                seed=seed,
-            )
-            if method in configs
-            else _baseline_score(
-                world, method, load_training_bags(world.train, bags_dir), seed=seed
-            )
-            for method in methods
-        ]
+        bags = load_training_bags(world.train, bags_dir)
+        summary = bundle = None
+        if not {"default", "gated"}.isdisjoint(methods):
+            summary = train_run(
+                world.train, bags, run_dir, config=config, n_folds=_N_FOLDS,
+                calibrator=_CALIBRATOR, seed=seed, n_resamples=2, report=False,
+            )  # fmt: skip
+            bundle = load_bundle(run_dir)
+        scores = []
+        for method in methods:
+            if method == "default" and summary is not None and bundle is not None:
+                scores.append(_run_score(world, summary, bundle, bags_dir))
+            elif method == "gated" and bundle is not None:
+                logits = _head_logits(world, bundle, seed=seed)
+                scores.append(_logit_score(world, method, *logits, seed=seed))
+            else:
+                logits = _baseline_logits(world, method, bags, seed=seed)
+                scores.append(_logit_score(world, method, *logits, seed=seed))
+        return scores
 
 
 def _write_bags(world: World, bags_dir: Path) -> None:
@@ -206,28 +211,43 @@ def _write_bags(world: World, bags_dir: Path) -> None:
 
 
 def _run_score(
-    world: World, method: str, bags_dir: Path, run_dir: Path, *, config: TrainConfig, seed: int
+    world: World, summary: TrainingSummary, bundle: ModelBundle, bags_dir: Path
 ) -> Score:
-    run_dir.parent.mkdir(exist_ok=True)
-    summary = train_run(
-        world.train, bags_dir, run_dir, config=config, n_folds=_N_FOLDS, calibrator=_CALIBRATOR,
-        seed=seed, n_resamples=2, report=False,
-    )  # fmt: skip
+    """Return the scores of a run, and of what its bundle predicts for the new patients."""
     new_loss = None
     if world.new is not None:
-        predicted = predict(load_bundle(run_dir), world.new, bags_dir, prior="balanced")
+        predicted = predict(bundle, world.new, bags_dir, prior="balanced")
         proba = np.stack([patient.probabilities for patient in predicted])
         new_loss = weighted_log_loss(proba, world.new.labels)
     scores = summary.scores["calibrated"]
     return Score(
-        cohort=world.name, kind=world.kind, method=method,
+        cohort=world.name, kind=world.kind, method="default",
         weighted_log_loss=scores["weighted_log_loss"].value, auroc=scores["auroc"].value,
         new_patients_log_loss=new_loss,
     )  # fmt: skip
 
 
-def _baseline_score(world: World, method: str, bags: PatientBags, *, seed: int) -> Score:
-    """Cross-fit a baseline on the folds of the runs, then fit and calibrate it on all patients."""
+def _head_logits(world: World, bundle: ModelBundle, *, seed: int) -> tuple[Floats, Floats | None]:
+    """Return logits of the heads of a stack by themselves, out-of-fold and of new patients.
+
+    They are those of a run with ``--head gated`` on the same folds: its heads have the same seeds.
+    """
+
+    def logits_of(heads: Sequence[Head], name: str) -> Floats:
+        return np.asarray(predict_members(heads, world.features[name])[0].mean(axis=0))
+
+    folds = _fold_of_patients(world.train, seed=seed).tolist()
+    own = zip(folds, world.train.patient_ids, strict=True)
+    logits = np.stack([logits_of(bundle.sets.heads[fold], name) for fold, name in own])
+    if world.new is None:
+        return logits, None
+    return logits, np.stack([logits_of(bundle.heads, name) for name in world.new.patient_ids])
+
+
+def _baseline_logits(
+    world: World, method: str, bags: PatientBags, *, seed: int
+) -> tuple[Floats, Floats | None]:
+    """Return logits of a baseline on the folds of the run, and, fitted on all, of new patients."""
     names, labels = world.train.patient_ids, world.train.labels
     dim = bags.fingerprint.dim
     pooled = pool_embeddings(bags.features, names, dim=dim)
@@ -241,12 +261,21 @@ def _baseline_score(world: World, method: str, bags: PatientBags, *, seed: int) 
         logits[folds == fold] = baseline_logits(
             method, train, labels[folds != fold], test, seed=seed
         )
+    if world.new is None:
+        return logits, None
+    others = pool_embeddings(world.features, world.new.patient_ids, dim=dim)
+    return logits, baseline_logits(method, pooled, labels, others, seed=seed)
+
+
+def _logit_score(
+    world: World, method: str, logits: Floats, new_logits: Floats | None, *, seed: int
+) -> Score:
+    """Cross-fit out-of-fold logits, and calibrate those of new patients by all of them."""
+    labels, folds = world.train.labels, _fold_of_patients(world.train, seed=seed)
     proba = cross_fit(logits[None], labels, folds[None], calibrator=_CALIBRATOR)[0]
     new_loss = None
-    if world.new is not None:
-        others = pool_embeddings(world.features, world.new.patient_ids, dim=dim)
+    if world.new is not None and new_logits is not None:
         deployed = build_calibrator(_CALIBRATOR).fit(logits, labels)
-        new_logits: Floats = baseline_logits(method, pooled, labels, others, seed=seed)
         new_loss = weighted_log_loss(deployed.predict_proba(new_logits), world.new.labels)
     return Score(
         cohort=world.name, kind=world.kind, method=method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mil.evaluation.metrics import weighted_log_loss
+from mil.inference.bundle import load_bundle
 from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
@@ -85,7 +87,7 @@ def test_scores_are_those_of_a_run_and_of_its_report(
     config = TrainConfig(n_members=1, fixed_steps=3)
     scores = {score.method: score for score in measure(SMALL("30", 1), config=config)}
     assert tuple(scores) == METHODS
-    assert [run.head for run in runs] == [config.head, "gated"]
+    assert [run.head for run in runs] == [config.head]
     for method in METHODS[2:]:
         expected = runs[0].scores[method]
         assert scores[method].weighted_log_loss == pytest.approx(
@@ -93,6 +95,25 @@ def test_scores_are_those_of_a_run_and_of_its_report(
         )
         assert scores[method].auroc == pytest.approx(expected["auroc"].value)
     assert scores["default"].auroc == runs[0].scores["calibrated"]["auroc"].value
+
+
+def test_the_attention_of_the_stack_is_a_run_with_gated_heads(tmp_path: Path) -> None:
+    """No second training is needed for the row ``gated``: seeds, folds and heads are the same."""
+    config = TrainConfig(n_members=2, fixed_steps=3)
+    world = SMALL("30", 4)
+    assert world.new is not None
+    (score,) = measure(world, methods=("gated",), config=config)
+    learner_suite._write_bags(world, tmp_path / "bags")
+    run = train_run(
+        world.train, tmp_path / "bags", tmp_path / "run", config=replace(config, head="gated"),
+        n_resamples=2, report=False,
+    )  # fmt: skip
+    expected = run.scores["calibrated"]["weighted_log_loss"].value
+    assert score.weighted_log_loss == pytest.approx(expected, abs=1e-6)
+    predicted = predict(load_bundle(tmp_path / "run"), world.new, tmp_path / "bags")
+    proba = np.stack([patient.probabilities for patient in predicted])
+    expected = weighted_log_loss(proba, world.new.labels)
+    assert score.new_patients_log_loss == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.usefixtures("_quick")
