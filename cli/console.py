@@ -125,12 +125,15 @@ def print_json(content: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(_finite(content), indent=2) + "\n")
 
 
-def print_next(*commands: str, **paths: Path | str) -> None:
+def print_next(*commands: str, **paths: Path | str | Sequence[Path | str]) -> None:
     """Print on standard error what can be done next: commands, with paths in braces by name.
 
     Paths are quoted for the shell where they have to be.
     """
-    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    quoted = {
+        name: shlex.join(map(str, [path] if isinstance(path, Path | str) else path))
+        for name, path in paths.items()
+    }
     for number, command in enumerate(commands):
         start = "or:  " if number else "Next:"
         stderr.print(f"{start} {command.format(**quoted)}", style="dim")

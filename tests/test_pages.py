@@ -49,7 +49,10 @@ PAGES = {
     "evaluate": "evaluation.html",
     "report": "runs/two/report.html",
     "report of three classes": "runs/three/report.html",
+    "report with covariates": "runs/clinical/report.html",
+    "combined run": "runs/both/report.html",
     "labels": "runs/labels/report.html",
+    "report of a label": "runs/labels/labels/left/report.html",
     "patient": f"explanations/{LONG}/index.html",
     "patients": "explanations/index.html",
     "preview": "preview/index.html",
@@ -75,10 +78,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.full((bag.meta.height_px0, bag.meta.width_px0, 3), 240, np.uint8)
             pixels[:448, :448] = (180 - 20 * number, 60, 90 + 20 * number)
             write_slide(folder / "slides" / f"{slide_id}.tif", pixels)
-    head = "image_id,patient_id,label,center_id"
+    head = "image_id,patient_id,label,center_id,age,sex"
     names_of_two = ("CE", "LAA", "LAA")
     for table, names in (("two", names_of_two), ("three", ("benign", "grade 1", "2"))):
-        lines = [f"{slide},{patient},{names[c]},{centre}" for slide, patient, c, centre in rows]
+        lines = [
+            f"{slide},{patient},{names[c]},{centre},{40 + 7 * row % 31},{'fm'[row % 2]}"
+            for row, (slide, patient, c, centre) in enumerate(rows)
+        ]
         (folder / f"{table}.csv").write_text("\n".join([head, *lines]) + "\n")
         cohort = read_cohort(folder / f"{table}.csv", labelled=True)
         bags = load_patient_bags(cohort, find_bags(folder / "bags"))
@@ -86,6 +92,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cohort, bags, folder / "runs" / table, n_folds=3, n_repeats=2, seed=0, config=FAST,
             on_head=lambda done, total: None,
         )  # fmt: skip
+    cohort = read_cohort(folder / "two.csv", labelled=True)
+    train_run(
+        cohort, load_patient_bags(cohort, find_bags(folder / "bags")), folder / "runs" / "clinical",
+        n_folds=3, n_repeats=2, seed=1, config=FAST, on_head=lambda done, total: None,
+        covariates=("age", "sex"), folds_of=folder / "runs" / "two",
+    )  # fmt: skip
+    mil_ok("combine", folder / "runs" / "two", folder / "runs" / "clinical", "--run",
+        folder / "runs" / "both")  # fmt: skip
     (folder / "labels.csv").write_text("\n".join(["image_id,patient_id,left,right", *labels]))
     table = read_label_table(folder / "labels.csv", ["left", "right"])
     train_labels(
@@ -99,7 +113,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mil_ok("explain", "--run", folder / "runs" / "two", "--patients", folder / "two.csv", *where,
         "--bags", folder / "bags", "--out", folder / "explanations", "--patient", LONG,
         "--patient", "p1")  # fmt: skip
-    mil_ok("report", folder / "runs" / "two", "--explanations", folder / "explanations")
+    for run in ("two", "clinical", "labels"):
+        mil_ok("report", folder / "runs" / run, *where, "--bags", folder / "bags",
+            "--explanations", folder / "explanations")  # fmt: skip
     mil_ok("preview", folder / "slides", "--out", folder / "preview")
     mil_ok("compare", folder / "runs" / "two", folder / "runs" / "two" / "out_of_fold.csv",
         "--out", folder / "compare.html")  # fmt: skip
@@ -108,7 +124,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bag = make_bag(f"other{number}_0", n_tiles=5, dim=16)
         bag.features[:] += np.float16(0.4 * (number % 3))
         write_bag(bag_path(folder / "bags", bag.meta.slide_id), bag)
-        others.append(f"other{number}_0,other{number},{names_of_two[number % 3]},{number % 2}")
+        label, centre = names_of_two[number % 3], number % 2
+        others.append(f"other{number}_0,other{number},{label},{centre},50,f")
     (folder / "others.csv").write_text("\n".join(others) + "\n")
     mil_ok("evaluate", folder / "runs" / "two", "--cohort", folder / "others.csv", "--bags",
         folder / "bags", "--out", folder / "evaluation.html")  # fmt: skip
@@ -194,6 +211,23 @@ def test_a_page_fits_paper(world: Path, tab: Tab, page: str) -> None:
     assert cut == []
     paper = base64.b64decode(tab.send("Page.printToPDF", preferCSSPageSize=True)["data"])
     assert paper.startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("page", ["report", "report with covariates", "report of a label"])
+def test_a_report_shows_tissue_and_leads_to_explanations_and_back(
+    world: Path, tab: Tab, page: str
+) -> None:
+    report = (world / PAGES[page]).as_uri()
+    show(tab, report, DESK)
+    assert tab.evaluate("document.querySelectorAll('.tissue img.slide').length") > 0
+    pages = tab.evaluate("[...document.querySelectorAll('a')].map((link) => link.href)")
+    explanations = {(world / PAGES[name]).as_uri() for name in ("patient", "patients")}
+    assert explanations <= set(pages)
+    of_two = (world / PAGES["report"]).as_uri()  # the run that was explained
+    for address in explanations:
+        tab.open(address)
+        links = tab.evaluate("[...document.querySelectorAll('a')].map((link) => link.href)")
+        assert of_two in links
 
 
 def test_on_paper_all_patients_of_a_report_are_seen(world: Path, tab: Tab) -> None:

@@ -131,6 +131,7 @@ def _print_report(report: AuditReport, *, train: Path, bags: Path | None) -> Non
             f"No leak among what was examined; look at {pluralize(n_warnings, 'warnings')} above "
             "before training.",
         )
+        print_next("mil describe {train}", train=train)
     else:
         stdout.print("No leak found.")
         print_next("mil train --cohort {train} --bags {bags}", train=train, bags=bags or "bags")

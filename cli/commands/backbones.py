@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import print_json, print_table, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, print_next, print_table, progress_bar, spinner, stderr, stdout
 from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
 from features.utils.text import pluralize
 
@@ -129,3 +129,5 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> No
     if speeds:
         runtimes = ", ".join(sorted({str(speed["execution"]) for speed in speeds.values()}))
         stdout.print(f"tiles/s: measured here with random weights, {runtimes}, without reading.")
+    if usable := [one.name for one in infos if not one.unusable]:
+        print_next("mil embed slides/ --bags bags-new --backbone {name}", name=usable[0])

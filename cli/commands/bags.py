@@ -83,6 +83,8 @@ def verify(
         print_json(_summarize(report, bags_dir))
     else:
         _print_report(report, bags_dir)
+        if report.n_bad < len(report.bags):
+            print_next("mil train --cohort train.csv --bags {bags}", bags=bags_dir)
     _exit(n_bad=report.n_bad, n_all=len(report.bags))
 
 
@@ -174,7 +176,14 @@ def import_(
         )
     with _count_progress("slides") as on_slide:
         results = import_bags(source, bags_dir, layout=name, defaults=defaults, on_slide=on_slide)
-    _print_conversion(results, source=source, out=bags_dir, layout=name, as_json=as_json)
+    _print_conversion(
+        results,
+        source=source,
+        out=bags_dir,
+        layout=name,
+        as_json=as_json,
+        next_command="mil train --cohort train.csv --bags {bags}",
+    )
 
 
 @bags.command(cls=PlainCommand)
@@ -286,7 +295,13 @@ def _print_report(report: FolderReport, bags_dir: Path) -> None:
 
 
 def _print_conversion(
-    results: list[ConversionResult], *, source: Path, out: Path, layout: str, as_json: bool
+    results: list[ConversionResult],
+    *,
+    source: Path,
+    out: Path,
+    layout: str,
+    as_json: bool,
+    next_command: str = "",
 ) -> None:
     left_out = {result.slide_id: result.left_out for result in results if result.left_out}
     results = [result for result in results if not result.left_out]
@@ -319,6 +334,8 @@ def _print_conversion(
             stdout.print(f"Unknown about their provenance: {fields}.")
     _print_first("failed", failed.values())
     _print_first("left out", (f"{name}: {reason}" for name, reason in left_out.items()))
+    if n_done and next_command and not as_json:
+        print_next(next_command, bags=out)
     _exit(n_bad=len(failed), n_all=len(results))
     if left_out:
         raise typer.Exit(EXIT_PARTLY_FAILED)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ColumnNames, JsonOutput, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
@@ -23,7 +23,7 @@ def combine(
     *,
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of finished runs; or prediction files."),
+        typer.Argument(metavar="RUN", help="Folders of finished runs, or prediction files."),
     ],
     run: Annotated[
         Path | None,
@@ -57,18 +57,19 @@ def combine(
         ),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds, bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds and bootstrap.")] = 0,
     as_json: JsonOutput = False,
 ) -> None:
-    """Combine runs on the same patients, with other encoders, heads, resolutions or seeds.
+    """Combine runs on the same patients that differ in encoder, head, resolution or seed.
 
-    The log of their calibrated out-of-fold probabilities is weighted: non-negative weights,
-    shrunken towards equal ones, and biases. The scores are cross-fitted: the weights of a patient
-    were fitted on others. The new run holds copies of all; `mil infer` and `mil evaluate` take the
-    bags of each encoder, and embed what is missing. A run that saw a patient differently (other
-    folds, label or slides) is refused: `mil train --folds-of RUN` trains on the same folds.
+    The logs of their calibrated out-of-fold probabilities are added up with non-negative weights,
+    shrunk towards equal ones, and a bias per class. The scores are cross-fitted: each patient is
+    predicted with weights fitted on other patients. The new run holds copies of all runs;
+    `mil infer` and `mil evaluate` take the bags of each encoder, and `mil infer --slides` embeds
+    what is missing. Runs that do not agree on a patient (fold, label or slides) are refused:
+    `mil train --folds-of RUN` trains on the folds of another run.
 
-    Of prediction files, whose models are not here, it writes a report only.
+    For prediction files, which hold no model, only a report is written.
 
     Example: `mil combine runs/small runs/large --run runs/all`
 
@@ -108,6 +109,8 @@ def combine(
     _print(summary)
     stdout.print(f"Page: {page}" if run is None else f"Run: {run}; page: {page}")
     print_caveats(f"note: {note}" for note in summary.comparison.models.notes)
+    infer = "mil infer --run {run} --patients test.csv --bags BAGS_OF_EACH"
+    print_next("open {page}", *([infer] if run is not None else []), page=page, run=run or "")
 
 
 def _print(summary: CombinationSummary) -> None:

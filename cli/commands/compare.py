@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ColumnNames, JsonOutput, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
@@ -22,13 +22,13 @@ def compare(
     *,
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of finished runs, or prediction files."),
+        typer.Argument(metavar="RUN", help="Folders of finished runs, or prediction files."),
     ],
     predictions: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE...",
-            help="Prediction files of any model, as for `mil score`.",
+            metavar="FILE",
+            help="Prediction file of any model, as for `mil score`; can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -67,10 +67,10 @@ def compare(
     """Compare runs and prediction files on the patients that they share.
 
     For every two models: the paired differences of weighted log loss, AUROC and Brier score with
-    95 % intervals over patients (and over repeats, where a run has some), and whether one is shown
-    to be better, corrected for the number of comparisons (Holm). The page also shows where they
-    agree patient by patient, and which patients all get wrong. Runs are compared by their
-    out-of-fold predictions; whether their folds are the same is checked.
+    95 % intervals over patients (and over repeats, where a run has several), and whether one is
+    shown to be better, corrected for the number of comparisons (Holm). The page also shows where
+    they agree patient by patient, and which patients all of them get wrong. Runs are compared by
+    their out-of-fold predictions; whether their folds are the same is checked.
 
     Example: `mil compare runs/small runs/large`
 
@@ -106,6 +106,8 @@ def compare(
     _print(compared)
     stdout.print(f"Page: {out}")
     print_caveats(f"note: {note}" for note in read.notes)
+    combine = ["mil combine {runs} --run runs/combined"] if len(runs) > 1 and not files else []
+    print_next("open {page}", *combine, page=out, runs=runs)
 
 
 def _print(compared: Comparison) -> None:
@@ -117,7 +119,9 @@ def _print(compared: Comparison) -> None:
         of = ", ".join(f"{words} {scores[metric]}" for metric, words in METRIC_WORDS.items())
         stdout.print(f"  {name}: {of}")
     for metric, words in METRIC_WORDS.items():
-        stdout.print(f"By {words}, the first is better by (95 % interval; p corrected by Holm):")
+        stdout.print(
+            f"Gain of the first over the second in {words} (95 % interval; p corrected by Holm):"
+        )
         for one in compared.differences:
             if one.metric == metric:
                 stdout.print(

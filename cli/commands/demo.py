@@ -79,6 +79,7 @@ def demo(
         )
     slides, bags, run = out / "slides", out / "bags", out / "runs" / "demo"
     submission, explanations = out / "submission.csv", out / "explanations"
+    shown = run / "explanations"
     # Bags of an earlier demo may have been made with other settings.
     _run("embed", slides, "--bags", bags, "--mpp", TARGET_MPP, "--overwrite")
     _run(
@@ -91,10 +92,11 @@ def demo(
     )  # fmt: skip
     _run("infer", "--patients", out / "test.csv", "--run", run, "--bags", bags, "--out", submission)
     _run("score", submission, "--cohort", out / "test_labels.csv")
-    _run(
-        "explain", "--patients", out / "test.csv", "--run", run, "--bags", bags,
-        "--slides", slides, "--out", explanations,
-    )  # fmt: skip
+    of_run = ("--run", run, "--bags", bags, "--slides", slides)
+    _run("explain", "--patients", out / "test.csv", *of_run, "--out", explanations)
+    # The patients that the report shows, one click from it.
+    _run("explain", *of_run, "--out", shown)
+    _run("report", run, "--bags", bags, "--slides", slides, "--explanations", shown)
     stdout.print(f"Results in {out}/ ({time.monotonic() - started:.0f} s):")
     for path, content in (
         (slides, "synthetic slides; the tables are next to them"),
@@ -102,7 +104,7 @@ def demo(
         (out / "describe.html", "what the training cohort looks like"),
         (run, "the model bundle; report.html says what it is worth"),
         (submission, "one row per held-out patient"),
-        (explanations / "index.html", "where the model looked, patient by patient"),
+        (explanations / "index.html", "where the model looked, for each held-out patient"),
     ):
         stdout.print(f"  {path}: {content}")
     print_next(

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
+from cli.console import (
+    EXIT_PARTLY_FAILED,
+    print_json,
+    print_next,
+    progress_bar,
+    spinner,
+    stderr,
+    stdout,
+)
 from cli.options import ColumnNames, JsonOutput
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_findings
@@ -105,6 +113,8 @@ def describe(
         print_json({"page": str(out), **summary.as_dict()})
     else:
         _print_summary(summary, out)
+        audit = "mil audit {train}" + (" --bags {bags}" if bags else "")
+        print_next("open {page}", audit, page=out, train=train, bags=bags or "")
     if (files and files.failures) or summary.incomplete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -119,4 +129,4 @@ def _print_summary(summary: CohortSummary, page: Path) -> None:
         counts = ", ".join(f"{n} {name}" for name, n in summary.labels["patients"].items())
         text += f" ({counts})"
     stdout.print(f"{text}.")
-    stdout.print(f"Look at {page}")
+    stdout.print(f"Page: {page}")

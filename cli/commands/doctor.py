@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.text import Text
 
-from cli.console import EXIT_KNOWN_ERROR, print_json, print_table, spinner, stdout
+from cli.console import EXIT_KNOWN_ERROR, print_json, print_next, print_table, spinner, stdout
 from cli.options import JsonOutput
 from features.utils.text import pluralize
 
@@ -42,6 +42,8 @@ def doctor(*, as_json: JsonOutput = False) -> None:
         print_json({"ok": not n_failed, "findings": [asdict(result) for result in results]})
     else:
         _print(results)
+        if not n_failed:
+            print_next("mil demo")
     if n_failed:
         raise typer.Exit(EXIT_KNOWN_ERROR)
 

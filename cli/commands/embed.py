@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from cli.commands.embed_series import embed_series_command
-from cli.console import print_json, spinner, stderr, stdout
+from cli.console import print_json, print_next, spinner, stderr, stdout
 from cli.options import (
     TILES,
     Address,
@@ -403,6 +403,7 @@ def print_estimate(
     )
     for message in estimate.failures.values():
         stderr.print(f"failed: {message}", style="yellow")
+    print_next("the same command without --dry-run")
 
 
 def _duration(hours: float) -> str:

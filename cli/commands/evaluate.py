@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, print_json, spinner, stdout
+from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
@@ -38,7 +38,7 @@ def evaluate(
         typer.Option(
             metavar="SHARES",
             help="Class shares at which scores are stated: `balanced`, `cohort` or shares such as "
-            "`CE=0.7,LAA=0.3`; can be repeated; default: the first two.",
+            "`CE=0.7,LAA=0.3`; can be repeated; default: balanced and cohort.",
             show_default=False,
         ),
     ] = None,
@@ -111,6 +111,12 @@ def evaluate(
         _print(validated)
         stdout.print(f"Page: {out}; predictions: {out.with_suffix('.csv')}")
     print_caveats(f"note: {note}" for note in validated.notes)
+    if not as_json:
+        print_next(
+            "open {page}",
+            "mil recalibrate {run} --cohort {cohort} --bags {bags} --run runs/recalibrated",
+            page=out, run=run, cohort=cohort, bags=bags or ["bags"],
+        )  # fmt: skip
     unusable = {"no_bag", "no_tissue", "bag_refused", "out_of_range", "slides_missing"}
     if any(p.status in unusable for p in predictions):
         raise typer.Exit(EXIT_PARTLY_FAILED)

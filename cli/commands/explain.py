@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_PARTLY_FAILED, print_json, progress_bar, spinner, stderr, stdout
+from cli.console import (
+    EXIT_PARTLY_FAILED,
+    print_json,
+    print_next,
+    progress_bar,
+    spinner,
+    stderr,
+    stdout,
+)
 from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
 from cli.shared.output import print_caveats
-from cli.shared.runs import add_run_covariates, newest_run
+from cli.shared.runs import add_run_covariates, newest_run, training_cohort
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -32,7 +40,11 @@ def explain(
     *,
     patients: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Table with `patient_id` and `image_id` (or `slide_id`)."),
+        typer.Option(
+            metavar="CSV",
+            help="Table with `patient_id` and `image_id` (or `slide_id`); default: the training "
+            "patients whose tissue the report shows.",
+        ),
     ] = None,
     patient: Annotated[
         list[str] | None,
@@ -97,12 +109,14 @@ def explain(
 
     Example: `mil explain --run runs/first --slide 006388_0 --slides slides/`
 
+    Example: `mil explain --run runs/first --slides slides/`
+
     Exit codes: 0 all done, 1 nothing could be done, 2 usage, 3 some slides cannot be shown or
     have no bag that can be used.
     """
-    if (patients is None) == (slide is None):
+    if patients is not None and slide is not None:
         raise typer.BadParameter("give either --patients or --slide", param_hint="--patients")
-    if slide is not None and patient:
+    if patients is None and patient:
         raise typer.BadParameter("requires --patients", param_hint="--patient")
     with spinner("loading the run"):
         from cli.shared.attention_maps import show_bag
@@ -119,11 +133,10 @@ def explain(
         if tta:
             model.with_view_calibrator()
         shares = model.parse_prior(prior)
-        cohort = (
-            _select(patients, patient or [], parse_columns(columns))
-            if patients
-            else _single_slide(str(slide), bags)
-        )
+        if patients is not None:
+            cohort = _select(patients, patient or [], parse_columns(columns))
+        else:
+            cohort = _reported(model) if slide is None else _single_slide(slide, bags)
         cohort = add_run_covariates(
             model, cohort, columns=parse_columns(columns), has_table=patients is not None
         )
@@ -152,6 +165,11 @@ def explain(
         _print_summary(report, model, ", ".join(f"{n} {s:.3f}" for n, s in by_class.items()), prior)
     _print_warnings(report, terms)
     print_caveats(covariate_caveats(model, cohort))
+    report_again = "mil report {run} --bags {bags} --explanations {out}"
+    print_next(
+        *([] if as_json else ["open {page}", report_again]),
+        page=report.index, run=model.path, bags=bags, out=out,
+    )  # fmt: skip
     check_any_used(report.predictions, refs, source=cohort.path)
     if report.without_picture or any(p.status != "ok" for p in report.predictions):
         raise typer.Exit(EXIT_PARTLY_FAILED)
@@ -171,6 +189,16 @@ def _select(table: Path, patient_ids: Sequence[str], columns: Mapping[str, str])
             )  # fmt: skip
     chosen = [p for p in cohort.patients if not patient_ids or p.patient_id in patient_ids]
     return replace(cohort, patients=tuple(chosen))
+
+
+def _reported(run: ModelBundle) -> Cohort:
+    """Return the training patients whose tissue the report of a run shows."""
+    from mil.reporting.run_report import patients_shown, read_report_data
+
+    shown = patients_shown(read_report_data(run.path, classes=run.classes))
+    cohort = training_cohort(run)
+    chosen = {patient.patient_id: patient for patient in cohort.patients}
+    return replace(cohort, patients=tuple(chosen[name] for name in shown if name in chosen))
 
 
 def _single_slide(slide: str, bags_dir: Path) -> Cohort:
@@ -229,7 +257,7 @@ def _print_summary(report: ExplanationReport, run: ModelBundle, shares: str, pri
             f"AUROC {agreement.auroc:.3f}; the most attended image is labelled in "
             f"{100 * agreement.hits:.0f} % (by chance {100 * agreement.chance:.0f} %)."
         )
-    stdout.print(f"Look at {report.index}")
+    stdout.print(f"Page: {report.index}")
 
 
 def _print_warnings(report: ExplanationReport, terms: Terms) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.console import PlainCommand, PlainGroup, print_json, progress_bar, spinner, stdout
+from cli.console import (
+    PlainCommand,
+    PlainGroup,
+    print_json,
+    print_next,
+    progress_bar,
+    spinner,
+    stdout,
+)
 from cli.options import (
     Backbone,
     Batch,
@@ -190,4 +198,9 @@ def _print(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
         f"keep of {len(summary['slides'])} slides ({summary['n_groups']} patients or slides, never "
         f"split between folds; the content of {pluralize(n_known, 'slide files')} "
         f"is known); regularisation C {summary['strength']:g}."
+    )
+    print_next(
+        "mil embed slides/ --bags bags --filter {file}",
+        "mil train --cohort train.csv --bags bags --filter {file}",
+        file=path,
     )

@@ -230,9 +230,11 @@ def infer(
             typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
     explain = "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}"
-    commands = ["mil score {out} --cohort labels.csv", *([explain] if several is None else [])]
+    score = "mil score {out} --cohort labels.csv"
+    commands = [score, explain] if several is None else [f"{score} --labels {{labels}}"]
     print_next(
         *([] if as_json else commands),
+        labels=",".join(several.names if several else ()),
         out=out, run=chosen, patients=patients, bags=bags, slides=slides or "slides/",
     )  # fmt: skip
     if n_failed or not complete:

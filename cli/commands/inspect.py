@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, stderr, stdout
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    print_json,
+    print_next,
+    stderr,
+    stdout,
+)
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
 from cli.shared.arguments import resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
@@ -71,6 +78,10 @@ def inspect(
                 style="bold yellow",
             )
     print_passed_over(search.passed_over)
+    if opened and not as_json:
+        print_next(
+            "mil preview {paths} --out previews", paths=paths if len(paths) == 1 else "slides/"
+        )
     if failed or search.unread:
         raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
 

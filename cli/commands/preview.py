@@ -12,6 +12,7 @@ from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
     print_json,
+    print_next,
     print_table,
     progress_bar,
     stderr,
@@ -120,6 +121,10 @@ def preview(
         print_json(_summary(rows, writer.index_path) | {"passed_over": passed_over})
     else:
         _print_summary(rows, writer.index_path)
+        print_next(
+            "open {page}", "mil embed {paths} --bags bags", page=writer.index_path,
+            paths=paths if len(paths) == 1 else "slides/",
+        )  # fmt: skip
     print_passed_over(search.passed_over)
     n_failed = sum(row.status == "failed" for row in rows)
     if n_failed:
@@ -177,7 +182,7 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
     if isinstance(left_out, dict) and left_out:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         stdout.print(f"Tiles rejected: {counts}.")
-    stdout.print(f"Look at {page}")
+    stdout.print(f"Page: {page}")
     for text in tissue_warnings(_tissue_shares(rows)):
         stderr.print(text, style="yellow")
     if assumed := [row.slide_id for row in rows if row.mpp_source == "assumed"]:

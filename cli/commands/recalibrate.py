@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, print_next, spinner, stdout
 from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
@@ -28,13 +28,14 @@ def recalibrate(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds.")] = 0,
     as_json: JsonOutput = False,
 ) -> None:
-    """Fit only the calibrator of a run anew, on labelled local patients, into a new run.
+    """Refit the calibrator of a run on labelled local patients, and write a new run.
 
-    Slope and biases of the calibrated logits are fitted (Platt scaling, shrunken towards no
-    change); heads and weights stay. Prediction sets are based on the local patients as well. The
-    scores before and after are those of the local patients; after it they are cross-fitted: the
-    calibrator of a patient was fitted on others. The new run names the old one and the table, and
-    knows the local patients again. It takes at least ten patients of each class.
+    Only a slope and biases of the calibrated logits are fitted (Platt scaling, shrunk towards no
+    change); heads and weights stay as they are. The prediction sets, too, are then based on the
+    local patients. Scores before and after are those of the local patients; those after are
+    cross-fitted: each patient is calibrated by a calibrator fitted on others. The new run names the
+    old one and the table, and recognises the local patients. At least ten patients of each class
+    are needed.
 
     Example: `mil recalibrate runs/first --cohort local.csv --bags bags --run runs/local`
 
@@ -64,3 +65,9 @@ def recalibrate(
         name, why = next(iter(summary.left_out.items()))
         some = pluralize(len(summary.left_out), "patients")
         print_caveats([f"warning: {some} left out, first {name}: {why}"])
+    if not as_json:
+        print_next(
+            "mil infer --run {run} --bags {bags} --patients test.csv",
+            "mil evaluate {run} --bags {bags} --cohort others.csv",
+            run=run, bags=bags,
+        )  # fmt: skip

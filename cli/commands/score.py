@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import print_json, spinner, stderr, stdout
+from cli.console import print_json, print_next, spinner, stderr, stdout
 from cli.options import FOLDS, Calibrator, CohortTable, ColumnNames, JsonOutput, Labels, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.multilabel import read_labels, score_label_files
@@ -238,6 +238,12 @@ def _score_files(
         for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
+    print_next(
+        "mil compare {files} --cohort {cohort}"
+        if len(files) > 1
+        else "mil evaluate runs/first --cohort {cohort} --bags bags",
+        files=files, cohort=cohort,
+    )  # fmt: skip
 
 
 def _print_other_classes(files: Sequence[Path], tables: Sequence[Predictions]) -> None:

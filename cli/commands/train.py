@@ -193,7 +193,7 @@ def train(
     folds, which are stratified over all labels. A scan may have one row per slice: it has a label
     if any of its slices has it.
 
-    With `--covariates`, the stack has one more learner, of clinical columns, and the report says
+    With `--covariates`, the stack has one more learner, for clinical columns, and the report says
     what the slides add to them.
 
     Example: `mil train --cohort train.csv --bags bags --run runs/first`
@@ -266,7 +266,7 @@ def train(
         with spinner("reading bags"):
             loaded = load_training_bags(patients, bags, tile_filter=tile_filter)
         train_labels(
-            table, loaded, run_dir, image_labels=image_labels, as_json=as_json,
+            table, loaded, run_dir, bags_dir=bags, image_labels=image_labels, as_json=as_json,
             failures=read_embed_failures(bags), **options,
         )  # fmt: skip
         log_run(run_dir)

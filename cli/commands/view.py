@@ -13,12 +13,11 @@ from cli.console import progress_bar, spinner, stderr, stdout
 from cli.options import BagsSource, ColumnNames, Prior, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
 from cli.shared.output import print_caveats
-from cli.shared.runs import add_run_covariates, newest_run
+from cli.shared.runs import add_run_covariates, newest_run, training_cohort
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from cli.viewer.server import ViewServer
-    from mil.data.cohort import Cohort
     from mil.inference.bundle import ModelBundle
     from mil.inference.predict import PatientPrediction
 
@@ -85,7 +84,7 @@ def view(
                 hint="'mil explain --series' shows them.",
             )  # fmt: skip
         cohort = (
-            _training_cohort(model)
+            training_cohort(model)
             if patients is None
             else read_cohort(patients, labelled=False, columns=names)
         )
@@ -124,20 +123,6 @@ def view(
     finally:
         server.server_close()
         state.close()
-
-
-def _training_cohort(run: ModelBundle) -> Cohort:
-    """Return the training patients stored in a run, with their slides."""
-    from mil.data.cohort import Cohort, Patient
-
-    slides: dict[str, tuple[str, ...]] = {}
-    for slide in run.training_slides:
-        slides[slide.patient_id] = (*slides.get(slide.patient_id, ()), slide.slide_id)
-    patients = tuple(
-        Patient(patient_id=patient_id, slide_ids=ids, label=None, center_id=None)
-        for patient_id, ids in slides.items()
-    )
-    return Cohort(path=run.path / "slides.csv", patients=patients, classes=())
 
 
 def true_labels(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.console import print_json, spinner, stdout
+from cli.console import print_json, print_next, spinner, stdout
 from cli.shared.embed_missing import embed_missing_slides
 from cli.shared.output import print_caveats
 from features.utils.text import pluralize
@@ -150,4 +150,6 @@ def infer_combination(
         *patient_caveats(predictions),
         "note: the sets of combined runs aim at their coverage, and none is guaranteed",
     ))  # fmt: skip
+    if not as_json:
+        print_next("mil score {out} --cohort labels.csv", out=out)
     return not n_failed and all(p.status == "ok" for p in predictions)

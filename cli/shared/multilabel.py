@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from cli.console import print_json, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, print_next, progress_bar, spinner, stderr, stdout
 from cli.shared.output import (
     calibration_as_dict,
     print_calibration_note,
@@ -46,11 +46,13 @@ def train_labels(
     bags: PatientBags,
     run_dir: Path,
     *,
+    bags_dir: Path | str,
     image_labels: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Train one run per label and print the scores; ``options`` go to ``train_labels``."""
+    from cli.shared.report_tissue import draw_report
     from mil.data.instance_labels import read_instance_labels
     from mil.multilabel.train import train_labels
 
@@ -67,13 +69,16 @@ def train_labels(
         def on_step(label: str, what: str) -> None:
             bars.update(tasks[label], description=f"{label}: {what}")
 
-        summary = train_labels(table, bags, run_dir, on_head=on_head, on_step=on_step, **options)
+        summary = train_labels(
+            table, bags, run_dir, on_head=on_head, on_step=on_step, report=False, **options
+        )
+        draw_report(run_dir, Path(bags_dir))
     for note in dict.fromkeys(note for label in summary.labels.values() for note in label.notes):
         stderr.print(f"note: {note}", style="yellow")
     if as_json:
         print_json(summary.as_dict())
     else:
-        _print_training(summary)
+        _print_training(summary, bags_dir)
 
 
 def shares_of(run: MultiLabelBundle, stated: str) -> npt.NDArray[np.float64]:
@@ -214,13 +219,18 @@ def score_label_files(
     print_calibration_note(settings)
 
 
-def _print_training(summary: LabelSummary) -> None:
+def _print_training(summary: LabelSummary, bags_dir: Path | str) -> None:
     _print_losses("all labels, out-of-fold", summary.losses)
     scores = {name: label.scores["calibrated"] for name, label in summary.labels.items()}
     _print_labels(scores, None, kind="calibrated")
     for name, label in summary.labels.items():
         print_comparison(label.comparison, label=name)
     stdout.print(f"The run is in {summary.path}; each label has its own in labels/")
+    print_next(
+        "open {run}/report.html",
+        "mil infer --run {run} --bags {bags} --patients test.csv",
+        run=summary.path, bags=bags_dir,
+    )  # fmt: skip
 
 
 def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:

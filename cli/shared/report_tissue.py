@@ -17,6 +17,7 @@ from features.utils.tables import read_table
 from features.utils.text import normalize_name
 from features.visualization.heatmap import grid_from_layout, tile_layout
 from mil.inference.attention import SlideAttention
+from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
 from mil.reporting.figures import embed_image
 from mil.reporting.run_report import ShowSlide, SlidePictures, write_report
 
@@ -29,7 +30,7 @@ _TILE_PX = 160
 def draw_report(
     run: Path, bags: Path, *, slides: Path | None = None, explanations: Path | None = None
 ) -> Path:
-    """Write ``report.html`` of a run, and return its path.
+    """Write ``report.html`` of a run, or of each label of one, and return the path of its page.
 
     Slides are those of a folder, or the files that ``embed.csv`` beside the bags names.
 
@@ -44,7 +45,13 @@ def draw_report(
     """
     paths = _reachable_slides(bags, slides)
     show = _slide_pictures(paths) if paths else None
-    return write_report(run, explanations=explanations, bags=bags, show_slide=show)
+    several = is_multilabel_bundle(run)
+    folders = load_multilabel_bundle(run).folders if several else [run]
+    pages = [
+        write_report(folder, explanations=explanations, bags=bags, show_slide=show)
+        for folder in folders
+    ]
+    return run / "report.html" if several else pages[0]
 
 
 def _reachable_slides(bags: Path, slides: Path | None) -> dict[str, Path]:

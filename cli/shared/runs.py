@@ -15,6 +15,7 @@ __all__ = [
     "is_combination",
     "newest_run",
     "require_free",
+    "training_cohort",
 ]
 
 
@@ -86,3 +87,17 @@ def add_run_covariates(
     if not has_table:
         return without_values(cohort, needed)
     return with_covariates(cohort, needed, columns=columns)
+
+
+def training_cohort(run: ModelBundle) -> Cohort:
+    """Return the training patients stored in a run, with their slides."""
+    from mil.data.cohort import Cohort, Patient
+
+    slides: dict[str, tuple[str, ...]] = {}
+    for slide in run.training_slides:
+        slides[slide.patient_id] = (*slides.get(slide.patient_id, ()), slide.slide_id)
+    patients = tuple(
+        Patient(patient_id=patient_id, slide_ids=ids, label=None, center_id=None)
+        for patient_id, ids in slides.items()
+    )
+    return Cohort(path=run.path / "slides.csv", patients=patients, classes=())

@@ -235,8 +235,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config", metavar="TOML", is_eager=True, callback=_read_config, show_default=False,
-        help="Settings in a file, below `[embed]` and `[train]`; also a run, or a bag, whose "
-        "settings to use. Options and `--set` replace them.",
+        help="File of settings, under `[embed]` and `[train]`; or a run or bag whose settings are "
+        "used again. Options and `--set` override them.",
     ),
 ]  # fmt: skip
 Assignments = Annotated[
@@ -244,7 +244,7 @@ Assignments = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", is_eager=True, callback=_read_assignments,
         show_default=False,
-        help="A setting by its key in such a file, e.g. `learning_rate=0.003`, also one that has "
-        "no option; can be repeated.",
+        help="One setting by its key in such a file, e.g. `learning_rate=0.003`, also where there "
+        "is no option for it; can be repeated.",
     ),
 ]  # fmt: skip

@@ -89,6 +89,11 @@ class MultiLabelBundle:
         return tuple(self.bundles)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders of the runs, one per label."""
+        return tuple(bundle.path for bundle in self.bundles.values())
+
+    @property
     def shares(self) -> Floats:
         """Share of training patients with each label, shape (labels,)."""
         counts = [bundle.cohort_counts for bundle in self.bundles.values()]
@@ -114,6 +119,7 @@ def train_labels(
     failures: Mapping[str, str] | None = None,
     image_labels: Mapping[str, InstanceLabels] | None = None,
     settings: str = "",
+    report: bool = True,
 ) -> LabelSummary:
     """Train, calibrate and write one run per label, with the same folds for all.
 
@@ -135,6 +141,8 @@ def train_labels(
         Labels of single images by label, which also supervise the attention.
     settings
         Text of ``settings.toml``; empty for no such file.
+    report
+        Write the report of each label.
 
     Raises
     ------
@@ -167,7 +175,7 @@ def train_labels(
             summary = train_run(
                 cohort, label_bags, label_dir, folds=folds, executor=executor,
                 on_head=partial(on_head, name), on_step=partial(on_step, name),
-                n_resamples=n_resamples, **options,
+                n_resamples=n_resamples, report=report, **options,
             )  # fmt: skip
             finished.write(name, summary, config_hash=config_hash)
         summaries[name] = summary

@@ -22,7 +22,7 @@ from mil.inference.predict import PatientPrediction
 from mil.reporting.explanation_data import explanation_as_dict, learner_rows
 from mil.reporting.explanation_views import SlideView, TileView
 from mil.reporting.figures import EmbeddedImage
-from mil.reporting.html import Table, folder_name, render, write_html
+from mil.reporting.html import Table, folder_name, relative_address, render, write_html
 
 __all__ = [
     "SERIES_TERMS",
@@ -134,6 +134,7 @@ def write_page(
         labels={each.key: each.label for view in views for each in view.maps},
         has_unlike=any(view.unlike for view in views),
         tiles=[_tiles(view, explanation, terms) for view in views],
+        report=_report_link(run, path.parent),
     )  # fmt: skip
     write_html(path, html)
 
@@ -156,6 +157,7 @@ def write_index(
     html = _render(
         "explain_index.html", run, prior, terms, predictions=predictions, folder_name=folder_name,
         thumbnails=thumbnails, sets=sorted({each.set_text for each in predictions}),
+        report=_report_link(run, path.parent),
     )  # fmt: skip
     write_html(path, html)
 
@@ -257,6 +259,12 @@ def _render(
 def _link(name: str) -> str:
     """Return the address of a file in the folder of the page."""
     return "./" + quote(os.fsencode(name), safe="/")
+
+
+def _report_link(run: ModelBundle, folder: Path) -> str:
+    """Return the address of the report of the run from a page in a folder; empty if it has none."""
+    page = run.path / "report.html"
+    return relative_address(page, folder) if page.is_file() else ""
 
 
 def _signed(value: float, digits: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from features.utils.files import atomic_write
 from features.utils.html import page_environment
 
-__all__ = ["Table", "folder_name", "render", "write_html"]
+__all__ = ["Table", "folder_name", "relative_address", "render", "write_html"]
 
 _MAX_NAME_LENGTH = 150
 _DEVICES = {"aux", "con", "nul", "prn"} | {
@@ -55,6 +55,12 @@ def folder_name(patient_id: str) -> str:
     if len(name) > _MAX_NAME_LENGTH:
         name = f"{name[:_MAX_NAME_LENGTH]}~{hashlib.sha256(id_bytes).hexdigest()[:16]}"
     return name
+
+
+def relative_address(page: Path, folder: Path) -> str:
+    """Return the address of a page from the pages in a folder."""
+    relative = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
+    return quote(relative, safe="/")
 
 
 def render(template: str, **values: object) -> str:

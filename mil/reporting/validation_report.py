@@ -129,13 +129,14 @@ def _against_constant(
     validation: ExternalValidation, scores: Mapping[str, Interval]
 ) -> tuple[str, str]:
     loss, constant = scores["weighted_log_loss"], float(np.log(len(validation.classes)))
+    against = f"log loss {loss.value:.2f} [{loss.low:.2f}, {loss.high:.2f}] against {constant:.2f}"
     if loss.high < constant:
-        return "good", f"By log loss, better than a constant ({constant:.3f})."
+        return "good", f"Better than a constant prediction: {against}."
     if loss.low <= constant:
-        return "note", f"By log loss, not shown to differ from a constant ({constant:.3f})."
+        return "note", f"Not shown to differ from a constant prediction: {against}."
     ranks = scores["auroc"].low > 0.5
     advice = ", but it ranks patients better than chance: see 'mil recalibrate'" if ranks else ""
-    return "warning", f"By log loss, worse than a constant ({constant:.3f}){advice}."
+    return "warning", f"Worse than a constant prediction: {against}{advice}."
 
 
 def _scores_table(validation: ExternalValidation, trained: Mapping[str, Interval]) -> Table:

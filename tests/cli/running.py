@@ -15,7 +15,10 @@ def mil(*arguments: object) -> Result:
 
 
 def mil_ok(*arguments: object) -> Result:
-    """Run a command that must succeed."""
+    """Run a command that must succeed, and end with what to do next."""
     result = mil(*arguments)
     assert result.exit_code == 0, (arguments, result.output)
+    # Other programs read exported bags and JSON.
+    if not {"--json", "--help", "--version", "export"} & set(map(str, arguments)):
+        assert "Next: " in result.stderr, (arguments, result.output)
     return result

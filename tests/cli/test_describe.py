@@ -56,7 +56,7 @@ def test_the_summary_is_for_people(table: Path, monkeypatch: pytest.MonkeyPatch)
     result = mil_ok("describe", table)
     assert "15 slides of 12 patients (8 CE, 4 LAA)." in result.stdout
     assert "note: LAA is the rarer class" in result.stdout
-    assert "Look at describe.html" in result.stdout
+    assert "Page: describe.html" in result.stdout
     assert Path("describe.html").stat().st_size > 1000
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -20,7 +18,7 @@ from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.inference.contributions import learner_weights
-from mil.reporting.html import folder_name, render, write_html
+from mil.reporting.html import folder_name, relative_address, render, write_html
 from mil.reporting.learners import describe_weights, weights_table
 from mil.reporting.run_report import figures, tables, uncertainty
 from mil.reporting.run_report.data import ReportData, read_report_data, unreadable_file
@@ -108,6 +106,7 @@ def write_report(
         shares=data.shares.tolist(),
         tissue=show_tissue(run, data, bags, show_slide) if bags and show_slide else {},
         links=links,
+        explained=_index_link(folder, explanations),
         **_summary(run, data, scores, reliability["calibrated"], n_resamples=n_resamples),
         **_figures(data, scores, history, reliability, seed=seed),
         **_uncertainty(run, data),
@@ -213,9 +212,14 @@ def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict
     for patient_id in patient_ids:
         page = explanations / folder_name(patient_id) / "index.html"
         if page.is_file():
-            relative = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
-            links[patient_id] = quote(relative, safe="/")
+            links[patient_id] = relative_address(page, folder)
     return links
+
+
+def _index_link(folder: Path, explanations: Path | None) -> str:
+    """Return the address of the index of the explanation pages; empty if there is none."""
+    page = None if explanations is None else explanations / "index.html"
+    return relative_address(page, folder) if page is not None and page.is_file() else ""
 
 
 def _tables(

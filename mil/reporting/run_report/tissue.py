@@ -18,7 +18,7 @@ from mil.inference.bundle import ModelBundle
 from mil.reporting.figures import EmbeddedImage
 from mil.reporting.run_report.data import ReportData
 
-__all__ = ["PatientTissue", "ShowSlide", "SlidePictures", "show_tissue"]
+__all__ = ["PatientTissue", "ShowSlide", "SlidePictures", "patients_shown", "show_tissue"]
 
 _N_PATIENTS = 3
 _N_ERRORS = 6
@@ -99,6 +99,13 @@ def show_tissue(
         for heading, indices in _chosen(data)
     }
     return {heading: patients for heading, patients in groups.items() if patients}
+
+
+def patients_shown(data: ReportData) -> list[str]:
+    """Return the ids of the patients whose tissue the report shows, in its order."""
+    return list(
+        dict.fromkeys(data.patient_ids[index] for _, some in _chosen(data) for index in some)
+    )
 
 
 def _chosen(data: ReportData) -> Iterator[tuple[str, Sequence[int]]]:

@@ -120,8 +120,8 @@ def test_what_cannot_be_scored_is_refused(
 @pytest.mark.parametrize(
     ("shift", "scale", "words"),
     [
-        (0.0, 1.0, "better than a constant"),
-        (6.0, 1.0, "worse than a constant"),
+        (0.0, 1.0, "Better than a constant"),
+        (6.0, 1.0, "Worse than a constant"),
         (0.0, 8.0, "Overconfident"),
         (0.0, 0.1, "Underconfident"),
     ],
