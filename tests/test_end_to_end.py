@@ -37,6 +37,9 @@ def test_the_demo_shows_the_whole_road_and_says_it_is_synthetic(tmp_path: Path) 
     trained = json.loads((tmp_path / "demo" / "runs" / "demo" / "scores.json").read_text())
     low, high = trained["calibrated"]["weighted_log_loss"]["interval"]
     assert low < high < 0.6931
+    run = tmp_path / "demo" / "runs" / "demo"
+    assert 'href="explanations/index.html"' in (run / "report.html").read_text()
+    assert 'href="../report.html"' in (run / "explanations" / "index.html").read_text()
 
 
 @pytest.mark.slow

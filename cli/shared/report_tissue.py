@@ -48,7 +48,13 @@ def draw_report(
     several = is_multilabel_bundle(run)
     folders = load_multilabel_bundle(run).folders if several else [run]
     pages = [
-        write_report(folder, explanations=explanations, bags=bags, show_slide=show)
+        write_report(
+            folder,
+            overview=run / "report.html" if several else None,
+            explanations=explanations,
+            bags=bags,
+            show_slide=show,
+        )
         for folder in folders
     ]
     return run / "report.html" if several else pages[0]

@@ -97,7 +97,7 @@ def _findings(comparison: Comparison) -> list[tuple[str, str]]:
         ]
         sentence = f"By {words}: {'; '.join(shown) or 'no difference is shown between any two'}."
         found.append(("good" if shown else "note", sentence))
-    return found + [("note", f"{n[0].upper()}{n[1:]}.") for n in comparison.models.notes]
+    return found + [("note", f"{note}.") for note in comparison.models.notes]
 
 
 def _scores_table(comparison: Comparison) -> Table:
@@ -272,7 +272,7 @@ def _text(score: Interval) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")  # 0.0 has no minus
 
 
 def _two_digits(value: float) -> str:

@@ -105,11 +105,12 @@ def _findings(
     for metric, words in (("weighted_log_loss", "log loss"), ("auroc", "AUROC")):
         own = trained.get(metric)
         if own is not None and not scores[metric].low <= own.value <= scores[metric].high:
+            is_better = (own.value < scores[metric].low) == (metric == "auroc")
             sentence = (
-                f"The {words} of the training patients, {own.value:.3f} out-of-fold, is outside "
-                "the interval of these."
+                f"The {words} is {'better' if is_better else 'worse'} than that of the training "
+                f"patients ({own.value:.2f}, out-of-fold), beyond its interval."
             )
-            found.append(("warning", sentence))
+            found.append(("note" if is_better else "warning", sentence))
     slope = scores["calibration_slope"]
     if slope.high < 1:
         found.append(("warning", "Overconfident: the calibration slope is below 1."))

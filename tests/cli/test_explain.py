@@ -164,9 +164,24 @@ def test_a_bag_without_places_is_explained_by_numbers_alone(world: Path, tmp_pat
     }  # fmt: skip
 
 
+def test_without_a_table_the_patients_of_the_report_are_explained(
+    world: Path, tmp_path: Path
+) -> None:
+    result = explain(world, "--out", tmp_path / "ex", "--json")
+    assert result.exit_code == 0, result.output
+    names = {each["patient_id"] for each in json.loads(result.stdout)["patients"]}
+    assert len(names) >= 6  # three of each class that are recognised best
+    page = mil_ok("report", world / "run", "--explanations", tmp_path / "ex", "--json").stdout
+    report = Path(json.loads(page)["report"]).read_text()
+    assert report.count("ex/index.html") == 1
+    for name in names:
+        assert f"ex/{name}/index.html" in report
+        assert "report.html" in (tmp_path / "ex" / name / "index.html").read_text()
+
+
 def test_wrong_use_and_bad_input_are_told_in_one_line(world: Path, tmp_path: Path) -> None:
     table, out = world / "test.csv", tmp_path / "ex"
-    assert mil("explain").exit_code == 2
+    assert explain(world, "--patient", "new").exit_code == 2
     assert explain(world, "--patients", table, "--slide", "new_0").exit_code == 2
     assert explain(world, "--slide", "new_0", "--patient", "new").exit_code == 2
     write_bag(bag_path(tmp_path, "odd_0"), make_bag("odd_0", dim=8))

@@ -52,6 +52,7 @@ def write_report(
     folder: Path,
     *,
     name: str | None = None,
+    overview: Path | None = None,
     explanations: Path | None = None,
     bags: Path | None = None,
     show_slide: ShowSlide | None = None,
@@ -65,6 +66,8 @@ def write_report(
         Folder of the run.
     name
         Title of the run on the page; by default the name of the folder.
+    overview
+        Page of all labels, if the run is of one of several.
     explanations
         Folder written by ``mil explain``; patients with a page in it are linked to the page.
     bags, show_slide
@@ -106,6 +109,7 @@ def write_report(
         shares=data.shares.tolist(),
         tissue=show_tissue(run, data, bags, show_slide) if bags and show_slide else {},
         links=links,
+        overview="" if overview is None else relative_address(overview, folder),
         explained=_index_link(folder, explanations),
         **_summary(run, data, scores, reliability["calibrated"], n_resamples=n_resamples),
         **_figures(data, scores, history, reliability, seed=seed),
