@@ -22,6 +22,7 @@ from features.encoders.runtime import (
     compile_model,
     in_parts,
     parse_execution,
+    takes_any_number,
 )
 from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
 from features.encoders.runtime_selection import (
@@ -84,8 +85,8 @@ class Encoder(Protocol):
 class TimmEncoder(Encoder):
     """Frozen timm model on a device, run with batches of one fixed shape.
 
-    The network, which returns one vector per image, always receives ``batch_tiles`` tiles, the last
-    batch padded with black, so that an embedding does not depend on the other tiles of its batch.
+    The network, which returns one vector per image, always receives tensors of one shape, the last
+    padded, so that an embedding does not depend on the other tiles of its batch.
     When the device runs out of memory, the batch size is halved for good; ``execution`` reports it.
     Not thread-safe.
 
@@ -133,9 +134,8 @@ class TimmEncoder(Encoder):
             batch_tiles = recorded_tiles or batch_tiles
         self.batch_tiles = batch_tiles
         self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
-        if self._runtime == EAGER and device.type == "cpu":
-            self._network = in_parts(self._network)
-        self._allocate_input()
+        self._eager = self._network if self._runtime == EAGER and device.type == "cpu" else None
+        self._set_batch()
 
     @property
     def execution(self) -> str:
@@ -173,7 +173,7 @@ class TimmEncoder(Encoder):
 
     def _embed_batch(self, tiles: RgbArray) -> AsyncResult:
         n_tiles = len(tiles)
-        if n_tiles < self.batch_tiles:
+        if n_tiles < self.batch_tiles and not takes_any_number(self._runtime, self.device):
             padded = np.zeros((self.batch_tiles, *tiles.shape[1:]), np.uint8)
             padded[:n_tiles] = tiles
             tiles = padded
@@ -186,12 +186,14 @@ class TimmEncoder(Encoder):
         if self.batch_tiles == 1:
             raise _no_memory(self.name, self.device) from error
         self.batch_tiles //= 2
-        self._allocate_input()
+        self._set_batch()
         if self.device.type == "cuda":  # memory of the larger batch is not needed any more
             torch.cuda.empty_cache()
 
-    def _allocate_input(self) -> None:
+    def _set_batch(self) -> None:
         """Allocate the input of CPU batches once: the kernel clears new pages for each."""
+        if self._eager is not None:
+            self._network = in_parts(self._eager, batch_tiles=self.batch_tiles)
         if self.device.type == "cpu":
             side = self._preprocessing.input_px
             layout = (
@@ -213,8 +215,8 @@ class TimmEncoder(Encoder):
             ).clamp(0, 255)
         if self._input is None:
             return torch.addcmul(self._shift, pixels.float(), self._scale)
-        self._input.copy_(pixels)
-        return torch.addcmul(self._shift, self._input, self._scale, out=self._input)
+        used = self._input[: len(pixels)].copy_(pixels)
+        return torch.addcmul(self._shift, used, self._scale, out=used)
 
     def _prepare_network(
         self, model: nn.Module, runtime: Runtime | None, n_tiles_expected: int | None

@@ -14,6 +14,7 @@ from importlib import metadata
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from features.encoders import runtime_cache
 from features.errors import EncoderError
@@ -29,6 +30,7 @@ __all__ = [
     "in_parts",
     "parse_execution",
     "start_runtime",
+    "takes_any_number",
 ]
 
 Network = Callable[[Tensor], Tensor]
@@ -51,8 +53,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _TILES_COMPARED = 4
 
 
-_CPU_PART_TILES = 32
-"""Tiles that go through the network together on a CPU, without compilation."""
+_MOST_PART_TILES = 16
+"""Tiles that go through the network together on a CPU: more are slower and take more memory."""
+
 _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
 
@@ -117,27 +120,41 @@ def compile_model(
     return start_runtime(model, runtime, example, cache_key)[0]
 
 
-def in_parts(network: Network) -> Network:
-    """Return a network that takes 32 tiles of a batch, shape (batch, 3, side, side), at a time.
+def takes_any_number(runtime: Runtime, device: torch.device) -> bool:
+    """Return whether a runtime takes batches of any size, each tile still in the same shape."""
+    return device.type == "cpu" and (runtime == EAGER or runtime.engine == "onnx")
 
-    Activations of a whole batch of 64 take a gigabyte on a CPU, where they are no faster.
+
+def in_parts(
+    network: Network, *, batch_tiles: int, pool: ThreadPoolExecutor | None = None
+) -> Network:
+    """Return a network that takes 16 tiles of a batch, shape (batch, 3, side, side), at a time.
+
+    The last part is filled up with zeros, so that a tile does not depend on how many others there
+    are: a few take the time of one part. Activations of a whole batch of 64 take a gigabyte on a
+    CPU, where they are slower. Smaller ``batch_tiles`` are one part. The threads of ``pool`` take
+    a part each.
     """
+    part_tiles = min(_MOST_PART_TILES, batch_tiles)
 
     def run(pixels: Tensor) -> Tensor:
-        starts = range(0, len(pixels), _CPU_PART_TILES)
-        return torch.cat([network(pixels[first : first + _CPU_PART_TILES]) for first in starts])
+        parts = list(pixels.split(part_tiles))
+        n_missing = part_tiles - len(parts[-1])
+        parts[-1] = functional.pad(parts[-1], (0, 0, 0, 0, 0, 0, 0, n_missing))
+        done = map(network, parts) if pool is None else pool.map(network, parts)
+        return torch.cat(list(done))[: len(pixels)]
 
     return run
 
 
 def has_export(cache_key: str, example: Tensor) -> bool:
     """Return whether the cache has the ONNX export for batches of shape (batch, 3, side, side)."""
-    part = example[: len(example) // _n_parts(example)]
-    return bool(cache_key) and runtime_cache.exists(_export_name(cache_key, tuple(part.shape)))
+    shape = (_onnx_part_tiles(len(example)), *example.shape[1:])
+    return bool(cache_key) and runtime_cache.exists(_export_name(cache_key, shape))
 
 
-def _n_parts(example: Tensor) -> int:
-    return _largest_divisor(len(example), most=torch.get_num_threads())
+def _onnx_part_tiles(batch_tiles: int) -> int:
+    return min(_MOST_PART_TILES, -(-batch_tiles // torch.get_num_threads()))
 
 
 def _export_name(cache_key: str, shape: tuple[int, ...]) -> str:
@@ -234,12 +251,12 @@ def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
     import onnxruntime  # noqa: PLC0415 - an extra, and heavy
 
     n_threads = torch.get_num_threads()
-    n_parts = _n_parts(example)
-    part = example[: len(example) // n_parts]
+    part = example[: _onnx_part_tiles(len(example))]
+    n_at_once = min(n_threads, -(-len(example) // len(part)))
     name = _export_name(cache_key, tuple(part.shape))
     exported = runtime_cache.load(name) if cache_key else None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, n_threads // n_parts)
+    options.intra_op_num_threads = max(1, n_threads // n_at_once)
     options.log_severity_level = 3
     # Threads that spin while they wait would take the cores from the threads that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -256,15 +273,12 @@ def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
         )
         if cache_key:
             runtime_cache.store(name, exported)
-    pool = ThreadPoolExecutor(n_parts, thread_name_prefix="backbone-part")
 
     def run_part(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+        return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
 
-    def run(pixels: Tensor) -> Tensor:
-        return torch.cat(list(pool.map(run_part, pixels.contiguous().chunk(n_parts))))
-
-    return run
+    pool = ThreadPoolExecutor(n_at_once, thread_name_prefix="backbone-part")
+    return in_parts(run_part, batch_tiles=len(part), pool=pool)
 
 
 def _export(model: nn.Module, part: Tensor) -> bytes:
@@ -277,10 +291,6 @@ def _export(model: nn.Module, part: Tensor) -> bytes:
         raise RuntimeError("the exporter returned nothing")
     content: bytes = program.model_proto.SerializeToString()
     return content
-
-
-def _largest_divisor(number: int, *, most: int) -> int:
-    return next(part for part in range(min(number, most), 0, -1) if number % part == 0)
 
 
 def _relative_error(actual: Tensor, expected: Tensor) -> float:

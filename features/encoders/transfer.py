@@ -98,6 +98,8 @@ class DeviceTransfer:
 
     def send(self, tiles: RgbArray) -> Tensor:
         """Copy pixels, uint8 of any shape, to the device; pinned ones must not change meanwhile."""
+        if min(tiles.strides, default=0) < 0:  # torch has none; a single reversed tile keeps it.
+            tiles = tiles.copy()
         pixels = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
         if self._copies is None:
             return pixels.to(self._device)

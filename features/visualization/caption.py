@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 from features.utils.text import printable
@@ -112,6 +111,8 @@ def _shorten(text: str, max_px: int) -> str:
 @lru_cache(maxsize=4)
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as it comes with matplotlib: Pillow's own font has no µ and no ×."""
+    import matplotlib as mpl  # noqa: PLC0415 - slow to load, and few commands draw captions
+
     return ImageFont.truetype(
         Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size_px
     )
