@@ -138,7 +138,7 @@ def in_parts(
     part_tiles = min(_MOST_PART_TILES, batch_tiles)
 
     def run(pixels: Tensor) -> Tensor:
-        parts = list(pixels.split(part_tiles))
+        parts = list(torch.split(pixels, part_tiles))
         n_missing = part_tiles - len(parts[-1])
         parts[-1] = functional.pad(parts[-1], (0, 0, 0, 0, 0, 0, 0, n_missing))
         done = map(network, parts) if pool is None else pool.map(network, parts)
