@@ -20,6 +20,7 @@ __all__ = [
     "BagsSources",
     "Batch",
     "Calibrator",
+    "ClassName",
     "CohortTable",
     "ColumnNames",
     "Covariates",
@@ -30,6 +31,7 @@ __all__ = [
     "Execution",
     "FilterFile",
     "JsonOutput",
+    "LabelTable",
     "Labels",
     "MaxTiles",
     "MinTissue",
@@ -41,6 +43,7 @@ __all__ = [
     "Rules",
     "RunDir",
     "SceneNumber",
+    "Seed",
     "SlideMpp",
     "SlidePaths",
     "SlidesDir",
@@ -77,6 +80,16 @@ CohortTable = Annotated[
     typer.Option(metavar="CSV", help="Table with `image_id` (or `slide_id`), `patient_id`, "
                  "`label`."),
 ]  # fmt: skip
+LabelTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--cohort",
+        metavar="CSV",
+        help="Table with `image_id` (or `slide_id`), `patient_id`, `label`; needed for files "
+        "alone, else patients and labels are those of the runs.",
+        show_default=False,
+    ),
+]
 PatientTable = Annotated[
     Path,
     typer.Option(metavar="CSV", help="Table with `patient_id` and `image_id` (or `slide_id`)."),
@@ -147,6 +160,13 @@ Prior = Annotated[
         "or shares such as `CE=0.7,LAA=0.3`.",
     ),
 ]
+ClassName = Annotated[
+    str | None,
+    typer.Option(
+        "--class", metavar="NAME", help="Class that a single column of probabilities is for."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds and bootstrap.")]
 JsonOutput = Annotated[bool, flag("--json", "Print the summary as JSON on standard output.")]
 
 SlidePaths = Annotated[

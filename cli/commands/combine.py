@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import print_json, print_next, spinner, stdout
-from cli.options import ColumnNames, JsonOutput, flag
+from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
 from cli.shared.arguments import parse_columns
-from cli.shared.output import print_caveats
+from cli.shared.combination import write_summary
+from cli.shared.output import print_caveats, print_model_scores
 from cli.shared.runs import require_free
 
 if TYPE_CHECKING:
@@ -33,21 +34,9 @@ def combine(
             show_default=False,
         ),
     ] = None,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV",
-            help="For files: table with `image_id` (or `slide_id`), `patient_id`, `label`.",
-            show_default=False,
-        ),
-    ] = None,
+    cohort: LabelTable = None,
     columns: ColumnNames = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
-        ),
-    ] = None,
+    class_name: ClassName = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +46,7 @@ def combine(
         ),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds and bootstrap.")] = 0,
+    seed: Seed = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Combine runs on the same patients that differ in encoder, head, resolution or seed.
@@ -93,7 +82,6 @@ def combine(
         from mil.combination.fit import combine_predictions, combine_runs
         from mil.comparison.models import read_models
         from mil.data.cohort import read_cohort
-        from mil.reporting.comparison_report import write_comparison
 
         if run is not None:
             summary = combine_runs(models, run, seed=seed)
@@ -102,7 +90,7 @@ def combine(
             read = read_models([], files, cohort=table, class_name=class_name)
             summary = combine_predictions(read, seed=seed)
         page = out or (Path("combine.html") if run is None else run / "report.html")
-        write_comparison(page, summary.comparison, weights=summary.weights)
+        write_summary(page, summary)
     if as_json:
         print_json({"page": str(page), **summary.as_dict()})
         return
@@ -115,13 +103,10 @@ def combine(
 
 def _print(summary: CombinationSummary) -> None:
     from mil.combination.fit import COMBINATION
-    from mil.reporting.comparison_report import METRIC_WORDS
 
     for name, weight in summary.weights.items():
         stdout.print(f"  weight of {name}: {weight:.3f}")
-    for name, scores in summary.comparison.scores.items():
-        of = ", ".join(f"{words} {scores[metric]}" for metric, words in METRIC_WORDS.items())
-        stdout.print(f"  {name}: {of}")
+    print_model_scores(summary.comparison)
     for one in summary.comparison.differences:
         if one.metric == "weighted_log_loss" and one.first == COMBINATION:
             stdout.print(

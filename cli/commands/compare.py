@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import print_json, print_next, spinner, stdout
-from cli.options import ColumnNames, JsonOutput, flag
+from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
 from cli.shared.arguments import parse_columns
-from cli.shared.output import print_caveats
+from cli.shared.output import print_caveats, print_model_scores
 
 if TYPE_CHECKING:
     from mil.comparison.differences import Comparison
@@ -32,22 +32,9 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV",
-            help="Table with `image_id` (or `slide_id`), `patient_id`, `label`; default: the "
-            "patients and labels of the runs.",
-            show_default=False,
-        ),
-    ] = None,
+    cohort: LabelTable = None,
     columns: ColumnNames = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
-        ),
-    ] = None,
+    class_name: ClassName = None,
     file_prior: Annotated[
         str,
         typer.Option(
@@ -61,7 +48,7 @@ def compare(
         flag("--calibrate", "Calibrate the files first (Platt, cross-fitted), as runs are."),
     ] = False,
     out: Annotated[Path, typer.Option(metavar="HTML", help="The page.")] = Path("compare.html"),
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the bootstrap.")] = 0,
+    seed: Seed = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Compare runs and prediction files on the patients that they share.
@@ -115,9 +102,7 @@ def _print(compared: Comparison) -> None:
 
     models = compared.models
     stdout.print(f"{len(models.patient_ids)} shared patients, 95 % intervals")
-    for name, scores in compared.scores.items():
-        of = ", ".join(f"{words} {scores[metric]}" for metric, words in METRIC_WORDS.items())
-        stdout.print(f"  {name}: {of}")
+    print_model_scores(compared)
     for metric, words in METRIC_WORDS.items():
         stdout.print(
             f"Gain of the first over the second in {words} (95 % interval; p corrected by Holm):"

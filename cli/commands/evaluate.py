@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
-from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput
+from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput, Seed
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
 
@@ -52,7 +52,7 @@ def evaluate(
             metavar="HTML", help="The page; predictions and details are written beside it."
         ),
     ] = Path("evaluation.html"),
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the bootstrap.")] = 0,
+    seed: Seed = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Evaluate a run as it is on labelled patients that it was not trained on.

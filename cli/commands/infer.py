@@ -38,7 +38,7 @@ from cli.shared.combination import infer_combination
 from cli.shared.embed_missing import embed_missing
 from cli.shared.executors import checkpoint_paths
 from cli.shared.multilabel import infer_labels, shares_of
-from cli.shared.output import print_caveats
+from cli.shared.output import print_caveats, print_guarantee
 from cli.shared.runs import add_run_covariates, is_combination, newest_run
 from features.utils.text import pluralize
 
@@ -148,7 +148,8 @@ def infer(
     patients are marked, and their sets hold all classes.
 
     With runs combined by `mil combine`, `--bags` is given for each encoder (or names a folder with
-    one folder each), and `--slides` embeds what is missing for each.
+    one folder each), and `--slides` or `--series` embeds what is missing for each; `--weights` is
+    given for each backbone, in the order of the runs.
 
     A run with covariates reads their columns from the table of patients, empty cells as missing.
     Categories that no training patient had count as missing, and are named.
@@ -184,12 +185,13 @@ def infer(
     folders = bag_folders or [Path("bags")]
     if is_combination(chosen):
         reject_options(
-            {"--tta": tta, "--series": series, "--weights": weights},
-            "does not go with combined runs: embed for each with 'mil embed'",
+            {"--tta": tta},
+            "does not go with combined runs, whose weights are for plain tiles",
         )
         complete = infer_combination(
             chosen, read_cohort(patients, labelled=False, columns=names), folders, out,
-            slides=slides, prior=prior or "balanced", coverage=coverage, abstain=abstain,
+            slides=slides, series=series, weights=checkpoint_paths(weights),
+            prior=prior or "balanced", coverage=coverage, abstain=abstain,
             typicality=typicality, columns=names, as_json=as_json, **of_slides, **options,
         )  # fmt: skip
         raise typer.Exit(0 if complete else EXIT_PARTLY_FAILED)
@@ -312,14 +314,10 @@ def _infer_classes(
         })  # fmt: skip
     else:
         stdout.print(f"{pluralize(len(predictions), 'patients')} into {out} (run {run.path})")
-        stdout.print(f"The probabilities are for a prior of {_list(of_classes, 3)} ({stated}).")
+        stdout.print(f"The probabilities are for a prior of {_list(of_classes)} ({stated}).")
         counts = ", ".join(f"{n} {name}" for name, n in sets.items())
         stdout.print(f"Prediction sets with a target coverage of {coverage:g}: {counts}")
-        if guaranteed is not None and planned is not None:
-            stdout.print(
-                f"Similar patients: plan with a coverage of {_list(planned, 2)}, which about 9 "
-                f"in 10 cohorts of this size reach; guaranteed on average: {_list(guaranteed, 2)}"
-            )
+        print_guarantee(planned, guaranteed)
         if abstain:
             stdout.print(f"Patients marked for review: {n_review} ({_review_rule(run)})")
         stdout.print(f"Slides, tiles, set, spread and status of each patient: {details}")
@@ -352,5 +350,5 @@ def _review_rule(run: ModelBundle) -> str:
     )
 
 
-def _list(shares: Mapping[str, float], digits: int) -> str:
-    return ", ".join(f"{name} {share:.{digits}f}" for name, share in shares.items())
+def _list(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.3f}" for name, share in shares.items())

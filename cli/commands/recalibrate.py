@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.console import print_json, print_next, spinner, stdout
-from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, flag
+from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, Seed, flag
 from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
 from cli.shared.runs import add_run_covariates, require_free
@@ -25,7 +25,7 @@ def recalibrate(
     columns: ColumnNames = None,
     bags: BagsSource = Path("bags"),
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds.")] = 0,
+    seed: Seed = 0,
     as_json: JsonOutput = False,
 ) -> None:
     """Refit the calibrator of a run on labelled local patients, and write a new run.
@@ -46,11 +46,13 @@ def recalibrate(
     with spinner("recalibrating"):
         from mil.data.cohort import read_cohort
         from mil.inference.bundle import load_bundle
+        from mil.reporting.recalibration_report import write_recalibration
         from mil.validation.recalibration import recalibrate as fit
 
         table = read_cohort(cohort, labelled=True, columns=names)
         table = add_run_covariates(load_bundle(source), table, columns=names)
         summary = fit(source, table, bags, run, seed=seed)
+        page = write_recalibration(run)
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -67,7 +69,8 @@ def recalibrate(
         print_caveats([f"warning: {some} left out, first {name}: {why}"])
     if not as_json:
         print_next(
+            "open {page}",
             "mil infer --run {run} --bags {bags} --patients test.csv",
             "mil evaluate {run} --bags {bags} --cohort others.csv",
-            run=run, bags=bags,
+            run=run, bags=bags, page=page,
         )  # fmt: skip

@@ -9,6 +9,8 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import BagsSource, JsonOutput, SlidesDir
+from cli.shared.combination import draw_combination
+from cli.shared.runs import is_combination
 
 __all__ = ["report"]
 
@@ -31,7 +33,9 @@ def report(
 
     `mil train` writes the page with every run. Use this command if the page was deleted, or to get
     the page of a later version of this program. It shows the tissue of a few patients if their
-    bags are in `--bags`, and their slides in `--slides` or still where they were embedded.
+    bags are in `--bags`, and their slides in `--slides` or still where they were embedded. The page
+    of combined runs compares them with their combination, that of a recalibrated run with the run
+    before.
 
     Example: `mil report runs/first`
 
@@ -42,9 +46,16 @@ def report(
     if explanations is not None and not explanations.is_dir():
         raise typer.BadParameter(f"{explanations} is not a folder", param_hint="--explanations")
     with spinner("drawing the report"):
-        from cli.shared.report_tissue import draw_report
+        if is_combination(run):
+            page = draw_combination(run)
+        elif (run / "recalibration.json").is_file():
+            from mil.reporting.recalibration_report import write_recalibration
 
-        page = draw_report(run, bags, slides=slides, explanations=explanations)
+            page = write_recalibration(run)
+        else:
+            from cli.shared.report_tissue import draw_report
+
+            page = draw_report(run, bags, slides=slides, explanations=explanations)
     if as_json:
         print_json({"report": str(page)})
     else:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import print_json, print_next, spinner, stderr, stdout
-from cli.options import FOLDS, Calibrator, CohortTable, ColumnNames, JsonOutput, Labels, flag
+from cli.options import (
+    FOLDS,
+    Calibrator,
+    ClassName,
+    CohortTable,
+    ColumnNames,
+    JsonOutput,
+    Labels,
+    Seed,
+    flag,
+)
 from cli.shared.arguments import parse_columns
 from cli.shared.multilabel import read_labels, score_label_files
 from cli.shared.output import (
@@ -54,12 +64,7 @@ def score(
             show_default=False,
         ),
     ] = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class", metavar="NAME", help="Class that a single column of probabilities is for."
-        ),
-    ] = None,
+    class_name: ClassName = None,
     average: Annotated[
         Average, typer.Option(help="How several files are averaged.")
     ] = Average.probability,
@@ -90,7 +95,7 @@ def score(
     resamples: Annotated[
         int, typer.Option(min=100, metavar="N", help="Bootstrap resamples.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of folds and bootstrap.")] = 0,
+    seed: Seed = 0,
     as_json: JsonOutput = False,
     calibrate: Annotated[
         bool,

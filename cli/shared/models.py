@@ -57,7 +57,7 @@ def predict_model(
                 coverage=coverage,
                 columns=columns,
             ),
-            guaranteed=None,
+            guaranteed=combined.guaranteed_coverage(coverage),
         )
     bundle = load_bundle(run)
     cohort = add_run_covariates(bundle, cohort, columns=columns)

@@ -14,6 +14,7 @@ from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.audit import Finding
+    from mil.comparison.differences import Comparison
     from mil.evaluation.baselines import BaselineComparison
     from mil.evaluation.classification import ClassificationScores
     from mil.evaluation.metrics import Interval
@@ -26,6 +27,8 @@ __all__ = [
     "print_classification",
     "print_comparison",
     "print_findings",
+    "print_guarantee",
+    "print_model_scores",
     "print_reliability",
     "print_scores",
 ]
@@ -59,6 +62,30 @@ def print_comparison(comparison: BaselineComparison, *, label: str = "") -> None
         )
     else:
         stdout.print(f"{prefix}{comparison}")
+
+
+def print_guarantee(
+    planned: Mapping[str, float] | None, guaranteed: Mapping[str, float] | None
+) -> None:
+    """Print the coverage of each class to plan with, and the guaranteed one, if there is any."""
+    if planned is not None and guaranteed is not None:
+        plan, least = (
+            ", ".join(f"{name} {share:.2f}" for name, share in of.items())
+            for of in (planned, guaranteed)
+        )
+        stdout.print(
+            f"Similar patients: plan with a coverage of {plan}, which about 9 in 10 cohorts of "
+            f"this size reach; guaranteed on average: {least}"
+        )
+
+
+def print_model_scores(comparison: Comparison) -> None:
+    """Print the scores of each model that is compared, one per line."""
+    from mil.reporting.comparison_report import METRIC_WORDS
+
+    for name, scores in comparison.scores.items():
+        of = ", ".join(f"{words} {scores[metric]}" for metric, words in METRIC_WORDS.items())
+        stdout.print(f"  {name}: {of}")
 
 
 _TITLES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,25 +13,22 @@ import numpy as np
 import pandas as pd
 
 from features.bags.bag import check_format
-from features.errors import MilError
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats
 from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import parse_prior
-from mil.errors import CalibrationError, RunError
+from mil.errors import RunError
 from mil.evaluation.abstention import AbstentionPoint
 from mil.inference.bundle import ModelBundle, load_bundle, write_json
 from mil.inference.conformal import CrossConformal
+from mil.inference.part_digests import DAMAGE, damaged_run, hash_description, hash_file
 
 __all__ = ["Combination", "load_combination", "save_combination"]
 
 FORMAT, FORMAT_VERSION = "mil-combination", 1
 
 _MAIN, _MEMBERS = "combination.json", "members"
-_DAMAGE = (
-    AttributeError, CalibrationError, LookupError, OSError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +47,11 @@ class Combination:
         Weights of the runs' log probabilities, and biases.
     conformal
         Nonconformity scores of the training patients, shape (patients,), out-of-fold.
+    sets_by_fold
+        Whether sets compare the mean log probability of the runs' learners of each fold; else, with
+        runs of earlier versions, that of the whole combination.
+    seed
+        Seed of the bootstrap behind the scores.
     cohort_counts
         Training patients of each class, shape (classes,).
     out_of_fold
@@ -67,6 +68,8 @@ class Combination:
     cohort_counts: tuple[int, ...]
     out_of_fold: Mapping[str, Floats]
     abstention: AbstentionPoint | None
+    sets_by_fold: bool
+    seed: int
 
     @property
     def weights(self) -> dict[str, float]:
@@ -84,6 +87,29 @@ class Combination:
         counts = dict(zip(self.classes, self.cohort_counts, strict=True))
         return parse_prior(text, self.classes, counts)
 
+    def guaranteed_coverage(self, coverage: float) -> dict[str, float] | None:
+        """Return the guaranteed coverage of each class, see :mod:`mil.inference.conformal`.
+
+        None where nothing is guaranteed: the sets are not those of the folds, or a run guarantees
+        nothing, see :meth:`mil.inference.bundle.ModelBundle.guaranteed_coverage`.
+        """
+        if not self._patients_are_exchangeable:
+            return None
+        bounds = self.conformal.guaranteed_coverage(coverage)
+        return dict(zip(self.classes, bounds.tolist(), strict=True))
+
+    def coverage_of_most_cohorts(self, coverage: float) -> dict[str, float] | None:
+        """Return the coverage of each class to plan with; None where nothing is guaranteed."""
+        if not self._patients_are_exchangeable:
+            return None
+        planned = self.conformal.coverage_of_most_cohorts(coverage)
+        return dict(zip(self.classes, planned.tolist(), strict=True))
+
+    @property
+    def _patients_are_exchangeable(self) -> bool:
+        members = self.members.values()
+        return self.sets_by_fold and all(run.patients_are_exchangeable for run in members)
+
 
 def save_combination(combination: Combination, sources: Mapping[str, Path]) -> None:
     """Copy the runs from ``sources``, by name, and write weights, sets and patients.
@@ -100,7 +126,7 @@ def save_combination(combination: Combination, sources: Mapping[str, Path]) -> N
     digests = {}
     for name, source in sources.items():
         shutil.copytree(source, path / _MEMBERS / name, ignore=shutil.ignore_patterns("*.html"))
-        digests[name] = _hash_file(path / _MEMBERS / name / "model.json")
+        digests[name] = hash_file(path / _MEMBERS / name / "model.json")
     rows = [[patient_id, *proba] for patient_id, proba in combination.out_of_fold.items()]
     table = pd.DataFrame(rows, columns=["patient_id", *combination.classes])
     write_table(path / "out_of_fold.csv", table)
@@ -112,11 +138,13 @@ def save_combination(combination: Combination, sources: Mapping[str, Path]) -> N
         "calibrator": combination.calibrator.as_dict(),
         "weights": combination.weights,
         "sets": combination.conformal.as_dict(combination.classes),
+        "sets_by_fold": combination.sets_by_fold,
+        "seed": combination.seed,
         "cohort_counts": combination.cohort_counts,
         "abstention": combination.abstention and combination.abstention.as_dict(),
-        "out_of_fold_sha256": _hash_file(path / "out_of_fold.csv"),
+        "out_of_fold_sha256": hash_file(path / "out_of_fold.csv"),
     }
-    write_json(path / _MAIN, {**content, "sha256": _hash(content)})
+    write_json(path / _MAIN, {**content, "sha256": hash_description(content)})
 
 
 def load_combination(path: str | Path) -> Combination:
@@ -130,13 +158,13 @@ def load_combination(path: str | Path) -> Combination:
     path = Path(path)
     try:
         described = json.loads((path / _MAIN).read_text(encoding="utf-8"))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, f"{_MAIN}: {error}") from error
     described = described if isinstance(described, dict) else {}
     check_format(path / _MAIN, described, name=FORMAT, newest=FORMAT_VERSION, error=RunError)
     try:
         combination = _parse(path, described)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, str(error)) from error
     for name, member in combination.members.items():
         if member.classes != combination.classes:
@@ -145,15 +173,14 @@ def load_combination(path: str | Path) -> Combination:
 
 
 def _parse(path: Path, described: Mapping[str, Any]) -> Combination:
-    unsigned = {name: value for name, value in described.items() if name != "sha256"}
-    if described["sha256"] != _hash(unsigned):
+    if described["sha256"] != hash_description(described):
         raise ValueError(f"{_MAIN} was changed")
-    if _hash_file(path / "out_of_fold.csv") != described["out_of_fold_sha256"]:
+    if hash_file(path / "out_of_fold.csv") != described["out_of_fold_sha256"]:
         raise ValueError("out_of_fold.csv was changed")
     members = {}
     for name, sha256 in described["members"].items():
         folder = path / _MEMBERS / Path(name).name
-        if _hash_file(folder / "model.json") != sha256:
+        if hash_file(folder / "model.json") != sha256:
             raise ValueError(f"the run {name} was changed")
         members[name] = load_bundle(folder)
     classes = tuple(described["classes"])
@@ -168,25 +195,16 @@ def _parse(path: Path, described: Mapping[str, Any]) -> Combination:
         members=members,
         calibrator=calibrator,
         conformal=CrossConformal.from_dict(described["sets"], classes),
+        sets_by_fold=described.get("sets_by_fold") is True,
+        seed=int(described.get("seed", 0)),
         cohort_counts=tuple(described["cohort_counts"]),
         out_of_fold=dict(zip(table["patient_id"].map(normalize_name), values, strict=True)),
         abstention=AbstentionPoint.from_dict(point) if (point := described["abstention"]) else None,
     )
 
 
-def _hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _hash(content: Mapping[str, object]) -> str:
-    """Return the SHA-256 of a description, whatever its layout."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> MilError:
-    return RunError(
-        path,
-        actual=f"damaged ({' '.join(reason.split())[:200]})",
-        expected="a whole combination, as 'mil combine' wrote it",
-        hint="Copy it again, or combine the runs again.",
-    )
+def _damaged(path: Path, reason: str) -> RunError:
+    return damaged_run(
+        path, reason, expected="a whole combination, as 'mil combine' wrote it",
+        again="combine the runs again",
+    )  # fmt: skip

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from features.utils.files import atomic_folder
 from features.utils.tables import write_table
 from features.utils.text import pluralize
 from mil.arrays import Floats, Ints
 from mil.calibration import clipped_log
-from mil.combination.bundle import Combination, save_combination
+from mil.combination.bundle import Combination, load_combination, save_combination
 from mil.combination.weights import cross_fit_weights, fit_weights
 from mil.comparison.differences import Comparison, compare_models
 from mil.comparison.models import (
@@ -29,12 +30,23 @@ from mil.data.patient_groups import group_ids
 from mil.data.splits import stratified_fold_ids
 from mil.errors import InputError, RunError
 from mil.evaluation.abstention import choose_abstention
-from mil.evaluation.run_predictions import RunPredictions, read_run_predictions
-from mil.inference.bundle import load_bundle, write_json
-from mil.inference.conformal import CrossConformal
+from mil.evaluation.run_predictions import (
+    RunPredictions,
+    read_run_predictions,
+    write_held_out_predictions,
+)
+from mil.inference.bundle import ModelBundle, load_bundle, write_json
+from mil.inference.conformal import COVERAGE, CrossConformal
 from mil.inference.training_slides import linked_patients
 
-__all__ = ["COMBINATION", "MEAN", "CombinationSummary", "combine_predictions", "combine_runs"]
+__all__ = [
+    "COMBINATION",
+    "MEAN",
+    "CombinationSummary",
+    "combine_predictions",
+    "combine_runs",
+    "summarize_combination",
+]
 
 COMBINATION, MEAN = "combination", "equal weights"
 """Names of the combination, and of equal weights, in comparisons with the runs."""
@@ -53,21 +65,39 @@ class CombinationSummary:
     """Weights of a combination, and its cross-fitted scores beside those of its members.
 
     ``weights`` are by name and sum to 1; ``comparison`` holds the combination, equal weights, and
-    the members; ``path`` is None for a report on files.
+    the members; ``path`` is None for a report on files. ``guaranteed`` is the coverage of each
+    class that prediction sets keep on average over cohorts; None for nothing.
     """
 
     path: Path | None
     weights: Mapping[str, float]
     comparison: Comparison
+    guaranteed: Mapping[str, float] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {
             "run": None if self.path is None else str(self.path),
             "weights": dict(self.weights),
+            "guaranteed": self.guaranteed,
             "kind": "cross-fitted: weights and calibrator of a patient were fitted on others",
             **self.comparison.as_dict(),
         }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _AlignedRuns:
+    """Runs on the same patients and folds.
+
+    ``run`` is the first, ``fold`` has shape (repeats, patients), ``proba`` (repeats, patients,
+    runs, classes), and ``groups`` of patients who share a slide (patients,).
+    """
+
+    names: tuple[str, ...]
+    run: RunPredictions
+    fold: Ints
+    proba: Floats
+    groups: Ints
 
 
 def combine_runs(
@@ -76,8 +106,10 @@ def combine_runs(
     """Combine finished runs on the same patients and folds into one model in ``run_dir``.
 
     The weights are fitted on the log of the runs' calibrated out-of-fold probabilities, shape
-    (repeats, patients, runs, classes). Scores, out-of-fold probabilities and prediction sets use
-    weights fitted on the other folds, without patients that share a slide with one of the fold.
+    (repeats, patients, runs, classes). Scores and out-of-fold probabilities use weights fitted on
+    the other folds, without patients that share a slide with one of the fold. Prediction sets
+    compare the mean log probability of the runs' learners of each fold, so that they guarantee what
+    those of the runs do.
 
     Raises
     ------
@@ -102,43 +134,60 @@ def combine_runs(
                 hint="Name the runs that it combines.",
             )  # fmt: skip
     bundles = {name: load_bundle(path) for name, path in zip(names, paths, strict=True)}
-    runs = _same_patients([read_run_predictions(path) for path in paths])
-    first = runs[0]
-    n_repeats = min(len(run.fold) for run in runs)
-    fold = _numbered(first.fold[:n_repeats])
-    proba = np.stack([run.proba[:n_repeats] for run in runs], axis=2)
-    logits = clipped_log(proba)
-    linked = [pair for own in bundles.values() for pair in linked_patients(own.training_slides)]
-    groups = group_ids(first.patient_ids, linked)
-    combined, _ = cross_fit_weights(logits, first.labels, fold, groups=groups)
+    aligned = _align(paths, bundles)
+    first, fold, logits = aligned.run, aligned.fold, clipped_log(aligned.proba)
     n_patients = len(first.labels)
     calibrator = fit_weights(
-        logits.reshape(-1, *logits.shape[2:]), np.tile(first.labels, n_repeats),
-        groups=np.tile(np.arange(n_patients), n_repeats),
+        logits.reshape(-1, *logits.shape[2:]), np.tile(first.labels, len(fold)),
+        groups=np.tile(np.arange(n_patients), len(fold)),
     )  # fmt: skip
-    mean = _mean_calibrated(logits, first.labels, fold, groups=groups)
-    comparison = _compare(names, proba, combined, mean, first, fold, seed, n_resamples)
+    combined, comparison = _score(aligned, seed=seed, n_resamples=n_resamples)
+    by_fold = _sets_by_fold(list(bundles.values()), first)
     combination = Combination(
         path=run_dir,
         classes=first.classes,
         members=bundles,
         calibrator=calibrator,
-        conformal=CrossConformal.fit(
+        conformal=by_fold
+        or CrossConformal.fit(
             clipped_log(combined[0]), first.labels, np.zeros(n_patients, np.int64)
         ),
+        sets_by_fold=by_fold is not None,
         cohort_counts=tuple(np.bincount(first.labels, minlength=len(first.classes)).tolist()),
         out_of_fold=dict(zip(first.patient_ids, combined.mean(axis=0), strict=True)),
-        abstention=choose_abstention(combined[0], first.labels, fold[0], groups=groups),
+        seed=seed,
+        abstention=choose_abstention(combined[0], first.labels, fold[0], groups=aligned.groups),
     )
-    summary = CombinationSummary(path=run_dir, weights=combination.weights, comparison=comparison)
+    summary = _summarize(combination, comparison)
     with atomic_folder(run_dir) as temporary:
         scores = {
             metric: score.as_dict() for metric, score in comparison.scores[COMBINATION].items()
         }
         write_json(temporary / "scores.json", {"kind": "cross-fitted", "calibrated": scores})
-        _write_tables(temporary, first, fold, combined, proba.mean(axis=2))
+        _write_tables(temporary, first, fold, combined, aligned.proba.mean(axis=2))
         save_combination(replace(combination, path=temporary), dict(zip(names, paths, strict=True)))
     return summary
+
+
+def summarize_combination(path: Path) -> CombinationSummary:
+    """Return the summary of a finished combination, from its files.
+
+    Raises
+    ------
+    RunError
+        If the folder is not a combination, or is damaged.
+    """
+    model = load_combination(path)
+    aligned = _align([member.path for member in model.members.values()], model.members)
+    _, comparison = _score(aligned, seed=model.seed)
+    return _summarize(model, comparison)
+
+
+def _summarize(model: Combination, comparison: Comparison) -> CombinationSummary:
+    return CombinationSummary(
+        path=model.path, weights=model.weights, comparison=comparison,
+        guaranteed=model.guaranteed_coverage(COVERAGE),
+    )  # fmt: skip
 
 
 def combine_predictions(
@@ -216,6 +265,22 @@ def _same_patients(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]
     return aligned
 
 
+def _sets_by_fold(bundles: Sequence[ModelBundle], run: RunPredictions) -> CrossConformal | None:
+    """Return the sets of the runs' learners of each fold, with equal weights.
+
+    Fitted weights would have seen the fold's patients by way of the other folds' learners. None
+    where a run does not hold the logits of its held-out patients, or numbers its folds otherwise.
+    """
+    held_out = [bundle.sets.held_out for bundle in bundles]
+    if any(set(own) != set(run.patient_ids) for own in held_out):
+        return None
+    folds = np.array([[own[name].fold for name in run.patient_ids] for own in held_out], np.int64)
+    if (folds != folds[0]).any():
+        return None
+    logits = np.array([[own[name].logits for name in run.patient_ids] for own in held_out])
+    return CrossConformal.fit(log_softmax(logits, axis=-1).mean(axis=0), run.labels, folds[0])
+
+
 def _numbered(fold: Ints) -> Ints:
     """Return folds numbered from 0 in each repeat, shape (repeats, patients)."""
     return np.stack([np.unique(own, return_inverse=True)[1] for own in fold]).astype(np.int64)
@@ -230,20 +295,33 @@ def _mean_calibrated(
     return cross_fit_weights(repeated, labels, fold, groups=groups)[0]
 
 
-def _compare(
-    names: Sequence[str],
-    proba: Floats,
-    combined: Floats,
-    mean: Floats,
-    run: RunPredictions,
-    fold: Ints,
-    seed: int,
-    n_resamples: int | None,
-) -> Comparison:
-    """Return the comparison of the combination with equal weights and with each run."""
+def _align(paths: Sequence[Path], bundles: Mapping[str, ModelBundle]) -> _AlignedRuns:
+    """Return the predictions of runs for the same patients; raise for one that saw another."""
+    runs = _same_patients([read_run_predictions(path) for path in paths])
+    n_repeats = min(len(run.fold) for run in runs)
+    linked = [pair for own in bundles.values() for pair in linked_patients(own.training_slides)]
+    return _AlignedRuns(
+        names=tuple(bundles),
+        run=runs[0],
+        fold=_numbered(runs[0].fold[:n_repeats]),
+        proba=np.stack([run.proba[:n_repeats] for run in runs], axis=2),
+        groups=group_ids(runs[0].patient_ids, linked),
+    )
+
+
+def _score(
+    aligned: _AlignedRuns, *, seed: int, n_resamples: int | None = None
+) -> tuple[Floats, Comparison]:
+    """Return cross-fitted probabilities, shape (repeats, patients, classes), and their scores.
+
+    The combination is compared with equal weights and with each run.
+    """
+    run, fold, logits = aligned.run, aligned.fold, clipped_log(aligned.proba)
+    combined, _ = cross_fit_weights(logits, run.labels, fold, groups=aligned.groups)
+    mean = _mean_calibrated(logits, run.labels, fold, groups=aligned.groups)
     models = [(COMBINATION, combined), (MEAN, mean)]
-    models += [(name, proba[:, :, index]) for index, name in enumerate(names)]
-    aligned = AlignedModels(
+    models += [(name, aligned.proba[:, :, index]) for index, name in enumerate(aligned.names)]
+    together = AlignedModels(
         classes=run.classes,
         patient_ids=run.patient_ids,
         centres=run.centres,
@@ -252,26 +330,19 @@ def _compare(
         n_left_out=(0,) * len(models),
         notes=(_CROSS_FITTED,),
     )
-    return compare_models(aligned, seed=seed, n_resamples=n_resamples)
+    return combined, compare_models(together, seed=seed, n_resamples=n_resamples)
 
 
 def _write_tables(
     folder: Path, run: RunPredictions, fold: Ints, combined: Floats, mean: Floats
 ) -> None:
     """Write ``judged.csv`` and ``slides.csv``, as ``mil compare`` reads them."""
-    of_repeats = []
-    for repeat, of_fold in enumerate(fold):
-        columns: dict[str, object] = {
-            "repeat": repeat,
-            "fold": of_fold,
-            "patient_id": run.patient_ids,
-            "label": [run.classes[label] for label in run.labels],
-            "center_id": run.centres,
-        }
-        for kind, proba in (("calibrated", combined[repeat]), ("raw", mean[repeat])):
-            columns |= {f"{kind}_{n}": proba[:, index] for index, n in enumerate(run.classes)}
-        of_repeats.append(pd.DataFrame(columns))
-    write_table(folder / "judged.csv", pd.concat(of_repeats))
+    write_held_out_predictions(
+        folder,
+        {"calibrated": combined, "raw": mean},
+        classes=run.classes, patient_ids=run.patient_ids, labels=run.labels, centres=run.centres,
+        fold=fold,
+    )  # fmt: skip
     slides = [
         (slide_id, slide.patient_id, slide.content_id) for slide_id, slide in run.slides.items()
     ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax
 
 from features.bags.bag import BagRef, Fingerprint, different_field
 from features.bags.h5 import read_meta
@@ -20,10 +21,16 @@ from mil.data.cohort import Cohort, Columns
 from mil.data.covariates import with_covariates
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
+from mil.inference.output import set_caveats, undersized_caveats
 from mil.inference.patient_typicality import PatientTypicality
 from mil.inference.predict import PatientPrediction, bound_probabilities, iter_predictions
 
-__all__ = ["find_bag_folders", "missing_folder_error", "predict_combination"]
+__all__ = [
+    "combination_caveats",
+    "find_bag_folders",
+    "missing_folder_error",
+    "predict_combination",
+]
 
 
 def find_bag_folders(combination: Combination, given: Sequence[Path]) -> dict[str, Path | None]:
@@ -61,6 +68,20 @@ def missing_folder_error(combination: Combination, name: str, given: Sequence[Pa
         actual=f"no bags for the run {name!r}",
         expected=f"bags by {made.encoder} (weights {made.weights_sha256[:12]}, {at})",
         hint="Give their folder with --bags too, or the slides with --slides to embed them.",
+    )
+
+
+def combination_caveats(combination: Combination, coverage: float) -> tuple[str, ...]:
+    """Return notes on what limits the prediction sets at a coverage, and by which run."""
+    if few := undersized_caveats(combination.conformal, combination.classes, coverage):
+        return few
+    if not combination.sets_by_fold:
+        why = "a run of an earlier version lacks its held-out logits, to compare sets fold by fold"
+        return (f"note: {why}: no coverage of prediction sets is guaranteed",)
+    return tuple(
+        f"{note} (run {name})"
+        for name, member in combination.members.items()
+        for note in set_caveats(member, coverage)
     )
 
 
@@ -158,7 +179,11 @@ def _combine(
         at_even = combination.calibrator.predict_proba(clipped_log(np.stack(of_runs))[None])
         confidence = float(at_even.max())
         if not matched and not whitened and not is_unlike:
-            held = combination.conformal.sets(clipped_log(at_even)[None], coverage=coverage)[0]
+            compared = clipped_log(at_even)
+            if combination.sets_by_fold:
+                of_folds = [one.set_logits for one in members if one.set_logits is not None]
+                compared = log_softmax(np.stack(of_folds), axis=-1).mean(axis=0)
+            held = combination.conformal.sets(compared[:, None], coverage=coverage)[0]
             kept = tuple(n for n, own in zip(classes, held, strict=True) if own)
         proba = shift_prior(at_even, old=even, new=prior)
         spread = shift_prior(np.stack(of_runs), old=even, new=prior)
@@ -183,6 +208,7 @@ def _combine(
         typicality=typicality,
         learner_parts={},
         logits=None,
+        set_logits=None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -33,6 +33,7 @@ __all__ = [
 
 _MOST_CATEGORIES = 20
 _LEAST_TO_LEAK = 20  # patients; among fewer, one column may tell classes apart by chance
+_NEARLY_NONE = 0.02  # of the patients: a copy of the label with single corrections
 
 
 def parse_covariates(text: str | None) -> tuple[str, ...]:
@@ -146,13 +147,13 @@ def _holds_numbers(cohort: Cohort, rows: pd.DataFrame, name: str, given: str | C
 def check_covariates(cohort: Cohort) -> tuple[str, ...]:
     """Raise for a covariate of a labelled cohort that nothing honest can be learned from.
 
-    Return notes on those that tell classes apart nearly alone.
+    Return notes on those that tell nearly all patients' classes apart by themselves.
 
     Raises
     ------
     CohortError
         If all cells are missing or the same, there are more than 20 categories, or the column
-        states the label.
+        states the label, by its values or by where they are missing.
     """
     notes = []
     labels = cohort.labels
@@ -167,9 +168,9 @@ def check_covariates(cohort: Cohort) -> tuple[str, ...]:
                 f"at most {_MOST_CATEGORIES} categories, or numbers",
                 "Join rare categories in the table.",
             )  # fmt: skip
-        if not _tells_apart(covariate, stated):
-            continue
-        if len(stated) >= _LEAST_TO_LEAK:
+        _check_missing(cohort, covariate, cells)
+        n_wrong = _n_wrong(covariate, stated)
+        if n_wrong == 0 and len(stated) >= _LEAST_TO_LEAK:
             raise _unusable(
                 cohort,
                 covariate,
@@ -177,7 +178,11 @@ def check_covariates(cohort: Cohort) -> tuple[str, ...]:
                 "a column known before the diagnosis",
                 "It may be the label under another name; leave it out of --covariates.",
             )
-        notes.append(f"covariate {covariate.name!r} tells all classes apart: is it the label?")
+        if n_wrong is not None and n_wrong <= _NEARLY_NONE * len(stated):
+            notes.append(
+                f"covariate {covariate.name!r} alone is right for {len(stated) - n_wrong} of "
+                f"{len(stated)} patients: is it the label?"
+            )
     return tuple(notes)
 
 
@@ -195,22 +200,47 @@ def _check_varies(cohort: Cohort, covariate: Covariate, cells: Sequence[str]) ->
         )  # fmt: skip
 
 
-def _tells_apart(covariate: Covariate, stated: Sequence[tuple[str, int]]) -> bool:
-    """Return whether ranges of numbers, or categories, of different classes never overlap."""
-    classes = {label for _, label in stated}
+def _check_missing(cohort: Cohort, covariate: Covariate, cells: Sequence[str]) -> None:
+    """Raise where cells are missing for all patients of some classes, and for no others."""
+    of_missing, of_stated = (
+        {int(label) for cell, label in zip(cells, cohort.labels, strict=True) if bool(cell) is own}
+        for own in (False, True)
+    )
+    if of_missing and not of_missing & of_stated and len(cells) >= _LEAST_TO_LEAK:
+        names = ", ".join(cohort.classes[label] for label in sorted(of_missing))
+        raise _unusable(
+            cohort, covariate, f"missing for all patients of {names}, and for no others",
+            "a column known of patients of each class before the diagnosis",
+            "What is missing tells the class; leave it out of --covariates.",
+        )  # fmt: skip
+
+
+def _n_wrong(covariate: Covariate, stated: Sequence[tuple[str, int]]) -> int | None:
+    """Return the patients whose class the column alone, at its best, does not tell.
+
+    That is by the most frequent class of each category, or by ranges of numbers, with errors of two
+    classes only. None where it says nothing: one class, or about a category per patient.
+    """
+    classes = sorted({label for _, label in stated})
     if len(classes) < 2:
-        return False
+        return None
     if not covariate.is_number:
-        of_category = defaultdict(set)
+        of_category: dict[str, Counter[int]] = defaultdict(Counter)
         for cell, label in stated:
-            of_category[cell].add(label)
-        # With about a category per patient, no category is shared, which says nothing.
-        shared = len(of_category) <= len(stated) / 2
-        return shared and all(len(own) == 1 for own in of_category.values())
+            of_category[cell][label] += 1
+        if len(of_category) > len(stated) / 2:
+            return None
+        return len(stated) - sum(max(own.values()) for own in of_category.values())
     numbers = np.array([parse_number(cell) for cell, _ in stated], float)
     truth = np.array([label for _, label in stated])
     spans = sorted((numbers[truth == c].min(), numbers[truth == c].max()) for c in classes)
-    return all(before[1] < after[0] for before, after in pairwise(spans))
+    if all(before[1] < after[0] for before, after in pairwise(spans)):
+        return 0
+    if len(classes) > 2:
+        return None
+    limits = np.unique(numbers)[:, None]
+    wrong = ((numbers > limits) != (truth == classes[1])).sum(axis=1)
+    return int(min(wrong.min(), (len(stated) - wrong).min()))
 
 
 def _unusable(

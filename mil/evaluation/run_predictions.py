@@ -1,4 +1,4 @@
-"""Out-of-fold predictions of a finished run, read without its model."""
+"""Out-of-fold predictions of a finished run: written, and read without its model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import pandas as pd
 
 from features.bags.bag import UNKNOWN
 from features.errors import TableError
-from features.utils.tables import read_table
+from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
 from mil.errors import RunError
 from mil.evaluation.metrics import Interval
 
-__all__ = ["RunPredictions", "RunSlide", "read_run_predictions", "read_run_scores"]
+__all__ = [
+    "RunPredictions",
+    "RunSlide",
+    "read_run_predictions",
+    "read_run_scores",
+    "write_held_out_predictions",
+]
 
-_PREFIX, _NESTED_PREFIX = "calibrated_", "cross_fitted_"
+_NESTED_PREFIX = "cross_fitted_"
 _MARKERS = ("model.json", "combination.json")
 
 
@@ -80,8 +86,61 @@ class RunPredictions:
         )
 
 
-def read_run_predictions(path: str | Path) -> RunPredictions:
+def write_held_out_predictions(
+    folder: Path,
+    proba: Mapping[str, Floats],
+    *,
+    classes: Sequence[str],
+    patient_ids: Sequence[str],
+    labels: Ints,
+    centres: Sequence[str],
+    fold: Ints,
+    more: Mapping[str, Ints] | None = None,
+) -> None:
+    """Write ``judged.csv``: predictions of patients by models fitted on others.
+
+    It has one row per repeat and patient, and is read by :func:`read_run_predictions`.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    proba
+        Probabilities at the balanced prior, shape (repeats, patients, classes), by the prefix of
+        their columns: ``calibrated``, ``raw`` and others.
+    classes, patient_ids, centres
+        Names of classes, patients, and the centre of each patient.
+    labels, fold
+        Class index, shape (patients,), and fold that held the patient out, shape (repeats,
+        patients).
+    more
+        Further columns by name, shape (patients,).
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    of_repeats = []
+    for repeat, of_fold in enumerate(fold):
+        columns: dict[str, object] = {
+            "repeat": repeat,
+            "fold": of_fold,
+            "patient_id": patient_ids,
+            "label": [classes[label] for label in labels],
+            "center_id": centres,
+            **(more or {}),
+        }
+        for prefix, values in proba.items():
+            columns |= {f"{prefix}_{n}": values[repeat, :, i] for i, n in enumerate(classes)}
+        of_repeats.append(pd.DataFrame(columns))
+    write_table(folder / "judged.csv", pd.concat(of_repeats))
+
+
+def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPredictions:
     """Read the out-of-fold predictions of a run, shape (repeats, patients, classes).
+
+    ``kind`` is the prefix of their columns in ``judged.csv``.
 
     Raises
     ------
@@ -104,7 +163,8 @@ def read_run_predictions(path: str | Path) -> RunPredictions:
             hint="Make one with 'mil train', or name the folder of another run.",
         )
     try:
-        return _parse(path, read_table(path / "judged.csv"), _read_slides(path / "slides.csv"))
+        table, slides = read_table(path / "judged.csv"), _read_slides(path / "slides.csv")
+        return _parse(path, table, slides, f"{kind}_")
     except (LookupError, TypeError, ValueError, TableError) as error:
         raise RunError(
             path,
@@ -123,16 +183,18 @@ def read_run_scores(path: Path) -> dict[str, Interval]:
         return {}
 
 
-def _parse(path: Path, table: pd.DataFrame, slides: Mapping[str, RunSlide]) -> RunPredictions:
+def _parse(
+    path: Path, table: pd.DataFrame, slides: Mapping[str, RunSlide], prefix: str
+) -> RunPredictions:
     columns = list(table.columns)
-    classes = tuple(n.removeprefix(_PREFIX) for n in columns if n.startswith(_PREFIX))
+    classes = tuple(n.removeprefix(prefix) for n in columns if n.startswith(prefix))
     repeats = table["repeat"].astype(np.int64).to_numpy()
     n_repeats = int(repeats.max()) + 1
     first = table[repeats == 0]
     shape = (n_repeats, len(first), len(classes))
     if (repeats.reshape(n_repeats, -1) != np.arange(n_repeats)[:, None]).any():
         raise ValueError("judged.csv lacks rows")
-    proba = table[[f"{_PREFIX}{name}" for name in classes]].to_numpy(np.float64).reshape(shape)
+    proba = table[[f"{prefix}{name}" for name in classes]].to_numpy(np.float64).reshape(shape)
     if len(classes) < 2 or not np.isfinite(proba).all() or proba.min() < 0:
         raise ValueError("judged.csv holds no probabilities of two classes")
     ids = tuple(first["patient_id"].map(normalize_name))

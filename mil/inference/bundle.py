@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from features.bags.bag import Bag, Fingerprint, check_format
-from features.errors import MilError, TableError
 from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
@@ -28,12 +27,12 @@ from mil.base_learners.stack import predict_learners
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
-from mil.errors import CalibrationError, RunError
+from mil.errors import RunError
 from mil.evaluation.abstention import AbstentionPoint
 from mil.heads import Head, build_head
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
-from mil.inference.part_digests import check_digests, with_digests
+from mil.inference.part_digests import DAMAGE, check_digests, damaged_run, with_digests
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 from mil.inference.training_slides import (
     TrainingSlide,
@@ -57,10 +56,6 @@ FORMAT_VERSION = 4
 """Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"
-_DAMAGE = (
-    ArithmeticError, AttributeError, CalibrationError, LookupError, MemoryError, OSError,
-    RuntimeError, SafetensorError, TableError, TypeError, ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,7 +156,7 @@ class ModelBundle:
         that is refitted in each fold differs from the one for new patients, and the weights of a
         stack that are not nested were fitted on logits of heads that saw the fold's patients.
         """
-        if not self._patients_are_exchangeable:
+        if not self.patients_are_exchangeable:
             return None
         return self._by_class(self.sets.conformal.guaranteed_coverage(coverage))
 
@@ -170,12 +165,12 @@ class ModelBundle:
 
         None where :meth:`guaranteed_coverage` is.
         """
-        if not self._patients_are_exchangeable:
+        if not self.patients_are_exchangeable:
             return None
         return self._by_class(self.sets.conformal.coverage_of_most_cohorts(coverage))
 
     @property
-    def _patients_are_exchangeable(self) -> bool:
+    def patients_are_exchangeable(self) -> bool:
         """Whether new patients are for the sets as those of the folds, see above."""
         drops_tiles = self.tile_filter is not None and not self.fingerprint.filter_sha256
         by_patient = self.settings["by"] == "patient"
@@ -308,8 +303,8 @@ def load_bundle(path: str | Path) -> ModelBundle:
         )
         _check_consistent(bundle)
         check_digests(path, described)
-    except _DAMAGE as error:
-        raise _damaged(path, str(error)) from error
+    except DAMAGE as error:
+        raise damaged_run(path, str(error)) from error
     return bundle
 
 
@@ -339,7 +334,7 @@ def _require_plain_files(path: Path) -> None:
     """Refuse files on which opening would block, such as named pipes."""
     for file in path.glob("*"):
         if file.exists() and not (file.is_file() or file.is_dir()):
-            raise _damaged(path, f"{file.name} is no plain file")
+            raise damaged_run(path, f"{file.name} is no plain file")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -368,7 +363,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             hint="Make one with 'mil train', or name the folder of another run.",
         ) from error
     except (OSError, RecursionError, ValueError) as error:
-        raise _damaged(path, f"model.json: {error}") from error
+        raise damaged_run(path, f"model.json: {error}") from error
     if not isinstance(described, dict):
         described = {}
     check_format(file, described, name=FORMAT, newest=FORMAT_VERSION, error=RunError)
@@ -403,7 +398,8 @@ def _check_consistent(bundle: ModelBundle) -> None:
             raise ValueError("a calibrator of another number of classes, or not finite")
     if bool(bundle.sets.covariates) != bool(missing):
         raise ValueError("covariates in the model or the sets alone")
-    bundle.sets.predict_set(tile, coverage=COVERAGE, covariates=missing)
+    fold_logits = bundle.sets.fold_logits(tile, covariates=missing)
+    bundle.sets.predict_set(fold_logits, coverage=COVERAGE)
     if bundle.typicality is not None:
         bundle.typicality.score(tile)
     int(bundle.settings["seed"])
@@ -414,11 +410,11 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
     try:
         tensors = load_file(path / "heads.safetensors")
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, f"heads.safetensors: {error}") from error
+        raise damaged_run(path, f"heads.safetensors: {error}") from error
     # The file is checked before memory of the size in the description is allocated.
     shape, expected = tensors["0.whitening.matrix"].shape, (dim, described["n_components"])
     if shape != expected or not all(shape):
-        raise _damaged(path, f"heads.safetensors: whitening of {tuple(shape)}, not {expected}")
+        raise damaged_run(path, f"heads.safetensors: whitening of {tuple(shape)}, not {expected}")
     heads = []
     for index in range(described["n_heads"]):
         head = build_head(
@@ -435,10 +431,10 @@ def _read_heads(path: Path, described: Mapping[str, Any], dim: int) -> tuple[Hea
         try:
             load_stored_state(head, state)
         except RuntimeError as error:
-            raise _damaged(path, f"heads.safetensors: {error}") from error
+            raise damaged_run(path, f"heads.safetensors: {error}") from error
         heads.append(head.eval())
     if any(not torch.isfinite(value).all() for value in tensors.values()):
-        raise _damaged(path, "heads.safetensors holds NaN or infinity")
+        raise damaged_run(path, "heads.safetensors holds NaN or infinity")
     return tuple(heads)
 
 
@@ -456,7 +452,7 @@ def _read_filter(path: Path, sha256: str | None) -> TileFilter | None:
         return None
     tile_filter = read_filter(path / _FILTER)
     if tile_filter.sha256 != sha256:
-        raise _damaged(path, f"{_FILTER} is another filter than model.json names")
+        raise damaged_run(path, f"{_FILTER} is another filter than model.json names")
     return tile_filter
 
 
@@ -464,12 +460,3 @@ def _read_out_of_fold(path: Path, classes: tuple[str, ...]) -> dict[str, Floats]
     table = read_table(path)
     values = table[list(classes)].astype(np.float64).to_numpy()
     return dict(zip(table["patient_id"].map(normalize_name), values, strict=True))
-
-
-def _damaged(path: Path, reason: str) -> MilError:
-    return RunError(
-        path,
-        actual=f"damaged ({' '.join(reason.split())[:200]})",
-        expected="a whole run",
-        hint="Copy it again, or train again with 'mil train'.",
-    )

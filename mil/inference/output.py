@@ -14,18 +14,20 @@ from features.utils.text import nearest_names, pluralize
 from mil.base_learners import learner_key
 from mil.data.cohort import Cohort
 from mil.inference.bundle import ModelBundle
-from mil.inference.conformal import min_calibration_size
+from mil.inference.conformal import CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
     "count_differences",
     "covariate_caveats",
     "describe_typicality",
+    "learner_details",
     "missing_bag_caveats",
     "patient_caveats",
     "set_caveats",
     "typicality_caveats",
     "typicality_details",
+    "undersized_caveats",
     "write_details",
     "write_predictions",
 ]
@@ -86,11 +88,12 @@ def write_details(
     if typicality:
         table = table.join(pd.DataFrame(map(typicality_details, predictions)))
     if any(p.learner_parts for p in predictions):
-        table = table.join(pd.DataFrame(map(_learner_details, predictions)))
+        table = table.join(pd.DataFrame(map(learner_details, predictions)))
     write_table(path, table)
 
 
-def _learner_details(prediction: PatientPrediction) -> dict[str, float]:
+def learner_details(prediction: PatientPrediction) -> dict[str, float]:
+    """Return the share of each learner of a stack in the logit, -1 to 1, by name of the column."""
     shares = prediction.learner_shares
     return {f"logit_share_{learner_key(name)}": share for name, share in shares.items()}
 
@@ -230,15 +233,8 @@ def typicality_details(prediction: PatientPrediction) -> dict[str, object]:
 
 def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
     """Return notes on what limits the prediction sets of a run at a coverage."""
-    undersized = bundle.sets.conformal.undersized(coverage)
-    if undersized.any():
-        names = ", ".join(np.array(bundle.classes)[undersized])
-        note = (
-            f"note: at a coverage of {coverage:g} a class needs {min_calibration_size(coverage)} "
-            f"training patients to be ruled out, and there are fewer of {names}: every set holds "
-            "all classes"
-        )
-        return (note,)
+    if few := undersized_caveats(bundle.sets.conformal, bundle.classes, coverage):
+        return few
     if bundle.guaranteed_coverage(coverage) is None:
         why = (
             "the run's folds were made by centre"
@@ -249,6 +245,22 @@ def set_caveats(bundle: ModelBundle, coverage: float) -> tuple[str, ...]:
         )
         return (f"note: {why}: no coverage of prediction sets is guaranteed",)
     return ()
+
+
+def undersized_caveats(
+    conformal: CrossConformal, classes: Sequence[str], coverage: float
+) -> tuple[str, ...]:
+    """Return a note on classes with too few training patients to be ruled out, if there are any."""
+    undersized = conformal.undersized(coverage)
+    if not undersized.any():
+        return ()
+    names = ", ".join(np.array(classes)[undersized])
+    note = (
+        f"note: at a coverage of {coverage:g} a class needs {min_calibration_size(coverage)} "
+        f"training patients to be ruled out, and there are fewer of {names}: every set holds "
+        "all classes"
+    )
+    return (note,)
 
 
 def _unlike_caveat(

@@ -94,6 +94,9 @@ class PatientPrediction:
     logits
         Mean logits of the heads before calibration, shape (classes,), of a stack (learners,
         classes); None without tiles.
+    set_logits
+        Logits that prediction sets compare, by fold, shape (folds, classes); None without tiles and
+        for patients that were used in training.
     """
 
     patient_id: str
@@ -116,6 +119,7 @@ class PatientPrediction:
     typicality: PatientTypicality | None = None
     learner_parts: Mapping[str, Floats] = field(default_factory=dict)
     logits: Floats | None = None
+    set_logits: Floats | None = None
 
     @property
     def learner_shares(self) -> dict[str, float]:
@@ -286,6 +290,7 @@ def _predict(
     nonempty = {slide_id: bag for slide_id, bag in bags.items() if len(bag.features)}
     members, probabilities, share, prediction_set = prior[None], prior, {}, bundle.classes
     typicality, confidence, learner_parts, mean_logits = None, 0.0, {}, None
+    set_logits: Floats | None = None
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
         tiles = np.concatenate([bag.features for bag in nonempty.values()])
@@ -309,8 +314,10 @@ def _predict(
             probabilities = bound_probabilities(probabilities[None], n_patients)[0]
             members = bound_probabilities(members, n_patients)
         # Patients that were used in training have no valid set: it would be too confident.
-        if not matched and not used_for_whitening and not is_unlike:
-            kept = bundle.sets.predict_set(tiles, coverage=coverage, covariates=patient.covariates)
+        if not matched and not used_for_whitening:
+            set_logits = bundle.sets.fold_logits(tiles, covariates=patient.covariates)
+        if set_logits is not None and not is_unlike:
+            kept = bundle.sets.predict_set(set_logits, coverage=coverage)
             prediction_set = tuple(
                 name for name, is_kept in zip(bundle.classes, kept, strict=True) if is_kept
             )
@@ -334,6 +341,7 @@ def _predict(
         typicality=typicality,
         learner_parts=learner_parts,
         logits=mean_logits,
+        set_logits=set_logits,
         problems=problems,
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file, save
@@ -26,10 +26,17 @@ from mil.heads.storage import heads_from_state_dict, heads_to_state_dict
 from mil.inference.conformal import CrossConformal
 from mil.training.cross_validation import OutOfFoldPredictions
 
-__all__ = ["PredictionSets", "fit_sets", "read_sets", "write_sets"]
+__all__ = ["HeldOut", "PredictionSets", "fit_sets", "read_sets", "write_sets"]
 
 _HEADS, _BASE = "fold_heads.safetensors", "fold_base_learners.safetensors"
 _CONFORMAL = "sets.json"
+
+
+class HeldOut(NamedTuple):
+    """Fold that held a patient out, and the logits by that fold's learners, shape (classes,)."""
+
+    fold: int
+    logits: Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +47,8 @@ class PredictionSets:
     Sets of a stack have ``base_learners`` and a calibrator per fold, which were all fitted on
     patients of other folds; ``weights_are_nested`` is whether the logits that the calibrators were
     fitted on are, too, of heads trained without the fold's patients. With covariates there is a
-    model of them per fold in ``covariates``.
+    model of them per fold in ``covariates``. ``held_out`` has the patients whose scores
+    ``conformal`` holds, by id, from which runs are combined; it is empty in earlier runs.
     """
 
     heads: tuple[tuple[Head, ...], ...]
@@ -49,18 +57,14 @@ class PredictionSets:
     calibrators: tuple[Calibrator, ...] = ()
     weights_are_nested: bool = True
     covariates: tuple[CovariateModel, ...] = ()
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
 
-    def predict_set(
-        self, tiles: Features, *, coverage: float, covariates: Sequence[str] = ()
-    ) -> Bools:
-        """Return which classes cannot be ruled out, shape (classes,), from tiles (tiles, dim).
+    def predict_set(self, fold_logits: Floats, *, coverage: float) -> Bools:
+        """Return which classes cannot be ruled out, shape (classes,).
 
-        ``coverage`` is above 0 and below 1, and there is at least one tile; ``covariates`` are the
-        patient's cells.
+        ``fold_logits`` are of :meth:`fold_logits`; ``coverage`` is above 0 and below 1.
         """
-        logits = self.fold_logits(tiles, covariates=covariates)
-        kept = self.conformal.sets(logits[:, None], coverage=coverage)
-        return np.asarray(kept[0])
+        return np.asarray(self.conformal.sets(fold_logits[:, None], coverage=coverage)[0])
 
     def fold_logits(self, tiles: Features, *, covariates: Sequence[str] = ()) -> Floats:
         """Return the logits that sets compare, by fold, shape (folds, classes).
@@ -118,6 +122,10 @@ def fit_sets(
         covariates=tuple(oof.covariates[0, index] for index in range(n_folds))
         if oof.covariates
         else (),
+        held_out={
+            name: HeldOut(int(fold), own)
+            for name, fold, own in zip(oof.patient_ids, oof.fold[0], logits, strict=True)
+        },
     )
 
 
@@ -144,6 +152,10 @@ def write_sets(folder: Path, sets: PredictionSets, *, classes: Sequence[str]) ->
         described["weights_are_nested"] = sets.weights_are_nested
     if sets.covariates:
         described["covariates"] = [model.as_dict() for model in sets.covariates]
+    if sets.held_out:
+        described["held_out"] = {
+            name: [fold, *logits.tolist()] for name, (fold, logits) in sets.held_out.items()
+        }
     with atomic_write(folder / _CONFORMAL) as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -163,8 +175,14 @@ def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) 
         heads_from_state_dict(own, name=head_kind(head), n_heads=n_heads, n_classes=n_classes)
         for own in _read_tensors(folder / _HEADS, n_folds)
     )
+    held_out = {
+        name: HeldOut(int(fold), np.array(logits, np.float64))
+        for name, (fold, *logits) in described.get("held_out", {}).items()
+    }
+    if any(not 0 <= fold < n_folds or len(own) != n_classes for fold, own in held_out.values()):
+        raise ValueError("held-out patients of other folds or classes")
     if head != STACK:
-        return PredictionSets(heads=ensembles, conformal=conformal)
+        return PredictionSets(heads=ensembles, conformal=conformal, held_out=held_out)
     calibrators = tuple(calibrator_from_dict(values) for values in described["calibrators"])
     covariates = tuple(
         CovariateModel.from_dict(values, n_classes=n_classes)
@@ -185,6 +203,7 @@ def read_sets(folder: Path, *, classes: Sequence[str], head: str, n_heads: int) 
         calibrators=calibrators,
         weights_are_nested=described["weights_are_nested"] is True,
         covariates=covariates,
+        held_out=held_out,
     )
 
 

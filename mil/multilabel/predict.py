@@ -13,7 +13,7 @@ from features.bags.store import open_bags
 from features.utils.tables import write_table
 from mil.arrays import Floats
 from mil.data.cohort import Cohort
-from mil.inference.output import typicality_details
+from mil.inference.output import learner_details, typicality_details
 from mil.inference.predict import PatientPrediction, predict
 from mil.multilabel.train import MultiLabelBundle
 
@@ -76,6 +76,8 @@ def write_label_predictions(path: Path, predictions: Predictions) -> None:
 def write_label_details(path: Path, predictions: Predictions) -> None:
     """Write status, slides, tiles, training overlap and spread, shape (patients, columns).
 
+    Of stacks, ``logit_share_<learner>_<label>`` is the share of a learner in the logit.
+
     Raises
     ------
     OutputError
@@ -95,6 +97,10 @@ def write_label_details(path: Path, predictions: Predictions) -> None:
             for column, read in _COLUMNS.items()
         },
     })  # fmt: skip
+    for name, own in predictions.items():
+        if any(p.learner_parts for p in own):
+            shares = pd.DataFrame(map(learner_details, own))
+            table = table.join(shares.add_suffix(f"_{name}"))
     if any(p.typicality is not None for p in first):
         table = table.join(pd.DataFrame(map(typicality_details, first)))
     write_table(path, table)

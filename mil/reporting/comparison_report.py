@@ -19,6 +19,7 @@ from mil.comparison.agreement import (
 from mil.comparison.differences import LEVEL, METRICS, Comparison
 from mil.comparison.models import AlignedModels
 from mil.evaluation.metrics import Interval
+from mil.inference.conformal import COVERAGE
 from mil.reporting.figures import (
     CHANCE_COLOUR,
     EmbeddedImage,
@@ -43,11 +44,18 @@ _ROW_IN = 0.27
 
 
 def write_comparison(
-    path: Path, comparison: Comparison, *, weights: Mapping[str, float] | None = None
+    path: Path,
+    comparison: Comparison,
+    *,
+    weights: Mapping[str, float] | None = None,
+    recalibration: Table | None = None,
+    guaranteed: Mapping[str, float] | None = None,
 ) -> None:
     """Write the page of a comparison; probabilities have shape (repeats, patients, classes).
 
-    ``weights`` are those of a combination that is compared with its members, by name.
+    ``weights`` are those of a combination that is compared with its members, by name, and
+    ``guaranteed`` the coverage of its prediction sets by class, if any; ``recalibration`` shows
+    what a recalibrated run, which is compared with the run before, has fitted.
 
     Raises
     ------
@@ -61,6 +69,15 @@ def write_comparison(
     pairs = list(combinations(range(len(models.models)), 2))
     html = render(
         "compare.html",
+        title="A combination and its parts"
+        if weights
+        else "A run before and after its recalibration"
+        if recalibration
+        else f"{len(models.models)} models compared",
+        recalibration=recalibration,
+        guaranteed=guaranteed
+        and ", ".join(f"{name} {share:.2f}" for name, share in guaranteed.items()),
+        coverage=COVERAGE,
         models=models,
         weights=weights
         and Table(

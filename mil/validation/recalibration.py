@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from features.bags.store import open_bags
 from features.utils.files import atomic_folder, atomic_write
-from features.utils.tables import write_table
 from features.utils.text import pluralize
 from mil.arrays import Floats, Ints
 from mil.calibration import Calibrator, PlattScaling, clipped_log, cross_fit
@@ -26,16 +24,12 @@ from mil.errors import CohortError
 from mil.evaluation.abstention import choose_abstention
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
+from mil.evaluation.run_predictions import write_held_out_predictions
 from mil.inference.assembly import as_training_slide
-from mil.inference.bundle import (
-    ModelBundle,
-    load_bundle,
-    save_bundle,
-    write_json,
-)
+from mil.inference.bundle import ModelBundle, load_bundle, save_bundle, write_json
 from mil.inference.conformal import COVERAGE, CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction, predict
-from mil.inference.prediction_sets import PredictionSets
+from mil.inference.prediction_sets import HeldOut, PredictionSets
 from mil.validation.external import check_labels, reason_to_leave_out
 
 __all__ = ["N_FOLDS", "N_REPEATS", "RecalibrationSummary", "recalibrate"]
@@ -148,8 +142,8 @@ def recalibrate(
     slides = load_patient_bags(local, open_bags(Path(bags)))
     groups = group_ids(local.patient_ids, slides.linked_patients())
     folds = _draw_folds(labels, groups, seed=seed)
-    repeated = np.broadcast_to(clipped_log(before), (N_REPEATS, *before.shape))
-    after = cross_fit(repeated, labels, folds, calibrator="platt", groups=groups)
+    repeated = np.broadcast_to(before, (N_REPEATS, *before.shape))
+    after = cross_fit(clipped_log(repeated), labels, folds, calibrator="platt", groups=groups)
     fitted = PlattScaling().fit(clipped_log(before), labels)
     options = {"n_resamples": n_resamples, "seed": seed}
     summary = RecalibrationSummary(
@@ -167,7 +161,7 @@ def recalibrate(
         path=run_dir,
         calibrator=recalibrated(bundle.calibrator, fitted),
         view_calibrator=_recalibrate_views(bundle, local, bags, labels),
-        sets=_local_sets(bundle, logits, labels),
+        sets=_local_sets(bundle, logits, labels, local.patient_ids),
         abstention=choose_abstention(after[0], labels, folds[0], groups=groups),
         # With these the local patients are known again by content.
         training_slides=(*bundle.training_slides, *map(as_training_slide, slides.slides)),
@@ -182,7 +176,12 @@ def recalibrate(
     with atomic_folder(run_dir) as temporary:
         scores = {"calibrated": _plain(summary.after), "before": _plain(summary.before)}
         write_json(temporary / "scores.json", {"kind": "recalibrated", **scores})
-        _write_judged(temporary / "judged.csv", local, bundle.classes, folds, before, after)
+        write_held_out_predictions(
+            temporary,
+            {"calibrated": after, "raw": repeated},
+            classes=bundle.classes, patient_ids=local.patient_ids, labels=labels,
+            centres=[p.center_id or "" for p in local.patients], fold=folds,
+        )  # fmt: skip
         write_json(temporary / "recalibration.json", {**summary.as_dict(), "run": run_dir.name})
         _write_card(temporary / "MODEL_CARD.md", Path(run), summary, cohort)
         save_bundle(replace(made, path=temporary))
@@ -229,23 +228,23 @@ def _recalibrate_views(
     return recalibrated(bundle.view_calibrator, PlattScaling().fit(clipped_log(proba), labels))
 
 
-def _local_sets(bundle: ModelBundle, logits: Floats, labels: Ints) -> PredictionSets:
+def _local_sets(
+    bundle: ModelBundle, logits: Floats, labels: Ints, patient_ids: Sequence[str]
+) -> PredictionSets:
     """Return the sets of the deployed ensemble, whose one fold tested the local patients.
 
     Those of a single head stand on its raw logits, those of a stack on its calibrated ones.
     """
+    is_stack = bundle.base_learners is not None
+    compared = clipped_log(bundle.calibrator.predict_proba(logits)) if is_stack else logits
     one_fold = np.zeros(len(labels), np.int64)
-    if bundle.base_learners is None:
-        return PredictionSets(
-            heads=(bundle.heads,), conformal=CrossConformal.fit(logits, labels, one_fold)
-        )
-    calibrated = clipped_log(bundle.calibrator.predict_proba(logits))
     return PredictionSets(
         heads=(bundle.heads,),
-        conformal=CrossConformal.fit(calibrated, labels, one_fold),
-        base_learners=(bundle.base_learners,),
-        calibrators=(bundle.calibrator,),
+        conformal=CrossConformal.fit(compared, labels, one_fold),
+        base_learners=() if bundle.base_learners is None else (bundle.base_learners,),
+        calibrators=(bundle.calibrator,) if is_stack else (),
         covariates=() if bundle.covariates is None else (bundle.covariates,),
+        held_out={n: HeldOut(0, own) for n, own in zip(patient_ids, compared, strict=True)},
     )
 
 
@@ -271,25 +270,6 @@ def _name_both(
         "cohort_sha256": hashlib.sha256(cohort.path.read_bytes()).hexdigest(),
         "class_counts": dict(zip(classes, counts, strict=True)),
     }
-
-
-def _write_judged(
-    path: Path, local: Cohort, classes: Sequence[str], folds: Ints, before: Floats, after: Floats
-) -> None:
-    """Write the cross-fitted predictions of the local patients, as ``mil compare`` reads them."""
-    of_repeats = []
-    for repeat, fold in enumerate(folds):
-        columns: dict[str, object] = {
-            "repeat": repeat,
-            "fold": fold,
-            "patient_id": local.patient_ids,
-            "label": [str(p.label) for p in local.patients],
-            "center_id": [p.center_id or "" for p in local.patients],
-        }
-        for kind, proba in (("calibrated", after[repeat]), ("raw", before)):
-            columns |= {f"{kind}_{n}": proba[:, index] for index, n in enumerate(classes)}
-        of_repeats.append(pd.DataFrame(columns))
-    write_table(path, pd.concat(of_repeats))
 
 
 def _write_card(path: Path, run: Path, summary: RecalibrationSummary, cohort: Cohort) -> None:

@@ -3,20 +3,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import log_softmax
 
 from features.bags.h5 import find_bags
 from mil.calibration import clipped_log
 from mil.combination.bundle import load_combination
+from mil.combination.predict import combination_caveats, predict_combination
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.covariates import with_covariates
 from mil.inference.bundle import load_bundle
+from mil.inference.part_digests import hash_description, hash_file
+from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
@@ -176,3 +181,74 @@ def test_a_run_with_covariates_reads_them_in_a_combination_too(world: Path, tmp_
     refused = mil("infer", *options, "--patients", tmp_path / "no.csv")
     assert refused.exit_code == 1
     assert "sex" in refused.output
+
+
+def test_sets_are_those_of_the_folds_and_keep_the_guarantee_of_the_runs(world: Path) -> None:
+    model = load_combination(world / "runs" / "all")
+    members = list(model.members.values())
+    assert model.guaranteed_coverage(0.8) == members[0].guaranteed_coverage(0.8)
+    assert model.coverage_of_most_cohorts(0.8) == members[0].coverage_of_most_cohorts(0.8)
+    # By hand: the mean log probability of the learners of each fold, against held-out patients.
+    cohort = read_cohort(world / "new.csv", labelled=True)
+    by_run = [predict(m, cohort, world / "bags" / name) for name, m in model.members.items()]
+    held_out = [member.sets.held_out for member in members]
+    labels = dict(zip(*(pd.read_csv(world / "train.csv", dtype=str)[c]
+                        for c in ("patient_id", "label")), strict=True))  # fmt: skip
+    refs = {name: find_bags(world / "bags" / name) for name in "ab"}
+    for row, one in enumerate(predict_combination(model, cohort, refs, coverage=0.8)):
+        if one.unlike_training:
+            continue
+        new = log_softmax([of[row].set_logits for of in by_run], axis=-1).mean(axis=0)
+        for index, name in enumerate(model.classes):
+            higher, n_patients = 1, 1
+            for patient, (fold, _) in held_out[0].items():
+                if labels[patient] == name:
+                    own = log_softmax([of[patient].logits for of in held_out], axis=-1).mean(axis=0)
+                    higher += own[index] <= new[fold, index]
+                    n_patients += 1
+            assert (name in one.prediction_set) == (higher / n_patients > 0.2)
+
+
+def test_runs_of_earlier_versions_are_combined_without_a_guarantee(
+    world: Path, tmp_path: Path
+) -> None:
+    for name in "ab":
+        shutil.copytree(world / "runs" / name, tmp_path / name)
+        sets = tmp_path / name / "sets.json"
+        described = json.loads(sets.read_text())
+        del described["held_out"]
+        sets.write_text(json.dumps(described))
+        model = json.loads((tmp_path / name / "model.json").read_text())
+        model["parts_sha256"]["sets.json"] = hash_file(sets)
+        model["sha256"] = hash_description(model)
+        (tmp_path / name / "model.json").write_text(json.dumps(model))
+    mil_ok("combine", tmp_path / "a", tmp_path / "b", "--run", tmp_path / "all")
+    result = mil("infer", "--run", tmp_path / "all", "--patients", world / "new.csv", "--bags",
+                 world / "bags", "--out", tmp_path / "out.csv")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "no coverage of prediction sets is guaranteed" in result.output
+    assert "guaranteed on average" not in result.output
+    assert load_combination(tmp_path / "all").guaranteed_coverage(0.9) is None
+
+
+def test_the_page_of_a_combination_is_drawn_again(world: Path) -> None:
+    page = world / "runs" / "all" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert "Report written" in mil_ok("report", world / "runs" / "all").output
+    assert page.read_bytes() == before
+    assert "they are guaranteed to hold the class" in before.decode()
+
+
+def test_a_run_that_guarantees_nothing_is_named(world: Path) -> None:
+    model = load_combination(world / "runs" / "all")
+    assert combination_caveats(model, 0.9) == ()
+    by_centre = replace(
+        model.members["b"], settings={**model.members["b"].settings, "by": "centre"}
+    )
+    model = replace(model, members={**model.members, "b": by_centre})
+    assert model.guaranteed_coverage(0.9) is None
+    (note,) = combination_caveats(model, 0.9)
+    assert "folds were made by centre" in note
+    assert "(run b)" in note
+    assert "needs 99 training patients" in combination_caveats(model, 0.99)[0]

@@ -17,6 +17,7 @@ from mil.data.covariates import with_covariates
 from mil.data.splits import make_folds
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
+from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
 from tests.fakes import write_cohort
 
@@ -158,9 +159,49 @@ def test_covariates_go_with_every_kind_of_training(
            tmp_path / "a" / "run", "--out", tmp_path / "out.csv")  # fmt: skip
     proba = pd.read_csv(tmp_path / "out.csv").iloc[:, 1:].to_numpy()
     assert np.isfinite(proba).all()
+    share = "logit_share_covariates" + ("_LAA_yes" if "--labels" in options else "")
+    assert pd.read_csv(tmp_path / "out.details.csv")[share].abs().between(0, 1).all()
+
+
+def test_a_training_with_covariates_that_is_interrupted_goes_on_to_the_same_bytes(
+    world: Path, tmp_path: Path
+) -> None:
+    cohort = with_covariates(read_cohort(world / "train.csv", labelled=True), NAMES)
+    options = {"config": TrainConfig(n_members=1, fixed_steps=1), "n_folds": 3, "report": False}
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total - 2:
+            raise KeyboardInterrupt
+
+    bags = load_patient_bags(cohort, bags_of(world))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(cohort, bags, tmp_path / "a" / "run", on_head=interrupt, **options)
+    heads: list[int] = []
+    for name in "ab":
+        train_run(cohort, bags, tmp_path / name / "run",
+                  on_head=lambda done, total: heads.append(done), **options)  # fmt: skip
+    assert files_of(tmp_path / "a" / "run") == files_of(tmp_path / "b" / "run")
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
 
 
 def test_pages_of_tiles_do_without_clinical_data_and_say_so(world: Path, tmp_path: Path) -> None:
     result = mil_ok("explain", "--slide", "000_0", "--run", world / "run", "--bags", world / "bags",
                     "--out", tmp_path / "pages")  # fmt: skip
     assert "age is missing for 1 patient" in " ".join(result.output.split())
+
+
+def test_a_column_that_is_the_same_in_a_fold_is_named(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "train.csv", dtype=str)
+    table["smoker"] = "no"
+    table.loc[[0, 2], "smoker"] = "yes"  # of one centre
+    table.loc[[0, 2], "center_id"] = "c"
+    table.loc[[1, 3], "center_id"] = "c"
+    table.to_csv(tmp_path / "train.csv", index=False)
+    result = mil_ok("train", "--cohort", tmp_path / "train.csv", "--bags", world / "bags", "--run",
+                    tmp_path / "run", "--covariates", "smoker", "--by", "centre",
+                    *QUICK[:4])  # fmt: skip
+    said = " ".join(result.output.split())
+    assert "covariate 'smoker' is the same for all training patients of fold" in said

@@ -96,6 +96,11 @@ def test_a_run_is_recalibrated_on_local_patients_and_knows_them_again(world: Pat
             np.log(old.calibrator.predict_proba(one.logits[None]))
         )
         assert np.allclose(new.calibrator.predict_proba(other.logits[None]), expected)
+    page = (local / "report.html").read_bytes()
+    assert "before and after its recalibration" in page.decode()
+    (local / "report.html").unlink()
+    mil_ok("report", local)
+    assert (local / "report.html").read_bytes() == page
     again = mil("recalibrate", local, *options)
     assert again.exit_code == 1
     assert "not empty" in again.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,22 @@ def test_a_damaged_list_of_labels_is_one_line(world: Path, tmp_path: Path) -> No
         result = mil("infer", "--run", tmp_path, "--patients", world / "scans.csv")
         assert result.exit_code == 1
         assert "labels.json" in result.output
+
+
+@pytest.mark.ci
+def test_runs_of_one_label_are_combined_and_those_of_several_refused(
+    world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "run" / "labels" / "any", tmp_path / "again")
+    one = world / "run" / "labels" / "any"
+    mil_ok("combine", one, tmp_path / "again", "--run", tmp_path / "all")
+    for runs, words in (
+        ((world / "run", tmp_path / "again"), "a run of several labels"),
+        ((one, world / "run" / "labels" / "left"), "classes no left, left"),
+    ):
+        for command in (("combine", *runs, "--run", tmp_path / "no"), ("compare", *runs)):
+            refused = mil(*command)
+            assert refused.exit_code == 1
+            assert words in refused.output
+            assert len(refused.output.strip().splitlines()) == 1
+    assert not (tmp_path / "no").exists()

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from features.bags.h5 import read_bag, write_bag
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
+from mil.data.covariates import with_covariates
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
@@ -74,6 +76,24 @@ def test_scans_are_embedded_by_one_command(tmp_path: Path, weights: Path) -> Non
     assert "skipped" in again.output
     for secret in (PLANTED, BIRTH_DATE):
         assert secret not in result.output + again.output
+
+
+@pytest.mark.ci
+def test_runs_on_series_take_covariates_and_are_combined(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "train.csv", dtype=str)
+    table["age"] = [60 + number * 7 % 11 for number in range(N_BAGS)]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    cohort = with_covariates(read_cohort(tmp_path / "train.csv", labelled=True), ["age"])
+    paths = {f"s{n}": world / "bags" / f"s{n}.h5" for n in range(N_BAGS)}
+    train_run(
+        cohort, load_patient_bags(cohort, paths), tmp_path / "run", n_folds=2, report=False,
+        config=TrainConfig(n_members=1, n_components=8, fixed_steps=2),
+    )  # fmt: skip
+    mil_ok("combine", tmp_path / "run", world / "run", "--run", tmp_path / "all")
+    table[:4].drop(columns="label").to_csv(tmp_path / "new.csv", index=False)
+    mil_ok("infer", "--run", tmp_path / "all", "--patients", tmp_path / "new.csv", "--bags",
+           world / "bags", "--out", tmp_path / "out.csv")  # fmt: skip
+    assert pd.read_csv(tmp_path / "out.details.csv")["seen_in_training"].all()
 
 
 def test_slides_and_series_do_not_go_together(tmp_path: Path) -> None:

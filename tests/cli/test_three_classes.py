@@ -123,3 +123,24 @@ def test_three_classes_are_trained_with_each_calibrator_and_retired_ones_refused
 def test_every_head_is_offered_by_the_command() -> None:
     words = " ".join(mil("train", "--help").output.split())
     assert [name for name in head_names() if name not in words] == []
+
+
+def test_three_classes_are_compared_combined_and_evaluated(world: Path, tmp_path: Path) -> None:
+    runs = [world / "gated", world / "additive"]
+    compared = json.loads(mil_ok("compare", *runs, "--out", tmp_path / "c.html", "--json").stdout)
+    assert compared["n_patients"] == 48
+    mil_ok("combine", *runs, "--run", tmp_path / "all")
+    (tmp_path / "new").mkdir()
+    rows = ["slide_id,patient_id,label"]
+    for number in range(18):
+        bag = make_bag(f"n{number}", n_tiles=6, dim=16, seed=2)
+        bag.features[:, number % 3] += np.float16(1.2)
+        write_bag(tmp_path / "new" / f"n{number}.h5", bag)
+        rows.append(f"n{number},n{number},{CLASSES[number % 3]}")
+    (tmp_path / "new.csv").write_text("\n".join(rows))
+    data = json.loads(
+        mil_ok("evaluate", tmp_path / "all", "--cohort", tmp_path / "new.csv", "--bags",
+               tmp_path / "new", "--out", tmp_path / "e.html", "--json").stdout
+    )  # fmt: skip
+    assert data["priors"]["balanced"]["weighted_log_loss"]["value"] < 0.8
+    assert all(0 < one["guaranteed"] < 1 for one in data["sets"])

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.errors import TableError
-from features.utils.tables import read_table, write_table
+from features.utils.tables import read_table
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.errors import RunError
+from mil.evaluation.run_predictions import write_held_out_predictions
 from mil.inference.bundle import write_json
 from mil.training.cross_validation import OutOfFoldPredictions
 
@@ -141,22 +142,13 @@ def write_report_data(folder: Path, data: ReportData) -> None:
     OutputError
         If a file cannot be written.
     """
-    of_repeats = []
-    for repeat, fold in enumerate(data.fold):
-        rows: dict[str, object] = {
-            "repeat": repeat,
-            "fold": fold,
-            "patient_id": data.patient_ids,
-            "label": [data.classes[label] for label in data.labels],
-            "center_id": data.centres,
-            "n_slides": data.n_slides,
-            "n_tiles": data.n_tiles,
-        }
-        for kind, values in data.proba.items():
-            for index, name in enumerate(data.classes):
-                rows[f"{_NESTED_KINDS[kind]}_{name}"] = values[repeat, :, index]
-        of_repeats.append(pd.DataFrame(rows))
-    write_table(folder / "judged.csv", pd.concat(of_repeats))
+    write_held_out_predictions(
+        folder,
+        {_NESTED_KINDS[kind]: values for kind, values in data.proba.items()},
+        classes=data.classes, patient_ids=data.patient_ids, labels=data.labels,
+        centres=data.centres, fold=data.fold,
+        more={"n_slides": data.n_slides, "n_tiles": data.n_tiles},
+    )  # fmt: skip
     write_json(
         folder / "notes.json",
         {

@@ -15,6 +15,7 @@ COLUMNS = {
     "age": lambda i: str(50 + i * 13 % 37),
     "answer": lambda i: ["no", "yes"][i % 2],
     "empty": lambda i: "",
+    "outcome": lambda i: ["", str(i)][i % 2],
 }
 
 
@@ -28,6 +29,7 @@ COLUMNS = {
         ("age", []),
         ("answer", ["covariate_refused"]),
         ("empty", ["covariate_refused"]),
+        ("outcome", ["covariate_refused"]),
     ],
 )
 def test_columns_that_stand_for_the_centre_or_the_label_are_found(

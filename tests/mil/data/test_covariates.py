@@ -75,6 +75,33 @@ def test_a_thousand_categories_are_counted(tmp_path: Path) -> None:
         check_covariates(read(path))
 
 
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["no", "yes"], "right for 59 of 60 patients: is it the label?"),
+        (["1", "2"], "right for 59 of 60 patients: is it the label?"),
+        (["9", "2"], "right for 59 of 60 patients: is it the label?"),
+        (["no", "yes", "no", "no"], ""),
+        (["5", "2", "1", "9"], ""),
+    ],
+)
+def test_a_copy_of_the_label_with_a_correction_is_noted(
+    tmp_path: Path, cells: list[str], said: str
+) -> None:
+    every = (cells * 60)[:60]
+    every[0] = every[1]
+    notes = check_covariates(read(table(tmp_path, every, n=60)))
+    assert [said in note for note in notes] == [True] * bool(said)
+
+
+@pytest.mark.parametrize("cells", [["61", ""], ["", "yes"], ["", "1", "NA", "2"]])
+def test_cells_that_are_missing_for_one_class_alone_are_refused(
+    tmp_path: Path, cells: list[str]
+) -> None:
+    with pytest.raises(MilError, match=r"missing for all patients of [ab], and for no others"):
+        check_covariates(read(table(tmp_path, cells)))
+
+
 def test_few_patients_told_apart_are_noted_not_refused(tmp_path: Path) -> None:
     (note,) = check_covariates(read(table(tmp_path, ["1", "2", "0", "3"], n=8)))
     assert "is it the label?" in note

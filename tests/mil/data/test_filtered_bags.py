@@ -302,7 +302,7 @@ def test_sets_of_a_run_with_a_filter_are_of_the_tiles_left_and_without_a_guarant
     )  # fmt: skip
     left = run.apply_filter(read_bag(tmp_path / "new_0.h5")).features
     assert len(left) < len(bag.features)
-    kept = run.sets.predict_set(left, coverage=0.6)
+    kept = run.sets.predict_set(run.sets.fold_logits(left), coverage=0.6)
     assert prediction.prediction_set == tuple(np.array(run.classes)[kept])
 
 

@@ -122,7 +122,7 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
         tiles = load_patient_bags(
             read_cohort(world / "test.csv", labelled=False), find_bags(world / "bags")
         ).features[prediction.patient_id]
-        left = run.sets.predict_set(tiles, coverage=0.6)
+        left = run.sets.predict_set(run.sets.fold_logits(tiles), coverage=0.6)
         names = [name for name, is_left in zip(run.classes, left, strict=True) if is_left]
         assert cell == ("|".join(names) or "(none)")
 

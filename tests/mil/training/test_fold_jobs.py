@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -13,6 +16,7 @@ from features.bags.h5 import find_bags
 from features.parallel.base import Executor
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
+from mil.data.covariates import with_covariates
 from mil.data.splits import make_folds
 from mil.errors import RunError
 from mil.training import fold_jobs
@@ -38,9 +42,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(
-    table: Path, run: Path, executor: ExecutorFactory, *, n_heads: list[int], nested: bool = False
+    table: Path,
+    run: Path,
+    executor: ExecutorFactory,
+    *,
+    n_heads: list[int],
+    nested: bool = False,
+    covariates: Sequence[str] = (),
 ) -> None:
-    cohort = read_cohort(table, labelled=True)
+    cohort = with_covariates(read_cohort(table, labelled=True), covariates)
     train_run(
         cohort, load_patient_bags(cohort, find_bags(table.parent / "bags")), run, n_folds=3,
         n_repeats=2, seed=1, config=SETTINGS, nested=nested, executor=executor,
@@ -135,6 +145,11 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mil-slides[ray]'")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     notes: list[str] = []
+    options: dict[str, Any] = {"nested": True, "covariates": ["age"]}
+    with_age = pd.read_csv(table, dtype=str)
+    with_age["age"] = [60 + number * 7 % 11 for number in range(len(with_age))]
+    with_age.to_csv(table.with_name("with-age.csv"), index=False)
+    table = table.with_name("with-age.csv")
 
     class Counting(list[int]):
         def append(self, done: int) -> None:
@@ -142,11 +157,11 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
                 _kill_an_actor()
             super().append(done)
 
-    fit(table, tmp_path / "local" / "run", local_fold_executor, n_heads=[], nested=True)
+    fit(table, tmp_path / "local" / "run", local_fold_executor, n_heads=[], **options)
     on_ray = partial(ray_fold_executor, address=None, device="cpu", on_warning=notes.append)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        fit(table, tmp_path / "ray" / "run", on_ray, n_heads=Counting(), nested=True)
+        fit(table, tmp_path / "ray" / "run", on_ray, n_heads=Counting(), **options)
     finally:
         ray.shutdown()
     assert files_of(tmp_path / "ray" / "run") == files_of(tmp_path / "local" / "run")
