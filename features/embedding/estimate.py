@@ -13,12 +13,14 @@ import numpy as np
 from features.embedding.config import EmbedConfig
 from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import SlideSource, buffer_tiles
+from features.embedding.worker import n_opened_ahead
 from features.encoders.encoder import Encoder
 from features.encoders.runtime import parse_execution
 from features.encoders.runtime_selection import RuntimeForecast, forecast_selection
 from features.parallel.devices import choose_device
 from features.slides.base import RgbArray
 from features.tiling.slide_tiles import SlideTiles
+from features.utils.hardware import CPU_COUNT
 
 __all__ = ["Estimate", "estimate_embedding"]
 
@@ -49,7 +51,7 @@ class Estimate:
     selection_s
         Expected time to choose and to start the ``runtime`` of the encoder, seconds.
     segmentation_s
-        Expected time to open all slides and segment their tissue, seconds.
+        Expected time to open all slides and segment their tissue, several at a time, seconds.
     decode_tiles_per_s
         Tiles read, resampled, checked and augmented per second by all threads; NaN without tiles.
     backbone_tiles_per_s
@@ -107,18 +109,20 @@ def estimate_embedding(
     sample = sample_slides(sources, on_tiles=measure)
     decode, plain = rates
     forecast = _forecast(config, recorded, sample, encoder, plain, startup_s=startup_s)
-    segmentation_s = sample.open_s * len(sources)
+    segmentation_s = sample.open_s * len(sources) / min(CPU_COUNT, n_opened_ahead(config.n_threads))
     on_cpu = encoder.device.type == "cpu"
-    embed_s = 0.0
+    embed_s = segmentation_s
     if sample.n_tiles:
-        # The encoder gets whole batches; on a CPU, decoding and encoding share the cores.
+        # The encoder gets whole batches; on a CPU, it shares the cores with all that comes before.
         n_views = 1 + config.views.n_views
         n_batches = math.ceil(sample.n_tiles * n_views / config.batch_tiles)
         encode_s = n_batches * config.batch_tiles / n_views / forecast.tiles_per_s
-        seconds = [sample.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s]
+        seconds = [
+            segmentation_s + sample.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s
+        ]  # fmt: skip
         embed_s = sum(seconds) if on_cpu else max(seconds)
     total_s = (
-        startup_s + sample.open_s * sample.n_sampled + forecast.start_s + segmentation_s + embed_s
+        startup_s + sample.open_s * sample.n_sampled + forecast.start_s + embed_s
         + _BAG_S * len(sources)
     )  # fmt: skip
     n_values = sample.n_tiles * (1 + config.views.n_views) * encoder.dim
@@ -172,6 +176,7 @@ def _forecast(
     return forecast_selection(
         runtime, tiles_per_s=tiles_per_s, batch_tiles=config.batch_tiles,
         n_tiles_expected=sample.n_tiles, device=encoder.device, startup_s=startup_s,
+        is_cached=encoder.has_export(config.batch_tiles),
     )  # fmt: skip
 
 

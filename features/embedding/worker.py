@@ -36,6 +36,7 @@ __all__ = [
     "StagesTimed",
     "TilesDone",
     "WorkerInfo",
+    "n_opened_ahead",
 ]
 
 _MOST_AHEAD = 4
@@ -109,6 +110,11 @@ class _OpenSource:
     started: float
 
 
+def n_opened_ahead(n_threads: int) -> int:
+    """Return how many slides are opened at a time: 2 at least, as one core finds much of tissue."""
+    return min(_MOST_AHEAD, max(2, n_threads // _CORES_PER_OPENED))
+
+
 class EmbeddingWorker:
     """Worker that writes bags to a folder, which several workers may share.
 
@@ -175,10 +181,9 @@ class _WorkerRun:
     def buffers(self) -> Iterator[SlideBuffer[Any]]:
         """Open sources, the next ones while this one is read; runs in the reading thread.
 
-        At least two at a time: much of finding tissue runs on one core, and the tissue of a large
-        slide must not be awaited when several small ones come before it.
+        The tissue of a large slide must not be awaited when several small ones come before it.
         """
-        n_ahead = min(_MOST_AHEAD, max(2, self._worker.config.n_threads // _CORES_PER_OPENED))
+        n_ahead = n_opened_ahead(self._worker.config.n_threads)
         ahead: deque[Future[_OpenSource | None]] = deque()
         with ThreadPoolExecutor(n_ahead, thread_name_prefix="opening") as pool:
             for job in self._queue.jobs():

@@ -20,6 +20,7 @@ from features.encoders.runtime import (
     Network,
     Runtime,
     compile_model,
+    has_export,
     in_parts,
     parse_execution,
     takes_any_number,
@@ -76,6 +77,9 @@ class Encoder(Protocol):
 
     def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
         """Return the runtime that the cache knows for batches of this size, or None."""
+
+    def has_export(self, batch_tiles: int) -> bool:
+        """Return whether the cache has the export to ONNX for batches of this size."""
 
     def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
         """Embed tiles, shape (n, height, width, 3) in px, uint8, as float32 of shape (n, dim)."""
@@ -166,6 +170,11 @@ class TimmEncoder(Encoder):
         """Return the runtime that the cache knows for batches of this size and the input's px."""
         side = self._preprocessing.input_px
         return StoredChoice.read(self._cache_key, (batch_tiles, 3, side, side), self.device)
+
+    def has_export(self, batch_tiles: int) -> bool:
+        """Return whether the cache has the export to ONNX for batches of this size."""
+        side = self._preprocessing.input_px
+        return has_export(self._cache_key, torch.empty((batch_tiles, 3, side, side), device="meta"))
 
     def measure(self) -> float:
         """Measure the network's throughput on a prepared batch, tiles per second."""
@@ -267,6 +276,10 @@ class ConcatEncoder(Encoder):
     def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
         """Return the runtime that the cache knows for all of them, that of the first."""
         return self._parts[0].stored_choice(batch_tiles)
+
+    def has_export(self, batch_tiles: int) -> bool:
+        """Return whether the cache has the exports of all of them."""
+        return all(part.has_export(batch_tiles) for part in self._parts)
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
         """Start to embed tiles, shape (n, height, width, 3) in px, uint8."""

@@ -64,6 +64,9 @@ _START_PER_STARTUP = {"eager": 0.0, "onnx": 1.5, "compile": 10.0}
 """Start of a runtime in units of the time from the command to a loaded network: export by ONNX took
 9.6 and 11.2 s where the start took 5.8 and 7.0 s."""
 
+_CACHED_START_PER_STARTUP = 0.35
+"""The same for an export in the cache, which is loaded and compared."""
+
 _MEASURED_S = 1.0
 
 _MOST_BATCHES = 50
@@ -287,6 +290,14 @@ def _choice_name(cache_key: str, shape: tuple[int, ...], device: torch.device) -
     return f"{runtime_cache.cache_key('choice', cache_key, shape, *where, *export_versions())}.json"
 
 
+def _starts(*, is_cached: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the assumed starts of engines, seconds, and in units of the program's own start."""
+    onnx = (
+        ({"onnx": _CACHED_START_S}, {"onnx": _CACHED_START_PER_STARTUP}) if is_cached else ({}, {})
+    )
+    return _START_S | onnx[0], _START_PER_STARTUP | onnx[1]
+
+
 def forecast_selection(
     runtime: Runtime | None,
     *,
@@ -295,6 +306,7 @@ def forecast_selection(
     n_tiles_expected: int,
     device: torch.device,
     startup_s: float,
+    is_cached: bool = False,
 ) -> RuntimeForecast:
     """Forecast what :func:`select_runtime` will choose and how long it takes, without trying it.
 
@@ -314,10 +326,13 @@ def forecast_selection(
         Device of the network.
     startup_s
         Time from the start of the program to a loaded network, seconds.
+    is_cached
+        Whether the cache has the export to ONNX.
     """
+    assumed_s, per_startup = _starts(is_cached=is_cached)
 
     def started(engine: str) -> float:
-        return _START_PER_STARTUP[engine] * startup_s
+        return per_startup[engine] * startup_s
 
     def gained(engine: str) -> float:
         gain = _EXPECTED_GAIN.get((device.type, engine), 1.0)
@@ -338,8 +353,8 @@ def forecast_selection(
         if engine == "eager" or not _is_available(engine):
             continue
         if not _may_pay_off(
-            candidate, n_tiles_expected, rate, start_s=_START_S[engine],
-            gain=_LEAST_GAIN,
+            candidate, n_tiles_expected, rate, gain=_LEAST_GAIN,
+            start_s=assumed_s[engine],
         ):  # fmt: skip
             continue
         own_rate = gained(engine)

@@ -20,11 +20,13 @@ from features.utils.text import normalize_name, strip_blanks
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["find_column", "read_table", "suggest_column", "write_table"]
+__all__ = ["column_key", "find_column", "read_table", "suggest_column", "write_table"]
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Start of a text that a spreadsheet would take for a formula, or that is escaped already."""
 _ESCAPE = "'"
+_TEXT_FORMULA = re.compile(r'="([^"]*)"')
+"""Text as a formula, by which programs keep a spreadsheet from turning ids into numbers."""
 _QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
 """A quoted cell, in which separators and line ends are text."""
 _ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
@@ -33,6 +35,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE
 """First line by which Excel is told the separator."""
 
 _MIN_SIMILARITY = 0.75
+_MOST_ABOVE = 20
+"""Rows of titles and remarks above the header, among which it is looked for."""
 _WORDS = (
     (re.compile(r"(?<=[a-z])(?=[A-Z])"), "_"),
     (re.compile(r"[\s\-.]+"), "_"),
@@ -60,10 +64,10 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV table with every cell as text, shape (rows, columns).
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept literally; an empty cell is the empty
-    string. A byte-order mark, UTF-16, Windows line ends, semicolons or tabs as separators, and the
-    line ``sep=;`` of Excel are supported. Rows and unnamed columns without any content are left
-    out, so the index of a row is its line in the file less two. White space around
-    names and cells is stripped, and so is the apostrophe with which
+    string. A byte-order mark, UTF-16, Windows line ends, semicolons, tabs or bars as separators,
+    the line ``sep=;`` of Excel and text as a formula (``="0123"``) are supported. Rows and unnamed
+    columns without any content are left out, so the index of a row is its line in the file less
+    two. White space around names and cells is stripped, and so is the apostrophe with which
     :func:`write_table` escapes formulas. Raises TableError if the file is missing, unreadable, not
     text, without rows, names a column twice, or a row has more cells than the header.
     """
@@ -73,7 +77,10 @@ def read_table(path: Path) -> pd.DataFrame:
     text = _read_text(path)
     text, n_lines_before, stated = _split_preamble(text)
     header = next(_ROW.finditer(text))[0]
-    separator = stated or max(",;\t", key=_QUOTED.sub("", header).count)
+    plain_header = _QUOTED.sub("", header)
+    separator = stated or max(",;\t", key=plain_header.count)
+    if separator not in plain_header and "|" in plain_header:
+        separator = "|"
     try:
         names = [strip_blanks(name) for name in next(csv.reader([header], delimiter=separator))]
         with warnings.catch_warnings(record=True, action="always") as caught:
@@ -133,14 +140,24 @@ def _read_text(path: Path) -> str:
         ) from error
     except OSError as error:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if (at := text.find("\0")) >= 0:
+        raise TableError(
+            f"{path}, row {text.count(chr(10), 0, at) + 1}",
+            actual="a zero byte, which no text has",
+            expected="a CSV table",
+            hint="The file is damaged or of another kind: export it again.",
+        )
+    return text
 
 
 def _encoding_of(content: bytes) -> str:
-    """Return UTF-16 or UTF-8; without a mark, UTF-16 shows itself by the zero bytes of its header.
+    """Return UTF-32, UTF-16 or UTF-8; without a mark, UTF-16 shows itself by the zeros it has.
 
     Other encodings are not recognised.
     """
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     start = content[:64]
@@ -169,23 +186,33 @@ def _check_row_lengths(path: Path, text: str, separator: str) -> None:
                 f"{path}, row {number}",
                 actual=f"{len(cells)} cells",
                 expected=f"{n_columns}, as in the header",
-                hint=f"Put quotation marks around cells that contain {separator!r}.",
+                hint=f"If row {number} is the header, delete what is above it."
+                if n_columns == 1
+                else f"Put quotation marks around cells that contain {separator!r}.",
             )
 
 
-def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, what: str) -> str:
+def find_column(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    *,
+    where: object,
+    what: str,
+    has_option: bool = False,
+) -> str:
     """Return the first of ``names`` that is a column of ``table``, shape (rows, columns).
 
     ``Image_ID``, ``image id`` and ``imageId`` are spellings of ``image_id``. Raises TableError if
-    there is none, or two are spellings of it: the message names the file ``where``, ``what`` the
-    column contains, all columns, and the one that may be meant.
+    there is none, or two with different cells are spellings of it: the message names the file
+    ``where``, ``what`` the column contains, all columns, the one that may be meant, and the row
+    that looks like the header. With ``has_option``, every command that reads such a table has
+    ``--column`` to name one.
     """
     columns = [str(column) for column in table.columns]
-    for name in names:
-        if name in columns:
+    for name in (*(name for name in names if name in columns), *names):
+        same = [column for column in columns if column_key(column) == column_key(name)]
+        if name in same and all(table[column].equals(table[name]) for column in same):
             return name
-    for name in names:
-        same = [column for column in columns if _plain_name(column) == _plain_name(name)]
         if len(same) > 1:
             raise TableError(
                 where,
@@ -195,22 +222,34 @@ def find_column(table: pd.DataFrame, names: Sequence[str], *, where: object, wha
             )
         if same:
             return same[0]
-    near = suggest_column(columns, names)
+    hint = ""
+    if near := suggest_column(columns, names):
+        option = ", or name it with --column" if has_option else ""
+        hint = f"Did you mean {near!r}? Rename it in the table{option}."
+    elif row := _find_header(table, names):
+        hint = f"Row {row} looks like the header: make it the first row."
     raise TableError(
         where,
         actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
         expected=what,
-        hint=f"Did you mean {near!r}? Rename it in the table, or name it with --column where the "
-        "command has that option."
-        if near
-        else "",
+        hint=hint,
     )
+
+
+def _find_header(table: pd.DataFrame, names: Sequence[str]) -> int:
+    """Return the line in the file of a row that holds the name of a column; 0 if there is none."""
+    wanted = set(map(column_key, names))
+    ends = table if len(table) <= 2 * _MOST_ABOVE else table.iloc[[*range(_MOST_ABOVE), -1]]
+    for index, *cells in ends.itertuples():
+        if wanted.intersection(map(column_key, map(str, cells))):
+            return int(index) + 2
+    return 0
 
 
 def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
     """Return the column that may be meant by ``names``: of the same meaning, or alike; or none."""
-    plain = {column: _plain_name(column) for column in columns}
-    wanted = [_plain_name(name) for name in names]
+    plain = {column: column_key(column) for column in columns}
+    wanted = [column_key(name) for name in names]
     meaning = frozenset().union(*(group for group in _SYNONYMS if group & set(wanted)))
     of_meaning = [column for column in columns if plain[column] in meaning]
     if of_meaning:
@@ -221,7 +260,8 @@ def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
     return ""
 
 
-def _plain_name(column: str) -> str:
+def column_key(column: str) -> str:
+    """Return a key that is equal for spellings of one column's name, such as ``imageId``."""
     for pattern, replacement in _WORDS:
         column = pattern.sub(replacement, column)
     return column.casefold().strip("_")
@@ -248,8 +288,12 @@ def _escape_formula(value: object) -> object:
 
 
 def _unescape_formula(value: object) -> object:
-    if isinstance(value, str) and value.startswith(_ESCAPE) and _FORMULA.match(value):
+    if not isinstance(value, str):
+        return value
+    if value.startswith(_ESCAPE) and _FORMULA.match(value):
         return value.removeprefix(_ESCAPE)
+    if value.startswith("=") and (text := _TEXT_FORMULA.fullmatch(value)):
+        return text[1].strip()
     return value
 
 

@@ -21,8 +21,19 @@ __all__ = [
 ]
 
 _MISSING_WORDS = frozenset({
-    "", "-", "--", ".", "?", "<na>", "#n/a", "n.a.", "n/a", "na", "nan", "nil", "none", "null",
+    "", "-", "--", "---", ".", "?", "<na>", "#n/a", "#na", "n.a.", "n/a", "na", "nan", "nat", "nil",
+    "none", "null", "(null)", "<null>", "missing", "not applicable", "not available",
+    "#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!",
 })  # fmt: skip
+"""What programs write for no value; the last row are errors of spreadsheets."""
+_TOO_NARROW = re.compile("#{3,}")
+"""Shown by spreadsheets in place of what does not fit into a column, and exported by some."""
+_CONFUSABLES = str.maketrans(
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455"
+    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
+    "abekmhopctyxijsabezhiknoptyx",
+)
+"""Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters."""
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Characters without width, which no editor shows."""
 _BLANKS_AROUND = re.compile(rf"^[\s{_ZERO_WIDTH}]+|[\s{_ZERO_WIDTH}]+$")
@@ -108,15 +119,16 @@ def is_missing_word(text: str) -> bool:
     >>> is_missing_word("NaN"), is_missing_word("n/a"), is_missing_word("Nancy")
     (True, True, False)
     """
-    return strip_blanks(text).casefold() in _MISSING_WORDS
+    plain = strip_blanks(text).casefold()
+    return plain in _MISSING_WORDS or _TOO_NARROW.fullmatch(plain) is not None
 
 
 def lookalike_key(text: str) -> str:
     r"""Return a key that is equal for names that a reader may take for one another.
 
     Such names differ only in capitals, blanks, hyphens or underscores, zero-width characters,
-    accents written in two ways, forms of one character, leading zeros, or zeros behind a decimal
-    point.
+    accents written in two ways, forms of one character, Cyrillic or Greek letters among Latin ones,
+    leading zeros, or zeros behind a decimal point.
 
     Examples
     --------
@@ -127,6 +139,8 @@ def lookalike_key(text: str) -> str:
     """
     plain = unicodedata.normalize("NFKC", text)
     shown = "".join(c for c in plain if unicodedata.category(c) != "Cf").casefold()
+    if not shown.isascii():
+        shown = shown.translate(_CONFUSABLES)
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
     number = re.sub(r"^(\d+)\.0+$", r"\1", words)
     return number.lstrip("0") or number[:1]

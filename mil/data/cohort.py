@@ -19,7 +19,7 @@ import pandas as pd
 
 from features.errors import TableError
 from features.utils.paths import strip_slide_suffix
-from features.utils.tables import find_column, read_table
+from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import (
     is_missing_word,
     lookalikes,
@@ -39,6 +39,7 @@ __all__ = [
     "cohort_notes",
     "find_role",
     "id_order",
+    "match_ids",
     "read_cohort",
     "read_slide_rows",
     "without_suffix",
@@ -61,7 +62,13 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", "slide_id"})
 """Columns of ids in tables of predictions, in which each class is a column as well."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
-_MANGLED_ID = re.compile(r"[+-]?(\d+\.\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)", re.IGNORECASE)
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_MONTH = "jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+_MANGLED_ID = re.compile(
+    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({_MONTH})|({_MONTH})[- ]\d\d",
+    re.IGNORECASE,
+)
+"""Id that a spreadsheet or another program turned into a number or, such as 3-1, into a date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +157,10 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
     TableError
         If the table cannot be read, is empty or lacks a column.
     CohortError
-        If a cell is empty or holds a word for a missing value, an id was turned into a number, a
-        patient has two labels or two centres, a slide is listed twice or has two patients, there is
-        only one class, two classes look alike, or one has the name of a column of ids.
+        If a cell is empty or holds a word for a missing value or a control character, an id was
+        turned into a number or date, a patient has two labels or two centres, a slide is listed
+        twice or has two patients, there is only one class, two classes look alike, or one has the
+        name of a column of ids.
     """
     named = read_slide_rows(path, labelled=labelled, columns=columns)
     if _BAG in read_table(path):
@@ -211,7 +219,7 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     names = ROLES[role]
     if role == "slide":
         names = (_BAG,) if _BAG in table else names[1:]
-    return find_column(table, names, where=where, what=what)
+    return find_column(table, names, where=where, what=what, has_option=True)
 
 
 def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = None) -> pd.DataFrame:
@@ -226,7 +234,8 @@ def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = Non
     TableError
         If the table cannot be read, is empty or lacks a column.
     CohortError
-        If a cell is empty or holds a word for a missing value, or an id was turned into a number.
+        If a cell is empty or holds a word for a missing value or a control character, or an id was
+        turned into a number or date.
     """
     table = read_table(path)
     roles = {"slide": "slide", "patient": "patient"} | ({"label": "label"} if labelled else {})
@@ -238,10 +247,27 @@ def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = Non
         centres = table[find_role(table, "center", where=path, columns=columns)]
         named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
+    _check_printable(path, named)
     for column in ("slide", "patient"):
         _check_mangled_ids(path, named[column])
     named["slide"] = named["slide"].map(without_suffix)
     return named
+
+
+def match_ids(
+    table: pd.DataFrame, cohort: Cohort, names: Sequence[str], *, where: object
+) -> tuple[pd.Series[str], dict[str, str], str]:
+    """Return the ids of a table of shape (rows, columns), the cohort's patients by id, the noun.
+
+    ``names`` are those of columns of ids, the first that the table has is taken: ``patient_id``
+    for ids of ``patients``, or others for those of ``slides``, which lose their suffixes. Raises
+    TableError if it has none.
+    """
+    column = find_column(table, names, where=where, what="ids of patients or slides")
+    ids = table[column].map(_one_form)
+    if column_key(column) == "patient_id":
+        return ids, {name: name for name in cohort.patient_ids}, "patients"
+    return ids.map(without_suffix), cohort.patient_of_slide(), "slides"
 
 
 def without_suffix(slide: str) -> str:
@@ -312,14 +338,27 @@ def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
             )
 
 
+def _check_printable(path: Path, named: pd.DataFrame) -> None:
+    """Raise for line breaks and other control characters inside an id, label or centre."""
+    for column in named:
+        odd = named[column][named[column].str.contains(_CONTROL)]
+        if len(odd):
+            raise CohortError(
+                f"{path}, row {odd.index[0] + 2}",
+                actual=f"{column} {odd.iloc[0]!r}, with a line break or control character",
+                expected="a name in one line",
+                hint="Retype the cell; an unclosed quotation mark joins rows into one cell.",
+            )
+
+
 def _check_mangled_ids(path: Path, ids: pd.Series[str]) -> None:
-    """Raise for ids that another program turned into numbers, such as 5.88e+13 for 588e11."""
+    """Raise for ids turned into numbers or dates, such as 5.88e+13 for 588e11, 03-Jan for 3-1."""
     mangled = ids[ids.str.fullmatch(_MANGLED_ID)]
     if len(mangled):
         raise CohortError(
             f"{path}, row {mangled.index[0] + 2}",
-            actual=f"id {mangled.iloc[0]!r}, which looks like an id turned into a number",
-            expected="ids as text, such as 049194 or 588e11",
+            actual=f"id {mangled.iloc[0]!r}, which looks like an id turned into a number or date",
+            expected="ids as text, such as 049194, 588e11 or 3-1",
             hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
         )
 

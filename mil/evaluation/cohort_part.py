@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from features.utils.tables import find_column, read_table
-from mil.data.cohort import Cohort, without_suffix
+from features.utils.tables import read_table
+from mil.data.cohort import Cohort, match_ids
 from mil.errors import CohortError
 
 __all__ = ["part_of_cohort", "read_part"]
@@ -27,14 +27,9 @@ def read_part(path: Path, cohort: Cohort) -> tuple[str, ...]:
         If the cohort does not have one of them.
     """
     table = read_table(path)
-    column = find_column(
-        table, ["patient_id", "image_id", "slide_id"], where=path, what="patients or slides"
+    ids, patient_of, _ = match_ids(
+        table, cohort, ["patient_id", "image_id", "slide_id"], where=path
     )
-    if column == "patient_id":
-        patient_of = {name: name for name in cohort.patient_ids}
-        ids = table[column]
-    else:
-        patient_of, ids = cohort.patient_of_slide(), table[column].map(without_suffix)
     if unknown := sorted(set(ids) - set(patient_of)):
         raise CohortError(
             path,

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from features.utils.tables import read_table
-from features.utils.text import normalize_name
+from features.utils.tables import column_key, read_table
 from mil.arrays import Floats
-from mil.data.cohort import Cohort, without_suffix
+from mil.data.cohort import Cohort, match_ids
 from mil.errors import PredictionsError
 
 __all__ = [
@@ -29,9 +28,9 @@ __all__ = [
 ]
 
 
-_SLIDE_COLUMNS = ("image_id", "slide_id")
+_ID_COLUMNS = ("image_id", "slide_id", "patient_id")
 _NOT_CLASSES = frozenset({
-    "patient_id", "center_id", "image_num", "label", "fold", "repeat", "seed", *_SLIDE_COLUMNS,
+    "center_id", "image_num", "label", "fold", "repeat", "seed", *_ID_COLUMNS,
 })  # fmt: skip
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
 _MIN_PROBABILITY = 1e-15
@@ -88,21 +87,17 @@ def read_predictions(
         If the table cannot be read.
     """
     table = read_table(path)
-    id_name = _find_id_column(path, table)
+    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
     other_classes: tuple[str, ...] = ()
     if class_name is None:
         names, other_classes = _find_classes(path, table, cohort, known_classes)
         values = _rescale_rows(path, read_probabilities(path, table, names))
     else:
         values = _read_pair(path, table, cohort, class_name)
-    ids, patient_of = table[id_name], {name: name for name in cohort.patient_ids}
-    ids = ids.map(normalize_name)
-    if id_name != "patient_id":
-        ids, patient_of = ids.map(without_suffix), cohort.patient_of_slide()
     wanted = ids.isin(list(patient_of)) | (not is_part)
     check_same_ids(
         path, ids[wanted], cohort, set(patient_of),
-        what="patients" if id_name == "patient_id" else "slides",
+        what=nouns,
     )  # fmt: skip
     patients = ids[wanted].map(patient_of).to_numpy()
     means = pd.DataFrame(values[wanted.to_numpy()]).groupby(patients).mean()
@@ -124,11 +119,7 @@ def predicted_patients(path: Path, cohort: Cohort) -> tuple[str, ...]:
         If the table cannot be read.
     """
     table = read_table(path)
-    id_name = _find_id_column(path, table)
-    ids = table[id_name].map(normalize_name)
-    patient_of = {name: name for name in cohort.patient_ids}
-    if id_name != "patient_id":
-        ids, patient_of = ids.map(without_suffix), cohort.patient_of_slide()
+    ids, patient_of, _ = match_ids(table, cohort, _ID_COLUMNS, where=path)
     present = {patient_of[name] for name in ids if name in patient_of}
     return tuple(name for name in cohort.patient_ids if name in present)
 
@@ -161,18 +152,6 @@ def average_predictions(
     return np.asarray(product / product.sum(axis=1, keepdims=True))
 
 
-def _find_id_column(path: Path, table: pd.DataFrame) -> str:
-    """Return the name of the column of ids, of slides or else of patients."""
-    slide_column = next((name for name in _SLIDE_COLUMNS if name in table), None)
-    if slide_column is None and "patient_id" not in table:
-        raise PredictionsError(
-            path,
-            actual=f"columns {', '.join(table.columns)}",
-            expected="'patient_id', or 'image_id' (or 'slide_id') for a table of slides",
-        )
-    return slide_column or "patient_id"
-
-
 def _find_classes(
     path: Path, table: pd.DataFrame, cohort: Cohort, known_classes: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -193,7 +172,8 @@ def _find_classes(
     candidates = {
         name: values
         for name in table.columns
-        if name not in {*cohort.classes, *known, *_NOT_CLASSES}
+        if name not in {*cohort.classes, *known}
+        and column_key(name) not in _NOT_CLASSES
         and (values := _as_probabilities(table[name])) is not None
         and values.any()
     }
@@ -281,7 +261,8 @@ def _single_column(path: Path, table: pd.DataFrame, class_name: str, *, other: s
     numbers = [
         str(name)
         for name in table.columns
-        if name not in _NOT_CLASSES and pd.to_numeric(table[name], errors="coerce").notna().all()
+        if column_key(name) not in _NOT_CLASSES
+        and pd.to_numeric(table[name], errors="coerce").notna().all()
     ]
     if len(numbers) != 1:
         raise PredictionsError(

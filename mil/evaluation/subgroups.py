@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from features.utils.tables import read_table
+from features.utils.tables import find_column, read_table
 from features.utils.text import is_missing_word, normalize_name, pluralize
 from mil.data.cohort import Cohort, Columns, find_role, without_suffix
 from mil.errors import CohortError
@@ -29,21 +29,19 @@ def read_subgroups(
 
     Raises
     ------
+    TableError
+        If the table lacks a column.
     CohortError
-        If the table lacks a column, or a column has more than :data:`MAX_GROUPS` values.
+        If a column has more than :data:`MAX_GROUPS` values.
     """
     table = read_table(path)
     slides = table[find_role(table, "slide", where=path, columns=columns)].map(without_suffix)
     patient_of = cohort.patient_of_slide()
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
-        if name not in table:
-            raise CohortError(
-                path, actual=f"no column {name!r}", expected=f"one of {', '.join(table.columns)}",
-                hint="Name columns of this table with --by.",
-            )  # fmt: skip
+        column = find_column(table, [name], where=path, what="a column of groups")
         values: dict[str, set[str]] = {}
-        for slide_id, value in zip(slides, table[name], strict=True):
+        for slide_id, value in zip(slides, table[column], strict=True):
             text = MISSING if is_missing_word(value) else normalize_name(value)
             values.setdefault(patient_of.get(slide_id, ""), set()).add(text)
         of_patients = tuple(_one_group(values[patient]) for patient in cohort.patient_ids)

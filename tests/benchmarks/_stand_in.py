@@ -64,6 +64,9 @@ class StandInEncoder:
 
     def stored_choice(self, batch_tiles: int) -> None: ...
 
+    def has_export(self, batch_tiles: int) -> bool:
+        return False
+
 
 def unequal_slides(folder: Path, n_slides: int) -> list[Path]:
     """Write slides of 2,048 to 12,288 px square, a fifth tissue, in no order of size."""

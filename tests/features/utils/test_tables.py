@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from features.errors import TableError
 from features.slides.manifest import read_mpp_table
-from features.utils.tables import read_table
+from features.utils.tables import find_column, read_table, write_table
 
 ROWS = (("image_id", "patient_id"), ("049194_0", "Müller"), ("588e11_0", "切片"))
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_what_spreadsheets_save_is_read_to_the_letter(
     tmp_path: Path, separator: str, line_end: str, encoding: str
 ) -> None:
@@ -90,6 +91,48 @@ def test_an_encoding_that_does_not_tell_itself_is_not_guessed(tmp_path: Path) ->
         read_table(path)
     path.write_bytes("image_id,patient_id\n".encode("utf-16") + b"\x00")
     with pytest.raises(TableError, match="is not UTF-8 text"):
+        read_table(path)
+
+
+def test_text_that_is_kept_from_a_spreadsheet_by_a_formula_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image_id,patient_id\n="049194_0","=""049194"""\n')
+    assert read_table(path).to_numpy().tolist() == [["049194_0", "049194"]]
+    write_table(path, pd.DataFrame({"image_id": ['="a"']}))
+    assert read_table(path).to_numpy().tolist() == [['="a"']]
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("Cohort of 2024;;\n;;\nslide_id;n;m\na;1;2\n", "Row 3 looks like the header"),
+        ("a,1\nb,2\nSlide ID,n\n", "Row 3 looks like the header"),
+        ("# exported\nslide_id,n,m\na,1,2\n", "If row 2 is the header, delete what is above"),
+        ("slideid2;n\na;1\n", "Did you mean 'slideid2'. Rename it in the table.$"),
+    ],
+)
+def test_a_header_that_is_not_the_first_row_is_pointed_at(
+    tmp_path: Path, text: str, advice: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(TableError, match=advice):
+        find_column(read_table(path), ["slide_id"], where=path, what="slide ids")
+
+
+def test_two_spellings_of_a_column_are_one_only_with_the_same_cells(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("label,Label,mpp,MPP\nA,A,1,2\n")
+    table = read_table(path)
+    assert find_column(table, ["label"], where=path, what="classes") == "label"
+    with pytest.raises(TableError, match="columns 'mpp' and 'MPP'"):
+        find_column(table, ["mpp"], where=path, what="µm")
+
+
+def test_a_zero_byte_is_told_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"image_id,label\na,C\nb,\0\n")
+    with pytest.raises(TableError, match="row 3: a zero byte"):
         read_table(path)
 
 

@@ -11,6 +11,7 @@ from features.errors import MilError, TableError
 from features.utils.tables import read_table
 from mil.data.cohort import Cohort, cohort_notes, read_cohort
 from mil.errors import CohortError
+from mil.evaluation.cohort_part import read_part
 from mil.evaluation.predictions import read_predictions
 
 ROWS = [("a", "p1", "A", "Bern"), ("b", "p2", "B", "Bern"), ("c", "p3", "A", "Ulm")]
@@ -36,7 +37,7 @@ def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
     ("one", "other"),
     [("A", "a"), ("class A", "class  A"), ("class A", "class\u00a0A"), ("class-A", "class_A"),
      ("class A", "class\u200bA"[:5] + "\u200b A"), ("1", "01"), ("1", "1.0"), ("é", "É"),
-     ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce")],
+     ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce"), ("CE", "\u0421\u0415"), ("Alpha", "\u0391lph\u0430")],
 )  # fmt: skip
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
@@ -44,7 +45,25 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
         read(tmp_path, rows)
 
 
-@pytest.mark.parametrize("word", ["NA", "nan", "NULL", "None", "n/a", "<NA>", "-", "#N/A", "?"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "NA",
+        "nan",
+        "NULL",
+        "None",
+        "n/a",
+        "<NA>",
+        "-",
+        "#N/A",
+        "?",
+        "NaT",
+        "#REF!",
+        "(null)",
+        "missing",
+        "####",
+    ],
+)
 @pytest.mark.parametrize("column", [0, 1, 2])
 def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, column: int) -> None:
     rows = [
@@ -93,6 +112,37 @@ def test_ids_that_look_alike_are_named(
     assert note.startswith(f"{what} whose ids look alike")
     assert f"'{one}'" in note
     assert f"'{other}'" in note
+
+
+@pytest.mark.parametrize("name", ["3-Jan", "03-Mar", "Jan-03", "3. Mrz", "5,88E+13", "049194,0"])
+@pytest.mark.parametrize("column", [0, 1])
+def test_ids_that_became_dates_or_numbers_are_refused(
+    tmp_path: Path, name: str, column: int
+) -> None:
+    rows = [list(row) for row in ROWS]
+    rows[1][column] = f'"{name}"'
+    with pytest.raises(CohortError, match=r"row 3: id '.*turned into a number or date"):
+        read(tmp_path, [tuple(row) for row in rows])
+
+
+@pytest.mark.parametrize("name", ["2024-01-03", "jan-0003", "03-JANE", "1-2", "mary-01", "12-3"])
+def test_ids_with_hyphens_are_ids(tmp_path: Path, name: str) -> None:
+    assert name in read(tmp_path, [ROWS[0], ("b", name, "B", "")]).patient_ids
+
+
+@pytest.mark.parametrize("cell", ['"p\n2"', "p\x072", '"p2\u2028x"'])
+def test_ids_of_several_lines_are_refused(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(CohortError, match=r"row 3: patient 'p.*line break or control character"):
+        read(tmp_path, [ROWS[0], ("b", cell, "B", "")])
+
+
+@pytest.mark.parametrize("header", ["Patient_ID", "patient id", "patientId"])
+def test_predictions_and_parts_know_spellings_of_headers(tmp_path: Path, header: str) -> None:
+    cohort = read(tmp_path, ROWS)
+    apart = tmp_path / "p.csv"
+    apart.write_text(f"{header},A,B\np1,0.7,0.3\np2,0.2,0.8\np3,0.6,0.4\n")
+    assert read_predictions(apart, cohort, class_name=None).proba[1].tolist() == [0.2, 0.8]
+    assert read_part(apart, cohort) == ("p1", "p2", "p3")
 
 
 def test_an_ordinary_table_has_no_note(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.errors import TableError
 from mil.data.cohort import Cohort, Patient
 from mil.errors import PredictionsError
 from mil.evaluation.predictions import (
@@ -124,7 +125,7 @@ def test_files_with_different_other_classes_get_the_same_columns() -> None:
     [
         (["patient_id,predictions", "049194,.5"], None, r"no column 'CE'.*--class"),
         (["patient_id,predictions", "049194,.5"], "XX", "no such class.*expected CE or LAA"),
-        (["patient,CE,LAA", "049194,.5,.5"], None, "expected 'patient_id'"),
+        (["patient,CE,LAA", "049194,.5,.5"], None, "Did you mean 'patient'"),
         (["patient_id,CE,LAA", *FULL[:2]], None, r"no row for 1 of 3 patients \(p3\)"),
         (["patient_id,CE,LAA", *FULL, "p9,.5,.5"], None, r"1 patients that train.csv does not"),
         (["patient_id,CE,LAA", *FULL, FULL[0]], None, r"1 patients more than once \(049194\)"),
@@ -143,7 +144,7 @@ def test_files_with_different_other_classes_get_the_same_columns() -> None:
 def test_each_fault_has_its_own_line(
     tmp_path: Path, rows: list[str], class_name: str | None, message: str
 ) -> None:
-    with pytest.raises(PredictionsError, match=message):
+    with pytest.raises((PredictionsError, TableError), match=message):
         read(tmp_path, *rows, class_name=class_name)
 
 
