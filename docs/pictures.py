@@ -1,12 +1,19 @@
-"""Draw the pictures of the documentation: ``python docs/pictures.py --demo demo``.
+"""Draw the pictures of the documentation: ``python docs/pictures.py --demo demo --slide FILE``.
 
-The picture of a slide and a run comes from the folder of ``mil demo``; the others need no input.
+Pictures of a run come from the folder of ``mil demo``, those of the README also from a slide (the
+region of CMU-1 that OpenSlide publishes, CC0) and from Chromium; the others need no input.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from cli.shared.map_layers import draw_layers
+from cli.viewer.content import ViewerState
+from cli.viewer.server import ViewServer
 from features.bags.h5 import find_bags
 from features.slides.reader import open_slide
 from features.visualization.heatmap import (
@@ -34,9 +44,14 @@ from mil.data.cohort import read_cohort
 from mil.evaluation.reliability import reliability_table
 from mil.inference.attention import Explanation, explain_patients
 from mil.inference.bundle import load_bundle
-from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, class_styles
+from mil.inference.predict import predict
+from mil.reporting.figures import CHANCE_COLOUR, MARK_COLOUR, EmbeddedImage, class_styles
+from tests.browser import open_tab
 
-__all__ = ["draw_attention", "draw_calibration", "draw_demo", "draw_map", "draw_typicality", "main"]
+__all__ = [
+    "draw_attention", "draw_calibration", "draw_demo", "draw_map", "draw_readme",
+    "draw_typicality", "main",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,10 +121,89 @@ def _draw_reliability(axes: Axes, judged: Path, classes: Sequence[str]) -> None:
             [each.promised for each in bins], observed, np.abs(ends - observed), color=colour,
             marker=marker, linestyle="-" if kind == "calibrated" else ":", capsize=3, label=words,
         )  # fmt: skip
-    axes.set(xlabel="promised probability", ylabel="observed share", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="predicted probability", ylabel="observed share", xlim=(0, 1), ylim=(0, 1))
     axes.set_box_aspect(1)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     _title(axes, f"Reliability of {classes[-1]}, {len(labels)} patients")
+
+
+def draw_readme(demo: Path, slide: Path, folder: Path) -> None:
+    """Draw a slide under the attention of the demo's run, its report, and the viewer."""
+    with tempfile.TemporaryDirectory() as temporary:
+        bags, table = Path(temporary) / "bags", Path(temporary) / "slide.csv"
+        settings = next((demo / "bags").glob("*.h5"))
+        command = ["embed", slide, "--bags", bags, "--config", settings]
+        subprocess.run(  # noqa: S603 - the program itself
+            [sys.executable, "-m", "cli", *map(str, command)], check=True
+        )
+        table.write_text(f"image_id,patient_id\n{slide.name},CMU-1\n", encoding="utf-8")
+        run, cohort = load_bundle(demo / "runs" / "demo"), read_cohort(table, labelled=False)
+        prior = balanced(run.classes)
+        (explanation,) = explain_patients(run, cohort, find_bags(bags), prior=prior)
+        _draw_slide_and_map(explanation, slide, run.classes, folder / "attention.jpg")
+        viewed = ViewerState(
+            run, cohort, predict(run, cohort, bags, prior=prior), bags=find_bags(bags),
+            prior=prior, paths={slide.stem: slide},
+        )  # fmt: skip
+        server = ViewServer(viewed)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with open_tab(Path(temporary) / "profile") as tab:
+            tab.resize(1200, 900)
+            tab.open((demo / "runs" / "demo" / "report.html").absolute().as_uri())
+            _save_small(tab.screenshot(), 800, folder / "report.png")
+            tab.resize(1280, 900)
+            tab.open(server.url)
+            tab.wait_for(
+                "panes.length > 0 && panes[0].busy.hidden && [0, 1].every((i) => {"
+                " const item = panes[0].viewer.world.getItemAt(i);"
+                " return item && item.getFullyLoaded(); })"
+            )
+            _save_small(tab.screenshot(), 900, folder / "viewer.jpg")
+        server.shutdown()
+        server.server_close()
+        viewed.close()
+
+
+def _draw_slide_and_map(
+    explanation: Explanation, path: Path, classes: Sequence[str], out: Path
+) -> None:
+    """Draw a slide next to its attention: colours above an equal share, the most outlined."""
+    (attention,) = explanation.slides
+    layout = tile_layout(attention.meta, attention.coords_px0)
+    assert layout is not None  # noqa: S101 - tiles of slides have coordinates
+    slide = open_slide(path)
+    left = Image.fromarray(slide.overview(downsample=heatmap_downsample(layout)))
+    slide.close()
+    left.thumbnail((475, 635))
+    right = left.convert("L").point(lambda grey: 70 + grey * 185 // 255).convert("RGBA")
+    layers = {
+        each.key: each for each in draw_layers(explanation, attention, layout, classes=classes)
+    }
+    for key, opacity in (("share", 0.6), ("top", 1.0)):
+        picture = _decode(layers[key].image).resize(left.size, Image.Resampling.LANCZOS)
+        picture.putalpha(picture.getchannel("A").point(lambda a, by=opacity: int(a * by)))
+        right.alpha_composite(picture)
+    both = Image.new("RGB", (2 * left.width + 10, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right.convert("RGB"), (left.width + 10, 0))
+    both.save(out, quality=88)
+
+
+def _decode(image: EmbeddedImage) -> Image.Image:
+    """Return the picture in a ``data:`` URI."""
+    content = base64.b64decode(image.uri.partition(",")[2])
+    return Image.open(io.BytesIO(content)).convert("RGBA")
+
+
+def _save_small(png: bytes, width_px: int, path: Path) -> None:
+    """Save a screenshot with fewer px, and fewer colours as PNG."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    size = (width_px, round(picture.height * width_px / picture.width))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if path.suffix == ".png":
+        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    else:
+        picture.save(path, quality=88)
 
 
 def draw_attention(path: Path) -> None:
@@ -271,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw all pictures; without ``--demo`` those that need no run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, help="folder of mil demo")
+    parser.add_argument("--slide", type=Path, help="with --demo: the slide of the README")
     parser.add_argument("--typicality", type=Path, help="output of tests.benchmarks.typicality")
     options = parser.parse_args(arguments)
     _IMAGES.mkdir(exist_ok=True)
@@ -281,6 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_typicality(options.typicality, _IMAGES / "typicality.svg")
     if options.demo:
         draw_demo(options.demo, _IMAGES / "demo.png")
+    if options.demo and options.slide:
+        draw_readme(options.demo, options.slide, _IMAGES)
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ def _score_files(
     print_next(
         "mil compare {files} --cohort {cohort}"
         if len(files) > 1
-        else "mil evaluate runs/first --cohort {cohort} --bags bags",
+        else "mil evaluate RUN --cohort {cohort} --bags BAGS",
         files=files, cohort=cohort,
     )  # fmt: skip
 
