@@ -25,6 +25,7 @@ __all__ = ["StackedPlattScaling"]
 
 _RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
 _TEMPERING = 0.5  # decision 0030
+_PRIOR_OF_NONE = 0.5  # that no learner carries a signal, decision 0038
 
 
 @register_calibrator("platt", stacked=True)
@@ -40,10 +41,11 @@ class StackedPlattScaling(Calibrator):
     - each learner by itself, and the mean of all standardised ones: Platt scaling (Platt, 1999);
     - none of them.
 
-    The weight of a fit is proportional to exp(-loss / 2), where the loss is its log loss on
-    patients left out of it, summed over patients: pseudo-Bayesian model averaging (Geisser and
-    Eddy, 1979; Yao et al., 2018), tempered. Few patients can neither choose one learner nor fit a
-    slope for each.
+    The weight of a fit is proportional to its prior times exp(-loss / 2), where the loss is its log
+    loss on patients left out of it, summed over patients: pseudo-Bayesian model averaging (Geisser
+    and Eddy, 1979; Yao et al., 2018), tempered. None has a prior of 1/2 and the others share the
+    rest: among so many fits, one may tell few patients apart by chance. Few patients can neither
+    choose one learner nor fit a slope for each.
 
     Targets, weights of patients, biases and their ridge are those of
     :func:`mil.calibration.platt.fit_platt`, whose ridge on the slope holds where there is one.
@@ -90,7 +92,7 @@ class StackedPlattScaling(Calibrator):
         ]
         of_fits.append((np.zeros(n_learners), np.zeros(n_classes), _loss_of_none(data[0])))
         slopes, biases, losses = (np.array(values) for values in zip(*of_fits, strict=True))
-        averaging = softmax(-_TEMPERING * losses)
+        averaging = softmax(_log_prior(len(losses)) - _TEMPERING * losses)
         standard = averaging @ slopes
         self.slopes_ = standard / spreads
         bias = averaging @ biases - self.slopes_ @ means
@@ -168,6 +170,12 @@ def _fit_combination(
         combined, coefficients, data, ridge=ridge, nonnegative=nonnegative, n_rows=n_rows
     )
     return coefficients[:n_slopes] @ combination, coefficients[n_slopes:], loss
+
+
+def _log_prior(n_fits: int) -> Floats:
+    """Return the log prior of each fit, shape (fits,), the last of which is that of no learner."""
+    others = max(n_fits - 1, 1)
+    return np.log([(1 - _PRIOR_OF_NONE) / others] * (n_fits - 1) + [_PRIOR_OF_NONE])
 
 
 def _loss_of_none(data: CalibrationData) -> float:
