@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from features.bags.bag import UNKNOWN, Fingerprint, as_json
@@ -14,7 +14,7 @@ from features.filters.classifier import TileFilter, check_compatible
 from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
 from features.tiling.stain import STAIN_NORMS, require_stain_norm
-from features.tiling.tissue import TissueSettings
+from features.tiling.tissue import MASK_VERSION, TissueSettings
 from features.utils.hardware import CPU_COUNT
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class EmbedConfig(BaseEmbedConfig):
                 min_tissue=self.tiles.min_tissue,
                 rules=list(self.tiles.rules),
                 max_tiles=self.tiles.max_tiles,
+                mask_version=MASK_VERSION,
                 **asdict(self.tissue),
             ),
             filter_sha256="" if self.tile_filter is None else self.tile_filter.sha256,
@@ -147,7 +148,7 @@ def config_from_fingerprint(
             expected="bags of slides",
             hint="Embed these series with 'mil embed --series', and leave --slides out.",
         )
-    if not {setting.name for setting in fields(TissueSettings)} <= set(tissue):
+    if tissue.pop("mask_version", None) != MASK_VERSION:
         raise BagError(
             "the run's bags",
             actual="made by an earlier version, which found tissue in another way",

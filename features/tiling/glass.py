@@ -21,15 +21,17 @@ NORMAL_MAD = 0.6745
 """Median absolute deviation of a normal variable of standard deviation 1."""
 
 _WHITE = 245.0  # distances are given as if every glass were as bright as common white glass
-_FLAT = 1.2  # standard deviation common to the channels up to which a pixel may be glass, levels
-_FLAT_PX = 7
+
+_FLAT = 1.0  # covariance of channels up to which a pixel may be white glass, levels squared
+_FLAT_PX = 9  # wider than the grain of tissue, of one to three pixels
+_FLAT_NEAR_PX = 5  # to the centre of the flattest window
 _MIN_GREEN = 50  # glass lets a fifth of the light through
 _MAX_REDNESS = 72  # red minus green: rose glass has up to 50, stained tissue more
 _MIN_SHARE = 0.01  # of the picture: a smaller area is a pale spot and not glass
 _PINK = 26  # red minus green, from which on pale tissue is likelier than glass,
 _MIN_PINK_SHARE = 0.06  # unless there is more of it
 _MIN_SHARE_OF_PEAK = 0.04  # of the commonest flat colour
-_MIN_FLAT_SHARE = 0.3  # of the pixels of one colour: pale spots in textured tissue are rarely flat
+_MIN_FLAT_SHARE = 0.4  # of the pixels of one colour: pale spots in textured tissue are rarely flat
 _FILL = 254  # of 255, in the darkest channel
 _STRAIGHT_PX = 15
 _STRAIGHT_VARIANCE = 0.4  # px² across the border: a line of pixels has 0.1, a ragged edge over 1
@@ -88,15 +90,15 @@ class Glass:
         return darker, is_glass, noise
 
 
-def find_glass(overview: RgbArray, smooth: RgbArray) -> Glass:
-    """Return the glass of a picture, shape (height, width, 3), uint8, and of its smoothed copy.
+def find_glass(smooth: RgbArray) -> Glass:
+    """Return the glass of a smoothed picture, shape (height, width, 3), uint8.
 
     Stains only absorb light, so the glass is the brightest colour of which there is enough and of
     which most pixels are flat: their channels do not vary together, as they do in tissue. Its tint
     does not matter. Pure white with straight borders is the fill around a scanned area.
     """
     red, green = smooth[..., 0].astype(np.int16), smooth[..., 1].astype(np.int16)
-    is_flat = (green >= _MIN_GREEN) & (red - green <= _MAX_REDNESS) & _is_flat(overview)
+    is_flat = (green >= _MIN_GREEN) & (red - green <= _MAX_REDNESS) & _is_flat(smooth)
     rgb = _brightest_flat_colour(smooth, is_flat)
     if rgb is None:
         nothing = np.zeros(is_flat.shape, bool)
@@ -145,22 +147,23 @@ def subsample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values[:: -(-len(values) // _MAX_VALUES) or 1]
 
 
-def _is_flat(overview: RgbArray) -> Bools:
+def _is_flat(smooth: RgbArray) -> Bools:
     """Mask of pixels whose channels hardly vary together.
 
     The covariance of green with the other two is that of light and tissue; the sensor's noise is
-    independent in each channel. The minimum over the windows that contain a pixel (as in Kuwahara's
-    filter, 1976) gives glass next to a border that of glass.
+    independent in each channel, and smoothing leaves little of it. The minimum over the windows
+    around a pixel (as in Kuwahara's filter, 1976) gives glass next to a border that of glass.
     """
-    green = overview[..., 1].astype(np.float32)
-    others = overview[..., 0].astype(np.float32)
-    others += overview[..., 2]
+    green = smooth[..., 1].astype(np.float32)
+    limit = np.maximum(green, _MIN_GREEN) * (_FLAT / _WHITE)
+    others = smooth[..., 0].astype(np.float32)
+    others += smooth[..., 2]
     others /= 2
     green -= green.mean()  # small numbers, of which float32 keeps the squares exactly enough
     others -= others.mean()
     covariance = ndimage.uniform_filter(green * others, _FLAT_PX)
     covariance -= ndimage.uniform_filter(green, _FLAT_PX) * ndimage.uniform_filter(others, _FLAT_PX)
-    return np.asarray(ndimage.minimum_filter(covariance, _FLAT_PX) <= _FLAT**2)
+    return np.asarray(ndimage.minimum_filter(covariance, _FLAT_NEAR_PX) <= limit)
 
 
 def _brightest_flat_colour(pixels: RgbArray, is_flat: Bools) -> Floats | None:

@@ -16,6 +16,7 @@ from features.slides.base import RgbArray
 from features.tiling.glass import Glass, find_glass, grey_levels, is_fill, subsample
 
 __all__ = [
+    "MASK_VERSION",
     "NEARLY_ALL",
     "NEARLY_NONE",
     "TissueMask",
@@ -52,6 +53,9 @@ NEARLY_ALL = 0.98
 
 NEARLY_NONE = 0.001
 """Share of a slide up to which tissue may have been missed."""
+
+MASK_VERSION = 2
+"""Version of the method; bags of other masks are not mixed with those of this one."""
 
 Method = Literal["contrast", "all"]
 """Ways to find tissue; bags made by the way of earlier versions, which had one threshold per slide,
@@ -164,7 +168,7 @@ def segment_tissue(
     True.
     """
     smooth = _median_of_nine(overview)
-    glass = find_glass(overview, smooth)
+    glass = find_glass(smooth)
     floor = settings.floor_distance
     if settings.method == "all":
         mask = np.ones(overview.shape[:2], bool)

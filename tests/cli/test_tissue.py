@@ -69,7 +69,7 @@ def test_bags_of_the_earlier_mask_are_not_added_to(tmp_path: Path) -> None:
     bag = read_bag(find_bags(tmp_path / "bags")["half"])
     assert 0.4 < bag.meta.tissue_share < 0.6
     tissue = json.loads(bag.meta.fingerprint.tissue)
-    del tissue["method"]
+    del tissue["mask_version"]
     earlier = replace(bag.meta.fingerprint, tissue=json.dumps(tissue))
     with pytest.raises(BagError, match="found tissue in another way"):
         config_from_fingerprint(earlier)
